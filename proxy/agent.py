@@ -1,0 +1,383 @@
+"""Joins what this host knows (catalog) and where the truth lives (registry); alone changes the catalog.
+
+Not for: HTTP, freshness rules, timers. Four walks go through here: read, fetch, write, commit. On one event loop a
+stretch without `await` is a transaction; `_commit` is one, so followers see every change once and in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from proxy.calls import (
+    BEAT_NOT_FOUND,
+    BEAT_OK,
+    Beat,
+    BeatResult,
+    Call,
+    Deregister,
+    Fetch,
+    GetInstance,
+    Register,
+    Update,
+    Write,
+    beat_interval,
+)
+from proxy.catalog.breaker import Breaker
+from proxy.catalog.cache import Cache
+from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
+from proxy.catalog.ledger import Ledger, Registration
+from proxy.catalog.look import Freshness, Look, Wants
+from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable
+from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
+from proxy.registry.base import Registry
+from proxy.runtime import Clock, spawn, stop
+
+R = TypeVar("R")
+
+log = logging.getLogger("nacos_proxy.agent")
+
+Follower = Callable[[Change], None]
+How = Literal["upstream", "healed", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPolicy:
+    """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1)."""
+
+    cold_wait: float = 2.5
+    suspicious_for: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[R]):
+    """The result of a write and who gave it: the upstream, the upstream after we healed the loss, or we alone."""
+
+    result: R
+    how: How = "upstream"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since start, for operators."""
+
+    reads: dict[str, int] = field(default_factory=lambda: {})
+    fetches: dict[str, int] = field(default_factory=lambda: {})
+    writes: dict[str, int] = field(default_factory=lambda: {})
+    changes: dict[str, int] = field(default_factory=lambda: {})
+    healed: int = 0
+    local_beats: int = 0
+
+    @staticmethod
+    def add(counts: dict[str, int], name: str) -> None:
+        counts[name] = counts.get(name, 0) + 1
+
+
+@dataclass(slots=True)
+class Catalog:
+    """The parts of what this host knows; pure, changed by the agent alone."""
+
+    cache: Cache
+    hub: Hub
+    ledger: Ledger
+    breaker: Breaker
+
+
+class Agent:
+    """Reads, writes and watches on behalf of clients. `followers` are called for each change, in their order."""
+
+    def __init__(
+        self, registry: Registry, catalog: Catalog, clock: Clock, policy: AgentPolicy, followers: Sequence[Follower] = ()
+    ) -> None:
+        self.registry = registry
+        self.catalog = catalog
+        self.clock = clock
+        self.counts = Counts()
+        self.on_recovery: list[Callable[[], None]] = []
+        self.on_registration: list[Callable[[], None]] = []
+        self._policy = policy
+        self._followers = tuple(followers)
+        self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
+        self._suspicious_until = 0.0
+
+    # read
+
+    async def read(self, key: ServiceKey, wants: Wants = Wants()) -> Look:  # noqa: B008 - a frozen value
+        """What is known of a service, as fresh as `wants` asks. Raises `NothingKnown` or what the upstream refused."""
+        cache, now = self.catalog.cache, self.clock.now()
+        cache.touch(key, now)
+        look = cache.look(key, now)
+        if wants.content_with(look):
+            if look.stale:
+                self._refresh_behind(key, now)
+            Counts.add(self.counts.reads, "stale" if look.stale else "hit")
+            return look
+        if look.snapshot is not None and not self.catalog.breaker.allows(now):
+            return self._settle_for(look)
+        await self._wait_for(key)
+        look = replace(cache.look(key, self.clock.now()), fetched=True)
+        if look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
+            return self._settle_for(look)
+        Counts.add(self.counts.reads, "stale" if look.stale else "miss")
+        return look
+
+    def _settle_for(self, look: Look) -> Look:
+        if look.freshness is Freshness.STALE or look.freshness is Freshness.FRESH:
+            Counts.add(self.counts.reads, "stale")
+            return look
+        Counts.add(self.counts.reads, "none")
+        error = look.error
+        if isinstance(error, Refused) and error.status < 500:
+            raise error
+        why = str(error) if error is not None else self.catalog.breaker.reason or "the upstream has not answered in time"
+        raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
+
+    def _refresh_behind(self, key: ServiceKey, now: float) -> None:
+        if key not in self._fetching and self.catalog.breaker.allows(now):
+            entry = self.catalog.cache.get(key)
+            if entry is None or entry.failures == 0 or entry.due_at <= now:
+                self._start(key, "poll")
+
+    async def _wait_for(self, key: ServiceKey) -> None:
+        task = self._fetching.get(key)
+        if task is None:
+            if not self.catalog.breaker.allows(self.clock.now()):
+                return
+            task = self._start(key, "poll")
+        timer = spawn(self.clock.sleep_until(self.clock.now() + self._policy.cold_wait), name="cold read")
+        try:
+            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+
+    async def instance(self, call: GetInstance) -> tuple[Instance, Look | None]:
+        """One instance, from the snapshot where that has it, else from the registry (disabled ones, unknown ones)."""
+        look = await self.read(call.service)
+        assert look.snapshot is not None
+        known = look.snapshot.find(call.ip, call.port, call.cluster)
+        if known is not None:
+            return known, look
+        if not self.catalog.breaker.up:
+            raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
+        return await self.send(call), None
+
+    # fetch
+
+    def refresh(self, key: ServiceKey, source: Source = "poll") -> None:
+        """Ask the upstream for a service now, unless that is under way."""
+        if key not in self._fetching:
+            self._start(key, source)
+
+    def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
+        self.catalog.breaker.probing(self.clock.now())
+        task = spawn(self._fetch(key, source), name=f"fetch {key}")
+        self._fetching[key] = task
+        return task
+
+    async def _fetch(self, key: ServiceKey, source: Source) -> None:
+        asked = self.clock.now()
+        try:
+            word = await self.send(Fetch(key))
+        except ProxyError as error:
+            self.catalog.cache.reject(key, error, self.clock.now())
+            Counts.add(self.counts.fetches, type(error).__name__)
+            return
+        finally:
+            self._fetching.pop(key, None)
+        now = self.clock.now()
+        if word.last_ref_time == 0:
+            word = replace(word, last_ref_time=self._wall_ms())
+        change = self.catalog.cache.accept(word, now, source, asked=asked, suspicious=now < self._suspicious_until)
+        Counts.add(self.counts.fetches, "ok")
+        self._commit(change)
+
+    # write
+
+    async def send(self, call: Call[R]) -> R:
+        """Any call, straight to the registry; its outcome tells whether the upstream is up."""
+        try:
+            result = await self.registry.send(call)
+        except ProxyError as error:
+            self._outcome(call, error)
+            raise
+        self._outcome(call, None)
+        return result
+
+    async def write(self, call: Write[R]) -> Written[R]:
+        """A write: the upstream's own answer, visible to the next read here. Goes on if the caller goes away."""
+        task = spawn(self._write(call), name=type(call).__name__)
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, ProxyError):
+            raise outcome
+        return outcome
+
+    async def _write(self, call: Write[R]) -> Written[R] | ProxyError:
+        now = self.clock.now()
+        if isinstance(call, Beat) and not self.catalog.breaker.allows(now):
+            local = self._beat_locally(call)
+            if local is not None:
+                return local  # pyright: ignore[reportReturnType] - R is BeatResult here
+        try:
+            written = Written(await self.send(call))
+            if isinstance(call, Beat) and isinstance(written.result, BeatResult):
+                written = await self._heal(call, written.result) or written  # pyright: ignore[reportAssignmentType]
+        except ProxyError as error:
+            Counts.add(self.counts.writes, type(error).__name__)
+            if isinstance(call, Beat) and isinstance(error, Unreachable | TooSlow | Garbled):
+                local = self._beat_locally(call)
+                if local is not None:
+                    return local  # pyright: ignore[reportReturnType]
+            if getattr(error, "arrived", False):
+                self.catalog.cache.hasten(call.service, self.clock.now())
+            return error
+        Counts.add(self.counts.writes, "ok")
+        self._wrote(call, written.result)
+        return written
+
+    def _wrote(self, call: Write[Any], result: object) -> None:
+        now = self.clock.now()
+        if isinstance(result, BeatResult) and result.code != BEAT_OK:
+            return
+        if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
+            self._owned(call.service, now)
+        self._commit(self.catalog.cache.wrote(call, now, self._wall_ms()))
+
+    def _owned(self, service: ServiceKey, now: float) -> None:
+        self.catalog.cache.own(service, self.catalog.ledger.count(service), now)
+        for listener in self.on_registration:
+            listener()
+
+    async def _heal(self, call: Beat, result: BeatResult) -> Written[BeatResult] | None:
+        known = self.catalog.ledger.find(call.service, call.ip, call.port)
+        if result.code != BEAT_NOT_FOUND or known is None or not known.instance.ephemeral:
+            return None
+        await self._register_again(known)
+        self.counts.healed += 1
+        return Written(replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)), "healed")
+
+    def _beat_locally(self, call: Beat) -> Written[BeatResult] | None:
+        known = self.catalog.ledger.find(call.service, call.ip, call.port)
+        if known is None:
+            return None
+        self.catalog.ledger.wrote(call, self.clock.now())
+        self.counts.local_beats += 1
+        return Written(BeatResult(interval=beat_interval(known.instance.metadata)), "local")
+
+    async def renew(self, registration: Registration) -> bool:
+        """Make sure that the upstream still has it; True where it had to be registered again."""
+        i = registration.instance
+        beat = Beat(registration.service, i.ip, i.port, i.cluster, i.ephemeral)
+        if (await self.send(beat)).code == BEAT_OK:
+            return False
+        await self._register_again(registration)
+        self.counts.healed += 1
+        return True
+
+    async def _register_again(self, registration: Registration) -> None:
+        call = Register(registration.service, registration.instance)
+        await self.send(call)
+        log.info("registered %s of %s again: the upstream had lost it", registration.instance.address, call.service)
+        self._wrote(call, None)
+
+    async def modify(self, call: Update) -> Instance:
+        """Change only what the call names: read, merge, replace all (partial calls are not, DESIGN fact 5).
+
+        Named metadata is merged by key into what is shown. Returns the instance as it will be shown.
+        """
+        known = await self._instance_now(call)
+        metadata = {**known.metadata, **(call.metadata or {})}
+        whole = replace(
+            call,
+            cluster=known.cluster,
+            weight=known.weight if call.weight is None else call.weight,
+            enabled=known.enabled if call.enabled is None else call.enabled,
+            metadata=metadata,
+            ephemeral=known.ephemeral,
+            partial=False,
+        )
+        await self.write(whole)
+        return replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
+
+    async def _instance_now(self, call: Update) -> Instance:
+        look = await self.read(call.service, Wants(no_cache=True))
+        assert look.snapshot is not None
+        known = look.snapshot.find(call.ip, call.port)
+        if known is not None:
+            return known
+        owned = self.catalog.ledger.find(call.service, call.ip, call.port)
+        if owned is not None:
+            return owned.instance
+        return await self.send(GetInstance(call.service, call.ip, call.port, call.cluster))
+
+    # watch
+
+    async def watch(self, interest: Filter, wake: Callable[[], None], after: str = "") -> tuple[Mailbox, list[Snapshot]]:
+        """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
+
+        A service that cannot be fetched now has no snapshot; its first change will hold the whole state.
+        """
+        await asyncio.gather(*(self._warm(key) for key in interest.keys))
+        now, cache = self.clock.now(), self.catalog.cache
+        mailbox = self.catalog.hub.subscribe(interest, wake, after)
+        for key in interest.keys:
+            cache.watch(key, now)
+        if after and not mailbox.reset:
+            return mailbox, []
+        return mailbox, self._known(interest)
+
+    async def _warm(self, key: ServiceKey) -> None:
+        try:
+            await self.read(key)
+        except ProxyError as error:
+            log.info("no first snapshot of %s: %s", key, error)
+
+    def _known(self, interest: Filter) -> list[Snapshot]:
+        shown = (entry.shown for entry in self.catalog.cache.entries() if interest.wants(entry.key))
+        return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
+
+    def unwatch(self, mailbox: Mailbox) -> None:
+        """Ends what `watch` began; harmless when done before."""
+        self.catalog.hub.unsubscribe(mailbox)
+        for key in mailbox.filter.keys:
+            self.catalog.cache.unwatch(key, self.clock.now())
+
+    # commit
+
+    def _commit(self, change: Change | None) -> None:
+        if change is None:
+            return
+        Counts.add(self.counts.changes, change.source)
+        for follower in self._followers:
+            follower(change)
+
+    def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
+        breaker, now = self.catalog.breaker, self.clock.now()
+        failed = isinstance(error, Unreachable | TooSlow | Garbled) or (
+            isinstance(error, Refused) and error.status >= (500 if isinstance(call, Fetch) else 502)
+        )
+        if failed and breaker.failed(now, str(error)):
+            log.warning("upstream lost: %s", error)
+            self.catalog.hub.publish(Notice("down", str(error)))
+        elif not failed and not isinstance(error, BadCall) and breaker.succeeded(now):
+            log.warning("upstream is back")
+            self.suspect()
+            self.catalog.hub.publish(Notice("up", ""))
+            for listener in self.on_recovery:
+                listener()
+
+    def suspect(self) -> None:
+        """The upstream may have lost its memory: lists that shrink a lot are held back for a while."""
+        self._suspicious_until = self.clock.now() + self._policy.suspicious_for
+
+    def _wall_ms(self) -> int:
+        return int(self.clock.wall() * 1000)
+
+    async def close(self, tasks: Iterable[asyncio.Task[Any]] = ()) -> None:
+        """Ends what is under way and the registry."""
+        for task in (*self._fetching.values(), *tasks):
+            await stop(task)
+        await self.registry.close()
+

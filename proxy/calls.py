@@ -1,0 +1,441 @@
+"""What somebody wants: immutable values, and `apply`, the one meaning of a write.
+
+A call names its result type: `Fetch` is a `Call[Snapshot]`. A value that exists is valid: the limits that Nacos puts
+on callers (NACOS.md 1.6, 1.7) are checked in the constructors by way of `check_*`, which raise `BadCall`.
+Calls that only read a snapshot (a list with its filters, one instance, a pick) are no calls of a registry:
+they are answered from the catalog, which needs `Fetch` alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from proxy.errors import BadCall, Problem
+from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, InstanceKey, ServiceKey, Snapshot
+
+R = TypeVar("R")
+
+BEAT_OK = 10200
+BEAT_NOT_FOUND = 20404
+DEFAULT_BEAT_INTERVAL = 5000  # ms
+MAX_WEIGHT = 10_000.0
+MAX_METADATA = 1024
+
+_ILLEGAL = "illegal characters should not appear in the param."
+_NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
+_SERVICE = re.compile(r"(?!@).((?!@@)[^\u4E00-\u9FA5\s])*", re.DOTALL)
+_GROUP = re.compile(r"[a-zA-Z0-9\-_:.]*")
+_CLUSTER = re.compile(r"[0-9a-zA-Z\-_]+")
+_REGISTRABLE_CLUSTER = re.compile(r"[0-9a-zA-Z-]+")
+_IP = re.compile(r"[^\u4E00-\u9FA5\s]*")
+
+
+def _illegal(parameter: str, why: str) -> BadCall:
+    return BadCall(parameter, Problem.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
+
+
+def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
+    if not value:
+        return
+    if len(value) > limit:
+        raise _illegal(parameter, f"the param length should not exceed {limit}.")
+    if pattern.fullmatch(value) is None:
+        raise _illegal(parameter, _ILLEGAL)
+
+
+def check_service(key: ServiceKey) -> None:
+    """Namespace, service name, group, in Nacos's order; the first that fails raises `BadCall` in Nacos's words."""
+    _check_text("namespaceId/tenant", key.namespace, 64, _NAMESPACE)
+    _check_text("serviceName", key.name, 512, _SERVICE)
+    _check_text("group", key.group, 128, _GROUP)
+
+
+def check_cluster(cluster: str) -> None:
+    _check_text("cluster", cluster, 64, _CLUSTER)
+
+
+def check_ip(ip: str) -> None:
+    _check_text("ip", ip, 128, _IP)
+
+
+def check_port(port: str | int) -> int:
+    """The port as a number. 0 is legal (recording "port 0"); blanks and signs that Java's parser refuses are not."""
+    try:
+        number = int(port) if isinstance(port, int) or re.fullmatch(r"[+-]?[0-9]+", port) else -1
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise _illegal("port", "the value should be between 0 and 65535.")
+    return number
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_METADATA:
+        raise _illegal("Metadata", f"the param length should not exceed {MAX_METADATA}.")
+
+
+def check_weight(weight: float) -> float:
+    if math.isnan(weight) or not 0.0 <= weight <= MAX_WEIGHT:
+        text = "instance format invalid: The weights range from 0.0 to 10000.0"
+        raise BadCall("weight", Problem.WEIGHT, text, value=str(weight))
+    return weight
+
+
+def millis(metadata: Mapping[str, str], name: str, default: int) -> int:
+    """A `preserved.*` time of the metadata, in ms; the default where it is absent or no number (NACOS.md 5.6)."""
+    text = metadata.get(name, "")
+    return int(text) if text.isdecimal() and text.isascii() else default
+
+
+def beat_interval(metadata: Mapping[str, str]) -> int:
+    return millis(metadata, "preserved.heart.beat.interval", DEFAULT_BEAT_INTERVAL)
+
+
+def beat_timeout(metadata: Mapping[str, str]) -> int:
+    return millis(metadata, "preserved.heart.beat.timeout", 15_000)
+
+
+def delete_timeout(metadata: Mapping[str, str]) -> int:
+    return millis(metadata, "preserved.ip.delete.timeout", 30_000)
+
+
+def check_instance(instance: Instance) -> None:
+    """What Nacos asks of a registration beyond its parameter check (`checkInstanceIsLegal`)."""
+    if _REGISTRABLE_CLUSTER.fullmatch(instance.cluster) is None:
+        text = f"Instance 'clusterName' should be characters with only 0-9a-zA-Z-. (current: {instance.cluster})"
+        raise BadCall("clusterName", Problem.INSTANCE, text)
+    interval, meta = beat_interval(instance.metadata), instance.metadata
+    if beat_timeout(meta) < interval or delete_timeout(meta) < interval:
+        text = "Instance 'heart beat interval' must less than 'heart beat timeout' and 'ip delete timeout'."
+        raise BadCall("metadata", Problem.INSTANCE, text)
+
+
+# --- calls -----------------------------------------------------------------------------------------------------
+
+
+class Call(Generic[R]):
+    """Something that a `Registry` can be asked; `R` is the type of its result."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Call[Snapshot]):
+    """The whole service: all clusters, true health. An unknown service is an empty snapshot, never an error."""
+
+    service: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class GetInstance(Call[Instance]):
+    """One instance, straight from the registry: it also finds disabled ones that lists hide.
+
+    Raises `Refused` with `Reason.NO_INSTANCES` (the service or cluster has none) or `Reason.INSTANCE_NOT_FOUND`.
+    """
+
+    service: ServiceKey
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePage:
+    """One page of service names (bare, without the group) and the number of all."""
+
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListServices(Call[ServicePage]):
+    """Names of one group; `page` counts from 1 (0 means 1, too), a page past the end is empty."""
+
+    namespace: str
+    group: str
+    page: int = 1
+    size: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Call[R]):
+    """A call that changes one service; `apply` says how."""
+
+    service: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Register(Write[None]):
+    """Upsert. Idempotent: it may be sent again when it may have arrived."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Deregister(Write[None]):
+    """Idempotent; of an unknown instance it is a success. `cluster` is ignored by Nacos 2.x and later."""
+
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+    ephemeral: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Write[None]):
+    """Weight, enabled and metadata of an instance; None is "not named". Idempotent.
+
+    `partial=False` is a PUT: the server puts what is not named back to its default (weight 1.0, enabled, no
+    metadata of the overlay), and an unknown instance is a success. `partial=True` is a PATCH: only what is named
+    changes, named metadata replaces the overlay's, and an unknown instance is `Refused`. Source: modify.jsonl.
+    """
+
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+    weight: float | None = None
+    enabled: bool | None = None
+    metadata: Mapping[str, str] | None = None
+    ephemeral: bool = True
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BeatResult:
+    """`interval` in ms; `code` is BEAT_OK or BEAT_NOT_FOUND; `extra` what else the server says."""
+
+    code: int = BEAT_OK
+    interval: int = DEFAULT_BEAT_INTERVAL
+    light: bool = True
+    extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Write[BeatResult]):
+    """A heartbeat. With `full` the server registers an instance that it does not know; else it says BEAT_NOT_FOUND.
+
+    Weight and metadata of `full` are not applied to a known instance (NACOS.md 2.7, recording "beat with weight 1").
+    """
+
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+    ephemeral: bool = True
+    full: Instance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMetadata(Write[tuple[str, ...]]):
+    """Merge keys into (or with `remove`, take keys from) the overlays of many instances.
+
+    `instances` empty means all. The result names each one changed: `ip:port:unknown:cluster:ephemeral`.
+    """
+
+    instances: tuple[InstanceKey, ...]
+    metadata: Mapping[str, str]
+    remove: bool = False
+    ephemeral: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SetHealth(Write[None]):
+    """Health by hand: only of persistent instances whose cluster has no health checker."""
+
+    ip: str
+    port: int
+    cluster: str
+    healthy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """A service's own data. `selector` is the JSON object that the server showed, for example `{"type": "none"}`."""
+
+    key: ServiceKey
+    threshold: float = 0.0
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    selector: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    clusters: tuple[str, ...] = ()
+    ephemeral: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GetService(Call[ServiceInfo]):
+    """Raises `Refused` with `Reason.SERVICE_NOT_FOUND`."""
+
+    service: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class CreateService(Call[None]):
+    """Raises `Refused` with `Reason.SERVICE_EXISTS`. On v1 a created service is persistent."""
+
+    service: ServiceKey
+    threshold: float = 0.0
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    selector: str = ""
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateService(Call[None]):
+    """All three are replaced. Raises `Refused` with `Reason.SERVICE_NOT_FOUND`."""
+
+    service: ServiceKey
+    threshold: float = 0.0
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    selector: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteService(Call[None]):
+    """Raises `Refused` with `Reason.SERVICE_NOT_FOUND` or `Reason.SERVICE_NOT_EMPTY`."""
+
+    service: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceNames(Call[Mapping[str, tuple[str, ...]]]):
+    """Namespace -> `group@@name`s; '' asks for all namespaces."""
+
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDetail:
+    """A row of the admin list: a service with its instances (all, also disabled ones)."""
+
+    info: ServiceInfo
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class DetailPage:
+    count: int
+    rows: tuple[ServiceDetail, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListDetails(Call[DetailPage]):
+    """Services whose name and group contain the given texts ('' matches all), with their instances."""
+
+    namespace: str
+    name_part: str = ""
+    group_part: str = ""
+    page: int = 1
+    size: int = 100
+    ignore_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Who asked a list with a push address, as `service/subscribers` shows it."""
+
+    address: str
+    agent: str
+    app: str
+    ip: str
+    port: int
+    namespace: str
+    service: str
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribers(Call[tuple[Subscriber, ...]]):
+    service: ServiceKey
+    page: int = 1
+    size: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics(Call[Mapping[str, Any]]):
+    """The server's own metrics object, `{"status": "UP"}` where only the status is asked."""
+
+    only_status: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Switches(Call[Mapping[str, Any]]):
+    """The server's switch object as it shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState(Call[Mapping[str, str | None]]):
+    """Version, mode and the like, a flat map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces(Call[tuple[Mapping[str, Any], ...]]):
+    """The namespaces as objects with at least `namespace` and `namespaceShowName`."""
+
+
+# --- meaning ---------------------------------------------------------------------------------------------------
+
+
+def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
+    """What the server will show after a write: a prediction that holds only until the server's own list speaks.
+
+    Total and pure: a write that changes nothing gives the snapshot back as it is (the same object).
+    """
+    match write:
+        case Register():
+            return _put(snapshot, write.instance)
+        case Deregister():
+            same = (i for i in snapshot.instances if i.ip == write.ip and i.port == write.port)
+            return _drop(snapshot, {i.key for i in same if i.ephemeral == write.ephemeral})
+        case Update():
+            return _update(snapshot, write)
+        case Beat():
+            return _beat(snapshot, write)
+        case BatchMetadata():
+            return _batch(snapshot, write)
+        case SetHealth():
+            known = snapshot.find(write.ip, write.port, write.cluster)
+            return snapshot if known is None else _put(snapshot, replace(known, healthy=write.healthy))
+        case _:
+            return snapshot
+
+
+def _put(snapshot: Snapshot, instance: Instance) -> Snapshot:
+    if snapshot.by_key.get(instance.key) == instance:
+        return snapshot
+    others = (i for i in snapshot.instances if not (i.ip == instance.ip and i.port == instance.port))
+    return snapshot.with_instances([*others, instance])
+
+
+def _drop(snapshot: Snapshot, keys: set[InstanceKey]) -> Snapshot:
+    if not keys:
+        return snapshot
+    return snapshot.with_instances(i for i in snapshot.instances if i.key not in keys)
+
+
+def _update(snapshot: Snapshot, write: Update) -> Snapshot:
+    known = snapshot.find(write.ip, write.port, write.cluster)
+    if known is None:
+        return snapshot
+    default_weight, default_enabled = (known.weight, known.enabled) if write.partial else (1.0, True)
+    weight = default_weight if write.weight is None else write.weight
+    enabled = default_enabled if write.enabled is None else write.enabled
+    metadata = {**known.metadata, **(write.metadata or {})}
+    return _put(snapshot, replace(known, weight=weight, enabled=enabled, metadata=metadata))
+
+
+def _beat(snapshot: Snapshot, write: Beat) -> Snapshot:
+    known = snapshot.find(write.ip, write.port)
+    if known is not None:
+        alive = known.ephemeral and not known.healthy
+        return _put(snapshot, replace(known, healthy=True)) if alive else snapshot
+    return snapshot if write.full is None else _put(snapshot, write.full)
+
+
+def _batch(snapshot: Snapshot, write: BatchMetadata) -> Snapshot:
+    keys = write.instances or tuple(i.key for i in snapshot.instances)
+    for key in keys:
+        if (known := snapshot.by_key.get(key)) is not None and not write.remove:
+            snapshot = _put(snapshot, replace(known, metadata={**known.metadata, **write.metadata}))
+    return snapshot

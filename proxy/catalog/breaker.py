@@ -1,0 +1,62 @@
+"""Whether the upstream is believed to be up, and when to try it again. Not for: who asks it, or why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """`failures` in a row open it; then one probe after `pause` seconds, doubled up to `longest`."""
+
+    failures: int = 3
+    pause: float = 0.5
+    longest: float = 5.0
+
+
+class Breaker:
+    """Told of every outcome, it says whether to ask. `up` is what operators are shown; it starts True."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        self._policy = policy
+        self.up = True
+        self.since = 0.0
+        self.reason = ""
+        self.failures = 0
+        self._next_probe = 0.0
+
+    def allows(self, now: float) -> bool:
+        """Whether a call may go out: always while up, while down one probe at a time, at its moment."""
+        return self.up or now >= self._next_probe
+
+    def probing(self, now: float) -> None:
+        """A probe goes out; the next waits its turn."""
+        if not self.up:
+            self._next_probe = now + self._pause()
+
+    def succeeded(self, now: float) -> bool:
+        """The upstream answered. True where that is news."""
+        news = not self.up
+        self.failures, self.reason = 0, ""
+        if news:
+            self.up, self.since = True, now
+        return news
+
+    def failed(self, now: float, reason: str) -> bool:
+        """The upstream did not answer, or not sensibly. True where this made it count as down."""
+        self.failures += 1
+        self.reason = reason
+        news = self.up and self.failures >= self._policy.failures
+        if news:
+            self.up, self.since = False, now
+        if not self.up:
+            self._next_probe = now + self._pause()
+        return news
+
+    def _pause(self) -> float:
+        doublings = min(max(0, self.failures - self._policy.failures), 16)
+        return min(self._policy.longest, self._policy.pause * 2.0**doublings)
+
+    def __repr__(self) -> str:
+        state = "up" if self.up else f"down, next probe at {self._next_probe:g}"
+        return f"<Breaker {state}, {self.failures} failures>"

@@ -1,0 +1,141 @@
+"""Instances that were registered through this proxy, and whether their clients still beat.
+
+Not for: what readers see (that is the cache). The ledger is what lets the proxy register an instance again when the
+upstream has lost it, and answer a beat while the upstream is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from proxy.calls import Beat, Deregister, Register, Update, apply, beat_timeout, delete_timeout
+from proxy.model import Instance, ServiceKey, Snapshot
+
+Place = tuple[ServiceKey, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPolicy:
+    """`most` registrations are remembered; beyond it new ones are served but not remembered."""
+
+    most: int = 20_000
+
+
+@dataclass(slots=True)
+class Registration:
+    """An instance as its client registered it, and when it was last heard of (seconds). `wanted` ends with deregistration.
+
+    `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
+    """
+
+    service: ServiceKey
+    instance: Instance
+    heard: float
+    beaten: bool = False
+
+    @property
+    def place(self) -> Place:
+        return (self.service, self.instance.ip, self.instance.port)
+
+    def alive(self, now: float) -> bool:
+        """Whether its client counts as alive: persistent, or heard of within the time after which Nacos drops it."""
+        return not self.instance.ephemeral or now - self.heard < delete_timeout(self.instance.metadata) / 1000
+
+    def healthy(self, now: float) -> bool:
+        return not self.instance.ephemeral or now - self.heard < beat_timeout(self.instance.metadata) / 1000
+
+
+class Ledger:
+    """Registrations by place. Told of every accepted write and of every beat, it never asks."""
+
+    def __init__(self, policy: LedgerPolicy) -> None:
+        self._policy = policy
+        self._places: dict[Place, Registration] = {}
+        self._counts: dict[ServiceKey, int] = {}
+        self.full = False
+
+    def wrote(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
+        """Follows a write. True where what is remembered changed (a beat alone does not count)."""
+        match write:
+            case Register():
+                return self._put(write.service, write.instance, now)
+            case Deregister():
+                return self._drop((write.service, write.ip, write.port))
+            case Update():
+                return self._update(write)
+            case Beat():
+                return self._beat(write, now)
+
+    def _put(self, service: ServiceKey, instance: Instance, now: float) -> bool:
+        place = (service, instance.ip, instance.port)
+        known = self._places.get(place)
+        if known is not None:
+            known.heard = now
+            changed = known.instance != instance
+            known.instance = instance
+            return changed
+        if len(self._places) >= self._policy.most:
+            self.full = True
+            return False
+        self._places[place] = Registration(service, instance, now)
+        self._counts[service] = self._counts.get(service, 0) + 1
+        return True
+
+    def _drop(self, place: Place) -> bool:
+        if self._places.pop(place, None) is None:
+            return False
+        left = self._counts[place[0]] - 1
+        if left:
+            self._counts[place[0]] = left
+        else:
+            del self._counts[place[0]]
+        self.full = False
+        return True
+
+    def _update(self, write: Update) -> bool:
+        known = self._places.get((write.service, write.ip, write.port))
+        if known is None:
+            return False
+        shown = apply(Snapshot(write.service, (known.instance,)), replace(write, cluster=known.instance.cluster))
+        changed = shown.instances[0] != known.instance
+        known.instance = shown.instances[0]
+        return changed
+
+    def _beat(self, write: Beat, now: float) -> bool:
+        known = self._places.get((write.service, write.ip, write.port))
+        if known is not None:
+            known.heard, known.beaten = now, True
+            return False
+        if write.full is None or not self._put(write.service, write.full, now):
+            return False
+        self._places[(write.service, write.ip, write.port)].beaten = True
+        return True
+
+    def find(self, service: ServiceKey, ip: str, port: int) -> Registration | None:
+        return self._places.get((service, ip, port))
+
+    def count(self, service: ServiceKey) -> int:
+        """How many instances of the service are remembered."""
+        return self._counts.get(service, 0)
+
+    def lapse(self, now: float) -> list[Registration]:
+        """Forget the ephemeral ones whose clients fell silent; they are given back."""
+        gone = [r for r in self._places.values() if not r.alive(now)]
+        for registration in gone:
+            self._drop(registration.place)
+        return gone
+
+    def restore(self, registration: Registration) -> None:
+        """One read from disk; what was heard since start is not replaced."""
+        if registration.place not in self._places and self._put(registration.service, registration.instance, 0.0):
+            self._places[registration.place] = registration
+
+    def __iter__(self) -> Iterator[Registration]:
+        return iter(list(self._places.values()))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"<Ledger {len(self._places)} registrations of {len(self._counts)} services>"

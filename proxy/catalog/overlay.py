@@ -1,0 +1,91 @@
+"""Accepted writes that the upstream does not list yet, folded over its word.
+
+A real server lists a write some 500 ms after it said `ok`. Until then a refresh brings the old list, and must not
+bring it back to readers. A write is *settled* when a list agrees with it that is younger than the write by `settle`
+(an older one may agree by chance and be followed by an older state), and *given up* after `grace`: then the
+upstream's word stands. Source: DESIGN fact 1, recordings "v1 list at once after register".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.calls import Beat, Deregister, Register, SetHealth, Update, Write, apply
+from proxy.model import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayPolicy:
+    """Seconds. `grace` 0 trusts every list at once, which suits a registry without a delay."""
+
+    settle: float = 1.0
+    grace: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A write and the moment at which the upstream accepted it."""
+
+    write: Write[Any]
+    since: float
+
+
+def fold(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
+    """The upstream's word with the writes on top, in their order."""
+    for entry in pending:
+        base = apply(base, entry.write)
+    return base
+
+
+def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
+    """The pending writes with one more; what it makes meaningless is left out, so their number stays bounded."""
+    kept = tuple(p for p in pending if not _supersedes(write, p.write))
+    return (*kept, Pending(write, now))
+
+
+def _place(write: Write[Any]) -> tuple[str, int] | None:
+    match write:
+        case Register():
+            return (write.instance.ip, write.instance.port)
+        case Deregister() | Update() | Beat() | SetHealth():
+            return (write.ip, write.port)
+        case _:
+            return None
+
+
+def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
+    if _place(new) is None or _place(new) != _place(old):
+        return new == old
+    if isinstance(new, Register | Deregister):
+        return True
+    if isinstance(new, Update) and isinstance(old, Update):
+        return not new.partial or (old.partial and _named(old) <= _named(new))
+    return type(new) is type(old)
+
+
+def _named(update: Update) -> set[str]:
+    return {name for name in ("weight", "enabled", "metadata") if getattr(update, name) is not None}
+
+
+def settle(
+    pending: tuple[Pending, ...], base: Snapshot, asked: float, now: float, policy: OverlayPolicy
+) -> tuple[Pending, ...]:
+    """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
+    kept: list[Pending] = []
+    shown = base
+    for entry in pending:
+        after = apply(shown, entry.write)
+        agreed = after == shown and asked - entry.since >= policy.settle
+        if not agreed and now - entry.since < policy.grace:
+            kept.append(entry)
+            shown = after
+    return tuple(kept)
+
+
+def explains(pending: Iterable[Pending], before: Snapshot, after: Snapshot) -> bool:
+    """Whether deregistrations through this proxy alone account for the instances that a new list lacks."""
+    gone = {_place(p.write) for p in pending if isinstance(p.write, Deregister)}
+    missing = (i for i in before.instances if i.key not in after.by_key)
+    return all((i.ip, i.port) in gone for i in missing)

@@ -1,0 +1,144 @@
+"""What can go wrong, and whose fault it is.
+
+    ProxyError
+    ├─ BadCall            the caller's fault; names the parameter               400
+    ├─ Denied             no token, or not the right to do this                 401, 403
+    ├─ NothingKnown       no snapshot here, and nobody to ask                   503
+    └─ UpstreamError      the other side's fault
+       ├─ Refused         it answered, and said no: status and text kept        as given
+       ├─ Unreachable     no answer; `arrived` says whether it may have come    502
+       ├─ TooSlow         no answer in time; it may have arrived                504
+       └─ Garbled         an answer that is none                                502
+
+Each carries what the edge needs: the status, the parameter, and whether a write may have arrived, which alone
+decides whether it may be tried on the next server. A decoder raises `Malformed`, which never leaves the role that
+called it: from a client's bytes it becomes `BadCall`, from a server's `Garbled`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Problem(Enum):
+    """What is wrong with a parameter; each dialect words it in its own way."""
+
+    MISSING = "missing"
+    ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (NACOS.md 1.6)
+    NOT_A_NUMBER = "not a number"
+    WEIGHT = "weight"
+    METADATA = "metadata"
+    INSTANCE = "instance"  # an instance that Nacos does not accept: cluster with '_', heart beat times out of order
+    GROUPED_NAME = "grouped name"  # v2 beat and patch want group@@name
+    EMPTY_GROUP = "empty group"  # v1 '@@x'
+    BODY = "body"  # not JSON, too large, not of the right shape
+    OTHER = "other"
+
+
+class Reason(Enum):
+    """Why a server said no, where a Nacos client could tell; the dialects have their own status and code for each."""
+
+    INSTANCE_NOT_FOUND = "instance not found"
+    NO_INSTANCES = "no instances"
+    SERVICE_NOT_FOUND = "service not found"
+    SERVICE_EXISTS = "service exists"
+    SERVICE_NOT_EMPTY = "service not empty"
+    WRONG_KIND = "ephemeral or persistent as a whole"
+    CHECKER_AT_WORK = "health check still working"
+    CLUSTER_NOT_FOUND = "cluster not found"
+    NO_RIGHT = "no right"
+    GONE = "gone"
+    OTHER = "other"
+
+
+class ProxyError(Exception):
+    """The root. `str()` is a sentence for people, without secrets."""
+
+    status = 500
+
+
+class Malformed(Exception):  # noqa: N818 - a private signal between a codec and its role, not a ProxyError
+    """What was read cannot be understood; says what and where."""
+
+
+class BadCall(ProxyError):
+    """The caller's fault. `parameter` is the name that the caller used, '' when it is the whole body."""
+
+    status = 400
+
+    def __init__(self, parameter: str, problem: Problem, text: str, *, value: str = "", status: int = 400) -> None:
+        super().__init__(text)
+        self.parameter = parameter
+        self.problem = problem
+        self.text = text
+        self.value = value
+        self.status = status
+
+
+class Denied(ProxyError):
+    """No token (401) or not the right to do this (403), said by this proxy, not by the upstream."""
+
+    def __init__(self, text: str, *, status: int = 403) -> None:
+        super().__init__(text)
+        self.text = text
+        self.status = status
+
+
+class NothingKnown(ProxyError):
+    """A read for which there is no snapshot here and nobody to ask; `__cause__` says why."""
+
+    status = 503
+
+
+class UpstreamError(ProxyError):
+    """The other side's fault. `arrived`: may the call have had its effect?"""
+
+    status = 502
+    arrived = False
+
+
+class Refused(UpstreamError):
+    """The upstream answered, and said no.
+
+    `dialect` ('v1', 'v2', 'v3', '' for the embedded registry) tells in which dialect `status`, `content_type` and
+    `body` are; a client of that dialect gets them unchanged. `text` is the message without its wrapping.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        text: str,
+        *,
+        status: int = 400,
+        dialect: str = "",
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+        self.status = status
+        self.dialect = dialect
+        self.content_type = content_type
+        self.body = body
+
+
+class Unreachable(UpstreamError):
+    """No answer. `arrived` is False only where the connection was never made."""
+
+    def __init__(self, text: str, *, arrived: bool) -> None:
+        super().__init__(text)
+        self.arrived = arrived
+
+
+class TooSlow(UpstreamError):
+    """No answer in time; the call may have arrived."""
+
+    status = 504
+    arrived = True
+
+
+class Garbled(UpstreamError):
+    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for."""
+
+    arrived = True

@@ -1,0 +1,199 @@
+"""What a service looks like: immutable values, no behaviour beyond comparing and choosing.
+
+Not for: calls (`calls`), anything that travels (`wire`), freshness (`catalog`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+DEFAULT_NAMESPACE = "public"
+DEFAULT_GROUP = "DEFAULT_GROUP"
+DEFAULT_CLUSTER = "DEFAULT"
+GROUP_SEPARATOR = "@@"
+
+Source = Literal["poll", "push", "write", "disk"]
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceKey:
+    """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API."""
+
+    namespace: str
+    group: str
+    name: str
+
+    @classmethod
+    def of(cls, service: str, group: str | None = None, namespace: str | None = None) -> ServiceKey:
+        """From what callers write: `group@@name` wins over `group`; '' and None are `public` and `DEFAULT_GROUP`.
+
+        Source: NACOS.md 1.7 and the recordings "groupName and prefix disagree", "list namespaceId=public".
+        """
+        prefix, separator, name = service.partition(GROUP_SEPARATOR)
+        if not separator:
+            prefix, name = group or DEFAULT_GROUP, service
+        return cls(namespace or DEFAULT_NAMESPACE, prefix or DEFAULT_GROUP, name)
+
+    @property
+    def grouped(self) -> str:
+        """`group@@name`, as Nacos writes it."""
+        return f"{self.group}{GROUP_SEPARATOR}{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.grouped}"
+
+
+class InstanceKey(NamedTuple):
+    """One instance's place in a service. On Nacos 2.x ip and port alone decide (NACOS.md 5.1)."""
+
+    ip: str
+    port: int
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance as a server shows it. Lenient on purpose: callers' limits are checked by `calls`.
+
+    `instance_id` is '' where it is the ordinary `ip#port#cluster#group@@name`, which the wire then writes.
+    `extra` holds a server's fields that we do not know, as parsed JSON; they are passed on unharmed.
+    """
+
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+    weight: float = 1.0
+    healthy: bool = True
+    enabled: bool = True
+    ephemeral: bool = True
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    instance_id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def key(self) -> InstanceKey:
+        return InstanceKey(self.ip, self.port, self.cluster)
+
+    @property
+    def address(self) -> str:
+        """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2)."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one reader sees of a snapshot: the hosts after its filters, in order, and whether protection masks health."""
+
+    hosts: tuple[Instance, ...]
+    protected: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A service at one moment: every cluster, healthy or not, disabled ones where the source shows them.
+
+    `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
+    (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
+    never masks (NACOS.md 5.5). `last_ref_time` is in milliseconds since 1970 and is no part of equality.
+    """
+
+    key: ServiceKey
+    instances: tuple[Instance, ...] = ()
+    threshold: float = 0.0
+    masking: bool = False
+    cache_millis: int = 10_000
+    extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    last_ref_time: int = field(default=0, compare=False)
+
+    @classmethod
+    def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:
+        """A snapshot with its instances put in order; of two with one key the later counts."""
+        by_key = {instance.key: instance for instance in instances}
+        return cls(key, tuple(by_key[k] for k in sorted(by_key)), **fields)
+
+    @cached_property
+    def revision(self) -> str:
+        """16 hex digits over what clients can see; the same after a restart, but not ordered."""
+        return hashlib.blake2b(orjson.dumps(self._content()), digest_size=8).hexdigest()
+
+    def _content(self) -> list[Any]:
+        rows = [
+            (i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id)
+            + (sorted(i.metadata.items()), sorted(i.extra.items(), key=lambda item: item[0]))
+            for i in self.instances
+        ]
+        extra = sorted(self.extra.items(), key=lambda item: item[0])
+        return [str(self.key), rows, self.threshold, self.masking, self.cache_millis, extra]
+
+    @cached_property
+    def by_key(self) -> Mapping[InstanceKey, Instance]:
+        return {instance.key: instance for instance in self.instances}
+
+    def find(self, ip: str, port: int, cluster: str | None = None) -> Instance | None:
+        """The instance at ip:port, of that cluster if one is named, else of any."""
+        if cluster is not None:
+            return self.by_key.get(InstanceKey(ip, port, cluster))
+        return next((i for i in self.instances if i.ip == ip and i.port == port), None)
+
+    def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
+        return replace(self, instances=Snapshot.of(self.key, instances).instances)
+
+    def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
+        """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, NACOS.md 5.5).
+
+        Disabled instances never show. Protection looks at the instances asked for: where their healthy share is at
+        or below the threshold, all are shown as healthy; `healthy_only` shows the truly healthy ones, unprotected.
+        """
+        hosts = tuple(i for i in self.instances if i.enabled and (not clusters or i.cluster in clusters))
+        healthy = tuple(i for i in hosts if i.healthy)
+        if healthy_only:
+            return Selection(healthy)
+        if hosts and (self.masking or self.threshold > 0) and len(healthy) <= self.threshold * len(hosts):
+            return Selection(tuple(i if i.healthy else replace(i, healthy=True) for i in hosts), protected=True)
+        return Selection(hosts)
+
+
+@dataclass(frozen=True)
+class Change:
+    """From one snapshot of a service to the next. Exists only where something a client can see differs."""
+
+    before: Snapshot
+    after: Snapshot
+    source: Source
+
+    @property
+    def key(self) -> ServiceKey:
+        return self.after.key
+
+    @cached_property
+    def added(self) -> tuple[Instance, ...]:
+        return tuple(i for i in self.after.instances if i.key not in self.before.by_key)
+
+    @cached_property
+    def removed(self) -> tuple[Instance, ...]:
+        return tuple(i for i in self.before.instances if i.key not in self.after.by_key)
+
+    @cached_property
+    def modified(self) -> tuple[Instance, ...]:
+        before = self.before.by_key
+        return tuple(i for i in self.after.instances if i.key in before and before[i.key] != i)
+
+
+def diff(before: Snapshot | None, after: Snapshot, source: Source) -> Change | None:
+    """The change from `before` (None: nothing was known) to `after`; None where no client could tell them apart."""
+    before = before if before is not None else Snapshot(after.key, cache_millis=after.cache_millis)
+    return None if before == after else Change(before, after, source)
+
+
+def merge(first: Change, second: Change) -> Change | None:
+    """Two changes of one service, one after the other, as one; None where the second undoes the first."""
+    return diff(first.before, second.after, second.source)

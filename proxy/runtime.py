@@ -1,0 +1,64 @@
+"""The one place that reads the time or starts a task. Everything else is told the time, or is handed a `Clock`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+log = logging.getLogger("nacos_proxy.runtime")
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+class Clock(Protocol):
+    """Time for the edges. The pure core gets `now` as an argument."""
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+        ...
+
+    async def sleep_until(self, moment: float) -> None:
+        """Returns when `now()` has reached `moment`, at once if it has passed."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+    async def sleep_until(self, moment: float) -> None:
+        await asyncio.sleep(max(0.0, moment - time.monotonic()))
+
+
+def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+    """Start a task that is kept alive until it ends, and whose failure is logged with its cause."""
+    task = asyncio.get_running_loop().create_task(coroutine, name=name)
+    _running.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _finished(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("task %s failed: %r", task.get_name(), error, exc_info=error)
+
+
+async def stop(task: asyncio.Task[Any] | None) -> None:
+    """Cancel a task and wait until it has ended; harmless for None and for one that is done."""
+    if task is None or task.done():
+        return
+    task.cancel()
+    await asyncio.wait([task])
