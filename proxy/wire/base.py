@@ -6,9 +6,9 @@ call as a request and reads the reply; as a *server* it reads a request as a cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from proxy.calls import Call
@@ -166,3 +166,22 @@ class Dialect(Protocol):
     def read_reply(self, call: Call[R], reply: HttpReply) -> R:
         """The result. Raises `Malformed` or `Refused`."""
         ...
+
+
+class Repeatable(NamedTuple):
+    """The mark of an answer that may be given again without asking the app, put into the ASGI scope under `REPEATABLE`.
+
+    Set before `http.response.start`, and only for an answer from a fresh entry. `key` names what must not have changed,
+    `born` is the moment at which its Age was 0 and `valid_until` the one at which it stops being fresh, both in seconds
+    of the app's monotonic clock; `kind` counts it in the metrics. `draw` makes the body anew for each answer where the
+    choice is the answer (`pick`); its length may differ each time.
+    """
+
+    key: Hashable
+    born: float
+    valid_until: float
+    kind: str = "read"
+    draw: Callable[[], bytes] | None = None
+
+
+REPEATABLE = "nacos_proxy.repeatable"

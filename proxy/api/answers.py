@@ -1,0 +1,55 @@
+"""Between ASGI and our values: requests in, replies out, and the mark of what may be repeated."""
+
+from __future__ import annotations
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope, Send
+
+from proxy.catalog.look import Look
+from proxy.errors import BadCall, Problem
+from proxy.wire.base import REPEATABLE, HttpReply, HttpRequest, Repeatable
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The whole body. Raises `BadCall` with status 413 where it is longer than `most` bytes."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(most)
+    chunks: list[bytes] = []
+    length = 0
+    try:
+        async for chunk in request.stream():
+            length += len(chunk)
+            if length > most:
+                raise too_large(most)
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise BadCall("", Problem.BODY, "the client went away before its request was complete") from error
+    return b"".join(chunks)
+
+
+def too_large(most: int) -> BadCall:
+    return BadCall("", Problem.BODY, f"the body is longer than {most} bytes", status=413)
+
+
+def to_request(scope: Scope, path: str, body: bytes) -> HttpRequest:
+    """The request as a value; `path` is what stands behind the context path, decoded."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    query = scope["query_string"].decode("latin-1")
+    return HttpRequest.parse(scope["method"], path, query, body, headers)
+
+
+async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:
+    """One answer, its length known; `head_only` for HEAD."""
+    headers = [(b"content-length", str(len(reply.body)).encode())]
+    if reply.content_type is not None:
+        headers.append((b"content-type", reply.content_type.encode("latin-1")))
+    headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head_only else reply.body})
+
+
+def mark(scope: Scope, key: object, look: Look, now: float, kind: str) -> None:
+    """Let the fast path repeat the answer that follows, where it comes from a fresh entry."""
+    if not look.stale and look.snapshot is not None:
+        scope[REPEATABLE] = Repeatable(key, now - look.age, now + look.ttl, kind)

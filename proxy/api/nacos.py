@@ -1,0 +1,98 @@
+"""The Nacos naming API for clients, made from the dialects' tables. No rule of a dialect stands here.
+
+Not for: the configuration API, the console, logins (`passthrough`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.agent import Agent
+from proxy.api.answers import mark, read_body, send_reply, to_request
+from proxy.calls import GetInstance, Write
+from proxy.catalog.look import Look, Wants, cache_headers
+from proxy.errors import ProxyError
+from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
+
+ANSWER_HEADER = "nacos-proxy-answer"
+
+
+class NacosApi:
+    """An ASGI app for all paths below the context path; what no dialect owns or answers goes to `otherwise`.
+
+    `on_list` hears of every list that was answered, which is how push addresses become known.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        dialects: Sequence[Dialect],
+        otherwise: ASGIApp,
+        *,
+        context_path: str = "/nacos",
+        max_body: int = 1 << 20,
+        on_list: Callable[[ReadService], None] | None = None,
+    ) -> None:
+        self._agent = agent
+        self._dialects = tuple(dialects)
+        self._otherwise = otherwise
+        self._context = context_path.rstrip("/")
+        self._max_body = max_body
+        self._on_list = on_list
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"][len(self._context) :]
+        for dialect in self._dialects:
+            operation = dialect.match(scope["method"], path)
+            if operation is not None or dialect.owns(path):
+                reply = await self._answer(dialect, operation, path, scope, receive)
+                await send_reply(send, reply, head_only=scope["method"] == "HEAD")
+                return
+        await self._otherwise(scope, receive, send)
+
+    async def _answer(
+        self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive
+    ) -> HttpReply:
+        request = to_request(scope, path, b"")
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                request = to_request(scope, path, await read_body(Request(scope, receive), self._max_body))
+            if operation is None:
+                return dialect.unknown(request, self._now_ms())
+            call = operation.read_request(request)
+            result, headers = await self._perform(call, request, scope)
+            reply = operation.write_reply(call, result)
+        except ProxyError as error:
+            return dialect.write_error(request, error, self._now_ms())
+        return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)
+
+    async def _perform(self, call: Any, request: HttpRequest, scope: Scope) -> tuple[Any, Pairs]:
+        agent = self._agent
+        if isinstance(call, ReadService):
+            look = await agent.read(call.service, Wants.parse(request.headers.get("cache-control", "")))
+            assert look.snapshot is not None
+            if self._on_list is not None:
+                self._on_list(call)
+            if call.push is None:
+                mark(scope, call.service, look, agent.clock.now(), "list")
+            return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
+        if isinstance(call, ReadInstance):
+            instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
+            if found is not None:
+                mark(scope, call.service, found, agent.clock.now(), "instance")
+            return instance, _headers(found)
+        if isinstance(call, Write):
+            written = await agent.write(call)
+            return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
+        return await agent.send(call), ()
+
+    def _now_ms(self) -> int:
+        return int(self._agent.clock.wall() * 1000)
+
+
+def _headers(look: Look | None) -> Pairs:
+    return () if look is None else cache_headers(look)
