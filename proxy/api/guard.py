@@ -1,0 +1,131 @@
+"""Who may ask: Host check, API tokens and their rights, as an ASGI app in front of all others.
+
+Not for: the upstream's own accounts (`registry.login`). A process that can rewrite where traffic goes is worth
+attacking from a web page: a browser that was led to us by a rebound DNS name sends that name as Host, so on a loopback
+address only names of this host count.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.api.answers import send_reply
+from proxy.errors import Denied, ProxyError
+from proxy.wire.base import HttpReply
+
+Right = Literal["read", "write", "admin"]
+_RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A secret and the most it may do: each right holds those before it (read, write, admin)."""
+
+    secret: str = field(repr=False)
+    right: Right
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPolicy:
+    """`hosts` are names that Host may carry besides this host's own; '*' switches the check off."""
+
+    tokens: tuple[Token, ...] = ()
+    hosts: frozenset[str] = frozenset()
+    loopback: bool = True
+    context_path: str = "/nacos"
+
+
+class Guard:
+    """Lets a request through to `app`, or answers it with what `refuse` makes of a `ProxyError`."""
+
+    def __init__(self, app: ASGIApp, policy: GuardPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
+        self.denied = 0
+        self._app = app
+        self._policy = policy
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = self._check(scope)
+        if error is None:
+            await self._app(scope, receive, send)
+            return
+        self.denied += 1
+        await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
+
+    def _check(self, scope: Scope) -> Denied | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if not self._host_fits(scope, host):
+            return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
+        tokens = self._policy.tokens
+        if not tokens or scope["path"] in OPEN_PATHS:
+            return None
+        given = self._given(scope, headers)
+        if given is None:
+            return Denied("no API token: send it as 'Authorization: Bearer TOKEN', or as accessToken", status=401)
+        right = right_of(given, tokens)
+        if right is None:
+            return Denied("the API token is not known here", status=401)
+        wanted = needed(scope["method"], scope["path"], self._policy.context_path)
+        if _RANK[right] < _RANK[wanted]:
+            return Denied(f"the API token has the right '{right}', this needs '{wanted}'", status=403)
+        return None
+
+    def _host_fits(self, scope: Scope, host: str) -> bool:
+        if "*" in self._policy.hosts or not host or scope.get("server", ("", 0))[1] is None:
+            return True
+        name = host_name(host)
+        if name in self._policy.hosts or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return not self._policy.loopback
+        return address.is_loopback or not self._policy.loopback
+
+    def _given(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and token:
+            return token.strip()
+        if b"accesstoken" in headers:
+            return headers[b"accesstoken"]
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+        return query.get("accessToken") or query.get("access_token")
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def right_of(given: str, tokens: Sequence[Token]) -> Right | None:
+    """The right of a token, None for an unknown one; takes as long whichever it is."""
+    found: Right | None = None
+    for token in tokens:
+        if hmac.compare_digest(given.encode(), token.secret.encode()):
+            found = token.right
+    return found
+
+
+def needed(method: str, path: str, context_path: str) -> Right:
+    """Reads need 'read', naming writes 'write', what else is passed through to the upstream and changes it 'admin'."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return "read"
+    if not path.startswith(context_path):
+        return "write"
+    rest = path[len(context_path) :]
+    naming = rest.startswith(("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns/", "/v3/admin/ns/instance"))
+    return "write" if naming or "/auth/" in rest else "admin"

@@ -1,0 +1,139 @@
+"""The socket of UDP push: sends lists to legacy clients, hears their acknowledgements.
+
+Not for: who is due (`catalog.pushes`), what a datagram looks like (`wire.udp`). Only to loopback and this host's own
+addresses unless a setting allows more: the address in a list call is anybody's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.catalog.pushes import Pushes, Subscription
+from proxy.model import Change, ServiceKey, Snapshot
+from proxy.runtime import Clock, spawn, stop
+from proxy.wire.base import ReadService
+from proxy.wire.udp import qualifies, read_ack, write_push
+
+log = logging.getLogger("nacos_proxy.udp")
+
+Encode = Callable[[ReadService, Snapshot], bytes]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPolicy:
+    """Networks that may be pushed to besides loopback and this host's own addresses."""
+
+    allow: tuple[Network, ...] = ()
+    tick: float = 1.0
+
+
+class UdpPush(asyncio.DatagramProtocol):
+    """A follower of the agent's changes. `start`, then `stop`."""
+
+    def __init__(self, pushes: Pushes, encode: Encode, clock: Clock, policy: UdpPolicy) -> None:
+        self.sent = 0
+        self.refused = 0
+        self.too_large = 0
+        self._pushes = pushes
+        self._encode = encode
+        self._clock = clock
+        self._policy = policy
+        self._transport: asyncio.DatagramTransport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reference = 0
+
+    async def start(self, host: str) -> None:
+        """Opens the socket on a port of the system's choice. Raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
+        self._reference = int(self._clock.wall() * 1e9)
+        self._task = spawn(self._run(), name="udp push")
+
+    async def stop(self) -> None:
+        await stop(self._task)
+        if self._transport is not None:
+            self._transport.close()
+
+    def listed(self, call: ReadService, snapshot: Snapshot) -> None:
+        """A list was answered; where it names a push address that qualifies, a subscription begins or goes on."""
+        wish = call.push
+        if wish is None or not qualifies(wish.agent):
+            return
+        if not allowed(wish.ip, self._policy.allow):
+            self.refused += 1
+            return
+        address = (wish.ip, wish.port)
+        now = self._clock.now()
+        if self._pushes.listed(call.service, address, call.clusters, wish.agent, wish.app, now):
+            for subscription in self._pushes.of(call.service, now):
+                if subscription.address == address:
+                    self._send(subscription, snapshot)
+
+    def follow(self, change: Change) -> None:
+        """A follower of the agent."""
+        for subscription in self._pushes.of(change.key, self._clock.now()):
+            self._send(subscription, change.after)
+
+    def subscribed(self) -> Sequence[ServiceKey]:
+        return [subscription.service for subscription in self._pushes]
+
+    def _send(self, subscription: Subscription, snapshot: Snapshot) -> None:
+        self._reference += 1
+        text = self._encode(ReadService(subscription.service, subscription.clusters), snapshot)
+        packet = write_push(text, self._reference)
+        if packet is None:
+            self.too_large += 1
+            return
+        self._pushes.sent(self._reference, subscription, packet, self._clock.now())
+        self._put(packet, subscription)
+
+    def _put(self, packet: bytes, subscription: Subscription) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(packet, subscription.address)
+            self.sent += 1
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        reference = read_ack(data)
+        if reference is not None:
+            self._pushes.acked(reference, (addr[0], addr[1]))
+
+    def error_received(self, exc: Exception) -> None:
+        log.debug("udp: %s", exc)
+
+    async def _run(self) -> None:
+        while True:
+            await self._clock.sleep_until(self._clock.now() + self._policy.tick)
+            now = self._clock.now()
+            self._pushes.lapse(now)
+            for sent in self._pushes.again(now):
+                self._put(sent.packet, sent.subscription)
+
+
+def allowed(ip: str, networks: Sequence[Network]) -> bool:
+    """Loopback, an address of this host, or one that the operator allows; names are never resolved."""
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    if address.is_loopback or any(address in network for network in networks):
+        return True
+    return _is_ours(str(address), socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+
+
+def _is_ours(ip: str, family: int) -> bool:
+    """Only an address of this host can be bound."""
+    if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
+        return False
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True

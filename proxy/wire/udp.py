@@ -1,0 +1,55 @@
+"""UDP push to legacy clients: who qualifies, the datagram, the acknowledgement (NACOS.md 6). Pure."""
+
+from __future__ import annotations
+
+import gzip
+import re
+
+import orjson
+
+GZIP_FROM = 1024  # bytes of text from which real servers compress
+LARGEST = 65_507 - 100  # bytes; UDP over IPv4 carries 65,507
+
+# The client types that a server pushes to, with the least version (switches pushJavaVersion and so on).
+_LEAST: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("Nacos-Java-Client", (0, 1, 0)),
+    ("Nacos-Go-Client", (0, 1, 0)),
+    ("Nacos-C-Client", (1, 0, 12)),
+    ("vip-client4cpp", (1, 0, 12)),
+    ("Nacos-CSharp-Client", (0, 9, 0)),
+    ("Nacos-DNS", (0, 4, 3)),
+)
+_VERSION = re.compile(r":v(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", re.ASCII)
+
+
+def qualifies(agent: str) -> bool:
+    """Whether a User-Agent gets pushes; Python clients never do (NACOS.md 6)."""
+    least = next((version for prefix, version in _LEAST if agent.startswith(prefix)), None)
+    if least is None:
+        return False
+    found = _VERSION.search(agent)
+    version = tuple(int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    return version >= least
+
+
+def write_push(text: bytes, reference: int) -> bytes | None:
+    """The datagram that brings a list body; None where it does not fit into one, which is left to the client's poll.
+
+    `reference` names the datagram in its acknowledgement; real servers use a nanosecond counter.
+    """
+    data = text.decode()
+    packet = orjson.dumps({"type": "dom", "data": data, "lastRefTime": reference})
+    if len(packet) >= GZIP_FROM:
+        packet = gzip.compress(packet, 6, mtime=0)
+    return packet if len(packet) <= LARGEST else None
+
+
+def read_ack(packet: bytes) -> int | None:
+    """The reference that a client acknowledges, None for anything else."""
+    try:
+        ack = orjson.loads(packet)
+        if isinstance(ack, dict) and ack.get("type") == "push-ack":  # pyright: ignore[reportUnknownMemberType]
+            return int(ack["lastRefTime"])  # pyright: ignore[reportUnknownArgumentType]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None
