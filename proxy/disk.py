@@ -145,7 +145,8 @@ class StateFile:
         for namespace, group, name, _, _, body, heard in self._db.execute("SELECT * FROM registration"):
             row: dict[str, Any] = orjson.loads(body)
             key = ServiceKey(namespace, group, name)
-            registrations.append((Registration(key, load_instance(row["instance"]), 0.0, row["beaten"]), heard))
+            known = Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
+            registrations.append((known, heard))
         return services, registrations
 
     def write(self, batch: Batch) -> None:
@@ -239,12 +240,12 @@ class Disk:
         for snapshot, contact in services:
             catalog.cache.restore(snapshot, max(0.0, wall - contact), now)
         for registration, heard in registrations:
-            registration.heard = now - max(0.0, wall - heard)
+            registration.heard = now if registration.managed else now - max(0.0, wall - heard)
             if registration.alive(now):
                 catalog.ledger.restore(registration)
                 catalog.cache.own(registration.service, catalog.ledger.count(registration.service), now)
         if services:
-            log.info("%d services and %d registrations read from %s", len(services), len(registrations), self._file.path)
+            log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
 
     def start(self) -> None:
@@ -301,7 +302,7 @@ class Disk:
 
     @staticmethod
     def _registration(r: Registration, now: float, wall: float) -> tuple[str, str, str, str, int, bytes, float]:
-        body = orjson.dumps({"instance": dump_instance(r.instance), "beaten": r.beaten})
+        body = orjson.dumps({"instance": dump_instance(r.instance), "beaten": r.beaten, "managed": r.managed})
         key, i = r.service, r.instance
         return (key.namespace, key.group, key.name, i.ip, i.port, body, wall - (now - r.heard))
 

@@ -6,8 +6,9 @@ upstream has lost it, and answer a beat while the upstream is away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from proxy.calls import Beat, Deregister, Register, Update, apply, beat_timeout, delete_timeout
 from proxy.model import Instance, ServiceKey, Snapshot
@@ -27,12 +28,14 @@ class Registration:
     """An instance as its client registered it, and when it was last heard of (seconds). `wanted` ends with deregistration.
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
+    `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it.
     """
 
     service: ServiceKey
     instance: Instance
     heard: float
     beaten: bool = False
+    managed: Mapping[str, Any] | None = None
 
     @property
     def place(self) -> Place:

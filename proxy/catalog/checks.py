@@ -1,0 +1,164 @@
+"""Heartbeats on behalf of services: what a check's results mean. Told the time and the results, it never looks.
+
+    result            | while passing        | while failing
+    ------------------|----------------------|------------------------------------------------------
+    pass              | beat                 | beat, passing again
+    fail              | after n in a row:    | silence: the registry turns the instance unhealthy;
+                      | failing              | after `deregister_after` seconds of it: deregister
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from proxy.errors import BadCall, Problem
+from proxy.model import Instance, ServiceKey
+
+Kind = Literal["http", "tcp", "ttl"]
+Action = Literal["beat", "silence", "deregister"]
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def seconds(parameter: str, value: object) -> float:
+    """A duration as clients write it: `"5s"`, `"500ms"`, `"2m"`, or a number of seconds. Raises `BadCall`."""
+    text = str(value).strip()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :]
+    try:
+        result = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        result = -1.0
+    if not 0 < result < 86_400 * 366:
+        raise BadCall(parameter, Problem.BODY, f"{parameter} is a duration such as '5s' or '500ms', not {text[:40]!r}")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSpec:
+    """What to look at, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL."""
+
+    kind: Kind
+    target: str = ""
+    interval: float = 5.0
+    timeout: float = 2.0
+    failures: int = 3
+    deregister_after: float = 0.0  # 0: never
+    ttl: float = 0.0
+
+    @classmethod
+    def parse(cls, body: object) -> CheckSpec:
+        """From the `managed` object of a registration. Raises `BadCall` that names what is wrong."""
+        managed = _mapping("managed", body)
+        known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
+        if unknown := set(managed) - known:
+            raise BadCall("managed", Problem.BODY, f"managed has no field {sorted(unknown)[0]!r}; it has {sorted(known)}")
+        check = _mapping("managed.check", managed.get("check"))
+        if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
+            raise BadCall("managed.check", Problem.BODY, 'managed.check is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}')
+        kind, value = next(iter(check.items()))
+        failures = managed.get("failures", 3)
+        if not isinstance(failures, int) or not 1 <= failures <= 1000:
+            raise BadCall("managed.failures", Problem.BODY, "managed.failures is a number from 1 to 1000")
+        return cls(
+            kind,
+            _target(kind, value),
+            seconds("managed.interval", managed.get("interval", 5)),
+            seconds("managed.timeout", managed.get("timeout", 2)),
+            failures,
+            seconds("managed.deregisterAfter", managed["deregisterAfter"]) if "deregisterAfter" in managed else 0.0,
+            seconds("managed.check.ttl", value) if kind == "ttl" else 0.0,
+        )
+
+    @property
+    def host(self) -> str:
+        """The host that a check would connect to, '' for a TTL."""
+        if self.kind == "http":
+            return urlsplit(self.target).hostname or ""
+        return self.target.rpartition(":")[0].strip("[]")
+
+    def dump(self) -> dict[str, Any]:
+        """As `parse` reads it."""
+        value = f"{self.ttl:g}s" if self.kind == "ttl" else self.target
+        body: dict[str, Any] = {"interval": f"{self.interval:g}s", "timeout": f"{self.timeout:g}s"}
+        body |= {"failures": self.failures, "check": {self.kind: value}}
+        return body | ({"deregisterAfter": f"{self.deregister_after:g}s"} if self.deregister_after else {})
+
+
+def _mapping(parameter: str, body: object) -> Mapping[str, Any]:
+    if not isinstance(body, dict):
+        raise BadCall(parameter, Problem.BODY, f"{parameter} is an object")
+    return body  # pyright: ignore[reportUnknownVariableType]
+
+
+def _target(kind: str, value: object) -> str:
+    text = str(value)
+    if kind == "http":
+        parts = urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise BadCall("managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health")
+        return text
+    if kind == "tcp":
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise BadCall("managed.check.tcp", Problem.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
+        return text
+    return ""
+
+
+def local(host: str) -> bool:
+    """Whether a host is certainly this one, without asking a resolver."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(slots=True)
+class Managed:
+    """An instance that the proxy beats for. `heard` is the last sign of life of a TTL check."""
+
+    service: ServiceKey
+    instance: Instance
+    spec: CheckSpec
+    due_at: float = 0.0
+    heard: float = 0.0
+    failed: int = 0
+    failing_since: float | None = None
+    last_error: str = ""
+    actions: dict[str, int] = field(default_factory=lambda: {})
+
+    @property
+    def passing(self) -> bool:
+        return self.failing_since is None
+
+    def result(self, error: str, now: float) -> Action:
+        """A check ended ('' for a pass): what to do now. Sets when the next one is due."""
+        self.due_at = now + self.spec.interval
+        self.last_error = error
+        action = self._passed() if not error else self._failed(now)
+        self.actions[action] = self.actions.get(action, 0) + 1
+        return action
+
+    def _passed(self) -> Action:
+        self.failed, self.failing_since = 0, None
+        return "beat"
+
+    def _failed(self, now: float) -> Action:
+        self.failed += 1
+        if self.failed < self.spec.failures:
+            return "beat"
+        if self.failing_since is None:
+            self.failing_since = now
+        long = self.spec.deregister_after and now - self.failing_since >= self.spec.deregister_after
+        return "deregister" if long else "silence"
+
+    def expired(self, now: float) -> str:
+        """The error of a TTL check, '' while its last sign of life is young enough."""
+        return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"

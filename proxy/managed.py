@@ -1,0 +1,171 @@
+"""Beats for services that cannot beat by themselves: runs their checks and acts on the results.
+
+Not for: what a result means (`catalog.checks`), what is registered (the agent).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from proxy.agent import Agent
+from proxy.calls import Beat, Deregister, Register
+from proxy.catalog.checks import CheckSpec, Managed, local
+from proxy.catalog.ledger import Place
+from proxy.errors import BadCall, Problem, ProxyError
+from proxy.model import Instance, ServiceKey
+from proxy.runtime import spawn, stop
+from proxy.udp import Network, allowed
+
+log = logging.getLogger("nacos_proxy.managed")
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedPolicy:
+    """`allow` are networks that checks may reach besides this host; at most `most` managed instances."""
+
+    allow: tuple[Network, ...] = ()
+    most: int = 1_000
+    tick: float = 0.25
+    at_once: int = 50
+
+
+class Keeper:
+    """The managed instances of one agent: `start`, then `stop`."""
+
+    def __init__(self, agent: Agent, policy: ManagedPolicy) -> None:
+        self._agent = agent
+        self._policy = policy
+        self._places: dict[Place, Managed] = {}
+        self._running: set[Place] = set()
+        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = spawn(self._run(), name="managed")
+
+    async def stop(self, *, deregister: bool = False) -> None:
+        """Ends the checks; with `deregister` the instances leave the registry, which a planned stop may want."""
+        await stop(self._task)
+        if deregister:
+            for managed in list(self._places.values()):
+                await self._deregister(managed)
+        await self._client.aclose()
+
+    def check(self, spec: CheckSpec) -> None:
+        """Raises `BadCall` for a check that may not be made from here."""
+        if spec.kind != "ttl" and not local(spec.host) and not allowed(spec.host, self._policy.allow):
+            text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
+            raise BadCall("managed.check", Problem.BODY, text, status=403)
+        if len(self._places) >= self._policy.most:
+            raise BadCall("managed", Problem.OTHER, f"{self._policy.most} instances are managed already", status=429)
+
+    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> None:
+        """Register and keep beating. Raises `BadCall` or what the upstream says."""
+        self.check(spec)
+        await self._agent.write(Register(service, instance))
+        self.restore(Managed(service, instance, spec, heard=self._agent.clock.now()))
+        for listener in self._agent.on_registration:
+            listener()
+
+    def restore(self, managed: Managed) -> None:
+        """One that was managed before a restart; its first check is due at once."""
+        managed.due_at = self._agent.clock.now()
+        managed.heard = managed.heard or self._agent.clock.now()
+        place = (managed.service, managed.instance.ip, managed.instance.port)
+        self._places[place] = managed
+        registration = self._agent.catalog.ledger.find(*place)
+        if registration is not None:
+            registration.managed = managed.spec.dump()
+
+    def restore_all(self) -> int:
+        """All that the ledger says is managed; their number."""
+        for registration in self._agent.catalog.ledger:
+            if registration.managed is not None:
+                spec = CheckSpec.parse(dict(registration.managed))
+                self.restore(Managed(registration.service, registration.instance, spec))
+        return len(self._places)
+
+    def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
+        """A sign of life for a TTL check. True where there is one for it."""
+        managed = self._places.get((service, ip, port))
+        if managed is None:
+            return False
+        managed.heard = self._agent.clock.now()
+        return True
+
+    def forget(self, service: ServiceKey, ip: str, port: int) -> None:
+        """The instance was deregistered by its owner; harmless for one that is not managed."""
+        self._places.pop((service, ip, port), None)
+
+    async def _run(self) -> None:
+        clock = self._agent.clock
+        while True:
+            now = clock.now()
+            for place, managed in list(self._places.items()):
+                if managed.due_at <= now and place not in self._running and len(self._running) < self._policy.at_once:
+                    self._running.add(place)
+                    spawn(self._look_after(place, managed), name=f"check {managed.service}")
+            await clock.sleep_until(now + self._policy.tick)
+
+    async def _look_after(self, place: Place, managed: Managed) -> None:
+        try:
+            error = await self._examine(managed)
+            was = managed.passing
+            action = managed.result(error, self._agent.clock.now())
+            if managed.passing is not was:
+                state = "passes again" if managed.passing else f"fails, its beats stop: {error}"
+                log.warning("the check of %s of %s %s", managed.instance.address, managed.service, state)
+            if self._places.get(place) is not managed:
+                return
+            if action == "beat":
+                await self._beat(managed)
+            elif action == "deregister":
+                log.warning("%s of %s failed too long: deregistered", managed.instance.address, managed.service)
+                await self._deregister(managed)
+                self.forget(managed.service, managed.instance.ip, managed.instance.port)
+        finally:
+            self._running.discard(place)
+
+    async def _beat(self, managed: Managed) -> None:
+        i = managed.instance
+        try:
+            await self._agent.write(Beat(managed.service, i.ip, i.port, i.cluster, i.ephemeral, i))
+        except ProxyError as error:
+            log.info("a beat for %s of %s did not get through: %s", i.address, managed.service, error)
+
+    async def _deregister(self, managed: Managed) -> None:
+        i = managed.instance
+        try:
+            await self._agent.write(Deregister(managed.service, i.ip, i.port, i.cluster, i.ephemeral))
+        except ProxyError as error:
+            log.warning("could not deregister %s of %s: %s", i.address, managed.service, error)
+
+    async def _examine(self, managed: Managed) -> str:
+        spec = managed.spec
+        if spec.kind == "ttl":
+            return managed.expired(self._agent.clock.now())
+        try:
+            return await (self._http(spec) if spec.kind == "http" else self._tcp(spec))
+        except (httpx.HTTPError, OSError, TimeoutError, asyncio.TimeoutError) as error:
+            return str(error) or type(error).__name__
+
+    async def _http(self, spec: CheckSpec) -> str:
+        async with self._client.stream("GET", spec.target, timeout=spec.timeout) as reply:
+            return "" if reply.status_code < 400 else f"{spec.target} answered {reply.status_code}"
+
+    async def _tcp(self, spec: CheckSpec) -> str:
+        host, _, port = spec.target.rpartition(":")
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), spec.timeout)
+        writer.close()
+        return ""
+
+    def __iter__(self) -> Iterator[Managed]:
+        return iter(list(self._places.values()))
+
+    def __len__(self) -> int:
+        return len(self._places)
