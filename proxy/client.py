@@ -1,0 +1,403 @@
+"""A small synchronous client for Python services, with the method names of the legacy `nacos.NacosClient`.
+
+    from proxy.client import NacosClient
+
+    client = NacosClient("127.0.0.1:8840")
+    client.add_naming_instance("orders", "10.0.0.5", 8080, heartbeat_interval=5)
+    client.subscribe(lambda event: print(event["hosts"]), service_name="orders")
+
+Not for: servers without this proxy (the subscription is the proxy's event stream, `modify` its PATCH). Differences to
+the legacy client, all deliberate: a cluster that is not named is DEFAULT, not "None"; `modify` changes only what it is
+given; a listener gets the whole change event; a subscription survives failures and resumes where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from httpx_sse import EventSource
+
+log = logging.getLogger("nacos_proxy.client")
+
+DEFAULT_GROUP_NAME = "DEFAULT_GROUP"
+SILENCE = 40.0  # seconds without a byte, comments included, after which a stream counts as dead; they come every 15 s
+Listener = Callable[[dict[str, Any]], None]
+Metadata = Mapping[str, str] | str | None
+
+
+class NacosException(Exception):  # noqa: N818 - the legacy SDK's name
+    """A bad parameter, or a use that makes no sense."""
+
+
+class NacosRequestException(NacosException):
+    """A request failed: the proxy could not be reached, or said no. `status` is its HTTP status, 0 for no answer."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class NacosClient:
+    """Talks to one proxy. Thread-safe; a context manager that closes cleanly.
+
+    `server_addresses` is `host:port` or a URL; of several the first is used, as the proxy does the failing over.
+    `timeout` is in seconds. `token` is the proxy's API token; `username` and `password` are for a proxy that asks each
+    client for its own account (`auth = client`).
+    """
+
+    def __init__(
+        self,
+        server_addresses: str = "127.0.0.1:8840",
+        *,
+        namespace: str = "",
+        token: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        timeout: float = 3.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        address = server_addresses.split(",")[0].strip()
+        if not address:
+            raise NacosException("server_addresses is empty; the proxy's is 127.0.0.1:8840 unless it was set otherwise")
+        self.namespace = namespace
+        base = address if "://" in address else f"http://{address}"
+        headers = {"user-agent": "Nacos-Proxy-Python-Client"}
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout, transport=transport, trust_env=False)
+        self._beats: dict[tuple[str, str, str, int], threading.Event] = {}
+        self._subscriptions: dict[tuple[str, str], list[_Subscription]] = {}
+        self._lock = threading.Lock()
+        if token is None and username is not None:
+            token = self._login(username, password or "")
+        if token is not None:
+            self._http.headers["authorization"] = f"Bearer {token}"
+
+    def _login(self, username: str, password: str) -> str:
+        form = {"username": username, "password": password}
+        reply = self._send("POST", "/nacos/v1/auth/login", data=form)
+        return str(reply.json()["accessToken"])
+
+    # writes
+
+    def add_naming_instance(
+        self,
+        service_name: str,
+        ip: str,
+        port: int,
+        cluster_name: str | None = None,
+        weight: float = 1.0,
+        metadata: Metadata = None,
+        enable: bool = True,
+        healthy: bool = True,
+        ephemeral: bool = True,
+        group_name: str = DEFAULT_GROUP_NAME,
+        heartbeat_interval: float | None = None,
+    ) -> bool:
+        """Register; True where the registry took it. With `heartbeat_interval` (seconds) beats are sent until removed."""
+        _check(service_name, ip, port)
+        form = self._form(service_name, group_name, ip=ip, port=port, weight=weight, enabled=_text(enable))
+        form |= {"healthy": _text(healthy), "ephemeral": _text(ephemeral), "metadata": json.dumps(_metadata(metadata))}
+        form |= {"clusterName": cluster_name} if cluster_name else {}
+        done = self._send("POST", "/nacos/v1/ns/instance", data=form).text == "ok"
+        if done and ephemeral and heartbeat_interval is not None:
+            self._keep_beating(service_name, group_name, ip, port, cluster_name, weight, metadata, heartbeat_interval)
+        return done
+
+    def remove_naming_instance(
+        self,
+        service_name: str,
+        ip: str,
+        port: int,
+        cluster_name: str | None = None,
+        ephemeral: bool = True,
+        group_name: str = DEFAULT_GROUP_NAME,
+    ) -> bool:
+        """Deregister and stop its beats; True also for an instance that nobody knows."""
+        _check(service_name, ip, port)
+        self._stop_beating(service_name, group_name, ip, port)
+        query = self._form(service_name, group_name, ip=ip, port=port, ephemeral=_text(ephemeral))
+        query |= {"clusterName": cluster_name} if cluster_name else {}
+        return self._send("DELETE", "/nacos/v1/ns/instance", params=query).text == "ok"
+
+    def modify_naming_instance(
+        self,
+        service_name: str,
+        ip: str,
+        port: int,
+        cluster_name: str | None = None,
+        weight: float | None = None,
+        metadata: Metadata = None,
+        enable: bool | None = None,
+        ephemeral: bool = True,
+        group_name: str = DEFAULT_GROUP_NAME,
+    ) -> bool:
+        """Change what is given and nothing else; metadata is merged key by key."""
+        _check(service_name, ip, port)
+        body: dict[str, Any] = {}
+        if weight is not None:
+            body["weight"] = weight
+        if enable is not None:
+            body["enabled"] = enable
+        if metadata is not None:
+            body["metadata"] = _metadata(metadata)
+        path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{_place(ip, port)}"
+        params = {"namespace": self.namespace, "group": group_name, "cluster": cluster_name or ""}
+        self._send("PATCH", path, json=body, params={k: v for k, v in params.items() if v})
+        return True
+
+    def send_heartbeat(
+        self,
+        service_name: str,
+        ip: str,
+        port: int,
+        cluster_name: str | None = None,
+        weight: float = 1.0,
+        metadata: Metadata = None,
+        ephemeral: bool = True,
+        group_name: str = DEFAULT_GROUP_NAME,
+    ) -> dict[str, Any]:
+        """One beat; the answer has `clientBeatInterval` (ms), `code` (10200, 20404) and `lightBeatEnabled`."""
+        _check(service_name, ip, port)
+        grouped = service_name if "@@" in service_name else f"{group_name}@@{service_name}"
+        beat = {"serviceName": grouped, "ip": ip, "port": port, "weight": weight, "ephemeral": ephemeral}
+        beat |= {"cluster": cluster_name or "DEFAULT", "metadata": _metadata(metadata)}
+        form = self._form(service_name, group_name, beat=json.dumps(beat))
+        return self._send("PUT", "/nacos/v1/ns/instance/beat", data=form).json()
+
+    # reads
+
+    def list_naming_instance(
+        self,
+        service_name: str,
+        clusters: str | Sequence[str] | None = None,
+        namespace_id: str | None = None,
+        group_name: str | None = None,
+        healthy_only: bool = False,
+    ) -> dict[str, Any]:
+        """The service as Nacos lists it: `name`, `groupName`, `clusters`, `hosts` and so on."""
+        _check(service_name)
+        query = self._form(service_name, group_name or DEFAULT_GROUP_NAME, healthyOnly=_text(healthy_only))
+        if clusters:
+            query["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
+        if namespace_id:
+            query["namespaceId"] = namespace_id
+        return self._send("GET", "/nacos/v1/ns/instance/list", params=query).json()
+
+    def get_naming_instance(
+        self,
+        service_name: str,
+        ip: str,
+        port: int,
+        cluster_name: str | None = None,
+        group_name: str = DEFAULT_GROUP_NAME,
+    ) -> dict[str, Any]:
+        """One instance: `service`, `ip`, `port`, `clusterName`, `weight`, `healthy`, `instanceId`, `metadata`."""
+        _check(service_name, ip, port)
+        query = self._form(service_name, group_name, ip=ip, port=port)
+        query |= {"clusterName": cluster_name} if cluster_name else {}
+        return self._send("GET", "/nacos/v1/ns/instance", params=query).json()
+
+    # events
+
+    def subscribe(
+        self,
+        listener_fn: Listener | Sequence[Listener],
+        listener_interval: float = 7,
+        service_name: str = "",
+        clusters: str | Sequence[str] | None = None,
+        namespace_id: str | None = None,
+        group_name: str | None = None,
+        healthy_only: bool = False,
+    ) -> None:
+        """Call the listeners, in a thread, with each `snapshot` and `change` event of the service: the parsed object
+        with `event` (its type), `hosts` and, for a change, `added`, `modified`, `removed`, `source`.
+
+        Returns at once. `listener_interval` is what the legacy client polled by; here it bounds reconnection (seconds).
+        """
+        _check(service_name)
+        listeners = [listener_fn] if callable(listener_fn) else list(listener_fn)
+        params: dict[str, str] = {"service": service_name, "namespace": namespace_id or self.namespace}
+        params |= {"group": group_name or DEFAULT_GROUP_NAME, "healthy_only": _text(healthy_only)}
+        if clusters:
+            params["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
+        subscription = _Subscription(self._http, {k: v for k, v in params.items() if v}, listeners, listener_interval)
+        with self._lock:
+            self._subscriptions.setdefault((service_name, params["group"]), []).append(subscription)
+        subscription.start()
+
+    def unsubscribe(self, service_name: str, listener: Listener | None = None, group_name: str | None = None) -> None:
+        """End the subscriptions of a service, or only those calls to `listener`."""
+        with self._lock:
+            key = (service_name, group_name or DEFAULT_GROUP_NAME)
+            kept: list[_Subscription] = []
+            for subscription in self._subscriptions.pop(key, []):
+                subscription.listeners = [f for f in subscription.listeners if listener is not None and f != listener]
+                if subscription.listeners:
+                    kept.append(subscription)
+                else:
+                    subscription.stop()
+            if kept:
+                self._subscriptions[key] = kept
+
+    def stop_subscribe(self) -> None:
+        """End all subscriptions."""
+        with self._lock:
+            ended = [s for group in self._subscriptions.values() for s in group]
+            self._subscriptions.clear()
+        for subscription in ended:
+            subscription.stop()
+        for subscription in ended:
+            subscription.join()
+
+    # beats
+
+    def _keep_beating(self, service: str, group: str, ip: str, port: int, *details: Any) -> None:
+        *rest, interval = details
+        self._stop_beating(service, group, ip, port)
+        stop = threading.Event()
+        self._beats[(service, group, ip, port)] = stop
+
+        def beat() -> None:
+            while not stop.wait(interval):
+                try:
+                    self.send_heartbeat(service, ip, port, *rest, group_name=group)
+                except NacosException as error:
+                    log.warning("a beat of %s %s:%s failed: %s", service, ip, port, error)
+
+        threading.Thread(target=beat, name=f"beat {service} {ip}:{port}", daemon=True).start()
+
+    def _stop_beating(self, service: str, group: str, ip: str, port: int) -> None:
+        stop = self._beats.pop((service, group, ip, port), None)
+        if stop is not None:
+            stop.set()
+
+    # transport
+
+    def _form(self, service_name: str, group_name: str, **fields: object) -> dict[str, str]:
+        form = {"serviceName": service_name, "groupName": group_name, **{k: str(v) for k, v in fields.items()}}
+        return form | ({"namespaceId": self.namespace} if self.namespace else {})
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            reply = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise NacosRequestException(f"no answer from the proxy at {self._http.base_url}: {error}") from error
+        if reply.status_code >= 400:
+            raise NacosRequestException(f"{method} {path}: {reply.status_code} {reply.text.strip()}", reply.status_code)
+        return reply
+
+    def close(self) -> None:
+        """Ends beats, subscriptions and connections."""
+        for stop in self._beats.values():
+            stop.set()
+        self._beats.clear()
+        self.stop_subscribe()
+        self._http.close()
+
+    def __enter__(self) -> NacosClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Subscription:
+    """One event stream in a thread of its own; reconnects with the last id, so that nothing is missed."""
+
+    def __init__(self, http: httpx.Client, params: dict[str, str], listeners: list[Listener], longest: float) -> None:
+        self.listeners = listeners
+        self._http = http
+        self._params = params
+        self._longest = longest
+        self._stopped = threading.Event()
+        self._socket: socket.socket | None = None
+        self._last_id = ""
+        self._thread = threading.Thread(target=self._run, name=f"events {params['service']}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the stream at once: a reader that waits for the next event is woken by its socket's end."""
+        self._stopped.set()
+        waiting = self._socket
+        if waiting is not None:
+            with contextlib.suppress(OSError):
+                waiting.shutdown(socket.SHUT_RDWR)
+
+    def join(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        wait = 0.1
+        while not self._stopped.is_set():
+            try:
+                self._follow()
+                wait = 0.1
+            except (httpx.HTTPError, NacosException) as error:
+                if self._stopped.is_set():
+                    return
+                log.warning("the events of %s broke off, trying again: %s", self._params["service"], error)
+            self._stopped.wait(wait)
+            wait = min(wait * 2, self._longest)
+
+    def _follow(self) -> None:
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": self._last_id} if self._last_id else {})
+        timeout = httpx.Timeout(3.0, read=SILENCE)
+        with self._http.stream("GET", "/api/v1/events", params=self._params, headers=headers, timeout=timeout) as reply:
+            if reply.status_code != 200:
+                reply.read()
+                raise NacosRequestException(f"{reply.status_code} {reply.text}", reply.status_code)
+            self._socket = reply.extensions["network_stream"].get_extra_info("socket")
+            for event in EventSource(reply).iter_sse():
+                if self._stopped.is_set():
+                    return
+                self._last_id = event.id or self._last_id
+                if event.event in ("snapshot", "change"):
+                    self._tell({"event": event.event, **json.loads(event.data)})
+
+    def _tell(self, change: dict[str, Any]) -> None:
+        for listener in list(self.listeners):
+            try:
+                listener(change)
+            except Exception:
+                log.exception("a listener of %s failed", self._params["service"])
+
+
+def _check(service_name: str, ip: str = "-", port: int = 0) -> None:
+    if not service_name:
+        raise NacosException("service_name is required")
+    if not ip:
+        raise NacosException("ip is required")
+    try:
+        number = int(port)
+    except (TypeError, ValueError) as error:
+        raise NacosException(f"port is a number from 0 to 65535, not {port!r}") from error
+    if not 0 <= number <= 65535:
+        raise NacosException(f"port is a number from 0 to 65535, not {port!r}")
+
+
+def _metadata(metadata: Metadata) -> dict[str, str]:
+    if not metadata:
+        return {}
+    if isinstance(metadata, str):
+        if metadata.lstrip().startswith("{"):
+            return {str(k): str(v) for k, v in json.loads(metadata).items()}
+        return dict(part.split("=", 1) for part in metadata.split(","))
+    return {str(k): str(v) for k, v in metadata.items()}
+
+
+def _text(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _place(ip: str, port: int) -> str:
+    return quote(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", safe="[]:.")
