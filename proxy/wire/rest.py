@@ -1,0 +1,261 @@
+"""The JSON of our own API: bodies → calls; snapshots, instances and changes → JSON.
+
+Not for: parameters (`query`), errors (`problem`), streams (`sse`), headers of freshness (`catalog.look`). What a caller
+sends is read strictly: an unknown field is an error that names it, since a misspelt `weigth` would route traffic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from proxy.calls import (
+    Beat,
+    BeatResult,
+    Deregister,
+    ListServices,
+    Register,
+    ServicePage,
+    Update,
+    check_cluster,
+    check_instance,
+    check_metadata,
+    check_weight,
+)
+from proxy.errors import BadCall, Problem
+from proxy.model import DEFAULT_CLUSTER, Change, Instance, ServiceKey, Snapshot
+from proxy.wire.base import host_json
+from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
+
+# --- bodies → calls ----------------------------------------------------------------------------------------------
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type(name, "a text")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type(name, "true or false")
+    return value
+
+
+def _weight(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, "a number")
+    return check_weight(float(value))
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(name, "a whole number")
+    return value
+
+
+def _metadata(name: str, value: object) -> Mapping[str, str]:
+    # orjson gives text keys only
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        text = f"Param '{name}' is illegal, it must be an object whose values are texts."
+        raise BadCall(name, Problem.METADATA, text)
+    metadata: dict[str, str] = value  # pyright: ignore[reportUnknownVariableType]
+    checked(check_metadata, metadata)
+    return metadata
+
+
+def _as_it_is(name: str, value: object) -> object:
+    return value
+
+
+def _wrong_type(name: str, wanted: str) -> BadCall:
+    return BadCall(name, Problem.BODY, f"Param '{name}' is illegal, it must be {wanted}.")
+
+
+_FIELDS: dict[str, Callable[[str, object], Any]] = {
+    "ip": _text,
+    "port": _whole,
+    "cluster": _text,
+    "clusterName": _text,
+    "weight": _weight,
+    "metadata": _metadata,
+    "ephemeral": _flag,
+    "enabled": _flag,
+    "healthy": _flag,
+    "managed": _as_it_is,
+}
+_INSTANCE_FIELDS = ("weight", "metadata", "ephemeral", "enabled", "healthy")
+REGISTER_FIELDS = tuple(_FIELDS)
+UPDATE_FIELDS = ("weight", "enabled", "metadata")
+BEAT_FIELDS = ("weight", "metadata", "ephemeral")
+
+
+def read_object(body: bytes, fields: Collection[str]) -> dict[str, Any]:
+    """A JSON object with none but these fields, each read and checked. Raises `BadCall` that names the field."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadCall("", Problem.BODY, f"The body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadCall("", Problem.BODY, "The body must be a JSON object.")
+    given: dict[str, object] = value  # pyright: ignore[reportUnknownVariableType]
+    for name in given:
+        if name not in fields:
+            text = f"Param '{name[:100]}' is not known here; known are: {', '.join(fields)}."
+            raise BadCall(name[:100], Problem.BODY, text)
+    return {name: _FIELDS[name](name, item) for name, item in given.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Registering:
+    """A registration as our API takes it; `managed` is the JSON that asks us to beat for it, None where it does not."""
+
+    call: Register
+    managed: object = None
+
+
+def read_register(service: ServiceKey, body: bytes) -> Registering:
+    fields = read_object(body, REGISTER_FIELDS)
+    for name in ("ip", "port"):
+        if name not in fields:
+            raise missing(name)
+    clusters = {fields[name] for name in ("cluster", "clusterName") if fields.get(name)}
+    if len(clusters) > 1:
+        raise illegal("cluster", "Params 'cluster' and 'clusterName' name two different clusters.")
+    ip, port, managed = fields["ip"], read_port(fields["port"]), fields.get("managed")
+    ip = read_ip(ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip)
+    cluster = clusters.pop() if clusters else DEFAULT_CLUSTER
+    checked(check_cluster, cluster)
+    rest = {name: fields[name] for name in _INSTANCE_FIELDS if name in fields}
+    instance = Instance(ip, port, cluster, **rest)
+    checked(check_instance, instance)
+    return Registering(Register(service, instance), managed)
+
+
+def read_update(service: ServiceKey, address: Address, query: Query, body: bytes) -> Update:
+    """A PATCH: only what the body names changes."""
+    fields = read_object(body, UPDATE_FIELDS)
+    if not fields:
+        raise BadCall("", Problem.BODY, f"The body names nothing to change; known are: {', '.join(UPDATE_FIELDS)}.")
+    cluster = read_cluster(query) or DEFAULT_CLUSTER
+    return Update(service, address.ip, address.port, cluster, partial=True, **fields)
+
+
+def read_deregister(service: ServiceKey, address: Address, query: Query) -> Deregister:
+    cluster = read_cluster(query) or DEFAULT_CLUSTER
+    return Deregister(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
+
+
+def read_beat(service: ServiceKey, address: Address, query: Query, body: bytes) -> Beat:
+    """With a body a full beat, which registers an unknown instance; without one a light beat."""
+    cluster = read_cluster(query) or DEFAULT_CLUSTER
+    if not body.strip():
+        return Beat(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
+    fields = read_object(body, BEAT_FIELDS)
+    ephemeral = fields.pop("ephemeral", query.flag("ephemeral", True))
+    instance = Instance(address.ip, address.port, cluster, ephemeral=ephemeral, **fields)
+    checked(check_instance, instance)
+    return Beat(service, address.ip, address.port, cluster, ephemeral, full=instance)
+
+
+# --- values → JSON -----------------------------------------------------------------------------------------------
+
+
+def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
+    """The fields of a Nacos list in its order, then `namespaceId`, `revision` and `stale` of ours."""
+    selection, key = view.of(snapshot), snapshot.key
+    shown: dict[str, Any] = {
+        "name": key.grouped,
+        "groupName": key.group,
+        "clusters": view.clusters,
+        "cacheMillis": snapshot.cache_millis,
+        "hosts": hosts_json(selection.hosts, key),
+        "lastRefTime": snapshot.last_ref_time,
+        "checksum": "",
+        "allIPs": False,
+        "reachProtectionThreshold": selection.protected,
+        "valid": True,
+        "namespaceId": key.namespace,
+        "revision": snapshot.revision,
+        "stale": stale,
+    }
+    for name in sorted(snapshot.extra):
+        shown.setdefault(name, snapshot.extra[name])
+    return shown
+
+
+def hosts_json(hosts: Iterable[Instance], key: ServiceKey) -> list[dict[str, Any]]:
+    return [host_json(host, key) for host in hosts]
+
+
+def change_json(change: Change, view: View) -> dict[str, Any] | None:
+    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None where the view shows none."""
+    before, after, key = view.of(change.before), view.of(change.after), change.key
+    old, new = {i.key: i for i in before.hosts}, {i.key: i for i in after.hosts}
+    added = [i for i in after.hosts if i.key not in old]
+    modified = [i for i in after.hosts if i.key in old and old[i.key] != i]
+    removed = [i for i in before.hosts if i.key not in new]
+    frame = (before.protected, change.before.cache_millis, change.before.extra)
+    if not (added or modified or removed) and frame == (after.protected, change.after.cache_millis, change.after.extra):
+        return None
+    return {
+        **snapshot_json(change.after, view),
+        "added": hosts_json(added, key),
+        "modified": hosts_json(modified, key),
+        "removed": hosts_json(removed, key),
+        "source": change.source,
+    }
+
+
+def instances_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
+    """Every instance that is known with its true health, also disabled ones, which a snapshot hides."""
+    clusters = view.cluster_set
+    rows = [i for i in snapshot.instances if not clusters or i.cluster in clusters]
+    rows = [i for i in rows if i.healthy or not view.healthy_only]
+    key = snapshot.key
+    return {
+        "name": key.grouped,
+        "namespaceId": key.namespace,
+        "count": len(rows),
+        "instances": hosts_json(rows, key),
+        "revision": snapshot.revision,
+        "stale": stale,
+    }
+
+
+def page_json(call: ListServices, page: ServicePage, *, stale: bool = False) -> dict[str, Any]:
+    return {
+        "namespaceId": call.namespace,
+        "groupName": call.group,
+        "count": page.count,
+        "page": call.page,
+        "size": call.size,
+        "services": list(page.names),
+        "stale": stale,
+    }
+
+
+def beat_json(result: BeatResult) -> dict[str, Any]:
+    """As Nacos answers a beat, then what else the server said."""
+    ours = {"clientBeatInterval": result.interval, "code": result.code, "lightBeatEnabled": result.light}
+    return {**ours, **{name: value for name, value in result.extra.items() if name not in ours}}
+
+
+# --- validators --------------------------------------------------------------------------------------------------
+
+
+def etag(revision: str, *variant: object) -> str:
+    """The entity tag of one representation of a snapshot: the revision, and what else its bytes depend on."""
+    if not any(variant):
+        return f'"{revision}"'
+    return f'"{revision}-{blake2b(repr(variant).encode("utf-8", "replace"), digest_size=4).hexdigest()}"'
+
+
+def tag_matches(if_none_match: str, tag: str) -> bool:
+    """Whether an If-None-Match (a list, `*`, weak ones too) covers the tag (RFC 9110 13.1.2, weak comparison)."""
+    return if_none_match.strip() == "*" or tag in re.findall(r'"[^"]*"', if_none_match)
