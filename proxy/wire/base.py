@@ -29,7 +29,8 @@ Pairs = tuple[tuple[str, str], ...]
 class HttpRequest:
     """A request without its connection. `path` starts behind the context path: `/v1/ns/instance/list`.
 
-    `headers` has lower-case names. `query` and `form` are decoded pairs in the order of the wire.
+    `headers` has lower-case names. `query` and `form` are decoded pairs in the order of the wire. `context` is the
+    context path that stood before the path; error pages show both.
     """
 
     method: str
@@ -37,14 +38,17 @@ class HttpRequest:
     query: Pairs = ()
     form: Pairs = ()
     headers: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    context: str = "/nacos"
 
     @classmethod
-    def parse(cls, method: str, path: str, query: str, body: bytes, headers: Mapping[str, str]) -> HttpRequest:
+    def parse(
+        cls, method: str, path: str, query: str, body: bytes, headers: Mapping[str, str], context: str = "/nacos"
+    ) -> HttpRequest:
         """From the raw query string and body; the body counts only where it is a form (NACOS.md 1.2)."""
         form: Pairs = ()
         if headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE:
             form = pairs(body.decode("utf-8", "replace"))
-        return cls(method, path, pairs(query), form, headers)
+        return cls(method, path, pairs(query), form, headers, context)
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -58,6 +62,11 @@ class HttpRequest:
     def target(self) -> str:
         """Path and query as they go on the wire."""
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+
+    @property
+    def body(self) -> bytes:
+        """The form as it goes on the wire, with `FORM_TYPE`; empty where there is none."""
+        return urlencode(self.form).encode()
 
 
 def pairs(text: str) -> Pairs:
@@ -128,6 +137,16 @@ class ReadService(Call[Selection]):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPage(ReadService):
+    """A catalog page over the instances of a service; `page` counts from 1."""
+
+    page: int = 1
+    size: int = 10
+    healthy: bool | None = None
+    enabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceView:
     """The result of `ReadService`: the snapshot it was taken from and what of it shows."""
 
@@ -151,7 +170,8 @@ class Operation(Generic[C, R]):
 
     Server role: `read_request` raises `BadCall`; `write_reply` gets the call and its result.
     Client role: `write_request` (None: this dialect cannot ask for it) and `read_reply`, which raises `Malformed`
-    for what it cannot read and `Refused` for a no.
+    for what it cannot read and `Refused` for a no. `asks` are the calls that it carries where they are others than
+    `call`: a list carries a `Fetch` to a server, and a `ReadService` from a client.
     """
 
     method: str
@@ -161,6 +181,7 @@ class Operation(Generic[C, R]):
     write_reply: Callable[[C, R], HttpReply]
     write_request: Callable[[C], HttpRequest] | None = None
     read_reply: Callable[[C, HttpReply], R] | None = None
+    asks: tuple[type, ...] = ()
 
 
 class Dialect(Protocol):
@@ -213,3 +234,41 @@ class Repeatable(NamedTuple):
 
 
 REPEATABLE = "nacos_proxy.repeatable"
+
+
+class Channel(Protocol):
+    """A response body that goes straight to the transport, without a task: for streams with many idle readers.
+
+    Got from `take = scope["extensions"][STREAM]`, after `http.response.start` was sent without a content-length:
+    `take()` gives a `Channel`, or None where this request cannot have one (then send it the ordinary way). From then
+    on the app sends no more and returns; the connection keeps the channel alive. Chunks are framed once with `frame`
+    and may be shared by all channels.
+    """
+
+    @staticmethod
+    def frame(data: bytes) -> bytes:
+        """The bytes as they travel (chunked coding, RFC 9112 7.1); of b"" it is b""."""
+        ...
+
+    def write(self, chunk: bytes) -> bool:
+        """Hands framed bytes over, always. False: the reader is slow, write no more until `on_drain`'s call; or gone."""
+        ...
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """`callback` is called each time when a slow reader has caught up."""
+        ...
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """`callback` is called once, when the stream has ended, whoever ended it; at once if it has ended already."""
+        ...
+
+    def farewell(self, chunk: bytes) -> None:
+        """Framed bytes to write before the end, where this server ends the stream because it stops."""
+        ...
+
+    def close(self) -> None:
+        """Ends the stream as it should be; the connection can carry the next request. Harmless when done before."""
+        ...
+
+
+STREAM = "nacos_proxy.stream"
