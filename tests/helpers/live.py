@@ -1,0 +1,300 @@
+"""Real servers as real processes: on free ports of 127.0.0.1, with data of their own, ended by their handle.
+
+Not for: testing a decision. That needs no port.
+
+How the tests find what they cannot start by themselves:
+    NACOS_PROXY_TEST_RNACOS           path of the rnacos binary; empty: none; not set: looked for on PATH, ~/.cargo/bin
+    NACOS_PROXY_TEST_REQUIRE_RNACOS   1: a missing binary is an error, not a skip
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+from proxy.runtime import SystemClock
+
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+GRPC_OFFSET = 1000  # Nacos clients look for gRPC on the HTTP port + 1000
+LISTENING = re.compile(r"listening on (\S+)")
+
+P = TypeVar("P", bound="Process")
+
+
+def free_port(*, and_offset: int = 0) -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on, and, with an offset, port + offset neither."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + and_offset if and_offset else 0))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class Process:
+    """A child process whose output is read all the time, and which does not outlive its `with`."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        self.command = list(command)
+        self.env = dict(os.environ if env is None else env)
+        self.cwd = cwd
+        self._popen: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._lines: list[str] = []
+        self._said = threading.Condition()
+
+    @property
+    def log(self) -> str:
+        """Everything that it has printed, over all its lives."""
+        with self._said:
+            return "".join(self._lines)
+
+    @property
+    def pid(self) -> int:
+        return self._alive().pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def start(self) -> None:
+        if self.running:
+            raise RuntimeError(f"{self.command[0]} runs already")
+        self._popen = subprocess.Popen(
+            self.command,
+            env=self.env,
+            cwd=self.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        stdout = self._popen.stdout
+        assert stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(stdout,), daemon=True)
+        self._reader.start()
+
+    def wait_for(self, pattern: re.Pattern[str], *, since: int = 0, seconds: float = START_SECONDS) -> re.Match[str]:
+        """The first match in the lines printed after the first `since` ones; fails when the process ends before."""
+        with self._said:
+            self._said.wait_for(lambda: self._find(pattern, since) or self._silent(), seconds)
+            found = self._find(pattern, since)
+        if found is None:
+            self.kill()
+            raise RuntimeError(f"{self.command} never said {pattern.pattern!r}; it said:\n{self.log}")
+        return found
+
+    def signal(self, number: int) -> None:
+        self._alive().send_signal(number)
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
+        """Its exit code; what it printed last is in the log by then."""
+        code = self._alive().wait(seconds)
+        if self._reader is not None:
+            self._reader.join(seconds)
+        return code
+
+    def terminate(self, seconds: float = STOP_SECONDS) -> int:
+        """SIGTERM and the exit code. One that does not end in time is killed, and that is an error."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RuntimeError(f"{self.command} did not end on SIGTERM in {seconds} s; it said:\n{self.log}") from None
+
+    def kill(self) -> None:
+        """SIGKILL; harmless for one that has ended."""
+        if self._popen is not None:
+            self._popen.kill()
+            self.wait()
+
+    def close(self) -> None:
+        """End it if it still runs."""
+        if self.running:
+            self.terminate()
+
+    def __enter__(self: P) -> P:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _alive(self) -> subprocess.Popen[str]:
+        if self._popen is None:
+            raise RuntimeError(f"{self.command[0]} was never started")
+        return self._popen
+
+    def _read(self, stdout: IO[str]) -> None:
+        with stdout:
+            for line in stdout:
+                with self._said:
+                    self._lines.append(line)
+                    self._said.notify_all()
+        with self._said:
+            self._reader = None
+            self._said.notify_all()
+
+    def _silent(self) -> bool:
+        return self._reader is None
+
+    def _find(self, pattern: re.Pattern[str], since: int) -> re.Match[str] | None:
+        return next((found for line in self._lines[since:] if (found := pattern.search(line))), None)
+
+
+class ProxyProcess(Process):
+    """The proxy as its users run it: `python -m proxy serve --port 0 …`, ready when it says where it listens.
+
+    A second `start()` comes back on the port and with the state of the first, as a restart by systemd does.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        state_dir: Path | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "proxy", "serve"),
+    ) -> None:
+        self._own_state = None if state_dir else tempfile.TemporaryDirectory(prefix="nacos-proxy-state-")
+        self.state_dir = state_dir or Path(self._own_state.name if self._own_state else "")
+        self.arguments = arguments
+        self.address = ""
+        self.port = 0
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+        super().__init__(command, env=clean | {"NACOS_PROXY_STATE_DIR": str(self.state_dir)} | dict(env or {}))
+        self._base = list(command)
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`, without a slash at its end."""
+        return self.address
+
+    def start(self) -> None:
+        port = () if "--port" in self.arguments else ("--port", str(self.port))
+        self.command = [*self._base, *port, *self.arguments]
+        said_before = len(self._lines)
+        super().start()
+        self.address = self.wait_for(LISTENING, since=said_before)[1].rstrip("/")
+        if (number := re.search(r":(\d+)$", self.address)) is not None:
+            self.port = int(number[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self._own_state is not None:
+                self._own_state.cleanup()
+
+
+class RNacos(Process):
+    """A real r-nacos. A second `start()` comes back on the same ports and data, as after a crash."""
+
+    def __init__(self, binary: str, *, settings: Mapping[str, str] | None = None) -> None:
+        self._data = tempfile.TemporaryDirectory(prefix="r-nacos-")
+        self._settings = dict(settings or {})
+        self._clock = SystemClock()
+        self.port = 0
+        super().__init__([binary], cwd=Path(self._data.name))
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`; the API is below `/nacos`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def grpc_port(self) -> int:
+        return self.port + GRPC_OFFSET
+
+    def start(self) -> None:
+        """Started and ready, or an error with what it said. A port that somebody took meanwhile is no error."""
+        attempts = 1 if self.port else 3
+        for left in reversed(range(attempts)):
+            self.port = self.port if attempts == 1 else free_port(and_offset=GRPC_OFFSET)
+            self._configure()
+            super().start()
+            if self._until(self._ready, START_SECONDS):
+                return
+            self.kill()
+            if not left:
+                raise RuntimeError(f"r-nacos did not become ready on port {self.port}; it said:\n{self.log}")
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._data.cleanup()
+
+    def _configure(self) -> None:
+        foreign = {name: value for name, value in os.environ.items() if not name.startswith("RNACOS_")}
+        self.env = {
+            **foreign,
+            "RNACOS_SDK_HOST": "127.0.0.1",
+            "RNACOS_HTTP_PORT": str(self.port),
+            "RNACOS_GRPC_PORT": str(self.grpc_port),
+            "RNACOS_HTTP_CONSOLE_PORT": "0",  # 0: no console of its own
+            "RNACOS_DATA_DIR": str(Path(self._data.name) / "data"),
+            "RUST_LOG": "warn",
+            **self._settings,
+        }
+
+    def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        end = self._clock.now() + seconds
+        while self._clock.now() < end:
+            if condition():
+                return True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._alive().wait(0.02)
+                return False
+        return False
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/nacos/v1/console/health/readiness", timeout=2) as answer:
+                return answer.status == 200
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return False
+        except OSError:
+            return False
+
+
+def rnacos_binary(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where r-nacos is, or None; a name that the environment gives and that is none is an error."""
+    named = environ.get("NACOS_PROXY_TEST_RNACOS")
+    if named:
+        if found := shutil.which(named):
+            return found
+        raise RuntimeError(f"NACOS_PROXY_TEST_RNACOS names {named}, which cannot be run")
+    if named == "":
+        return None
+    return shutil.which("rnacos") or shutil.which(str(Path.home() / ".cargo" / "bin" / "rnacos"))
+
+
+def rnacos_required(environ: Mapping[str, str] = os.environ) -> bool:
+    return environ.get("NACOS_PROXY_TEST_REQUIRE_RNACOS") == "1"
