@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope, Send
 
-from proxy.catalog.look import Look
+from proxy.catalog.look import Look, Wants
 from proxy.errors import BadCall, Problem
 from proxy.wire.base import REPEATABLE, HttpReply, HttpRequest, Repeatable
+
+ANY_AGE = Wants()
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -41,7 +45,9 @@ def to_request(scope: Scope, path: str, body: bytes) -> HttpRequest:
 
 async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:
     """One answer, its length known; `head_only` for HEAD."""
-    headers = [(b"content-length", str(len(reply.body)).encode())]
+    headers: list[tuple[bytes, bytes]] = []
+    if reply.status not in (204, 304):  # RFC 9110 8.6: a 204 must not say a length, a 304 not that of its own body
+        headers.append((b"content-length", str(len(reply.body)).encode()))
     if reply.content_type is not None:
         headers.append((b"content-type", reply.content_type.encode("latin-1")))
     headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
@@ -49,7 +55,22 @@ async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -
     await send({"type": "http.response.body", "body": b"" if head_only else reply.body})
 
 
-def mark(scope: Scope, key: object, look: Look, now: float, kind: str) -> None:
-    """Let the fast path repeat the answer that follows, where it comes from a fresh entry."""
-    if not look.stale and look.snapshot is not None:
-        scope[REPEATABLE] = Repeatable(key, now - look.age, now + look.ttl, kind)
+def mark(
+    scope: Scope,
+    key: Hashable,
+    look: Look,
+    now: float,
+    kind: str,
+    wants: Wants = ANY_AGE,
+    draw: Callable[[], bytes] | None = None,
+) -> None:
+    """Let the fast path repeat the answer that follows, where it comes from a fresh entry and the request allows it.
+
+    A request that wants the upstream asked is never answered from memory, one with a `max-age` only that long.
+    """
+    if look.stale or look.snapshot is None or wants.no_cache:
+        return
+    born, until = now - look.age, now + look.ttl
+    if wants.max_age is not None:
+        until = min(until, born + wants.max_age)
+    scope[REPEATABLE] = Repeatable(key, born, until, kind, draw)

@@ -73,12 +73,13 @@ class NacosApi:
     async def _perform(self, call: Any, request: HttpRequest, scope: Scope) -> tuple[Any, Pairs]:
         agent = self._agent
         if isinstance(call, ReadService):
-            look = await agent.read(call.service, Wants.parse(request.headers.get("cache-control", "")))
+            wants = Wants.parse(request.headers.get("cache-control", ""))
+            look = await agent.read(call.service, wants)
             assert look.snapshot is not None
             if self._on_list is not None:
                 self._on_list(call)
             if call.push is None:
-                mark(scope, call.service, look, agent.clock.now(), "list")
+                mark(scope, call.service, look, agent.clock.now(), "list", wants)
             return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
         if isinstance(call, ReadInstance):
             instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))

@@ -45,15 +45,15 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a reader listens to: services by key, or every service of a namespace (`everything`), and what of them."""
+    """What a reader listens to: services by key, or every one of a (namespace, group) (`everything`), and what of them."""
 
     keys: frozenset[ServiceKey] = frozenset()
-    everything: str | None = None
+    everything: tuple[str, str] | None = None
     clusters: frozenset[str] = frozenset()
     healthy_only: bool = False
 
     def wants(self, key: ServiceKey) -> bool:
-        return key in self.keys or self.everything == key.namespace
+        return key in self.keys or self.everything == (key.namespace, key.group)
 
     @property
     def variant(self) -> Hashable:
@@ -97,7 +97,7 @@ class Mailbox:
 @dataclass(slots=True)
 class _Readers:
     by_key: dict[ServiceKey, dict[Mailbox, None]] = field(default_factory=lambda: {})
-    everything: dict[str, dict[Mailbox, None]] = field(default_factory=lambda: {})
+    everything: dict[tuple[str, str], dict[Mailbox, None]] = field(default_factory=lambda: {})
     all: dict[Mailbox, None] = field(default_factory=lambda: {})
 
 
@@ -110,7 +110,7 @@ class Hub:
         self._policy = policy
         self._history: deque[Event] = deque(maxlen=policy.history)
         self._readers = _Readers()
-        self._encoded: LRUCache[tuple[int, int, Hashable], bytes] = LRUCache(policy.encoded)
+        self._encoded: LRUCache[tuple[int, int, Hashable], tuple[Event, bytes]] = LRUCache(policy.encoded)
 
     def id_of(self, number: int) -> str:
         return f"{self.epoch}-{number}"
@@ -133,7 +133,7 @@ class Hub:
         if isinstance(body, Notice):
             return self._readers.all
         listeners = self._readers.by_key.get(body.key)
-        every = self._readers.everything.get(body.key.namespace)
+        every = self._readers.everything.get((body.key.namespace, body.key.group))
         if not every:
             return listeners or ()
         return (*(listeners or ()), *every)
@@ -178,10 +178,11 @@ class Hub:
     def encoded(self, event: Event, variant: Hashable, encode: Callable[[Event], bytes]) -> bytes:
         """The event's bytes for a variant, made once and shared by all readers that see the same change."""
         slot = (event.number, id(event.body), variant)
-        data = self._encoded.get(slot)
-        if data is None:
-            data = self._encoded[slot] = encode(event)
-        return data
+        kept = self._encoded.get(slot)
+        if kept is None:
+            # the event is kept with its bytes: while it lives, no other body can have its id
+            kept = self._encoded[slot] = (event, encode(event))
+        return kept[1]
 
     @property
     def readers(self) -> int:
