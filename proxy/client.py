@@ -33,7 +33,7 @@ Listener = Callable[[dict[str, Any]], None]
 Metadata = Mapping[str, str] | str | None
 
 
-class NacosException(Exception):  # noqa: N818 - the legacy SDK's name
+class NacosException(Exception):
     """A bad parameter, or a use that makes no sense."""
 
 

@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS registration (
 """
 
 
-class StateLocked(Exception):  # noqa: N818 - a reason not to start, told to the operator as it stands
+class StateLocked(Exception):
     """Another process holds the state directory."""
 
 

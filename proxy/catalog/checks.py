@@ -1,10 +1,10 @@
 """Heartbeats on behalf of services: what a check's results mean. Told the time and the results, it never looks.
 
-    result            | while passing        | while failing
-    ------------------|----------------------|------------------------------------------------------
-    pass              | beat                 | beat, passing again
-    fail              | after n in a row:    | silence: the registry turns the instance unhealthy;
-                      | failing              | after `deregister_after` seconds of it: deregister
+result            | while passing        | while failing
+------------------|----------------------|------------------------------------------------------
+pass              | beat                 | beat, passing again
+fail              | after n in a row:    | silence: the registry turns the instance unhealthy;
+                  | failing              | after `deregister_after` seconds of it: deregister
 """
 
 from __future__ import annotations
@@ -56,10 +56,16 @@ class CheckSpec:
         managed = _mapping("managed", body)
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
-            raise BadCall("managed", Problem.BODY, f"managed has no field {sorted(unknown)[0]!r}; it has {sorted(known)}")
+            raise BadCall(
+                "managed", Problem.BODY, f"managed has no field {sorted(unknown)[0]!r}; it has {sorted(known)}"
+            )
         check = _mapping("managed.check", managed.get("check"))
         if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
-            raise BadCall("managed.check", Problem.BODY, 'managed.check is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}')
+            raise BadCall(
+                "managed.check",
+                Problem.BODY,
+                'managed.check is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}',
+            )
         kind, value = next(iter(check.items()))
         failures = managed.get("failures", 3)
         if not isinstance(failures, int) or not 1 <= failures <= 1000:
@@ -100,7 +106,9 @@ def _target(kind: str, value: object) -> str:
     if kind == "http":
         parts = urlsplit(text)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise BadCall("managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health")
+            raise BadCall(
+                "managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
+            )
         return text
     if kind == "tcp":
         host, _, port = text.rpartition(":")

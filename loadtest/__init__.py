@@ -1,0 +1,1 @@
+"""Load tests: each question compares contenders side by side in one run, and only the ratios count."""

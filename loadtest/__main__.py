@@ -1,0 +1,43 @@
+"""`python -m loadtest reads|misses|writes|fanout|propagation|scale|soak|all [--quick] [--upstream URL]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from loadtest import report
+from loadtest.contenders import Missing
+
+QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("loadtest", description=__doc__)
+    parser.add_argument("question", choices=[*QUESTIONS, "soak", "all"])
+    parser.add_argument("--quick", action="store_true", help="few and short rounds: does it run, not what does it find")
+    parser.add_argument("--upstream", metavar="URL", help="a Nacos server that runs already, in place of r-nacos")
+    parser.add_argument("--results", type=Path, default=report.RESULTS, help="where tables, JSON and charts go")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long a soak lasts")
+    options = parser.parse_args()
+    if options.question == "soak":
+        return int(importlib.import_module("loadtest.soak").run(options.minutes, options.upstream, say))
+    wanted = QUESTIONS if options.question == "all" else (options.question,)
+    for name in wanted:
+        module = importlib.import_module(f"loadtest.{name}")
+        try:
+            for series, baseline, figure in module.run(options.quick, options.upstream, say):
+                print(f"\n## {series.question}\n\n{report.table(series, baseline)}\n", flush=True)
+                report.save(series, baseline, figure, module.__doc__.splitlines()[:1], options.results)
+        except Missing as error:
+            say(f"{name} left out: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""The generators of load: wrk for reads, and what it printed as figures. Not for: what is compared, or statistics."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+
+
+def milliseconds(text: str) -> float:
+    """`3.21ms`, `950.00us`, `1.02s` as milliseconds."""
+    found = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text)
+    if found is None:
+        raise ValueError(f"not a time that wrk prints: {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+REPORT = """
+done = function(summary, latency, requests)
+  local seconds = summary.duration / 1000000
+  local bad = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.status
+      + summary.errors.timeout
+  io.write(string.format("FIGURES rate=%f p50=%f p99=%f p999=%f errors=%d requests=%d\\n", summary.requests / seconds,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency:percentile(99.9) / 1000, bad,
+    summary.requests))
+end
+"""
+
+
+def wrk(url: str, *, seconds: float, connections: int = 32, threads: int = 1, script: str = "") -> dict[str, float]:
+    """Run wrk; `rate` a second, `p50 p99 p999` in ms, `errors`, `requests`. `script` is Lua that makes the requests."""
+    with tempfile.TemporaryDirectory() as folder:
+        lua = Path(folder) / "load.lua"
+        lua.write_text(script + REPORT)
+        command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(lua), url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    found = re.search(r"^FIGURES (.*)$", done.stdout, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"wrk printed no figures: {done.stdout}{done.stderr}")
+    return {name: float(value) for name, value in (pair.split("=") for pair in found[1].split())}
+
+
+def unique_headers() -> str:
+    """Lua: each request has a RequestId of its own, as the Java SDK sends it."""
+    return """
+counter = 0
+request = function()
+  counter = counter + 1
+  wrk.headers["RequestId"] = string.format("%08x-%d", math.random(1, 2147483647), counter)
+  return wrk.format("GET", nil)
+end
+"""
+
+
+def random_targets(targets: Sequence[str]) -> str:
+    """Lua: each request asks for one of the targets, drawn at random, its bytes prepared once."""
+    rows = ",".join(f'"{target}"' for target in targets)
+    return f"""
+targets = {{{rows}}}
+prepared = {{}}
+init = function(args)
+  math.randomseed(os.time())
+  for i, target in ipairs(targets) do prepared[i] = wrk.format("GET", target) end
+end
+request = function() return prepared[math.random(#prepared)] end
+"""
+
+
+class Usage:
+    """What a process and its children used between two moments: CPU seconds and the most memory seen."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._before = self._cpu()
+
+    def _family(self) -> list[psutil.Process]:
+        return [self._process, *self._process.children(recursive=True)]
+
+    def _cpu(self) -> float:
+        return sum(sum(p.cpu_times()[:2]) for p in self._family())
+
+    def figures(self, requests: float) -> dict[str, float]:
+        """`cpu_s_per_1000` CPU seconds for 1,000 requests, `memory` in MiB of resident set."""
+        cpu = self._cpu() - self._before
+        memory = sum(p.memory_info().rss for p in self._family()) / (1 << 20)
+        return {"cpu_s_per_1000": 1000 * cpu / max(requests, 1), "memory": memory}
+
+    def cpu_seconds(self) -> float:
+        return self._cpu() - self._before
+
+
+def installed(program: str) -> bool:
+    """On the PATH, or in cargo's own folder."""
+    return find_program(program) is not None
+
+
+def find_program(program: str) -> str | None:
+    cargo = Path(os.environ.get("CARGO_HOME", str(Path.home() / ".cargo"))) / "bin" / program
+    return shutil.which(program) or (str(cargo) if cargo.is_file() else None)

@@ -1,0 +1,81 @@
+"""What a run found: a table for people, JSON for programs, a chart for the documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import psutil
+
+from loadtest.rounds import Series
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """The machine in a line, for every figure that is quoted."""
+    memory = psutil.virtual_memory().total / (1 << 30)
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {python}"
+
+
+def table(series: Series, baseline: str, figures: Sequence[str] = ()) -> str:
+    """Markdown: medians with their spread, and the ratio to the baseline in the first figure."""
+    names = list(figures) or series.figures
+    lines = ["| | " + " | ".join(names) + f" | {names[0]} ÷ {baseline} |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for contender in series.contenders:
+        cells = [_cell(series, contender, name) for name in names]
+        ratio = series.ratio(contender, baseline, names[0])
+        cells.append("" if ratio is None else f"{ratio.median:.2f} ({ratio.least:.2f}-{ratio.most:.2f})")
+        lines.append(f"| {contender} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(series: Series, contender: str, figure: str) -> str:
+    spread = series.spread(contender, figure)
+    if spread is None:
+        return "-"
+    return f"{_number(spread.median)} ({_number(spread.least)}-{_number(spread.most)})"
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def chart(series: Series, figure: str) -> str:
+    """SVG bars of one figure's medians, the spread as a line."""
+    rows = [(name, spread) for name in series.contenders if (spread := series.spread(name, figure)) is not None]
+    widest = max((spread.most for _, spread in rows), default=1.0) or 1.0
+    height = 34 * len(rows) + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="13">'
+    ]
+    parts.append(f'<text x="8" y="20" font-weight="bold">{escape(series.question)}: {escape(figure)}</text>')
+    for number, (name, spread) in enumerate(rows):
+        y = 34 * number + 36
+        scale = 460 / widest
+        ours = "#2f6f4f" if name.startswith("nacos-proxy") else "#9aa5ad"
+        parts.append(f'<text x="8" y="{y + 15}">{escape(name)}</text>')
+        parts.append(f'<rect x="200" y="{y}" width="{spread.median * scale:.1f}" height="20" fill="{ours}"/>')
+        x1, x2 = 200 + spread.least * scale, 200 + spread.most * scale
+        parts.append(f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y + 10}" y2="{y + 10}" stroke="#222"/>')
+        parts.append(f'<text x="{206 + spread.most * scale:.1f}" y="{y + 15}">{_number(spread.median)}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def save(series: Series, baseline: str, figure: str, notes: Sequence[str], folder: Path = RESULTS) -> None:
+    """`QUESTION.json`, `.md` and `.svg` under `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = series.question.replace(" ", "-").replace(",", "")
+    samples = [{"contender": s.contender, **s.figures} for s in series.samples]
+    body = {"question": series.question, "machine": machine(), "notes": list(notes), "samples": samples}
+    (folder / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n")
+    text = [f"# {series.question}", "", machine(), "", table(series, baseline), "", *(f"- {note}" for note in notes)]
+    (folder / f"{name}.md").write_text("\n".join(text).rstrip() + "\n")
+    (folder / f"{name}.svg").write_text(chart(series, figure) + "\n")

@@ -1,0 +1,106 @@
+"""Who is let in: Host names, tokens and their rights."""
+
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from proxy.api.guard import Guard, GuardPolicy, Token, host_name, needed
+from proxy.errors import ProxyError
+from proxy.wire.base import HttpReply
+
+TOKENS = (Token("reader", "read"), Token("writer", "write"), Token("boss", "admin"))
+
+
+async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def refuse(scope: Scope, error: ProxyError) -> HttpReply:
+    return HttpReply(error.status, "text/plain", str(error).encode())
+
+
+async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    await Guard(inner, policy, refuse)(scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send)
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost:8840", 200),
+        ("127.0.0.1:8840", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:8840", 200),
+        ("proxy.localhost", 200),
+        ("evil.example:8840", 421),
+        ("10.0.0.1:8840", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("", 200),
+    ],
+)
+async def test_a_rebound_name_is_turned_away_on_loopback(host: str, expected: int) -> None:
+    assert await status(GuardPolicy(), host=host) == expected
+
+
+async def test_a_name_that_the_operator_allows_is_let_in() -> None:
+    assert await status(GuardPolicy(hosts=frozenset({"proxy.internal"})), host="proxy.internal:80") == 200
+    assert await status(GuardPolicy(hosts=frozenset({"*"})), host="anything") == 200
+
+
+async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
+    policy = GuardPolicy(tokens=TOKENS, loopback=False)
+    assert await status(policy, host="10.0.0.1") == 401
+    assert await status(policy, host="10.0.0.1", authorization="Bearer reader") == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "path", "expected"),
+    [
+        ("reader", "GET", "/api/v1/services", 200),
+        ("reader", "POST", "/api/v1/services/a/instances", 403),
+        ("writer", "POST", "/api/v1/services/a/instances", 200),
+        ("writer", "PUT", "/nacos/v1/ns/instance/beat", 200),
+        ("writer", "POST", "/nacos/v1/cs/configs", 403),
+        ("writer", "DELETE", "/nacos/v1/ns/service", 403),
+        ("boss", "POST", "/nacos/v1/cs/configs", 200),
+        ("stranger", "GET", "/api/v1/services", 401),
+    ],
+)
+async def test_each_token_may_do_what_its_right_says(token: str, method: str, path: str, expected: int) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
+
+
+async def test_nacos_clients_send_the_token_their_own_way() -> None:
+    policy = GuardPolicy(tokens=TOKENS)
+    assert await status(policy, query="accessToken=reader") == 200
+    assert await status(policy, accesstoken="reader") == 200
+    assert await status(policy, query="accessToken=wrong") == 401
+
+
+async def test_health_is_open_to_probes() -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), path="/readyz") == 200
+
+
+def test_a_token_never_shows_in_a_repr() -> None:
+    assert "reader" not in repr(GuardPolicy(tokens=TOKENS))
+
+
+@pytest.mark.parametrize(("host", "name"), [("A:1", "a"), ("[::1]:1", "::1"), ("x", "x")])
+def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
+    assert host_name(host) == name
+
+
+def test_a_login_is_a_naming_write() -> None:
+    assert needed("POST", "/nacos/v1/auth/login", "/nacos") == "write"
