@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
-from proxy.calls import Call, beat_interval, beat_timeout, delete_timeout
+from proxy.calls import Call
 from proxy.errors import ProxyError
 from proxy.model import EMPTY, Instance, Selection, ServiceKey, Snapshot
 
@@ -73,34 +73,6 @@ def pairs(text: str) -> Pairs:
     return tuple(parse_qsl(text, keep_blank_values=True))
 
 
-def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
-    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then a server's own.
-
-    Metadata is in the order of its keys: legacy clients compare hosts as text (NACOS.md 10.1).
-    """
-    meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
-    host: dict[str, Any] = {
-        "instanceId": instance.instance_id or f"{instance.ip}#{instance.port}#{instance.cluster}#{key.grouped}",
-        "ip": instance.ip,
-        "port": instance.port,
-        "weight": instance.weight,
-        "healthy": instance.healthy,
-        "enabled": instance.enabled,
-        "ephemeral": instance.ephemeral,
-        "clusterName": instance.cluster,
-        "serviceName": key.grouped,
-        "metadata": meta,
-        "instanceHeartBeatInterval": beat_interval(meta),
-        "instanceHeartBeatTimeOut": beat_timeout(meta),
-        "ipDeleteTimeout": delete_timeout(meta),
-    }
-    if not meta or "preserved.instance.id.generator" in meta:
-        host["instanceIdGenerator"] = meta.get("preserved.instance.id.generator", "simple")
-    for name in sorted(instance.extra):
-        host.setdefault(name, instance.extra[name])
-    return host
-
-
 @dataclass(frozen=True, slots=True)
 class HttpReply:
     """An answer. `content_type` None means that the header is absent, which some Nacos refusals are."""
@@ -123,7 +95,7 @@ class PushAddress:
 
 @dataclass(frozen=True, slots=True)
 class ReadService(Call[Selection]):
-    """A list as a client asks for it. `clusters` is echoed as it was sent; its parts filter. Answered by the catalog."""
+    """A list as a client asks for it. `clusters` is echoed as sent, its parts filter. Answered by the catalog."""
 
     service: ServiceKey
     clusters: str = ""

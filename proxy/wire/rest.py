@@ -29,7 +29,7 @@ from proxy.calls import (
 )
 from proxy.errors import BadCall, Problem
 from proxy.model import DEFAULT_CLUSTER, Change, Instance, ServiceKey, Snapshot
-from proxy.wire.base import host_json
+from proxy.wire.hosts import host_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------

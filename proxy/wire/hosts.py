@@ -1,0 +1,168 @@
+"""Hosts and lists of hosts as JSON, both ways: the fields that v1, v2, v3, pushes and our own API share.
+
+Not for: what stands around them (`{code, message, data}`, the dialects), which hosts show (`model.Snapshot.select`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, NamedTuple, cast
+
+from proxy.calls import beat_interval, beat_timeout, delete_timeout
+from proxy.errors import Malformed
+from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
+from proxy.wire.base import ServiceView
+
+
+def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
+    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then a server's own.
+
+    Metadata is in the order of its keys: legacy clients compare hosts as text (NACOS.md 10.1).
+    """
+    meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
+    host: dict[str, Any] = {
+        "instanceId": instance.instance_id or f"{instance.ip}#{instance.port}#{instance.cluster}#{key.grouped}",
+        "ip": instance.ip,
+        "port": instance.port,
+        "weight": instance.weight,
+        "healthy": instance.healthy,
+        "enabled": instance.enabled,
+        "ephemeral": instance.ephemeral,
+        "clusterName": instance.cluster,
+        "serviceName": key.grouped,
+        "metadata": meta,
+        "instanceHeartBeatInterval": beat_interval(meta),
+        "instanceHeartBeatTimeOut": beat_timeout(meta),
+        "ipDeleteTimeout": delete_timeout(meta),
+    }
+    if not meta or "preserved.instance.id.generator" in meta:
+        host["instanceIdGenerator"] = meta.get("preserved.instance.id.generator", "simple")
+    for name in sorted(instance.extra):
+        host.setdefault(name, instance.extra[name])
+    return host
+
+
+# What a host and a list may hold beside the fields above, from Nacos 1.x and r-nacos: known, and not passed on.
+_HOST = frozenset(
+    "instanceId ip port weight healthy enabled ephemeral clusterName serviceName metadata instanceHeartBeatInterval "
+    "instanceHeartBeatTimeOut ipDeleteTimeout instanceIdGenerator service marked valid dom".split()
+)
+_LIST = frozenset(
+    "name groupName clusters cacheMillis hosts lastRefTime checksum allIPs allIps reachProtectionThreshold valid "
+    "dom useSpecifiedURL env metadata protectThreshold reachLocalSiteCallThreshold".split()
+)
+
+
+def read_host(host: Any, grouped: str) -> Instance:
+    """The other direction of `host_json`, tolerant of 1.x, 2.x, 3.x and r-nacos. Raises `Malformed`.
+
+    An instance id that is the ordinary one (or r-nacos's `ip#port`) becomes ''; fields that no Nacos knows are `extra`.
+    """
+    try:
+        ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
+        cluster = host.get("clusterName") or DEFAULT_CLUSTER
+        healthy, metadata = host.get("healthy"), host.get("metadata")
+        instance_id = host.get("instanceId") or ""
+        extra = EMPTY if host.keys() <= _HOST else {k: v for k, v in host.items() if k not in _HOST}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Malformed(f"a host without ip or port: {error}") from error
+    if type(ip) is not str or type(cluster) is not str or type(instance_id) is not str:
+        raise Malformed("ip, clusterName or instanceId of a host is no text")
+    if instance_id == f"{ip}#{port}#{cluster}#{grouped}" or instance_id == f"{ip}#{port}":
+        instance_id = ""
+    return Instance(
+        ip,
+        port if type(port) is int else _port(port),
+        cluster,
+        weight if type(weight) is float else _weight(weight),
+        (host.get("valid") is not False) if healthy is None else healthy is True,
+        host.get("enabled") is not False,
+        host.get("ephemeral") is not False,
+        read_metadata(metadata) if metadata else EMPTY,
+        instance_id,
+        extra,
+    )
+
+
+def read_metadata(value: Any) -> Mapping[str, str]:
+    """Metadata of a server; scalars become text and null is left out, as Nacos itself does. Raises `Malformed`."""
+    if not isinstance(value, dict):
+        raise Malformed("metadata is no object")
+    given = cast("dict[str, Any]", value)
+    if all(type(item) is str for item in given.values()):
+        return given
+    text: dict[str, str] = {}
+    for name, item in given.items():
+        if isinstance(item, bool):
+            text[name] = "true" if item else "false"
+        elif isinstance(item, str | int | float):
+            text[name] = str(item)
+        elif item is not None:
+            raise Malformed(f"metadata {name!r} is no text")
+    return text
+
+
+def _port(value: Any) -> int:
+    if isinstance(value, str) and len(value) <= 5 and value.isascii() and value.isdecimal():
+        return int(value)
+    raise Malformed("port of a host is no number")
+
+
+def _weight(value: Any) -> float:
+    """Nacos can hold NaN and shows it as text (NACOS.md 1.7): 0, that is no traffic, for what is not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0 if value is not None else 1.0
+    return number if isfinite(number) else 0.0
+
+
+def list_json(view: ServiceView, clusters: str) -> dict[str, Any]:
+    """A list as v1 and v2 show it: the fields of 2.5.1 in its order, then a server's own."""
+    snapshot = view.snapshot
+    key = snapshot.key
+    answer: dict[str, Any] = {
+        "name": key.grouped,
+        "groupName": key.group,
+        "clusters": clusters,
+        "cacheMillis": snapshot.cache_millis,
+        "hosts": [host_json(host, key) for host in view.selection.hosts],
+        "lastRefTime": snapshot.last_ref_time,
+        "checksum": "",
+        "allIPs": False,
+        "reachProtectionThreshold": view.selection.protected,
+        "valid": True,
+    }
+    for name in sorted(snapshot.extra):
+        answer.setdefault(name, snapshot.extra[name])
+    return answer
+
+
+class Listing(NamedTuple):
+    """A list as a server showed it. `protected`: health is masked and needs a second look (NACOS.md 5.5)."""
+
+    snapshot: Snapshot
+    protected: bool
+
+
+def read_listing(key: ServiceKey, value: Any) -> Listing:
+    """The other direction of `list_json`, tolerant of what 1.x and r-nacos leave out or add. Raises `Malformed`.
+
+    The threshold is not in it; `masking` is known to hold only where the list says that it masks.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("hosts"), list):  # pyright: ignore[reportUnknownMemberType]
+        raise Malformed("a list without hosts")
+    answer = cast("dict[str, Any]", value)
+    grouped = key.grouped
+    millis, moment = answer.get("cacheMillis"), answer.get("lastRefTime")
+    protected = answer.get("reachProtectionThreshold") is True
+    snapshot = Snapshot.of(
+        key,
+        [read_host(host, grouped) for host in answer["hosts"]],
+        masking=protected,
+        cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
+        extra=EMPTY if answer.keys() <= _LIST else {k: v for k, v in answer.items() if k not in _LIST},
+        last_ref_time=moment if type(moment) is int and moment > 0 else 0,
+    )
+    return Listing(snapshot, protected)

@@ -1,0 +1,134 @@
+"""The shapes in which Nacos answers, both ways: text, JSON, error page, Result (NACOS.md 1.4).
+
+T is plain text, P a line of the parameter check, J the error page of the web server, V `{code, message, data}`.
+Not for: which of them an error gets (`refusals`), the objects inside (`hosts`, `services`, the dialects).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from http import HTTPStatus
+from typing import Any, cast
+
+import orjson
+
+from proxy.errors import Malformed
+from proxy.wire.base import JSON_TYPE, TEXT_TYPE, HttpReply, HttpRequest
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NO_CACHE = (
+    ("Pragma", "no-cache"),
+    ("Expires", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ("Cache-Control", "no-cache,no-store"),
+)
+
+# Result codes and their texts (NACOS.md 1.5).
+CODES: Mapping[int, str] = {
+    0: "success",
+    10000: "parameter missing",
+    10001: "access denied",
+    20002: "parameter validate error",
+    20004: "resource not found",
+    21001: "weight error",
+    21003: "instance not found",
+    21004: "instance error",
+    21006: "selector error",
+    21007: "service already exist",
+    21008: "service not exist",
+    21009: "service delete failure",
+    30000: "server error",
+}
+
+
+def dumps(value: Any) -> bytes:
+    """Compact UTF-8 JSON as Jackson writes it. Never fails: what cannot be UTF-8 becomes question marks."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # lone surrogates, integers beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace")
+
+
+def as_json(value: Any, status: int = 200) -> HttpReply:
+    return HttpReply(status, JSON_TYPE, dumps(value))
+
+
+def as_text(text: str, status: int = 200) -> HttpReply:
+    """Shape T."""
+    return HttpReply(status, TEXT_TYPE, text.encode("utf-8", "replace"))
+
+
+def check_line(text: str) -> HttpReply:
+    """Shape P: always 400, without a content type (recording "v1 register, port abc")."""
+    return HttpReply(400, None, f"{text}\r\n".encode("utf-8", "replace"), _NO_CACHE)
+
+
+def error_page(request: HttpRequest, status: int, message: str, now_ms: int) -> HttpReply:
+    """Shape J; of a HEAD it has no body (recording "v1 HEAD list")."""
+    if request.method == "HEAD":
+        return HttpReply(status, JSON_TYPE, b"")
+    page = {
+        "timestamp": (_EPOCH + timedelta(milliseconds=now_ms)).isoformat(timespec="milliseconds"),
+        "status": status,
+        "error": phrase(status),
+        "message": message,
+        "path": request.context + request.path,
+    }
+    return as_json(page, status)
+
+
+def phrase(status: int) -> str:
+    """The words that go with a status, `None` as Spring writes it where there are none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "None"
+
+
+def result(data: Any) -> HttpReply:
+    """Shape V, success."""
+    return as_json({"code": 0, "message": "success", "data": data})
+
+
+def failure(status: int, code: int, data: str | None, message: str = "") -> HttpReply:
+    """Shape V, failure; the message is that of the code unless another is given."""
+    return as_json({"code": code, "message": message or CODES.get(code, "server error"), "data": data}, status)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_json(body: bytes) -> Any:
+    """Any JSON, whatever the content type says: r-nacos sends some without one. Raises `Malformed`."""
+    try:
+        return orjson.loads(body)
+    except ValueError as error:
+        raise Malformed(f"not JSON: {error}") from error
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Malformed(f"{what} is no object")
+    return cast("dict[str, Any]", value)
+
+
+def as_list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is no list")
+    return cast("list[Any]", value)
+
+
+def as_strings(value: Any, what: str) -> tuple[str, ...]:
+    items = as_list(value, what)
+    if not all(isinstance(item, str) for item in items):
+        raise Malformed(f"{what} holds something else than text")
+    return tuple(items)
+
+
+def as_int(value: Any, what: str) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value[:19])
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Malformed(f"{what} is no whole number")
+    return value
