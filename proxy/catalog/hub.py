@@ -45,7 +45,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a reader listens to: services by key, or every one of a (namespace, group) (`everything`), and what of them."""
+    """What a reader listens to: services by key, or all of a (namespace, group) (`everything`), and what of them."""
 
     keys: frozenset[ServiceKey] = frozenset()
     everything: tuple[str, str] | None = None

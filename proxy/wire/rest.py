@@ -29,7 +29,8 @@ from proxy.calls import (
 )
 from proxy.errors import BadCall, Problem
 from proxy.model import DEFAULT_CLUSTER, Change, Instance, ServiceKey, Snapshot
-from proxy.wire.hosts import host_json
+from proxy.wire.base import ServiceView
+from proxy.wire.hosts import host_json, list_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------
@@ -168,25 +169,8 @@ def read_beat(service: ServiceKey, address: Address, query: Query, body: bytes) 
 
 def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
     """The fields of a Nacos list in its order, then `namespaceId`, `revision` and `stale` of ours."""
-    selection, key = view.of(snapshot), snapshot.key
-    shown: dict[str, Any] = {
-        "name": key.grouped,
-        "groupName": key.group,
-        "clusters": view.clusters,
-        "cacheMillis": snapshot.cache_millis,
-        "hosts": hosts_json(selection.hosts, key),
-        "lastRefTime": snapshot.last_ref_time,
-        "checksum": "",
-        "allIPs": False,
-        "reachProtectionThreshold": selection.protected,
-        "valid": True,
-        "namespaceId": key.namespace,
-        "revision": snapshot.revision,
-        "stale": stale,
-    }
-    for name in sorted(snapshot.extra):
-        shown.setdefault(name, snapshot.extra[name])
-    return shown
+    shown = list_json(ServiceView(snapshot, view.of(snapshot)), view.clusters)
+    return {**shown, "namespaceId": snapshot.key.namespace, "revision": snapshot.revision, "stale": stale}
 
 
 def hosts_json(hosts: Iterable[Instance], key: ServiceKey) -> list[dict[str, Any]]:

@@ -1,0 +1,100 @@
+"""How a read of our own API is answered: freshness as asked for, a body made once, validators, the fast path's mark.
+
+Not for: what a body shows (`wire.rest`), where it comes from (the agent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import orjson
+from cachetools import LRUCache
+from starlette.requests import Request
+
+from proxy.agent import Agent
+from proxy.api.answers import mark
+from proxy.catalog.look import Look, Wants, cache_headers
+from proxy.model import ServiceKey, Snapshot
+from proxy.wire.base import JSON_TYPE, HttpReply, Pairs
+from proxy.wire.rest import etag, tag_matches
+
+# The proxy is the cache. Another one between it and the reader may keep an answer, but must ask each time, which the
+# ETag makes cheap: so nobody is told of an instance that this host knows to be gone.
+REVALIDATE = ("cache-control", "private, max-age=0, must-revalidate")
+
+
+def wants_of(request: Request) -> Wants:
+    """What the request says of freshness."""
+    return Wants.parse(",".join(request.headers.getlist("cache-control")))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """`prepared` bytes of bodies are kept."""
+
+    prepared: int = 32 << 20
+
+
+class Reads:
+    """Answers reads of one service. Bodies are made once per (snapshot, variant, stale)."""
+
+    def __init__(self, agent: Agent, policy: ReadPolicy) -> None:
+        self._agent = agent
+        self._bodies: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=lambda body: len(body) + 500)
+
+    async def answer(
+        self,
+        request: Request,
+        key: ServiceKey,
+        kind: str,
+        variant: tuple[object, ...],
+        make: Callable[[Snapshot, bool], object],
+        *,
+        media: str = JSON_TYPE,
+    ) -> HttpReply:
+        """The service as `make(snapshot, stale)` shows it: bytes, or what becomes JSON. Raises what a read raises.
+
+        `variant` and `kind` name all that the body depends on besides the snapshot.
+        """
+        wants = wants_of(request)
+        look = await self._agent.read(key, wants)
+        return self.reply(request, look, wants, kind, variant, make, media=media)
+
+    def reply(
+        self,
+        request: Request,
+        look: Look,
+        wants: Wants,
+        kind: str,
+        variant: tuple[object, ...],
+        make: Callable[[Snapshot, bool], object],
+        *,
+        media: str = JSON_TYPE,
+    ) -> HttpReply:
+        """The same from a look that was taken before."""
+        snapshot = look.snapshot
+        assert snapshot is not None
+        mark(request.scope, snapshot.key, look, self._agent.clock.now(), kind, wants)
+        tag = etag(snapshot.revision, *variant, "stale" if look.stale else "")
+        headers = (*cache_headers(look), ("etag", tag), REVALIDATE)
+        if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
+            return HttpReply(304, None, b"", headers)
+        return HttpReply(200, media, self._body(snapshot, look.stale, (kind, *variant), make), headers)
+
+    def _body(
+        self, snapshot: Snapshot, stale: bool, variant: tuple[object, ...], make: Callable[[Snapshot, bool], object]
+    ) -> bytes:
+        slot = (snapshot.key, snapshot.revision, snapshot.last_ref_time, stale, variant)
+        body = self._bodies.get(slot)
+        if body is None:
+            made = make(snapshot, stale)
+            body = made if isinstance(made, bytes) else orjson.dumps(made)
+            if len(body) + 500 <= self._bodies.maxsize:
+                self._bodies[slot] = body
+        return body
+
+
+def oldest(looks: list[Look]) -> Pairs:
+    """Headers for an answer made from several looks: those of the oldest."""
+    return (*cache_headers(max(looks, key=lambda look: look.age)), REVALIDATE) if looks else (REVALIDATE,)
