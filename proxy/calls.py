@@ -329,6 +329,7 @@ class ListDetails(Call[DetailPage]):
     page: int = 1
     size: int = 100
     ignore_empty: bool = False
+    with_instances: bool = True  # False: only the numbers are wanted; a registry may give the instances all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,17 @@ class ServerState(Call[Mapping[str, str | None]]):
 
 @dataclass(frozen=True, slots=True)
 class Namespaces(Call[tuple[Mapping[str, Any], ...]]):
-    """The namespaces as objects with at least `namespace` and `namespaceShowName`."""
+    """The namespaces as objects with at least `namespace` (`public` for the default one) and `namespaceShowName`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Call[None]):
+    """Does the process that answers live? Nobody else need be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Call[None]):
+    """Can the registry serve? Raises an `UpstreamError` that says why not."""
 
 
 # --- meaning ---------------------------------------------------------------------------------------------------

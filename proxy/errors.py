@@ -26,11 +26,13 @@ class Problem(Enum):
     MISSING = "missing"
     ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (NACOS.md 1.6)
     NOT_A_NUMBER = "not a number"
+    NOT_A_BOOLEAN = "not a boolean"
     WEIGHT = "weight"
     METADATA = "metadata"
     INSTANCE = "instance"  # an instance that Nacos does not accept: cluster with '_', heart beat times out of order
     GROUPED_NAME = "grouped name"  # v2 beat and patch want group@@name
     EMPTY_GROUP = "empty group"  # v1 '@@x'
+    SELECTOR = "selector"
     BODY = "body"  # not JSON, too large, not of the right shape
     OTHER = "other"
 
