@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from typing import Literal, get_args
 
-from proxy.model import Instance, InstanceKey
+from proxy.model import Instance, InstanceKey, Snapshot
 
 Strategy = Literal["weighted", "round_robin", "random", "hash"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -73,3 +73,23 @@ def score(key: str, host: Instance) -> float:
     digest = blake2b(f"{key}\0{host.address}".encode("utf-8", "replace"), digest_size=8).digest()
     u = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
     return -host.weight / math.log(u) if u < 1.0 else math.inf
+
+
+def why_empty(snapshot: Snapshot, clusters: frozenset[str], healthy_only: bool) -> str:
+    """Why nothing of a snapshot can be chosen, for people."""
+    hosts = snapshot.instances
+    steps: tuple[tuple[str, Callable[[Instance], bool]], ...] = (
+        (f"in the clusters {', '.join(sorted(clusters))}", lambda i: not clusters or i.cluster in clusters),
+        ("enabled", lambda i: i.enabled),
+        ("healthy", lambda i: not healthy_only or i.healthy),
+        ("of a weight above 0", lambda i: i.weight > 0),
+    )
+    if not hosts:
+        return f"{snapshot.key} has no instance"
+    for what, passes in steps:
+        left = tuple(i for i in hosts if passes(i))
+        if not left:
+            number = "its only instance is not" if len(hosts) == 1 else f"none of {len(hosts)} instances is"
+            return f"{snapshot.key}: {number} {what}"
+        hosts = left
+    return ""

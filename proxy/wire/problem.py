@@ -94,6 +94,19 @@ def _headers(error: ProxyError, status: int) -> Pairs:
     return (("www-authenticate", "Bearer"),) if isinstance(error, Denied) and status == 401 else ()
 
 
+def nothing_to_pick(reason: str, path: str) -> HttpReply:
+    """A choice from nothing; `reason` says what is missing."""
+    kind = Kind("nothing-to-pick", "There is no instance to choose")
+    document = {
+        "type": TYPE_PREFIX + kind.slug,
+        "title": kind.title,
+        "status": 503,
+        "detail": reason,
+        "instance": path,
+    }
+    return document_reply(document)
+
+
 def plain_problem(status: int, detail: str, path: str, headers: Pairs = ()) -> HttpReply:
     """A problem that says no more than its status (RFC 9457 4.2.1): unknown path, method not allowed, our own fault."""
     title = HTTPStatus(status).phrase
