@@ -1,0 +1,93 @@
+"""A dialect as a table: which operation a path means, which one a call needs. No rule of a dialect stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from proxy.calls import Call
+from proxy.errors import Malformed, ProxyError
+from proxy.wire.base import HttpReply, HttpRequest, Operation
+
+R = TypeVar("R")
+
+Unknown = Callable[[HttpRequest, int], HttpReply]
+WriteError = Callable[[HttpRequest, ProxyError, int], HttpReply]
+
+ANY = "*"  # the method of an operation that answers to all
+KEY = "/{key}"  # the end of a path whose last part is a parameter
+
+
+class Table:
+    """A `Dialect` made of rows; of two rows for the same path, or the same call, the first counts.
+
+    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prefixes: Sequence[str],
+        operations: Sequence[Operation[Any, Any]],
+        *,
+        unknown: Unknown,
+        write_error: WriteError,
+        slash: bool,
+        head: bool,
+    ) -> None:
+        self.name = name
+        self.operations = tuple(operations)
+        self._prefixes = tuple(prefixes)
+        self._unknown = unknown
+        self._write_error = write_error
+        self._slash = slash
+        self._head = head
+        self._served: dict[tuple[str, str], Operation[Any, Any]] = {}
+        self._asked: dict[type, Operation[Any, Any]] = {}
+        for operation in operations:
+            self._served.setdefault((operation.method, operation.path), operation)
+            if operation.write_request is not None and operation.read_reply is not None:
+                for call in operation.asks or (operation.call,):
+                    self._asked.setdefault(call, operation)
+
+    def __repr__(self) -> str:
+        return f"<dialect {self.name}>"
+
+    # server role
+
+    def owns(self, path: str) -> bool:
+        return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self._prefixes)
+
+    def match(self, method: str, path: str) -> Operation[Any, Any] | None:
+        if self._slash and path.endswith("/"):
+            path = path[:-1]
+        if self._head and method == "HEAD":
+            method = "GET"
+        served = self._served
+        found = served.get((method, path)) or served.get((ANY, path))
+        return found or served.get((ANY, path.rpartition("/")[0] + KEY))
+
+    def unknown(self, request: HttpRequest, now_ms: int) -> HttpReply:
+        return self._unknown(request, now_ms)
+
+    def write_error(self, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
+        return self._write_error(request, error, now_ms)
+
+    # client role
+
+    def can_ask(self, call: Call[Any]) -> bool:
+        return type(call) in self._asked
+
+    def write_request(self, call: Call[Any]) -> HttpRequest:
+        """Raises `KeyError` for a call that this dialect cannot ask."""
+        operation = self._asked[type(call)]
+        assert operation.write_request is not None
+        return operation.write_request(call)
+
+    def read_reply(self, call: Call[R], reply: HttpReply) -> R:
+        operation = self._asked[type(call)]
+        assert operation.read_reply is not None
+        try:
+            return operation.read_reply(call, reply)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise Malformed(f"{type(call).__name__}: {error!r}") from error
