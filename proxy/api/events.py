@@ -1,0 +1,381 @@
+"""Changes to clients as they come: Server-Sent Events and long polls.
+
+Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`wire.sse`, `wire.rest`). Rules:
+
+- a reader gets its snapshots, then every change behind them; the last snapshot alone carries an id, so that a reader
+  that was cut off among its snapshots gets them all again;
+- nothing waits for a reader: what it cannot take stays in its mailbox, one change per service at most;
+- an event is encoded once for all readers with the same view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import orjson
+from cachetools import LRUCache
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from proxy.agent import Agent
+from proxy.api import documents as docs
+from proxy.api.channel import AsgiChannel, until_gone
+from proxy.api.rest import json_reply, target
+from proxy.api.routes import Routes
+from proxy.catalog.hub import Event, Filter, Mailbox, Notice
+from proxy.catalog.look import cache_headers
+from proxy.errors import BadCall, Problem
+from proxy.model import Change, ServiceKey, Snapshot
+from proxy.runtime import spawn, stop
+from proxy.wire.base import STREAM, Channel, HttpReply
+from proxy.wire.problem import plain_problem
+from proxy.wire.query import Query, View, illegal, missing, read_key, read_list, read_view, read_wait
+from proxy.wire.rest import change_json, etag, snapshot_json
+from proxy.wire.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
+
+INDEX_HEADER = "nacos-proxy-index"
+_HEADERS = [
+    (b"content-type", CONTENT_TYPE.encode()),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx in between would hold events back
+]
+_SLOTS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class EventsPolicy:
+    """`heartbeat` in seconds; `retry` and `retry_spread` in ms: after a stop, readers come back spread over the latter.
+
+    `most` streams and long polls in all, `per_client` from one address, `services` named by one of them.
+    """
+
+    heartbeat: float = 15.0
+    retry: int = 2_000
+    retry_spread: int = 5_000
+    most: int = 20_000
+    per_client: int = 20_000
+    services: int = 500
+    prepared: int = 8 << 20
+
+
+def _nobody(namespace: str, group: str) -> None:
+    """Nobody learns the names of a group's services."""
+
+
+class EventsApi:
+    """The endpoints, and all who listen. `discover` and `forget` are told of each who follows a whole group."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        policy: EventsPolicy,
+        *,
+        discover: Callable[[str, str], None] = _nobody,
+        forget: Callable[[str, str], None] = _nobody,
+        luck: Callable[[], float] = random.random,
+    ) -> None:
+        self.refused = 0
+        self.closed = False
+        self.agent = agent
+        self.policy = policy
+        self.discover = discover
+        self.forget = forget
+        self._luck = luck
+        self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._next_slot = 0
+        self._polls: set[asyncio.Event] = set()
+        self._open = 0
+        self._clients: Counter[str] = Counter()
+        self._snapshots: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=len)
+        self._ticker: asyncio.Task[None] | None = None
+
+    def router(self) -> APIRouter:
+        routes = Routes("events")
+        routes.add("GET", "/api/v1/services/{service}/watch", self.watch, docs.WATCH)
+        routes.add("GET", "/api/v1/events", self.events, docs.EVENTS)
+        return routes.router()
+
+    # streams
+
+    async def events(self, request: Request) -> HttpReply | _Reader:
+        query = Query(request.scope["query_string"].decode("latin-1"))
+        view = read_view(query)
+        interest = self._interest(query, view)
+        after = request.headers.get("last-event-id") or query.text("lastEventId")
+        if self.closed:
+            return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
+        return _Reader(self, interest, view, after[:100], self.enter(request.scope))
+
+    def _interest(self, query: Query, view: View) -> Filter:
+        names = query.all("service")
+        if not names:
+            raise missing("service")
+        if len(names) > self.policy.services:
+            raise illegal("service", f"Param 'service' is given more than {self.policy.services} times.")
+        if "*" not in names:
+            keys = frozenset(read_key(name, query) for name in names)
+            return Filter(keys, clusters=view.cluster_set, healthy_only=view.healthy_only)
+        if len(names) > 1:
+            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+        group = read_list(query)
+        everything = (group.namespace, group.group)
+        return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
+
+    def enter(self, scope: Scope) -> str:
+        """Counts one more stream or long poll of a client; its address. Raises `BadCall` where that is too many."""
+        client = (scope.get("client") or ("", 0))[0]
+        for whose, number, most in (
+            ("the proxy", self._open, self.policy.most),
+            ("this client", self._clients[client], self.policy.per_client),
+        ):
+            if number >= most:
+                self.refused += 1
+                raise BadCall("", Problem.OTHER, f"{whose} has {number} streams open already", status=429)
+        self._open += 1
+        self._clients[client] += 1
+        return client
+
+    def leave(self, client: str) -> None:
+        """One that `enter` counted has ended."""
+        self._open -= 1
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def add(self, reader: _Reader) -> int:
+        """The slot of a reader whose stream has begun; each slot has its heartbeat at another moment."""
+        self._next_slot = (self._next_slot + 1) % _SLOTS
+        self._slots[self._next_slot][reader] = None
+        if self._ticker is None or self._ticker.done():
+            self._ticker = spawn(self._tick(), name="heartbeats")
+        return self._next_slot
+
+    def drop(self, reader: _Reader, slot: int) -> None:
+        self._slots[slot].pop(reader, None)
+
+    async def _tick(self) -> None:
+        clock, turn = self.agent.clock, 0
+        while any(self._slots):
+            await clock.sleep_until(clock.now() + self.policy.heartbeat / _SLOTS)
+            turn = (turn + 1) % _SLOTS
+            for reader in tuple(self._slots[turn]):
+                reader.beat()
+
+    # bytes
+
+    def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
+        """An event as readers of a view get it; b"" where the view does not show it."""
+        return self.agent.catalog.hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
+
+    def _encode(self, event: Event, view: View) -> bytes:
+        number = self.agent.catalog.hub.id_of(event.number)
+        if isinstance(event.body, Notice):
+            return encode("upstream", notice_json(event.body), number)
+        shown = change_json(event.body, view)
+        return b"" if shown is None else encode("change", orjson.dumps(shown), number)
+
+    def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
+        stale = self.agent.catalog.cache.look(snapshot.key, self.agent.clock.now()).stale
+        slot = (snapshot.key, snapshot.revision, snapshot.last_ref_time, view, stale, reset)
+        data = self._snapshots.get(slot)
+        if data is None:
+            data = orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **({"reset": True} if reset else {})})
+            if len(data) <= self.policy.prepared:
+                self._snapshots[slot] = data
+        return encode("snapshot", data, number)
+
+    # long polls
+
+    async def watch(self, request: Request) -> HttpReply:
+        key, query = target(request)
+        view, index, wait = read_view(query), query.text("index").strip('"'), read_wait(query)
+        await self.agent.read(key)  # raises where there is nothing to watch
+        client = self.enter(request.scope)
+        woken = asyncio.Event()
+        interest = Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only)
+        self._polls.add(woken)
+        try:
+            mailbox, known = await self.agent.watch(interest, woken.set)
+            try:
+                if known and known[0].revision == index and not self.closed:
+                    await self._first_change(request, mailbox, woken, view, wait)
+            finally:
+                self.agent.unwatch(mailbox)
+        finally:
+            self._polls.discard(woken)
+            self.leave(client)
+        return self._watched(key, view)
+
+    async def _first_change(
+        self, request: Request, mailbox: Mailbox, woken: asyncio.Event, view: View, wait: float
+    ) -> None:
+        clock = self.agent.clock
+        ends = [
+            spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
+            spawn(until_gone(request.receive), name="long poll"),
+        ]
+        for end in ends:
+            end.add_done_callback(lambda _: woken.set())
+        try:
+            while not self.closed and not any(end.done() for end in ends):
+                await woken.wait()
+                woken.clear()
+                if any(isinstance(e.body, Change) and change_json(e.body, view) for e in mailbox.take()):
+                    return
+        finally:
+            for end in ends:
+                await stop(end)
+
+    def _watched(self, key: ServiceKey, view: View) -> HttpReply:
+        look = self.agent.catalog.cache.look(key, self.agent.clock.now())
+        assert look.snapshot is not None
+        tag = etag(look.snapshot.revision, view.clusters, view.healthy_only, "stale" if look.stale else "")
+        headers = (*cache_headers(look), ("etag", tag), (INDEX_HEADER, look.snapshot.revision))
+        shown = snapshot_json(look.snapshot, view, stale=look.stale)
+        return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
+
+    # the end
+
+    @property
+    def readers(self) -> int:
+        """Streams that have begun."""
+        return sum(len(slot) for slot in self._slots)
+
+    @property
+    def clients(self) -> dict[str, int]:
+        """Streams and long polls by address."""
+        return dict(self._clients)
+
+    def retry_after_stop(self) -> bytes:
+        return encode_retry(self.policy.retry + int(self._luck() * self.policy.retry_spread))
+
+    def close(self) -> None:
+        """Ends all streams, each with the time after which to come back, and answers all long polls."""
+        self.closed = True
+        for slot in self._slots:
+            for reader in tuple(slot):
+                reader.end()
+        for woken in self._polls:
+            woken.set()
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def __repr__(self) -> str:
+        return f"<EventsApi {self.readers} readers, {len(self._polls)} polls, {len(self._clients)} clients>"
+
+
+def notice_json(notice: Notice) -> bytes:
+    return orjson.dumps({"state": notice.state, "reason": notice.reason})
+
+
+class _Reader:
+    """One stream: an ASGI app that begins it, then what writes to it whenever its mailbox fills."""
+
+    __slots__ = ("_after", "_api", "_channel", "_client", "_interest", "_mailbox", "_ready", "_slot", "_view")
+
+    def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
+        self._api = api
+        self._interest = interest
+        self._view = view
+        self._after = after
+        self._client: str | None = client
+        self._mailbox: Mailbox | None = None
+        self._channel: Channel | None = None
+        self._ready = False
+        self._slot = -1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            self._gone()
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        try:
+            first = await self._begin()
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            take: Callable[[], Channel | None] | None = scope.get("extensions", {}).get(STREAM)
+            channel = take() if take is not None else None
+            if channel is not None:
+                self._open(channel, first)
+                return
+            plain = AsgiChannel()
+            self._open(plain, first)
+            await plain.run(receive, send)
+        except BaseException:
+            self._gone()
+            raise
+
+    async def _begin(self) -> list[bytes]:
+        """Listens from now on; what the stream begins with."""
+        api, agent = self._api, self._api.agent
+        self._mailbox, known = await agent.watch(self._interest, self.wake, self._after)
+        if self._interest.everything is not None:
+            api.discover(*self._interest.everything)
+        hub, breaker = agent.catalog.hub, agent.catalog.breaker
+        last, reset = hub.last_id, self._mailbox.reset
+        first = [encode_retry(api.policy.retry)]
+        for snapshot in known:
+            first.append(api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
+        if not breaker.up:
+            first.append(encode("upstream", notice_json(Notice("down", breaker.reason))))
+        return first
+
+    def _open(self, channel: Channel, first: list[bytes]) -> None:
+        self._channel = channel
+        self._slot = self._api.add(self)
+        channel.on_drain(self._drained)
+        channel.farewell(channel.frame(self._api.retry_after_stop()))
+        self._ready = channel.write(channel.frame(b"".join(first)))
+        channel.on_close(self._gone)
+        if self._api.closed:
+            self.end()
+        elif self._ready:
+            self._flush()
+
+    def wake(self) -> None:
+        """The mailbox is no longer empty."""
+        if self._ready:
+            self._flush()
+
+    def _drained(self) -> None:
+        self._ready = True
+        self._flush()
+
+    def _flush(self) -> None:
+        channel, mailbox = self._channel, self._mailbox
+        assert channel is not None and mailbox is not None
+        events = mailbox.take()
+        if not events:
+            return
+        data = b"".join([self._api.encoded(event, self._view, channel.frame) for event in events])
+        if data:
+            self._ready = channel.write(data)
+
+    def beat(self) -> None:
+        """A sign of life, unless it is clear that the reader is slow."""
+        if self._ready and self._channel is not None:
+            self._ready = self._channel.write(self._channel.frame(HEARTBEAT))
+
+    def end(self) -> None:
+        """The proxy stops."""
+        if self._channel is not None:
+            self._channel.write(self._channel.frame(self._api.retry_after_stop()))
+            self._channel.close()
+
+    def _gone(self) -> None:
+        """The stream has ended, whoever ended it; harmless when it was said before."""
+        if self._client is None:
+            return
+        self._api.leave(self._client)
+        self._client, self._ready = None, False
+        if self._slot >= 0:
+            self._api.drop(self, self._slot)
+        if self._mailbox is not None:
+            self._api.agent.unwatch(self._mailbox)
+            if self._interest.everything is not None:
+                self._api.forget(*self._interest.everything)
