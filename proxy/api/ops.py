@@ -1,0 +1,154 @@
+"""For operators: is it alive, can it answer, what does it do. Not for: the numbers' own meaning (`metrics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+
+from proxy.agent import Agent
+from proxy.api import documents as docs
+from proxy.api.events import EventsApi
+from proxy.api.page import CONTENT_SECURITY_POLICY, page
+from proxy.api.rest import json_reply
+from proxy.api.routes import Routes
+from proxy.catalog.cache import Entry
+from proxy.wire.base import HttpReply
+from proxy.wire.query import Query
+
+_NO_STORE = (("cache-control", "no-store"),)
+_PAGE_SERVICES = 200
+
+
+def _nothing() -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What operators are shown. The functions give JSON without secrets, made anew each time.
+
+    `upstream`: servers, dialect and the like; `push` and `disk`: at least `state` (`off`, `ok`, or else what is wrong)
+    and `reason`. `started` is a moment of the agent's clock.
+    """
+
+    agent: Agent
+    events: EventsApi
+    metrics: CollectorRegistry
+    version: str
+    started: float
+    upstream: Callable[[], Mapping[str, Any]] = _nothing
+    push: Callable[[], Mapping[str, Any]] = _nothing
+    disk: Callable[[], Mapping[str, Any]] = _nothing
+    more: Callable[[], Mapping[str, Any]] = _nothing
+
+
+class OpsApi:
+    """The endpoints."""
+
+    def __init__(self, sight: Sight) -> None:
+        self._sight = sight
+
+    def router(self) -> APIRouter:
+        routes = Routes("operations")
+        routes.add("GET", "/healthz", self.health, docs.HEALTH)
+        routes.add("GET", "/readyz", self.ready, docs.READY)
+        routes.add("GET", "/status", self.status, docs.STATUS)
+        routes.add("GET", "/metrics", self.metrics, docs.METRICS)
+        routes.add("GET", "/", self.page, None)
+        return routes.router()
+
+    async def health(self, request: Request) -> HttpReply:
+        return json_reply({"status": "ok"}, headers=_NO_STORE)
+
+    async def ready(self, request: Request) -> HttpReply:
+        status, reasons = readiness(self._sight)
+        return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
+
+    async def status(self, request: Request) -> HttpReply:
+        query = Query(request.scope["query_string"].decode("latin-1"))
+        return json_reply(status_json(self._sight, query.number("limit", 1000, 0, 1_000_000)), headers=_NO_STORE)
+
+    async def metrics(self, request: Request) -> HttpReply:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return HttpReply(200, content_type, encode(self._sight.metrics), _NO_STORE)
+
+    async def page(self, request: Request) -> HttpReply:
+        headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
+        body = page(status_json(self._sight, _PAGE_SERVICES, hosts=True), *readiness(self._sight))
+        return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
+
+
+def readiness(sight: Sight) -> tuple[str, list[str]]:
+    """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read."""
+    catalog = sight.agent.catalog
+    reasons: list[str] = []
+    if not catalog.breaker.up:
+        reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
+        if not any(entry.shown is not None for entry in catalog.cache.entries()):
+            return "unready", [*reasons, "cache: nothing is known yet"]
+    for name, part in (("push", sight.push()), ("disk", sight.disk())):
+        state = part.get("state", "off")
+        if state not in ("off", "ok"):
+            reasons.append(f"{name}: {part.get('reason') or state}")
+    if catalog.ledger.full:
+        reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
+    if sight.events.closed:
+        reasons.append("stopping")
+    return ("degraded" if reasons else "ready"), reasons
+
+
+def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, Any]:
+    """Everything in one object; at most `limit` services, in the order of their names."""
+    agent, catalog = sight.agent, sight.agent.catalog
+    now = agent.clock.now()
+    breaker = catalog.breaker
+    entries = sorted(catalog.cache.entries(), key=lambda entry: entry.key)
+    return {
+        "version": sight.version,
+        "uptimeSeconds": round(now - sight.started, 3),
+        "upstream": {
+            "state": "up" if breaker.up else "down",
+            "forSeconds": round(now - max(breaker.since, sight.started), 3),
+            "reason": breaker.reason,
+            **sight.upstream(),
+        },
+        "push": {"state": "off", **sight.push()},
+        "disk": {"state": "off", **sight.disk()},
+        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.clients},
+        "registrations": len(catalog.ledger),
+        "lastEventId": catalog.hub.last_id,
+        "counts": asdict(agent.counts),
+        **sight.more(),
+        "servicesTotal": len(entries),
+        "services": [_service_json(sight, entry, now, hosts) for entry in entries[:limit]],
+    }
+
+
+def _service_json(sight: Sight, entry: Entry, now: float, hosts: bool) -> dict[str, Any]:
+    cache = sight.agent.catalog.cache
+    look, shown = cache.look(entry.key, now), entry.shown
+    instances = shown.instances if shown is not None else ()
+    row: dict[str, Any] = {
+        "service": entry.key.grouped,
+        "namespaceId": entry.key.namespace,
+        "state": look.freshness.value,
+        "ageSeconds": round(look.age, 3) if shown is not None else None,
+        "instances": len(instances),
+        "healthy": sum(1 for i in instances if i.healthy),
+        "watched": cache.watched(entry.key, now),
+        "subscribers": entry.watchers,
+        "registeredHere": entry.owned,
+        "pendingWrites": len(entry.pending),
+        "fromDisk": entry.from_disk,
+        "error": str(entry.error) if entry.error is not None else None,
+        "revision": shown.revision if shown is not None else None,
+    }
+    if hosts:
+        row["hosts"] = [(i.address, i.cluster, i.weight, i.healthy, i.enabled, dict(i.metadata)) for i in instances]
+    return row

@@ -1,0 +1,102 @@
+"""The status page: one HTML document from the status object. Not for: what is in it (`ops`).
+
+Whatever is shown came from anybody who can register an instance, so all of it is escaped, nothing is a link, and the
+policy that goes with the page lets a browser run no script and load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2733;background:#fff}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #dde3ea}
+td{overflow-wrap:anywhere;vertical-align:top}th{color:#5a6b7d;font-weight:600}
+code{font:13px ui-monospace,monospace}.ready,.up,.fresh,.ok{color:#11703a}.degraded,.stale{color:#8a5a00}
+.unready,.down,.expired,.missing{color:#a3160c}.muted{color:#5a6b7d}
+@media(prefers-color-scheme:dark){body{color:#dbe4ee;background:#141a21}th,td{border-color:#2b3642}
+th,.muted{color:#93a4b7}.ready,.up,.fresh,.ok{color:#5fd28c}.degraded,.stale{color:#e8b04a}
+.unready,.down,.expired,.missing{color:#ff8d80}}
+"""
+_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_MOST_HOSTS = 50
+
+
+def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> bytes:
+    """The document, UTF-8. It loads itself again every five seconds."""
+    upstream = status["upstream"]
+    facts = [
+        ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
+        ("Upstream", f"{_word(upstream['state'])} {_details(upstream, ('state', 'reason', 'forSeconds'))}"),
+        ("Push", f"{_word(status['push']['state'])} {_details(status['push'], ('state',))}"),
+        ("Disk", f"{_word(status['disk']['state'])} {_details(status['disk'], ('state',))}"),
+        ("Subscribers", _text(status["subscribers"]["streams"])),
+        ("Registered here", _text(status["registrations"])),
+        ("Counts", _details(status["counts"], ())),
+        ("Up for", f"{_text(int(status['uptimeSeconds']))} s"),
+    ]
+    rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in facts)
+    services = "".join(_service(row) for row in status["services"])
+    hidden = status["servicesTotal"] - len(status["services"])
+    more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
+    head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
+    html = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
+        '<meta name="viewport" content="width=device-width"><title>nacos-proxy</title>'
+        f"<style>{_STYLE}</style></head><body><h1>nacos-proxy {_text(status['version'])}</h1>"
+        '<p><a href="/docs">API</a> · <a href="/status">status</a> · <a href="/metrics">metrics</a></p>'
+        f"<table>{rows}</table><h2>Services ({_text(status['servicesTotal'])})</h2>"
+        f"<table>{head}{services}</table>{more}</body></html>"
+    )
+    return html.encode("utf-8", "replace")
+
+
+def _service(row: Mapping[str, Any]) -> str:
+    name = f"{_text(row['service'])}<br><span class=muted>{_text(row['namespaceId'])}</span>"
+    age = "" if row["ageSeconds"] is None else f"{_text(int(row['ageSeconds']))} s"
+    error = f"<br>{_text(row['error'])}" if row["error"] else ""
+    cells = (
+        name,
+        _word(row["state"]) + error,
+        age,
+        f"{_text(row['healthy'])} of {_text(row['instances'])}",
+        _text(row["subscribers"]),
+        _hosts(row.get("hosts", ())),
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Mapping[str, str]]]) -> str:
+    lines = [_host(*host) for host in hosts[:_MOST_HOSTS]]
+    if len(hosts) > _MOST_HOSTS:
+        lines.append(f'<span class="muted">and {len(hosts) - _MOST_HOSTS} more</span>')
+    return "<br>".join(lines)
+
+
+def _host(address: str, cluster: str, weight: float, healthy: bool, enabled: bool, metadata: Mapping[str, str]) -> str:
+    state = "off" if not enabled else "ok" if healthy else "down"
+    pairs = " ".join(f"{name}={value}" for name, value in sorted(metadata.items()))
+    tail = f' <span class="muted">{_text(cluster)} weight {_text(f"{weight:g}")} {_text(pairs)}</span>'
+    return f"<code>{_text(address)}</code> {_word(state)}{tail}"
+
+
+def _details(values: Mapping[str, Any], without: Iterable[str]) -> str:
+    shown = ((name, value) for name, value in values.items() if name not in without and value not in ("", {}, None))
+    return " ".join(f"{_text(name)}: {_text(value)}" for name, value in shown)
+
+
+def _word(word: str) -> str:
+    """A state, in its colour."""
+    return f'<span class="{_text(word)}">{_text(word)}</span>'
+
+
+def _text(value: object) -> str:
+    return escape(str(value), quote=True)

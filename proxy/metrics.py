@@ -1,0 +1,168 @@
+"""Numbers for Prometheus, read from the parts at each scrape: nothing is counted twice, there is no global registry.
+
+Not for: deciding anything. Every metric is listed in `METRICS`; the docs' table is held against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from proxy.agent import Agent
+from proxy.catalog.look import Freshness
+
+PREFIX = "nacos_proxy_"
+
+
+class Repeated(NamedTuple):
+    """How many answers (`number`) of a kind and status the fast path repeated; `door` is `head` or `target`."""
+
+    kind: str
+    status: int
+    door: str
+    number: int
+
+
+def _none() -> Iterable[Repeated]:
+    return ()
+
+
+def _zero() -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers come from. `push_up` gives None where push is not in use."""
+
+    agent: Agent
+    version: str
+    push_up: Callable[[], bool | None] = lambda: None
+    subscribers: Callable[[], int] = _zero
+    refused: Callable[[], int] = _zero
+    repeated: Callable[[], Iterable[Repeated]] = _none
+    more: Callable[[], Iterable[Metric]] = lambda: ()
+
+
+class Row(NamedTuple):
+    """A metric's name behind the prefix (a counter's without `_total`), its labels, what it says."""
+
+    name: str
+    labels: tuple[str, ...]
+    text: str
+
+
+COUNTERS = {
+    row.name: row
+    for row in (
+        Row("reads", ("outcome",), "Reads that the cache answered: hit, stale, miss (waited for the upstream), none"),
+        Row("repeated", ("kind", "status", "door"), "Answers that the fast path repeated from memory"),
+        Row("fetches", ("outcome",), "Fetches of a service from the upstream: ok, or the error"),
+        Row("writes", ("outcome",), "Writes sent to the upstream: ok, or the error"),
+        Row("changes", ("source",), "Changes of services: poll, push, write"),
+        Row("events_published", (), "Events published to subscribers"),
+        Row("subscribers_refused", (), "Streams refused since there were too many"),
+        Row("healed", (), "Instances registered again after the upstream had lost them"),
+        Row("local_beats", (), "Beats answered here while the upstream was away"),
+    )
+}
+GAUGES = {
+    row.name: row
+    for row in (
+        Row("info", ("version",), "1, with the version"),
+        Row("upstream_up", (), "1 while the upstream answers"),
+        Row("push_up", (), "1 while changes are pushed to us; absent where push is not in use"),
+        Row("subscribers", (), "Event streams that are open"),
+        Row("services", ("state",), "Services in the cache: fresh, stale, expired, missing"),
+        Row("services_watched", (), "Services that are kept up to date"),
+        Row("instances", (), "Instances of all services in the cache"),
+        Row("registrations", (), "Instances registered through this proxy"),
+    )
+}
+METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
+
+
+class ProxyCollector(Collector):
+    """Makes the metric families at each scrape."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._counters()
+        yield from self._gauges()
+        yield from self._sources.more()
+
+    def _counters(self) -> Iterator[Metric]:
+        sources, counts = self._sources, self._sources.agent.counts
+        for name, values in (
+            ("reads", counts.reads),
+            ("fetches", counts.fetches),
+            ("writes", counts.writes),
+            ("changes", counts.changes),
+        ):
+            yield _counter(name, (((label,), value) for label, value in sorted(values.items())))
+        yield _counter("repeated", (((r.kind, str(r.status), r.door), r.number) for r in sources.repeated()))
+        for name, value in (
+            ("events_published", sources.agent.catalog.hub.published),
+            ("subscribers_refused", sources.refused()),
+            ("healed", counts.healed),
+            ("local_beats", counts.local_beats),
+        ):
+            yield _counter(name, [((), value)])
+
+    def _gauges(self) -> Iterator[Metric]:
+        sources, catalog = self._sources, self._sources.agent.catalog
+        now = sources.agent.clock.now()
+        states = Counter({state: 0 for state in Freshness})
+        watched = instances = 0
+        for entry in catalog.cache.entries():
+            states[catalog.cache.look(entry.key, now).freshness] += 1
+            watched += catalog.cache.watched(entry.key, now)
+            instances += len(entry.shown.instances) if entry.shown is not None else 0
+        yield _gauge("services", (((state.value,), number) for state, number in states.items()))
+        push = sources.push_up()
+        if push is not None:
+            yield _gauge("push_up", [((), int(push))])
+        yield _gauge("info", [((sources.version,), 1)])
+        for name, value in (
+            ("upstream_up", int(catalog.breaker.up)),
+            ("subscribers", sources.subscribers()),
+            ("services_watched", watched),
+            ("instances", instances),
+            ("registrations", len(catalog.ledger)),
+        ):
+            yield _gauge(name, [((), value)])
+
+
+def _counter(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    row = COUNTERS[name]
+    family = CounterMetricFamily(PREFIX + name, row.text, labels=row.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    row = GAUGES[name]
+    family = GaugeMetricFamily(PREFIX + name, row.text, labels=row.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def metrics_registry(sources: Sources) -> CollectorRegistry:
+    """Ours, and those of the process, the interpreter and its memory."""
+    registry = CollectorRegistry()
+    registry.register(ProxyCollector(sources))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
