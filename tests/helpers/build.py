@@ -1,0 +1,48 @@
+"""Values with valid defaults, so that a test says only what matters; and an agent around a registry."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from proxy.agent import Agent, AgentPolicy, Catalog, Follower
+from proxy.catalog.breaker import Breaker, BreakerPolicy
+from proxy.catalog.cache import Cache, CachePolicy
+from proxy.catalog.hub import Hub, HubPolicy
+from proxy.catalog.ledger import Ledger, LedgerPolicy
+from proxy.catalog.overlay import OverlayPolicy
+from proxy.model import Instance, ServiceKey, Snapshot
+from proxy.registry.base import Registry
+from tests.helpers.clock import FakeClock
+
+KEY = ServiceKey("public", "DEFAULT_GROUP", "orders")
+
+
+def key(name: str = "orders", group: str = "DEFAULT_GROUP", namespace: str = "public") -> ServiceKey:
+    return ServiceKey(namespace, group, name)
+
+
+def instance(ip: str = "10.0.0.1", port: int = 80, **fields: Any) -> Instance:
+    return Instance(ip, port, **fields)
+
+
+def snapshot(*instances: Instance, service: ServiceKey = KEY, **fields: Any) -> Snapshot:
+    return Snapshot.of(service, instances, **{"last_ref_time": 1_795_519_064_000, **fields})
+
+
+def agent(
+    registry: Registry,
+    clock: FakeClock,
+    *followers: Follower,
+    cache: CachePolicy | None = None,
+    hub: HubPolicy | None = None,
+    epoch: str = "e",
+) -> Agent:
+    """An agent whose hub follows it, as in the server; luck is always in the middle."""
+    catalog = Catalog(
+        Cache(cache or CachePolicy(), OverlayPolicy(), itertools.repeat(0.5).__next__),
+        Hub(hub or HubPolicy(), epoch),
+        Ledger(LedgerPolicy()),
+        Breaker(BreakerPolicy()),
+    )
+    return Agent(registry, catalog, clock, AgentPolicy(), [catalog.hub.publish, *followers])

@@ -1,0 +1,86 @@
+"""A registry that is a function of the call, and the simplest such function: services in a dict."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from proxy.calls import (
+    BEAT_NOT_FOUND,
+    Beat,
+    BeatResult,
+    Call,
+    Fetch,
+    GetInstance,
+    ListServices,
+    ServicePage,
+    Write,
+    apply,
+)
+from proxy.errors import ProxyError, Reason, Refused
+from proxy.model import ServiceKey, Snapshot
+
+R = TypeVar("R")
+
+
+class ScriptedRegistry:
+    """Answers each call with what `script(call)` gives: a result, an awaitable of one, or an error to raise.
+
+    `script` may be replaced in the middle of a test; `calls` are all that were sent.
+    """
+
+    def __init__(self, script: Callable[[Call[Any]], Any]) -> None:
+        self.script = script
+        self.calls: list[Call[Any]] = []
+        self.closed = False
+
+    async def send(self, call: Call[R]) -> R:
+        self.calls.append(call)
+        result = self.script(call)
+        if inspect.isawaitable(result):
+            result = await result
+        if isinstance(result, ProxyError):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def sent(self, kind: type[Call[Any]]) -> list[Any]:
+        """The calls of one kind."""
+        return [call for call in self.calls if isinstance(call, kind)]
+
+
+class Shelf:
+    """A script: services in a dict, writes at once visible."""
+
+    def __init__(self, *snapshots: Snapshot) -> None:
+        self.services: dict[ServiceKey, Snapshot] = {snapshot.key: snapshot for snapshot in snapshots}
+
+    def __call__(self, call: Call[Any]) -> Any:
+        match call:
+            case Fetch():
+                return self.of(call.service)
+            case ListServices():
+                keys = (k for k, s in self.services.items() if s.instances)
+                names = sorted(k.name for k in keys if (k.namespace, k.group) == (call.namespace, call.group))
+                first = (call.page - 1) * call.size
+                return ServicePage(len(names), tuple(names[first : first + call.size]))
+            case GetInstance():
+                found = self.of(call.service).find(call.ip, call.port, call.cluster)
+                return found or Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
+            case Write():
+                return self._write(call)
+            case _:
+                return None
+
+    def _write(self, call: Write[Any]) -> object:
+        before = self.of(call.service)
+        if isinstance(call, Beat) and call.full is None and before.find(call.ip, call.port) is None:
+            return BeatResult(BEAT_NOT_FOUND)
+        self.services[call.service] = apply(before, call)
+        return BeatResult() if isinstance(call, Beat) else None
+
+    def of(self, key: ServiceKey) -> Snapshot:
+        return self.services.get(key, Snapshot(key))

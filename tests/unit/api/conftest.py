@@ -1,0 +1,81 @@
+"""The parts of our own API around a registry in a dict, on a clock that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from proxy.agent import Agent
+from proxy.api.events import EventsApi, EventsPolicy
+from proxy.api.lookup import LookupApi, LookupPolicy
+from proxy.api.ops import OpsApi, Sight
+from proxy.api.reads import ReadPolicy, Reads
+from proxy.api.rest import RestApi
+from proxy.api.routes import on_http_exception, on_unexpected
+from proxy.metrics import Sources, metrics_registry
+from tests.helpers import build
+from tests.helpers.asgi import Exchange, ask, scope, start
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+
+class Luck:
+    """Draws what the test puts in, 0.0 otherwise."""
+
+    def __init__(self) -> None:
+        self.next: list[float] = []
+
+    def __call__(self) -> float:
+        return self.next.pop(0) if self.next else 0.0
+
+
+@dataclass
+class World:
+    app: FastAPI
+    agent: Agent
+    registry: ScriptedRegistry
+    shelf: Shelf
+    clock: FakeClock
+    events: EventsApi
+    luck: Luck
+    discovered: list[tuple[str, str, str]]
+
+    async def ask(self, method: str, target: str, **more: Any) -> Exchange:
+        return await ask(self.app, method, target, **more)
+
+    async def start(self, target: str, headers: dict[str, str] | None = None, **more: Any) -> Exchange:
+        return await start(self.app, scope("GET", target, headers, **more))
+
+
+@pytest.fixture
+def events_policy() -> EventsPolicy:
+    return EventsPolicy()
+
+
+@pytest.fixture
+async def world(events_policy: EventsPolicy) -> AsyncIterator[World]:
+    shelf, clock, luck = Shelf(), FakeClock(), Luck()
+    registry = ScriptedRegistry(shelf)
+    agent = build.agent(registry, clock)
+    reads = Reads(agent, ReadPolicy())
+    discovered: list[tuple[str, str, str]] = []
+    events = EventsApi(
+        agent,
+        events_policy,
+        discover=lambda namespace, group: discovered.append(("discover", namespace, group)),
+        forget=lambda namespace, group: discovered.append(("forget", namespace, group)),
+        luck=luck,
+    )
+    metrics = metrics_registry(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
+    app = FastAPI(exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected})
+    sight = Sight(agent, events, metrics, "1.2.3", clock.now())
+    for api in (RestApi(agent, reads), LookupApi(agent, reads, LookupPolicy(), luck), events, OpsApi(sight)):
+        app.include_router(api.router())
+    yield World(app, agent, registry, shelf, clock, events, luck, discovered)
+    events.close()
+    await agent.close()
