@@ -1,0 +1,402 @@
+"""A registry in this process: the contract of a real Nacos server without one, with beats that expire.
+
+Not for: HTTP (the dialects), freshness (there is nothing to refresh). Time comes from the clock it was given; what time
+does is worked out on each call and by one task that sleeps until the next deadline, so that watchers hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import orjson
+
+from proxy.calls import (
+    BEAT_NOT_FOUND,
+    Alive,
+    BatchMetadata,
+    Beat,
+    BeatResult,
+    Call,
+    CreateService,
+    DeleteService,
+    Deregister,
+    DetailPage,
+    Fetch,
+    GetInstance,
+    GetService,
+    ListDetails,
+    ListServices,
+    Metrics,
+    Namespaces,
+    Ready,
+    Register,
+    ServerState,
+    ServiceDetail,
+    ServiceInfo,
+    ServiceNames,
+    ServicePage,
+    SetHealth,
+    Subscribers,
+    Switches,
+    Update,
+    UpdateService,
+    check_instance,
+)
+from proxy.errors import Reason, Refused
+from proxy.model import DEFAULT_NAMESPACE, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.registry.embedded_state import Laid, Service
+from proxy.registry.switches import SWITCHES
+from proxy.runtime import Clock, spawn, stop
+
+R = TypeVar("R")
+
+VERSION = "2.5.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much it holds; beyond that it refuses. `listing_delay` seconds pass until a list shows a write (tests)."""
+
+    instances: int = 100_000
+    services: int = 50_000
+    listing_delay: float = 0.0
+
+
+class EmbeddedRegistry:
+    """A `Registry` and a `Watchable`."""
+
+    def __init__(self, clock: Clock, limits: Limits = Limits()) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._services: dict[ServiceKey, Service] = {}
+        self._deadlines: list[tuple[float, ServiceKey]] = []
+        self._planned: dict[ServiceKey, float] = {}
+        self._listing: dict[ServiceKey, Snapshot] = {}
+        self._listed_again_at: dict[ServiceKey, float] = {}
+        self._watched: set[ServiceKey] | None = None
+        self._told: asyncio.Queue[ServiceKey] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._instances = 0
+        self._handlers: dict[type, Callable[[Any, float], Any]] = {
+            Fetch: self._fetch,
+            GetInstance: self._get_instance,
+            ListServices: self._list_services,
+            Register: self._register,
+            Deregister: self._deregister,
+            Update: self._update,
+            Beat: self._beat,
+            BatchMetadata: self._batch,
+            SetHealth: self._set_health,
+            GetService: self._get_service,
+            CreateService: self._create_service,
+            UpdateService: self._update_service,
+            DeleteService: self._delete_service,
+            ServiceNames: self._names,
+            ListDetails: self._details,
+            Subscribers: lambda call, now: (),
+            Metrics: self._metrics,
+            Switches: lambda call, now: SWITCHES,
+            ServerState: lambda call, now: {"version": VERSION, "startup_mode": "standalone", "auth_enabled": "false"},
+            Namespaces: self._namespaces,
+            Alive: lambda call, now: None,
+            Ready: lambda call, now: None,
+        }
+
+    async def send(self, call: Call[R]) -> R:
+        """The result of the call. Raises `Refused`."""
+        now = self._clock.now()
+        self._sweep(now)
+        return self._handlers[type(call)](call, now)
+
+    async def close(self) -> None:
+        await stop(self._task)
+
+    # watching
+
+    @property
+    def alive(self) -> bool:
+        return True
+
+    def watch(self, services: Collection[ServiceKey]) -> None:
+        self._watched = set(services)
+
+    async def changes(self) -> AsyncIterator[ServiceKey]:
+        """Yields watched services as they change; the first caller starts the task that lets time expire them."""
+        if self._task is None:
+            self._task = spawn(self._tick(), name="embedded registry")
+        while True:
+            yield await self._told.get()
+
+    async def _tick(self) -> None:
+        while True:
+            now = self._clock.now()
+            self._sweep(now)
+            await self._clock.sleep_until(min(now + 1.0, max(now + 0.05, self._next())))
+
+    def _next(self) -> float:
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def _tell(self, service: Service, now: float) -> None:
+        if self._limits.listing_delay:
+            self._listed_again_at.setdefault(service.key, now + self._limits.listing_delay)
+        if self._watched is not None and service.key in self._watched:
+            self._told.put_nowait(service.key)
+
+    # time
+
+    def _sweep(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            moment, key = heapq.heappop(self._deadlines)
+            if self._planned.get(key) != moment:
+                continue
+            del self._planned[key]
+            service = self._services.get(key)
+            if service is None:
+                continue
+            before = len(service.places)
+            if service.expire(now):
+                self._tell(service, now)
+            self._instances -= before - len(service.places)
+            if not service.places and service.deadline() <= now:
+                del self._services[key]
+            else:
+                self._plan(service)
+
+    def _plan(self, service: Service) -> None:
+        moment = service.deadline()
+        if moment < self._planned.get(service.key, math.inf):
+            self._planned[service.key] = moment
+            heapq.heappush(self._deadlines, (moment, service.key))
+
+    # instances
+
+    def _fetch(self, call: Fetch, now: float) -> Snapshot:
+        service = self._services.get(call.service)
+        if service is None:
+            return Snapshot(call.service)
+        if not self._limits.listing_delay:
+            return service.listed()
+        key = call.service
+        if key not in self._listing or now >= self._listed_again_at.get(key, math.inf):
+            self._listed_again_at.pop(key, None)
+            self._listing[key] = service.listed()
+        return self._listing[key]
+
+    def _get_instance(self, call: GetInstance, now: float) -> Instance:
+        snapshot = self._fetch(Fetch(call.service), now)
+        if not any(i.cluster == call.cluster for i in snapshot.instances) and not snapshot.instances:
+            raise _no_instances(call.service, call.cluster)
+        found = snapshot.find(call.ip, call.port, call.cluster)
+        if found is None:
+            raise _no_match()
+        return found
+
+    def _register(self, call: Register, now: float) -> None:
+        check_instance(call.instance)
+        service = self._services.get(call.service)
+        if service is None:
+            service = self._create(call.service, call.instance.ephemeral)
+        known = (call.instance.ip, call.instance.port) in service.places
+        if not known and self._instances >= self._limits.instances:
+            raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.instances} instances already")
+        service.register(call.instance, now)
+        self._instances += not known
+        self._plan(service)
+        self._tell(service, now)
+
+    def _create(self, key: ServiceKey, ephemeral: bool, **fields: Any) -> Service:
+        if len(self._services) >= self._limits.services:
+            raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.services} services already")
+        service = self._services[key] = Service(key, ephemeral, empty_since=self._clock.now(), **fields)
+        self._plan(service)
+        return service
+
+    def _deregister(self, call: Deregister, now: float) -> None:
+        service = self._services.get(call.service)
+        if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
+            self._instances -= 1
+            self._plan(service)
+            self._tell(service, now)
+
+    def _update(self, call: Update, now: float) -> None:
+        service = self._services.get(call.service)
+        key = InstanceKey(call.ip, call.port, call.cluster)
+        if call.partial:
+            self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
+        if service is None:
+            raise _service_not_found(call)
+        old = service.laid.get(key, Laid()) if call.partial else Laid()
+        laid = Laid(
+            old.weight if call.weight is None else call.weight,
+            old.enabled if call.enabled is None else call.enabled,
+            old.metadata if call.metadata is None else call.metadata,
+        )
+        service.lay(key, laid)
+        self._tell(service, now)
+
+    def _beat(self, call: Beat, now: float) -> BeatResult:
+        service = self._services.get(call.service)
+        was = service.listed() if service is not None else None
+        known = service.beat(call.ip, call.port, now) if service is not None else None
+        if service is not None and known is not None:
+            if service.listed() is not was:
+                self._tell(service, now)
+            return BeatResult(interval=service.interval(known))
+        if call.full is None:
+            return BeatResult(code=BEAT_NOT_FOUND)
+        self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
+        service = self._services[call.service]
+        return BeatResult(interval=service.interval(service.places[(call.ip, call.port)]))
+
+    def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
+        service = self._services.get(call.service)
+        if service is None:
+            return ()
+        keys = call.instances or tuple(i.key for i in service.listed().instances)
+        changed = [key for key in keys if service.has(key)]
+        for key in changed:
+            old = service.laid.get(key, Laid())
+            kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
+            service.lay(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
+        if changed:
+            self._tell(service, now)
+        kind = "ephemeral" if call.ephemeral else "persistent"
+        return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
+
+    def _set_health(self, call: SetHealth, now: float) -> None:
+        text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
+        raise Refused(Reason.CHECKER_AT_WORK, text)
+
+    # services
+
+    def _get_service(self, call: GetService, now: float) -> ServiceInfo:
+        service = self._services.get(call.service)
+        if service is None:
+            key = call.service
+            text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
+            raise Refused(Reason.SERVICE_NOT_FOUND, text)
+        return self._info(service)
+
+    @staticmethod
+    def _info(service: Service) -> ServiceInfo:
+        return ServiceInfo(
+            service.key, service.threshold, service.metadata, service.selector, service.clusters(), service.ephemeral
+        )
+
+    def _create_service(self, call: CreateService, now: float) -> None:
+        if call.service in self._services:
+            raise Refused(Reason.SERVICE_EXISTS, f"specified service {call.service.grouped} already exists!")
+        more = {"explicit": True, "threshold": call.threshold, "metadata": call.metadata}
+        self._create(call.service, call.ephemeral, selector=_selector(call.selector), **more)
+
+    def _update_service(self, call: UpdateService, now: float) -> None:
+        service = self._known(call.service)
+        service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
+        service.selector = _selector(call.selector)
+        service.changed()
+        self._tell(service, now)
+
+    def _delete_service(self, call: DeleteService, now: float) -> None:
+        service = self._known(call.service)
+        if service.places:
+            text = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
+            raise Refused(Reason.SERVICE_NOT_EMPTY, text)
+        del self._services[call.service]
+
+    def _known(self, key: ServiceKey) -> Service:
+        service = self._services.get(key)
+        if service is None:
+            raise Refused(Reason.SERVICE_NOT_FOUND, f"service {key.grouped} not found!")
+        return service
+
+    def _list_services(self, call: ListServices, now: float) -> ServicePage:
+        names = [k.name for k in self._services if k.namespace == call.namespace and k.group == call.group]
+        first = (max(1, call.page) - 1) * max(0, call.size)
+        return ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
+
+    def _names(self, call: ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for key in self._services:
+            if not call.namespace or key.namespace == call.namespace:
+                found.setdefault(key.namespace, []).append(key.grouped)
+        return {namespace: tuple(names) for namespace, names in found.items()}
+
+    def _details(self, call: ListDetails, now: float) -> DetailPage:
+        found = [
+            s
+            for s in self._services.values()
+            if s.key.namespace == call.namespace
+            and call.name_part in s.key.name
+            and call.group_part in s.key.group
+            and not (call.ignore_empty and not s.places)
+        ]
+        first = (max(1, call.page) - 1) * call.size
+        rows = tuple(ServiceDetail(self._info(s), s.listed()) for s in found[first : first + call.size])
+        return DetailPage(len(found), rows)
+
+    # the server itself
+
+    def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
+        if call.only_status:
+            return {"status": "UP"}
+        persistent = sum(len(s.places) for s in self._services.values() if not s.ephemeral)
+        return {
+            "status": "UP",
+            "serviceCount": len(self._services),
+            "instanceCount": self._instances,
+            "subscribeCount": 0,
+            "responsibleInstanceCount": self._instances,
+            "clientCount": self._instances,
+            "connectionBasedClientCount": 0,
+            "ephemeralIpPortClientCount": self._instances - persistent,
+            "persistentIpPortClientCount": persistent,
+            "responsibleClientCount": self._instances,
+            "cpu": 0.0,
+            "load": 0.0,
+            "mem": 0.0,
+        }
+
+    def _namespaces(self, call: Namespaces, now: float) -> tuple[Mapping[str, Any], ...]:
+        others = sorted({key.namespace for key in self._services} - {DEFAULT_NAMESPACE})
+        default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
+        rows: list[Mapping[str, Any]] = [{**default, "quota": 200, "configCount": 0, "type": 0}]
+        for name in others:
+            row = {"namespace": name, "namespaceShowName": name, "namespaceDesc": ""}
+            rows.append({**row, "quota": 200, "configCount": 0, "type": 2})
+        return tuple(rows)
+
+    def __repr__(self) -> str:
+        return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"
+
+
+def _selector(text: str) -> Mapping[str, Any]:
+    if not text:
+        return {"type": "none", "contextType": "NONE"}
+    try:
+        selector: Any = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        selector = None
+    if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
+        raise Refused(Reason.OTHER, "not match any type of selector!")
+    return {"contextType": "NONE", **selector} if selector["type"] == "none" else selector  # pyright: ignore[reportUnknownVariableType]
+
+
+def _no_instances(key: ServiceKey, cluster: str) -> Refused:
+    text = f"no ips found for cluster {cluster} in service {key.grouped}"
+    return Refused(Reason.NO_INSTANCES, text, status=404)
+
+
+def _no_match() -> Refused:
+    return Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
+
+
+def _service_not_found(call: Update) -> Refused:
+    key = call.service
+    java = f"Service{{namespace='{key.namespace}', group='{key.group}', name='{key.name}', "
+    java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
+    return Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {key.namespace}, service: {java}")

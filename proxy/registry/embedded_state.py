@@ -1,0 +1,166 @@
+"""What the embedded registry knows of its services, told the time. Not for: calls' dispatch, tasks (`embedded`).
+
+As in Nacos 2.5.1 (NACOS.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a whole;
+what was registered and what a modification laid over it are kept apart, and a listed instance is their sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from proxy.calls import beat_interval, beat_timeout, delete_timeout
+from proxy.errors import Reason, Refused
+from proxy.model import EMPTY, Instance, InstanceKey, ServiceKey, Snapshot
+
+Place = tuple[str, int]
+
+EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (NACOS.md 2.10)
+
+
+@dataclass(slots=True)
+class Registered:
+    """A registration: the instance as it came, when it was last heard of, and whether it counts as alive."""
+
+    instance: Instance
+    heard: float
+    healthy: bool
+
+    def unhealthy_at(self) -> float:
+        return self.heard + beat_timeout(self.instance.metadata) / 1000
+
+    def gone_at(self) -> float:
+        return self.heard + delete_timeout(self.instance.metadata) / 1000
+
+    def next_at(self) -> float:
+        return min(self.unhealthy_at(), self.gone_at()) if self.healthy else self.gone_at()
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What PUT, PATCH and the metadata batch lay over a registration (modify.jsonl)."""
+
+    weight: float = 1.0
+    enabled: bool = True
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(slots=True)
+class Service:
+    """One service. `explicit`: it has metadata of its own, without which a threshold of 0 never masks."""
+
+    key: ServiceKey
+    ephemeral: bool
+    explicit: bool = False
+    threshold: float = 0.0
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
+    places: dict[Place, Registered] = field(default_factory=lambda: {})
+    laid: dict[InstanceKey, Laid] = field(default_factory=lambda: {})
+    empty_since: float = math.inf
+    _listed: Snapshot | None = None
+
+    # writes
+
+    def register(self, instance: Instance, now: float) -> None:
+        """Upsert by ip:port. Raises `Refused` where the service is of the other kind."""
+        if instance.ephemeral != self.ephemeral:
+            kinds = ("ephemeral", "persistent")
+            ours, theirs = kinds if self.ephemeral else reversed(kinds)
+            text = f"errCode: 400, errMsg: Current service {self.key.grouped} is {ours} service, "
+            raise Refused(Reason.WRONG_KIND, text + f"can't register {theirs} instance. ")
+        place = (instance.ip, instance.port)
+        known = self.places.get(place)
+        if known is not None and known.instance.cluster != instance.cluster:
+            self.laid.pop(known.instance.key, None)
+        self.places[place] = Registered(instance, now, instance.healthy)
+        self.empty_since = math.inf
+        self._listed = None
+
+    def deregister(self, ip: str, port: int, ephemeral: bool, now: float) -> bool:
+        known = self.places.get((ip, port))
+        if known is None or known.instance.ephemeral != ephemeral:
+            return False
+        del self.places[(ip, port)]
+        self.laid.pop(known.instance.key, None)
+        self.empty_since = math.inf if self.places else now
+        self._listed = None
+        return True
+
+    def lay(self, key: InstanceKey, laid: Laid) -> None:
+        """Over an instance that is there; over another it changes nothing that anybody could see."""
+        if self.has(key):
+            self.laid[key] = laid
+            self._listed = None
+
+    def has(self, key: InstanceKey) -> bool:
+        known = self.places.get((key.ip, key.port))
+        return known is not None and known.instance.cluster == key.cluster
+
+    def beat(self, ip: str, port: int, now: float) -> Registered | None:
+        """Renews an ephemeral instance; None where there is none to renew."""
+        known = self.places.get((ip, port))
+        if known is None or not known.instance.ephemeral:
+            return None
+        known.heard = now
+        if not known.healthy:
+            known.healthy = True
+            self._listed = None
+        return known
+
+    def interval(self, known: Registered) -> int:
+        laid = self.laid.get(known.instance.key)
+        return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})})
+
+    def changed(self) -> None:
+        self._listed = None
+
+    # time
+
+    def expire(self, now: float) -> bool:
+        """What time has done: silent instances turn unhealthy, then go. True where a list differs now."""
+        if not self.ephemeral:
+            return False
+        changed = False
+        for place, known in list(self.places.items()):
+            if now >= known.gone_at():
+                del self.places[place]
+                self.laid.pop(known.instance.key, None)
+                self.empty_since = math.inf if self.places else now
+                changed = True
+            elif known.healthy and now >= known.unhealthy_at():
+                known.healthy = False
+                changed = True
+        if changed:
+            self._listed = None
+        return changed
+
+    def deadline(self) -> float:
+        """When `expire` may next have something to do."""
+        if not self.places:
+            return self.empty_since + EMPTY_SERVICE_LIVES
+        if not self.ephemeral:
+            return math.inf
+        return min(p.next_at() for p in self.places.values())
+
+    # reads
+
+    def listed(self) -> Snapshot:
+        """The service as it is now; the same object while nothing changed."""
+        if self._listed is None:
+            instances = [self._sum(known) for known in self.places.values()]
+            self._listed = Snapshot.of(self.key, instances, threshold=self.threshold, masking=self.explicit)
+        return self._listed
+
+    def _sum(self, known: Registered) -> Instance:
+        instance = replace(known.instance, healthy=known.healthy)
+        laid = self.laid.get(instance.key)
+        if laid is None:
+            return instance
+        metadata = {**instance.metadata, **laid.metadata}
+        return replace(instance, weight=laid.weight, enabled=laid.enabled, metadata=metadata)
+
+    def clusters(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(known.instance.cluster for known in self.places.values()))

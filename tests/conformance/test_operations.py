@@ -1,0 +1,197 @@
+"""Every operation of the naming API, through both APIs, on every registry."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance.drivers import Driver, Failed
+
+HOST_FIELDS = {
+    "instanceId",
+    "ip",
+    "port",
+    "weight",
+    "healthy",
+    "enabled",
+    "ephemeral",
+    "clusterName",
+    "serviceName",
+    "metadata",
+    "instanceHeartBeatInterval",
+    "instanceHeartBeatTimeOut",
+    "ipDeleteTimeout",
+}
+LIST_FIELDS = {
+    "name",
+    "groupName",
+    "clusters",
+    "cacheMillis",
+    "hosts",
+    "lastRefTime",
+    "checksum",
+    "allIPs",
+    "reachProtectionThreshold",
+}
+
+
+def addresses(body: dict) -> list[tuple[str, int]]:
+    return sorted((host["ip"], host["port"]) for host in body["hosts"])
+
+
+async def test_a_registered_instance_is_listed_with_all_it_was_given(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 8080, weight=2.5, metadata={"zone": "北京", "v": "1"}, cluster="c1")
+    body = await driver.list(service)
+    assert LIST_FIELDS <= body.keys()
+    assert (body["name"], body["groupName"]) == (f"DEFAULT_GROUP@@{service}", "DEFAULT_GROUP")
+    (host,) = body["hosts"]
+    assert HOST_FIELDS <= host.keys()
+    assert (host["ip"], host["port"], host["weight"], host["clusterName"]) == ("10.0.0.1", 8080, 2.5, "c1")
+    assert host["metadata"] == {"zone": "北京", "v": "1"}
+    assert (host["healthy"], host["enabled"], host["ephemeral"]) == (True, True, True)
+    assert host["instanceId"] == f"10.0.0.1#8080#c1#DEFAULT_GROUP@@{service}"
+
+
+async def test_what_is_not_given_is_the_default(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    (host,) = (await driver.list(service))["hosts"]
+    assert (host["weight"], host["clusterName"], host["metadata"], host["ephemeral"]) == (1.0, "DEFAULT", {}, True)
+
+
+async def test_a_service_that_nobody_registered_is_an_empty_list(driver: Driver, service: str) -> None:
+    body = await driver.list(service)
+    assert body["hosts"] == []
+    assert body["name"] == f"DEFAULT_GROUP@@{service}"
+
+
+async def test_registering_again_replaces(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, weight=1)
+    await driver.register(service, "10.0.0.1", 80, weight=3)
+    assert [host["weight"] for host in (await driver.list(service))["hosts"]] == [3.0]
+
+
+async def test_a_deregistered_instance_is_gone_from_the_next_list(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    await driver.register(service, "10.0.0.2", 80)
+    await driver.deregister(service, "10.0.0.1", 80)
+    assert addresses(await driver.list(service)) == [("10.0.0.2", 80)]
+
+
+async def test_deregistering_the_unknown_is_a_success(driver: Driver, service: str) -> None:
+    await driver.deregister(service, "10.0.0.1", 80)
+
+
+async def test_modifying_shows_in_the_next_list(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, weight=1, metadata={"a": "1"})
+    await driver.list(service)
+    await driver.modify(service, "10.0.0.1", 80, weight=7, metadata={"a": "2"})
+    (host,) = (await driver.list(service))["hosts"]
+    assert (host["weight"], host["metadata"]["a"]) == (7.0, "2")
+
+
+async def test_a_disabled_instance_is_not_listed_and_comes_back(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    await driver.list(service)
+    await driver.modify(service, "10.0.0.1", 80, enabled=False)
+    assert (await driver.list(service))["hosts"] == []
+    await driver.modify(service, "10.0.0.1", 80, enabled=True)
+    assert addresses(await driver.list(service)) == [("10.0.0.1", 80)]
+
+
+async def test_clusters_filter_the_list(driver: Driver, service: str) -> None:
+    for number, cluster in enumerate(["c1", "c2", "DEFAULT"], 1):
+        await driver.register(service, f"10.0.0.{number}", 80, cluster=cluster)
+    assert len((await driver.list(service))["hosts"]) == 3
+    assert addresses(await driver.list(service, clusters=["c1"])) == [("10.0.0.1", 80)]
+    body = await driver.list(service, clusters=["c1", "DEFAULT"])
+    assert addresses(body) == [("10.0.0.1", 80), ("10.0.0.3", 80)]
+    assert body["clusters"] == "c1,DEFAULT"
+    assert (await driver.list(service, clusters=["none"]))["hosts"] == []
+
+
+async def test_healthy_only_leaves_out_the_unhealthy(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    await driver.register(service, "10.0.0.2", 80, healthy=False)
+    assert addresses(await driver.list(service, healthy_only=True)) == [("10.0.0.1", 80)]
+    assert len((await driver.list(service, healthy_only=False))["hosts"]) == 2
+
+
+async def test_groups_and_namespaces_are_apart(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, group="G1")
+    await driver.register(service, "10.0.0.2", 80, group="G2")
+    await driver.register(service, "10.0.0.3", 80, namespace="ns-1")
+    assert addresses(await driver.list(service, group="G1")) == [("10.0.0.1", 80)]
+    assert addresses(await driver.list(f"G2@@{service}")) == [("10.0.0.2", 80)]
+    assert addresses(await driver.list(service, namespace="ns-1")) == [("10.0.0.3", 80)]
+    assert (await driver.list(service))["hosts"] == []
+
+
+async def test_the_default_namespace_has_three_spellings(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, namespace="public")
+    assert addresses(await driver.list(service, namespace="")) == [("10.0.0.1", 80)]
+    assert addresses(await driver.list(service)) == [("10.0.0.1", 80)]
+
+
+async def test_one_instance_can_be_got(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, weight=4, metadata={"a": "1"})
+    got = await driver.get(service, "10.0.0.1", 80)
+    assert (got["ip"], got["port"], got["weight"], got["metadata"]) == ("10.0.0.1", 80, 4.0, {"a": "1"})
+
+
+async def test_an_unknown_instance_is_not_found(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    with pytest.raises(Failed):
+        await driver.get(service, "10.0.0.9", 80)
+
+
+async def test_an_ipv6_instance_goes_through_everything(driver: Driver, service: str) -> None:
+    await driver.register(service, "2001:db8::1", 80)
+    assert addresses(await driver.list(service)) == [("2001:db8::1", 80)]
+    assert (await driver.get(service, "2001:db8::1", 80))["ip"] == "2001:db8::1"
+    await driver.deregister(service, "2001:db8::1", 80)
+    assert (await driver.list(service))["hosts"] == []
+
+
+async def test_a_beat_is_answered_with_its_interval(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80)
+    answer = await driver.beat(service, "10.0.0.1", 80)
+    assert (answer["code"], answer["clientBeatInterval"], answer["lightBeatEnabled"]) == (10200, 5000, True)
+
+
+async def test_a_full_beat_registers_an_instance_that_is_unknown(driver: Driver, service: str) -> None:
+    answer = await driver.beat(service, "10.0.0.1", 80, weight=2.0, metadata={"a": "1"})
+    assert answer["code"] == 10200
+    (host,) = (await driver.list(service))["hosts"]
+    assert (host["ip"], host["weight"], host["metadata"]) == ("10.0.0.1", 2.0, {"a": "1"})
+
+
+async def test_a_persistent_instance_is_registered_listed_and_deregistered(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, ephemeral=False)
+    (host,) = (await driver.list(service))["hosts"]
+    assert host["ephemeral"] is False
+    await driver.deregister(service, "10.0.0.1", 80, ephemeral=False)
+    assert (await driver.list(service))["hosts"] == []
+
+
+async def test_services_are_listed_by_name_and_counted(driver: Driver, service: str) -> None:
+    await driver.register(service, "10.0.0.1", 80, group=service)
+    assert await driver.services(group=service) == (1, [service])
+
+
+async def test_each_of_200_writes_shows_in_the_very_next_list(driver: Driver, service: str) -> None:
+    for number in range(200):
+        await driver.register(service, f"10.0.{number // 100}.{number % 100}", 80)
+        assert len((await driver.list(service))["hosts"]) == number + 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("port", 70_000), ("weight", 10_001), ("weight", -1), ("cluster", "a b"), ("ip", ""), ("ip", "10 0 0 1")],
+)
+async def test_a_bad_parameter_is_refused_and_nothing_is_forwarded(
+    driver: Driver, service: str, field: str, value: object
+) -> None:
+    fields = {"ip": "10.0.0.1", "port": 80, field: value}
+    with pytest.raises(Failed) as caught:
+        await driver.register(service, **fields)  # type: ignore[arg-type]
+    assert caught.value.status == 400
+    assert (await driver.list(service))["hosts"] == []
