@@ -1,4 +1,4 @@
-"""Hosts and lists of hosts as JSON, both ways: the fields that v1, v2, v3, pushes and our own API share.
+"""Hosts, lists of hosts and answers to beats as JSON, both ways: what v1, v2, v3, pushes and our own API share.
 
 Not for: what stands around them (`{code, message, data}`, the dialects), which hosts show (`model.Snapshot.select`).
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NamedTuple, cast
 
-from proxy.calls import beat_interval, beat_timeout, delete_timeout
+from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Malformed
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
@@ -166,3 +166,27 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         last_ref_time=moment if type(moment) is int and moment > 0 else 0,
     )
     return Listing(snapshot, protected)
+
+
+def statuses_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Every instance with its health, as `instance/statuses` shows it."""
+    return {"ips": [f"{i.ip}:{i.port}_{'true' if i.healthy else 'false'}" for i in snapshot.instances]}
+
+
+_BEAT = frozenset({"clientBeatInterval", "code", "lightBeatEnabled"})
+
+
+def beat_json(beat: BeatResult) -> dict[str, Any]:
+    """What a beat is answered on v1 and v2, neither of which wraps it."""
+    answer = {"clientBeatInterval": beat.interval, "code": beat.code, "lightBeatEnabled": beat.light}
+    return {**answer, **{name: beat.extra[name] for name in beat.extra if name not in answer}}
+
+
+def read_beat_result(value: Any) -> BeatResult:
+    """The other direction of `beat_json`; 1.4.6 leaves lightBeatEnabled out. Raises `Malformed`."""
+    answer = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    code, interval = answer.get("code"), answer.get("clientBeatInterval", DEFAULT_BEAT_INTERVAL)
+    if type(code) is not int or type(interval) is not int:
+        raise Malformed("the answer to a beat without code or interval")
+    extra = {name: item for name, item in answer.items() if name not in _BEAT}
+    return BeatResult(code, interval, answer.get("lightBeatEnabled") is not False, extra or EMPTY)

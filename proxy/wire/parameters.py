@@ -51,13 +51,16 @@ class Parameters:
 
     # the filters in front of the controllers
 
-    def filter_name(self) -> None:
-        """v1's ServiceNameFilter: trims the name, refuses `@@x` and `g@@`."""
-        name = self.text("serviceName")
+    @classmethod
+    def filtered(cls, request: HttpRequest) -> Parameters:
+        """What is left behind v1's ServiceNameFilter, which trims the name and refuses `@@x` and `g@@`."""
+        p = cls(request)
+        name = p.text("serviceName")
         if name:
-            self._values["serviceName"] = name
+            p._values["serviceName"] = name
         if GROUP_SEPARATOR in name:
             check_grouped(name, Problem.EMPTY_GROUP)
+        return p
 
     def check(self, *, address: bool = True, clusters: str = "") -> dict[str, str]:
         """The parameter check; gives the parsed metadata. Without `address` only names are looked at."""
@@ -76,6 +79,30 @@ class Parameters:
         check_ip(self._untrimmed("ip"))
         if port := self._untrimmed("port", "checkPort"):
             check_port(port)
+
+    # what v1's controllers want, in their words
+
+    def required(self, name: str) -> str:
+        if not self.raw(name):
+            raise BadCall(name, Problem.MISSING, f"Param '{name}' is required.")
+        return self.text(name)
+
+    def request_param(self, name: str) -> str:
+        """A parameter that Spring wants, not the controller itself: other words for the same lack."""
+        if not self.raw(name):
+            raise BadCall(name, Problem.MISSING, f"Parameter '{name}' is missing")
+        return self.text(name)
+
+    def required_key(self) -> ServiceKey:
+        if not self.required("serviceName"):
+            check_grouped("", Problem.GROUPED_NAME)
+        return self.key()
+
+    def required_address(self) -> tuple[str, int]:
+        ip = self.required("ip")
+        if not ip:
+            raise BadCall("ip", Problem.MISSING, "Param 'ip' is required.")
+        return ip, to_int("port", self.required("port"))
 
     # values
 
