@@ -113,7 +113,7 @@ async def test_filters_and_names_reach_the_snapshot(world: World) -> None:
     answer = await world.ask("GET", "/api/v1/services/a%2Fb%3Bc?group=g&namespace=n&clusters=x,y&healthy_only=true")
     body = answer.json()
     assert [host["ip"] for host in body["hosts"]] == ["10.0.0.2"]
-    assert (body["name"], body["clusters"], body["namespaceId"]) == ("g@@a/b c", "x,y", "n")
+    assert (body["name"], body["clusters"], body["namespaceId"]) == ("g@@a/b;c", "x,y", "n")
     grouped = await world.ask("GET", "/api/v1/services/g%40%40a%2Fb%3Bc?namespace=n")
     assert len(grouped.json()["hosts"]) == 3
 
@@ -178,7 +178,9 @@ async def test_a_managed_registration_is_refused_where_nobody_keeps_it(world: Wo
 
 async def test_a_patch_changes_only_what_it_names(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance("10.0.0.1", weight=3.0, metadata={"a": "1", "b": "2"}))
-    answer = await world.ask("PATCH", "/api/v1/services/orders/instances/10.0.0.1:80", json_body={"metadata": {"a": "9"}})
+    answer = await world.ask(
+        "PATCH", "/api/v1/services/orders/instances/10.0.0.1:80", json_body={"metadata": {"a": "9"}}
+    )
     assert (answer.status, answer.json()["weight"], answer.json()["metadata"]) == (200, 3.0, {"a": "9", "b": "2"})
     (sent,) = world.registry.sent(Update)
     assert (sent.weight, sent.enabled, sent.partial) == (3.0, True, False)

@@ -1,0 +1,79 @@
+"""Parameters of our own API."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import BadCall
+from proxy.model import ServiceKey
+from proxy.wire.query import Address, Query, View, read_address, read_key, read_list, read_view, read_wait
+from tests.helpers.build import instance
+
+
+def test_of_a_parameter_given_twice_the_first_counts() -> None:
+    query = Query("a=1&a=2&b=&a=1")
+    assert (query.text("a"), query.text("b", "x"), query.text("c"), query.all("a")) == ("1", "x", "", ["1", "2"])
+
+
+@pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("off", False), ("no", False), ("", None)])
+def test_flags(text: str, value: bool | None) -> None:
+    for default in (True, False):
+        assert Query(f"f={text}").flag("f", default) is (default if value is None else value)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.0", "11", "²", "1" * 30, "a"])
+def test_a_number_out_of_its_bounds_names_its_parameter(text: str) -> None:
+    with pytest.raises(BadCall) as caught:
+        Query(f"n={text}").number("n", 1, 0, 10)
+    assert caught.value.parameter == "n"
+
+
+def test_a_service_is_named_in_three_ways() -> None:
+    assert read_key("a", Query("")) == ServiceKey("public", "DEFAULT_GROUP", "a")
+    assert read_key("a", Query("group=g&namespace=n")) == ServiceKey("n", "g", "a")
+    assert read_key("g@@a", Query("group=other")) == ServiceKey("public", "g", "a")
+
+
+def test_errors_of_the_common_checks_speak_of_our_parameters() -> None:
+    with pytest.raises(BadCall) as caught:
+        read_key("a", Query(f"namespace={'n' * 65}"))
+    assert (caught.value.parameter, "'namespace'" in caught.value.text) == ("namespace", True)
+
+
+def test_a_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
+    view = read_view(Query("clusters=b,,a&clusters=c&healthy_only=true"))
+    assert (view, view.cluster_set) == (View("b,a,c", True), frozenset("abc"))
+    assert read_view(Query(""), healthy_only=True) == View("", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("", 30.0), ("5", 5.0), ("5s", 5.0), ("1500ms", 1.5), ("2m", 120.0), ("0.5s", 0.5), ("1000m", 300.0)],
+)
+def test_a_wait_is_a_time_of_at_most_five_minutes(text: str, seconds: float) -> None:
+    assert read_wait(Query(f"wait={text}")) == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "1h", "soon", "1e3", "nan", "1.", "5 s"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(BadCall) as caught:
+        read_wait(Query(f"wait={text}"))
+    assert caught.value.parameter == "wait"
+
+
+@given(st.sampled_from(["10.0.0.1", "my-host", "2001:db8::1", "::1", "fe80::1%eth0"]), st.integers(0, 65535))
+def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None:
+    assert read_address(instance(ip, port).address) == Address(ip, port)
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0.1", "2001:db8::1:80", "[::1]", "a:b", "a:-1", "[::1]:80x", ":", "[]:80"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(BadCall):
+        read_address(text)
+
+
+def test_a_list_counts_pages_from_one() -> None:
+    call = read_list(Query("namespace=n&page=2&size=5"))
+    assert (call.namespace, call.group, call.page, call.size) == ("n", "DEFAULT_GROUP", 2, 5)
