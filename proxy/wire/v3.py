@@ -52,7 +52,7 @@ from proxy.wire.results import (
 )
 from proxy.wire.shapes import as_list, error_page, failure, result
 from proxy.wire.table import Table
-from proxy.wire.v3_services import READINESS, ROWS, details_of, find, read_details, write_details
+from proxy.wire.v3_services import READINESS, ROWS, SERVICES, details_of, find, read_details, write_details
 
 _CLIENT = "/v3/client/ns/instance"
 _INSTANCE = "/v3/admin/ns/instance"
