@@ -16,6 +16,7 @@ from proxy.api.answers import mark, read_body, send_reply, to_request
 from proxy.calls import GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
+from proxy.model import Snapshot
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
 
 ANSWER_HEADER = "nacos-proxy-answer"
@@ -35,7 +36,7 @@ class NacosApi:
         *,
         context_path: str = "/nacos",
         max_body: int = 1 << 20,
-        on_list: Callable[[ReadService], None] | None = None,
+        on_list: Callable[[ReadService, Snapshot], None] | None = None,
     ) -> None:
         self._agent = agent
         self._dialects = tuple(dialects)
@@ -77,7 +78,7 @@ class NacosApi:
             look = await agent.read(call.service, wants)
             assert look.snapshot is not None
             if self._on_list is not None:
-                self._on_list(call)
+                self._on_list(call, look.snapshot)
             if call.push is None:
                 mark(scope, call.service, look, agent.clock.now(), "list", wants)
             return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
@@ -90,6 +91,12 @@ class NacosApi:
             written = await agent.write(call)
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
         return await agent.send(call), ()
+
+    def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
+        """An error that arose before the request came here, in the dialect of its path (v1's where none owns it)."""
+        path = scope["path"][len(self._context) :]
+        dialect = next((d for d in self._dialects if d.owns(path)), self._dialects[0])
+        return dialect.write_error(to_request(scope, path, b""), error, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._agent.clock.wall() * 1000)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -26,6 +26,7 @@ class StreamedReply(Protocol):
     def body(self) -> AsyncIterator[bytes]: ...
 
 
+@runtime_checkable
 class Forwarder(Protocol):
     """What can carry a request to the upstream: `registry.nacos.NacosRegistry` is one."""
 

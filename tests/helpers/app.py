@@ -1,0 +1,56 @@
+"""The whole program in the test's own loop, on a real socket of a free port; ended by its handle."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+
+from proxy.runtime import Clock, SystemClock
+from proxy.server import App, Parts, build, uvicorn_config
+from proxy.settings import Settings
+
+
+@dataclass(slots=True)
+class Served:
+    """A proxy that runs: its URL, a client for it, its parts."""
+
+    url: str
+    http: httpx.AsyncClient
+    parts: Parts
+
+
+class _Quiet(uvicorn.Server):
+    """Without signal handlers: the test runner has its own."""
+
+    def install_signal_handlers(self) -> None: ...
+
+
+@asynccontextmanager
+async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
+    """A proxy with these settings, ready to answer."""
+    upstream = settings.pop("upstream", "embedded")
+    chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
+    app = App(build(chosen, clock or SystemClock()))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn_config(app, chosen))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup([listener])
+    ticking = asyncio.get_running_loop().create_task(server.main_loop())
+    try:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            yield Served(url, http, app.parts)
+    finally:
+        server.should_exit = True
+        await ticking
+        app.parts.events.close()
+        await server.shutdown([listener])
