@@ -1,0 +1,104 @@
+"""What operators are shown."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from proxy.calls import Register
+from proxy.errors import Unreachable
+from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.clock import settle
+from tests.unit.api.conftest import World
+
+NASTY = "<script>alert(1)</script>\"'&"
+
+
+async def lose_upstream(world: World) -> None:
+    world.registry.script = lambda call: Unreachable("connection refused", arrived=False)
+    for _ in range(3):
+        world.agent.refresh(KEY)
+        await settle()
+
+
+async def test_alive_is_always_alive(world: World) -> None:
+    await lose_upstream(world)
+    answer = await world.ask("GET", "/healthz")
+    assert (answer.status, answer.json(), answer.headers["cache-control"]) == (200, {"status": "ok"}, "no-store")
+
+
+async def test_ready_while_reads_can_be_answered(world: World) -> None:
+    assert (await world.ask("GET", "/readyz")).json() == {"status": "ready", "reasons": []}
+    await world.ask("GET", "/api/v1/services/orders")
+    await lose_upstream(world)
+    degraded = await world.ask("GET", "/readyz")
+    assert (degraded.status, degraded.json()) == (
+        200,
+        {"status": "degraded", "reasons": ["upstream: connection refused"]},
+    )
+
+
+async def test_not_ready_where_nothing_could_be_answered(world: World) -> None:
+    await lose_upstream(world)
+    answer = await world.ask("GET", "/readyz")
+    assert (answer.status, answer.json()["status"], len(answer.json()["reasons"])) == (503, "unready", 2)
+
+
+async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance(), instance("10.0.0.2", healthy=False))
+    stream = await world.start("/api/v1/events?service=orders")
+    await world.clock.advance(4)
+    shown = (await world.ask("GET", "/status")).json()
+    assert (shown["version"], shown["uptimeSeconds"], shown["upstream"]["state"]) == ("1.2.3", 4.0, "up")
+    assert shown["subscribers"] == {"streams": 1, "byClient": {"127.0.0.1": 1}}
+    (row,) = shown["services"]
+    assert row["service"] == "DEFAULT_GROUP@@orders"
+    assert (row["state"], row["ageSeconds"], row["instances"], row["healthy"]) == ("fresh", 4.0, 2, 1)
+    assert (row["subscribers"], row["watched"], row["error"]) == (1, True, None)
+    await stream.leave()
+    await lose_upstream(world)
+    await world.clock.advance(20)
+    lost = (await world.ask("GET", "/status?limit=1")).json()
+    assert (lost["upstream"]["state"], lost["upstream"]["forSeconds"]) == ("down", 20.0)
+    assert (lost["services"][0]["state"], lost["services"][0]["error"]) == ("stale", "connection refused")
+    none = (await world.ask("GET", "/status?limit=0")).json()
+    assert (none["services"], none["servicesTotal"]) == ([], 1)
+    assert (await world.ask("GET", "/status?limit=x")).status == 400
+
+
+async def test_metrics_are_text_that_prometheus_reads(world: World) -> None:
+    await world.ask("GET", "/api/v1/services/orders")
+    answer = await world.ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert b'nacos_proxy_reads_total{outcome="miss"} 1.0' in answer.body
+    openmetrics = await world.ask("GET", "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+    assert openmetrics.body.endswith(b"# EOF\n")
+
+
+class Words(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+async def test_the_page_shows_anybodys_text_as_text(world: World) -> None:
+    await world.ask("GET", "/api/v1/services/orders")
+    await world.agent.write(Register(KEY, instance("<b>host", metadata={NASTY: NASTY, "zone": "北京"})))
+    await lose_upstream(world)
+    answer = await world.ask("GET", "/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script-src" not in answer.headers["content-security-policy"]
+    assert answer.headers["content-security-policy"].startswith("default-src 'none';")
+    page = Words()
+    page.feed(answer.body.decode())
+    assert not page.tags & {"script", "b", "img", "iframe", "form"}
+    for text in (NASTY, "<b>host", "北京", "connection refused", "DEFAULT_GROUP@@orders"):
+        assert text in page.text

@@ -1,0 +1,64 @@
+"""How a read is answered, below any route."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from proxy.api.reads import ReadPolicy, Reads, oldest
+from proxy.catalog.look import Freshness, Look
+from proxy.model import Snapshot
+from tests.helpers import build
+from tests.helpers.asgi import scope
+from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+
+def request() -> Request:
+    return Request(scope("GET", "/"))
+
+
+class Maker:
+    """Makes a body and counts how often."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, bool]] = []
+
+    def __call__(self, found: Snapshot, stale: bool) -> object:
+        self.made.append((found.revision, stale))
+        return {"n": len(found.instances)}
+
+
+async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
+    shelf, clock, make = Shelf(snapshot(instance())), FakeClock(), Maker()
+    agent = build.agent(ScriptedRegistry(shelf), clock)
+    reads = Reads(agent, ReadPolicy())
+    for _ in range(3):
+        assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":1}'
+    assert len(make.made) == 1
+    await reads.answer(request(), KEY, "x", ("b",), make)
+    await reads.answer(request(), KEY, "y", ("a",), make)
+    assert len(make.made) == 3
+    shelf.services[KEY] = snapshot(instance(), instance("10.0.0.2"))
+    await clock.advance(11)
+    await reads.answer(request(), KEY, "x", ("a",), make)
+    await clock.advance(0)
+    assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":2}'
+    assert [stale for _, stale in make.made[3:]] == [True, False]
+    await agent.close()
+
+
+async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:
+    make = Maker()
+    agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
+    reads = Reads(agent, ReadPolicy(prepared=10))
+    for _ in range(2):
+        assert (await reads.answer(request(), KEY, "x", (), make)).status == 200
+    assert len(make.made) == 2
+    await agent.close()
+
+
+def test_of_many_looks_the_oldest_speaks() -> None:
+    looks = [Look(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
+    assert dict(oldest(looks))["age"] == "5"
+    assert [name for name, _ in oldest([])] == ["cache-control"]

@@ -1,0 +1,118 @@
+"""How routes of our own API are matched, refused and documented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from proxy.api.routes import Routes, on_http_exception, on_unexpected
+from proxy.errors import Garbled
+from proxy.wire.base import HttpReply
+from tests.helpers.asgi import ask
+from tests.unit.api.conftest import World
+
+
+async def echo(request: Request) -> HttpReply:
+    return HttpReply(200, "text/plain", request.path_params["name"].encode())
+
+
+async def garbled(request: Request) -> HttpReply:
+    raise Garbled("what?")
+
+
+async def broken(request: Request) -> HttpReply:
+    raise RuntimeError("a secret")
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    routes = Routes("test")
+    routes.add("GET", "/echo/{name}", echo, None)
+    routes.add("PUT", "/echo/{name}", echo, None)
+    routes.add("GET", "/garbled", garbled, None)
+    routes.add("GET", "/broken", broken, None)
+    app = FastAPI(exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected})
+    app.include_router(routes.router())
+    return app
+
+
+@pytest.mark.parametrize(("raw", "name"), [("a", "a"), ("a%2Fb", "a/b"), ("a%20%25", "a %"), ("%e5%8c%97", "北")])
+async def test_a_segment_is_decoded_after_it_was_matched(app: FastAPI, raw: str, name: str) -> None:
+    assert (await ask(app, "GET", f"/echo/{raw}")).body.decode() == name
+
+
+async def test_a_slash_ends_a_segment(app: FastAPI) -> None:
+    assert (await ask(app, "GET", "/echo/a/b")).status == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+async def test_another_method_is_told_which_there_are(app: FastAPI, method: str) -> None:
+    answer = await ask(app, method, "/echo/a")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+async def test_our_errors_are_problems_and_others_tell_nothing(app: FastAPI) -> None:
+    assert (await ask(app, "GET", "/garbled")).json()["detail"] == "what?"
+    with pytest.raises(RuntimeError):
+        await ask(app, "GET", "/broken")  # Starlette raises it again for the server's log, behind the answer
+    answer = await on_unexpected(Request({"type": "http", "method": "GET", "path": "/x"}), RuntimeError("a secret"))
+    assert (answer.status_code, b"secret" in answer.body) == (500, False)
+
+
+# the documentation
+
+
+def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+async def test_every_route_of_the_api_is_documented(world: World) -> None:
+    documented = {(path, method) for path, method, _ in operations(world.app.openapi())}
+    service = "/api/v1/services/{service}"
+    one = service + "/instances/{address}"
+    assert documented == {
+        ("/api/v1/services", "get"),
+        (service, "get"),
+        (service + "/instances", "get"),
+        (service + "/instances", "post"),
+        (one, "get"),
+        (one, "patch"),
+        (one, "delete"),
+        (one + "/beat", "put"),
+        (service + "/pick", "get"),
+        (service + "/watch", "get"),
+        ("/api/v1/events", "get"),
+        ("/api/v1/sd/prometheus", "get"),
+        ("/api/v1/sd/text", "get"),
+        ("/api/v1/sd/nginx", "get"),
+        ("/api/v1/sd/haproxy", "get"),
+        ("/healthz", "get"),
+        ("/readyz", "get"),
+        ("/status", "get"),
+        ("/metrics", "get"),
+    }
+
+
+async def test_every_call_has_a_summary_examples_and_its_errors(world: World) -> None:
+    for path, method, operation in operations(world.app.openapi()):
+        where = f"{method} {path}"
+        assert operation["summary"] and operation["description"], where
+        for name in ("service", "address"):
+            assert (f"{{{name}}}" in path) <= any(p["name"] == name for p in operation["parameters"]), where
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and path.startswith("/api"):
+                examples = answer["content"]["application/problem+json"]["examples"]
+                assert all(e["value"]["status"] == int(status) for e in examples.values()), where
+            elif status in ("200", "201"):
+                assert any("example" in content for content in answer["content"].values()), where
+        if path.startswith("/api"):
+            assert {"400", "401", "503", "502"} & operation["responses"].keys(), where
+        if method in ("post", "patch"):
+            assert operation["requestBody"]["content"]["application/json"]["examples"], where
