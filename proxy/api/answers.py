@@ -36,11 +36,11 @@ def too_large(most: int) -> BadCall:
     return BadCall("", Problem.BODY, f"the body is longer than {most} bytes", status=413)
 
 
-def to_request(scope: Scope, path: str, body: bytes) -> HttpRequest:
-    """The request as a value; `path` is what stands behind the context path, decoded."""
+def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") -> HttpRequest:
+    """The request as a value; `path` is what stands behind the `context` path, decoded."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     query = scope["query_string"].decode("latin-1")
-    return HttpRequest.parse(scope["method"], path, query, body, headers)
+    return HttpRequest.parse(scope["method"], path, query, body, headers, context)
 
 
 async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:

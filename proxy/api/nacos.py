@@ -18,6 +18,7 @@ from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import Snapshot
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
+from proxy.wire.rest import etag, tag_matches
 
 ANSWER_HEADER = "nacos-proxy-answer"
 
@@ -58,10 +59,11 @@ class NacosApi:
     async def _answer(
         self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive
     ) -> HttpReply:
-        request = to_request(scope, path, b"")
+        request = to_request(scope, path, b"", self._context)
         try:
             if scope["method"] not in ("GET", "HEAD"):
-                request = to_request(scope, path, await read_body(Request(scope, receive), self._max_body))
+                body = await read_body(Request(scope, receive), self._max_body)
+                request = to_request(scope, path, body, self._context)
             if operation is None:
                 return dialect.unknown(request, self._now_ms())
             call = operation.read_request(request)
@@ -69,6 +71,8 @@ class NacosApi:
             reply = operation.write_reply(call, result)
         except ProxyError as error:
             return dialect.write_error(request, error, self._now_ms())
+        if reply.status == 200 and unchanged(request, headers):
+            return HttpReply(304, None, b"", headers)
         return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)
 
     async def _perform(self, call: Any, request: HttpRequest, scope: Scope) -> tuple[Any, Pairs]:
@@ -85,7 +89,8 @@ class NacosApi:
         if isinstance(call, ReadInstance):
             instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
             if found is not None:
-                mark(scope, call.service, found, agent.clock.now(), "instance")
+                wants = Wants.parse(request.headers.get("cache-control", ""))
+                mark(scope, call.service, found, agent.clock.now(), "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
             written = await agent.write(call)
@@ -96,11 +101,19 @@ class NacosApi:
         """An error that arose before the request came here, in the dialect of its path (v1's where none owns it)."""
         path = scope["path"][len(self._context) :]
         dialect = next((d for d in self._dialects if d.owns(path)), self._dialects[0])
-        return dialect.write_error(to_request(scope, path, b""), error, self._now_ms())
+        return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._agent.clock.wall() * 1000)
 
 
 def _headers(look: Look | None) -> Pairs:
-    return () if look is None else cache_headers(look)
+    if look is None or look.snapshot is None:
+        return ()
+    return (*cache_headers(look), ("etag", etag(look.snapshot.revision)))
+
+
+def unchanged(request: HttpRequest, headers: Pairs) -> bool:
+    """Whether the client has this very answer already (RFC 9110 13.1.2)."""
+    tag = dict(headers).get("etag")
+    return tag is not None and tag_matches(request.headers.get("if-none-match", ""), tag)
