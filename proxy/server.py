@@ -35,13 +35,14 @@ from proxy.api.ops import OpsApi, Sight
 from proxy.api.passthrough import Forwarder, Passthrough
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi
+from proxy.api.routes import PROBLEM_HANDLERS
 from proxy.catalog.breaker import Breaker, BreakerPolicy
 from proxy.catalog.cache import Cache, CachePolicy
 from proxy.catalog.hub import Hub, HubPolicy
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.catalog.pushes import Pushes, PushesPolicy
-from proxy.disk import Disk, DiskPolicy, StateFile
+from proxy.disk import Disk, DiskPolicy, StateFile, StateLocked
 from proxy.errors import ProxyError
 from proxy.fastpath.asgi import FastPath
 from proxy.fastpath.protocol import make_protocol
@@ -53,6 +54,7 @@ from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.runtime import Clock, SystemClock
+from proxy.serving import Address, CannotStart, Server, sockets, tls_context, url_of
 from proxy.settings import Settings
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import Dialect, HttpReply, ReadService, ServiceView
@@ -201,7 +203,7 @@ class App:
         own: ASGIApp = self.guard
         if parts.settings.cors_origins:
             origins = list(parts.settings.cors_origins)
-            headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer"]
+            headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
             own = CORSMiddleware(
                 own, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=headers
             )
@@ -223,6 +225,12 @@ class App:
             await self._entry(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
+
+    def reload(self, settings: Settings) -> None:
+        """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
+        self.guard.policy = guard_policy(settings)
+        logging.getLogger("nacos_proxy").setLevel(settings.log_level.upper())
+        log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = self._nacos if self._is_nacos(scope["path"]) else self._rest
@@ -252,7 +260,11 @@ def rest_app(parts: Parts) -> FastAPI:
             await finish(parts)
 
     app = FastAPI(
-        title="nacos-proxy", version=__version__, summary="A local caching discovery proxy for Nacos", lifespan=lifespan
+        title="nacos-proxy",
+        version=__version__,
+        summary="A local caching discovery proxy for Nacos",
+        lifespan=lifespan,
+        exception_handlers=PROBLEM_HANDLERS,
     )
     sources = Sources(
         parts.agent,
@@ -323,6 +335,45 @@ async def finish(parts: Parts) -> None:
     if parts.disk is not None:
         await parts.disk.close()
     await parts.agent.close()
+
+
+# the process
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; the exit code. Raises `CannotStart` with a sentence for the operator."""
+    check_exposure(settings)
+    address = Address(settings.host, settings.port, settings.uds)
+    listeners = sockets(address)
+    try:
+        app = App(build(settings, SystemClock()))
+    except (StateLocked, ValueError, OSError) as error:
+        for listener in listeners:
+            listener.close()
+        raise CannotStart(str(error)) from error
+    tls = own_tls(settings)
+
+    def ready() -> None:
+        for listener in listeners:
+            print(f"listening on {url_of(listener, tls=tls is not None)}", flush=True)
+
+    async def reload() -> None:
+        app.reload(Settings.again(settings))
+
+    server = Server(uvicorn_config(app, settings, tls), ready, app.parts.events.close, reload)
+    server.run(sockets=listeners)
+    return 0 if server.started else 1
+
+
+def check_exposure(s: Settings) -> None:
+    """A process that can rewrite where traffic goes is not left open to a network by mistake."""
+    if not loopback(s) and not s.all_tokens() and not s.insecure:
+        text = f"{s.host} can be reached from other hosts: set an API token (tokens_file), or --insecure if you must"
+        raise CannotStart(text)
+
+
+def own_tls(s: Settings) -> ssl.SSLContext | None:
+    return None if s.tls_cert is None else tls_context(s.tls_cert, s.tls_key, s.tls_client_ca)
 
 
 # what operators see of the parts

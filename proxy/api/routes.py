@@ -6,8 +6,7 @@ serialised by FastAPI (that alone costs half a millisecond); it holds the table 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -27,8 +26,6 @@ from proxy.api.shapes import PARAMETERS, Problem
 from proxy.errors import ProxyError
 from proxy.wire.base import JSON_TYPE, HttpReply
 from proxy.wire.problem import PROBLEM_TYPE, plain_problem, problem
-
-log = logging.getLogger("nacos_proxy.api")
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[HttpReply | ASGIApp]]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
@@ -175,9 +172,14 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """For the app's exception handlers: a fault of ours. The cause goes to the log, not to the caller."""
-    log.error("%s %s failed: %r", request.method, request.scope["path"], error, exc_info=error)
+    """For the app's exception handlers: a fault of ours. The cause goes to the server's log, not to the caller."""
     return _response(plain_problem(500, "the proxy failed; its log says why", request.scope["path"]))
+
+
+PROBLEM_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    HTTPException: on_http_exception,
+    Exception: on_unexpected,
+}
 
 
 def _response(reply: HttpReply) -> Response:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 
 from proxy.agent import Agent
 from proxy.api.events import EventsApi, EventsPolicy
@@ -16,7 +15,7 @@ from proxy.api.lookup import LookupApi, LookupPolicy
 from proxy.api.ops import OpsApi, Sight
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi
-from proxy.api.routes import on_http_exception, on_unexpected
+from proxy.api.routes import PROBLEM_HANDLERS
 from proxy.metrics import Sources, metrics_registry
 from tests.helpers import build
 from tests.helpers.asgi import Exchange, ask, scope, start
@@ -72,7 +71,7 @@ async def world(events_policy: EventsPolicy) -> AsyncIterator[World]:
         luck=luck,
     )
     metrics = metrics_registry(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
-    app = FastAPI(exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected})
+    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = Sight(agent, events, metrics, "1.2.3", clock.now())
     for api in (RestApi(agent, reads), LookupApi(agent, reads, LookupPolicy(), luck), events, OpsApi(sight)):
         app.include_router(api.router())

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from proxy.api.routes import Routes, on_http_exception, on_unexpected
+from proxy.api.routes import PROBLEM_HANDLERS, Routes, on_unexpected
 from proxy.errors import Garbled
 from proxy.wire.base import HttpReply
 from tests.helpers.asgi import ask
@@ -36,7 +35,7 @@ def app() -> FastAPI:
     routes.add("PUT", "/echo/{name}", echo, None)
     routes.add("GET", "/garbled", garbled, None)
     routes.add("GET", "/broken", broken, None)
-    app = FastAPI(exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected})
+    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     app.include_router(routes.router())
     return app
 
