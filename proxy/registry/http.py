@@ -1,0 +1,145 @@
+"""One call over HTTP to one server: a dialect's request in, its reply out, and every fault as one of our errors.
+
+Not for: which server (`servers`), whether to try again (`nacos`), what a reply means (`wire`).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+from proxy.errors import Garbled
+from proxy.registry.faults import CAUGHT, upstream_error
+from proxy.registry.servers import Server
+from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. `reads` and `writes` are for a whole call; `passing` limits each wait of a passed-through request.
+
+    `passing` is None because long polls of the configuration API are silent for 30 s.
+    """
+
+    connect: float = 1.0
+    reads: float = 5.0
+    writes: float = 5.0
+    passing: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPolicy:
+    """What every request carries, and how large an answer may be (bytes).
+
+    `identity` is the header by which Nacos knows its own (`nacos.core.auth.server.identity.key` and `.value`); a
+    request with it passes every check, so it goes only with this proxy's own calls. `sni` names the host for TLS.
+    """
+
+    agent: str = "nacos-proxy"
+    identity: tuple[str, str] | None = field(default=None, repr=False)
+    most: int = 64 * 1024 * 1024
+    sni: str = ""
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPolicy:
+    """Files in PEM. `verify` False trusts anyone, which is for tests alone."""
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    verify: bool = True
+
+
+def tls_context(policy: TlsPolicy) -> ssl.SSLContext:
+    """Raises `OSError` (`ssl.SSLError`) for a file that is missing or no PEM."""
+    context = ssl.create_default_context(cafile=policy.ca or None)
+    if policy.certificate:
+        context.load_cert_chain(policy.certificate, policy.key or None)
+    if not policy.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+Headers = Sequence[tuple[str, str]]
+
+
+class Http:
+    """Calls to servers through one transport; httpx's client on top would cost more than the call."""
+
+    def __init__(self, policy: HttpPolicy, transport: httpx.AsyncBaseTransport) -> None:
+        self.policy = policy
+        self.transport = transport
+        times = policy.timeouts
+        connecting = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
+        sni = {"sni_hostname": policy.sni} if policy.sni else {}
+        self._reads = {"timeout": connecting, "total": times.reads, **sni}
+        self._writes = {"timeout": connecting, "total": times.writes, **sni}
+        self.passing: Mapping[str, object] = {
+            "timeout": {"connect": times.connect, "read": times.passing, "write": times.passing, "pool": times.connect},
+            **sni,
+        }
+        self._headers = [("User-Agent", policy.agent), ("Accept", "*/*")]
+
+    async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
+        """The reply, whatever its status. `again`: the call may be sent twice.
+
+        Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, and for HTML and redirects, which come
+        from something in between.
+        """
+        return await self.get(
+            f"{server.url}{request.target}",
+            method=request.method,
+            content=request.body if request.form else b"",
+            headers=[*self._headers, *headers],
+            again=again,
+        )
+
+    async def get(
+        self, url: str, *, method: str = "GET", content: bytes = b"", headers: Headers = (), again: bool = True
+    ) -> HttpReply:
+        """As `ask`, of any URL."""
+        fields = [*headers, ("Content-Type", FORM_TYPE)] if content else headers
+        extensions = {**(self._reads if method == "GET" else self._writes), "idempotent": again}
+        try:
+            request = httpx.Request(method, url, headers=list(fields), content=content, extensions=extensions)
+            response = await self.transport.handle_async_request(request)
+            body = await self._read(response)
+        except CAUGHT as error:
+            raise upstream_error(error, _origin(url)) from error
+        _check(response.status_code, body, _origin(url))
+        return HttpReply(response.status_code, response.headers.get("content-type"), body)
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        stream = response.stream
+        try:
+            if isinstance(stream, httpx.ByteStream) and "content-encoding" not in response.headers:
+                return b"".join(stream)  # it is all here already
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in response.aiter_bytes():
+                size += len(chunk)
+                if size > self.policy.most:
+                    raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.most} bytes")
+                chunks.append(chunk)
+            return b"".join(chunks)
+        finally:
+            await response.aclose()
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port, without what may be a secret."""
+    return "/".join(url.split("/", 3)[:3])
+
+
+def _check(status: int, body: bytes, server: str) -> None:
+    """The content type tells nothing here: r-nacos calls some of its answers HTML, others it does not name."""
+    if body[:100].lstrip()[:1] == b"<":
+        raise Garbled(f"{server}: an HTML page with status {status}: something in between answers")
+    if 300 <= status < 400:
+        raise Garbled(f"{server}: a redirect with status {status}: something in between answers")

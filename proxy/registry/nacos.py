@@ -1,0 +1,346 @@
+"""A registry that is real Nacos, or r-nacos, behind HTTP: servers, dialects and login joined into one `send`.
+
+Not for: what clients see (`catalog`), formats (`wire`), how a fetch is made whole (`speech`). It runs no timer: what is
+due (a probe, the address server's list, a server's version) is started beside the next call.
+
+    a call that failed     | goes to the next server
+    -----------------------+----------------------------------------------------------------------------------
+    did not arrive         | always
+    may have arrived       | where the second time says the same: all but creating and deleting a service
+    refused, 502 to 504    | the same; a read also after 500
+    refused otherwise      | never
+    refused as gone        | stays, and is spoken in the next dialect
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import httpx
+
+from proxy.calls import (
+    BatchMetadata,
+    Beat,
+    BeatResult,
+    Call,
+    Deregister,
+    Fetch,
+    GetInstance,
+    Metrics,
+    Register,
+    ServerState,
+    SetHealth,
+    Update,
+    Write,
+)
+from proxy.errors import Garbled, Malformed, ProxyError, Reason, Refused, Unreachable, UpstreamError
+from proxy.model import ServiceKey
+from proxy.registry.base import Registry
+from proxy.registry.detect import ORDER, DialectName
+from proxy.registry.forward import Passing, passing
+from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
+from proxy.registry.login import Credential, LoginPolicy, Session, token_headers
+from proxy.registry.memory import Memory, MemoryPolicy
+from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
+from proxy.registry.speech import ONCE, Speech, speeches
+from proxy.registry.transport import FastTransport, TransportPolicy
+from proxy.runtime import Clock, spawn
+from proxy.wire.base import HttpReply, HttpRequest
+
+R = TypeVar("R")
+
+log = logging.getLogger("nacos_proxy.registry")
+
+
+@dataclass(frozen=True, slots=True)
+class NacosPolicy:
+    """`dialect` other than `auto` is the only one that is spoken."""
+
+    servers: ServersPolicy
+    http: HttpPolicy = field(default_factory=HttpPolicy)
+    tls: TlsPolicy | None = None
+    transport: TransportPolicy = field(default_factory=TransportPolicy)
+    login: LoginPolicy = field(default_factory=LoginPolicy)
+    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
+
+
+class NacosRegistry:
+    """Implements `Registry`. `servers` and `session` hold what operators want to know."""
+
+    def __init__(self, policy: NacosPolicy, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` is for tests; else it is made from the policy. Raises `ValueError` and `OSError` for bad ones."""
+        tls = tls_context(policy.tls) if policy.tls is not None else None
+        self.servers = Servers(policy.servers)
+        self.session = Session(policy.login, clock)
+        self.order: tuple[DialectName, ...] = ORDER if policy.dialect == "auto" else (policy.dialect,)
+        self.policy = policy
+        self.clock = clock
+        self.http = Http(policy.http, transport or FastTransport(policy.transport, tls))
+        self._voice = _Voice(self, None)
+        self._listed_at = float("-inf")
+        self._closed = False
+        self.servers.on_up.append(_forget)
+
+    async def send(self, call: Call[R]) -> R:
+        """As `Registry.send`, with this proxy's own login."""
+        return await self._voice.send(call)
+
+    def acting_as(self, credential: Credential) -> Registry:
+        """The same servers for a client that shows its own token: nothing that others were shown is used for it."""
+        return _Voice(self, credential)
+
+    def hint(self, key: ServiceKey, clusters: Iterable[str]) -> None:
+        """Clusters that a service may have, for servers that list only what they are asked for."""
+        self._voice.memory.saw(key, clusters)
+
+    @asynccontextmanager
+    async def forward(
+        self, method: str, path: str, query: str, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Passing]:
+        """The answer to what is passed through. `path` is raw and starts behind the context path.
+
+        Raises `BadCall` for what would leave the context path, else `UpstreamError`s.
+        """
+        await self.ready()
+        call = (method, path, query, headers, body)
+        async with passing(self.http, self.servers.candidates(()), self._passed, call) as reply:
+            yield reply
+
+    async def close(self) -> None:
+        self._closed = True
+        await self.http.transport.aclose()
+
+    # beside the calls
+
+    async def ready(self) -> None:
+        """Returns when there is a server to ask; waits for the address server where none is known yet."""
+        self.tend()
+        if not self.servers.all:
+            await self._list()
+
+    def tend(self) -> None:
+        """Starts what is due: the address server's list, probes."""
+        now = self.clock.now()
+        servers, policy = self.servers, self.policy.servers
+        if policy.endpoint and servers.all and now - self._listed_at >= policy.endpoint_every:
+            self._listed_at = now
+            self._spawn(self._list(), "address server")
+        for server in servers.to_probe(now):
+            server.probing = True
+            self._spawn(self._probe(server), "probe")
+
+    def _spawn(self, work: Any, name: str) -> None:
+        if self._closed:
+            work.close()
+        else:
+            spawn(work, name=f"{name} of the upstream")
+
+    async def _list(self) -> None:
+        policy = self.policy.servers
+        if not policy.endpoint:
+            return
+        self._listed_at = self.clock.now()
+        try:
+            reply = await self.http.get(policy.endpoint)
+        except ProxyError as error:
+            log.warning("the address server cannot be asked: %s", error)
+            return
+        found = parse_addresses(reply.body, policy.context_path) if reply.status == 200 else []
+        if not found:
+            log.warning("the address server named no server (status %d)", reply.status)
+        self.servers.replace(found)
+
+    async def _probe(self, server: Server) -> None:
+        try:
+            await self._voice.on(server, Metrics())
+        except ProxyError as error:
+            log.debug("probe of %s: %s", server.url, error)
+        finally:
+            server.probing = False
+
+    async def _ask_version(self, server: Server) -> None:
+        """Every version tells in one dialect; r-nacos in none, which is no matter."""
+        try:
+            server.spoken.told(await self._voice.line(server).send(ServerState()))
+        except (ProxyError, Malformed) as error:
+            log.debug("%s does not tell its version: %s", server.url, error)
+
+    # outcomes
+
+    def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
+        now = self.clock.now()
+        server.count(outcome)
+        self.servers.succeeded(server, now, seconds)
+        if server.spoken.asked_at == float("-inf"):
+            server.spoken.asked_at = now
+            self._spawn(self._ask_version(server), "version")
+
+    def failed(self, server: Server, error: UpstreamError) -> None:
+        server.count(type(error).__name__)
+        self.servers.failed(server, self.clock.now(), error)
+
+    def _passed(self, server: Server, error: UpstreamError | None) -> None:
+        if error is None:
+            self.succeeded(server, None, "passed")
+        else:
+            self.failed(server, error)
+
+
+def _forget(server: Server) -> None:
+    """Back after an outage it may be another version."""
+    server.spoken.forget()
+
+
+class _Voice:
+    """A `Registry` over shared servers with one set of rights: this proxy's own, or a client's."""
+
+    def __init__(self, registry: NacosRegistry, credential: Credential | None) -> None:
+        self.registry = registry
+        self.credential = credential
+        self.memory = Memory(registry.policy.memory)
+        self.speeches = speeches(self.memory, registry.clock)
+
+    async def send(self, call: Call[R]) -> R:
+        registry = self.registry
+        await registry.ready()
+        keys = _keys(call)
+        last: UpstreamError = Unreachable("no server is known", arrived=False)
+        for server in registry.servers.candidates(keys):
+            try:
+                result = await self.on(server, call)
+            except UpstreamError as error:
+                refused = isinstance(error, Refused)
+                if refused and not failing(error, reading=not isinstance(call, Write)):
+                    raise
+                last = error
+                if _once(call) and (error.arrived or refused):
+                    break
+                continue
+            self._note(call, result, server, keys)
+            return result
+        raise last
+
+    async def on(self, server: Server, call: Call[R]) -> R:
+        """A call on one server; how it went is noted with it."""
+        registry = self.registry
+        begin = registry.clock.now()
+        try:
+            result = await self.line(server).send(call)
+        except Refused as error:
+            if failing(error, reading=not isinstance(call, Write)):
+                registry.failed(server, error)
+            else:
+                registry.succeeded(server, None, "refused")
+            raise
+        except UpstreamError as error:
+            registry.failed(server, error)
+            raise
+        registry.succeeded(server, registry.clock.now() - begin)
+        return result
+
+    def line(self, server: Server) -> _Line:
+        return _Line(self, server)
+
+    def _note(self, call: Call[Any], result: object, server: Server, keys: tuple[Hashable, ...]) -> None:
+        match call:
+            case Register():
+                self.memory.saw(call.service, (call.instance.cluster,))
+            case Beat() if isinstance(result, BeatResult):
+                self.memory.saw(call.service, (call.cluster,))
+            case Deregister():
+                self.registry.servers.forget(keys[0])
+                return
+            case _:
+                return
+        for key in keys:
+            self.registry.servers.keep(key, server)
+
+    async def close(self) -> None:
+        """Nothing of its own to close."""
+
+
+class _Line:
+    """One server for one voice; implements `speech.Line`."""
+
+    def __init__(self, voice: _Voice, server: Server) -> None:
+        self._voice = voice
+        self._registry = voice.registry
+        self._server = server
+
+    async def send(self, call: Call[R]) -> R:
+        """In the dialects that the server takes the call in; what it has not is remembered, and the next is used."""
+        spoken, kind = self._server.spoken, type(call)
+        tried: set[str] = set()
+        gone = Refused(Reason.GONE, f"no dialect of {self._server.url} has {kind.__name__}", status=501)
+        while (name := self._next(call, tried)) is not None:
+            tried.add(name)
+            try:
+                result = await self._say(self._voice.speeches[name], call)
+            except Refused as refused:
+                if refused.reason is not Reason.GONE:
+                    raise
+                gone = refused
+                if spoken.gone(name, kind):
+                    log.warning("%s no longer takes %s in %s: it is another version now", self._server, kind, name)
+                continue
+            spoken.worked(name, kind)
+            return result
+        raise gone
+
+    def _next(self, call: Call[Any], tried: set[str]) -> DialectName | None:
+        for name in self._server.spoken.plan(call, self._registry.order):
+            if name not in tried and self._voice.speeches[name].dialect.can_ask(call):
+                return name
+        return None
+
+    async def _say(self, speech: Speech, call: Call[R]) -> R:
+        try:
+            return await speech.say(self, call)
+        except Malformed as error:
+            raise Garbled(f"{self._server.origin}: the answer is none: {error}") from error
+
+    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
+        """A reply, with a token; once more with a new one where the token was refused."""
+        credential = self._voice.credential
+        if credential is not None:
+            return await self._ask(request, credential.headers, again)
+        session = self._registry.session
+        token = await session.token(self._ask_plainly)
+        reply = await self._ask(request, self._own(token), again)
+        if reply.status in (401, 403) and session.enabled:
+            fresh = await session.renew(token, self._ask_plainly)
+            if fresh != token:
+                reply = await self._ask(request, self._own(fresh), again)
+        return reply
+
+    def _own(self, token: str) -> tuple[tuple[str, str], ...]:
+        identity = self._registry.policy.http.identity
+        return token_headers(token) + ((identity,) if identity is not None else ())
+
+    async def _ask_plainly(self, request: HttpRequest) -> HttpReply:
+        return await self._ask(request, (), True)
+
+    async def _ask(self, request: HttpRequest, headers: tuple[tuple[str, str], ...], again: bool) -> HttpReply:
+        return await self._registry.http.ask(self._server, request, headers, again=again)
+
+
+def _once(call: object) -> bool:
+    return isinstance(call, ONCE)
+
+
+def _keys(call: Call[Any]) -> tuple[Hashable, ...]:
+    """What a call is about, the closest first: an instance, its service."""
+    match call:
+        case Register():
+            return ((call.service, call.instance.ip, call.instance.port), call.service)
+        case Deregister() | Beat() | Update() | SetHealth() | GetInstance():
+            return ((call.service, call.ip, call.port), call.service)
+        case Fetch() | BatchMetadata():
+            return (call.service,)
+        case _:
+            return ()

@@ -1,0 +1,218 @@
+"""Which server a call goes to: the list, who is up, which one a service or an instance keeps to. Told the time.
+
+Not for: sending (`http`), what a server speaks (`detect`), when a list is fetched again (`nacos`).
+
+    a server is | while                                       | calls
+    ------------+---------------------------------------------+------------------------------------------------------
+    up          | no failure, or fewer than `patience` slow   | get it by rendezvous hashing, or because they got it
+                | or garbled answers in a row                 | before (an instance's registration and its beats)
+    down        | from a failure until the next success       | only when none is up; probes as `retry_at` passes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from cachetools import LRUCache
+
+from proxy.errors import Refused, Unreachable, UpstreamError
+from proxy.registry.detect import Spoken
+
+DEFAULT_PORT = 8848
+MOST_SERVERS = 100  # lines of an address server's answer that count
+_HOST = re.compile(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class ServersPolicy:
+    """Seconds, numbers, and where the servers are.
+
+    `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; where a URL has a path, that is its context path.
+    `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
+    A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
+    called for `idle` seconds is probed too, where there are several.
+    """
+
+    urls: tuple[str, ...] = ()
+    endpoint: str = ""
+    endpoint_every: float = 30.0
+    context_path: str = "/nacos"
+    first_pause: float = 0.5
+    longest_pause: float = 15.0
+    patience: int = 2
+    idle: float = 10.0
+    remembered: int = 100_000
+    attempts: int = 3
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One server, and what operators want to know of it. `latency` is a moving mean in seconds."""
+
+    origin: str
+    context: str
+    up: bool = True
+    failures: int = 0
+    retry_at: float = 0.0
+    called_at: float = 0.0
+    probing: bool = False
+    error: str = ""
+    latency: float = 0.0
+    outcomes: dict[str, int] = field(default_factory=lambda: {})
+    spoken: Spoken = field(default_factory=Spoken)
+
+    @property
+    def url(self) -> str:
+        return self.origin + self.context
+
+    def __repr__(self) -> str:
+        return f"<Server {self.url} {'up' if self.up else 'down'}>"
+
+    def count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+
+def parse_server(text: str, context_path: str = "/nacos", scheme: str = "http") -> Server:
+    """A server from what people write. Raises `ValueError` with a sentence for them."""
+    address = text.strip()
+    parts = urlsplit(address if "://" in address else f"{scheme}://{address}")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"{text!r} is neither http nor https")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"the server {parts.hostname!r} may have a port and a context path, and nothing else")
+    host = parts.hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    if _HOST.fullmatch(shown) is None:
+        raise ValueError(f"{text!r} names no host")
+    port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else DEFAULT_PORT)
+    context = parts.path.rstrip("/") or context_path.rstrip("/")
+    if context and not re.fullmatch(r"(?:/[0-9A-Za-z._~-]+)+", context):
+        raise ValueError(f"{context!r} is no context path")
+    return Server(f"{parts.scheme}://{shown}:{port}", context)
+
+
+def parse_addresses(body: bytes, context_path: str = "/nacos") -> list[Server]:
+    """The lines of an address server's answer; blank lines, comments and what is no address are left out."""
+    found: dict[str, Server] = {}
+    for line in body.decode("utf-8", "replace").splitlines()[: 10 * MOST_SERVERS]:
+        address = line.partition("#")[0].strip()
+        if not address or len(found) >= MOST_SERVERS:
+            continue
+        try:
+            server = parse_server(address, context_path)
+        except ValueError:
+            continue
+        found.setdefault(server.url, server)
+    return list(found.values())
+
+
+Listener = Callable[[Server], None]
+
+
+class Servers:
+    """`on_up` and `on_down` are called once per transition of a server."""
+
+    def __init__(self, policy: ServersPolicy) -> None:
+        self.policy = policy
+        self.on_up: list[Listener] = []
+        self.on_down: list[Listener] = []
+        self.all: list[Server] = []
+        self._keeps: LRUCache[Hashable, Server] = LRUCache(policy.remembered)
+        self.replace(parse_server(url, policy.context_path) for url in policy.urls)
+
+    def replace(self, servers: Iterable[Server]) -> None:
+        """A new list; a server that was in the old one stays as it is. An empty list changes nothing."""
+        known = {server.url: server for server in self.all}
+        wanted = {server.url: known.get(server.url, server) for server in servers}
+        if wanted:
+            self.all = list(wanted.values())
+
+    @property
+    def up(self) -> list[Server]:
+        return [server for server in self.all if server.up]
+
+    def candidates(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
+        """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
+
+        Where none is up there is one candidate, that whose probe comes first: a call deserves a try.
+        """
+        if len(self.all) < 2:
+            yield from self.all
+            return
+        tried = 0
+        seen: set[int] = set()
+        for server in self._ordered(keys):
+            if id(server) not in seen and tried < self.policy.attempts and (server.up or tried == 0):
+                seen.add(id(server))
+                tried += 1
+                yield server
+
+    def _ordered(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
+        for key in keys:
+            kept = self._keeps.get(key)
+            if kept is not None and kept.up and kept in self.all:
+                yield kept
+        up = self.up
+        if not up:
+            yield min(self.all, key=lambda server: server.retry_at)
+            return
+        yield from sorted(up, key=lambda server: _weight(server, keys), reverse=True)
+
+    def keep(self, key: Hashable, server: Server) -> None:
+        """What `key` names keeps to this server while it is up."""
+        if len(self.all) > 1:
+            self._keeps[key] = server
+
+    def forget(self, key: Hashable) -> None:
+        self._keeps.pop(key, None)
+
+    def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
+        """It answered, if only with a no."""
+        server.called_at = now
+        server.failures = 0
+        server.error = ""
+        if seconds is not None:
+            server.latency = seconds if server.latency == 0.0 else server.latency * 0.9 + seconds * 0.1
+        if not server.up:
+            server.up = True
+            for listener in self.on_up:
+                listener(server)
+
+    def failed(self, server: Server, now: float, error: UpstreamError) -> None:
+        server.called_at = now
+        server.failures += 1
+        server.error = str(error)
+        pause = self.policy.first_pause * 2 ** min(server.failures - 1, 30)
+        server.retry_at = now + min(pause, self.policy.longest_pause)
+        if server.up and (server.failures >= self.policy.patience or isinstance(error, Unreachable)):
+            server.up = False
+            for listener in self.on_down:
+                listener(server)
+
+    def to_probe(self, now: float) -> list[Server]:
+        """Those to ask whether they are there, where calls alone would not tell."""
+        if len(self.all) < 2:
+            return []
+        idle = self.policy.idle
+        due = (s for s in self.all if (now - s.called_at >= idle if s.up else s.retry_at <= now))
+        return [server for server in due if not server.probing]
+
+
+def _weight(server: Server, keys: tuple[Hashable, ...]) -> bytes:
+    """Rendezvous hashing on the last key, the service: all that is about it starts at the same server."""
+    return hashlib.blake2b(f"{server.url} {keys[-1] if keys else ''}".encode(), digest_size=8).digest()
+
+
+def failing(error: UpstreamError, *, reading: bool) -> bool:
+    """Whether an error says that the server is in trouble, rather than that it does not like the call.
+
+    Gateways and a server that is not ready say 502 to 504; 500 is also the word for bad parameters, so of a write
+    it says nothing of the server.
+    """
+    if isinstance(error, Refused):
+        return error.status in (502, 503, 504) or (reading and error.status == 500)
+    return True
