@@ -1,8 +1,8 @@
 """The table's door at the socket: a uvicorn protocol class that knows whole request heads. And streams' way out.
 
-Not for: parsing HTTP. A chunk of bytes that is one whole GET head, seen before between two messages, means now what it
-meant then: the parser has no other memory. So where its answer is in the table, and nothing else is under way on the
-connection, the answer is written and the parser never sees the head. Everything else is uvicorn's, unchanged.
+Not for: parsing HTTP. A chunk of bytes that was one whole request when the parser got it between two messages is the
+same request now: the parser has no other memory. So where its answer is in the table, and nothing else is under way on
+the connection, the answer is written and the parser never sees the chunk. Everything else is uvicorn's, unchanged.
 
 The names used here are private to uvicorn: its version range is pinned, and tests send the same bytes with the door
 on and off and compare what comes back.
@@ -22,8 +22,6 @@ from proxy.fastpath.asgi import HEAD
 from proxy.fastpath.stream import Stream, StreamPolicy
 from proxy.fastpath.table import Answer, Answers
 from proxy.wire.base import STREAM
-
-_END = b"\r\n\r\n"
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -69,7 +67,7 @@ class FastProtocol(HttpToolsProtocol):
             self._repeat(answer)
 
     def _must_wait(self) -> bool:
-        if self.pipeline or self.flow.write_paused or self.transport.is_closing():
+        if self.flow.write_paused or self.transport.is_closing():
             return True
         limit = self.limit_concurrency
         return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
@@ -101,13 +99,8 @@ class FastProtocol(HttpToolsProtocol):
     def _go_the_ordinary_way(self, data: bytes, place: bytes) -> None:
         begun = self._begun
         super().data_received(data)
-        if (
-            self._between
-            and self._begun == begun + 1
-            and data.startswith(b"GET ")
-            and data.find(_END) == len(data) - len(_END)
-            and not (self._trusting and b"x-forwarded-" in data.lower())
-        ):
+        one_whole_message = self._between and self._begun == begun + 1
+        if one_whole_message and not (self._trusting and b"x-forwarded-" in data.lower()):
             self.scope[HEAD] = place  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
     # what the parser tells
@@ -172,7 +165,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         stream, self._stream = self._stream, None
-        if self.cycle is cast(object, stream):
+        if isinstance(cast(object, self.cycle), Stream):  # also one that ended and left its place to no other request
             self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
         if stream is not None:
