@@ -105,5 +105,14 @@ class Settings(BaseSettings):
     allowed_hosts: Several = ()
     cors_origins: Several = ()
 
+    log_level: str = "info"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+    @classmethod
+    def again(cls, settings: Settings) -> Settings:
+        return settings
+
     def all_tokens(self) -> tuple[Any, ...]:
         return ()

@@ -49,7 +49,7 @@ class Guard:
     def __init__(self, app: ASGIApp, policy: GuardPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
         self.denied = 0
         self._app = app
-        self._policy = policy
+        self.policy = policy
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +68,7 @@ class Guard:
         host = headers.get(b"host", "")
         if not self._host_fits(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
-        tokens = self._policy.tokens
+        tokens = self.policy.tokens
         if not tokens or scope["path"] in OPEN_PATHS:
             return None
         given = self._given(scope, headers)
@@ -77,22 +77,22 @@ class Guard:
         right = right_of(given, tokens)
         if right is None:
             return Denied("the API token is not known here", status=401)
-        wanted = needed(scope["method"], scope["path"], self._policy.context_path)
+        wanted = needed(scope["method"], scope["path"], self.policy.context_path)
         if _RANK[right] < _RANK[wanted]:
             return Denied(f"the API token has the right '{right}', this needs '{wanted}'", status=403)
         return None
 
     def _host_fits(self, scope: Scope, host: str) -> bool:
-        if "*" in self._policy.hosts or not host or scope.get("server", ("", 0))[1] is None:
+        if "*" in self.policy.hosts or not host or scope.get("server", ("", 0))[1] is None:
             return True
         name = host_name(host)
-        if name in self._policy.hosts or name == "localhost" or name.endswith(".localhost"):
+        if name in self.policy.hosts or name == "localhost" or name.endswith(".localhost"):
             return True
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return not self._policy.loopback
-        return address.is_loopback or not self._policy.loopback
+            return not self.policy.loopback
+        return address.is_loopback or not self.policy.loopback
 
     def _given(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
