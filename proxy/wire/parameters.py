@@ -300,7 +300,7 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         (ip + name_of_cluster).encode()
         return Instance(
             ip,
-            int(value.get("port") or 0),
+            0 if value.get("port") is None else int(value["port"]),
             name_of_cluster,
             number,
             ephemeral=str(value.get("ephemeral", True)).lower() != "false",

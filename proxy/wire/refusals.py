@@ -180,8 +180,9 @@ def write_result_error(
         return failure(error.status, 30000, str(error))
     if error.dialect == dialect:
         return HttpReply(error.status, error.content_type, error.body)
-    if error.reason is Reason.NO_RIGHT:
-        return error_page(request, 403, forbidden.format(code=403, text=error.text), now_ms)
+    if error.reason is Reason.NO_RIGHT:  # 3.x says 401 inside of who is unknown, 403 of what he may not (auth.jsonl)
+        code = 403 if "authorization failed" in error.text.lower() else 401
+        return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
     if error.reason is Reason.GONE:
         return error_page(request, 410, error.text, now_ms)
     status, code = _RESULT_CODE.get(error.reason, (_failing(error.status), 30000))

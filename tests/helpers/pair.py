@@ -1,0 +1,140 @@
+"""A dialect's client role and its own server role joined, without a socket; and values to send through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from hypothesis import strategies as st
+
+from proxy.calls import MAX_METADATA, Call, Fetch, GetInstance
+from proxy.errors import ProxyError, Refused
+from proxy.model import Instance, Selection, ServiceKey, Snapshot
+from proxy.wire.base import FORM_TYPE, Dialect, HttpReply, HttpRequest, ReadInstance, ReadService, ServiceView
+from tests.helpers.recordings import Row
+
+R = TypeVar("R")
+
+
+class DialectPair:
+    """Sends calls as bytes from one role to the other. `answer` gives the result, or the error, of what arrives.
+
+    `seen` are the calls as the server role read them, `replies` its answers.
+    """
+
+    def __init__(self, dialect: Dialect, answer: Callable[[Any], Any]) -> None:
+        self.dialect = dialect
+        self.answer = answer
+        self.seen: list[Any] = []
+        self.replies: list[HttpReply] = []
+
+    def send(self, call: Call[R]) -> R:
+        """The result as the client role reads it. Raises what its `read_reply` raises."""
+        return self.dialect.read_reply(call, self.serve(self.dialect.write_request(call)))
+
+    def serve(self, request: HttpRequest) -> HttpReply:
+        headers = {"content-type": FORM_TYPE} if request.form else {}
+        arrived = HttpRequest.parse(request.method, request.path, urlencode(request.query), request.body, headers)
+        self.replies.append(self._answer(arrived))
+        return self.replies[-1]
+
+    def _answer(self, request: HttpRequest) -> HttpReply:
+        operation = self.dialect.match(request.method, request.path)
+        if operation is None:
+            return self.dialect.unknown(request, 0)
+        try:
+            call = operation.read_request(request)
+            self.seen.append(call)
+            result = self.answer(call)
+            if isinstance(result, ProxyError):
+                raise result
+            return operation.write_reply(call, result)
+        except ProxyError as error:
+            return self.dialect.write_error(request, error, 0)
+
+
+def asked_by(call: Any) -> Call[Any]:
+    """The call by which a client role asks for what a server role has read."""
+    match call:
+        case ReadService():
+            return Fetch(call.service)
+        case ReadInstance():
+            return GetInstance(call.service, call.ip, call.port, call.cluster)
+        case _:
+            return call
+
+
+def answer_again(dialect: Dialect, row: Row, read: Callable[[Any, HttpReply], Any] | None = None) -> HttpReply:
+    """A dialect's own answer to a recorded request, where what stands behind it says what was recorded.
+
+    The recorded answer goes through the client role (or `read`), and what that makes of it through the server role:
+    both must understand it for the same bytes to come out. Refusals lose the dialect that they came in.
+    """
+    operation = dialect.match(row.method, row.below)
+    if operation is None:
+        return dialect.unknown(row.request, row.now_ms)
+    try:
+        call = operation.read_request(row.request)
+        result = read(call, row.reply) if read is not None else dialect.read_reply(asked_by(call), row.reply)
+        return operation.write_reply(call, in_order(result, row.body) if isinstance(result, Snapshot) else result)
+    except Refused as refused:
+        foreign = Refused(refused.reason, refused.text, status=refused.status)
+        return dialect.write_error(row.request, foreign, row.now_ms)
+    except ProxyError as error:
+        return dialect.write_error(row.request, error, row.now_ms)
+
+
+def in_order(snapshot: Snapshot, body: Any) -> ServiceView:
+    """A view of a whole snapshot whose hosts stand as in a recorded list."""
+    shown = body.get("data", body)
+    order = {(host["ip"], host["port"]): place for place, host in enumerate(shown["hosts"])}
+    hosts = tuple(sorted(snapshot.instances, key=lambda i: order[(i.ip, i.port)]))
+    return ServiceView(snapshot, Selection(hosts, shown.get("reachProtectionThreshold", False)))
+
+
+# --- values that every dialect lets through ----------------------------------------------------------------------
+
+# No blanks, no CJK, no '@', nothing that a trim would take away: the rest of Unicode is legal (NACOS.md 1.6).
+_LEGAL = st.characters(exclude_categories=["C", "Z"], exclude_characters="@")
+_WORDS = _LEGAL.filter(lambda c: not "\u4e00" <= c <= "\u9fa5" and not c.isspace())
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+NAMES = st.text(_WORDS, min_size=1, max_size=40)
+GROUPS = st.from_regex(r"[a-zA-Z0-9\-_:.]{1,40}", fullmatch=True)
+NAMESPACES = st.from_regex(r"[a-zA-Z0-9_-]{1,40}", fullmatch=True)
+CLUSTERS = st.from_regex(r"[0-9a-zA-Z-]{1,40}", fullmatch=True)
+IPS = st.one_of(st.ip_addresses().map(str), NAMES)
+PORTS = st.integers(0, 65535)
+WEIGHTS = st.floats(0.0, 10_000.0)
+KEYS = st.builds(ServiceKey, NAMESPACES, GROUPS, NAMES)
+METADATA = st.dictionaries(TEXT, TEXT, max_size=4).filter(
+    lambda m: sum(len(k) + len(v) for k, v in m.items()) <= MAX_METADATA
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+EXTRA = st.dictionaries(TEXT.map(lambda name: f"x-{name}"), _JSON, max_size=2)
+
+REGISTERED = st.builds(Instance, IPS, PORTS, CLUSTERS, WEIGHTS, st.booleans(), st.booleans(), st.booleans(), METADATA)
+LISTED = st.builds(
+    Instance,
+    IPS,
+    PORTS,
+    CLUSTERS,
+    WEIGHTS,
+    st.booleans(),
+    st.just(True),
+    st.booleans(),
+    METADATA,
+    st.sampled_from(["", "4711#DEFAULT#g@@s"]),
+    EXTRA,
+)
+SNAPSHOTS = st.builds(
+    lambda key, instances, extra, moment: Snapshot.of(key, instances, extra=extra, last_ref_time=moment),
+    KEYS,
+    st.lists(LISTED, max_size=5),
+    EXTRA,
+    st.integers(1, 2**53),
+)

@@ -1,0 +1,232 @@
+"""Hosts and lists as JSON: every server's spelling is read, one is written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, BeatResult
+from proxy.errors import Malformed
+from proxy.model import Instance, ServiceKey
+from proxy.wire.base import ServiceView
+from proxy.wire.hosts import (
+    beat_json,
+    host_json,
+    list_json,
+    read_beat_result,
+    read_host,
+    read_listing,
+    read_metadata,
+    statuses_json,
+)
+from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.pair import KEYS, LISTED, SNAPSHOTS
+from tests.helpers.recordings import load
+
+ID = "10.0.0.1#80#DEFAULT#DEFAULT_GROUP@@orders"
+
+
+def bare(**fields: Any) -> dict[str, Any]:
+    return {"ip": "10.0.0.1", "port": 80, **fields}
+
+
+def read(**fields: Any) -> Instance:
+    return read_host(bare(**fields), KEY.grouped)
+
+
+def test_a_host_has_an_instance_id_and_the_fields_of_2_5_1_in_order() -> None:
+    host = host_json(instance(weight=2.0), KEY)
+    assert list(host.items())[:2] == [("instanceId", ID), ("ip", "10.0.0.1")]
+    assert list(host)[2:] == [
+        "port",
+        "weight",
+        "healthy",
+        "enabled",
+        "ephemeral",
+        "clusterName",
+        "serviceName",
+        "metadata",
+        "instanceHeartBeatInterval",
+        "instanceHeartBeatTimeOut",
+        "ipDeleteTimeout",
+        "instanceIdGenerator",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "generator"),
+    [({}, "simple"), ({"a": "1"}, None), ({"preserved.instance.id.generator": "snowflake"}, "snowflake")],
+)
+def test_the_id_generator_shows_while_metadata_is_empty_or_names_it(metadata: dict[str, str], generator: Any) -> None:
+    assert host_json(instance(metadata=metadata), KEY).get("instanceIdGenerator") == generator
+
+
+def test_heartbeat_times_come_from_the_metadata() -> None:
+    times = {"preserved.heart.beat.interval": "1000", "preserved.heart.beat.timeout": "x"}
+    host = host_json(instance(metadata=times), KEY)
+    assert (host["instanceHeartBeatInterval"], host["instanceHeartBeatTimeOut"], host["ipDeleteTimeout"]) == (
+        1000,
+        15000,
+        30000,
+    )
+
+
+def test_fields_that_nobody_knows_stand_at_the_end_and_replace_none() -> None:
+    host = host_json(instance(extra={"zone": {"a": [1]}, "ip": "9.9.9.9"}), KEY)
+    assert list(host)[-1] == "zone" and host["zone"] == {"a": [1]} and host["ip"] == "10.0.0.1"
+
+
+@given(LISTED, KEYS)
+def test_what_is_written_is_read_as_it_was(host: Instance, key: ServiceKey) -> None:
+    assert read_host(json.loads(json.dumps(host_json(host, key))), key.grouped) == host
+
+
+@pytest.mark.parametrize("name", ["nacos-2.5.1", "nacos-3.0.3", "r-nacos-0.8.8"])
+def test_hosts_of_real_servers_have_nothing_unknown(name: str) -> None:
+    seen = 0
+    for row in load(name):
+        answer = row.body.get("data", row.body) if isinstance(row.body, dict) else {}
+        if isinstance(answer, dict) and isinstance(answer.get("hosts"), list):
+            key = ServiceKey.of(answer["name"])
+            listing = read_listing(key, answer)
+            assert dict(listing.snapshot.extra) == {}
+            for found in listing.snapshot.instances:
+                assert (found.instance_id, dict(found.extra)) == ("", {})
+                seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [
+        ({"instanceId": ID}, "instance_id", ""),
+        ({"instanceId": "10.0.0.1#80"}, "instance_id", ""),
+        ({"instanceId": "7#DEFAULT#g@@s"}, "instance_id", "7#DEFAULT#g@@s"),
+        ({"instanceId": None}, "instance_id", ""),
+        ({"valid": False}, "healthy", False),
+        ({"valid": True, "healthy": False}, "healthy", False),
+        ({}, "healthy", True),
+        ({"enabled": False}, "enabled", False),
+        ({"ephemeral": False}, "ephemeral", False),
+        ({"weight": 2}, "weight", 2.0),
+        ({"weight": "NaN"}, "weight", 0.0),
+        ({"weight": "3.5"}, "weight", 3.5),
+        ({"weight": None}, "weight", 1.0),
+        ({"port": "8080"}, "port", 8080),
+        ({"clusterName": ""}, "cluster", "DEFAULT"),
+        ({"clusterName": None}, "cluster", "DEFAULT"),
+        ({"metadata": None}, "metadata", {}),
+        ({"marked": True, "service": "x", "dom": "y"}, "extra", {}),
+        ({"zone": "z"}, "extra", {"zone": "z"}),
+    ],
+)
+def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -> None:
+    assert getattr(read(**fields), name) == value
+
+
+def test_metadata_is_text_whatever_the_server_wrote() -> None:
+    assert read_metadata({"a": 1, "b": True, "c": False, "d": None, "e": "x"}) == {
+        "a": "1",
+        "b": "true",
+        "c": "false",
+        "e": "x",
+    }
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        [],
+        "x",
+        {"ip": "10.0.0.1"},
+        {"ip": 1, "port": 80},
+        bare(port="x"),
+        bare(port=None),
+        bare(port=True) | {"port": [1]},
+        bare(clusterName=5),
+        bare(instanceId=[1]),
+        bare(metadata="a=b"),
+        bare(metadata={"a": {}}),
+    ],
+)
+def test_a_host_that_is_none_is_malformed(host: Any) -> None:
+    with pytest.raises(Malformed):
+        read_host(host, KEY.grouped)
+
+
+def test_a_list_echoes_clusters_and_says_whether_it_masks() -> None:
+    shown = snapshot(instance(healthy=False), threshold=0.5)
+    answer = list_json(ServiceView(shown, shown.select()), "c1, c2")
+    assert list(answer) == [
+        "name",
+        "groupName",
+        "clusters",
+        "cacheMillis",
+        "hosts",
+        "lastRefTime",
+        "checksum",
+        "allIPs",
+        "reachProtectionThreshold",
+        "valid",
+    ]
+    assert (answer["clusters"], answer["reachProtectionThreshold"], answer["lastRefTime"]) == (
+        "c1, c2",
+        True,
+        1_795_519_064_000,
+    )
+    listing = read_listing(KEY, answer)
+    assert listing.protected and listing.snapshot.masking
+
+
+@given(SNAPSHOTS)
+def test_a_list_comes_back_as_it_was(before: Any) -> None:
+    view = ServiceView(before, before.select())
+    listing = read_listing(before.key, json.loads(json.dumps(list_json(view, ""))))
+    assert listing.snapshot == before
+    assert listing.snapshot.last_ref_time == before.last_ref_time
+    assert not listing.protected
+
+
+def test_the_answer_of_1_4_6_for_an_unknown_service_is_an_empty_list() -> None:
+    found = read_listing(KEY, {"name": KEY.grouped, "clusters": "", "cacheMillis": 3000, "hosts": []}).snapshot
+    assert (found.instances, found.cache_millis, found.last_ref_time) == ((), 3000, 0)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"hosts": None}, {"hosts": [None]}, {"hosts": {}}])
+def test_a_list_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(Malformed):
+        read_listing(KEY, value)
+
+
+def test_statuses_show_everybody() -> None:
+    shown = snapshot(instance(), instance("10.0.0.2", healthy=False, enabled=False))
+    assert statuses_json(shown) == {"ips": ["10.0.0.1:80_true", "10.0.0.2:80_false"]}
+
+
+@given(
+    st.builds(
+        BeatResult,
+        st.sampled_from([BEAT_OK, BEAT_NOT_FOUND, 10201]),
+        st.integers(0, 10**9),
+        st.booleans(),
+        st.dictionaries(st.just("x"), st.integers(), max_size=1),
+    )
+)
+def test_an_answer_to_a_beat_comes_back_as_it_was(beat: BeatResult) -> None:
+    assert list(beat_json(beat))[:3] == ["clientBeatInterval", "code", "lightBeatEnabled"]
+    assert read_beat_result(beat_json(beat)) == beat
+
+
+def test_an_answer_to_a_beat_without_lightbeat_is_that_of_1_4_6() -> None:
+    assert read_beat_result({"code": 20404, "clientBeatInterval": 5000}) == BeatResult(BEAT_NOT_FOUND)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"code": "x"}, {"code": 10200, "clientBeatInterval": None}])
+def test_an_answer_to_a_beat_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(Malformed):
+        read_beat_result(value)

@@ -1,0 +1,93 @@
+"""A dialect as a table: which row a path and a call find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.calls import Deregister, Fetch, GetInstance, Metrics
+from proxy.errors import Malformed
+from proxy.wire.base import HttpReply, HttpRequest, Operation
+from proxy.wire.shapes import as_text
+from proxy.wire.table import ANY, KEY, Table
+from tests.helpers.build import KEY as SERVICE
+
+
+def row(method: str, path: str, call: type, asks: tuple[type, ...] = (), **roles: Any) -> Operation[Any, Any]:
+    def read(_request: HttpRequest) -> Any:
+        raise NotImplementedError
+
+    return Operation(method, path, call, read, lambda c, r: as_text("ok"), asks=asks, **roles)
+
+
+def ask(call: Any) -> HttpRequest:
+    return HttpRequest("GET", f"/asked/{type(call).__name__}")
+
+
+def reply_of(call: Any, reply: HttpReply) -> Any:
+    return {}[reply.status]
+
+
+LIST = row("GET", "/n/list", Metrics, (Fetch,), write_request=ask, read_reply=reply_of)
+STATUSES = row(ANY, f"/n/statuses{KEY}", Metrics)
+NAMES = row(ANY, "/n/names", Metrics)
+
+
+def table(*, slash: bool = True, head: bool = True) -> Table:
+    def say(request: HttpRequest, *_: Any) -> HttpReply:
+        return as_text(request.path)
+
+    rows = [LIST, row("GET", "/n/list", Deregister), STATUSES, NAMES]
+    return Table("t", ["/n"], rows, unknown=say, write_error=say, slash=slash, head=head)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/n/list", LIST),
+        ("GET", "/n/list/", LIST),
+        ("HEAD", "/n/list", LIST),
+        ("POST", "/n/list", None),
+        ("GET", "/n/list//", None),
+        ("PATCH", "/n/names", NAMES),
+        ("DELETE", "/n/statuses/g@@s", STATUSES),
+        ("GET", "/n/statuses", None),
+        ("GET", "/n/statuses/", None),
+        ("GET", "/", None),
+        ("GET", "", None),
+    ],
+)
+def test_a_method_and_path_find_their_row(method: str, path: str, found: Operation[Any, Any] | None) -> None:
+    assert table().match(method, path) is found
+
+
+def test_a_slash_at_the_end_and_head_may_count() -> None:
+    strict = table(slash=False, head=False)
+    assert strict.match("GET", "/n/list/") is None
+    assert strict.match("HEAD", "/n/list") is None
+
+
+def test_it_owns_its_prefix_and_no_longer_word() -> None:
+    assert table().owns("/n") and table().owns("/n/anything")
+    assert not table().owns("/names") and not table().owns("/")
+
+
+def test_calls_find_the_row_that_asks_them() -> None:
+    dialect = table()
+    assert dialect.can_ask(Fetch(SERVICE))
+    assert dialect.write_request(Fetch(SERVICE)).path == "/asked/Fetch"
+    assert not dialect.can_ask(Metrics())
+    assert not dialect.can_ask(GetInstance(SERVICE, "10.0.0.1", 80))
+    with pytest.raises(KeyError):
+        dialect.write_request(Metrics())
+
+
+def test_a_reply_that_breaks_its_reader_is_malformed() -> None:
+    with pytest.raises(Malformed, match="Fetch: KeyError"):
+        table().read_reply(Fetch(SERVICE), HttpReply(200, None, b""))
+
+
+def test_it_shows_its_name() -> None:
+    assert repr(table()) == "<dialect t>"
+    assert table().unknown(HttpRequest("GET", "/n/x"), 0).body == b"/n/x"
