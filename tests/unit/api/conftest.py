@@ -43,6 +43,7 @@ class World:
     events: EventsApi
     luck: Luck
     discovered: list[tuple[str, str, str]]
+    sight: Sight
 
     async def ask(self, method: str, target: str, **more: Any) -> Exchange:
         return await ask(self.app, method, target, **more)
@@ -57,7 +58,12 @@ def events_policy() -> EventsPolicy:
 
 
 @pytest.fixture
-async def world(events_policy: EventsPolicy) -> AsyncIterator[World]:
+def lookup_policy() -> LookupPolicy:
+    return LookupPolicy()
+
+
+@pytest.fixture
+async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> AsyncIterator[World]:
     shelf, clock, luck = Shelf(), FakeClock(), Luck()
     registry = ScriptedRegistry(shelf)
     agent = build.agent(registry, clock)
@@ -73,8 +79,8 @@ async def world(events_policy: EventsPolicy) -> AsyncIterator[World]:
     metrics = metrics_registry(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
     app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = Sight(agent, events, metrics, "1.2.3", clock.now())
-    for api in (RestApi(agent, reads), LookupApi(agent, reads, LookupPolicy(), luck), events, OpsApi(sight)):
+    for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
         app.include_router(api.router())
-    yield World(app, agent, registry, shelf, clock, events, luck, discovered)
+    yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
     events.close()
     await agent.close()

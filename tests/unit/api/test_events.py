@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from proxy.api.events import EventsPolicy
@@ -9,6 +11,7 @@ from proxy.api.shapes import Change, Snapshot
 from proxy.calls import Deregister, Register
 from proxy.errors import Unreachable
 from proxy.wire.base import STREAM, Channel
+from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import settle
 from tests.unit.api.conftest import World
@@ -302,6 +305,36 @@ async def test_a_closing_proxy_closes_channels_after_the_retry(world: World) -> 
     await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: pipe})
     world.events.close()
     assert (pipe.closed, pipe.written[-1], world.events.readers) == (True, b"<retry: 2000\n\n>", 0)
+
+
+async def test_a_stream_that_begins_while_the_proxy_stops_ends_at_once(world: World) -> None:
+    """It was let in before, and waited for its first snapshot meanwhile."""
+    gate = asyncio.Event()
+
+    async def slow(call: object) -> object:
+        await gate.wait()
+        return world.shelf(call)  # type: ignore[arg-type]
+
+    world.registry.script = slow
+    stream = await world.start("/api/v1/events?service=orders")
+    world.events.close()
+    gate.set()
+    await stream.ended()
+    assert stream.complete and stream.body.startswith(b"retry: 2000\n\nid: e-0\nevent: snapshot")
+    assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.clients == {}
+
+
+async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) -> None:
+    async def gone(message: object) -> None:
+        raise OSError("the reader has gone")
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(OSError):
+        await world.app(scope("GET", "/api/v1/events?service=*"), receive, gone)  # type: ignore[arg-type]
+    assert (world.events.clients, world.agent.catalog.hub.readers) == ({}, 0)
+    assert [what for what, *_ in world.discovered] == ["discover", "forget"]
 
 
 # limits

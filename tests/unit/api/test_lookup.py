@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from proxy.api.lookup import LookupPolicy
 from proxy.api.shapes import Instance, TargetGroup
 from proxy.errors import Unreachable
 from proxy.wire.base import REPEATABLE
@@ -145,3 +146,16 @@ async def test_a_configuration_without_a_server_is_an_error(world: World) -> Non
 async def test_lists_need_their_service(world: World, target: str) -> None:
     answer = await world.ask("GET", f"/api/v1/sd/{target}")
     assert (answer.status, answer.json()["parameter"]) == (400, "service")
+
+
+class TestBounds:
+    @pytest.fixture
+    def lookup_policy(self) -> LookupPolicy:
+        return LookupPolicy(most=2)
+
+    async def test_one_answer_names_a_bounded_number_of_services(self, world: World) -> None:
+        many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")
+        assert (many.status, many.json()["parameter"]) == (400, "service")
+        world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c"))}
+        group = await world.ask("GET", "/api/v1/sd/prometheus?service=*")
+        assert (group.status, "more than 2" in group.json()["detail"]) == (400, True)

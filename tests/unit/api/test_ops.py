@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
+from proxy.api.ops import readiness
 from proxy.calls import Register
 from proxy.errors import Unreachable
 from tests.helpers.build import KEY, instance, snapshot
@@ -41,6 +43,17 @@ async def test_not_ready_where_nothing_could_be_answered(world: World) -> None:
     await lose_upstream(world)
     answer = await world.ask("GET", "/readyz")
     assert (answer.status, answer.json()["status"], len(answer.json()["reasons"])) == (503, "unready", 2)
+
+
+async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> None:
+    sight = replace(
+        world.sight, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
+    )
+    assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
+    world.agent.catalog.ledger.full = True
+    world.events.close()
+    status, reasons = readiness(world.sight)
+    assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
 
 
 async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:

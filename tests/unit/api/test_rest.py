@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from fastapi import FastAPI
 
+from proxy.api.reads import ReadPolicy, Reads
+from proxy.api.rest import RestApi
 from proxy.api.shapes import Instance, Instances, ServicePage, Snapshot
-from proxy.calls import Beat, Deregister, Fetch, Register, Update
+from proxy.calls import Beat, Deregister, Fetch, GetInstance, ListServices, Register, Update
+from proxy.catalog.checks import CheckSpec
 from proxy.errors import Reason, Refused, TooSlow, Unreachable
+from proxy.model import Instance as ModelInstance
+from proxy.model import ServiceKey
 from proxy.wire.base import REPEATABLE
-from tests.helpers.asgi import Exchange
+from tests.helpers.asgi import Exchange, ask
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.unit.api.conftest import World
 
 A = instance("10.0.0.1", 80, metadata={"zone": "a"})
 B = instance("10.0.0.2", 80, weight=2.0)
+INSTANCES = "/api/v1/services/orders/instances"
+ONE = f"{INSTANCES}/10.0.0.1:80"
 
 
 def is_problem(answer: Exchange, status: int, parameter: str | None = None) -> str:
@@ -140,6 +148,24 @@ async def test_one_instance_comes_from_memory_or_from_the_upstream(world: World)
     assert unknown.json()["reason"] == "instance not found"
 
 
+async def test_an_instance_that_lists_hide_is_asked_of_the_upstream(world: World) -> None:
+    hidden = instance("10.0.0.3", enabled=False)
+    world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
+    answer = await world.ask("GET", "/api/v1/services/orders/instances/10.0.0.3:80")
+    assert (answer.status, answer.json()["enabled"]) == (200, False)
+    assert answer.headers["cache-status"] == "nacos-proxy; fwd=uri-miss"
+    assert REPEATABLE not in answer.scope
+
+
+async def test_while_the_upstream_is_down_nobody_waits_for_the_names_of_services(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A)
+    await world.ask("GET", "/api/v1/services/orders")
+    world.registry.script = lambda call: Unreachable("gone", arrived=False)
+    for _ in range(5):
+        assert (await world.ask("GET", "/api/v1/services")).json()["services"] == ["orders"]
+    assert len(world.registry.sent(ListServices)) == 3
+
+
 async def test_services_are_listed_from_the_upstream_or_from_what_is_known(world: World) -> None:
     world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c", "other"))}
     answer = await world.ask("GET", "/api/v1/services?size=1&page=2")
@@ -174,6 +200,40 @@ async def test_a_managed_registration_is_refused_where_nobody_keeps_it(world: Wo
     answer = await world.ask("POST", "/api/v1/services/orders/instances", json_body=body)
     assert "not possible" in is_problem(answer, 400, "managed")
     assert world.registry.calls == []
+
+
+class Keeper:
+    """Takes notes of what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    async def register(self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec) -> None:
+        self.told.append(("register", service, instance.address, spec.kind, spec.ttl))
+
+    def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
+        self.told.append(("heard", ip, port))
+        return True
+
+    def forget(self, service: ServiceKey, ip: str, port: int) -> None:
+        self.told.append(("forget", ip, port))
+
+
+async def test_a_managed_instance_is_the_keepers(world: World) -> None:
+    keeper = Keeper()
+    app = FastAPI()
+    app.include_router(RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper).router())
+    body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
+    assert (await ask(app, "POST", INSTANCES, json_body=body)).status == 201
+    await ask(app, "PUT", f"{ONE}/beat", json_body={})
+    await ask(app, "DELETE", ONE)
+    assert keeper.told == [
+        ("register", KEY, "10.0.0.1:80", "ttl", 30.0),
+        ("heard", "10.0.0.1", 80),
+        ("forget", "10.0.0.1", 80),
+    ]
+    bad = await ask(app, "POST", INSTANCES, json_body={**body, "managed": {"check": {}}})
+    is_problem(bad, 400, "managed.check")
 
 
 async def test_a_patch_changes_only_what_it_names(world: World) -> None:
@@ -235,9 +295,6 @@ async def test_what_the_upstream_does_to_a_write_comes_back(world: World, error:
 
 
 # bad input
-
-INSTANCES = "/api/v1/services/orders/instances"
-ONE = f"{INSTANCES}/10.0.0.1:80"
 
 
 @pytest.mark.parametrize(
