@@ -26,7 +26,7 @@ def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
     selector = answer.get("selector")
     clusters = answer.get("clusters")
     if clusters is None:
-        names = tuple(as_object(answer.get("clusterMap") or {}, "clusterMap"))
+        names = tuple(_clusters(answer))
     else:
         names = tuple(str(as_object(item, "cluster").get("name")) for item in as_list(clusters, "clusters"))
     return ServiceInfo(
@@ -37,6 +37,11 @@ def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
         names,
         answer.get("ephemeral") is not False,
     )
+
+
+def _clusters(answer: Mapping[str, Any]) -> dict[str, Any]:
+    shown = answer.get("clusterMap")
+    return {} if shown is None else as_object(shown, "clusterMap")
 
 
 def cluster_map(names: Iterable[str], port: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def read_detail(namespace: str, value: Any) -> ServiceDetail:
         raise Malformed("a service without name or group")
     key = ServiceKey(namespace, group, name)
     info = read_service(key, row)
-    clusters = as_object(row.get("clusterMap") or {}, "clusterMap").values()
+    clusters = _clusters(row).values()
     hosts = (
         host for cluster in clusters for host in as_list(as_object(cluster, "cluster").get("hosts") or [], "hosts")
     )
