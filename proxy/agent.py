@@ -90,7 +90,12 @@ class Agent:
     """Reads, writes and watches on behalf of clients. `followers` are called for each change, in their order."""
 
     def __init__(
-        self, registry: Registry, catalog: Catalog, clock: Clock, policy: AgentPolicy, followers: Sequence[Follower] = ()
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        clock: Clock,
+        policy: AgentPolicy,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self.registry = registry
         self.catalog = catalog
@@ -132,7 +137,9 @@ class Agent:
         error = look.error
         if isinstance(error, Refused) and error.status < 500:
             raise error
-        why = str(error) if error is not None else self.catalog.breaker.reason or "the upstream has not answered in time"
+        why = (
+            str(error) if error is not None else self.catalog.breaker.reason or "the upstream has not answered in time"
+        )
         raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
 
     def _refresh_behind(self, key: ServiceKey, now: float) -> None:
@@ -314,7 +321,9 @@ class Agent:
 
     # watch
 
-    async def watch(self, interest: Filter, wake: Callable[[], None], after: str = "") -> tuple[Mailbox, list[Snapshot]]:
+    async def watch(
+        self, interest: Filter, wake: Callable[[], None], after: str = ""
+    ) -> tuple[Mailbox, list[Snapshot]]:
         """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
 
         A service that cannot be fetched now has no snapshot; its first change will hold the whole state.
@@ -380,4 +389,3 @@ class Agent:
         for task in (*self._fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()
-

@@ -100,7 +100,7 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
         heartbeat_interval: float | None = None,
     ) -> bool:
-        """Register; True where the registry took it. With `heartbeat_interval` (seconds) beats are sent until removed."""
+        """Register; True where the registry took it. With `heartbeat_interval` (seconds) it beats until removed."""
         _check(service_name, ip, port)
         form = self._form(service_name, group_name, ip=ip, port=port, weight=weight, enabled=_text(enable))
         form |= {"healthy": _text(healthy), "ephemeral": _text(ephemeral), "metadata": json.dumps(_metadata(metadata))}

@@ -59,7 +59,7 @@ class ProxyError(Exception):
     status = 500
 
 
-class Malformed(Exception):  # noqa: N818 - a private signal between a codec and its role, not a ProxyError
+class Malformed(Exception):
     """What was read cannot be understood; says what and where."""
 
 

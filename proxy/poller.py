@@ -104,7 +104,10 @@ class Poller:
         alive = self._push is not None and self._push.alive
         if alive != self.push_alive:
             self.push_alive = alive
-            log.warning("push is %s", "alive" if alive else "lost; polling keeps time")
+            if alive:
+                log.info("push is alive: changes are told, polling slows down")
+            else:
+                log.warning("push is lost: polling keeps time")
         cache = self._agent.catalog.cache
         if self._push is not None:
             cache.pushed = alive

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy import __version__
 from proxy.agent import Agent, AgentPolicy, Catalog
 from proxy.api.events import EventsApi, EventsPolicy
-from proxy.api.guard import Guard, GuardPolicy
+from proxy.api.guard import Guard, GuardPolicy, Token
 from proxy.api.lookup import LookupApi, LookupPolicy
 from proxy.api.nacos import NacosApi
 from proxy.api.ops import OpsApi, Sight
@@ -53,9 +53,13 @@ from proxy.model import Change, Snapshot
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.http import HttpPolicy, Timeouts, TlsPolicy
+from proxy.registry.login import LoginPolicy
+from proxy.registry.nacos import NacosPolicy, NacosRegistry
+from proxy.registry.servers import ServersPolicy
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import Address, CannotStart, Server, sockets, tls_context, url_of
-from proxy.settings import Settings
+from proxy.settings import Loaded, Settings
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import Dialect, HttpReply, ReadService, ServiceView
 from proxy.wire.hosts import list_json
@@ -108,7 +112,7 @@ def cache_policy(s: Settings) -> CachePolicy:
 
 def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
-    embedded = s.upstream == ("embedded",)
+    embedded = s.upstream == ("embedded",) and not s.endpoint
     registry, push = _embedded(clock) if embedded else _upstream(s, clock)
     overlay = OverlayPolicy(grace=0.0 if embedded else s.overlay_grace)
     catalog = Catalog(
@@ -148,7 +152,22 @@ def _embedded(clock: Clock) -> tuple[Registry, Watchable | None]:
 
 
 def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
-    raise NotImplementedError
+    return NacosRegistry(nacos_policy(s), clock), None
+
+
+def nacos_policy(s: Settings) -> NacosPolicy:
+    """How the upstream is reached. Raises `BadSettings` for a password file that cannot be read."""
+    urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream
+    identity = (s.identity_key, s.identity_value.get_secret_value()) if s.identity_key else None
+    timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)
+    files = [str(path) if path else "" for path in (s.upstream_tls_ca, s.upstream_tls_cert, s.upstream_tls_key)]
+    return NacosPolicy(
+        ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path),
+        HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
+        TlsPolicy(*files, verify=s.upstream_tls_verify),
+        login=LoginPolicy(s.username, s.secret()),
+        dialect=s.upstream_dialect,
+    )
 
 
 def events_policy(s: Settings) -> EventsPolicy:
@@ -162,7 +181,8 @@ def events_policy(s: Settings) -> EventsPolicy:
 
 
 def guard_policy(s: Settings) -> GuardPolicy:
-    return GuardPolicy(s.all_tokens(), frozenset(s.allowed_hosts), loopback(s), s.context_path)
+    tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
+    return GuardPolicy(tokens, frozenset(s.allowed_hosts), loopback(s), s.context_path)
 
 
 def loopback(s: Settings) -> bool:
@@ -340,8 +360,9 @@ async def finish(parts: Parts) -> None:
 # the process
 
 
-def run(settings: Settings) -> int:
-    """Serve until told to stop; the exit code. Raises `CannotStart` with a sentence for the operator."""
+def run(loaded: Loaded) -> int:
+    """Serve until told to stop; the exit code. Raises `CannotStart` and `BadSettings`, sentences for the operator."""
+    settings = loaded.settings
     check_exposure(settings)
     address = Address(settings.host, settings.port, settings.uds)
     listeners = sockets(address)
@@ -358,7 +379,7 @@ def run(settings: Settings) -> int:
             print(f"listening on {url_of(listener, tls=tls is not None)}", flush=True)
 
     async def reload() -> None:
-        app.reload(Settings.again(settings))
+        app.reload(loaded.again().settings)
 
     server = Server(uvicorn_config(app, settings, tls), ready, app.parts.events.close, reload)
     server.run(sockets=listeners)

@@ -1,21 +1,38 @@
 """Every setting once: its flag, variable, place in the file, default and meaning. Imports nothing of ours.
 
-A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default.
+A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. The same
+names everywhere: the setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
+import os
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from platformdirs import user_state_path
-from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from platformdirs import user_config_path, user_state_path
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "NACOS_PROXY_"
+MASK = "********"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class BadSettings(Exception):
+    """What is wrong, where it came from, and what is allowed; told to the operator as it stands."""
 
 
 def _duration(value: Any) -> Any:
@@ -43,76 +60,262 @@ def _several(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _path(value: Any) -> Any:
+    return None if value == "" else value
+
+
 Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+File = Annotated[Path | None, BeforeValidator(_path)]
+
+
+class TokenRight(NamedTuple):
+    """An API token and its right: read, write or admin."""
+
+    secret: str
+    right: Literal["read", "write", "admin"]
 
 
 class Settings(BaseSettings):
-    """All settings with their defaults."""
+    """All settings. Durations are seconds, or text such as 500ms, 5s, 24h, forever; sizes bytes, or 64KiB."""
 
-    model_config = SettingsConfigDict(env_prefix="NACOS_PROXY_", extra="forbid", enable_decoding=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", enable_decoding=False, hide_input_in_errors=True
+    )
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8840
-    uds: Path | None = None
-    upstream: Several = ("embedded",)
-    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
-    upstream_context_path: str = "/nacos"
-    context_path: str = "/nacos"
-    endpoint: str = ""
-    namespace: str = ""
-    username: str = ""
-    password: SecretStr = SecretStr("")
-    identity_key: str = ""
-    identity_value: SecretStr = SecretStr("")
-    auth: Literal["proxy", "client"] = "proxy"
-    push: Literal["auto", "on", "off"] = "auto"
-    cache_ttl: Duration = 10.0
-    cache_negative_ttl: Duration = 2.0
-    cache_stale_if_error: Duration = 86_400.0
-    cache_max_services: int = 10_000
-    cache_max_unknown: int = 1_000
-    poll_interval_subscribed: Duration = 1.0
-    poll_interval_read: Duration = 5.0
-    poll_safety: Duration = 30.0
-    poll_budget: float = 200.0
-    watch_idle: Duration = 600.0
-    overlay_grace: Duration = 3.0
-    fast_path: bool = True
-    state_dir: Path = Field(default_factory=lambda: user_state_path("nacos-proxy"))
-    disk: bool = True
-    drain_timeout: Duration = 10.0
-    insecure: bool = False
-    empty_list_share: float = 0.5
-    empty_list_confirm: Duration = 5.0
-    breaker_failures: int = 3
-    breaker_longest: Duration = 5.0
-    cold_wait: Duration = 2.5
-    events_history: int = 4096
-    events_heartbeat: Duration = 15.0
-    events_retry: Duration = 2.0
-    subscribers_per_client: int = 20_000
-    services_per_client: int = 500
-    max_body: Size = 1 << 20
-    max_connections: int = 0
-    max_head: Size = 65_536
-    access_log: bool = False
-    udp_push: bool = True
-    udp_push_allow: Several = ()
-    managed_allow: Several = ()
-    managed_deregister: bool = False
-    allowed_hosts: Several = ()
-    cors_origins: Several = ()
-
-    log_level: str = "info"
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
+    # where it listens
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback an API token is needed.")
+    port: int = Field(8840, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    uds: File = Field(None, description="Unix socket to listen on in place of host and port.")
+    context_path: str = Field("/nacos", description="Path below which clients find the Nacos API.")
+    workers: int = Field(1, ge=1, le=64, description="Processes that answer; one of them asks the upstream for all.")
+    tls_cert: File = Field(None, description="PEM certificate chain with which this proxy serves TLS.")
+    tls_key: File = Field(None, description="PEM key of tls_cert, where it is not in the same file.")
+    tls_client_ca: File = Field(None, description="PEM authorities: clients must show a certificate of one of them.")
+    # the upstream
+    upstream: Several = Field(("embedded",), description="Nacos servers, separated by commas, or 'embedded' for none.")
+    endpoint: str = Field("", description="URL of an address server that names the Nacos servers, one a line.")
+    namespace: str = Field("", description="Namespace of the command-line client; '' is public.")
+    username: str = Field("", description="Account at the upstream; '' logs in nowhere.")
+    password: SecretStr = Field(SecretStr(""), description="Password of username.")
+    password_file: File = Field(None, description="File that holds the password, in place of password.")
+    auth: Literal["proxy", "client"] = Field(
+        "proxy", description="Whose account reads and writes use: the proxy's, or each client's own token."
+    )
+    identity_key: str = Field("", description="Header by which the upstream knows its own servers.")
+    identity_value: SecretStr = Field(SecretStr(""), description="Value of identity_key.")
+    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
+        "auto", description="Nacos API to speak; auto finds out."
+    )
+    upstream_context_path: str = Field("/nacos", description="Path below which the upstream has its API.")
+    upstream_timeout: Duration = Field(5.0, description="How long a call to the upstream may take.")
+    upstream_connect_timeout: Duration = Field(1.0, description="How long a connection to the upstream may take.")
+    upstream_tls_ca: File = Field(None, description="PEM authorities for an https upstream, in place of the system's.")
+    upstream_tls_cert: File = Field(None, description="PEM client certificate for the upstream.")
+    upstream_tls_key: File = Field(None, description="PEM key of upstream_tls_cert.")
+    upstream_tls_sni: str = Field(
+        "", description="Name to ask the upstream's certificate for, where it is not its host."
+    )
+    upstream_tls_verify: bool = Field(True, description="Whether the upstream's certificate is checked.")
+    push: Literal["auto", "on", "off"] = Field(
+        "auto", description="gRPC push from the upstream; auto: where installed."
+    )
+    push_port: int = Field(0, ge=0, le=65535, description="gRPC port of the upstream; 0 is its HTTP port + 1000.")
+    breaker_failures: int = Field(3, ge=1, description="Failures in a row after which the upstream counts as down.")
+    breaker_longest: Duration = Field(5.0, description="Longest pause between two probes of an upstream that is down.")
+    # the cache
+    cache_ttl: Duration = Field(10.0, description="How long a snapshot counts as fresh.")
+    cache_negative_ttl: Duration = Field(2.0, description="The same for a service that nobody registered.")
+    cache_stale_if_error: Duration = Field(86_400.0, description="How long a stale snapshot is served at the most.")
+    cache_max_services: int = Field(10_000, ge=1, description="Services in the cache at the most.")
+    cache_max_unknown: int = Field(
+        1_000, ge=1, description="Services that nobody registered, in the cache at the most."
+    )
+    cold_wait: Duration = Field(2.5, description="How long a read of an unknown service waits for the upstream.")
+    overlay_grace: Duration = Field(3.0, description="How long an accepted write shows before the upstream lists it.")
+    empty_list_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a service that a list may lose after an outage."
+    )
+    empty_list_confirm: Duration = Field(5.0, description="When a list that lost more is looked at again.")
+    # keeping it fresh
+    poll_interval_subscribed: Duration = Field(1.0, description="How often a service with subscribers is asked for.")
+    poll_interval_read: Duration = Field(5.0, description="How often a service that is only read is asked for.")
+    poll_safety: Duration = Field(30.0, description="How often either is asked for while push is alive.")
+    poll_budget: float = Field(200.0, gt=0, description="Polls a second in all.")
+    watch_idle: Duration = Field(600.0, description="How long a service is kept fresh after its last read.")
+    # events
+    events_history: int = Field(4096, ge=0, description="Events from which a reader can resume.")
+    events_heartbeat: Duration = Field(15.0, description="How often an idle event stream gets a comment.")
+    events_retry: Duration = Field(2.0, description="How soon a reader is told to come back.")
+    udp_push: bool = Field(True, description="UDP push to legacy clients that ask for it.")
+    udp_push_allow: Several = Field((), description="Networks that may be pushed to besides this host.")
+    # who may ask
+    tokens: SecretStr = Field(
+        SecretStr(""), description="API tokens: right:token, separated by commas (read:…,admin:…)."
+    )
+    tokens_file: File = Field(None, description="File with one right:token a line.")
+    insecure: bool = Field(False, description="Listen beyond loopback without an API token.")
+    allowed_hosts: Several = Field((), description="Names that Host may carry besides this host's own; '*' for any.")
+    cors_origins: Several = Field((), description="Origins whose web pages may read the API; '*' for any.")
+    max_connections: int = Field(0, ge=0, description="Connections at once; 0 is no bound but the system's.")
+    max_head: Size = Field(65_536, description="Largest request head.")
+    max_body: Size = Field(1 << 20, description="Largest request body of the naming API.")
+    subscribers_per_client: int = Field(20_000, ge=1, description="Event streams from one address.")
+    services_per_client: int = Field(500, ge=1, description="Services that one event stream may name.")
+    # state and process
+    state_dir: Path = Field(
+        default_factory=lambda: user_state_path("nacos-proxy"), description="Directory of the last known state."
+    )
+    disk: bool = Field(True, description="Whether the last known state is kept on disk.")
+    drain_timeout: Duration = Field(10.0, description="How long a stop waits for requests under way.")
+    managed_allow: Several = Field((), description="Networks that managed checks may reach besides this host.")
+    managed_deregister: bool = Field(False, description="Whether managed instances are deregistered at a stop.")
+    fast_path: bool = Field(True, description="Whether repeated reads are answered from prepared bytes.")
+    access_log: bool = Field(False, description="Whether each request is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
 
     @classmethod
-    def again(cls, settings: Settings) -> Settings:
-        return settings
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
-    def all_tokens(self) -> tuple[Any, ...]:
-        return ()
+    def secret(self) -> str:
+        """The upstream's password, from its file where that is named. Raises `BadSettings`."""
+        if self.password_file is None:
+            return self.password.get_secret_value()
+        return _read(self.password_file, "password_file").strip()
+
+    def all_tokens(self) -> tuple[TokenRight, ...]:
+        """The API tokens with their rights. Raises `BadSettings`."""
+        lines = self.tokens.get_secret_value().split(",")
+        if self.tokens_file is not None:
+            lines += _read(self.tokens_file, "tokens_file").splitlines()
+        return tuple(_token(line.strip()) for line in lines if line.strip() and not line.strip().startswith("#"))
+
+
+def _token(line: str) -> TokenRight:
+    right, separator, secret = line.partition(":")
+    if not separator or right not in ("read", "write", "admin") or len(secret) < 8:
+        raise BadSettings(
+            "a token is written right:token, with the right read, write or admin and at least 8 characters"
+        )
+    return TokenRight(secret, right)  # pyright: ignore[reportArgumentType] - narrowed above
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise BadSettings(f"{name}: {path} cannot be read: {error.strerror}") from error
+
+
+class Row(NamedTuple):
+    """One effective setting: its value as text, secrets masked, and where it came from."""
+
+    name: str
+    value: str
+    source: str
+    description: str
+
+
+class Loaded(NamedTuple):
+    """The settings, where each came from, and from which file."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    flags: Mapping[str, Any]
+    file: Path | None
+
+    def again(self) -> Loaded:
+        """The same flags, with environment and file as they are now."""
+        return load(self.flags, self.file)
+
+    def rows(self) -> list[Row]:
+        fields = Settings.model_fields
+        return [
+            Row(
+                name,
+                text_of(getattr(self.settings, name)),
+                self.sources.get(name, "default"),
+                fields[name].description or "",
+            )
+            for name in fields
+        ]
+
+
+def text_of(value: object) -> str:
+    """A value as it is written in a flag or a variable; secrets masked."""
+    if isinstance(value, SecretStr):
+        return MASK if value.get_secret_value() else ""
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return ""
+    return "forever" if value == math.inf else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def load(flags: Mapping[str, Any], file: Path | None = None) -> Loaded:
+    """From flags, environment and file. Raises `BadSettings`."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    file = file or _default_file()
+    if file is not None:
+        for name, value in _toml(file).items():
+            values[name], sources[name] = value, f"file {file}"
+    for name in Settings.model_fields:
+        if (value := os.environ.get(PREFIX + name.upper())) is not None:
+            values[name], sources[name] = value, f"environment {PREFIX}{name.upper()}"
+    for name, value in flags.items():
+        values[name], sources[name] = value, f"flag --{name.replace('_', '-')}"
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise BadSettings(_why(error, values, sources)) from error
+    return Loaded(settings, sources, dict(flags), file)
+
+
+def _default_file() -> Path | None:
+    named = os.environ.get(PREFIX + "CONFIG")
+    if named:
+        return Path(named)
+    usual = user_config_path("nacos-proxy") / "config.toml"
+    return usual if usual.is_file() else None
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadSettings(f"the configuration file {file} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadSettings(f"the configuration file {file} is no TOML: {error}") from error
+    for name in values:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, 1)
+            hint = f"; did you mean {near[0]}?" if near else "; `nacos-proxy config` lists them"
+            raise BadSettings(f"the configuration file {file} has no setting {name!r}{hint}")
+    return values
+
+
+def _why(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    lines: list[str] = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        field = Settings.model_fields.get(name)
+        secret = field is not None and field.annotation is SecretStr
+        given = "" if secret or name not in values else f" {values[name]!r}"
+        reason = problem["msg"].removeprefix("Value error, ")
+        lines.append(
+            f"{name}{given} ({sources.get(name, 'default')}): {reason}. {field.description if field else ''}".strip()
+        )
+    return "\n".join(lines)
