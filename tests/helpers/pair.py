@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from hypothesis import strategies as st
 
-from proxy.calls import MAX_METADATA, Call, Fetch, GetInstance
-from proxy.errors import ProxyError, Refused
+from proxy.calls import (
+    MAX_METADATA,
+    Alive,
+    BatchMetadata,
+    Beat,
+    Call,
+    CreateService,
+    DeleteService,
+    Deregister,
+    Fetch,
+    GetInstance,
+    GetService,
+    ListDetails,
+    ListServices,
+    Metrics,
+    Namespaces,
+    Ready,
+    Register,
+    ServerState,
+    ServiceNames,
+    SetHealth,
+    Subscribers,
+    Switches,
+    Update,
+    UpdateService,
+)
+from proxy.errors import BadCall, Malformed, ProxyError, Refused
 from proxy.model import Instance, Selection, ServiceKey, Snapshot
-from proxy.wire.base import FORM_TYPE, Dialect, HttpReply, HttpRequest, ReadInstance, ReadService, ServiceView
+from proxy.wire.base import (
+    FORM_TYPE,
+    Dialect,
+    HttpReply,
+    HttpRequest,
+    Operation,
+    Pairs,
+    ReadInstance,
+    ReadService,
+    ServiceView,
+)
 from tests.helpers.recordings import Row
 
 R = TypeVar("R")
@@ -138,3 +174,84 @@ SNAPSHOTS = st.builds(
     EXTRA,
     st.integers(1, 2**53),
 )
+
+# --- and what no dialect may break on ----------------------------------------------------------------------------
+
+_FIELDS = (
+    "serviceName groupName namespaceId ip port clusterName cluster clusters weight enabled enable healthy healthyOnly "
+    "ephemeral metadata beat instances consistencyType udpPort clientIP pageNo pageSize protectThreshold selector key "
+    "heartBeat serviceNameParam withInstances onlyStatus valid checkPort"
+).split()
+_VALUES = ["", " ", "80", "-1", "true", "maybe", "NaN", "1e999", "g@@s", "@@", "a@@b@@c", "{oops", "[]", "{}", "[1]"]
+_VALUES += ["null", "a=b", "10.0.0.1", '{"ip":"10.0.0.1","port":80}', '[{"ip":"x","port":[]}]', '{"a":"\\ud800"}']
+ODD_PARAMETERS = st.dictionaries(st.sampled_from(_FIELDS), st.sampled_from(_VALUES) | TEXT, max_size=8).map(
+    lambda values: tuple(values.items())
+)
+
+_NAMES = (
+    "code message data hosts ip port weight metadata healthy name groupName serviceName clusters clusterMap count doms "
+    "services pageItems totalCount updated subscribers accessToken lastRefTime cacheMillis instanceId clusterName"
+).split()
+_ODD_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["ok", "", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=6),
+    max_leaves=12,
+)
+_ODD_DATA = st.builds(lambda data: {"code": 0, "data": data}, _ODD_JSON)
+ODD_REPLIES = st.builds(
+    HttpReply,
+    st.sampled_from([200, 200, 200, 204, 302, 400, 403, 404, 410, 500, 501, 503]),
+    st.sampled_from([None, "application/json", "text/html"]),
+    st.binary(max_size=30) | (_ODD_JSON | _ODD_DATA).map(lambda value: json.dumps(value).encode()),
+)
+
+_HERE = ServiceKey("public", "DEFAULT_GROUP", "orders")
+CALLS: list[Call[Any]] = [
+    Fetch(_HERE),
+    GetInstance(_HERE, "10.0.0.1", 80),
+    Register(_HERE, Instance("10.0.0.1", 80)),
+    Deregister(_HERE, "10.0.0.1", 80),
+    Update(_HERE, "10.0.0.1", 80),
+    Update(_HERE, "10.0.0.1", 80, partial=True),
+    Beat(_HERE, "10.0.0.1", 80),
+    Beat(_HERE, "10.0.0.1", 80, full=Instance("10.0.0.1", 80)),
+    BatchMetadata(_HERE, (), {}),
+    SetHealth(_HERE, "10.0.0.1", 80, "DEFAULT", True),
+    CreateService(_HERE),
+    UpdateService(_HERE),
+    DeleteService(_HERE),
+    GetService(_HERE),
+    ListServices("public", "DEFAULT_GROUP"),
+    ServiceNames(),
+    ListDetails("public"),
+    Subscribers(_HERE),
+    Metrics(),
+    Switches(),
+    ServerState(),
+    Namespaces(),
+    Alive(),
+    Ready(),
+]
+
+
+def survives_request(dialect: Dialect, operation: Operation[Any, Any], parameters: Pairs, in_form: bool) -> None:
+    """Whatever a client sends is a call, or the client's fault, and that fault has an answer."""
+    path = operation.path.replace("{key}", "g@@s")
+    method = "GET" if operation.method == "*" else operation.method
+    request = HttpRequest(method, path, () if in_form else parameters, parameters if in_form else ())
+    try:
+        call = operation.read_request(request)
+    except BadCall as error:
+        assert 400 <= dialect.write_error(request, error, 0).status <= 599
+    else:
+        assert isinstance(call, Call)
+
+
+def survives_reply(dialect: Dialect, call: Call[Any], reply: HttpReply) -> None:
+    """Whatever a server answers is a result, a refusal, or nothing that can be understood."""
+    try:
+        dialect.read_reply(call, reply)
+    except Malformed:
+        pass
+    except Refused as refused:
+        assert refused.text
