@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy import __version__
 from proxy.agent import Agent, AgentPolicy, Catalog
 from proxy.api.events import EventsApi, EventsPolicy
+from proxy.api.explorer import explorer_router
 from proxy.api.guard import Guard, GuardPolicy, Token
 from proxy.api.lookup import LookupApi, LookupPolicy
 from proxy.api.nacos import NacosApi
@@ -283,6 +284,8 @@ def rest_app(parts: Parts) -> FastAPI:
         title="nacos-proxy",
         version=__version__,
         summary="A local caching discovery proxy for Nacos",
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
         exception_handlers=PROBLEM_HANDLERS,
     )
@@ -310,6 +313,7 @@ def rest_app(parts: Parts) -> FastAPI:
     app.include_router(LookupApi(parts.agent, parts.reads, LookupPolicy()).router())
     app.include_router(parts.events.router())
     app.include_router(OpsApi(sight).router())
+    app.include_router(explorer_router())
     return app
 
 
