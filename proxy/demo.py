@@ -37,6 +37,7 @@ def demo(port: int, once: bool) -> None:
 def _free(port: int) -> int:
     for candidate in (*range(port, port + 20), 0):
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", candidate))
             except OSError:

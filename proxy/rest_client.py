@@ -59,6 +59,8 @@ class RestClient:
                     reply.read()
                     raise _problem(reply)
                 for event in EventSource(reply).iter_sse():
+                    if not event.data:  # a `retry` alone
+                        continue
                     yield event.id, event.event, json.loads(event.data)
         except httpx.HTTPError as error:
             raise self._unreached(error) from error
