@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
 
+from proxy.cli_client import console
 from proxy.rest_client import RestClient
 
 SERVICE = "orders"
@@ -26,12 +29,18 @@ V1 = "/nacos/v1/ns/instance"
 @click.option("--once", is_flag=True, help="End after the steps in place of serving on.")
 def demo(port: int, once: bool) -> None:
     """Show what the proxy does, on a registry of its own: no Nacos is needed."""
-    with tempfile.TemporaryDirectory(prefix="nacos-proxy-demo-") as state, _serving(_free(port), state) as url:
-        Demo(url).steps()
-        if once:
-            return
-        click.secho(f"\nThe proxy goes on serving at {url}: open {url}/ or {url}/docs. Ctrl-C ends it.", bold=True)
-        _beat_until_interrupted(RestClient(url))
+    try:
+        with tempfile.TemporaryDirectory(prefix="nacos-proxy-demo-") as state, _serving(_free(port), state) as url:
+            with RestClient(url) as client:
+                Demo(url, client).steps()
+                if not once:
+                    click.secho(f"\nThe proxy goes on serving at {url}. Open {url}/ and {url}/docs;", bold=True)
+                    click.secho("Ctrl-C ends it.", bold=True)
+                    for number in (signal.SIGTERM, signal.SIGHUP):  # or the proxy would outlive us
+                        signal.signal(number, signal.default_int_handler)
+                    _beat(client)
+    except KeyboardInterrupt:
+        click.echo("\nbye")
 
 
 def _free(port: int) -> int:
@@ -47,10 +56,13 @@ def _free(port: int) -> int:
 
 
 @contextmanager
-def _serving(port: int, state: str) -> Iterator[str]:
+def _serving(port: int, state: str) -> Generator[str, None, None]:
     command = [sys.executable, "-m", "proxy", "serve", "--upstream", "embedded", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--state-dir", state, "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Settings of the real thing must not reach the demo; a session of its own, so that Ctrl-C ends us and we end it.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+    clean["NACOS_PROXY_CONFIG"] = os.devnull
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean, start_new_session=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         if "listening on " not in line:
@@ -65,9 +77,9 @@ def _serving(port: int, state: str) -> Iterator[str]:
 class Demo:
     """The steps; each is said, shown as a curl line, done, and its answer printed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, client: RestClient) -> None:
         self._url = url
-        self._client = RestClient(url)
+        self._client = client
 
     def steps(self) -> None:
         self._say("1. Two instances register, as any Nacos SDK does it.")
@@ -103,48 +115,43 @@ class Demo:
             for name in ("age", "cache-status", "etag"):
                 click.echo(f"{name}: {reply.headers.get(name, '')}")
         if body:
-            click.echo(pretty(reply.text))
+            show(reply.text)
 
     @contextmanager
-    def _listening(self) -> Iterator[Any]:
+    def _listening(self) -> Generator[Callable[[str], None], None, None]:
         click.secho(f"$ curl -N {shlex.quote(f'{self._url}/api/v1/events?service={SERVICE}')} &", fg="yellow")
-        events = self._client.events({"service": SERVICE})
-        kind, data = _next(events)
-        click.secho(f"  event: {kind}, {len(data['hosts'])} instances", fg="green")
+        with closing(self._client.events({"service": SERVICE})) as events:
+            _, kind, data = next(events)
+            click.secho(f"  event: {kind}, {len(data['hosts'])} instances", fg="green")
 
-        def heard(wanted: str) -> None:
-            kind, data = _next(events)
-            assert kind == wanted, kind
-            told = {
-                name: [_brief(host) for host in data[name]] for name in ("added", "modified", "removed") if data[name]
-            }
-            click.secho(f"  event: {kind}, {json.dumps(told)}", fg="green")
+            def heard(wanted: str) -> None:
+                kind, data = next((kind, data) for _, kind, data in events if kind == wanted)
+                fields = [name for name in ("added", "modified", "removed") if data[name]]
+                told = {name: [_brief(host) for host in data[name]] for name in fields}
+                click.secho(f"  event: {kind}, {json.dumps(told)}", fg="green")
 
-        yield heard
-        events.close()
-
-
-def _next(events: Any) -> tuple[str, dict[str, Any]]:
-    _, kind, data = next(events)
-    return kind, data
+            yield heard
 
 
 def _brief(host: dict[str, Any]) -> str:
     return f"{host['ip']}:{host['port']} weight {host['weight']:g}"
 
 
-def pretty(text: str) -> str:
-    """JSON with indentation, anything else as it is."""
+def show(text: str) -> None:
+    """JSON indented, in colours on a terminal; anything else as it is."""
     try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        pretty = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except ValueError:
-        return text
+        click.echo(text)
+        return
+    shown = console()
+    if shown.is_terminal:
+        shown.print_json(pretty)
+    else:
+        click.echo(pretty)
 
 
-def _beat_until_interrupted(client: RestClient) -> None:
+def _beat(client: RestClient) -> None:
     pause = threading.Event()
-    try:
-        while not pause.wait(5.0):
-            client.call("PUT", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080/beat")
-    except KeyboardInterrupt:
-        click.echo("\nbye")
+    while not pause.wait(5.0):
+        client.call("PUT", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080/beat")

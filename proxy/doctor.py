@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import http.client
 import socket
 import ssl
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from proxy.calls import ListServices, ServerState
+from proxy.cli_config import loaded_from
 from proxy.disk import StateFile, StateLocked
 from proxy.errors import ProxyError, Refused
-from proxy.registry.nacos import NacosRegistry
+from proxy.logs import printable
+from proxy.registry.nacos import NacosPolicy, NacosRegistry
+from proxy.registry.push import available
 from proxy.rest_client import Problem, RestClient, Unreached
-from proxy.runtime import SystemClock
+from proxy.runtime import Clock, SystemClock
 from proxy.server import nacos_policy
-from proxy.settings import Loaded, Settings, load
+from proxy.settings import Settings
 
 CLOCK_TOLERANCE = 5.0  # seconds
+LOOKS = 5  # calls whose median is the latency
+PATIENCE = 2.0  # seconds for a connection of our own
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,50 +43,77 @@ class Finding:
     todo: str = ""
 
 
-@click.command()
-@click.option("--upstream", help="Nacos servers, in place of the settings'.")
+@click.command(epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.")
+@click.option("--upstream", metavar="URL[,URL…]", help="Nacos servers, in place of the settings'.")
 @click.option("--username", help="Account, in place of the settings'.")
-@click.option("--password-file", help="File with its password.")
-@click.option("--state-dir", help="Directory of the state.")
+@click.option("--password-file", metavar="FILE", help="File with its password.")
+@click.option("--state-dir", metavar="DIRECTORY", help="Directory of the state.")
+@click.option("--host", help="Our own address.")
+@click.option("--port", metavar="NUMBER", help="Our own port.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")
 def doctor(file: Path | None, **flags: Any) -> None:
-    """Check the upstream, the login, the push port, the clock, the state directory and our own port."""
-    loaded = load({name: value for name, value in flags.items() if value is not None}, file)
-    findings = [*asyncio.run(upstream_findings(loaded.settings)), state_finding(loaded.settings), port_finding(loaded)]
+    """Check the upstream, the login, the push port, the clock, the state directory and our own port.
+
+    It looks at what `serve` would use: the same file and variables.
+    """
+    settings = loaded_from(file, flags).settings
+    clock = SystemClock()
+    findings = [*asyncio.run(upstream_findings(settings, clock)), state_finding(settings), port_finding(settings)]
     for finding in findings:
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red", bold=True)
-        click.echo(f"{mark} {finding.about}: {finding.seen}")
+        click.echo(f"{mark} {finding.about}: {printable(finding.seen)}")
         if finding.todo:
             click.echo(f"     -> {finding.todo}")
     raise SystemExit(0 if all(finding.ok for finding in findings) else 1)
 
 
-async def upstream_findings(s: Settings) -> list[Finding]:
-    """What can be said of the upstream; nothing to say of the embedded registry."""
-    if s.upstream == ("embedded",):
+async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
+    """What can be said of each server; nothing to say of the embedded registry. Raises `BadSettings`."""
+    if s.upstream == ("embedded",) and not s.endpoint:
         return [Finding("upstream", True, "embedded, no server is asked")]
-    clock = SystemClock()
-    registry = NacosRegistry(nacos_policy(s), clock)
-    findings: list[Finding] = []
+    policy = nacos_policy(s)
     try:
-        begun = clock.now()
-        state = await registry.send(ServerState())
-        taken = 1000 * (clock.now() - begun)
-        findings.append(Finding("upstream", True, f"{', '.join(s.upstream)} answers in {taken:.1f} ms"))
-        findings.append(Finding("version", True, str(state.get("version") or "not told")))
-        findings.append(await _rights(registry, s))
-    except Refused as error:
-        findings.append(await _rights(registry, s))
-        findings.append(Finding("version", True, f"not told ({error.status})"))
+        registry = NacosRegistry(policy, clock)
+    except ValueError as error:
+        return [Finding("upstream", False, str(error), "write it like http://10.0.0.1:8848")]
+    try:
+        if s.endpoint:  # the list comes with the first call, however that ends
+            await registry.send(ServerState())
     except ProxyError as error:
-        todo = "is Nacos running there, is the port its HTTP port (8848), does a firewall stand between?"
-        findings.append(Finding("upstream", False, str(error), todo))
-        return findings
+        if not registry.servers.all:
+            return [Finding("endpoint", False, f"{s.endpoint} names no server: {error}", "open it with curl")]
     finally:
         await registry.close()
+    findings: list[Finding] = []
     for server in registry.servers.all:
-        findings.append(await _in_thread(lambda server=server: push_finding(server.origin, s)))
-        findings.append(await _in_thread(lambda server=server: clock_finding(server.origin, clock.wall())))
+        findings += await server_findings(server.url, policy, s, clock)
+    return findings
+
+
+async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clock) -> list[Finding]:
+    """One server: reachable, version, rights, push port, clock."""
+    registry = NacosRegistry(replace(policy, servers=replace(policy.servers, urls=(url,), endpoint="")), clock)
+    try:
+        version, times = "", list[float]()
+        for _ in range(LOOKS):
+            begun = clock.now()
+            try:
+                version = str((await registry.send(ServerState())).get("version") or "")
+            except Refused:
+                version = ""
+            times.append(1000 * (clock.now() - begun))
+        findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
+        rights = await _rights(registry, s)
+        spoken = ", ".join(registry.servers.all[0].spoken.dialects) or "no dialect"
+        findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
+    except ProxyError as error:
+        todo = "is Nacos running there, is that its HTTP port (8848), does a firewall stand between?"
+        return [Finding("upstream", False, f"{url}: {error}", todo)]
+    finally:
+        await registry.close()
+    host, port = _place(url)
+    findings.append(await asyncio.to_thread(push_finding, host, s.push_port or port + 1000, s.push))
+    findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
     return findings
 
 
@@ -96,47 +131,46 @@ async def _rights(registry: NacosRegistry, s: Settings) -> Finding:
     return Finding("login", True, f"services can be read {account} ({page.count} in DEFAULT_GROUP)")
 
 
-async def _in_thread(look: Callable[[], Finding]) -> Finding:
-    return await asyncio.to_thread(look)
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _host_port(origin: str) -> tuple[str, int]:
-    host, _, port = origin.partition("://")[2].rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def push_finding(origin: str, s: Settings) -> Finding:
-    """Whether the gRPC port answers; without it the poller keeps time, which is no failure."""
-    host, port = _host_port(origin)
-    port = s.push_port or port + 1000
+def push_finding(host: str, port: int, wanted: str) -> Finding:
+    """Whether the gRPC port answers; without it the poller keeps time, which is no failure unless push is `on`."""
+    if wanted == "off":
+        return Finding("push port", True, "not used (push = off); changes are found by polling")
+    forced = wanted == "on"
     try:
-        socket.create_connection((host, port), 2).close()
+        socket.create_connection((host, port), PATIENCE).close()
     except OSError as error:
-        return Finding("push port", True, f"{host}:{port} is closed ({error}); changes are found by polling")
-    try:
-        import nacos_sdk_rust_binding_py  # noqa: F401 # pyright: ignore[reportMissingImports, reportUnusedImport]
-    except ImportError:
-        return Finding("push port", True, f"{host}:{port} is open; pip install 'nacos-discovery-proxy[push]' to use it")
+        seen = f"{host}:{port} is closed ({error.strerror or error}); changes are found by polling"
+        return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
+    if not available():
+        seen, todo = f"{host}:{port} is open, the extra is not installed", "pip install 'nacos-discovery-proxy[push]'"
+        return Finding("push port", not forced, seen, todo)
     return Finding("push port", True, f"{host}:{port} is open")
 
 
-def clock_finding(origin: str, wall: float) -> Finding:
-    """The Date header of the server against our clock."""
-    host, port = _host_port(origin)
-    raw: socket.socket = socket.create_connection((host, port), 2)
+def clock_finding(url: str, wall: Callable[[], float]) -> Finding:
+    """The Date header of the server against our clock; `wall` tells the seconds since 1970."""
+    host, port = _place(url)
+    connection: http.client.HTTPConnection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    if url.startswith("https"):  # only its clock is looked at
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)
     try:
-        if origin.startswith("https"):
-            raw = ssl._create_unverified_context().wrap_socket(raw)  # pyright: ignore[reportPrivateUsage]
-        raw.sendall(f"GET /nacos/ HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-        head = raw.recv(4096).decode("latin-1")
-    except OSError as error:
+        connection.request("GET", urlsplit(url).path or "/")
+        date = connection.getresponse().headers.get("date", "")
+        told = email.utils.parsedate_to_datetime(date).timestamp() if date else None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return Finding("clock", True, f"could not be compared: {error}")
     finally:
-        raw.close()
-    date = next((line[5:].strip() for line in head.split("\r\n") if line.lower().startswith("date:")), "")
-    if not date:
-        return Finding("clock", True, "the server tells no time")
-    apart = abs(email.utils.parsedate_to_datetime(date).timestamp() - wall)
+        connection.close()
+    if told is None:
+        return Finding("clock", True, f"{host} tells no time")
+    apart = max(0.0, abs(told - wall()) - 1.0)  # the header has whole seconds
     ok = apart <= CLOCK_TOLERANCE
     return Finding("clock", ok, f"{apart:.0f} s apart from {host}", "" if ok else "synchronise the clocks (NTP)")
 
@@ -146,25 +180,40 @@ def state_finding(s: Settings) -> Finding:
     if not s.disk:
         return Finding("state", True, "not kept (disk = false)")
     try:
-        StateFile(s.state_dir).close()
+        state = StateFile(s.state_dir)
     except StateLocked as error:
-        return Finding("state", True, f"{error}")
+        return Finding("state", True, str(error).partition(";")[0])
     except OSError as error:
-        return Finding(
-            "state", False, f"{s.state_dir}: {error.strerror}", "choose another --state-dir, or mend its rights"
-        )
+        todo = "choose another --state-dir, or mend its rights"
+        return Finding("state", False, f"{s.state_dir}: {error.strerror or error}", todo)
+    state.close()
+    if state.set_aside is not None:
+        return Finding("state", False, "the state file was damaged", f"it was set aside as {state.set_aside}")
     return Finding("state", True, f"{s.state_dir} can be written")
 
 
-def port_finding(loaded: Loaded) -> Finding:
-    """Our own port: free, or a proxy of ours already there."""
-    s = loaded.settings
-    where = f"{s.host}:{s.port}"
+def port_finding(s: Settings) -> Finding:
+    """Our own place: free, or a proxy of ours already there."""
+    where = f"unix:{s.uds}" if s.uds else f"{f'[{s.host}]' if ':' in s.host else s.host}:{s.port}"
+    if s.uds is None and _can_bind(s.host, s.port):
+        return Finding("own port", True, f"{where} is free")
+    if s.uds is not None and not s.uds.exists():
+        return Finding("own port", True, f"{where} is free")
+    scheme = "" if s.uds else "https://" if s.tls_cert else "http://"
+    taken = Finding("own port", False, f"{where} is taken by another program", "choose another --port or --uds")
     try:
-        status = RestClient(f"http://{where}").call("GET", "/healthz").json()
-    except Unreached:
-        return Finding("own port", True, f"{where} is free, or nothing there answers")
-    except (Problem, ValueError):
-        return Finding("own port", False, f"{where} is taken by another program", "choose another --port")
-    known = isinstance(status, dict) and status.get("status") == "ok"
-    return Finding("own port", known, f"{where} has a nacos-proxy", "" if known else "choose another --port")
+        with RestClient(scheme + where) as client:
+            status = client.json("GET", "/healthz")
+    except (Unreached, Problem):
+        return taken
+    return Finding("own port", True, f"{where} has a nacos-proxy") if status.get("status") == "ok" else taken
+
+
+def _can_bind(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True

@@ -8,8 +8,24 @@ import sys
 from typing import Literal
 
 
+def printable(text: str) -> str:
+    """Text that came from anybody, safe for a terminal and for one line: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people. A message stays one line whatever it quotes; an error's traceback follows it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the error with its cause where there is one."""
+    """One JSON object a line: time, level, logger, message, and the error with its traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -20,17 +36,15 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
-    """For the whole process, to standard error."""
+    """For the whole process, to standard error. Libraries are heard from `warning` on, the access log at `info`."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if style == "json" else text)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("nacos_proxy", "uvicorn.access", "uvicorn.error"):
+    for name in ("nacos_proxy", "uvicorn.access"):
         logging.getLogger(name).setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger("nacos_proxy").level))

@@ -1,23 +1,26 @@
-"""Every setting once: its flag, variable, place in the file, default and meaning. Imports nothing of ours.
+"""Every setting once: its flag, variable, place in the file, default and meaning.
+
+Not for: how a value is written (`spelling`), what the command line shows of it (`cli_config`).
 
 A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. The same
-names everywhere: the setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file.
+names everywhere: the setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file. An
+empty variable counts as not set, as compose files make them.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from proxy.spelling import ContextPath, Duration, File, Networks, Several, Size, kind_of, text_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,49 +28,13 @@ else:
     import tomli as tomllib
 
 PREFIX = "NACOS_PROXY_"
-MASK = "********"
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
-_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+# Variables of the command line's clients and of our tests, which are no settings.
+OTHER_VARIABLES = frozenset({"CONFIG", "SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "TEST_RNACOS"})
 
 
 class BadSettings(Exception):
     """What is wrong, where it came from, and what is allowed; told to the operator as it stands."""
-
-
-def _duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = value.strip().lower()
-    if text in ("forever", "inf"):
-        return math.inf
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", text)
-    if found is None:
-        raise ValueError("a duration is written like 500ms, 5s, 10m, 24h, 7d or forever")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def _size(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", value.strip().lower())
-    if found is None:
-        raise ValueError("a size is written like 8192, 64KiB or 1MiB")
-    return int(found[1]) * _SIZES[found[2]]
-
-
-def _several(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _path(value: Any) -> Any:
-    return None if value == "" else value
-
-
-Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
-File = Annotated[Path | None, BeforeValidator(_path)]
 
 
 class TokenRight(NamedTuple):
@@ -88,7 +55,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback an API token is needed.")
     port: int = Field(8840, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     uds: File = Field(None, description="Unix socket to listen on in place of host and port.")
-    context_path: str = Field("/nacos", description="Path below which clients find the Nacos API.")
+    context_path: ContextPath = Field("/nacos", description="Path below which clients find the Nacos API; / for none.")
     workers: int = Field(1, ge=1, le=64, description="Processes that answer; one of them asks the upstream for all.")
     tls_cert: File = Field(None, description="PEM certificate chain with which this proxy serves TLS.")
     tls_key: File = Field(None, description="PEM key of tls_cert, where it is not in the same file.")
@@ -108,7 +75,7 @@ class Settings(BaseSettings):
     upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
         "auto", description="Nacos API to speak; auto finds out."
     )
-    upstream_context_path: str = Field("/nacos", description="Path below which the upstream has its API.")
+    upstream_context_path: ContextPath = Field("/nacos", description="Path below which the upstream has its API.")
     upstream_timeout: Duration = Field(5.0, description="How long a call to the upstream may take.")
     upstream_connect_timeout: Duration = Field(1.0, description="How long a connection to the upstream may take.")
     upstream_tls_ca: File = Field(None, description="PEM authorities for an https upstream, in place of the system's.")
@@ -149,7 +116,7 @@ class Settings(BaseSettings):
     events_heartbeat: Duration = Field(15.0, description="How often an idle event stream gets a comment.")
     events_retry: Duration = Field(2.0, description="How soon a reader is told to come back.")
     udp_push: bool = Field(True, description="UDP push to legacy clients that ask for it.")
-    udp_push_allow: Several = Field((), description="Networks that may be pushed to besides this host.")
+    udp_push_allow: Networks = Field((), description="Networks that may be pushed to besides this host.")
     # who may ask
     tokens: SecretStr = Field(
         SecretStr(""), description="API tokens: right:token, separated by commas (read:…,admin:…)."
@@ -169,7 +136,7 @@ class Settings(BaseSettings):
     )
     disk: bool = Field(True, description="Whether the last known state is kept on disk.")
     drain_timeout: Duration = Field(10.0, description="How long a stop waits for requests under way.")
-    managed_allow: Several = Field((), description="Networks that managed checks may reach besides this host.")
+    managed_allow: Networks = Field((), description="Networks that managed checks may reach besides this host.")
     managed_deregister: bool = Field(False, description="Whether managed instances are deregistered at a stop.")
     fast_path: bool = Field(True, description="Whether repeated reads are answered from prepared bytes.")
     access_log: bool = Field(False, description="Whether each request is logged.")
@@ -186,6 +153,22 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        for needs, needed in (
+            ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"), ("upstream_tls_key", "upstream_tls_cert"),
+            ("identity_value", "identity_key"), ("password", "username"), ("password_file", "username"),
+        ):  # fmt: skip
+            if text_of(getattr(self, needs)) and not getattr(self, needed):
+                raise ValueError(f"{needs} is set and {needed} is not; it needs both")
+        if self.password_file is not None and self.password.get_secret_value():
+            raise ValueError("password and password_file are both set; choose one")
+        if "embedded" in self.upstream and len(self.upstream) > 1:
+            raise ValueError("upstream names servers or 'embedded', not both")
+        if not self.upstream and not self.endpoint:
+            raise ValueError("upstream is empty; name a server, or 'embedded' for none")
+        return self
 
     def secret(self) -> str:
         """The upstream's password, from its file where that is named. Raises `BadSettings`."""
@@ -239,41 +222,30 @@ class Loaded(NamedTuple):
         return load(self.flags, self.file)
 
     def rows(self) -> list[Row]:
-        fields = Settings.model_fields
+        """Every setting in the order of the class: what is in effect, and where it came from."""
         return [
             Row(
                 name,
-                text_of(getattr(self.settings, name)),
+                text_of(getattr(self.settings, name), kind_of(field)),
                 self.sources.get(name, "default"),
-                fields[name].description or "",
+                field.description or "",
             )
-            for name in fields
+            for name, field in Settings.model_fields.items()
         ]
 
 
-def text_of(value: object) -> str:
-    """A value as it is written in a flag or a variable; secrets masked."""
-    if isinstance(value, SecretStr):
-        return MASK if value.get_secret_value() else ""
-    if isinstance(value, tuple):
-        return ",".join(str(part) for part in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return ""
-    return "forever" if value == math.inf else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def load(flags: Mapping[str, Any], file: Path | None = None) -> Loaded:
-    """From flags, environment and file. Raises `BadSettings`."""
+def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """From flags, environment and file: the named one, else the variable's, else the user's. Raises `BadSettings`."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    file = file or _default_file()
+    file = file or _default_file(environ)
     if file is not None:
         for name, value in _toml(file).items():
             values[name], sources[name] = value, f"file {file}"
     for name in Settings.model_fields:
-        if (value := os.environ.get(PREFIX + name.upper())) is not None:
+        value = environ.get(PREFIX + name.upper(), "")
+        # Kubernetes sets NACOS_PROXY_PORT=tcp://… in every pod beside a Service that is called nacos-proxy.
+        if value and not (name == "port" and value.startswith("tcp://")):
             values[name], sources[name] = value, f"environment {PREFIX}{name.upper()}"
     for name, value in flags.items():
         values[name], sources[name] = value, f"flag --{name.replace('_', '-')}"
@@ -284,8 +256,19 @@ def load(flags: Mapping[str, Any], file: Path | None = None) -> Loaded:
     return Loaded(settings, sources, dict(flags), file)
 
 
-def _default_file() -> Path | None:
-    named = os.environ.get(PREFIX + "CONFIG")
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting's and is none."""
+    given = (name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
+    found: list[str] = []
+    for name in given:
+        near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1, cutoff=0.85)
+        if near and name.lower() not in Settings.model_fields and name not in OTHER_VARIABLES:
+            found.append(f"{PREFIX}{name} is no setting and does nothing; did you mean {PREFIX}{near[0].upper()}?")
+    return found
+
+
+def _default_file(environ: Mapping[str, str]) -> Path | None:
+    named = environ.get(PREFIX + "CONFIG")
     if named:
         return Path(named)
     usual = user_config_path("nacos-proxy") / "config.toml"
@@ -299,10 +282,12 @@ def _toml(file: Path) -> dict[str, Any]:
         raise BadSettings(f"the configuration file {file} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"the configuration file {file} is no TOML: {error}") from error
-    for name in values:
+    for name, value in values.items():
         if name not in Settings.model_fields:
             near = difflib.get_close_matches(name, Settings.model_fields, 1)
             hint = f"; did you mean {near[0]}?" if near else "; `nacos-proxy config` lists them"
+            if isinstance(value, dict):
+                hint = "; settings stand in no table, a line is written like cache_ttl = '10s'"
             raise BadSettings(f"the configuration file {file} has no setting {name!r}{hint}")
     return values
 
@@ -310,12 +295,12 @@ def _toml(file: Path) -> dict[str, Any]:
 def _why(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     lines: list[str] = []
     for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        field = Settings.model_fields.get(name)
-        secret = field is not None and field.annotation is SecretStr
-        given = "" if secret or name not in values else f" {values[name]!r}"
         reason = problem["msg"].removeprefix("Value error, ")
-        lines.append(
-            f"{name}{given} ({sources.get(name, 'default')}): {reason}. {field.description if field else ''}".strip()
-        )
+        if not problem["loc"]:
+            lines.append(f"{reason}.")
+            continue
+        name = str(problem["loc"][0])
+        field = Settings.model_fields[name]
+        given = "" if kind_of(field) == "secret" else f" {values.get(name)!r}"
+        lines.append(f"{name}{given} ({sources.get(name, 'default')}): {reason}. {field.description or ''}")
     return "\n".join(lines)
