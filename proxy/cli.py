@@ -35,6 +35,8 @@ class Group(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False  # the commands' contexts take it over
         try:
             return super().invoke(ctx)
         except Problem as error:

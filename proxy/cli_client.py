@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -126,8 +127,8 @@ def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def console() -> Console:
-    """Standard output as it is now: colours on a terminal only, and never with NO_COLOR."""
-    seen = Console()
+    """Standard output as it is now: colours on a terminal only, and not even bold with NO_COLOR."""
+    seen = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
     return seen if seen.is_terminal else Console(width=WIDE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -47,6 +48,37 @@ def test_a_bad_setting_is_a_sentence_and_exit_code_2(cli: Run) -> None:
     assert done.exit_code == 2
     lines = done.stderr.splitlines()
     assert [line.split()[:2] for line in lines] == [["nacos-proxy:", "port"], ["nacos-proxy:", "cache_ttl"]]
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_has_colours_unless_it_wants_none(
+    running: ProxyProcess, no_color: dict[str, str], coloured: bool
+) -> None:
+    command = [sys.executable, "-m", "proxy", "pick", "nobody", "--server", running.url]
+    assert (b"\x1b[" in on_terminal(command, no_color)) is coloured
+    subprocess.run([*command[:3], "register", "colourful", "10.0.0.1:80", "--server", running.url], check=True)
+    command = [sys.executable, "-m", "proxy", "get", "colourful", "--server", running.url]
+    assert (b"\x1b[" in on_terminal(command, no_color)) is coloured
+
+
+def on_terminal(command: list[str], more: dict[str, str]) -> bytes:
+    """What a command prints where its output is a terminal."""
+    ours, its = os.openpty()
+    environ = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    with subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, env={**environ, "TERM": "xterm", **more}
+    ) as process:
+        os.close(its)
+        printed = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                printed += chunk
+        except OSError:  # how Linux tells that the other end is closed
+            pass
+        finally:
+            os.close(ours)
+        process.wait()
+    return printed
 
 
 def test_an_unknown_option_is_a_usage_error_with_a_hint(cli: Run) -> None:
