@@ -48,14 +48,12 @@ from proxy.calls import (
     check_instance,
 )
 from proxy.errors import Reason, Refused
-from proxy.model import DEFAULT_NAMESPACE, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_state import Laid, Service
-from proxy.registry.switches import SWITCHES
+from proxy.registry.switches import STATE, SWITCHES
 from proxy.runtime import Clock, spawn, stop
 
 R = TypeVar("R")
-
-VERSION = "2.5.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class EmbeddedRegistry:
             Subscribers: lambda call, now: (),
             Metrics: self._metrics,
             Switches: lambda call, now: SWITCHES,
-            ServerState: lambda call, now: {"version": VERSION, "startup_mode": "standalone", "auth_enabled": "false"},
+            ServerState: lambda call, now: STATE,
             Namespaces: self._namespaces,
             Alive: lambda call, now: None,
             Ready: lambda call, now: None,
@@ -362,13 +360,9 @@ class EmbeddedRegistry:
         }
 
     def _namespaces(self, call: Namespaces, now: float) -> tuple[Mapping[str, Any], ...]:
-        others = sorted({key.namespace for key in self._services} - {DEFAULT_NAMESPACE})
+        """Namespaces are made elsewhere in Nacos: to register in one does not make it (recording "v1 namespaces")."""
         default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
-        rows: list[Mapping[str, Any]] = [{**default, "quota": 200, "configCount": 0, "type": 0}]
-        for name in others:
-            row = {"namespace": name, "namespaceShowName": name, "namespaceDesc": ""}
-            rows.append({**row, "quota": 200, "configCount": 0, "type": 2})
-        return tuple(rows)
+        return ({**default, "quota": 200, "configCount": 0, "type": 0},)
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

@@ -1,4 +1,6 @@
-"""The switch object of Nacos 2.5.1, as its `operator/switches` shows it (recording "v1 operator switches")."""
+"""What the embedded registry says of itself, as Nacos 2.5.1 does.
+
+Source: recordings (recordings "v1 operator switches", "v1 server state")."""
 
 from __future__ import annotations
 
@@ -40,4 +42,31 @@ SWITCHES: Mapping[str, Any] = {
     "healthCheckWhiteList": [],
     "name": "00-00---000-NACOS_SWITCH_DOMAIN-000---00-00",
     "checksum": None,
+}
+
+STATE: Mapping[str, str | None] = {
+    "defaultMaxSize": "102400",
+    "auth_system_type": "nacos",
+    "auth_enabled": "false",
+    "defaultMaxAggrSize": "1024",
+    "maxHealthCheckFailCount": "12",
+    "maxContent": "10485760",
+    "console_ui_enabled": "true",
+    "defaultMaxAggrCount": "10000",
+    "defaultGroupQuota": "200",
+    "config_retention_days": "30",
+    "auth_admin_request": "false",
+    "startup_mode": "standalone",
+    "isHealthCheck": "true",
+    "version": "2.5.1",
+    "function_mode": None,
+    "isManageCapacity": "true",
+    "isCapacityLimitCheck": "false",
+    "datasource_platform": "",
+    "notifyConnectTimeout": "100",
+    "server_port": "8848",
+    "notifySocketTimeout": "200",
+    "defaultClusterQuota": "100000",
+    "plugin_datasource_log_enabled": "false",
+    "login_page_enabled": "false",
 }

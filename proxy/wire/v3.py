@@ -13,6 +13,7 @@ and `ListDetails`, or `Fetch`, by `service/list?withInstances=true` (everything 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,7 +76,10 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 
 def _read_partial(request: HttpRequest) -> Update:
-    return read_update(request, partial=True)
+    """Not really partial: 3.0.3 puts weight and enabled back where they are not named (recording "modify")."""
+    call = read_update(request, partial=True)
+    weight = 1.0 if call.weight is None else call.weight
+    return replace(call, weight=weight, enabled=call.enabled is not False)
 
 
 def _list_form(request: HttpRequest) -> tuple[ServiceKey, str, bool]:

@@ -84,7 +84,8 @@ def _read_details(request: HttpRequest) -> ListDetails:
     page, size = _page(p)
     namespace = p.text("namespaceId", default=DEFAULT_NAMESPACE)
     name, group = p.text("serviceNameParam"), p.text("groupNameParam")
-    return ListDetails(namespace, name, group, page, size, ignore_empty, with_instances)
+    # with instances, ignoreEmptyService is accepted and without effect (recording "… with ignoreEmpty")
+    return ListDetails(namespace, name, group, page, size, ignore_empty and not with_instances, with_instances)
 
 
 def _read_subscribers(request: HttpRequest) -> Subscribers:

@@ -38,7 +38,8 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
     upstream = settings.pop("upstream", "embedded")
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
-    listener = socket.socket()
+    # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(uvicorn_config(app, chosen))
