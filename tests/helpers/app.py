@@ -26,10 +26,23 @@ class Served:
     parts: Parts
 
 
-class _Quiet(uvicorn.Server):
-    """Without signal handlers: the test runner has its own."""
-
-    def install_signal_handlers(self) -> None: ...
+@asynccontextmanager
+async def running(config: uvicorn.Config) -> AsyncIterator[str]:
+    """uvicorn on a free port; gives the URL. At the end it stops after `Server.main_loop` has noticed."""
+    # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(config)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup([listener])
+    ticking = asyncio.get_running_loop().create_task(server.main_loop())
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await ticking
+        await server.shutdown([listener])
 
 
 @asynccontextmanager
@@ -38,20 +51,8 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
     upstream = settings.pop("upstream", "embedded")
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
-    # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn_config(app, chosen))
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup([listener])
-    ticking = asyncio.get_running_loop().create_task(server.main_loop())
-    try:
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with running(uvicorn_config(app, chosen)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        try:
             yield Served(url, http, app.parts)
-    finally:
-        server.should_exit = True
-        await ticking
-        app.parts.events.close()
-        await server.shutdown([listener])
+        finally:
+            app.parts.events.close()

@@ -1,0 +1,274 @@
+"""The embedded registry as an upstream over real HTTP, with the face of one generation of servers.
+
+face       | v1                           | v2         | v3   | as
+-----------+------------------------------+------------+------+-----------------------------------
+v1         | most of it, texts untyped    | 404        | 404  | r-nacos 0.8.8
+v1+v2      | all                          | all        | 404  | Nacos 2.5.1
+3.0        | register, beat, list, login… | 410        | all  | Nacos 3.0.3
+3.0 closed | 410                          | 410        | all  | 3.0.3 without its compatibility
+v3         | 404                          | 404        | all  | Nacos 3.2
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import count
+from typing import Any
+
+import uvicorn
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from proxy.api.answers import read_body, send_reply, to_request
+from proxy.calls import ServerState
+from proxy.errors import ProxyError
+from proxy.registry.embedded import EmbeddedRegistry, Limits
+from proxy.runtime import Clock, SystemClock
+from proxy.wire.base import Dialect, HttpReply, HttpRequest, ReadService, ServiceView
+from proxy.wire.shapes import as_json, as_text, error_page
+from proxy.wire.v1 import V1
+from proxy.wire.v2 import V2
+from proxy.wire.v3 import V3
+from tests.helpers.app import running
+from tests.helpers.pair import asked_by
+from tests.helpers.recordings import load
+
+LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
+# What 3.0.3 still does in v1 (NACOS.md 4.0).
+STILL_OPEN = frozenset(
+    {
+        ("POST", "/v1/ns/instance"),
+        ("DELETE", "/v1/ns/instance"),
+        ("GET", "/v1/ns/instance/list"),
+        ("PUT", "/v1/ns/instance/beat"),
+        ("GET", "/v1/ns/service/list"),
+        ("GET", "/v1/ns/operator/metrics"),
+        *(("POST", path) for path in LOGINS),
+    }
+)
+# What needs no token even where all else does (NACOS.md 7.1).
+PUBLIC = ("/operator/metrics", "/operator/switches", "/console/", "/core/state")
+NOBODY = "user not found!"
+
+
+@dataclass(frozen=True)
+class Face:
+    """Which dialects a server has, and its version. `three`: it words its refusals as 3.x does."""
+
+    version: str
+    dialects: tuple[Dialect, ...]
+    open: frozenset[tuple[str, str]] | None = None
+    gone: int = 404
+
+    @property
+    def three(self) -> bool:
+        return V3 in self.dialects
+
+
+FACES = {
+    "v1": Face("1.4.6", (V1,)),
+    "v1+v2": Face("2.5.1", (V1, V2)),
+    "3.0": Face("3.0.3", (V1, V3), STILL_OPEN, 410),
+    "3.0 closed": Face("3.0.3", (V3,), gone=410),
+    "v3": Face("3.2.0", (V3,)),
+}
+
+
+@dataclass
+class Users:
+    """Who may log in, with which password; who has admin rights; the tokens given, each until when."""
+
+    passwords: Mapping[str, str]
+    admins: Collection[str]
+    clock: Clock
+    ttl: int = 18_000
+    tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _numbers: Any = field(default_factory=count)
+
+    def login(self, user: str) -> str:
+        token = f"token-{next(self._numbers)}-of-{user}"
+        self.tokens[token] = (user, self.clock.now() + self.ttl)
+        return token
+
+    def revoke(self) -> None:
+        """As when the server gets another secret: all who hold a token must log in again."""
+        self.tokens.clear()
+
+    def refusal(self, request: HttpRequest) -> str | None:
+        """Why a request is refused with 403, in the words of 2.5.1; None where it is not."""
+        parameters, headers = request.parameters, request.headers
+        user, password = parameters.get("username"), parameters.get("password")
+        if user is not None and self.passwords.get(user) == password:
+            return self._right(user, request)
+        bearer = headers.get("authorization", "")
+        token = bearer[len("Bearer ") :] if bearer.startswith("Bearer ") else ""
+        token = token or parameters.get("accessToken") or headers.get("accesstoken") or ""
+        if not token:
+            return NOBODY
+        user, until = self.tokens.get(token, ("", 0.0))
+        if self.clock.now() >= until:
+            return "token expired!" if user else "token invalid!"
+        return self._right(user, request)
+
+    def _right(self, user: str, request: HttpRequest) -> str | None:
+        admin = request.path.startswith("/v3/admin/")
+        return "authorization failed!" if admin and user not in self.admins else None
+
+
+class FaceServer:
+    """An ASGI app. `asked` are the requests that came, as `METHOD /path`; `face` may be changed: an upgrade."""
+
+    def __init__(self, face: str, clock: Clock, listing_delay: float = 0.0, users: Users | None = None) -> None:
+        self.face = FACES[face]
+        self.clock = clock
+        self.users = users
+        self.registry = EmbeddedRegistry(clock, Limits(listing_delay=listing_delay))
+        self.asked: list[str] = []
+        self.url = ""
+
+    def turn(self, face: str) -> None:
+        self.face = FACES[face]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(Request(scope, receive), 1 << 20)
+        request = to_request(scope, scope["path"].removeprefix("/nacos"), body)
+        self.asked.append(f"{request.method} {request.path}")
+        reply = self._gone(request) or self._login(request) or self._barred(request) or await self._perform(request)
+        await send_reply(send, self._accent(request, reply), head_only=request.method == "HEAD")
+
+    # what a face does not do
+
+    def _gone(self, request: HttpRequest) -> HttpReply | None:
+        spoken = request.path[1:3]
+        place = (request.method, request.path.rstrip("/"))
+        if any(d.name == spoken for d in self.face.dialects):
+            if self.face.version == FACES["v1"].version:
+                return HttpReply(404, None, b"") if place in absent() or request.path.endswith("/") else None
+            if spoken == "v3" or self.face.open is None or place in self.face.open:
+                return None
+        if self.face.gone == 410 and spoken != "v3":
+            return error_page(request, 410, gone_messages().get(place, GONE), self._now_ms())
+        if self.face.version == FACES["v1"].version:
+            return HttpReply(404, None, b"")
+        return error_page(request, 404, "No message available", self._now_ms())
+
+    # rights
+
+    def _login(self, request: HttpRequest) -> HttpReply | None:
+        if request.path not in LOGINS or request.method != "POST":
+            return None
+        users = self.users or Users({}, (), self.clock)
+        user, password = (request.parameters.get(name) for name in ("username", "password"))
+        if user is None or password is None or users.passwords.get(user) != password:
+            return self._no_login(request, user, users)
+        answer = {"accessToken": users.login(user), "tokenTtl": users.ttl}
+        return as_json({**answer, "globalAdmin": user in users.admins, "username": user})
+
+    def _no_login(self, request: HttpRequest, user: str | None, users: Users) -> HttpReply:
+        if request.path.startswith("/v3/"):
+            unknown = user is not None and user not in users.passwords
+            status, text = (403, "Access Denied") if unknown else (500, "No message available")
+            return error_page(request, status, text, self._now_ms())
+        if self.face.three:
+            missing = (400, "Required parameter 'username' is not present.")
+            status, text = (
+                missing if user is None else (500, "Handle API Compatibility failed, please see log for detail.")
+            )
+            return error_page(request, status, text, self._now_ms())
+        if user is None:
+            what = "Required request parameter &#39;username&#39; for method parameter type String is not present"
+            return as_text(f"caused: {what};", 500)
+        if user not in users.passwords:
+            return as_text(f"caused: User {user} not found;", 500)
+        return as_text(NOBODY, 403)
+
+    def _barred(self, request: HttpRequest) -> HttpReply | None:
+        if self.users is None or any(part in request.path for part in PUBLIC):
+            return None
+        why = self.users.refusal(request)
+        if why is None:
+            return None
+        if self.face.three:
+            code = 403 if why.startswith("authorization") else 401
+            why = "User not found! Please check user exist or password is right!" if why == NOBODY else why
+            why = f"Code: {code}, Message: {why}."
+        return error_page(request, 403, why, self._now_ms())
+
+    # what it does
+
+    async def _perform(self, request: HttpRequest) -> HttpReply:
+        dialect = next((d for d in self.face.dialects if d.owns(request.path)), None)
+        if dialect is None:
+            return error_page(request, 404, "No message available", self._now_ms())
+        operation = dialect.match(request.method, request.path)
+        if operation is None:
+            return dialect.unknown(request, self._now_ms())
+        try:
+            call = operation.read_request(request)
+            result = await self.registry.send(asked_by(call))
+            if isinstance(call, ReadService):
+                snapshot = replace(result, last_ref_time=self._now_ms())
+                result = ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only))
+            if isinstance(call, ServerState):
+                result = {**result, "version": self.face.version, "auth_enabled": str(self.users is not None).lower()}
+            return operation.write_reply(call, result)
+        except ProxyError as error:
+            return dialect.write_error(request, error, self._now_ms())
+
+    def _accent(self, request: HttpRequest, reply: HttpReply) -> HttpReply:
+        """What differs between servers that speak the same dialect (recordings)."""
+        body, kind = reply.body, reply.content_type
+        if self.face.version == FACES["v1"].version and (kind or "").startswith("text/"):
+            kind = None
+        if self.face.three:
+            body = body.replace(b'"allIPs":', b'"allIps":')
+        if not request.path.startswith("/v1/"):  # what v2 or v3 registered has no id
+            body = re.sub(rb'"instanceId":"[^"]*",', b"", body)
+        return HttpReply(reply.status, kind, body, reply.headers)
+
+    def _now_ms(self) -> int:
+        return int(self.clock.wall() * 1000)
+
+
+GONE = (
+    '{"code":40000,"message":"Current API will be deprecated, If wanted continue to use, please set '
+    '`nacos.core.api.compatibility.admin.enabled=true` in application.properties."}'
+)
+
+
+@cache
+def gone_messages() -> Mapping[tuple[str, str], str]:
+    """What 3.0.3 says for what it has no more, by method and path."""
+    rows = [row for name in ("v3-only", "nacos-3.0.3") for row in load(name) if row.status == 410]
+    return {(row.method, row.below): row.body["message"] for row in rows}
+
+
+@cache
+def absent() -> Collection[tuple[str, str]]:
+    """What r-nacos has not."""
+    rows = [row for row in load("r-nacos-0.8.8") if row.status == 404 and row.type is None and not row.body]
+    return {(row.method, row.below) for row in rows if not row.below.endswith("/")}
+
+
+@asynccontextmanager
+async def facing(
+    face: str,
+    clock: Clock | None = None,
+    *,
+    listing_delay: float = 0.0,
+    passwords: Mapping[str, str] | None = None,
+    admins: Collection[str] = ("nacos",),
+) -> AsyncIterator[FaceServer]:
+    """A server of this face, running on a free port; with `passwords` it wants a login."""
+    clock = clock or SystemClock()
+    users = Users(passwords, admins, clock) if passwords is not None else None
+    server = FaceServer(face, clock, listing_delay, users)
+    config = uvicorn.Config(server, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
+    async with running(config) as url:
+        server.url = url
+        yield server
+    await server.registry.close()

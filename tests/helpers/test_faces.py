@@ -1,0 +1,118 @@
+"""The helper itself: each face answers as the servers that it stands for were recorded."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.helpers.clock import FakeClock
+from tests.helpers.faces import FACES, facing
+from tests.helpers.recordings import Row, load
+
+
+async def answer(http: httpx.AsyncClient, row: Row, token: str = "") -> httpx.Response:
+    query, form, headers = ({**part} for part in (row.query, row.form, row.headers))
+    for part in (query, form, headers):
+        part.update({name: value.replace("TOKEN", token) for name, value in part.items()})
+    if "bearer" in row.case:
+        headers = {"Authorization": f"Bearer {token}"}
+    return await http.request(row.method, row.path, params=query, data=form or None, headers=headers)
+
+
+def without_moment(body: object) -> object:
+    return {**body, "timestamp": ""} if isinstance(body, dict) and "timestamp" in body else body
+
+
+def check(row: Row, reply: httpx.Response) -> None:
+    kind = reply.headers.get("content-type")
+    assert (row.case, reply.status_code, kind) == (row.case, row.status, row.type)
+    if row.status != 200:
+        body = reply.json() if kind == "application/json" else reply.text
+        assert (row.case, without_moment(body)) == (row.case, without_moment(row.body))
+
+
+@pytest.mark.parametrize(("face", "server"), [("v1+v2", "nacos-2.5.1"), ("3.0", "nacos-3.0.3")])
+async def test_with_passwords_a_face_asks_for_a_token_as_its_server_does(face: str, server: str) -> None:
+    rows = [
+        row
+        for row in load("auth")
+        if row.server == server and "/admin" not in row.case and "admin" not in row.case[:30]
+    ]
+    async with facing(face, passwords={"nacos": "pw-1"}) as upstream, httpx.AsyncClient(base_url=upstream.url) as http:
+        assert upstream.users is not None
+        token = upstream.users.login("nacos")
+        for row in rows:
+            check(row, await answer(http, row, token))
+
+
+@pytest.mark.parametrize(("face", "name"), [("3.0", "nacos-3.0.3"), ("3.0 closed", "v3-only")])
+async def test_a_face_refuses_what_its_server_has_no_more(face: str, name: str) -> None:
+    rows = [row for row in load(name) if row.status == 410]
+    assert len(rows) > 5
+    async with facing(face) as upstream, httpx.AsyncClient(base_url=upstream.url) as http:
+        for row in rows:
+            check(row, await answer(http, row))
+
+
+@pytest.mark.parametrize(
+    ("face", "spoken"),
+    [("v1", "200 404 404"), ("v1+v2", "200 200 404"), ("3.0", "200 410 200"), ("v3", "404 404 200")],
+)
+async def test_a_face_has_its_dialects_and_no_others(face: str, spoken: str) -> None:
+    paths = ("/v1/ns/instance/list", "/v2/ns/instance/list", "/v3/client/ns/instance/list")
+    async with facing(face) as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos") as http:
+        replies = [await http.get(path, params={"serviceName": "s"}) for path in paths]
+        assert [str(reply.status_code) for reply in replies] == spoken.split()
+        assert upstream.asked == [f"GET {path}" for path in paths]
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_write_to_a_listed_service_shows_after_the_listing_delay(face: str) -> None:
+    clock = FakeClock()
+    path = "/v1/ns/instance" if face in ("v1", "v1+v2", "3.0") else "/v3/client/ns/instance"
+    async with facing(face, clock, listing_delay=0.5) as upstream:
+        async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos{path}") as http:
+
+            async def listed() -> list[str]:
+                text = (await http.get("/list", params={"serviceName": "s"})).text
+                return [ip for ip in ("10.0.0.1", "10.0.0.2") if ip in text]
+
+            await http.post("", params={"serviceName": "s", "ip": "10.0.0.1", "port": "80"})
+            assert await listed() == ["10.0.0.1"]
+            await http.post("", params={"serviceName": "s", "ip": "10.0.0.2", "port": "80"})
+            assert await listed() == ["10.0.0.1"]
+            await clock.advance(0.5)
+            assert await listed() == ["10.0.0.1", "10.0.0.2"]
+
+
+async def test_tokens_end_and_can_be_revoked() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock, passwords={"nacos": "pw", "reader": "pw"}) as upstream:
+        assert upstream.users is not None
+        async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
+
+            async def listing(token: str) -> str:
+                reply = await http.get("/instance/list", params={"serviceName": "s", "accessToken": token})
+                return reply.json().get("message", "ok")
+
+            token = upstream.users.login("reader")
+            assert await listing(token) == "ok"
+            await clock.advance(18_000)
+            assert await listing(token) == "token expired!"
+            upstream.users.revoke()
+            assert await listing(token) == "token invalid!"
+
+
+async def test_only_admins_may_use_the_admin_api() -> None:
+    async with facing("v3", passwords={"nacos": "pw", "reader": "pw"}) as upstream:
+        assert upstream.users is not None
+        async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v3") as http:
+
+            async def status(path: str, user: str) -> int:
+                assert upstream.users is not None
+                query = {"serviceName": "s", "accessToken": upstream.users.login(user)}
+                return (await http.get(path, params=query)).status_code
+
+            assert await status("/client/ns/instance/list", "reader") == 200
+            assert await status("/admin/ns/service/list", "reader") == 403
+            assert await status("/admin/ns/service/list", "nacos") == 200
