@@ -71,15 +71,15 @@ async def test_a_write_to_a_listed_service_shows_after_the_listing_delay(face: s
     clock = FakeClock()
     path = "/v1/ns/instance" if face in ("v1", "v1+v2", "3.0") else "/v3/client/ns/instance"
     async with facing(face, clock, listing_delay=0.5) as upstream:
-        async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos{path}") as http:
+        async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos") as http:
 
             async def listed() -> list[str]:
-                text = (await http.get("/list", params={"serviceName": "s"})).text
+                text = (await http.get(f"{path}/list", params={"serviceName": "s"})).text
                 return [ip for ip in ("10.0.0.1", "10.0.0.2") if ip in text]
 
-            await http.post("", params={"serviceName": "s", "ip": "10.0.0.1", "port": "80"})
+            await http.post(path, params={"serviceName": "s", "ip": "10.0.0.1", "port": "80"})
             assert await listed() == ["10.0.0.1"]
-            await http.post("", params={"serviceName": "s", "ip": "10.0.0.2", "port": "80"})
+            await http.post(path, params={"serviceName": "s", "ip": "10.0.0.2", "port": "80"})
             assert await listed() == ["10.0.0.1"]
             await clock.advance(0.5)
             assert await listed() == ["10.0.0.1", "10.0.0.2"]
