@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import uvicorn
@@ -57,10 +58,11 @@ from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts, TlsPolicy
 from proxy.registry.login import LoginPolicy
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
+from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.registry.servers import ServersPolicy
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import Address, CannotStart, Server, sockets, tls_context, url_of
-from proxy.settings import Loaded, Settings
+from proxy.settings import BadSettings, Loaded, Settings
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import Dialect, HttpReply, ReadService, ServiceView
 from proxy.wire.hosts import list_json
@@ -153,7 +155,15 @@ def _embedded(clock: Clock) -> tuple[Registry, Watchable | None]:
 
 
 def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
-    return NacosRegistry(nacos_policy(s), clock), None
+    registry = NacosRegistry(nacos_policy(s), clock)
+    origins = tuple(server.origin for server in registry.servers.all)
+    if s.push == "on" and not available():
+        raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
+    if s.push == "off" or not available() or not origins:
+        return registry, None
+    offset = s.push_port - (urlsplit(origins[0]).port or 0) if s.push_port else PushPolicy.offset
+    home = str(s.state_dir / "push")
+    return registry, GrpcPush(PushPolicy(origins, s.username, s.secret(), home=home, offset=offset), clock)
 
 
 def nacos_policy(s: Settings) -> NacosPolicy:
@@ -356,6 +366,8 @@ async def finish(parts: Parts) -> None:
         await parts.udp.stop()
     await parts.keeper.stop(deregister=parts.settings.managed_deregister)
     await parts.poller.stop()
+    if isinstance(parts.push, GrpcPush):
+        await parts.push.close()
     if parts.disk is not None:
         await parts.disk.close()
     await parts.agent.close()

@@ -73,5 +73,3 @@ def unknown(path: str) -> HttpReply:
 
 def failed(error: ProxyError) -> HttpReply:
     return HttpReply(error.status, "text/plain;charset=UTF-8", str(error).encode())
-
-

@@ -19,7 +19,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from proxy.calls import Write, apply
+from proxy.calls import Update, Write, apply
 from proxy.catalog.look import Freshness, Look, freshness
 from proxy.catalog.overlay import OverlayPolicy, Pending, add, explains, fold, settle
 from proxy.errors import ProxyError
@@ -188,6 +188,8 @@ class Cache:
         tracked = bool(entry.pending) or after is not before or entry.word is None
         if tracked and self._overlay.grace > 0:
             entry.pending = add(entry.pending, write, now)
+        # A disabled instance is in no list, so enabling it shows nothing here: only the upstream can tell.
+        if self._overlay.grace > 0 and (tracked or isinstance(write, Update)):
             self._plan(entry, min(entry.due_at, now + self._overlay.settle))
         if entry.shown is None or after is before:
             return None
@@ -272,8 +274,10 @@ class Cache:
         interval = self._interval(entry)
         moment = now + interval * (0.9 + self._luck() / 5)
         if entry.pending:
-            waits = (p.since + (self._overlay.settle if p.since + self._overlay.settle > now else self._overlay.grace)
-                     for p in entry.pending)
+            waits = (
+                p.since + (self._overlay.settle if p.since + self._overlay.settle > now else self._overlay.grace)
+                for p in entry.pending
+            )
             moment = min(moment, max(now + 0.05, min(waits)))
         return moment
 

@@ -334,7 +334,9 @@ class EmbeddedRegistry:
             and not (call.ignore_empty and not s.places)
         ]
         first = (max(1, call.page) - 1) * call.size
-        rows = tuple(ServiceDetail(self._info(s), self._fetch(Fetch(s.key), now)) for s in found[first : first + call.size])
+        rows = tuple(
+            ServiceDetail(self._info(s), self._fetch(Fetch(s.key), now)) for s in found[first : first + call.size]
+        )
         return DetailPage(len(found), rows)
 
     # the server itself

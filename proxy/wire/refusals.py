@@ -13,7 +13,7 @@ from typing import Any, cast
 import orjson
 
 from proxy.errors import BadCall, Denied, Problem, ProxyError, Reason, Refused
-from proxy.wire.base import HttpReply, HttpRequest
+from proxy.wire.base import TEXT_TYPE, HttpReply, HttpRequest
 from proxy.wire.shapes import as_text, check_line, error_page, failure, phrase
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -143,7 +143,9 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
     if not isinstance(error, Refused):
         return as_text(str(error), error.status)
     if error.dialect == dialect:
-        return HttpReply(error.status, error.content_type, error.body)
+        # r-nacos names no type at all; a server that is Nacos leaves it out of shape P alone
+        kind = error.content_type or (None if error.body.endswith(b"\r\n") else TEXT_TYPE)
+        return HttpReply(error.status, kind, error.body)
     if error.reason in (Reason.NO_RIGHT, Reason.GONE):
         return error_page(request, 403 if error.reason is Reason.NO_RIGHT else 410, error.text, now_ms)
     status = _TEXT_STATUS.get(error.reason, _failing(error.status))

@@ -185,7 +185,9 @@ def read_details(call: ListDetails, reply: HttpReply) -> DetailPage:
 
 
 def _write_services(call: ListServices) -> HttpRequest:
-    query = pairs(pageNo=call.page, pageSize=call.size, namespaceId=call.namespace, groupNameParam=call.group)
+    """v3 refuses a page below 1, which v1 takes for the first one."""
+    page, size = max(1, call.page), max(1, call.size)
+    query = pairs(pageNo=page, pageSize=size, namespaceId=call.namespace, groupNameParam=call.group)
     return HttpRequest("GET", SERVICES, query)
 
 
@@ -194,7 +196,9 @@ def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
     answer = as_object(data_of("v3", call, reply), "page")
     rows = [as_object(row, "row") for row in as_list(answer.get("pageItems"), "pageItems")]
     names = tuple(str(row["name"]) for row in rows if row.get("groupName") == call.group)
-    return ServicePage(as_int(answer.get("totalCount"), "totalCount") - len(rows) + len(names), names)
+    return ServicePage(
+        as_int(answer.get("totalCount"), "totalCount") - len(rows) + len(names), names[: max(0, call.size)]
+    )
 
 
 def _write_service_form(call: CreateService | UpdateService) -> HttpRequest:

@@ -10,49 +10,16 @@ list follows a write directly ("v1 list at once after register"), the last write
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers.app import Served, serving
+from tests.helpers.app import serving
 from tests.helpers.clock import FakeClock
-from tests.helpers.recordings import Row, load
-
-# Differs from run to run of one server: the type is compared, not the value.
-VOLATILE = {
-    "timestamp": "the moment of a refusal",
-    "lastRefTime": "the moment at which the server last made its list",
-    "cpu": "the machine's load",
-    "load": "the machine's load",
-    "mem": "the machine's memory",
-    "serviceCount": "counted now and then",
-    "clientCount": "an ip:port stays a client for a while after its last instance has gone",
-    "ephemeralIpPortClientCount": "as clientCount",
-    "responsibleClientCount": "as clientCount",
-    "server_port": "where that server listened",
-    "version": "of the server, not of the API: whatever is behind the proxy",
-}
-# Java keeps these in hash maps and hash sets: their order carries nothing.
-HASHED = ("metadata", "clusterMap", "META-INF/services")
-SHUFFLED = ("hosts", "doms", "services", "public", "serviceList", "pageItems", "data")
-PAGES = ("doms", "services", "serviceList", "pageItems")
-
-FILES = [(name, name) for name in ("nacos-2.5.1", "nacos-3.0.3")]
-FILES += [(name, server) for name in ("modify", "protection") for server in ("nacos-2.5.1", "nacos-3.0.3")]
-
-# What the servers held before the first request: services and how many persistent instances each.
-BEFORE = {"nacos-2.5.1": {"bench": 10, "ryw": 1}, "nacos-3.0.3": {"ryw": 1}}
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    type: str | None
-    body: Any
+from tests.helpers.recordings import load
+from tests.helpers.replay import FILES, Answer, assert_same, compared, play
 
 
 @dataclass(frozen=True)
@@ -81,123 +48,31 @@ OTHERWISE = {
 }
 
 
-def is_played(row: Row, server: str) -> bool:
-    """All that the server did. 3.0.3 refused most of v1 and v2 with 410, and 2.5.1 knew no v3."""
-    return row.server == server and row.status != 410 and not (server == "nacos-2.5.1" and "/v3/" in row.path)
-
-
-def is_compared(row: Row) -> bool:
-    """v1 and v2 are answered as by 2.5.1, v3 as by 3.0.3, whose v1 rows make the state for v3, and here show it."""
-    return row.server == "nacos-2.5.1" or "/v3/" in row.path or row.case.startswith(("modify:", "protection:"))
-
-
-async def ask(proxy: Served, row: Row, **more: str) -> Answer:
-    form, query = dict(row.form) or None, {**row.query, **more}
-    reply = await proxy.http.request(row.method, row.path, params=query, data=form, headers=dict(row.headers))
-    try:
-        body = reply.json()
-    except ValueError:
-        body = reply.text
-    return Answer(reply.status_code, reply.headers.get("content-type"), body)
-
-
-async def play(name: str, server: str) -> list[tuple[Row, list[Answer]]]:
-    """The compared rows of a file, each with the proxy's answers: three to a read, one to a write."""
-    clock, played = FakeClock(), []
-    async with serving(clock=clock) as proxy:
-        for service, count in BEFORE.get(name, {}).items():
-            for number in range(count):
-                query = {"serviceName": service, "ip": f"10.1.0.{number}", "port": "80", "ephemeral": "false"}
-                await proxy.http.post("/nacos/v1/ns/instance", params=query)
-        for row in load(name):
-            if is_played(row, server):
-                await clock.advance(row.wait)
-                answers = [await ask(proxy, row) for _ in range(3 if row.method == "GET" else 1)]
-                if is_compared(row):
-                    played.append((row, [await with_recorded_page(proxy, row, answer) for answer in answers]))
-    return played
-
-
-# comparing
-
-
-async def with_recorded_page(proxy: Served, row: Row, answer: Answer) -> Answer:
-    """Which services a page shows is chance, so those of the recorded page are taken from the list of all.
-
-    What remains to be equal: how many the page shows, all that is said of each, and the counts beside them.
-    """
-    field, wanted = page_of(row.body)
-    if field is None:
-        return answer
-    _, ours = page_of(answer.body)
-    _, everything = page_of((await ask(proxy, row, pageNo="1", pageSize="500")).body)
-    assert len(ours) == len(wanted)
-    assert all(item in everything for item in ours)
-    names = [name_of(item) for item in wanted]
-    ours[:] = [item for item in everything if name_of(item) in names]
-    return answer
-
-
-def page_of(body: Any) -> tuple[str | None, list[Any]]:
-    holder = body.get("data", body) if isinstance(body, dict) else None
-    field = next((name for name in PAGES if isinstance(holder, dict) and name in holder), None)
-    return field, holder[field] if field else []
-
-
-def name_of(item: Any) -> Any:
-    return item if isinstance(item, str) else (item.get("name") or item["serviceName"], item["groupName"])
-
-
-def stable(value: Any, name: str = "") -> Any:
-    """A body so that `==` sees the order of fields, but nothing that changes from run to run."""
-    if name in VOLATILE:
-        return type(value).__name__
-    if isinstance(value, dict):
-        pairs = [(key, stable(item, key)) for key, item in named(value).items()]
-        return sorted(pairs) if name in HASHED or "startup_mode" in value else pairs
-    if isinstance(value, list):
-        items = [stable(item) for item in value]
-        return sorted(items, key=str) if name in SHUFFLED else items
-    return value
-
-
-def as_2_5_spells(body: Any) -> Any:
-    """3.0.3 has `allIps` in a v1 list, where 2.5.1 and the proxy have `allIPs`."""
-    return json.loads(json.dumps(body).replace('"allIps"', '"allIPs"'))
-
-
-def named(value: dict[str, Any]) -> dict[str, Any]:
-    """Servers give no id to what v2 or v3 registered; the proxy gives every host one, because SDKs key hosts by it."""
-    if not {"ip", "port", "clusterName", "serviceName"} <= value.keys() or value.get("instanceId"):
-        return value
-    made = "{ip}#{port}#{clusterName}#{serviceName}".format(**value)
-    return {**value, "instanceId": made} if "instanceId" in value else {"instanceId": made, **value}
-
-
 @cache
-def replayed(name: str, server: str) -> dict[str, tuple[Row, list[Answer]]]:
-    played = asyncio.run(play(name, server))
-    return {f"{number:03} {row.case}": (row, answers) for number, (row, answers) in enumerate(played)}
+def replayed(name: str, server: str) -> dict[str, list[Answer]]:
+    async def run() -> dict[str, list[Answer]]:
+        clock = FakeClock()
+        async with serving(clock=clock) as proxy:
+            return await play(proxy, clock, name, server, "", "", "")
+
+    return asyncio.run(run())
 
 
-def cases() -> list[Any]:
-    found: list[Any] = []
-    for name, server in FILES:
-        rows = [row for row in load(name) if is_played(row, server) and is_compared(row)]
-        titles = [f"{number:03} {row.case}" for number, row in enumerate(rows)]
-        found += [pytest.param(name, server, title, id=f"{name}-{server}-{title}") for title in titles]
-    return found
-
-
-@pytest.mark.parametrize(("name", "server", "case"), cases())
-def test_the_proxy_answers_as_the_server_did(name: str, server: str, case: str) -> None:
-    row, answers = replayed(name, server)[case]
+@pytest.mark.parametrize(
+    ("name", "server", "title"),
+    [
+        pytest.param(name, server, title, id=f"{name}-{server}-{title}")
+        for name, server in FILES
+        for title in compared(name, server)
+    ],
+)
+def test_the_proxy_answers_as_the_server_did(name: str, server: str, title: str) -> None:
+    row, answers = compared(name, server)[title], replayed(name, server)[title]
     if other := OTHERWISE.get(row.case):
         assert [(answer.status, other.says in str(answer.body)) for answer in answers] == [(other.status, True)]
         return
     for answer in answers:
-        assert (answer.status, answer.type) == (row.status, row.type)
-        assert stable(answer.body) == stable(as_2_5_spells(row.body))
+        assert_same(answer, row)
 
 
 def test_the_differences_are_of_recorded_cases_and_stand_in_the_docs() -> None:

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply, to_request
-from proxy.calls import ServerState
+from proxy.calls import CreateService, ServerState
 from proxy.errors import ProxyError
 from proxy.registry.embedded import EmbeddedRegistry, Limits
 from proxy.runtime import Clock, SystemClock
@@ -146,13 +146,13 @@ class FaceServer:
         spoken = request.path[1:3]
         place = (request.method, request.path.rstrip("/"))
         if any(d.name == spoken for d in self.face.dialects):
-            if self.face.version == FACES["v1"].version:
+            if self.face is FACES["v1"]:
                 return HttpReply(404, None, b"") if place in absent() or request.path.endswith("/") else None
             if spoken == "v3" or self.face.open is None or place in self.face.open:
                 return None
         if self.face.gone == 410 and spoken != "v3":
             return error_page(request, 410, gone_messages().get(place, GONE), self._now_ms())
-        if self.face.version == FACES["v1"].version:
+        if self.face is FACES["v1"]:
             return HttpReply(404, None, b"")
         return error_page(request, 404, "No message available", self._now_ms())
 
@@ -201,14 +201,14 @@ class FaceServer:
     # what it does
 
     async def _perform(self, request: HttpRequest) -> HttpReply:
-        dialect = next((d for d in self.face.dialects if d.owns(request.path)), None)
-        if dialect is None:
-            return error_page(request, 404, "No message available", self._now_ms())
+        dialect = next((d for d in self.face.dialects if d.name == request.path[1:3]), self.face.dialects[0])
         operation = dialect.match(request.method, request.path)
         if operation is None:
-            return dialect.unknown(request, self._now_ms())
+            if dialect.owns(request.path):
+                return dialect.unknown(request, self._now_ms())
+            return error_page(request, 404, "No message available", self._now_ms())
         try:
-            call = operation.read_request(request)
+            call = self._meant(operation.read_request(request))
             result = await self.registry.send(asked_by(call))
             if isinstance(call, ReadService):
                 snapshot = replace(result, last_ref_time=self._now_ms())
@@ -219,10 +219,18 @@ class FaceServer:
         except ProxyError as error:
             return dialect.write_error(request, error, self._now_ms())
 
+    def _meant(self, call: Any) -> Any:
+        """What is made of a call: r-nacos lists all clusters, and its services may hold instances of both kinds."""
+        if self.face is FACES["v1"] and isinstance(call, CreateService):
+            return replace(call, ephemeral=True)
+        if self.face is FACES["v1"] and type(call) is ReadService:
+            return replace(call, clusters="")
+        return call
+
     def _accent(self, request: HttpRequest, reply: HttpReply) -> HttpReply:
         """What differs between servers that speak the same dialect (recordings)."""
         body, kind = reply.body, reply.content_type
-        if self.face.version == FACES["v1"].version and (kind or "").startswith("text/"):
+        if self.face is FACES["v1"] and (kind or "").startswith("text/"):
             kind = None
         if self.face.three:
             body = body.replace(b'"allIPs":', b'"allIps":')

@@ -1,0 +1,235 @@
+"""Drives one connection of uvicorn by hand: a transport that keeps what is written, a loop whose time stands still.
+
+And an app whose answers are marked as repeatable, so that the doors have something to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Send
+from proxy.fastpath.protocol import make_protocol
+from proxy.fastpath.table import Answers, AnswersPolicy
+from proxy.wire.base import REPEATABLE, Repeatable
+
+GET = b"GET /list?name=a HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+class Service:
+    """An app with one service, 'key'. Its marked reads: /list, and /draw, whose body differs each time.
+
+    `asked` counts what reached it. What it answers with depends on `version`, and `change` makes that another.
+    /held waits for `gate`; /early does not wait for the body of its request.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.born = 998.5
+        self.valid_until = 1010.25
+        self.version = 1
+        self.asked = 0
+        self.drawn = 0
+        self.gate = asyncio.Event()
+        self.answers = Answers(AnswersPolicy())
+
+    def clock(self) -> float:
+        return self.now
+
+    def change(self) -> None:
+        self.version += 1
+        self.born, self.valid_until = self.now, self.now + 10.25
+        self.answers.forget("key")
+
+    def draw(self) -> bytes:
+        self.drawn += 1
+        return b"x" * (self.drawn % 12)
+
+    def app(self) -> FastPath:
+        return FastPath(self, self.answers, self.clock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        path, headers = scope["path"], dict(scope["headers"])
+        if path == "/held":
+            await self.gate.wait()
+        sent = await self._body(receive) if path != "/early" else 0
+        etag = b'"%d"' % self.version
+        status, body = 200, b"%s?%s of %s, version %d, got %d" % (
+            path.encode(), scope["query_string"], headers.get(b"host", b""), self.version, sent,
+        )  # fmt: skip
+        if headers.get(b"if-none-match") == etag:
+            status, body = 304, b""
+        drawing = path == "/draw" and scope["method"] == "GET"
+        if path in ("/list", "/draw") and self.now < self.valid_until:
+            draw = self.draw if drawing else None
+            scope[REPEATABLE] = Repeatable("key", self.born, self.valid_until, "list", draw)
+        if drawing:
+            status, body = 200, self.draw()
+        await send({"type": "http.response.start", "status": status, "headers": self._headers(status, body, etag)})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _body(self, receive: Receive) -> int:
+        length = 0
+        while True:
+            message = await receive()
+            length += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return length
+
+    def _headers(self, status: int, body: bytes, etag: bytes) -> list[tuple[bytes, bytes]]:
+        status_of_cache = b"nacos-proxy; hit; ttl=%d" % int(self.valid_until - self.now)
+        length = [] if status == 304 else [(b"Content-Length", b"%d" % len(body))]
+        age = b"%d" % int(self.now - self.born)
+        return [(b"Age", age), *length, (b"Cache-Status", status_of_cache), (b"ETag", etag)]
+
+
+class StillLoop:
+    """Time moves by `advance`; tasks run on the loop of the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> Timer:
+        timer = Timer(self.now + delay, callback, args)
+        self.timers.append(timer)
+        return timer
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coroutine, **options)
+
+    @property
+    def armed(self) -> list[float]:
+        return sorted(timer.when for timer in self.timers if not timer.done)
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.armed and self.armed[0] <= end:
+            timer = min((t for t in self.timers if not t.done), key=lambda t: t.when)
+            self.now, timer.done = timer.when, True
+            timer.callback(*timer.args)
+        self.now = end
+
+
+class Timer:
+    def __init__(self, when: float, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.when, self.callback, self.args, self.done = when, callback, args, False
+
+    def cancel(self) -> None:
+        self.done = True
+
+
+class KeptTransport(asyncio.Transport):
+    """Keeps what is written. `fill` and `empty` play a peer that does not read, and reads again."""
+
+    def __init__(self, **extra: Any) -> None:
+        super().__init__({"peername": ("127.0.0.1", 4000), "sockname": ("127.0.0.1", 80), **extra})
+        self.written = b""
+        self.closing = False
+        self.reading = True
+        self.limits: list[int | None] = []
+        self.protocol: asyncio.Protocol | None = None
+
+    def take(self) -> bytes:
+        written, self.written = self.written, b""
+        return written
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.limits.append(high)
+
+    def fill(self) -> None:
+        assert self.protocol is not None
+        self.protocol.pause_writing()
+
+    def empty(self) -> None:
+        assert self.protocol is not None
+        self.protocol.resume_writing()
+
+
+class Connection:
+    """A connection to an app: `say` hands bytes to the server and gives what it wrote when all has come to rest."""
+
+    def __init__(self, service: Service, app: App | None = None, *, fast: bool = True, **settings: Any) -> None:
+        options = {"proxy_headers": False, "log_config": None, "ws": "none", "lifespan": "off", **settings}
+        config = Config(app if app is not None else service.app() if fast else service, **options)  # type: ignore[arg-type]
+        config.load()
+        made: type[HttpToolsProtocol] = make_protocol(service.answers, service.clock) if fast else HttpToolsProtocol
+        self.service = service
+        self.state = ServerState()
+        self.state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), *config.encoded_headers]
+        self.loop = StillLoop()
+        self._make = lambda: made(config, self.state, {}, self.loop)  # type: ignore[arg-type]
+        self.protocol, self.transport = self.open()
+
+    def open(self, **extra: Any) -> tuple[HttpToolsProtocol, KeptTransport]:
+        """One more connection to the same server."""
+        protocol, transport = self._make(), KeptTransport(**extra)
+        transport.protocol = protocol
+        protocol.connection_made(transport)
+        return protocol, transport
+
+    async def say(self, data: bytes) -> bytes:
+        self.protocol.data_received(data)
+        return await self.rest()
+
+    async def rest(self) -> bytes:
+        await settle()
+        return self.transport.take()
+
+    async def warm(self, head: bytes = GET) -> bytes:
+        """Make a head known: it is kept from its second sight on."""
+        await self.say(head)
+        return await self.say(head)
+
+
+async def settle() -> None:
+    """Let every task run until it waits for something that only the test can give."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def ask(
+    app: App, target: str = "/list?name=a", headers: tuple[tuple[bytes, bytes], ...] = (), **scope: Any
+) -> Any:
+    """One GET by ASGI alone: status, headers and body."""
+    path, _, query = target.partition("?")
+    sent: list[Message] = []
+    whole: dict[str, Any] = {
+        "type": "http", "method": "GET", "http_version": "1.1", "scheme": "http", "path": path,
+        "raw_path": path.encode(), "query_string": query.encode(), "headers": list(headers),
+        "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 4000), **scope,
+    }  # fmt: skip
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(whole, receive, send)
+    start = sent[0]
+    return start["status"], dict(start["headers"]), b"".join(message["body"] for message in sent[1:])

@@ -1,0 +1,588 @@
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from proxy.fastpath.protocol import make_protocol
+from tests.unit.fastpath.drive import GET, Connection, Service, settle
+
+KEEP_ALIVE = 5.0
+
+
+async def test_a_known_head_is_answered_with_the_bytes_of_the_ordinary_way_and_the_app_is_not_asked() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.say(GET)
+    assert await connection.say(GET) == first
+    connection.protocol.data_received(GET)
+    assert connection.transport.take() == first, "written at once, without a task"
+    assert service.asked == 2
+    assert service.answers.tallies[("list", 200)].head == 1
+
+
+async def test_a_head_known_from_one_connection_is_known_on_all() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    protocol, transport = connection.open()
+    protocol.data_received(GET)
+    assert transport.take() == first
+
+
+async def test_a_change_is_seen_by_the_next_request() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    service.change()
+    assert b"version 2" in await connection.say(GET)
+    assert b"version 2" in await connection.say(GET)
+    assert service.asked == 3
+
+
+async def test_a_stale_answer_is_not_given() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    service.now = service.valid_until
+    await connection.say(GET)
+    assert service.asked == 3
+
+
+async def test_age_and_ttl_go_on_counting() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    service.now += 4
+    answer = await connection.say(GET)
+    assert b"\r\nage: 5\r\n" in answer
+    assert b"; ttl=6\r\n" in answer
+    assert service.asked == 2
+
+
+async def test_date_goes_on_with_the_server_s_own() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    await connection.say(GET)
+    connection.state.default_headers = [(b"date", b"later"), (b"Server", b"other")]
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 OK\r\ndate: later\r\nserver: other\r\nage: ")
+    assert service.asked == 2
+
+
+async def test_not_modified_is_repeated() -> None:
+    service = Service()
+    connection = Connection(service)
+    head = b'GET /list HTTP/1.1\r\nHost: here\r\nIf-None-Match: "1"\r\n\r\n'
+    first = await connection.warm(head)
+    assert first.startswith(b"HTTP/1.1 304 Not Modified\r\n")
+    assert await connection.say(head) == first
+    assert service.asked == 2
+
+
+async def test_a_drawn_answer_differs_each_time_and_has_its_length() -> None:
+    service = Service()
+    connection = Connection(service)
+    head = b"GET /draw HTTP/1.1\r\nHost: here\r\n\r\n"
+    for n in range(1, 40):
+        answer = await connection.say(head)
+        body = b"x" * (n % 12)
+        assert b"content-length: %d\r\n" % len(body) in answer
+        assert answer.endswith(b"\r\n\r\n" + body)
+    assert service.asked == 2
+
+
+async def test_requests_are_counted() -> None:
+    connection = Connection(Service())
+    for _ in range(5):
+        await connection.say(GET)
+    assert connection.state.total_requests == 5
+
+
+class Lines(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def access_log() -> Iterator[list[str]]:
+    log, handler = logging.getLogger("uvicorn.access"), Lines()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield handler.lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+async def test_the_access_log_shows_repeated_answers_like_any_other() -> None:
+    service = Service()
+    with access_log() as lines:
+        connection = Connection(service)
+        for _ in range(3):
+            await connection.say(b"GET /list?name=%20a HTTP/1.1\r\nHost: here\r\n\r\n")
+    assert lines == ['127.0.0.1:4000 - "GET /list?name=%20a HTTP/1.1" 200'] * 3
+    assert service.asked == 2
+
+
+async def test_without_an_access_log_nothing_is_logged() -> None:
+    with access_log() as lines:
+        connection = Connection(Service())
+        connection.protocol.access_log = False
+        for _ in range(3):
+            await connection.say(GET)
+    assert lines == []
+
+
+# what goes the ordinary way
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /list HTTP/1.0\r\nHost: here\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n",
+    ],
+)
+async def test_a_head_that_closes_the_connection_closes_it_each_time(head: bytes) -> None:
+    service = Service()
+    connection = Connection(service)
+    for _ in range(4):
+        connection.protocol, connection.transport = connection.open()
+        assert (await connection.say(head)).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert connection.transport.closing
+    assert service.answers.tally("list", 200).head == 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HEAD /list HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nCache-Control: max-age=1\r\n\r\n",
+        b"GET /plain HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 9000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_asks_for_more_reaches_the_parser_each_time(head: bytes) -> None:
+    service = Service()
+    connection = Connection(service)
+    for _ in range(4):
+        await connection.say(head)
+    assert service.answers.tally("list", 200).head == 0
+    assert connection.state.total_requests == 4
+
+
+async def test_several_heads_in_one_chunk_go_the_ordinary_way() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    for _ in range(3):
+        assert await connection.say(GET + GET) == first + first
+    assert service.answers.tally("list", 200).head == 0
+
+
+async def test_a_head_in_pieces_goes_the_ordinary_way() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    assert await connection.say(GET[:20]) == b""
+    assert await connection.say(GET[20:]) == first
+    assert service.answers.tally("list", 200).head == 0
+    assert await connection.say(GET) == first
+    assert service.answers.tally("list", 200).head == 1
+
+
+async def test_a_known_head_that_is_another_request_s_body_is_no_request() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    await connection.say(b"POST /plain HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(GET))
+    assert (await connection.say(GET)).endswith(b"got %d" % len(GET))
+
+
+async def test_a_known_head_that_is_a_body_nobody_waits_for_is_no_request() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    early = b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (2 * len(GET))
+    assert await connection.say(early) != b""
+    assert await connection.say(GET) == b""
+    assert await connection.say(GET) == b""
+    assert await connection.say(GET) != b""
+
+
+async def test_a_known_head_behind_a_part_of_another_is_no_request() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    for _ in range(3):
+        assert await connection.say(GET[:-2]) == b""
+        assert (await connection.say(b"X: " + GET)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_known_head_behind_a_request_in_progress_waits_for_its_turn() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    assert await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n") == b""
+    assert await connection.say(GET) == b""
+    service.gate.set()
+    both = await connection.rest()
+    assert both.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert both.endswith(first)
+    assert await connection.say(GET) == first
+
+
+async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    connection.transport.fill()
+    assert await connection.say(GET) == b""
+    assert await connection.say(GET) == b""
+    assert not connection.transport.reading, "the second waits in uvicorn's pipeline"
+    connection.transport.empty()
+    assert await connection.rest() == first + first
+    assert connection.transport.reading
+
+
+async def test_over_the_limit_of_connections_a_known_head_is_refused_like_any_other() -> None:
+    connection = Connection(Service(), limit_concurrency=2)
+    first = await connection.warm()
+    assert await connection.say(GET) == first
+    connection.open()
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+
+
+async def test_forwarded_requests_whose_client_the_server_rewrites_go_the_ordinary_way() -> None:
+    head = b"GET /list HTTP/1.1\r\nHost: here\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
+    for trusting, repeated in ((True, 0), (False, 2)):
+        service = Service()
+        connection = Connection(service, proxy_headers=trusting)
+        for _ in range(4):
+            await connection.say(head)
+        assert service.answers.tally("list", 200).head == repeated
+
+
+async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
+    service = Service()
+    connection = Connection(service)
+    for extra in ({}, {"sockname": "/run/socket", "peername": ""}, {"sslcontext": object()}):
+        connection.protocol, connection.transport = connection.open(**extra)
+        await connection.warm()
+        await connection.say(GET)
+    assert service.asked == 6
+    assert service.answers.tally("list", 200).head == 3
+
+
+async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    connection.transport.close()
+    connection.protocol.data_received(GET)
+    assert service.answers.tally("list", 200).head == 0
+
+
+async def test_after_a_parse_error_the_connection_is_closed_as_ever() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    assert (await connection.say(b"NONSENSE\r\n\r\n")).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert connection.transport.closing
+
+
+# time-outs and the end
+
+
+async def test_an_idle_connection_is_closed_after_the_keep_alive_time_counted_from_the_last_answer() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    for _ in range(4):
+        connection.loop.advance(KEEP_ALIVE - 1)
+        await connection.say(GET)
+    connection.loop.advance(KEEP_ALIVE - 0.01)
+    assert not connection.transport.closing
+    connection.loop.advance(0.01)
+    assert connection.transport.closing
+
+
+async def test_a_connection_whose_every_answer_was_repeated_is_closed_in_time_too() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    connection.protocol, connection.transport = connection.open()
+    await connection.say(GET)
+    connection.loop.advance(KEEP_ALIVE)
+    assert connection.transport.closing
+
+
+async def test_repeated_answers_hold_one_timer_however_many_they_are() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    made = len(connection.loop.timers)
+    for _ in range(100):
+        await connection.say(GET)
+    assert len(connection.loop.timers) == made
+    assert len(connection.loop.armed) == 1
+
+
+async def test_a_request_in_progress_is_not_timed_out_by_an_earlier_repeated_answer() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    await connection.say(GET)
+    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.loop.advance(10 * KEEP_ALIVE)
+    assert not connection.transport.closing
+    service.gate.set()
+    assert await connection.rest() != b""
+    assert connection.loop.armed == [connection.loop.now + KEEP_ALIVE]
+
+
+async def test_shutdown_closes_an_idle_connection_at_once() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    await connection.say(GET)
+    connection.protocol.shutdown()
+    assert connection.transport.closing
+
+
+async def test_shutdown_lets_a_request_in_progress_end_and_then_closes() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.protocol.shutdown()
+    assert not connection.transport.closing
+    service.gate.set()
+    assert b"\r\nconnection: close\r\n" in await connection.rest()
+    assert connection.transport.closing
+
+
+async def test_a_lost_connection_leaves_nothing_behind() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    await connection.say(GET)
+    connection.protocol.connection_lost(None)
+    assert connection.state.connections == set()
+    assert connection.loop.armed == []
+
+
+# the same bytes as without the door, over real sockets
+
+HEADERS = st.lists(
+    st.sampled_from(
+        [
+            b"Host: here\r\n",
+            b"host:  there \r\n",
+            b"User-Agent: Nacos-Java-Client:v2.1.0\r\n",
+            b"RequestId: 1\r\n",
+            b'If-None-Match: "1"\r\n',
+            b"Connection: keep-alive\r\n",
+            b"Connection: close\r\n",
+            b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            b"Cache-Control: no-cache\r\n",
+            b"Expect: 100-continue\r\n",
+            b"X-Forwarded-For: 10.0.0.1\r\n",
+            b"X-Long: " + b"x" * 9000 + b"\r\n",
+            b"Content-Length: 0\r\n",
+            b"no colon\r\n",
+            b" folded\r\n",
+            b"X: \x00\r\n",
+            b"Y: bare line feed\n",
+        ]
+    ),
+    max_size=3,
+)
+HELD = b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n"
+OLD = b"GET /list HTTP/1.0\r\nHost: here\r\n\r\n"
+CLOSING = b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+BODIES = st.sampled_from(
+    [
+        (b"", b""),
+        (b"Content-Length: 3\r\n", b"abc"),
+        (b"Content-Length: %d\r\n" % len(GET), GET),
+        (b"Transfer-Encoding: chunked\r\n", b"3\r\nabc\r\n0\r\n\r\n"),
+        (b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", b"3\r\nabc\r\n0\r\n\r\n"),
+        (b"Content-Length: 10\r\n", b"short"),
+    ]
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request, most often one that is near to what is repeatable."""
+    if draw(st.integers(0, 2)):
+        return draw(st.sampled_from([GET, GET, GET, HELD, OLD, CLOSING]))
+    method = draw(st.sampled_from([b"GET", b"GET", b"GET", b"GET", b"HEAD", b"POST", b"BREW", b""]))
+    target = draw(
+        st.sampled_from(
+            [b"/list", b"/list", b"/lis%74", b"/draw", b"/plain", b"/held", b"/early", b"*", b"http://x/list"]
+        )
+    )
+    version = draw(st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0", b"2.0"]))
+    headers = draw(HEADERS)
+    announced, body = draw(BODIES) if draw(st.booleans()) else (b"", b"")
+    return b"%b %b HTTP/%b\r\n%b%b\r\n%b" % (method, target, version, b"".join(headers), announced, body)
+
+
+ODD = [b"\r\n", b"\r", b"\n", b"\x16\x03\x01", b"GET ", GET[:-2], GET[:-1]]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Any]:
+    """Pieces of bytes, what happens in between ('change', 'open', 'reconnect'), and seconds that pass."""
+    pool = draw(st.lists(requests(), min_size=1, max_size=2))
+    steps: list[Any] = []
+    for _ in range(draw(st.integers(1, 6))):
+        request = draw(st.sampled_from(pool))
+        match draw(st.sampled_from(["repeat", "repeat", "pieces", "pipeline", "odd", "step"])):
+            case "repeat":
+                steps += [request] * draw(st.integers(1, 4))
+            case "pieces":
+                cut = draw(st.integers(1, max(1, len(request) - 1)))
+                steps += [request[:cut], request[cut:]] * draw(st.integers(1, 3))
+            case "pipeline":
+                steps += [request * draw(st.integers(2, 3))] * draw(st.integers(1, 3))
+            case "odd":
+                steps += [draw(st.sampled_from(ODD)), request]
+            case _:
+                steps += [draw(st.sampled_from(["change", "open", "reconnect", 0.5, 3, 20])), request]
+    return steps
+
+
+class Side:
+    """A server and one client of it, on real sockets of this host; `exchange` is what comes back for a piece."""
+
+    def __init__(self, fast: bool) -> None:
+        self.service = Service()
+        app = self.service.app() if fast else self.service
+        config = Config(app, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]
+        config.load()
+        made = make_protocol(self.service.answers, self.service.clock) if fast else HttpToolsProtocol
+        self.state = ServerState()
+        self.state.default_headers = [(b"date", b"today"), *config.encoded_headers]
+        self.received = 0
+        side = self
+
+        class Counting(made):  # type: ignore[misc, valid-type]
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                side.received += len(data)
+
+        self._make: Callable[[], HttpToolsProtocol] = lambda: Counting(config, self.state, {})
+
+    async def start(self) -> None:
+        self.server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
+        await self.connect()
+
+    async def connect(self) -> None:
+        self.client = socket.socket()
+        self.client.setblocking(False)
+        before = len(self.state.connections)
+        await asyncio.get_running_loop().sock_connect(self.client, self.server.sockets[0].getsockname())
+        while len(self.state.connections) == before:
+            await asyncio.sleep(0)
+
+    async def exchange(self, data: bytes) -> bytes:
+        due = self.received + len(data)
+        await asyncio.get_running_loop().sock_sendall(self.client, data)
+        while self.state.connections and self.received < due and self._reading():
+            await asyncio.sleep(0)
+        await settle()
+        return self._read()
+
+    def _reading(self) -> bool:
+        return any(not c.flow.read_paused and not c.transport.is_closing() for c in self.state.connections)
+
+    def _read(self) -> bytes:
+        read = b""
+        while True:
+            try:
+                piece = self.client.recv(1 << 16)
+            except BlockingIOError:
+                return read
+            except ConnectionError:
+                return read + b"<reset>"
+            if not piece:
+                return read + b"<end>"
+            read += piece
+
+    async def reconnect(self) -> None:
+        await self.hang_up()
+        await self.connect()
+
+    async def hang_up(self) -> None:
+        self.client.close()
+        while self.state.connections:
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        self.service.gate.set()
+        await self.hang_up()
+        self.server.close()
+        await self.server.wait_closed()
+        await settle()
+
+
+async def converse(side: Side, steps: list[Any]) -> list[bytes]:
+    await side.start()
+    said: list[bytes] = []
+    try:
+        for step in steps:
+            if isinstance(step, bytes):
+                said.append(await side.exchange(step))
+                if said[-1].endswith((b"<end>", b"<reset>")):
+                    await side.reconnect()
+            elif step == "change":
+                side.service.change()
+            elif step == "open":
+                side.service.gate.set()
+                said.append(await side.exchange(b""))
+                side.service.gate.clear()
+            elif step == "reconnect":
+                await side.reconnect()
+            else:
+                side.service.now += step
+    finally:
+        await side.stop()
+    return said
+
+
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS, ids=["asyncio", "uvloop"])
+@given(steps=conversations())
+def test_the_bytes_are_those_of_the_ordinary_way_whatever_is_sent(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], steps: list[Any]
+) -> None:
+    loop = new_loop()
+    try:
+        with_door = loop.run_until_complete(converse(Side(fast=True), steps))
+        without = loop.run_until_complete(converse(Side(fast=False), steps))
+    finally:
+        loop.close()
+    assert with_door == without
