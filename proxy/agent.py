@@ -221,22 +221,22 @@ class Agent:
             raise outcome
         return outcome
 
-    async def _write(self, call: Write[R]) -> Written[R] | ProxyError:
+    async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:
         now = self.clock.now()
         if isinstance(call, Beat) and not self.catalog.breaker.allows(now):
             local = self._beat_locally(call)
             if local is not None:
-                return local  # pyright: ignore[reportReturnType] - R is BeatResult here
+                return local
         try:
             written = Written(await self.send(call))
-            if isinstance(call, Beat) and isinstance(written.result, BeatResult):
-                written = await self._heal(call, written.result) or written  # pyright: ignore[reportAssignmentType]
+            if isinstance(call, Beat):
+                written = await self._heal(call, written.result) or written
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
             if isinstance(call, Beat) and isinstance(error, Unreachable | TooSlow | Garbled):
                 local = self._beat_locally(call)
                 if local is not None:
-                    return local  # pyright: ignore[reportReturnType]
+                    return local
             if getattr(error, "arrived", False):
                 self.catalog.cache.hasten(call.service, self.clock.now())
             return error

@@ -1,4 +1,4 @@
-"""What somebody wants: immutable values, and `apply`, the one meaning of a write.
+"""What somebody wants: immutable values. What a write means is `effects.apply`.
 
 A call names its result type: `Fetch` is a `Call[Snapshot]`. A value that exists is valid: the limits that Nacos puts
 on callers (NACOS.md 1.6, 1.7) are checked in the constructors by way of `check_*`, which raise `BadCall`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from proxy.errors import BadCall, Problem
@@ -383,70 +383,3 @@ class Alive(Call[None]):
 @dataclass(frozen=True, slots=True)
 class Ready(Call[None]):
     """Can the registry serve? Raises an `UpstreamError` that says why not."""
-
-
-# --- meaning ---------------------------------------------------------------------------------------------------
-
-
-def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
-    """What the server will show after a write: a prediction that holds only until the server's own list speaks.
-
-    Total and pure: a write that changes nothing gives the snapshot back as it is (the same object).
-    """
-    match write:
-        case Register():
-            return _put(snapshot, write.instance)
-        case Deregister():
-            same = (i for i in snapshot.instances if i.ip == write.ip and i.port == write.port)
-            return _drop(snapshot, {i.key for i in same if i.ephemeral == write.ephemeral})
-        case Update():
-            return _update(snapshot, write)
-        case Beat():
-            return _beat(snapshot, write)
-        case BatchMetadata():
-            return _batch(snapshot, write)
-        case SetHealth():
-            known = snapshot.find(write.ip, write.port, write.cluster)
-            return snapshot if known is None else _put(snapshot, replace(known, healthy=write.healthy))
-        case _:
-            return snapshot
-
-
-def _put(snapshot: Snapshot, instance: Instance) -> Snapshot:
-    if snapshot.by_key.get(instance.key) == instance:
-        return snapshot
-    others = (i for i in snapshot.instances if not (i.ip == instance.ip and i.port == instance.port))
-    return snapshot.with_instances([*others, instance])
-
-
-def _drop(snapshot: Snapshot, keys: set[InstanceKey]) -> Snapshot:
-    if not keys:
-        return snapshot
-    return snapshot.with_instances(i for i in snapshot.instances if i.key not in keys)
-
-
-def _update(snapshot: Snapshot, write: Update) -> Snapshot:
-    known = snapshot.find(write.ip, write.port, write.cluster)
-    if known is None:
-        return snapshot
-    default_weight, default_enabled = (known.weight, known.enabled) if write.partial else (1.0, True)
-    weight = default_weight if write.weight is None else write.weight
-    enabled = default_enabled if write.enabled is None else write.enabled
-    metadata = {**known.metadata, **(write.metadata or {})}
-    return _put(snapshot, replace(known, weight=weight, enabled=enabled, metadata=metadata))
-
-
-def _beat(snapshot: Snapshot, write: Beat) -> Snapshot:
-    known = snapshot.find(write.ip, write.port)
-    if known is not None:
-        alive = known.ephemeral and not known.healthy
-        return _put(snapshot, replace(known, healthy=True)) if alive else snapshot
-    return snapshot if write.full is None else _put(snapshot, write.full)
-
-
-def _batch(snapshot: Snapshot, write: BatchMetadata) -> Snapshot:
-    keys = write.instances or tuple(i.key for i in snapshot.instances)
-    for key in keys:
-        if (known := snapshot.by_key.get(key)) is not None and not write.remove:
-            snapshot = _put(snapshot, replace(known, metadata={**known.metadata, **write.metadata}))
-    return snapshot

@@ -75,7 +75,8 @@ def dump_instance(i: Instance) -> dict[str, Any]:
 
 
 def load_instance(row: Mapping[str, Any]) -> Instance:
-    return Instance(**{**row, "metadata": row["metadata"] or EMPTY, "extra": row["extra"] or EMPTY})
+    fields: dict[str, Any] = {**row, "metadata": row["metadata"] or EMPTY, "extra": row["extra"] or EMPTY}
+    return Instance(**fields)
 
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:

@@ -91,7 +91,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one reader sees of a snapshot: the hosts after its filters, in order, and whether protection masks health."""
+    """What a reader sees of a snapshot: the hosts after its filters, in order, and whether protection masks health."""
 
     hosts: tuple[Instance, ...]
     protected: bool = False
@@ -127,8 +127,10 @@ class Snapshot:
 
     def _content(self) -> list[Any]:
         rows = [
-            (i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id)
-            + (sorted(i.metadata.items()), sorted(i.extra.items(), key=lambda item: item[0]))
+            (
+                *(i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id),
+                *(sorted(i.metadata.items()), sorted(i.extra.items(), key=lambda item: item[0])),
+            )
             for i in self.instances
         ]
         extra = sorted(self.extra.items(), key=lambda item: item[0])

@@ -19,9 +19,10 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from proxy.calls import Update, Write, apply
+from proxy.calls import Update, Write
 from proxy.catalog.look import Freshness, Look, freshness
 from proxy.catalog.overlay import OverlayPolicy, Pending, add, explains, fold, settle
+from proxy.effects import apply
 from proxy.errors import ProxyError
 from proxy.model import Change, ServiceKey, Snapshot, Source, diff
 
@@ -47,7 +48,7 @@ class CachePolicy:
 
 @dataclass(slots=True)
 class Entry:
-    """One service. `word` is the upstream's own list, `shown` what readers see; `contact` when it was last confirmed."""
+    """One service. `word` is the upstream's own list, `shown` what readers see; `contact`: when last confirmed."""
 
     key: ServiceKey
     word: Snapshot | None = None
@@ -240,7 +241,7 @@ class Cache:
             self._plan(entry, now)
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
-        """At most `budget` services whose turn it is, most overdue first; they are not due again until their fetch ends."""
+        """At most `budget` services whose turn it is, most overdue first; not due again until their fetch ends."""
         keys: list[ServiceKey] = []
         while self._schedule and self._schedule[0][0] <= now and len(keys) < budget:
             moment, key = heapq.heappop(self._schedule)

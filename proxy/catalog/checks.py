@@ -71,7 +71,7 @@ class CheckSpec:
         if not isinstance(failures, int) or not 1 <= failures <= 1000:
             raise BadCall("managed.failures", Problem.BODY, "managed.failures is a number from 1 to 1000")
         return cls(
-            kind,
+            kind,  # pyright: ignore[reportArgumentType] - one of the three, as checked above
             _target(kind, value),
             seconds("managed.interval", managed.get("interval", 5)),
             seconds("managed.timeout", managed.get("timeout", 2)),

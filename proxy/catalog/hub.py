@@ -1,4 +1,4 @@
-"""Changes to those who want to hear: ids, history, resume, mailboxes. Not for: sockets, encodings, deciding what changed.
+"""Changes to those who want to hear: ids, history, resume, mailboxes. Not for: sockets, encodings, what has changed.
 
 A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event; one that does not
 has at most one pending change per service, the newest state merged into it, so its bound is the number of services.

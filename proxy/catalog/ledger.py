@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proxy.calls import Beat, Deregister, Register, Update, apply, beat_timeout, delete_timeout
+from proxy.calls import Beat, Deregister, Register, Update, beat_timeout, delete_timeout
+from proxy.effects import apply
 from proxy.model import Instance, ServiceKey, Snapshot
 
 Place = tuple[ServiceKey, str, int]
@@ -25,7 +26,7 @@ class LedgerPolicy:
 
 @dataclass(slots=True)
 class Registration:
-    """An instance as its client registered it, and when it was last heard of (seconds). `wanted` ends with deregistration.
+    """An instance as its client registered it, and when it was last heard of (seconds).
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
     `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it.

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.calls import Beat, Deregister, Register, SetHealth, Update, Write, apply
+from proxy.calls import Beat, Deregister, Register, SetHealth, Update, Write
+from proxy.effects import apply
 from proxy.model import Snapshot
 
 

@@ -1,4 +1,4 @@
-"""Where the truth lives: one contract of one method. Not for: caching, retries of reads, anything that a reader sees."""
+"""Where the truth lives: one contract of one method. Not for: caching, retries of reads, what a reader sees."""
 
 from __future__ import annotations
 

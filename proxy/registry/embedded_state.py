@@ -1,7 +1,7 @@
 """What the embedded registry knows of its services, told the time. Not for: calls' dispatch, tasks (`embedded`).
 
-As in Nacos 2.5.1 (NACOS.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a whole;
-what was registered and what a modification laid over it are kept apart, and a listed instance is their sum.
+As in Nacos 2.5.1 (NACOS.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a
+whole; what was registered and what a modification laid over it are kept apart, and a listed instance is their sum.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class Channel(Protocol):
         ...
 
     def write(self, chunk: bytes) -> bool:
-        """Hands framed bytes over, always. False: the reader is slow, write no more until `on_drain`'s call; or gone."""
+        """Hands framed bytes over, always. False: the reader is slow, write no more until `on_drain` calls; or gone."""
         ...
 
     def on_drain(self, callback: Callable[[], None]) -> None:

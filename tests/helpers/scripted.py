@@ -16,8 +16,8 @@ from proxy.calls import (
     ListServices,
     ServicePage,
     Write,
-    apply,
 )
+from proxy.effects import apply
 from proxy.errors import ProxyError, Reason, Refused
 from proxy.model import ServiceKey, Snapshot
 
