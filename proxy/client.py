@@ -13,36 +13,23 @@ given; a listener gets the whole change event; a subscription survives failures 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from httpx_sse import EventSource
+
+from proxy.legacy import Metadata, NacosException, NacosRequestException, check, metadata_of, place_of, text_of
+from proxy.subscription import Listener, Subscription
+
+__all__ = ["NacosClient", "NacosException", "NacosRequestException"]
 
 log = logging.getLogger("nacos_proxy.client")
 
 DEFAULT_GROUP_NAME = "DEFAULT_GROUP"
-SILENCE = 40.0  # seconds without a byte, comments included, after which a stream counts as dead; they come every 15 s
-Listener = Callable[[dict[str, Any]], None]
-Metadata = Mapping[str, str] | str | None
-
-
-class NacosException(Exception):
-    """A bad parameter, or a use that makes no sense."""
-
-
-class NacosRequestException(NacosException):
-    """A request failed: the proxy could not be reached, or said no. `status` is its HTTP status, 0 for no answer."""
-
-    def __init__(self, text: str, status: int = 0) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class NacosClient:
@@ -57,22 +44,22 @@ class NacosClient:
         self,
         server_addresses: str = "127.0.0.1:8840",
         *,
-        namespace: str = "",
-        token: str | None = None,
+        namespace: str | None = "",
         username: str | None = None,
         password: str | None = None,
+        token: str | None = None,
         timeout: float = 3.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         address = server_addresses.split(",")[0].strip()
         if not address:
             raise NacosException("server_addresses is empty; the proxy's is 127.0.0.1:8840 unless it was set otherwise")
-        self.namespace = namespace
+        self.namespace = namespace or ""
         base = address if "://" in address else f"http://{address}"
         headers = {"user-agent": "Nacos-Proxy-Python-Client"}
         self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout, transport=transport, trust_env=False)
         self._beats: dict[tuple[str, str, str, int], threading.Event] = {}
-        self._subscriptions: dict[tuple[str, str], list[_Subscription]] = {}
+        self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
         self._lock = threading.Lock()
         if token is None and username is not None:
             token = self._login(username, password or "")
@@ -81,8 +68,7 @@ class NacosClient:
 
     def _login(self, username: str, password: str) -> str:
         form = {"username": username, "password": password}
-        reply = self._send("POST", "/nacos/v1/auth/login", data=form)
-        return str(reply.json()["accessToken"])
+        return str(self._object("POST", "/nacos/v1/auth/login", data=form).get("accessToken", ""))
 
     # writes
 
@@ -101,9 +87,13 @@ class NacosClient:
         heartbeat_interval: float | None = None,
     ) -> bool:
         """Register; True where the registry took it. With `heartbeat_interval` (seconds) it beats until removed."""
-        _check(service_name, ip, port)
-        form = self._form(service_name, group_name, ip=ip, port=port, weight=weight, enabled=_text(enable))
-        form |= {"healthy": _text(healthy), "ephemeral": _text(ephemeral), "metadata": json.dumps(_metadata(metadata))}
+        check(service_name, ip, port)
+        form = self._form(service_name, group_name, ip=ip, port=port, weight=weight, enabled=text_of(enable))
+        form |= {
+            "healthy": text_of(healthy),
+            "ephemeral": text_of(ephemeral),
+            "metadata": json.dumps(metadata_of(metadata)),
+        }
         form |= {"clusterName": cluster_name} if cluster_name else {}
         done = self._send("POST", "/nacos/v1/ns/instance", data=form).text == "ok"
         if done and ephemeral and heartbeat_interval is not None:
@@ -120,9 +110,9 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> bool:
         """Deregister and stop its beats; True also for an instance that nobody knows."""
-        _check(service_name, ip, port)
+        check(service_name, ip, port)
         self._stop_beating(service_name, group_name, ip, port)
-        query = self._form(service_name, group_name, ip=ip, port=port, ephemeral=_text(ephemeral))
+        query = self._form(service_name, group_name, ip=ip, port=port, ephemeral=text_of(ephemeral))
         query |= {"clusterName": cluster_name} if cluster_name else {}
         return self._send("DELETE", "/nacos/v1/ns/instance", params=query).text == "ok"
 
@@ -139,15 +129,15 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> bool:
         """Change what is given and nothing else; metadata is merged key by key."""
-        _check(service_name, ip, port)
+        check(service_name, ip, port)
         body: dict[str, Any] = {}
         if weight is not None:
             body["weight"] = weight
         if enable is not None:
             body["enabled"] = enable
         if metadata is not None:
-            body["metadata"] = _metadata(metadata)
-        path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{_place(ip, port)}"
+            body["metadata"] = metadata_of(metadata)
+        path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{place_of(ip, port)}"
         params = {"namespace": self.namespace, "group": group_name, "cluster": cluster_name or ""}
         self._send("PATCH", path, json=body, params={k: v for k, v in params.items() if v})
         return True
@@ -164,12 +154,12 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> dict[str, Any]:
         """One beat; the answer has `clientBeatInterval` (ms), `code` (10200, 20404) and `lightBeatEnabled`."""
-        _check(service_name, ip, port)
+        check(service_name, ip, port)
         grouped = service_name if "@@" in service_name else f"{group_name}@@{service_name}"
         beat = {"serviceName": grouped, "ip": ip, "port": port, "weight": weight, "ephemeral": ephemeral}
-        beat |= {"cluster": cluster_name or "DEFAULT", "metadata": _metadata(metadata)}
+        beat |= {"cluster": cluster_name or "DEFAULT", "metadata": metadata_of(metadata)}
         form = self._form(service_name, group_name, beat=json.dumps(beat))
-        return self._send("PUT", "/nacos/v1/ns/instance/beat", data=form).json()
+        return self._object("PUT", "/nacos/v1/ns/instance/beat", data=form)
 
     # reads
 
@@ -182,13 +172,13 @@ class NacosClient:
         healthy_only: bool = False,
     ) -> dict[str, Any]:
         """The service as Nacos lists it: `name`, `groupName`, `clusters`, `hosts` and so on."""
-        _check(service_name)
-        query = self._form(service_name, group_name or DEFAULT_GROUP_NAME, healthyOnly=_text(healthy_only))
+        check(service_name)
+        query = self._form(service_name, group_name or DEFAULT_GROUP_NAME, healthyOnly=text_of(healthy_only))
         if clusters:
             query["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
         if namespace_id:
             query["namespaceId"] = namespace_id
-        return self._send("GET", "/nacos/v1/ns/instance/list", params=query).json()
+        return self._object("GET", "/nacos/v1/ns/instance/list", params=query)
 
     def get_naming_instance(
         self,
@@ -199,10 +189,10 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> dict[str, Any]:
         """One instance: `service`, `ip`, `port`, `clusterName`, `weight`, `healthy`, `instanceId`, `metadata`."""
-        _check(service_name, ip, port)
+        check(service_name, ip, port)
         query = self._form(service_name, group_name, ip=ip, port=port)
         query |= {"clusterName": cluster_name} if cluster_name else {}
-        return self._send("GET", "/nacos/v1/ns/instance", params=query).json()
+        return self._object("GET", "/nacos/v1/ns/instance", params=query)
 
     # events
 
@@ -221,13 +211,13 @@ class NacosClient:
 
         Returns at once. `listener_interval` is what the legacy client polled by; here it bounds reconnection (seconds).
         """
-        _check(service_name)
+        check(service_name)
         listeners = [listener_fn] if callable(listener_fn) else list(listener_fn)
         params: dict[str, str] = {"service": service_name, "namespace": namespace_id or self.namespace}
-        params |= {"group": group_name or DEFAULT_GROUP_NAME, "healthy_only": _text(healthy_only)}
+        params |= {"group": group_name or DEFAULT_GROUP_NAME, "healthy_only": text_of(healthy_only)}
         if clusters:
             params["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
-        subscription = _Subscription(self._http, {k: v for k, v in params.items() if v}, listeners, listener_interval)
+        subscription = Subscription(self._http, {k: v for k, v in params.items() if v}, listeners, listener_interval)
         with self._lock:
             self._subscriptions.setdefault((service_name, params["group"]), []).append(subscription)
         subscription.start()
@@ -236,7 +226,7 @@ class NacosClient:
         """End the subscriptions of a service, or only those calls to `listener`."""
         with self._lock:
             key = (service_name, group_name or DEFAULT_GROUP_NAME)
-            kept: list[_Subscription] = []
+            kept: list[Subscription] = []
             for subscription in self._subscriptions.pop(key, []):
                 subscription.listeners = [f for f in subscription.listeners if listener is not None and f != listener]
                 if subscription.listeners:
@@ -293,6 +283,15 @@ class NacosClient:
             raise NacosRequestException(f"{method} {path}: {reply.status_code} {reply.text.strip()}", reply.status_code)
         return reply
 
+    def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        reply = self._send(method, path, **options)
+        try:
+            body = reply.json()
+        except ValueError as error:
+            text = f"{method} {path}: the answer is no JSON: {reply.text[:100]!r}"
+            raise NacosRequestException(text, reply.status_code) from error
+        return body
+
     def close(self) -> None:
         """Ends beats, subscriptions and connections."""
         for stop in self._beats.values():
@@ -306,98 +305,3 @@ class NacosClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Subscription:
-    """One event stream in a thread of its own; reconnects with the last id, so that nothing is missed."""
-
-    def __init__(self, http: httpx.Client, params: dict[str, str], listeners: list[Listener], longest: float) -> None:
-        self.listeners = listeners
-        self._http = http
-        self._params = params
-        self._longest = longest
-        self._stopped = threading.Event()
-        self._socket: socket.socket | None = None
-        self._last_id = ""
-        self._thread = threading.Thread(target=self._run, name=f"events {params['service']}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the stream at once: a reader that waits for the next event is woken by its socket's end."""
-        self._stopped.set()
-        waiting = self._socket
-        if waiting is not None:
-            with contextlib.suppress(OSError):
-                waiting.shutdown(socket.SHUT_RDWR)
-
-    def join(self) -> None:
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=2.0)
-
-    def _run(self) -> None:
-        wait = 0.1
-        while not self._stopped.is_set():
-            try:
-                self._follow()
-                wait = 0.1
-            except (httpx.HTTPError, NacosException) as error:
-                if self._stopped.is_set():
-                    return
-                log.warning("the events of %s broke off, trying again: %s", self._params["service"], error)
-            self._stopped.wait(wait)
-            wait = min(wait * 2, self._longest)
-
-    def _follow(self) -> None:
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": self._last_id} if self._last_id else {})
-        timeout = httpx.Timeout(3.0, read=SILENCE)
-        with self._http.stream("GET", "/api/v1/events", params=self._params, headers=headers, timeout=timeout) as reply:
-            if reply.status_code != 200:
-                reply.read()
-                raise NacosRequestException(f"{reply.status_code} {reply.text}", reply.status_code)
-            self._socket = reply.extensions["network_stream"].get_extra_info("socket")
-            for event in EventSource(reply).iter_sse():
-                if self._stopped.is_set():
-                    return
-                self._last_id = event.id or self._last_id
-                if event.event in ("snapshot", "change"):
-                    self._tell({"event": event.event, **json.loads(event.data)})
-
-    def _tell(self, change: dict[str, Any]) -> None:
-        for listener in list(self.listeners):
-            try:
-                listener(change)
-            except Exception:
-                log.exception("a listener of %s failed", self._params["service"])
-
-
-def _check(service_name: str, ip: str = "-", port: int = 0) -> None:
-    if not service_name:
-        raise NacosException("service_name is required")
-    if not ip:
-        raise NacosException("ip is required")
-    try:
-        number = int(port)
-    except (TypeError, ValueError) as error:
-        raise NacosException(f"port is a number from 0 to 65535, not {port!r}") from error
-    if not 0 <= number <= 65535:
-        raise NacosException(f"port is a number from 0 to 65535, not {port!r}")
-
-
-def _metadata(metadata: Metadata) -> dict[str, str]:
-    if not metadata:
-        return {}
-    if isinstance(metadata, str):
-        if metadata.lstrip().startswith("{"):
-            return {str(k): str(v) for k, v in json.loads(metadata).items()}
-        return dict(part.split("=", 1) for part in metadata.split(","))
-    return {str(k): str(v) for k, v in metadata.items()}
-
-
-def _text(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _place(ip: str, port: int) -> str:
-    return quote(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", safe="[]:.")
