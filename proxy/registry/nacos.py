@@ -111,6 +111,12 @@ class NacosRegistry:
         async with passing(self.http, self.servers.candidates(()), self._passed, call) as reply:
             yield reply
 
+    def status(self) -> dict[str, Any]:
+        """What operators want to know, ready for JSON, without secrets. Latencies in milliseconds."""
+        session = self.session
+        login = {"enabled": session.enabled, "logins": session.logins, "error": session.error}
+        return {"login": login, "servers": [_status(server) for server in self.servers.all]}
+
     async def close(self) -> None:
         self._closed = True
         await self.http.transport.aclose()
@@ -189,6 +195,18 @@ class NacosRegistry:
             self.succeeded(server, None, "passed")
         else:
             self.failed(server, error)
+
+
+def _status(server: Server) -> dict[str, Any]:
+    return {
+        "url": server.url,
+        "state": "up" if server.up else "down",
+        "error": server.error,
+        "latencyMs": round(server.latency * 1000, 3),
+        "version": server.spoken.version,
+        "dialects": server.spoken.dialects,
+        "outcomes": dict(server.outcomes),
+    }
 
 
 def _forget(server: Server) -> None:
