@@ -21,11 +21,11 @@ from proxy.cli_config import loaded_from
 from proxy.disk import StateFile, StateLocked
 from proxy.errors import ProxyError, Refused
 from proxy.logs import printable
+from proxy.policies import nacos_policy
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
 from proxy.registry.push import available
 from proxy.rest_client import Problem, RestClient, Unreached
 from proxy.runtime import Clock, SystemClock
-from proxy.server import nacos_policy
 from proxy.settings import Settings
 
 CLOCK_TOLERANCE = 5.0  # seconds

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import sdnotify
+import sdnotify  # pyright: ignore[reportMissingTypeStubs]
 import uvicorn
 
 from proxy.runtime import SystemClock, spawn, stop
@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._before_drain = before_drain
         self._reload = reload
-        self._notifier = sdnotify.SystemdNotifier()
+        self._notifier: Any = sdnotify.SystemdNotifier()
         self._watchdog: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

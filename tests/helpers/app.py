@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import uvicorn
 
+from proxy.parts import Parts, build
 from proxy.runtime import Clock, SystemClock
-from proxy.server import App, Parts, build, uvicorn_config
+from proxy.server import App, uvicorn_config
 from proxy.settings import Settings
 
 

@@ -1,0 +1,90 @@
+"""What operators see of the parts: the rows of `/status` and `/metrics` that no part shows by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from proxy import __version__
+from proxy.api.ops import Sight
+from proxy.fastpath.table import Answers
+from proxy.metrics import Repeated, Sources, metrics_registry
+from proxy.parts import Parts
+from proxy.registry.nacos import NacosRegistry
+
+
+def sight_of(parts: Parts) -> Sight:
+    """All that the operations endpoints show."""
+    sources = Sources(
+        parts.agent,
+        __version__,
+        push_up=lambda: None if parts.push is None else parts.poller.push_alive,
+        subscribers=lambda: parts.events.readers,
+        refused=lambda: parts.events.refused,
+        repeated=lambda: _repeated(parts.answers),
+        more=lambda: _more_metrics(parts),
+    )
+    return Sight(
+        parts.agent,
+        parts.events,
+        metrics_registry(sources),
+        __version__,
+        parts.started,
+        upstream=lambda: upstream_status(parts),
+        push=lambda: push_status(parts),
+        disk=lambda: disk_status(parts),
+        more=lambda: more_status(parts),
+    )
+
+
+def upstream_status(parts: Parts) -> Mapping[str, Any]:
+    if isinstance(parts.registry, NacosRegistry):
+        return {"kind": "nacos", **parts.registry.status()}
+    return {"kind": "embedded"}
+
+
+def push_status(parts: Parts) -> Mapping[str, Any]:
+    if parts.push is None:
+        return {"state": "off"}
+    return {"state": "ok"} if parts.poller.push_alive else {"state": "lost", "reason": "polling keeps time"}
+
+
+def disk_status(parts: Parts) -> Mapping[str, Any]:
+    if parts.disk is None:
+        return {"state": "off"}
+    return {"state": "failing", "reason": parts.disk.failing} if parts.disk.failing else {"state": "ok"}
+
+
+def more_status(parts: Parts) -> Mapping[str, Any]:
+    managed = [
+        {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
+        for m in parts.keeper
+    ]
+    udp = parts.udp
+    pushes = {} if udp is None else {"sent": udp.sent, "refused": udp.refused, "tooLarge": udp.too_large}
+    return {
+        "managed": managed,
+        "udpPush": pushes,
+        "fastPath": {"answers": len(parts.answers), "bytes": parts.answers.bytes},
+    }
+
+
+def _repeated(answers: Answers) -> Iterable[Repeated]:
+    for (kind, status), tally in answers.tallies.items():
+        yield Repeated(kind, status, "head", tally.head)
+        yield Repeated(kind, status, "target", tally.target)
+
+
+def _more_metrics(parts: Parts) -> Iterable[Metric]:
+    gauges = {
+        "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
+        "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
+        "prepared_answers": ("Answers that the fast path holds", len(parts.answers)),
+    }
+    for name, (text, value) in gauges.items():
+        family = GaugeMetricFamily(f"nacos_proxy_{name}", text)
+        family.add_metric([], value)
+        yield family

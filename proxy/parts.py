@@ -1,0 +1,146 @@
+"""Everything that runs, made once from the settings, started and finished in order. No behaviour of its own.
+
+Not for: which policy a setting becomes (`policies`), the app in front of the parts (`server`).
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from proxy.agent import Agent, AgentPolicy, Catalog
+from proxy.api.events import EventsApi
+from proxy.api.guard import GuardPolicy
+from proxy.api.reads import ReadPolicy, Reads
+from proxy.catalog.breaker import Breaker, BreakerPolicy
+from proxy.catalog.cache import Cache
+from proxy.catalog.hub import Hub, HubPolicy
+from proxy.catalog.ledger import Ledger, LedgerPolicy
+from proxy.catalog.overlay import OverlayPolicy
+from proxy.catalog.pushes import Pushes, PushesPolicy
+from proxy.disk import Disk, DiskPolicy, StateFile
+from proxy.fastpath.table import Answers, AnswersPolicy
+from proxy.managed import Keeper, ManagedPolicy
+from proxy.model import Change, Snapshot
+from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks
+from proxy.poller import Poller, PollPolicy
+from proxy.registry.base import Registry, Watchable
+from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.nacos import NacosRegistry
+from proxy.registry.push import GrpcPush, PushPolicy, available
+from proxy.runtime import Clock
+from proxy.settings import BadSettings, Settings
+from proxy.udp import UdpPolicy, UdpPush
+from proxy.wire.base import ReadService, ServiceView
+from proxy.wire.hosts import list_json
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything that runs, made once. `followers` of a change are called in this order: answers, hub, disk, udp."""
+
+    settings: Settings
+    clock: Clock
+    agent: Agent
+    registry: Registry
+    poller: Poller
+    answers: Answers
+    reads: Reads
+    events: EventsApi
+    keeper: Keeper
+    guard: GuardPolicy
+    push: Watchable | None = None
+    disk: Disk | None = None
+    udp: UdpPush | None = None
+    started: float = field(default=0.0)
+
+
+def build(s: Settings, clock: Clock) -> Parts:
+    """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
+    embedded = s.upstream == ("embedded",) and not s.endpoint
+    registry, push = _embedded(clock) if embedded else _upstream(s, clock)
+    overlay = OverlayPolicy(grace=0.0 if embedded else s.overlay_grace)
+    catalog = Catalog(
+        Cache(cache_policy(s), overlay, random.random),
+        Hub(HubPolicy(s.events_history), secrets.token_hex(4)),
+        Ledger(LedgerPolicy()),
+        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
+    )
+    answers = Answers(AnswersPolicy())
+    after: list[Any] = []
+
+    def follow(change: Change) -> None:
+        answers.forget(change.key)
+        catalog.hub.publish(change)
+        for follower in after:
+            follower(change)
+
+    agent = Agent(registry, catalog, clock, AgentPolicy(s.cold_wait), [follow])
+    poller = Poller(agent, PollPolicy(budget=s.poll_budget), push)
+    events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
+    parts = Parts(
+        s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
+        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), push, started=clock.now(),
+    )  # fmt: skip
+    if s.disk:
+        parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())
+        after.append(parts.disk.mark)
+    if s.udp_push:
+        parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)))
+        after.append(parts.udp.follow)
+    return parts
+
+
+def _embedded(clock: Clock) -> tuple[Registry, Watchable | None]:
+    registry = EmbeddedRegistry(clock)
+    return registry, registry
+
+
+def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
+    registry = NacosRegistry(nacos_policy(s), clock)
+    origins = tuple(server.origin for server in registry.servers.all)
+    if s.push == "on" and not available():
+        raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
+    if s.push == "off" or not available() or not origins:
+        return registry, None
+    offset = s.push_port - (urlsplit(origins[0]).port or 0) if s.push_port else PushPolicy.offset
+    home = str(s.state_dir / "push")
+    return registry, GrpcPush(PushPolicy(origins, s.username, s.secret(), home=home, offset=offset), clock)
+
+
+def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
+    view = ServiceView(snapshot, snapshot.select(call.cluster_set))
+    body = list_json(view, call.clusters)
+    body.pop("groupName", None)  # a pushed list has none (NACOS.md 6)
+    return orjson.dumps(body)
+
+
+async def start(parts: Parts) -> None:
+    """State from disk first, so that the first read has it; then what runs in the background."""
+    if parts.disk is not None:
+        parts.disk.restore()
+        parts.disk.start()
+    parts.keeper.restore_all()
+    parts.poller.start()
+    parts.keeper.start()
+    if parts.udp is not None:
+        await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
+
+
+async def finish(parts: Parts) -> None:
+    """In the other order; the state is written last, when nothing changes it any more."""
+    parts.events.close()
+    if parts.udp is not None:
+        await parts.udp.stop()
+    await parts.keeper.stop(deregister=parts.settings.managed_deregister)
+    await parts.poller.stop()
+    if isinstance(parts.push, GrpcPush):
+        await parts.push.close()
+    if parts.disk is not None:
+        await parts.disk.close()
+    await parts.agent.close()
