@@ -3,7 +3,8 @@
 SQLite in WAL mode (docs/decisions): a kill at any moment leaves the last finished batch whole, a batch costs one
 write however many services changed, and the standard library brings it. One thread of its own touches the file, so
 that a slow disk never delays a reader. Rules of this file: a failure to write is a degraded state, never an error of
-a request; a file that cannot be read is set aside and said so; nothing secret is written; modes are 0600 and 0700.
+a request; a damaged file is set aside and said so, a sound one that cannot be opened now (disk full, locked by another
+program) never; a row that cannot be understood costs that row alone; nothing secret is written; modes are 0600, 0700.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import logging
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -43,6 +45,13 @@ CREATE TABLE IF NOT EXISTS registration (
 ) WITHOUT ROWID;
 """
 
+# The longest unheard of go first where there are more services than the policy allows.
+_TRIM = """
+DELETE FROM service WHERE (namespace, grp, name) IN
+    (SELECT namespace, grp, name FROM service ORDER BY contact DESC LIMIT -1 OFFSET ?)
+"""
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+
 
 class StateLocked(Exception):
     """Another process holds the state directory."""
@@ -50,7 +59,8 @@ class StateLocked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DiskPolicy:
-    """Seconds between batches and between updates of the contact times; services beyond `most` are not written."""
+    """Seconds between batches and between updates of the contact times; at most `most` services are kept, each for
+    `keep_for` seconds after its last confirmation."""
 
     every: float = 1.0
     contacts_every: float = 30.0
@@ -95,23 +105,50 @@ def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
     return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
 
 
-class StateFile:
-    """The file, as blocking calls. Used by one thread."""
+def load_registration(key: ServiceKey, body: bytes) -> Registration:
+    """One of which nothing was heard yet."""
+    row: dict[str, Any] = orjson.loads(body)
+    return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
 
-    def __init__(self, directory: Path) -> None:
+
+class StateFile:
+    """The file, as blocking calls. Used by one thread. `trouble` says why it cannot be opened now, '' if it is open.
+
+    `patience`: seconds to wait for another program that holds the file.
+    """
+
+    def __init__(self, directory: Path, *, patience: float = 5.0) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = directory / FILE
         self.set_aside: Path | None = None
+        self.trouble = ""
+        self.unreadable = 0
+        self._patience = patience
         self._lock = _lock(directory)
+        self._db: sqlite3.Connection | None = None
         try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            self.set_aside = self._put_aside(error)
-            self._db = self._open()
+            self._opened()
+        except sqlite3.OperationalError as error:
+            self.trouble = str(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
+        if self._db is None:
+            try:
+                self._db = self._open()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                self.set_aside = self._put_aside(error)
+                self._db = self._open()
+            self.trouble = ""
+        return self._db
 
     def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
+        db = sqlite3.connect(self.path, self._patience, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
@@ -120,8 +157,8 @@ class StateFile:
                 raise sqlite3.DatabaseError(f"it is of version {version}, this proxy reads {VERSION}")
             if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its check failed")
-            db.executescript(_SCHEMA)
-            db.execute(f"PRAGMA user_version={VERSION}")
+            if not version:
+                db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
         except sqlite3.DatabaseError:
             db.close()
             raise
@@ -139,19 +176,33 @@ class StateFile:
 
     def read(self) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
         """Snapshots with the wall time of their last confirmation, registrations with that of their last beat."""
+        if self._db is not None:
+            return self._read(self._db)
+        # Without room for its journal the file can still be read, as the last checkpoint left it.
+        with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro&immutable=1", uri=True)) as db:
+            return self._read(db)
+
+    def _read(self, db: sqlite3.Connection) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
         services: list[tuple[Snapshot, float]] = []
-        for namespace, group, name, body, contact in self._db.execute("SELECT * FROM service"):
-            services.append((load_snapshot(ServiceKey(namespace, group, name), body), contact))
         registrations: list[tuple[Registration, float]] = []
-        for namespace, group, name, _, _, body, heard in self._db.execute("SELECT * FROM registration"):
-            row: dict[str, Any] = orjson.loads(body)
-            key = ServiceKey(namespace, group, name)
-            known = Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
-            registrations.append((known, heard))
+        for namespace, group, name, body, contact in db.execute("SELECT * FROM service ORDER BY contact"):
+            with self._row():
+                services.append((load_snapshot(ServiceKey(namespace, group, name), body), float(contact)))
+        for namespace, group, name, _, _, body, heard in db.execute("SELECT * FROM registration"):
+            with self._row():
+                registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))
         return services, registrations
 
+    @contextmanager
+    def _row(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except _UNREADABLE:
+            self.unreadable += 1
+
     def write(self, batch: Batch) -> None:
-        with closing(self._db.cursor()) as cursor:
+        db = self._opened()
+        with closing(db.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 cursor.executemany("INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services)
@@ -162,17 +213,23 @@ class StateFile:
                     cursor.execute("DELETE FROM registration")
                     cursor.executemany("INSERT INTO registration VALUES (?,?,?,?,?,?,?)", batch.registrations)
                 cursor.execute("DELETE FROM service WHERE contact < ?", (batch.forget_before,))
+                if batch.contacts:
+                    cursor.execute(_TRIM, (batch.most,))
                 cursor.execute("COMMIT")
             except sqlite3.Error:
-                cursor.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite has ended it by itself after a full disk
+                    cursor.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
         """Checkpoints and syncs the file, then lets go of the directory."""
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.close()
-        os.close(self._lock)
+        try:
+            if self._db is not None:
+                with closing(self._db):
+                    self._db.execute("PRAGMA synchronous=FULL")
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            os.close(self._lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +240,7 @@ class Batch:
     contacts: list[tuple[float, str, str, str]]
     registrations: list[tuple[str, str, str, str, int, bytes, float]] | None
     forget_before: float
+    most: int
 
     @property
     def empty(self) -> bool:
@@ -199,8 +257,9 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         text = f"the state directory {directory} is in use by another nacos-proxy (process {holder})"
         raise StateLocked(f"{text}; give this one its own --state-dir") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    with suppress(OSError):  # a full disk; the lock itself needs no room
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
 
 
@@ -208,7 +267,7 @@ class Disk:
     """Follows an agent's changes and writes them behind. `restore`, then `start`, at the end `close`."""
 
     def __init__(self, file: StateFile, agent: Agent, clock: Clock, policy: DiskPolicy) -> None:
-        self.failing = ""
+        self.failing = file.trouble
         self.written = 0
         self._file = file
         self._agent = agent
@@ -233,15 +292,22 @@ class Disk:
         """Fill the catalog with what the file knows; the number of services. Nothing fetched since is replaced."""
         try:
             services, registrations = self._file.read()
-        except (sqlite3.Error, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        except sqlite3.Error as error:
             log.error("the state file could not be read: %s; starting without it", error)
             return 0
+        if self.failing:
+            log.error("the state cannot be written: %s; serving goes on without", self.failing)
+        if self._file.unreadable:
+            log.error("%d rows of the state file could not be understood and were left out", self._file.unreadable)
         now, wall = self._clock.now(), self._clock.wall()
         catalog = self._agent.catalog
         for snapshot, contact in services:
             catalog.cache.restore(snapshot, max(0.0, wall - contact), now)
+        # Beats are written down so seldom that the last ones before a kill are not in the file.
+        unwritten = self._policy.contacts_every + self._policy.every
         for registration, heard in registrations:
-            registration.heard = now if registration.managed else now - max(0.0, wall - heard)
+            age = max(0.0, wall - heard - (unwritten if registration.beaten else 0.0))
+            registration.heard = now if registration.managed else now - age
             if registration.alive(now):
                 catalog.ledger.restore(registration)
                 catalog.cache.own(registration.service, catalog.ledger.count(registration.service), now)
@@ -260,14 +326,16 @@ class Disk:
     async def flush(self) -> None:
         """Write what is due; a failure is kept in `failing` and tried again with the next batch."""
         batch, keys = self._batch(), self._dirty
-        if batch.empty:
+        if batch.empty and not self.failing:
             return
         self._dirty = set()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._file.write, batch)
+        except asyncio.CancelledError:  # it may not have begun: `close` writes it again
+            self._keep(batch, keys)
+            raise
         except (sqlite3.Error, OSError) as error:
-            self._dirty |= keys
-            self._registrations_dirty |= batch.registrations is not None
+            self._keep(batch, keys)
             if not self.failing:
                 log.error("the state cannot be written: %s; serving goes on without", error)
             self.failing = str(error) or type(error).__name__
@@ -276,6 +344,10 @@ class Disk:
         if self.failing:
             log.warning("the state is written again")
             self.failing = ""
+
+    def _keep(self, batch: Batch, keys: set[ServiceKey]) -> None:
+        self._dirty |= keys
+        self._registrations_dirty |= batch.registrations is not None
 
     def _batch(self) -> Batch:
         now, wall = self._clock.now(), self._clock.wall()
@@ -294,7 +366,7 @@ class Disk:
         if self._registrations_dirty:
             self._registrations_dirty = False
             registrations = [self._registration(r, now, wall) for r in self._agent.catalog.ledger]
-        return Batch(rows, contacts, registrations, wall - self._policy.keep_for)
+        return Batch(rows, contacts, registrations, wall - self._policy.keep_for, self._policy.most)
 
     def _contacts(self, now: float, wall: float) -> Iterable[tuple[float, str, str, str]]:
         for entry in self._agent.catalog.cache.entries():

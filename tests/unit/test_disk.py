@@ -1,0 +1,517 @@
+"""The last known state: what a kill, a full disk, a damaged file leave of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import resource
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.agent import Agent
+from proxy.calls import Beat, Deregister, Register
+from proxy.catalog.cache import CachePolicy
+from proxy.catalog.look import Freshness
+from proxy.disk import (
+    FILE,
+    Disk,
+    DiskPolicy,
+    StateFile,
+    StateLocked,
+    dump_snapshot,
+    load_snapshot,
+)
+from proxy.model import Instance, ServiceKey, Snapshot, diff
+from tests.helpers.build import KEY, agent, instance, key, snapshot
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+POLICY = DiskPolicy()
+
+
+class Life:
+    """An agent and its disk between a start and an end; `ends` is a graceful stop, `killed` is none."""
+
+    def __init__(
+        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: DiskPolicy = POLICY, **more: Any
+    ) -> None:
+        self.clock = clock
+        self.registry = ScriptedRegistry(shelf or Shelf())
+        self.agent: Agent = agent(self.registry, clock, lambda change: self.disk.mark(change), **more)
+        self.file = StateFile(directory)
+        self.disk = Disk(self.file, self.agent, clock, policy)
+
+    def names(self) -> list[str]:
+        return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.shown is not None)
+
+    def registered(self) -> list[str]:
+        return sorted(r.instance.address for r in self.agent.catalog.ledger)
+
+    async def ends(self) -> None:
+        await self.disk.close()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def rows(directory: Path, table: str = "service") -> list[tuple[Any, ...]]:
+    """What another program sees in the file."""
+    db = sqlite3.connect(directory / FILE)
+    try:
+        return db.execute(f"SELECT * FROM {table} ORDER BY name").fetchall()
+    finally:
+        db.close()
+
+
+def alter(directory: Path, statement: str, *values: object) -> None:
+    db = sqlite3.connect(directory / FILE)
+    try:
+        with db:
+            db.execute(statement, values)
+    finally:
+        db.close()
+
+
+# what is written, and read again
+
+_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+_instances = st.builds(
+    Instance,
+    ip=_text,
+    port=st.integers(0, 65535),
+    cluster=_text,
+    weight=st.floats(0, 10_000),
+    healthy=st.booleans(),
+    enabled=st.booleans(),
+    ephemeral=st.booleans(),
+    metadata=st.dictionaries(_text, _text, max_size=3),
+    instance_id=_text,
+    extra=st.dictionaries(_text, st.none() | st.integers(-(2**53), 2**53) | _text | st.lists(_text), max_size=3),
+)
+_snapshots = st.builds(
+    Snapshot.of,
+    st.just(KEY),
+    st.lists(_instances, max_size=4),
+    threshold=st.floats(0, 1),
+    masking=st.booleans(),
+    cache_millis=st.integers(0, 100_000),
+    extra=st.dictionaries(_text, _text, max_size=2),
+    last_ref_time=st.integers(0, 2**53),
+)
+
+
+@given(_snapshots)
+def test_a_snapshot_comes_back_as_it_was(was: Snapshot) -> None:
+    back = load_snapshot(KEY, dump_snapshot(was))
+    assert back == was
+    assert (back.revision, back.last_ref_time) == (was.revision, was.last_ref_time)
+
+
+async def test_a_restart_serves_the_last_known_state_with_its_age(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"zone": "a"}))))
+    known = (await first.agent.read(KEY)).snapshot
+    await first.ends()
+    await clock.advance(60)
+
+    second = Life(tmp_path, clock)
+    assert second.disk.restore() == 1
+    look = await second.agent.read(KEY)
+    assert (look.snapshot, look.age, look.from_disk, look.freshness) == (known, 60.0, True, Freshness.STALE)
+    await second.ends()
+
+
+async def test_what_was_fetched_since_the_start_is_not_replaced(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance("10.0.0.1"))))
+    await first.agent.read(KEY)
+    await first.ends()
+    second = Life(tmp_path, clock, shelf=Shelf(snapshot(instance("10.0.0.2"))))
+    await second.agent.read(KEY)
+    second.disk.restore()
+    look = await second.agent.read(KEY)
+    assert look.snapshot is not None
+    assert [i.ip for i in look.snapshot.instances] == ["10.0.0.2"]
+    await second.ends()
+
+
+async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await first.agent.read(KEY)
+    await first.disk.flush()
+    await first.agent.write(Deregister(KEY, "10.0.0.1", 80))
+    await first.ends()
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    look = second.agent.catalog.cache.look(KEY, clock.now())
+    assert look.snapshot is not None and look.snapshot.instances == ()
+    await second.ends()
+
+
+async def test_batches_are_written_behind_by_the_clock(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    life.disk.start()
+    await life.agent.read(KEY)
+    assert rows(tmp_path) == []
+    await clock.advance(POLICY.every)
+    while not life.disk.written:
+        await asyncio.sleep(0)
+    assert [row[2] for row in rows(tmp_path)] == ["orders"]
+    await life.ends()
+
+
+async def test_a_batch_costs_one_write_and_nothing_is_written_for_nothing(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50))))
+    for n in range(50):
+        await life.agent.read(key(f"s{n}"))
+    await life.disk.flush()
+    await life.disk.flush()
+    assert life.disk.written == 1
+    assert len(rows(tmp_path)) == 50
+    await life.ends()
+
+
+async def test_a_confirmation_without_a_change_makes_the_state_younger(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await life.agent.read(KEY)
+    await life.disk.flush()
+    (before,) = rows(tmp_path)
+    await clock.advance(40)
+    life.agent.refresh(KEY)
+    await clock.advance(0)
+    await life.disk.flush()
+    (after,) = rows(tmp_path)
+    assert after[4] - before[4] == 40
+    assert after[3] == before[3]
+    await life.ends()
+
+
+async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await first.agent.read(KEY)
+    await first.ends()
+    second = Life(tmp_path, FakeClock(wall=0.0))
+    second.disk.restore()
+    assert second.agent.catalog.cache.look(KEY, second.clock.now()).age == 0.0
+    await second.ends()
+
+
+# bounds
+
+
+async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+    policy = DiskPolicy(most=3)
+    life = Life(
+        tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(6))), policy=policy
+    )
+    for n in range(6):
+        await life.agent.read(key(f"s{n}"))
+        await life.disk.flush()
+        await clock.advance(31)
+    await life.ends()
+    assert [row[2] for row in rows(tmp_path)] == ["s3", "s4", "s5"]
+
+
+async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "zyxw")))
+    for name in "zyxw":
+        await first.agent.read(key(name))
+        await clock.advance(1)
+    await first.ends()
+    second = Life(tmp_path, clock, cache=CachePolicy(max_services=2))
+    second.disk.restore()
+    assert second.names() == ["w", "x"]
+    await second.ends()
+
+
+@pytest.mark.parametrize(("keep_for", "left"), [(7 * 86_400.0, 1), (math.inf, 2)])
+async def test_what_nobody_confirmed_for_long_is_forgotten_unless_it_is_kept_for_ever(
+    tmp_path: Path, clock: FakeClock, keep_for: float, left: int
+) -> None:
+    policy = DiskPolicy(keep_for=keep_for)
+    both = Shelf(snapshot(instance()), snapshot(instance(), service=key("later")))
+    life = Life(tmp_path, clock, shelf=both, policy=policy)
+    await life.agent.read(KEY)
+    await life.disk.flush()
+    await clock.advance(8 * 86_400)
+    await life.agent.read(key("later"))
+    await life.disk.flush()
+    assert len(rows(tmp_path)) == left
+    await life.ends()
+
+
+# registrations
+
+
+async def register(life: Life, *ips: str, beat: bool = True, **fields: Any) -> None:
+    for ip in ips:
+        await life.agent.write(Register(KEY, instance(ip, **fields)))
+        if beat:
+            await life.agent.write(Beat(KEY, ip, 80))
+
+
+async def test_registrations_survive_and_their_services_are_kept_watched(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock)
+    await register(first, "10.0.0.1", "10.0.0.2", metadata={"zone": "a"})
+    await first.agent.write(Deregister(KEY, "10.0.0.2", 80))
+    await first.ends()
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    (known,) = second.agent.catalog.ledger
+    assert (known.instance, known.beaten) == (instance("10.0.0.1", metadata={"zone": "a"}), True)
+    assert second.agent.catalog.cache.watched(KEY, clock.now())
+    await second.ends()
+
+
+async def test_a_beating_client_is_not_forgotten_by_a_kill(tmp_path: Path, clock: FakeClock) -> None:
+    """Beats are written down every 30 s only, after which Nacos itself drops a client that is silent."""
+    first = Life(tmp_path, clock)
+    await register(first, "10.0.0.1")
+    await first.disk.flush()
+    for _ in range(5):  # 29 s of beats, none of them written yet
+        await clock.advance(5.8)
+        await first.agent.write(Beat(KEY, "10.0.0.1", 80))
+        await first.disk.flush()
+    first.file.close()  # a kill: no last batch
+    await clock.advance(2)
+
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    assert second.registered() == ["10.0.0.1:80"]
+    await second.ends()
+
+
+async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_remembered(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock)
+    await register(first, "10.0.0.1")
+    await register(first, "10.0.0.2", beat=False)
+    await register(first, "10.0.0.3", beat=False, ephemeral=False)
+    await register(first, "10.0.0.4", beat=False)
+    managed = first.agent.catalog.ledger.find(KEY, "10.0.0.4", 80)
+    assert managed is not None
+    managed.managed = {"check": {"ttl": "30s"}}
+    await first.ends()
+    await clock.advance(3600)
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    assert second.registered() == ["10.0.0.3:80", "10.0.0.4:80"]
+    await second.ends()
+
+
+async def test_the_last_registration_that_leaves_is_gone_from_the_file(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock)
+    await register(life, "10.0.0.1")
+    await life.disk.flush()
+    assert len(rows(tmp_path, "registration")) == 1
+    await life.agent.write(Deregister(KEY, "10.0.0.1", 80))
+    await life.disk.flush()
+    assert rows(tmp_path, "registration") == []
+    await life.ends()
+
+
+# whose it is
+
+
+async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None:
+    directory = tmp_path / "a" / "b"
+    before = os.umask(0)
+    try:
+        life = Life(directory, clock, shelf=Shelf(snapshot(instance())))
+        await life.agent.read(KEY)
+        await life.disk.flush()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert modes == {name: 0o600 for name in ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm")}
+    await life.ends()
+    (tmp_path / "a" / "b" / FILE).chmod(0o644)
+    StateFile(directory).close()
+    assert stat.S_IMODE((directory / FILE).stat().st_mode) == 0o600
+
+
+def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    first = StateFile(tmp_path)
+    with pytest.raises(StateLocked, match=rf"{tmp_path} is in use by another nacos-proxy \(process {os.getpid()}\)"):
+        StateFile(tmp_path)
+    first.close()
+    StateFile(tmp_path).close()
+
+
+# a kill, damage, a full disk
+
+
+async def test_a_kill_leaves_the_last_finished_batch_whole(tmp_path: Path, clock: FakeClock) -> None:
+    """The bytes as they lie there at the moment of a kill: the file with its write-ahead log, not checkpointed."""
+    life = Life(tmp_path / "living", clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "abc")))
+    for name in "abc":
+        await life.agent.read(key(name))
+        await life.disk.flush()
+    (tmp_path / "dead").mkdir()
+    for path in (tmp_path / "living").iterdir():
+        if path.suffix != ".sqlite3-shm":
+            (tmp_path / "dead" / path.name).write_bytes(path.read_bytes())
+    await life.ends()
+    after = Life(tmp_path / "dead", clock)
+    assert (after.disk.restore(), after.names(), after.file.set_aside) == (3, ["a", "b", "c"], None)
+    await after.ends()
+
+
+@pytest.mark.parametrize("damage", [b"no database at all", b"SQLite format 3\0" + bytes(5000), None])
+async def test_a_damaged_file_is_set_aside_and_said_so(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, damage: bytes | None
+) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await first.agent.read(KEY)
+    await first.ends()
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    path.write_bytes(damage if damage is not None else whole[: len(whole) // 2])
+    second = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    assert second.file.set_aside == tmp_path / f"{FILE}.corrupt-1"
+    assert second.disk.restore() == 0
+    assert f"it was set aside as {second.file.set_aside}" in caplog.text
+    await second.agent.read(KEY)
+    await second.ends()
+    assert len(rows(tmp_path)) == 1
+    path.write_bytes(b"again")
+    third = StateFile(tmp_path)
+    assert third.set_aside == tmp_path / f"{FILE}.corrupt-2"
+    third.close()
+
+
+def test_a_file_of_a_later_version_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    StateFile(tmp_path).close()
+    alter(tmp_path, "PRAGMA user_version=99")
+    later = StateFile(tmp_path)
+    assert later.set_aside is not None
+    assert "it is of version 99, this proxy reads 1" in caplog.text
+    later.close()
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"instances": [1]}', b'{"instances": [], "more": 1}', b"null"])
+async def test_a_row_that_cannot_be_understood_costs_that_row_alone(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(name)) for name in "ab")))
+    await register(first, "10.0.0.1", "10.0.0.2")
+    await first.agent.read(key("a"))
+    await first.agent.read(key("b"))
+    await first.ends()
+    alter(tmp_path, "UPDATE service SET body=? WHERE name='a'", body)
+    alter(tmp_path, "UPDATE registration SET body=? WHERE ip='10.0.0.1'", body)
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    assert second.names() == ["b"]
+    assert second.registered() == ["10.0.0.2:80"]
+    assert "2 rows of the state file could not be understood" in caplog.text
+    await second.ends()
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file grows beyond `room` bytes: what a full disk is to SQLite."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_is_a_degraded_state_and_ends_by_itself(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
+    await life.agent.read(KEY)
+    with full_disk(100_000):
+        await life.disk.flush()
+        assert life.disk.failing
+        assert "rollback" not in life.disk.failing
+        assert (await life.agent.read(KEY)).snapshot is not None
+        await life.disk.flush()
+    assert caplog.text.count("the state cannot be written") == 1
+    await life.disk.flush()
+    assert (life.disk.failing, len(rows(tmp_path))) == ("", 1)
+    assert caplog.messages[-1] == "the state is written again"
+    await life.ends()
+
+
+async def test_a_start_with_a_full_disk_reads_the_sound_file_and_keeps_it(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await first.agent.read(KEY)
+    await first.ends()
+    with full_disk(1):
+        second = Life(tmp_path, clock)
+        assert second.file.set_aside is None
+        assert second.disk.failing
+        assert (second.disk.restore(), second.names()) == (1, ["orders"])
+        assert "the state cannot be written" in caplog.text
+        await second.disk.flush()
+        assert second.disk.failing
+    await second.disk.flush()
+    assert second.disk.failing == ""
+    await second.ends()
+    assert [path.name for path in tmp_path.iterdir() if "corrupt" in path.name] == []
+
+
+async def test_a_full_disk_at_the_end_still_lets_go_of_the_directory(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
+    await life.agent.read(KEY)
+    with full_disk(100_000):
+        await life.ends()
+    StateFile(tmp_path).close()
+
+
+async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, clock: FakeClock) -> None:
+    StateFile(tmp_path).close()
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    state = StateFile(tmp_path, patience=0.01)
+    assert (state.set_aside, state.trouble) == (None, "database is locked")
+    other.close()
+    state.close()
+
+
+async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await life.agent.read(KEY)
+    cut = asyncio.get_running_loop().create_task(life.disk.flush())
+    await asyncio.sleep(0)
+    cut.cancel()
+    await asyncio.wait([cut])
+    await life.ends()
+    assert len(rows(tmp_path)) == 1
+
+
+async def test_a_service_gone_from_the_cache_keeps_its_last_row(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock)
+    await life.disk.flush()
+    alter(tmp_path, "INSERT INTO service VALUES ('public', 'g', 'orders', '{}', ?)", clock.wall())
+    change = diff(None, snapshot(instance(), service=ServiceKey("public", "g", "orders")), "poll")
+    assert change is not None
+    life.disk.mark(change)
+    await life.ends()
+    assert len(rows(tmp_path)) == 1
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nacos_proxy.disk")
