@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 from proxy.calls import (
-    BEAT_NOT_FOUND,
     BEAT_OK,
     Beat,
     BeatResult,
@@ -24,14 +24,14 @@ from proxy.calls import (
     Register,
     Update,
     Write,
-    beat_interval,
 )
 from proxy.catalog.breaker import Breaker
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
-from proxy.catalog.ledger import Ledger, Registration
+from proxy.catalog.ledger import Ledger, Place, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable
+from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.registry.base import Registry
 from proxy.runtime import Clock, spawn, stop
@@ -46,10 +46,14 @@ How = Literal["upstream", "healed", "local"]
 
 @dataclass(frozen=True, slots=True)
 class AgentPolicy:
-    """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1)."""
+    """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1).
+
+    `strict`: a service that the upstream refuses to show for want of rights is not shown from memory either.
+    """
 
     cold_wait: float = 2.5
     suspicious_for: float = 30.0
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class Agent:
         self._policy = policy
         self._followers = tuple(followers)
         self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
+        self._modifying: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+        self._healing = Healing(catalog.ledger, self, self._took_back, clock)
         self._suspicious_until = 0.0
 
     # read
@@ -115,22 +121,27 @@ class Agent:
         cache, now = self.catalog.cache, self.clock.now()
         cache.touch(key, now)
         look = cache.look(key, now)
-        if wants.content_with(look):
+        if wants.content_with(look) and not self._barred(look):
             if look.stale:
                 self._refresh_behind(key, now)
             Counts.add(self.counts.reads, "stale" if look.stale else "hit")
             return look
-        if look.snapshot is not None and not self.catalog.breaker.allows(now):
+        if not self.catalog.breaker.up and look.freshness in (Freshness.FRESH, Freshness.STALE):
+            self._refresh_behind(key, now)  # who has a snapshot never waits for an upstream that is down
             return self._settle_for(look)
         await self._wait_for(key)
         look = replace(cache.look(key, self.clock.now()), fetched=True)
-        if look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
+        if look.freshness in (Freshness.MISSING, Freshness.EXPIRED) or self._barred(look):
             return self._settle_for(look)
         Counts.add(self.counts.reads, "stale" if look.stale else "miss")
         return look
 
+    def _barred(self, look: Look) -> bool:
+        error = look.error
+        return self._policy.strict and isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
+
     def _settle_for(self, look: Look) -> Look:
-        if look.freshness is Freshness.STALE or look.freshness is Freshness.FRESH:
+        if look.freshness in (Freshness.STALE, Freshness.FRESH) and not self._barred(look):
             Counts.add(self.counts.reads, "stale")
             return look
         Counts.add(self.counts.reads, "none")
@@ -143,10 +154,8 @@ class Agent:
         raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
 
     def _refresh_behind(self, key: ServiceKey, now: float) -> None:
-        if key not in self._fetching and self.catalog.breaker.allows(now):
-            entry = self.catalog.cache.get(key)
-            if entry is None or entry.failures == 0 or entry.due_at <= now:
-                self._start(key, "poll")
+        if self.catalog.breaker.allows(now) and self.catalog.cache.may_ask(key, now):
+            self.refresh(key)
 
     async def _wait_for(self, key: ServiceKey) -> None:
         task = self._fetching.get(key)
@@ -179,7 +188,7 @@ class Agent:
             self._start(key, source)
 
     def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
-        self.catalog.breaker.probing(self.clock.now())
+        self.catalog.cache.ask(key)
         task = spawn(self._fetch(key, source), name=f"fetch {key}")
         self._fetching[key] = task
         return task
@@ -192,12 +201,20 @@ class Agent:
             self.catalog.cache.reject(key, error, self.clock.now())
             Counts.add(self.counts.fetches, type(error).__name__)
             return
+        except Exception as error:  # a bug of ours must not be the end of a service's polling
+            self.catalog.cache.reject(key, Garbled(f"{type(error).__name__} in the proxy"), self.clock.now())
+            raise
         finally:
             self._fetching.pop(key, None)
         now = self.clock.now()
-        if word.last_ref_time == 0:
-            word = replace(word, last_ref_time=self._wall_ms())
-        change = self.catalog.cache.accept(word, now, source, asked=asked, suspicious=now < self._suspicious_until)
+        change = self.catalog.cache.accept(
+            word,
+            now,
+            source,
+            asked=asked,
+            suspicious=now < self._suspicious_until,
+            wall_ms=self._wall_ms(),
+        )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)
 
@@ -205,6 +222,7 @@ class Agent:
 
     async def send(self, call: Call[R]) -> R:
         """Any call, straight to the registry; its outcome tells whether the upstream is up."""
+        self.catalog.breaker.probing(self.clock.now())
         try:
             result = await self.registry.send(call)
         except ProxyError as error:
@@ -222,27 +240,31 @@ class Agent:
         return outcome
 
     async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:
-        now = self.clock.now()
-        if isinstance(call, Beat) and not self.catalog.breaker.allows(now):
-            local = self._beat_locally(call)
-            if local is not None:
-                return local
+        if isinstance(call, Beat) and not self.catalog.breaker.up and (local := self._beat_locally(call)):
+            return local
         try:
-            written = Written(await self.send(call))
-            if isinstance(call, Beat):
-                written = await self._heal(call, written.result) or written
+            with self._healing.leaving(call):
+                written = Written(await self.send(call))
+            if isinstance(call, Beat) and (healed := await self._healing.heal(call, written.result)):
+                self.counts.healed += 1
+                written = Written(healed, "healed")
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
-            if isinstance(call, Beat) and isinstance(error, Unreachable | TooSlow | Garbled):
-                local = self._beat_locally(call)
-                if local is not None:
-                    return local
+            if isinstance(call, Beat) and _away(error) and (local := self._beat_locally(call)):
+                return local
             if getattr(error, "arrived", False):
                 self.catalog.cache.hasten(call.service, self.clock.now())
             return error
         Counts.add(self.counts.writes, "ok")
         self._wrote(call, written.result)
         return written
+
+    def _beat_locally(self, call: Beat) -> Written[BeatResult] | None:
+        result = self._healing.locally(call)
+        if result is None:
+            return None
+        self.counts.local_beats += 1
+        return Written(result, "local")
 
     def _wrote(self, call: Write[Any], result: object) -> None:
         now = self.clock.now()
@@ -257,43 +279,26 @@ class Agent:
         for listener in self.on_registration:
             listener()
 
-    async def _heal(self, call: Beat, result: BeatResult) -> Written[BeatResult] | None:
-        known = self.catalog.ledger.find(call.service, call.ip, call.port)
-        if result.code != BEAT_NOT_FOUND or known is None or not known.instance.ephemeral:
-            return None
-        await self._register_again(known)
-        self.counts.healed += 1
-        return Written(replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)), "healed")
-
-    def _beat_locally(self, call: Beat) -> Written[BeatResult] | None:
-        known = self.catalog.ledger.find(call.service, call.ip, call.port)
-        if known is None:
-            return None
-        self.catalog.ledger.wrote(call, self.clock.now())
-        self.counts.local_beats += 1
-        return Written(BeatResult(interval=beat_interval(known.instance.metadata)), "local")
+    def _took_back(self, call: Register) -> None:
+        self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again."""
-        i = registration.instance
-        beat = Beat(registration.service, i.ip, i.port, i.cluster, i.ephemeral)
-        if (await self.send(beat)).code == BEAT_OK:
-            return False
-        await self._register_again(registration)
-        self.counts.healed += 1
-        return True
-
-    async def _register_again(self, registration: Registration) -> None:
-        call = Register(registration.service, registration.instance)
-        await self.send(call)
-        log.info("registered %s of %s again: the upstream had lost it", registration.instance.address, call.service)
-        self._wrote(call, None)
+        healed = await self._healing.renew(registration)
+        self.counts.healed += healed
+        return healed
 
     async def modify(self, call: Update) -> Instance:
         """Change only what the call names: read, merge, replace all (partial calls are not, DESIGN fact 5).
 
-        Named metadata is merged by key into what is shown. Returns the instance as it will be shown.
+        Named metadata is merged by key into what is shown. Returns the instance as it will be shown. Of two at once
+        the second reads what the first has put, so that neither is undone by the other.
         """
+        turn = self._modifying.setdefault((call.service, call.ip, call.port), asyncio.Lock())
+        async with turn:
+            return await self._modify(call)
+
+    async def _modify(self, call: Update) -> Instance:
         known = await self._instance_now(call)
         metadata = {**known.metadata, **(call.metadata or {})}
         whole = replace(
@@ -311,7 +316,7 @@ class Agent:
     async def _instance_now(self, call: Update) -> Instance:
         look = await self.read(call.service, Wants(no_cache=True))
         assert look.snapshot is not None
-        known = look.snapshot.find(call.ip, call.port)
+        known = look.snapshot.find(call.ip, call.port, call.cluster) or look.snapshot.find(call.ip, call.port)
         if known is not None:
             return known
         owned = self.catalog.ledger.find(call.service, call.ip, call.port)
@@ -344,12 +349,16 @@ class Agent:
             log.info("no first snapshot of %s: %s", key, error)
 
     def _known(self, interest: Filter) -> list[Snapshot]:
+        if interest.everything is None:
+            listed = (self.catalog.cache.get(key) for key in sorted(interest.keys))
+            return [entry.shown for entry in listed if entry is not None and entry.shown is not None]
         shown = (entry.shown for entry in self.catalog.cache.entries() if interest.wants(entry.key))
         return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
 
     def unwatch(self, mailbox: Mailbox) -> None:
         """Ends what `watch` began; harmless when done before."""
-        self.catalog.hub.unsubscribe(mailbox)
+        if not self.catalog.hub.unsubscribe(mailbox):
+            return
         for key in mailbox.filter.keys:
             self.catalog.cache.unwatch(key, self.clock.now())
 
@@ -364,15 +373,18 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        failed = isinstance(error, Unreachable | TooSlow | Garbled) or (
-            isinstance(error, Refused) and error.status >= (500 if isinstance(call, Fetch) else 502)
+        failed = _away(error) and not (
+            isinstance(error, Refused) and error.status < 502 and not isinstance(call, Fetch)
         )
-        if failed and breaker.failed(now, str(error)):
-            log.warning("upstream lost: %s", error)
-            self.catalog.hub.publish(Notice("down", str(error)))
-        elif not failed and not isinstance(error, BadCall) and breaker.succeeded(now):
+        if failed:
+            self.suspect()
+            if breaker.failed(now, str(error)):
+                log.warning("upstream lost: %s", error)
+                self.catalog.hub.publish(Notice("down", str(error)))
+        elif not isinstance(error, BadCall) and breaker.succeeded(now):
             log.warning("upstream is back")
             self.suspect()
+            self.catalog.cache.recovered(now)
             self.catalog.hub.publish(Notice("up", ""))
             for listener in self.on_recovery:
                 listener()
@@ -389,3 +401,8 @@ class Agent:
         for task in (*self._fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()
+
+
+def _away(error: ProxyError | None) -> bool:
+    """Whether an upstream that says this, or nothing, cannot be counted on."""
+    return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)

@@ -16,6 +16,7 @@ import orjson
 from proxy.agent import Agent, AgentPolicy, Catalog
 from proxy.api.events import EventsApi
 from proxy.api.guard import GuardPolicy
+from proxy.api.passthrough import Forwarder
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.catalog.breaker import Breaker, BreakerPolicy
 from proxy.catalog.cache import Cache
@@ -31,6 +32,7 @@ from proxy.policies import cache_policy, events_policy, guard_policy, nacos_poli
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.login import Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.runtime import Clock
@@ -57,6 +59,7 @@ class Parts:
     push: Watchable | None = None
     disk: Disk | None = None
     udp: UdpPush | None = None
+    forwarder: Forwarder | None = None
     started: float = field(default=0.0)
 
 
@@ -64,14 +67,34 @@ def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
     embedded = s.upstream == ("embedded",) and not s.endpoint
     registry, push = _embedded(clock) if embedded else _upstream(s, clock)
-    overlay = OverlayPolicy(grace=0.0 if embedded else s.overlay_grace)
+    parts = _wired(s, clock, registry, AgentPolicy(s.cold_wait), Answers(AnswersPolicy()), push)
+    if isinstance(registry, Forwarder):
+        parts.forwarder = registry
+    return parts
+
+
+def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
+    """Parts of their own for who shows this token; of `of` they share the clock, the servers and the answers' table.
+
+    Nothing of them is written to disk: after a start the token is not known any more.
+    """
+    settings = of.settings.model_copy(update={"disk": False})
+    policy = AgentPolicy(settings.cold_wait, strict=True)
+    parts = _wired(settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, None)
+    parts.forwarder = of.forwarder
+    return parts
+
+
+def _wired(
+    s: Settings, clock: Clock, registry: Registry, policy: AgentPolicy, answers: Answers, push: Watchable | None
+) -> Parts:
+    overlay = OverlayPolicy(grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace)
     catalog = Catalog(
         Cache(cache_policy(s), overlay, random.random),
         Hub(HubPolicy(s.events_history), secrets.token_hex(4)),
         Ledger(LedgerPolicy()),
         Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
     )
-    answers = Answers(AnswersPolicy())
     after: list[Any] = []
 
     def follow(change: Change) -> None:
@@ -80,7 +103,7 @@ def build(s: Settings, clock: Clock) -> Parts:
         for follower in after:
             follower(change)
 
-    agent = Agent(registry, catalog, clock, AgentPolicy(s.cold_wait), [follow])
+    agent = Agent(registry, catalog, clock, policy, [follow])
     poller = Poller(agent, PollPolicy(budget=s.poll_budget), push)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     parts = Parts(

@@ -11,40 +11,30 @@ import math
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy import __version__
-from proxy.api.explorer import explorer_router
+from proxy.api.answers import send_reply
 from proxy.api.guard import Guard
-from proxy.api.lookup import LookupApi, LookupPolicy
-from proxy.api.nacos import NacosApi
-from proxy.api.ops import OpsApi
-from proxy.api.passthrough import Forwarder, Passthrough
-from proxy.api.rest import RestApi
-from proxy.api.routes import PROBLEM_HANDLERS
 from proxy.disk import StateLocked
 from proxy.errors import ProxyError
 from proxy.fastpath.asgi import FastPath
+from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
-from proxy.insight import sight_of
-from proxy.parts import Parts, build, finish, start
+from proxy.front import Front
+from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import guard_policy, loopback
+from proxy.realms import Realms, RealmsPolicy
+from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import Address, CannotStart, Server, sockets, tls_context, url_of
 from proxy.settings import Loaded, Settings
-from proxy.wire.base import Dialect, HttpReply
-from proxy.wire.problem import problem
-from proxy.wire.v1 import V1
-from proxy.wire.v2 import V2
-from proxy.wire.v3 import V3
 
 log = logging.getLogger("nacos_proxy.server")
-
-DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)
 
 
 def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
@@ -57,7 +47,11 @@ class App:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.guard = Guard(self._route, parts.guard, self._refuse)
+        self.front = Front(parts, self._lifespan)
+        self.realms: Realms | None = None
+        if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
+            self.realms = realms_of(parts, parts.registry)
+        self.guard = Guard(self._route, parts.guard, self.front.refuse)
         own: ASGIApp = self.guard
         if parts.settings.cors_origins:
             origins = list(parts.settings.cors_origins)
@@ -66,23 +60,28 @@ class App:
                 own, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=headers
             )
         self._entry: ASGIApp = FastPath(own, parts.answers, parts.clock.now) if parts.settings.fast_path else own
-        self._context = parts.settings.context_path.rstrip("/")
-        forwarder = parts.registry if isinstance(parts.registry, Forwarder) else None
-        self._nacos = NacosApi(
-            parts.agent,
-            DIALECTS,
-            Passthrough(forwarder, context_path=self._context),
-            context_path=self._context,
-            max_body=parts.settings.max_body,
-            on_list=parts.udp.listed if parts.udp is not None else None,
-        )
-        self._rest = rest_app(parts)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
+        await start(self.parts)
+        try:
+            yield
+        finally:
+            if self.realms is not None:
+                await self.realms.close()
+            await finish(self.parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._entry(scope, receive, send)
         else:
-            await self._rest(scope, receive, send)
+            await self.front.rest(scope, receive, send)
+
+    def end_streams(self) -> None:
+        """A stop begins: readers are told when to come back."""
+        self.parts.events.close()
+        if self.realms is not None:
+            self.realms.end_streams()
 
     def reload(self, settings: Settings) -> None:
         """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
@@ -92,63 +91,60 @@ class App:
         log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._nacos if self._is_nacos(scope["path"]) else self._rest
-        await target(scope, receive, send)
-
-    def _is_nacos(self, path: str) -> bool:
-        if self._context:
-            return path.startswith(self._context + "/")
-        return path.startswith(("/v1/", "/v2/", "/v3/"))
-
-    def _refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
-        path: str = scope["path"]
-        if self._is_nacos(path):
-            return self._nacos.refuse(scope, error)
-        return problem(error, path)
+        app: ASGIApp = self.front
+        if self.realms is not None:
+            try:
+                realm = await self.realms.of(scope)
+            except ProxyError as error:
+                await send_reply(send, self.front.refuse(scope, error), head_only=scope["method"] == "HEAD")
+                return
+            app = self.front if realm is None else realm.app
+        await app(scope, receive, send)
 
 
-def rest_app(parts: Parts) -> FastAPI:
-    """Our own API with its documents; the lifespan of all parts."""
+def realms_of(parts: Parts, upstream: NacosRegistry) -> Realms:
+    """For `auth = client`: the same upstream, asked with each client's own token and nothing else."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        await start(parts)
-        try:
-            yield
-        finally:
-            await finish(parts)
+    async def make(token: str) -> OneRealm:
+        own = build_realm(parts, upstream, token)
+        realm = OneRealm(own, Front(own))
+        await start(own)
+        return realm
 
-    app = FastAPI(
-        title="nacos-proxy",
-        version=__version__,
-        summary="A local caching discovery proxy for Nacos",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        exception_handlers=PROBLEM_HANDLERS,
-    )
-    app.include_router(RestApi(parts.agent, parts.reads, parts.keeper, max_body=parts.settings.max_body).router())
-    app.include_router(LookupApi(parts.agent, parts.reads, LookupPolicy()).router())
-    app.include_router(parts.events.router())
-    app.include_router(OpsApi(sight_of(parts)).router())
-    app.include_router(explorer_router())
-    return app
+    return Realms(make, RealmsPolicy(bearer=not parts.guard.tokens), parts.clock.now)
+
+
+@dataclass(frozen=True, slots=True)
+class OneRealm:
+    """A `Realm` made of parts of its own."""
+
+    parts: Parts
+    app: ASGIApp
+
+    @property
+    def streams(self) -> int:
+        return self.parts.events.readers
+
+    def end_streams(self) -> None:
+        self.parts.events.close()
+
+    async def close(self) -> None:
+        await finish(self.parts)
 
 
 def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves the app: one worker, our protocol class where the fast path is on."""
-    protocol = make_protocol(app.parts.answers, app.parts.clock.now) if s.fast_path else "httptools"
+    limits = ConnectionLimits(s.max_head, connections=s.max_connections)
+    fast = make_protocol(app.parts.answers, app.parts.clock.now, limits=limits) if s.fast_path else None
     config = uvicorn.Config(
         app,
-        http=protocol,
+        http=fast or make_limited(limits),
         loop="auto",
         lifespan="on",
         log_config=None,
         access_log=s.access_log,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(s.drain_timeout),
-        limit_concurrency=s.max_connections or None,
-        h11_max_incomplete_event_size=s.max_head,
         ws="none",
     )
     config.ssl = tls  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,7 +175,7 @@ def run(loaded: Loaded) -> int:
     async def reload() -> None:
         app.reload(loaded.again().settings)
 
-    server = Server(uvicorn_config(app, settings, tls), ready, app.parts.events.close, reload)
+    server = Server(uvicorn_config(app, settings, tls), ready, app.end_streams, reload)
     server.run(sockets=listeners)
     return 0 if server.started else 1
 

@@ -164,6 +164,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{needs} is set and {needed} is not; it needs both")
         if self.password_file is not None and self.password.get_secret_value():
             raise ValueError("password and password_file are both set; choose one")
+        if self.auth == "client" and self.username:
+            raise ValueError("auth = client asks with each client's own token; username goes with auth = proxy")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream names servers or 'embedded', not both")
         if not self.upstream and not self.endpoint:
