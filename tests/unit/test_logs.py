@@ -71,3 +71,11 @@ def test_setting_up_chooses_the_form_and_the_level(style: str, formatter: type[l
 def test_what_can_be_printed_is_left_alone() -> None:
     assert printable("orders ä 服务") == "orders ä 服务"
     assert printable("\x9b31m\r\u202e") == r"\x9b31m\r\u202e"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+def test_a_target_is_logged_without_its_secrets(formatter: type[logging.Formatter]) -> None:
+    target = "/nacos/v1/ns/instance/list?accessToken=eyJhbGci.x-y_z&serviceName=a&username=u&password=p%40ss"
+    line = formatter().format(record('127.0.0.1:1 - "GET %s HTTP/1.1" 200', target))
+    assert "eyJ" not in line and "p%40ss" not in line
+    assert "serviceName=a&username=u" in line
