@@ -13,18 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from proxy.calls import (
-    BEAT_OK,
-    Beat,
-    BeatResult,
-    Call,
-    Deregister,
-    Fetch,
-    GetInstance,
-    Register,
-    Update,
-    Write,
-)
+from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
 from proxy.catalog.breaker import Breaker
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
@@ -208,12 +197,7 @@ class Agent:
             self._fetching.pop(key, None)
         now = self.clock.now()
         change = self.catalog.cache.accept(
-            word,
-            now,
-            source,
-            asked=asked,
-            suspicious=now < self._suspicious_until,
-            wall_ms=self._wall_ms(),
+            word, now, source, asked=asked, suspicious=now < self._suspicious_until, wall_ms=self._wall_ms()
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)

@@ -110,8 +110,8 @@ class Poller:
                 log.warning("push is lost: polling keeps time")
         cache = self._agent.catalog.cache
         if self._push is not None:
-            cache.pushed = alive
-            self._push.watch(cache.watched_keys(self._agent.clock.now()))
+            cache.pushing(alive, self._agent.clock.now())
+            self._push.watch(cache.watched_keys())
 
     async def _listen(self, push: Watchable) -> None:
         async for key in push.changes():

@@ -17,7 +17,7 @@ from proxy.api.events import EventsApi
 from proxy.api.page import CONTENT_SECURITY_POLICY, page
 from proxy.api.rest import json_reply
 from proxy.api.routes import Routes
-from proxy.catalog.cache import Entry
+from proxy.catalog.shelf import Entry
 from proxy.wire.base import HttpReply
 from proxy.wire.query import Query
 

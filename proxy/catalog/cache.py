@@ -6,22 +6,24 @@ monotonic clock). Rules of this file:
 - a failure never touches a snapshot: `accept` and `reject` are two doors (value and error lie side by side, and the
   error is the younger where both are there);
 - what readers see is the upstream's word with the pending writes on top; only `_show` sets it;
-- services that nobody registered have a bound of their own, so that asking for a million names pushes out nothing.
+- services that nobody registered have a bound of their own, so that asking for a million names pushes out nothing;
+- what is planned is what is watched: the schedule has a place for each watched service, due or being asked for.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachetools import LRUCache
 
-from proxy.calls import Update, Write
+from proxy.calls import Beat, Write
 from proxy.catalog.look import Freshness, Look, freshness
-from proxy.catalog.overlay import OverlayPolicy, Pending, add, explains, fold, settle
+from proxy.catalog.overlay import OverlayPolicy, add, explains, fold, settle
+from proxy.catalog.schedule import Schedule
+from proxy.catalog.shelf import Entry, Shelf
 from proxy.effects import apply
 from proxy.errors import ProxyError
 from proxy.model import Change, ServiceKey, Snapshot, Source, diff
@@ -46,72 +48,16 @@ class CachePolicy:
     confirm_after: float = 5.0
 
 
-@dataclass(slots=True)
-class Entry:
-    """One service. `word` is the upstream's own list, `shown` what readers see; `contact`: when last confirmed."""
-
-    key: ServiceKey
-    word: Snapshot | None = None
-    shown: Snapshot | None = None
-    contact: float = -math.inf
-    error: ProxyError | None = None
-    failures: int = 0
-    pending: tuple[Pending, ...] = ()
-    held_since: float | None = None
-    last_read: float = -math.inf
-    watchers: int = 0
-    owned: int = 0
-    due_at: float = math.inf
-    from_disk: bool = False
-
-    @property
-    def pinned(self) -> bool:
-        """Whether it must not be pushed out: someone listens, or registered an instance here."""
-        return self.watchers > 0 or self.owned > 0
-
-    @property
-    def unknown(self) -> bool:
-        return not self.pinned and (self.shown is None or not self.shown.instances)
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """Entries under one bound; the pinned ones live outside of it."""
-
-    known: LRUCache[ServiceKey, Entry]
-    unknown: LRUCache[ServiceKey, Entry]
-    pinned: dict[ServiceKey, Entry] = field(default_factory=lambda: {})
-
-    def get(self, key: ServiceKey) -> Entry | None:
-        return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
-
-    def place(self, entry: Entry) -> None:
-        wanted = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
-        if wanted.get(entry.key) is entry:
-            return
-        for shelf in (self.pinned, self.known, self.unknown):
-            if shelf is not wanted:
-                shelf.pop(entry.key, None)
-        wanted[entry.key] = entry
-
-    def __iter__(self) -> Iterator[Entry]:
-        for shelf in (self.pinned, self.known, self.unknown):
-            yield from list(shelf.values())
-
-    def __len__(self) -> int:
-        return len(self.pinned) + len(self.known) + len(self.unknown)
-
-
 class Cache:
     """The entries of all services, bounded. `luck()` draws from [0, 1) and spreads the polls."""
 
     def __init__(self, policy: CachePolicy, overlay: OverlayPolicy, luck: Callable[[], float]) -> None:
+        self.pushed = False
         self._policy = policy
         self._overlay = overlay
         self._luck = luck
-        self._shelf = _Shelf(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
-        self._schedule: list[tuple[float, ServiceKey]] = []
-        self.pushed = False
+        self._shelf = Shelf(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
+        self._schedule = Schedule()
 
     # reading
 
@@ -129,8 +75,12 @@ class Cache:
         """A reader asked for the service: it is watched from now on, until nobody has asked for a while."""
         entry = self._entry(key)
         entry.last_read = now
-        if entry.due_at == math.inf and entry.shown is not None and not entry.unknown:
-            self._plan(entry, entry.contact + self._interval(entry))
+        self._keep(entry, now)
+
+    def may_ask(self, key: ServiceKey, now: float) -> bool:
+        """Whether a read of a stale snapshot is reason enough to ask the upstream now."""
+        entry = self._shelf.get(key)
+        return entry is None or (not entry.asking and entry.retry_at <= now)
 
     def _ttl(self, entry: Entry) -> float:
         if entry.unknown:
@@ -139,36 +89,63 @@ class Cache:
 
     # the upstream's word
 
+    def ask(self, key: ServiceKey) -> None:
+        """A fetch begins: the service is not due again until `accept` or `reject` ends it."""
+        entry = self._entry(key)
+        entry.asking = True
+        if key in self._schedule:
+            self._schedule.plan(key, math.inf)
+
     def accept(
-        self, word: Snapshot, now: float, source: Source, *, asked: float, suspicious: bool = False
+        self,
+        word: Snapshot,
+        now: float,
+        source: Source,
+        *,
+        asked: float,
+        suspicious: bool = False,
+        wall_ms: int = 0,
     ) -> Change | None:
         """A list arrived that was asked for at `asked`. The change that readers see, or None.
 
         `suspicious`: the upstream was away or is another one now; a list that then lost more than the policy's share
-        of a service is held back until a second one says the same `confirm_after` seconds later.
+        of a service is held back until a second one says the same `confirm_after` seconds later. `wall_ms` is the
+        moment that a change gets where the list names none.
         """
         entry = self._entry(word.key)
+        entry.asking, entry.error, entry.failures = False, None, 0
         if self._hold(entry, word, now, suspicious):
-            entry.contact = max(entry.contact, now - self._ttl(entry))
-            self._plan(entry, now + self._policy.confirm_after)
+            entry.retry_at = (now if entry.held_since is None else entry.held_since) + self._policy.confirm_after
+            self._plan(entry, entry.retry_at, now)
             return None
-        entry.held_since, entry.error, entry.failures, entry.from_disk = None, None, 0, False
-        entry.contact = now
-        entry.word = word
-        entry.pending = settle(entry.pending, word, asked, now, self._overlay) if entry.pending else ()
-        change = self._show(entry, fold(word, entry.pending), source)
+        entry.held_since, entry.retry_at, entry.from_disk, entry.contact = None, -math.inf, False, now
+        pending = settle(entry.pending, word, asked, self._overlay) if entry.pending else ()
+        # a registry gives the very same object where nothing changed: then nothing need be compared
+        same = word is entry.word and pending == entry.pending
+        entry.word, entry.pending = word, pending
+        change = None if same else self._show(entry, fold(word, pending), source, wall_ms)
         self._shelf.place(entry)
-        self._plan(entry, self._next(entry, now))
+        if entry.told > asked:
+            self._plan(entry, now, now)
+        else:
+            entry.because = "poll"
+            self._plan(entry, self._next(entry, now), now)
         return change
 
     def _hold(self, entry: Entry, word: Snapshot, now: float, suspicious: bool) -> bool:
         before = entry.shown
-        if before is None or not before.instances or (not suspicious and entry.held_since is None):
+        if (
+            before is None
+            or not before.instances
+            or not (suspicious or entry.from_disk or entry.held_since is not None)
+        ):
             return False
         left = sum(1 for i in before.instances if i.key in word.by_key)
         lost = 1.0 - left / len(before.instances)
         if lost <= self._policy.suspicious_share or explains(entry.pending, before, word):
             return False
+        if freshness(now - entry.contact, self._ttl(entry), self._policy.stale_if_error) is Freshness.EXPIRED:
+            return False  # nobody is served what would be kept
         if entry.held_since is None:
             entry.held_since = now
         return now - entry.held_since < self._policy.confirm_after
@@ -176,25 +153,34 @@ class Cache:
     def reject(self, key: ServiceKey, error: ProxyError, now: float) -> None:
         """A fetch failed. The snapshot stays; the next attempt is put off, longer each time."""
         entry = self._entry(key)
-        entry.error = error
+        entry.asking, entry.error = False, error
         entry.failures += 1
-        wait = self._interval(entry) * 2.0 ** min(entry.failures, 16)
-        self._plan(entry, now + min(wait, self._policy.longest_back_off) * (0.5 + self._luck() / 2))
+        wait = min(self._pace(entry) * 2.0 ** min(entry.failures, 16), self._policy.longest_back_off)
+        entry.retry_at = now + wait * (0.5 + self._luck() / 2)
+        self._plan(entry, entry.retry_at, now)
+
+    def recovered(self, now: float) -> None:
+        """The upstream is back: what failed meanwhile may be asked again at once, and is soon, spread over a while."""
+        for entry in self._shelf:
+            if entry.failures:
+                entry.retry_at = now
+                self._plan(entry, now + self._luck() * self._pace(entry), now)
 
     def wrote(self, write: Write[Any], now: float, wall_ms: int) -> Change | None:
         """The upstream accepted a write: readers see it at once. The change, or None where nothing shows."""
         entry = self._entry(write.service)
         before = entry.shown if entry.shown is not None else Snapshot(write.service)
         after = apply(before, write)
-        tracked = bool(entry.pending) or after is not before or entry.word is None
-        if tracked and self._overlay.grace > 0:
+        # A write that shows nothing here may still be news to the upstream, which lists it late: an instance that it
+        # had lost, a disabled one that no list shows. Beats come too often to be followed for that.
+        if self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat)):
             entry.pending = add(entry.pending, write, now)
-        # A disabled instance is in no list, so enabling it shows nothing here: only the upstream can tell.
-        if self._overlay.grace > 0 and (tracked or isinstance(write, Update)):
-            self._plan(entry, min(entry.due_at, now + self._overlay.settle))
+            self._plan(entry, min(self._schedule.moment(entry.key), now + self._overlay.settle), now)
         if entry.shown is None or after is before:
             return None
-        change = self._show(entry, replace(after, last_ref_time=wall_ms), "write")
+        if self._overlay.grace <= 0:
+            entry.word = after
+        change = self._show(entry, replace(after, last_ref_time=wall_ms), "write", wall_ms)
         self._shelf.place(entry)
         return change
 
@@ -202,15 +188,20 @@ class Cache:
         """A state from disk, `age` seconds old. What the upstream said since start is never replaced by it."""
         entry = self._entry(snapshot.key)
         if entry.shown is None:
-            entry.word = entry.shown = snapshot
+            entry.word = snapshot
+            self._show(entry, snapshot, "disk", 0)
             entry.contact, entry.from_disk = now - age, True
             self._shelf.place(entry)
 
-    def _show(self, entry: Entry, shown: Snapshot, source: Source) -> Change | None:
-        known, before = entry.shown is not None, entry.shown
-        change = diff(before, shown, source)
-        if change is not None or not known:
-            entry.shown = shown
+    def _show(self, entry: Entry, shown: Snapshot, source: Source, wall_ms: int) -> Change | None:
+        known = entry.shown is not None
+        if diff(entry.shown, shown, source) is None and known:
+            return None
+        if not shown.last_ref_time:
+            shown = replace(shown, last_ref_time=wall_ms)
+        change = diff(entry.shown, shown, source)
+        entry.shown = shown
+        entry.lived = entry.lived or bool(shown.instances)
         return change
 
     # watching
@@ -220,7 +211,8 @@ class Cache:
         entry = self._entry(key)
         entry.watchers += 1
         self._shelf.place(entry)
-        self._plan(entry, min(entry.due_at, max(now, entry.contact + self._interval(entry))))
+        moment = max(now, entry.contact + self._interval(entry), entry.retry_at)
+        self._plan(entry, min(self._schedule.moment(key), moment), now)
 
     def unwatch(self, key: ServiceKey, now: float) -> None:
         entry = self._entry(key)
@@ -234,46 +226,62 @@ class Cache:
         entry.owned = number
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
+        self._keep(entry, now)
 
-    def hasten(self, key: ServiceKey, now: float) -> None:
-        """The service is said to have changed: it is due at once."""
+    def hasten(self, key: ServiceKey, now: float, because: Source = "poll") -> None:
+        """The service is said to have changed: it is due at once, or again after the fetch that is under way."""
         if (entry := self._shelf.get(key)) is not None:
-            self._plan(entry, now)
+            entry.told, entry.because = now, because
+            self._plan(entry, now, now)
+
+    def pushing(self, alive: bool, now: float) -> None:
+        """Whether changes are told to us. Where they no longer are, what is watched is due at its old pace again."""
+        if alive == self.pushed:
+            return
+        self.pushed = alive
+        for key in () if alive else tuple(self._schedule.keys()):
+            entry = self._shelf.get(key)
+            if entry is not None:
+                moment = max(entry.contact + self._pace(entry) * self._jitter(), entry.retry_at)
+                self._plan(entry, min(self._schedule.moment(key), moment), now)
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
-        """At most `budget` services whose turn it is, most overdue first; not due again until their fetch ends."""
+        """At most `budget` services whose turn it is, most overdue first; none is due again until its fetch ends."""
         keys: list[ServiceKey] = []
-        while self._schedule and self._schedule[0][0] <= now and len(keys) < budget:
-            moment, key = heapq.heappop(self._schedule)
+        while len(keys) < budget and (key := self._schedule.take(now)) is not None:
             entry = self._shelf.get(key)
-            if entry is None or entry.due_at != moment:
-                continue
-            entry.due_at = math.inf
-            if self.watched(key, now):
+            if entry is None or not self._watched(entry, now):
+                self._schedule.drop(key)
+            else:
+                entry.asking = True
                 keys.append(key)
         return keys
 
     def next_due(self) -> float:
         """When `due` may have something, infinity for never."""
-        return self._schedule[0][0] if self._schedule else math.inf
+        return self._schedule.next()
 
     def watched(self, key: ServiceKey, now: float) -> bool:
         """Someone listens, or has read it lately, or registered an instance of it here."""
         entry = self._shelf.get(key)
-        if entry is None:
-            return False
-        if entry.pinned or entry.pending:
-            return True
-        return not entry.unknown and now - entry.last_read < self._policy.watch_idle
+        return entry is not None and self._watched(entry, now)
 
-    def _interval(self, entry: Entry) -> float:
-        if self.pushed:
-            return self._policy.interval_pushed
+    def _watched(self, entry: Entry, now: float) -> bool:
+        if entry.pinned or (entry.pending and entry.shown is not None):
+            return True
+        return entry.lived and now - entry.last_read < self._policy.watch_idle
+
+    def _pace(self, entry: Entry) -> float:
         return self._policy.interval_subscribed if entry.watchers else self._policy.interval_read
 
+    def _interval(self, entry: Entry) -> float:
+        return self._policy.interval_pushed if self.pushed else self._pace(entry)
+
+    def _jitter(self) -> float:
+        return 0.9 + self._luck() / 5
+
     def _next(self, entry: Entry, now: float) -> float:
-        interval = self._interval(entry)
-        moment = now + interval * (0.9 + self._luck() / 5)
+        moment = now + self._interval(entry) * self._jitter()
         if entry.pending:
             waits = (
                 p.since + (self._overlay.settle if p.since + self._overlay.settle > now else self._overlay.grace)
@@ -282,10 +290,16 @@ class Cache:
             moment = min(moment, max(now + 0.05, min(waits)))
         return moment
 
-    def _plan(self, entry: Entry, moment: float) -> None:
-        if moment != entry.due_at:
-            entry.due_at = moment
-            heapq.heappush(self._schedule, (moment, entry.key))
+    def _keep(self, entry: Entry, now: float) -> None:
+        """It is watched, maybe since now: it has a place in the schedule."""
+        if entry.key not in self._schedule:
+            self._plan(entry, max(entry.contact + self._interval(entry), entry.retry_at), now)
+
+    def _plan(self, entry: Entry, moment: float, now: float) -> None:
+        if not self._watched(entry, now):
+            self._schedule.drop(entry.key)
+        else:
+            self._schedule.plan(entry.key, math.inf if entry.asking else moment)
 
     def _entry(self, key: ServiceKey) -> Entry:
         entry = self._shelf.get(key)
@@ -294,7 +308,7 @@ class Cache:
             self._shelf.place(entry)
         return entry
 
-    # for operators
+    # for operators, and for who listens to the upstream
 
     def entries(self) -> Iterator[Entry]:
         """All entries, the pinned first. Not to be changed by the caller."""
@@ -303,8 +317,14 @@ class Cache:
     def get(self, key: ServiceKey) -> Entry | None:
         return self._shelf.get(key)
 
-    def watched_keys(self, now: float) -> list[ServiceKey]:
-        return [entry.key for entry in self._shelf if self.watched(entry.key, now)]
+    def watched_keys(self) -> Collection[ServiceKey]:
+        """What is kept fresh, as a view; one that is no longer watched leaves it when its turn comes."""
+        return self._schedule.keys()
+
+    @property
+    def watched_changes(self) -> int:
+        """Grows whenever a service comes into `watched_keys` or leaves it."""
+        return self._schedule.changes
 
     def __len__(self) -> int:
         return len(self._shelf)

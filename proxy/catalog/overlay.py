@@ -1,9 +1,10 @@
 """Accepted writes that the upstream does not list yet, folded over its word.
 
 A real server lists a write some 500 ms after it said `ok`. Until then a refresh brings the old list, and must not
-bring it back to readers. A write is *settled* when a list agrees with it that is younger than the write by `settle`
-(an older one may agree by chance and be followed by an older state), and *given up* after `grace`: then the
-upstream's word stands. Source: DESIGN fact 1, recordings "v1 list at once after register".
+bring it back to readers. A write is *settled* when a list agrees with it that was asked for `settle` after it (an
+older one may agree by chance and be followed by an older state), and *given up* when one that was asked for `grace`
+after it does not agree: then the upstream's word stands. When a list arrived says nothing of how old it is.
+Source: DESIGN fact 1, recordings "v1 list at once after register".
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ def _place(write: Write[Any]) -> tuple[str, int] | None:
 def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
     if _place(new) is None or _place(new) != _place(old):
         return new == old
-    if isinstance(new, Register | Deregister):
+    if isinstance(new, Register):
         return True
+    if isinstance(new, Deregister):
+        return not isinstance(old, Register) or old.instance.ephemeral == new.ephemeral
+    if isinstance(old, Beat) and old.full is not None:
+        return new == old  # it may be what registered the instance
     if isinstance(new, Update) and isinstance(old, Update):
         return not new.partial or (old.partial and _named(old) <= _named(new))
     return type(new) is type(old)
@@ -70,16 +75,14 @@ def _named(update: Update) -> set[str]:
     return {name for name in ("weight", "enabled", "metadata") if getattr(update, name) is not None}
 
 
-def settle(
-    pending: tuple[Pending, ...], base: Snapshot, asked: float, now: float, policy: OverlayPolicy
-) -> tuple[Pending, ...]:
+def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: OverlayPolicy) -> tuple[Pending, ...]:
     """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
     kept: list[Pending] = []
     shown = base
     for entry in pending:
         after = apply(shown, entry.write)
         agreed = after == shown and asked - entry.since >= policy.settle
-        if not agreed and now - entry.since < policy.grace:
+        if not agreed and asked - entry.since < policy.grace:
             kept.append(entry)
             shown = after
     return tuple(kept)

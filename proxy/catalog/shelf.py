@@ -1,0 +1,78 @@
+"""One service's entry, and the bounds under which entries are kept. Not for: what becomes of an entry (`cache`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+
+from proxy.catalog.overlay import Pending
+from proxy.errors import ProxyError
+from proxy.model import ServiceKey, Snapshot, Source
+
+
+@dataclass(slots=True)
+class Entry:
+    """One service. `word` is the upstream's own list, `shown` what readers see; `contact` when it was last confirmed.
+
+    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did. `retry_at`
+    is before when a stale read alone is no reason to ask again: the last fetch failed, or its list is held back.
+    `lived` says that instances were seen, which no asking for names brings about.
+    """
+
+    key: ServiceKey
+    word: Snapshot | None = None
+    shown: Snapshot | None = None
+    contact: float = -math.inf
+    error: ProxyError | None = None
+    failures: int = 0
+    retry_at: float = -math.inf
+    pending: tuple[Pending, ...] = ()
+    held_since: float | None = None
+    last_read: float = -math.inf
+    watchers: int = 0
+    owned: int = 0
+    asking: bool = False
+    told: float = -math.inf
+    because: Source = "poll"
+    lived: bool = False
+    from_disk: bool = False
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it must not be pushed out: someone listens, or registered an instance here."""
+        return self.watchers > 0 or self.owned > 0
+
+    @property
+    def unknown(self) -> bool:
+        return not self.pinned and (self.shown is None or not self.shown.instances)
+
+
+@dataclass(slots=True)
+class Shelf:
+    """Entries under one bound; the pinned ones live outside of it."""
+
+    known: LRUCache[ServiceKey, Entry]
+    unknown: LRUCache[ServiceKey, Entry]
+    pinned: dict[ServiceKey, Entry] = field(default_factory=lambda: {})
+
+    def get(self, key: ServiceKey) -> Entry | None:
+        return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
+
+    def place(self, entry: Entry) -> None:
+        wanted = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
+        if wanted.get(entry.key) is entry:
+            return
+        for shelf in (self.pinned, self.known, self.unknown):
+            if shelf is not wanted:
+                shelf.pop(entry.key, None)
+        wanted[entry.key] = entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        for shelf in (self.pinned, self.known, self.unknown):
+            yield from list(shelf.values())
+
+    def __len__(self) -> int:
+        return len(self.pinned) + len(self.known) + len(self.unknown)
