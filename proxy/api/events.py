@@ -173,7 +173,7 @@ class EventsApi:
         return self.agent.catalog.hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
 
     def _encode(self, event: Event, view: View) -> bytes:
-        number = self.agent.catalog.hub.id_of(event.number)
+        number = self.agent.catalog.hub.id_of(event)
         if isinstance(event.body, Notice):
             return encode("upstream", notice_json(event.body), number)
         shown = change_json(event.body, view)

@@ -3,13 +3,19 @@
 A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event; one that does not
 has at most one pending change per service, the newest state merged into it, so its bound is the number of services.
 A slow reader may thus never see a state that came and went; it always sees the last state of each service.
+
+A reader resumes behind an id, so an id promises that all up to it was heard. In the middle of what a slow reader is
+sent that is not so: where 1 and 3 became one change of a service, 2 of another goes out before it. Such an event gets
+an id of another epoch: whoever comes back with it starts from new snapshots.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal, TypeVar
 
 from cachetools import LRUCache
@@ -21,15 +27,22 @@ UpstreamState = Literal["up", "down"]
 
 @dataclass(frozen=True, slots=True)
 class HubPolicy:
-    """`history` events can be resumed from; `encoded` of their encodings are kept."""
+    """`history` events can be resumed from, fewer where they hold more than `hosts` instances in all.
+
+    `encoded` is how many bytes of encodings are kept.
+    """
 
     history: int = 4096
-    encoded: int = 256
+    hosts: int = 100_000
+    encoded: int = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """The upstream was lost or is back, in the stream's order among the changes."""
+    """The upstream was lost or is back, in the stream's order among the changes.
+
+    Of several that wait for a reader the last one counts: it is the whole state, and one too many does no harm.
+    """
 
     state: UpstreamState
     reason: str
@@ -37,10 +50,16 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change or a notice with its place in the stream."""
+    """A change or a notice with its place in the stream.
+
+    `first` is the number of the first change that was merged into it. A reader that got an event which is not `whole`
+    has not heard all up to its number.
+    """
 
     number: int
     body: Change | Notice
+    first: int
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +88,7 @@ class Mailbox:
         self.reset = False
         self._wake = wake
         self._pending: dict[ServiceKey | None, Event] = {}
+        self._undone: tuple[float, int] = (math.inf, 0)  # from the first change that was undone here to what undid it
 
     def put(self, event: Event) -> None:
         """Adds an event; a change of a service that waits here already becomes one with it."""
@@ -78,8 +98,9 @@ class Mailbox:
         if waiting is not None and isinstance(event.body, Change) and isinstance(waiting.body, Change):
             merged = merge(waiting.body, event.body)
             if merged is None:
+                self._undone = (min(self._undone[0], waiting.first), event.number)
                 return
-            event = Event(event.number, merged)
+            event = Event(event.number, merged, waiting.first)
         self._pending[key] = event
         if empty:
             self._wake()
@@ -87,11 +108,24 @@ class Mailbox:
     def take(self) -> list[Event]:
         """All that waits, in the order of the ids; the box is empty afterwards."""
         events = sorted(self._pending.values(), key=lambda event: event.number)
+        undone, self._undone = self._undone, (math.inf, 0)
         self._pending.clear()
-        return events
+        return events if len(events) < 2 and not undone[1] else _marked(events, undone)
 
     def __len__(self) -> int:
         return len(self._pending)
+
+
+def _marked(events: list[Event], undone: tuple[float, int]) -> list[Event]:
+    """Events in order; not whole are those behind which a change of a lower number is still to come, or was undone."""
+    marked: list[Event] = []
+    oldest = math.inf
+    for event in reversed(events):
+        if event.number < undone[1]:
+            oldest = min(oldest, undone[0])
+        marked.append(event if event.number < oldest else replace(event, whole=False))
+        oldest = min(oldest, event.first)
+    return marked[::-1]
 
 
 @dataclass(slots=True)
@@ -108,35 +142,42 @@ class Hub:
         self.epoch = epoch
         self.published = 0
         self._policy = policy
-        self._history: deque[Event] = deque(maxlen=policy.history)
+        self._history: deque[Event] = deque()
+        self._hosts = 0
         self._readers = _Readers()
-        self._encoded: LRUCache[tuple[int, int, Hashable], tuple[Event, bytes]] = LRUCache(policy.encoded)
+        self._encoded: LRUCache[Hashable, tuple[Event, bytes]] = LRUCache(policy.encoded, getsizeof=_size)
 
-    def id_of(self, number: int) -> str:
-        return f"{self.epoch}-{number}"
+    def id_of(self, event: Event) -> str:
+        """What a reader that got the event resumes with. One that is not whole is of an epoch that nobody knows."""
+        return f"{self.epoch}{'' if event.whole else '.part'}-{event.number}"
 
     @property
     def last_id(self) -> str:
         """The id that a snapshot taken now carries: the stream goes on behind it."""
-        return self.id_of(self.published)
+        return f"{self.epoch}-{self.published}"
 
     def publish(self, body: Change | Notice) -> Event:
         """Number it, keep it, put it into every mailbox that wants it."""
         self.published += 1
-        event = Event(self.published, body)
-        self._history.append(event)
+        event = Event(self.published, body, self.published)
+        self._remember(event)
         for mailbox in list(self._audience(body)):
             mailbox.put(event)
         return event
+
+    def _remember(self, event: Event) -> None:
+        history = self._history
+        history.append(event)
+        self._hosts += _hosts(event)
+        while history and (len(history) > self._policy.history or self._hosts > self._policy.hosts):
+            self._hosts -= _hosts(history.popleft())
 
     def _audience(self, body: Change | Notice) -> Iterable[Mailbox]:
         if isinstance(body, Notice):
             return self._readers.all
         listeners = self._readers.by_key.get(body.key)
         every = self._readers.everything.get((body.key.namespace, body.key.group))
-        if not every:
-            return listeners or ()
-        return (*(listeners or ()), *every)
+        return {**listeners, **every} if listeners and every else listeners or every or ()
 
     def subscribe(self, interest: Filter, wake: Callable[[], None], after: str = "") -> Mailbox:
         """A mailbox that hears from now on, filled with what came behind the id `after`.
@@ -158,30 +199,34 @@ class Hub:
             self._readers.everything.setdefault(interest.everything, {})[mailbox] = None
         return mailbox
 
-    def unsubscribe(self, mailbox: Mailbox) -> None:
-        """Harmless when it was done before."""
-        self._readers.all.pop(mailbox, None)
+    def unsubscribe(self, mailbox: Mailbox) -> bool:
+        """Harmless when it was done before; whether it was not."""
+        if mailbox not in self._readers.all:
+            return False
+        del self._readers.all[mailbox]
         for key in mailbox.filter.keys:
             _discard(self._readers.by_key, key, mailbox)
         if mailbox.filter.everything is not None:
             _discard(self._readers.everything, mailbox.filter.everything, mailbox)
+        return True
 
     def _since(self, after: str) -> list[Event] | None:
         epoch, _, text = after.rpartition("-")
         if epoch != self.epoch or not text.isdecimal() or int(text) > self.published:
             return None
-        number = int(text)
-        if number < self.published - len(self._history):
-            return None
-        return [event for event in self._history if event.number > number]
+        missed = self.published - int(text)
+        kept = len(self._history)
+        return list(islice(self._history, kept - missed, None)) if missed <= kept else None
 
     def encoded(self, event: Event, variant: Hashable, encode: Callable[[Event], bytes]) -> bytes:
         """The event's bytes for a variant, made once and shared by all readers that see the same change."""
-        slot = (event.number, id(event.body), variant)
+        slot = (event.number, id(event.body), event.whole, variant)
         kept = self._encoded.get(slot)
         if kept is None:
             # the event is kept with its bytes: while it lives, no other body can have its id
-            kept = self._encoded[slot] = (event, encode(event))
+            kept = (event, encode(event))
+            if _size(kept) <= self._policy.encoded:
+                self._encoded[slot] = kept
         return kept[1]
 
     @property
@@ -190,6 +235,14 @@ class Hub:
 
     def __repr__(self) -> str:
         return f"<Hub {self.last_id}, {self.readers} readers, {len(self._history)} kept>"
+
+
+def _hosts(event: Event) -> int:
+    return 1 + len(event.body.after.instances) if isinstance(event.body, Change) else 1
+
+
+def _size(kept: tuple[Event, bytes]) -> int:
+    return 200 + len(kept[1])  # with what is around the bytes
 
 
 K = TypeVar("K")
