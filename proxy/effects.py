@@ -19,7 +19,7 @@ def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
     """
     match write:
         case Register():
-            return _put(snapshot, write.instance)
+            return _register(snapshot, write.instance)
         case Deregister():
             same = (i for i in snapshot.instances if i.ip == write.ip and i.port == write.port)
             return _drop(snapshot, {i.key for i in same if i.ephemeral == write.ephemeral})
@@ -34,6 +34,14 @@ def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
             return snapshot if known is None else _put(snapshot, replace(known, healthy=write.healthy))
         case _:
             return snapshot
+
+
+def _register(snapshot: Snapshot, instance: Instance) -> Snapshot:
+    known = snapshot.by_key.get(instance.key)
+    if known is not None:  # what the server adds of its own, such as a snowflake id, is in no registration
+        own = instance.instance_id or known.instance_id
+        instance = replace(instance, instance_id=own, extra=instance.extra or known.extra)
+    return _put(snapshot, instance)
 
 
 def _put(snapshot: Snapshot, instance: Instance) -> Snapshot:
@@ -65,7 +73,7 @@ def _beat(snapshot: Snapshot, write: Beat) -> Snapshot:
     if known is not None:
         alive = known.ephemeral and not known.healthy
         return _put(snapshot, replace(known, healthy=True)) if alive else snapshot
-    return snapshot if write.full is None else _put(snapshot, write.full)
+    return snapshot if write.full is None else _register(snapshot, write.full)
 
 
 def _batch(snapshot: Snapshot, write: BatchMetadata) -> Snapshot:

@@ -6,6 +6,7 @@ Not for: calls (`calls`), anything that travels (`wire`), freshness (`catalog`).
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -123,18 +124,18 @@ class Snapshot:
     @cached_property
     def revision(self) -> str:
         """16 hex digits over what clients can see; the same after a restart, but not ordered."""
-        return hashlib.blake2b(orjson.dumps(self._content()), digest_size=8).hexdigest()
+        text = orjson.dumps(self._content(), option=orjson.OPT_SORT_KEYS)
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
 
     def _content(self) -> list[Any]:
         rows = [
             (
-                *(i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id),
-                *(sorted(i.metadata.items()), sorted(i.extra.items(), key=lambda item: item[0])),
+                *(i.ip, i.port, i.cluster, float(i.weight), i.healthy, i.enabled, i.ephemeral, i.instance_id),
+                *(dict(i.metadata), dict(i.extra)),
             )
             for i in self.instances
         ]
-        extra = sorted(self.extra.items(), key=lambda item: item[0])
-        return [str(self.key), rows, self.threshold, self.masking, self.cache_millis, extra]
+        return [str(self.key), rows, float(self.threshold), self.masking, self.cache_millis, dict(self.extra)]
 
     @cached_property
     def by_key(self) -> Mapping[InstanceKey, Instance]:
@@ -159,9 +160,17 @@ class Snapshot:
         healthy = tuple(i for i in hosts if i.healthy)
         if healthy_only:
             return Selection(healthy)
-        if hosts and (self.masking or self.threshold > 0) and len(healthy) <= self.threshold * len(hosts):
+        if hosts and (self.masking or self.threshold > 0) and self._protects(len(healthy) / len(hosts)):
             return Selection(tuple(i if i.healthy else replace(i, healthy=True) for i in hosts), protected=True)
         return Selection(hosts)
+
+    def _protects(self, share: float) -> bool:
+        # Nacos compares two Java floats: 29 of 100 are at a threshold of 0.29, which 0.29 * 100 in doubles is not.
+        return _float32(share) <= _float32(min(1.0, self.threshold))
+
+
+def _float32(number: float) -> float:
+    return struct.unpack("f", struct.pack("f", number))[0]
 
 
 @dataclass(frozen=True)
@@ -191,8 +200,11 @@ class Change:
 
 
 def diff(before: Snapshot | None, after: Snapshot, source: Source) -> Change | None:
-    """The change from `before` (None: nothing was known) to `after`; None where no client could tell them apart."""
-    before = before if before is not None else Snapshot(after.key, cache_millis=after.cache_millis)
+    """The change from `before` to `after`; None where no client could tell them apart.
+
+    Where nothing was known (`before` is None) all instances are new; learning that there are none is no change.
+    """
+    before = before if before is not None else replace(after, instances=())
     return None if before == after else Change(before, after, source)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """`failures` in a row open it; then one probe after `pause` seconds, doubled up to `longest`."""
+    """`failures` in a row open it; then probes: the first after `pause` seconds, the pause doubled up to `longest`."""
 
     failures: int = 3
     pause: float = 0.5
@@ -23,15 +23,17 @@ class Breaker:
         self.since = 0.0
         self.reason = ""
         self.failures = 0
+        self._probes = 0
         self._next_probe = 0.0
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go out: always while up, while down one probe at a time, at its moment."""
+        """Whether a call may go out: always while up, while down one probe, at its moment."""
         return self.up or now >= self._next_probe
 
     def probing(self, now: float) -> None:
-        """A probe goes out; the next waits its turn."""
+        """A call goes out. While down it is the probe, and the next one waits its turn."""
         if not self.up:
+            self._probes += 1
             self._next_probe = now + self._pause()
 
     def succeeded(self, now: float) -> bool:
@@ -43,19 +45,21 @@ class Breaker:
         return news
 
     def failed(self, now: float, reason: str) -> bool:
-        """The upstream did not answer, or not sensibly. True where this made it count as down."""
+        """The upstream did not answer, or not sensibly. True where this made it count as down.
+
+        Failures of calls that are no probe (writes, stragglers from before the loss) do not put off the next probe:
+        else a client that keeps writing in vain would hold it back for ever.
+        """
         self.failures += 1
         self.reason = reason
         news = self.up and self.failures >= self._policy.failures
         if news:
-            self.up, self.since = False, now
-        if not self.up:
+            self.up, self.since, self._probes = False, now, 0
             self._next_probe = now + self._pause()
         return news
 
     def _pause(self) -> float:
-        doublings = min(max(0, self.failures - self._policy.failures), 16)
-        return min(self._policy.longest, self._policy.pause * 2.0**doublings)
+        return min(self._policy.longest, self._policy.pause * 2.0 ** min(self._probes, 16))
 
     def __repr__(self) -> str:
         state = "up" if self.up else f"down, next probe at {self._next_probe:g}"

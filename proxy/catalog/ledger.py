@@ -6,6 +6,7 @@ upstream has lost it, and answer a beat while the upstream is away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,9 +43,14 @@ class Registration:
     def place(self) -> Place:
         return (self.service, self.instance.ip, self.instance.port)
 
+    @property
+    def lapses_at(self) -> float:
+        """When Nacos drops it unless its client is heard of before; infinity for a persistent one."""
+        return self.heard + delete_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
+
     def alive(self, now: float) -> bool:
-        """Whether its client counts as alive: persistent, or heard of within the time after which Nacos drops it."""
-        return not self.instance.ephemeral or now - self.heard < delete_timeout(self.instance.metadata) / 1000
+        """Whether its client counts as alive."""
+        return now < self.lapses_at
 
     def healthy(self, now: float) -> bool:
         return not self.instance.ephemeral or now - self.heard < beat_timeout(self.instance.metadata) / 1000
@@ -57,6 +63,7 @@ class Ledger:
         self._policy = policy
         self._places: dict[Place, Registration] = {}
         self._counts: dict[ServiceKey, int] = {}
+        self._first_lapse = math.inf  # none can lapse before: `lapse` is asked many times a second
         self.full = False
 
     def wrote(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
@@ -78,13 +85,21 @@ class Ledger:
             known.heard = now
             changed = known.instance != instance
             known.instance = instance
+            self._expect(known)
             return changed
         if len(self._places) >= self._policy.most:
             self.full = True
             return False
-        self._places[place] = Registration(service, instance, now)
-        self._counts[service] = self._counts.get(service, 0) + 1
+        self._keep(Registration(service, instance, now))
         return True
+
+    def _keep(self, registration: Registration) -> None:
+        self._places[registration.place] = registration
+        self._counts[registration.service] = self._counts.get(registration.service, 0) + 1
+        self._expect(registration)
+
+    def _expect(self, registration: Registration) -> None:
+        self._first_lapse = min(self._first_lapse, registration.lapses_at)
 
     def _drop(self, place: Place) -> bool:
         if self._places.pop(place, None) is None:
@@ -104,6 +119,7 @@ class Ledger:
         shown = apply(Snapshot(write.service, (known.instance,)), replace(write, cluster=known.instance.cluster))
         changed = shown.instances[0] != known.instance
         known.instance = shown.instances[0]
+        self._expect(known)
         return changed
 
     def _beat(self, write: Beat, now: float) -> bool:
@@ -124,16 +140,24 @@ class Ledger:
         return self._counts.get(service, 0)
 
     def lapse(self, now: float) -> list[Registration]:
-        """Forget the ephemeral ones whose clients fell silent; they are given back."""
-        gone = [r for r in self._places.values() if not r.alive(now)]
+        """Forget the ephemeral ones whose clients fell silent; they are given back. A managed one is its keeper's."""
+        if now < self._first_lapse:
+            return []
+        gone = [r for r in self._places.values() if r.managed is None and not r.alive(now)]
         for registration in gone:
             self._drop(registration.place)
+        mortal = (r.lapses_at for r in self._places.values() if r.managed is None)
+        self._first_lapse = min(mortal, default=math.inf)
         return gone
 
     def restore(self, registration: Registration) -> None:
         """One read from disk; what was heard since start is not replaced."""
-        if registration.place not in self._places and self._put(registration.service, registration.instance, 0.0):
-            self._places[registration.place] = registration
+        if registration.place in self._places:
+            return
+        if len(self._places) >= self._policy.most:
+            self.full = True
+            return
+        self._keep(registration)
 
     def __iter__(self) -> Iterator[Registration]:
         return iter(list(self._places.values()))
