@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakValueDictionary
@@ -65,8 +65,8 @@ class Counts:
     local_beats: int = 0
 
     @staticmethod
-    def add(counts: dict[str, int], name: str) -> None:
-        counts[name] = counts.get(name, 0) + 1
+    def add(counts: dict[str, int], name: str, number: int = 1) -> None:
+        counts[name] = counts.get(name, 0) + number
 
 
 @dataclass(slots=True)
@@ -96,6 +96,7 @@ class Agent:
         self.counts = Counts()
         self.on_recovery: list[Callable[[], None]] = []
         self.on_registration: list[Callable[[], None]] = []
+        self.settled: Callable[[], Awaitable[None]] | None = None  # what a write waits for before it is answered
         self._policy = policy
         self._followers = tuple(followers)
         self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
@@ -177,6 +178,7 @@ class Agent:
             self._start(key, source)
 
     def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
+        self.catalog.breaker.probing(self.clock.now())
         self.catalog.cache.ask(key)
         task = spawn(self._fetch(key, source), name=f"fetch {key}")
         self._fetching[key] = task
@@ -206,7 +208,6 @@ class Agent:
 
     async def send(self, call: Call[R]) -> R:
         """Any call, straight to the registry; its outcome tells whether the upstream is up."""
-        self.catalog.breaker.probing(self.clock.now())
         try:
             result = await self.registry.send(call)
         except ProxyError as error:
@@ -221,6 +222,8 @@ class Agent:
         outcome = await asyncio.shield(task)
         if isinstance(outcome, ProxyError):
             raise outcome
+        if self.settled is not None:
+            await self.settled()
         return outcome
 
     async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:

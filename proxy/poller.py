@@ -1,13 +1,16 @@
 """Asks again for what is due, within a budget; listens to push; keeps registrations alive after an outage.
 
-Not for: deciding what is due (the cache says so) or what a change means (the agent).
+Not for: deciding what is due (the cache says so) or what a change means (the agent). A hint of push is no exception to
+the budget: it makes a service due at once, and what is due is asked for as fast as the budget allows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from proxy.agent import Agent
 from proxy.calls import ListServices, Metrics
@@ -29,7 +32,9 @@ class PollPolicy:
     quiet: float = 5.0
     discover_every: float = 5.0
     discover_most: int = 5_000
+    discover_page: int = 500
     renew_within: float = 5.0
+    renew_at_once: int = 32
 
 
 class Poller:
@@ -45,52 +50,87 @@ class Poller:
         self._filled = 0.0
         self._last_call = -policy.quiet
         self._discovered = -policy.discover_every
-        self._tasks: list[asyncio.Task[None]] = []
+        self._found: dict[ServiceKey, None] = {}
+        self._asked_names: set[tuple[str, str]] = set()
+        self._told = -1
+        self._error = ""
+        self._listening: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._behind: dict[asyncio.Task[None], None] = {}
 
     def start(self) -> None:
         self._filled = self._agent.clock.now()
-        self._tasks.append(spawn(self._run(), name="poller"))
+        self._running = spawn(self._run(), name="poller")
         if self._push is not None:
-            self._tasks.append(spawn(self._listen(self._push), name="push"))
+            self._listening = spawn(self._listen(self._push), name="push")
         self._agent.on_recovery.append(self._renew_all)
 
     async def stop(self) -> None:
-        for task in (*self._tasks, self._renewing):
+        for task in (self._running, self._listening, self._renewing, *self._behind):
             await stop(task)
 
     async def _run(self) -> None:
         clock = self._agent.clock
         while True:
             now = clock.now()
-            self._follow_push()
-            self._poll(now)
+            try:
+                self._turn(now)
+                self._error = ""
+            except Exception as error:  # one bad turn must not be the last, nor be told ten times a second
+                if str(error) != self._error:
+                    log.exception("a turn of the poller failed")
+                self._error = str(error)
             await clock.sleep_until(now + self._policy.tick)
 
-    def _poll(self, now: float) -> None:
-        agent, policy = self._agent, self._policy
-        cache, breaker = agent.catalog.cache, agent.catalog.breaker
-        self._tokens = min(policy.budget, self._tokens + (now - self._filled) * policy.budget)
-        self._filled = now
+    def _turn(self, now: float) -> None:
+        agent = self._agent
+        self._follow_push(now)
         for registration in agent.catalog.ledger.lapse(now):
-            cache.own(registration.service, agent.catalog.ledger.count(registration.service), now)
+            log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
+            agent.catalog.cache.own(registration.service, agent.catalog.ledger.count(registration.service), now)
+        if not self._ask_due(now):
+            self._ask_anything(now)
+        if self.discovering and now - self._discovered >= self._policy.discover_every and agent.catalog.breaker.up:
+            self._discovered = now
+            for namespace, group in self.discovering.keys() - self._asked_names:
+                self._do_behind(self._discover(namespace, group), "discover")
+
+    def _do_behind(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = spawn(work, name=name)
+        self._behind[task] = None
+        task.add_done_callback(self._behind.pop)
+
+    # polls
+
+    def _ask_due(self, now: float) -> int:
+        """Ask for what is due, names that nobody has seen yet before the rest; how many that were."""
+        agent, cache, breaker = self._agent, self._agent.catalog.cache, self._agent.catalog.breaker
+        most = max(1.0, self._policy.budget)
+        self._tokens = min(most, self._tokens + (now - self._filled) * self._policy.budget)
+        self._filled = now
         if not breaker.allows(now):
-            return
-        most = int(self._tokens) if breaker.up else 1
-        keys = cache.due(now, most)
+            return 0
+        left = int(self._tokens) if breaker.up else 1
+        new = [self._found.popitem()[0] for _ in range(min(left, len(self._found)))]
+        for key in new:
+            cache.touch(key, now)
+        keys = [*new, *cache.due(now, left - len(new))]
         for key in keys:
-            agent.refresh(key)
+            entry = cache.get(key)
+            agent.refresh(key, "poll" if entry is None else entry.because)
         self._tokens -= len(keys)
         if keys:
             self._last_call = now
-        elif now - self._last_call >= (policy.quiet if breaker.up else 0.0):
+        return len(keys)
+
+    def _ask_anything(self, now: float) -> None:
+        """Nothing is due: is the upstream there? While it is down, as often as the breaker allows."""
+        breaker = self._agent.catalog.breaker
+        if breaker.allows(now) and now - self._last_call >= (self._policy.quiet if breaker.up else 0.0):
             self._last_call = now
             breaker.probing(now)
-            spawn(self._probe(), name="probe")
-        if self.discovering and now - self._discovered >= policy.discover_every and breaker.up:
-            self._discovered = now
-            for namespace, group in self.discovering:
-                spawn(self._discover(namespace, group), name="discover")
+            self._do_behind(self._probe(), "probe")
 
     async def _probe(self) -> None:
         try:
@@ -100,23 +140,27 @@ class Poller:
 
     # push
 
-    def _follow_push(self) -> None:
-        alive = self._push is not None and self._push.alive
+    def _follow_push(self, now: float) -> None:
+        push, cache = self._push, self._agent.catalog.cache
+        if push is None:
+            return
+        alive = push.alive and self._listening is not None and not self._listening.done()
         if alive != self.push_alive:
             self.push_alive = alive
             if alive:
                 log.info("push is alive: changes are told, polling slows down")
             else:
                 log.warning("push is lost: polling keeps time")
-        cache = self._agent.catalog.cache
-        if self._push is not None:
-            cache.pushing(alive, self._agent.clock.now())
-            self._push.watch(cache.watched_keys())
+        cache.pushing(alive, now)
+        if self._told != cache.watched_changes:
+            self._told = cache.watched_changes
+            push.watch(cache.watched_keys())
 
     async def _listen(self, push: Watchable) -> None:
         async for key in push.changes():
-            self._agent.catalog.cache.hasten(key, self._agent.clock.now())
-            self._agent.refresh(key, "push")
+            now = self._agent.clock.now()
+            self._agent.catalog.cache.hasten(key, now, "push")
+            self._ask_due(now)
 
     # every service of a namespace
 
@@ -131,38 +175,59 @@ class Poller:
             self.discovering[(namespace, group)] = left
 
     async def _discover(self, namespace: str, group: str) -> None:
-        names: list[str] = []
+        self._asked_names.add((namespace, group))
         try:
-            for page in range(1, self._policy.discover_most // 500 + 1):
-                found = await self._agent.send(ListServices(namespace, group, page, 500))
-                names += found.names
-                if len(names) >= found.count or not found.names:
-                    break
-        except ProxyError as error:
-            log.info("the services of %s %s are not known: %s", namespace, group, error)
+            names = await self._names(namespace, group)
+        finally:
+            self._asked_names.discard((namespace, group))
         cache, now = self._agent.catalog.cache, self._agent.clock.now()
         for name in names:
             key = ServiceKey(namespace, group, name)
-            if cache.get(key) is None:
-                self._agent.refresh(key)
-            cache.touch(key, now)
+            if cache.watched(key, now):
+                cache.touch(key, now)
+            else:  # unknown, or empty so far, which nobody else asks for again
+                self._found[key] = None
+
+    async def _names(self, namespace: str, group: str) -> list[str]:
+        size, most = self._policy.discover_page, self._policy.discover_most
+        names: list[str] = []
+        try:
+            for page in range(1, most // size + 1):
+                found = await self._agent.send(ListServices(namespace, group, page, size))
+                names += found.names
+                if len(names) >= found.count or not found.names:
+                    return names
+            log.warning("%s %s has more than %d services: the rest is not followed", namespace, group, most)
+        except ProxyError as error:
+            log.info("the services of %s %s are not known: %s", namespace, group, error)
+        return names
 
     # after an outage
 
     def _renew_all(self) -> None:
-        if self._renewing is None or self._renewing.done():
-            self._renewing = spawn(self._renew(), name="renew")
+        """Anew where one is under way: what it has renewed may be lost again."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        self._renewing = spawn(self._renew(), name="renew")
 
     async def _renew(self) -> None:
-        clock, ledger = self._agent.clock, self._agent.catalog.ledger
-        waiting = [r for r in ledger if r.instance.ephemeral and r.alive(clock.now())]
+        clock, catalog = self._agent.clock, self._agent.catalog
+        begin = clock.now()
+        waiting = [r for r in catalog.ledger if r.instance.ephemeral and r.alive(begin)]
         pause = self._policy.renew_within / max(1, len(waiting))
-        for registration in waiting:
-            await self._renew_one(registration)
-            await clock.sleep_until(clock.now() + pause)
+        gate = asyncio.Semaphore(self._policy.renew_at_once)
+        for number, registration in enumerate(waiting):
+            await clock.sleep_until(begin + number * pause)
+            async with gate:
+                if not catalog.breaker.up:
+                    return  # its next return begins anew
+            self._do_behind(self._renew_one(registration, gate), "renew")
 
-    async def _renew_one(self, registration: Registration) -> None:
-        try:
-            await self._agent.renew(registration)
-        except ProxyError as error:
-            log.info("could not renew %s of %s: %s", registration.instance.address, registration.service, error)
+    async def _renew_one(self, registration: Registration, gate: asyncio.Semaphore) -> None:
+        async with gate:
+            if not registration.alive(self._agent.clock.now()):
+                return
+            try:
+                await self._agent.renew(registration)
+            except ProxyError as error:
+                log.info("could not renew %s of %s: %s", registration.instance.address, registration.service, error)

@@ -121,7 +121,9 @@ class EmbeddedRegistry:
         return True
 
     def watch(self, services: Collection[ServiceKey]) -> None:
-        self._watched = set(services)
+        known, self._watched = self._watched or set(), set(services)
+        for key in self._watched - known:  # what changed before this moment nobody has told
+            self._told.put_nowait(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
         """Yields watched services as they change; the first caller starts the task that lets time expire them."""
