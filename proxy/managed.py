@@ -26,12 +26,16 @@ log = logging.getLogger("nacos_proxy.managed")
 
 @dataclass(frozen=True, slots=True)
 class ManagedPolicy:
-    """`allow` are networks that checks may reach besides this host; at most `most` managed instances."""
+    """`allow` are networks that checks may reach besides this host; at most `most` managed instances.
+
+    `farewell`: seconds that a stop gives the instances to leave the registry.
+    """
 
     allow: tuple[Network, ...] = ()
     most: int = 1_000
     tick: float = 0.25
     at_once: int = 50
+    farewell: float = 5.0
 
 
 class Keeper:
@@ -41,9 +45,11 @@ class Keeper:
         self._agent = agent
         self._policy = policy
         self._places: dict[Place, Managed] = {}
-        self._running: set[Place] = set()
+        self._running: dict[Place, asyncio.Task[None]] = {}
+        self._remembered: set[Place] = set()
         self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
         self._task: asyncio.Task[None] | None = None
+        agent.on_registration.append(self._forget_deregistered)
 
     def start(self) -> None:
         self._task = spawn(self._run(), name="managed")
@@ -51,9 +57,13 @@ class Keeper:
     async def stop(self, *, deregister: bool = False) -> None:
         """Ends the checks; with `deregister` the instances leave the registry, which a planned stop may want."""
         await stop(self._task)
-        if deregister:
-            for managed in list(self._places.values()):
-                await self._deregister(managed)
+        for task in list(self._running.values()):  # or a late beat would bring back what leaves now
+            await stop(task)
+        if deregister and self._places:
+            leaving = [spawn(self._deregister(managed), name="farewell") for managed in self]
+            _, late = await asyncio.wait(leaving, timeout=self._policy.farewell)
+            for task in late:
+                await stop(task)
         await self._client.aclose()
 
     def check(self, spec: CheckSpec) -> None:
@@ -61,12 +71,12 @@ class Keeper:
         if spec.kind != "ttl" and not local(spec.host) and not allowed(spec.host, self._policy.allow):
             text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
             raise BadCall("managed.check", Problem.BODY, text, status=403)
-        if len(self._places) >= self._policy.most:
-            raise BadCall("managed", Problem.OTHER, f"{self._policy.most} instances are managed already", status=429)
 
     async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> None:
         """Register and keep beating. Raises `BadCall` or what the upstream says."""
         self.check(spec)
+        if len(self._places) >= self._policy.most and (service, instance.ip, instance.port) not in self._places:
+            raise BadCall("managed", Problem.OTHER, f"{self._policy.most} instances are managed already", status=429)
         await self._agent.write(Register(service, instance))
         self.restore(Managed(service, instance, spec, heard=self._agent.clock.now()))
         for listener in self._agent.on_registration:
@@ -81,13 +91,22 @@ class Keeper:
         registration = self._agent.catalog.ledger.find(*place)
         if registration is not None:
             registration.managed = managed.spec.dump()
+            self._remembered.add(place)
 
     def restore_all(self) -> int:
-        """All that the ledger says is managed; their number."""
+        """All that the ledger says is managed and that may still be; their number."""
         for registration in self._agent.catalog.ledger:
-            if registration.managed is not None:
+            if registration.managed is None:
+                continue
+            where = f"{registration.instance.address} of {registration.service}"
+            try:
                 spec = CheckSpec.parse(dict(registration.managed))
-                self.restore(Managed(registration.service, registration.instance, spec))
+                self.check(spec)
+            except BadCall as error:
+                registration.managed = None
+                log.error("%s is not managed any more, its beats are its own affair: %s", where, error)
+                continue
+            self.restore(Managed(registration.service, registration.instance, spec))
         return len(self._places)
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
@@ -101,15 +120,24 @@ class Keeper:
     def forget(self, service: ServiceKey, ip: str, port: int) -> None:
         """The instance was deregistered by its owner; harmless for one that is not managed."""
         self._places.pop((service, ip, port), None)
+        self._remembered.discard((service, ip, port))
+
+    def _forget_deregistered(self) -> None:
+        """However its owner deregistered it: a beat must not bring it back."""
+        ledger = self._agent.catalog.ledger
+        for place in [place for place in self._remembered if ledger.find(*place) is None]:
+            self.forget(*place)
 
     async def _run(self) -> None:
         clock = self._agent.clock
         while True:
             now = clock.now()
-            for place, managed in list(self._places.items()):
-                if managed.due_at <= now and place not in self._running and len(self._running) < self._policy.at_once:
-                    self._running.add(place)
-                    spawn(self._look_after(place, managed), name=f"check {managed.service}")
+            waiting = [item for item in self._places.items() if item[1].due_at <= now and item[0] not in self._running]
+            # The longest overdue first, or slow checks would have all the places every time.
+            for place, managed in sorted(waiting, key=lambda item: item[1].due_at):
+                if len(self._running) >= self._policy.at_once:
+                    break
+                self._running[place] = spawn(self._look_after(place, managed), name=f"check {managed.service}")
             await clock.sleep_until(now + self._policy.tick)
 
     async def _look_after(self, place: Place, managed: Managed) -> None:
@@ -129,38 +157,47 @@ class Keeper:
                 await self._deregister(managed)
                 self.forget(managed.service, managed.instance.ip, managed.instance.port)
         finally:
-            self._running.discard(place)
+            self._running.pop(place, None)
 
     async def _beat(self, managed: Managed) -> None:
-        i = managed.instance
+        i = self._as_it_is(managed)
         try:
             await self._agent.write(Beat(managed.service, i.ip, i.port, i.cluster, i.ephemeral, i))
         except ProxyError as error:
             log.info("a beat for %s of %s did not get through: %s", i.address, managed.service, error)
 
     async def _deregister(self, managed: Managed) -> None:
-        i = managed.instance
+        i = self._as_it_is(managed)
         try:
             await self._agent.write(Deregister(managed.service, i.ip, i.port, i.cluster, i.ephemeral))
         except ProxyError as error:
             log.warning("could not deregister %s of %s: %s", i.address, managed.service, error)
+
+    def _as_it_is(self, managed: Managed) -> Instance:
+        """With what was modified since it was registered."""
+        i = managed.instance
+        known = self._agent.catalog.ledger.find(managed.service, i.ip, i.port)
+        return i if known is None else known.instance
 
     async def _examine(self, managed: Managed) -> str:
         spec = managed.spec
         if spec.kind == "ttl":
             return managed.expired(self._agent.clock.now())
         try:
-            return await (self._http(spec) if spec.kind == "http" else self._tcp(spec))
-        except (httpx.HTTPError, OSError, TimeoutError, asyncio.TimeoutError) as error:
+            # One limit for the whole check: a server that sends a byte now and then is no healthy one.
+            return await asyncio.wait_for(self._http(spec) if spec.kind == "http" else self._tcp(spec), spec.timeout)
+        except asyncio.TimeoutError:
+            return f"no answer in {spec.timeout:g} s"
+        except Exception as error:  # the target is anybody's text: whatever a check dies of is its failure
             return str(error) or type(error).__name__
 
     async def _http(self, spec: CheckSpec) -> str:
-        async with self._client.stream("GET", spec.target, timeout=spec.timeout) as reply:
+        async with self._client.stream("GET", spec.target, timeout=None) as reply:
             return "" if reply.status_code < 400 else f"{spec.target} answered {reply.status_code}"
 
     async def _tcp(self, spec: CheckSpec) -> str:
         host, _, port = spec.target.rpartition(":")
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), spec.timeout)
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.close()
         return ""
 

@@ -105,6 +105,10 @@ def _target(kind: str, value: object) -> str:
     text = str(value)
     if kind == "http":
         parts = urlsplit(text)
+        try:
+            _ = parts.port  # raises for one that is none
+        except ValueError as error:
+            raise BadCall("managed.check.http", Problem.BODY, f"managed.check.http: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise BadCall(
                 "managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"

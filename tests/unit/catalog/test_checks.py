@@ -63,6 +63,7 @@ def test_what_a_client_wrote_survives_being_written_down(body: dict[str, object]
         ({"check": {"icmp": "x"}}, "managed.check"),
         ({"check": {"http": "ftp://x"}}, "managed.check.http"),
         ({"check": {"http": "http://user:secret@127.0.0.1/"}}, "managed.check.http"),
+        ({"check": {"http": "http://127.0.0.1:99999/"}}, "managed.check.http"),
         ({"check": {"tcp": "nowhere"}}, "managed.check.tcp"),
         ({"check": {"ttl": "soon"}}, "managed.check.ttl"),
         ({"check": {"ttl": "30s"}, "interval": "-1s"}, "managed.interval"),
