@@ -18,18 +18,21 @@ import httpx
 
 from proxy.runtime import spawn
 
-MAX_HEAD = 256 * 1024  # bytes of status line and headers
+MAX_HEAD = 256 * 1024  # bytes that are no body: status line and headers, trailers, what stands between chunks
 HIGH_WATER = 256 * 1024  # bytes of body that wait for a reader before the socket is paused
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 
 class Limits(NamedTuple):
-    """Seconds: `read` and `write` for each wait, `total` for everything up to the end of the body. None: no limit."""
+    """`read` and `write`: seconds of each wait; `until`: when the body must have ended, by the loop's clock.
+
+    None: no limit.
+    """
 
     read: float | None = None
     write: float | None = None
-    total: float | None = None
+    until: float | None = None
 
 
 UNLIMITED = Limits()
@@ -53,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._waiting = 0  # bytes in _chunks
-        self._head_bytes = 0
+        self._overhead = 0  # bytes since the last that were body
         self._in_head = True
         self._framed = False
         self._reusable = True
@@ -78,15 +81,14 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.began = True
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpx.RemoteProtocolError(f"the answer is no HTTP: {error}"))
             return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD:
-                self._fail(httpx.RemoteProtocolError("the head of the answer is too long"))
+        if self._overhead > MAX_HEAD and not self.complete:
+            self._fail(httpx.RemoteProtocolError("the head of the answer is too long"))
         elif not self._paused and self._waiting > HIGH_WATER and not self.complete and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -99,7 +101,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
         if not self.complete:
-            if self._in_head or self._framed:
+            if self._in_head or self._framed or exc is not None:
                 cause = f": {exc}" if exc is not None else ""
                 if self.began:
                     self._fail(httpx.RemoteProtocolError(f"the connection was lost in the middle of the answer{cause}"))
@@ -132,7 +134,8 @@ class Connection(asyncio.Protocol):
         self._framed = False
 
     def on_status(self, status: bytes) -> None:
-        self.reason += status
+        if not self.complete:
+            self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:  # a trailer
@@ -154,6 +157,7 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def on_body(self, body: bytes) -> None:
+        self._overhead = 0
         if not self.complete:
             self._chunks.append(body)
             self._waiting += len(body)
@@ -169,8 +173,9 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another exchange may follow on this connection."""
-        return self.open and self.complete and self._reusable and self._error is None and self._sender is None
+        """Whether another exchange may follow on this connection: nothing of the last one is left."""
+        ended = self.complete and not self._chunks and not self._paused and self._sender is None
+        return self.open and ended and self._reusable and self._error is None
 
     async def exchange(
         self, head: bytes, body: bytes | AsyncIterable[bytes], *, bodyless: bool = False, limits: Limits = UNLIMITED
@@ -180,12 +185,14 @@ class Connection(asyncio.Protocol):
         `bodyless` is for HEAD. A streamed body goes out beside the wait, its chunks as they are; what its iterator
         raises is raised here.
         """
-        assert self._transport is not None
-        self.complete = self.began = False
-        self._in_head, self._bodyless, self._head_bytes, self._limits = True, bodyless, 0, limits
+        self.began = False
+        if self._transport is None or not self.open:
+            raise httpx.ReadError("the connection was lost before the request")
+        self.complete = False
+        self._in_head, self._bodyless, self._overhead, self._limits = True, bodyless, 0, limits
         self._reusable = True
-        if limits.total is not None:
-            self._deadline = self._loop.call_later(limits.total, self._too_slow)
+        if limits.until is not None:
+            self._deadline = self._loop.call_at(limits.until, self._too_slow)
         if isinstance(body, bytes):
             self._transport.write(head + body if body else head)
         else:
@@ -235,7 +242,8 @@ class Connection(asyncio.Protocol):
         self._chunks, self._waiting = [], 0
         if self._paused and self._transport is not None:
             self._paused = False
-            self._transport.resume_reading()
+            if self.open:  # uvloop raises for one that is closed
+                self._transport.resume_reading()
         return data
 
     def take(self) -> bytes:

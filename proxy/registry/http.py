@@ -5,8 +5,9 @@ Not for: which server (`servers`), whether to try again (`nacos`), what a reply 
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -77,12 +78,13 @@ class Http:
         self.transport = transport
         times = policy.timeouts
         connecting = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
-        sni = {"sni_hostname": policy.sni} if policy.sni else {}
-        self._reads = {"timeout": connecting, "total": times.reads, **sni}
-        self._writes = {"timeout": connecting, "total": times.writes, **sni}
+        self._sni: Mapping[str, object] = {"sni_hostname": policy.sni} if policy.sni else {}
+        self._reads: Mapping[str, object] = {"timeout": connecting, "total": times.reads}
+        self._writes: Mapping[str, object] = {"timeout": connecting, "total": times.writes}
         self.passing: Mapping[str, object] = {
             "timeout": {"connect": times.connect, "read": times.passing, "write": times.passing, "pool": times.connect},
-            **sni,
+            "stream": True,
+            **self._sni,
         }
         self._headers = [("User-Agent", policy.agent), ("Accept", "*/*")]
 
@@ -92,27 +94,28 @@ class Http:
         Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, and for HTML and redirects, which come
         from something in between.
         """
-        return await self.get(
-            f"{server.url}{request.target}",
-            method=request.method,
-            content=request.body if request.form else b"",
-            headers=[*self._headers, *headers],
-            again=again,
+        content = request.body if request.form else b""
+        fields = [*self._headers, *headers, *([("Content-Type", FORM_TYPE)] if content else ())]
+        extensions = {**(self._reads if request.method == "GET" else self._writes), **self._sni, "idempotent": again}
+        url = f"{server.url}{request.target}"
+        return await self._send(
+            lambda: httpx.Request(request.method, url, headers=fields, content=content, extensions=extensions),
+            server.origin,
         )
 
-    async def get(
-        self, url: str, *, method: str = "GET", content: bytes = b"", headers: Headers = (), again: bool = True
-    ) -> HttpReply:
-        """As `ask`, of any URL."""
-        fields = [*headers, ("Content-Type", FORM_TYPE)] if content else headers
-        extensions = {**(self._reads if method == "GET" else self._writes), "idempotent": again}
+    async def get(self, url: str) -> HttpReply:
+        """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
+        return await self._send(
+            lambda: httpx.Request("GET", url, headers=self._headers, extensions=self._reads), origin(url)
+        )
+
+    async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:
         try:
-            request = httpx.Request(method, url, headers=list(fields), content=content, extensions=extensions)
-            response = await self.transport.handle_async_request(request)
+            response = await self.transport.handle_async_request(make())
             body = await self._read(response)
         except CAUGHT as error:
-            raise upstream_error(error, _origin(url)) from error
-        _check(response.status_code, body, _origin(url))
+            raise upstream_error(error, server) from error
+        _check(response.status_code, body, server)
         return HttpReply(response.status_code, response.headers.get("content-type"), body)
 
     async def _read(self, response: httpx.Response) -> bytes:
@@ -132,9 +135,10 @@ class Http:
             await response.aclose()
 
 
-def _origin(url: str) -> str:
-    """Scheme, host and port, without what may be a secret."""
-    return "/".join(url.split("/", 3)[:3])
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL, without what may be a secret: user, path, query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 def _check(status: int, body: bytes, server: str) -> None:

@@ -4,7 +4,12 @@ Not for: retries on other servers, logins (`nacos`). It stands in for httpx's de
 of a forwarded call (docs/decisions/0002-http-transport.md has the figures). HTTP/1.1 only, no proxies, no redirects.
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
-(seconds up to the end of the body), `idempotent` (True: it may be sent a second time), `sni_hostname`.
+(seconds from the call to the end of the body, waits and second tries included), `idempotent` (whether it may be sent a
+second time; not given, its method says), `stream` (True: it may last long), `sni_hostname`.
+
+Rules: who waits for a connection is served in order and before who comes later; no more connections than the policy
+allows, those that are being opened among them; a request is sent a second time only where the server closed a
+connection that had been idle, without a byte of an answer; closed, it opens nothing more.
 """
 
 from __future__ import annotations
@@ -19,17 +24,23 @@ from typing import Any, cast
 import httpx
 
 from proxy.registry.connection import Connection, Limits
+from proxy.runtime import spawn
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
-Origin = tuple[str, str, int, str]
+Origin = tuple[str, str, int, str, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class TransportPolicy:
-    """`connections` at most to one server; an idle one is not used again after `keep_alive` seconds."""
+    """`connections` at most to one server; an idle one is not used again after `keep_alive` seconds.
+
+    `streams` are the connections to one server for requests that may last long. They are counted apart, so that long
+    polls cannot keep short calls waiting.
+    """
 
     connections: int = 64
+    streams: int = 1024
     keep_alive: float = 30.0
 
 
@@ -38,82 +49,121 @@ class _Pool:
 
     def __init__(self, origin: Origin, policy: TransportPolicy, tls: ssl.SSLContext | None) -> None:
         self.connections: set[Connection] = set()
+        self.loop = asyncio.get_running_loop()
         self._origin = origin
-        self._policy = policy
+        self._most = policy.streams if origin[-1] else policy.connections
+        self._keep_alive = policy.keep_alive
         self._tls = tls
+        self._closed = False
         self._idle: list[Connection] = []
-        self._opening = 0
+        self._opening = 0  # room that is taken for connections to come
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
-        self._loop = asyncio.get_running_loop()
 
     async def take(self, connect: float | None, wait: float | None, *, fresh: bool = False) -> Connection:
-        """A connection for one exchange. Raises `ConnectError`, `ConnectTimeout`, `PoolTimeout`."""
-        oldest = self._loop.time() - self._policy.keep_alive
-        while self._idle and not fresh:
-            connection = self._idle.pop()
-            if connection.reusable and connection.idle_since >= oldest:
-                return connection
-            connection.abort()
-        if len(self.connections) + self._opening < self._policy.connections:
-            return await self._open(connect)
-        if self._idle:
+        """A connection for one exchange, open. Raises `ConnectError`, `ConnectTimeout`, `PoolTimeout`."""
+        while True:
+            self._drop_old()
+            while self._idle and not fresh:
+                connection = self._idle.pop()
+                if connection.reusable:
+                    return connection
+                connection.abort()
+            if self._room:
+                self._opening += 1
+                return await self._open(connect)
+            given = self._idle.pop(0) if self._idle else await self._wait(wait)
+            if given is None:
+                return await self._open(connect)
+            if given.open and not fresh:
+                return given
+            if given in self.connections:  # else the server closed it, and its room is somebody else's
+                self._replace(given)
+                return await self._open(connect)
+
+    def _replace(self, connection: Connection) -> None:
+        """Its room is taken for a new one."""
+        self.connections.discard(connection)
+        connection.abort()
+        self._opening += 1
+
+    @property
+    def _room(self) -> bool:
+        return len(self.connections) + self._opening < self._most and not self._closed
+
+    def _drop_old(self) -> None:
+        oldest = self.loop.time() - self._keep_alive
+        while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).abort()
-        given = await self._wait(wait)
-        return given if given is not None else await self._open(connect)
 
     async def _wait(self, limit: float | None) -> Connection | None:
-        """A connection that somebody gave back, or None: there is room for a new one."""
-        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        """A connection that somebody gave back, or None: room is taken for a new one."""
+        if self._closed:
+            raise httpx.ConnectError("the transport is closed")
+        waiter: asyncio.Future[Connection | None] = self.loop.create_future()
         self._waiters.append(waiter)
-        timer = self._loop.call_later(limit, _expire, waiter) if limit is not None else None
+        timer = self.loop.call_later(limit, _expire, waiter) if limit is not None else None
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 given = waiter.result()  # handed over in the moment of the cancellation
-                self.give(given) if given is not None else self._next()
+                self.give(given) if given is not None else self._pass_on()
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     async def _open(self, limit: float | None) -> Connection:
-        scheme, host, port, name = self._origin
-        tls = self._tls if scheme == "https" else None
+        """Into room that was taken before."""
+        _, host, port, _, _ = self._origin
         connection = Connection(self._lost)
-        self._opening += 1
+        # Not wait_for: up to Python 3.11 it may swallow a cancellation.
+        connecting = spawn(self._connect(connection), name="connection")
         try:
-            await asyncio.wait_for(
-                self._loop.create_connection(
-                    lambda: connection, host, port, ssl=tls, server_hostname=name if tls else None
-                ),
-                limit,
-            )
-        except BaseException as error:
-            connection.abort()
-            self._next()
-            if isinstance(error, asyncio.TimeoutError):
-                raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time") from error
-            if isinstance(error, OSError):
+            await asyncio.wait((connecting,), timeout=limit)
+            if not connecting.done():
+                raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time")
+            if (error := connecting.result()) is not None:
                 raise httpx.ConnectError(f"no connection to {host}:{port}: {error}") from error
+            if not connection.open or self._closed:
+                raise httpx.ConnectError(f"the connection to {host}:{port} was closed at once")
+        except BaseException:
+            connecting.cancel()
+            connection.abort()
+            self._pass_on()
             raise
-        finally:
-            self._opening -= 1
+        self._opening -= 1
         self.connections.add(connection)
         return connection
 
+    async def _connect(self, connection: Connection) -> Exception | None:
+        _, host, port, name, _ = self._origin
+        try:
+            await self.loop.create_connection(
+                lambda: connection, host, port, ssl=self._tls, server_hostname=name if self._tls else None
+            )
+        except (OSError, ValueError) as error:  # ValueError: a name that DNS or TLS cannot have
+            return error
+        return None
+
     def give(self, connection: Connection) -> None:
         """Back from an exchange."""
-        if not connection.reusable:
+        if not connection.reusable or self._closed:
             connection.abort()
             return
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return
-        connection.idle_since = self._loop.time()
+        if (waiter := self._first()) is not None:
+            waiter.set_result(connection)
+            return
+        connection.idle_since = self.loop.time()
         self._idle.append(connection)
+        self._drop_old()
+
+    def close(self) -> None:
+        self._closed = True
+        for connection in list(self.connections):
+            connection.abort()
+        while (waiter := self._first()) is not None:
+            waiter.set_exception(httpx.ConnectError("the transport is closed"))
 
     def _lost(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -121,13 +171,23 @@ class _Pool:
             self._idle.remove(connection)
         self._next()
 
+    def _pass_on(self) -> None:
+        """Room that was taken is not needed."""
+        self._opening -= 1
+        self._next()
+
     def _next(self) -> None:
-        """There is room: the first who waits opens a connection of its own."""
+        """Where there is room, it is the first waiter's, for a connection of its own."""
+        while self._room and (waiter := self._first()) is not None:
+            self._opening += 1
+            waiter.set_result(None)
+
+    def _first(self) -> asyncio.Future[Connection | None] | None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                waiter.set_result(None)
-                return
+                return waiter
+        return None
 
 
 def _expire(waiter: asyncio.Future[Connection | None]) -> None:
@@ -160,6 +220,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         self._policy = policy
         self._tls = tls
         self._pools: dict[Origin, _Pool] = {}
+        self._closed = False
 
     @property
     def connections(self) -> int:
@@ -171,15 +232,18 @@ class FastTransport(httpx.AsyncBaseTransport):
         timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
         head, body = _head(request), _body(request)
         pool, bodyless = self._pool(request), request.method == "HEAD"
-        limits = Limits(timeout.get("read"), timeout.get("write"), extensions.get("total"))
-        connection = await pool.take(timeout.get("connect"), timeout.get("pool"))
+        total: float | None = extensions.get("total")
+        until = pool.loop.time() + total if total is not None else None
+        limits = Limits(timeout.get("read"), timeout.get("write"), until)
+        waits = _within(timeout.get("connect"), total), _within(timeout.get("pool"), total)
+        connection = await pool.take(*waits)
         try:
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         except httpx.ReadError:
             # The server closed an idle connection in the moment in which it was taken (RFC 9112 9.3.1).
             if not (connection.used and not connection.began and isinstance(body, bytes) and _again(request)):
                 raise
-            connection = await pool.take(timeout.get("connect"), timeout.get("pool"), fresh=True)
+            connection = await pool.take(*waits, fresh=True)
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         if connection.complete:
             response = _response(connection, httpx.ByteStream(connection.take()))
@@ -188,12 +252,15 @@ class FastTransport(httpx.AsyncBaseTransport):
         return _response(connection, _Body(pool, connection))
 
     def _pool(self, request: httpx.Request) -> _Pool:
-        url = request.url
+        url, extensions = request.url, request.extensions
         scheme, host = url.scheme, url.host
         if scheme not in ("http", "https") or not host:
             raise httpx.UnsupportedProtocol(f"neither http nor https: {scheme!r}")
+        if self._closed:
+            raise httpx.ConnectError("the transport is closed")
         port = url.port or (443 if scheme == "https" else 80)
-        origin = (scheme, host, port, str(request.extensions.get("sni_hostname") or host))
+        name, stream = str(extensions.get("sni_hostname") or host), extensions.get("stream") is True
+        origin = (scheme, host, port, name, stream)
         pool = self._pools.get(origin)
         if pool is None:
             tls = (self._tls or ssl.create_default_context()) if scheme == "https" else None
@@ -201,14 +268,24 @@ class FastTransport(httpx.AsyncBaseTransport):
         return pool
 
     async def aclose(self) -> None:
+        """Ends all connections, those in use too, and returns when their sockets are closed."""
+        self._closed = True
         for pool in self._pools.values():
-            for connection in list(pool.connections):
-                connection.abort()
+            pool.close()
+        for _ in range(100):  # each needs a turn or two of the loop, over TLS some more
+            if not self.connections:
+                break
+            await asyncio.sleep(0)
         self._pools.clear()
 
 
+def _within(limit: float | None, total: float | None) -> float | None:
+    return total if limit is None else limit if total is None else min(limit, total)
+
+
 def _again(request: httpx.Request) -> bool:
-    return request.method in IDEMPOTENT or request.extensions.get("idempotent") is True
+    said: bool | None = request.extensions.get("idempotent")
+    return request.method in IDEMPOTENT if said is None else said
 
 
 def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Response:

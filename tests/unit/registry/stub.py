@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -70,6 +72,8 @@ async def stub(play: Callable[[Request], Say], ssl: object = None) -> AsyncItera
                 if answer.then != "keep":
                     break
             if answer.then == "abort":
+                reset = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 writer.transport.abort()
         writer.close()
         seen.gone.set()

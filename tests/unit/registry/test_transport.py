@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +11,7 @@ import httpx
 import pytest
 
 from proxy.registry.transport import FastTransport, TransportPolicy
+from proxy.runtime import spawn
 from tests.unit.registry.stub import Request, Say, Stub, ok, say, stub
 
 
@@ -29,7 +32,10 @@ async def ask(
 ) -> httpx.Response:
     extensions = {"timeout": timeout or {}, **options.pop("extensions", {})}
     response = await transport.handle_async_request(httpx.Request(method, url, extensions=extensions, **options))
-    await response.aread()
+    try:
+        await response.aread()
+    finally:
+        await response.aclose()
     return response
 
 
@@ -107,8 +113,9 @@ async def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
 async def test_bytes_behind_an_answer_end_the_connection() -> None:
     smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     async with served(lambda _: say(smuggled)) as (server, transport):
-        assert (await ask(transport, server.url)).content == b"ok"
-        assert (await ask(transport, server.url)).content == b"ok"
+        for _ in range(2):
+            response = await ask(transport, server.url)
+            assert (response.content, response.reason_phrase) == (b"ok", "OK")
         assert server.connections == 2
 
 
@@ -132,8 +139,16 @@ async def test_bytes_behind_an_answer_end_the_connection() -> None:
             httpx.RemoteProtocolError,
         ),
         (say(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 100_000, then="hang"), httpx.RemoteProtocolError),
+        (
+            say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + b"b" * 600_000, then="hang"),
+            httpx.RemoteProtocolError,
+        ),
+        (say(b"HTTP/1.1 200 OK\r\n\r\nhalf without a length", then="abort"), httpx.RemoteProtocolError),
     ],
-    ids=["nothing", "reset", "text", "bytes", "half head", "half", "chunk", "both", "lengths", "101", "long head"],
+    ids=[
+        *("nothing", "reset", "text", "bytes", "half head", "half", "chunk", "both", "lengths", "101", "long head"),
+        *("long trailer", "reset without length"),
+    ],
 )
 async def test_what_is_no_answer_is_an_error(answer: Say, error: type[Exception]) -> None:
     async with served(lambda _: answer) as (server, transport):
@@ -175,6 +190,32 @@ async def test_a_write_that_is_called_idempotent_goes_again() -> None:
         assert (await ask(transport, server.url, "POST", extensions={"idempotent": True})).content == b"ok"
 
 
+async def test_a_call_that_says_something_else_the_second_time_goes_once_whatever_its_method() -> None:
+    async with served(closes_second()) as (server, transport):
+        await ask(transport, server.url)
+        with pytest.raises(httpx.ReadError):
+            await ask(transport, server.url, "DELETE", extensions={"idempotent": False})
+        assert len(server.requests) == 2
+
+
+async def test_a_streamed_body_goes_once() -> None:
+    async with served(closes_second()) as (server, transport):
+        await ask(transport, server.url)
+        with pytest.raises(httpx.ReadError):
+            await ask(transport, server.url, "PUT", content=chunks(b"a"), extensions={"idempotent": True})
+        assert len(server.requests) == 2
+
+
+async def test_a_half_answer_is_no_reason_to_ask_again() -> None:
+    """The server may have done what it was told."""
+    answers = iter([ok(), say(b"HTTP/1.1 2", then="close")])
+    async with served(lambda _: next(answers)) as (server, transport):
+        await ask(transport, server.url)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await ask(transport, server.url)
+        assert len(server.requests) == 2
+
+
 async def test_a_fresh_connection_is_not_tried_again() -> None:
     async with served(closes_second(on=1)) as (server, transport):
         with pytest.raises(httpx.ReadError):
@@ -183,10 +224,16 @@ async def test_a_fresh_connection_is_not_tried_again() -> None:
 
 
 async def test_nobody_listens() -> None:
-    async with served(lambda _: ok()) as (server, transport):
+    async with served(lambda _: ok()) as (server, _):
         url = server.url
-    with pytest.raises(httpx.ConnectError, match="no connection to 127.0.0.1"):
-        await ask(transport, url)
+    with pytest.raises(httpx.ConnectError, match=r"no connection to 127\.0\.0\.1"):
+        await ask(FastTransport(), url)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, ".a"])
+async def test_a_name_that_cannot_be_is_no_connection(host: str) -> None:
+    with pytest.raises(httpx.ConnectError, match="no connection to"):
+        await ask(FastTransport(), f"http://{host}:80/")
 
 
 @pytest.mark.parametrize("timeout", [{"timeout": {"read": 0.05}}, {"timeout": {}, "extensions": {"total": 0.05}}])
@@ -213,7 +260,7 @@ async def test_a_connection_is_waited_for_and_handed_on() -> None:
 
 async def test_the_wait_for_a_connection_has_an_end() -> None:
     async with served(lambda _: say(then="hang"), TransportPolicy(connections=1)) as (server, transport):
-        holder = asyncio.ensure_future(ask(transport, server.url))
+        holder = spawn(ask(transport, server.url), name="call")
         while not server.requests:
             await asyncio.sleep(0)
         with pytest.raises(httpx.PoolTimeout):
@@ -233,7 +280,7 @@ async def test_who_waits_gets_the_room_of_a_lost_connection() -> None:
 
 async def test_a_caller_who_goes_away_takes_its_connection_along() -> None:
     async with served(lambda _: say(then="hang")) as (server, transport):
-        caller = asyncio.ensure_future(ask(transport, server.url))
+        caller = spawn(ask(transport, server.url), name="call")
         while not server.requests:
             await asyncio.sleep(0)
         caller.cancel()
@@ -241,9 +288,120 @@ async def test_a_caller_who_goes_away_takes_its_connection_along() -> None:
         await asyncio.wait_for(server.gone.wait(), 5)
 
 
+async def test_who_waits_is_served_in_order_and_before_who_comes_later() -> None:
+    served_order: list[bytes] = []
+
+    def play(request: Request) -> Say:
+        served_order.append(request.line.split()[1])
+        return ok()
+
+    async with served(play, TransportPolicy(connections=1)) as (server, transport):
+        first = [spawn(ask(transport, f"{server.url}/{n}"), name="call") for n in range(5)]
+        while not served_order:
+            await asyncio.sleep(0)
+        late = [spawn(ask(transport, f"{server.url}/{n}"), name="call") for n in range(5, 9)]
+        await asyncio.gather(*first, *late)
+        assert served_order == [b"/%d" % n for n in range(9)]
+
+
+@pytest.mark.parametrize("then", ["keep", "close", "abort"])
+async def test_there_are_never_more_connections_than_allowed(then: Any) -> None:
+    """Lost, refused and used-up ones make room for exactly one each, whoever comes in between."""
+    most = 0
+
+    def play(_: Request) -> Say:
+        nonlocal most
+        most = max(most, transport.connections)
+        answer = ok(b"ok", b"Connection: close") if then == "close" else ok()
+        return Say(answer.pieces if then != "abort" else (), then)
+
+    async with served(play, TransportPolicy(connections=3)) as (server, transport):
+
+        async def caller() -> None:
+            for _ in range(5):
+                with contextlib.suppress(httpx.TransportError):
+                    await ask(transport, server.url, "POST")
+
+        await asyncio.gather(*(caller() for _ in range(12)))
+        assert most <= 3
+        if then == "keep":
+            assert server.connections == 3
+        else:
+            assert server.connections == 60
+
+
+async def test_a_connection_that_is_lost_on_its_way_to_who_waits_is_not_used() -> None:
+    """The server closes right behind its answer and does not say so: the next in line opens one of its own."""
+
+    def play(_: Request) -> Say:
+        return Say(ok().pieces, "close")
+
+    async with served(play, TransportPolicy(connections=1)) as (server, transport):
+        answers = await asyncio.gather(*(ask(transport, server.url) for _ in range(20)), return_exceptions=True)
+        assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+        assert transport.connections <= 1
+
+
+async def test_what_lasts_long_does_not_keep_short_calls_waiting() -> None:
+    def play(request: Request) -> Say:
+        return say(then="hang") if b"/long" in request.line else ok()
+
+    async with served(play, TransportPolicy(connections=1)) as (server, transport):
+        extensions = {"stream": True}
+        polls = [spawn(ask(transport, f"{server.url}/long", extensions=extensions), name="call") for _ in range(3)]
+        while len(server.requests) < 3:
+            await asyncio.sleep(0)
+        assert (await ask(transport, server.url, timeout={"pool": 0.0})).content == b"ok"
+        for poll in polls:
+            poll.cancel()
+        await asyncio.wait(polls)
+
+
+async def test_a_close_ends_connections_calls_and_waits() -> None:
+    async with served(lambda _: say(then="hang"), TransportPolicy(connections=1)) as (server, transport):
+        calls = [spawn(ask(transport, server.url), name="call") for _ in range(3)]
+        while not server.requests:
+            await asyncio.sleep(0)
+        await transport.aclose()
+        assert transport.connections == 0
+        await asyncio.wait(calls)
+        assert [type(call.exception()) for call in calls] == [httpx.ReadError, httpx.ConnectError, httpx.ConnectError]
+        with pytest.raises(httpx.ConnectError, match="closed"):
+            await ask(transport, server.url)
+        assert server.connections == 1
+
+
+async def test_a_close_while_a_connection_is_being_opened_leaves_none() -> None:
+    async with served(lambda _: ok()) as (server, transport):
+        call = spawn(ask(transport, server.url), name="call")
+        await asyncio.sleep(0)
+        await transport.aclose()
+        await asyncio.wait([call])
+        assert isinstance(call.exception(), httpx.ConnectError)
+        assert transport.connections == 0
+        assert server.requests == []
+
+
+async def test_a_cancellation_at_any_moment_leaves_the_pool_as_it_was() -> None:
+    """One more turn of the loop each time, until the call ends by itself: no room is lost, nothing is stuck."""
+    async with served(lambda _: ok(b"x" * 500_000), TransportPolicy(connections=1)) as (server, transport):
+        for turns in itertools.count():
+            call = spawn(ask(transport, server.url), name="call")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ended = call.done()
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled() or ended
+            assert len((await ask(transport, server.url)).content) == 500_000
+            if ended or turns == 60:
+                break
+        assert transport.connections == 1
+
+
 async def test_a_waiter_who_goes_away_takes_no_connection_along() -> None:
     async with served(lambda _: ok(), TransportPolicy(connections=1)) as (server, transport):
-        callers = [asyncio.ensure_future(ask(transport, server.url)) for _ in range(3)]
+        callers = [spawn(ask(transport, server.url), name="call") for _ in range(3)]
         await asyncio.sleep(0)
         callers[1].cancel()
         await asyncio.wait(callers)
@@ -311,6 +469,16 @@ async def test_a_streamed_answer_comes_as_it_comes_and_gives_its_connection_back
             response = await transport.handle_async_request(httpx.Request("GET", server.url))
             assert sum([len(chunk) async for chunk in response.aiter_raw()]) == 600_000
         assert server.connections == 1
+
+
+async def test_what_was_not_read_of_an_answer_is_not_the_beginning_of_the_next() -> None:
+    pieces = (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", b"cd")
+    async with served(lambda _: say(*pieces)) as (server, transport):
+        response = await transport.handle_async_request(httpx.Request("GET", server.url))
+        for _ in range(200):  # the rest comes meanwhile
+            await asyncio.sleep(0)
+        await response.aclose()
+        assert (await ask(transport, server.url)).content == b"abcd"
 
 
 @pytest.mark.parametrize("headers", [{"X": "a\r\nEvil: 1"}, {"X": "a\nb"}, {"X": "a\0"}, {"X\r\nY": "a"}])
