@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api.answers import mark, read_body, send_reply, to_request
-from proxy.calls import GetInstance, Write
+from proxy.calls import Alive, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import Snapshot
@@ -95,6 +95,8 @@ class NacosApi:
         if isinstance(call, Write):
             written = await agent.write(call)
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
+        if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all
+            return None, ()
         return await agent.send(call), ()
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:

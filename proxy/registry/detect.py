@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proxy.calls import Call, CreateService
+from proxy.calls import Call, CreateService, ListDetails
 
 DialectName = Literal["v1", "v2", "v3"]
 
@@ -38,7 +38,8 @@ class Spoken:
         kind = type(call)
         if self.version[:2] in ("3.", "4."):  # there all of v2's naming API is gone (NACOS.md 4.0)
             order = tuple(name for name in order if name != "v2") or order
-        if isinstance(call, CreateService) and call.ephemeral:  # v1 creates persistent ones only (NACOS.md 2.10)
+        # v1 creates persistent services only (NACOS.md 2.10), and v3 alone has pages with instances
+        if isinstance(call, ListDetails) or (isinstance(call, CreateService) and call.ephemeral):
             order = tuple(reversed(order))
         left: list[DialectName] = [name for name in order if (name, kind) not in self._gone]
         return left or list(order)

@@ -312,7 +312,7 @@ class _Line:
 
     def _next(self, call: Call[Any], tried: set[str]) -> DialectName | None:
         for name in self._server.spoken.plan(call, self._registry.order):
-            if name not in tried and self._voice.speeches[name].dialect.can_ask(call):
+            if name not in tried and self._voice.speeches[name].can_say(call):
                 return name
         return None
 
@@ -328,10 +328,10 @@ class _Line:
         if credential is not None:
             return await self._ask(request, credential.headers, again)
         session = self._registry.session
-        token = await session.token(self._ask_plainly)
+        token = await session.token(self._server.url, self._ask_plainly)
         reply = await self._ask(request, self._own(token), again)
         if reply.status in (401, 403) and session.enabled:
-            fresh = await session.renew(token, self._ask_plainly)
+            fresh = await session.renew(token, self._server.url, self._ask_plainly)
             if fresh != token:
                 reply = await self._ask(request, self._own(fresh), again)
         return reply

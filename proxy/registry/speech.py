@@ -15,6 +15,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy.calls import (
@@ -28,12 +29,15 @@ from proxy.calls import (
     Fetch,
     GetInstance,
     GetService,
+    ListDetails,
     Register,
     ServiceInfo,
+    ServiceNames,
     Update,
 )
 from proxy.errors import Reason, Refused
 from proxy.model import Instance, ServiceKey, Snapshot
+from proxy.registry import pages
 from proxy.registry.memory import Memory
 from proxy.runtime import Clock
 from proxy.wire import v1, v2, v3
@@ -60,12 +64,20 @@ class Line(Protocol):
 
 
 class Speech:
-    """A dialect that says a call in one request; `say` is where the others differ."""
+    """A dialect that says a call in one request; `say` is where the others differ.
+
+    `composed` are the calls that it says although the dialect has none for them.
+    """
+
+    composed: tuple[type, ...] = ()
 
     def __init__(self, dialect: Dialect, memory: Memory, clock: Clock) -> None:
         self.dialect = dialect
         self.memory = memory
         self.clock = clock
+
+    def can_say(self, call: Call[Any]) -> bool:
+        return isinstance(call, self.composed) or self.dialect.can_ask(call)
 
     async def say(self, line: Line, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and what the line raises."""
@@ -134,6 +146,8 @@ def unmasked(parsed: Parsed, healthy: Parsed | None, info: ServiceInfo | None) -
 class ListSpeech(Speech):
     """v1 and v2: their lists show a whole service. `merging` is for v2, whose PATCH wants everything named."""
 
+    composed = (ListDetails,)
+
     def __init__(
         self,
         dialect: Dialect,
@@ -152,6 +166,8 @@ class ListSpeech(Speech):
     async def say(self, line: Line, call: Call[Any]) -> Any:
         if isinstance(call, Fetch):
             return await self._fetch(line, call.service)
+        if isinstance(call, ListDetails):
+            return await pages.details(line, call)
         if isinstance(call, Update) and call.partial and self._merging:
             return await super().say(line, await self.merge(line, call))
         return await super().say(line, call)
@@ -178,10 +194,16 @@ class ListSpeech(Speech):
 class V3Speech(Speech):
     """v3: the client API shows some clusters, the admin API all; changes are the admin API's alone."""
 
+    composed = (ServiceNames,)
+
     async def say(self, line: Line, call: Call[Any]) -> Any:
         match call:
             case Fetch():
                 return await self._fetch(line, call.service)
+            case ServiceNames():
+                return await pages.names(line, partial(self._explained, line), call)
+            case ListDetails() if call.ignore_empty:
+                return await pages.without_empty(partial(self._explained, line), call)
             case Beat() if call.full is not None:
                 return await self._full_beat(line, call, call.full)
             case Update() if call.partial:

@@ -1,0 +1,50 @@
+"""Servers of every generation behind the proxy, over real sockets, and the proxy as a process in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.helpers.faces import FACES, facing
+from tests.helpers.live import ProxyProcess
+
+UPSTREAMS = [*FACES, "r-nacos"]
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=UPSTREAMS)
+def generation(request: pytest.FixtureRequest) -> str:
+    """Which servers are behind: a face of `tests.helpers.faces`, or a real r-nacos."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def upstream(generation: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """What `--upstream` is given."""
+    if generation == "r-nacos":
+        yield request.getfixturevalue("rnacos").url
+        return
+    async with facing(generation) as server:
+        yield server.url
+
+
+@pytest.fixture
+def service() -> str:
+    """A name that no other test uses: the real server is shared and remembers."""
+    return f"e2e-{os.getpid()}-{next(_numbers)}"
+
+
+@asynccontextmanager
+async def process(*arguments: str) -> AsyncIterator[ProxyProcess]:
+    """The proxy's own process; started and ended beside the loop, in which its upstream may run."""
+    proxy = ProxyProcess(*arguments)
+    try:
+        await asyncio.to_thread(proxy.start)
+        yield proxy
+    finally:
+        await asyncio.to_thread(proxy.close)
