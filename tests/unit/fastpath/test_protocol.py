@@ -489,8 +489,10 @@ class Side:
 
         class Counting(made):  # type: ignore[misc, valid-type]
             def data_received(self, data: bytes) -> None:
-                super().data_received(data)
-                side.received += len(data)
+                try:
+                    super().data_received(data)
+                finally:
+                    side.received += len(data)
 
         self._make: Callable[[], HttpToolsProtocol] = lambda: Counting(config, self.state, {})
 
@@ -532,15 +534,16 @@ class Side:
 
     async def reconnect(self) -> None:
         await self.hang_up()
+        self.service.gate.clear()
         await self.connect()
 
     async def hang_up(self) -> None:
+        self.service.gate.set()  # where requests wait for each other the server does not read, nor see us leave
         self.client.close()
         while self.state.connections:
             await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        self.service.gate.set()
         await self.hang_up()
         self.server.close()
         await self.server.wait_closed()
