@@ -1,0 +1,160 @@
+"""What is no naming API goes to the upstream as it came, and comes back as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from proxy.api.passthrough import NOT_THERE, CutShort, Passthrough
+from proxy.errors import BadCall, Problem, TooSlow, Unreachable
+from tests.helpers.asgi import Exchange, ask, scope, start
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass
+class Answer:
+    status: int = 200
+    chunks: tuple[bytes | Exception, ...] = (b"ok",)
+    headers: Headers = field(default_factory=lambda: [(b"content-type", b"text/plain"), (b"x-one", b"1")])
+
+    async def body(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+
+@dataclass
+class Upstream:
+    """A forwarder that answers as `answer` says, and keeps what it was asked."""
+
+    answer: Callable[[str], Answer | Exception] = lambda path: Answer()
+    asked: list[tuple[str, str, str, Headers, bytes]] = field(default_factory=list)
+    open: int = 0
+
+    @asynccontextmanager
+    async def forward(
+        self, method: str, path: str, query: str, headers: Headers, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[Answer]:
+        self.asked.append((method, path, query, headers, b"".join([chunk async for chunk in body])))
+        answer = self.answer(path)
+        if isinstance(answer, Exception):
+            raise answer
+        self.open += 1
+        try:
+            yield answer
+        finally:
+            self.open -= 1
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for _, path, *_ in self.asked]
+
+
+async def test_a_request_goes_on_as_it_came_and_the_answer_comes_back_as_it_is() -> None:
+    upstream = Upstream(lambda path: Answer(418, (b"a ", b"tea", b"pot")))
+    target = "/nacos/v1/cs/configs?dataId=a%2Fb&x=%E4%B8%AD&x=2"
+    reply = await ask(Passthrough(upstream), "PUT", target, headers={"X-My": "1"}, body=b"content=\xff")
+    assert (reply.status, reply.body, reply.headers) == (
+        418,
+        b"a teapot",
+        {"content-type": "text/plain", "x-one": "1"},
+    )
+    method, path, query, headers, body = upstream.asked[0]
+    assert (method, path, query, body) == ("PUT", "/v1/cs/configs", "dataId=a%2Fb&x=%E4%B8%AD&x=2", b"content=\xff")
+    assert (b"x-my", b"1") in headers
+    assert upstream.open == 0
+
+
+async def test_the_path_is_passed_on_as_it_was_encoded() -> None:
+    upstream = Upstream()
+    await ask(Passthrough(upstream), "GET", "/nacos/v1/cs/a%20b/%E4%B8%AD")
+    assert upstream.paths == ["/v1/cs/a%20b/%E4%B8%AD"]
+
+
+async def test_another_context_path_is_taken_away() -> None:
+    for context in ("/discovery", "/discovery/"):
+        upstream = Upstream()
+        await ask(Passthrough(upstream, context_path=context), "GET", "/discovery/v1/cs/configs")
+        assert upstream.paths == ["/v1/cs/configs"]
+
+
+async def test_without_an_upstream_every_path_is_unknown() -> None:
+    reply = await ask(Passthrough(None), "GET", "/nacos/v1/cs/configs")
+    assert (reply.status, reply.headers["content-type"]) == (404, "text/plain;charset=UTF-8")
+    assert reply.body.startswith(b"/nacos/v1/cs/configs is not part of the naming API, and there is no upstream")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Unreachable("http://a:1: refused", arrived=False), 502),
+        (TooSlow("http://a:1: no answer in time"), 504),
+        (BadCall("path", Problem.OTHER, "this path is not passed on: it has a dot segment"), 400),
+    ],
+)
+async def test_a_fault_before_the_answer_has_its_status_and_says_what_it_was(error: Exception, status: int) -> None:
+    reply = await ask(Passthrough(Upstream(lambda path: error)), "GET", "/nacos/v1/cs/configs")
+    assert (reply.status, reply.body.decode()) == (status, str(error))
+
+
+async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole() -> None:
+    upstream = Upstream(lambda path: Answer(200, (b"half", TooSlow("no more"))))
+    exchange: Exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
+    with pytest.raises(CutShort):
+        await exchange.ended()
+    assert (exchange.body, exchange.complete, upstream.open) == (b"half", False, 0)
+
+
+FORM = b"username=nacos&password=p%26w"
+
+
+@pytest.mark.parametrize(
+    ("asked", "other"),
+    [
+        ("/v1/auth/login", "/v3/auth/user/login"),
+        ("/v1/auth/users/login", "/v3/auth/user/login"),
+        ("/v3/auth/user/login", "/v1/auth/login"),
+    ],
+)
+@pytest.mark.parametrize("status", NOT_THERE)
+async def test_a_login_that_the_server_has_not_is_asked_as_the_other_generation_has_it(
+    asked: str, other: str, status: int
+) -> None:
+    upstream = Upstream(lambda path: Answer(status if path == asked else 200, (path.encode(),)))
+    reply = await ask(Passthrough(upstream), "POST", f"/nacos{asked}?username=nacos", body=FORM)
+    assert (reply.status, reply.body.decode()) == (200, other)
+    assert [(path, query, body) for _, path, query, _, body in upstream.asked] == [
+        (asked, "username=nacos", FORM),
+        (other, "username=nacos", FORM),
+    ]
+    assert upstream.open == 0
+
+
+async def test_a_login_that_is_refused_is_refused() -> None:
+    upstream = Upstream(lambda path: Answer(403, (b"user not found!",)))
+    reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=FORM)
+    assert (reply.status, reply.body, upstream.paths) == (403, b"user not found!", ["/v1/auth/login"])
+
+
+async def test_a_login_that_no_generation_has_is_answered_by_the_server() -> None:
+    upstream = Upstream(lambda path: Answer(404, (path.encode(),)))
+    reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=FORM)
+    assert (reply.status, reply.body) == (404, b"/v3/auth/user/login")
+
+
+async def test_other_paths_are_asked_once() -> None:
+    upstream = Upstream(lambda path: Answer(404, (b"",)))
+    reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/cs/configs", body=FORM)
+    await ask(Passthrough(upstream), "GET", "/nacos/v1/auth/login")
+    assert (reply.status, upstream.paths) == (404, ["/v1/cs/configs", "/v1/auth/login"])
+
+
+async def test_a_login_with_an_endless_form_is_refused() -> None:
+    upstream = Upstream()
+    reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=b"x" * 70_000)
+    assert (reply.status, upstream.asked) == (413, [])
