@@ -8,12 +8,15 @@ Not for: who may use this proxy (`api.guard`), how a login travels (`wire.login`
     ending            | until its ttl is over        | goes with it, and one login runs beside
     none              | else                         | waits for the one login in flight
     refused (401/403) | once per `pause`             | waits for the one login in flight, then goes once more
+
+A login that the servers refuse (a wrong password) is tried again after `pause`, then after twice that, up to
+`longest_pause`: a directory behind the servers may lock the account. One that found no server is each server's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
 from proxy.errors import Garbled, Malformed, ProxyError, Reason, Refused
@@ -31,12 +34,13 @@ _PATHS = ((v1.login_request, v1.login_reply), (v3.login_request, v3.login_reply)
 
 @dataclass(frozen=True, slots=True)
 class LoginPolicy:
-    """Without a username nobody logs in. `renew_at` is a share of the ttl; `pause` seconds between two tries."""
+    """Without a username nobody logs in. `renew_at` is a share of the ttl; pauses are seconds between two tries."""
 
     username: str = ""
     password: str = field(default="", repr=False)
     renew_at: float = 0.9
     pause: float = 5.0
+    longest_pause: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +71,55 @@ class Session:
         self._renew_at = self._ends_at = float("-inf")
         self._tried_at = float("-inf")
         self._refusal: Refused | None = None
+        self._pause = policy.pause
         self._running: asyncio.Task[ProxyError | None] | None = None
+        self._running_at: Hashable = None
         self._first = 0
 
     @property
     def enabled(self) -> bool:
         return bool(self._policy.username)
 
-    async def token(self, ask: Ask) -> str:
-        """The token to send, '' where none is needed. Raises `Refused` (NO_RIGHT) and what the login's call raised."""
+    async def token(self, at: Hashable, ask: Ask) -> str:
+        """The token to send, '' where none is needed; `ask` asks the server `at`.
+
+        Raises `Refused` (NO_RIGHT) and what the login's call raised.
+        """
         if not self.enabled:
             return ""
         now = self._clock.now()
         if now >= self._ends_at:
-            await self._login(ask)
-        elif now >= self._renew_at and now - self._tried_at >= self._policy.pause:
-            self._start(ask)
+            await self._login(at, ask)
+        elif now >= self._renew_at and not self._pausing:
+            self._start(at, ask)
         return self._token
 
-    async def renew(self, refused: str, ask: Ask) -> str:
-        """Another token than the refused one where there is one to be had; else the same."""
-        if not self.enabled or self._token != refused or self._clock.now() - self._tried_at < self._policy.pause:
-            return self._token
-        await self._login(ask)
+    async def renew(self, refused: str, at: Hashable, ask: Ask) -> str:
+        """Another token than the refused one where there is one to be had; else the same. Raises as `token`."""
+        if self.enabled and self._token == refused and not self._pausing:
+            await self._login(at, ask)
         return self._token
 
-    async def _login(self, ask: Ask) -> None:
-        if self._refusal is not None and self._clock.now() - self._tried_at < self._policy.pause:
+    @property
+    def _pausing(self) -> bool:
+        return self._clock.now() - self._tried_at < self._pause
+
+    async def _login(self, at: Hashable, ask: Ask) -> None:
+        if self._refusal is not None and self._pausing:
             raise self._refusal
-        error = await asyncio.shield(self._start(ask))
-        if error is not None:
-            raise error
+        while True:
+            running = self._start(at, ask)
+            asked = self._running_at
+            error = await asyncio.shield(running)
+            if error is None:
+                return
+            if asked == at or error is self._refusal:
+                raise error
+            # It was another server that did not answer; that says nothing of this one.
 
-    def _start(self, ask: Ask) -> asyncio.Task[ProxyError | None]:
+    def _start(self, at: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
         if self._running is None or self._running.done():
-            self._running = spawn(self._run(ask), name="login")
+            self._running, self._running_at = spawn(self._run(ask), name="login"), at
         return self._running
 
     async def _run(self, ask: Ask) -> ProxyError | None:
@@ -109,12 +127,17 @@ class Session:
         try:
             login = await self._ask(ask)
         except ProxyError as error:
-            self._refusal = error if isinstance(error, Refused) else None
             self.error = str(error)
+            if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
+                longer = min(self._pause * 2, self._policy.longest_pause)
+                self._pause = longer if self._refusal is not None else self._policy.pause
+                self._refusal = error
+            else:
+                self._refusal = None
             return error
         now = self._clock.now()
         self.logins += 1
-        self.error, self._refusal = "", None
+        self.error, self._refusal, self._pause = "", None, self._policy.pause
         self._token = "" if login.token == AUTH_DISABLED else login.token
         self._renew_at, self._ends_at = now + login.ttl * self._policy.renew_at, now + login.ttl
         return None
@@ -126,6 +149,8 @@ class Session:
             try:
                 login = read(await ask(write(self._policy.username, self._policy.password)))
             except Refused as refused:
+                if refused.status >= 502:  # a gateway, or a server that is not ready; both say nothing of the password
+                    raise
                 if refused.reason is not Reason.GONE:
                     said = f"the login as {self._policy.username!r} was refused: {refused.text}"
                     raise Refused(Reason.NO_RIGHT, said, status=403) from refused

@@ -6,7 +6,8 @@ Not for: sending (`http`), what a server speaks (`detect`), when a list is fetch
     ------------+---------------------------------------------+------------------------------------------------------
     up          | no failure, or fewer than `patience` slow   | get it by rendezvous hashing, or because they got it
                 | or garbled answers in a row                 | before (an instance's registration and its beats)
-    down        | from a failure until the next success       | only when none is up; probes as `retry_at` passes
+    down        | from a failure until the next success       | when none is up, or none any more; probes as `retry_at`
+                |                                             | passes
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from cachetools import LRUCache
 
@@ -24,7 +25,8 @@ from proxy.registry.detect import Spoken
 
 DEFAULT_PORT = 8848
 MOST_SERVERS = 100  # lines of an address server's answer that count
-_HOST = re.compile(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]")
+_HOST = re.compile(r"(?:[0-9A-Za-z_-]+\.)*[0-9A-Za-z_-]+\.?|\[[0-9A-Fa-f:.]+\]")
+_CONTEXT = re.compile(r"(?:/(?!\.\.?(?:/|$))[0-9A-Za-z._~-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,18 @@ class ServersPolicy:
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One server, and what operators want to know of it. `latency` is a moving mean in seconds."""
+    """One server, and what operators want to know of it.
+
+    `failures` are those since the last success, `pause` the seconds between the last two probes of a server that is
+    down, `latency` a moving mean in seconds.
+    """
 
     origin: str
     context: str
     up: bool = True
     failures: int = 0
     retry_at: float = 0.0
+    pause: float = 0.0
     called_at: float = 0.0
     probing: bool = False
     error: str = ""
@@ -77,29 +84,50 @@ class Server:
 
 
 def parse_server(text: str, context_path: str = "/nacos", scheme: str = "http") -> Server:
-    """A server from what people write. Raises `ValueError` with a sentence for them."""
+    """A server from what people write. Raises `ValueError` with a sentence for them, without a password."""
     address = text.strip()
-    parts = urlsplit(address if "://" in address else f"{scheme}://{address}")
+    address = address if "://" in address else f"{scheme}://{address}"
+    shown = address.rpartition("@")[2] if "@" in address else text.strip()
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+    except ValueError:
+        raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets") from None
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f"{text!r} is neither http nor https")
+        raise ValueError(f"{shown!r} is neither http nor https")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError(f"the server {parts.hostname!r} may have a port and a context path, and nothing else")
-    host = parts.hostname or ""
-    shown = f"[{host}]" if ":" in host else host
-    if _HOST.fullmatch(shown) is None:
-        raise ValueError(f"{text!r} names no host")
-    port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else DEFAULT_PORT)
+        raise ValueError(f"the server {host!r} may have a port and a context path, and nothing else")
+    if parts.netloc.count(":") > 1 and "[" not in parts.netloc:
+        raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets, as in [::1]:{DEFAULT_PORT}")
+    host = f"[{host}]" if ":" in host else host
+    if _HOST.fullmatch(host) is None:
+        raise ValueError(f"{shown!r} names no host")
     context = parts.path.rstrip("/") or context_path.rstrip("/")
-    if context and not re.fullmatch(r"(?:/[0-9A-Za-z._~-]+)+", context):
-        raise ValueError(f"{context!r} is no context path")
-    return Server(f"{parts.scheme}://{shown}:{port}", context)
+    if _CONTEXT.fullmatch(context) is None:
+        raise ValueError(f"{context!r} is no context path: it looks like /nacos")
+    return Server(f"{parts.scheme}://{host}:{_port(parts, shown)}", context)
+
+
+def _port(parts: SplitResult, shown: str) -> int:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port is None:
+        return 443 if parts.scheme == "https" else DEFAULT_PORT
+    if port == 0:
+        raise ValueError(f"the port of {shown!r} is no number from 1 to 65535")
+    return port
 
 
 def parse_addresses(body: bytes, context_path: str = "/nacos") -> list[Server]:
-    """The lines of an address server's answer; blank lines, comments and what is no address are left out."""
+    """The lines of an address server's answer; blank lines, comments and what is no address are left out.
+
+    What Nacos's own servers tell each other there (`?raft_port=7848`) is not for clients.
+    """
     found: dict[str, Server] = {}
-    for line in body.decode("utf-8", "replace").splitlines()[: 10 * MOST_SERVERS]:
-        address = line.partition("#")[0].strip()
+    for line in body.decode("utf-8-sig", "replace").splitlines()[: 10 * MOST_SERVERS]:
+        address = line.partition("#")[0].partition("?")[0].strip()
         if not address or len(found) >= MOST_SERVERS:
             continue
         try:
@@ -138,29 +166,26 @@ class Servers:
     def candidates(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 
-        Where none is up there is one candidate, that whose probe comes first: a call deserves a try.
+        Where none is up, or none any more, the last is that whose probe comes first: a call deserves a try.
         """
         if len(self.all) < 2:
             yield from self.all
             return
-        tried = 0
-        seen: set[int] = set()
+        tried: list[Server] = []
         for server in self._ordered(keys):
-            if id(server) not in seen and tried < self.policy.attempts and (server.up or tried == 0):
-                seen.add(id(server))
-                tried += 1
+            if server.up and server not in tried and len(tried) < self.policy.attempts:
+                tried.append(server)
                 yield server
+        left = [server for server in self.all if server not in tried]
+        if left and not self.up and len(tried) < self.policy.attempts:
+            yield min(left, key=lambda server: server.retry_at)
 
     def _ordered(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
         for key in keys:
             kept = self._keeps.get(key)
             if kept is not None and kept.up and kept in self.all:
                 yield kept
-        up = self.up
-        if not up:
-            yield min(self.all, key=lambda server: server.retry_at)
-            return
-        yield from sorted(up, key=lambda server: _weight(server, keys), reverse=True)
+        yield from sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
 
     def keep(self, key: Hashable, server: Server) -> None:
         """What `key` names keeps to this server while it is up."""
@@ -186,12 +211,15 @@ class Servers:
         server.called_at = now
         server.failures += 1
         server.error = str(error)
-        pause = self.policy.first_pause * 2 ** min(server.failures - 1, 30)
-        server.retry_at = now + min(pause, self.policy.longest_pause)
         if server.up and (server.failures >= self.policy.patience or isinstance(error, Unreachable)):
             server.up = False
+            server.pause = self.policy.first_pause
+            server.retry_at = now + server.pause
             for listener in self.on_down:
                 listener(server)
+        elif not server.up and now >= server.retry_at:  # not one of many calls that were under way when it went
+            server.pause = min(server.pause * 2, self.policy.longest_pause)
+            server.retry_at = now + server.pause
 
     def to_probe(self, now: float) -> list[Server]:
         """Those to ask whether they are there, where calls alone would not tell."""
