@@ -146,7 +146,8 @@ class Ledger:
         gone = [r for r in self._places.values() if r.managed is None and not r.alive(now)]
         for registration in gone:
             self._drop(registration.place)
-        mortal = (r.lapses_at for r in self._places.values() if r.managed is None)
+        # its keeper may let go of a managed one at any time: looked at again before long
+        mortal = (r.lapses_at if r.managed is None else now + 1 for r in self._places.values())
         self._first_lapse = min(mortal, default=math.inf)
         return gone
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.calls import Beat, Deregister, Register, SetHealth, Update, Write
+from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from proxy.effects import apply
 from proxy.model import Snapshot
 
@@ -58,17 +58,35 @@ def _place(write: Write[Any]) -> tuple[str, int] | None:
 
 
 def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
+    if isinstance(new, BatchMetadata) and isinstance(old, BatchMetadata):
+        alike = (new.instances, new.remove, new.ephemeral) == (old.instances, old.remove, old.ephemeral)
+        return alike and old.metadata.keys() <= new.metadata.keys()
     if _place(new) is None or _place(new) != _place(old):
         return new == old
     if isinstance(new, Register):
         return True
     if isinstance(new, Deregister):
-        return not isinstance(old, Register) or old.instance.ephemeral == new.ephemeral
+        return _ephemeral(old) == new.ephemeral
     if isinstance(old, Beat) and old.full is not None:
         return new == old  # it may be what registered the instance
     if isinstance(new, Update) and isinstance(old, Update):
+        if new.cluster != old.cluster:  # Nacos keeps what it modified by cluster, too (NACOS.md 5.4)
+            return False
         return not new.partial or (old.partial and _named(old) <= _named(new))
     return type(new) is type(old)
+
+
+def _ephemeral(write: Write[Any]) -> bool:
+    """Of which kind the instance is that a write is about: a deregistration of the other kind leaves it there."""
+    match write:
+        case Register():
+            return write.instance.ephemeral
+        case Beat():
+            return write.ephemeral if write.full is None else write.full.ephemeral
+        case Deregister() | Update():
+            return write.ephemeral
+        case _:
+            return False
 
 
 def _named(update: Update) -> set[str]:
@@ -77,6 +95,8 @@ def _named(update: Update) -> set[str]:
 
 def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: OverlayPolicy) -> tuple[Pending, ...]:
     """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
+    if fold(base, pending) == base and all(asked - entry.since >= policy.settle for entry in pending):
+        return ()  # together they agree, though one alone may not: registered, then modified
     kept: list[Pending] = []
     shown = base
     for entry in pending:

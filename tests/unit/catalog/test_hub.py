@@ -1,0 +1,413 @@
+"""Every event once, in order, with one id; slow readers converge; who comes back misses nothing or is told so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.catalog.hub import Event, Filter, Hub, HubPolicy, Mailbox, Notice
+from proxy.model import Change, ServiceKey, Snapshot, diff
+from tests.helpers.build import KEY, instance, key, snapshot
+
+OTHER = key("stock")
+BOTH = Filter(frozenset({KEY, OTHER}))
+EVERYTHING = Filter(everything=("public", "DEFAULT_GROUP"))
+UP, DOWN = Notice("up", ""), Notice("down", "refused")
+
+
+def quiet() -> None:
+    """Nobody need be woken."""
+
+
+def state(weight: float, service: ServiceKey = KEY) -> Snapshot:
+    return snapshot(instance(weight=weight), service=service)
+
+
+def step(before: float, after: float, service: ServiceKey = KEY) -> Change:
+    change = diff(state(before, service), state(after, service), "poll")
+    assert change is not None
+    return change
+
+
+def hub(**policy: int) -> Hub:
+    return Hub(HubPolicy(**policy), "e")
+
+
+def numbers(events: list[Event]) -> list[int]:
+    return [event.number for event in events]
+
+
+# publishing
+
+
+def test_an_event_gets_the_next_number_whoever_listens() -> None:
+    found = hub()
+    assert found.last_id == "e-0"
+    first, second = found.publish(step(1, 2)), found.publish(DOWN)
+    assert [found.id_of(first), found.id_of(second), found.last_id] == ["e-1", "e-2", "e-2"]
+    assert found.published == 2
+
+
+def test_a_reader_that_keeps_up_gets_every_event_once_and_in_order() -> None:
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    heard: list[Any] = []
+    for body in (step(1, 2), DOWN, step(1, 2, OTHER), UP, step(2, 1)):
+        found.publish(body)
+        heard += [(event.number, event.body, event.whole) for event in box.take()]
+    assert heard == [
+        (1, step(1, 2), True), (2, DOWN, True), (3, step(1, 2, OTHER), True), (4, UP, True), (5, step(2, 1), True)
+    ]  # fmt: skip
+    assert (box.take(), len(box)) == ([], 0)
+
+
+def test_a_reader_hears_of_nothing_that_it_did_not_ask_for() -> None:
+    found = hub()
+    box = found.subscribe(Filter(frozenset({OTHER})), quiet)
+    found.publish(step(1, 2))
+    found.publish(step(1, 2, key("stock", group="g")))
+    found.publish(step(1, 2, key("stock", namespace="dev")))
+    assert box.take() == []
+
+
+def test_a_reader_of_everything_hears_of_every_service_of_its_group() -> None:
+    found = hub()
+    box = found.subscribe(EVERYTHING, quiet)
+    for service in (KEY, OTHER, key("new"), key("new", group="g"), key("new", namespace="dev")):
+        found.publish(step(1, 2, service))
+    assert numbers(box.take()) == [1, 2, 3]
+
+
+def test_who_asks_for_a_service_and_for_everything_hears_once() -> None:
+    found, woken = hub(), []
+    box = found.subscribe(Filter(frozenset({KEY}), ("public", "DEFAULT_GROUP")), lambda: woken.append(1))
+    found.publish(step(1, 2))
+    assert (numbers(box.take()), woken) == ([1], [1])
+
+
+def test_who_has_left_hears_nothing_and_leaves_nothing_behind() -> None:
+    found = hub()
+    boxes = [found.subscribe(interest, quiet) for interest in (BOTH, EVERYTHING, BOTH)]
+    assert found.readers == 3
+    for box in (*boxes, boxes[0]):
+        found.unsubscribe(box)
+    found.publish(step(1, 2))
+    found.publish(DOWN)
+    assert (found.readers, [len(box) for box in boxes]) == (0, [0, 0, 0])
+    assert repr(found) == "<Hub e-2, 0 readers, 2 kept>"
+
+
+def test_a_reader_may_leave_or_come_while_an_event_goes_round() -> None:
+    found = hub()
+    boxes: list[Mailbox] = []
+
+    def leave_and_come() -> None:
+        found.unsubscribe(boxes[0])
+        boxes.append(found.subscribe(BOTH, quiet))
+
+    boxes += [found.subscribe(BOTH, leave_and_come), found.subscribe(BOTH, quiet)]
+    found.publish(step(1, 2))
+    assert [len(box) for box in boxes] == [1, 1, 0]
+    found.publish(step(2, 3))
+    assert [len(box) for box in boxes] == [1, 1, 1]
+
+
+# mailboxes
+
+
+def test_a_reader_is_woken_when_its_empty_box_fills_and_not_again() -> None:
+    found, woken = hub(), []
+    box = found.subscribe(BOTH, lambda: woken.append(1))
+    found.publish(step(1, 2))
+    found.publish(step(1, 2, OTHER))
+    assert woken == [1]
+    box.take()
+    found.publish(step(2, 3))
+    assert woken == [1, 1]
+
+
+def test_a_slow_reader_has_one_change_of_each_service_waiting() -> None:
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    for weight in range(1, 100):
+        found.publish(step(weight, weight + 1))
+        found.publish(step(weight, weight + 1, OTHER))
+    assert len(box) == 2
+    events = box.take()
+    assert [(event.number, event.body) for event in events] == [(197, step(1, 100)), (198, step(1, 100, OTHER))]
+
+
+def test_a_change_that_is_undone_before_it_is_read_leaves_nothing() -> None:
+    found, woken = hub(), []
+    box = found.subscribe(BOTH, lambda: woken.append(1))
+    found.publish(step(1, 2))
+    found.publish(step(2, 1))
+    assert (len(box), box.take(), woken) == (0, [], [1])
+    found.publish(step(1, 3))
+    assert (woken, [(e.number, e.body, e.whole) for e in box.take()]) == ([1, 1], [(3, step(1, 3), True)])
+
+
+def test_of_several_notices_the_last_one_counts() -> None:
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    for notice in (DOWN, UP, DOWN, UP):
+        found.publish(notice)
+    assert [(event.number, event.body) for event in box.take()] == [(4, UP)]
+
+
+def test_a_notice_keeps_its_place_among_the_changes() -> None:
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    for body in (step(1, 2), DOWN, step(1, 2, OTHER), step(2, 3)):
+        found.publish(body)
+    assert [event.body for event in box.take()] == [DOWN, step(1, 2, OTHER), step(1, 3)]
+
+
+def test_an_event_ahead_of_an_older_change_is_not_whole() -> None:
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    for body in (step(1, 2), step(1, 2, OTHER), step(2, 3)):
+        found.publish(body)
+    events = box.take()
+    assert [(event.number, event.whole) for event in events] == [(2, False), (3, True)]
+    assert found.subscribe(BOTH, quiet, found.id_of(events[0])).reset
+    assert not found.subscribe(BOTH, quiet, found.id_of(events[1])).reset
+
+
+def test_an_event_between_a_change_and_its_undoing_is_not_whole() -> None:
+    """Whoever resumed behind it would be told of the undoing of what it never saw, or, worse, of nothing at all."""
+    found = hub()
+    box = found.subscribe(BOTH, quiet)
+    for body in (step(1, 2), step(1, 2, OTHER), step(2, 1)):
+        found.publish(body)
+    assert [(event.number, event.whole) for event in box.take()] == [(2, False)]
+    found.publish(DOWN)
+    assert [(event.number, event.whole) for event in box.take()] == [(4, True)]
+
+
+# coming back
+
+
+def test_who_comes_back_gets_what_it_missed_and_goes_on() -> None:
+    found = hub()
+    for body in (step(1, 2), DOWN, step(1, 2, OTHER), step(1, 2, key("third"))):
+        found.publish(body)
+    box = found.subscribe(BOTH, quiet, "e-1")
+    assert (box.reset, numbers(box.take())) == (False, [2, 3])
+    found.publish(step(2, 3))
+    assert numbers(box.take()) == [5]
+
+
+def test_who_missed_nothing_is_not_reset() -> None:
+    found = hub()
+    found.publish(step(1, 2))
+    box = found.subscribe(BOTH, quiet, found.last_id)
+    assert (box.reset, len(box)) == (False, 0)
+
+
+def test_who_is_new_gets_nothing_old() -> None:
+    found = hub()
+    found.publish(step(1, 2))
+    box = found.subscribe(BOTH, quiet)
+    assert (box.reset, len(box)) == (False, 0)
+
+
+@pytest.mark.parametrize("after", ["x-1", "e-3", "e-", "e", "-1", "e-x", "e-1-1", "e--1", "e-+1", "e- 1", "1", "\0"])
+def test_an_id_that_is_not_of_this_run_means_a_new_start(after: str) -> None:
+    found = hub()
+    found.publish(step(1, 2))
+    found.publish(step(2, 3))
+    box = found.subscribe(BOTH, quiet, after)
+    assert (box.reset, len(box)) == (True, 0)
+    found.publish(step(3, 4))
+    assert numbers(box.take()) == [3]
+
+
+def test_an_epoch_may_hold_what_parts_it_from_the_number() -> None:
+    found = Hub(HubPolicy(), "a-b")
+    found.publish(step(1, 2))
+    assert len(found.subscribe(BOTH, quiet, "a-b-0")) == 1
+    assert found.subscribe(BOTH, quiet, "b-0").reset
+
+
+@pytest.mark.parametrize(
+    ("after", "reset", "missed"), [("e-6", True, []), ("e-7", False, [8, 9, 10]), ("e-10", False, [])]
+)
+def test_the_history_is_bounded_in_events(after: str, reset: bool, missed: list[int]) -> None:
+    found = hub(history=3)
+    for weight in range(10):
+        found.publish(step(weight, weight + 1, key(f"s{weight}")))
+    box = found.subscribe(EVERYTHING, quiet, after)
+    assert (box.reset, numbers(box.take())) == (reset, missed)
+
+
+def test_without_a_history_only_who_missed_nothing_goes_on() -> None:
+    found = hub(history=0)
+    found.publish(step(1, 2))
+    assert (found.subscribe(BOTH, quiet, "e-0").reset, found.subscribe(BOTH, quiet, "e-1").reset) == (True, False)
+
+
+def test_the_history_is_bounded_in_instances() -> None:
+    """A thousand-instance service that changes each second holds gigabytes otherwise."""
+    found = hub(hosts=30)
+    for weight in range(10):
+        big = [snapshot(*(instance(port=n + 1, weight=w) for n in range(9))) for w in (weight, weight + 1)]
+        found.publish(Change(big[0], big[1], "poll"))
+    assert repr(found) == "<Hub e-10, 0 readers, 3 kept>"
+    assert (found.subscribe(BOTH, quiet, "e-6").reset, found.subscribe(BOTH, quiet, "e-7").reset) == (True, False)
+
+
+# encodings
+
+
+def added_by(event: Event) -> bytes:
+    assert isinstance(event.body, Change)
+    return b"%d" % len(event.body.added)
+
+
+def weight_of(event: Event) -> bytes:
+    assert isinstance(event.body, Change)
+    return b"%g" % event.body.after.instances[0].weight
+
+
+def test_an_event_is_encoded_once_for_all_with_the_same_variant() -> None:
+    found, made = hub(), []
+
+    def encode(event: Event) -> bytes:
+        made.append(event.number)
+        return b"bytes"
+
+    event = found.publish(step(1, 2))
+    for variant in ("a", "b", "a", "b"):
+        assert found.encoded(event, variant, encode) == b"bytes"
+    assert made == [1, 1]
+
+
+def test_a_merged_change_is_not_taken_for_the_one_with_its_number() -> None:
+    found = hub()
+    boxes = [found.subscribe(BOTH, quiet) for _ in range(2)]
+    one = diff(snapshot(), snapshot(instance()), "poll")
+    two = diff(snapshot(instance()), snapshot(instance(), instance("10.0.0.2")), "poll")
+    assert one is not None and two is not None
+    found.publish(one)
+    boxes[0].take()
+    found.publish(two)
+    assert [found.encoded(box.take()[0], "v", added_by) for box in boxes] == [b"1", b"2"]
+
+
+def test_bytes_are_never_taken_for_those_of_a_body_that_is_gone() -> None:
+    """The body's address is part of the slot, and addresses are used again."""
+    found = hub(encoded=2_000)
+    for weight in range(500):
+        event = Event(1, step(weight, weight + 1), 1)
+        assert found.encoded(event, "v", weight_of) == weight_of(event)
+
+
+def test_the_bytes_that_are_kept_are_bounded() -> None:
+    found, made = hub(encoded=10_000), []
+
+    def encode(event: Event) -> bytes:
+        made.append(event.number)
+        return b"x" * (20_000 if event.number == 1 else 4_000)
+
+    events = [found.publish(step(1, 2)) for _ in range(4)]
+    assert [len(found.encoded(event, "v", encode)) for event in events] == [20_000, 4_000, 4_000, 4_000]
+    for event in reversed(events):
+        found.encoded(event, "v", encode)
+    assert made == [1, 2, 3, 4, 2, 1]
+
+
+# every reader, however slow and however often cut off
+
+
+class Reader:
+    """What a client of a stream holds of each service, of one cluster alone; it resumes as an EventSource does."""
+
+    def __init__(self, of: Hub, truth: dict[ServiceKey, Snapshot]) -> None:
+        self.hub, self.truth = of, truth
+        self.interest = Filter(frozenset(truth))
+        self.holds = {key: self.view(found) for key, found in truth.items()}
+        self.last_id = of.last_id
+        self.heard: list[int] = []
+        self.resets = 0
+        self.box = of.subscribe(self.interest, quiet)
+
+    @staticmethod
+    def view(found: Snapshot) -> object:
+        return found.select(frozenset({"c1"}))
+
+    def drain(self, most: int) -> None:
+        """Gets up to `most` of what waits; if there was more, the connection is lost with it."""
+        events = self.box.take()
+        for event in events[:most]:
+            self.hear(event)
+        if len(events) > most:
+            self.come_back()
+
+    def hear(self, event: Event) -> None:
+        assert isinstance(event.body, Change)
+        assert not self.heard or event.number > self.heard[-1]
+        self.heard.append(event.number)
+        if self.view(event.body.before) == self.view(event.body.after):
+            return  # the view shows no change: nothing is sent
+        self.holds[event.body.key] = self.view(event.body.after)
+        self.last_id = self.hub.id_of(event)
+
+    def come_back(self) -> None:
+        self.hub.unsubscribe(self.box)
+        self.box = self.hub.subscribe(self.interest, quiet, self.last_id)
+        self.heard = []
+        if self.box.reset:
+            self.resets += 1
+            self.holds = {key: self.view(found) for key, found in self.truth.items()}
+            self.last_id = self.hub.last_id
+
+
+published = st.tuples(st.sampled_from("abc"), st.sampled_from(["c1", "c2"]), st.sampled_from([1.0, 2.0]))
+drained = st.integers(0, 4)
+life = st.lists(st.one_of(published, published, drained, st.just("cut")), max_size=60)
+
+
+def live(script: list[Any], **policy: int) -> Reader:
+    found = hub(**policy)
+    truth = {key(name): snapshot(service=key(name)) for name in "abc"}
+    reader = Reader(found, truth)
+    for what in script:
+        if what == "cut":
+            reader.come_back()
+        elif isinstance(what, int):
+            reader.drain(what)
+        else:
+            name, cluster, weight = what
+            others = [i for i in truth[key(name)].instances if i.cluster != cluster]
+            place = 80 if cluster == "c1" else 81
+            after = truth[key(name)].with_instances([*others, instance(port=place, cluster=cluster, weight=weight)])
+            change = diff(truth[key(name)], after, "poll")
+            truth[key(name)] = after
+            if change is not None:
+                found.publish(change)
+        assert len(reader.box) <= len(truth)
+    reader.drain(99)
+    return reader
+
+
+@given(life)
+def test_every_reader_ends_with_the_last_state_of_each_service(script: list[Any]) -> None:
+    reader = live(script)
+    assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
+
+
+@given(life)
+def test_so_does_one_whose_history_is_gone(script: list[Any]) -> None:
+    reader = live(script, history=2)
+    assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
+
+
+@given(st.lists(published, max_size=60))
+def test_who_is_cut_off_after_each_event_resumes_without_a_reset(script: list[Any]) -> None:
+    reader = live([part for event in script for part in (event, 99, "cut")])
+    assert reader.resets == 0
+    assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
