@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import ssl
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,11 +55,28 @@ def sockets(address: Address) -> list[socket.socket]:
     return [_unix(address.uds) if address.uds is not None else _tcp(address)]
 
 
+def sockets_of_workers(address: Address, number: int) -> list[list[socket.socket]]:
+    """The listening sockets of each of several processes: of TCP their own, else the same. Raises `CannotStart`."""
+    inherited = _inherited()
+    if inherited or address.uds is not None:
+        return [inherited or sockets(address)] * number
+    if address.port:
+        _tcp(address).close()  # a socket that shares its port would not notice that somebody has it
+    shared = replace(address, reuse_port=True)
+    found = [_tcp(shared)]
+    port = found[0].getsockname()[1]
+    found += [_tcp(replace(shared, port=port)) for _ in range(number - 1)]
+    return [[listener] for listener in found]
+
+
 def _inherited() -> list[socket.socket]:
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    number = int(os.environ.get("LISTEN_FDS", "0"))
-    return [socket.socket(fileno=descriptor) for descriptor in range(SYSTEMD_FIRST, SYSTEMD_FIRST + number)]
+    descriptors = range(SYSTEMD_FIRST, SYSTEMD_FIRST + _inherited_number())
+    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+
+
+def _inherited_number() -> int:
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return int(os.environ.get("LISTEN_FDS", "0")) if ours else 0
 
 
 def _tcp(address: Address) -> socket.socket:
@@ -70,14 +88,19 @@ def _tcp(address: Address) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)  # two that only bind do not notice each other
     except OSError as error:
         listener.close()
-        where = f"{address.host}:{address.port}"
+        where = f"{_bracketed(address.host)}:{address.port}"
         if error.errno == errno.EADDRINUSE:
             text = f"{where} is taken: another nacos-proxy, or another program; choose another --port"
             raise CannotStart(text) from error
-        raise CannotStart(f"cannot listen on {where}: {error.strerror}") from error
+        raise CannotStart(f"cannot listen on {where}: {error.strerror or error}") from error
     return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _unix(path: Path) -> socket.socket:
@@ -89,19 +112,26 @@ def _unix(path: Path) -> socket.socket:
             _unlink_if_dead(path)
         listener.bind(str(path))
         path.chmod(0o660)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise CannotStart(f"cannot listen on {path}: {error.strerror}") from error
+        raise CannotStart(f"cannot listen on {path}: {error.strerror or error}") from error
+    except CannotStart:
+        listener.close()
+        raise
     return listener
 
 
 def _unlink_if_dead(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:  # somebody listens and has no time
+            pass
     raise CannotStart(f"{path} is taken: another nacos-proxy listens there; choose another --uds")
 
 
@@ -110,8 +140,13 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
     name: Any = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{'https' if tls else 'http'}://{host}:{name[1]}"
+    return f"{'https' if tls else 'http'}://{_bracketed(name[0])}:{name[1]}"
+
+
+def beyond_loopback(listeners: list[socket.socket]) -> list[str]:
+    """Addresses that other hosts can reach. What systemd hands over is not what the settings say."""
+    names = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
+    return [name for name in names if not ipaddress.ip_address(name).is_loopback]
 
 
 class Server(uvicorn.Server):
@@ -139,18 +174,23 @@ class Server(uvicorn.Server):
         self._notifier.notify("READY=1")
         self._watchdog = spawn(self._keep_alive(), name="watchdog")
         with suppress(NotImplementedError, ValueError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hup)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _hup(self) -> None:
+    def reload(self) -> None:
+        """As SIGHUP does."""
+
         async def reload() -> None:
             self._notifier.notify("RELOADING=1")
-            await self._reload()
-            self._notifier.notify("READY=1")
+            try:
+                await self._reload()
+            finally:  # systemd would wait for ever for one that failed
+                self._notifier.notify("READY=1")
 
         spawn(reload(), name="reload")
 
     async def _keep_alive(self) -> None:
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000
+        meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if meant else 0.0
         clock = SystemClock()
         while interval:
             self._notifier.notify("WATCHDOG=1")
@@ -166,16 +206,29 @@ class Server(uvicorn.Server):
         await stop(self._watchdog)
         self._before_drain()
         await super().shutdown(sockets)
+        self._notifier.socket.close()
+
+
+def unlink_own(listeners: Sequence[socket.socket]) -> None:
+    """Unix sockets that we made; to be called while we still listen, or the next one may lose its own."""
+    if _inherited_number():
+        return
+    for listener in listeners:
+        if listener.family == socket.AF_UNIX:
+            with suppress(OSError):
+                os.unlink(listener.getsockname())
 
 
 def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
     """For our own side; `client_ca` makes a client certificate necessary. Raises `CannotStart`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    files = f"{certificate} with {key}" if key else str(certificate)
     try:
         context.load_cert_chain(certificate, key)
         if client_ca is not None:
+            files = str(client_ca)
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise CannotStart(f"the TLS certificate cannot be used: {error}") from error
+    except OSError as error:  # an SSLError is one
+        raise CannotStart(f"the TLS certificate cannot be used: {files}: {error.strerror or error}") from error
     return context
