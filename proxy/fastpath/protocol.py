@@ -15,16 +15,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from proxy.fastpath.asgi import HEAD
+from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
 from proxy.fastpath.stream import Stream, StreamPolicy
 from proxy.fastpath.table import Answer, Answers
 from proxy.wire.base import STREAM
 
 
-class FastProtocol(HttpToolsProtocol):
+class FastProtocol(LimitedProtocol):
     """One connection. Made by uvicorn; `make_protocol` fills in what its connections share."""
 
     answers: ClassVar[Answers]
@@ -173,8 +174,11 @@ class FastProtocol(HttpToolsProtocol):
 
 
 def make_protocol(
-    answers: Answers, now: Callable[[], float], streams: StreamPolicy | None = None
+    answers: Answers,
+    now: Callable[[], float],
+    streams: StreamPolicy = StreamPolicy(),  # noqa: B008 - a frozen value
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a frozen value
 ) -> type[FastProtocol]:
     """The class for uvicorn's `http=`. `now` is the clock that marks are made with."""
-    shared = {"answers": answers, "now": staticmethod(now), "streams": streams or StreamPolicy(), "__slots__": ()}
+    shared = {"answers": answers, "now": staticmethod(now), "streams": streams, "limits": limits, "__slots__": ()}
     return type("BoundProtocol", (FastProtocol,), shared)

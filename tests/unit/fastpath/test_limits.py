@@ -1,0 +1,183 @@
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol, make_limited
+from proxy.fastpath.protocol import make_protocol
+from tests.unit.fastpath.drive import GET, Connection, Service
+
+LIMITS = ConnectionLimits(head=1000, patience=10.0, connections=3)
+LONG = b"X-Long: " + b"a" * 2000 + b"\r\n"
+
+
+@pytest.fixture(params=[True, False], ids=["fast-path", "plain"])
+def fast(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def connect(service: Service, fast: bool, **settings: Any) -> Connection:
+    def protocol(*arguments: Any) -> HttpToolsProtocol:
+        if fast:
+            return make_protocol(service.answers, service.clock, limits=LIMITS)(*arguments)
+        return make_limited(LIMITS)(*arguments)
+
+    connection = Connection(service, fast=fast, **settings)
+    config, state = connection.protocol.config, connection.state
+    state.connections.clear()
+    connection._make = lambda: protocol(config, state, {}, connection.loop)
+    connection.protocol, connection.transport = connection.open()
+    return connection
+
+
+async def test_a_head_that_is_too_large_is_431_and_ends_the_connection(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    answer = await connection.say(b"GET /list HTTP/1.1\r\nHost: here\r\n" + LONG + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert connection.transport.closing
+    assert connection.service.asked == 0
+
+
+async def test_a_long_target_counts_as_head(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    answer = await connection.say(b"GET /list?" + b"a" * 2000 + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_head_without_an_end_is_not_collected(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    answer = await connection.say(b"GET /list HTTP/1.1\r\nHost: here\r\nX-Long: ")
+    pieces = 0
+    while not answer:
+        answer = await connection.say(b"a" * 100)
+        pieces += 1
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert pieces <= 11
+    assert await connection.say(b"\r\n\r\n") == b"", "nobody reads what comes behind"
+
+
+async def test_a_large_body_is_no_large_head(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Le")
+    answer = await connection.say(b"ngth: 5000\r\n\r\n" + b"a" * 5000)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert not connection.transport.closing
+
+
+async def test_a_head_that_does_not_end_is_given_up(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"GET /list HTTP/1.1\r\n")
+    for letter in b"X: abcdef":  # a byte a second does not put it off
+        connection.loop.advance(1.0)
+        assert await connection.say(bytes([letter])) == b""
+    connection.loop.advance(1.0)
+    assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.closing
+    assert connection.service.asked == 0
+
+
+async def test_the_second_head_of_a_connection_has_its_time_too(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.warm()
+    connection.loop.advance(4.0)
+    await connection.say(GET[:10])
+    connection.loop.advance(9.9)
+    assert not connection.transport.closing
+    connection.loop.advance(0.2)
+    assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.closing
+
+
+async def test_a_head_in_two_packets_is_answered_and_leaves_no_deadline(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(GET[:10])
+    assert (await connection.say(GET[10:])).startswith(b"HTTP/1.1 200 ")
+    connection.loop.advance(4.9)
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 ")
+    connection.loop.advance(4.9)
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 ")
+    connection.loop.advance(4.9)
+    assert not connection.transport.closing
+
+
+async def test_a_body_may_be_slow_but_not_stand_still(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n")
+    for _ in range(5):
+        connection.loop.advance(9.0)
+        await connection.say(b"a")
+    assert not connection.transport.closing
+    connection.loop.advance(10.1)
+    assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.closing
+    connection.protocol.connection_lost(None)
+    await connection.rest()
+
+
+async def test_an_answer_that_takes_long_is_not_the_client_s_fault(fast: bool) -> None:
+    service = Service()
+    connection = connect(service, fast)
+    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.loop.advance(1000.0)
+    assert not connection.transport.closing
+    service.gate.set()
+    assert (await connection.rest()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_connection_on_which_nothing_comes_ends(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    connection.loop.advance(4.9)
+    assert not connection.transport.closing
+    connection.loop.advance(0.2)
+    assert connection.transport.closing
+    assert await connection.rest() == b""
+
+
+async def test_as_many_connections_as_allowed_are_served_and_the_next_is_refused(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    others = [connection.open() for _ in range(3)]
+    for protocol, transport in others[:2]:
+        protocol.data_received(GET)
+        await connection.rest()
+        assert transport.take().startswith(b"HTTP/1.1 200 ")
+    refused, transport = others[2]
+    assert transport.take().startswith(b"HTTP/1.1 503 ")
+    assert transport.closing
+    refused.connection_lost(None)
+    others[0][0].connection_lost(None)
+    protocol, transport = connection.open()
+    protocol.data_received(GET)
+    await connection.rest()
+    assert transport.take().startswith(b"HTTP/1.1 200 "), "room again"
+
+
+async def test_garbage_behind_a_request_is_not_written_into_its_answer(fast: bool) -> None:
+    service = Service()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await service.gate.wait()
+
+    connection = connect(service, fast)
+    connection.protocol.app = app
+    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    assert await connection.say(b"\0\0\0\r\n\r\n") == b""
+    assert connection.transport.closing
+    connection.protocol.connection_lost(None)
+    service.gate.set()
+    await connection.rest()
+
+
+async def test_a_client_that_would_rather_speak_http_2_is_answered_without_a_warning(
+    fast: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect(Service(), fast)
+    head = b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+    assert (await connection.say(head)).startswith(b"HTTP/1.1 200 ")
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 ")
+    assert caplog.records == []
+
+
+def test_what_is_not_limited_is_the_default() -> None:
+    assert LimitedProtocol.limits == ConnectionLimits(65_536, 10.0, 0)
