@@ -189,17 +189,30 @@ class Cache:
         entry = self._entry(snapshot.key)
         if entry.shown is None:
             entry.word = snapshot
-            self._show(entry, snapshot, "disk", 0)
+            self._show(entry, fold(snapshot, entry.pending), "disk", 0)
             entry.contact, entry.from_disk = now - age, True
             self._shelf.place(entry)
 
+    def mirror(self, shown: Snapshot, contact: float, *, from_disk: bool = False) -> None:
+        """Another process of ours keeps the service fresh: this is what it shows, confirmed at `contact`."""
+        entry = self._entry(shown.key)
+        entry.word = entry.shown = shown
+        entry.lived = entry.lived or bool(shown.instances)
+        entry.contact, entry.from_disk, entry.error = contact, from_disk, None
+        self._shelf.place(entry)
+
+    def confirm(self, key: ServiceKey, contact: float) -> None:
+        """As `mirror`, of a service that is as it was."""
+        if (entry := self._shelf.get(key)) is not None:
+            entry.contact, entry.from_disk, entry.error = contact, False, None
+
     def _show(self, entry: Entry, shown: Snapshot, source: Source, wall_ms: int) -> Change | None:
-        known = entry.shown is not None
-        if diff(entry.shown, shown, source) is None and known:
+        change = diff(entry.shown, shown, source)
+        if change is None and entry.shown is not None:
             return None
         if not shown.last_ref_time:
             shown = replace(shown, last_ref_time=wall_ms)
-        change = diff(entry.shown, shown, source)
+            change = None if change is None else replace(change, after=shown)
         entry.shown = shown
         entry.lived = entry.lived or bool(shown.instances)
         return change

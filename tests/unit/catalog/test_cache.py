@@ -1,0 +1,842 @@
+"""The catalog's entries: how fresh, how bounded, when due, what readers see of writes and of lists that cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
+from proxy.catalog.cache import Cache, CachePolicy
+from proxy.catalog.look import Freshness
+from proxy.catalog.overlay import OverlayPolicy, fold
+from proxy.errors import Unreachable
+from proxy.model import Change, Instance, ServiceKey, Snapshot
+from tests.helpers.build import KEY, instance, key, snapshot
+
+A, B, C, D = (instance(f"10.0.0.{number}") for number in (1, 2, 3, 4))
+AWAY = Unreachable("connection refused", arrived=False)
+WALL = 1_800_000_000_000
+
+
+def cache(luck: float = 0.5, overlay: OverlayPolicy = OverlayPolicy(), **policy: Any) -> Cache:  # noqa: B008
+    return Cache(CachePolicy(**policy), overlay, itertools.repeat(luck).__next__)
+
+
+def listed(kept: Cache, now: float, *hosts: Instance, service: ServiceKey = KEY, **more: Any) -> Change | None:
+    """The upstream listed these hosts, at once when it was asked unless `asked` says otherwise."""
+    return kept.accept(snapshot(*hosts, service=service), now, "poll", **{"asked": now, **more})
+
+
+def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance, ...] | None:
+    found = kept.look(service, now).snapshot
+    return None if found is None else found.instances
+
+
+def wrote(kept: Cache, write: Write[Any], now: float) -> Change | None:
+    return kept.wrote(write, now, WALL)
+
+
+def read(kept: Cache, now: float, service: ServiceKey = KEY) -> None:
+    """Read once and filled: what watches a service that nobody listens to."""
+    kept.touch(service, now)
+    listed(kept, now, A, service=service)
+
+
+# --- how fresh -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("age", "state"),
+    [
+        (0, Freshness.FRESH),
+        (9.5, Freshness.FRESH),
+        (10, Freshness.STALE),
+        (109.5, Freshness.STALE),
+        (110, Freshness.EXPIRED),
+    ],
+)
+def test_a_snapshot_grows_stale_and_at_last_expires(age: float, state: Freshness) -> None:
+    kept = cache(ttl=10, stale_if_error=100)
+    listed(kept, 1000, A)
+    look = kept.look(KEY, 1000 + age)
+    assert (look.freshness, look.age, look.ttl) == (state, age, 10 - age)
+
+
+def test_a_snapshot_may_be_served_stale_for_ever() -> None:
+    kept = cache(stale_if_error=math.inf)
+    listed(kept, 0, A)
+    assert kept.look(KEY, 1e12).freshness is Freshness.STALE
+
+
+def test_nothing_is_known_of_what_was_never_fetched() -> None:
+    kept = cache()
+    assert kept.look(KEY, 0).freshness is Freshness.MISSING
+    kept.touch(KEY, 0)
+    kept.reject(KEY, AWAY, 0)
+    assert (kept.look(KEY, 0).freshness, kept.look(KEY, 0).error) == (Freshness.MISSING, AWAY)
+
+
+def test_a_service_that_nobody_registered_is_known_to_be_empty_for_a_shorter_time() -> None:
+    kept = cache(ttl=10, ttl_unknown=2)
+    listed(kept, 0)
+    assert kept.look(KEY, 1.9).freshness is Freshness.FRESH
+    assert kept.look(KEY, 2).freshness is Freshness.STALE
+    kept.watch(KEY, 2)
+    assert kept.look(KEY, 9).freshness is Freshness.FRESH
+
+
+def test_a_snapshot_lasts_longer_while_changes_are_pushed() -> None:
+    kept = cache(ttl=10, ttl_pushed=45)
+    listed(kept, 0, A)
+    kept.pushing(True, 1)
+    assert kept.look(KEY, 44).freshness is Freshness.FRESH
+    kept.pushing(False, 44)
+    assert kept.look(KEY, 44).freshness is Freshness.STALE
+
+
+def test_looking_is_no_reading() -> None:
+    kept = cache()
+    kept.look(KEY, 0)
+    assert len(kept) == 0
+    assert not kept.watched(KEY, 0)
+
+
+def test_a_failure_leaves_the_snapshot_and_is_forgotten_with_the_next_list() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    kept.reject(KEY, AWAY, 5)
+    look = kept.look(KEY, 6)
+    assert (shown(kept, 6), look.error, look.age) == ((A,), AWAY, 6)
+    listed(kept, 7, A)
+    assert (kept.look(KEY, 7).error, kept.look(KEY, 7).age) == (None, 0)
+
+
+# --- what is published ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_list_is_a_change_from_nothing_and_the_same_list_is_none() -> None:
+    kept = cache()
+    change = listed(kept, 0, A, B)
+    assert change is not None
+    assert (change.added, change.removed, change.source) == ((A, B), (), "poll")
+    assert listed(kept, 1, B, A, asked=1) is None
+    assert kept.accept(snapshot(A, B, last_ref_time=7), 2, "poll", asked=2) is None
+
+
+def test_learning_that_a_service_is_empty_is_no_change() -> None:
+    kept = cache()
+    assert listed(kept, 0) is None
+    assert shown(kept, 0) == ()
+
+
+def test_a_list_without_a_moment_gets_that_of_the_change() -> None:
+    kept = cache()
+    kept.accept(snapshot(A, last_ref_time=0), 0, "poll", asked=0, wall_ms=5_000)
+    kept.accept(snapshot(A, last_ref_time=0), 1, "poll", asked=1, wall_ms=6_000)
+    first = kept.look(KEY, 1).snapshot
+    assert first is not None and first.last_ref_time == 5_000
+    kept.accept(snapshot(B, last_ref_time=0), 2, "poll", asked=2, wall_ms=7_000)
+    second = kept.look(KEY, 2).snapshot
+    assert second is not None and second.last_ref_time == 7_000
+
+
+def test_the_very_same_list_is_accepted_without_being_compared() -> None:
+    compared: list[object] = []
+
+    class Word(Snapshot):
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return super().__eq__(other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    kept = cache()
+    word = Word(KEY, (A,), last_ref_time=1)
+    kept.accept(word, 0, "poll", asked=0)
+    compared.clear()
+    assert kept.accept(word, 1, "poll", asked=1) is None
+    assert compared == []
+    assert kept.look(KEY, 1).age == 0
+
+
+# --- own writes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_write_shows_in_the_very_next_look_and_is_published_at_once() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    change = wrote(kept, Register(KEY, B), 1)
+    assert change is not None
+    assert (change.added, change.source, change.after.last_ref_time) == ((B,), "write", WALL)
+    assert shown(kept, 1) == (A, B)
+    assert kept.look(KEY, 1).age == 1  # the upstream has confirmed nothing
+
+
+def test_an_old_list_does_not_bring_back_what_was_before_the_write() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    wrote(kept, Deregister(KEY, A.ip, A.port), 1)
+    assert listed(kept, 1.2, A) is None
+    assert listed(kept, 1.5, A, B) is None
+    assert shown(kept, 1.5) == (B,)
+    assert listed(kept, 2.1, B) is None
+    assert shown(kept, 2.1) == (B,)
+
+
+def test_a_list_that_was_asked_for_before_the_write_cannot_undo_it_however_late_it_comes() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    assert listed(kept, 9, A, asked=0.5) is None
+    assert shown(kept, 9) == (A, B)
+
+
+def test_a_write_that_the_upstream_never_lists_ends_after_its_grace() -> None:
+    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    assert listed(kept, 3.9, A) is None
+    change = listed(kept, 4, A)
+    assert change is not None
+    assert (change.removed, change.source) == ((B,), "poll")
+
+
+def test_a_settled_write_gives_way_to_the_next_list() -> None:
+    kept = cache(overlay=OverlayPolicy(settle=1, grace=30))
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    listed(kept, 2, A, B)
+    assert listed(kept, 2.5, A) is not None
+    assert shown(kept, 2.5) == (A,)
+
+
+def test_a_list_that_agrees_too_early_may_be_followed_by_an_old_one() -> None:
+    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    assert listed(kept, 1.5, A, B) is None  # one server of several
+    assert listed(kept, 1.6, A) is None  # another one
+    assert shown(kept, 1.6) == (A, B)
+
+
+def test_what_the_upstream_lists_beside_a_pending_write_shows() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    change = listed(kept, 1.5, A, C)
+    assert change is not None
+    assert change.added == (C,) and shown(kept, 1.5) == (A, B, C)
+
+
+def test_a_write_to_a_service_that_was_never_fetched_shows_with_its_first_list() -> None:
+    kept = cache()
+    kept.own(KEY, 1, 0)
+    assert wrote(kept, Register(KEY, B), 0) is None
+    assert kept.due(0, 10) == [KEY]
+    change = listed(kept, 0.2, A)
+    assert change is not None
+    assert change.added == (A, B)
+
+
+def test_registering_again_what_the_upstream_had_lost_holds_until_it_is_listed() -> None:
+    kept = cache()
+    listed(kept, 0, A, B)
+    assert wrote(kept, Register(KEY, B), 1) is None  # it shows already
+    assert listed(kept, 1.3, A) is None
+    assert shown(kept, 1.3) == (A, B)
+
+
+def test_a_beat_that_shows_nothing_is_not_followed() -> None:
+    kept = cache()
+    read(kept, 0)
+    before = kept.next_due()
+    for number in range(100):
+        wrote(kept, Beat(KEY, A.ip, A.port, full=A), number / 100)
+    assert kept.next_due() == before
+    entry = kept.get(KEY)
+    assert entry is not None and entry.pending == ()
+
+
+def test_a_light_beat_does_not_take_away_the_beat_that_registered() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    wrote(kept, Beat(KEY, B.ip, B.port, full=B), 1)
+    wrote(kept, SetHealth(KEY, B.ip, B.port, B.cluster, False), 1.1)
+    wrote(kept, Beat(KEY, B.ip, B.port), 1.2)
+    assert listed(kept, 1.3, A) is None
+    assert shown(kept, 1.3) == (A, B)
+
+
+def test_enabling_an_instance_that_no_list_shows_makes_the_service_due_soon() -> None:
+    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    read(kept, 0)
+    wrote(kept, Update(KEY, C.ip, C.port, enabled=True), 1)
+    assert kept.due(1.9, 10) == []
+    assert kept.due(2, 10) == [KEY]
+
+
+def test_a_written_service_is_looked_at_again_when_the_write_should_be_listed_and_when_its_grace_ends() -> None:
+    kept = cache(overlay=OverlayPolicy(settle=1, grace=3), interval_read=100)
+    read(kept, 0)
+    wrote(kept, Register(KEY, B), 1)
+    assert kept.due(1.99, 10) == []
+    assert kept.due(2, 10) == [KEY]
+    listed(kept, 2.1, A)
+    assert kept.next_due() == 4
+    assert kept.due(4, 10) == [KEY]
+    listed(kept, 4.1, A)
+    assert shown(kept, 4.1) == (A,)
+    assert kept.next_due() > 50
+
+
+def test_without_grace_each_list_is_trusted_at_once() -> None:
+    kept = cache(overlay=OverlayPolicy(grace=0))
+    word = snapshot(A)
+    kept.accept(word, 0, "poll", asked=0)
+    assert wrote(kept, Register(KEY, B), 1) is not None
+    assert shown(kept, 1) == (A, B)
+    assert kept.accept(word, 1.1, "poll", asked=1.1) is not None
+    assert shown(kept, 1.1) == (A,)
+
+
+def test_pending_writes_stay_few_however_often_one_instance_is_written() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    for number in range(1000):
+        wrote(kept, Update(KEY, A.ip, A.port, weight=float(number)), 1)
+        wrote(kept, Register(KEY, B), 1)
+        wrote(kept, Deregister(KEY, B.ip, B.port), 1)
+    entry = kept.get(KEY)
+    assert entry is not None and len(entry.pending) == 2
+
+
+# --- bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_asking_for_many_unknown_names_pushes_out_nothing_and_is_not_polled() -> None:
+    kept = cache(max_services=10, max_unknown=5)
+    for number in range(10):
+        read(kept, 0, key(f"real{number}"))
+    for number in range(10_000):
+        name = key(f"no{number}")
+        kept.touch(name, 1)
+        kept.ask(name)
+        listed(kept, 1, service=name)
+    assert len(kept) == 15
+    assert all(shown(kept, 1, key(f"real{number}")) == (A,) for number in range(10))
+    assert len(kept.watched_keys()) == 10
+    assert len(kept.due(1e6, 10_000)) == 0
+    assert {service.name for service in kept.due(1, 10_000)} == set()
+
+
+def test_failing_to_ask_for_unknown_names_is_not_polled_either() -> None:
+    kept = cache(max_unknown=5)
+    for number in range(100):
+        kept.touch(key(f"no{number}"), 1)
+        kept.reject(key(f"no{number}"), AWAY, 1)
+    assert kept.next_due() == math.inf
+    assert len(kept) == 5
+
+
+def test_writing_to_unknown_names_is_not_polled_either() -> None:
+    kept = cache(max_unknown=5)
+    for number in range(100):
+        wrote(kept, Deregister(key(f"no{number}"), "10.0.0.1", 80), 1)
+    assert kept.next_due() == math.inf
+    assert len(kept) == 5
+
+
+def test_pinned_services_have_no_bound_and_come_back_under_one_when_let_go() -> None:
+    kept = cache(max_services=2, max_unknown=2)
+    services = [key(f"s{number}") for number in range(6)]
+    for number, service in enumerate(services):
+        (kept.watch if number % 2 else kept.own)(service, *(() if number % 2 else (1,)), now=0)  # type: ignore[operator]
+        listed(kept, 0, A, service=service)
+    assert len(kept) == 6
+    for number, service in enumerate(services):
+        if number % 2:
+            kept.unwatch(service, 1)
+        else:
+            kept.own(service, 0, 1)
+    assert len(kept) == 2
+    assert repr(kept).startswith("<Cache 0 pinned, 2 known, 0 unknown")
+
+
+def test_a_service_that_becomes_known_moves_to_the_known_ones() -> None:
+    kept = cache(max_unknown=1)
+    listed(kept, 0)
+    listed(kept, 1, A)
+    listed(kept, 2, service=key("other"))
+    assert shown(kept, 2) == (A,)
+    assert repr(kept).startswith("<Cache 0 pinned, 1 known, 1 unknown")
+
+
+def test_the_schedule_does_not_grow_with_what_is_done_to_one_service() -> None:
+    kept = cache()
+    read(kept, 0)
+    for number in range(10_000):
+        now = number / 1000
+        kept.hasten(KEY, now)
+        kept.ask(KEY)
+        listed(kept, now, A)
+        kept.touch(KEY, now)
+    schedule = kept._schedule
+    assert len(schedule._heap) < 100
+
+
+# --- what is due ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("luck", "moment"), [(0.0, 4.5), (0.5, 5.0), (1.0, 5.5)])
+def test_a_service_that_is_read_is_due_after_its_interval_give_or_take_a_tenth(luck: float, moment: float) -> None:
+    kept = cache(luck)
+    read(kept, 0)
+    assert kept.next_due() == pytest.approx(moment)
+
+
+def test_a_service_with_subscribers_is_due_sooner_from_now_on() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.watch(KEY, 0.2)
+    assert kept.next_due() == 1
+    assert kept.due(1, 10) == [KEY]
+    listed(kept, 1, A)
+    assert kept.next_due() == pytest.approx(2)
+    kept.unwatch(KEY, 2)
+    kept.due(2, 10)
+    listed(kept, 2, A)
+    assert kept.next_due() == pytest.approx(7)
+
+
+def test_it_is_watched_as_long_as_anyone_listens() -> None:
+    kept = cache(watch_idle=60)
+    kept.watch(KEY, 0)
+    kept.watch(KEY, 0)
+    listed(kept, 0)
+    kept.unwatch(KEY, 1)
+    assert kept.watched(KEY, 1e6)
+    kept.unwatch(KEY, 1e6)
+    assert not kept.watched(KEY, 1e6 + 60)
+
+
+def test_what_nobody_has_read_for_long_is_no_longer_asked_for() -> None:
+    kept = cache(watch_idle=60, interval_read=5)
+    read(kept, 0)
+    kept.touch(KEY, 10)
+    asked = 0
+    for second in range(1, 200):
+        if kept.due(second, 10):
+            asked += 1
+            listed(kept, second, A)
+    assert 12 <= asked <= 14
+    assert (list(kept.watched_keys()), kept.next_due()) == ([], math.inf)
+    kept.touch(KEY, 300)
+    assert kept.due(300, 10) == [KEY]
+
+
+def test_who_registered_here_is_watched_without_being_read() -> None:
+    kept = cache()
+    kept.restore(snapshot(A), 100, 0)
+    assert kept.next_due() == math.inf
+    kept.own(KEY, 1, 0)
+    assert kept.due(0, 10) == [KEY]
+    listed(kept, 0, A)
+    assert kept.next_due() == pytest.approx(5)
+
+
+def test_a_service_that_was_emptied_is_still_asked_for_while_it_is_read() -> None:
+    kept = cache(watch_idle=60)
+    read(kept, 0)
+    listed(kept, 5)
+    assert kept.watched(KEY, 59) and kept.due(10, 10) == [KEY]
+    assert not kept.watched(KEY, 60)
+
+
+def test_what_is_due_honours_the_budget_and_goes_by_how_long_it_waits() -> None:
+    kept = cache()
+    for number in range(10):
+        read(kept, number, key(f"s{number}"))
+    assert [k.name for k in kept.due(100, 3)] == ["s0", "s1", "s2"]
+    assert [k.name for k in kept.due(100, 2)] == ["s3", "s4"]
+    assert kept.due(100, 0) == []
+    assert len(kept.due(100, 100)) == 5
+
+
+def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.watch(KEY, 0)
+    assert kept.due(10, 10) == [KEY]
+    kept.touch(KEY, 11)
+    kept.watch(KEY, 12)
+    kept.own(KEY, 1, 13)
+    kept.hasten(KEY, 14)
+    wrote(kept, Register(KEY, B), 15)
+    kept.pushing(True, 16)
+    kept.pushing(False, 17)
+    assert kept.due(1000, 10) == []
+    listed(kept, 1000, A, asked=999)
+    assert len(kept.due(2000, 10)) == 1
+
+
+def test_a_fetch_for_a_reader_counts_as_asking_too() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.ask(KEY)
+    assert kept.due(100, 10) == []
+    assert not kept.may_ask(KEY, 100)
+    kept.reject(KEY, AWAY, 100)
+    assert not kept.may_ask(KEY, 100)
+    assert kept.may_ask(KEY, 110)
+
+
+def test_a_hint_makes_it_due_at_once_and_says_why() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.hasten(KEY, 1, "push")
+    entry = kept.get(KEY)
+    assert entry is not None
+    assert (kept.due(1, 10), entry.because) == ([KEY], "push")
+    listed(kept, 1.1, A, asked=1)
+    assert entry.because == "poll"
+    assert kept.next_due() > 5
+
+
+def test_a_hint_during_a_fetch_that_was_asked_before_is_not_lost() -> None:
+    kept = cache()
+    read(kept, 0)
+    assert kept.due(5, 10) == [KEY]
+    kept.hasten(KEY, 5.2, "push")
+    listed(kept, 5.4, A, asked=5)
+    entry = kept.get(KEY)
+    assert entry is not None
+    assert (kept.due(5.4, 10), entry.because) == ([KEY], "push")
+    listed(kept, 5.6, B, asked=5.5)
+    assert kept.next_due() > 10
+
+
+def test_a_hint_of_what_nobody_watches_changes_nothing() -> None:
+    kept = cache()
+    kept.hasten(KEY, 0)
+    listed(kept, 0)
+    kept.hasten(KEY, 0)
+    assert kept.next_due() == math.inf
+
+
+def test_while_pushed_it_is_looked_at_rarely_and_at_its_old_pace_as_soon_as_push_is_lost() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.watch(KEY, 0)
+    kept.pushing(True, 0.5)
+    assert kept.due(1, 10) == [KEY]
+    listed(kept, 1, A)
+    assert kept.next_due() == pytest.approx(31)
+    kept.pushing(False, 10)
+    assert kept.due(10, 10) == [KEY]
+
+
+def test_losing_push_does_not_shorten_the_wait_after_a_failure() -> None:
+    kept = cache()
+    read(kept, 0)
+    kept.pushing(True, 0)
+    kept.due(5, 10)
+    kept.reject(KEY, AWAY, 5)
+    before = kept.next_due()
+    kept.pushing(False, 5)
+    assert kept.next_due() == before
+
+
+def test_watched_keys_tell_when_they_changed() -> None:
+    kept = cache(watch_idle=60)
+    before = kept.watched_changes
+    read(kept, 0)
+    assert list(kept.watched_keys()) == [KEY]
+    came = kept.watched_changes
+    assert came > before
+    for second in range(1, 50):
+        kept.touch(KEY, second)
+        if kept.due(second, 10):
+            listed(kept, second, A)
+        assert list(kept.watched_keys()) == [KEY]
+    assert kept.watched_changes == came
+    kept.due(200, 10)
+    assert list(kept.watched_keys()) == []
+    assert kept.watched_changes > came
+
+
+# --- failures ------------------------------------------------------------------------------------------------------
+
+
+def waits(kept: Cache, failures: int) -> list[float]:
+    now, found = 0.0, []
+    for _ in range(failures):
+        kept.ask(KEY)
+        kept.reject(KEY, AWAY, now)
+        found.append(kept.next_due() - now)
+        now = kept.next_due()
+    return found
+
+
+def test_failures_are_tried_again_later_each_time_up_to_a_bound() -> None:
+    kept = cache(luck=1.0, interval_read=5, longest_back_off=60)
+    read(kept, 0)
+    assert waits(kept, 6) == pytest.approx([10, 20, 40, 60, 60, 60])
+
+
+def test_no_two_wait_alike_after_a_failure() -> None:
+    kept = cache(luck=0.0, interval_read=5, longest_back_off=60)
+    read(kept, 0)
+    assert waits(kept, 4) == pytest.approx([5, 10, 20, 30])
+
+
+def test_a_failure_while_pushed_is_tried_again_at_the_pace_of_polling() -> None:
+    kept = cache(luck=1.0)
+    kept.watch(KEY, 0)
+    listed(kept, 0, A)
+    kept.pushing(True, 0)
+    assert waits(kept, 3) == pytest.approx([2, 4, 8])
+
+
+def test_it_fails_a_million_times_without_overflow() -> None:
+    kept = cache()
+    read(kept, 0)
+    entry = kept.get(KEY)
+    assert entry is not None
+    entry.failures = 1_000_000
+    kept.reject(KEY, AWAY, 0)
+    assert kept.next_due() <= 60
+
+
+def test_success_ends_the_back_off() -> None:
+    kept = cache()
+    read(kept, 0)
+    waits(kept, 5)
+    listed(kept, 100, A)
+    assert kept.next_due() == pytest.approx(105)
+    assert kept.may_ask(KEY, 100)
+
+
+def test_when_the_upstream_is_back_what_failed_does_not_wait_for_its_back_off() -> None:
+    kept = cache(luck=0.5)
+    kept.touch(key("unwatched"), 0)
+    kept.reject(key("unwatched"), AWAY, 0)
+    read(kept, 0)
+    waits(kept, 8)
+    assert kept.next_due() > 100
+    kept.recovered(100)
+    assert kept.next_due() == 102.5
+    assert kept.may_ask(KEY, 100) and kept.may_ask(key("unwatched"), 100)
+
+
+# --- lists that cannot be ------------------------------------------------------------------------------------------
+
+
+def held(**policy: Any) -> Cache:
+    kept = cache(**policy)
+    kept.touch(KEY, 0)
+    listed(kept, 0, A, B, C, D)
+    return kept
+
+
+def test_an_empty_list_after_an_outage_is_held_back_until_a_second_look_says_the_same() -> None:
+    kept = held(confirm_after=5)
+    assert listed(kept, 100, suspicious=True) is None
+    assert shown(kept, 100) == (A, B, C, D)
+    assert kept.due(104.9, 10) == [] and kept.due(105, 10) == [KEY]
+    change = listed(kept, 105.2)
+    assert change is not None
+    assert change.removed == (A, B, C, D)
+
+
+def test_a_held_list_that_recovers_never_shows() -> None:
+    kept = held(confirm_after=5)
+    assert listed(kept, 100, suspicious=True) is None
+    assert listed(kept, 102, A, B, C) is not None
+    assert shown(kept, 102) == (A, B, C)
+    assert listed(kept, 200) is not None  # long after the outage an empty list is an empty list
+
+
+def test_another_look_before_its_time_confirms_nothing() -> None:
+    kept = held(confirm_after=5)
+    for now in (100, 101, 104.9):
+        assert listed(kept, now, suspicious=True) is None
+    assert listed(kept, 105, suspicious=True) is not None
+
+
+def test_reads_do_not_ask_again_and_again_for_what_is_held_back() -> None:
+    kept = held(confirm_after=5)
+    listed(kept, 100, suspicious=True)
+    assert kept.look(KEY, 101).freshness is Freshness.STALE
+    assert not kept.may_ask(KEY, 104.9)
+    assert kept.may_ask(KEY, 105)
+
+
+def test_a_held_snapshot_is_as_old_as_it_is() -> None:
+    kept = held(confirm_after=5)
+    kept.reject(KEY, AWAY, 50)
+    listed(kept, 100, suspicious=True)
+    look = kept.look(KEY, 101)
+    assert (look.age, look.error) == (101, None)
+
+
+@pytest.mark.parametrize(
+    ("share", "left", "is_held"), [(0.5, 2, False), (0.5, 1, True), (0.0, 3, True), (1.0, 0, False)]
+)
+def test_how_much_a_list_may_lose_is_settable(share: float, left: int, is_held: bool) -> None:
+    kept = held(suspicious_share=share)
+    assert (listed(kept, 100, *(A, B, C, D)[:left], suspicious=True) is None) is is_held
+
+
+def test_without_an_outage_an_empty_list_is_believed() -> None:
+    kept = held()
+    assert listed(kept, 100) is not None
+    assert shown(kept, 100) == ()
+
+
+def test_an_expired_snapshot_is_not_kept_against_the_upstream() -> None:
+    kept = held(ttl=10, stale_if_error=50)
+    assert listed(kept, 100, suspicious=True) is not None
+
+
+def test_deregistrations_through_this_proxy_are_never_held_back() -> None:
+    kept = held()
+    for gone in (A, B, C):
+        assert wrote(kept, Deregister(KEY, gone.ip, gone.port), 99) is not None
+    assert listed(kept, 100, D, suspicious=True) is None
+    assert shown(kept, 100) == (D,)
+    entry = kept.get(KEY)
+    assert entry is not None and entry.held_since is None
+    wrote(kept, Deregister(KEY, D.ip, D.port), 101)
+    listed(kept, 102, suspicious=True)
+    assert (shown(kept, 102), entry.held_since) == ((), None)
+
+
+def test_a_write_shows_while_a_list_is_held_back() -> None:
+    kept = held()
+    listed(kept, 100, suspicious=True)
+    assert wrote(kept, Deregister(KEY, A.ip, A.port), 101) is not None
+    assert shown(kept, 101) == (B, C, D)
+
+
+# --- from disk -----------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_snapshot_is_as_old_as_it_was_and_says_where_it_came_from() -> None:
+    kept = cache()
+    kept.restore(snapshot(A), 3600, 100)
+    look = kept.look(KEY, 101)
+    assert (look.freshness, look.age, look.from_disk) == (Freshness.STALE, 3601, True)
+    assert listed(kept, 102, A) is None
+    assert not kept.look(KEY, 102).from_disk
+
+
+def test_what_the_upstream_said_since_start_is_not_replaced_from_disk() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    kept.restore(snapshot(B), 1, 1)
+    assert shown(kept, 1) == (A,)
+
+
+def test_a_restored_service_is_asked_for_as_soon_as_it_is_read() -> None:
+    kept = cache()
+    kept.restore(snapshot(A), 3600, 0)
+    assert kept.due(1, 10) == []
+    kept.touch(KEY, 2)
+    assert kept.due(2, 10) == [KEY]
+
+
+def test_the_first_list_after_a_restart_is_not_believed_when_it_is_empty() -> None:
+    kept = cache(confirm_after=5)
+    kept.restore(snapshot(A, B), 10, 0)
+    assert listed(kept, 1) is None
+    assert shown(kept, 1) == (A, B)
+    assert listed(kept, 6) is not None
+    assert shown(kept, 6) == ()
+
+
+# --- any order of things -------------------------------------------------------------------------------------------
+
+PLACES = [("10.0.0.1", 80), ("10.0.0.2", 80), ("10.0.0.3", 80)]
+INSTANCES = st.builds(
+    lambda place, weight, healthy, ephemeral: Instance(*place, weight=weight, healthy=healthy, ephemeral=ephemeral),
+    st.sampled_from(PLACES),
+    st.sampled_from([1.0, 2.0]),
+    st.booleans(),
+    st.booleans(),
+)
+AT = st.sampled_from(PLACES)
+WRITES: st.SearchStrategy[Write[Any]] = st.one_of(
+    st.builds(lambda i: Register(KEY, i), INSTANCES),
+    st.builds(lambda at, ephemeral: Deregister(KEY, *at, ephemeral=ephemeral), AT, st.booleans()),
+    st.builds(
+        lambda at, weight, metadata, partial: Update(KEY, *at, weight=weight, metadata=metadata, partial=partial),
+        AT,
+        st.sampled_from([None, 1.0, 3.0]),
+        st.sampled_from([None, {"a": "1"}, {"b": "2"}]),
+        st.booleans(),
+    ),
+    st.builds(lambda at: Beat(KEY, *at), AT),
+    st.builds(lambda at: Beat(KEY, *at, full=Instance(*at, weight=4.0)), AT),
+    st.builds(lambda at, healthy: SetHealth(KEY, *at, "DEFAULT", healthy), AT, st.booleans()),
+    st.builds(lambda value: BatchMetadata(KEY, (), {"c": value}), st.sampled_from(["1", "2"])),
+)
+LISTS = st.lists(INSTANCES, max_size=3, unique_by=lambda i: i.key)
+OPERATIONS = st.one_of(
+    st.tuples(st.just("list"), LISTS, st.booleans()),
+    st.tuples(st.just("late list"), LISTS, st.booleans()),
+    st.tuples(st.just("write"), WRITES, st.none()),
+    st.tuples(st.just("fail"), st.none(), st.none()),
+    st.tuples(st.just("wait"), st.sampled_from([0.1, 0.6, 1.1, 3.1, 20.0]), st.none()),
+    st.tuples(st.just("restore"), LISTS, st.none()),
+    st.tuples(st.just("watch"), st.booleans(), st.none()),
+)
+
+
+@given(st.lists(OPERATIONS, max_size=40), st.sampled_from([0.0, 3.0]))
+def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_change_once(
+    operations: list[tuple[str, Any, Any]], grace: float
+) -> None:
+    kept = cache(overlay=OverlayPolicy(grace=grace), stale_if_error=math.inf)
+    now, last_contact = 0.0, -math.inf
+    last: Snapshot | None = None
+    for what, value, more in operations:
+        change = None
+        match what:
+            case "list" | "late list":
+                word = Snapshot.of(KEY, value, last_ref_time=1)
+                asked = now if what == "list" else now - 2
+                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, wall_ms=1)
+            case "write":
+                change = kept.wrote(value, now, 1)
+            case "fail":
+                kept.reject(KEY, AWAY, now)
+            case "wait":
+                now += value
+            case "restore":
+                kept.restore(Snapshot.of(KEY, value, last_ref_time=1), 10, now)
+                if last is None:
+                    last = kept.look(KEY, now).snapshot
+            case _:
+                (kept.watch if value else kept.unwatch)(KEY, now)
+        look = kept.look(KEY, now).snapshot
+        if change is not None:
+            assert change.before == (last if last is not None else Snapshot(KEY))
+            assert change.before != change.after
+            assert change.after == look
+        else:
+            assert look == last or (last is None and look == Snapshot(KEY))
+        last = look
+        entry = kept.get(KEY)
+        if entry is not None and entry.shown is not None:
+            assert entry.word is not None
+            assert entry.shown == fold(entry.word, entry.pending)
+            assert len(entry.pending) <= 20
+            assert entry.contact >= last_contact
+            last_contact = entry.contact
+        assert (KEY in kept.watched_keys()) >= (entry is not None and entry.pinned)
