@@ -19,7 +19,7 @@ from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
 from proxy.catalog.ledger import Ledger, Place, Registration
 from proxy.catalog.look import Freshness, Look, Wants
-from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable
+from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, away
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.registry.base import Registry
@@ -138,9 +138,7 @@ class Agent:
         error = look.error
         if isinstance(error, Refused) and error.status < 500:
             raise error
-        why = (
-            str(error) if error is not None else self.catalog.breaker.reason or "the upstream has not answered in time"
-        )
+        why = error or self.catalog.breaker.reason or "the upstream has not answered in time"
         raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
 
     def _refresh_behind(self, key: ServiceKey, now: float) -> None:
@@ -227,8 +225,15 @@ class Agent:
         return outcome
 
     async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:
-        if isinstance(call, Beat) and not self.catalog.breaker.up and (local := self._beat_locally(call)):
+        breaker, now = self.catalog.breaker, self.clock.now()
+        if isinstance(call, Beat) and not breaker.up and (local := self._beat_locally(call)):
+            if breaker.allows(now):  # as a probe: it may get through where other calls do not
+                breaker.probing(now)
+                spawn(self._forward(call), name="beat behind its answer")
             return local
+        return await self._forward(call)
+
+    async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
         try:
             with self._healing.leaving(call):
                 written = Written(await self.send(call))
@@ -237,7 +242,7 @@ class Agent:
                 written = Written(healed, "healed")
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
-            if isinstance(call, Beat) and _away(error) and (local := self._beat_locally(call)):
+            if isinstance(call, Beat) and away(error) and (local := self._beat_locally(call)):
                 return local
             if getattr(error, "arrived", False):
                 self.catalog.cache.hasten(call.service, self.clock.now())
@@ -342,12 +347,13 @@ class Agent:
         shown = (entry.shown for entry in self.catalog.cache.entries() if interest.wants(entry.key))
         return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
 
-    def unwatch(self, mailbox: Mailbox) -> None:
-        """Ends what `watch` began; harmless when done before."""
+    def unwatch(self, mailbox: Mailbox) -> bool:
+        """Ends what `watch` began; harmless when done before. Whether it was not."""
         if not self.catalog.hub.unsubscribe(mailbox):
-            return
+            return False
         for key in mailbox.filter.keys:
             self.catalog.cache.unwatch(key, self.clock.now())
+        return True
 
     # commit
 
@@ -360,9 +366,7 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        failed = _away(error) and not (
-            isinstance(error, Refused) and error.status < 502 and not isinstance(call, Fetch)
-        )
+        failed = away(error) and not (isinstance(error, Refused) and error.status < 502 and not isinstance(call, Fetch))
         if failed:
             self.suspect()
             if breaker.failed(now, str(error)):
@@ -388,8 +392,3 @@ class Agent:
         for task in (*self._fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()
-
-
-def _away(error: ProxyError | None) -> bool:
-    """Whether an upstream that says this, or nothing, cannot be counted on."""
-    return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)

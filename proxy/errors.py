@@ -144,3 +144,8 @@ class Garbled(UpstreamError):
     """An answer that is none: not HTTP, not JSON, not the JSON that was asked for."""
 
     arrived = True
+
+
+def away(error: ProxyError | None) -> bool:
+    """Whether an upstream that says this, or nothing, cannot be counted on."""
+    return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)
