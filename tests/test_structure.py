@@ -43,6 +43,14 @@ def test_every_unit_test_file_has_its_module() -> None:
     assert orphans == []
 
 
+def test_every_module_has_its_line_in_the_map() -> None:
+    """The tables of docs/architecture.md name each module once, and none that is gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])]
+    assert sorted(named) == sorted(path.as_posix() for path in MODULES)
+
+
 def test_public_names_are_sorted_and_exactly_those_listed() -> None:
     public = {
         name
