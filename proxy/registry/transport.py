@@ -5,7 +5,8 @@ of a forwarded call (docs/decisions/0002-http-transport.md has the figures). HTT
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
 (seconds from the call to the end of the body, waits and second tries included), `idempotent` (whether it may be sent a
-second time; not given, its method says), `stream` (True: it may last long), `sni_hostname`.
+second time; not given, its method says), `stream` (True: it may last long), `target` (path and query as they are to be
+sent, in place of the URL's), `sni_hostname`.
 
 Rules: who waits for a connection is served in order and before who comes later; no more connections than the policy
 allows, those that are being opened among them; a request is sent a second time only where the server closed a
@@ -295,7 +296,7 @@ def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Re
 
 def _head(request: httpx.Request) -> bytes:
     """Request line and headers. Raises `LocalProtocolError` where a part would end its line (RFC 9112 11.1)."""
-    target = request.url.raw_path
+    target: bytes = request.extensions.get("target") or request.url.raw_path
     fields = request.headers.raw
     head = b"".join(
         (
