@@ -4,19 +4,24 @@ Not for: the naming API (`nacos`). Only the configured upstream can be reached, 
 
 A login is the one request that may be sent to another path than it came for: where the server has the other
 generation's login alone (v1 is gone from 3.2, v3 is not there before 3.0), that is asked, with the same form.
+
+A client that goes away ends its request to the upstream, where a long poll would else be held for nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Container
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, runtime_checkable
 
-from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply
+from proxy.api.channel import until_gone
 from proxy.errors import ProxyError
+from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
 
 _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
@@ -58,16 +63,22 @@ class Passthrough:
             return
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         path = raw.partition(b"?")[0][len(self._context) :].decode("latin-1")
-        other = OTHER_LOGIN.get(path) if scope["method"] == "POST" else None
         try:
-            if other is None:
-                await self._pass(scope, path, Request(scope, receive).stream(), send)
-                return
-            form = await read_body(Request(scope, receive), MOST_LOGIN)
-            if not await self._pass(scope, path, _once(form), send, unless=NOT_THERE):
-                await self._pass(scope, other, _once(form), send)
+            async with _attended(scope, receive) as heard:
+                await self._answer(scope, path, Request(scope, heard), send)
+        except ClientDisconnect:
+            return
         except ProxyError as error:
             await send_reply(send, failed(error))
+
+    async def _answer(self, scope: Scope, path: str, request: Request, send: Send) -> None:
+        other = OTHER_LOGIN.get(path) if scope["method"] == "POST" else None
+        if other is None:
+            await self._pass(scope, path, request.stream(), send)
+            return
+        form = await read_body(request, MOST_LOGIN)
+        if not await self._pass(scope, path, _once(form), send, unless=NOT_THERE):
+            await self._pass(scope, other, _once(form), send)
 
     async def _pass(
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, *, unless: Container[int] = ()
@@ -86,6 +97,47 @@ class Passthrough:
                 raise CutShort(str(error)) from error
             await send({"type": "http.response.body", "body": b""})
         return True
+
+
+@asynccontextmanager
+async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
+    """What is done within ends with `ClientDisconnect` when the client goes away after its body was read.
+
+    Gives the `receive` to read that body with; until then whoever reads is told.
+    """
+    read, left = asyncio.Event(), False
+    if not _has_body(scope):
+        read.set()
+
+    async def heard() -> Message:
+        message = await receive()
+        if not message.get("more_body", False):
+            read.set()
+        return message
+
+    async def watch(task: asyncio.Task[Any]) -> None:
+        nonlocal left
+        await read.wait()
+        await until_gone(receive)
+        left = True
+        task.cancel()
+
+    working = asyncio.current_task()
+    assert working is not None
+    watching = spawn(watch(working), name="client of the passthrough")
+    try:
+        yield heard
+    except asyncio.CancelledError:
+        if left:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watching.cancel()
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 class CutShort(Exception):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from starlette.types import Message
 
 from proxy.api.passthrough import NOT_THERE, CutShort, Passthrough
 from proxy.errors import BadCall, Problem, TooSlow, Unreachable
@@ -158,3 +160,77 @@ async def test_a_login_with_an_endless_form_is_refused() -> None:
     upstream = Upstream()
     reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=b"x" * 70_000)
     assert (reply.status, upstream.asked) == (413, [])
+
+
+@dataclass
+class Slow(Answer):
+    """One that begins, and never goes on."""
+
+    async def body(self) -> AsyncIterator[bytes]:
+        yield b"begun"
+        await asyncio.Event().wait()
+
+
+@dataclass
+class Silent(Upstream):
+    """A long poll: what was asked is held. `ended` counts those that were let go."""
+
+    ended: int = 0
+
+    @asynccontextmanager
+    async def forward(
+        self, method: str, path: str, query: str, headers: Headers, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[Answer]:
+        self.asked.append((method, path, query, headers, b""))
+        try:
+            if method == "POST":
+                async for _ in body:
+                    pass
+            await asyncio.Event().wait()
+            yield Answer()
+        finally:
+            self.ended += 1
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_client_that_goes_away_while_the_upstream_is_silent_ends_the_request(method: str) -> None:
+    upstream = Silent()
+    headers = {"content-length": "2"} if method == "POST" else {}
+    exchange = await start(Passthrough(upstream), scope(method, "/nacos/v1/cs/configs/listener", headers), b"ab")
+    assert (len(upstream.asked), upstream.ended) == (1, 0)
+    await exchange.leave()
+    assert (exchange.status, upstream.ended) == (0, 1)
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_its_body_ends_the_request() -> None:
+    upstream = Silent()
+    request = scope("POST", "/nacos/v1/cs/configs", {"content-length": "9"})
+    messages = iter([{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        raise AssertionError("there is nobody to answer")
+
+    await Passthrough(upstream)(request, receive, send)
+    assert upstream.ended == 1
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_the_answer_ends_it() -> None:
+    upstream = Upstream(lambda path: Slow())
+    exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
+    await exchange.until("begun")
+    await exchange.leave()
+    assert (exchange.complete, upstream.open) == (False, 0)
+
+
+async def test_a_request_that_is_cancelled_stays_cancelled() -> None:
+    """The proxy stops: that is not the client's doing."""
+    upstream = Silent()
+    exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
+    assert exchange._task is not None
+    exchange._task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await exchange.ended()
+    assert upstream.ended == 1
