@@ -1,78 +1,37 @@
 """gRPC push of Nacos 2.0 on, by the official Rust SDK's binding: the optional extra `push`. Says that, never what.
 
 Not for: snapshots; the HTTP list stays their one source. Without the extra, or where the gRPC port is closed, this says
-that it is not alive, and the poller keeps time.
+that it is not alive, and the poller keeps time. How a client is made: `sdk`.
 
-What the binding does, seen with 0.8.0 against r-nacos: its constructor blocks, up to 4.5 s where nobody answers, so it
-runs in a thread and only after the port took a connection. It has one namespace per client and never lets a
-connection or a subscription go, so what is no longer wanted is only ignored. It reconnects and subscribes anew by
-itself, but says nothing of a loss: calls just wait. Hence the probe, a query that must be answered in time. It calls
-listeners in a thread of its own, with the instances but not the service. Below HOME it writes log files, and panics
-where it cannot, and a file for each service, named as the service is: what is no plain file name is not given to it.
+What the binding does, seen with 0.8.0 against r-nacos: it has one namespace per client and never lets a
+connection or a subscription go, so what is no longer wanted is only ignored. It reconnects by itself, but says nothing
+of a loss: calls just wait. Hence the probe, a query that must be answered in time. It also subscribes anew by itself,
+one service after the other at 30 ms each, a minute for 2,000: after a loss that the probe has seen all are subscribed
+again from here, which takes a second; a shorter one is left to the SDK and to the safety poll. It calls listeners in a
+thread of its own, with the instances but not the service. Below HOME it writes a file for each service, named as the
+service is: what is no plain file name is not given to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
+import contextlib
 import logging
-import os
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
 from proxy.model import ServiceKey
+from proxy.registry.sdk import Client, PushPolicy, Told, connect, failure
+from proxy.registry.sdk import available as available
 from proxy.runtime import Clock, spawn, stop
 
 log = logging.getLogger("nacos_proxy.push")
 
-MODULE = "nacos_sdk_rust_binding_py"
 LONGEST_NAME = 200  # bytes, of the 255 that a file name may have
 MOST_REMINDERS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class PushPolicy:
-    """Seconds and numbers. `servers` are the upstream's URLs; gRPC is at their port + `offset`.
-
-    A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
-    `settle`, the time in which the SDK subscribes anew after a loss. `home` is where the SDK puts its files. Services
-    that cannot be given to it are told of every `remind`, as if they had changed.
-    """
-
-    servers: tuple[str, ...]
-    username: str = ""
-    password: str = field(default="", repr=False)
-    home: str = ""
-    offset: int = 1000
-    probe: float = 5.0
-    answer: float = 3.0
-    settle: float = 10.0
-    pause: float = 1.0
-    longest_pause: float = 30.0
-    remind: float = 5.0
-    together: int = 100
-    most: int = 20_000
-    namespaces: int = 16
-
-
-Told = Callable[[Any], None]
-
-
-class Client(Protocol):
-    """What is used of the SDK's client."""
-
-    def subscribe(self, service: str, group: str, clusters: list[str] | None, listener: Told, /) -> Awaitable[Any]: ...
-
-    def get_all_instances(
-        self, service: str, group: str, clusters: list[str] | None, subscribe: bool, /
-    ) -> Awaitable[Any]: ...
-
-
-Connect = Callable[[PushPolicy, str], Awaitable[Client]]
+MOST_RENEWALS = 100  # each leaves a listener with the SDK for each service
+SDK_RENEWAL = 0.05  # seconds that the SDK takes, at most, to subscribe to one service anew
 
 
 def pushable(key: ServiceKey) -> bool:
@@ -80,61 +39,7 @@ def pushable(key: ServiceKey) -> bool:
     return "/" not in key.name and "\\" not in key.name and len(key.grouped.encode()) <= LONGEST_NAME
 
 
-def available() -> bool:
-    """Whether the extra is installed."""
-    return importlib.util.find_spec(MODULE) is not None
-
-
-async def connect(policy: PushPolicy, namespace: str) -> Client:
-    """A client of the SDK for one namespace. Raises `OSError` where no gRPC port answers, else `RuntimeError`."""
-    await _reach(policy)
-    return await asyncio.get_running_loop().run_in_executor(None, _construct, policy, namespace)
-
-
-async def _reach(policy: PushPolicy) -> None:
-    last: OSError = OSError("no server is named")
-    for url in policy.servers:
-        parts = urlsplit(url)
-        try:
-            dial = asyncio.open_connection(parts.hostname, (parts.port or 8848) + policy.offset)
-            _, writer = await asyncio.wait_for(dial, policy.answer)
-        except asyncio.TimeoutError:
-            last = OSError(f"the gRPC port of {parts.hostname} does not answer")
-        except OSError as error:
-            last = error
-        else:
-            writer.transport.abort()
-            return
-    raise last
-
-
-def _construct(policy: PushPolicy, namespace: str) -> Client:
-    """Blocks. The SDK reads HOME and RUST_LOG once, when it is first used."""
-    os.environ.setdefault("RUST_LOG", "off")
-    before = os.environ.get("HOME")
-    if policy.home:
-        Path(policy.home).mkdir(parents=True, exist_ok=True)
-        os.environ["HOME"] = policy.home
-    try:
-        sdk = importlib.import_module(MODULE)
-        addresses = ",".join(urlsplit(url).netloc for url in policy.servers)
-        options = sdk.ClientOptions(
-            addresses,
-            namespace,
-            app_name="nacos-proxy",
-            username=policy.username or None,
-            password=policy.password or None,
-            naming_push_empty_protection=False,
-        )
-        return sdk.AsyncNacosNamingClient(options)
-    except BaseException as error:  # a panic in Rust is no Exception
-        raise RuntimeError(f"the SDK cannot be used: {error}") from error
-    finally:
-        if policy.home:
-            if before is None:
-                os.environ.pop("HOME", None)
-            else:
-                os.environ["HOME"] = before
+Connect = Callable[[PushPolicy, str], Awaitable[Client]]
 
 
 class GrpcPush:
@@ -144,6 +49,7 @@ class GrpcPush:
         self.policy = policy
         self.clock = clock
         self.connect = connect
+        self.connecting = asyncio.Lock()
         self.overflow = False
         self._wanted: frozenset[ServiceKey] = frozenset()
         self._feeds: dict[str, _Feed] = {}
@@ -156,7 +62,8 @@ class GrpcPush:
     @property
     def alive(self) -> bool:
         feeds = self._feeds.values()
-        return bool(feeds) and not self.overflow and all(feed.alive for feed in feeds)
+        able = not self.overflow and len(self._odd) + sum(len(feed.failing) for feed in feeds) <= MOST_REMINDERS
+        return bool(feeds) and able and not self._closed and all(feed.alive for feed in feeds)
 
     @property
     def subscriptions(self) -> int:
@@ -173,11 +80,11 @@ class GrpcPush:
             if feed is not None:
                 feed.want(key)
         self._odd = {key for key in wanted if not pushable(key)}
-        if self._odd and self._reminding is None:
+        if self._reminding is None:
             self._reminding = spawn(self._remind(), name="push reminders")
         held = sum(feed.asked for feed in self._feeds.values())
         missing = any(key.namespace not in self._feeds for key in wanted - self._odd)
-        self.overflow = missing or held >= self.policy.most or len(self._odd) > MOST_REMINDERS
+        self.overflow = missing or held >= self.policy.most
 
     def _feed(self, namespace: str) -> _Feed | None:
         feed = self._feeds.get(namespace)
@@ -188,7 +95,7 @@ class GrpcPush:
     async def _remind(self) -> None:
         while True:
             await self.clock.sleep_until(self.clock.now() + self.policy.remind)
-            for key in self._odd:
+            for key in self._odd.union(*(feed.failing for feed in self._feeds.values())):
                 self.tell(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
@@ -208,7 +115,9 @@ class GrpcPush:
             self._wake.set()
 
     async def close(self) -> None:
+        """The SDK's threads go on, and may call; nobody hears them any more."""
         self._closed = True
+        self._wanted = frozenset()
         self._wake.set()
         await stop(self._reminding)
         for feed in self._feeds.values():
@@ -216,32 +125,45 @@ class GrpcPush:
 
 
 class _Feed:
-    """The client of one namespace. `asked` counts the subscriptions made or under way."""
+    """The client of one namespace. `asked` counts the subscriptions made or under way, `failing` are those refused."""
 
     def __init__(self, push: GrpcPush, namespace: str) -> None:
         self.namespace = namespace
         self.asked = 0
         self.subscribed: set[ServiceKey] = set()
+        self.failing: set[ServiceKey] = set()
+        self.renewals = 0
         self._push = push
         self._loop = asyncio.get_running_loop()
         self._known: set[ServiceKey] = set()
-        self._waiting: list[ServiceKey] = []
+        self._pending: dict[ServiceKey, float] = {}
+        self._waiting: deque[ServiceKey] = deque()
         self._wake = asyncio.Event()
         self._answered_since: float | None = None
         self._tasks = [spawn(self._run(), name=f"push of {namespace}")]
         self._under_way: set[asyncio.Task[None]] = set()
+        self._resting: set[asyncio.Task[None]] = set()
 
     @property
     def alive(self) -> bool:
+        """It answers, and has for a while, and no service is kept waiting."""
+        now, settle = self._push.clock.now(), self._push.policy.settle
         since = self._answered_since
-        return since is not None and self._push.clock.now() - since >= self._push.policy.settle
+        longest = next(iter(self._pending.values()), now)
+        return since is not None and now - since >= settle and now - longest < settle
 
     def want(self, key: ServiceKey) -> None:
-        if key not in self._known and self.asked < self._push.policy.most:
+        if key in self.subscribed:
+            self._push.tell(key)  # its changes were of no interest for a while
+        elif key not in self._known and self.asked < self._push.policy.most:
             self._known.add(key)
             self.asked += 1
-            self._waiting.append(key)
-            self._wake.set()
+            self._queue(key)
+
+    def _queue(self, key: ServiceKey) -> None:
+        self._pending[key] = self._push.clock.now()
+        self._waiting.append(key)
+        self._wake.set()
 
     async def _run(self) -> None:
         client = await self._connected()
@@ -249,7 +171,7 @@ class _Feed:
         while True:
             self._wake.clear()
             while self._waiting and len(self._under_way) < self._push.policy.together:
-                self._start(client, self._waiting.pop(0))
+                self._start(client, self._waiting.popleft())
             await self._wake.wait()
 
     async def _connected(self) -> Client:
@@ -257,7 +179,8 @@ class _Feed:
         pause = policy.pause
         while True:
             try:
-                return await self._push.connect(policy, self.namespace)
+                async with self._push.connecting:
+                    return await self._push.connect(policy, self.namespace)
             except (OSError, RuntimeError) as error:
                 log.info("no push for %s yet: %s", self.namespace, error)
             await clock.sleep_until(clock.now() + pause)
@@ -274,36 +197,62 @@ class _Feed:
 
     async def _subscribe(self, client: Client, key: ServiceKey) -> None:
         """Never cancelled while the server is away: the SDK would subscribe all the same, and twice on a retry."""
-        clock = self._push.clock
-        try:
-            await client.subscribe(key.name, key.group, None, lambda _: self._heard(key))
-        except Exception as error:  # the SDK raises RuntimeError, and what it likes
+        again = key in self.subscribed
+        listener: Told = _deaf if again else lambda _: self._heard(key)
+        error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))
+        self._pending.pop(key, None)
+        if error:
             log.info("no push of %s: %s", key, error)
-            await clock.sleep_until(clock.now() + self._push.policy.longest_pause)
-            self._waiting.append(key)
+            self.failing.add(key)
+            task = spawn(self._retry(key), name=f"subscribe {key} again")
+            self._resting.add(task)
+            task.add_done_callback(self._resting.discard)
             return
+        self.failing.discard(key)
         self.subscribed.add(key)
-        self._push.tell(key)  # what changed before this moment nobody has told
+        if not again:
+            self._push.tell(key)  # what changed before this moment nobody has told
+
+    async def _retry(self, key: ServiceKey) -> None:
+        clock = self._push.clock
+        await clock.sleep_until(clock.now() + self._push.policy.longest_pause)
+        self._queue(key)
 
     def _heard(self, key: ServiceKey) -> None:
-        """In a thread of the SDK's."""
-        if not self._loop.is_closed():
+        """In a thread of the SDK's, at any time, also when the loop has ended."""
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._push.tell, key)
 
     async def _probe(self, client: Client) -> None:
         policy, clock = self._push.policy, self._push.clock
-        while True:
-            begin = clock.now()
-            if not await self._answers(client):
-                self._answered_since = None
-            elif self._answered_since is None:
-                self._answered_since = begin
-            await clock.sleep_until(begin + policy.probe)
+        lost = False
+        try:
+            while True:
+                begin = clock.now()
+                if not await self._answers(client):
+                    lost = lost or self._answered_since is not None
+                    self._answered_since = None
+                elif self._answered_since is None:
+                    self._answered_since = begin
+                    if lost:
+                        self._renew()
+                await clock.sleep_until(begin + policy.probe)
+        finally:
+            self._answered_since = None
+
+    def _renew(self) -> None:
+        """All are subscribed to again: the server that answers now may know none of them."""
+        if self.renewals < MOST_RENEWALS:
+            self.renewals += 1
+            for key in self.subscribed - self._pending.keys():
+                self._queue(key)
+        elif self._answered_since is not None:
+            self._answered_since += SDK_RENEWAL * len(self.subscribed)
 
     async def _answers(self, client: Client) -> bool:
         """Whether a query of one of the services comes back in time."""
         clock = self._push.clock
-        key = next(iter(self._known))
+        key = next(iter(self.subscribed or self._known))
         asked = spawn(self._ask(client, key), name="push probe")
         timer = spawn(clock.sleep_until(clock.now() + self._push.policy.answer), name="push probe's end")
         try:
@@ -314,13 +263,15 @@ class _Feed:
             timer.cancel()
 
     async def _ask(self, client: Client, key: ServiceKey) -> bool:
-        try:
-            await client.get_all_instances(key.name, key.group, None, False)
-        except Exception as error:
+        error = await failure(lambda: client.get_all_instances(key.name, key.group, None, False))
+        if error:
             log.info("push of %s does not answer: %s", self.namespace, error)
-            return False
-        return True
+        return not error
 
     async def close(self) -> None:
-        for task in (*self._tasks, *self._under_way):
+        for task in (*self._tasks, *self._under_way, *self._resting):
             await stop(task)
+
+
+def _deaf(_: Any) -> None:
+    """The listener of a subscription that is only renewed: the first one still hears."""
