@@ -1,0 +1,700 @@
+"""What the agent promises to who reads, writes and watches; the registry is a function, the clock stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from proxy.agent import Written
+from proxy.calls import (
+    BEAT_NOT_FOUND,
+    Beat,
+    BeatResult,
+    Call,
+    Deregister,
+    Fetch,
+    GetInstance,
+    Metrics,
+    Register,
+    Update,
+)
+from proxy.catalog.hub import Filter, Notice
+from proxy.catalog.look import Freshness, Look, Wants, cache_headers
+from proxy.errors import BadCall, Garbled, NothingKnown, Problem, Reason, Refused, TooSlow, Unreachable
+from proxy.model import Change, ServiceKey
+from proxy.runtime import spawn, stop
+from tests.helpers.build import KEY, agent, instance, key, snapshot
+from tests.helpers.clock import FakeClock, settle
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+A, B, C = (instance(f"10.0.0.{number}") for number in (1, 2, 3))
+AWAY = Unreachable("connection refused", arrived=False)
+NO_CACHE = Wants(no_cache=True)
+
+
+class World:
+    """An agent on a registry whose answers can be held back, and the changes that it published."""
+
+    def __init__(self, *followers: Callable[[Change], None]) -> None:
+        self.clock = FakeClock()
+        self.shelf = Shelf(snapshot(A, B))
+        self.registry = ScriptedRegistry(self.shelf)
+        self.changes: list[Change] = []
+        self.agent = agent(self.registry, self.clock, self.changes.append, *followers)
+
+    def hold(self, kind: type[Call[Any]] = Fetch) -> Held:
+        """From now on, calls of this kind wait."""
+        held = Held(self.registry.script, kind)
+        self.registry.script = held
+        return held
+
+    def fail(self, error: Exception) -> None:
+        self.registry.script = lambda call: error
+
+    def heal(self) -> None:
+        self.registry.script = self.shelf
+
+    async def lose(self) -> None:
+        """The upstream goes away, and that is known."""
+        self.fail(AWAY)
+        while self.agent.catalog.breaker.up:
+            with pytest.raises(Unreachable):
+                await self.agent.send(Metrics())
+
+    async def read(self, *wants: Wants) -> Look:
+        return await self.agent.read(KEY, *wants)
+
+    def fetches(self) -> int:
+        return len(self.registry.sent(Fetch))
+
+
+class Held:
+    """A script that answers calls of one kind when it is told, as things were when they were asked."""
+
+    def __init__(self, script: Callable[[Call[Any]], Any], kind: type[Call[Any]]) -> None:
+        self._script = script
+        self._kind = kind
+        self.waiting: list[tuple[asyncio.Future[Any], Any]] = []
+
+    def __call__(self, call: Call[Any]) -> Any:
+        if not isinstance(call, self._kind):
+            return self._script(call)
+        return self._answer(self._script(call))
+
+    async def _answer(self, result: Any) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.waiting.append((future, result))
+        return await future
+
+    async def release(self) -> None:
+        for future, result in self.waiting:
+            future.set_result(result)
+        self.waiting.clear()
+        await settle()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    await made.agent.close()
+
+
+def status(look: Look) -> str:
+    return dict(cache_headers(look))["cache-status"]
+
+
+# --- read ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hundred_readers_of_a_cold_service_cost_one_fetch(world: World) -> None:
+    held = world.hold()
+    readers = [spawn(world.read(), name="reader") for _ in range(100)]
+    await settle()
+    await held.release()
+    looks = await asyncio.gather(*readers)
+    assert world.fetches() == 1
+    assert {status(look) for look in looks} == {"nacos-proxy; fwd=miss; ttl=10"}
+    assert world.agent.counts.reads == {"miss": 100}
+    assert len(world.changes) == 1
+
+
+async def test_a_fresh_snapshot_is_answered_without_asking(world: World) -> None:
+    await world.read()
+    await world.clock.advance(4)
+    look = await world.read()
+    assert (world.fetches(), look.age, look.fetched) == (1, 4, False)
+    assert cache_headers(look) == (("age", "4"), ("cache-status", "nacos-proxy; hit; ttl=6"))
+
+
+async def test_a_stale_snapshot_is_answered_at_once_and_refreshed_behind(world: World) -> None:
+    await world.read()
+    held = world.hold()
+    await world.clock.advance(11)
+    for _ in range(3):
+        look = await world.read()
+        assert (look.freshness, look.age) == (Freshness.STALE, 11)
+        assert status(look) == "nacos-proxy; hit; ttl=-1; detail=revalidating"
+        await settle()
+    assert world.fetches() == 2
+    await held.release()
+    look = await world.read()
+    assert (look.freshness, look.age, world.fetches()) == (Freshness.FRESH, 0, 2)
+
+
+async def test_stale_reads_leave_an_upstream_in_peace_that_just_failed(world: World) -> None:
+    await world.read()
+    world.fail(Refused(Reason.OTHER, "out of memory", status=500))
+    await world.clock.advance(11)
+    for _ in range(50):
+        look = await world.read()
+        await settle()
+    assert world.fetches() == 2
+    assert status(look) == "nacos-proxy; hit; ttl=-1; detail=upstream-error"
+    await world.clock.advance(10)
+    await world.read()
+    await settle()
+    assert world.fetches() == 3
+
+
+async def test_no_cache_waits_for_the_upstream(world: World) -> None:
+    await world.read()
+    world.shelf.services[KEY] = snapshot(C)
+    look = await world.read(NO_CACHE)
+    assert look.snapshot is not None
+    assert (look.snapshot.instances, look.fetched, world.fetches()) == ((C,), True, 2)
+
+
+async def test_max_age_asks_only_for_what_is_older(world: World) -> None:
+    await world.read()
+    await world.clock.advance(3)
+    assert (await world.read(Wants(max_age=3))).age == 3
+    assert (await world.read(Wants(max_age=2))).age == 0
+    assert world.fetches() == 2
+
+
+async def test_a_cold_read_waits_no_longer_than_it_may_and_says_why_it_knows_nothing(world: World) -> None:
+    held = world.hold()
+    reader = spawn(world.read(), name="reader")
+    await world.clock.advance(2.4)
+    assert not reader.done()
+    await world.clock.advance(0.1)
+    with pytest.raises(NothingKnown, match="the upstream has not answered in time"):
+        await _result(reader)
+    await held.release()
+    assert (await world.read()).fetched is False
+    assert world.fetches() == 1
+
+
+async def test_a_reader_that_waits_too_long_gets_what_is_there(world: World) -> None:
+    await world.read()
+    world.hold()
+    reader = spawn(world.read(NO_CACHE), name="reader")
+    await world.clock.advance(2.5)
+    look = await reader
+    assert (look.freshness, look.age, look.fetched) == (Freshness.FRESH, 2.5, True)
+
+
+async def test_who_goes_away_while_waiting_leaves_the_fetch_to_the_others(world: World) -> None:
+    held = world.hold()
+    first, second = (spawn(world.read(), name="reader") for _ in range(2))
+    await settle()
+    await stop(first)
+    await held.release()
+    assert (await second).snapshot is not None
+    assert world.fetches() == 1
+
+
+async def test_a_failed_fetch_leaves_a_reader_with_the_snapshot_and_its_error(world: World) -> None:
+    await world.read()
+    world.fail(TooSlow("no answer within 5 s"))
+    await world.clock.advance(20)
+    look = await world.read(NO_CACHE)
+    assert status(look) == "nacos-proxy; fwd=stale; ttl=-10; detail=upstream-error"
+    assert isinstance(look.error, TooSlow)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (AWAY, "connection refused"),
+        (TooSlow("no answer within 5 s"), "no answer within 5 s"),
+        (Garbled("not JSON"), "not JSON"),
+        (Refused(Reason.OTHER, "server is DOWN now", status=503), "server is DOWN now"),
+    ],
+)
+async def test_nothing_known_says_what_the_upstream_said(world: World, error: Exception, why: str) -> None:
+    world.fail(error)
+    with pytest.raises(NothingKnown, match=why) as raised:
+        await world.read()
+    assert raised.value.__cause__ is error
+    assert world.agent.counts.reads == {"none": 1}
+
+
+async def test_a_refusal_is_told_as_it_was_said(world: World) -> None:
+    world.fail(Refused(Reason.NO_RIGHT, "authorization failed!", status=403))
+    with pytest.raises(Refused, match="authorization failed!"):
+        await world.read()
+
+
+async def test_an_expired_snapshot_is_not_served(world: World) -> None:
+    await world.read()
+    await world.clock.advance(86_411)
+    world.fail(AWAY)
+    with pytest.raises(NothingKnown):
+        await world.read()
+    world.heal()
+    assert (await world.read()).freshness is Freshness.FRESH
+
+
+async def test_nobody_waits_for_an_upstream_that_is_down_where_a_snapshot_is_there(world: World) -> None:
+    await world.read()
+    await world.lose()
+    world.hold(Call)
+    await world.clock.advance(100)  # a probe would be allowed
+    for wants in (Wants(), NO_CACHE, Wants(max_age=1)):
+        look = await asyncio.wait_for(world.read(wants), 5)  # the clock stands still: who waited would hang
+        assert (look.freshness, look.age, look.fetched) == (Freshness.STALE, 100, False)
+    await settle()
+    assert world.fetches() == 2  # the probe, behind
+
+
+async def test_nobody_waits_for_a_cold_service_between_the_probes_of_an_upstream_that_is_down(world: World) -> None:
+    await world.lose()
+    world.hold(Call)
+    with pytest.raises(NothingKnown, match="connection refused"):
+        await asyncio.wait_for(world.read(), 5)
+    assert world.fetches() == 0
+
+
+async def test_a_bug_in_a_registry_does_not_end_the_polling_of_a_service(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(call: Call[Any]) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    await world.read()
+    world.registry.script = broken
+    with caplog.at_level(logging.CRITICAL):
+        look = await world.read(NO_CACHE)
+        await settle()
+    assert look.snapshot is not None
+    world.heal()
+    assert (await world.read(NO_CACHE)).error is None
+    assert KEY in world.agent.catalog.cache.watched_keys()
+
+
+# --- one instance --------------------------------------------------------------------------------------------------
+
+
+async def test_one_instance_comes_from_the_snapshot(world: World) -> None:
+    found, look = await world.agent.instance(GetInstance(KEY, B.ip, B.port))
+    assert (found, look is not None, world.registry.sent(GetInstance)) == (B, True, [])
+
+
+async def test_an_instance_that_no_list_shows_is_asked_for(world: World) -> None:
+    hidden = instance("10.0.0.9", enabled=False)
+    world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
+    found, look = await world.agent.instance(GetInstance(KEY, hidden.ip, hidden.port))
+    assert (found, look) == (hidden, None)
+
+
+async def test_an_instance_that_is_not_in_the_snapshot_is_not_found_while_the_upstream_is_down(world: World) -> None:
+    await world.read()
+    await world.lose()
+    with pytest.raises(Refused) as raised:
+        await world.agent.instance(GetInstance(KEY, "10.0.0.9", 80))
+    assert (raised.value.reason, raised.value.status) == (Reason.INSTANCE_NOT_FOUND, 404)
+
+
+# --- write ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_write_shows_in_the_very_next_read_and_is_published_before_the_upstream_lists_it(world: World) -> None:
+    await world.read()
+    old = world.shelf.of(KEY)
+    world.registry.script = lambda call: old if isinstance(call, Fetch) else world.shelf(call)
+    assert await world.agent.write(Register(KEY, C)) == Written(None)
+    assert [(change.added, change.source) for change in world.changes[1:]] == [((C,), "write")]
+    for wants in (Wants(), NO_CACHE):
+        look = await world.read(wants)
+        assert look.snapshot is not None and look.snapshot.instances == (A, B, C)
+    assert len(world.changes) == 2
+    await world.clock.advance(1.5)
+    world.heal()
+    await world.read(NO_CACHE)
+    assert len(world.changes) == 2
+
+
+async def test_the_first_read_after_a_write_to_a_cold_service_shows_it(world: World) -> None:
+    old = world.shelf.of(KEY)
+    world.registry.script = lambda call: old if isinstance(call, Fetch) else world.shelf(call)
+    await world.agent.write(Register(KEY, C))
+    look = await world.read()
+    assert look.snapshot is not None and look.snapshot.instances == (A, B, C)
+
+
+async def test_a_fetch_that_was_asked_before_a_write_and_ends_after_it_does_not_undo_it(world: World) -> None:
+    await world.read()
+    held = world.hold()
+    world.agent.refresh(KEY)
+    await settle()
+    await world.agent.write(Deregister(KEY, A.ip, A.port))
+    await world.clock.advance(4)
+    await held.release()
+    look = await world.read()
+    assert look.snapshot is not None and look.snapshot.instances == (B,)
+    assert [change.removed for change in world.changes[1:]] == [(A,)]
+
+
+async def test_who_goes_away_does_not_cancel_his_write(world: World) -> None:
+    await world.read()
+    held = world.hold(Register)
+    writer = spawn(world.agent.write(Register(KEY, C)), name="writer")
+    await settle()
+    await stop(writer)
+    assert writer.cancelled()
+    await held.release()
+    look = await world.read()
+    assert look.snapshot is not None and C in look.snapshot.instances
+    assert world.agent.catalog.ledger.count(KEY) == 1
+
+
+async def test_a_refused_write_changes_nothing_and_says_what_the_upstream_said(world: World) -> None:
+    await world.read()
+    refusal = Refused(Reason.WRONG_KIND, "Current service is ephemeral service", status=400)
+    world.registry.script = lambda call: refusal if isinstance(call, Register) else world.shelf(call)
+    with pytest.raises(Refused) as raised:
+        await world.agent.write(Register(KEY, C))
+    assert raised.value is refusal
+    assert (len(world.changes), world.agent.catalog.ledger.count(KEY)) == (1, 0)
+    assert world.agent.counts.writes == {"Refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "hastened"), [(TooSlow("no answer"), True), (AWAY, False), (Unreachable("cut", arrived=True), True)]
+)
+async def test_a_write_that_may_have_arrived_makes_its_service_due(
+    world: World, error: Exception, hastened: bool
+) -> None:
+    await world.read()
+    now = world.clock.now()
+    world.registry.script = lambda call: error if isinstance(call, Register) else world.shelf(call)
+    with pytest.raises(type(error)):
+        await world.agent.write(Register(KEY, C))
+    assert (world.agent.catalog.cache.next_due() <= now) is hastened
+
+
+async def test_followers_hear_of_each_change_in_their_order_and_once() -> None:
+    heard: list[tuple[str, int]] = []
+    world = World(
+        lambda change: heard.append(("first", len(change.after.instances))),
+        lambda change: heard.append(("second", len(change.after.instances))),
+    )
+    await world.read()
+    await world.agent.write(Register(KEY, C))
+    await world.read(NO_CACHE)
+    assert heard == [("first", 2), ("second", 2), ("first", 3), ("second", 3)]
+    assert world.agent.counts.changes == {"poll": 1, "write": 1}
+
+
+async def test_registrations_are_told_of_when_what_is_remembered_changed(world: World) -> None:
+    told: list[int] = []
+    world.agent.on_registration.append(lambda: told.append(world.agent.catalog.ledger.count(KEY)))
+    await world.agent.write(Register(KEY, C))
+    await world.agent.write(Beat(KEY, C.ip, C.port, full=C))
+    await world.agent.write(Deregister(KEY, C.ip, C.port))
+    assert told == [1, 0]
+
+
+# --- beats ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_beat_for_what_the_upstream_lost_registers_it_again_and_is_answered_well(world: World) -> None:
+    await world.agent.write(Register(KEY, C))
+    world.shelf.services[KEY] = snapshot()
+    assert await world.agent.write(Beat(KEY, C.ip, C.port)) == Written(BeatResult(), "healed")
+    assert world.shelf.of(KEY).instances == (C,)
+    assert world.agent.counts.healed == 1
+
+
+async def test_a_beat_for_what_nobody_registered_here_is_answered_as_the_upstream_does(world: World) -> None:
+    written = await world.agent.write(Beat(KEY, C.ip, C.port))
+    assert written == Written(BeatResult(BEAT_NOT_FOUND))
+    assert (world.registry.sent(Register), world.agent.catalog.ledger.count(KEY)) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "error", [AWAY, TooSlow("5 s"), Garbled("HTML"), Refused(Reason.OTHER, "server is STARTING now", status=503)]
+)
+async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(world: World, error: Exception) -> None:
+    await world.agent.write(Register(KEY, C))
+    await world.clock.advance(20)
+    world.fail(error)
+    assert await world.agent.write(Beat(KEY, C.ip, C.port)) == Written(BeatResult(), "local")
+    known = world.agent.catalog.ledger.find(KEY, C.ip, C.port)
+    assert known is not None and known.heard == world.clock.now()
+    assert world.agent.counts.local_beats == 1
+    with pytest.raises(type(error)):
+        await world.agent.write(Beat(KEY, "10.0.0.9", 80))
+
+
+async def test_a_refused_beat_is_told_as_it_was_said(world: World) -> None:
+    await world.agent.write(Register(KEY, C))
+    world.fail(Refused(Reason.NO_RIGHT, "authorization failed!", status=403))
+    with pytest.raises(Refused):
+        await world.agent.write(Beat(KEY, C.ip, C.port))
+
+
+async def test_no_beat_waits_for_an_upstream_that_is_down_but_one_goes_out_as_a_probe(world: World) -> None:
+    await world.agent.write(Register(KEY, C))
+    await world.lose()
+    held = world.hold(Call)
+    sent = len(world.registry.calls)
+    assert (await world.agent.write(Beat(KEY, C.ip, C.port))).how == "local"
+    await settle()
+    assert len(world.registry.calls) == sent
+    await world.clock.advance(1)
+    for _ in range(20):
+        assert (await asyncio.wait_for(world.agent.write(Beat(KEY, C.ip, C.port)), 5)).how == "local"
+        await settle()
+    assert world.registry.calls[sent:] == [Beat(KEY, C.ip, C.port)]
+    held.waiting = [(future, BeatResult()) for future, _ in held.waiting]
+    await held.release()
+    assert world.agent.catalog.breaker.up
+
+
+# --- modify --------------------------------------------------------------------------------------------------------
+
+
+async def test_modify_puts_back_all_that_it_does_not_change(world: World) -> None:
+    known = instance("10.0.0.7", cluster="c1", weight=5.0, metadata={"a": "1", "b": "2"})
+    world.shelf.services[KEY] = snapshot(A, known)
+    await world.read()
+    after = await world.agent.modify(Update(KEY, known.ip, known.port, metadata={"b": "3"}))
+    (sent,) = world.registry.sent(Update)
+    assert sent == Update(
+        KEY, known.ip, known.port, "c1", 5.0, True, {"a": "1", "b": "3"}, ephemeral=True, partial=False
+    )
+    assert after == instance("10.0.0.7", cluster="c1", weight=5.0, metadata={"a": "1", "b": "3"})
+
+
+async def test_modify_looks_at_the_upstream_first_not_at_what_was_cached(world: World) -> None:
+    await world.read()
+    world.shelf.services[KEY] = snapshot(instance(A.ip, weight=7.0))
+    await world.agent.modify(Update(KEY, A.ip, A.port, enabled=False))
+    (sent,) = world.registry.sent(Update)
+    assert (sent.weight, sent.enabled) == (7.0, False)
+
+
+async def test_two_that_modify_one_instance_at_once_do_not_undo_each_other(world: World) -> None:
+    await world.read()
+    await asyncio.gather(
+        world.agent.modify(Update(KEY, A.ip, A.port, weight=9.0)),
+        world.agent.modify(Update(KEY, A.ip, A.port, metadata={"a": "1"})),
+        world.agent.modify(Update(KEY, A.ip, A.port, metadata={"b": "2"})),
+    )
+    assert world.shelf.of(KEY).find(A.ip, A.port) == instance(A.ip, weight=9.0, metadata={"a": "1", "b": "2"})
+    assert len(world.agent._modifying) == 0
+
+
+async def test_modify_means_the_instance_of_the_cluster_that_is_named(world: World) -> None:
+    first, second = instance(cluster="a", weight=1.0), instance(cluster="b", weight=2.0)
+    world.shelf.services[KEY] = snapshot(first, second)
+    await world.agent.modify(Update(KEY, A.ip, A.port, cluster="b", enabled=True))
+    (sent,) = world.registry.sent(Update)
+    assert (sent.cluster, sent.weight) == ("b", 2.0)
+
+
+async def test_modify_knows_instances_that_no_list_shows(world: World) -> None:
+    hidden = instance("10.0.0.9", enabled=False, weight=3.0)
+    world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
+    assert (await world.agent.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).weight == 3.0
+    await world.agent.write(Register(KEY, instance("10.0.0.8", enabled=False, weight=4.0)))
+    world.shelf.services[KEY] = snapshot(A)
+    await world.clock.advance(5)
+    assert (await world.agent.modify(Update(KEY, "10.0.0.8", 80, enabled=True))).weight == 4.0
+
+
+async def test_modify_of_what_nobody_knows_is_refused_as_the_upstream_does(world: World) -> None:
+    with pytest.raises(Refused, match="no matched ip found!"):
+        await world.agent.modify(Update(KEY, "10.0.0.9", 80, weight=1.0))
+    assert world.registry.sent(Update) == []
+
+
+# --- the upstream is lost and back ---------------------------------------------------------------------------------
+
+
+def notices(world: World) -> list[str]:
+    return [e.body.state for e in world.agent.catalog.hub._history if isinstance(e.body, Notice)]
+
+
+async def test_its_loss_and_its_return_are_told_once_each(world: World) -> None:
+    back: list[int] = []
+    world.agent.on_recovery.append(lambda: back.append(1))
+    await world.lose()
+    for _ in range(5):
+        with pytest.raises(Unreachable):
+            await world.agent.send(Metrics())
+    world.heal()
+    for _ in range(5):
+        await world.agent.send(Metrics())
+    assert (notices(world), back) == (["down", "up"], [1])
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "counts"),
+    [
+        (Refused(Reason.OTHER, "out of memory", status=500), Fetch(KEY), True),
+        (Refused(Reason.OTHER, "caused: bad weight", status=500), Register(KEY, A), False),
+        (Refused(Reason.OTHER, "bad gateway", status=502), Register(KEY, A), True),
+        (Refused(Reason.NO_RIGHT, "authorization failed!", status=403), Fetch(KEY), False),
+        (BadCall("ip", Problem.ILLEGAL, "illegal"), Register(KEY, A), False),
+        (Garbled("HTML"), Metrics(), True),
+    ],
+)
+async def test_what_counts_as_a_loss(world: World, error: Exception, call: Call[Any], counts: bool) -> None:
+    world.fail(error)
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            await world.agent.send(call)
+    assert world.agent.catalog.breaker.up is not counts
+
+
+async def test_an_empty_list_after_the_return_is_not_believed_at_once(world: World) -> None:
+    await world.read()
+    await world.lose()
+    world.heal()
+    world.shelf.services[KEY] = snapshot()
+    look = await _asked(world)
+    assert look.snapshot is not None and look.snapshot.instances == (A, B)
+    await world.clock.advance(5)
+    look = await _asked(world)
+    assert look.snapshot is not None and look.snapshot.instances == ()
+    assert len(world.changes) == 2
+
+
+async def test_one_failure_is_enough_to_distrust_an_empty_list(world: World) -> None:
+    """A restart between two polls fails one call at the most, and the upstream never counts as down."""
+    await world.read()
+    world.fail(AWAY)
+    await world.read(NO_CACHE)
+    world.heal()
+    world.shelf.services[KEY] = snapshot()
+    look = await world.read(NO_CACHE)
+    assert look.snapshot is not None and look.snapshot.instances == (A, B)
+
+
+async def test_long_after_an_outage_an_empty_list_is_believed(world: World) -> None:
+    await world.read()
+    await world.lose()
+    world.heal()
+    await world.agent.send(Metrics())
+    await world.clock.advance(31)
+    world.shelf.services[KEY] = snapshot()
+    look = await world.read(NO_CACHE)
+    assert look.snapshot is not None and look.snapshot.instances == ()
+
+
+async def test_another_server_is_as_suspicious_as_an_outage(world: World) -> None:
+    await world.read()
+    world.agent.suspect()
+    world.shelf.services[KEY] = snapshot()
+    look = await world.read(NO_CACHE)
+    assert look.snapshot is not None and look.snapshot.instances == (A, B)
+
+
+async def test_what_failed_during_an_outage_is_due_soon_after_it(world: World) -> None:
+    await world.read()
+    world.fail(AWAY)
+    for _ in range(10):
+        world.agent.refresh(KEY)
+        await settle()
+    assert world.agent.catalog.cache.next_due() > world.clock.now() + 20
+    world.heal()
+    await world.agent.send(Metrics())
+    assert world.agent.catalog.cache.next_due() <= world.clock.now() + 5
+
+
+# --- watch ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_watcher_gets_the_snapshot_and_every_change_behind_it(world: World) -> None:
+    mailbox, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    assert [s.instances for s in known] == [(A, B)]
+    assert len(mailbox) == 0
+    await world.agent.write(Register(KEY, C))
+    (event,) = mailbox.take()
+    assert isinstance(event.body, Change) and event.body.added == (C,)
+
+
+async def test_a_watcher_that_resumes_without_a_gap_gets_no_snapshot(world: World) -> None:
+    first, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    last = world.agent.catalog.hub.last_id
+    world.agent.unwatch(first)
+    await world.agent.write(Register(KEY, C))
+    again, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None, last)
+    assert (known, len(again)) == ([], 1)
+    _, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None, "other-1")
+    assert len(known) == 1
+
+
+async def test_a_watcher_of_many_gets_what_can_be_had(world: World) -> None:
+    other = key("other")
+
+    def script(call: Call[Any]) -> Any:
+        return AWAY if isinstance(call, Fetch) and call.service == other else world.shelf(call)
+
+    world.registry.script = script
+    mailbox, known = await world.agent.watch(Filter(frozenset({KEY, other})), lambda: None)
+    assert [s.key for s in known] == [KEY]
+    world.heal()
+    world.shelf.services[other] = snapshot(C, service=other)
+    world.agent.refresh(other)
+    await settle()
+    (event,) = mailbox.take()
+    assert isinstance(event.body, Change) and (event.body.key, event.body.added) == (other, (C,))
+
+
+async def test_a_watcher_of_a_group_gets_its_services_that_have_instances(world: World) -> None:
+    services: list[ServiceKey] = [key("a"), key("b"), key("c", group="other"), key("empty")]
+    for service in services[:3]:
+        world.shelf.services[service] = snapshot(A, service=service)
+    for service in services:
+        await world.agent.read(service)
+    _, known = await world.agent.watch(Filter(everything=("public", "DEFAULT_GROUP")), lambda: None)
+    assert sorted(s.key.name for s in known) == ["a", "b"]
+
+
+async def test_ending_a_watch_twice_does_not_end_that_of_another(world: World) -> None:
+    first, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    world.agent.unwatch(first)
+    world.agent.unwatch(first)
+    entry = world.agent.catalog.cache.get(KEY)
+    assert entry is not None and entry.watchers == 1
+
+
+async def test_closing_ends_what_is_under_way_and_the_registry() -> None:
+    world = World()
+    world.hold()
+    world.agent.refresh(KEY)
+    await settle()
+    await world.agent.close()
+    assert world.registry.closed
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == f"fetch {KEY}"]
+
+
+async def _result(task: Awaitable[Look]) -> Look:
+    return await task
+
+
+async def _asked(world: World) -> Look:
+    """After the upstream was asked, whether the reader waited for that or not."""
+    world.agent.refresh(KEY)
+    await settle()
+    return await world.read()

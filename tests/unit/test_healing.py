@@ -1,0 +1,137 @@
+"""What was registered here comes back where the upstream lost it, unless its owner takes it away at that moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregister, Register
+from proxy.catalog.ledger import Ledger, LedgerPolicy
+from proxy.errors import Reason, Refused, Unreachable
+from proxy.healing import Healing
+from proxy.runtime import spawn
+from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.clock import FakeClock, settle
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+MINE = instance(weight=3.0, metadata={"preserved.heart.beat.interval": "2000", "zone": "b"})
+BEAT = Beat(KEY, MINE.ip, MINE.port)
+LOST = BeatResult(BEAT_NOT_FOUND)
+
+
+class World:
+    """An upstream that forgot, and a ledger that did not."""
+
+    def __init__(self) -> None:
+        self.shelf = Shelf()
+        self.registry = ScriptedRegistry(self.shelf)
+        self.ledger = Ledger(LedgerPolicy())
+        self.clock = FakeClock()
+        self.back: list[Register] = []
+        self.healing = Healing(self.ledger, self.registry, self.back.append, self.clock)
+        self.ledger.wrote(Register(KEY, MINE), self.clock.now())
+
+    @property
+    def registration(self) -> Any:
+        return self.ledger.find(KEY, MINE.ip, MINE.port)
+
+    def deregister(self) -> None:
+        self.ledger.wrote(Deregister(KEY, MINE.ip, MINE.port), self.clock.now())
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_it_is_registered_again_with_all_its_data_and_its_client_hears_that_all_is_well(world: World) -> None:
+    result = await world.healing.heal(BEAT, BeatResult(BEAT_NOT_FOUND, light=False, extra={"x": 1}))
+    assert result == BeatResult(BEAT_OK, 2000, light=False, extra={"x": 1})
+    assert world.registry.calls == [Register(KEY, MINE)]
+    assert world.back == [Register(KEY, MINE)]
+
+
+async def test_an_answer_that_says_all_is_well_stands(world: World) -> None:
+    assert await world.healing.heal(BEAT, BeatResult()) is None
+    assert world.registry.calls == []
+
+
+async def test_what_was_not_registered_here_or_is_persistent_is_not_healed(world: World) -> None:
+    assert await world.healing.heal(Beat(KEY, "10.0.0.9", 80), LOST) is None
+    world.ledger.wrote(Register(KEY, instance("10.0.0.8", ephemeral=False)), 0)
+    assert await world.healing.heal(Beat(KEY, "10.0.0.8", 80), LOST) is None
+    assert world.registry.calls == []
+
+
+async def test_where_the_upstream_refuses_the_client_hears_that_it_is_not_registered(world: World) -> None:
+    world.registry.script = lambda call: Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
+    assert await world.healing.heal(BEAT, LOST) is None
+    assert world.back == []
+
+
+async def test_an_upstream_that_is_gone_again_is_the_callers_matter(world: World) -> None:
+    world.registry.script = lambda call: Unreachable("reset", arrived=True)
+    with pytest.raises(Unreachable):
+        await world.healing.heal(BEAT, LOST)
+    assert world.back == []
+
+
+async def test_a_beat_that_finds_nothing_while_its_owner_deregisters_heals_nothing(world: World) -> None:
+    leave = Deregister(KEY, MINE.ip, MINE.port)
+    with world.healing.leaving(leave), world.healing.leaving(leave):
+        assert await world.healing.heal(BEAT, LOST) is None
+        assert await world.healing.renew(world.registration) is False
+    assert world.registry.calls == []
+    with world.healing.leaving(Register(KEY, MINE)):
+        assert await world.healing.heal(BEAT, LOST) is not None
+
+
+async def test_what_is_deregistered_while_it_is_registered_again_is_taken_away_again(world: World) -> None:
+    release = asyncio.Event()
+
+    async def late(call: Call[Any]) -> Any:
+        await release.wait()
+        return world.shelf(call)
+
+    world.registry.script = lambda call: late(call) if isinstance(call, Register) else world.shelf(call)
+    healing = spawn(world.healing.heal(BEAT, LOST), name="heal")
+    await settle()
+    world.deregister()
+    release.set()
+    assert await healing is None
+    assert world.shelf.of(KEY).instances == ()
+    assert world.back == []
+
+
+async def test_a_renewal_registers_only_what_the_upstream_does_not_know(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(MINE)
+    assert await world.healing.renew(world.registration) is False
+    assert world.registry.sent(Register) == []
+    world.shelf.services[KEY] = snapshot()
+    assert await world.healing.renew(world.registration) is True
+    assert world.shelf.of(KEY).instances == (MINE,)
+
+
+async def test_a_renewal_is_no_sign_of_life_of_the_client(world: World) -> None:
+    await world.clock.advance(20)
+    await world.healing.renew(world.registration)
+    assert world.registration.heard == 1000
+
+
+async def test_a_renewal_leaves_what_was_deregistered_meanwhile(world: World) -> None:
+    registration = world.registration
+    world.registry.script = lambda call: world.deregister() or world.shelf(call)
+    assert await world.healing.renew(registration) is False
+    assert world.registry.sent(Register) == []
+    assert await world.healing.renew(registration) is False
+    assert len(world.registry.calls) == 1
+
+
+async def test_a_beat_is_answered_here_with_the_interval_of_its_instance(world: World) -> None:
+    await world.clock.advance(20)
+    assert world.healing.locally(BEAT) == BeatResult(interval=2000)
+    assert (world.registration.heard, world.registration.beaten) == (1020, True)
+    assert world.healing.locally(Beat(KEY, "10.0.0.9", 80, full=instance("10.0.0.9"))) is None
+    assert len(world.ledger) == 1
