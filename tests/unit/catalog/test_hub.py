@@ -368,7 +368,7 @@ class Reader:
 
 published = st.tuples(st.sampled_from("ab"), st.sampled_from(["c1", "c1", "c2"]), st.sampled_from([1.0, 2.0]))
 drained = st.sampled_from([0, 1, 1, 2, 99])
-life = st.lists(st.one_of(published, published, drained, st.just("cut")), max_size=60)
+life = st.lists(st.one_of(published, published, drained, st.just("cut")), max_size=40)
 
 
 def live(script: list[Any], **policy: int) -> Reader:
@@ -413,7 +413,7 @@ def test_so_does_one_whose_history_is_gone(script: list[Any]) -> None:
     assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
 
 
-@given(st.lists(published, max_size=60))
+@given(st.lists(published, max_size=20))
 def test_who_is_cut_off_after_each_event_resumes_without_a_reset(script: list[Any]) -> None:
     reader = live([part for event in script for part in (event, 99, "cut")])
     assert reader.resets == 0
