@@ -366,8 +366,9 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        failed = away(error) and not (isinstance(error, Refused) and error.status < 502 and not isinstance(call, Fetch))
-        if failed:
+        if isinstance(error, Refused) and error.status in (500, 501) and not isinstance(call, Fetch):
+            return  # 500 is also the word for bad parameters: of the upstream it tells nothing
+        if away(error):
             self.suspect()
             if breaker.failed(now, str(error)):
                 log.warning("upstream lost: %s", error)

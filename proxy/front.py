@@ -5,24 +5,35 @@ Not for: who may ask (`api.guard`), whose parts they are (`realms`), the process
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
+from proxy.agent import Agent
+from proxy.api.events import EventsApi
 from proxy.api.explorer import explorer_router
+from proxy.api.guard import Guard, GuardPolicy
 from proxy.api.lookup import LookupApi, LookupPolicy
 from proxy.api.nacos import NacosApi
-from proxy.api.ops import OpsApi
-from proxy.api.passthrough import Passthrough
-from proxy.api.rest import RestApi
-from proxy.api.routes import PROBLEM_HANDLERS
+from proxy.api.ops import OpsApi, operations_router
+from proxy.api.passthrough import Forwarder, Passthrough
+from proxy.api.reads import Reads
+from proxy.api.rest import Managing, RestApi
+from proxy.api.routes import PROBLEM_HANDLERS, Endpoint
 from proxy.errors import ProxyError
+from proxy.fastpath.asgi import FastPath
+from proxy.fastpath.table import Answers
 from proxy.insight import sight_of
+from proxy.model import Snapshot
 from proxy.parts import Parts
-from proxy.wire.base import Dialect, HttpReply
+from proxy.runtime import Clock
+from proxy.settings import Settings
+from proxy.wire.base import Dialect, HttpReply, ReadService
 from proxy.wire.problem import problem
 from proxy.wire.v1 import V1
 from proxy.wire.v2 import V2
@@ -33,19 +44,47 @@ DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """What a front is made of. `operations` are the endpoints for operators, by path."""
+
+    settings: Settings
+    agent: Agent
+    reads: Reads
+    events: EventsApi
+    keeper: Managing
+    operations: Mapping[str, Endpoint]
+    forwarder: Forwarder | None = None
+    on_list: Callable[[ReadService, Snapshot], None] | None = None
+
+
+def faces_of(parts: Parts) -> Faces:
+    """Those of a process that asks the upstream itself."""
+    return Faces(
+        parts.settings,
+        parts.agent,
+        parts.reads,
+        parts.events,
+        parts.keeper,
+        OpsApi(sight_of(parts)).endpoints,
+        parts.forwarder,
+        parts.udp.listed if parts.udp is not None else None,
+    )
+
+
 class Front:
     """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`."""
 
-    def __init__(self, parts: Parts, lifespan: Lifespan | None = None) -> None:
-        self.rest = rest_app(parts, lifespan)
-        self._context = parts.settings.context_path.rstrip("/")
+    def __init__(self, faces: Faces, lifespan: Lifespan | None = None) -> None:
+        self.rest = rest_app(faces, lifespan)
+        self._context = faces.settings.context_path.rstrip("/")
         self._nacos = NacosApi(
-            parts.agent,
+            faces.agent,
             DIALECTS,
-            Passthrough(parts.forwarder, context_path=self._context),
+            Passthrough(faces.forwarder, context_path=self._context),
             context_path=self._context,
-            max_body=parts.settings.max_body,
-            on_list=parts.udp.listed if parts.udp is not None else None,
+            max_body=faces.settings.max_body,
+            on_list=faces.on_list,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +104,7 @@ class Front:
         return problem(error, path)
 
 
-def rest_app(parts: Parts, lifespan: Lifespan | None = None) -> FastAPI:
+def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
     """Our own API with its documents."""
     app = FastAPI(
         title="nacos-proxy",
@@ -76,9 +115,23 @@ def rest_app(parts: Parts, lifespan: Lifespan | None = None) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=PROBLEM_HANDLERS,
     )
-    app.include_router(RestApi(parts.agent, parts.reads, parts.keeper, max_body=parts.settings.max_body).router())
-    app.include_router(LookupApi(parts.agent, parts.reads, LookupPolicy()).router())
-    app.include_router(parts.events.router())
-    app.include_router(OpsApi(sight_of(parts)).router())
+    app.include_router(RestApi(faces.agent, faces.reads, faces.keeper, max_body=faces.settings.max_body).router())
+    app.include_router(LookupApi(faces.agent, faces.reads, LookupPolicy()).router())
+    app.include_router(faces.events.router())
+    app.include_router(operations_router(faces.operations))
     app.include_router(explorer_router())
     return app
+
+
+def guarded(
+    front: Front, app: ASGIApp, guard: GuardPolicy, answers: Answers, clock: Clock, s: Settings
+) -> tuple[Guard, ASGIApp]:
+    """`app` behind the guard, cross-origin rules and the fast path, the outermost; and the guard."""
+    keeper = Guard(app, guard, front.refuse)
+    own: ASGIApp = keeper
+    if s.cors_origins:
+        headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
+        own = CORSMiddleware(
+            own, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
+        )
+    return keeper, FastPath(own, answers, clock.now) if s.fast_path else own

@@ -22,7 +22,7 @@ def sight_of(parts: Parts) -> Sight:
         parts.agent,
         __version__,
         push_up=lambda: None if parts.push is None else parts.poller.push_alive,
-        subscribers=lambda: parts.events.readers,
+        subscribers=lambda: streams(parts),
         refused=lambda: parts.events.refused,
         repeated=lambda: _repeated(parts.answers),
         more=lambda: _more_metrics(parts),
@@ -38,6 +38,12 @@ def sight_of(parts: Parts) -> Sight:
         disk=lambda: disk_status(parts),
         more=lambda: more_status(parts),
     )
+
+
+def streams(parts: Parts) -> int:
+    """Event streams of all processes."""
+    others = 0 if parts.workers is None else parts.workers.streams
+    return parts.events.readers + others
 
 
 def upstream_status(parts: Parts) -> Mapping[str, Any]:
@@ -68,6 +74,7 @@ def more_status(parts: Parts) -> Mapping[str, Any]:
     return {
         "managed": managed,
         "udpPush": pushes,
+        "workers": {} if parts.workers is None else parts.workers.status(),
         "fastPath": {"answers": len(parts.answers), "bytes": parts.answers.bytes},
     }
 

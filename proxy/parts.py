@@ -40,6 +40,7 @@ from proxy.settings import BadSettings, Settings
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import ReadService, ServiceView
 from proxy.wire.hosts import list_json
+from proxy.workers import Workers
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class Parts:
     disk: Disk | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
+    workers: Workers | None = None
     started: float = field(default=0.0)
 
 

@@ -8,31 +8,48 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
-from proxy.api.guard import Guard
+from proxy.api.ops import OpsApi
 from proxy.disk import StateLocked
 from proxy.errors import ProxyError
-from proxy.fastpath.asgi import FastPath
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
-from proxy.front import Front
+from proxy.fastpath.table import Answers
+from proxy.feed import Desk, Feed, FeedPolicy
+from proxy.front import Front, faces_of, guarded
+from proxy.insight import sight_of
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import guard_policy, loopback
 from proxy.realms import Realms, RealmsPolicy
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
-from proxy.serving import Address, CannotStart, Server, sockets, tls_context, url_of
-from proxy.settings import Loaded, Settings
+from proxy.serving import (
+    Address,
+    CannotStart,
+    Opener,
+    Server,
+    beyond_loopback,
+    shared_sockets,
+    sockets,
+    tls_context,
+    unlink_own,
+    url_of,
+)
+from proxy.settings import BadSettings, Loaded, Settings
+from proxy.wire.base import HttpReply
+from proxy.workers import Workers, WorkersPolicy
 
 log = logging.getLogger("nacos_proxy.server")
 
@@ -43,30 +60,31 @@ def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
 
 
 class App:
-    """Sends each request to whom it belongs, behind the fast path and the guard."""
+    """Sends each request to whom it belongs, behind the fast path and the guard. `workers` are the other processes."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts, self._lifespan)
+        self.clock = parts.clock
+        self.answers = parts.answers
+        self.front = Front(faces_of(parts), self._lifespan)
+        self.workers: Workers | None = None
         self.realms: Realms | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
             self.realms = realms_of(parts, parts.registry)
-        self.guard = Guard(self._route, parts.guard, self.front.refuse)
-        own: ASGIApp = self.guard
-        if parts.settings.cors_origins:
-            origins = list(parts.settings.cors_origins)
-            headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
-            own = CORSMiddleware(
-                own, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=headers
-            )
-        self._entry: ASGIApp = FastPath(own, parts.answers, parts.clock.now) if parts.settings.fast_path else own
+        self.guard, self._entry = guarded(
+            self.front, self._route, parts.guard, parts.answers, parts.clock, parts.settings
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         await start(self.parts)
+        if self.workers is not None:
+            await self.workers.start()
         try:
             yield
         finally:
+            if self.workers is not None:
+                await self.workers.stop()
             if self.realms is not None:
                 await self.realms.close()
             await finish(self.parts)
@@ -79,6 +97,8 @@ class App:
 
     def end_streams(self) -> None:
         """A stop begins: readers are told when to come back."""
+        if self.workers is not None:
+            self.workers.terminate()
         self.parts.events.close()
         if self.realms is not None:
             self.realms.end_streams()
@@ -88,6 +108,8 @@ class App:
         self.guard.policy = guard_policy(settings)
         self.parts.answers.clear()  # who may ask is no longer who asked
         logging.getLogger("nacos_proxy").setLevel(settings.log_level.upper())
+        if self.workers is not None:
+            self.workers.reload()
         log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +129,7 @@ def realms_of(parts: Parts, upstream: NacosRegistry) -> Realms:
 
     async def make(token: str) -> OneRealm:
         own = build_realm(parts, upstream, token)
-        realm = OneRealm(own, Front(own))
+        realm = OneRealm(own, Front(faces_of(own)))
         await start(own)
         return realm
 
@@ -132,11 +154,20 @@ class OneRealm:
         await finish(self.parts)
 
 
-def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+class Served(Protocol):
+    """What `uvicorn_config` serves: an ASGI app with the table that its fast path shares."""
+
+    clock: Clock
+    answers: Answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves the app: one worker, our protocol class where the fast path is on."""
     limits = ConnectionLimits(s.max_head, connections=s.max_connections)
-    fast = make_protocol(app.parts.answers, app.parts.clock.now, limits=limits) if s.fast_path else None
-    config = uvicorn.Config(
+    fast = make_protocol(app.answers, app.clock.now, limits=limits) if s.fast_path else None
+    return uvicorn.Config(
         app,
         http=fast or make_limited(limits),
         loop="auto",
@@ -144,11 +175,10 @@ def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> 
         log_config=None,
         access_log=s.access_log,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(s.drain_timeout),
+        timeout_graceful_shutdown=None if math.isinf(s.drain_timeout) else math.ceil(s.drain_timeout),
         ws="none",
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
-    config.ssl = tls  # pyright: ignore[reportAttributeAccessIssue]
-    return config
 
 
 # the process
@@ -159,31 +189,76 @@ def run(loaded: Loaded) -> int:
     settings = loaded.settings
     check_exposure(settings)
     address = Address(settings.host, settings.port, settings.uds)
-    listeners = sockets(address)
+    tls = own_tls(settings)
+    listeners, opener = shared_sockets(address) if settings.workers > 1 else (sockets(address), None)
     try:
+        check_exposure(settings, listeners)
         app = App(build(settings, SystemClock()))
-    except (StateLocked, ValueError, OSError) as error:
+    except (BadSettings, CannotStart, StateLocked, ValueError, OSError) as error:
         for listener in listeners:
             listener.close()
         raise CannotStart(str(error)) from error
-    tls = own_tls(settings)
+    if opener is not None:
+        app.workers = workers_of(app.parts, opener, loaded)
 
     def ready() -> None:
         for listener in listeners:
             print(f"listening on {url_of(listener, tls=tls is not None)}", flush=True)
 
     async def reload() -> None:
-        app.reload(loaded.again().settings)
+        reload_safely(app, loaded, listeners)
 
-    server = Server(uvicorn_config(app, settings, tls), ready, app.end_streams, reload)
+    def stopping() -> None:
+        app.end_streams()
+        unlink_own(listeners)
+
+    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload)
     server.run(sockets=listeners)
     return 0 if server.started else 1
 
 
-def check_exposure(s: Settings) -> None:
+def workers_of(parts: Parts, listeners: Opener, loaded: Loaded) -> Workers:
+    """The other processes, fed by these parts."""
+    operations = OpsApi(sight_of(parts)).endpoints
+
+    async def operate(path: str, query: str, accept: str) -> HttpReply:
+        headers = [(b"accept", accept.encode("latin-1"))]
+        scope = {"type": "http", "path": path, "query_string": query.encode("latin-1"), "headers": headers}
+        reply = await operations[path](Request(scope))
+        assert isinstance(reply, HttpReply)
+        return reply
+
+    def refused(number: int) -> None:
+        parts.events.refused += number
+
+    listed = parts.udp.listed if parts.udp is not None else None
+    desk = Desk(parts.agent, parts.poller, parts.keeper, parts.answers, refused, operate, listed)
+    feed = Feed(desk, FeedPolicy())
+    drain = WorkersPolicy(drain=loaded.settings.drain_timeout + 2.0)
+    parts.workers = workers = Workers(loaded.settings.workers - 1, listeners, loaded, feed, parts.clock, drain)
+    return workers
+
+
+def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:
+    """What cannot be, or would open a door that was locked, is said, and all stays as it was."""
+    try:
+        settings = loaded.again().settings
+        check_exposure(settings, listeners)
+        if app.guard.policy.tokens and not settings.all_tokens():
+            raise CannotStart("all tokens are gone; to serve without any, stop and start")
+    except (BadSettings, CannotStart) as error:
+        log.error("not reloaded: %s", error)
+        return
+    app.reload(settings)
+
+
+def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None:
     """A process that can rewrite where traffic goes is not left open to a network by mistake."""
-    if not loopback(s) and not s.all_tokens() and not s.insecure:
-        text = f"{s.host} can be reached from other hosts: set an API token (tokens_file), or --insecure if you must"
+    reachable = beyond_loopback(listeners) or ([] if loopback(s) else [s.host])
+    if reachable and not s.all_tokens() and not s.insecure:
+        text = (
+            f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or --insecure if you must"
+        )
         raise CannotStart(text)
 
 

@@ -55,18 +55,25 @@ def sockets(address: Address) -> list[socket.socket]:
     return [_unix(address.uds) if address.uds is not None else _tcp(address)]
 
 
-def sockets_of_workers(address: Address, number: int) -> list[list[socket.socket]]:
-    """The listening sockets of each of several processes: of TCP their own, else the same. Raises `CannotStart`."""
+Opener = Callable[[], "list[socket.socket]"]
+
+
+def shared_sockets(address: Address) -> tuple[list[socket.socket], Opener]:
+    """Our own listening sockets, and what opens those of another process beside us, once for each of its lives.
+
+    Of TCP each process has its own on the same port (SO_REUSEPORT): what arrives goes to those that live. Else all
+    accept from the same one. Raises `CannotStart`, the opener too.
+    """
     inherited = _inherited()
     if inherited or address.uds is not None:
-        return [inherited or sockets(address)] * number
+        own = inherited or sockets(address)
+        return own, lambda: [listener.dup() for listener in own]
     if address.port:
         _tcp(address).close()  # a socket that shares its port would not notice that somebody has it
     shared = replace(address, reuse_port=True)
-    found = [_tcp(shared)]
-    port = found[0].getsockname()[1]
-    found += [_tcp(replace(shared, port=port)) for _ in range(number - 1)]
-    return [[listener] for listener in found]
+    own = [_tcp(shared)]
+    port = own[0].getsockname()[1]
+    return own, lambda: [_tcp(replace(shared, port=port))]
 
 
 def _inherited() -> list[socket.socket]:
@@ -88,7 +95,8 @@ def _tcp(address: Address) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((address.host, address.port))
-        listener.listen(BACKLOG)  # two that only bind do not notice each other
+        if not address.reuse_port:  # such a one gets connections as soon as it listens: its process does that
+            listener.listen(BACKLOG)  # two that only bind do not notice each other
     except OSError as error:
         listener.close()
         where = f"{_bracketed(address.host)}:{address.port}"
@@ -143,7 +151,7 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{_bracketed(name[0])}:{name[1]}"
 
 
-def beyond_loopback(listeners: list[socket.socket]) -> list[str]:
+def beyond_loopback(listeners: Sequence[socket.socket]) -> list[str]:
     """Addresses that other hosts can reach. What systemd hands over is not what the settings say."""
     names = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
     return [name for name in names if not ipaddress.ip_address(name).is_loopback]
@@ -163,7 +171,7 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._before_drain = before_drain
         self._reload = reload
-        self._notifier: Any = sdnotify.SystemdNotifier()
+        self._notifier: Any = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         self._watchdog: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -171,20 +179,25 @@ class Server(uvicorn.Server):
         if self.should_exit:
             return
         self._ready()
-        self._notifier.notify("READY=1")
+        self._tell("READY=1")
         self._watchdog = spawn(self._keep_alive(), name="watchdog")
         with suppress(NotImplementedError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    def _tell(self, state: str) -> None:
+        """To the service manager, where there is one."""
+        if self._notifier is not None:
+            self._notifier.notify(state)
 
     def reload(self) -> None:
         """As SIGHUP does."""
 
         async def reload() -> None:
-            self._notifier.notify("RELOADING=1")
+            self._tell("RELOADING=1")
             try:
                 await self._reload()
             finally:  # systemd would wait for ever for one that failed
-                self._notifier.notify("READY=1")
+                self._tell("READY=1")
 
         spawn(reload(), name="reload")
 
@@ -193,7 +206,7 @@ class Server(uvicorn.Server):
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if meant else 0.0
         clock = SystemClock()
         while interval:
-            self._notifier.notify("WATCHDOG=1")
+            self._tell("WATCHDOG=1")
             await clock.sleep_until(clock.now() + interval)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -202,11 +215,12 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._notifier.notify("STOPPING=1")
+        self._tell("STOPPING=1")
         await stop(self._watchdog)
         self._before_drain()
         await super().shutdown(sockets)
-        self._notifier.socket.close()
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
 
 
 def unlink_own(listeners: Sequence[socket.socket]) -> None:

@@ -166,6 +166,8 @@ class Settings(BaseSettings):
             raise ValueError("password and password_file are both set; choose one")
         if self.auth == "client" and self.username:
             raise ValueError("auth = client asks with each client's own token; username goes with auth = proxy")
+        if self.auth == "client" and self.workers > 1:
+            raise ValueError("auth = client keeps each client's reads in one process; it goes with workers = 1")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream names servers or 'embedded', not both")
         if not self.upstream and not self.endpoint:

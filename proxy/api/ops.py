@@ -16,7 +16,7 @@ from proxy.api import documents as docs
 from proxy.api.events import EventsApi
 from proxy.api.page import CONTENT_SECURITY_POLICY, page
 from proxy.api.rest import json_reply
-from proxy.api.routes import Routes
+from proxy.api.routes import Doc, Endpoint, Routes
 from proxy.catalog.shelf import Entry
 from proxy.wire.base import HttpReply
 from proxy.wire.query import Query
@@ -54,14 +54,16 @@ class OpsApi:
     def __init__(self, sight: Sight) -> None:
         self._sight = sight
 
+        self.endpoints: dict[str, Endpoint] = {
+            "/healthz": self.health,
+            "/readyz": self.ready,
+            "/status": self.status,
+            "/metrics": self.metrics,
+            "/": self.page,
+        }
+
     def router(self) -> APIRouter:
-        routes = Routes("operations")
-        routes.add("GET", "/healthz", self.health, docs.HEALTH)
-        routes.add("GET", "/readyz", self.ready, docs.READY)
-        routes.add("GET", "/status", self.status, docs.STATUS)
-        routes.add("GET", "/metrics", self.metrics, docs.METRICS)
-        routes.add("GET", "/", self.page, None)
-        return routes.router()
+        return operations_router(self.endpoints)
 
     async def health(self, request: Request) -> HttpReply:
         return json_reply({"status": "ok"}, headers=_NO_STORE)
@@ -82,6 +84,23 @@ class OpsApi:
         headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
         body = page(status_json(self._sight, _PAGE_SERVICES, hosts=True), *readiness(self._sight))
         return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
+
+
+_DOCS: dict[str, Doc | None] = {
+    "/healthz": docs.HEALTH,
+    "/readyz": docs.READY,
+    "/status": docs.STATUS,
+    "/metrics": docs.METRICS,
+    "/": None,
+}
+
+
+def operations_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
+    """The endpoints by path, documented."""
+    routes = Routes("operations")
+    for path, doc in _DOCS.items():
+        routes.add("GET", path, endpoints[path], doc)
+    return routes.router()
 
 
 def readiness(sight: Sight) -> tuple[str, list[str]]:

@@ -68,6 +68,8 @@ class Cache:
             error = entry.error if entry is not None else None
             return Look(Freshness.MISSING, None, 0.0, 0.0, error)
         age, ttl = now - entry.contact, self._ttl(entry)
+        if entry.from_disk:  # nobody knows what happened while this proxy did not run
+            ttl = min(ttl, age)
         state = freshness(age, ttl, self._policy.stale_if_error)
         return Look(state, entry.shown, age, ttl - age, entry.error, from_disk=entry.from_disk)
 

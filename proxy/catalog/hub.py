@@ -141,6 +141,7 @@ class Hub:
     def __init__(self, policy: HubPolicy, epoch: str) -> None:
         self.epoch = epoch
         self.published = 0
+        self.taps: list[Callable[[Event], None]] = []  # told of each event, in order; must not block
         self._policy = policy
         self._history: deque[Event] = deque()
         self._hosts = 0
@@ -163,6 +164,8 @@ class Hub:
         self._remember(event)
         for mailbox in list(self._audience(body)):
             mailbox.put(event)
+        for tap in self.taps:
+            tap(event)
         return event
 
     def _remember(self, event: Event) -> None:
