@@ -1,7 +1,7 @@
 """A fast transport under httpx's own interface: connections kept alive per server, httptools reads the answers.
 
 Not for: retries on other servers, logins (`nacos`). It stands in for httpx's default transport because that costs most
-of a forwarded call (docs/decisions/0002-http-transport.md has the figures). HTTP/1.1 only, no proxies, no redirects.
+of a forwarded call (docs/decisions/0004-a-transport-of-our-own.md has figures). HTTP/1.1 only, no proxies, no redirects.
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
 (seconds from the call to the end of the body, waits and second tries included), `idempotent` (whether it may be sent a
