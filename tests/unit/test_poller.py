@@ -1,0 +1,535 @@
+"""The background work of an agent, on a clock that stands still: what is asked for, how often, never all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from proxy.calls import BEAT_NOT_FOUND, Beat, BeatResult, Call, Deregister, Fetch, ListServices, Metrics, Register
+from proxy.catalog.hub import Filter
+from proxy.errors import Unreachable
+from proxy.model import Change, ServiceKey
+from proxy.poller import Poller, PollPolicy
+from tests.helpers.build import KEY, agent, instance, key, snapshot
+from tests.helpers.clock import FakeClock, settle
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+A, B = instance("10.0.0.1"), instance("10.0.0.2")
+AWAY = Unreachable("connection refused", arrived=False)
+
+
+class Push:
+    """Tells what the test says. `asked` are the sets that it was to watch."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.asked: list[frozenset[ServiceKey]] = []
+        self._told: asyncio.Queue[ServiceKey | Exception] = asyncio.Queue()
+
+    def watch(self, services: Collection[ServiceKey]) -> None:
+        self.asked.append(frozenset(services))
+
+    async def changes(self) -> AsyncIterator[ServiceKey]:
+        while True:
+            told = await self._told.get()
+            if isinstance(told, Exception):
+                raise told
+            yield told
+
+    async def tell(self, told: ServiceKey | Exception) -> None:
+        self._told.put_nowait(told)
+        await settle()
+
+
+class World:
+    """A poller that runs around services in a dict. `polls` are the fetches since the last look."""
+
+    def __init__(self, push: Push | None, policy: PollPolicy) -> None:
+        self.clock = FakeClock()
+        self.shelf = Shelf(snapshot(A))
+        self.registry = ScriptedRegistry(self.shelf)
+        self.changes: list[Change] = []
+        self.agent = agent(self.registry, self.clock, self.changes.append)
+        self.poller = Poller(self.agent, policy, push)
+        self._seen = 0
+
+    @property
+    def cache(self) -> Any:
+        return self.agent.catalog.cache
+
+    def calls(self) -> list[Call[Any]]:
+        new, self._seen = self.registry.calls[self._seen :], len(self.registry.calls)
+        return new
+
+    def polls(self) -> list[ServiceKey]:
+        return [call.service for call in self.calls() if isinstance(call, Fetch)]
+
+    async def fill(self, number: int) -> list[ServiceKey]:
+        """So many services that were read once."""
+        services = [key(f"s{n}") for n in range(number)]
+        for service in services:
+            self.shelf.services[service] = snapshot(A, service=service)
+            await self.agent.read(service)
+        self.calls()
+        return services
+
+    async def lose(self) -> None:
+        self.registry.script = lambda call: AWAY
+        while self.agent.catalog.breaker.up:
+            with pytest.raises(Unreachable):
+                await self.agent.send(Metrics())
+        self.calls()
+
+
+@asynccontextmanager
+async def polling(push: Push | None = None, **policy: Any) -> AsyncIterator[World]:
+    world = World(push, PollPolicy(**policy))
+    world.poller.start()
+    await settle()
+    try:
+        yield world
+    finally:
+        await world.poller.stop()
+        await world.agent.close()
+
+
+# --- polls ---------------------------------------------------------------------------------------------------------
+
+
+async def test_only_what_is_watched_is_asked_for_and_a_change_past_this_proxy_is_heard() -> None:
+    async with polling() as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.agent.read(key("nobody"))
+        world.calls()
+        await world.clock.advance(10)
+        assert set(world.polls()) == {KEY}
+        world.shelf.services[KEY] = snapshot(A, B)
+        await world.clock.advance(1.2)
+        assert world.changes[-1].added == (B,)
+
+
+async def test_a_service_with_subscribers_is_asked_for_each_second_and_one_that_is_read_every_five() -> None:
+    async with polling() as world:
+        (read,) = await world.fill(1)
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        world.calls()
+        await world.clock.advance(60)
+        polls = world.polls()
+        assert 50 <= polls.count(KEY) <= 60
+        assert 11 <= polls.count(read) <= 12
+
+
+async def test_what_is_due_is_asked_for_no_faster_than_the_budget_allows_and_none_is_left_out() -> None:
+    async with polling(budget=10) as world:
+        services = await world.fill(100)
+        await world.clock.advance(0.1)
+        world.calls()
+        for service in services:
+            world.cache.hasten(service, world.clock.now())
+        begin = len(world.registry.calls)
+        await world.clock.advance(4)
+        assert len(world.registry.calls) - begin <= 50
+        await world.clock.advance(8)
+        assert set(world.polls()) == set(services)
+
+
+async def test_a_budget_of_less_than_one_a_second_still_polls() -> None:
+    async with polling(budget=0.5) as world:
+        await world.fill(3)
+        await world.clock.advance(60)
+        assert 25 <= len(world.polls()) <= 32
+
+
+async def test_a_slow_service_is_not_asked_for_twice_and_takes_nothing_of_the_others_budget() -> None:
+    async with polling(budget=2) as world:
+        slow, *others = await world.fill(4)
+        forever = asyncio.get_running_loop().create_future()
+        world.registry.script = lambda call: (
+            forever if isinstance(call, Fetch) and call.service == slow else world.shelf(call)
+        )
+        for _ in range(100):
+            await world.agent.read(slow)
+            await world.clock.advance(0.3)
+        polls = world.polls()
+        assert polls.count(slow) == 1
+        assert all(polls.count(other) >= 5 for other in others)
+        forever.cancel()
+
+
+async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_longer_watched() -> None:
+    async with polling() as world:
+        await world.agent.write(Register(KEY, B))
+        await world.clock.advance(29)
+        entry = world.cache.get(KEY)
+        assert (world.agent.catalog.ledger.count(KEY), entry.owned) == (1, 1)
+        await world.clock.advance(1.2)
+        assert (world.agent.catalog.ledger.count(KEY), entry.owned) == (0, 0)
+
+
+async def test_a_bad_turn_is_not_the_last_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Push):
+        def watch(self, services: Collection[ServiceKey]) -> None:
+            raise RuntimeError("the SDK panicked")
+
+    async with polling(Broken()) as world:
+        await world.fill(1)
+        with caplog.at_level(logging.ERROR, "nacos_proxy.poller"):
+            await world.clock.advance(2)
+            told = [record for record in caplog.records if "a turn of the poller failed" in record.message]
+            assert len(told) <= 1
+        assert world.poller._running is not None and not world.poller._running.done()
+
+
+# --- is it there? --------------------------------------------------------------------------------------------------
+
+
+async def test_the_loss_of_an_upstream_that_nobody_asks_anything_is_noticed() -> None:
+    async with polling(quiet=5) as world:
+        await world.clock.advance(20)
+        assert {type(call) for call in world.calls()} == {Metrics}
+        world.registry.script = lambda call: AWAY
+        await world.clock.advance(16)
+        assert not world.agent.catalog.breaker.up
+
+
+async def test_there_is_no_probe_where_polls_tell() -> None:
+    async with polling(quiet=5) as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(4)
+        world.calls()
+        await world.clock.advance(30)
+        assert {type(call) for call in world.calls()} == {Fetch}
+
+
+async def test_an_upstream_that_is_down_is_tried_rarely_and_by_one_call_at_a_time() -> None:
+    async with polling() as world:
+        services = await world.fill(50)
+        await world.lose()
+        await world.clock.advance(60)
+        calls = world.calls()
+        assert 60 / 5 <= len(calls) <= 60 / 5 + 5
+        assert all(world.cache.look(service, world.clock.now()).snapshot is not None for service in services)
+
+
+async def test_an_upstream_that_is_back_is_noticed_and_all_is_fresh_soon_after() -> None:
+    async with polling() as world:
+        services = await world.fill(50)
+        await world.lose()
+        await world.clock.advance(120)
+        world.registry.script = world.shelf
+        await world.clock.advance(12)
+        assert world.agent.catalog.breaker.up
+        assert all(not world.cache.look(service, world.clock.now()).stale for service in services)
+
+
+# --- push ----------------------------------------------------------------------------------------------------------
+
+
+async def test_while_push_lives_it_polls_rarely_and_hears_at_once() -> None:
+    push = Push()
+    async with polling(push) as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(2)
+        assert push.asked[-1] == {KEY}
+        world.calls()
+        await world.clock.advance(60)
+        assert len(world.polls()) == 2
+        world.shelf.services[KEY] = snapshot(A, B)
+        await push.tell(KEY)  # the clock stands still
+        assert (world.changes[-1].added, world.changes[-1].source) == ((B,), "push")
+
+
+async def test_losing_push_brings_back_polling_at_once_and_its_return_relaxes_it() -> None:
+    push = Push()
+    async with polling(push) as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(10)
+        push.alive = False
+        world.calls()
+        await world.clock.advance(0.2)
+        assert (world.polls(), world.poller.push_alive) == ([KEY], False)
+        await world.clock.advance(10)
+        assert 9 <= len(world.polls()) <= 10
+        push.alive = True
+        await world.clock.advance(10)
+        assert len(world.polls()) <= 1
+        assert world.poller.push_alive
+
+
+async def test_push_that_broke_counts_as_lost_whatever_it_says() -> None:
+    push = Push()
+    async with polling(push) as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(5)
+        await push.tell(RuntimeError("the SDK panicked"))
+        await world.clock.advance(1.2)
+        assert not world.poller.push_alive
+        world.calls()
+        await world.clock.advance(5)
+        assert len(world.polls()) >= 4
+
+
+async def test_a_storm_of_hints_is_asked_for_within_the_budget() -> None:
+    push = Push()
+    async with polling(push, budget=20) as world:
+        services = await world.fill(200)
+        await world.clock.advance(60)
+        world.calls()
+        for service in services:
+            await push.tell(service)
+        assert len(world.polls()) <= 20
+        await world.clock.advance(10)
+        assert set(world.polls()) >= set(services[20:])
+
+
+async def test_a_hint_while_the_service_is_being_asked_for_is_followed_by_another_look() -> None:
+    push = Push()
+    async with polling(push) as world:
+        await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(2)
+        old = world.shelf.of(KEY)
+        waiting: list[asyncio.Future[Any]] = []
+
+        def held(call: Call[Any]) -> Any:
+            waiting.append(asyncio.get_running_loop().create_future())
+            return waiting[-1]
+
+        world.registry.script = held
+        await push.tell(KEY)
+        await world.clock.advance(0.05)
+        world.shelf.services[KEY] = snapshot(A, B)
+        await push.tell(KEY)
+        world.registry.script = world.shelf
+        waiting[0].set_result(old)
+        await world.clock.advance(0.2)
+        assert world.changes[-1].added == (B,)
+
+
+async def test_push_is_told_whom_to_watch_only_when_that_changed() -> None:
+    push = Push()
+    async with polling(push) as world:
+        mailbox, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+        await world.clock.advance(100)
+        assert push.asked == [frozenset(), {KEY}]
+        (other,) = await world.fill(1)
+        await world.clock.advance(1)
+        assert push.asked[2:] == [{KEY, other}]
+        world.agent.unwatch(mailbox)
+        await world.clock.advance(700)
+        assert push.asked[-1] == frozenset()
+
+
+# --- every service of a group --------------------------------------------------------------------------------------
+
+GROUP = ("public", "DEFAULT_GROUP")
+
+
+def names(world: World) -> set[str]:
+    return {service.name for service in world.cache.watched_keys()}
+
+
+async def test_following_a_group_finds_its_services_those_that_come_and_those_that_go() -> None:
+    async with polling() as world:
+        mailbox, known = await world.agent.watch(Filter(everything=GROUP), lambda: None)
+        assert known == []
+        world.poller.discover(*GROUP)
+        await world.clock.advance(0.5)
+        assert [e.body.added for e in mailbox.take() if isinstance(e.body, Change)] == [(A,)]
+        world.shelf.services[key("late")] = snapshot(B, service=key("late"))
+        await world.clock.advance(6)
+        assert [e.body.key.name for e in mailbox.take() if isinstance(e.body, Change)] == ["late"]
+        del world.shelf.services[key("late")]
+        await world.clock.advance(6)
+        (event,) = mailbox.take()
+        assert isinstance(event.body, Change) and event.body.removed == (B,)
+
+
+async def test_a_service_that_is_listed_without_instances_is_followed_until_it_has_some() -> None:
+    async with polling() as world:
+        mailbox, _ = await world.agent.watch(Filter(everything=GROUP), lambda: None)
+        empty = key("empty")
+
+        def script(call: Call[Any]) -> Any:
+            page = world.shelf(call)
+            return type(page)(2, ("empty", "orders")) if isinstance(call, ListServices) else page
+
+        world.registry.script = script
+        world.poller.discover(*GROUP)
+        await world.clock.advance(60)
+        mailbox.take()
+        world.shelf.services[empty] = snapshot(B, service=empty)
+        await world.clock.advance(6)
+        (event,) = mailbox.take()
+        assert event.body.key == empty  # type: ignore[union-attr]
+
+
+async def test_a_large_group_is_fetched_page_by_page_within_the_budget() -> None:
+    async with polling(budget=50, discover_page=10) as world:
+        for number in range(95):
+            service = key(f"s{number}")
+            world.shelf.services[service] = snapshot(A, service=service)
+        world.poller.discover(*GROUP)
+        await world.clock.advance(0.1)
+        calls = world.calls()
+        assert [c.page for c in calls if isinstance(c, ListServices)] == list(range(1, 11))
+        assert len([c for c in calls if isinstance(c, Fetch)]) <= 60
+        await world.clock.advance(12)
+        assert len(names(world)) == 96
+
+
+async def test_services_beyond_the_bound_are_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async with polling(discover_page=10, discover_most=20) as world:
+        for number in range(50):
+            service = key(f"s{number}")
+            world.shelf.services[service] = snapshot(A, service=service)
+        world.poller.discover(*GROUP)
+        with caplog.at_level(logging.WARNING):
+            await world.clock.advance(11)
+        assert len(names(world)) == 20
+        assert "has more than 20 services" in caplog.text
+
+
+async def test_a_group_is_asked_for_as_long_as_anyone_follows_it() -> None:
+    async with polling() as world:
+        world.poller.discover(*GROUP)
+        world.poller.discover(*GROUP)
+        world.poller.forget(*GROUP)
+        await world.clock.advance(6)
+        assert [c for c in world.calls() if isinstance(c, ListServices)]
+        world.poller.forget(*GROUP)
+        world.poller.forget(*GROUP)
+        await world.clock.advance(0.1)
+        world.calls()
+        await world.clock.advance(20)
+        assert [c for c in world.calls() if isinstance(c, ListServices)] == []
+        assert world.poller.discovering == {}
+
+
+async def test_a_list_of_names_that_fails_or_takes_long_is_no_harm() -> None:
+    async with polling() as world:
+        forever = asyncio.get_running_loop().create_future()
+        world.registry.script = lambda call: forever if isinstance(call, ListServices) else world.shelf(call)
+        world.poller.discover(*GROUP)
+        await world.clock.advance(30)
+        assert len([c for c in world.calls() if isinstance(c, ListServices)]) == 1
+        forever.set_result(AWAY)
+        world.registry.script = world.shelf
+        await world.clock.advance(6)
+        assert names(world) == {"orders"}
+
+
+# --- after an outage -----------------------------------------------------------------------------------------------
+
+
+async def registered(world: World, number: int) -> None:
+    for n in range(number):
+        await world.agent.write(Register(KEY, instance(f"10.0.1.{n}")))
+
+
+def beats(world: World) -> int:
+    return len([call for call in world.calls() if isinstance(call, Beat)])
+
+
+async def back(world: World, *, lost: bool = True) -> None:
+    """The upstream returns, and has forgotten everything."""
+    world.registry.script = world.shelf
+    if lost:
+        world.shelf.services.clear()
+    await world.agent.send(Metrics())
+    world.calls()
+
+
+async def test_registrations_are_back_within_one_beat_interval_and_not_all_at_once() -> None:
+    async with polling(renew_within=5) as world:
+        await registered(world, 50)
+        await world.lose()
+        await back(world)
+        counts = []
+        for _ in range(5):
+            await world.clock.advance(1)
+            counts.append(beats(world))
+        assert sum(counts) == 50 and max(counts) <= 12
+        assert len(world.shelf.of(KEY).instances) == 50
+        assert world.agent.counts.healed == 50
+
+
+async def test_what_the_upstream_still_has_is_not_registered_again() -> None:
+    async with polling() as world:
+        await registered(world, 5)
+        await world.lose()
+        await back(world, lost=False)
+        await world.clock.advance(6)
+        assert {type(call) for call in world.calls()} <= {Beat, Fetch, Metrics}
+        assert world.agent.counts.healed == 0
+
+
+async def test_who_fell_silent_or_left_during_the_outage_is_not_brought_back() -> None:
+    async with polling() as world:
+        await registered(world, 3)
+        await world.clock.advance(20)
+        await world.agent.write(Beat(KEY, "10.0.1.0", 80))
+        await world.agent.write(Beat(KEY, "10.0.1.1", 80))
+        await world.lose()
+        await world.clock.advance(15)
+        world.registry.script = world.shelf
+        world.shelf.services.clear()
+        await world.agent.write(Deregister(KEY, "10.0.1.1", 80))
+        await world.clock.advance(6)
+        assert [i.ip for i in world.shelf.of(KEY).instances] == ["10.0.1.0"]
+
+
+async def test_one_that_hangs_does_not_hold_up_the_others() -> None:
+    async with polling(renew_within=5, renew_at_once=4) as world:
+        await registered(world, 20)
+        await world.lose()
+        forever = asyncio.get_running_loop().create_future()
+
+        def script(call: Call[Any]) -> Any:
+            return forever if isinstance(call, Beat) and call.ip == "10.0.1.3" else world.shelf(call)
+
+        await back(world)
+        world.registry.script = script
+        await world.clock.advance(6)
+        assert len(world.shelf.of(KEY).instances) == 19
+        forever.set_result(BeatResult(BEAT_NOT_FOUND))
+        await settle()
+        assert len(world.shelf.of(KEY).instances) == 20
+
+
+async def test_an_upstream_that_goes_again_is_left_in_peace_and_renewed_anew_when_it_returns() -> None:
+    async with polling(renew_within=5) as world:
+        await registered(world, 50)
+        await world.lose()
+        await back(world)
+        await world.clock.advance(2)
+        await world.lose()
+        await world.clock.advance(4)
+        assert beats(world) == 0
+        await back(world)
+        await world.clock.advance(6)
+        assert len(world.shelf.of(KEY).instances) == 50
+
+
+async def test_stopping_ends_all_that_it_began() -> None:
+    held: list[asyncio.Future[Any]] = []
+
+    def never(call: Call[Any]) -> Any:
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    before = asyncio.all_tasks()
+    async with polling(Push()) as world:
+        await registered(world, 3)
+        await world.lose()
+        await back(world)
+        world.registry.script = never
+        world.poller.discover(*GROUP)
+        await world.clock.advance(20)
+        assert held
+    await settle()
+    assert asyncio.all_tasks() - before == set()
