@@ -64,17 +64,23 @@ class FastPath:
         await send({"type": "http.response.body", "body": body})
 
     def _target(self, scope: Scope) -> Place:
+        realm = realm_of(scope.get("scheme") == "https", over_unix(scope))
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
         matter = self._matter
-        parts: list[bytes] = [
-            b"https" if scope.get("scheme") == "https" else b"http",
-            b"unix" if over_unix(scope) else b"",
-            scope.get("raw_path") or scope["path"].encode(),
-            scope["query_string"],
-        ]
-        for pair in scope["headers"]:
-            if pair[0] in matter:
-                parts += pair
-        return b"\n".join(parts)
+        return target_place(realm, path, scope["query_string"], [p for p in scope["headers"] if p[0] in matter])
+
+
+def realm_of(tls: bool, unix: bool) -> bytes:
+    """Requests of another kind of socket have answers of their own."""
+    return (b"https" if tls else b"http") + (b" unix" if unix else b"")
+
+
+def target_place(realm: bytes, path: bytes, query: bytes, headers: Headers) -> Place:
+    """Where an answer is found whose request may differ in all that does not matter; `headers` are those that do."""
+    parts = [realm, path, query]
+    for pair in headers:
+        parts += pair
+    return b"\n".join(parts)
 
 
 def over_unix(scope: Scope) -> bool:

@@ -2,7 +2,8 @@
 
 Not for: parsing HTTP. A chunk of bytes that was one whole request when the parser got it between two messages is the
 same request now: the parser has no other memory. So where its answer is in the table, and nothing else is under way on
-the connection, the answer is written and the parser never sees the chunk. Everything else is uvicorn's, unchanged.
+the connection, the answer is written and the parser never sees the chunk. A head that is another each time is parsed,
+and looked for by what matters in it before uvicorn makes a task of it. Everything else is uvicorn's, unchanged.
 
 The names used here are private to uvicorn: its version range is pinned, and tests send the same bytes with the door
 on and off and compare what comes back.
@@ -11,18 +12,20 @@ on and off and compare what comes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from proxy.fastpath.asgi import HEAD
-from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
+from proxy.fastpath.asgi import HEAD, MATTER, MORE_THAN_AN_ANSWER, realm_of, target_place
+from proxy.fastpath.limits import BETWEEN, ConnectionLimits, LimitedProtocol
 from proxy.fastpath.stream import Stream, StreamPolicy
 from proxy.fastpath.table import Answer, Answers
 from proxy.wire.base import STREAM
+
+FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 class FastProtocol(LimitedProtocol):
@@ -31,8 +34,9 @@ class FastProtocol(LimitedProtocol):
     answers: ClassVar[Answers]
     now: ClassVar[staticmethod[[], float]]
     streams: ClassVar[StreamPolicy]
+    matter: ClassVar[frozenset[bytes]]
 
-    __slots__ = ("_active", "_begun", "_between", "_longest", "_realm", "_stream", "_trusting")
+    __slots__ = ("_active", "_begun", "_longest", "_realm", "_repeated", "_short", "_socket", "_stream", "_trusting")
 
     def __init__(
         self,
@@ -44,28 +48,32 @@ class FastProtocol(LimitedProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._active = float("-inf")  # the loop's time when an answer was last repeated
         self._begun = 0  # messages that the parser has begun
-        self._between = True  # the parser stands between two messages
-        self._realm = b""  # behind the head: requests of another kind of socket have answers of their own
-        self._longest = self.answers.policy.max_head
+        self._realm = b""
+        self._socket = b""  # stands behind a head: what came over another kind of socket is another place
+        self._repeated: Answer | None = None  # what the request that was parsed last was answered with at once
+        self._longest = min(self.answers.policy.max_head, self.limits.head)
+        self._short = False  # what the parser reads is one chunk, no longer than that
         self._stream: Stream | None = None
         self._trusting = config.proxy_headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        unix = self.server is not None and self.server[1] is None
-        self._realm = (b"unix" if unix else b"") + (b"https" if self.scheme == "https" else b"")
+        tls, unix = self.scheme == "https", self.server is not None and self.server[1] is None
+        self._realm = realm_of(tls, unix)
+        self._socket = self._realm if tls or unix else b""
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
-        if not self._between or len(data) > self._longest or (cycle and not cycle.response_complete):
+        if self._phase != BETWEEN or len(data) > self._longest or (cycle and not cycle.response_complete):
             super().data_received(data)
             return
-        place = data + self._realm if self._realm else data
+        place = data + self._socket if self._socket else data
         answer = self.answers.find(place, self.now())
         if answer is None or self._must_wait():
             self._go_the_ordinary_way(data, place)
         else:
             self._repeat(answer)
+            answer.tally.head += 1
 
     def _must_wait(self) -> bool:
         if self.flow.write_paused or self.transport.is_closing():
@@ -82,7 +90,6 @@ class FastProtocol(LimitedProtocol):
             client = f"{self.client[0]}:{self.client[1]}" if self.client else ""
             self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "GET", answer.path, "1.1", answer.status)
         self.transport.writelines((head, body))
-        answer.tally.head += 1
         self.server_state.total_requests += 1
         self._active = self.loop.time()
         if self.timeout_keep_alive_task is None:
@@ -99,9 +106,17 @@ class FastProtocol(LimitedProtocol):
 
     def _go_the_ordinary_way(self, data: bytes, place: bytes) -> None:
         begun = self._begun
-        super().data_received(data)
-        one_whole_message = self._between and self._begun == begun + 1
-        if one_whole_message and not (self._trusting and b"x-forwarded-" in data.lower()):
+        self._short = True
+        try:
+            super().data_received(data)
+        finally:
+            self._short = False
+        if self._phase != BETWEEN or self._begun != begun + 1:
+            return  # not one whole message
+        if self._repeated is not None:
+            if self.answers.wants(place):
+                self.answers.offer(place, self._repeated.twin(), self.answers.serial)
+        elif not (self._trusting and b"x-forwarded-" in data.lower()):
             self.scope[HEAD] = place  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
     # what the parser tells
@@ -109,12 +124,46 @@ class FastProtocol(LimitedProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begun += 1
-        self._between = False
-        self.scope["extensions"] = {STREAM: self.take_stream}  # type: ignore[typeddict-item]
+        self._repeated = None
+
+    def on_headers_complete(self) -> None:
+        answer = self._find_target()
+        if answer is None:
+            self.scope["extensions"] = {STREAM: self.take_stream}  # type: ignore[typeddict-item]
+            super().on_headers_complete()
+        else:
+            self._repeated = answer
+            self._repeat(answer)
+            answer.tally.target += 1
+
+    def _find_target(self) -> Answer | None:
+        """The answer to the request whose head is complete, where it can be given at once."""
+        cycle = self.cycle
+        if not self._short or (cycle and not cycle.response_complete) or not self._plain():
+            return None
+        matter: list[tuple[bytes, bytes]] = []
+        for pair in self.headers:
+            if pair[0] in self.matter:
+                matter.append(pair)
+            elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
+                return None
+            elif self._trusting and pair[0] in FORWARDED:
+                return None
+        path, _, query = self.url.partition(b"?")
+        answer = self.answers.find(target_place(self._realm, path, query, matter), self.now())
+        return None if answer is None or self._must_wait() else answer
+
+    def _plain(self) -> bool:
+        parser: Any = self.parser
+        if parser.get_method() != b"GET" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+            return False
+        return parser.should_keep_alive() and b"#" not in self.url and not self.root_path
 
     def on_message_complete(self) -> None:
-        self._between = True
-        super().on_message_complete()
+        if self._repeated is None:
+            super().on_message_complete()
+        else:
+            self._phase = BETWEEN
 
     # the keep-alive time-out, which a repeated answer puts off without making a new timer
 
@@ -133,7 +182,7 @@ class FastProtocol(LimitedProtocol):
     def take_stream(self) -> Stream | None:
         """The `Channel` of the request in progress; None where its body cannot be streamed past the app."""
         cycle = self.cycle
-        if not cycle or cycle.response_complete or self.pipeline or not self._between:
+        if not cycle or cycle.response_complete or self.pipeline or self._phase != BETWEEN:
             return None
         if not cycle.response_started or not cycle.chunked_encoding or cycle.scope["method"] != "GET":
             return None
@@ -178,7 +227,15 @@ def make_protocol(
     now: Callable[[], float],
     streams: StreamPolicy = StreamPolicy(),  # noqa: B008 - a frozen value
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a frozen value
+    matter: Iterable[bytes] = MATTER,
 ) -> type[FastProtocol]:
-    """The class for uvicorn's `http=`. `now` is the clock that marks are made with."""
-    shared = {"answers": answers, "now": staticmethod(now), "streams": streams, "limits": limits, "__slots__": ()}
+    """The class for uvicorn's `http=`. `now` is the clock that marks are made with, `matter` as for `FastPath`."""
+    shared = {
+        "answers": answers,
+        "now": staticmethod(now),
+        "streams": streams,
+        "limits": limits,
+        "matter": frozenset(matter) | MORE_THAN_AN_ANSWER,
+        "__slots__": (),
+    }
     return type("BoundProtocol", (FastProtocol,), shared)

@@ -151,6 +151,93 @@ async def test_without_an_access_log_nothing_is_logged() -> None:
     assert lines == []
 
 
+# heads that are another each time
+
+
+def numbered(number: int, more: bytes = b"") -> bytes:
+    return unique(GET, number).replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n")
+
+
+async def test_a_head_that_is_another_each_time_is_answered_by_what_matters_in_it_without_a_task() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.say(numbered(1))
+    assert await connection.say(numbered(2)) == first
+    for n in range(3, 9):
+        connection.protocol.data_received(numbered(n))
+        assert connection.transport.take() == first, "written at once"
+    assert service.asked == 2
+    assert (service.answers.tallies[("list", 200)].target, service.answers.tallies[("list", 200)].head) == (6, 0)
+    assert connection.state.total_requests == 8
+    assert connection.loop.armed == [KEEP_ALIVE]
+
+
+async def test_a_head_whose_target_was_known_is_known_itself_from_its_third_sight_on() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    for _ in range(4):
+        await connection.say(numbered(1))
+    tally = service.answers.tallies[("list", 200)]
+    assert (tally.target, tally.head, service.asked) == (2, 2, 2)
+
+
+async def test_many_heads_in_one_chunk_whose_targets_are_known_are_answered_in_order_at_once() -> None:
+    service = Service()
+    connection = Connection(service)
+    first = await connection.warm()
+    other = first.replace(b"name=a", b"name=b")
+    await connection.warm(GET.replace(b"name=a", b"name=b"))
+    connection.protocol.data_received(GET + GET.replace(b"name=a", b"name=b") + GET)
+    assert connection.transport.take() == first + other + first
+
+
+async def test_a_change_is_seen_by_the_next_request_however_its_head_looks() -> None:
+    service = Service()
+    connection = Connection(service)
+    for n in range(4):
+        await connection.say(numbered(n))
+    service.change()
+    assert b"version 2" in await connection.say(numbered(9))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
+        b"Cache-Control: max-age=1\r\n",
+        b"Content-Length: 0\r\n",
+        b"Authorization: Bearer other\r\n",
+        b"accessToken: other\r\n",
+        b"Host: there\r\n",
+    ],
+)
+async def test_what_matters_makes_it_another_request(more: bytes) -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    assert await connection.say(numbered(1, more)) != b""
+    assert service.asked == 3
+
+
+@pytest.mark.parametrize("more", [b"Connection: close\r\n", b"Connection: x\r\n", b"X-Forwarded-Proto: https\r\n"])
+async def test_what_the_server_itself_must_see_is_not_answered_at_the_socket(more: bytes) -> None:
+    connection = Connection(Service(), proxy_headers=True)
+    await connection.warm()
+    connection.protocol.data_received(numbered(1, more))
+    assert connection.transport.take() == b""
+    assert await connection.rest() != b""
+
+
+async def test_a_head_too_long_to_be_kept_is_not_answered_by_its_target_at_the_socket() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    connection.protocol.data_received(numbered(1, b"X: " + b"x" * 9000 + b"\r\n"))
+    assert connection.transport.take() == b""
+    assert await connection.rest() != b""
+
+
 # what goes the ordinary way
 
 
@@ -448,6 +535,11 @@ def requests(draw: st.DrawFn) -> bytes:
     return b"%b %b HTTP/%b\r\n%b%b\r\n%b" % (method, target, version, b"".join(headers), announced, body)
 
 
+def unique(request: bytes, number: int) -> bytes:
+    """As SDKs send it that number their requests."""
+    return request.replace(b"\r\n", b"\r\nRequestId: %d\r\n" % number, 1)
+
+
 ODD = [b"\r\n", b"\r", b"\n", b"\x16\x03\x01", b"GET ", GET[:-2], GET[:-1]]
 
 
@@ -458,9 +550,11 @@ def conversations(draw: st.DrawFn) -> list[Any]:
     steps: list[Any] = []
     for _ in range(draw(st.integers(1, 6))):
         request = draw(st.sampled_from(pool))
-        match draw(st.sampled_from(["repeat", "repeat", "pieces", "pipeline", "odd", "step"])):
+        match draw(st.sampled_from(["repeat", "repeat", "unique", "pieces", "pipeline", "odd", "step"])):
             case "repeat":
                 steps += [request] * draw(st.integers(1, 4))
+            case "unique":
+                steps += [unique(request, n) for n in range(draw(st.integers(2, 5)))]
             case "pieces":
                 cut = draw(st.integers(1, max(1, len(request) - 1)))
                 steps += [request[:cut], request[cut:]] * draw(st.integers(1, 3))
