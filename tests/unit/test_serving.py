@@ -67,6 +67,7 @@ def test_workers_may_share_a_port(opened: list[socket.socket]) -> None:
     opened += sockets(Address("127.0.0.1", 0, reuse_port=True))
     port = opened[0].getsockname()[1]
     opened += sockets(Address("127.0.0.1", port, reuse_port=True))
+    opened[1].listen()
     with pytest.raises(CannotStart, match="is taken"):
         sockets(Address("127.0.0.1", port))
 
@@ -217,6 +218,13 @@ async def test_the_service_manager_is_told_of_every_step(manager: Notified) -> N
         await hang_up()
         assert (told[1:], manager.said()) == (["reloaded"], ["RELOADING=1", "READY=1"])
     assert (told[2:], manager.said()) == (["streams end"], ["STOPPING=1"])
+
+
+async def test_without_a_service_manager_it_starts_and_stops_all_the_same() -> None:
+    told: list[str] = []
+    async with served(sockets(LOOPBACK)[0], told):
+        pass
+    assert told == ["ready", "streams end"]
 
 
 async def test_a_reload_that_fails_is_over_all_the_same(manager: Notified, caplog: pytest.LogCaptureFixture) -> None:
