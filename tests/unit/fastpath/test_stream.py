@@ -1,0 +1,203 @@
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from proxy.fastpath.asgi import Receive, Scope, Send
+from proxy.fastpath.stream import LAST_CHUNK, Stream, StreamPolicy
+from proxy.wire.base import STREAM, Channel
+from tests.unit.fastpath.drive import GET, Connection, Service, settle
+
+EVENTS = b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+class Streaming:
+    """An app that takes a channel for each /events and does nothing more; `others` go to a `Service`."""
+
+    def __init__(self) -> None:
+        self.service = Service()
+        self.channels: list[Channel | None] = []
+        self.seen: list[str] = []
+        self.headers: list[tuple[bytes, bytes]] = [(b"content-type", b"text/event-stream")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/events":
+            await self.service(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        channel: Channel | None = scope["extensions"][STREAM]()
+        self.channels.append(channel)
+        if channel is None:
+            await send({"type": "http.response.body", "body": b"the ordinary way"})
+            return
+        channel.on_close(lambda: self.seen.append("closed"))
+        channel.on_drain(lambda: self.seen.append("drained"))
+
+    @property
+    def channel(self) -> Channel:
+        channel = self.channels[-1]
+        assert channel is not None
+        return channel
+
+
+async def streaming() -> tuple[Streaming, Connection]:
+    app = Streaming()
+    connection = Connection(app.service, app)
+    assert (await connection.say(EVENTS)).startswith(HEAD)
+    return app, connection
+
+
+async def test_a_stream_goes_on_when_the_app_has_returned() -> None:
+    app, connection = await streaming()
+    assert connection.state.tasks == set(), "no task is left"
+    for text in (b"one", b"two"):
+        assert app.channel.write(app.channel.frame(text))
+        assert connection.transport.take() == b"3\r\n%b\r\n" % text
+    assert app.seen == []
+
+
+async def test_an_idle_reader_holds_neither_its_request_nor_its_scope() -> None:
+    kept: list[Any] = []
+
+    class Marked(dict[str, Any]):
+        """Can be looked at from afar."""
+
+    class Watching(Streaming):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            marked = Marked()
+            scope["state"] = marked
+            kept.append(weakref.ref(marked))
+            await super().__call__(scope, receive, send)
+
+    app = Watching()
+    connection = Connection(app.service, app)
+    await connection.say(EVENTS)
+    gc.collect()
+    assert kept[0]() is None
+    assert app.channel.write(b"1\r\nx\r\n")
+
+
+def test_of_nothing_the_frame_is_nothing_for_an_empty_chunk_would_be_the_last() -> None:
+    assert (Stream.frame(b""), Stream.frame(b"x" * 300)) == (b"", b"12c\r\n" + b"x" * 300 + b"\r\n")
+
+
+async def test_a_reader_that_does_not_read_is_slow_until_it_has_caught_up() -> None:
+    app, connection = await streaming()
+    assert connection.transport.limits == [StreamPolicy().high_water]
+    connection.transport.fill()
+    assert app.channel.write(b"1\r\nx\r\n") is False
+    assert connection.transport.take() == b"1\r\nx\r\n", "handed over all the same"
+    assert app.seen == []
+    connection.transport.empty()
+    assert app.seen == ["drained"]
+    assert app.channel.write(b"1\r\ny\r\n")
+
+
+async def test_closing_ends_the_body_and_the_connection_carries_the_next_request() -> None:
+    app, connection = await streaming()
+    app.channel.close()
+    assert connection.transport.take() == LAST_CHUNK
+    assert app.seen == ["closed"]
+    assert connection.transport.limits[-1] is None, "an ordinary connection again"
+    assert connection.loop.armed == [5.0], "with its keep-alive time-out"
+    app.channel.close()
+    assert app.channel.write(b"late") is False
+    assert connection.transport.take() == b""
+    assert (await connection.say(GET)).startswith(HEAD)
+    assert (await connection.say(EVENTS)).startswith(HEAD)
+    assert app.channel.write(b"1\r\nx\r\n")
+
+
+async def test_a_reader_that_leaves_is_told_of_once() -> None:
+    app, connection = await streaming()
+    connection.protocol.connection_lost(ConnectionResetError())
+    assert app.seen == ["closed"]
+    assert app.channel.write(b"late") is False
+    app.channel.close()
+    assert app.seen == ["closed"]
+    assert connection.transport.take() == b""
+    assert connection.state.connections == set()
+
+
+async def test_one_who_asks_after_the_end_is_told_at_once() -> None:
+    app, connection = await streaming()
+    app.channel.close()
+    app.channel.on_close(lambda: app.seen.append("told late"))
+    assert app.seen == ["closed", "told late"]
+    connection.protocol.connection_lost(None)
+
+
+async def test_when_the_server_stops_a_stream_says_farewell_and_ends() -> None:
+    app, connection = await streaming()
+    app.channel.farewell(app.channel.frame(b"bye"))
+    connection.protocol.shutdown()
+    assert connection.transport.take() == b"3\r\nbye\r\n" + LAST_CHUNK
+    assert (app.seen, connection.transport.closing) == (["closed"], True)
+
+
+async def test_a_request_that_ends_its_connection_ends_it_with_its_stream() -> None:
+    app = Streaming()
+    connection = Connection(app.service, app)
+    await connection.say(EVENTS.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    app.channel.close()
+    assert connection.transport.closing
+
+
+async def test_an_idle_stream_is_not_timed_out() -> None:
+    app, connection = await streaming()
+    connection.loop.advance(1000)
+    assert not connection.transport.closing
+    assert app.seen == []
+
+
+async def test_what_the_reader_sends_meanwhile_waits_for_the_end() -> None:
+    app, connection = await streaming()
+    assert await connection.say(GET) == b""
+    assert app.service.asked == 0
+    app.channel.close()
+    said = await connection.rest()
+    assert said.startswith(LAST_CHUNK + HEAD)
+    assert app.service.asked == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        EVENTS.replace(b"1.1", b"1.0"),
+        EVENTS.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\nx"),
+        EVENTS + GET,
+    ],
+    ids=["HTTP/1.0", "POST", "with another request behind it"],
+)
+async def test_where_a_body_cannot_go_past_the_app_there_is_no_channel(head: bytes) -> None:
+    app = Streaming()
+    connection = Connection(app.service, app)
+    assert b"the ordinary way" in await connection.say(head)
+    assert app.channels == [None]
+
+
+async def test_a_body_of_known_length_has_no_channel() -> None:
+    app = Streaming()
+    app.headers = [(b"content-length", b"16")]
+    connection = Connection(app.service, app)
+    assert (await connection.say(EVENTS)).endswith(b"the ordinary way")
+    assert app.channels == [None]
+
+
+async def test_a_client_that_left_before_its_stream_began_has_no_channel() -> None:
+    app = Streaming()
+    held: list[Any] = []
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await app.service.gate.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        held.append(scope["extensions"][STREAM]())
+
+    connection = Connection(app.service, late)
+    await connection.say(EVENTS)
+    connection.protocol.connection_lost(None)
+    app.service.gate.set()
+    await settle()
+    assert held == [None]
