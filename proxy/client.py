@@ -58,11 +58,15 @@ class NacosClient:
         base = address if "://" in address else f"http://{address}"
         headers = {"user-agent": "Nacos-Proxy-Python-Client"}
         self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout, transport=transport, trust_env=False)
-        self._beats: dict[tuple[str, str, str, int], threading.Event] = {}
+        self._beats: dict[tuple[str, str, str, int], tuple[threading.Event, threading.Thread]] = {}
         self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
         self._lock = threading.Lock()
         if token is None and username is not None:
-            token = self._login(username, password or "")
+            try:
+                token = self._login(username, password or "")
+            except BaseException:
+                self._http.close()
+                raise
         if token is not None:
             self._http.headers["authorization"] = f"Bearer {token}"
 
@@ -227,24 +231,23 @@ class NacosClient:
         with self._lock:
             key = (service_name, group_name or DEFAULT_GROUP_NAME)
             kept: list[Subscription] = []
+            ended: list[Subscription] = []
             for subscription in self._subscriptions.pop(key, []):
                 subscription.listeners = [f for f in subscription.listeners if listener is not None and f != listener]
                 if subscription.listeners:
                     kept.append(subscription)
                 else:
-                    subscription.stop()
+                    ended.append(subscription)
             if kept:
                 self._subscriptions[key] = kept
+        _end(ended)
 
     def stop_subscribe(self) -> None:
         """End all subscriptions."""
         with self._lock:
             ended = [s for group in self._subscriptions.values() for s in group]
             self._subscriptions.clear()
-        for subscription in ended:
-            subscription.stop()
-        for subscription in ended:
-            subscription.join()
+        _end(ended)
 
     # beats
 
@@ -252,7 +255,6 @@ class NacosClient:
         *rest, interval = details
         self._stop_beating(service, group, ip, port)
         stop = threading.Event()
-        self._beats[(service, group, ip, port)] = stop
 
         def beat() -> None:
             while not stop.wait(interval):
@@ -261,12 +263,16 @@ class NacosClient:
                 except NacosException as error:
                     log.warning("a beat of %s %s:%s failed: %s", service, ip, port, error)
 
-        threading.Thread(target=beat, name=f"beat {service} {ip}:{port}", daemon=True).start()
+        thread = threading.Thread(target=beat, name=f"beat {service} {ip}:{port}", daemon=True)
+        self._beats[(service, group, ip, port)] = (stop, thread)
+        thread.start()
 
-    def _stop_beating(self, service: str, group: str, ip: str, port: int) -> None:
-        stop = self._beats.pop((service, group, ip, port), None)
-        if stop is not None:
+    def _stop_beating(self, *place: Any) -> None:
+        """Returns when the last beat is over: one that came after a deregistration would undo it."""
+        stop, thread = self._beats.pop(place, (None, None))
+        if stop is not None and thread is not None:
             stop.set()
+            thread.join()
 
     # transport
 
@@ -294,9 +300,8 @@ class NacosClient:
 
     def close(self) -> None:
         """Ends beats, subscriptions and connections."""
-        for stop in self._beats.values():
-            stop.set()
-        self._beats.clear()
+        for place in list(self._beats):
+            self._stop_beating(*place)
         self.stop_subscribe()
         self._http.close()
 
@@ -305,3 +310,10 @@ class NacosClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(subscriptions: Sequence[Subscription]) -> None:
+    for subscription in subscriptions:
+        subscription.stop()
+    for subscription in subscriptions:
+        subscription.join()

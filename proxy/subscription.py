@@ -70,6 +70,8 @@ class Subscription:
                 reply.read()
                 raise NacosRequestException(f"{reply.status_code} {reply.text}", reply.status_code)
             self._socket = reply.extensions["network_stream"].get_extra_info("socket")
+            if self._stopped.is_set():  # told while we connected: `stop` could not wake us
+                return
             for event in EventSource(reply).iter_sse():
                 if self._stopped.is_set():
                     return
