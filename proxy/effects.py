@@ -73,7 +73,9 @@ def _beat(snapshot: Snapshot, write: Beat) -> Snapshot:
     if known is not None:
         alive = known.ephemeral and not known.healthy
         return _put(snapshot, replace(known, healthy=True)) if alive else snapshot
-    return snapshot if write.full is None else _register(snapshot, write.full)
+    if write.full is None:
+        return snapshot
+    return _register(snapshot, replace(write.full, healthy=True, enabled=True))  # NACOS.md 2.7
 
 
 def _batch(snapshot: Snapshot, write: BatchMetadata) -> Snapshot:
