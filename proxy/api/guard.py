@@ -65,6 +65,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> Denied | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:  # RFC 9112 3.2
+            return Denied("more than one Host", status=400)
         host = headers.get(b"host", "")
         if not self._host_fits(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)

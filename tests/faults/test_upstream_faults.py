@@ -1,0 +1,134 @@
+"""Whatever the way to the upstream does, readers go on, nothing acknowledged is lost, and operators are told once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from proxy.agent import Agent
+from proxy.catalog.hub import Filter, Mailbox, Notice
+from proxy.model import ServiceKey
+from tests.faults.load import Follower, Load, number_of, until
+from tests.helpers.app import Served, serving
+from tests.helpers.faces import facing
+from tests.helpers.fault import MODES, Mode, fault_proxy
+
+# Everything that waits for time waits for little of it, so that a fault's whole course takes seconds.
+QUICK: dict[str, Any] = {
+    "upstream_timeout": 0.6,
+    "upstream_connect_timeout": 0.4,
+    "breaker_longest": 0.3,
+    "cache_ttl": 0.3,
+    "poll_interval_subscribed": 0.1,
+    "poll_interval_read": 0.2,
+    "cold_wait": 1.0,
+    "empty_list_confirm": 1.0,
+}
+
+
+@dataclass
+class Tap:
+    """Every event in the order in which it was published: what streams are compared with."""
+
+    agent: Agent
+    services: list[str]
+    revisions: dict[int, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    box: Mailbox | None = None
+
+    def open(self) -> None:
+        keys = frozenset(ServiceKey.of(name) for name in self.services)
+        self.box = self.agent.catalog.hub.subscribe(Filter(keys), self.take)
+
+    def take(self) -> None:
+        assert self.box is not None
+        for event in self.box.take():
+            if isinstance(event.body, Notice):
+                self.notices.append(event.body.state)
+            else:
+                self.revisions[event.number] = event.body.after.revision
+
+    def faults(self, follower: Follower) -> list[str]:
+        changes = [(id, data) for name, id, data in follower.seen if name == "change"]
+        own = ((id, self.revisions.get(number_of(id)), data["revision"]) for id, data in changes)
+        return [f"{id} showed {shown}, it was {was}" for id, was, shown in own if was != shown]
+
+
+@pytest.fixture(params=["faces", "r-nacos"])
+async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    if request.param == "r-nacos":
+        yield request.getfixturevalue("rnacos").url
+        return
+    async with facing("v1+v2", listing_delay=0.1) as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, Tap]]:
+    load = Load(proxy.url, name)
+    tap = Tap(proxy.parts.agent, load.services)
+    tap.open()
+    async with load:
+        await load.more(10)
+        yield load, tap
+
+
+def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    return sum(text in record.getMessage() for record in caplog.records)
+
+
+def metric(text: str, name: str) -> float:
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
+    mode: Mode, upstream: str, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    caplog.set_level(logging.INFO)
+    port = urlsplit(upstream).port
+    assert port is not None
+    name = f"fault-{mode}-{request.node.callspec.params['upstream']}".replace("_", "-")
+    async with (
+        fault_proxy(port) as relay,
+        serving(upstream=relay.url, **QUICK) as proxy,
+        loaded(proxy, name) as (load, tap),
+    ):
+        breaker = proxy.parts.agent.catalog.breaker
+        assert (await proxy.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
+
+        await relay.set(mode)
+        await until(lambda: not breaker.up, f"the breaker opens: {breaker}")
+        ready = (await proxy.http.get("/readyz")).json()
+        assert ready["status"] == "degraded" and ready["reasons"][0].startswith("upstream: "), ready
+        assert metric((await proxy.http.get("/metrics")).text, "nacos_proxy_upstream_up") == 0
+        first = len(load.reads)
+        await load.more(10)
+        for follower in load.followers:
+            assert follower.states.keys() == {f"DEFAULT_GROUP@@{service}" for service in load.services}
+        assert not breaker.up, "an upstream that answers like this is not up"
+        during = [read for read in load.reads[first:] if read.status == 200]
+
+        await relay.set("pass")
+        await until(lambda: breaker.up, f"the breaker closes: {breaker}")
+        await load.more(10)
+        await load.stop_writing()
+        await load.settled(upstream)
+        assert (await proxy.http.get("/readyz")).json()["status"] == "ready"
+        assert metric((await proxy.http.get("/metrics")).text, "nacos_proxy_upstream_up") == 1
+
+        assert load.violations() == []
+        assert [fault for follower in load.followers for fault in tap.faults(follower)] == []
+        assert during and all("; hit;" in read.cache for read in during), "no read waited for the upstream"
+        assert tap.notices == ["down", "up"]
+        assert all(follower.resets == 0 for follower in load.followers)
+        local = [beat for beat in load.beats if beat[1] == "local"]
+        assert local, "beats were answered here meanwhile"
+    assert (said(caplog, "upstream lost"), said(caplog, "upstream is back")) == (1, 1)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
