@@ -244,6 +244,10 @@ class RNacos(Process):
             if not left:
                 raise RuntimeError(f"r-nacos did not become ready on port {self.port}; it said:\n{self.log}")
 
+    def forget(self) -> None:
+        """Its data is gone; for one that does not run."""
+        shutil.rmtree(Path(self._data.name) / "data", ignore_errors=True)
+
     def close(self) -> None:
         try:
             super().close()
