@@ -40,9 +40,9 @@ def service() -> str:
 
 
 @asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[ProxyProcess]:
+async def process(*arguments: str, **environ: str) -> AsyncIterator[ProxyProcess]:
     """The proxy's own process; started and ended beside the loop, in which its upstream may run."""
-    proxy = ProxyProcess(*arguments)
+    proxy = ProxyProcess(*arguments, env=environ)
     try:
         await asyncio.to_thread(proxy.start)
         yield proxy
