@@ -43,6 +43,8 @@ def fold(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
 
 def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
     """The pending writes with one more; what it makes meaningless is left out, so their number stays bounded."""
+    if isinstance(write, Beat) and any(p.write == write for p in pending):
+        return pending  # what the first one did stands where it is, before what was modified since
     kept = tuple(p for p in pending if not _supersedes(write, p.write))
     return (*kept, Pending(write, now))
 
@@ -68,7 +70,7 @@ def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
     if isinstance(new, Deregister):
         return _ephemeral(old) == new.ephemeral
     if isinstance(old, Beat) and old.full is not None:
-        return new == old  # it may be what registered the instance
+        return False  # it may be what registered the instance
     if isinstance(new, Update) and isinstance(old, Update):
         if new.cluster != old.cluster:  # Nacos keeps what it modified by cluster, too (NACOS.md 5.4)
             return False

@@ -146,6 +146,11 @@ def test_writes_that_both_mean_something_are_both_kept_in_order(writes: Any) -> 
     assert tuple(p.write for p in pending(*writes)) == writes
 
 
+def test_a_second_full_beat_does_not_undo_what_was_modified_since_the_first() -> None:
+    waiting = pending(beat(X), update(weight=5.0), beat(X))
+    assert fold(NOTHING, waiting) == snapshot(instance(X.ip, weight=5.0))
+
+
 def test_a_light_beat_does_not_forget_the_full_one_that_registered() -> None:
     assert fold(NOTHING, pending(beat(X), beat())) == snapshot(X)
 
