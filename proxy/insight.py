@@ -36,6 +36,7 @@ def sight_of(parts: Parts) -> Sight:
         upstream=lambda: upstream_status(parts),
         push=lambda: push_status(parts),
         disk=lambda: disk_status(parts),
+        workers=lambda: workers_status(parts),
         more=lambda: more_status(parts),
     )
 
@@ -64,6 +65,16 @@ def disk_status(parts: Parts) -> Mapping[str, Any]:
     return {"state": "failing", "reason": parts.disk.failing} if parts.disk.failing else {"state": "ok"}
 
 
+def workers_status(parts: Parts) -> Mapping[str, Any]:
+    if parts.workers is None:
+        return {"state": "off"}
+    status = parts.workers.status()
+    if status["joined"] >= status["wanted"]:
+        return {"state": "ok", **status}
+    reason = f"{status['joined']} of {status['wanted']} processes answer beside this one"
+    return {"state": "short", "reason": reason, **status}
+
+
 def more_status(parts: Parts) -> Mapping[str, Any]:
     managed = [
         {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
@@ -74,7 +85,6 @@ def more_status(parts: Parts) -> Mapping[str, Any]:
     return {
         "managed": managed,
         "udpPush": pushes,
-        "workers": {} if parts.workers is None else parts.workers.status(),
         "fastPath": {"answers": len(parts.answers), "bytes": parts.answers.bytes},
     }
 

@@ -33,8 +33,8 @@ def _nothing() -> Mapping[str, Any]:
 class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
-    `upstream`: servers, dialect and the like; `push` and `disk`: at least `state` (`off`, `ok`, or else what is wrong)
-    and `reason`. `started` is a moment of the agent's clock.
+    `upstream`: servers, dialect and the like; `push`, `disk` and `workers`: at least `state` (`off`, `ok`, or else what
+    is wrong) and `reason`. `started` is a moment of the agent's clock.
     """
 
     agent: Agent
@@ -45,6 +45,7 @@ class Sight:
     upstream: Callable[[], Mapping[str, Any]] = _nothing
     push: Callable[[], Mapping[str, Any]] = _nothing
     disk: Callable[[], Mapping[str, Any]] = _nothing
+    workers: Callable[[], Mapping[str, Any]] = _nothing
     more: Callable[[], Mapping[str, Any]] = _nothing
 
 
@@ -53,7 +54,6 @@ class OpsApi:
 
     def __init__(self, sight: Sight) -> None:
         self._sight = sight
-
         self.endpoints: dict[str, Endpoint] = {
             "/healthz": self.health,
             "/readyz": self.ready,
@@ -111,7 +111,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
-    for name, part in (("push", sight.push()), ("disk", sight.disk())):
+    for name, part in (("push", sight.push()), ("disk", sight.disk()), ("workers", sight.workers())):
         state = part.get("state", "off")
         if state not in ("off", "ok"):
             reasons.append(f"{name}: {part.get('reason') or state}")
@@ -139,6 +139,7 @@ def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, A
         },
         "push": {"state": "off", **sight.push()},
         "disk": {"state": "off", **sight.disk()},
+        "workers": {"state": "off", **sight.workers()},
         "subscribers": {"streams": sight.events.readers, "byClient": sight.events.clients},
         "registrations": len(catalog.ledger),
         "lastEventId": catalog.hub.last_id,

@@ -20,11 +20,12 @@ from proxy.settings import Settings
 
 @dataclass(slots=True)
 class Served:
-    """A proxy that runs: its URL, a client for it, its parts."""
+    """A proxy that runs: its URL, a client for it, its app and parts."""
 
     url: str
     http: httpx.AsyncClient
     parts: Parts
+    app: App
 
 
 @asynccontextmanager
@@ -54,6 +55,6 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
     app = App(build(chosen, clock or SystemClock()))
     async with running(uvicorn_config(app, chosen)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
         try:
-            yield Served(url, http, app.parts)
+            yield Served(url, http, app.parts, app)
         finally:
             app.parts.events.close()

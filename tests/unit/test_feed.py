@@ -1,0 +1,54 @@
+"""What the process that asks the upstream does for its workers; the two ends together are held by `test_mirror.py`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from proxy.fastpath.table import Answers, AnswersPolicy
+from proxy.feed import Desk, Feed, FeedPolicy
+from proxy.managed import Keeper, ManagedPolicy
+from proxy.poller import Poller, PollPolicy
+from proxy.wire.base import HttpReply
+from tests.helpers.build import KEY, agent, instance, snapshot
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+
+async def operations(path: str, query: str, accept: str) -> HttpReply:
+    return HttpReply(200, None, b"")
+
+
+@pytest.fixture
+async def feed() -> AsyncIterator[Feed]:
+    main = agent(ScriptedRegistry(Shelf(snapshot(instance()))), FakeClock())
+    keeper = Keeper(main, ManagedPolicy())
+    desk = Desk(main, Poller(main, PollPolicy()), keeper, Answers(AnswersPolicy()), lambda number: None, operations)
+    feed = Feed(desk, FeedPolicy())
+    feed.start()
+    yield feed
+    await feed.stop()
+    await keeper.stop()
+
+
+async def test_a_write_waits_for_nobody_where_nobody_joined(feed: Feed) -> None:
+    await feed.settled()
+    assert (feed.workers, feed.streams) == ([], 0)
+
+
+async def test_a_worker_that_does_not_serve_yet_holds_up_nothing(feed: Feed) -> None:
+    fed, link = feed.join()
+    feed.welcome(fed)
+    link.tell("before its link stands")
+    assert feed.workers == [fed]
+    await feed.settled()
+
+
+async def test_what_nobody_understands_is_said(feed: Feed, caplog: pytest.LogCaptureFixture) -> None:
+    fed, _ = feed.join()
+    with caplog.at_level(logging.ERROR, "nacos_proxy.workers"):
+        feed._hear(fed, "sing", (KEY,))
+    assert "'sing'" in caplog.text
+    assert repr(feed) == "<Feed 0 workers, 0 streams>"

@@ -1,0 +1,46 @@
+"""Which requests are whose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.errors import Denied
+from proxy.front import Front, faces_of
+from proxy.parts import build
+from proxy.settings import Settings
+from tests.helpers.app import serving
+from tests.helpers.clock import FakeClock
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/discovery/v", "/"])
+async def test_the_nacos_api_stands_below_its_context_path_and_ours_beside_it(context: str) -> None:
+    below = context.rstrip("/")
+    async with serving(context_path=context) as proxy:
+        listed = await proxy.http.get(f"{below}/v1/ns/instance/list", params={"serviceName": "a"})
+        assert listed.json()["name"] == "DEFAULT_GROUP@@a"
+        assert (await proxy.http.get("/api/v1/services/a")).json()["name"] == "DEFAULT_GROUP@@a"
+        assert (await proxy.http.get("/healthz")).status_code == 200
+        if context != "/nacos":
+            elsewhere = await proxy.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "a"})
+            assert elsewhere.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/nacos/v1/ns/instance", "text"),
+        ("/nacos/v2/ns/instance", "code"),
+        ("/nacos/v3/client/ns/instance", "code"),
+        ("/api/v1/services", "problem"),
+    ],
+)
+def test_a_refusal_before_the_api_speaks_the_dialect_of_its_path(path: str, shape: str) -> None:
+    settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
+    front = Front(faces_of(build(Settings(**settings), FakeClock())))
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    reply = front.refuse(scope, Denied("no API token", status=401))
+    assert b"no API token" in reply.body
+    expected = {"problem": "application/problem+json", "code": "application/json"}
+    assert expected.get(shape, "") in (reply.content_type or "")

@@ -1,0 +1,93 @@
+"""What is made of the settings, and in which order it lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.api.passthrough import Forwarder
+from proxy.calls import Register
+from proxy.disk import StateLocked
+from proxy.parts import Parts, build, build_realm, finish, start
+from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.nacos import NacosRegistry
+from proxy.settings import Settings
+from tests.helpers.build import KEY, instance
+from tests.helpers.clock import FakeClock
+
+UPSTREAM = "http://127.0.0.1:1"
+
+
+def made(clock: FakeClock | None = None, **settings: Any) -> Parts:
+    given = {"disk": False, "udp_push": False, "push": "off", **settings}
+    return build(Settings(**given), clock or FakeClock())
+
+
+async def test_without_an_upstream_the_embedded_registry_serves_and_tells_of_changes() -> None:
+    parts = made()
+    assert isinstance(parts.registry, EmbeddedRegistry)
+    assert parts.push is parts.registry
+    assert parts.forwarder is None
+
+
+async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
+    parts = made(upstream=UPSTREAM)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert isinstance(parts.forwarder, Forwarder)
+    assert parts.push is None
+    await parts.agent.close()
+
+
+async def test_an_address_server_counts_as_an_upstream() -> None:
+    parts = made(endpoint="http://127.0.0.1:1/list")
+    assert isinstance(parts.registry, NacosRegistry)
+    await parts.agent.close()
+
+
+async def test_a_realm_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: Path) -> None:
+    parts = made(upstream=UPSTREAM, auth="client", disk=True, state_dir=tmp_path)
+    assert isinstance(parts.registry, NacosRegistry)
+    realm = build_realm(parts, parts.registry, "a-token")
+    assert realm.agent.catalog is not parts.agent.catalog
+    assert realm.disk is None
+    assert (realm.answers, realm.clock, realm.forwarder) == (parts.answers, parts.clock, parts.forwarder)
+    assert "a-token" not in repr(realm.settings)
+    await start(parts)
+    await finish(parts)
+
+
+async def test_a_state_directory_serves_one_process(tmp_path: Path) -> None:
+    first = made(disk=True, state_dir=tmp_path)
+    with pytest.raises(StateLocked, match="in use by another nacos-proxy"):
+        made(disk=True, state_dir=tmp_path)
+    await start(first)
+    await finish(first)
+
+
+async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Path) -> None:
+    clock = FakeClock()
+    first = made(clock, disk=True, state_dir=tmp_path)
+    await start(first)
+    await first.agent.read(KEY)
+    await first.agent.write(Register(KEY, instance(ephemeral=False)))
+    await finish(first)
+    second = made(clock, upstream=UPSTREAM, disk=True, state_dir=tmp_path)
+    await start(second)
+    look = second.agent.catalog.cache.look(KEY, clock.now())
+    assert look.snapshot is not None and [i.ip for i in look.snapshot.instances] == ["10.0.0.1"]
+    assert look.from_disk
+    await finish(second)
+
+
+async def test_a_change_reaches_the_answers_before_the_readers() -> None:
+    parts = made()
+    order: list[str] = []
+    forget, parts.answers.forget = parts.answers.forget, lambda key: order.append("answers") or forget(key)  # type: ignore[method-assign]
+    parts.agent.catalog.hub.taps.append(lambda event: order.append("hub"))
+    await start(parts)
+    await parts.agent.read(KEY)
+    await parts.agent.write(Register(KEY, instance()))
+    assert order[:2] == ["answers", "hub"]
+    await finish(parts)

@@ -1,0 +1,63 @@
+"""The whole program as an app, and what a start and a reload refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.parts import build
+from proxy.server import App, check_exposure, create_app, reload_safely, run
+from proxy.serving import CannotStart
+from proxy.settings import Settings, load
+from tests.helpers.app import serving
+from tests.helpers.clock import FakeClock
+
+PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
+LIST = "/nacos/v1/ns/instance/list?serviceName=a"
+
+
+def test_the_app_can_be_made_without_a_process() -> None:
+    app = create_app(Settings(**PLAIN), FakeClock())
+    assert isinstance(app, App)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example"])
+def test_a_start_that_others_could_reach_needs_a_token_or_a_word(host: str) -> None:
+    with pytest.raises(CannotStart, match="--insecure"):
+        check_exposure(Settings(**PLAIN, host=host))
+    check_exposure(Settings(**PLAIN, host=host, insecure=True))
+    check_exposure(Settings(**PLAIN, host=host, tokens="read:12345678"))
+
+
+def test_a_start_with_an_upstream_that_is_no_address_says_so_and_leaves_the_port() -> None:
+    flags = {"disk": False, "port": 0, "upstream": "ftp://x", "push": "off", "udp_push": False}
+    with pytest.raises(CannotStart, match="neither http nor https"):
+        run(load(flags, None, {}))
+
+
+async def test_a_reload_changes_who_may_ask_also_for_answers_from_memory(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\n")
+    async with serving(tokens_file=tokens) as proxy:
+        old = {"Authorization": "Bearer first-token"}
+        for _ in range(4):
+            assert (await proxy.http.get(LIST, headers=old)).status_code == 200
+        tokens.write_text("read:other-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert (await proxy.http.get(LIST, headers=old)).status_code == 403
+        assert (await proxy.http.get(LIST, headers={"Authorization": "Bearer other-token"})).status_code == 200
+
+
+def test_a_reload_that_would_open_a_locked_door_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\n")
+    loaded = load({**PLAIN, "tokens_file": str(tokens)}, None, {})
+    app = App(build(loaded.settings, FakeClock()))
+    tokens.write_text("# none\n")
+    reload_safely(app, loaded, [])
+    assert [token.secret for token in app.guard.policy.tokens] == ["first-token"]
+    assert "not reloaded" in caplog.text
