@@ -27,7 +27,7 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.urls, ()),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.endpoint, "http://e/list"),
     ("upstream_context_path", "/", lambda s: nacos_policy(s).servers.context_path, ""),
-    ("upstream_timeout", "2s", lambda s: nacos_policy(s).http.timeouts.read, 2.0),
+    ("upstream_timeout", "2s", lambda s: nacos_policy(s).http.timeouts.reads, 2.0),
     ("upstream_connect_timeout", "300ms", lambda s: nacos_policy(s).http.timeouts.connect, 0.3),
     ("upstream_tls_sni", "nacos", lambda s: nacos_policy(s).http.sni, "nacos"),
     ("upstream_tls_verify", "false", lambda s: nacos_policy(s).tls.verify if nacos_policy(s).tls else None, False),
