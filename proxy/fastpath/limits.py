@@ -110,11 +110,16 @@ class LimitedProtocol(HttpToolsProtocol):
     # refusals
 
     def send_400_response(self, msg: str) -> None:
+        """To a request that is none. A whole one before it gets its answer first, and then the connection ends."""
         cycle = self.cycle
-        if cycle and not cycle.response_complete and cycle.response_started:
+        if not cycle or cycle.response_complete:
+            super().send_400_response(msg)
+        elif not getattr(cycle, "more_body", False):
+            cycle.keep_alive = False
+        elif cycle.response_started:
             self.transport.close()  # in the middle of an answer a second one would be taken for its body
-            return
-        super().send_400_response(msg)
+        else:
+            super().send_400_response(msg)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Java's client asks for h2c on each new connection, and goes on in HTTP/1.1: nothing to warn of."""

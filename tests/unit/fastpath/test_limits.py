@@ -151,21 +151,23 @@ async def test_as_many_connections_as_allowed_are_served_and_the_next_is_refused
     assert transport.take().startswith(b"HTTP/1.1 200 "), "room again"
 
 
-async def test_garbage_behind_a_request_is_not_written_into_its_answer(fast: bool) -> None:
+async def test_garbage_behind_a_request_does_not_come_before_or_into_its_answer(fast: bool) -> None:
     service = Service()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-        await send({"type": "http.response.body", "body": b"a", "more_body": True})
-        await service.gate.wait()
-
     connection = connect(service, fast)
-    connection.protocol.app = app
-    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
-    assert await connection.say(b"\0\0\0\r\n\r\n") == b""
+    assert await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n" + b"\0\0\r\n\r\n") == b""
+    assert await connection.say(b"more of it") == b""
+    service.gate.set()
+    answer = await connection.rest()
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1 ") == 1
+    assert connection.transport.closing
+
+
+async def test_a_body_that_turns_out_to_be_none_is_400(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    assert (await connection.say(b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
     assert connection.transport.closing
     connection.protocol.connection_lost(None)
-    service.gate.set()
     await connection.rest()
 
 
