@@ -27,11 +27,12 @@ MAX_METADATA = 1024
 
 _ILLEGAL = "illegal characters should not appear in the param."
 _NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
-_SERVICE = re.compile(r"(?!@).((?!@@)[^\u4E00-\u9FA5\s])*", re.DOTALL)
+# As Java reads them: its dot is no line's end, its \s no blank beyond ASCII.
+_SERVICE = re.compile(r"(?!@)[^\n\r\u0085\u2028\u2029]((?!@@)[^\u4E00-\u9FA5\s])*", re.ASCII)
 _GROUP = re.compile(r"[a-zA-Z0-9\-_:.]*")
 _CLUSTER = re.compile(r"[0-9a-zA-Z\-_]+")
 _REGISTRABLE_CLUSTER = re.compile(r"[0-9a-zA-Z-]+")
-_IP = re.compile(r"[^\u4E00-\u9FA5\s]*")
+_IP = re.compile(r"[^\u4E00-\u9FA5\s]*", re.ASCII)
 
 
 def _illegal(parameter: str, why: str) -> BadCall:
@@ -86,9 +87,12 @@ def check_weight(weight: float) -> float:
 
 
 def millis(metadata: Mapping[str, str], name: str, default: int) -> int:
-    """A `preserved.*` time of the metadata, in ms; the default where it is absent or no number (NACOS.md 5.6)."""
+    """A `preserved.*` time of the metadata, in ms; the default where it is absent or no number (NACOS.md 5.6).
+
+    Nor is one that a Java long cannot hold: it is anyone's text, and must not break who counts with it.
+    """
     text = metadata.get(name, "")
-    return int(text) if text.isdecimal() and text.isascii() else default
+    return int(text) if text.isdecimal() and text.isascii() and len(text) <= 18 else default
 
 
 def beat_interval(metadata: Mapping[str, str]) -> int:
