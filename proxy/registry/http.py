@@ -9,6 +9,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import httpx
 
@@ -99,7 +100,7 @@ class Http:
         extensions = {**(self._reads if request.method == "GET" else self._writes), **self._sni, "idempotent": again}
         url = f"{server.url}{request.target}"
         return await self._send(
-            lambda: httpx.Request(request.method, url, headers=fields, content=content, extensions=extensions),
+            lambda: httpx.Request(request.method, parsed(url), headers=fields, content=content, extensions=extensions),
             server.origin,
         )
 
@@ -133,6 +134,12 @@ class Http:
             return b"".join(chunks)
         finally:
             await response.aclose()
+
+
+@lru_cache(maxsize=8192)
+def parsed(url: str) -> httpx.URL:
+    """Polls and beats ask the same again and again, and to parse a URL costs as much as all else of a call."""
+    return httpx.URL(url)
 
 
 def origin(url: str) -> str:
