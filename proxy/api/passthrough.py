@@ -11,6 +11,7 @@ A client that goes away ends its request to the upstream, where a long poll woul
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Container
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +24,8 @@ from proxy.api.channel import until_gone
 from proxy.errors import ProxyError
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
+
+log = logging.getLogger("nacos_proxy.api")
 
 _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
 OTHER_LOGIN = {_V1_LOGIN: _V3_LOGIN, "/v1/auth/users/login": _V3_LOGIN, _V3_LOGIN: _V1_LOGIN}
@@ -93,8 +96,9 @@ class Passthrough:
             try:
                 async for chunk in reply.body():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except ProxyError as error:
-                raise CutShort(str(error)) from error
+            except ProxyError as error:  # the server ends the connection, so that the client sees it
+                log.warning("an answer was cut short that was passed on: %s", error)
+                return True
             await send({"type": "http.response.body", "body": b""})
         return True
 
@@ -138,10 +142,6 @@ async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
 def _has_body(scope: Scope) -> bool:
     headers = dict(scope["headers"])
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-
-
-class CutShort(Exception):
-    """The upstream broke off in the middle of an answer. The server ends the connection, so that the client sees it."""
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
