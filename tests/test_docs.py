@@ -1,0 +1,215 @@
+"""The documentation against the code: what exists is named, what is named exists, and what can be run runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from proxy import errors
+from proxy.cli_config import documentation
+from proxy.metrics import METRICS
+from proxy.settings import Settings
+from tests.helpers.live import Process, ProxyProcess
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+OWN_HEADERS = ("Cache-Status", "Age", "ETag", "Nacos-Proxy-Answer", "Nacos-Proxy-Index")
+
+# Lines of README.md that the test of its blocks does not run, each with why.
+NOT_RUN = {
+    "make run": "makes an environment",
+    "make test": "runs this very test",
+    "make install": "makes an environment",
+    ".venv/bin/nacos-proxy serve": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
+    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "wants a server of the reader's",
+    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "wants a server of the reader's",
+    "nacos-proxy register --managed --check-http http://127.0.0.1:8080/health legacy 127.0.0.1:8080 -- "
+    "./legacy-server": ("wants a program of the reader's; tests/e2e/test_cli.py has one"),
+}
+# Lines that go on until they are interrupted: what they say first.
+ENDLESS = {
+    "curl -N 'http://127.0.0.1:8840/api/v1/events?service=orders'": "event: snapshot",
+    "nacos-proxy watch orders": "orders",
+    "nacos-proxy beat orders 10.0.0.1:8080 --every 5": "next beat in 5 s",
+}
+
+
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+@cache
+def all_pages() -> str:
+    return "\n".join(text_of(path) for path in PAGES)
+
+
+# named
+
+
+def test_every_setting_stands_in_its_page_as_the_code_has_it() -> None:
+    assert text_of(ROOT / "docs" / "configuration.md") == documentation()
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    page = text_of(ROOT / "docs" / "reliability.md")
+    column = [row.split("|")[2] for row in page.splitlines() if row.startswith("| ") and row.count("|") == 4]
+    named = {name for cell in column for name in re.findall(r"`(\w+)`", cell)}
+    assert named <= Settings.model_fields.keys()
+
+
+def test_every_flag_and_variable_that_a_page_names_exists() -> None:
+    flags = {
+        name
+        for path in PAGES
+        if path.name != "configuration.md"
+        for name in re.findall(r"NACOS_PROXY_([A-Z_]+[A-Z])", text_of(path))
+    }
+    others = {"SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "CONFIG", "TEST_RNACOS", "TEST_REQUIRE_RNACOS"}
+    assert {name for name in flags if name.lower() not in Settings.model_fields} - others == set()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_is_explained(metric: str) -> None:
+    assert f"`{metric}`" in text_of(ROOT / "docs" / "operations.md")
+
+
+def test_every_metric_that_a_page_names_exists(scraped: str) -> None:
+    named = set(re.findall(r"nacos_proxy_[a-z_]+[a-z]", all_pages()))
+    exposed = set(re.findall(r"^# TYPE (\w+)", scraped, re.MULTILINE)) | set(METRICS)
+    assert named - exposed == set()
+
+
+def test_every_metric_of_ours_that_is_exposed_is_explained(scraped: str) -> None:
+    page = text_of(ROOT / "docs" / "operations.md")
+    exposed = {name for name in re.findall(r"^# TYPE (\w+)", scraped, re.MULTILINE) if name.startswith("nacos_proxy_")}
+    assert {name for name in exposed if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize("header", OWN_HEADERS)
+def test_every_header_is_explained(header: str) -> None:
+    assert f"`{header}" in all_pages()
+
+
+def test_every_error_is_explained() -> None:
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ProxyError) and value is not errors.ProxyError
+    ]
+    page = text_of(ROOT / "docs" / "operations.md")
+    assert [name for name in classes if f"`{name}`" not in page] == []
+
+
+def test_every_route_is_in_the_readme_or_the_operations_page(openapi: dict[str, Any]) -> None:
+    page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(README) + text_of(ROOT / "docs" / "operations.md"))
+    missing = [path for path in openapi["paths"] if f"{path}`" not in page and f"{path}?" not in page]
+    assert missing == []
+
+
+# linked
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = [link.partition("#")[0] for link in LINK.findall(text_of(path))]
+    local = [target for target in targets if target and not target.startswith(("http://", "https://"))]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`((?:tests|proxy|deploy|loadtest|docs)/[\w./-]*\w)/?`", text_of(path))
+    patterns = ("vN", "x/y", "test_y")
+    missing = [name for name in named if not (ROOT / name).exists() and not any(p in name for p in patterns)]
+    assert missing == []
+
+
+# run
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[ProxyProcess]:
+    with ProxyProcess() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def scraped(proxy: ProxyProcess) -> str:
+    return _get(proxy, "/metrics").text
+
+
+@pytest.fixture(scope="module")
+def openapi(proxy: ProxyProcess) -> dict[str, Any]:
+    found: dict[str, Any] = _get(proxy, "/openapi.json").json()
+    return found
+
+
+def _get(proxy: ProxyProcess, path: str) -> Any:
+    import httpx
+
+    return httpx.get(proxy.url + path, trust_env=False).raise_for_status()
+
+
+def blocks(language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(text_of(README)) if kind == language]
+
+
+def commands() -> list[str]:
+    """The lines of the `sh` blocks, continued ones joined, comments left out."""
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def environment(proxy: ProxyProcess) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
+    return {**clean, "PATH": path, "NACOS_PROXY_SERVER": proxy.url, "NACOS_PROXY_CONFIG": os.devnull, "TERM": "dumb"}
+
+
+def test_the_readme_runs_from_its_first_line_to_its_last(proxy: ProxyProcess) -> None:
+    """In their order, on one proxy, as a newcomer would type them."""
+    unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
+    assert unknown == set()
+    for command in commands():
+        if command in NOT_RUN:
+            continue
+        here = command.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
+        if command in ENDLESS:
+            with Process(shlex.split(here), env=environment(proxy)) as process:
+                process.wait_for(re.compile(re.escape(ENDLESS[command])))
+            continue
+        here = here.replace("curl ", "curl -sS --fail-with-body ", 1)
+        done = subprocess.run(here, shell=True, env=environment(proxy), capture_output=True, text=True, timeout=50)
+        assert done.returncode == 0, f"{here}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_python_of_the_readme_runs(proxy: ProxyProcess, block: str) -> None:
+    here = block.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
+    done = subprocess.run(
+        [sys.executable, "-c", here], env=environment(proxy), capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10.0.0.5" in done.stdout
+
+
+def test_the_commands_of_the_readme_are_those_of_the_program() -> None:
+    from proxy.cli import main
+
+    shown = CliRunner().invoke(main, ["--help"]).output
+    named = set(re.findall(r"^(?:\.venv/bin/)?nacos-proxy (\w+)", "\n".join(commands()), re.MULTILINE))
+    assert {name for name in named if f"\n  {name} " not in shown} == set()
