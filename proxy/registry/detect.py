@@ -58,7 +58,8 @@ class Spoken:
         return changed
 
     def forget(self) -> None:
-        """It may be another version after a reconnect; what it told is kept until it tells again."""
+        """It may be another version, after a reconnect or because it refuses what it took; it is asked again."""
+        self.version = ""
         self._worked.clear()
         self._gone.clear()
         self.asked_at = float("-inf")

@@ -230,7 +230,7 @@ class EmbeddedRegistry:
             self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
             raise _service_not_found(call)
-        old = service.laid.get(key, Laid()) if call.partial else Laid()
+        old = service.overlay(key) if call.partial else Laid()
         laid = Laid(
             old.weight if call.weight is None else call.weight,
             old.enabled if call.enabled is None else call.enabled,
@@ -260,7 +260,7 @@ class EmbeddedRegistry:
         keys = call.instances or tuple(i.key for i in service.listed().instances)
         changed = [key for key in keys if service.has(key)]
         for key in changed:
-            old = service.laid.get(key, Laid())
+            old = service.overlay(key)
             kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
             service.lay(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
         if changed:

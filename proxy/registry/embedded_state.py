@@ -95,6 +95,16 @@ class Service:
             self.laid[key] = laid
             self._listed = None
 
+    def overlay(self, key: InstanceKey) -> Laid:
+        """What lies over an instance; where nothing does, one that changes nothing.
+
+        Nacos puts weight and enabled back then; who names the metadata alone means the metadata alone.
+        """
+        known = self.places.get((key.ip, key.port))
+        if key in self.laid or known is None:
+            return self.laid.get(key, Laid())
+        return Laid(known.instance.weight, known.instance.enabled)
+
     def has(self, key: InstanceKey) -> bool:
         known = self.places.get((key.ip, key.port))
         return known is not None and known.instance.cluster == key.cluster

@@ -14,8 +14,9 @@ due (a probe, the address server's list, a server's version) is started beside t
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -48,7 +49,7 @@ from proxy.registry.memory import Memory, MemoryPolicy
 from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
 from proxy.registry.speech import ONCE, Speech, speeches
 from proxy.registry.transport import FastTransport, TransportPolicy
-from proxy.runtime import Clock, spawn
+from proxy.runtime import Clock, spawn, stop
 from proxy.wire.base import HttpReply, HttpRequest
 
 R = TypeVar("R")
@@ -83,6 +84,8 @@ class NacosRegistry:
         self.http = Http(policy.http, transport or FastTransport(policy.transport, tls))
         self._voice = _Voice(self, None)
         self._listed_at = float("-inf")
+        self._listing: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
         self.servers.on_up.append(_forget)
 
@@ -119,6 +122,8 @@ class NacosRegistry:
 
     async def close(self) -> None:
         self._closed = True
+        for task in tuple(self._beside):
+            await stop(task)
         await self.http.transport.aclose()
 
     # beside the calls
@@ -126,8 +131,11 @@ class NacosRegistry:
     async def ready(self) -> None:
         """Returns when there is a server to ask; waits for the address server where none is known yet."""
         self.tend()
-        if not self.servers.all:
-            await self._list()
+        if not self.servers.all and self.policy.servers.endpoint:
+            if self._listing is None or self._listing.done():
+                self._listing = self._spawn(self._list(), "address server")
+            if self._listing is not None:
+                await asyncio.wait([self._listing])
 
     def tend(self) -> None:
         """Starts what is due: the address server's list, probes."""
@@ -140,16 +148,17 @@ class NacosRegistry:
             server.probing = True
             self._spawn(self._probe(server), "probe")
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         if self._closed:
             work.close()
-        else:
-            spawn(work, name=f"{name} of the upstream")
+            return None
+        task = spawn(work, name=f"{name} of the upstream")
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
 
     async def _list(self) -> None:
         policy = self.policy.servers
-        if not policy.endpoint:
-            return
         self._listed_at = self.clock.now()
         try:
             reply = await self.http.get(policy.endpoint)
@@ -170,11 +179,13 @@ class NacosRegistry:
             server.probing = False
 
     async def _ask_version(self, server: Server) -> None:
-        """Every version tells in one dialect; r-nacos in none, which is no matter."""
+        """Every version tells in one dialect; r-nacos in none, which is no matter. No answer: it is asked again."""
         try:
             server.spoken.told(await self._voice.line(server).send(ServerState()))
-        except (ProxyError, Malformed) as error:
+        except ProxyError as error:
             log.debug("%s does not tell its version: %s", server.url, error)
+            if not isinstance(error, Refused):
+                server.spoken.asked_at = float("-inf")
 
     # outcomes
 

@@ -97,7 +97,7 @@ class Speech:
 
     async def merge(self, line: Line, call: Update) -> Update:
         """A change of what is named as one that names all: servers put the rest back to defaults (modify.jsonl)."""
-        known = await line.send(GetInstance(call.service, call.ip, call.port, call.cluster))
+        known = await self.known(line, call)
         return replace(
             call,
             weight=known.weight if call.weight is None else call.weight,
@@ -106,6 +106,10 @@ class Speech:
             ephemeral=known.ephemeral,
             partial=False,
         )
+
+    async def known(self, line: Line, call: Update) -> Instance:
+        """The instance that is to be changed, as the server shows it. Raises `Refused` where there is none."""
+        return await line.send(GetInstance(call.service, call.ip, call.port, call.cluster))
 
     def stamped(self, snapshot: Snapshot) -> Snapshot:
         """With a moment, where the dialect has none."""
@@ -144,7 +148,11 @@ def unmasked(parsed: Parsed, healthy: Parsed | None, info: ServiceInfo | None) -
 
 
 class ListSpeech(Speech):
-    """v1 and v2: their lists show a whole service. `merging` is for v2, whose PATCH wants everything named."""
+    """v1 and v2: their lists show a whole service.
+
+    Their PATCH changes more than is named: v2's wants everything named, v1's puts weight and enabled back where
+    nothing was modified before, r-nacos's replaces the metadata.
+    """
 
     composed = (ListDetails,)
 
@@ -155,22 +163,25 @@ class ListSpeech(Speech):
         clock: Clock,
         write: Callable[..., HttpRequest],
         read: Callable[[ServiceKey, HttpReply], Listing],
-        *,
-        merging: bool,
     ) -> None:
         super().__init__(dialect, memory, clock)
         self._write = write
         self._read = read
-        self._merging = merging
 
     async def say(self, line: Line, call: Call[Any]) -> Any:
         if isinstance(call, Fetch):
             return await self._fetch(line, call.service)
         if isinstance(call, ListDetails):
             return await pages.details(line, call)
-        if isinstance(call, Update) and call.partial and self._merging:
+        if isinstance(call, Update) and call.partial:
             return await super().say(line, await self.merge(line, call))
         return await super().say(line, call)
+
+    async def known(self, line: Line, call: Update) -> Instance:
+        """From the list, which hides disabled ones alone; one instance is shown without enabled and ephemeral."""
+        listed = (await self._list(line, call.service, healthy_only=False)).listing.snapshot
+        found = listed.find(call.ip, call.port, call.cluster)
+        return found or replace(await super().known(line, call), enabled=False)
 
     async def _fetch(self, line: Line, key: ServiceKey) -> Snapshot:
         parsed = await self._list(line, key, healthy_only=False)
@@ -240,9 +251,11 @@ class V3Speech(Speech):
             try:
                 return await self._as_admin(line, key)
             except Refused as refused:
-                if refused.reason is not Reason.NO_RIGHT:
+                if refused.reason not in (Reason.NO_RIGHT, Reason.GONE):  # a gateway may hide the admin API
                     raise
-                self.memory.bar(self.clock.now())
+            snapshot = await self._as_client(line, key)
+            self.memory.bar(self.clock.now())
+            return snapshot
         return await self._as_client(line, key)
 
     async def _as_admin(self, line: Line, key: ServiceKey) -> Snapshot:
@@ -302,7 +315,7 @@ class V3Speech(Speech):
 def speeches(memory: Memory, clock: Clock) -> dict[str, Speech]:
     """One of each dialect, by its name."""
     return {
-        "v1": ListSpeech(v1.V1, memory, clock, v1.write_list, v1.read_list, merging=False),
-        "v2": ListSpeech(v2.V2, memory, clock, v2.write_list, v2.read_list, merging=True),
+        "v1": ListSpeech(v1.V1, memory, clock, v1.write_list, v1.read_list),
+        "v2": ListSpeech(v2.V2, memory, clock, v2.write_list, v2.read_list),
         "v3": V3Speech(v3.V3, memory, clock),
     }

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.calls import Fetch
-from proxy.errors import Refused, Unreachable
+from proxy.calls import (
+    Beat,
+    Call,
+    CreateService,
+    DeleteService,
+    Deregister,
+    Fetch,
+    GetInstance,
+    GetService,
+    ListServices,
+    Register,
+    Update,
+    UpdateService,
+)
+from proxy.errors import Reason, Refused, Unreachable, UpstreamError
+from proxy.model import Instance
+from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts
 from proxy.registry.login import LoginPolicy
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
 from proxy.registry.servers import ServersPolicy
 from proxy.runtime import Clock
-from tests.helpers.build import KEY
+from proxy.wire.base import HttpReply
+from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock
-from tests.helpers.faces import facing
+from tests.helpers.faces import FACES, facing
+from tests.helpers.pair import CALLS, ODD_REPLIES
+from tests.unit.registry.stub import Request, Say, ok, say, stub
 
 QUICK = HttpPolicy(timeouts=Timeouts(reads=10.0, writes=10.0))
 
@@ -89,3 +111,376 @@ async def told(registry: NacosRegistry) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("no version was told")
+
+
+# --- every call in front of every server ---------------------------------------------------------------------------
+
+OTHER = key("orders", "other", "dev")
+PERSISTENT = key("disks")
+EMPTY = key("empty")
+A, B, C, D = (instance(f"10.0.0.{n}") for n in range(1, 5))
+
+Step = Call[Any]
+WRITES: list[Step] = [
+    Register(KEY, A),
+    Register(KEY, instance("10.0.0.2", 81, cluster="c1", weight=2.5, metadata={"zone": "a", "k": "v=1,2"})),
+    Register(KEY, instance("10.0.0.3", 82, cluster="c2", healthy=False)),
+    Register(KEY, instance("2001:db8::1", 80, enabled=False)),
+    Register(OTHER, A),
+    Register(PERSISTENT, instance("10.0.0.9", ephemeral=False)),
+    Register(PERSISTENT, instance("10.0.0.8", ephemeral=True)),
+    Update(KEY, "10.0.0.1", 80, weight=7.0, metadata={"a": "1"}),
+    Update(KEY, "10.0.0.1", 80, weight=3.0, partial=True),
+    Update(KEY, "10.0.0.2", 81, "c1", metadata={"b": "2"}, partial=True),
+    Update(KEY, "10.9.9.9", 80, weight=3.0),
+    Update(KEY, "10.9.9.9", 80, weight=3.0, partial=True),
+    Update(key("nobody"), "10.9.9.9", 80, weight=3.0, partial=True),
+    Beat(KEY, "10.0.0.1", 80),
+    Beat(KEY, "10.0.0.3", 82, "c2"),
+    Beat(KEY, "10.0.0.4", 80),
+    Beat(KEY, "10.0.0.4", 80, full=D),
+    Beat(KEY, "10.0.0.4", 80, full=D),
+    Deregister(KEY, "10.0.0.4", 80),
+    Deregister(KEY, "10.0.0.4", 80),
+    Deregister(key("nobody"), "10.0.0.4", 80),
+]
+READS: list[Step] = [
+    Fetch(KEY),
+    Fetch(OTHER),
+    Fetch(PERSISTENT),
+    Fetch(key("nobody")),
+    GetInstance(KEY, "10.0.0.1", 80),
+    GetInstance(KEY, "10.0.0.2", 81, "c1"),
+    GetInstance(KEY, "10.9.9.9", 80),
+    GetInstance(key("nobody"), "10.0.0.1", 80),
+    ListServices("public", "DEFAULT_GROUP"),
+    ListServices("dev", "other", page=1, size=1),
+    ListServices("dev", "other", page=2, size=1),
+]
+SERVICES: list[Step] = [
+    CreateService(EMPTY, 0.6, {"team": "x"}),
+    CreateService(EMPTY),
+    GetService(EMPTY),
+    UpdateService(EMPTY, 0.8, {"team": "y"}),
+    GetService(EMPTY),
+    DeleteService(EMPTY),
+    DeleteService(EMPTY),
+    GetService(EMPTY),
+    DeleteService(KEY),
+    UpdateService(key("nobody")),
+]
+
+
+async def outcome(registry: Any, call: Step) -> Any:
+    """What a call gave, so that two registries can be compared: of a refusal its reason."""
+    try:
+        result = await registry.send(call)
+    except Refused as refused:
+        return refused.reason
+    if isinstance(call, Fetch):
+        return [plain(i) for i in result.instances if i.enabled]
+    if isinstance(call, GetInstance):
+        return result.ip, result.port, result.cluster, result.weight, result.healthy, dict(result.metadata)
+    if isinstance(call, Beat):
+        return result.code
+    if isinstance(call, GetService):
+        return result.key, result.threshold, dict(result.metadata)
+    if isinstance(call, ListServices):
+        return result.count, sorted(result.names)
+    return result
+
+
+def plain(i: Instance) -> tuple[Any, ...]:
+    return i.ip, i.port, i.cluster, i.weight, i.healthy, i.ephemeral, dict(i.metadata)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_every_call_has_the_result_that_it_has_on_the_registry_itself(face: str) -> None:
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing(face, clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        for call in (*WRITES, *READS, *SERVICES, *READS):
+            expected = await outcome(direct, call)
+            got = await outcome(registry, call)
+            assert (call, got) == (call, expected)
+        assert registry.servers.all[0].outcomes.keys() <= {"ok", "refused"}
+
+
+WHOLE = [
+    (face, dialect.name) for face in FACES for dialect in FACES[face].dialects if (face, dialect.name) != ("3.0", "v1")
+]
+
+
+@pytest.mark.parametrize(("face", "dialect"), WHOLE)
+async def test_a_fixed_dialect_gives_the_same_results_where_the_server_has_it(face: str, dialect: str) -> None:
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing(face, clock) as upstream:
+        async with registry_of(upstream.url, clock=clock, dialect=dialect) as registry:
+            for call in (*WRITES, *READS, *SERVICES):
+                expected = await outcome(direct, call)
+                assert (call, await outcome(registry, call)) == (call, expected)
+            assert all(f"/{dialect}/" in line or "/auth/" in line for line in upstream.asked)
+
+
+# --- partial changes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("face", "dialect"), [("v1", "v1"), ("v1+v2", "v1"), ("v1+v2", "v2"), ("3.0", "v3")])
+async def test_a_partial_change_leaves_what_it_does_not_name(face: str, dialect: str) -> None:
+    """Never modified before, disabled, persistent: what a PATCH of the server's would put back to defaults."""
+    clock = FakeClock()
+    off = instance("10.0.0.5", 80, weight=2.5, enabled=False, metadata={"a": "1"})
+    async with facing(face, clock) as upstream:
+        async with registry_of(upstream.url, clock=clock, dialect=dialect) as registry:
+            await upstream.registry.send(Register(KEY, off))
+            await registry.send(Update(KEY, "10.0.0.5", 80, metadata={"b": "2"}, partial=True))
+            [found] = (await upstream.registry.send(Fetch(KEY))).instances
+            assert (found.weight, found.enabled, dict(found.metadata)) == (2.5, False, {"a": "1", "b": "2"})
+            await registry.send(Update(KEY, "10.0.0.5", 80, enabled=True, partial=True))
+            await registry.send(Update(KEY, "10.0.0.5", 80, weight=4.0, partial=True))
+            [found] = (await upstream.registry.send(Fetch(KEY))).instances
+            assert (found.weight, found.enabled, dict(found.metadata)) == (4.0, True, {"a": "1", "b": "2"})
+
+
+# --- which dialect -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("face", "version"), [("v1", ""), ("v1+v2", "2.5.1"), ("3.0", "3.0.3"), ("v3", "3.2.0")])
+async def test_the_version_is_asked_for_with_the_first_call(face: str, version: str) -> None:
+    async with facing(face) as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Fetch(KEY))
+        if version:
+            await told(registry)
+        assert registry.servers.all[0].spoken.version == version
+
+
+async def test_what_a_server_refused_in_one_dialect_is_not_asked_in_it_again() -> None:
+    async with facing("3.0") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Register(KEY, A))
+        await told(registry)
+        await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+        upstream.asked.clear()
+        await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+        await registry.send(Beat(KEY, "10.0.0.1", 80))
+        assert upstream.asked == ["PUT /v3/admin/ns/instance", "PUT /v1/ns/instance/beat"]
+
+
+async def test_a_rolling_upgrade_and_the_way_back_lose_no_call() -> None:
+    """From 2.5 to 3.2 and back, without an outage that anybody saw."""
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing("v1+v2", clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        for face in ("v1+v2", "3.0", "3.0 closed", "v3", "3.0", "v1+v2", "v3", "v1", "v1+v2"):
+            upstream.turn(face)
+            for call in (*WRITES, *READS, *SERVICES):
+                assert (face, call, await outcome(registry, call)) == (face, call, await outcome(direct, call))
+        assert registry.servers.all[0].outcomes.keys() <= {"ok", "refused"}
+
+
+async def test_the_version_is_told_anew_after_an_upgrade() -> None:
+    async with facing("v1+v2") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Fetch(KEY))
+        await told(registry)
+        upstream.turn("v3")
+        await registry.send(Fetch(KEY))
+        await told(registry)
+        [server] = registry.status()["servers"]
+        assert (server["version"], server["dialects"]) == ("3.2.0", ["v3"])
+
+
+async def test_a_service_created_after_a_downgrade_is_of_the_kind_that_was_asked_for() -> None:
+    """What is still thought of as 3.x would be asked in v1, which creates persistent ones only."""
+    async with facing("3.0") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(CreateService(EMPTY, ephemeral=True))
+        await told(registry)
+        upstream.turn("v1+v2")
+        await registry.send(CreateService(key("next"), ephemeral=True))
+        assert (await upstream.registry.send(GetService(key("next")))).ephemeral
+
+
+# --- what a v3 server shows to whom ----------------------------------------------------------------------------------
+
+
+async def test_without_admin_rights_the_clusters_that_were_seen_or_hinted_at_are_listed() -> None:
+    clock = FakeClock()
+    users = {"nacos": "pw", "reader": "pw"}
+    async with facing("v3", clock, passwords=users) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=LoginPolicy("reader", "pw")) as registry:
+            for number, cluster in enumerate(("DEFAULT", "c1", "c2")):
+                await upstream.registry.send(Register(KEY, instance(f"10.0.0.{number}", cluster=cluster)))
+            assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT"}
+            registry.hint(KEY, ["c1"])
+            await registry.send(Register(KEY, instance("10.0.1.2", cluster="c2")))
+            assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT", "c1", "c2"}
+
+
+async def test_where_the_admin_api_is_hidden_the_client_list_serves() -> None:
+    """As behind a gateway that lets only the client API through, and says 404 to the rest."""
+
+    def play(request: Request) -> Say:
+        if b"/v3/client/" not in request.line:
+            return say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        return ok(b'{"code":0,"message":"success","data":[{"ip":"10.0.0.1","port":80}]}')
+
+    clock = FakeClock()
+    async with stub(play) as gateway, registry_of(gateway.url, clock=clock) as registry:
+        assert [i.ip for i in (await registry.send(Fetch(KEY))).instances] == ["10.0.0.1"]
+        gateway.requests.clear()
+        await registry.send(Fetch(KEY))
+        assert len(gateway.requests) == 1
+
+
+async def test_a_missing_right_says_what_is_needed() -> None:
+    users = {"nacos": "pw", "reader": "pw"}
+    async with facing("v3", passwords=users) as upstream:
+        async with registry_of(upstream.url, login=LoginPolicy("reader", "pw")) as registry:
+            await registry.send(Register(KEY, A))
+            with pytest.raises(Refused, match="needs the admin API of Nacos 3") as caught:
+                await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+            assert (caught.value.reason, caught.value.status) == (Reason.NO_RIGHT, 403)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_login_works_with_each_face_and_a_token_that_ended_is_renewed(face: str) -> None:
+    clock = FakeClock()
+    async with facing(face, clock, passwords={"nacos": "pw"}) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=LoginPolicy("nacos", "pw")) as registry:
+            await registry.send(Register(KEY, A))
+            assert upstream.users is not None
+            await clock.advance(6)
+            upstream.users.revoke()
+            assert len((await registry.send(Fetch(KEY))).instances) == 1
+            assert registry.session.logins == 2
+
+
+# --- protection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_the_truth_behind_a_list_that_masks_is_fetched(face: str) -> None:
+    clock = FakeClock()
+    async with facing(face, clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        await upstream.registry.send(CreateService(KEY, 0.5, ephemeral=True))
+        for number, healthy in enumerate((True, False, False)):
+            await upstream.registry.send(Register(KEY, instance(f"10.0.0.{number}", healthy=healthy)))
+        snapshot = await registry.send(Fetch(KEY))
+        assert [i.healthy for i in snapshot.instances] == [True, False, False]
+        assert (snapshot.threshold, snapshot.select().protected) == (0.5, True)
+        assert await registry.send(Fetch(KEY)) is snapshot
+
+
+# --- several servers -------------------------------------------------------------------------------------------------
+
+
+async def test_registration_and_beats_keep_to_one_server_and_reads_prefer_it() -> None:
+    clock = FakeClock()
+    async with facing("v3", clock) as one, facing("v3", clock) as two:
+        async with registry_of(one.url, two.url, clock=clock) as registry:
+            for number in range(10):
+                await registry.send(Register(KEY, instance(f"10.0.0.{number}")))
+                await registry.send(Beat(KEY, f"10.0.0.{number}", 80))
+            await registry.send(Fetch(KEY))
+            busy, idle = (one, two) if any("POST" in line for line in one.asked) else (two, one)
+            assert not any("instance" in line for line in idle.asked)
+            assert len((await busy.registry.send(Fetch(KEY))).instances) == 10
+
+
+async def test_a_call_goes_on_to_the_next_server_and_comes_back_when_the_first_is_up() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as up:
+        async with registry_of("127.0.0.1:1", up.url, clock=clock) as registry:
+            for number in range(20):
+                await registry.send(Register(key(f"s{number}"), A))
+            down, _ = registry.servers.all
+            assert not down.up
+            assert registry.status()["servers"][0]["state"] == "down"
+
+
+async def test_no_server_at_all_is_unreachable_and_nothing_arrived() -> None:
+    async with registry_of("127.0.0.1:1", "127.0.0.1:2") as registry:
+        with pytest.raises(Unreachable) as caught:
+            await registry.send(Register(KEY, A))
+        assert not caught.value.arrived
+
+
+@pytest.mark.parametrize("call", [CreateService(EMPTY), DeleteService(EMPTY)])
+async def test_what_says_something_else_the_second_time_is_not_sent_twice(call: Step) -> None:
+    """Both servers take the call and hang up: one of them has seen it, the other never."""
+    async with stub(lambda _: say(then="close")) as one, stub(lambda _: say(then="close")) as two:
+        async with registry_of(one.url, two.url) as registry:
+            with pytest.raises(UpstreamError):
+                await registry.send(call)
+            sent = [request.line for request in (*one.requests, *two.requests) if b"/ns/service" in request.line]
+            assert len(sent) == 1
+
+
+async def test_what_says_the_same_the_second_time_goes_to_the_next_server() -> None:
+    async with stub(lambda _: say(then="close")) as broken, facing("v1") as up:
+        async with registry_of(broken.url, up.url) as registry:
+            for number in range(8):
+                await registry.send(Register(key(f"s{number}"), A))
+            assert len(broken.requests) >= 1
+            assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
+
+
+async def test_many_calls_wait_for_one_answer_of_the_address_server() -> None:
+    async with facing("v1") as up, stub(lambda _: ok(up.url.encode())) as addresses:
+        async with registry_of(servers=ServersPolicy(endpoint=f"{addresses.url}/list")) as registry:
+            await asyncio.gather(*(registry.send(Fetch(KEY)) for _ in range(50)))
+            assert len(addresses.requests) == 1
+
+
+async def test_closing_ends_what_runs_beside_the_calls() -> None:
+    before = asyncio.all_tasks()
+    async with stub(lambda request: say(then="hang") if b"/state" in request.line else ok()) as server:
+        async with registry_of(server.url) as registry:
+            await registry.send(Register(KEY, A))
+            await asyncio.sleep(0)
+        names = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert not any("upstream" in name for name in names)
+
+
+async def test_a_version_that_was_not_told_for_want_of_an_answer_is_asked_for_again() -> None:
+    asked = 0
+
+    def play(request: Request) -> Say:
+        nonlocal asked
+        if b"/state" not in request.line:
+            return ok()
+        asked += 1
+        return say(then="close") if asked < 3 else ok(b'{"version":"1.4.6"}')
+
+    async with stub(play) as server, registry_of(server.url) as registry:
+        for _ in range(50):
+            await registry.send(Register(KEY, A))
+            await asyncio.sleep(0.01)
+            if registry.servers.all[0].spoken.version:
+                break
+        assert registry.servers.all[0].spoken.version == "1.4.6"
+
+
+# --- hostile answers -------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(CALLS), st.lists(ODD_REPLIES, min_size=1, max_size=4), st.sampled_from(["auto", "v1", "v2", "v3"])
+)
+async def test_whatever_a_server_answers_is_a_result_or_an_upstream_error(
+    call: Step, replies: list[HttpReply], dialect: Any
+) -> None:
+    turns = itertools.cycle(replies)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        reply = next(turns)
+        headers = {"content-type": reply.content_type} if reply.content_type else {}
+        return httpx.Response(reply.status, headers=headers, content=reply.body)
+
+    policy = NacosPolicy(ServersPolicy(("127.0.0.1:8848",)), dialect=dialect)
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    try:
+        await registry.send(call)
+    except UpstreamError as error:
+        assert str(error)
+    finally:
+        await registry.close()
