@@ -1,0 +1,112 @@
+"""What the proxy writes for other programs, read by those programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.helpers.live import Process, ProxyProcess, free_port
+
+# Addresses, weights and metadata that are legal in Nacos and could end another program's line, quote or block.
+INSTANCES = [
+    {"ip": "127.0.0.1", "port": 8081, "weight": 2.5, "metadata": {"zone": "a", "a.b-c/d": 'quote " and ; {'}},
+    {"ip": "2001:db8::1", "port": 8082, "weight": 10000, "clusterName": "c1"},
+    {"ip": "backend.local;}", "port": 8083},
+    {"ip": "127.0.0.4", "port": 8084, "weight": 0},
+]
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[ProxyProcess]:
+    with ProxyProcess() as proxy, httpx.Client(base_url=proxy.url, trust_env=False) as http:
+        for body in INSTANCES:
+            http.post("/api/v1/services/orders/instances", json={**body, "ephemeral": False}).raise_for_status()
+        yield proxy
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"no {name} here; .ci/run installs it")
+    return found
+
+
+def checked(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def lines(proxy: ProxyProcess, kind: str) -> str:
+    return httpx.get(f"{proxy.url}/api/v1/sd/{kind}?service=orders", trust_env=False).raise_for_status().text
+
+
+def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    url = f"{proxy.url}/api/v1/sd/prometheus?service=orders"
+    config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
+    checked(tool("promtool"), "check", "config", str(config))
+    found = json.loads(checked(tool("promtool"), "check", "service-discovery", str(config), "nacos"))
+    labels = {target["discoveredLabels"]["__address__"]: target["discoveredLabels"] for target in found}
+    assert labels.keys() == {"127.0.0.1:8081", "[2001:db8::1]:8082", "backend.local;}:8083", "127.0.0.4:8084"}
+    first = labels["127.0.0.1:8081"]
+    assert first["__meta_nacos_metadata_a_b_c_d"] == 'quote " and ; {'
+    assert (first["__meta_nacos_service"], first["__meta_nacos_weight"]) == ("orders", "2.5")
+
+
+def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> None:
+    text = httpx.get(f"{proxy.url}/metrics", trust_env=False).text
+    done = subprocess.run(
+        [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=50
+    )
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "nacos_proxy_" in line]
+    assert complaints == []
+
+
+def test_the_scrape_configuration_of_the_compose_file_is_one() -> None:
+    deploy = Path(__file__).parents[2] / "deploy"
+    checked(tool("promtool"), "check", "config", str(deploy / "prometheus.yml"))
+
+
+def test_haproxy_takes_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
+    servers = "".join(f"  {line}\n" for line in lines(proxy, "haproxy").splitlines())
+    config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
+    assert servers.count("server ") == 2
+    checked(tool("haproxy"), "-c", "-f", str(config))
+
+
+def test_nginx_serves_through_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
+    nginx, port = tool("nginx"), free_port()
+    with httpx.Client(base_url=proxy.url, trust_env=False) as http:
+        backend = {"ip": "127.0.0.1", "port": proxy.port, "ephemeral": False}
+        http.post("/api/v1/services/ourselves/instances", json=backend).raise_for_status()
+        (tmp_path / "servers").write_text(http.get("/api/v1/sd/nginx?service=ourselves").raise_for_status().text)
+    (tmp_path / "more").write_text(lines(proxy, "nginx"))
+    temporary = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        f"""daemon off; master_process off; pid {tmp_path}/pid; error_log stderr; events {{}}
+        http {{ access_log off; {temporary}
+            upstream ourselves {{ include {tmp_path}/servers; }}
+            upstream orders {{ include {tmp_path}/more; }}
+            server {{ listen 127.0.0.1:{port};
+                location / {{ proxy_pass http://ourselves; proxy_set_header Host localhost; }}
+                location /orders {{ proxy_pass http://orders; }} }} }}
+        """
+    )
+    checked(nginx, "-t", "-c", str(config), "-e", "stderr")
+    with Process([nginx, "-c", str(config), "-e", "stderr"]):
+        transport = httpx.HTTPTransport(retries=5)  # until it listens
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as http:
+            assert http.get("/healthz").json() == {"status": "ok"}
