@@ -1,7 +1,7 @@
 """A fast transport under httpx's own interface: connections kept alive per server, httptools reads the answers.
 
 Not for: retries on other servers, logins (`nacos`). It stands in for httpx's default transport because that costs most
-of a forwarded call (docs/decisions/0004-a-transport-of-our-own.md has figures). HTTP/1.1 only, no proxies, no redirects.
+of a forwarded call (figures: docs/decisions/0004-a-transport-of-our-own.md). HTTP/1.1 only, no proxies, no redirects.
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
 (seconds from the call to the end of the body, waits and second tries included), `idempotent` (whether it may be sent a
@@ -240,11 +240,14 @@ class FastTransport(httpx.AsyncBaseTransport):
         connection = await pool.take(*waits)
         try:
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
-        except httpx.ReadError:
+        except httpx.ReadError as lost:
             # The server closed an idle connection in the moment in which it was taken (RFC 9112 9.3.1).
             if not (connection.used and not connection.began and isinstance(body, bytes) and _again(request)):
                 raise
-            connection = await pool.take(*waits, fresh=True)
+            try:
+                connection = await pool.take(*waits, fresh=True)
+            except httpx.TransportError:
+                raise lost from None  # the first one may have arrived, which no connection would deny
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         if connection.complete:
             response = _response(connection, httpx.ByteStream(connection.take()))

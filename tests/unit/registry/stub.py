@@ -41,6 +41,10 @@ def ok(body: bytes = b"ok", *fields: bytes) -> Say:
 
 @dataclass
 class Stub:
+    """What it has seen. `play` may be another in the middle of a test; after `stop` nobody listens."""
+
+    play: Callable[[Request], Say]
+    stop: Callable[[], None] = lambda: None
     url: str = ""
     connections: int = 0
     requests: list[Request] = field(default_factory=list)
@@ -50,7 +54,7 @@ class Stub:
 @asynccontextmanager
 async def stub(play: Callable[[Request], Say], ssl: object = None) -> AsyncIterator[Stub]:
     """`play` is called with each request; `gone` is set when a connection has ended."""
-    seen = Stub()
+    seen = Stub(play)
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,7 +66,7 @@ async def stub(play: Callable[[Request], Say], ssl: object = None) -> AsyncItera
             while True:
                 request = await read(reader)
                 seen.requests.append(request)
-                answer = play(request)
+                answer = seen.play(request)
                 for piece in answer.pieces:
                     writer.write(piece)
                     await writer.drain()
@@ -80,6 +84,7 @@ async def stub(play: Callable[[Request], Say], ssl: object = None) -> AsyncItera
         tasks.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ssl)  # type: ignore[arg-type]
+    seen.stop = server.close
     scheme = "https" if ssl is not None else "http"
     seen.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -213,6 +215,21 @@ async def test_a_half_answer_is_no_reason_to_ask_again() -> None:
         await ask(transport, server.url)
         with pytest.raises(httpx.RemoteProtocolError):
             await ask(transport, server.url)
+        assert len(server.requests) == 2
+
+
+async def test_where_nobody_is_there_for_the_second_time_the_first_may_have_arrived() -> None:
+    """A server that took a write and died: the write was sent, whatever the second try says."""
+    async with served(closes_second()) as (server, transport):
+        await ask(transport, server.url)
+
+        def last(_: Request) -> Say:
+            server.stop()
+            return say(then="close")
+
+        server.play = last
+        with pytest.raises(httpx.ReadError, match="before the answer"):
+            await ask(transport, server.url, "PUT")
         assert len(server.requests) == 2
 
 
@@ -492,3 +509,37 @@ async def test_a_header_cannot_end_its_line(headers: dict[str, str]) -> None:
 async def test_only_http_and_https() -> None:
     with pytest.raises(httpx.UnsupportedProtocol, match="'ftp'"):
         await ask(FastTransport(), "ftp://127.0.0.1/secret")
+
+
+async def test_over_tls_a_connection_is_used_again_and_a_close_leaves_none() -> None:
+    certificates = Path(__file__).parent.parent.parent / "certificates"
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(certificates / "server.pem")
+    ours = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+
+    def play(request: Request) -> Say:
+        return ok(b"x" * 300_000) if b"/short" in request.line else say(then="hang")
+
+    transport = FastTransport(tls=ours)
+    async with stub(play, theirs) as server:
+        for _ in range(3):
+            assert len((await ask(transport, f"{server.url}/short")).content) == 300_000
+        assert server.connections == 1
+        call = spawn(ask(transport, f"{server.url}/long"), name="call")
+        while len(server.requests) < 4:
+            await asyncio.sleep(0)
+        await transport.aclose()
+        assert transport.connections == 0
+        await asyncio.wait([call])
+        assert isinstance(call.exception(), httpx.ReadError)
+        await asyncio.wait_for(server.gone.wait(), 5)
+
+
+async def test_a_handshake_that_nobody_answers_ends_in_time() -> None:
+    async with served(lambda _: say(then="hang")) as (server, _):
+        transport = FastTransport(tls=ssl.create_default_context())
+        url = server.url.replace("http", "https")
+        with pytest.raises(httpx.ConnectTimeout, match="in time"):
+            await ask(transport, url, timeout={"connect": 0.05})
+        await asyncio.wait_for(server.gone.wait(), 5)
+        await transport.aclose()
