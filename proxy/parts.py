@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -133,9 +133,10 @@ def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
         raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
     if s.push == "off" or not available() or not origins:
         return registry, None
-    offset = s.push_port - (urlsplit(origins[0]).port or 0) if s.push_port else PushPolicy.offset
-    home = str(s.state_dir / "push")
-    return registry, GrpcPush(PushPolicy(origins, s.username, s.secret(), home=home, offset=offset), clock)
+    policy = PushPolicy(origins, s.username, s.secret(), home=str(s.state_dir / "push"))
+    if s.push_port:
+        policy = replace(policy, offset=s.push_port - (urlsplit(origins[0]).port or 0))
+    return registry, GrpcPush(policy, clock)
 
 
 def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:

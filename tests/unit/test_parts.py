@@ -13,6 +13,7 @@ from proxy.disk import StateLocked
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.nacos import NacosRegistry
+from proxy.registry.push import GrpcPush, available
 from proxy.settings import Settings
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
@@ -43,6 +44,15 @@ async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
 async def test_an_address_server_counts_as_an_upstream() -> None:
     parts = made(endpoint="http://127.0.0.1:1/list")
     assert isinstance(parts.registry, NacosRegistry)
+    await parts.agent.close()
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+@pytest.mark.parametrize(("port", "offset"), [(0, 1000), (5, 4)])
+async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int, offset: int) -> None:
+    parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert parts.push.policy.offset == offset
     await parts.agent.close()
 
 
