@@ -74,11 +74,6 @@ class Filter:
     def wants(self, key: ServiceKey) -> bool:
         return key in self.keys or self.everything == (key.namespace, key.group)
 
-    @property
-    def variant(self) -> Hashable:
-        """Readers with the same variant read the same bytes."""
-        return (self.clusters, self.healthy_only)
-
 
 class Mailbox:
     """One reader's pending events. `wake` is called when something was put into an empty box; it must not block."""

@@ -115,6 +115,7 @@ def test_one_of_two_writes_is_settled_while_the_other_waits() -> None:
         ((update(weight=2.0), update(weight=3.0)), (update(weight=3.0),)),
         ((update(weight=2.0, partial=True), update(weight=3.0, partial=True)), (update(weight=3.0, partial=True),)),
         ((beat(), beat()), (beat(),)),
+        ((SetHealth(KEY, X.ip, X.port, "c", True), deregister(ephemeral=False)), (deregister(ephemeral=False),)),
         ((SetHealth(KEY, X.ip, X.port, "c", True),) * 2, (SetHealth(KEY, X.ip, X.port, "c", True),)),
         (
             (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (), {"a": "2", "b": "1"})),
@@ -139,6 +140,9 @@ def test_a_later_write_takes_the_place_of_what_it_makes_meaningless(writes: Any,
         (beat(X), deregister(ephemeral=False)),
         (deregister(), deregister(ephemeral=False)),
         (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (), {"b": "1"})),
+        (BatchMetadata(KEY, (), {"a": "1"}), update(weight=2.0)),
+        (register(), BatchMetadata(KEY, (), {"a": "1"})),
+        (SetHealth(KEY, X.ip, X.port, "c", True), deregister()),
         (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (X.key,), {"a": "2"})),
     ],
 )
