@@ -1,0 +1,136 @@
+"""An upstream that comes back without its memory: who kept beating is there again, and readers never saw him go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.registry.embedded import EmbeddedRegistry
+from proxy.runtime import SystemClock
+from tests.faults.load import LIST, Load, by_address, until
+from tests.faults.test_upstream_faults import QUICK
+from tests.helpers.app import Served, serving
+from tests.helpers.faces import FaceServer, facing
+from tests.helpers.fault import FaultProxy, fault_proxy
+from tests.helpers.live import RNacos, rnacos_binary, rnacos_required
+
+
+@asynccontextmanager
+async def behind(url: str, name: str) -> AsyncIterator[tuple[FaultProxy, Served, Load]]:
+    """A proxy whose way to the upstream can be cut, with clients; only the beating service must survive."""
+    port = int(url.rpartition(":")[2])
+    async with (
+        fault_proxy(port) as relay,
+        serving(upstream=relay.url, **QUICK) as proxy,
+        Load(proxy.url, name, writers=0) as load,
+    ):
+        load.books.there.clear()  # nobody beats for it: with the memory of the upstream it may go
+        yield relay, proxy, load
+
+
+async def hosts(load: Load, url: str) -> dict[str, dict[str, object]]:
+    reply = await load.http.get(f"{url}{LIST}", params={"serviceName": load.beating})
+    return by_address(reply.json()["hosts"])
+
+
+async def steps(load: Load, number: int) -> None:
+    """So many beats and reads more; nobody writes here."""
+    wanted = {actor: load.steps[actor] + number for actor in ("reader", "beater")}
+    await until(lambda: all(load.steps[a] >= n for a, n in wanted.items()), f"{number} more steps")
+
+
+async def lose(server: FaceServer) -> None:
+    """A restart without data."""
+    old, server.registry = server.registry, EmbeddedRegistry(SystemClock())
+    await old.close()
+
+
+async def test_registrations_come_back_with_all_their_data_after_an_outage() -> None:
+    async with facing("v1+v2") as server, behind(server.url, "lost-outage") as (relay, proxy, load):
+        before = await hosts(load, server.url)
+        await relay.set("refuse")
+        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await lose(server)
+        beats = len(load.beats)
+        await steps(load, 8)
+        assert {beat[1] for beat in load.beats[beats:]} == {"local"}
+
+        await relay.set("pass")
+        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+        await until(lambda: proxy.parts.agent.counts.healed >= len(load.beaters), "all are registered again")
+        await load.settled(server.url)
+        assert await hosts(load, server.url) == before
+        await steps(load, 8)
+        assert load.violations() == [], "readers never saw them go"
+        assert "upstream" in {beat[1] for beat in load.beats[-4:]}
+
+
+async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
+    async with facing("v1+v2") as server, behind(server.url, "lost-quick") as (_, proxy, load):
+        before = await hosts(load, server.url)
+        await steps(load, 4)
+        beats = len(load.beats)
+        await lose(server)
+        await until(lambda: proxy.parts.agent.counts.healed >= len(load.beaters), "all are registered again")
+        await load.settled(server.url)
+        await steps(load, 4)
+        assert await hosts(load, server.url) == before
+        answers = [beat[1] for beat in load.beats[beats:]]
+        assert answers.count("healed") >= len(load.beaters)
+        assert load.violations() == [], "each beat was answered as if nothing had been, each read named all"
+
+
+async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_look() -> None:
+    async with facing("v1+v2") as server, behind(server.url, "lost-for-good") as (relay, proxy, load):
+        foreign = {"serviceName": "foreign", "ip": "10.9.0.1", "port": "80"}
+        await load.http.post(f"{server.url}/nacos/v1/ns/instance", params=foreign)
+        assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
+        await relay.set("refuse")
+        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await lose(server)
+        await relay.set("pass")
+        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+        entry = next(e for e in proxy.parts.agent.catalog.cache.entries() if e.key.name == "foreign")
+        await until(lambda: entry.held_since is not None, "the empty list is held back")
+        assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
+        await until(lambda: entry.held_since is None, "the second look confirms it")
+        assert (await load.shown("", "foreign")) == frozenset()
+
+
+async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
+    async with facing("v1+v2") as server, behind(server.url, "lost-meant") as (relay, proxy, load):
+        one = {"serviceName": "meant", "ip": "10.9.0.2", "port": "80"}
+        await load.http.post("/nacos/v1/ns/instance", params=one)
+        assert (await load.shown("", "meant")) == {"10.9.0.2:80"}
+        await relay.set("refuse")
+        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await relay.set("pass")
+        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+        assert (await load.http.delete("/nacos/v1/ns/instance", params=one)).text == "ok"
+        assert (await load.shown("", "meant")) == frozenset()
+        await steps(load, 20)
+        assert (await load.shown("", "meant")) == frozenset()
+        assert (await load.shown(server.url, "meant")) == frozenset(), "nobody registers it again"
+
+
+@pytest.mark.parametrize("data", ["kept", "removed"])
+async def test_r_nacos_killed_and_started_again(data: str) -> None:
+    binary = rnacos_binary()
+    if binary is None:
+        if rnacos_required():
+            pytest.fail("r-nacos is required and was not found", pytrace=False)
+        pytest.skip("no r-nacos: install it with cargo, or name it in NACOS_PROXY_TEST_RNACOS")
+    with RNacos(binary) as server:
+        async with behind(server.url, f"lost-{data}") as (_, proxy, load):
+            server.kill()
+            await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+            if data == "removed":
+                server.forget()
+            await steps(load, 8)
+            server.start()
+            await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+            await load.settled(server.url)
+            await steps(load, 8)
+            assert load.violations() == []
