@@ -146,6 +146,11 @@ def named(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "instanceId": made} if "instanceId" in value else {"instanceId": made, **value}
 
 
+def is_same(answer: Answer, row: Row) -> bool:
+    same = (answer.status, answer.type) == (row.status, row.type)
+    return same and stable(answer.body) == stable(as_2_5_spells(row.body))
+
+
 def assert_same(answer: Answer, row: Row) -> None:
     assert (answer.status, answer.type) == (row.status, row.type)
     assert stable(answer.body) == stable(as_2_5_spells(row.body))
