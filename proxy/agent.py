@@ -197,7 +197,7 @@ class Agent:
             self._fetching.pop(key, None)
         now = self.clock.now()
         change = self.catalog.cache.accept(
-            word, now, source, asked=asked, suspicious=now < self._suspicious_until, wall_ms=self._wall_ms()
+            word, now, source, asked=asked, suspicious=self.suspicious, wall_ms=self._wall_ms()
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)
@@ -380,6 +380,11 @@ class Agent:
             self.catalog.hub.publish(Notice("up", ""))
             for listener in self.on_recovery:
                 listener()
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether lists that shrink a lot are held back."""
+        return self.clock.now() < self._suspicious_until
 
     def suspect(self) -> None:
         """The upstream may have lost its memory: lists that shrink a lot are held back for a while."""

@@ -24,11 +24,11 @@ from proxy.catalog.hub import Hub, HubPolicy
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.catalog.pushes import Pushes, PushesPolicy
-from proxy.disk import Disk, DiskPolicy, StateFile
+from proxy.disk import Disk, StateFile
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.managed import Keeper, ManagedPolicy
 from proxy.model import Change, Snapshot
-from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks
+from proxy.policies import cache_policy, disk_policy, events_policy, guard_policy, nacos_policy, networks
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
@@ -72,6 +72,9 @@ def build(s: Settings, clock: Clock) -> Parts:
     parts = _wired(s, clock, registry, AgentPolicy(s.cold_wait), Answers(AnswersPolicy()), push)
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
+    if isinstance(registry, NacosRegistry):
+        for listeners in (registry.servers.on_down, registry.servers.on_up):
+            listeners.append(lambda _: parts.agent.suspect())  # another server may have lost its memory, too
     return parts
 
 
@@ -113,7 +116,7 @@ def _wired(
         Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), push, started=clock.now(),
     )  # fmt: skip
     if s.disk:
-        parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())
+        parts.disk = Disk(StateFile(s.state_dir), agent, clock, disk_policy(s))
         after.append(parts.disk.mark)
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)))

@@ -225,8 +225,6 @@ class Poller:
 
     async def _renew_one(self, registration: Registration, gate: asyncio.Semaphore) -> None:
         async with gate:
-            if not registration.alive(self._agent.clock.now()):
-                return
             try:
                 await self._agent.renew(registration)
             except ProxyError as error:

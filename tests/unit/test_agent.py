@@ -256,7 +256,7 @@ async def test_nobody_waits_for_an_upstream_that_is_down_where_a_snapshot_is_the
     await world.lose()
     world.hold(Call)
     await world.clock.advance(100)  # a probe would be allowed
-    for wants in (Wants(), NO_CACHE, Wants(max_age=1)):
+    for wants in (NO_CACHE, Wants(), Wants(max_age=1)):
         look = await asyncio.wait_for(world.read(wants), 5)  # the clock stands still: who waited would hang
         assert (look.freshness, look.age, look.fetched) == (Freshness.STALE, 100, False)
     await settle()

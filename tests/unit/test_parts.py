@@ -10,6 +10,7 @@ import pytest
 from proxy.api.passthrough import Forwarder
 from proxy.calls import Register
 from proxy.disk import StateLocked
+from proxy.errors import Unreachable
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.nacos import NacosRegistry
@@ -38,6 +39,16 @@ async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
     assert isinstance(parts.registry, NacosRegistry)
     assert isinstance(parts.forwarder, Forwarder)
     assert parts.push is None
+    await parts.agent.close()
+
+
+async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None:
+    parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2")
+    assert isinstance(parts.registry, NacosRegistry)
+    assert not parts.agent.suspicious
+    server = parts.registry.servers.all[0]
+    parts.registry.servers.failed(server, parts.clock.now(), Unreachable("refused", arrived=False))
+    assert parts.agent.suspicious
     await parts.agent.close()
 
 

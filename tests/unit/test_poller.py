@@ -515,6 +515,18 @@ async def test_an_upstream_that_goes_again_is_left_in_peace_and_renewed_anew_whe
         assert len(world.shelf.of(KEY).instances) == 50
 
 
+async def test_an_upstream_that_was_gone_for_a_moment_during_the_renewal_gets_all_of_them_again() -> None:
+    async with polling(renew_within=5) as world:
+        await registered(world, 50)
+        await world.lose()
+        await back(world)
+        await world.clock.advance(2)
+        await world.lose()
+        await back(world)
+        await world.clock.advance(6)
+        assert len(world.shelf.of(KEY).instances) == 50
+
+
 async def test_stopping_ends_all_that_it_began() -> None:
     held: list[asyncio.Future[Any]] = []
 
