@@ -526,12 +526,11 @@ async def test_a_gateways_no_is_passed_on_and_told_of(status: int) -> None:
 
 
 async def test_no_free_connection_says_nothing_of_the_server() -> None:
-    times = Timeouts(connect=0.02)
-    policy = TransportPolicy(streams=1)
-    async with upstream(lambda _: say(then="hang"), transport=policy, times=times) as (server, through):
+    async with upstream(lambda _: say(then="hang"), transport=TransportPolicy(streams=1)) as (server, through):
         holder = spawn(through.ask("GET", "/a"), name="holder")
         while not server.requests:
             await asyncio.sleep(0)
+        through.http = Http(HttpPolicy(timeouts=Timeouts(connect=0.02)), through.transport)
         with pytest.raises(Unreachable, match="no connection became free") as raised:
             await through.ask("GET", "/b")
         assert raised.value.arrived is False

@@ -104,7 +104,9 @@ async def test_an_answer_has_a_bound(body: bytes) -> None:
 
 async def test_a_call_has_its_time_however_it_trickles() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
-    async with served(lambda _: trickle, HttpPolicy(timeouts=Timeouts(reads=0.05))) as (_, http, to):
+    policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
+    async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
+        await http.ask(to, WRITE, again=True)
         with pytest.raises(TooSlow, match="no answer in time"):
             await http.ask(to, LIST, again=True)
 
@@ -113,9 +115,9 @@ async def test_reads_and_writes_have_times_of_their_own() -> None:
     policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
     answers = {b"GET": say(then="hang"), b"POS": ok()}
     async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
+        assert (await http.ask(to, WRITE, again=True)).status == 200
         with pytest.raises(TooSlow):
             await http.ask(to, LIST, again=True)
-        assert (await http.ask(to, WRITE, again=True)).status == 200
 
 
 @pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
@@ -147,9 +149,10 @@ async def test_every_fault_of_the_way_is_an_error_of_ours_or_a_reply(mode: Mode)
     """Whatever stands between, nothing but an `UpstreamError` comes out, and a write is never called unsent wrongly."""
     async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
         transport = FastTransport()
-        http = Http(HttpPolicy(timeouts=Timeouts(reads=0.1, writes=0.1)), transport)
-        await http.ask(parse_server(way.url), LIST, again=True)
+        await Http(HttpPolicy(), transport).ask(parse_server(way.url), LIST, again=True)
         await way.set(mode)
+        seconds = 0.5 if mode in ("slow", "blackhole") else 30.0
+        http = Http(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
         while transport.connections:  # the one that stood is cut
             await asyncio.sleep(0)
         for request in (LIST, WRITE):

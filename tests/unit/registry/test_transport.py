@@ -256,7 +256,9 @@ async def test_a_name_that_cannot_be_is_no_connection(host: str) -> None:
 @pytest.mark.parametrize("timeout", [{"timeout": {"read": 0.05}}, {"timeout": {}, "extensions": {"total": 0.05}}])
 @pytest.mark.parametrize("pieces", [(), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",)])
 async def test_silence_ends_in_time(timeout: Any, pieces: tuple[bytes, ...]) -> None:
-    async with served(lambda _: say(*pieces, then="hang")) as (server, transport):
+    async with served(lambda _: ok()) as (server, transport):
+        await ask(transport, server.url)
+        server.play = lambda _: say(*pieces, then="hang")
         with pytest.raises(httpx.ReadTimeout):
             await ask(transport, server.url, **timeout)
         await asyncio.wait_for(server.gone.wait(), 5)
@@ -264,7 +266,9 @@ async def test_silence_ends_in_time(timeout: Any, pieces: tuple[bytes, ...]) -> 
 
 async def test_the_total_limit_ends_a_trickle() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 2000, then="hang")
-    async with served(lambda _: trickle) as (server, transport):
+    async with served(lambda _: ok()) as (server, transport):
+        await ask(transport, server.url)
+        server.play = lambda _: trickle
         with pytest.raises(httpx.ReadTimeout):
             await ask(transport, server.url, timeout={"read": 60.0}, extensions={"total": 0.05})
 
