@@ -85,9 +85,9 @@ class Demo:
         self._say("1. Two instances register, as any Nacos SDK does it.")
         for ip in ("10.0.0.1", "10.0.0.2"):
             self._curl("POST", f"{V1}?serviceName={SERVICE}&ip={ip}&port=8080")
-        self._say("2. A client lists them: the first read asks the registry.")
+        self._say("2. A client lists them; the headers say how fresh the answer is.")
         self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True)
-        self._say("3. The same read again: from the cache, with its Age.")
+        self._say("3. The same read again, from memory.")
         self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True, body=False)
         self._say("4. A subscriber listens, while a weight changes and an instance leaves.")
         with self._listening() as heard:

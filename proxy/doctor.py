@@ -187,6 +187,10 @@ def state_finding(s: Settings) -> Finding:
         todo = "choose another --state-dir, or mend its rights"
         return Finding("state", False, f"{s.state_dir}: {error.strerror or error}", todo)
     state.close()
+    if state.trouble:
+        return Finding(
+            "state", False, f"{s.state_dir}: {state.trouble}", "is the disk full, does another program hold it?"
+        )
     if state.set_aside is not None:
         return Finding("state", False, "the state file was damaged", f"it was set aside as {state.set_aside}")
     return Finding("state", True, f"{s.state_dir} can be written")
