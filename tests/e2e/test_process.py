@@ -1,0 +1,422 @@
+"""The real process: how it starts, reloads, stops, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from proxy.client import NacosClient
+from tests.helpers.live import ProxyProcess
+
+CERTIFICATES = Path(__file__).parent.parent / "certificates"
+SECRETS = {"token": "read-token-7f3a", "admin": "admin-token-91cc", "password": "upstream-password-5d2e"}
+
+
+def http(proxy: ProxyProcess, token: str = "", **options: Any) -> httpx.Client:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=10, **options)
+
+
+def connect(proxy: ProxyProcess, request: str) -> socket.socket:
+    """A connection on which this much of a request was sent."""
+    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=50)
+    connection.sendall(request.replace("\n", "\r\n").encode())
+    return connection
+
+
+def read_all(connection: socket.socket) -> str:
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+def read_until(connection: socket.socket, text: str) -> str:
+    got = ""
+    while text not in got:
+        chunk = connection.recv(65536)
+        assert chunk, f"ended before {text!r} came: {got!r}"
+        got += chunk.decode()
+    return got
+
+
+def register(proxy: ProxyProcess, service: str = "orders", **client: Any) -> None:
+    with http(proxy, **client) as calls:
+        calls.post(f"/api/v1/services/{service}/instances", json={"ip": "10.0.0.1", "port": 80}).raise_for_status()
+
+
+def hosts(proxy: ProxyProcess, service: str = "orders", **client: Any) -> list[dict[str, Any]]:
+    with http(proxy, **client) as calls:
+        found: list[dict[str, Any]] = calls.get(f"/api/v1/services/{service}").raise_for_status().json()["hosts"]
+    return found
+
+
+# start
+
+
+def test_it_says_where_it_listens_and_answers_there() -> None:
+    with ProxyProcess() as proxy, http(proxy) as calls:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", proxy.url)
+        assert calls.get("/healthz").json() == {"status": "ok"}
+        assert calls.get("/readyz").json() == {"status": "ready", "reasons": []}
+
+
+def refused(*arguments: str, state_dir: Path) -> str:
+    """What a start that cannot be says; its exit code is 2 and no traceback is shown."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "serve", "--state-dir", str(state_dir), *arguments],
+        env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False)
+    return done.stderr
+
+
+def test_a_taken_port_and_a_locked_state_directory_are_said_plainly(tmp_path: Path) -> None:
+    with ProxyProcess() as proxy:
+        said = refused("--port", str(proxy.port), state_dir=tmp_path)
+        assert (
+            f"127.0.0.1:{proxy.port} is taken: another nacos-proxy, or another program; choose another --port" in said
+        )
+        said = refused("--port", "0", state_dir=proxy.state_dir)
+        assert f"{proxy.state_dir} is in use by another nacos-proxy (process {proxy.pid})" in said
+        assert "give this one its own --state-dir" in said
+
+
+def test_a_network_address_needs_a_token_or_the_word_insecure(tmp_path: Path) -> None:
+    assert "set an API token" in refused("--host", "0.0.0.0", "--port", "0", state_dir=tmp_path)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"admin:{SECRETS['admin']}\n")
+    for allowed in (("--tokens-file", str(tokens)), ("--insecure",)):
+        with ProxyProcess("--host", "0.0.0.0", *allowed) as proxy:
+            assert proxy.url == f"http://0.0.0.0:{proxy.port}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tls-cert", "no.pem"), "the TLS certificate cannot be used: no.pem: No such file"),
+        (("--tokens-file", "no-tokens"), "tokens_file: no-tokens cannot be read"),
+        (("--username", "u", "--password-file", "nope", "--upstream", "http://127.0.0.1:1"), "password_file: nope"),
+        (("--uds", "/dev/null"), "/dev/null exists and is no socket"),
+        (("--upstream", "ftp://x"), "ftp://x"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_said_plainly(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused("--port", "0", *arguments, state_dir=tmp_path)
+
+
+def test_a_state_directory_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("--port", "0", state_dir=tmp_path / "file")
+
+
+# stop
+
+
+def test_a_stop_lets_a_request_under_way_finish() -> None:
+    body = '{"ip": "10.0.0.9", "port": 80}'
+    head = "POST /api/v1/services/late/instances HTTP/1.1\nHost: localhost\n"
+    head += f"Content-Type: application/json\nContent-Length: {len(body)}\n\n"
+    with ProxyProcess() as proxy:
+        under_way = connect(proxy, head + body[:10])
+        with http(proxy) as calls:
+            calls.get("/healthz")
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_for(re.compile("stopping: SIGTERM"))
+        under_way.sendall(body[10:].encode())
+        assert read_all(under_way).startswith("HTTP/1.1 201 ")
+        assert proxy.wait() == 0
+        assert "Traceback" not in proxy.log
+        proxy.start()
+        with http(proxy) as calls:
+            assert calls.get("/status").json()["registrations"] == 1
+
+
+def test_a_request_that_never_finishes_does_not_hold_up_a_stop() -> None:
+    with ProxyProcess("--drain-timeout", "200ms") as proxy:
+        stuck = connect(proxy, "POST /api/v1/services/a/instances HTTP/1.1\nHost: localhost\nContent-Length: 10\n\n{")
+        with http(proxy) as calls:
+            calls.get("/healthz")
+        assert proxy.terminate() == 0
+        stuck.close()
+
+
+def test_a_stop_ends_event_streams_and_says_when_to_come_back() -> None:
+    with ProxyProcess("--events-retry", "1500ms") as proxy:
+        register(proxy)
+        stream = connect(proxy, "GET /api/v1/events?service=orders HTTP/1.1\nHost: localhost\n\n")
+        read_until(stream, "event: snapshot")
+        watching = connect(proxy, "GET /api/v1/services/none/watch?index=0&wait=60s HTTP/1.1\nHost: localhost\n\n")
+        with http(proxy) as calls:
+            calls.get("/healthz")
+        assert proxy.terminate() == 0
+        assert re.search(r"^retry: \d+$", read_all(stream), re.MULTILINE)
+        read_all(watching)
+
+
+def test_a_stop_writes_the_state_and_a_start_without_the_upstream_serves_it() -> None:
+    with ProxyProcess() as upstream, ProxyProcess("--upstream", upstream.url, "--push", "off") as proxy:
+        register(upstream)
+        assert [h["ip"] for h in hosts(proxy)] == ["10.0.0.1"]
+        assert proxy.terminate() == 0
+        assert not (proxy.state_dir / "state.sqlite3-wal").exists()
+        upstream.kill()
+        proxy.start()
+        with http(proxy) as calls:
+            answer = calls.get("/api/v1/services/orders")
+            assert [h["ip"] for h in answer.json()["hosts"]] == ["10.0.0.1"]
+
+
+# reload
+
+
+def test_a_hang_up_reads_the_tokens_again(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\n")
+    with ProxyProcess("--tokens-file", str(tokens)) as proxy:
+        assert status(proxy, "first-token") == 200
+        tokens.write_text("read:second-token\n")
+        hang_up(proxy, "reloaded tokens")
+        assert [status(proxy, token) for token in ("first-token", "second-token", "")] == [401, 200, 401]
+        tokens.write_text("nonsense\n")
+        hang_up(proxy, "not reloaded: a token is written right:token")
+        assert status(proxy, "second-token") == 200
+        tokens.write_text("")
+        hang_up(proxy, "not reloaded: all tokens are gone")
+        assert [status(proxy, token) for token in ("second-token", "")] == [200, 401]
+        assert "Traceback" not in proxy.log
+
+
+def status(proxy: ProxyProcess, token: str) -> int:
+    with http(proxy, token) as calls:
+        return calls.get("/api/v1/services").status_code
+
+
+def hang_up(proxy: ProxyProcess, said: str) -> None:
+    before = proxy.log.count("\n")
+    proxy.signal(signal.SIGHUP)
+    proxy.wait_for(re.compile(re.escape(said)), since=before)
+
+
+# kill
+
+
+def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
+    """The embedded registry dies with the process: what is there afterwards was remembered, or brought by the beats."""
+    with ProxyProcess() as proxy, NacosClient(proxy.url) as client:
+        for number in range(5):
+            client.add_naming_instance("orders", f"10.0.0.{number}", 80, weight=2.0, metadata={"n": str(number)})
+            client.send_heartbeat("orders", f"10.0.0.{number}", 80)
+        with http(proxy) as calls:
+            while "orders" not in state_of(proxy):
+                calls.get("/healthz")
+        proxy.kill()
+        proxy.start()
+        for number in range(5):
+            # the light beat of an old client: nothing but its place
+            place = {"serviceName": "orders", "ip": f"10.0.0.{number}", "port": "80"}
+            with http(proxy) as calls:
+                assert calls.put("/nacos/v1/ns/instance/beat", params=place).json()["code"] == 10200
+        found = {host["ip"]: (host["weight"], host["metadata"]) for host in hosts(proxy)}
+        assert found == {f"10.0.0.{number}": (2.0, {"n": str(number)}) for number in range(5)}
+
+
+def state_of(proxy: ProxyProcess) -> str:
+    """What of registrations lies in the file by now."""
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(proxy.state_dir / "state.sqlite3")) as db:
+        rows = db.execute("SELECT name FROM registration").fetchall()
+    return "orders" if len(rows) == 5 else ""
+
+
+# other doors
+
+
+def test_a_unix_socket_in_place_of_a_port(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.sock"
+    with ProxyProcess("--uds", str(path)) as proxy:
+        assert proxy.url == f"unix:{path}"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as calls:
+            assert calls.get("/healthz").json() == {"status": "ok"}
+        proxy.kill()
+        assert path.exists()
+        proxy.start()
+        assert proxy.terminate() == 0
+        assert not path.exists()
+
+
+def trusting(certificate: str | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(CERTIFICATES / "ca.pem"))
+    if certificate is not None:
+        context.load_cert_chain(CERTIFICATES / certificate)
+    return context
+
+
+def test_tls() -> None:
+    with ProxyProcess("--tls-cert", str(CERTIFICATES / "server.pem")) as proxy:
+        assert proxy.url.startswith("https://127.0.0.1:")
+        register(proxy, verify=trusting())
+        assert len(hosts(proxy, verify=trusting())) == 1
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            hosts(proxy)
+
+
+def test_client_certificates() -> None:
+    arguments = ("--tls-cert", str(CERTIFICATES / "server.pem"), "--tls-client-ca", str(CERTIFICATES / "ca.pem"))
+    with ProxyProcess(*arguments) as proxy:
+        register(proxy, verify=trusting("client.pem"))
+        for wrong in (None, "stranger.pem"):
+            with pytest.raises(httpx.HTTPError):
+                hosts(proxy, verify=trusting(wrong))
+
+
+# the service manager
+
+# Takes the place of systemd: hands on its descriptors from 3 on, and becomes the proxy.
+ACTIVATE = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.environ["LISTEN_FDS"] = sys.argv[1]
+os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", *sys.argv[2:]])
+"""
+
+
+@contextlib.contextmanager
+def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """The proxy on a socket that was opened before it; the port, the process."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+
+    def third() -> None:
+        os.dup2(listener.fileno(), 3, inheritable=True)
+
+    with socket.create_server((host, 0)) as listener:
+        listener.set_inheritable(True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ACTIVATE, "1", *arguments],
+            env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=third,
+            close_fds=False,
+        )
+        try:
+            yield listener.getsockname()[1], process
+        finally:
+            process.terminate()
+            process.wait(50)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def test_a_socket_from_systemd_is_used(tmp_path: Path) -> None:
+    """A client that came before the proxy is answered, and the port outlives a restart."""
+    with activated("--state-dir", str(tmp_path)) as (port, process):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=50) as calls:
+            assert calls.get("/healthz").json() == {"status": "ok"}
+        process.terminate()
+        said, _ = process.communicate(timeout=50)
+        assert (process.returncode, f"listening on http://127.0.0.1:{port}\n" in said) == (0, True)
+
+
+def test_a_socket_from_systemd_that_others_can_reach_needs_a_token_too(tmp_path: Path) -> None:
+    with activated("--state-dir", str(tmp_path), host="0.0.0.0") as (_, process):
+        said, _ = process.communicate(timeout=50)
+        assert process.returncode == 2
+        assert "0.0.0.0 can be reached from other hosts: set an API token" in said
+
+
+def test_it_tells_the_service_manager(tmp_path: Path) -> None:
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(20)
+    told: list[str] = []
+
+    def until(word: str) -> None:
+        while word not in told:
+            told.append(manager.recv(1024).decode())
+
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"}
+    with manager, ProxyProcess(env=environment) as proxy:
+        until("READY=1")
+        assert told == ["READY=1"]
+        until("WATCHDOG=1")
+        proxy.signal(signal.SIGHUP)
+        until("RELOADING=1")
+        proxy.signal(signal.SIGTERM)
+        until("STOPPING=1")
+        assert proxy.wait() == 0
+
+
+# trouble with the disk
+
+
+def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
+    # a wrapper, for the limit to hold in the proxy alone
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    limit += "os.execv(sys.executable, [sys.executable, '-m', 'proxy', 'serve', *sys.argv[1:]])"
+    with ProxyProcess(command=(sys.executable, "-c", limit)) as proxy, http(proxy) as calls:
+        body = {"ip": "10.0.0.1", "port": 80, "metadata": {"k": "x" * 1000}}
+        for number in range(120):
+            calls.post(f"/api/v1/services/s{number}/instances", json=body).raise_for_status()
+            calls.get(f"/api/v1/services/s{number}").raise_for_status()
+        proxy.wait_for(re.compile("the state cannot be written: .*; serving goes on without"))
+        ready = calls.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        assert [reason.split(":")[0] for reason in ready.json()["reasons"]] == ["disk"]
+        assert "nacos_proxy_disk_failing 1.0" in calls.get("/metrics").text
+        calls.get("/api/v1/services/s1").raise_for_status()
+        assert proxy.terminate() == 0
+        assert "Traceback" not in proxy.log
+
+
+# secrets
+
+
+def test_no_secret_is_shown_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(SECRETS["password"])
+    environment = {
+        "NACOS_PROXY_TOKENS": f"read:{SECRETS['token']},admin:{SECRETS['admin']}",
+        "NACOS_PROXY_LOG_LEVEL": "debug",
+        "NACOS_PROXY_ACCESS_LOG": "true",
+    }
+    with ProxyProcess() as upstream:
+        arguments = ("--upstream", upstream.url, "--username", "app", "--password-file", str(tmp_path / "password"))
+        with ProxyProcess(*arguments, "--push", "off", env=environment) as proxy:
+            with http(proxy, SECRETS["admin"]) as calls:
+                calls.post("/api/v1/services/orders/instances", json={"ip": "10.0.0.1", "port": 80})
+                calls.get("/api/v1/services/orders")
+                shown = {path: calls.get(path).text for path in ("/status", "/metrics", "/", "/docs", "/openapi.json")}
+                login = {"username": "app", "password": SECRETS["password"]}
+                calls.post("/nacos/v1/auth/login", data=login)
+                calls.get(f"/nacos/v1/ns/instance/list?serviceName=orders&accessToken={SECRETS['token']}")
+            with http(proxy, "wrong-token-3333") as calls:
+                shown["401"] = calls.get("/status").text
+            shown["title"] = " ".join(psutil.Process(proxy.pid).cmdline())
+            assert proxy.terminate() == 0
+            shown["log"] = proxy.log
+            assert stat.S_IMODE(proxy.state_dir.stat().st_mode) == 0o700
+            for path in proxy.state_dir.iterdir():
+                assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+                if path.is_file():
+                    shown[path.name] = path.read_bytes().decode("latin-1")
+    found = [(where, name) for where, text in shown.items() for name, secret in SECRETS.items() if secret in text]
+    assert found == []
+    assert "wrong-token-3333" not in shown["log"] + shown["401"]
