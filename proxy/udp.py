@@ -48,12 +48,14 @@ class UdpPush(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._task: asyncio.Task[None] | None = None
         self._reference = 0
+        self._six = False
 
     async def start(self, host: str) -> None:
         """Opens the socket on a port of the system's choice. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
         self._reference = int(self._clock.wall() * 1e9)
+        self._six = ":" in host
         self._task = spawn(self._run(), name="udp push")
 
     async def stop(self) -> None:
@@ -66,10 +68,11 @@ class UdpPush(asyncio.DatagramProtocol):
         wish = call.push
         if wish is None or not qualifies(wish.agent):
             return
-        if not allowed(wish.ip, self._policy.allow):
+        ip = plain(wish.ip)
+        if not allowed(ip, self._policy.allow) or not self._reaches(ip):
             self.refused += 1
             return
-        address = (wish.ip, wish.port)
+        address = (ip, wish.port)
         now = self._clock.now()
         if self._pushes.listed(call.service, address, call.clusters, wish.agent, wish.app, now):
             for subscription in self._pushes.of(call.service, now):
@@ -96,13 +99,18 @@ class UdpPush(asyncio.DatagramProtocol):
 
     def _put(self, packet: bytes, subscription: Subscription) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.sendto(packet, subscription.address)
+            ip, port = subscription.address
+            self._transport.sendto(packet, (f"::ffff:{ip}" if self._six and ":" not in ip else ip, port))
             self.sent += 1
+
+    def _reaches(self, ip: str) -> bool:
+        """A socket of IPv4 cannot send to IPv6, and uvloop raises where it is asked to; the other way it can."""
+        return self._six or ":" not in ip
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         reference = read_ack(data)
         if reference is not None:
-            self._pushes.acked(reference, (addr[0], addr[1]))
+            self._pushes.acked(reference, (plain(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp: %s", exc)
@@ -114,6 +122,15 @@ class UdpPush(asyncio.DatagramProtocol):
             self._pushes.lapse(now)
             for sent in self._pushes.again(now):
                 self._put(sent.packet, sent.subscription)
+
+
+def plain(ip: str) -> str:
+    """An IPv4 address as such, where it is dressed as one of IPv6; anything else as it is."""
+    try:
+        mapped = getattr(ipaddress.ip_address(ip), "ipv4_mapped", None)
+    except ValueError:
+        return ip
+    return ip if mapped is None else str(mapped)
 
 
 def allowed(ip: str, networks: Sequence[Network]) -> bool:
@@ -128,12 +145,13 @@ def allowed(ip: str, networks: Sequence[Network]) -> bool:
 
 
 def _is_ours(ip: str, family: int) -> bool:
-    """Only an address of this host can be bound."""
+    """Only an address of this host can be bound, and of those only a broadcast one refuses to be connected to."""
     if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
         return False
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((ip, 0))
+            probe.connect((ip, 9))
         except OSError:
             return False
     return True
