@@ -165,10 +165,9 @@ class EmbeddedRegistry:
             if not service.places and service.deadline() <= now:
                 del self._services[key]
             else:
-                self._plan(service)
+                self._plan(service, service.deadline())
 
-    def _plan(self, service: Service) -> None:
-        moment = service.deadline()
+    def _plan(self, service: Service, moment: float) -> None:
         if moment < self._planned.get(service.key, math.inf):
             self._planned[service.key] = moment
             heapq.heappush(self._deadlines, (moment, service.key))
@@ -189,38 +188,38 @@ class EmbeddedRegistry:
 
     def _get_instance(self, call: GetInstance, now: float) -> Instance:
         snapshot = self._fetch(Fetch(call.service), now)
-        if not any(i.cluster == call.cluster for i in snapshot.instances) and not snapshot.instances:
+        if not snapshot.instances:
             raise _no_instances(call.service, call.cluster)
         found = snapshot.find(call.ip, call.port, call.cluster)
         if found is None:
-            raise _no_match()
+            raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
         return found
 
     def _register(self, call: Register, now: float) -> None:
         check_instance(call.instance)
         service = self._services.get(call.service)
-        if service is None:
-            service = self._create(call.service, call.instance.ephemeral)
-        known = (call.instance.ip, call.instance.port) in service.places
+        known = service is not None and (call.instance.ip, call.instance.port) in service.places
         if not known and self._instances >= self._limits.instances:
             raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.instances} instances already")
+        if service is None:
+            service = self._create(call.service, call.instance.ephemeral)
         service.register(call.instance, now)
         self._instances += not known
-        self._plan(service)
+        self._plan(service, service.deadline_of(call.instance.ip, call.instance.port))
         self._tell(service, now)
 
     def _create(self, key: ServiceKey, ephemeral: bool, **fields: Any) -> Service:
         if len(self._services) >= self._limits.services:
             raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.services} services already")
         service = self._services[key] = Service(key, ephemeral, empty_since=self._clock.now(), **fields)
-        self._plan(service)
+        self._plan(service, service.deadline())
         return service
 
     def _deregister(self, call: Deregister, now: float) -> None:
         service = self._services.get(call.service)
         if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
             self._instances -= 1
-            self._plan(service)
+            self._plan(service, math.inf if service.places else service.deadline())
             self._tell(service, now)
 
     def _update(self, call: Update, now: float) -> None:
@@ -237,6 +236,7 @@ class EmbeddedRegistry:
             old.metadata if call.metadata is None else call.metadata,
         )
         service.lay(key, laid)
+        self._plan(service, service.deadline_of(call.ip, call.port))
         self._tell(service, now)
 
     def _beat(self, call: Beat, now: float) -> BeatResult:
@@ -263,6 +263,7 @@ class EmbeddedRegistry:
             old = service.overlay(key)
             kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
             service.lay(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
+            self._plan(service, service.deadline_of(key.ip, key.port))
         if changed:
             self._tell(service, now)
         kind = "ephemeral" if call.ephemeral else "persistent"
@@ -387,10 +388,6 @@ def _selector(text: str) -> Mapping[str, Any]:
 def _no_instances(key: ServiceKey, cluster: str) -> Refused:
     text = f"no ips found for cluster {cluster} in service {key.grouped}"
     return Refused(Reason.NO_INSTANCES, text, status=404)
-
-
-def _no_match() -> Refused:
-    return Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
 
 
 def _service_not_found(call: Update) -> Refused:

@@ -22,17 +22,28 @@ EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (NAC
 
 @dataclass(slots=True)
 class Registered:
-    """A registration: the instance as it came, when it was last heard of, and whether it counts as alive."""
+    """A registration: the instance as it came, when it was last heard of, and whether it counts as alive.
+
+    Seconds of silence until it is unhealthy, and until it goes, are kept: many are looked at together.
+    """
 
     instance: Instance
     heard: float
     healthy: bool
+    unhealthy_after: float = 15.0
+    gone_after: float = 30.0
+
+    def timed(self, laid: Laid | None) -> None:
+        """The overlay's times count before the registration's (NACOS.md 5.6)."""
+        metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
+        self.unhealthy_after = beat_timeout(metadata) / 1000
+        self.gone_after = delete_timeout(metadata) / 1000
 
     def unhealthy_at(self) -> float:
-        return self.heard + beat_timeout(self.instance.metadata) / 1000
+        return self.heard + self.unhealthy_after
 
     def gone_at(self) -> float:
-        return self.heard + delete_timeout(self.instance.metadata) / 1000
+        return self.heard + self.gone_after
 
     def next_at(self) -> float:
         return min(self.unhealthy_at(), self.gone_at()) if self.healthy else self.gone_at()
@@ -75,7 +86,8 @@ class Service:
         known = self.places.get(place)
         if known is not None and known.instance.cluster != instance.cluster:
             self.laid.pop(known.instance.key, None)
-        self.places[place] = Registered(instance, now, instance.healthy)
+        registered = self.places[place] = Registered(instance, now, instance.healthy)
+        registered.timed(self.laid.get(instance.key))
         self.empty_since = math.inf
         self._listed = None
 
@@ -93,6 +105,7 @@ class Service:
         """Over an instance that is there; over another it changes nothing that anybody could see."""
         if self.has(key):
             self.laid[key] = laid
+            self.places[(key.ip, key.port)].timed(laid)
             self._listed = None
 
     def overlay(self, key: InstanceKey) -> Laid:
@@ -146,6 +159,11 @@ class Service:
         if changed:
             self._listed = None
         return changed
+
+    def deadline_of(self, ip: str, port: int) -> float:
+        """The same, as far as one instance matters."""
+        known = self.places.get((ip, port))
+        return known.next_at() if known is not None and self.ephemeral else math.inf
 
     def deadline(self) -> float:
         """When `expire` may next have something to do."""
