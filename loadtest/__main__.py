@@ -1,4 +1,4 @@
-"""`python -m loadtest reads|misses|writes|fanout|propagation|scale|soak|all [--quick] [--upstream URL]`."""
+"""`python -m loadtest reads|misses|writes|fanout|propagation|scale|soak|all|docs [--quick] [--upstream URL]`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import importlib
 import sys
 from pathlib import Path
 
-from loadtest import report
+from loadtest import page, report
 from loadtest.contenders import Missing
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale")
 
 
@@ -19,12 +20,16 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser("loadtest", description=__doc__)
-    parser.add_argument("question", choices=[*QUESTIONS, "soak", "all"])
+    parser.add_argument("question", choices=[*QUESTIONS, "soak", "all", "docs"])
     parser.add_argument("--quick", action="store_true", help="few and short rounds: does it run, not what does it find")
     parser.add_argument("--upstream", metavar="URL", help="a Nacos server that runs already, in place of r-nacos")
-    parser.add_argument("--results", type=Path, default=report.RESULTS, help="where tables, JSON and charts go")
+    parser.add_argument("--results", type=Path, help="where tables, JSON and charts go (loadtest/results)")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long a soak lasts")
     options = parser.parse_args()
+    results = options.results or (report.RESULTS / "quick" if options.quick else report.RESULTS)
+    if options.question == "docs":
+        PAGE.write_text(page.page(report.load(results)), "utf-8")
+        return 0
     if options.question == "soak":
         return int(importlib.import_module("loadtest.soak").run(options.minutes, options.upstream, say))
     wanted = QUESTIONS if options.question == "all" else (options.question,)
@@ -33,7 +38,7 @@ def main() -> int:
         try:
             for series, baseline, figure in module.run(options.quick, options.upstream, say):
                 print(f"\n## {series.question}\n\n{report.table(series, baseline)}\n", flush=True)
-                report.save(series, baseline, figure, module.__doc__.splitlines()[:1], options.results)
+                report.save(series, baseline, figure, module.__doc__.splitlines()[:1], results)
         except Missing as error:
             say(f"{name} left out: {error}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtest.load import find_program
+from loadtest.wire import at_once
 
 LIST = "/nacos/v1/ns/instance/list?serviceName="
 READY_WITHIN = 30.0
@@ -105,11 +107,19 @@ def request(method: str, url: str) -> bytes:
         return bytes(reply.read())
 
 
-def register(url: str, service: str, number: int, *, ephemeral: bool = False) -> None:
-    """`number` instances, persistent unless asked otherwise: they need no beats while the load runs."""
-    for n in range(number):
-        query = f"serviceName={service}&ip=10.1.{n // 250}.{n % 250 + 1}&port=8080&ephemeral={str(ephemeral).lower()}"
-        request("POST", f"{url}/nacos/v1/ns/instance?{query}")
+def register(url: str, service: str, number: int) -> None:
+    """`number` instances, persistent: they need no beats while the load runs."""
+    register_all(url, [service], number)
+
+
+def register_all(url: str, services: Sequence[str], number: int) -> None:
+    """The same for many services at once."""
+    queries = (
+        f"serviceName={service}&ip=10.1.{n // 250}.{n % 250 + 1}&port=8080&ephemeral=false"
+        for service in services
+        for n in range(number)
+    )
+    asyncio.run(at_once(url, [("POST", f"/nacos/v1/ns/instance?{query}") for query in queries]))
 
 
 def rnacos() -> Contender:

@@ -41,12 +41,12 @@ async def _measure(contender: Contender, readers: int, events: int, body: bytes)
         if state["left"] == 0:
             done.set()
 
-    before = Usage(contender.process.pid).figures(1)["memory"]
+    before = Usage(contender.process.pid).resident()
     waiting = [] if contender.name != "nchan" else [Connection(contender.url)]
     for connection in waiting:
         await _publish(contender, connection, 0, body)
     streams = await open_streams(contender.url, _target(contender), readers, lambda: bytes(state["needle"]), seen)  # type: ignore[call-overload]
-    memory = Usage(contender.process.pid).figures(1)["memory"] - before
+    memory = Usage(contender.process.pid).resident() - before
     publisher = waiting[0] if waiting else Connection(contender.url)
     first: list[float] = []
     median: list[float] = []

@@ -12,17 +12,6 @@ from pathlib import Path
 
 import psutil
 
-_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-
-
-def milliseconds(text: str) -> float:
-    """`3.21ms`, `950.00us`, `1.02s` as milliseconds."""
-    found = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text)
-    if found is None:
-        raise ValueError(f"not a time that wrk prints: {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
-
-
 REPORT = """
 done = function(summary, latency, requests)
   local seconds = summary.duration / 1000000
@@ -88,13 +77,23 @@ class Usage:
         return sum(sum(p.cpu_times()[:2]) for p in self._family())
 
     def figures(self, requests: float) -> dict[str, float]:
-        """`cpu_s_per_1000` CPU seconds for 1,000 requests, `memory` in MiB of resident set."""
+        """`cpu_s_per_1000` CPU seconds for 1,000 requests, `memory` the most MiB resident since the start."""
         cpu = self._cpu() - self._before
-        memory = sum(p.memory_info().rss for p in self._family()) / (1 << 20)
-        return {"cpu_s_per_1000": 1000 * cpu / max(requests, 1), "memory": memory}
+        return {"cpu_s_per_1000": 1000 * cpu / max(requests, 1), "memory": sum(map(_peak, self._family())) / (1 << 20)}
+
+    def resident(self) -> float:
+        """MiB at this moment."""
+        return sum(p.memory_info().rss for p in self._family()) / (1 << 20)
 
     def cpu_seconds(self) -> float:
         return self._cpu() - self._before
+
+
+def _peak(process: psutil.Process) -> int:
+    """Bytes: what Linux notes of a process, elsewhere what it has now."""
+    status = Path(f"/proc/{process.pid}/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) << 10 if found else int(process.memory_info().rss)
 
 
 def installed(program: str) -> bool:

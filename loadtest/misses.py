@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from loadtest import contenders
-from loadtest.contenders import LIST, Missing, register
+from loadtest.contenders import LIST, Missing, register_all
 from loadtest.rounds import Sample, Series
 from loadtest.wire import Connection, percentile
 
@@ -87,8 +87,7 @@ async def _counted(rounds: int, say: Callable[[str], None]) -> Series:
 
 async def _real(quick: bool, upstream: str, field: list[contenders.Contender], say: Callable[[str], None]) -> Series:
     series = Series("misses, first read of a cold service")
-    for number in range(3 if quick else 10):
-        register(upstream, f"loadtest-cold-{number}", 10)
+    await asyncio.to_thread(register_all, upstream, [f"loadtest-cold-{n}" for n in range(3 if quick else 10)], 10)
     for number in range(3 if quick else 10):
         for contender in field:
             connection = Connection(contender.url)

@@ -6,14 +6,34 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import psutil
 
-from loadtest.rounds import Series
+from loadtest.rounds import Sample, Series
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A series as it was saved: whom it is compared to, which figure counts, the machine it ran on."""
+
+    series: Series
+    baseline: str
+    figure: str
+    machine: str
+
+    @property
+    def stem(self) -> str:
+        return stem(self.series.question)
+
+
+def stem(question: str) -> str:
+    """The name of a question's files."""
+    return question.replace(" ", "-").replace(",", "")
 
 
 def machine() -> str:
@@ -53,9 +73,8 @@ def chart(series: Series, figure: str) -> str:
     rows = [(name, spread) for name in series.contenders if (spread := series.spread(name, figure)) is not None]
     widest = max((spread.most for _, spread in rows), default=1.0) or 1.0
     height = 34 * len(rows) + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="13">'
-    ]
+    size = f'width="760" height="{height}" font-family="sans-serif" font-size="13"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>']
     parts.append(f'<text x="8" y="20" font-weight="bold">{escape(series.question)}: {escape(figure)}</text>')
     for number, (name, spread) in enumerate(rows):
         y = 34 * number + 36
@@ -72,10 +91,29 @@ def chart(series: Series, figure: str) -> str:
 def save(series: Series, baseline: str, figure: str, notes: Sequence[str], folder: Path = RESULTS) -> None:
     """`QUESTION.json`, `.md` and `.svg` under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = series.question.replace(" ", "-").replace(",", "")
+    name = stem(series.question)
     samples = [{"contender": s.contender, **s.figures} for s in series.samples]
-    body = {"question": series.question, "machine": machine(), "notes": list(notes), "samples": samples}
+    body = {
+        "question": series.question,
+        "machine": machine(),
+        "baseline": baseline,
+        "figure": figure,
+        "notes": list(notes),
+        "samples": samples,
+    }
     (folder / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n")
     text = [f"# {series.question}", "", machine(), "", table(series, baseline), "", *(f"- {note}" for note in notes)]
     (folder / f"{name}.md").write_text("\n".join(text).rstrip() + "\n")
     (folder / f"{name}.svg").write_text(chart(series, figure) + "\n")
+
+
+def load(folder: Path = RESULTS) -> list[Result]:
+    """What `save` wrote there, by name."""
+    results: list[Result] = []
+    for path in sorted(folder.glob("*.json")):
+        body = json.loads(path.read_text())
+        series = Series(body["question"])
+        for sample in body["samples"]:
+            series.add(Sample(sample.pop("contender"), sample))
+        results.append(Result(series, body["baseline"], body["figure"], body["machine"]))
+    return results

@@ -1,10 +1,11 @@
-"""Clients for the questions that wrk cannot ask: many event streams, single calls with their latency. asyncio, bounded."""
+"""Clients for what wrk cannot ask: many event streams, single calls with their latency. asyncio, bounded."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 
@@ -39,6 +40,25 @@ class Connection:
     async def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+
+
+async def at_once(url: str, calls: Sequence[tuple[str, str]], connections: int = 16) -> None:
+    """Set-up: all calls (method, target), shared by some connections. Raises where one is not answered with 200."""
+    left = iter(calls)
+
+    async def worker() -> None:
+        connection = Connection(url)
+        try:
+            for method, target in left:
+                status, answer = await connection.ask(method, target)
+                if status != 200:
+                    raise RuntimeError(f"{method} {target}: {status} {answer!r}")
+        finally:
+            await connection.close()
+
+    await asyncio.gather(*(worker() for _ in range(min(connections, len(calls)))))
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, int, bool]:

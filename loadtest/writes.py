@@ -64,9 +64,8 @@ def run(quick: bool, upstream: str | None, say: Callable[[str], None]) -> Iterat
                     usage = Usage(field[contender].process.pid)
                     figures = asyncio.run(_load(field[contender].url, call, callers, seconds))
                     series.add(Sample(contender, {**figures, **usage.figures(figures["requests"])}))
-                    say(
-                        f"{series.question}, round {number + 1}, {contender}: {figures['rate']:,.0f}/s, p50 {figures['p50']:.2f} ms"
-                    )
+                    rate, p50 = figures["rate"], figures["p50"]
+                    say(f"{series.question}, round {number + 1}, {contender}: {rate:,.0f}/s, p50 {p50:.2f} ms")
                 yield series, started[0].name, "rate"
     finally:
         for contender in started:

@@ -1,0 +1,113 @@
+"""What the proxy has to reach, against what the runs found. Pure: it measures nothing and reads no file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from loadtest.rounds import Series
+
+OURS = "nacos-proxy"
+HOT = "nacos-proxy, one hot service"
+NGINX = "nginx proxy_cache"
+RAW = "raw ASGI"
+
+Results = Mapping[str, Series]
+Find = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`limit` is the least that is wanted, or the most where `most` is said; in `unit`, "x" for a ratio."""
+
+    what: str
+    limit: float
+    unit: str
+    find: Find
+    most: bool = False
+
+    def held(self, found: float) -> bool:
+        return found <= self.limit if self.most else found >= self.limit
+
+
+def _series(results: Results, question: str) -> Series | None:
+    """The series whose question has all of these words; of several the one with the most readers or services."""
+    fitting = [series for name, series in results.items() if all(word in name for word in question.split("|"))]
+    return max(fitting, key=lambda series: (len(series.question), series.question), default=None)
+
+
+def ratio(question: str, figure: str, ours: str, other: str) -> Find:
+    def find(results: Results) -> float | None:
+        series = _series(results, question)
+        spread = series.ratio(ours, other, figure) if series is not None else None
+        return None if spread is None else spread.median
+
+    return find
+
+
+def figure(question: str, contender: str, name: str) -> Find:
+    def find(results: Results) -> float | None:
+        series = _series(results, question)
+        spread = series.spread(contender, name) if series is not None else None
+        return None if spread is None else spread.median
+
+    return find
+
+
+def added(question: str, name: str) -> Find:
+    """How much more we take than the one whom we stand in front of."""
+
+    def find(results: Results) -> float | None:
+        series = _series(results, question)
+        if series is None:
+            return None
+        direct = next(contender for contender in series.contenders if contender != OURS)
+        pairs = zip(series.values(OURS, name), series.values(direct, name), strict=False)
+        return statistics.median(ours - other for ours, other in pairs)
+
+    return find
+
+
+GOALS = (
+    Goal("hot reads against nginx proxy_cache", 1.5, "x", ratio("one hot", "rate", OURS, NGINX)),
+    Goal("p99 of hot reads against nginx's", 1.0, "x", ratio("one hot", "p99", OURS, NGINX), most=True),
+    Goal("hot reads against a raw ASGI app on uvicorn", 2.5, "x", ratio("one hot", "rate", OURS, RAW)),
+    Goal("services at random against our hot rate", 0.8, "x", ratio("at random", "rate", OURS, HOT)),
+    Goal("unique header per request against a raw ASGI app", 0.7, "x", ratio("unique", "rate", OURS, RAW)),
+    Goal("hot reads beside 100 writes a second against our hot rate", 0.8, "x", ratio("beside", "rate", OURS, HOT)),
+    Goal("last of 10,000 SSE readers against nchan's", 1.0, "x", ratio("fanout|10000", "last_ms", OURS, "nchan"), True),
+    Goal("a forwarded write, one caller: added to the median", 1.0, "ms", added("register|1 caller", "p50"), True),
+    Goal("forwarded writes, 32 callers", 2000, "/s", figure("register|32", OURS, "rate")),
+    Goal("own write to SSE reader, p99", 10.0, "ms", figure("propagation", "own write", "p99_ms"), True),
+    Goal("idle, 1,000 services, poll", 20.0, "% of a core", figure("push off", "1000 services", "cpu_percent"), True),
+    Goal("idle, 1,000 services, push", 2.0, "% of a core", figure("push on", "1000 services", "cpu_percent"), True),
+    Goal("memory, 1,000 services of 10 instances", 150, "MiB", figure("push off", "1000 services", "memory"), True),
+    Goal("memory per idle SSE reader", 10.0, "KiB", figure("fanout|10000", OURS, "kib_per_reader"), True),
+    Goal(
+        "upstream requests for 100 callers of a cold service",
+        1.0,
+        "",
+        figure("counting", OURS, "upstream_requests"),
+        most=True,
+    ),
+)
+
+
+def table(results: Results) -> str:
+    """Markdown: each goal with what was found."""
+    lines = ["| what | wanted | found | |", "| --- | ---: | ---: | --- |"]
+    for goal in GOALS:
+        found = goal.find(results)
+        sign = "≤" if goal.most else "≥"
+        shown = "not measured" if found is None else _amount(found, goal.unit)
+        verdict = "" if found is None else "reached" if goal.held(found) else "not reached"
+        lines.append(f"| {goal.what} | {sign} {_amount(goal.limit, goal.unit)} | {shown} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "x":
+        return f"{value:.2f} times"
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number}{unit}" if unit.startswith("/") else f"{number} {unit}".strip()

@@ -1,0 +1,91 @@
+"""What was to be reached, against results that were made up."""
+
+import pytest
+
+from loadtest.goals import GOALS, Goal, Results, table
+from loadtest.rounds import Sample, Series
+
+
+def series(question: str, *samples: tuple[str, dict[str, float]]) -> Series:
+    made = Series(question)
+    for contender, figures in samples:
+        made.add(Sample(contender, figures))
+    return made
+
+
+def results(*all_series: Series) -> Results:
+    return {one.question: one for one in all_series}
+
+
+def goal(what: str) -> Goal:
+    return next(goal for goal in GOALS if goal.what.startswith(what))
+
+
+HOT = series(
+    "reads, one hot service",
+    ("nginx proxy_cache", {"rate": 50_000, "p99": 1.0}),
+    ("raw ASGI", {"rate": 30_000}),
+    ("nacos-proxy", {"rate": 100_000, "p99": 0.8}),
+)
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        ("hot reads against nginx", 2.0),
+        ("p99 of hot reads", 0.8),
+        ("hot reads against a raw ASGI app", 100 / 30),
+        ("services at random", 0.9),
+        ("unique header", 1.5),
+        ("hot reads beside", 0.85),
+        ("last of 10,000", 0.75),
+        ("a forwarded write, one caller", 0.5),
+        ("forwarded writes, 32 callers", 2500.0),
+        ("own write to SSE reader", 4.0),
+        ("idle, 1,000 services, poll", 12.0),
+        ("idle, 1,000 services, push", 1.5),
+        ("memory, 1,000 services", 90.0),
+        ("memory per idle SSE reader", 5.0),
+        ("upstream requests", 1.0),
+    ],
+)
+def test_each_goal_is_found_in_the_results_of_its_question(what: str, found: float) -> None:
+    own = ("nacos-proxy, one hot service", {"rate": 100.0})
+    scale = {"cpu_percent": 12.0, "memory": 90.0}
+    taken = results(
+        HOT,
+        series("reads, 1000 services at random", ("nacos-proxy", {"rate": 90}), own),
+        series("reads, unique header per request", ("raw ASGI", {"rate": 30}), ("nacos-proxy", {"rate": 45})),
+        series("reads, 100 writes a second beside", ("nacos-proxy", {"rate": 85}), own),
+        series("fanout, 1000 readers", ("nchan", {"last_ms": 1}), ("nacos-proxy", {"last_ms": 9})),
+        series(
+            "fanout, 10000 readers",
+            ("nchan", {"last_ms": 80}),
+            ("nacos-proxy", {"last_ms": 60, "kib_per_reader": 5}),
+        ),
+        series("writes, register, 1 caller", ("r-nacos", {"p50": 0.5}), ("nacos-proxy", {"p50": 1.0})),
+        series("writes, register, 32 callers", ("r-nacos", {"rate": 35_000}), ("nacos-proxy", {"rate": 2_500})),
+        series("propagation, change to event", ("own write", {"p99_ms": 4})),
+        series("scale, watched services, push off", ("10 services", {"cpu_percent": 1}), ("1000 services", scale)),
+        series("scale, watched services, push on", ("1000 services", {"cpu_percent": 1.5, "memory": 99})),
+        series("misses, 100 callers at once on a counting upstream", ("nacos-proxy", {"upstream_requests": 1})),
+    )
+    assert goal(what).find(taken) == pytest.approx(found)
+    assert "not" not in table(taken)
+
+
+def test_what_was_not_measured_is_said_so() -> None:
+    assert goal("last of 10,000").find(results(HOT)) is None
+    lines = table(results(HOT)).splitlines()
+    assert "| hot reads against nginx proxy_cache | ≥ 1.50 times | 2.00 times | reached |" in lines
+    assert "| own write to SSE reader, p99 | ≤ 10 ms | not measured |  |" in lines
+
+
+def test_a_ratio_without_its_other_half_was_not_measured() -> None:
+    alone = results(series("reads, one hot service", ("nacos-proxy", {"rate": 1.0})))
+    assert goal("hot reads against nginx").find(alone) is None
+
+
+def test_a_goal_that_was_missed_is_named() -> None:
+    missed = series("propagation, change to event", ("own write", {"p99_ms": 11}))
+    assert "| own write to SSE reader, p99 | ≤ 10 ms | 11 ms | not reached |" in table(results(missed))

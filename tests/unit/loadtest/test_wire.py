@@ -1,0 +1,75 @@
+"""The clients of the load tests, on a server of a few lines."""
+
+import asyncio
+
+import pytest
+
+from loadtest.wire import Connection, at_once, close_streams, open_streams, percentile
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 0.999)) == (51.0, 100.0, 100.0)
+    assert (percentile([3.0], 0.5), percentile([], 0.5)) == (3.0, 0.0)
+
+
+class Answering(asyncio.Protocol):
+    """404 for /missing, an event stream for /events, else the target in chunks."""
+
+    heard: list[bytes]
+    streams: list[asyncio.Transport]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        target = data.split(b" ")[1]
+        self.heard.append(target)
+        if target == b"/missing":
+            self._transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+            return
+        self._transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        if target == b"/events":
+            self.streams.append(self._transport)
+        else:
+            self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(target), target))
+
+
+async def server() -> tuple[asyncio.Server, str, type[Answering]]:
+    made = type("Made", (Answering,), {"heard": [], "streams": []})
+    listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    return listening, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", made
+
+
+async def test_a_connection_asks_one_thing_after_the_other() -> None:
+    listening, url, _ = await server()
+    async with listening:
+        connection = Connection(url)
+        assert await connection.ask("GET", "/a") == (200, b"/a")
+        assert await connection.ask("GET", "/missing") == (404, b"no")
+        assert await connection.ask("POST", "/b", b"body") == (200, b"/b")
+        await connection.close()
+
+
+async def test_calls_at_once_are_all_made_and_a_refusal_is_told() -> None:
+    listening, url, made = await server()
+    async with listening:
+        await at_once(url, [("GET", f"/{n}") for n in range(100)], connections=4)
+        assert sorted(made.heard) == sorted(b"/%d" % n for n in range(100))
+        with pytest.raises(RuntimeError, match="GET /missing: 404"):
+            await at_once(url, [("GET", "/missing")])
+
+
+async def test_streams_tell_when_the_text_comes_also_in_two_pieces() -> None:
+    listening, url, made = await server()
+    async with listening:
+        seen: asyncio.Queue[float] = asyncio.Queue()
+        streams = await open_streams(url, "/events", 150, lambda: b"mark-1-", seen.put_nowait)
+        assert len(made.streams) == 150
+        made.streams[0].write(b"x mar")
+        await asyncio.sleep(0)
+        made.streams[0].write(b"k-1-")
+        made.streams[1].write(b"mark-1-")
+        assert await seen.get() <= await seen.get()
+        close_streams(streams)
