@@ -1,0 +1,129 @@
+"""The installed command as a person and as a script use it; each command once against a running proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.live import Process, ProxyProcess, RNacos, free_port
+
+NACOS_PROXY = Path(sys.executable).parent / "nacos-proxy"
+
+
+def environment(server: str = "") -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+    return {**clean, "NACOS_PROXY_CONFIG": os.devnull, "NACOS_PROXY_SERVER": server, "TERM": "dumb"}
+
+
+class Shell:
+    """Runs the command against one proxy."""
+
+    def __init__(self, proxy: ProxyProcess) -> None:
+        self.proxy = proxy
+        self.env = environment(proxy.url)
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        done = subprocess.run([str(NACOS_PROXY), *arguments], env=self.env, capture_output=True, text=True, timeout=50)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def json(self, *arguments: str) -> Any:
+        done = subprocess.run(
+            [str(NACOS_PROXY), *arguments, "--json"], env=self.env, capture_output=True, text=True, timeout=50
+        )
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Shell]:
+    with ProxyProcess() as proxy:
+        yield Shell(proxy)
+
+
+def test_the_life_of_an_instance(shell: Shell) -> None:
+    place = ("orders", "10.0.0.1:8080")
+    watch = Process([str(NACOS_PROXY), "watch", "orders", "--json"], env=shell.env)
+    with watch:
+        watch.wait_for(re.compile('"event": "snapshot"'))
+        patient = [f"--metadata=preserved.{name}=900000" for name in ("heart.beat.timeout", "ip.delete.timeout")]
+        said = shell.run("register", *place, "--weight", "2", "--metadata", "zone=a", *patient)
+        assert said == "registered 10.0.0.1:8080 in orders\n"
+        assert "10.0.0.1:8080" in shell.run("get", "orders")
+        assert shell.json("list")["services"] == ["orders"]
+        assert shell.run("pick", "orders", "--strategy", "hash", "--key", "user-42") == "10.0.0.1:8080\n"
+        shell.run("modify", *place, "--weight", "5")
+        assert shell.json("get", "orders")["hosts"][0]["weight"] == 5.0
+        assert shell.json("beat", *place)["clientBeatInterval"] == 5000
+        shell.run("deregister", *place)
+        watch.wait_for(re.compile(r'"removed": \[\{'))
+        watch.signal(signal.SIGINT)
+        assert watch.wait() == 0
+    events = [json.loads(line) for line in watch.log.splitlines()]
+    assert [event["event"] for event in events] == ["snapshot", "change", "change", "change"]
+
+
+def test_exit_codes_tell_a_script_what_happened(shell: Shell) -> None:
+    shell.run("get", "nobody", code=1)
+    shell.run("pick", "nobody", code=1)
+    shell.run("register", "x", "10.0.0.1", code=2)
+    shell.run("get", "orders", "--server", f"127.0.0.1:{free_port()}", code=3)
+
+
+def test_a_failure_with_json_is_still_json_or_nothing_on_standard_output(shell: Shell) -> None:
+    done = subprocess.run(
+        [str(NACOS_PROXY), "pick", "nobody", "--json"], env=shell.env, capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert shell.json("get", "nobody")["hosts"] == []
+
+
+def test_settings_are_printed_for_people_and_for_programs(shell: Shell) -> None:
+    shown = shell.json("config", "--cache-ttl", "3s")
+    assert shown["cache_ttl"] == {"value": "3s", "source": "flag --cache-ttl"}
+    assert re.search(r"^cache_ttl += 3s +flag --cache-ttl$", shell.run("config", "--cache-ttl", "3s"), re.MULTILINE)
+
+
+def test_doctor_knows_our_own_proxy_for_an_upstream(shell: Shell, tmp_path: Path) -> None:
+    here = ("--port", str(free_port()), "--state-dir", str(tmp_path))
+    said = shell.run("doctor", "--upstream", shell.proxy.url, *here)
+    assert re.search(r"^ok   upstream: .* answers in", said, re.MULTILINE)
+    assert re.search(r"^ok   version: ", said, re.MULTILINE)
+    assert "FAIL" not in said
+    said = shell.run("doctor", "--upstream", f"http://127.0.0.1:{free_port()}", *here, code=1)
+    assert re.search(r"^FAIL upstream: .*\n     -> is Nacos running there", said, re.MULTILINE)
+
+
+def test_doctor_finds_a_real_r_nacos_in_order(shell: Shell, rnacos: RNacos, tmp_path: Path) -> None:
+    here = ("--port", str(free_port()), "--state-dir", str(tmp_path))
+    said = shell.run("doctor", "--upstream", rnacos.url, *here)
+    found = re.findall(r"^(\S+) +([a-z ]+):", said, re.MULTILINE)
+    assert found == [
+        ("ok", name) for name in ("upstream", "version", "login", "push port", "clock", "state", "own port")
+    ]
+
+
+def test_the_demo_says_each_step_and_ends(shell: Shell) -> None:
+    said = shell.run("demo", "--once", "--port", "0")
+    assert len(re.findall(r"^\$ curl ", said, re.MULTILINE)) == 8
+
+
+def test_a_command_is_registered_while_its_check_passes_and_leaves_when_it_ends(shell: Shell, tmp_path: Path) -> None:
+    """A legacy server that knows nothing of Nacos."""
+    port = free_port()
+    words = ["register", "--managed", "--check-http", f"http://127.0.0.1:{port}/", "--interval", "100ms", "legacy"]
+    server = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    with Process([str(NACOS_PROXY), *words, f"127.0.0.1:{port}", "--", *server], env=shell.env) as command:
+        command.wait_for(re.compile(r'"GET / HTTP/1.1" 200'))  # the proxy's check
+        assert shell.run("pick", "legacy") == f"127.0.0.1:{port}\n"
+        command.signal(signal.SIGTERM)
+        assert command.wait() == 128 + signal.SIGTERM
+    shell.run("get", "legacy", code=1)
