@@ -1,0 +1,480 @@
+"""Bytes that nobody meant: at our socket, with the fast path and without, and as answers of an upstream.
+
+Each run draws its cases from a seed that it prints; NACOS_PROXY_TEST_SEED repeats one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from uvicorn.server import ServerState
+
+from proxy.agent import Agent
+from proxy.calls import (
+    Alive,
+    Beat,
+    Call,
+    Fetch,
+    GetInstance,
+    GetService,
+    ListServices,
+    Metrics,
+    Namespaces,
+    Ready,
+    ServiceNames,
+    Subscribers,
+    Switches,
+)
+from proxy.calls import (
+    ServerState as AskState,
+)
+from proxy.errors import ProxyError
+from proxy.registry.nacos import NacosPolicy, NacosRegistry
+from proxy.registry.servers import ServersPolicy
+from proxy.server import App, build, uvicorn_config
+from proxy.settings import Settings
+from tests.helpers.build import KEY, agent
+from tests.helpers.clock import FakeClock
+from tests.helpers.recordings import load
+from tests.unit.fastpath.drive import KeptTransport, StillLoop
+
+SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+CASES = int(os.environ.get("NACOS_PROXY_TEST_CASES", "50000"))  # each is sent to both doors
+HOSTILE = 10_000
+
+
+@pytest.fixture
+def luck() -> random.Random:
+    print(f"NACOS_PROXY_TEST_SEED={SEED}")
+    return random.Random(SEED)
+
+
+class Errors(logging.Handler):
+    """What was logged as an error: an exception that nobody handled among it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.name}: {record.getMessage()} {record.exc_info}")
+
+
+@pytest.fixture
+def errors() -> Iterator[list[str]]:
+    """uvicorn warns of each invalid request, which is right and would fill the report."""
+    handler, root, loud = Errors(), logging.getLogger(), logging.getLogger("uvicorn.error")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    root.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        root.removeHandler(handler)
+        loud.setLevel(level)
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+_FORM = b"serviceName=orders&ip=10.0.0.%d&port=80&metadata=%%7B%%22a%%22%%3A%%22b%%22%%7D&weight=2.5"
+
+
+def _get(target: bytes, *fields: bytes) -> bytes:
+    return b"\r\n".join((b"GET " + target + b" HTTP/1.1", b"Host: 127.0.0.1:8840", *fields, b"", b""))
+
+
+def _send(method: bytes, target: bytes, body: bytes, kind: bytes = b"application/x-www-form-urlencoded") -> bytes:
+    head = (method + b" " + target + b" HTTP/1.1", b"Host: localhost", b"Content-Type: " + kind)
+    return b"\r\n".join((*head, b"Content-Length: %d" % len(body), b"", body))
+
+
+SEEDS = (
+    _get(b"/nacos/v1/ns/instance/list?serviceName=orders"),
+    _get(b"/nacos/v1/ns/instance/list?serviceName=orders&clusters=a,b&healthyOnly=true&namespaceId=dev"),
+    _get(b"/nacos/v1/ns/instance/list?serviceName=g%40%40orders", b'If-None-Match: "abc"', b"User-Agent: x"),
+    _get(b"/nacos/v1/ns/instance?serviceName=orders&ip=10.0.0.1&port=80"),
+    _get(b"/nacos/v1/ns/service/list?pageNo=1&pageSize=10"),
+    _get(b"/nacos/v2/ns/instance/list?serviceName=orders"),
+    _get(b"/nacos/v3/client/ns/instance/list?serviceName=orders", b"Cache-Control: max-age=5"),
+    _get(b"/nacos/v1/cs/configs?dataId=a&group=b"),
+    _get(b"/nacos/../etc/passwd"),
+    _get(b"/api/v1/services/orders", b"Accept-Encoding: gzip"),
+    _get(b"/api/v1/services/orders/pick?strategy=hash&key=a"),
+    _get(b"/healthz"),
+    _send(b"POST", b"/nacos/v1/ns/instance", _FORM % 1),
+    _send(b"POST", b"/nacos/v2/ns/instance", _FORM % 2),
+    _send(b"PUT", b"/nacos/v1/ns/instance", _FORM % 1),
+    _send(b"PUT", b"/nacos/v1/ns/instance/beat", b"serviceName=orders&beat=%7B%22ip%22%3A%2210.0.0.3%22%7D"),
+    _send(b"DELETE", b"/nacos/v1/ns/instance", _FORM % 2),
+    _send(b"POST", b"/api/v1/services/orders/instances", b'{"ip":"10.0.0.4","port":80}', b"application/json"),
+    _send(b"PATCH", b"/api/v1/services/orders/instances/10.0.0.4:80", b'{"weight":3}', b"application/json"),
+    b"POST /nacos/v1/ns/instance HTTP/1.1\r\nHost: ::1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nip=\r\n0\r\n\r\n",
+)
+NACOS = tuple(seed for seed in SEEDS if b"/nacos/" in seed)
+INVALID = b"HTTP/1.1 400 Bad Request\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-type: text/plain"
+TOKENS = (
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n",
+    b"\0",
+    b"%00",
+    b"%",
+    b"%zz",
+    b"%c3%28",
+    b"\xff\xfe",
+    b"\xe2\x82\xac",
+    b" ",
+    b"\t",
+    b"&",
+    b"=",
+    b"@@",
+    b"..",
+    b"/",
+    b"//",
+    b"?",
+    b"#",
+    b"Host: evil\r\n",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"Connection: upgrade\r\nUpgrade: h2c\r\n",
+    b"Expect: 100-continue\r\n",
+    b"HTTP/1.0",
+    b"HTTP/2.0",
+    b"-1",
+    b"0",
+    b"1e999",
+    b"NaN",
+    b"99999999999999999999",
+    b"true",
+    b"null",
+    b"{",
+    b"}",
+    b"[",
+    b'"',
+    b"{}",
+    b"[]",
+    b"[" * 300,
+    b'{"ip":{}}',
+    b"A" * 3000,
+    b"serviceName=",
+    b"ip=",
+    b"port=",
+    b"metadata=%7B",
+    b"\xed\xa0\x80",
+    b"OPTIONS ",
+    b"CONNECT ",
+)
+
+
+def mutate(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
+    """A seed as it is, now and then, else with a few faults; sometimes another request behind it."""
+    data = bytearray(luck.choice(seeds))
+    for _ in range(luck.choice((0, 1, 1, 1, 2, 3, 5))):
+        at = luck.randrange(len(data) + 1)
+        match luck.randrange(6):
+            case 0 if data:
+                data[at % len(data)] = luck.randrange(256)
+            case 1:
+                del data[at : at + luck.choice((1, 1, 3, 20))]
+            case 2:
+                data[at:at] = data[max(0, at - luck.randrange(40)) : at]
+            case 3:
+                data[at:at] = luck.choice(TOKENS)
+            case 4:
+                data[at : at + luck.randrange(8)] = luck.choice(TOKENS)
+            case _ if luck.random() < 0.2:
+                del data[at:]
+            case _:
+                pass
+    if luck.random() < 0.1:
+        data += luck.choice(seeds)
+    return bytes(data)
+
+
+def alike(answer: bytes) -> bytes:
+    """Without what may differ: a 400 behind a good answer, in place of which the other door ends the connection."""
+    good, bad, _ = answer.partition(INVALID)
+    return (good if good else bad).replace(b"connection: close\r\n", b"")
+
+
+class Door:
+    """A whole proxy with the embedded registry behind one kind of protocol class, driven without a socket."""
+
+    def __init__(self, *, fast: bool) -> None:
+        settings = Settings(upstream="embedded", disk=False, udp_push=False, push="off", fast_path=fast)  # type: ignore[arg-type]
+        self.clock = FakeClock()
+        self.app = App(build(settings, self.clock))
+        self.config = uvicorn_config(self.app, settings)
+        self.config.lifespan = "off"
+        self.config.load()
+        self.state = ServerState()
+        self.state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")]
+        self.loop = StillLoop()
+
+    async def say(self, pieces: list[bytes]) -> bytes:
+        """What comes back on a new connection. Raises where the app does not come to an end."""
+        protocol = self.config.http_protocol_class(self.config, self.state, {}, self.loop)  # type: ignore[call-arg, arg-type]
+        transport = KeptTransport()
+        transport.protocol = protocol
+        protocol.connection_made(transport)
+        for piece in pieces:
+            protocol.data_received(piece)
+            await self._rest(50)
+            if transport.closing:
+                break
+        answer = transport.take()
+        protocol.connection_lost(None)
+        if not await self._rest(1000):
+            raise AssertionError(f"a request hangs: {pieces}")
+        self.loop.timers.clear()
+        return answer
+
+    async def _rest(self, rounds: int) -> bool:
+        for _ in range(rounds):
+            if not self.state.tasks:
+                return True
+            await asyncio.sleep(0)
+        return not self.state.tasks
+
+    async def close(self) -> None:
+        await self.app.parts.agent.close()
+
+
+@pytest.mark.timeout(280)
+async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
+    luck: random.Random, errors: list[str]
+) -> None:
+    fast, plain = Door(fast=True), Door(fast=False)
+    seen: dict[bytes, int] = {}
+    for number in range(CASES):
+        data = mutate(luck, SEEDS if luck.random() < 0.1 else NACOS)  # schemathesis looks at our own API
+        pieces = [data]
+        if luck.random() < 0.1 and data:
+            at = luck.randrange(len(data))
+            pieces = [data[:at], data[at:]]
+        answers = [await door.say([p for p in pieces if p]) for door in (fast, plain)]
+        if b"/pick" in data or b"text/html" in answers[0]:  # luck, and a page that counts what each door did
+            answers = [answer[:12] for answer in answers]
+        assert alike(answers[0]) == alike(answers[1]), f"case {number}: {data!r}"
+        assert errors == [], f"case {number}: {data!r}"
+        status = answers[0][9:12]
+        seen[status] = seen.get(status, 0) + 1
+        if number % 500 == 0:  # so that answers become stale, and instances without beats go
+            for door in (fast, plain):
+                await door.clock.advance(2.0)
+    print({status.decode(): number for status, number in sorted(seen.items())})
+    assert seen[b"200"] > CASES / 20 and seen[b"400"] > CASES / 20, seen
+    tallies = fast.app.parts.answers.tallies.values()
+    assert sum(tally.head for tally in tallies) > 0, "the fast path had its part"
+    for door in (fast, plain):
+        await door.close()
+
+
+# --- answers of an upstream --------------------------------------------------------------------------------------
+
+Given = dict[str, Any]
+
+
+class Liar(httpx.AsyncBaseTransport):
+    """Answers each request with what it was told to say."""
+
+    def __init__(self) -> None:
+        self.status, self.headers, self.body = 200, {"content-type": "application/json"}, b""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(self.status, headers=self.headers, content=self.body)
+
+
+def registry_of(dialect: Any, transport: Liar, clock: FakeClock) -> NacosRegistry:
+    return NacosRegistry(NacosPolicy(ServersPolicy(("http://127.0.0.1:1",)), dialect=dialect), clock, transport)
+
+
+def recorded_bodies() -> tuple[bytes, ...]:
+    rows = [
+        row for name in ("nacos-2.5.1", "nacos-3.0.3", "r-nacos-0.8.8", "v3-only", "protection") for row in load(name)
+    ]
+    return tuple(
+        {row.body.encode() if isinstance(row.body, str) else orjson.dumps(row.body) for row in rows if row.body}
+    )
+
+
+READS: tuple[Callable[[], Call[Any]], ...] = (
+    lambda: Fetch(KEY),
+    lambda: GetInstance(KEY, "10.0.0.1", 80),
+    lambda: ListServices(KEY.namespace, KEY.group, 1, 10),
+    lambda: GetService(KEY),
+    lambda: Beat(KEY, "10.0.0.1", 80),
+    lambda: ServiceNames(KEY.namespace),
+    lambda: Subscribers(KEY),
+    Metrics,
+    Switches,
+    AskState,
+    Namespaces,
+    Alive,
+    Ready,
+)
+DIALECTS = ("v1", "v2", "v3")
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**30,
+    "",
+    "x",
+    "NaN",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": ""},
+    [{}],
+    "\ud800",
+)
+
+
+def lie(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
+    """A recorded body with faults in its bytes, or in its structure."""
+    if luck.random() < 0.5:
+        return mutate(luck, seeds)
+    try:
+        value = orjson.loads(luck.choice(seeds))
+    except orjson.JSONDecodeError:
+        return luck.choice(seeds)
+    for _ in range(luck.randint(1, 3)):
+        value = bend(luck, value)
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a number or a text that JSON has not
+        return repr(value).encode("utf-8", "surrogatepass")
+
+
+def bend(luck: random.Random, value: Any) -> Any:
+    """One place of a JSON value is another value, or gone."""
+    if isinstance(value, dict) and value and luck.random() < 0.9:
+        name = luck.choice(list(value))
+        if luck.random() < 0.2:
+            return {n: v for n, v in value.items() if n != name}
+        return {**value, name: bend(luck, value[name])}
+    if isinstance(value, list) and value and luck.random() < 0.9:
+        at = luck.randrange(len(value))
+        return [*value[:at], bend(luck, value[at]), *value[at + 1 :]]
+    return luck.choice(ODD)
+
+
+async def test_a_hostile_answer_is_one_of_our_errors_whatever_was_asked(luck: random.Random, errors: list[str]) -> None:
+    seeds, transport, clock = recorded_bodies(), Liar(), FakeClock()
+    registries = [registry_of(dialect, transport, clock) for dialect in DIALECTS]
+    outcomes = {"answer": 0, "error": 0}
+    for number in range(HOSTILE):
+        transport.status = luck.choice((200, 200, 200, 200, 204, 301, 400, 403, 404, 410, 500, 503))
+        transport.body = lie(luck, seeds)
+        call = luck.choice(READS)()
+        registry = luck.choice(registries)
+        try:
+            await registry.send(call)
+            outcomes["answer"] += 1
+        except ProxyError:
+            outcomes["error"] += 1
+        except Exception as error:
+            raise AssertionError(f"case {number}: {call} {transport.status} {transport.body!r}") from error
+        clock._now += 0.3
+    print(outcomes)
+    assert outcomes["error"] > HOSTILE / 10 and outcomes["answer"] > HOSTILE / 100
+    await asyncio.sleep(0)
+    assert errors == []
+    for registry in registries:
+        await registry.close()
+
+
+GOOD: Given = {
+    "name": "DEFAULT_GROUP@@orders",
+    "groupName": "DEFAULT_GROUP",
+    "clusters": "",
+    "cacheMillis": 10000,
+    "hosts": [
+        {
+            "instanceId": "",
+            "ip": f"10.0.0.{n}",
+            "port": 80,
+            "weight": 1.0,
+            "healthy": True,
+            "enabled": True,
+            "ephemeral": True,
+            "clusterName": "DEFAULT",
+            "serviceName": "DEFAULT_GROUP@@orders",
+            "metadata": {"zone": "a"},
+        }
+        for n in (1, 2, 3)
+    ],
+    "lastRefTime": 1,
+    "checksum": "",
+    "allIPs": False,
+    "reachProtectionThreshold": False,
+    "valid": True,
+}
+
+
+def named(body: bytes) -> set[tuple[str, int]] | None:
+    """The addresses that a body names, where it is a list at all; read apart from the program."""
+    try:
+        hosts = orjson.loads(body)["hosts"]
+        rows = {(host["ip"], host["port"]) for host in hosts}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    good = all(isinstance(ip, str) and isinstance(port, int | float) for ip, port in rows)
+    return {(ip, int(port)) for ip, port in rows} if good and isinstance(hosts, list) else None
+
+
+@pytest.fixture
+async def lied_to() -> AsyncIterator[tuple[Agent, Liar, FakeClock]]:
+    transport, clock = Liar(), FakeClock()
+    one = agent(registry_of("v1", transport, clock), clock)
+    transport.body = orjson.dumps(GOOD)
+    await one.read(KEY)
+    yield one, transport, clock
+    await one.close()
+
+
+async def test_no_hostile_answer_takes_the_place_of_a_good_list(
+    luck: random.Random, lied_to: tuple[Agent, Liar, FakeClock], errors: list[str]
+) -> None:
+    one, transport, clock = lied_to
+    seeds = (orjson.dumps(GOOD),)
+    kept = replaced = 0
+    for number in range(HOSTILE // 2):
+        before = one.catalog.cache.look(KEY, clock.now()).snapshot
+        assert before is not None
+        transport.status = luck.choice((200, 200, 200, 200, 302, 404, 500))
+        transport.body = lie(luck, seeds)
+        one.refresh(KEY)
+        while one._fetching:
+            await asyncio.sleep(0)
+        after = one.catalog.cache.look(KEY, clock.now()).snapshot
+        assert after is not None, f"case {number}: {transport.body!r}"
+        clock._now += 40.0  # nothing is held back or pending
+        if after is before:
+            kept += 1
+            continue
+        replaced += 1
+        assert transport.status == 200, f"case {number}: {transport.body!r}"
+        shown = {(i.ip, i.port) for i in after.instances}
+        assert shown == named(transport.body), f"case {number}: {transport.body!r}"
+        if replaced % 20 == 0:
+            transport.status, transport.body = 200, orjson.dumps(GOOD)
+            one.refresh(KEY)
+            while one._fetching:
+                await asyncio.sleep(0)
+    print(f"{kept} kept, {replaced} replaced")
+    assert kept > HOSTILE / 10 and replaced > 0
+    assert errors == []
