@@ -302,7 +302,8 @@ class Cache:
                 p.since + (self._overlay.settle if p.since + self._overlay.settle > now else self._overlay.grace)
                 for p in entry.pending
             )
-            moment = min(moment, max(now + 0.05, min(waits)))
+            # not sooner: where one write follows the other, each would otherwise want a list of its own
+            moment = min(moment, max(now + self._overlay.settle / 2, min(waits)))
         return moment
 
     def _keep(self, entry: Entry, now: float) -> None:
