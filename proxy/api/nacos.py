@@ -93,7 +93,8 @@ class NacosApi:
                 mark(scope, call.service, found, agent.clock.now(), "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
-            written = await agent.write(call)
+            write: Write[Any] = call
+            written = await agent.write(write)
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
         if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all
             return None, ()
