@@ -6,7 +6,7 @@ Not for: the configuration API, the console, logins (`passthrough`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -93,8 +93,7 @@ class NacosApi:
                 mark(scope, call.service, found, agent.clock.now(), "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
-            write: Write[Any] = call
-            written = await agent.write(write)
+            written = await agent.write(cast("Write[Any]", call))
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
         if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all
             return None, ()
