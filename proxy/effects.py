@@ -5,6 +5,7 @@ Not for: what a call is or which values it may have (`calls`). A prediction of w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,70 +18,120 @@ def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
 
     Total and pure: a write that changes nothing gives the snapshot back as it is (the same object).
     """
-    match write:
-        case Register():
-            return _register(snapshot, write.instance)
-        case Deregister():
-            same = (i for i in snapshot.instances if i.ip == write.ip and i.port == write.port)
-            return _drop(snapshot, {i.key for i in same if i.ephemeral == write.ephemeral})
-        case Update():
-            return _update(snapshot, write)
-        case Beat():
-            return _beat(snapshot, write)
-        case BatchMetadata():
-            return _batch(snapshot, write)
-        case SetHealth():
-            known = snapshot.find(write.ip, write.port, write.cluster)
-            return snapshot if known is None else _put(snapshot, replace(known, healthy=write.healthy))
-        case _:
-            return snapshot
+    draft = Draft(snapshot)
+    draft.apply(write)
+    return draft.snapshot
 
 
-def _register(snapshot: Snapshot, instance: Instance) -> Snapshot:
-    known = snapshot.by_key.get(instance.key)
-    if known is not None:  # what the server adds of its own, such as a snowflake id, is in no registration
-        own = instance.instance_id or known.instance_id
-        instance = replace(instance, instance_id=own, extra=instance.extra or known.extra)
-    return _put(snapshot, instance)
+class Draft:
+    """A snapshot that many writes go into, one after the other, before it is put in order once.
 
+    A service of thousands may have thousands of writes that it does not list yet: each must not cost as much as all.
+    """
 
-def _put(snapshot: Snapshot, instance: Instance) -> Snapshot:
-    if snapshot.by_key.get(instance.key) == instance:
-        return snapshot
-    others = (i for i in snapshot.instances if not (i.ip == instance.ip and i.port == instance.port))
-    return snapshot.with_instances([*others, instance])
+    def __init__(self, base: Snapshot, *, many: bool = False) -> None:
+        """`many`: so many writes will come that it pays to look up who is at an address."""
+        self._base = base
+        self._now = dict(base.by_key)
+        self._changed = False
+        self._at: dict[tuple[str, int], set[InstanceKey]] | None = None
+        if many:
+            self._at = {}
+            for key in self._now:
+                self._at.setdefault((key.ip, key.port), set()).add(key)
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """What all writes so far have made of it; the base itself where they changed nothing."""
+        return self._base.with_by_key(self._now) if self._changed else self._base
 
-def _drop(snapshot: Snapshot, keys: set[InstanceKey]) -> Snapshot:
-    if not keys:
-        return snapshot
-    return snapshot.with_instances(i for i in snapshot.instances if i.key not in keys)
+    def apply(self, write: Write[Any]) -> None:
+        gone, put = self._effect(write)
+        for key in gone:
+            self._remove(key)
+        for instance in put:
+            self._put(instance)
 
+    def shows(self, write: Write[Any]) -> bool:
+        """Whether a write has nothing to change here."""
+        return not any(self._effect(write))
 
-def _update(snapshot: Snapshot, write: Update) -> Snapshot:
-    known = snapshot.find(write.ip, write.port, write.cluster)
-    if known is None:
-        return snapshot
-    default_weight, default_enabled = (known.weight, known.enabled) if write.partial else (1.0, True)
-    weight = default_weight if write.weight is None else write.weight
-    enabled = default_enabled if write.enabled is None else write.enabled
-    metadata = {**known.metadata, **(write.metadata or {})}
-    return _put(snapshot, replace(known, weight=weight, enabled=enabled, metadata=metadata))
+    def _remove(self, key: InstanceKey) -> None:
+        self._changed = True
+        del self._now[key]
+        if self._at is not None:
+            self._at[key.ip, key.port].discard(key)
 
+    def _put(self, instance: Instance) -> None:
+        self._changed = True
+        key = instance.key
+        self._now[key] = instance
+        if self._at is not None:
+            self._at.setdefault((key.ip, key.port), set()).add(key)
 
-def _beat(snapshot: Snapshot, write: Beat) -> Snapshot:
-    known = snapshot.find(write.ip, write.port)
-    if known is not None:
-        alive = known.ephemeral and not known.healthy
-        return _put(snapshot, replace(known, healthy=True)) if alive else snapshot
-    if write.full is None:
-        return snapshot
-    return _register(snapshot, replace(write.full, healthy=True, enabled=True))  # NACOS.md 2.7
+    def _keys_at(self, ip: str, port: int) -> list[InstanceKey]:
+        if self._at is not None:
+            return sorted(self._at.get((ip, port), ()))
+        return [key for key in self._now if key[0] == ip and key[1] == port]
 
+    # what each write does: the instances that go, then those that come or change
 
-def _batch(snapshot: Snapshot, write: BatchMetadata) -> Snapshot:
-    keys = write.instances or tuple(i.key for i in snapshot.instances)
-    for key in keys:
-        if (known := snapshot.by_key.get(key)) is not None and not write.remove:
-            snapshot = _put(snapshot, replace(known, metadata={**known.metadata, **write.metadata}))
-    return snapshot
+    def _effect(self, write: Write[Any]) -> tuple[Iterable[InstanceKey], list[Instance]]:
+        match write:
+            case Register():
+                return self._registered(write.instance)
+            case Deregister():
+                keys = self._keys_at(write.ip, write.port)
+                return [key for key in keys if self._now[key].ephemeral == write.ephemeral], []
+            case Update():
+                return (), self._updated(write)
+            case Beat():
+                return self._beaten(write)
+            case BatchMetadata():
+                return (), self._merged(write)
+            case SetHealth():
+                known = self._now.get(InstanceKey(write.ip, write.port, write.cluster))
+                return (), [] if known is None else self._changes(known, replace(known, healthy=write.healthy))
+            case _:
+                return (), []
+
+    def _registered(self, instance: Instance) -> tuple[Iterable[InstanceKey], list[Instance]]:
+        key = instance.key
+        known = self._now.get(key)
+        if known is not None:  # what the server adds of its own, such as a snowflake id, is in no registration
+            own = instance.instance_id or known.instance_id
+            instance = replace(instance, instance_id=own, extra=instance.extra or known.extra)
+            if instance == known:
+                return (), []
+        return [other for other in self._keys_at(key.ip, key.port) if other != key], [instance]
+
+    @staticmethod
+    def _changes(known: Instance, after: Instance) -> list[Instance]:
+        return [] if after == known else [after]
+
+    def _updated(self, write: Update) -> list[Instance]:
+        known = self._now.get(InstanceKey(write.ip, write.port, write.cluster))
+        if known is None:
+            return []
+        default_weight, default_enabled = (known.weight, known.enabled) if write.partial else (1.0, True)
+        weight = default_weight if write.weight is None else write.weight
+        enabled = default_enabled if write.enabled is None else write.enabled
+        metadata = {**known.metadata, **(write.metadata or {})}
+        return self._changes(known, replace(known, weight=weight, enabled=enabled, metadata=metadata))
+
+    def _beaten(self, write: Beat) -> tuple[Iterable[InstanceKey], list[Instance]]:
+        keys = self._keys_at(write.ip, write.port)
+        if keys:
+            known = self._now[min(keys)]
+            alive = known.ephemeral and not known.healthy
+            return (), [replace(known, healthy=True)] if alive else []
+        if write.full is None:
+            return (), []
+        return self._registered(replace(write.full, healthy=True, enabled=True))  # NACOS.md 2.7
+
+    def _merged(self, write: BatchMetadata) -> list[Instance]:
+        if write.remove:
+            return []
+        found = [self._now[key] for key in write.instances or self._now if key in self._now]
+        changed = (self._changes(known, replace(known, metadata={**known.metadata, **write.metadata})) for known in found)
+        return [instance for some in changed for instance in some]
