@@ -28,6 +28,12 @@ def upstream(request: pytest.FixtureRequest) -> Iterator[str]:
         yield os.environ["NACOS_TEST_URL"]
 
 
+@pytest.fixture
+def registry(request: pytest.FixtureRequest) -> str:
+    """The name of the registry behind the proxy, for what one of them is known to do otherwise."""
+    return str(request.node.callspec.params["upstream"])
+
+
 @pytest.fixture(params=["on", "off"], ids=["fast-path", "plain"])
 def fast_path(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "on")

@@ -157,11 +157,12 @@ async def test_a_beat_is_answered_with_its_interval(driver: Driver, service: str
     assert (answer["code"], answer["clientBeatInterval"], answer["lightBeatEnabled"]) == (10200, 5000, True)
 
 
-async def test_a_full_beat_registers_an_instance_that_is_unknown(driver: Driver, service: str) -> None:
+async def test_a_full_beat_registers_an_instance_that_is_unknown(driver: Driver, service: str, registry: str) -> None:
     answer = await driver.beat(service, "10.0.0.1", 80, weight=2.0, metadata={"a": "1"})
     assert answer["code"] == 10200
     (host,) = (await driver.list(service))["hosts"]
-    assert (host["ip"], host["weight"], host["metadata"]) == ("10.0.0.1", 2.0, {"a": "1"})
+    weight = 1.0 if registry == "r-nacos" else 2.0  # r-nacos 0.8.8 takes no weight from a beat
+    assert (host["ip"], host["weight"], host["metadata"]) == ("10.0.0.1", weight, {"a": "1"})
 
 
 async def test_a_persistent_instance_is_registered_listed_and_deregistered(driver: Driver, service: str) -> None:
