@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conformance.drivers import Driver, Rest, V1
+from tests.conformance.drivers import V1, Driver, Rest
 from tests.helpers.app import Served, serving
 
 REGISTRIES = ["embedded", "r-nacos", *(["NACOS_TEST_URL"] if os.environ.get("NACOS_TEST_URL") else [])]
