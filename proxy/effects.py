@@ -133,5 +133,7 @@ class Draft:
         if write.remove:
             return []
         found = [self._now[key] for key in write.instances or self._now if key in self._now]
-        changed = (self._changes(known, replace(known, metadata={**known.metadata, **write.metadata})) for known in found)
+        changed = (
+            self._changes(known, replace(known, metadata={**known.metadata, **write.metadata})) for known in found
+        )
         return [instance for some in changed for instance in some]

@@ -150,6 +150,19 @@ class Snapshot:
     def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
         return replace(self, instances=Snapshot.of(self.key, instances).instances)
 
+    def with_by_key(self, by_key: Mapping[InstanceKey, Instance]) -> Snapshot:
+        """As `with_instances`, of instances that lie by their key already."""
+        ordered = {key: by_key[key] for key in sorted(by_key)}
+        after = replace(self, instances=tuple(ordered.values()))
+        after.__dict__["by_key"] = ordered  # where cached_property keeps it: to make it anew is what costs most
+        return after
+
+    def dated(self, last_ref_time: int) -> Snapshot:
+        """The same at another moment."""
+        after = replace(self, last_ref_time=last_ref_time)
+        after.__dict__.update({name: self.__dict__[name] for name in ("by_key", "revision") if name in self.__dict__})
+        return after
+
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
         """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, NACOS.md 5.5).
 

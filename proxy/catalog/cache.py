@@ -182,7 +182,7 @@ class Cache:
             return None
         if self._overlay.grace <= 0:
             entry.word = after
-        change = self._show(entry, replace(after, last_ref_time=wall_ms), "write", wall_ms)
+        change = self._show(entry, after.dated(wall_ms), "write", wall_ms)
         self._shelf.place(entry)
         return change
 
@@ -213,7 +213,7 @@ class Cache:
         if change is None and entry.shown is not None:
             return None
         if not shown.last_ref_time:
-            shown = replace(shown, last_ref_time=wall_ms)
+            shown = shown.dated(wall_ms)
             change = None if change is None else replace(change, after=shown)
         entry.shown = shown
         entry.lived = entry.lived or bool(shown.instances)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
-from proxy.effects import apply
+from proxy.effects import Draft
 from proxy.model import Snapshot
 
 
@@ -28,25 +28,29 @@ class OverlayPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A write and the moment at which the upstream accepted it."""
+    """A write, the moment at which the upstream accepted it, and the address that it is about (`_place`)."""
 
     write: Write[Any]
     since: float
+    place: tuple[str, int] | None
 
 
 def fold(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
     """The upstream's word with the writes on top, in their order."""
+    draft = Draft(base, many=True)
     for entry in pending:
-        base = apply(base, entry.write)
-    return base
+        draft.apply(entry.write)
+    return draft.snapshot
 
 
 def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
     """The pending writes with one more; what it makes meaningless is left out, so their number stays bounded."""
-    if isinstance(write, Beat) and any(p.write == write for p in pending):
+    place = _place(write)
+    if isinstance(write, Beat) and any(p.place == place and p.write == write for p in pending):
         return pending  # what the first one did stands where it is, before what was modified since
-    kept = tuple(p for p in pending if not _supersedes(write, p.write))
-    return (*kept, Pending(write, now))
+    kept = [p for p in pending if p.place != place or not _supersedes(write, p.write)]
+    kept.append(Pending(write, now, place))
+    return tuple(kept)
 
 
 def _place(write: Write[Any]) -> tuple[str, int] | None:
@@ -60,10 +64,11 @@ def _place(write: Write[Any]) -> tuple[str, int] | None:
 
 
 def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
+    """Whether an older write about the same address means nothing any more."""
     if isinstance(new, BatchMetadata) and isinstance(old, BatchMetadata):
         alike = (new.instances, new.remove, new.ephemeral) == (old.instances, old.remove, old.ephemeral)
         return alike and old.metadata.keys() <= new.metadata.keys()
-    if _place(new) is None or _place(new) != _place(old):
+    if _place(new) is None:
         return new == old
     if isinstance(new, Register):
         return True
@@ -100,18 +105,17 @@ def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: O
     if fold(base, pending) == base and all(asked - entry.since >= policy.settle for entry in pending):
         return ()  # together they agree, though one alone may not: registered, then modified
     kept: list[Pending] = []
-    shown = base
+    shown = Draft(base, many=True)
     for entry in pending:
-        after = apply(shown, entry.write)
-        agreed = after == shown and asked - entry.since >= policy.settle
+        agreed = asked - entry.since >= policy.settle and shown.shows(entry.write)
         if not agreed and asked - entry.since < policy.grace:
             kept.append(entry)
-            shown = after
+            shown.apply(entry.write)
     return tuple(kept)
 
 
 def explains(pending: Iterable[Pending], before: Snapshot, after: Snapshot) -> bool:
     """Whether deregistrations through this proxy alone account for the instances that a new list lacks."""
-    gone = {_place(p.write) for p in pending if isinstance(p.write, Deregister)}
+    gone = {p.place for p in pending if isinstance(p.write, Deregister)}
     missing = (i for i in before.instances if i.key not in after.by_key)
     return all((i.ip, i.port) in gone for i in missing)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
-from proxy.effects import apply
+from proxy.effects import Draft, apply
 from proxy.model import Instance, InstanceKey, Snapshot
 from proxy.wire.base import Dialect
 from proxy.wire.hosts import read_listing
@@ -114,6 +114,14 @@ def test_a_put_puts_back_what_it_does_not_name_a_patch_leaves_it() -> None:
     )
 
 
+def test_a_change_leaves_the_instance_of_another_cluster_at_the_same_address() -> None:
+    """Nacos 1.x tells them apart; on later servers there is none."""
+    service = snapshot(instance(cluster="c1"), instance(cluster="c2"))
+    assert apply(service, update(weight=5.0, cluster="c2")) == snapshot(
+        instance(cluster="c1"), instance(cluster="c2", weight=5.0)
+    )
+
+
 def test_an_update_of_another_cluster_or_of_nobody_changes_nothing() -> None:
     service = snapshot(X)
     assert apply(service, update(weight=5.0, cluster="c1")) is service
@@ -211,6 +219,19 @@ writes: Any = st.one_of(
 def test_a_write_that_changes_nothing_gives_the_same_snapshot_back(before: Snapshot, write: Any) -> None:
     after = apply(before, write)
     assert (after is before) == (after == before)
+
+
+@given(snapshots, st.lists(writes, max_size=6), st.booleans())
+def test_many_writes_in_one_draft_mean_what_they_mean_one_after_the_other(
+    before: Snapshot, made: list[Any], many: bool
+) -> None:
+    draft, after = Draft(before, many=many), before
+    for write in made:
+        assert draft.shows(write) == (apply(after, write) is after)
+        draft.apply(write)
+        after = apply(after, write)
+    assert draft.snapshot == after
+    assert list(draft.snapshot.by_key.items()) == [(i.key, i) for i in after.instances]
 
 
 @given(snapshots, writes)

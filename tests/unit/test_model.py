@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +138,23 @@ def test_a_revision_is_the_same_in_another_process() -> None:
 
 def test_of_two_instances_in_one_place_the_later_counts() -> None:
     assert snapshot(instance(weight=1), instance(weight=2)).instances == (instance(weight=2),)
+
+
+@given(snapshots)
+def test_the_same_at_another_moment_is_the_same(found: Snapshot) -> None:
+    plain, kept = found.dated(7), replace(found)
+    assert (kept.by_key, kept.revision) == (found.by_key, found.revision)
+    dated = found.dated(7)
+    assert plain == dated == found
+    assert (dated.last_ref_time, dated.revision, dict(dated.by_key)) == (7, found.revision, dict(found.by_key))
+
+
+@given(snapshots)
+def test_instances_by_their_key_are_put_in_order(found: Snapshot) -> None:
+    turned = dict(reversed(found.by_key.items()))
+    after = replace(found, instances=()).with_by_key(turned)
+    assert after == found
+    assert list(after.by_key) == [i.key for i in after.instances]
 
 
 def test_an_instance_is_found_by_its_address_and_by_its_cluster_if_one_is_named() -> None:
