@@ -85,6 +85,7 @@ class Front:
             context_path=self._context,
             max_body=faces.settings.max_body,
             on_list=faces.on_list,
+            on_beat=faces.keeper.heard,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

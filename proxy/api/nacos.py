@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api.answers import mark, read_body, send_reply, to_request
-from proxy.calls import Alive, GetInstance, Write
+from proxy.calls import Alive, Beat, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
-from proxy.model import Snapshot
+from proxy.model import ServiceKey, Snapshot
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
 
@@ -26,7 +26,8 @@ ANSWER_HEADER = "nacos-proxy-answer"
 class NacosApi:
     """An ASGI app for all paths below the context path; what no dialect owns or answers goes to `otherwise`.
 
-    `on_list` hears of every list that was answered, which is how push addresses become known.
+    `on_list` hears of every list that was answered, which is how push addresses become known; `on_beat` of every beat
+    that a client sent, whatever becomes of it: a sign of life.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class NacosApi:
         context_path: str = "/nacos",
         max_body: int = 1 << 20,
         on_list: Callable[[ReadService, Snapshot], None] | None = None,
+        on_beat: Callable[[ServiceKey, str, int], object] | None = None,
     ) -> None:
         self._agent = agent
         self._dialects = tuple(dialects)
@@ -45,6 +47,7 @@ class NacosApi:
         self._context = context_path.rstrip("/")
         self._max_body = max_body
         self._on_list = on_list
+        self._on_beat = on_beat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"][len(self._context) :]
@@ -93,6 +96,8 @@ class NacosApi:
                 mark(scope, call.service, found, agent.clock.now(), "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
+            if isinstance(call, Beat) and self._on_beat is not None:
+                self._on_beat(call.service, call.ip, call.port)
             written = await agent.write(cast("Write[Any]", call))
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
         if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all

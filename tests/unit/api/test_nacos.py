@@ -13,6 +13,7 @@ from proxy.api.answers import send_reply
 from proxy.api.nacos import ANSWER_HEADER, NacosApi
 from proxy.calls import Alive, Beat, Register
 from proxy.errors import Denied, Unreachable
+from proxy.model import ServiceKey
 from proxy.wire.base import FORM_TYPE, REPEATABLE, HttpReply, ReadService
 from proxy.wire.v1 import V1
 from proxy.wire.v2 import V2
@@ -38,6 +39,7 @@ class World:
     api: NacosApi
     agent: Any
     listed: list[ReadService] = field(default_factory=list)
+    heard: list[tuple[ServiceKey, str, int]] = field(default_factory=list)
 
     async def ask(self, method: str, target: str, **more: Any) -> Exchange:
         return await ask(self.api, method, target, **more)
@@ -47,6 +49,7 @@ def world_of(context_path: str = "/nacos", max_body: int = 1 << 20) -> World:
     registry, clock = ScriptedRegistry(Shelf(build.snapshot(build.instance()))), FakeClock()
     agent = build.agent(registry, clock)
     listed: list[ReadService] = []
+    heard: list[tuple[ServiceKey, str, int]] = []
     api = NacosApi(
         agent,
         (V1, V2, V3),
@@ -54,8 +57,9 @@ def world_of(context_path: str = "/nacos", max_body: int = 1 << 20) -> World:
         context_path=context_path,
         max_body=max_body,
         on_list=lambda call, shown: listed.append(call),
+        on_beat=lambda service, ip, port: heard.append((service, ip, port)),
     )
-    return World(registry, clock, api, agent, listed)
+    return World(registry, clock, api, agent, listed, heard)
 
 
 @pytest.fixture
@@ -169,6 +173,25 @@ async def test_an_answer_that_is_not_the_upstreams_own_says_so(world: World) -> 
     reply = await world.ask("PUT", beat)
     assert (reply.status, reply.json()["code"], reply.headers[ANSWER_HEADER]) == (200, 10200, "local")
     assert len(world.registry.sent(Beat)) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/nacos/v1/ns/instance/beat?serviceName=orders"),
+        ("PUT", "/nacos/v2/ns/instance/beat?serviceName=DEFAULT_GROUP@@orders"),
+        ("POST", "/nacos/v3/client/ns/instance?heartBeat=true&serviceName=orders"),
+    ],
+)
+async def test_a_beat_in_any_dialect_is_a_sign_of_life_even_while_the_upstream_is_away(
+    world: World, method: str, path: str
+) -> None:
+    await world.ask(method, f"{path}&ip=10.0.0.1&port=80")
+    world.registry.script = lambda call: Unreachable("gone", arrived=False)
+    await world.ask(method, f"{path}&ip=10.0.0.2&port=80")
+    assert world.heard == [(build.KEY, "10.0.0.1", 80), (build.KEY, "10.0.0.2", 80)]
+    await world.ask("POST", "/nacos/v1/ns/instance?serviceName=orders&ip=10.0.0.3&port=80")
+    assert len(world.heard) == 2
 
 
 async def test_a_list_is_answered_200_while_the_upstream_is_down(world: World) -> None:
