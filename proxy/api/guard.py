@@ -23,6 +23,9 @@ from proxy.wire.base import HttpReply
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_NACOS = ("/v1/", "/v2/", "/v3/")  # beside them, where there is no context path, stands our own API
+_LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
+_NAMING = ("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns", "/v3/admin/ns/instance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,16 @@ def right_of(given: str, tokens: Sequence[Token]) -> Right | None:
 
 
 def needed(method: str, path: str, context_path: str) -> Right:
-    """Reads need 'read', naming writes 'write', what else is passed through to the upstream and changes it 'admin'."""
+    """Reads need 'read', naming writes 'write', what else is passed through to the upstream and changes it 'admin'.
+
+    A login changes nothing: who may read may show an account of the upstream's.
+    """
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read"
-    if not path.startswith(context_path):
+    context = context_path.rstrip("/")
+    if not path.startswith(f"{context}/" if context else _NACOS):
         return "write"
-    rest = path[len(context_path) :]
-    naming = rest.startswith(("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns/", "/v3/admin/ns/instance"))
-    return "write" if naming or "/auth/" in rest else "admin"
+    below = path[len(context) :]
+    if method == "POST" and below in _LOGINS:
+        return "read"
+    return "write" if any(below == name or below.startswith(f"{name}/") for name in _NAMING) else "admin"

@@ -102,5 +102,37 @@ def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
     assert host_name(host) == name
 
 
-def test_a_login_is_a_naming_write() -> None:
-    assert needed("POST", "/nacos/v1/auth/login", "/nacos") == "write"
+@pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
+@pytest.mark.parametrize(
+    ("method", "path", "right"),
+    [
+        ("POST", "/v1/auth/login", "read"),
+        ("POST", "/v1/auth/users/login", "read"),
+        ("POST", "/v3/auth/user/login", "read"),
+        # an account made at the upstream may do more than the token that made it
+        ("POST", "/v1/auth/users", "admin"),
+        ("POST", "/v1/auth/roles", "admin"),
+        ("PUT", "/v3/auth/user", "admin"),
+        ("POST", "/v1/cs/configs;/auth/login", "admin"),
+        ("POST", "/v1/cs/configs/auth/login", "admin"),
+        ("POST", "/v1/ns/instance", "write"),
+        ("PUT", "/v1/ns/instance/metadata/batch", "write"),
+        ("POST", "/v3/client/ns/instance", "write"),
+        ("PUT", "/v3/admin/ns/instance", "write"),
+        ("POST", "/v1/ns/instances-of-others", "admin"),
+        ("PUT", "/v1/ns/operator/switches", "admin"),
+        ("DELETE", "/v1/auth/login", "admin"),
+    ],
+)
+def test_what_a_call_of_the_nacos_api_needs(context: str, method: str, path: str, right: str) -> None:
+    assert needed(method, context + path, context) == right
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
+def test_our_own_api_needs_write_wherever_the_other_stands(context: str) -> None:
+    assert needed("POST", "/api/v1/services/a/instances", context) == "write"
+
+
+def test_what_is_below_the_context_path_and_nobody_knows_needs_admin() -> None:
+    assert needed("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
+    assert needed("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
