@@ -54,7 +54,7 @@ class UdpPush(asyncio.DatagramProtocol):
         """Opens the socket on a port of the system's choice. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
-        self._reference = int(self._clock.wall() * 1e9)
+        self._reference = int(self._clock.wall() * 1e6)  # the Node SDK keeps numbers exact below 2**53 only
         self._six = ":" in host
         self._task = spawn(self._run(), name="udp push")
 

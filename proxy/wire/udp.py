@@ -35,7 +35,7 @@ def qualifies(agent: str) -> bool:
 def write_push(text: bytes, reference: int) -> bytes | None:
     """The datagram that brings a list body; None where it does not fit into one, which is left to the client's poll.
 
-    `reference` names the datagram in its acknowledgement; real servers use a nanosecond counter.
+    `reference` names the datagram in its acknowledgement; real servers count the nanoseconds since their start.
     """
     data = text.decode()
     packet = orjson.dumps({"type": "dom", "data": data, "lastRefTime": reference})

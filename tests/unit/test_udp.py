@@ -168,6 +168,17 @@ async def test_an_ack_ends_it(as_text: bool) -> None:
         await world.none_comes()
 
 
+async def test_an_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> None:
+    """The Node SDK's are, and it sends the number back as it has read it."""
+    async with udp() as world:
+        world.list()
+        for number in range(1, 4):
+            data, where = await world.client.packet()
+            world.client.ack({"lastRefTime": int(float(json.loads(data)["lastRefTime"]))}, where)
+            await asyncio.wait_for(acked(world, number), 20)
+            world.push.follow(Change(ONE, TWO, "poll"))
+
+
 async def test_nonsense_on_the_socket_is_no_ack_and_no_harm() -> None:
     async with udp() as world:
         world.list()
