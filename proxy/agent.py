@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
-from weakref import WeakValueDictionary
 
 from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
 from proxy.catalog.breaker import Breaker
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
-from proxy.catalog.ledger import Ledger, Place, Registration
+from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
+from proxy.counts import Counts
 from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, away
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
+from proxy.modifying import Modifying
 from proxy.registry.base import Registry
 from proxy.runtime import Clock, spawn, stop
 
@@ -51,22 +52,6 @@ class Written(Generic[R]):
 
     result: R
     how: How = "upstream"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened since start, for operators."""
-
-    reads: dict[str, int] = field(default_factory=lambda: {})
-    fetches: dict[str, int] = field(default_factory=lambda: {})
-    writes: dict[str, int] = field(default_factory=lambda: {})
-    changes: dict[str, int] = field(default_factory=lambda: {})
-    healed: int = 0
-    local_beats: int = 0
-
-    @staticmethod
-    def add(counts: dict[str, int], name: str, number: int = 1) -> None:
-        counts[name] = counts.get(name, 0) + number
 
 
 @dataclass(slots=True)
@@ -100,7 +85,7 @@ class Agent:
         self._policy = policy
         self._followers = tuple(followers)
         self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
-        self._modifying: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+        self._modifying = Modifying(catalog.ledger, self)
         self._healing = Healing(catalog.ledger, self, self._took_back, clock)
         self._suspicious_until = 0.0
 
@@ -197,7 +182,12 @@ class Agent:
             self._fetching.pop(key, None)
         now = self.clock.now()
         change = self.catalog.cache.accept(
-            word, now, source, asked=asked, suspicious=self.suspicious, wall_ms=self._wall_ms()
+            word,
+            now,
+            source,
+            asked=asked,
+            suspicious=self._healing.misses(word) or self.suspicious,
+            wall_ms=self._wall_ms(),
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)
@@ -238,7 +228,6 @@ class Agent:
             with self._healing.leaving(call):
                 written = Written(await self.send(call))
             if isinstance(call, Beat) and (healed := await self._healing.heal(call, written.result)):
-                self.counts.healed += 1
                 written = Written(healed, "healed")
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
@@ -272,49 +261,16 @@ class Agent:
             listener()
 
     def _took_back(self, call: Register) -> None:
+        self.counts.healed += 1
         self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again."""
-        healed = await self._healing.renew(registration)
-        self.counts.healed += healed
-        return healed
+        return await self._healing.renew(registration)
 
     async def modify(self, call: Update) -> Instance:
-        """Change only what the call names: read, merge, replace all (partial calls are not, DESIGN fact 5).
-
-        Named metadata is merged by key into what is shown. Returns the instance as it will be shown. Of two at once
-        the second reads what the first has put, so that neither is undone by the other.
-        """
-        turn = self._modifying.setdefault((call.service, call.ip, call.port), asyncio.Lock())
-        async with turn:
-            return await self._modify(call)
-
-    async def _modify(self, call: Update) -> Instance:
-        known = await self._instance_now(call)
-        metadata = {**known.metadata, **(call.metadata or {})}
-        whole = replace(
-            call,
-            cluster=known.cluster,
-            weight=known.weight if call.weight is None else call.weight,
-            enabled=known.enabled if call.enabled is None else call.enabled,
-            metadata=metadata,
-            ephemeral=known.ephemeral,
-            partial=False,
-        )
-        await self.write(whole)
-        return replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
-
-    async def _instance_now(self, call: Update) -> Instance:
-        look = await self.read(call.service, Wants(no_cache=True))
-        assert look.snapshot is not None
-        known = look.snapshot.find(call.ip, call.port, call.cluster) or look.snapshot.find(call.ip, call.port)
-        if known is not None:
-            return known
-        owned = self.catalog.ledger.find(call.service, call.ip, call.port)
-        if owned is not None:
-            return owned.instance
-        return await self.send(GetInstance(call.service, call.ip, call.port, call.cluster))
+        """Change only what the call names, named metadata by key. Returns the instance as it will be shown."""
+        return await self._modifying.modify(call)
 
     # watch
 
@@ -323,7 +279,8 @@ class Agent:
     ) -> tuple[Mailbox, list[Snapshot]]:
         """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
 
-        A service that cannot be fetched now has no snapshot; its first change will hold the whole state.
+        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. Who resumes
+        gets a snapshot of what no change may have told of (`_untold`); it stands for all that waits of that service.
         """
         await asyncio.gather(*(self._warm(key) for key in interest.keys))
         now, cache = self.clock.now(), self.catalog.cache
@@ -331,8 +288,19 @@ class Agent:
         for key in interest.keys:
             cache.watch(key, now)
         if after and not mailbox.reset:
-            return mailbox, []
+            untold = self._untold(interest)
+            for snapshot in untold:
+                mailbox.drop(snapshot.key)
+            return mailbox, untold
         return mailbox, self._known(interest)
+
+    def _untold(self, interest: Filter) -> list[Snapshot]:
+        """Services that never had an instance while we knew them: their entry may be younger than what a reader heard.
+
+        Pushed out of the cache with instances and fetched anew without any, a service is no change to anybody here.
+        """
+        entries = (self.catalog.cache.get(key) for key in sorted(interest.keys))
+        return [entry.shown for entry in entries if entry is not None and entry.shown is not None and not entry.lived]
 
     async def _warm(self, key: ServiceKey) -> None:
         try:
@@ -395,6 +363,7 @@ class Agent:
 
     async def close(self, tasks: Iterable[asyncio.Task[Any]] = ()) -> None:
         """Ends what is under way and the registry."""
+        await self._healing.close()
         for task in (*self._fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.agent import Agent, Counts
+from proxy.agent import Agent
 from proxy.catalog.hub import Event
+from proxy.counts import Counts
 from proxy.fastpath.table import Answers
 from proxy.link import Link, packed
 from proxy.managed import Keeper

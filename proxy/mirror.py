@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from proxy.agent import Agent, AgentPolicy, Catalog, Counts, Written
+from proxy.agent import Agent, AgentPolicy, Catalog, Written
 from proxy.calls import Call, GetInstance, Write
 from proxy.catalog.checks import CheckSpec
 from proxy.catalog.hub import Filter, Mailbox, Notice
 from proxy.catalog.look import Freshness, Look, Wants
+from proxy.counts import Counts
 from proxy.errors import NothingKnown
 from proxy.feed import Known, Tallies
 from proxy.link import Link, LinkLost

@@ -7,7 +7,7 @@ upstream has lost it, and answer a beat while the upstream is away.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,8 @@ class Registration:
     """An instance as its client registered it, and when it was last heard of (seconds).
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
-    `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it.
+    `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it. `since` is when it was last
+    registered.
     """
 
     service: ServiceKey
@@ -38,6 +39,7 @@ class Registration:
     heard: float
     beaten: bool = False
     managed: Mapping[str, Any] | None = None
+    since: float = -math.inf
 
     @property
     def place(self) -> Place:
@@ -62,7 +64,7 @@ class Ledger:
     def __init__(self, policy: LedgerPolicy) -> None:
         self._policy = policy
         self._places: dict[Place, Registration] = {}
-        self._counts: dict[ServiceKey, int] = {}
+        self._of: dict[ServiceKey, dict[Place, Registration]] = {}
         self._first_lapse = math.inf  # none can lapse before: `lapse` is asked many times a second
         self.full = False
 
@@ -82,7 +84,7 @@ class Ledger:
         place = (service, instance.ip, instance.port)
         known = self._places.get(place)
         if known is not None:
-            known.heard = now
+            known.heard = known.since = now
             changed = known.instance != instance
             known.instance = instance
             self._expect(known)
@@ -90,12 +92,12 @@ class Ledger:
         if len(self._places) >= self._policy.most:
             self.full = True
             return False
-        self._keep(Registration(service, instance, now))
+        self._keep(Registration(service, instance, now, since=now))
         return True
 
     def _keep(self, registration: Registration) -> None:
         self._places[registration.place] = registration
-        self._counts[registration.service] = self._counts.get(registration.service, 0) + 1
+        self._of.setdefault(registration.service, {})[registration.place] = registration
         self._expect(registration)
 
     def _expect(self, registration: Registration) -> None:
@@ -104,11 +106,10 @@ class Ledger:
     def _drop(self, place: Place) -> bool:
         if self._places.pop(place, None) is None:
             return False
-        left = self._counts[place[0]] - 1
-        if left:
-            self._counts[place[0]] = left
-        else:
-            del self._counts[place[0]]
+        left = self._of[place[0]]
+        del left[place]
+        if not left:
+            del self._of[place[0]]
         self.full = False
         return True
 
@@ -137,7 +138,11 @@ class Ledger:
 
     def count(self, service: ServiceKey) -> int:
         """How many instances of the service are remembered."""
-        return self._counts.get(service, 0)
+        return len(self._of.get(service, ()))
+
+    def of(self, service: ServiceKey) -> Iterable[Registration]:
+        """Those of a service; not to be held while the ledger changes."""
+        return self._of.get(service, {}).values()
 
     def lapse(self, now: float) -> list[Registration]:
         """Forget the ephemeral ones whose clients fell silent; they are given back. A managed one is its keeper's."""
@@ -167,4 +172,4 @@ class Ledger:
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"<Ledger {len(self._places)} registrations of {len(self._counts)} services>"
+        return f"<Ledger {len(self._places)} registrations of {len(self._of)} services>"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregister, Register
+from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregister, GetInstance, Register
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.errors import Reason, Refused, Unreachable
 from proxy.healing import Healing
@@ -112,6 +113,53 @@ async def test_a_renewal_registers_only_what_the_upstream_does_not_know(world: W
     world.shelf.services[KEY] = snapshot()
     assert await world.healing.renew(world.registration) is True
     assert world.shelf.of(KEY).instances == (MINE,)
+
+
+async def test_a_renewal_makes_whole_what_a_light_beat_brought_back_without_its_data(world: World) -> None:
+    """r-nacos 0.8.8 registers on any beat, with weight 1 and no metadata."""
+    world.shelf.services[KEY] = snapshot(instance(MINE.ip, MINE.port))
+    assert await world.healing.renew(world.registration) is True
+    assert world.shelf.of(KEY).instances == (MINE,)
+
+
+async def test_a_renewal_leaves_alone_what_somebody_changed_at_the_upstream(world: World) -> None:
+    changed = replace(MINE, weight=9.0, metadata={"by": "the console"})
+    world.shelf.services[KEY] = snapshot(changed)
+    assert await world.healing.renew(world.registration) is False
+    assert world.shelf.of(KEY).instances == (changed,)
+
+
+async def test_a_renewal_asks_with_a_beat_where_it_may_not_look(world: World) -> None:
+    denied = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
+    world.registry.script = lambda call: denied if isinstance(call, GetInstance) else world.shelf(call)
+    assert await world.healing.renew(world.registration) is True
+    assert world.shelf.of(KEY).instances == (MINE,)
+    assert await world.healing.renew(world.registration) is False
+
+
+async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_gets_it_back(world: World) -> None:
+    world.ledger.wrote(BEAT, world.clock.now())
+    assert world.healing.misses(snapshot()) is False, "registered just now: a server lists it late"
+    await world.clock.advance(6)
+    assert world.healing.misses(snapshot(MINE)) is False
+    assert world.healing.misses(snapshot()) is True
+    assert world.healing.misses(snapshot()) is True
+    await settle()
+    assert world.registry.sent(Register) == [Register(KEY, MINE)]
+    assert world.shelf.of(KEY).instances == (MINE,)
+    await world.healing.close()
+
+
+async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed(world: World) -> None:
+    await world.clock.advance(6)
+    assert world.healing.misses(snapshot()) is False, "it never beat"
+    world.ledger.wrote(BEAT, world.clock.now())
+    await world.clock.advance(16)
+    assert world.healing.misses(snapshot()) is False, "it fell silent"
+    world.ledger.wrote(BEAT, world.clock.now())
+    with world.healing.leaving(Deregister(KEY, MINE.ip, MINE.port)):
+        assert world.healing.misses(snapshot()) is False
+    assert world.registry.calls == []
 
 
 async def test_a_renewal_is_no_sign_of_life_of_the_client(world: World) -> None:

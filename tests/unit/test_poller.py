@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from proxy.calls import BEAT_NOT_FOUND, Beat, BeatResult, Call, Deregister, Fetch, ListServices, Metrics, Register
+from proxy.calls import Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
 from proxy.catalog.hub import Filter
-from proxy.errors import Unreachable
+from proxy.errors import Reason, Refused, Unreachable
 from proxy.model import Change, ServiceKey
 from proxy.poller import Poller, PollPolicy
 from tests.helpers.build import KEY, agent, instance, key, snapshot
@@ -193,8 +193,11 @@ async def test_the_loss_of_an_upstream_that_nobody_asks_anything_is_noticed() ->
         await world.clock.advance(20)
         assert {type(call) for call in world.calls()} == {Metrics}
         world.registry.script = lambda call: AWAY
-        await world.clock.advance(16)
+        await world.clock.advance(5 + 2 * 1 + 0.5)  # quiet until the first failure, in doubt for the next two
         assert not world.agent.catalog.breaker.up
+        world.registry.script = world.shelf
+        await world.clock.advance(5.5)
+        assert world.agent.catalog.breaker.up
 
 
 async def test_there_is_no_probe_where_polls_tell() -> None:
@@ -431,8 +434,9 @@ async def registered(world: World, number: int) -> None:
         await world.agent.write(Register(KEY, instance(f"10.0.1.{n}")))
 
 
-def beats(world: World) -> int:
-    return len([call for call in world.calls() if isinstance(call, Beat)])
+def looks(world: World) -> int:
+    """How many registrations were looked at."""
+    return len([call for call in world.calls() if isinstance(call, GetInstance)])
 
 
 async def back(world: World, *, lost: bool = True) -> None:
@@ -452,7 +456,7 @@ async def test_registrations_are_back_within_one_beat_interval_and_not_all_at_on
         counts = []
         for _ in range(5):
             await world.clock.advance(1)
-            counts.append(beats(world))
+            counts.append(looks(world))
         assert sum(counts) == 50 and max(counts) <= 12
         assert len(world.shelf.of(KEY).instances) == 50
         assert world.agent.counts.healed == 50
@@ -464,7 +468,7 @@ async def test_what_the_upstream_still_has_is_not_registered_again() -> None:
         await world.lose()
         await back(world, lost=False)
         await world.clock.advance(6)
-        assert {type(call) for call in world.calls()} <= {Beat, Fetch, Metrics}
+        assert {type(call) for call in world.calls()} <= {GetInstance, Fetch, Metrics}
         assert world.agent.counts.healed == 0
 
 
@@ -490,13 +494,13 @@ async def test_one_that_hangs_does_not_hold_up_the_others() -> None:
         forever = asyncio.get_running_loop().create_future()
 
         def script(call: Call[Any]) -> Any:
-            return forever if isinstance(call, Beat) and call.ip == "10.0.1.3" else world.shelf(call)
+            return forever if isinstance(call, GetInstance) and call.ip == "10.0.1.3" else world.shelf(call)
 
         await back(world)
         world.registry.script = script
         await world.clock.advance(6)
         assert len(world.shelf.of(KEY).instances) == 19
-        forever.set_result(BeatResult(BEAT_NOT_FOUND))
+        forever.set_result(Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404))
         await settle()
         assert len(world.shelf.of(KEY).instances) == 20
 
@@ -509,7 +513,7 @@ async def test_an_upstream_that_goes_again_is_left_in_peace_and_renewed_anew_whe
         await world.clock.advance(2)
         await world.lose()
         await world.clock.advance(4)
-        assert beats(world) == 0
+        assert looks(world) == 0
         await back(world)
         await world.clock.advance(6)
         assert len(world.shelf.of(KEY).instances) == 50
