@@ -82,27 +82,33 @@ class FastProtocol(LimitedProtocol):
         return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
     def _repeat(self, answer: Answer) -> None:
-        body = answer.body if answer.draw is None else answer.draw()
-        head = answer.heads.get(len(body))
-        if head is None or answer.defaults is not self.server_state.default_headers:
-            head = self._write_head(answer, len(body))
+        if answer.defaults is not self.server_state.default_headers:  # a new list each second, with the new Date
+            answer.unwrite()
+            answer.defaults = self.server_state.default_headers
+        whole = (answer.whole or self._write(answer)) if answer.draw is None else self._draw(answer, answer.draw())
         if self.access_log:
             client = f"{self.client[0]}:{self.client[1]}" if self.client else ""
             self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "GET", answer.path, "1.1", answer.status)
-        self.transport.writelines((head, body))
+        self.transport.write(whole)  # two pieces would cost more than to join them
         self.server_state.total_requests += 1
         self._active = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._arm(self.timeout_keep_alive)
 
-    def _write_head(self, answer: Answer, length: int) -> bytes:
-        defaults = self.server_state.default_headers  # a new list each second, with the new Date
-        if answer.defaults is not defaults:
-            answer.heads.clear()
-            answer.defaults = defaults
-        lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in (*defaults, *answer.sized(length)))
-        head = answer.heads[length] = b"".join((STATUS_LINE[answer.status], *lines, b"\r\n"))
-        return head
+    def _write(self, answer: Answer) -> bytes:
+        answer.whole = self._head(answer, len(answer.body)) + answer.body
+        return answer.whole
+
+    def _draw(self, answer: Answer, body: bytes) -> bytes:
+        head = answer.heads.get(len(body))
+        if head is None:
+            head = answer.heads[len(body)] = self._head(answer, len(body))
+        return head + body
+
+    def _head(self, answer: Answer, length: int) -> bytes:
+        headers = (*self.server_state.default_headers, *answer.sized(length))
+        lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in headers)
+        return b"".join((STATUS_LINE[answer.status], *lines, b"\r\n"))
 
     def _go_the_ordinary_way(self, data: bytes, place: bytes) -> None:
         begun = self._begun

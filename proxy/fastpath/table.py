@@ -53,12 +53,13 @@ class Tally:
 class Answer:
     """One prepared response at one place, right until `until` (seconds); `render` then makes it right again.
 
-    `headers` are the rendered ones, names in lower case. `defaults` and `heads` belong to the protocol door: the
-    response heads that it wrote, by length of the body, and the default headers that are in them.
+    `headers` are the rendered ones, names in lower case. `whole`, `heads` and `defaults` belong to the protocol door:
+    the response that it wrote, or, where the body is drawn, the heads by its length; the default headers in them.
     """
 
     __slots__ = (
         "body", "cost", "counting", "defaults", "draw", "headers", "heads", "mark", "path", "status", "tally", "until",
+        "whole",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class Answer:
         self.counting = tuple((i, name) for i, (name, _) in enumerate(self.headers) if name in _COUNTING)
         self.until = float("-inf")
         self.cost = 0
+        self.whole = b""
         self.heads: dict[int, bytes] = {}
         self.defaults: object = None
 
@@ -100,8 +102,14 @@ class Answer:
             else:
                 value = b"%b; hit; ttl=%d" % (self.headers[i][1].partition(b";")[0], ttl)
             self.headers[i] = (name, value)
-        self.heads.clear()
+        self.unwrite()
         self.until = min(self.mark.born + age + 1, self.mark.valid_until - ttl)
+
+    def unwrite(self) -> None:
+        """What was written of it is no longer right."""
+        self.whole = b""
+        if self.heads:
+            self.heads.clear()
 
     def sized(self, length: int) -> Headers:
         """The headers for a body of this length (bytes)."""
@@ -109,8 +117,8 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """Bytes; the head that the protocol door writes counts too."""
-        return len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + _OVERHEAD
+        """Bytes; what the protocol door writes counts too."""
+        return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + _OVERHEAD
 
 
 def repeatable(status: int, headers: Headers, body: bytes) -> bool:
