@@ -324,7 +324,7 @@ class _Reader:
         if self._interest.everything is not None:
             api.discover(*self._interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
-        last, reset = hub.last_id, self._mailbox.reset
+        last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # what waits comes behind them
         first = [encode_retry(api.policy.retry)]
         for snapshot in known:
             first.append(api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))

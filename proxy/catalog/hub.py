@@ -100,6 +100,10 @@ class Mailbox:
         if empty:
             self._wake()
 
+    def drop(self, key: ServiceKey) -> None:
+        """Its reader is told of this service in another way."""
+        self._pending.pop(key, None)
+
     def take(self) -> list[Event]:
         """All that waits, in the order of the ids; the box is empty afterwards."""
         if len(self._pending) == 1 and not self._undone[1]:  # what a reader that keeps up has

@@ -22,6 +22,7 @@ from proxy.calls import (
     Register,
     Update,
 )
+from proxy.catalog.cache import CachePolicy
 from proxy.catalog.hub import Filter, Notice
 from proxy.catalog.look import Freshness, Look, Wants, cache_headers
 from proxy.errors import BadCall, Garbled, NothingKnown, Problem, Reason, Refused, TooSlow, Unreachable
@@ -641,6 +642,28 @@ async def test_a_watcher_that_resumes_without_a_gap_gets_no_snapshot(world: Worl
     assert (known, len(again)) == ([], 1)
     _, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None, "other-1")
     assert len(known) == 1
+
+
+async def test_who_resumes_is_told_that_a_service_is_empty_which_was_forgotten_meanwhile() -> None:
+    """Pushed out of the cache, then emptied: no change says so, and the last one that is kept says otherwise."""
+    shelf = Shelf(snapshot(A))
+    agent_ = agent(ScriptedRegistry(shelf), FakeClock(), cache=CachePolicy(max_services=1))
+    interest = Filter(frozenset({KEY}))
+    first, _ = await agent_.watch(interest, lambda: None)
+    heard = agent_.catalog.hub.last_id
+    agent_.unwatch(first)
+    await agent_.write(Register(KEY, B))
+    for name in ("b", "c"):  # what was registered here is pinned, so it has to go first
+        shelf.services[key(name)] = snapshot(C, service=key(name))
+    await agent_.write(Deregister(KEY, B.ip, B.port))
+    for name in ("b", "c"):
+        await agent_.read(key(name))
+    assert agent_.catalog.cache.get(KEY) is None
+    shelf.services[KEY] = snapshot()
+    again, known = await agent_.watch(interest, lambda: None, heard)
+    assert not again.reset
+    assert ([s.key for s in known], [s.instances for s in known], len(again)) == ([KEY], [()], 0)
+    await agent_.close()
 
 
 async def test_a_watcher_of_many_gets_what_can_be_had(world: World) -> None:

@@ -91,6 +91,22 @@ async def test_a_reader_that_comes_back_gets_what_it_missed_and_no_snapshot(worl
         await again.leave()
 
 
+async def test_who_comes_back_to_a_service_that_has_no_instance_is_told_so_and_then_what_was_missed(
+    world: World,
+) -> None:
+    """It may have heard of some, before the service was forgotten here. The id stays that of what is still to come."""
+    world.shelf.services[KEY] = snapshot(A)
+    first = await world.start("/api/v1/events?service=orders&service=stock")
+    last = first.events()[-1][1]
+    await first.leave()
+    await register(world, "10.0.0.9")
+    again = await world.start("/api/v1/events?service=orders&service=stock", {"last-event-id": last})
+    (empty, no_id, shown), (change, number, _) = again.events()
+    assert (empty, no_id, shown["name"], shown["hosts"]) == ("snapshot", "", "DEFAULT_GROUP@@stock", [])
+    assert (change, number) == ("change", "e-2")
+    await again.leave()
+
+
 @pytest.mark.parametrize("last", ["other-1", "e-999", "nonsense", "e-x"])
 async def test_a_reader_whose_past_is_gone_starts_anew_and_is_told(world: World, last: str) -> None:
     world.shelf.services[KEY] = snapshot(A)

@@ -1,0 +1,75 @@
+"""Changes only what a call names: read, merge, replace all. Partial calls are none (DESIGN fact 5, modify.jsonl).
+
+Not for: what the upstream makes of it (`registry`), a client's own PUT or PATCH, which is forwarded as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from proxy.calls import Call, GetInstance, Update
+from proxy.catalog.ledger import Ledger, Place
+from proxy.catalog.look import Look, Wants
+from proxy.model import Instance, ServiceKey
+
+R = TypeVar("R")
+
+
+class Worker(Protocol):
+    """Who reads and writes."""
+
+    async def read(self, key: ServiceKey, wants: Wants = ...) -> Look: ...
+
+    async def write(self, call: Update) -> object: ...
+
+    async def send(self, call: Call[R]) -> R: ...
+
+
+class Modifying:
+    """Of one ledger. `len` says of how many instances changes are under way."""
+
+    def __init__(self, ledger: Ledger, worker: Worker) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._turns: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    async def modify(self, call: Update) -> Instance:
+        """Named metadata is merged by key into what is shown. Returns the instance as it will be shown.
+
+        Of two at once the second reads what the first has put, so that neither is undone by the other.
+        """
+        turn = self._turns.setdefault((call.service, call.ip, call.port), asyncio.Lock())
+        async with turn:
+            return await self._modify(call)
+
+    async def _modify(self, call: Update) -> Instance:
+        known = await self._instance_now(call)
+        metadata = {**known.metadata, **(call.metadata or {})}
+        whole = replace(
+            call,
+            cluster=known.cluster,
+            weight=known.weight if call.weight is None else call.weight,
+            enabled=known.enabled if call.enabled is None else call.enabled,
+            metadata=metadata,
+            ephemeral=known.ephemeral,
+            partial=False,
+        )
+        await self._worker.write(whole)
+        return replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
+
+    async def _instance_now(self, call: Update) -> Instance:
+        look = await self._worker.read(call.service, Wants(no_cache=True))
+        assert look.snapshot is not None
+        known = look.snapshot.find(call.ip, call.port, call.cluster) or look.snapshot.find(call.ip, call.port)
+        if known is not None:
+            return known
+        owned = self._ledger.find(call.service, call.ip, call.port)
+        if owned is not None:
+            return owned.instance
+        return await self._worker.send(GetInstance(call.service, call.ip, call.port, call.cluster))

@@ -1,0 +1,70 @@
+"""A change of what is named and of nothing else, also where two change the same instance at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from proxy.calls import Fetch, GetInstance, Register, Update
+from proxy.errors import BadCall, Problem, Refused
+from proxy.modifying import Modifying
+from tests.helpers.build import KEY, agent, instance, snapshot
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+A = instance(weight=3.0, metadata={"zone": "a"})
+
+
+async def test_what_is_not_named_is_sent_as_it_is_shown() -> None:
+    registry = ScriptedRegistry(Shelf(snapshot(A)))
+    worker = agent(registry, FakeClock())
+    after = await Modifying(worker.catalog.ledger, worker).modify(Update(KEY, A.ip, A.port, metadata={"v": "2"}))
+    (sent,) = registry.sent(Update)
+    assert (sent.weight, sent.enabled, sent.metadata, sent.partial) == (3.0, True, {"zone": "a", "v": "2"}, False)
+    assert after == instance(weight=3.0, metadata={"zone": "a", "v": "2"})
+    await worker.close()
+
+
+async def test_a_second_change_of_an_instance_waits_for_the_first_and_one_of_another_does_not() -> None:
+    other = instance("10.0.0.2")
+    shelf = Shelf(snapshot(A, other))
+    worker = agent(ScriptedRegistry(shelf), FakeClock())
+    modifying = Modifying(worker.catalog.ledger, worker)
+    changes = [
+        Update(KEY, A.ip, A.port, weight=9.0),
+        Update(KEY, A.ip, A.port, metadata={"v": "2"}),
+        Update(KEY, other.ip, other.port, enabled=True, weight=2.0),
+    ]
+    await asyncio.gather(*map(modifying.modify, changes))
+    assert shelf.of(KEY).instances == (
+        instance(weight=9.0, metadata={"zone": "a", "v": "2"}),
+        instance("10.0.0.2", weight=2.0),
+    )
+    assert len(modifying) == 0
+
+
+async def test_one_that_failed_lets_the_next_one_change() -> None:
+    shelf = Shelf(snapshot(A))
+    registry = ScriptedRegistry(
+        lambda call: BadCall("weight", Problem.WEIGHT, "no") if isinstance(call, Update) else shelf(call)
+    )
+    worker = agent(registry, FakeClock())
+    modifying = Modifying(worker.catalog.ledger, worker)
+    with pytest.raises(BadCall):
+        await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))
+    registry.script = shelf
+    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).weight == 9.0
+
+
+async def test_what_no_list_shows_is_known_from_its_registration_or_asked_for() -> None:
+    hidden = instance("10.0.0.9", enabled=False, weight=4.0)
+    registry = ScriptedRegistry(lambda call: snapshot() if isinstance(call, Fetch) else None)
+    worker = agent(registry, FakeClock())
+    modifying = Modifying(worker.catalog.ledger, worker)
+    worker.catalog.ledger.wrote(Register(KEY, hidden), 0.0)
+    assert (await modifying.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).weight == 4.0
+    assert registry.sent(GetInstance) == []
+    registry.script = Shelf(snapshot())
+    with pytest.raises(Refused, match="no matched ip found!"):
+        await modifying.modify(Update(KEY, "10.0.0.8", 80, enabled=True))
