@@ -17,21 +17,34 @@ from proxy.legacy import NacosException, NacosRequestException
 
 log = logging.getLogger("nacos_proxy.client")
 
+FIRST_PAUSE = 0.1  # seconds until a new attempt, unless the stream has said otherwise
 SILENCE = 40.0  # seconds without a byte, comments included, after which a stream counts as dead; they come every 15 s
 Listener = Callable[[dict[str, Any]], None]
 
 
 class Subscription:
-    """`start`, then `stop` and `join`. A failure is logged and tried again, at most `longest` seconds later."""
+    """`start`, then `stop` and `join`. A failure is logged and tried again, at most `longest` seconds later.
 
-    def __init__(self, http: httpx.Client, params: dict[str, str], listeners: list[Listener], longest: float) -> None:
+    A stream that ended is opened again after what it said last (`retry`), which is how a proxy that stops spreads
+    its readers; attempts that fail come ever later.
+    """
+
+    def __init__(
+        self,
+        http: httpx.Client,
+        params: dict[str, str],
+        listeners: list[Listener],
+        longest: float,
+        stopped: threading.Event | None = None,
+    ) -> None:
         self.listeners = listeners
         self._http = http
         self._params = params
         self._longest = longest
-        self._stopped = threading.Event()
+        self._stopped = stopped or threading.Event()
         self._socket: socket.socket | None = None
         self._last_id = ""
+        self._pause = FIRST_PAUSE
         self._thread = threading.Thread(target=self._run, name=f"events {params['service']}", daemon=True)
 
     def start(self) -> None:
@@ -50,17 +63,17 @@ class Subscription:
             self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
-        wait = 0.1
+        failures = 0
         while not self._stopped.is_set():
             try:
                 self._follow()
-                wait = 0.1
+                failures = 0
             except (httpx.HTTPError, NacosException, SSEError, ValueError) as error:
                 if self._stopped.is_set():
                     return
+                failures += 1
                 log.warning("the events of %s broke off, trying again: %s", self._params["service"], error)
-            self._stopped.wait(wait)
-            wait = min(wait * 2, self._longest)
+            self._stopped.wait(min(self._longest, self._pause * 2.0 ** min(max(0, failures - 1), 16)))
 
     def _follow(self) -> None:
         headers = {"accept": "text/event-stream"} | ({"last-event-id": self._last_id} if self._last_id else {})
@@ -76,6 +89,8 @@ class Subscription:
                 if self._stopped.is_set():
                     return
                 self._last_id = event.id or self._last_id
+                if event.retry is not None:
+                    self._pause = max(FIRST_PAUSE, event.retry / 1000)
                 if event.event in ("snapshot", "change"):
                     self._tell({"event": event.event, **json.loads(event.data)})
 

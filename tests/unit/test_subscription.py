@@ -149,6 +149,44 @@ def test_it_resumes_with_the_last_id_after_every_kind_of_failure() -> None:
         assert server.last_ids == [None, "e-1", "e-1", "e-3", "e-3"]
 
 
+class Pauses(threading.Event):
+    """Says how long it was waited for, and waits for no time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.waited: list[float] = []
+        self._most = most
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waited.append(timeout)
+        if len(self.waited) == self._most:
+            self.set()
+        return self.is_set()
+
+
+def pauses(most: int, *answers: bytes | int, longest: float = 60.0) -> list[float]:
+    """How long a subscription waits before each new attempt."""
+    paused = Pauses(most)
+    with Scripted(*answers).running() as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+        subscription = Subscription(http, {"service": "orders"}, [], longest, paused)
+        subscription.start()
+        subscription.join()
+    return paused.waited
+
+
+def test_it_comes_back_when_the_server_has_said_to() -> None:
+    assert pauses(1, b"retry: 2000\n\n" + event(1), 503) == [2.0]
+    assert pauses(1, b"retry: 2000\n\n" + event(1) + b"retry: 6500\n\n", 503) == [6.5]
+    assert pauses(1, event(1), 503) == [0.1]
+    assert pauses(1, b"retry: 0\n\n", 503) == [0.1]
+    assert pauses(1, b"retry: 3600000\n\n", 503, longest=7.0) == [7.0]
+
+
+def test_attempts_that_fail_come_ever_later_and_start_anew_after_one_that_did_not() -> None:
+    assert pauses(5, 503, 503, 503, b"retry: 300\n\n", 503, 503) == [0.1, 0.2, 0.4, 0.3, 0.3]
+
+
 def test_what_is_not_about_the_service_is_not_told() -> None:
     with Scripted(event(1, "upstream") + event(2)).running() as server, following(server.url) as (_, told):
         assert told.get(timeout=WAIT)["hosts"] == [{"ip": "10.0.0.2"}]
