@@ -71,7 +71,7 @@ def disk_policy(s: Settings) -> DiskPolicy:
 
 def guard_policy(s: Settings) -> GuardPolicy:
     tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
-    return GuardPolicy(tokens, frozenset(s.allowed_hosts), loopback(s), s.context_path)
+    return GuardPolicy(tokens, frozenset(s.allowed_hosts), loopback(s), s.context_path, frozenset(s.cors_origins))
 
 
 def loopback(s: Settings) -> bool:

@@ -1,4 +1,4 @@
-"""Who may ask: Host check, API tokens and their rights, as an ASGI app in front of all others.
+"""Who may ask: Host and Origin check, API tokens and their rights, as an ASGI app in front of all others.
 
 Not for: the upstream's own accounts (`registry.login`). A process that can rewrite where traffic goes is worth
 attacking from a web page: a browser that was led to us by a rebound DNS name sends that name as Host, so on a loopback
@@ -23,6 +23,7 @@ from proxy.wire.base import HttpReply
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_SAFE = ("GET", "HEAD", "OPTIONS")
 _NACOS = ("/v1/", "/v2/", "/v3/")  # beside them, where there is no context path, stands our own API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
 _NAMING = ("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns", "/v3/admin/ns/instance")
@@ -38,12 +39,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class GuardPolicy:
-    """`hosts` are names that Host may carry besides this host's own; '*' switches the check off."""
+    """`hosts` are names that Host may carry besides this host's own; '*' switches the check off. `origins` are those of
+    web pages that may change something; '*' is any.
+    """
 
     tokens: tuple[Token, ...] = ()
     hosts: frozenset[str] = frozenset()
     loopback: bool = True
     context_path: str = "/nacos"
+    origins: frozenset[str] = frozenset()
 
 
 class Guard:
@@ -73,6 +77,8 @@ class Guard:
         host = headers.get(b"host", "")
         if not self._host_fits(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
+        if scope["method"] not in _SAFE and not self._origin_fits(headers, host):
+            return Denied("a web page of another origin may change nothing here; see cors_origins", status=403)
         tokens = self.policy.tokens
         if not tokens or scope["path"] in OPEN_PATHS:
             return None
@@ -98,6 +104,14 @@ class Guard:
         except ValueError:
             return not self.policy.loopback
         return address.is_loopback or not self.policy.loopback
+
+    def _origin_fits(self, headers: dict[bytes, str], host: str) -> bool:
+        """A page of any site can send a form to a loopback port unasked, but not without saying where it comes from."""
+        origin = headers.get(b"origin")
+        if origin is None:
+            return headers.get(b"sec-fetch-site", "none") in ("none", "same-origin")
+        own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+        return own or "*" in self.policy.origins or origin in self.policy.origins
 
     def _given(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
@@ -130,7 +144,7 @@ def needed(method: str, path: str, context_path: str) -> Right:
 
     A login changes nothing: who may read may show an account of the upstream's.
     """
-    if method in ("GET", "HEAD", "OPTIONS"):
+    if method in _SAFE:
         return "read"
     context = context_path.rstrip("/")
     if not path.startswith(f"{context}/" if context else _NACOS):

@@ -59,6 +59,36 @@ async def test_a_name_that_the_operator_allows_is_let_in() -> None:
     assert await status(GuardPolicy(hosts=frozenset({"*"})), host="anything") == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:8840"}, 200),
+        ({"origin": "https://127.0.0.1:8840", "sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "none"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:9000"}, 403),
+        ({"origin": "http://evil.example", "sec_fetch_site": "same-origin"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),
+        ({"origin": "https://console.example"}, 200),
+    ],
+)
+async def test_a_web_page_of_another_site_changes_nothing(headers: dict[str, str], expected: int) -> None:
+    """A form needs no leave of the browser: it is sent, though its answer cannot be read."""
+    policy = GuardPolicy(origins=frozenset({"https://console.example"}))
+    where = {"host": "127.0.0.1:8840", **headers}
+    assert await status(policy, "POST", "/nacos/v1/ns/instance", **where) == expected
+    assert await status(policy, "GET", "/nacos/v1/ns/instance/list", **where) == 200
+
+
+async def test_pages_of_any_site_where_the_operator_allows_them() -> None:
+    policy = GuardPolicy(origins=frozenset({"*"}))
+    assert await status(policy, "DELETE", host="localhost", origin="http://anything.example") == 200
+
+
 async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
     policy = GuardPolicy(tokens=TOKENS, loopback=False)
     assert await status(policy, host="10.0.0.1") == 401
