@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,15 @@ log = logging.getLogger("nacos_proxy.poller")
 
 @dataclass(frozen=True, slots=True)
 class PollPolicy:
-    """`budget` requests a second in all; `tick` the longest sleep; `quiet` seconds without a call until a probe."""
+    """`budget` requests a second in all; `tick` the longest sleep; `quiet` seconds without a call until a probe.
+
+    Where the last call failed the next one comes after `doubt` seconds: an idle upstream's end is known soon.
+    """
 
     budget: float = 200.0
     tick: float = 0.1
     quiet: float = 5.0
+    doubt: float = 1.0
     discover_every: float = 5.0
     discover_most: int = 5_000
     discover_page: int = 500
@@ -42,6 +46,7 @@ class Poller:
 
     def __init__(self, agent: Agent, policy: PollPolicy, push: Watchable | None = None) -> None:
         self.push_alive = False
+        self.on_push_lost: list[Callable[[], None]] = []  # what was prepared while push lived may be old from here on
         self.discovering: dict[tuple[str, str], int] = {}
         self._agent = agent
         self._policy = policy
@@ -127,7 +132,8 @@ class Poller:
     def _ask_anything(self, now: float) -> None:
         """Nothing is due: is the upstream there? While it is down, as often as the breaker allows."""
         breaker = self._agent.catalog.breaker
-        if breaker.allows(now) and now - self._last_call >= (self._policy.quiet if breaker.up else 0.0):
+        pause = 0.0 if not breaker.up else self._policy.doubt if breaker.failures else self._policy.quiet
+        if breaker.allows(now) and now - self._last_call >= pause:
             self._last_call = now
             breaker.probing(now)
             self._do_behind(self._probe(), "probe")
@@ -145,13 +151,17 @@ class Poller:
         if push is None:
             return
         alive = push.alive and self._listening is not None and not self._listening.done()
-        if alive != self.push_alive:
+        was = self.push_alive
+        if alive != was:
             self.push_alive = alive
             if alive:
                 log.info("push is alive: changes are told, polling slows down")
             else:
                 log.warning("push is lost: polling keeps time")
         cache.pushing(alive, now)
+        if was and not alive:
+            for listener in self.on_push_lost:
+                listener()
         if self._told != cache.watched_changes:
             self._told = cache.watched_changes
             push.watch(cache.watched_keys())
