@@ -53,6 +53,7 @@ class Mirror(Agent):
         self.link: Link | None = None
         self.begun = asyncio.Event()
         self.on_reload: list[Callable[[], None]] = []
+        self.on_push_lost: list[Callable[[], None]] = []
         self._touched: set[ServiceKey] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -147,7 +148,7 @@ class Mirror(Agent):
             case "sync", (number,):
                 self._other.tell("heard", min(number, catalog.hub.published))
             case "pushed", (alive,):
-                catalog.cache.pushed = alive
+                self._pushed(alive)
             case "reload", ():
                 for listener in self.on_reload:
                     listener()
@@ -163,6 +164,12 @@ class Mirror(Agent):
             self.catalog.cache.mirror(snapshot, contact, from_disk=from_disk)
         self._other.tell("heard", hub.published)
         self.begun.set()
+
+    def _pushed(self, alive: bool) -> None:
+        lost = self.catalog.cache.pushed and not alive
+        self.catalog.cache.pushed = alive
+        for listener in self.on_push_lost if lost else ():
+            listener()
 
     def _event(self, body: Change | Notice) -> None:
         if isinstance(body, Change):

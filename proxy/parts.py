@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.login import Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
+from proxy.registry.servers import Server, Servers
 from proxy.runtime import Clock
 from proxy.settings import BadSettings, Settings
 from proxy.udp import UdpPolicy, UdpPush
@@ -63,6 +65,7 @@ class Parts:
     forwarder: Forwarder | None = None
     workers: Workers | None = None
     started: float = field(default=0.0)
+    at_end: list[Callable[[], None]] = field(default_factory=lambda: [])
 
 
 def build(s: Settings, clock: Clock) -> Parts:
@@ -73,9 +76,19 @@ def build(s: Settings, clock: Clock) -> Parts:
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):
-        for listeners in (registry.servers.on_down, registry.servers.on_up):
-            listeners.append(lambda _: parts.agent.suspect())  # another server may have lost its memory, too
+        _follow(parts, registry.servers)
     return parts
+
+
+def _follow(parts: Parts, servers: Servers) -> None:
+    """Another server may have lost its memory, too: until `finish` the parts hear of it."""
+
+    def changed(_: Server) -> None:
+        parts.agent.suspect()
+
+    for listeners in (servers.on_down, servers.on_up):
+        listeners.append(changed)
+        parts.at_end.append(lambda listeners=listeners: listeners.remove(changed))
 
 
 def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
@@ -87,6 +100,7 @@ def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
     policy = AgentPolicy(settings.cold_wait, strict=True)
     parts = _wired(settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, None)
     parts.forwarder = of.forwarder
+    _follow(parts, upstream.servers)
     return parts
 
 
@@ -110,6 +124,7 @@ def _wired(
 
     agent = Agent(registry, catalog, clock, policy, [follow])
     poller = Poller(agent, PollPolicy(budget=s.poll_budget), push)
+    poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     parts = Parts(
         s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
@@ -163,6 +178,8 @@ async def start(parts: Parts) -> None:
 
 async def finish(parts: Parts) -> None:
     """In the other order; the state is written last, when nothing changes it any more."""
+    while parts.at_end:
+        parts.at_end.pop()()
     parts.events.close()
     if parts.udp is not None:
         await parts.udp.stop()

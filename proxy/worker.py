@@ -63,6 +63,7 @@ class WorkerApp:
         self.clock = clock
         self.answers = Answers(AnswersPolicy())
         self.mirror = Mirror(_catalog(settings), clock, [self._changed])
+        self.mirror.on_push_lost.append(self.answers.clear)
         self.events = EventsApi(
             self.mirror, events_policy(settings), discover=self.mirror.discover, forget=self.mirror.forget
         )

@@ -188,6 +188,18 @@ async def test_confirmations_keep_an_unchanged_service_fresh() -> None:
         assert (look.freshness, look.age <= 3.0) == (Freshness.FRESH, True)
 
 
+async def test_losing_push_there_ends_here_what_was_prepared_while_it_lived() -> None:
+    async with joined(snapshot(A)) as both:
+        lost: list[bool] = []
+        both.mirror.on_push_lost.append(lambda: lost.append(both.mirror.catalog.cache.pushed))
+        for alive in (True, False, False):
+            both.main.catalog.cache.pushing(alive, both.clock.now())
+            await both.clock.advance(0.3)
+            await both.caught_up()
+            assert both.mirror.catalog.cache.pushed == alive
+        assert lost == [False]
+
+
 async def test_reads_and_watches_here_keep_a_service_watched_there() -> None:
     async with joined(snapshot(A)) as world:
         entry = world.main.catalog.cache.get(KEY)

@@ -11,11 +11,13 @@ from proxy.api.passthrough import Forwarder
 from proxy.calls import Register
 from proxy.disk import StateLocked
 from proxy.errors import Unreachable
+from proxy.fastpath.table import Answer
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, available
 from proxy.settings import Settings
+from proxy.wire.base import Repeatable
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
 
@@ -50,6 +52,32 @@ async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None
     parts.registry.servers.failed(server, parts.clock.now(), Unreachable("refused", arrived=False))
     assert parts.agent.suspicious
     await parts.agent.close()
+
+
+async def test_a_realm_distrusts_another_server_too_until_it_ends() -> None:
+    parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2", auth="client")
+    assert isinstance(parts.registry, NacosRegistry)
+    servers = parts.registry.servers
+    before = len(servers.on_down), len(servers.on_up)
+    realm = build_realm(parts, parts.registry, "a-token")
+    servers.failed(servers.all[0], parts.clock.now(), Unreachable("refused", arrived=False))
+    assert realm.agent.suspicious
+    await start(realm)
+    await finish(realm)
+    assert (len(servers.on_down), len(servers.on_up)) == before
+    await parts.agent.close()
+
+
+async def test_answers_prepared_while_push_lived_end_with_it() -> None:
+    parts = made()
+    mark = Repeatable(KEY, 0.0, 1e9, "nacos")
+    parts.answers.offer(b"place", Answer(mark, 200, [(b"content-length", b"0")], b""), parts.answers.serial)
+    await start(parts)
+    assert parts.answers.find(b"place", parts.clock.now()) is not None
+    for listener in parts.poller.on_push_lost:
+        listener()
+    assert parts.answers.find(b"place", parts.clock.now()) is None
+    await finish(parts)
 
 
 async def test_an_address_server_counts_as_an_upstream() -> None:

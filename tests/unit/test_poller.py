@@ -253,8 +253,11 @@ async def test_losing_push_brings_back_polling_at_once_and_its_return_relaxes_it
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
         await world.clock.advance(10)
         push.alive = False
+        lost: list[bool] = []
+        world.poller.on_push_lost.append(lambda: lost.append(world.agent.catalog.cache.pushed))
         world.calls()
         await world.clock.advance(0.2)
+        assert lost == [False]  # told once, when what is prepared from now on has its shorter life already
         assert (world.polls(), world.poller.push_alive) == ([KEY], False)
         await world.clock.advance(10)
         assert 9 <= len(world.polls()) <= 10
