@@ -1,0 +1,63 @@
+"""A browser for the session, and a page of somebody else's: another port of this host is another origin to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.helpers.browser import Browser, browsing, missing
+from tests.helpers.live import ProxyProcess
+
+REBOUND = "rebound.example"
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<!doctype html><title>elsewhere</title><link rel=icon href=data:,><h1>A page of somebody else</h1>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[str]:
+    """The origin of a page that is not the proxy's."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def _chromium() -> Iterator[Browser]:
+    if reason := missing():
+        pytest.skip(f"no browser: {reason}")
+    # What a rebound name does: it belongs to somebody else's page and leads to this host.
+    with browsing([f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(_chromium: Browser) -> Browser:
+    """At an empty page, with nothing asked and no complaints yet."""
+    _chromium.go("about:blank")
+    _chromium.asked()
+    _chromium.complaints()
+    return _chromium
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[ProxyProcess]:
+    """As it comes: no other origin is allowed anything."""
+    with ProxyProcess() as process:
+        yield process

@@ -1,0 +1,90 @@
+"""The two pages that the proxy shows, as a browser shows them."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from tests.helpers.browser import Browser
+from tests.helpers.live import ProxyProcess
+
+pytestmark = pytest.mark.timeout(180)
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror="document.title=1">'
+
+
+def block(browser: Browser, method: str, path: str) -> str:
+    """The selector of an operation on `/docs`, opened, with its fields ready to fill."""
+    find = """return [...document.querySelectorAll('.opblock')].find(block =>
+        block.querySelector('.opblock-summary-method').innerText === arguments[0] &&
+        block.querySelector('.opblock-summary-path').dataset.path === arguments[1])?.id"""
+    css = f'[id="{browser.until(find, method, path)}"]'
+    browser.click(f"{css} .opblock-summary-control")
+    browser.until("return document.querySelector(arguments[0])", f"{css} .try-out__btn")
+    browser.click(f"{css} .try-out__btn")
+    browser.until("return document.querySelector(arguments[0])", f"{css} .execute")
+    return css
+
+
+def execute(browser: Browser, css: str) -> tuple[str, str]:
+    """Status and body of the answer."""
+    browser.click(f"{css} .execute")
+    live = f"{css} .live-responses-table .response"
+    browser.until("return document.querySelector(arguments[0])", live)
+    status = browser.run("return document.querySelector(arguments[0]).innerText", f"{live} .response-col_status")
+    body = browser.run("return document.querySelector(arguments[0])?.innerText || ''", f"{live} .microlight")
+    return status.split()[0], body
+
+
+def test_the_api_page_loads_nothing_from_elsewhere_and_its_calls_work(browser: Browser, proxy: ProxyProcess) -> None:
+    browser.go(f"{proxy.url}/docs")
+    post = block(browser, "POST", "/api/v1/services/{service}/instances")
+    browser.fill(f"{post} tr[data-param-name=service] input", "tried")
+    status, body = execute(browser, post)
+    assert (status, json.loads(body)["ip"]) == ("201", "10.0.0.5")
+
+    get = block(browser, "GET", "/api/v1/services/{service}")
+    browser.fill(f"{get} tr[data-param-name=service] input", "tried")
+    status, body = execute(browser, get)
+    assert (status, [host["ip"] for host in json.loads(body)["hosts"]]) == ("200", ["10.0.0.5"])
+
+    asked = browser.asked()
+    assert any("/api/v1/services/tried" in url for url in asked)
+    assert {url for url in asked if not url.startswith(proxy.url + "/")} == set()
+    assert browser.complaints() == []
+
+
+def test_the_status_page_shows_anyones_text_as_text(browser: Browser, proxy: ProxyProcess) -> None:
+    """Metadata, names and clusters are whatever somebody registered."""
+    body = {"ip": "10.0.0.1", "port": 80, "metadata": {"x": SCRIPT, IMAGE: SCRIPT}}
+    url = f"{proxy.url}/api/v1/services/marked/instances"
+    httpx.post(url, json=body, trust_env=False).raise_for_status()
+    httpx.get(f"{proxy.url}/api/v1/services/marked", trust_env=False).raise_for_status()
+
+    browser.go(f"{proxy.url}/")
+    assert f"x={SCRIPT}" in browser.text and f"{IMAGE}={SCRIPT}" in browser.text
+    assert browser.run("return document.querySelectorAll('script, img, iframe, object').length") == 0
+    assert browser.run("return document.title") == "nacos-proxy"
+    assert browser.run("return getComputedStyle(document.querySelector('table')).borderCollapse") == "collapse"
+    assert browser.asked() == [f"{proxy.url}/"]
+    assert browser.complaints() == []
+
+
+def test_the_policy_of_the_status_page_stops_a_script_that_got_in(browser: Browser, proxy: ProxyProcess) -> None:
+    """What if an escape were forgotten one day: the page's own policy still runs nothing."""
+    browser.go(f"{proxy.url}/")
+    browser.run("document.body.insertAdjacentHTML('beforeend', arguments[0])", '<img src="/x" onerror="window.got=1">')
+    browser.run("const s = document.createElement('script'); s.textContent = 'window.got=1'; document.body.append(s);")
+    assert browser.run("return window.got === undefined")
+    assert any("Content Security Policy" in complaint for complaint in browser.complaints())
+
+
+def test_the_status_page_stays_readable_in_a_narrow_window(browser: Browser, proxy: ProxyProcess) -> None:
+    register = {"ip": "10.0.0.1", "port": 80, "metadata": {"long": "x" * 400}}
+    url = f"{proxy.url}/api/v1/services/{'a-long-name-' * 8}/instances"
+    httpx.post(url, json=register, trust_env=False).raise_for_status()
+    browser.go(f"{proxy.url}/")
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,0 +1,139 @@
+"""A real Chromium without a window, driven through chromedriver by plain HTTP (W3C WebDriver), ended by its handle.
+
+Not for: more than these tests need. What a page asked of the network comes from Chromium's own log of it, so a request
+that a page made behind our back is seen, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from proxy.runtime import SystemClock
+from tests.helpers.live import Process
+
+WAIT_SECONDS = 20.0
+STARTED = re.compile(r"was started successfully on port (\d+)")
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, WebDriver 12.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1600",
+)
+
+
+class BrowserError(Exception):
+    """What chromedriver says went wrong."""
+
+
+class Browser:
+    """One window. Commands return when they are done; `until` waits for what comes by itself."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+        self._clock = SystemClock()
+
+    def go(self, url: str) -> None:
+        """Returns when the page has loaded."""
+        self._do("POST", "url", {"url": url})
+
+    @property
+    def url(self) -> str:
+        return str(self._do("GET", "url"))
+
+    @property
+    def text(self) -> str:
+        """What a person reads on the page."""
+        return str(self.run("return document.body.innerText"))
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """The value of JavaScript that ends with `return …`; a promise is waited for."""
+        return self._do("POST", "execute/sync", {"script": script, "args": list(arguments)})
+
+    def click(self, css: str) -> None:
+        found = self._do("POST", "element", {"using": "css selector", "value": css})
+        self._do("POST", f"element/{found[ELEMENT]}/click", {})
+
+    def fill(self, css: str, text: str) -> None:
+        found = self._do("POST", "element", {"using": "css selector", "value": css})
+        self._do("POST", f"element/{found[ELEMENT]}/value", {"text": text})
+
+    def until(self, script: str, *arguments: Any) -> Any:
+        """The first value of the script that is true, asked again and again."""
+        end = self._clock.now() + WAIT_SECONDS
+        while not (found := self.run(script, *arguments)):
+            if self._clock.now() > end:
+                raise BrowserError(f"never came true: {script}\n{self.text[:2000]}")
+        return found
+
+    def asked(self) -> list[str]:
+        """URLs that were asked for since the last call, Chromium's own pages left out."""
+        messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("data:", "chrome:", "blob:", "about:"))]
+
+    def complaints(self) -> list[str]:
+        """What stood in the console since the last call: errors of scripts, violations of a policy, failed loads."""
+        return [entry["message"] for entry in self._log("browser")]
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._do("GET", "screenshot")))
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._do("POST", "se/log", {"type": kind})
+        return found
+
+    def _do(self, method: str, command: str, body: Any = None) -> Any:
+        reply = self._http.request(method, command, json=body)
+        value = reply.json()["value"]
+        if reply.is_error:
+            raise BrowserError(f"{command}: {value['message'] if isinstance(value, dict) else value}")
+        return value
+
+
+def missing() -> str:
+    """Why there can be no browser here; '' where there can."""
+    wanted = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"not installed: {', '.join(wanted)}" if wanted else ""
+
+
+@contextmanager
+def browsing(flags: Sequence[str] = ()) -> Iterator[Browser]:
+    """A browser with a new, empty profile."""
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
+        with Process(["chromedriver", "--port=0"]) as driver:
+            port = driver.wait_for(STARTED)[1]
+            base = f"http://127.0.0.1:{port}/session"
+            with httpx.Client(trust_env=False, timeout=60) as http:
+                reply = http.post(base, json=_capabilities([*FLAGS, *flags, f"--user-data-dir={profile}"])).json()
+                if "sessionId" not in reply["value"]:
+                    raise BrowserError(reply["value"]["message"])
+                session = f"{base}/{reply['value']['sessionId']}"
+                http.base_url = f"{session}/"
+                try:
+                    yield Browser(http)
+                finally:
+                    http.delete(session).raise_for_status()
+
+
+def _capabilities(arguments: Sequence[str]) -> dict[str, Any]:
+    options = {"args": list(arguments), "binary": shutil.which("chromium")}
+    logs = {"browser": "ALL", "performance": "ALL"}
+    return {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": logs}}}
