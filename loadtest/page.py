@@ -28,7 +28,7 @@ NOTES = """
 - An event is encoded and framed once for all readers with the same view, and written straight to their connections.
 - A poll whose answer did not change is known by its digest: it is not parsed.
 
-The settings: `fast_path = off` answers every request in full, `poll_*` and `push` decide what idling costs
+The settings: `fast_path = false` answers every request in full, `poll_*` and `push` decide what idling costs
 ([Configuration](configuration.md)).
 
 ## To repeat it
