@@ -11,6 +11,9 @@ is sent is the path that was checked, byte for byte.
     did not arrive              | where nothing of its body was taken
     may have arrived            | where it is GET, HEAD or OPTIONS without a body
     found no free connection    | never: that says nothing of the server
+
+All calls about one configuration start at the same server, so that who publishes it reads it back; a server hears of
+what another was told some 100 ms later. What names none starts at a server that each proxy draws for itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import httpx
 
@@ -36,6 +39,7 @@ _METHOD = re.compile(r"[A-Z]{1,20}")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _IN_TROUBLE = (502, 503, 504)  # the words of gateways, and of a server that is not ready
 _MOST_READINGS = 4  # nobody encodes a path more often; each reading costs its length
+_FORM = b"application/x-www-form-urlencoded"
 _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and what the transport says by itself
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade http2-settings expect host".split()
@@ -93,6 +97,33 @@ def announced(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return int(lengths.pop()) if lengths else 0
 
 
+async def subject(
+    query: str, headers: Iterable[tuple[bytes, bytes]], body: AsyncIterator[bytes]
+) -> tuple[str, AsyncIterator[bytes]]:
+    """The configuration that a call is about, '' for none, and its body, whose beginning may have to be looked at.
+
+    Raises `BadCall` and what the body raises.
+    """
+    fields = list(headers)
+    named = _data_id(query)
+    media = next((value for name, value in fields if name.lower() == b"content-type"), b"")
+    if named or media.partition(b";")[0].strip().lower() != _FORM or announced(fields) == 0:
+        return named, body
+    first = await anext(body, b"")
+    return _data_id(first.decode("latin-1")), _whole(first, body)
+
+
+def _data_id(text: str) -> str:
+    """The `dataId` of a query or of the beginning of a form."""
+    return next((value for name, value in parse_qsl(text) if name == "dataId"), "") if "dataId=" in text else ""
+
+
+async def _whole(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
 Outcome = Callable[[Server, UpstreamError | None], None]
 
 
@@ -102,6 +133,8 @@ class Passing:
     def __init__(self, response: httpx.Response, server: Server, outcome: Outcome) -> None:
         self.status = response.status_code
         self.headers = end_to_end(response.headers.raw)
+        # the server that we are to the client writes a Date of its own, and nobody may write two
+        self.headers = [field for field in self.headers if field[0].lower() != b"date"]
         if self.status in (204, 304):  # a length here is of a body that is not sent
             self.headers = [field for field in self.headers if field[0].lower() != b"content-length"]
         self._response = response

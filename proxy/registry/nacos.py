@@ -19,6 +19,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any, Literal, TypeVar
 
 import httpx
@@ -42,7 +43,7 @@ from proxy.errors import Garbled, Malformed, ProxyError, Reason, Refused, Unreac
 from proxy.model import ServiceKey
 from proxy.registry.base import Registry
 from proxy.registry.detect import ORDER, DialectName
-from proxy.registry.forward import Passing, passing
+from proxy.registry.forward import Passing, passing, subject
 from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
 from proxy.registry.login import Credential, LoginPolicy, Session, token_headers
 from proxy.registry.memory import Memory, MemoryPolicy
@@ -87,6 +88,7 @@ class NacosRegistry:
         self._listing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
         self.servers.on_up.append(_forget)
 
     async def send(self, call: Call[R]) -> R:
@@ -110,8 +112,10 @@ class NacosRegistry:
         Raises `BadCall` for what would leave the context path, else `UpstreamError`s.
         """
         await self.ready()
+        about, body = await subject(query, headers, body)
         call = (method, path, query, headers, body)
-        async with passing(self.http, self.servers.candidates(()), self._passed, call) as reply:
+        servers = self.servers.candidates((about or self._drawn,))
+        async with passing(self.http, servers, self._passed, call) as reply:
             yield reply
 
     def status(self) -> dict[str, Any]:

@@ -484,3 +484,33 @@ async def test_whatever_a_server_answers_is_a_result_or_an_upstream_error(
         assert str(error)
     finally:
         await registry.close()
+
+
+async def passed(registry: NacosRegistry, method: str, query: str, form: bytes = b"") -> str:
+    """Which server answered."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield form
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"%d" % len(form))]
+    async with registry.forward(method, "/v1/cs/configs", query, headers, body()) as reply:
+        return b"".join([chunk async for chunk in reply.body()]).decode()
+
+
+async def test_what_passes_through_is_spread_and_all_about_one_configuration_starts_at_the_same_server() -> None:
+    async with stub(lambda request: ok(b"one")) as one, stub(lambda request: ok(b"other")) as other:
+        async with registry_of(one.url, other.url) as registry:
+            read = [await passed(registry, "GET", f"dataId=d{number}&group=g") for number in range(40)]
+            published = [await passed(registry, "POST", "", b"dataId=d%d&content=x" % n) for n in range(40)]
+        assert read == published
+        assert 5 <= read.count("one") <= 35
+
+
+async def test_what_passes_through_and_is_about_nothing_starts_at_a_server_that_each_proxy_draws() -> None:
+    async with stub(lambda request: ok(b"one")) as one, stub(lambda request: ok(b"other")) as other:
+        drawn: list[set[str]] = []
+        for _ in range(40):
+            async with registry_of(one.url, other.url) as registry:
+                drawn.append({await passed(registry, "GET", "search=blur") for _ in range(2)})
+        assert {"one"} in drawn and {"other"} in drawn
+        assert all(len(servers) == 1 for servers in drawn)
