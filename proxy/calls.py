@@ -25,6 +25,11 @@ DEFAULT_BEAT_INTERVAL = 5000  # ms
 MAX_WEIGHT = 10_000.0
 MAX_METADATA = 1024
 
+# Java's Character.isWhitespace: no blank that does not break a line (U+00A0), nor U+0085.
+BLANK = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \u1680\u2028\u2029\u205f\u3000" + "".join(
+    map(chr, {*range(0x2000, 0x200B)} - {0x2007})
+)
+
 _ILLEGAL = "illegal characters should not appear in the param."
 _NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
 # As Java reads them: its dot is no line's end, its \s no blank beyond ASCII.
@@ -39,10 +44,15 @@ def _illegal(parameter: str, why: str) -> BadCall:
     return BadCall(parameter, Problem.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
 
 
+def _length(text: str) -> int:
+    """As Java counts it: a character beyond the first 65,536 is two."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
 def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
-    if not value:
+    if not value.strip(BLANK):  # never checked: that something is required is another's to say
         return
-    if len(value) > limit:
+    if _length(value) > limit:
         raise _illegal(parameter, f"the param length should not exceed {limit}.")
     if pattern.fullmatch(value) is None:
         raise _illegal(parameter, _ILLEGAL)
@@ -75,7 +85,7 @@ def check_port(port: str | int) -> int:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_METADATA:
+    if sum(_length(k) + _length(v) for k, v in metadata.items()) > MAX_METADATA:
         raise _illegal("Metadata", f"the param length should not exceed {MAX_METADATA}.")
 
 

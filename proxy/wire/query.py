@@ -89,7 +89,7 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
 def read_key(service: str, query: Query) -> ServiceKey:
     """The service of a path or a parameter, `name` or `group@@name`; `group` and `namespace` are parameters."""
     group, separator, name = service.partition("@@")
-    if not (name if separator else service):
+    if not (name if separator else service).strip():
         raise missing("service")
     if separator and not group:
         raise illegal("service", "Param 'service' is illegal, the group before '@@' is empty.", service)
@@ -161,7 +161,7 @@ def read_address(text: str) -> Address:
 
 
 def read_ip(ip: str) -> str:
-    if not ip:
+    if not ip.strip():
         raise missing("ip")
     checked(check_ip, ip)
     return ip

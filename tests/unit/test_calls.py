@@ -65,6 +65,8 @@ ILLEGAL = "illegal characters should not appear in the param."
         "a\u00a0b",
         "\tx",
         " x",
+        "  ",
+        "🙂" * 256,
         "x" * 512,
         "",
         "\0",
@@ -77,7 +79,7 @@ def test_a_service_name_may_be_nearly_anything(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["@x", "a b", "a\tb", "a\nb", "\nx", "\r", "\u2028x", "a@@b", "x服务", "服务", "a@@", "x" * 512 + " "]
+    "name", ["@x", "a b", "a\tb", "a\nb", "\nx", "\rx", "\u2028x", "a@@b", "x服务", "服务", "a@@", "x" * 512 + " "]
 )
 def test_a_service_name_has_no_blank_no_second_separator_and_no_cjk_behind_its_first_character(name: str) -> None:
     said = refused(check_service, key(name))
@@ -87,6 +89,7 @@ def test_a_service_name_has_no_blank_no_second_separator_and_no_cjk_behind_its_f
 @pytest.mark.parametrize(
     ("service", "said"),
     [
+        (key("🙂" * 256 + "x"), "Param 'serviceName' is illegal, the param length should not exceed 512."),
         (key("x" * 513), "Param 'serviceName' is illegal, the param length should not exceed 512."),
         (key(group="g" * 129), "Param 'group' is illegal, the param length should not exceed 128."),
         (key(group="g@g"), f"Param 'group' is illegal, {ILLEGAL}"),
@@ -107,12 +110,12 @@ def test_the_first_that_fails_is_the_one_that_is_named() -> None:
     assert "serviceName" in refused(check_service, ServiceKey("n", "g@", "a b"))
 
 
-@pytest.mark.parametrize("cluster", ["DEFAULT", "a_b", "a-b", "1", "c" * 64, ""])
+@pytest.mark.parametrize("cluster", ["DEFAULT", "a_b", "a-b", "1", "c" * 64, "", " ", "\t\u3000"])
 def test_a_cluster_that_may_be_asked_for(cluster: str) -> None:
     check_cluster(cluster)
 
 
-@pytest.mark.parametrize("cluster", ["a b", "a,b", "a.b", "ä", "c\n", "c" * 65])
+@pytest.mark.parametrize("cluster", ["a b", "a,b", "a.b", "ä", "c\n", "\u00a0", "c" * 65])
 def test_a_cluster_that_may_not(cluster: str) -> None:
     assert refused(check_cluster, cluster).startswith("Param 'cluster' is illegal, ")
 
@@ -178,9 +181,11 @@ def test_a_weight_outside_of_it_is_refused(weight: float) -> None:
 
 def test_metadata_is_bounded_by_the_sum_of_its_lengths() -> None:
     check_metadata({"k" * 24: "v" * 1000})
+    check_metadata({"k" * 24: "🙂" * 500})
     check_metadata({})
-    said = refused(check_metadata, {"k" * 24: "v" * 1000, "x": ""})
-    assert said == "Param 'Metadata' is illegal, the param length should not exceed 1024."
+    for one_too_long in ({"k" * 24: "v" * 1000, "x": ""}, {"k" * 25: "🙂" * 500}):
+        said = refused(check_metadata, one_too_long)
+        assert said == "Param 'Metadata' is illegal, the param length should not exceed 1024."
 
 
 def test_times_come_from_the_metadata_or_are_those_of_nacos() -> None:
