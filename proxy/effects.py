@@ -99,8 +99,9 @@ class Draft:
         key = instance.key
         known = self._now.get(key)
         if known is not None:  # what the server adds of its own, such as a snowflake id, is in no registration
-            own = instance.instance_id or known.instance_id
-            instance = replace(instance, instance_id=own, extra=instance.extra or known.extra)
+            own, extra = instance.instance_id or known.instance_id, instance.extra or known.extra
+            if own != instance.instance_id or extra != instance.extra:
+                instance = replace(instance, instance_id=own, extra=extra)
             if instance == known:
                 return (), []
         return [other for other in self._keys_at(key.ip, key.port) if other != key], [instance]
