@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -16,35 +16,28 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2733;background:#fff}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #dde3ea}
-td{overflow-wrap:anywhere;vertical-align:top}th{color:#5a6b7d;font-weight:600}
+td{overflow-wrap:anywhere;vertical-align:top}th{color:#5a6b7d;font-weight:600}tbody th{white-space:nowrap}
+a{color:inherit}
 code{font:13px ui-monospace,monospace}.ready,.up,.fresh,.ok{color:#11703a}.degraded,.stale{color:#8a5a00}
-.unready,.down,.expired,.missing{color:#a3160c}.muted{color:#5a6b7d}
+.unready,.down,.expired,.missing,.failing,.lost,.short{color:#a3160c}.muted{color:#5a6b7d}
 @media(prefers-color-scheme:dark){body{color:#dbe4ee;background:#141a21}th,td{border-color:#2b3642}
 th,.muted{color:#93a4b7}.ready,.up,.fresh,.ok{color:#5fd28c}.degraded,.stale{color:#e8b04a}
-.unready,.down,.expired,.missing{color:#ff8d80}}
+.unready,.down,.expired,.missing,.failing,.lost,.short{color:#ff8d80}}
 """
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _MOST_HOSTS = 50
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> bytes:
     """The document, UTF-8. It loads itself again every five seconds."""
-    upstream = status["upstream"]
-    facts = [
-        ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
-        ("Upstream", f"{_word(upstream['state'])} {_details(upstream, ('state', 'reason', 'forSeconds'))}"),
-        ("Push", f"{_word(status['push']['state'])} {_details(status['push'], ('state',))}"),
-        ("Disk", f"{_word(status['disk']['state'])} {_details(status['disk'], ('state',))}"),
-        ("Subscribers", _text(status["subscribers"]["streams"])),
-        ("Registered here", _text(status["registrations"])),
-        ("Counts", _details(status["counts"], ())),
-        ("Up for", f"{_text(int(status['uptimeSeconds']))} s"),
-    ]
-    rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in facts)
+    rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
     services = "".join(_service(row) for row in status["services"])
+    if not services:
+        services = '<tr><td colspan="6" class="muted">none was asked for or registered yet</td></tr>'
     hidden = status["servicesTotal"] - len(status["services"])
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
@@ -59,9 +52,37 @@ def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> bytes
     return html.encode("utf-8", "replace")
 
 
+def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> list[tuple[str, str]]:
+    """What is said of the whole proxy: names, and values in HTML."""
+    upstream, push, disk, workers = (status[name] for name in ("upstream", "push", "disk", "workers"))
+    reason = f": {_text(upstream['reason'])}" if upstream["reason"] else ""
+    servers = "".join(f"<br>{_server(server)}" for server in upstream.get("servers", ()))
+    facts = [
+        ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
+        ("Upstream", f"{_word(upstream['state'])} for {_time(upstream['forSeconds'])}{reason}{servers}"),
+        ("Push", f"{_word(push['state'])} {_text(push.get('reason', ''))}"),
+        ("Disk", f"{_word(disk['state'])} {_text(disk.get('reason', ''))}"),
+        ("Event streams", _text(status["subscribers"]["streams"] + workers.get("streams", 0))),
+        ("Registered here", _text(status["registrations"])),
+        *((_text(name.replace("_", " ")).capitalize(), _count(value)) for name, value in status["counts"].items()),
+        ("Up for", _time(status["uptimeSeconds"])),
+    ]
+    if workers["state"] != "off":
+        joined = f"{_text(workers['joined'])} of {_text(workers['wanted'])} processes beside this one"
+        facts.insert(4, ("Workers", f"{_word(workers['state'])} {joined}"))
+    return facts
+
+
+def _server(server: Mapping[str, Any]) -> str:
+    version = f" version {_text(server['version'])}" if server["version"] else ""
+    error = f" {_text(server['error'])}" if server["error"] else ""
+    tail = f'<span class="muted">{_text(server["latencyMs"])} ms{error}</span>'
+    return f"<code>{_text(server['url'])}</code> {_word(server['state'])}{version} {tail}"
+
+
 def _service(row: Mapping[str, Any]) -> str:
     name = f"{_text(row['service'])}<br><span class=muted>{_text(row['namespaceId'])}</span>"
-    age = "" if row["ageSeconds"] is None else f"{_text(int(row['ageSeconds']))} s"
+    age = "" if row["ageSeconds"] is None else _time(row["ageSeconds"])
     error = f"<br>{_text(row['error'])}" if row["error"] else ""
     cells = (
         name,
@@ -88,9 +109,23 @@ def _host(address: str, cluster: str, weight: float, healthy: bool, enabled: boo
     return f"<code>{_text(address)}</code> {_word(state)}{tail}"
 
 
-def _details(values: Mapping[str, Any], without: Iterable[str]) -> str:
-    shown = ((name, value) for name, value in values.items() if name not in without and value not in ("", {}, None))
-    return " ".join(f"{_text(name)}: {_text(value)}" for name, value in shown)
+def _count(value: Mapping[str, int] | int) -> str:
+    """A number, or numbers by their names."""
+    if isinstance(value, int):
+        return _text(value)
+    return ", ".join(f"{number} {_text(name)}" for name, number in value.items()) or "0"
+
+
+def _time(seconds: float) -> str:
+    """In the two largest units: `3 d 4 h`, `59 s`."""
+    left, parts = int(seconds), list[str]()
+    for unit, size in _UNITS:
+        number, left = divmod(left, size)
+        if number or (unit == "s" and not parts):
+            parts.append(f"{number} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
 
 
 def _word(word: str) -> str:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from proxy.api.page import CONTENT_SECURITY_POLICY, page
 
 STATUS: dict[str, Any] = {
     "version": "1",
     "uptimeSeconds": 5.5,
-    "upstream": {"state": "up", "forSeconds": 1, "reason": "", "servers": ["a:1"]},
+    "upstream": {
+        "state": "down",
+        "forSeconds": 93_700,
+        "reason": "<refused>",
+        "servers": [
+            {"url": "http://a:1", "state": "down", "error": "<gone>", "latencyMs": 1.25, "version": ""},
+            {"url": "http://b:1", "state": "up", "error": "", "latencyMs": 2.5, "version": "2.5.1"},
+        ],
+    },
     "push": {"state": "off"},
-    "disk": {"state": "ok"},
+    "disk": {"state": "failing", "reason": "no <space>"},
+    "workers": {"state": "off"},
     "subscribers": {"streams": 3, "byClient": {}},
     "registrations": 2,
-    "counts": {"reads": {"hit": 1}},
+    "counts": {"reads": {"hit": 1, "<miss>": 2}, "writes": {}, "local_beats": 7},
     "servicesTotal": 2,
     "services": [
         {
@@ -37,6 +48,36 @@ def test_long_lists_are_cut_and_say_so() -> None:
     assert "10.0.0.49:80" in html and "10.0.0.50:80" not in html
     assert "and 10 more" in html and "and 1 more" in html
     assert "push: lost<br>&lt;disk&gt;" in html
+
+
+def test_an_operator_reads_what_is_wrong_since_when_and_with_which_server() -> None:
+    html = page(STATUS, "degraded", []).decode()
+    assert '<span class="down">down</span> for 1 d 2 h: &lt;refused&gt;' in html
+    assert (
+        '<code>http://a:1</code> <span class="down">down</span> <span class="muted">1.25 ms &lt;gone&gt;</span>' in html
+    )
+    assert '<code>http://b:1</code> <span class="up">up</span> version 2.5.1' in html
+    assert "no &lt;space&gt;" in html
+    assert "<th>Reads</th><td>1 hit, 2 &lt;miss&gt;</td>" in html
+    assert "<th>Writes</th><td>0</td>" in html and "<th>Local beats</th><td>7</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3_661, "1 h 1 min"), (86_401, "1 d")]
+)
+def test_times_are_told_in_their_largest_units(seconds: float, text: str) -> None:
+    assert f"<td>{text}</td>" in page({**STATUS, "uptimeSeconds": seconds}, "ready", []).decode()
+
+
+def test_the_streams_of_all_processes_are_counted_together() -> None:
+    workers = {"state": "short", "wanted": 3, "joined": 2, "streams": 40}
+    html = page({**STATUS, "workers": workers}, "degraded", []).decode()
+    assert "<th>Event streams</th><td>43</td>" in html
+    assert '<span class="short">short</span> 2 of 3 processes beside this one' in html
+
+
+def test_a_proxy_that_knows_no_service_yet_says_so() -> None:
+    assert "none was asked for or registered yet" in page({**STATUS, "services": []}, "ready", []).decode()
 
 
 def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
