@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from proxy.calls import Call, GetInstance, Update
 from proxy.catalog.ledger import Ledger, Place
 from proxy.catalog.look import Look, Wants
-from proxy.model import Instance, ServiceKey
+from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey
 
 R = TypeVar("R")
 
@@ -66,10 +66,13 @@ class Modifying:
     async def _instance_now(self, call: Update) -> Instance:
         look = await self._worker.read(call.service, Wants(no_cache=True))
         assert look.snapshot is not None
-        known = look.snapshot.find(call.ip, call.port, call.cluster) or look.snapshot.find(call.ip, call.port)
+        unnamed = call.cluster == DEFAULT_CLUSTER  # where none is named, any cluster is meant
+        known = look.snapshot.find(call.ip, call.port, call.cluster)
+        if known is None and unnamed:
+            known = look.snapshot.find(call.ip, call.port)
         if known is not None:
             return known
         owned = self._ledger.find(call.service, call.ip, call.port)
-        if owned is not None:
+        if owned is not None and (unnamed or owned.instance.cluster == call.cluster):
             return owned.instance
         return await self._worker.send(GetInstance(call.service, call.ip, call.port, call.cluster))

@@ -44,6 +44,17 @@ async def test_a_second_change_of_an_instance_waits_for_the_first_and_one_of_ano
     assert len(modifying) == 0
 
 
+async def test_the_cluster_that_is_named_is_meant_and_no_other() -> None:
+    shelf = Shelf(snapshot(instance(cluster="c1")))
+    worker = agent(ScriptedRegistry(shelf), FakeClock())
+    modifying = Modifying(worker.catalog.ledger, worker)
+    await worker.write(Register(KEY, instance(cluster="c1")))
+    with pytest.raises(Refused, match="no matched ip found!"):
+        await modifying.modify(Update(KEY, A.ip, A.port, cluster="c2", weight=9.0))
+    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).cluster == "c1"
+    await worker.close()
+
+
 async def test_one_that_failed_lets_the_next_one_change() -> None:
     shelf = Shelf(snapshot(A))
     registry = ScriptedRegistry(
