@@ -10,6 +10,7 @@ program) never; a row that cannot be understood costs that row alone; nothing se
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import math
@@ -50,6 +51,7 @@ _TRIM = """
 DELETE FROM service WHERE (namespace, grp, name) IN
     (SELECT namespace, grp, name FROM service ORDER BY contact DESC LIMIT -1 OFFSET ?)
 """
+_OF_THE_DISK = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -59,8 +61,7 @@ class StateLocked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DiskPolicy:
-    """Seconds between batches and between updates of the contact times; at most `most` services are kept, each for
-    `keep_for` seconds after its last confirmation."""
+    """Seconds. At most `most` services are kept, each for `keep_for` after its last confirmation."""
 
     every: float = 1.0
     contacts_every: float = 30.0
@@ -68,20 +69,13 @@ class DiskPolicy:
     keep_for: float = 7 * 86_400.0
 
 
+_PLAIN = ("ip", "port", "cluster", "weight", "healthy", "enabled", "ephemeral", "instance_id")
+_PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
+
+
 def dump_instance(i: Instance) -> dict[str, Any]:
     """An instance as JSON of our own, short and complete."""
-    return {
-        "ip": i.ip,
-        "port": i.port,
-        "cluster": i.cluster,
-        "weight": i.weight,
-        "healthy": i.healthy,
-        "enabled": i.enabled,
-        "ephemeral": i.ephemeral,
-        "metadata": dict(i.metadata),
-        "instance_id": i.instance_id,
-        "extra": dict(i.extra),
-    }
+    return {**{name: getattr(i, name) for name in _PLAIN}, "metadata": dict(i.metadata), "extra": dict(i.extra)}
 
 
 def load_instance(row: Mapping[str, Any]) -> Instance:
@@ -90,14 +84,9 @@ def load_instance(row: Mapping[str, Any]) -> Instance:
 
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
-    fields = {
-        "threshold": snapshot.threshold,
-        "masking": snapshot.masking,
-        "cache_millis": snapshot.cache_millis,
-        "extra": dict(snapshot.extra),
-        "last_ref_time": snapshot.last_ref_time,
-    }
-    return orjson.dumps({"instances": [dump_instance(i) for i in snapshot.instances], **fields})
+    row: dict[str, Any] = {name: getattr(snapshot, name) for name in _PLAIN_OF_SNAPSHOT}
+    row |= {"extra": dict(snapshot.extra), "instances": [dump_instance(i) for i in snapshot.instances]}
+    return orjson.dumps(row)
 
 
 def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
@@ -114,25 +103,32 @@ def load_registration(key: ServiceKey, body: bytes) -> Registration:
 class StateFile:
     """The file, as blocking calls. Used by one thread. `trouble` says why it cannot be opened now, '' if it is open.
 
-    `patience`: seconds to wait for another program that holds the file.
+    `patience`: seconds to wait for another program that holds the file. Raises `StateLocked`, and `OSError` for a
+    directory that is a mistake; a disk that is full or read-only is trouble.
     """
 
     def __init__(self, directory: Path, *, patience: float = 5.0) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = directory / FILE
         self.set_aside: Path | None = None
         self.trouble = ""
         self.unreadable = 0
         self._patience = patience
-        self._lock = _lock(directory)
+        self._lock: int | None = None
         self._db: sqlite3.Connection | None = None
         try:
             self._opened()
         except sqlite3.OperationalError as error:
             self.trouble = str(error)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            self.trouble = f"{error.strerror}: {directory}"
 
     def _opened(self) -> sqlite3.Connection:
         """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
+        if self._lock is None:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(self.path.parent)
         if self._db is None:
             try:
                 self._db = self._open()
@@ -178,9 +174,16 @@ class StateFile:
         """Snapshots with the wall time of their last confirmation, registrations with that of their last beat."""
         if self._db is not None:
             return self._read(self._db)
-        # Without room for its journal the file can still be read, as the last checkpoint left it.
-        with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro&immutable=1", uri=True)) as db:
+        if not self.path.exists():
+            return [], []
+        # What cannot be written can still be read, without room for its journal as the last checkpoint left it.
+        with suppress(sqlite3.OperationalError), closing(self._readable("")) as db:
             return self._read(db)
+        with closing(self._readable("&immutable=1")) as db:
+            return self._read(db)
+
+    def _readable(self, more: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro{more}", 0, uri=True)
 
     def _read(self, db: sqlite3.Connection) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
         services: list[tuple[Snapshot, float]] = []
@@ -229,7 +232,8 @@ class StateFile:
                     self._db.execute("PRAGMA synchronous=FULL")
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
-            os.close(self._lock)
+            if self._lock is not None:
+                os.close(self._lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,12 @@ class Batch:
 
 def _lock(directory: Path) -> int:
     path = directory / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or not path.exists():
+            raise
+        descriptor = os.open(path, os.O_RDONLY)  # what cannot be written can still be locked
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -334,7 +343,7 @@ class Disk:
         except asyncio.CancelledError:  # it may not have begun: `close` writes it again
             self._keep(batch, keys)
             raise
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, StateLocked) as error:
             self._keep(batch, keys)
             if not self.failing:
                 log.error("the state cannot be written: %s; serving goes on without", error)

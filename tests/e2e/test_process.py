@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -239,11 +241,12 @@ def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
 
 def state_of(proxy: ProxyProcess) -> str:
     """What of registrations lies in the file by now."""
-    import sqlite3
+    return "orders" if rows_of(proxy, "registration") == 5 else ""
 
+
+def rows_of(proxy: ProxyProcess, table: str) -> int:
     with contextlib.closing(sqlite3.connect(proxy.state_dir / "state.sqlite3")) as db:
-        rows = db.execute("SELECT name FROM registration").fetchall()
-    return "orders" if len(rows) == 5 else ""
+        return len(db.execute(f"SELECT name FROM {table}").fetchall())
 
 
 # other doors
@@ -385,6 +388,47 @@ def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
         calls.get("/api/v1/services/s1").raise_for_status()
         assert proxy.terminate() == 0
         assert "Traceback" not in proxy.log
+
+
+def read_only(state_dir: Path) -> tuple[str, ...]:
+    """The proxy with a file system of its own, of which this directory cannot be written."""
+    mounts = f"mount --bind {state_dir} {state_dir} && mount -o remount,bind,ro {state_dir}"
+    own = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+    if shutil.which("unshare") is None or subprocess.run((*own, mounts), capture_output=True).returncode:
+        pytest.skip("no file systems of one's own here")
+    return (*own, f'{mounts} && exec "$0" "$@"', sys.executable, "-m", "proxy", "serve")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_state_directory_that_can_only_be_read_is_read_and_said(tmp_path: Path, killed: bool) -> None:
+    with ProxyProcess() as upstream:
+        register(upstream)
+        with ProxyProcess("--upstream", upstream.url, "--push", "off", state_dir=tmp_path) as before:
+            assert len(hosts(before)) == 1
+            while not rows_of(before, "service"):
+                assert len(hosts(before)) == 1
+            if killed:
+                before.kill()
+    command = read_only(tmp_path)
+    with ProxyProcess(
+        "--upstream", "http://127.0.0.1:1", "--push", "off", state_dir=tmp_path, command=command
+    ) as proxy:
+        assert [h["ip"] for h in hosts(proxy)] == ["10.0.0.1"]
+        with http(proxy) as calls:
+            reasons = calls.get("/readyz").raise_for_status().json()["reasons"]
+            assert "disk: Read-only file system" in " ".join(reasons)
+            assert "nacos_proxy_disk_failing 1.0" in calls.get("/metrics").text
+        assert "the state cannot be written: Read-only file system" in proxy.log
+        assert f"{tmp_path} is in use by another nacos-proxy" in refused("--port", "0", state_dir=tmp_path)
+        assert proxy.terminate() == 0
+        assert "Traceback" not in proxy.log
+
+
+def test_a_state_directory_that_cannot_be_made_on_a_read_only_disk_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    with ProxyProcess(state_dir=tmp_path / "none", command=read_only(tmp_path)) as proxy, http(proxy) as calls:
+        calls.post("/api/v1/services/orders/instances", json={"ip": "10.0.0.1", "port": 80}).raise_for_status()
+        assert "disk: Read-only file system" in " ".join(calls.get("/readyz").json()["reasons"])
+        assert proxy.terminate() == 0
 
 
 # secrets
