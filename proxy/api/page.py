@@ -16,7 +16,7 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2733;background:#fff}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #dde3ea}
-td{overflow-wrap:anywhere;vertical-align:top}th{color:#5a6b7d;font-weight:600}tbody th{white-space:nowrap}
+td{overflow-wrap:anywhere}th{color:#5a6b7d;font-weight:600;white-space:nowrap}th,td{vertical-align:top}
 a{color:inherit}
 code{font:13px ui-monospace,monospace}.ready,.up,.fresh,.ok{color:#11703a}.degraded,.stale{color:#8a5a00}
 .unready,.down,.expired,.missing,.failing,.lost,.short{color:#a3160c}.muted{color:#5a6b7d}
@@ -81,9 +81,10 @@ def _server(server: Mapping[str, Any]) -> str:
 
 
 def _service(row: Mapping[str, Any]) -> str:
-    name = f"{_text(row['service'])}<br><span class=muted>{_text(row['namespaceId'])}</span>"
+    group, _, service = row["service"].partition("@@")
+    name = f'{_text(service)}<br><span class="muted">{_text(group)} in {_text(row["namespaceId"])}</span>'
     age = "" if row["ageSeconds"] is None else _time(row["ageSeconds"])
-    error = f"<br>{_text(row['error'])}" if row["error"] else ""
+    error = f'<br><span class="muted">{_text(row["error"])}</span>' if row["error"] else ""
     cells = (
         name,
         _word(row["state"]) + error,

@@ -69,6 +69,13 @@ def test_times_are_told_in_their_largest_units(seconds: float, text: str) -> Non
     assert f"<td>{text}</td>" in page({**STATUS, "uptimeSeconds": seconds}, "ready", []).decode()
 
 
+def test_a_service_goes_by_its_name_and_says_below_where_it_is() -> None:
+    row = {**STATUS["services"][0], "service": "<g>@@orders", "namespaceId": "<n>", "error": "<no>"}
+    html = page({**STATUS, "services": [row]}, "ready", []).decode()
+    assert '<td>orders<br><span class="muted">&lt;g&gt; in &lt;n&gt;</span></td>' in html
+    assert '<span class="muted">&lt;no&gt;</span>' in html
+
+
 def test_the_streams_of_all_processes_are_counted_together() -> None:
     workers = {"state": "short", "wanted": 3, "joined": 2, "streams": 40}
     html = page({**STATUS, "workers": workers}, "degraded", []).decode()
