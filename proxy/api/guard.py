@@ -102,7 +102,7 @@ class Guard:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return not self.policy.loopback
+            return not self.policy.loopback and not self.policy.hosts
         return address.is_loopback or not self.policy.loopback
 
     def _origin_fits(self, headers: dict[bytes, str], host: str) -> bool:

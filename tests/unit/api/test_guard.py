@@ -95,6 +95,13 @@ async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
     assert await status(policy, host="10.0.0.1", authorization="Bearer reader") == 200
 
 
+async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some() -> None:
+    """As in a container that is published on a loopback port: there a name can be rebound, too."""
+    policy = GuardPolicy(loopback=False, hosts=frozenset({"proxy"}))
+    assert [await status(policy, host=host) for host in ("proxy:8840", "10.0.0.1", "localhost")] == [200] * 3
+    assert await status(policy, host="evil.example") == 421
+
+
 @pytest.mark.parametrize(
     ("token", "method", "path", "expected"),
     [
