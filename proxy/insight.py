@@ -14,6 +14,7 @@ from proxy.fastpath.table import Answers
 from proxy.metrics import Repeated, Sources, metrics_registry
 from proxy.parts import Parts
 from proxy.registry.nacos import NacosRegistry
+from proxy.registry.push import GrpcPush
 
 
 def sight_of(parts: Parts) -> Sight:
@@ -56,7 +57,13 @@ def upstream_status(parts: Parts) -> Mapping[str, Any]:
 def push_status(parts: Parts) -> Mapping[str, Any]:
     if parts.push is None:
         return {"state": "off"}
-    return {"state": "ok"} if parts.poller.push_alive else {"state": "lost", "reason": "polling keeps time"}
+    if isinstance(parts.push, GrpcPush) and parts.push.idle:
+        return {"state": "idle", "reason": "nothing is watched yet"}
+    if parts.poller.push_alive:
+        return {"state": "ok"}
+    if not parts.agent.catalog.cache.watched_keys():
+        return {"state": "idle", "reason": "no service is followed"}
+    return {"state": "lost", "reason": "polling keeps time"}
 
 
 def disk_status(parts: Parts) -> Mapping[str, Any]:

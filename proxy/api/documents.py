@@ -36,16 +36,18 @@ _NOT_JSON = BadCall(
     "", Problem.BODY, "the body must be JSON and say so with 'Content-Type: application/json'", status=415
 )
 _TOO_LARGE = BadCall("", Problem.BODY, "the body is longer than 1048576 bytes", status=413)
+_TOO_MANY = BadCall("", Problem.OTHER, "this client has 1000 streams open already", status=429)
 _NO_TOKEN = Denied("no API token: send it as 'Authorization: Bearer TOKEN'", status=401)
 _NO_RIGHT = Denied("the API token has the right 'read', this needs 'write'")
+_DENIED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
 _NOTHING = NothingKnown("nothing is known of this service and the upstream cannot be asked: connection refused")
 _NOT_FOUND = Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
 _WRONG_KIND = Refused(Reason.WRONG_KIND, "Current service is persistent service, can't register ephemeral instance.")
 _UNREACHABLE = Unreachable("no server could be reached: connection refused", arrived=False)
 _TOO_SLOW = TooSlow("no answer within 5 s")
 
-READ_ERRORS: tuple[ProxyError, ...] = (_BAD_NAME, _BAD_FLAG, _NO_TOKEN, _NOTHING)
-WRITE_ERRORS: tuple[ProxyError, ...] = (_BAD_NAME, _NO_TOKEN, _NO_RIGHT, _UNREACHABLE, _TOO_SLOW)
+READ_ERRORS: tuple[ProxyError, ...] = (_BAD_NAME, _BAD_FLAG, _NO_TOKEN, _DENIED, _NOTHING)
+WRITE_ERRORS: tuple[ProxyError, ...] = (_BAD_NAME, _NO_TOKEN, _NO_RIGHT, _DENIED, _UNREACHABLE, _TOO_SLOW)
 _BODY_ERRORS: tuple[ProxyError, ...] = (_UNKNOWN_FIELD, _NOT_JSON, _TOO_LARGE)
 
 _WHERE = ("service", "namespace", "group")
@@ -82,9 +84,13 @@ SERVICES = Doc(
                 "stale": False,
             },
             shapes.ServicePage,
-        )
+        ),
+        304: _UNCHANGED,
     },
-    (BadCall("page", Problem.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."), _NOTHING),
+    (
+        BadCall("page", Problem.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
+        *(_NO_TOKEN, _DENIED, _NOTHING),
+    ),
 )
 SNAPSHOT = Doc(
     "A service: its instances as a reader sees them",
@@ -172,7 +178,7 @@ PICK = Doc(
     "`weighted` honours weights, `random` does not, `round_robin` takes turns (per proxy process), `hash` keeps a "
     "`key` on its instance while others come and go. 503 where there is nothing to choose from, with the reason.",
     (*_WHERE, "strategy", "key", *_VIEW, "format"),
-    {200: Answer(_INSTANCE_JSON, shapes.Instance, "As JSON, or as text: `10.0.0.5:8080`")},
+    {200: Answer(_INSTANCE_JSON, shapes.Instance, "As JSON, or as text", also={TEXT_TYPE: "10.0.0.5:8080"})},
     (*READ_ERRORS, BadCall("key", Problem.MISSING, "Param 'key' is required.")),
     overrides={"healthy_only": {"schema": {"type": "boolean", "default": True}}},
 )
@@ -182,7 +188,7 @@ WATCH = Doc(
     "unchanged when `wait` is over. The header `Nacos-Proxy-Index` is the next `index`.",
     (*_WHERE, "index", "wait", *_VIEW),
     {200: Answer(_SNAPSHOT_JSON, shapes.Snapshot)},
-    (*READ_ERRORS, BadCall("wait", Problem.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s.")),
+    (*READ_ERRORS, BadCall("wait", Problem.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s."), _TOO_MANY),
 )
 _EVENTS_EXAMPLE = (
     'retry: 2000\n\nid: 1f0c9ab2-17\nevent: snapshot\ndata: {"name":"DEFAULT_GROUP@@orders","hosts":[],…}\n\n'
@@ -198,7 +204,7 @@ EVENTS = Doc(
     "given many times; `service=*` is every service of the group.",
     ("service", "namespace", "group", *_VIEW, "lastEventId"),
     {200: Answer(_EVENTS_EXAMPLE, None, "The stream", "text/event-stream")},
-    (*READ_ERRORS, BadCall("", Problem.OTHER, "this client has 1000 streams open already", status=429)),
+    (*READ_ERRORS, _TOO_MANY),
     overrides={"service": {"required": True, "schema": {"type": "array", "items": {"type": "string"}}}},
 )
 SD_PROMETHEUS = Doc(
@@ -209,7 +215,8 @@ SD_PROMETHEUS = Doc(
     {
         200: Answer(
             [{"targets": ["10.0.0.5:8080"], "labels": {"__meta_nacos_service": "orders"}}], list[shapes.TargetGroup]
-        )
+        ),
+        304: _UNCHANGED,
     },
     READ_ERRORS,
     overrides={"service": {"required": True, "schema": {"type": "array", "items": {"type": "string"}}}},
@@ -236,8 +243,57 @@ READY = Doc(
         503: Answer({"status": "unready", "reasons": ["upstream: connection refused", "nothing is known"]}),
     },
 )
+_STATUS_EXAMPLE = {
+    "version": "1.0.0",
+    "uptimeSeconds": 86400.5,
+    "upstream": {
+        "state": "up",
+        "forSeconds": 86400.5,
+        "reason": "",
+        "kind": "nacos",
+        "login": {"enabled": False, "logins": 0, "error": ""},
+        "servers": [
+            {
+                "url": "http://10.0.0.1:8848/nacos",
+                "state": "up",
+                "error": "",
+                "latencyMs": 1.9,
+                "version": "2.5.1",
+                "dialects": ["v1", "v2"],
+                "outcomes": {"ok": 4711},
+            }
+        ],
+    },
+    "push": {"state": "ok"},
+    "disk": {"state": "ok"},
+    "workers": {"state": "off"},
+    "subscribers": {"streams": 1, "byClient": {"127.0.0.1": 1}},
+    "registrations": 2,
+    "lastEventId": "1f0c9ab2-17",
+    "servicesTotal": 1,
+    "services": [
+        {
+            "service": _KEY.grouped,
+            "namespaceId": _KEY.namespace,
+            "state": "fresh",
+            "ageSeconds": 0.4,
+            "instances": 2,
+            "healthy": 2,
+            "watched": True,
+            "subscribers": 1,
+            "registeredHere": 2,
+            "pendingWrites": 0,
+            "fromDisk": False,
+            "error": None,
+            "revision": _AFTER.revision,
+        }
+    ],
+}
 STATUS = Doc(
-    "The proxy's state", "Upstream, push, services with their age, subscribers, counts, disk.", (), {200: Answer({})}
+    "The proxy's state",
+    "Upstream, push, services with their age, subscribers, counts, disk. `limit` bounds the services that are shown.",
+    (),
+    {200: Answer(_STATUS_EXAMPLE)},
 )
 METRICS = Doc(
     "Prometheus metrics", "`nacos_proxy_*` and the process's own.", (), {200: Answer("…", None, "", TEXT_TYPE)}

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from proxy.agent import Agent
 from proxy.api import documents as docs
 from proxy.api.answers import mark
-from proxy.api.reads import Reads, oldest, wants_of
-from proxy.api.rest import json_reply, target
+from proxy.api.reads import Reads, oldest, tagged, wants_of
+from proxy.api.rest import target
 from proxy.api.routes import Endpoint, Routes
 from proxy.calls import ListServices
 from proxy.catalog.look import Look, cache_headers
@@ -165,7 +165,7 @@ class LookupApi:
         if len(looks) == 1:
             mark(request.scope, keys[0], looks[0], self._agent.clock.now(), "sd_prometheus", wants)
         groups = [group for look in looks for group in _groups(look, view)]
-        return json_reply(groups, headers=oldest(looks))
+        return tagged(request, orjson.dumps(groups), oldest(looks))
 
     async def _services(self, query: Query) -> list[ServiceKey]:
         names = query.all("service")

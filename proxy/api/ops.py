@@ -33,8 +33,8 @@ def _nothing() -> Mapping[str, Any]:
 class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
-    `upstream`: servers, dialect and the like; `push`, `disk` and `workers`: at least `state` (`off`, `ok`, or else what
-    is wrong) and `reason`. `started` is a moment of the agent's clock.
+    `upstream`: servers, dialect and the like; `push`, `disk` and `workers`: at least `state` (`off`, `idle`, `ok`, or
+    else what is wrong) and `reason`. `started` is a moment of the agent's clock.
     """
 
     agent: Agent
@@ -113,7 +113,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
             return "unready", [*reasons, "cache: nothing is known yet"]
     for name, part in (("push", sight.push()), ("disk", sight.disk()), ("workers", sight.workers())):
         state = part.get("state", "off")
-        if state not in ("off", "ok"):
+        if state not in ("off", "ok", "idle"):
             reasons.append(f"{name}: {part.get('reason') or state}")
     if catalog.ledger.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from proxy.agent import Agent, Written
 from proxy.api import documents as docs
 from proxy.api.answers import read_body
-from proxy.api.reads import REVALIDATE, Reads, wants_of
+from proxy.api.reads import REVALIDATE, Reads, tagged, wants_of
 from proxy.api.routes import Routes
 from proxy.calls import BEAT_NOT_FOUND, GetInstance, ListServices, ServicePage
 from proxy.catalog.checks import CheckSpec
@@ -114,7 +114,7 @@ class RestApi:
             try:
                 page = await self._agent.send(call)
                 headers = (("cache-status", "nacos-proxy; fwd=request"), REVALIDATE)
-                return json_reply(page_json(call, page), headers=headers)
+                return tagged(request, orjson.dumps(page_json(call, page)), headers)
             except (Unreachable, TooSlow, Garbled) as failure:
                 error = failure
         page = self._known(call)
@@ -122,7 +122,7 @@ class RestApi:
             why = str(error or self._agent.catalog.breaker.reason)
             raise NothingKnown(f"no services are known here and the upstream cannot be asked: {why}") from error
         headers = (("cache-status", "nacos-proxy; hit; detail=upstream-error"), REVALIDATE)
-        return json_reply(page_json(call, page, stale=True), headers=headers)
+        return tagged(request, orjson.dumps(page_json(call, page, stale=True)), headers)
 
     def _known(self, call: ListServices) -> ServicePage:
         entries = self._agent.catalog.cache.entries()

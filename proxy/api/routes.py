@@ -33,12 +33,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A documented answer: a shape of `shapes` (None: not JSON), an example, the media type."""
+    """A documented answer: a shape of `shapes` (None: not JSON), an example, the media type; examples in `also`."""
 
     example: Any = None
     shape: Any = None
     description: str = ""
     media: str = JSON_TYPE
+    also: Mapping[str, Any] = field(default_factory=lambda: {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,8 @@ def _answer(status: int, answer: Answer) -> dict[str, Any]:
     if answer.shape is not None:
         entry["model"] = answer.shape
     if answer.example is not None:
-        entry["content"] = {answer.media: {"example": answer.example}}
+        examples = {answer.media: answer.example, **answer.also}
+        entry["content"] = {media: {"example": example} for media, example in examples.items()}
     return entry
 
 

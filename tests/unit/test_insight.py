@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.api.ops import readiness, status_json
+from proxy.calls import Register
 from proxy.insight import sight_of
 from proxy.parts import Parts, build
+from proxy.registry.push import available
 from proxy.settings import Settings
+from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
 
 
@@ -71,4 +75,17 @@ async def test_streams_of_all_processes_are_counted_together() -> None:
 async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
     parts = made()
     parts.poller.push_alive = False
+    assert readiness(sight_of(parts)) == ("ready", [])  # nobody misses what nothing is to be pushed of
+    parts.agent.catalog.cache.touch(KEY, 0.0)
+    assert readiness(sight_of(parts)) == ("ready", [])  # a service that nobody registered is not followed either
+    await parts.agent.write(Register(KEY, instance()))
     assert readiness(sight_of(parts)) == ("degraded", ["push: polling keeps time"])
+    await parts.agent.close()
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path) -> None:
+    parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
+    sight = sight_of(parts)
+    assert (status_json(sight, 10)["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
+    await parts.agent.close()

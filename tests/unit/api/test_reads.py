@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from proxy.api.reads import ReadPolicy, Reads, oldest
+from proxy.api.reads import ReadPolicy, Reads, oldest, tagged
 from proxy.catalog.look import Freshness, Look
 from proxy.model import Snapshot
 from tests.helpers import build
@@ -62,3 +62,13 @@ def test_of_many_looks_the_oldest_speaks() -> None:
     looks = [Look(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
     assert dict(oldest(looks))["age"] == "5"
     assert [name for name, _ in oldest([])] == ["cache-control"]
+
+
+def test_what_no_one_snapshot_stands_behind_is_compared_by_its_bytes() -> None:
+    first = tagged(request(), b"[1]", (("age", "0"),))
+    (tag,) = [value for name, value in first.headers if name == "etag"]
+    asked = Request(scope("GET", "/", {"if-none-match": f'"x", W/{tag}'}))
+    again = tagged(asked, b"[1]", (("age", "1"),))
+    assert (first.status, again.status, again.body) == (200, 304, b"")
+    assert again.headers == (("age", "1"), ("etag", tag))
+    assert tagged(asked, b"[2]", ()).status == 200
