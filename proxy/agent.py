@@ -225,8 +225,13 @@ class Agent:
 
     async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
         try:
-            with self._healing.leaving(call):
-                written = Written(await self.send(call))
+            result: Any
+            if isinstance(call, Deregister):
+                with self._healing.leaving(call):
+                    result = await self.send(call)
+            else:
+                result = await self.send(call)
+            written = Written(result)
             if isinstance(call, Beat) and (healed := await self._healing.heal(call, written.result)):
                 written = Written(healed, "healed")
         except ProxyError as error:
@@ -253,7 +258,27 @@ class Agent:
             return
         if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
             self._owned(call.service, now)
-        self._commit(self.catalog.cache.wrote(call, now, self._wall_ms()))
+        self._commit(self.catalog.cache.wrote(self._as_shown(call, now), now, self._wall_ms()))
+
+    def _as_shown(self, call: Write[Any], now: float) -> Write[Any]:
+        """Of a change what it does to a list: one that was disabled, and in no list, comes back as it is remembered."""
+        entry = self.catalog.cache.get(call.service)
+        if not isinstance(call, Update) or entry is None or entry.shown is None:
+            return call
+        known = self.catalog.ledger.find(call.service, call.ip, call.port)
+        if (
+            known is None
+            or not known.instance.enabled
+            or not known.alive(now)
+            or known.instance.cluster != call.cluster
+        ):
+            return call
+        return call if entry.shown.find(call.ip, call.port, call.cluster) else Register(call.service, known.instance)
+
+    def foresee(self, service: ServiceKey, instance: Instance) -> None:
+        """The upstream will list this instance, though nobody has registered it now."""
+        call = Register(service, instance)
+        self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
 
     def _owned(self, service: ServiceKey, now: float) -> None:
         self.catalog.cache.own(service, self.catalog.ledger.count(service), now)
@@ -262,7 +287,7 @@ class Agent:
 
     def _took_back(self, call: Register) -> None:
         self.counts.healed += 1
-        self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
+        self.foresee(call.service, call.instance)
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again."""

@@ -98,6 +98,7 @@ class Feed:
             "instance": desk.agent.instance,
             "send": desk.agent.send,
             "write": desk.agent.write,
+            "modify": desk.agent.modify,
             "manage": desk.keeper.register,
             "operations": desk.operations,
         }

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from proxy.agent import Agent, AgentPolicy, Catalog, Written
-from proxy.calls import Call, GetInstance, Write
+from proxy.calls import Call, GetInstance, Update, Write
 from proxy.catalog.checks import CheckSpec
 from proxy.catalog.hub import Filter, Mailbox, Notice
 from proxy.catalog.look import Freshness, Look, Wants
@@ -99,6 +99,9 @@ class Mirror(Agent):
 
     async def write(self, call: Write[R]) -> Written[R]:
         return await self._other.ask("write", call)
+
+    async def modify(self, call: Update) -> Instance:
+        return await self._other.ask("modify", call)
 
     async def watch(
         self, interest: Filter, wake: Callable[[], None], after: str = ""

@@ -27,6 +27,10 @@ class Worker(Protocol):
 
     async def send(self, call: Call[R]) -> R: ...
 
+    def foresee(self, service: ServiceKey, instance: Instance) -> None:
+        """The upstream will list this instance."""
+        ...
+
 
 class Modifying:
     """Of one ledger. `len` says of how many instances changes are under way."""
@@ -49,7 +53,8 @@ class Modifying:
             return await self._modify(call)
 
     async def _modify(self, call: Update) -> Instance:
-        known = await self._instance_now(call)
+        shown = await self._shown(call)
+        known = shown or await self._hidden(call)
         metadata = {**known.metadata, **(call.metadata or {})}
         whole = replace(
             call,
@@ -61,18 +66,24 @@ class Modifying:
             partial=False,
         )
         await self._worker.write(whole)
-        return replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
+        after = replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
+        if shown is None and after.enabled:  # lists hid it while it was disabled; the next one here shows it
+            self._worker.foresee(call.service, after)
+        return after
 
-    async def _instance_now(self, call: Update) -> Instance:
+    async def _shown(self, call: Update) -> Instance | None:
         look = await self._worker.read(call.service, Wants(no_cache=True))
         assert look.snapshot is not None
-        unnamed = call.cluster == DEFAULT_CLUSTER  # where none is named, any cluster is meant
         known = look.snapshot.find(call.ip, call.port, call.cluster)
-        if known is None and unnamed:
-            known = look.snapshot.find(call.ip, call.port)
-        if known is not None:
-            return known
+        return look.snapshot.find(call.ip, call.port) if known is None and _any_cluster(call) else known
+
+    async def _hidden(self, call: Update) -> Instance:
         owned = self._ledger.find(call.service, call.ip, call.port)
-        if owned is not None and (unnamed or owned.instance.cluster == call.cluster):
+        if owned is not None and (_any_cluster(call) or owned.instance.cluster == call.cluster):
             return owned.instance
         return await self._worker.send(GetInstance(call.service, call.ip, call.port, call.cluster))
+
+
+def _any_cluster(call: Update) -> bool:
+    """Where no cluster is named, any is meant."""
+    return call.cluster == DEFAULT_CLUSTER

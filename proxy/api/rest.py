@@ -104,7 +104,9 @@ class RestApi:
                 return host_json(known, key)
 
             return self._reads.reply(request, look, wants, "instance", (ip, port, cluster), make)
-        asked, _ = await self._agent.instance(GetInstance(key, ip, port, cluster or DEFAULT_CLUSTER))
+        owned = self._agent.catalog.ledger.find(key, ip, port)
+        cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
+        asked, _ = await self._agent.instance(GetInstance(key, ip, port, cluster))
         return json_reply(host_json(asked, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
 
     async def services(self, request: Request) -> HttpReply:

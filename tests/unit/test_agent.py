@@ -365,6 +365,25 @@ async def test_who_goes_away_does_not_cancel_his_write(world: World) -> None:
     assert world.agent.catalog.ledger.count(KEY) == 1
 
 
+async def test_a_put_that_enables_what_was_registered_here_brings_it_back_into_the_list(world: World) -> None:
+    """It is in no list while it is disabled; and what nobody registered here, or in another cluster, stays out."""
+    await world.read()
+    await world.agent.write(Register(KEY, instance("10.0.0.9", cluster="c1", weight=2.0)))
+    await world.agent.write(Update(KEY, "10.0.0.9", 80, "c1", enabled=False))
+    world.shelf.services[KEY] = snapshot(A, B)
+    await world.clock.advance(4)
+    await world.read(NO_CACHE)
+    await world.agent.write(Update(KEY, "10.0.0.9", 80, "c2", enabled=True))
+    await world.agent.write(Update(KEY, "10.0.0.8", 80, enabled=True))
+    look = await world.read()
+    assert look.snapshot is not None and look.snapshot.instances == (A, B)
+    await world.agent.write(Update(KEY, "10.0.0.9", 80, "c1", weight=3.0, enabled=True))
+    look = await world.read()
+    assert look.snapshot is not None and look.snapshot.find("10.0.0.9", 80, "c1") == instance(
+        "10.0.0.9", cluster="c1", weight=3.0
+    )
+
+
 async def test_a_refused_write_changes_nothing_and_says_what_the_upstream_said(world: World) -> None:
     await world.read()
     refusal = Refused(Reason.WRONG_KIND, "Current service is ephemeral service", status=400)

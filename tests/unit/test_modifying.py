@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
+from proxy.agent import Agent
 from proxy.calls import Fetch, GetInstance, Register, Update
 from proxy.errors import BadCall, Problem, Refused
+from proxy.model import Instance
 from proxy.modifying import Modifying
 from tests.helpers.build import KEY, agent, instance, snapshot
 from tests.helpers.clock import FakeClock
@@ -53,6 +55,27 @@ async def test_the_cluster_that_is_named_is_meant_and_no_other() -> None:
         await modifying.modify(Update(KEY, A.ip, A.port, cluster="c2", weight=9.0))
     assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).cluster == "c1"
     await worker.close()
+
+
+async def test_what_is_enabled_again_shows_in_the_next_read_though_no_list_showed_it() -> None:
+    """Servers before 3.x, and 3.0 where only the client's list may be asked, list no disabled instance."""
+    hidden = instance("10.0.0.9", cluster="c1", enabled=False, weight=4.0)
+    shelf = Shelf(snapshot())
+    registry = ScriptedRegistry(lambda call: hidden if isinstance(call, GetInstance) else shelf(call))
+    worker = agent(registry, FakeClock())
+    modifying = Modifying(worker.catalog.ledger, worker)
+    await worker.read(KEY)
+    await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", weight=5.0))
+    assert (await shown(worker)) == ()
+    await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", enabled=True))
+    assert (await shown(worker)) == (instance("10.0.0.9", cluster="c1", weight=4.0),)
+    await worker.close()
+
+
+async def shown(worker: Agent) -> tuple[Instance, ...]:
+    look = await worker.read(KEY)
+    assert look.snapshot is not None
+    return look.snapshot.instances
 
 
 async def test_one_that_failed_lets_the_next_one_change() -> None:
