@@ -38,6 +38,7 @@ _GROUP = re.compile(r"[a-zA-Z0-9\-_:.]*")
 _CLUSTER = re.compile(r"[0-9a-zA-Z\-_]+")
 _REGISTRABLE_CLUSTER = re.compile(r"[0-9a-zA-Z-]+")
 _IP = re.compile(r"[^\u4E00-\u9FA5\s]*", re.ASCII)
+_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def _illegal(parameter: str, why: str) -> BadCall:
@@ -50,6 +51,8 @@ def _length(text: str) -> int:
 
 
 def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
+    if len(value) <= limit and value.isascii() and pattern.fullmatch(value) is not None:
+        return
     if not value.strip(BLANK):  # never checked: that something is required is another's to say
         return
     if _length(value) > limit:
@@ -76,7 +79,7 @@ def check_ip(ip: str) -> None:
 def check_port(port: str | int) -> int:
     """The port as a number. 0 is legal (recording "port 0"); blanks and signs that Java's parser refuses are not."""
     try:
-        number = int(port) if isinstance(port, int) or re.fullmatch(r"[+-]?[0-9]+", port) else -1
+        number = int(port) if isinstance(port, int) or _NUMBER.fullmatch(port) else -1
     except ValueError:
         number = -1
     if not 0 <= number <= 65535:

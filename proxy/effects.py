@@ -5,7 +5,7 @@ Not for: what a call is or which values it may have (`calls`). A prediction of w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,8 @@ class Draft:
     def __init__(self, base: Snapshot, *, many: bool = False) -> None:
         """`many`: so many writes will come that it pays to look up who is at an address."""
         self._base = base
-        self._now = dict(base.by_key)
-        self._changed = False
+        self._now: Mapping[InstanceKey, Instance] = base.by_key
+        self._draft: dict[InstanceKey, Instance] | None = None  # `_now` from the first change on
         self._at: dict[tuple[str, int], set[InstanceKey]] | None = None
         if many:
             self._at = {}
@@ -43,7 +43,7 @@ class Draft:
     @property
     def snapshot(self) -> Snapshot:
         """What all writes so far have made of it; the base itself where they changed nothing."""
-        return self._base.with_by_key(self._now) if self._changed else self._base
+        return self._base if self._draft is None else self._base.with_by_key(self._draft)
 
     def apply(self, write: Write[Any]) -> None:
         gone, put = self._effect(write)
@@ -56,16 +56,20 @@ class Draft:
         """Whether a write has nothing to change here."""
         return not any(self._effect(write))
 
+    def _begun(self) -> dict[InstanceKey, Instance]:
+        """The instances, to be changed; most writes change nothing, and need no copy of a whole service."""
+        if self._draft is None:
+            self._now = self._draft = dict(self._now)
+        return self._draft
+
     def _remove(self, key: InstanceKey) -> None:
-        self._changed = True
-        del self._now[key]
+        del self._begun()[key]
         if self._at is not None:
             self._at[key.ip, key.port].discard(key)
 
     def _put(self, instance: Instance) -> None:
-        self._changed = True
         key = instance.key
-        self._now[key] = instance
+        self._begun()[key] = instance
         if self._at is not None:
             self._at.setdefault((key.ip, key.port), set()).add(key)
 

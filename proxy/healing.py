@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from proxy.calls import (
     BEAT_NOT_FOUND,
@@ -23,7 +23,6 @@ from proxy.calls import (
     Deregister,
     GetInstance,
     Register,
-    Write,
     beat_interval,
 )
 from proxy.catalog.ledger import Ledger, Place, Registration
@@ -62,11 +61,8 @@ class Healing:
         self._bringing_back: asyncio.Task[None] | None = None
 
     @contextmanager
-    def leaving(self, call: Write[Any]) -> Generator[None, None, None]:
+    def leaving(self, call: Deregister) -> Generator[None, None, None]:
         """While a deregistration is under way, a beat that finds nothing is no reason to register again."""
-        if not isinstance(call, Deregister):
-            yield
-            return
         place = (call.service, call.ip, call.port)
         self._leaving[place] += 1
         try:

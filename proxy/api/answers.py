@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Scope, Send
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from proxy.catalog.look import Look, Wants
 from proxy.errors import BadCall, Problem
@@ -16,19 +16,25 @@ ANY_AGE = Wants()
 
 async def read_body(request: Request, most: int) -> bytes:
     """The whole body. Raises `BadCall` with status 413 where it is longer than `most` bytes."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > most:
-        raise too_large(most)
+    return await whole_body(request.scope, request.receive, most)
+
+
+async def whole_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """As `read_body`, without the cost of a `Request`, which is as much as that of a body."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > most:
+            raise too_large(most)
     chunks: list[bytes] = []
-    length = 0
-    try:
-        async for chunk in request.stream():
-            length += len(chunk)
-            if length > most:
-                raise too_large(most)
-            chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise BadCall("", Problem.BODY, "the client went away before its request was complete") from error
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadCall("", Problem.BODY, "the client went away before its request was complete")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        length += len(chunk)
+        if length > most:
+            raise too_large(most)
+        chunks.append(chunk)
     return b"".join(chunks)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import parse_qsl
 
@@ -71,10 +72,11 @@ class Guard:
         await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
 
     def _check(self, scope: Scope) -> Denied | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if sum(name == b"host" for name, _ in scope["headers"]) > 1:  # RFC 9112 3.2
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1:  # RFC 9112 3.2
             return Denied("more than one Host", status=400)
-        host = headers.get(b"host", "")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        host = hosts[0].decode("latin-1") if hosts else ""
         if not self._host_fits(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
         if scope["method"] not in _SAFE and not self._origin_fits(headers, host):
@@ -99,28 +101,36 @@ class Guard:
         name = host_name(host)
         if name in self.policy.hosts or name == "localhost" or name.endswith(".localhost"):
             return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
+        own = loopback_address(name)
+        if own is None:
             return not self.policy.loopback and not self.policy.hosts
-        return address.is_loopback or not self.policy.loopback
+        return own or not self.policy.loopback
 
-    def _origin_fits(self, headers: dict[bytes, str], host: str) -> bool:
+    def _origin_fits(self, headers: Mapping[bytes, bytes], host: str) -> bool:
         """A page of any site can send a form to a loopback port unasked, but not without saying where it comes from."""
-        origin = headers.get(b"origin")
-        if origin is None:
-            return headers.get(b"sec-fetch-site", "none") in ("none", "same-origin")
+        if b"origin" not in headers:
+            return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
+        origin = headers[b"origin"].decode("latin-1")
         own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
         return own or "*" in self.policy.origins or origin in self.policy.origins
 
-    def _given(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
-        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+    def _given(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer" and token:
             return token.strip()
         if b"accesstoken" in headers:
-            return headers[b"accesstoken"]
+            return headers[b"accesstoken"].decode("latin-1")
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         return query.get("accessToken") or query.get("access_token")
+
+
+@lru_cache(maxsize=256)
+def loopback_address(name: str) -> bool | None:
+    """Whether an address is of this host alone; None where a name is no address. Clients name the same few again."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return None
 
 
 def host_name(host: str) -> str:

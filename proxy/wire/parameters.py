@@ -44,7 +44,11 @@ class Parameters:
         return self._untrimmed(*names).strip(_TRIM) or default
 
     def _untrimmed(self, *names: str) -> str:
-        return next((v for v in map(self._values.get, names) if v is not None and v.strip(_TRIM)), "")
+        for name in names:
+            value = self._values.get(name)
+            if value and value.strip(_TRIM):
+                return value
+        return ""
 
     def key(self) -> ServiceKey:
         return ServiceKey.of(self.text("serviceName"), self.text("groupName"), self.text("namespaceId"))

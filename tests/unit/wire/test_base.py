@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qsl, urlencode
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.base import FORM_TYPE, HttpRequest, ReadPage, ReadService, pairs
+from proxy.wire.base import FORM_TYPE, HttpRequest, ReadPage, ReadService, encoded, pairs
 from tests.helpers.build import KEY
 from tests.helpers.pair import TEXT
 
@@ -33,6 +35,19 @@ def test_parameters_travel_in_target_and_body_unharmed(given_pairs: tuple[tuple[
     request = HttpRequest("POST", "/x", query=given_pairs, form=given_pairs)
     assert pairs(request.target.partition("?")[2]) == given_pairs
     assert pairs(request.body.decode()) == given_pairs
+
+
+QUERY = st.text("ab%+&=;2Fé\x00 ", max_size=30)
+
+
+@given(QUERY)
+def test_a_query_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    assert pairs(text) == tuple(parse_qsl(text, keep_blank_values=True))
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=5).map(tuple))
+def test_pairs_are_written_as_the_standard_library_writes_them(given_pairs: tuple[tuple[str, str], ...]) -> None:
+    assert encoded(given_pairs) == urlencode(given_pairs)
 
 
 @given(st.binary(max_size=200))
