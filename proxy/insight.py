@@ -14,7 +14,6 @@ from proxy.fastpath.table import Answers
 from proxy.metrics import Repeated, Sources, metrics_registry
 from proxy.parts import Parts
 from proxy.registry.nacos import NacosRegistry
-from proxy.registry.push import GrpcPush
 
 
 def sight_of(parts: Parts) -> Sight:
@@ -57,8 +56,6 @@ def upstream_status(parts: Parts) -> Mapping[str, Any]:
 def push_status(parts: Parts) -> Mapping[str, Any]:
     if parts.push is None:
         return {"state": "off"}
-    if isinstance(parts.push, GrpcPush) and parts.push.idle:
-        return {"state": "idle", "reason": "nothing is watched yet"}
     if parts.poller.push_alive:
         return {"state": "ok"}
     if not parts.agent.catalog.cache.watched_keys():

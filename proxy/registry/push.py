@@ -66,11 +66,6 @@ class GrpcPush:
         return bool(feeds) and able and not self._closed and all(feed.alive for feed in feeds)
 
     @property
-    def idle(self) -> bool:
-        """Nothing was ever watched, so no server has been asked whether it pushes."""
-        return not self._feeds and not self._odd
-
-    @property
     def subscriptions(self) -> int:
         """How many the SDK holds, wanted or not."""
         return sum(len(feed.subscribed) for feed in self._feeds.values())
