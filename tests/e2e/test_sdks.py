@@ -1,0 +1,241 @@
+"""SDKs of other languages, unmodified, at the proxy: what their users call, before servers of each generation.
+
+The server address is the only thing that a user changes. `tests/e2e/clients/` holds a small program for each SDK;
+how an SDK sees the world (caches, what it never tells) is said where a test has to know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from proxy.runtime import SystemClock
+from tests.e2e.clients import BUILDS, NotBuilt, Sdk, build, required, start
+from tests.e2e.conftest import UPSTREAMS, process
+from tests.helpers.app import serving
+from tests.helpers.faces import facing
+from tests.helpers.fault import fault_proxy
+from tests.helpers.live import RNacos, rnacos_binary
+
+V1 = "/nacos/v1/ns"
+PORT = 8080
+MAINTAINS = ("java", "go")  # the Node SDK changes no instance, picks none and lists no services
+BEATING = 22.0  # seconds; a server calls an instance unhealthy after 15 without a beat
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1000)]
+
+
+@dataclass
+class Stand:
+    """What all tests share: a process of each SDK, a proxy before each generation of servers.
+
+    Before r-nacos and 3.2 it is a process of its own, as users run it; that start takes seconds, so the others are not.
+    """
+
+    directory: Path
+    stack: AsyncExitStack
+    rnacos: RNacos | None
+    sdks: dict[str, Sdk] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    proxies: dict[str, str] = field(default_factory=dict)
+
+    async def make(self) -> None:
+        await asyncio.gather(*map(self._sdk, BUILDS))
+        if self.sdks:
+            for upstream in ("embedded", "polled", *UPSTREAMS):
+                await self._proxy(upstream)
+            await asyncio.gather(*(self._join(s, upstream) for s in self.sdks for upstream in self.proxies))
+
+    async def _sdk(self, language: str) -> None:
+        try:
+            command = await asyncio.to_thread(build, language, self.directory)
+            self.sdks[language] = await start(language, command, self.directory)
+            self.stack.push_async_callback(self.sdks[language].close)
+        except NotBuilt as why:
+            self.missing[language] = str(why)
+
+    async def _proxy(self, upstream: str) -> None:
+        enter = self.stack.enter_async_context
+        if upstream in ("embedded", "polled"):
+            self.proxies[upstream] = (await enter(serving(udp_push=upstream == "embedded"))).url
+        elif upstream == "r-nacos":
+            if self.rnacos is not None:
+                self.proxies[upstream] = (await enter(process("--upstream", self.rnacos.url))).url
+        else:
+            server = await enter(facing(upstream))
+            proxy = (
+                process("--upstream", server.url) if upstream == "v3" else serving(upstream=server.url, udp_push=True)
+            )
+            self.proxies[upstream] = (await enter(proxy)).url
+
+    async def _join(self, language: str, upstream: str) -> None:
+        address = self.proxies[upstream].removeprefix("http://")
+        await self.sdks[language].call("connect", client=upstream, server=address)
+
+    def at(self, language: str, upstream: str) -> Client:
+        if language in self.missing:
+            if required(language):
+                pytest.fail(f"the SDK for {language} is required: {self.missing[language]}", pytrace=False)
+            pytest.skip(f"no SDK for {language}: {self.missing[language]}")
+        if upstream not in self.proxies:
+            pytest.skip("no r-nacos")
+        return Client(self.sdks[language], upstream, self.proxies[upstream])
+
+
+@dataclass
+class Client:
+    """One SDK at one proxy."""
+
+    sdk: Sdk
+    name: str
+    proxy: str
+
+    async def __call__(self, do: str, **asked: Any) -> Any:
+        return await self.sdk.call(do, client=self.name, **asked)
+
+    async def seen(self, do: str, expected: Any, view: Callable[[Any], Any], **asked: Any) -> None:
+        """Asks until it sees that: the Go SDK answers from its own cache, which the proxy's push or its poll renews."""
+        end = SystemClock().now() + 20
+        while (found := view(await self(do, **asked))) != expected:
+            assert SystemClock().now() < end, f"{do} shows {found}, not {expected}"
+            await asyncio.sleep(0.05)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stand(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Stand]:
+    rnacos = request.getfixturevalue("rnacos") if rnacos_binary() else None
+    async with AsyncExitStack() as stack:
+        stand = Stand(tmp_path_factory.mktemp("sdks"), stack, rnacos)
+        await stand.make()
+        yield stand
+
+
+@pytest.fixture(params=BUILDS)
+def language(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["embedded", *UPSTREAMS])
+def client(stand: Stand, language: str, request: pytest.FixtureRequest) -> Client:
+    return stand.at(language, request.param)
+
+
+def addresses(hosts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return sorted((host["ip"], host["cluster"]) for host in hosts)
+
+
+def of(ip: str, *names: str) -> Callable[[Any], Any]:
+    """These fields of the host of that address."""
+    return lambda hosts: [tuple(host[name] for name in names) for host in hosts if host["ip"] == ip]
+
+
+def changed(hosts: Any) -> Any:
+    """Weight and zone: servers keep metadata that an update does not name, r-nacos does not."""
+    return [(weight, metadata["zone"]) for weight, metadata in of("10.0.0.1", "weight", "metadata")(hosts)]
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+async def by_another(proxy: str, method: str, service: str, ip: str, **more: str) -> None:
+    """The write of another client of this proxy."""
+    query = {"serviceName": service, "ip": ip, "port": str(PORT), **more}
+    async with httpx.AsyncClient(base_url=proxy, trust_env=False) as http:
+        reply = await http.request(method, f"{V1}/instance", params=query)
+        assert (reply.status_code, reply.text) == (200, "ok")
+
+
+async def test_an_instance_lives_its_life(client: Client, service: str) -> None:
+    await by_another(client.proxy, "POST", service, "10.0.0.9")
+    mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "cluster": "c1"}
+    assert await client("register", **mine, weight=2.0, metadata={"zone": "a b", "ü": "北京"}) is True
+    await client.seen("instances", [("10.0.0.1", "c1"), ("10.0.0.9", "DEFAULT")], addresses, service=service)
+    fields = ("id", "service", "weight", "healthy", "enabled", "metadata")
+    grouped = f"DEFAULT_GROUP@@{service}"
+    shown = (f"10.0.0.1#{PORT}#c1#{grouped}", grouped, 2.0, True, True, {"zone": "a b", "ü": "北京"})
+    await client.seen("select", [shown], of("10.0.0.1", *fields), service=service)
+    if client.sdk.language in MAINTAINS:
+        [one] = await client("one", service=service, clusters=["c1"])
+        assert one["ip"] == "10.0.0.1"
+        await client("update", **mine, weight=5.0, metadata={"zone": "b"})
+        await client.seen("instances", [(5.0, "b")], changed, service=service)
+    await client("deregister", **mine)
+    await client.seen("instances", [("10.0.0.9", "DEFAULT")], addresses, service=service)
+
+
+async def test_groups_and_clusters_are_told_apart(client: Client, service: str) -> None:
+    for number in (1, 2, 3):
+        mine = {"ip": f"10.0.0.{number}", "port": PORT, "cluster": f"c{number}"}
+        await client("register", service=service, group=service, **mine)
+    some = {"service": service, "group": service, "clusters": ["c1", "c3"]}
+    await client.seen("instances", [("10.0.0.1", "c1"), ("10.0.0.3", "c3")], addresses, **some)
+    await client.seen("instances", 3, len, service=service, group=service)
+    if client.sdk.language in MAINTAINS:
+        assert await client("services", group=service, size=10) == {"count": 1, "names": [service]}
+
+
+async def test_a_persistent_instance_is_registered_without_beats(client: Client, service: str) -> None:
+    mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "ephemeral": False}
+    await client("register", **mine)
+    await client.seen("instances", [("10.0.0.1", "DEFAULT")], addresses, service=service)
+    await client("deregister", **mine)
+
+
+@pytest.mark.parametrize("language", ["java", "node"])
+async def test_the_server_is_up(client: Client) -> None:
+    assert await client("status") == "UP"
+
+
+async def told(client: Client, name: str, expected: list[tuple[str, str]]) -> None:
+    """The subscription hears of a state like that, after any number of others."""
+    while addresses(await client.sdk.event(name)) != expected:
+        pass
+
+
+# In one cluster: the Node SDK subscribes to DEFAULT where a user names none.
+ONE = [("10.0.0.1", "DEFAULT")]
+TWO = [*ONE, ("10.0.0.2", "DEFAULT")]
+
+
+async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
+    stand: Stand, client: Client, service: str
+) -> None:
+    """Between the SDK and the proxy stands a relay that refuses from the first list on: only datagrams come through."""
+    sdk, proxy, name = client.sdk, client.proxy, f"pushed-{service}-{client.sdk.language}"
+    await by_another(proxy, "POST", service, "10.0.0.1")
+    async with fault_proxy(port_of(proxy)) as relay:
+        await sdk.call("connect", client=name, server=f"127.0.0.1:{relay.port}")
+        await sdk.call("subscribe", client=name, service=service, name=name)
+        await told(client, name, ONE)
+        await relay.set("refuse")
+        await by_another(proxy, "POST", service, "10.0.0.2")
+        await told(client, name, TWO)
+        await by_another(proxy, "DELETE", service, "10.0.0.1")
+        await told(client, name, TWO[1:])
+        await relay.set("pass")
+        await sdk.call("unsubscribe", client=name, service=service, name=name)
+
+
+async def test_configuration_is_published_heard_of_and_removed(stand: Stand, language: str, service: str) -> None:
+    client = stand.at(language, "r-nacos")
+    text = "a: 1\nb: 北京 & co=%20+\n"
+    assert await client("publish", dataId=service, content=text) is True
+    await client.seen("config", text, str, dataId=service)
+    name = f"config-{service}"
+    await client("listen", dataId=service, name=name)
+    form = {"dataId": service, "group": "DEFAULT_GROUP", "content": "c: 2"}
+    async with httpx.AsyncClient(base_url=client.proxy, trust_env=False) as http:
+        assert (await http.post("/nacos/v1/cs/configs", data=form)).text == "true"
+    while await client.sdk.event(name) != "c: 2":
+        pass
+    assert await client("remove", dataId=service) in (True, "true")
+    await client.seen("config", True, lambda found: not found, dataId=service)
