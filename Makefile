@@ -20,6 +20,7 @@ bench: install
 # The legacy SDK is pure Python and needs nothing; its package asks for 130 MB that only its other half uses: hence --no-deps.
 .venv/.installed: pyproject.toml tests/legacy-sdk.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name it with make PYTHON=..."; exit 1; }
+	@echo "installing into .venv: some minutes, the first time"
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) install --only-binary nacos-sdk-rust-binding-py -e '.[dev,push]' || { echo "no wheel for the extra 'push' here: going on without it"; $(PIP) install -e '.[dev]'; }
 	$(PIP) install --no-deps -r tests/legacy-sdk.txt

@@ -72,7 +72,7 @@ def loaded_from(file: Path | None, flags: dict[str, Any]) -> Loaded:
     return load({name: value for name, value in flags.items() if value is not None}, file)
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, short_help="Print the effective settings and where each came from.")
 @click.option("--json", "form", flag_value="json", help="For programs.")
 @click.option("--toml", "form", flag_value="toml", help="As a configuration file; secrets are left out.")
 @click.option("--docs", "form", flag_value="docs", help="Print docs/configuration.md.")

@@ -27,7 +27,7 @@ _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "re
 @click.option("--healthy-only", is_flag=True)
 @click.option("--all", "everything", is_flag=True, help="Disabled instances, too, and the true health of each.")
 def get(asked: Asked, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
-    """Show a service's instances, as clients see them; it is not found where there is none."""
+    """Show a service's instances, as clients see them."""
     query = {**asked.where, "clusters": clusters, "healthy_only": "true" if healthy_only else ""}
     path = service_path(service, "instances") if everything else service_path(service)
     body = asked.client.json("GET", path, query)

@@ -24,7 +24,7 @@ SERVICE = "orders"
 V1 = "/nacos/v1/ns/instance"
 
 
-@click.command()
+@click.command(short_help="Show what the proxy does; no Nacos is needed.")
 @click.option("--port", default=8840, show_default=True, help="Port to serve on; the next free one where it is taken.")
 @click.option("--once", is_flag=True, help="End after the steps in place of serving on.")
 def demo(port: int, once: bool) -> None:

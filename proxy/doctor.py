@@ -43,14 +43,11 @@ class Finding:
     todo: str = ""
 
 
-@click.command(epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.")
-@click.option("--upstream", metavar="URL[,URL…]", help="Nacos servers, in place of the settings'.")
-@click.option("--username", help="Account, in place of the settings'.")
-@click.option("--password-file", metavar="FILE", help="File with its password.")
-@click.option("--state-dir", metavar="DIRECTORY", help="Directory of the state.")
-@click.option("--host", help="Our own address.")
-@click.option("--port", metavar="NUMBER", help="Our own port.")
-@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")
+@click.command(
+    epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.",
+    short_help="Check upstream, login, push, clock, state and port.",
+)
+@settings_options
 def doctor(file: Path | None, **flags: Any) -> None:
     """Check the upstream, the login, the push port, the clock, the state directory and our own port.
 
@@ -103,7 +100,7 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
                 version = ""
             times.append(1000 * (clock.now() - begun))
         findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
-        rights = await _rights(registry, s)
+        rights = await _rights(registry, url, s)
         spoken = ", ".join(registry.servers.all[0].spoken.dialects) or "no dialect"
         findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
     except ProxyError as error:
@@ -117,10 +114,13 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
     return findings
 
 
-async def _rights(registry: NacosRegistry, s: Settings) -> Finding:
+async def _rights(registry: NacosRegistry, url: str, s: Settings) -> Finding:
     try:
         page = await registry.send(ListServices("public", "DEFAULT_GROUP", 1, 1))
     except Refused as error:
+        if error.reason is Reason.GONE:
+            todo = "set upstream_context_path to where its API is, or write it behind the port"
+            return Finding("API", False, f"there is no Nacos below {urlsplit(url).path or '/'}: {error}", todo)
         todo = (
             "set username and password_file" if not s.username else f"check the password and rights of {s.username!r}"
         )
