@@ -368,6 +368,27 @@ def test_it_tells_the_service_manager(tmp_path: Path) -> None:
         assert proxy.wait() == 0
 
 
+UNIT = Path(__file__).parent.parent.parent / "deploy" / "nacos-proxy.service"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
+def test_systemd_understands_the_unit_and_finds_it_well_shut_in(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/nacos-proxy/bin/nacos-proxy", sys.executable))
+    checked = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    said = [line for line in checked.stderr.splitlines() if unit.name in line]
+    assert (checked.returncode, said) == (0, [])
+    shut_in = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    assert subprocess.run(shut_in, capture_output=True).returncode == 0
+
+
+def test_the_credential_that_stands_for_no_tokens_file_holds_no_token(tmp_path: Path) -> None:
+    (instead,) = re.findall(r"^SetCredential=tokens:(.*)$", UNIT.read_text(), re.MULTILINE)
+    (tmp_path / "tokens").write_text(instead)
+    with ProxyProcess("--tokens-file", str(tmp_path / "tokens")) as proxy:
+        assert status(proxy, "") == 200
+
+
 # trouble with the disk
 
 
