@@ -16,6 +16,7 @@ import httpx
 from proxy.errors import Garbled
 from proxy.registry.faults import CAUGHT, upstream_error
 from proxy.registry.servers import Server
+from proxy.registry.transport import Prepared
 from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
 
 
@@ -87,7 +88,8 @@ class Http:
             "stream": True,
             **self._sni,
         }
-        self._headers = [("User-Agent", policy.agent), ("Accept", "*/*")]
+        self._headers = (("User-Agent", policy.agent), ("Accept", "*/*"))
+        self._fields = lru_cache(maxsize=1024)(self._make_fields)  # of each token and each length of a body
 
     async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
         """The reply, whatever its status. `again`: the call may be sent twice.
@@ -95,45 +97,58 @@ class Http:
         Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, and for HTML and redirects, which come
         from something in between.
         """
-        content = request.body if request.form else b""
-        fields = [*self._headers, *headers, *([("Content-Type", FORM_TYPE)] if content else ())]
-        extensions = {**(self._reads if request.method == "GET" else self._writes), **self._sni, "idempotent": again}
-        url = f"{server.url}{request.target}"
-        return await self._send(
-            lambda: httpx.Request(request.method, parsed(url), headers=fields, content=content, extensions=extensions),
-            server.origin,
-        )
+        method, content = request.method, request.body if request.form else b""
+        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
+
+        def make() -> httpx.Request:
+            url = parsed(f"{server.url}{request.target}")
+            return Prepared(
+                method, url, self._fields(method, url.netloc, tuple(headers), len(content)), content, extensions
+            )
+
+        return await self._send(make, server.origin)
+
+    def _make_fields(self, method: str, host: bytes, headers: Headers, length: int) -> httpx.Headers:
+        fields = [("Host", host.decode("ascii")), *self._headers, *headers]
+        if length:
+            fields.append(("Content-Type", FORM_TYPE))
+        if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
+            fields.append(("Content-Length", str(length)))
+        return httpx.Headers(fields)
 
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
         return await self._send(
-            lambda: httpx.Request("GET", url, headers=self._headers, extensions=self._reads), origin(url)
+            lambda: httpx.Request("GET", url, headers=list(self._headers), extensions=self._reads), origin(url)
         )
 
     async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:
         try:
             response = await self.transport.handle_async_request(make())
-            body = await self._read(response)
+            fields = {name.lower(): value for name, value in response.headers.raw}
+            stream = response.stream
+            if isinstance(stream, httpx.ByteStream) and b"content-encoding" not in fields:
+                body = b"".join(stream)  # it is all here already
+            else:
+                body = await self._read(response)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
         _check(response.status_code, body, server)
-        return HttpReply(response.status_code, response.headers.get("content-type"), body)
+        kind = fields.get(b"content-type")
+        return HttpReply(response.status_code, None if kind is None else kind.decode("latin-1"), body)
 
     async def _read(self, response: httpx.Response) -> bytes:
-        stream = response.stream
+        chunks: list[bytes] = []
+        size = 0
         try:
-            if isinstance(stream, httpx.ByteStream) and "content-encoding" not in response.headers:
-                return b"".join(stream)  # it is all here already
-            chunks: list[bytes] = []
-            size = 0
             async for chunk in response.aiter_bytes():
                 size += len(chunk)
                 if size > self.policy.most:
                     raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.most} bytes")
                 chunks.append(chunk)
-            return b"".join(chunks)
         finally:
             await response.aclose()
+        return b"".join(chunks)
 
 
 @lru_cache(maxsize=8192)

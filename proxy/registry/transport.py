@@ -214,6 +214,22 @@ class _Body(httpx.AsyncByteStream):
             self._pool.give(connection)
 
 
+class Prepared(httpx.Request):
+    """A request whose parts are complete: to work them out again, as httpx does, costs more than all else of a call.
+
+    `headers` are sent as they are, `Host` and `Content-Length` among them, and may be shared: nobody changes them.
+    """
+
+    def __init__(
+        self, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes, extensions: dict[str, Any]
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.stream = httpx.ByteStream(body)
+        self.extensions = extensions
+
+
 class FastTransport(httpx.AsyncBaseTransport):
     """Use it below an `httpx.AsyncClient`, or call `handle_async_request` itself with prepared requests."""
 
