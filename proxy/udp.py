@@ -72,12 +72,10 @@ class UdpPush(asyncio.DatagramProtocol):
         if not allowed(ip, self._policy.allow) or not self._reaches(ip):
             self.refused += 1
             return
-        address = (ip, wish.port)
         now = self._clock.now()
-        if self._pushes.listed(call.service, address, call.clusters, wish.agent, wish.app, now):
-            for subscription in self._pushes.of(call.service, now):
-                if subscription.address == address:
-                    self._send(subscription, snapshot)
+        new = self._pushes.listed(call.service, (ip, wish.port), call.clusters, wish.agent, wish.app, now)
+        if new is not None:
+            self._send(new, snapshot)
 
     def follow(self, change: Change) -> None:
         """A follower of the agent."""

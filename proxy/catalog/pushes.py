@@ -1,8 +1,9 @@
 """Who wants UDP pushes, what was sent, and what must be sent again. Told the time; not for: sockets, encodings.
 
-A subscription lives `lapse` seconds from the last list call that carried its address; one address has one
-subscription per service, and a later list replaces its clusters. A datagram that is not acknowledged is sent once more
-after `again` seconds, then given up (NACOS.md 6, DESIGN fact 2).
+A subscription lives `lapse` seconds from the last list call that carried its address. One address has a subscription
+for each service and clusters, as on 1.x: an SDK has one socket, and lists a service for each of its callers with other
+clusters. 2.x keeps the last one alone, and the others hear nothing. A datagram that is not acknowledged is sent once
+more after `again` seconds, then given up (NACOS.md 6, DESIGN fact 2).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Subscription:
     agent: str
     app: str
     seen: float
+    reference: int = 0  # of its last datagram
 
 
 @dataclass(slots=True)
@@ -53,21 +55,24 @@ class Pushes:
         self.acknowledged = 0
         self.given_up = 0
         self._policy = policy
-        self._by_service: dict[ServiceKey, dict[Address, Subscription]] = {}
+        self._by_service: dict[ServiceKey, dict[tuple[Address, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
         self._count = 0
 
-    def listed(self, service: ServiceKey, address: Address, clusters: str, agent: str, app: str, now: float) -> bool:
-        """A list call with a push address. True where the subscription is new."""
-        known = self._by_service.get(service, {}).get(address)
+    def listed(
+        self, service: ServiceKey, address: Address, clusters: str, agent: str, app: str, now: float
+    ) -> Subscription | None:
+        """A list call with a push address. The subscription where it is new."""
+        known = self._by_service.get(service, {}).get((address, clusters))
         if known is not None:
-            known.clusters, known.agent, known.app, known.seen = clusters, agent, app, now
-            return False
+            known.agent, known.app, known.seen = agent, app, now
+            return None
         if self._count >= self._policy.most:
-            return False
-        self._by_service.setdefault(service, {})[address] = Subscription(service, address, clusters, agent, app, now)
+            return None
+        new = Subscription(service, address, clusters, agent, app, now)
+        self._by_service.setdefault(service, {})[address, clusters] = new
         self._count += 1
-        return True
+        return new
 
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
         """The living subscriptions of a service."""
@@ -76,8 +81,8 @@ class Pushes:
 
     def sent(self, reference: int, subscription: Subscription, packet: bytes, now: float) -> None:
         """A datagram went out; an older one for the same subscription no longer needs an answer."""
-        for old in [r for r, s in self._waiting.items() if s.subscription is subscription]:
-            del self._waiting[old]
+        self._waiting.pop(subscription.reference, None)
+        subscription.reference = reference
         if len(self._waiting) < self._policy.waiting:
             self._waiting[reference] = Sent(subscription, packet, now)
 
@@ -109,8 +114,8 @@ class Pushes:
         """Forget who no longer lists; the services that nobody subscribes any more."""
         emptied: list[ServiceKey] = []
         for service, found in list(self._by_service.items()):
-            for address in [a for a, s in found.items() if now - s.seen >= self._policy.lapse]:
-                del found[address]
+            for place in [p for p, s in found.items() if now - s.seen >= self._policy.lapse]:
+                del found[place]
                 self._count -= 1
             if not found:
                 del self._by_service[service]

@@ -21,11 +21,15 @@ def test_a_subscription_lives_from_the_last_list() -> None:
     assert len(book) == 0
 
 
-def test_a_later_list_replaces_the_clusters() -> None:
+def test_each_clusters_that_one_socket_lists_has_a_subscription_of_its_own() -> None:
+    """An SDK has one socket for all its callers, and they list one service with other clusters each."""
     book = pushes()
-    book.listed(KEY, HERE, "a", "agent", "", now=0)
-    book.listed(KEY, HERE, "b", "agent", "", now=1)
-    assert [s.clusters for s in book.of(KEY, now=2)] == ["b"]
+    assert book.listed(KEY, HERE, "a", "agent", "", now=0)
+    assert book.listed(KEY, HERE, "a,b", "agent", "", now=1)
+    assert not book.listed(KEY, HERE, "a", "agent", "", now=50)
+    assert [s.clusters for s in book.of(KEY, now=50)] == ["a", "a,b"]
+    assert book.lapse(now=61) == []
+    assert ([s.clusters for s in book.of(KEY, now=61)], len(book)) == (["a"], 1)
 
 
 def test_a_datagram_without_an_acknowledgement_is_sent_once_more_and_then_given_up() -> None:
@@ -60,12 +64,18 @@ def test_a_newer_datagram_takes_the_place_of_an_older_one() -> None:
     assert [s.packet for s in book.again(now=20)] == [b"new"]
 
 
+def test_a_newer_datagram_takes_no_place_of_another_subscription() -> None:
+    book = pushes()
+    first, second = (book.listed(KEY, HERE, clusters, "agent", "", now=0) for clusters in ("a", "b"))
+    assert first is not None and second is not None
+    book.sent(1, first, b"first", now=0)
+    book.sent(2, second, b"second", now=0)
+    book.sent(3, first, b"newer", now=1)
+    assert [s.packet for s in book.again(now=20)] == [b"second", b"newer"]
+
+
 def test_the_number_of_subscriptions_is_bounded() -> None:
     book = Pushes(PushesPolicy(most=2))
-    assert [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
+    assert [subscription is not None for subscription in new] == [True, True, False, False]
     assert len(book) == 2
