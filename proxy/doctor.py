@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.calls import ListServices, ServerState
-from proxy.cli_config import loaded_from
+from proxy.cli_config import loaded_from, settings_options
 from proxy.disk import StateFile, StateLocked
-from proxy.errors import ProxyError, Refused
+from proxy.errors import ProxyError, Reason, Refused
 from proxy.logs import printable
 from proxy.policies import nacos_policy
 from proxy.registry.nacos import NacosPolicy, NacosRegistry

@@ -64,7 +64,7 @@ class Query:
     def one_of(self, name: str, default: str, words: Collection[str]) -> str:
         text = self.text(name, default)
         if text not in words:
-            raise illegal(name, f"Param '{name}' is illegal, it must be one of: {', '.join(words)}.", text)
+            raise illegal(name, f"Param '{name}' is illegal, it must be one of: {', '.join(filter(None, words))}.", text)
         return text
 
 

@@ -11,6 +11,7 @@ from proxy.doctor import Finding, clock_finding, port_finding, push_finding, sta
 from proxy.runtime import SystemClock
 from proxy.settings import BadSettings, Settings
 from tests.helpers.app import serving
+from tests.helpers.faces import facing
 from tests.helpers.live import ProxyProcess, free_port
 from tests.unit.conftest import Run
 
@@ -57,6 +58,31 @@ async def test_a_missing_right_is_said_with_what_to_set() -> None:
     async with serving(tokens="admin:12345678") as nacos:
         findings = await found(upstream=nacos.url)
     assert (findings["login"].ok, findings["login"].todo) == (False, "set username and password_file")
+
+
+@pytest.mark.parametrize("face", ["v1+v2", "3.0", "v3"])
+@pytest.mark.parametrize(
+    ("account", "todo"),
+    [
+        ({}, "set username and password_file"),
+        ({"username": "nacos", "password": "wrong"}, "check the password and rights of 'nacos'"),
+        ({"username": "nacos", "password": "right"}, ""),
+    ],
+    ids=["nobody", "wrong password", "right"],
+)
+async def test_a_login_is_tried_whatever_the_server(face: str, account: dict[str, str], todo: str) -> None:
+    async with facing(face, passwords={"nacos": "right"}) as nacos:
+        findings = await found(upstream=nacos.url, **account)
+    assert (findings["login"].todo, findings["login"].ok) == (todo, not todo)
+
+
+@pytest.mark.parametrize("face", ["v1+v2", "3.0", "v3"])
+async def test_another_context_path_is_no_missing_right(face: str) -> None:
+    async with facing(face) as nacos:
+        findings = await found(upstream=f"{nacos.url}/elsewhere")
+    assert "login" not in findings
+    assert (findings["API"].ok, findings["API"].todo.startswith("set upstream_context_path")) == (False, True)
+    assert findings["API"].seen.startswith("there is no Nacos below /elsewhere")
 
 
 async def test_a_password_file_that_is_missing_is_a_bad_setting(tmp_path: Path) -> None:
