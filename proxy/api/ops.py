@@ -115,6 +115,10 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
             reasons.append(f"{name}: {part.get('reason') or state}")
+    if refused := sight.upstream().get("login", {}).get("error"):
+        reasons.append(f"login: {refused}")
+        if not any(entry.shown is not None for entry in catalog.cache.entries()):
+            return "unready", [*reasons, "cache: nothing is known yet"]
     if catalog.ledger.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if sight.events.closed:
@@ -140,7 +144,7 @@ def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, A
         "push": {"state": "off", **sight.push()},
         "disk": {"state": "off", **sight.disk()},
         "workers": {"state": "off", **sight.workers()},
-        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.clients},
+        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.seats.clients},
         "registrations": len(catalog.ledger),
         "lastEventId": catalog.hub.last_id,
         "counts": asdict(agent.counts),

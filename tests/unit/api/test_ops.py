@@ -56,6 +56,13 @@ async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> N
     assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
 
 
+async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(world: World) -> None:
+    sight = replace(world.sight, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}})
+    assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
+    await world.ask("GET", "/api/v1/services/orders")
+    assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
+
+
 async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance(), instance("10.0.0.2", healthy=False))
     stream = await world.start("/api/v1/events?service=orders")
