@@ -24,6 +24,7 @@ from tests.helpers.live import Process
 WAIT_SECONDS = 20.0
 STARTED = re.compile(r"was started successfully on port (\d+)")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, WebDriver 12.
+SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, and all keys up again, WebDriver 17.4.2.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -72,8 +73,9 @@ class Browser:
         self._do("POST", f"element/{found[ELEMENT]}/click", {})
 
     def fill(self, css: str, text: str) -> None:
+        """Types the text in place of what is in the field."""
         found = self._do("POST", "element", {"using": "css selector", "value": css})
-        self._do("POST", f"element/{found[ELEMENT]}/value", {"text": text})
+        self._do("POST", f"element/{found[ELEMENT]}/value", {"text": SELECT_ALL + text})
 
     def until(self, script: str, *arguments: Any) -> Any:
         """The first value of the script that is true, asked again and again."""
