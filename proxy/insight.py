@@ -23,7 +23,7 @@ def sight_of(parts: Parts) -> Sight:
         __version__,
         push_up=lambda: None if parts.push is None else parts.poller.push_alive,
         subscribers=lambda: streams(parts),
-        refused=lambda: parts.events.refused,
+        refused=lambda: parts.events.seats.refused,
         repeated=lambda: _repeated(parts.answers),
         more=lambda: _more_metrics(parts),
     )

@@ -60,6 +60,7 @@ def events_policy(s: Settings) -> EventsPolicy:
         retry=int(s.events_retry * 1000),
         per_client=s.subscribers_per_client,
         most=max(s.subscribers_per_client, 20_000),
+        watched=s.watched_per_client,
         services=s.services_per_client,
     )
 

@@ -229,7 +229,7 @@ def workers_of(parts: Parts, listeners: Opener, loaded: Loaded) -> Workers:
         return reply
 
     def refused(number: int) -> None:
-        parts.events.refused += number
+        parts.events.seats.refused += number
 
     listed = parts.udp.listed if parts.udp is not None else None
     desk = Desk(parts.agent, parts.poller, parts.keeper, parts.answers, refused, operate, listed)

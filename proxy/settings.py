@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     max_body: Size = Field(1 << 20, description="Largest request body of the naming API.")
     subscribers_per_client: int = Field(20_000, ge=1, description="Event streams from one address.")
     services_per_client: int = Field(500, ge=1, description="Services that one event stream may name.")
+    watched_per_client: int = Field(
+        10_000, ge=1, description="Services that all event streams of one address may name together."
+    )
     # state and process
     state_dir: Path = Field(
         default_factory=lambda: user_state_path("nacos-proxy"), description="Directory of the last known state."

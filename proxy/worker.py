@@ -123,13 +123,13 @@ class WorkerApp:
         """What was counted since the last time."""
         before, reads = self._counted, dict(self.mirror.counts.reads)
         repeated = {kind: (tally.head, tally.target) for kind, tally in self.answers.tallies.items()}
-        self._counted = _Counted(reads, repeated, self.events.refused)
+        self._counted = _Counted(reads, repeated, self.events.seats.refused)
         new = [
             (*kind, head - before.repeated.get(kind, (0, 0))[0], target - before.repeated.get(kind, (0, 0))[1])
             for kind, (head, target) in repeated.items()
         ]
         grown = {outcome: number - before.reads.get(outcome, 0) for outcome, number in reads.items()}
-        return Tallies(grown, new, self.events.refused - before.refused, self.events.readers)
+        return Tallies(grown, new, self.events.seats.refused - before.refused, self.events.readers)
 
 
 def _catalog(s: Settings) -> Catalog:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -27,9 +26,9 @@ from proxy.api import documents as docs
 from proxy.api.channel import AsgiChannel, until_gone
 from proxy.api.rest import json_reply, target
 from proxy.api.routes import Routes
+from proxy.api.seats import Seats, SeatsPolicy
 from proxy.catalog.hub import Event, Filter, Mailbox, Notice
 from proxy.catalog.look import cache_headers
-from proxy.errors import BadCall, Problem
 from proxy.model import Change, ServiceKey, Snapshot
 from proxy.runtime import spawn, stop
 from proxy.wire.base import STREAM, Channel, HttpReply
@@ -51,7 +50,8 @@ _SLOTS = 15
 class EventsPolicy:
     """`heartbeat` in seconds; `retry` and `retry_spread` in ms: after a stop, readers come back spread over the latter.
 
-    `most` streams and long polls in all, `per_client` from one address, `services` named by one of them.
+    `most` streams and long polls in all, `per_client` from one address, which may name `watched` services in all, and
+    `services` with one of them.
     """
 
     heartbeat: float = 15.0
@@ -59,8 +59,13 @@ class EventsPolicy:
     retry_spread: int = 5_000
     most: int = 20_000
     per_client: int = 20_000
+    watched: int = 10_000
     services: int = 500
     prepared: int = 8 << 20
+
+
+def _address(scope: Scope) -> str:
+    return (scope.get("client") or ("", 0))[0]
 
 
 def _nobody(namespace: str, group: str) -> None:
@@ -79,7 +84,6 @@ class EventsApi:
         forget: Callable[[str, str], None] = _nobody,
         luck: Callable[[], float] = random.random,
     ) -> None:
-        self.refused = 0
         self.closed = False
         self.agent = agent
         self.policy = policy
@@ -89,8 +93,7 @@ class EventsApi:
         self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
         self._polls: set[asyncio.Event] = set()
-        self._open = 0
-        self._clients: Counter[str] = Counter()
+        self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
         self._snapshots: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=len)
         self._ticker: asyncio.Task[None] | None = None
         self._last: tuple[Event, View, Callable[[bytes], bytes], bytes] | None = None
@@ -110,7 +113,9 @@ class EventsApi:
         after = request.headers.get("last-event-id") or query.text("lastEventId")
         if self.closed:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
-        return _Reader(self, interest, view, after[:100], self.enter(request.scope))
+        client = _address(request.scope)
+        self.seats.take(client, interest.keys)
+        return _Reader(self, interest, view, after[:100], client)
 
     def _interest(self, query: Query, view: View) -> Filter:
         names = query.all("service")
@@ -126,27 +131,6 @@ class EventsApi:
         group = read_list(query)
         everything = (group.namespace, group.group)
         return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
-
-    def enter(self, scope: Scope) -> str:
-        """Counts one more stream or long poll of a client; its address. Raises `BadCall` where that is too many."""
-        client = (scope.get("client") or ("", 0))[0]
-        for whose, number, most in (
-            ("the proxy", self._open, self.policy.most),
-            ("this client", self._clients[client], self.policy.per_client),
-        ):
-            if number >= most:
-                self.refused += 1
-                raise BadCall("", Problem.OTHER, f"{whose} has {number} streams open already", status=429)
-        self._open += 1
-        self._clients[client] += 1
-        return client
-
-    def leave(self, client: str) -> None:
-        """One that `enter` counted has ended."""
-        self._open -= 1
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
 
     def add(self, reader: _Reader) -> int:
         """The slot of a reader whose stream has begun; each slot has its heartbeat at another moment."""
@@ -202,9 +186,9 @@ class EventsApi:
         key, query = target(request)
         view, index, wait = read_view(query), query.text("index").strip('"'), read_wait(query)
         await self.agent.read(key)  # raises where there is nothing to watch
-        client = self.enter(request.scope)
-        woken = asyncio.Event()
+        client, woken = _address(request.scope), asyncio.Event()
         interest = Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only)
+        self.seats.take(client, interest.keys)
         self._polls.add(woken)
         try:
             mailbox, known = await self.agent.watch(interest, woken.set)
@@ -215,7 +199,7 @@ class EventsApi:
                 self.agent.unwatch(mailbox)
         finally:
             self._polls.discard(woken)
-            self.leave(client)
+            self.seats.leave(client, interest.keys)
         return self._watched(key, view)
 
     async def _first_change(
@@ -253,11 +237,6 @@ class EventsApi:
         """Streams that have begun."""
         return sum(len(slot) for slot in self._slots)
 
-    @property
-    def clients(self) -> dict[str, int]:
-        """Streams and long polls by address."""
-        return dict(self._clients)
-
     def retry_after_stop(self) -> bytes:
         return encode_retry(self.policy.retry + int(self._luck() * self.policy.retry_spread))
 
@@ -273,7 +252,7 @@ class EventsApi:
             self._ticker.cancel()
 
     def __repr__(self) -> str:
-        return f"<EventsApi {self.readers} readers, {len(self._polls)} polls, {len(self._clients)} clients>"
+        return f"<EventsApi {self.readers} readers, {len(self._polls)} polls, {len(self.seats.clients)} clients>"
 
 
 def notice_json(notice: Notice) -> bytes:
@@ -382,7 +361,7 @@ class _Reader:
         """The stream has ended, whoever ended it; harmless when it was said before."""
         if self._client is None:
             return
-        self._api.leave(self._client)
+        self._api.seats.leave(self._client, self._interest.keys)
         self._client, self._ready = None, False
         if self._slot >= 0:
             self._api.drop(self, self._slot)

@@ -58,6 +58,7 @@ class Cache:
         self._luck = luck
         self._shelf = Shelf(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
         self._schedule = Schedule()
+        self._behind: dict[ServiceKey, None] = {}  # unlikely ones whose turn it was, the longest waiting first
 
     # reading
 
@@ -261,20 +262,35 @@ class Cache:
                 self._plan(entry, min(self._schedule.moment(key), moment), now)
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
-        """At most `budget` services whose turn it is, most overdue first; none is due again until its fetch ends."""
+        """At most `budget` services whose turn it is, most overdue first; none is due again until its fetch ends.
+
+        Those that nobody registered yet stand back: whoever listens to a lot of them delays nobody else.
+        """
         keys: list[ServiceKey] = []
-        while len(keys) < budget and (key := self._schedule.take(now)) is not None:
+        likely = budget - 1 if self._behind and budget > 1 else budget
+        while len(keys) < likely and (key := self._schedule.take(now)) is not None:
             entry = self._shelf.get(key)
             if entry is None or not self._watched(entry, now):
                 self._schedule.drop(key)
+            elif entry.unlikely:
+                self._behind[key] = None
             else:
+                entry.asking = True
+                keys.append(key)
+        while len(keys) < budget and self._behind:
+            key = next(iter(self._behind))
+            del self._behind[key]
+            entry = self._shelf.get(key)
+            if entry is None:
+                self._schedule.drop(key)
+            elif not entry.asking and self._schedule.moment(key) == math.inf:  # not planned anew
                 entry.asking = True
                 keys.append(key)
         return keys
 
     def next_due(self) -> float:
         """When `due` may have something, infinity for never."""
-        return self._schedule.next()
+        return -math.inf if self._behind else self._schedule.next()
 
     def watched(self, key: ServiceKey, now: float) -> bool:
         """Someone listens, or has read it lately, or registered an instance of it here."""

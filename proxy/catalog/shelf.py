@@ -46,6 +46,11 @@ class Entry:
         return self.watchers > 0 or self.owned > 0
 
     @property
+    def unlikely(self) -> bool:
+        """Listened to, never seen, and nobody has said that it changed since it was last confirmed."""
+        return not self.lived and not self.owned and self.told <= self.contact
+
+    @property
     def unknown(self) -> bool:
         return not self.pinned and (self.shown is None or not self.shown.instances)
 

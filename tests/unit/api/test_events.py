@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from proxy.api.events import EventsPolicy
+from proxy.api.seats import Seats, SeatsPolicy
 from proxy.api.shapes import Change, Snapshot
 from proxy.calls import Deregister, Register
 from proxy.errors import Unreachable
@@ -201,7 +202,7 @@ async def test_who_leaves_is_forgotten(world: World) -> None:
     assert repr(world.events) == "<EventsApi 1 readers, 0 polls, 1 clients>"
     await stream.leave()
     assert (world.events.readers, world.agent.catalog.hub.readers, entry.watchers) == (0, 0, 0)
-    assert world.events.clients == {}
+    assert world.events.seats.clients == {}
 
 
 async def test_when_the_proxy_stops_streams_say_when_to_come_back(world: World) -> None:
@@ -219,7 +220,7 @@ async def test_when_the_proxy_stops_streams_say_when_to_come_back(world: World) 
 
 async def test_head_begins_no_stream(world: World) -> None:
     answer = await world.ask("HEAD", "/api/v1/events?service=orders")
-    assert (answer.status, answer.body, world.events.clients) == (200, b"", {})
+    assert (answer.status, answer.body, world.events.seats.clients) == (200, b"", {})
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ async def test_bad_subscriptions_are_named(world: World, query: str, parameter: 
         await stream.leave()
         return
     assert (stream.status, stream.json()["parameter"]) == (400, parameter)
-    assert world.events.clients == {}
+    assert world.events.seats.clients == {}
 
 
 # a channel of the connection's own
@@ -299,7 +300,7 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     assert pipe.written[3:] == [b"<:\n\n>"]
     assert pipe.last_words == b"<retry: 2000\n\n>"
     pipe.gone()
-    assert world.events.clients == {} and world.agent.catalog.hub.readers == 0
+    assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
 
 
 async def test_an_event_is_encoded_once_for_all_who_see_the_same(world: World) -> None:
@@ -337,7 +338,7 @@ async def test_a_stream_that_begins_while_the_proxy_stops_ends_at_once(world: Wo
     gate.set()
     await stream.ended()
     assert stream.complete and stream.body.startswith(b"retry: 2000\n\nid: e-0\nevent: snapshot")
-    assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.clients == {}
+    assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.seats.clients == {}
 
 
 async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) -> None:
@@ -349,7 +350,7 @@ async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) ->
 
     with pytest.raises(OSError):
         await world.app(scope("GET", "/api/v1/events?service=*"), receive, gone)  # type: ignore[arg-type]
-    assert (world.events.clients, world.agent.catalog.hub.readers) == ({}, 0)
+    assert (world.events.seats.clients, world.agent.catalog.hub.readers) == ({}, 0)
     assert [what for what, *_ in world.discovered] == ["discover", "forget"]
 
 
@@ -365,16 +366,33 @@ class TestLimits:
         target = "/api/v1/events?service=orders"
         streams = [await world.start(target), await world.start(target)]
         refused = await world.ask("GET", target)
-        assert (refused.status, "this client has 2" in refused.json()["detail"]) == (429, True)
+        assert (refused.status, "this client has no more than 2" in refused.json()["detail"]) == (429, True)
         streams.append(await world.start(target, client="10.0.0.1"))
         full = await world.ask("GET", target, client="10.0.0.2")
-        assert (full.status, "the proxy has 3" in full.json()["detail"]) == (429, True)
-        assert world.events.refused == 2
+        assert (full.status, "the proxy has no more than 3" in full.json()["detail"]) == (429, True)
+        assert world.events.seats.refused == 2
         await streams.pop().leave()
         streams.append(await world.start(target, client="10.0.0.2"))
         for stream in streams:
             await stream.leave()
-        assert world.events.clients == {}
+        assert world.events.seats.clients == {}
+
+    async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
+        """What is listened to is asked for again and again: a million names would leave no poll for the others."""
+        world.events.seats = Seats(SeatsPolicy(services=3))
+        streams = [
+            await world.start("/api/v1/events?service=a&service=b"),
+            await world.start("/api/v1/events?service=a&service=c"),
+        ]
+        for target in ("/api/v1/events?service=d", "/api/v1/services/d/watch"):
+            refused = await world.ask("GET", target)
+            assert (refused.status, "services that it listens to" in refused.json()["detail"]) == (429, True)
+        streams.append(await world.start("/api/v1/events?service=d", client="10.0.0.1"))
+        await streams.pop(0).leave()
+        streams.append(await world.start("/api/v1/events?service=a&service=d"))
+        for stream in streams:
+            await stream.leave()
+        assert world.events.seats.clients == {}
 
 
 # long polls
@@ -399,7 +417,7 @@ async def test_a_long_poll_waits_for_the_first_change_that_shows(world: World) -
     await poll.ended()
     assert ips(poll.json()["hosts"]) == ["10.0.0.9"]
     assert poll.headers["nacos-proxy-index"] not in ("", index)
-    assert world.events.clients == {} and world.agent.catalog.hub.readers == 0
+    assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
 
 
 async def test_a_long_poll_ends_unchanged_when_its_time_is_over(world: World) -> None:
@@ -424,4 +442,4 @@ async def test_a_long_poll_whose_client_leaves_is_forgotten(world: World) -> Non
 async def test_a_long_poll_of_what_nobody_can_know_is_503(world: World) -> None:
     world.registry.script = lambda call: Unreachable("refused", arrived=False)
     answer = await world.ask("GET", "/api/v1/services/orders/watch")
-    assert (answer.status, world.events.clients) == (503, {})
+    assert (answer.status, world.events.seats.clients) == (503, {})

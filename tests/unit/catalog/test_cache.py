@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -466,6 +467,36 @@ def test_what_is_due_honours_the_budget_and_goes_by_how_long_it_waits() -> None:
     assert [k.name for k in kept.due(100, 2)] == ["s3", "s4"]
     assert kept.due(100, 0) == []
     assert len(kept.due(100, 100)) == 5
+
+
+def test_who_listens_to_many_names_that_nobody_registered_delays_nobody_else() -> None:
+    kept = cache(interval_subscribed=1.0)
+    for number in range(200):
+        kept.watch(key(f"no{number}"), 0)
+        kept.ask(key(f"no{number}"))
+        listed(kept, 0, service=key(f"no{number}"))
+    for number in range(10):
+        read(kept, 0, key(f"real{number}"))
+        kept.watch(key(f"real{number}"), 0)
+    asked = Counter[str]()
+    for turn in range(200):
+        now = 2 + turn / 10
+        for service in kept.due(now, 20):
+            asked[service.name] += 1
+            listed(kept, now, *((A,) if service.name.startswith("real") else ()), service=service)
+    assert all(asked[f"real{number}"] >= 15 for number in range(10))
+    assert all(asked[f"no{number}"] >= 1 for number in range(200))
+
+
+def test_a_name_that_nobody_registered_and_that_is_said_to_have_changed_misses_no_turn() -> None:
+    kept = cache()
+    names = [key(f"no{number}") for number in range(8)]
+    for name in names:
+        kept.watch(name, 0)
+        kept.ask(name)
+        listed(kept, 0, service=name)
+        kept.hasten(name, 1, "push")
+    assert len(kept.due(1, 8)) == 8
 
 
 def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
