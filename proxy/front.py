@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -111,6 +112,7 @@ def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
         title="nacos-proxy",
         version=__version__,
         summary="A local caching discovery proxy for Nacos",
+        description="The Nacos API stands beside it, below the context path (`/nacos`), as Nacos documents it.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -121,7 +123,15 @@ def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
     app.include_router(faces.events.router())
     app.include_router(operations_router(faces.operations))
     app.include_router(explorer_router())
+    made = app.openapi
+    app.openapi = lambda: _with_tokens(made())
     return app
+
+
+def _with_tokens(document: dict[str, Any]) -> dict[str, Any]:
+    """The document, with the token that calls may need: `/docs` asks for it."""
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return {**document, "security": [{}, {"token": []}]}
 
 
 def guarded(

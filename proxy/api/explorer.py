@@ -22,6 +22,8 @@ _POLICY = (
 )
 _HEADERS: Pairs = (("content-security-policy", _POLICY), ("x-content-type-options", "nosniff"))
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+PATHS = frozenset({"/docs", "/docs/start.js", OPENAPI, *(f"/docs/{name}" for name in _ASSETS)})
+"""What is the same for everybody and tells nothing of services."""
 
 _PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nacos-proxy API</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="/docs/favicon.png">

@@ -18,12 +18,13 @@ from urllib.parse import parse_qsl
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
+from proxy.api.explorer import PATHS
 from proxy.errors import Denied, ProxyError
 from proxy.wire.base import HttpReply
 
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser has no way to send a token with the page itself
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NACOS = ("/v1/", "/v2/", "/v3/")  # beside them, where there is no context path, stands our own API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")

@@ -57,6 +57,22 @@ def test_the_api_page_loads_nothing_from_elsewhere_and_its_calls_work(browser: B
     assert browser.complaints() == []
 
 
+def test_the_api_page_takes_a_token_where_one_is_needed(browser: Browser) -> None:
+    with ProxyProcess(env={"NACOS_PROXY_TOKENS": "read:secret-of-reader"}) as proxy:
+        browser.go(f"{proxy.url}/docs")
+        css = block(browser, "GET", "/api/v1/services")
+        assert execute(browser, css)[0] == "401"
+        browser.click(".auth-wrapper .authorize")
+        browser.until("return document.querySelector('.auth-container input')")
+        browser.fill(".auth-container input", "secret-of-reader")
+        browser.click(".auth-btn-wrapper .authorize")
+        browser.click(".auth-btn-wrapper .btn-done")
+        browser.click(f"{css} .execute")
+        live = "return document.querySelector(arguments[0])?.innerText.startsWith('200')"
+        browser.until(live, f"{css} .live-responses-table .response .response-col_status")
+        browser.complaints()  # of the 401
+
+
 def test_the_status_page_shows_anyones_text_as_text(browser: Browser, proxy: ProxyProcess) -> None:
     """Metadata, names and clusters are whatever somebody registered."""
     body = {"ip": "10.0.0.1", "port": 80, "metadata": {"x": SCRIPT, IMAGE: SCRIPT}}

@@ -126,8 +126,14 @@ async def test_nacos_clients_send_the_token_their_own_way() -> None:
     assert await status(policy, query="accessToken=wrong") == 401
 
 
-async def test_health_is_open_to_probes() -> None:
-    assert await status(GuardPolicy(tokens=TOKENS), path="/readyz") == 200
+@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json"])
+async def test_health_is_open_to_probes_and_the_api_page_to_browsers(path: str) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/docs/", "/docs/../status", "/readyz/"])
+async def test_nothing_else_is_open(path: str) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 401
 
 
 def test_a_token_never_shows_in_a_repr() -> None:
