@@ -33,6 +33,7 @@ COMMAND_BEAT = 5.0  # seconds between two looks at it
 @click.option("--check-ttl", metavar="DURATION", help="Managed: it lives while `beat` comes this often.")
 @click.option("--interval", default="5s", show_default=True, help="Managed: how often the check runs.")
 @click.option("--failures", default=3, show_default=True, help="Managed: failures in a row until its beats stop.")
+@click.option("--deregister-after", metavar="DURATION", help="Managed: how long it may fail until it is deregistered.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND …]")
 def register(asked: Asked, service: str, address: str, command: tuple[str, ...], **options: Any) -> None:
     """Register an instance. With --managed and a COMMAND: run it, beat for it, deregister when it ends."""
@@ -49,6 +50,7 @@ def register(asked: Asked, service: str, address: str, command: tuple[str, ...],
         if len(check) != 1:
             raise click.UsageError("--managed needs one of --check-http, --check-tcp, --check-ttl")
         body["managed"] = {"interval": options["interval"], "failures": options["failures"], "check": check}
+        body["managed"] |= {"deregisterAfter": options["deregister_after"]} if options["deregister_after"] else {}
     if command:
         raise SystemExit(_run_managed(asked, service, address, body, command))
     made = asked.client.json("POST", service_path(service, "instances"), asked.where, body)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.helpers.live import ProxyProcess
@@ -82,6 +83,20 @@ def test_a_killed_worker_comes_back_and_meanwhile_the_others_answer(proxy: Proxy
     assert "is started again" in proxy.log
     with connection(proxy) as http:
         assert http.get("/readyz").status_code == 200
+
+
+def test_workers_are_given_their_settings_where_nobody_can_look(tmp_path: Path) -> None:
+    """By a pair of sockets: not as arguments, and in the environment stands no more than this process was given."""
+    (tmp_path / "tokens").write_text("read:token-of-the-file\n")
+    (tmp_path / "password").write_text("password-of-the-file")
+    arguments = ("--workers", "2", "--tokens-file", str(tmp_path / "tokens"), "--upstream", "http://127.0.0.1:1")
+    account = ("--username", "app", "--password-file", str(tmp_path / "password"), "--push", "off")
+    with ProxyProcess(*arguments, *account, state_dir=tmp_path / "state") as proxy:
+        (worker,) = psutil.Process(proxy.pid).children()
+        shown = " ".join([*worker.cmdline(), *worker.environ().values()])
+        assert "token-of-the-file" not in shown and "password-of-the-file" not in shown
+        assert worker.environ().keys() <= psutil.Process(proxy.pid).environ().keys()
+        assert all(part.isdigit() for part in worker.cmdline()[3:])
 
 
 def test_a_stop_ends_every_process(proxy: ProxyProcess) -> None:

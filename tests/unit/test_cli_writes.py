@@ -96,6 +96,15 @@ def test_a_managed_instance_needs_no_beats(ask: Run) -> None:
     assert len(hosts(ask, "kept")) == 1
 
 
+def test_a_managed_instance_that_fails_too_long_is_deregistered(ask: Run) -> None:
+    check = ("--managed", "--check-tcp", "127.0.0.1:1", "--interval", "50ms", "--failures", "1")
+    done = ask("register", "lost", "127.0.0.1:80", *check, "--deregister-after", "50ms")
+    assert (done.exit_code, done.output) == (0, "registered 127.0.0.1:80 in lost\n")
+    while hosts(ask, "lost"):
+        pass
+    assert ask("register", "lost", "127.0.0.1:80", *check, "--deregister-after", "soon").exit_code != 0
+
+
 def managed(proxy: ProxyProcess, service: str, script: str, *more: str) -> Process:
     """A command that the proxy keeps registered while it runs."""
     words = ["register", service, "127.0.0.1:80", "--managed", "--server", proxy.url, "--", "sh", "-c", script, *more]
