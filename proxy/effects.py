@@ -125,7 +125,9 @@ class Draft:
         return self._changes(known, replace(known, weight=weight, enabled=enabled, metadata=metadata))
 
     def _beaten(self, write: Beat) -> tuple[Iterable[InstanceKey], list[Instance]]:
-        keys = self._keys_at(write.ip, write.port)
+        # beats come often and change nothing: then the snapshot's own index pays
+        base = self._base.by_address.get((write.ip, write.port), ())
+        keys = base if self._draft is None else self._keys_at(write.ip, write.port)
         if keys:
             known = self._now[min(keys)]
             alive = known.ephemeral and not known.healthy

@@ -141,11 +141,21 @@ class Snapshot:
     def by_key(self) -> Mapping[InstanceKey, Instance]:
         return {instance.key: instance for instance in self.instances}
 
+    @cached_property
+    def by_address(self) -> Mapping[tuple[str, int], tuple[InstanceKey, ...]]:
+        """Who is at an address, in order: one on Nacos 2.x, maybe one of each cluster elsewhere."""
+        found: dict[tuple[str, int], tuple[InstanceKey, ...]] = {}
+        for i in self.instances:
+            address = (i.ip, i.port)
+            found[address] = (*found.get(address, ()), i.key)
+        return found
+
     def find(self, ip: str, port: int, cluster: str | None = None) -> Instance | None:
         """The instance at ip:port, of that cluster if one is named, else of any."""
         if cluster is not None:
             return self.by_key.get(InstanceKey(ip, port, cluster))
-        return next((i for i in self.instances if i.ip == ip and i.port == port), None)
+        keys = self.by_address.get((ip, port))
+        return self.by_key[keys[0]] if keys else None
 
     def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
         return replace(self, instances=Snapshot.of(self.key, instances).instances)
@@ -160,7 +170,8 @@ class Snapshot:
     def dated(self, last_ref_time: int) -> Snapshot:
         """The same at another moment."""
         after = replace(self, last_ref_time=last_ref_time)
-        after.__dict__.update({name: self.__dict__[name] for name in ("by_key", "revision") if name in self.__dict__})
+        known = ("by_key", "by_address", "revision")
+        after.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
         return after
 
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:

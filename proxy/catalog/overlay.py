@@ -102,7 +102,7 @@ def _named(update: Update) -> set[str]:
 
 def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: OverlayPolicy) -> tuple[Pending, ...]:
     """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
-    if fold(base, pending) == base and all(asked - entry.since >= policy.settle for entry in pending):
+    if all(asked - entry.since >= policy.settle for entry in pending) and fold(base, pending) == base:
         return ()  # together they agree, though one alone may not: registered, then modified
     kept: list[Pending] = []
     shown = Draft(base, many=True)

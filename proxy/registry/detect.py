@@ -41,7 +41,7 @@ class Spoken:
         # v1 creates persistent services only (NACOS.md 2.10), and v3 alone has pages with instances
         if isinstance(call, ListDetails) or (isinstance(call, CreateService) and call.ephemeral):
             order = tuple(reversed(order))
-        left: list[DialectName] = [name for name in order if (name, kind) not in self._gone]
+        left: list[DialectName] = [name for name in order if (name, kind) not in self._gone] if self._gone else []
         return left or list(order)
 
     def worked(self, name: DialectName, kind: type) -> None:

@@ -242,7 +242,7 @@ class _Voice:
         registry = self.registry
         await registry.ready()
         keys = _keys(call)
-        last: UpstreamError = Unreachable("no server is known", arrived=False)
+        last: UpstreamError | None = None
         for server in registry.servers.candidates(keys):
             try:
                 result = await self.on(server, call)
@@ -256,7 +256,7 @@ class _Voice:
                 continue
             self._note(call, result, server, keys)
             return result
-        raise last
+        raise last or Unreachable("no server is known", arrived=False)
 
     async def on(self, server: Server, call: Call[R]) -> R:
         """A call on one server; how it went is noted with it."""
@@ -309,7 +309,7 @@ class _Line:
         """In the dialects that the server takes the call in; what it has not is remembered, and the next is used."""
         spoken, kind = self._server.spoken, type(call)
         tried: set[str] = set()
-        gone = Refused(Reason.GONE, f"no dialect of {self._server.url} has {kind.__name__}", status=501)
+        gone: Refused | None = None
         while (name := self._next(call, tried)) is not None:
             tried.add(name)
             try:
@@ -323,7 +323,7 @@ class _Line:
                 continue
             spoken.worked(name, kind)
             return result
-        raise gone
+        raise gone or Refused(Reason.GONE, f"no dialect of {self._server.url} has {kind.__name__}", status=501)
 
     def _next(self, call: Call[Any], tried: set[str]) -> DialectName | None:
         for name in self._server.spoken.plan(call, self._registry.order):
