@@ -29,6 +29,11 @@ V1 = "/nacos/v1/ns"
 PORT = 8080
 MAINTAINS = ("java", "go")  # the Node SDK changes no instance, picks none and lists no services
 BEATING = 22.0  # seconds; a server calls an instance unhealthy after 15 without a beat
+LONG = ("r-nacos", "v3")  # where SDKs beat for that long
+SILENT = "10.0.0.99"  # nobody beats for it
+# In one cluster: the Node SDK subscribes to DEFAULT where a user names none.
+ONE = [("10.0.0.1", "DEFAULT")]
+TWO = [*ONE, ("10.0.0.2", "DEFAULT")]
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1000)]
 
@@ -46,6 +51,8 @@ class Stand:
     sdks: dict[str, Sdk] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     proxies: dict[str, str] = field(default_factory=dict)
+    servers: dict[str, str] = field(default_factory=dict)
+    began: float = 0.0
 
     async def make(self) -> None:
         await asyncio.gather(*map(self._sdk, BUILDS))
@@ -53,6 +60,23 @@ class Stand:
             for upstream in ("embedded", "polled", *UPSTREAMS):
                 await self._proxy(upstream)
             await asyncio.gather(*(self._join(s, upstream) for s in self.sdks for upstream in self.proxies))
+            await self._begin()
+
+    async def _begin(self) -> None:
+        """What takes its time goes on while the other tests run."""
+        for upstream in LONG:
+            if upstream in self.proxies:
+                await by_another(self.proxies[upstream], "POST", "beaten", SILENT)
+                for number, language in enumerate(self.sdks):
+                    mine = {"ip": f"10.0.0.{number + 1}", "port": PORT, "weight": 3.0, "metadata": {"sdk": language}}
+                    await self.at(language, upstream)("register", service="beaten", **mine)
+        await by_another(self.proxies["polled"], "POST", "polled", "10.0.0.1")
+        for language in self.sdks:
+            polled = self.at(language, "polled")
+            await polled("subscribe", service="polled", name=f"polled-{language}")
+            await told(polled, f"polled-{language}", ONE)
+        await by_another(self.proxies["polled"], "POST", "polled", "10.0.0.2")
+        self.began = SystemClock().now()
 
     async def _sdk(self, language: str) -> None:
         try:
@@ -68,9 +92,11 @@ class Stand:
             self.proxies[upstream] = (await enter(serving(udp_push=upstream == "embedded"))).url
         elif upstream == "r-nacos":
             if self.rnacos is not None:
+                self.servers[upstream] = self.rnacos.url
                 self.proxies[upstream] = (await enter(process("--upstream", self.rnacos.url))).url
         else:
             server = await enter(facing(upstream))
+            self.servers[upstream] = server.url
             proxy = (
                 process("--upstream", server.url) if upstream == "v3" else serving(upstream=server.url, udp_push=True)
             )
@@ -201,11 +227,6 @@ async def told(client: Client, name: str, expected: list[tuple[str, str]]) -> No
         pass
 
 
-# In one cluster: the Node SDK subscribes to DEFAULT where a user names none.
-ONE = [("10.0.0.1", "DEFAULT")]
-TWO = [*ONE, ("10.0.0.2", "DEFAULT")]
-
-
 async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
     stand: Stand, client: Client, service: str
 ) -> None:
@@ -239,3 +260,51 @@ async def test_configuration_is_published_heard_of_and_removed(stand: Stand, lan
         pass
     assert await client("remove", dataId=service) in (True, "true")
     await client.seen("config", True, lambda found: not found, dataId=service)
+
+
+async def test_a_subscriber_whom_no_datagram_reaches_hears_by_its_own_poll(stand: Stand, language: str) -> None:
+    """The change was made when the first test began; SDKs poll every ten seconds, as lists tell them to."""
+    await told(stand.at(language, "polled"), f"polled-{language}", TWO)
+
+
+async def health(server: str, upstream: str) -> dict[str, bool]:
+    """Which instances of `beaten` the server itself takes for healthy."""
+    path = "/nacos/v3/client/ns/instance/list" if upstream == "v3" else f"{V1}/instance/list"
+    async with httpx.AsyncClient(base_url=server, trust_env=False) as http:
+        body = (await http.get(path, params={"serviceName": "beaten"})).json()
+    return {host["ip"]: host["healthy"] for host in (body["data"] if upstream == "v3" else body["hosts"])}
+
+
+@pytest.mark.parametrize("upstream", LONG)
+async def test_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
+    """Longer than a server waits: one that was registered at the same time, and does not beat, it takes for ill."""
+    languages = [name for name in BUILDS if name not in stand.missing or required(name)]
+    clients = [stand.at(language, upstream) for language in languages] or [stand.at("go", upstream)]
+    expected = {f"10.0.0.{number + 1}": True for number in range(len(clients))}
+    while SystemClock().now() < stand.began + BEATING:
+        assert expected.items() <= (await health(stand.servers[upstream], upstream)).items()
+        await asyncio.sleep(0.25)
+    found = await health(stand.servers[upstream], upstream)
+    assert not found.pop(SILENT, False), "ill, or gone already"
+    assert found == expected
+    for client in clients:
+        view = of("10.0.0.1", "healthy", "weight")
+        await client.seen("select", [(True, 3.0)], view, service="beaten")
+        await client.seen("select", [], of(SILENT, "ip"), service="beaten")
+
+
+ACCOUNT = {"username": "nacos", "password": "pw"}
+
+
+@pytest.mark.parametrize("generation", ["v1+v2", "v3"])
+async def test_it_works_with_an_account(stand: Stand, language: str, generation: str, service: str) -> None:
+    """Java and Go log in through the proxy; Node sends name and password with each call."""
+    sdk = stand.at(language, "embedded").sdk
+    name = f"login-{service}"
+    async with facing(generation, passwords={"nacos": "pw"}) as server:
+        async with serving(upstream=server.url, **ACCOUNT) as proxy:
+            client = Client(sdk, name, proxy.url)
+            await sdk.call("connect", client=name, server=proxy.url.removeprefix("http://"), **ACCOUNT)
+            await client("register", service=service, ip="10.0.0.1", port=PORT)
+            await client.seen("instances", ONE, addresses, service=service)
+            await client("deregister", service=service, ip="10.0.0.1", port=PORT)
