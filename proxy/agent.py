@@ -24,7 +24,7 @@ from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
 from proxy.registry.base import Registry
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, outlive, spawn, stop
 
 R = TypeVar("R")
 
@@ -206,8 +206,7 @@ class Agent:
 
     async def write(self, call: Write[R]) -> Written[R]:
         """A write: the upstream's own answer, visible to the next read here. Goes on if the caller goes away."""
-        task = spawn(self._write(call), name=type(call).__name__)
-        outcome = await asyncio.shield(task)
+        outcome = await outlive(self._write(call), name=type(call).__name__)
         if isinstance(outcome, ProxyError):
             raise outcome
         if self.settled is not None:
@@ -258,27 +257,17 @@ class Agent:
             return
         if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
             self._owned(call.service, now)
-        self._commit(self.catalog.cache.wrote(self._as_shown(call, now), now, self._wall_ms()))
-
-    def _as_shown(self, call: Write[Any], now: float) -> Write[Any]:
-        """Of a change what it does to a list: one that was disabled, and in no list, comes back as it is remembered."""
-        entry = self.catalog.cache.get(call.service)
-        if not isinstance(call, Update) or entry is None or entry.shown is None:
-            return call
-        known = self.catalog.ledger.find(call.service, call.ip, call.port)
-        if (
-            known is None
-            or not known.instance.enabled
-            or not known.alive(now)
-            or known.instance.cluster != call.cluster
-        ):
-            return call
-        return call if entry.shown.find(call.ip, call.port, call.cluster) else Register(call.service, known.instance)
+        self._commit(self.catalog.cache.wrote(call, now, self._wall_ms()))
+        if isinstance(call, Update) and (hidden := self.catalog.ledger.find(call.service, call.ip, call.port)):
+            if hidden.instance.enabled and hidden.instance.cluster == call.cluster and hidden.alive(now):
+                self.foresee(call.service, hidden.instance)
 
     def foresee(self, service: ServiceKey, instance: Instance) -> None:
-        """The upstream will list this instance, though nobody has registered it now."""
-        call = Register(service, instance)
-        self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
+        """The upstream will list this instance, which no list shows while it is disabled; what it lists then counts."""
+        entry, i = self.catalog.cache.get(service), instance
+        if entry is not None and entry.shown is not None and entry.shown.find(i.ip, i.port) is None:
+            as_if = Beat(service, i.ip, i.port, i.cluster, i.ephemeral, full=i)  # has no effect on what is listed
+            self._commit(self.catalog.cache.wrote(as_if, self.clock.now(), self._wall_ms()))
 
     def _owned(self, service: ServiceKey, now: float) -> None:
         self.catalog.cache.own(service, self.catalog.ledger.count(service), now)
@@ -287,7 +276,7 @@ class Agent:
 
     def _took_back(self, call: Register) -> None:
         self.counts.healed += 1
-        self.foresee(call.service, call.instance)
+        self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again."""

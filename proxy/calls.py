@@ -26,9 +26,8 @@ MAX_WEIGHT = 10_000.0
 MAX_METADATA = 1024
 
 # Java's Character.isWhitespace: no blank that does not break a line (U+00A0), nor U+0085.
-BLANK = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \u1680\u2028\u2029\u205f\u3000" + "".join(
-    map(chr, {*range(0x2000, 0x200B)} - {0x2007})
-)
+_SPACES = "".join(map(chr, {*range(0x2000, 0x200B)} - {0x2007}))
+BLANK = f"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \u1680\u2028\u2029\u205f\u3000{_SPACES}"
 
 _ILLEGAL = "illegal characters should not appear in the param."
 _NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
@@ -234,7 +233,6 @@ class BeatResult:
 @dataclass(frozen=True, slots=True)
 class Beat(Write[BeatResult]):
     """A heartbeat. With `full` the server registers an instance that it does not know; else it says BEAT_NOT_FOUND.
-
     Weight and metadata of `full` are not applied to a known instance (NACOS.md 2.7, recording "beat with weight 1").
     """
 

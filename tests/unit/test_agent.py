@@ -384,6 +384,18 @@ async def test_a_put_that_enables_what_was_registered_here_brings_it_back_into_t
     )
 
 
+async def test_a_put_makes_nobody_healthy(world: World) -> None:
+    await world.read()
+    await world.agent.write(Register(KEY, C))
+    world.shelf.services[KEY] = snapshot(A, B, instance(C.ip, healthy=False))
+    await world.clock.advance(4)
+    await world.read(NO_CACHE)
+    await world.agent.write(Update(KEY, C.ip, C.port, weight=2.0))
+    look = await world.read()
+    assert look.snapshot is not None
+    assert look.snapshot.find(C.ip, C.port) == instance(C.ip, healthy=False, weight=2.0)
+
+
 async def test_a_refused_write_changes_nothing_and_says_what_the_upstream_said(world: World) -> None:
     await world.read()
     refusal = Refused(Reason.WRONG_KIND, "Current service is ephemeral service", status=400)
