@@ -20,18 +20,18 @@ def test_the_demo_shows_every_step(cli: Run) -> None:
     text = done.output
     url = f"http://127.0.0.1:{port}"
     steps = [
-        f"$ curl -s -X POST '{url}/nacos/v1/ns/instance?serviceName=orders&ip=10.0.0.1&port=8080'\nok\n",
-        f"$ curl -s -X POST '{url}/nacos/v1/ns/instance?serviceName=orders&ip=10.0.0.2&port=8080'\nok\n",
-        f"$ curl -i '{url}/nacos/v1/ns/instance/list?serviceName=orders'\nHTTP/1.1 200\n",
-        '"name": "DEFAULT_GROUP@@orders"',
-        f"$ curl -i '{url}/nacos/v1/ns/instance/list?serviceName=orders'\nHTTP/1.1 200\nage: ",
+        f"$ curl -s -X POST '{url}/nacos/v1/ns/instance?serviceName=shop&ip=10.0.0.1&port=8080'\nok\n",
+        f"$ curl -s -X POST '{url}/nacos/v1/ns/instance?serviceName=shop&ip=10.0.0.2&port=8080'\nok\n",
+        f"$ curl -i '{url}/nacos/v1/ns/instance/list?serviceName=shop'\nHTTP/1.1 200\n",
+        '"name": "DEFAULT_GROUP@@shop"',
+        f"$ curl -i '{url}/nacos/v1/ns/instance/list?serviceName=shop'\nHTTP/1.1 200\nage: ",
         "cache-status: nacos-proxy; hit",
-        f"$ curl -N '{url}/api/v1/events?service=orders' &\n  event: snapshot, 2 instances\n",
-        f"-d '{{\"weight\": 5}}' {url}/api/v1/services/orders/instances/10.0.0.1:8080\n",
+        f"$ curl -N '{url}/api/v1/events?service=shop' &\n  event: snapshot, 2 instances\n",
+        f"-d '{{\"weight\": 5}}' {url}/api/v1/services/shop/instances/10.0.0.1:8080\n",
         '  event: change, {"modified": ["10.0.0.1:8080 weight 5"]}\n',
         "$ curl -s -X DELETE",
         '  event: change, {"removed": ["10.0.0.2:8080 weight 1"]}\n',
-        f"$ curl -s '{url}/api/v1/services/orders/pick?format=text'\n10.0.0.1:8080\n",
+        f"$ curl -s '{url}/api/v1/services/shop/pick?format=text'\n10.0.0.1:8080\n",
     ]
     place = 0
     for step in steps:
