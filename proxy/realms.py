@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl
 
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope
 
+from proxy.api.answers import whole_body
 from proxy.errors import Denied
 from proxy.runtime import spawn
 
@@ -68,9 +69,9 @@ class Realms:
         self._now = now
         self._places: dict[str, _Place] = {}
 
-    async def of(self, scope: Scope) -> Realm | None:
+    async def of(self, scope: Scope, form: bytes = b"") -> Realm | None:
         """Whose view a request gets; None for one that shows no token. Raises `Denied` where no more can be opened."""
-        token = token_of(scope, bearer=self._policy.bearer)
+        token = token_of(scope, bearer=self._policy.bearer, form=form)
         if not token:
             return None
         place = self._places.pop(token, None)
@@ -116,15 +117,36 @@ class Realms:
         return f"<Realms {len(self)} of {self._policy.most}>"
 
 
-def token_of(scope: Scope, *, bearer: bool) -> str:
+def token_of(scope: Scope, *, bearer: bool, form: bytes = b"") -> str:
     """The upstream's token that a request shows, as Nacos clients do it (NACOS.md 7.1); '' for none."""
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"accesstoken"):
         return headers[b"accesstoken"]
-    query: bytes = scope["query_string"]
-    if b"accessToken" in query:
-        found = dict(parse_qsl(query.decode("latin-1"))).get("accessToken")
-        if found:
-            return found
+    for parameters in (scope["query_string"], form):
+        if b"accessToken" in parameters:
+            found = dict(parse_qsl(parameters.decode("latin-1"))).get("accessToken")
+            if found:
+                return found
     scheme, _, token = headers.get(b"authorization", "").partition(" ")
     return token.strip() if bearer and scheme.lower() == "bearer" else ""
+
+
+async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Receive]:
+    """The form of a request that says its length, up to `most` bytes, and what gives it once more; b'' for any other.
+
+    The Go SDK's writes and beats carry the token there. What is larger streams on unread.
+    """
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    is_form = headers.get(b"content-type", b"").lower().startswith(b"application/x-www-form-urlencoded")
+    if not is_form or not length.isdigit() or not 0 < int(length) <= most:
+        return b"", receive
+    form = await whole_body(scope, receive, most)
+    left = [form]
+
+    async def once_more() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return form, once_more

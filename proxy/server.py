@@ -32,7 +32,7 @@ from proxy.front import Front, faces_of, guarded
 from proxy.insight import sight_of
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import guard_policy, loopback
-from proxy.realms import Realms, RealmsPolicy
+from proxy.realms import Realms, RealmsPolicy, form_of
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import (
@@ -117,6 +117,9 @@ class App:
         if self.realms is not None:
             try:
                 realm = await self.realms.of(scope)
+                if realm is None:
+                    form, receive = await form_of(scope, receive, self.parts.settings.max_body)
+                    realm = await self.realms.of(scope, form) if form else None
             except ProxyError as error:
                 await send_reply(send, self.front.refuse(scope, error), head_only=scope["method"] == "HEAD")
                 return

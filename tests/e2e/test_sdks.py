@@ -297,12 +297,15 @@ ACCOUNT = {"username": "nacos", "password": "pw"}
 
 
 @pytest.mark.parametrize("generation", ["v1+v2", "v3"])
-async def test_it_works_with_an_account(stand: Stand, language: str, generation: str, service: str) -> None:
-    """Java and Go log in through the proxy; Node sends name and password with each call."""
+@pytest.mark.parametrize(
+    ("language", "auth"), [("java", "proxy"), ("go", "proxy"), ("node", "proxy"), ("java", "client"), ("go", "client")]
+)
+async def test_it_works_with_an_account(stand: Stand, language: str, auth: str, generation: str, service: str) -> None:
+    """Java and Go log in through the proxy and show their token; Node sends name and password with each call."""
     sdk = stand.at(language, "embedded").sdk
     name = f"login-{service}"
     async with facing(generation, passwords={"nacos": "pw"}) as server:
-        async with serving(upstream=server.url, **ACCOUNT) as proxy:
+        async with serving(upstream=server.url, auth=auth, **(ACCOUNT if auth == "proxy" else {})) as proxy:
             client = Client(sdk, name, proxy.url)
             await sdk.call("connect", client=name, server=proxy.url.removeprefix("http://"), **ACCOUNT)
             await client("register", service=service, ip="10.0.0.1", port=PORT)
