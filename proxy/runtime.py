@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.runtime")
 
@@ -48,6 +50,27 @@ def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any
     _running.add(task)
     task.add_done_callback(_finished)
     return task
+
+
+def outlive(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
+    """What a task gives that goes on where whoever waits for it is cancelled: a `shield` without its callbacks."""
+    outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    spawn(_tell(coroutine, outcome), name=name)
+    return outcome
+
+
+async def _tell(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
+    try:
+        result = await coroutine
+    except asyncio.CancelledError:
+        outcome.cancel()
+        raise
+    except BaseException as error:
+        if not outcome.done():
+            outcome.set_exception(error)
+        raise
+    if not outcome.done():
+        outcome.set_result(result)
 
 
 def _finished(task: asyncio.Task[Any]) -> None:

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from proxy.runtime import SystemClock, spawn, stop
+from proxy.runtime import SystemClock, outlive, spawn, stop
 from tests.helpers.clock import settle
 
 
@@ -102,6 +102,43 @@ async def test_stop_does_not_raise_what_a_task_fails_with_at_its_end(caplog: pyt
     with caplog.at_level(logging.ERROR, "nacos_proxy.runtime"):
         await stop(task)
     assert [r.getMessage() for r in caplog.records] == ["task work failed: OSError('no space left')"]
+
+
+async def test_what_outlives_its_waiter_gives_its_result_to_one_that_waits_still() -> None:
+    gate, done = asyncio.Event(), list[int]()
+
+    async def work() -> int:
+        await gate.wait()
+        done.append(1)
+        return 7
+
+    async def wait() -> int:
+        return await outlive(work(), name="work")
+
+    gone, waiting = spawn(wait(), name="gone"), spawn(wait(), name="waiting")
+    await settle()
+    await stop(gone)
+    gate.set()
+    assert await waiting == 7
+    assert gone.cancelled() and done == [1, 1]
+
+
+async def test_what_outlives_its_waiter_fails_for_both(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> int:
+        raise OSError("no space left")
+
+    with caplog.at_level(logging.ERROR, "nacos_proxy.runtime"), pytest.raises(OSError, match="no space left"):
+        await outlive(work(), name="work")
+    await settle()
+    assert [r.getMessage() for r in caplog.records] == ["task work failed: OSError('no space left')"]
+
+
+async def test_who_waits_for_a_task_that_is_cancelled_is_cancelled_too() -> None:
+    waiting = outlive(forever(), name="forever")
+    await settle()
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "forever"]
+    await stop(task)
+    assert waiting.cancelled()
 
 
 async def test_a_task_that_never_began_is_stopped_too() -> None:
