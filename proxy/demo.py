@@ -29,6 +29,9 @@ V1 = "/nacos/v1/ns/instance"
 @click.option("--once", is_flag=True, help="End after the steps in place of serving on.")
 def demo(port: int, once: bool) -> None:
     """Show what the proxy does, on a registry of its own: no Nacos is needed."""
+    if not once:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # or the proxy would outlive us
+            signal.signal(number, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="nacos-proxy-demo-") as state, _serving(_free(port), state) as url:
             with RestClient(url) as client:
@@ -36,8 +39,6 @@ def demo(port: int, once: bool) -> None:
                 if not once:
                     click.secho(f"\nThe proxy goes on serving at {url}. Open {url}/ and {url}/docs;", bold=True)
                     click.secho("Ctrl-C ends it.", bold=True)
-                    for number in (signal.SIGTERM, signal.SIGHUP):  # or the proxy would outlive us
-                        signal.signal(number, signal.default_int_handler)
                     _beat(client)
     except KeyboardInterrupt:
         click.echo("\nbye")
