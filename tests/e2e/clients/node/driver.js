@@ -35,7 +35,8 @@ async function connect({ server, namespace, username, password }) {
   naming.on('error', note);
   await naming.ready();
   const configOf = () => {
-    const config = new NacosConfigClient({ serverAddr: server, namespace, username, password, requestTimeout: 6000 });
+    const account = { namespace, username, password };
+    const config = new NacosConfigClient({ serverAddr: server, ...account, requestTimeout: 6000, cacheDir: './cache' });
     config.on('error', note);
     return config;
   };
