@@ -79,10 +79,12 @@ class Front:
     def __init__(self, faces: Faces, lifespan: Lifespan | None = None) -> None:
         self.rest = rest_app(faces, lifespan)
         self._context = faces.settings.context_path.rstrip("/")
+        passthrough = Passthrough(faces.forwarder, context_path=self._context)
         self._nacos = NacosApi(
             faces.agent,
             DIALECTS,
-            Passthrough(faces.forwarder, context_path=self._context),
+            passthrough,
+            offer=passthrough.offer,
             context_path=self._context,
             max_body=faces.settings.max_body,
             on_list=faces.on_list,

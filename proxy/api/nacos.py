@@ -5,7 +5,7 @@ Not for: the configuration API, the console, logins (`passthrough`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,13 +20,18 @@ from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, R
 from proxy.wire.rest import etag, tag_matches
 
 ANSWER_HEADER = "nacos-proxy-answer"
+_METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
+
+Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
+"""Answers a request where the upstream knows its path; whether it did."""
 
 
 class NacosApi:
     """An ASGI app for all paths below the context path; what no dialect owns or answers goes to `otherwise`.
 
     `on_list` hears of every list that was answered, which is how push addresses become known; `on_beat` of every beat
-    that a client sent, whatever becomes of it: a sign of life.
+    that a client sent, whatever becomes of it: a sign of life. A naming call that no dialect knows is `offer`ed to the
+    server behind before it is called unknown.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class NacosApi:
         dialects: Sequence[Dialect],
         otherwise: ASGIApp,
         *,
+        offer: Offer | None = None,
         context_path: str = "/nacos",
         max_body: int = 1 << 20,
         on_list: Callable[[ReadService, Snapshot], None] | None = None,
@@ -43,6 +49,7 @@ class NacosApi:
         self._agent = agent
         self._dialects = tuple(dialects)
         self._otherwise = otherwise
+        self._offer = offer
         self._context = context_path.rstrip("/")
         self._max_body = max_body
         self._on_list = on_list
@@ -53,10 +60,23 @@ class NacosApi:
         for dialect in self._dialects:
             operation = dialect.match(scope["method"], path)
             if operation is not None or dialect.owns(path):
+                if operation is None and self._foreign(dialect, path):
+                    await self._ask_behind(dialect, path, scope, receive, send)
+                    return
                 reply = await self._answer(dialect, operation, path, scope, receive)
                 await send_reply(send, reply, head_only=scope["method"] == "HEAD")
                 return
         await self._otherwise(scope, receive, send)
+
+    @staticmethod
+    def _foreign(dialect: Dialect, path: str) -> bool:
+        """A path of the naming API that this proxy does not speak: the server behind may."""
+        return not any(dialect.match(method, path) for method in _METHODS)
+
+    async def _ask_behind(self, dialect: Dialect, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._offer is None or not await self._offer(scope, receive, send):
+            reply = dialect.unknown(to_request(scope, path, b"", self._context), self._now_ms())
+            await send_reply(send, reply, head_only=scope["method"] == "HEAD")
 
     async def _answer(
         self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply
 from proxy.api.channel import until_gone
-from proxy.errors import ProxyError
+from proxy.errors import BadCall, ProxyError
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
 
@@ -60,12 +60,31 @@ class Passthrough:
         self._forwarder = forwarder
         self._context = context_path.rstrip("/").encode()
 
+    async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """For a naming call that we do not know: whether the upstream knew it, and answered. Else its body is gone."""
+        if self._forwarder is None:
+            return False
+        try:
+            async with _attended(scope, receive) as heard:
+                body = Request(scope, heard).stream()
+                return await self._pass(scope, self._path(scope), body, send, unless=(*NOT_THERE, 405))
+        except ClientDisconnect:
+            return True
+        except BadCall:
+            return False
+        except ProxyError as error:
+            await send_reply(send, failed(error))
+            return True
+
+    def _path(self, scope: Scope) -> str:
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        return raw.partition(b"?")[0][len(self._context) :].decode("latin-1")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._forwarder is None:
             await send_reply(send, unknown(scope["path"]))
             return
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        path = raw.partition(b"?")[0][len(self._context) :].decode("latin-1")
+        path = self._path(scope)
         try:
             async with _attended(scope, receive) as heard:
                 await self._answer(scope, path, Request(scope, heard), send)

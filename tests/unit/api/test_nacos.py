@@ -158,6 +158,26 @@ async def test_the_context_path_may_be_another_and_error_pages_show_it(context: 
     await world.agent.close()
 
 
+async def test_a_naming_call_that_is_not_known_is_offered_to_the_server_behind(world: World) -> None:
+    """Only whole paths: another method of a path that is known, HEAD too, is answered as Nacos does it."""
+    seen: list[str] = []
+
+    async def offer(scope: Scope, receive: Receive, send: Send) -> bool:
+        seen.append(f"{scope['method']} {scope['path']}")
+        if scope["path"].endswith("nothing"):
+            return False
+        await send_reply(send, HttpReply(200, "text/plain", b"theirs"))
+        return True
+
+    api = NacosApi(world.agent, (V1, V2, V3), otherwise, offer=offer)
+    assert (await ask(api, "PUT", "/nacos/v1/ns/cluster", body=b"checkPort=1")).body == b"theirs"
+    assert (await ask(api, "GET", "/nacos/v2/ns/client/list")).body == b"theirs"
+    assert (await ask(api, "POST", "/nacos/v1/ns/nothing", body=b"a=1")).status == 501
+    assert (await ask(api, "HEAD", "/nacos/v1/ns/instance/list?serviceName=a")).status == 501
+    assert (await ask(api, "POST", "/nacos/v2/ns/instance/list")).status == 404
+    assert seen == ["PUT /nacos/v1/ns/cluster", "GET /nacos/v2/ns/client/list", "POST /nacos/v1/ns/nothing"]
+
+
 @pytest.mark.parametrize("path", ["/nacos/v1/console/health/liveness", "/nacos/v3/admin/core/state/liveness"])
 async def test_the_proxy_itself_says_that_it_lives(world: World, path: str) -> None:
     world.registry.script = lambda call: Unreachable("gone", arrived=False)

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
+from proxy.api.answers import send_reply
 from proxy.api.passthrough import NOT_THERE, Passthrough
 from proxy.errors import BadCall, Problem, TooSlow, Unreachable
+from proxy.wire.base import HttpReply
 from tests.helpers.asgi import Exchange, ask, scope, start
 
 Headers = list[tuple[bytes, bytes]]
@@ -76,6 +78,41 @@ async def test_the_path_is_passed_on_as_it_was_encoded() -> None:
     upstream = Upstream()
     await ask(Passthrough(upstream), "GET", "/nacos/v1/cs/a%20b/%E4%B8%AD")
     assert upstream.paths == ["/v1/cs/a%20b/%E4%B8%AD"]
+
+
+async def offered(passthrough: Passthrough, method: str, target: str, body: bytes = b"") -> tuple[bool, Exchange]:
+    given: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        given.append(await passthrough.offer(scope, receive, send))
+        if not given[0]:
+            await send_reply(send, HttpReply(501, None, b"ours"))
+
+    reply = await ask(app, method, target, body=body)
+    return given[0], reply
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+async def test_a_call_that_the_upstream_knows_is_its_to_answer(status: int) -> None:
+    upstream = Upstream(lambda path: Answer(status))
+    given, reply = await offered(Passthrough(upstream), "PUT", "/nacos/v1/ns/cluster?clusterName=c", b"checkPort=1")
+    assert (given, reply.status, upstream.asked[0][4]) == (True, status, b"checkPort=1")
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(404), Answer(405), Answer(410), Answer(501), BadCall("", Problem.OTHER, "no")]
+)
+async def test_one_that_it_does_not_know_either_is_left_to_the_caller(answer: Answer | Exception) -> None:
+    given, reply = await offered(Passthrough(Upstream(lambda path: answer)), "GET", "/nacos/v1/ns/nothing")
+    assert (given, reply.status) == (False, 501)
+    given, reply = await offered(Passthrough(None), "GET", "/nacos/v1/ns/nothing")
+    assert (given, reply.status) == (False, 501)
+
+
+async def test_one_that_it_could_not_be_asked_says_why() -> None:
+    upstream = Upstream(lambda path: Unreachable("refused", arrived=False))
+    given, reply = await offered(Passthrough(upstream), "GET", "/nacos/v1/ns/health/server")
+    assert (given, reply.status, reply.body) == (True, 502, b"refused")
 
 
 async def test_another_context_path_is_taken_away() -> None:
