@@ -7,7 +7,7 @@ call as a request and reads the reply; as a *server* it reads a request as a cal
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote_plus, unquote
@@ -26,8 +26,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 Pairs = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """A request without its connection. `path` starts behind the context path: `/v1/ns/instance/list`.
 
     `headers` has lower-case names. `query` and `form` are decoded pairs in the order of the wire. `context` is the
@@ -38,7 +37,7 @@ class HttpRequest:
     path: str
     query: Pairs = ()
     form: Pairs = ()
-    headers: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    headers: Mapping[str, str] = EMPTY
     context: str = "/nacos"
 
     @classmethod
@@ -91,8 +90,7 @@ _SHORT = 128
 _quoted = lru_cache(maxsize=8192)(quote_plus)
 
 
-@dataclass(frozen=True, slots=True)
-class HttpReply:
+class HttpReply(NamedTuple):
     """An answer. `content_type` None means that the header is absent, which some Nacos refusals are."""
 
     status: int
