@@ -52,7 +52,7 @@ ERRORS: list[ProxyError] = [
 
 def kinds(root: type[ProxyError]) -> Iterator[type[ProxyError]]:
     yield root
-    for kind in root.__subclasses__():
+    for kind in (k for k in root.__subclasses__() if k.__module__ == "proxy.errors"):
         yield from kinds(kind)
 
 
