@@ -74,8 +74,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> Denied | None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) > 1:  # RFC 9112 3.2
-            return Denied("more than one Host", status=400)
+        if len(hosts) != 1 and (hosts or scope.get("http_version") == "1.1"):  # RFC 9112 3.2
+            return Denied("a request needs one Host, and no second one", status=400)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         host = hosts[0].decode("latin-1") if hosts else ""
         if not self._host_fits(scope, host):
