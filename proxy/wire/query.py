@@ -64,7 +64,8 @@ class Query:
     def one_of(self, name: str, default: str, words: Collection[str]) -> str:
         text = self.text(name, default)
         if text not in words:
-            raise illegal(name, f"Param '{name}' is illegal, it must be one of: {', '.join(filter(None, words))}.", text)
+            choices = ", ".join(filter(None, words))
+            raise illegal(name, f"Param '{name}' is illegal, it must be one of: {choices}.", text)
         return text
 
 
