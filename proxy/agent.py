@@ -19,7 +19,7 @@ from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
 from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.counts import Counts
-from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, away
+from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, Unreachable, away
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
@@ -100,7 +100,7 @@ class Agent:
             if look.stale:
                 self._refresh_behind(key, now)
             Counts.add(self.counts.reads, "stale" if look.stale else "hit")
-            return look
+            return self._explained(look)
         if not self.catalog.breaker.up and look.freshness in (Freshness.FRESH, Freshness.STALE):
             self._refresh_behind(key, now)  # who has a snapshot never waits for an upstream that is down
             return self._settle_for(look)
@@ -111,6 +111,13 @@ class Agent:
         Counts.add(self.counts.reads, "stale" if look.stale else "miss")
         return look
 
+    def _explained(self, look: Look) -> Look:
+        """A stale answer says that the upstream is down, also before it was asked for this very service."""
+        breaker = self.catalog.breaker
+        if breaker.up or look.error is not None or not look.stale:
+            return look
+        return replace(look, error=Unreachable(breaker.reason, arrived=False))
+
     def _barred(self, look: Look) -> bool:
         error = look.error
         return self._policy.strict and isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
@@ -118,7 +125,7 @@ class Agent:
     def _settle_for(self, look: Look) -> Look:
         if look.freshness in (Freshness.STALE, Freshness.FRESH) and not self._barred(look):
             Counts.add(self.counts.reads, "stale")
-            return look
+            return self._explained(look)
         Counts.add(self.counts.reads, "none")
         error = look.error
         if isinstance(error, Refused) and error.status < 500:

@@ -147,6 +147,16 @@ async def test_a_stale_snapshot_is_answered_at_once_and_refreshed_behind(world: 
     assert (look.freshness, look.age, world.fetches()) == (Freshness.FRESH, 0, 2)
 
 
+async def test_a_stale_answer_says_that_the_upstream_is_down_before_it_was_asked_for_the_service(world: World) -> None:
+    await world.read()
+    world.fail(AWAY)
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            await world.agent.send(Metrics())
+    await world.clock.advance(11)
+    assert status(await world.read()) == "nacos-proxy; hit; ttl=-1; detail=upstream-error"
+
+
 async def test_stale_reads_leave_an_upstream_in_peace_that_just_failed(world: World) -> None:
     await world.read()
     world.fail(Refused(Reason.OTHER, "out of memory", status=500))
