@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -120,6 +121,7 @@ SEEDS = (
 )
 NACOS = tuple(seed for seed in SEEDS if b"/nacos/" in seed)
 INVALID = b"HTTP/1.1 400 Bad Request\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-type: text/plain"
+AGE = re.compile(rb"\r\nage: \d+|; ttl=-?\d+")
 TOKENS = (
     b"\r\n",
     b"\r\n\r\n",
@@ -201,9 +203,13 @@ def mutate(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
 
 
 def alike(answer: bytes) -> bytes:
-    """Without what may differ: a 400 behind a good answer, in place of which the other door ends the connection."""
+    """Without what may differ.
+
+    A 400 behind a good answer, in place of which the other door ends the connection. And the age: a repeated answer
+    was confirmed when it was made, while a request with `no-cache` may have had the entry confirmed again since.
+    """
     good, bad, _ = answer.partition(INVALID)
-    return (good if good else bad).replace(b"connection: close\r\n", b"")
+    return AGE.sub(b"", (good if good else bad).replace(b"connection: close\r\n", b""))
 
 
 class Door:
