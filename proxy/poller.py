@@ -111,7 +111,8 @@ class Poller:
     def _ask_due(self, now: float) -> int:
         """Ask for what is due, names that nobody has seen yet before the rest; how many that were."""
         agent, cache, breaker = self._agent, self._agent.catalog.cache, self._agent.catalog.breaker
-        most = max(1.0, self._policy.budget)
+        # no more at once than two ticks' worth: a hundred polls in one stretch are a tenth of a second for readers
+        most = max(1.0, 2.0 * self._policy.budget * self._policy.tick)
         self._tokens = min(most, self._tokens + (now - self._filled) * self._policy.budget)
         self._filled = now
         if not breaker.allows(now):
