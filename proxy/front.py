@@ -5,6 +5,7 @@ Not for: who may ask (`api.guard`), whose parts they are (`realms`), the process
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from proxy.fastpath.table import Answers
 from proxy.insight import sight_of
 from proxy.model import Snapshot
 from proxy.parts import Parts
+from proxy.policies import guard_policy
 from proxy.runtime import Clock
 from proxy.settings import Settings
 from proxy.wire.base import Dialect, HttpReply, ReadService
@@ -148,3 +150,10 @@ def guarded(
             own, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
         )
     return keeper, FastPath(own, answers, clock.now) if s.fast_path else own
+
+
+def obey(guard: Guard, answers: Answers, s: Settings) -> None:
+    """What can change while a process serves: tokens, host names, the log level."""
+    guard.policy = guard_policy(s)
+    answers.clear()  # who may ask is no longer who asked
+    logging.getLogger("nacos_proxy").setLevel(s.log_level.upper())

@@ -26,7 +26,6 @@ log = logging.getLogger("nacos_proxy.link")
 
 _LENGTH = struct.Struct("!I")
 
-Tell = tuple[str, tuple[Any, ...]]
 Hear = Callable[[str, tuple[Any, ...]], None]
 Serve = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
 

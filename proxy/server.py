@@ -28,10 +28,10 @@ from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers
 from proxy.feed import Desk, Feed, FeedPolicy
-from proxy.front import Front, faces_of, guarded
+from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import sight_of
 from proxy.parts import Parts, build, build_realm, finish, start
-from proxy.policies import guard_policy, loopback
+from proxy.policies import loopback
 from proxy.realms import Realms, RealmsPolicy, form_of
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
@@ -105,9 +105,7 @@ class App:
 
     def reload(self, settings: Settings) -> None:
         """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
-        self.guard.policy = guard_policy(settings)
-        self.parts.answers.clear()  # who may ask is no longer who asked
-        logging.getLogger("nacos_proxy").setLevel(settings.log_level.upper())
+        obey(self.guard, self.answers, settings)
         if self.workers is not None:
             self.workers.reload()
         log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")

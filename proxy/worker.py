@@ -31,7 +31,7 @@ from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.feed import Tallies
-from proxy.front import Faces, Front, guarded
+from proxy.front import Faces, Front, guarded, obey
 from proxy.link import Link, receive
 from proxy.logs import set_up
 from proxy.mirror import FarKeeper, Mirror
@@ -156,10 +156,7 @@ def main() -> None:
     app.link = link
 
     async def reload() -> None:
-        changed = loaded.again().settings
-        app.guard.policy = guard_policy(changed)
-        app.answers.clear()
-        logging.getLogger("nacos_proxy").setLevel(changed.log_level.upper())
+        obey(app.guard, app.answers, loaded.again().settings)
 
     server = Server(uvicorn_config(app, settings, own_tls(settings)), lambda: None, app.events.close, reload)
 
