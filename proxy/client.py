@@ -60,6 +60,7 @@ class NacosClient:
         self._http = httpx.Client(base_url=base, headers=headers, timeout=timeout, transport=transport, trust_env=False)
         self._beats: dict[tuple[str, str, str, int], tuple[threading.Event, threading.Thread]] = {}
         self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
+        self._leaving: list[Subscription] = []
         self._lock = threading.Lock()
         if token is None and username is not None:
             try:
@@ -240,14 +241,25 @@ class NacosClient:
                     ended.append(subscription)
             if kept:
                 self._subscriptions[key] = kept
-        _end(ended)
+        self._end(ended)
 
     def stop_subscribe(self) -> None:
         """End all subscriptions."""
         with self._lock:
             ended = [s for group in self._subscriptions.values() for s in group]
             self._subscriptions.clear()
-        _end(ended)
+        self._end(ended)
+
+    def _end(self, subscriptions: Sequence[Subscription]) -> None:
+        """One that its own listener ends outlives this call; the next from outside, as `close` is, waits for it."""
+        for subscription in subscriptions:
+            subscription.stop()
+        with self._lock:
+            leaving = [*self._leaving, *subscriptions]
+        for subscription in leaving:
+            subscription.join()
+        with self._lock:
+            self._leaving = [s for s in {*self._leaving, *leaving} if s.alive]
 
     # beats
 
@@ -310,10 +322,3 @@ class NacosClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _end(subscriptions: Sequence[Subscription]) -> None:
-    for subscription in subscriptions:
-        subscription.stop()
-    for subscription in subscriptions:
-        subscription.join()

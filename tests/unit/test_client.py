@@ -220,6 +220,24 @@ def test_a_listener_may_end_its_own_subscription(client: NacosClient) -> None:
     assert done.wait(WAIT)
 
 
+def test_closing_waits_for_a_listener_that_ended_its_own_subscription(client: NacosClient) -> None:
+    done, gate = threading.Event(), threading.Event()
+
+    def lingers(event: dict[str, Any]) -> None:
+        client.unsubscribe("lingers")
+        done.set()
+        gate.wait(WAIT)
+
+    client.subscribe(lingers, service_name="lingers")
+    assert done.wait(WAIT)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    assert leftover() == ["events lingers"]
+    gate.set()
+    closing.join(WAIT)
+    assert leftover() == []
+
+
 # beats
 
 
