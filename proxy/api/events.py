@@ -96,7 +96,8 @@ class EventsApi:
         self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
         self._snapshots: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=len)
         self._ticker: asyncio.Task[None] | None = None
-        self._last: tuple[Event, View, Callable[[bytes], bytes], bytes] | None = None
+        self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
+        """What was encoded last: ten thousand readers ask for the same, one after the other."""
 
     def router(self) -> APIRouter:
         routes = Routes("events")
@@ -155,12 +156,9 @@ class EventsApi:
 
     def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
         """An event as readers of a view get it; b"" where the view does not show it."""
-        last = self._last  # ten thousand readers ask for the same one after the other
-        if last is not None and last[0] is event and last[2] is frame and last[1] == view:
-            return last[3]
         hub = self.agent.catalog.hub
         data = hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
-        self._last = (event, view, frame, data)
+        self.last = (event, view, frame, data)
         return data
 
     def _encode(self, event: Event, view: View) -> bytes:
@@ -259,10 +257,14 @@ def notice_json(notice: Notice) -> bytes:
     return orjson.dumps({"state": notice.state, "reason": notice.reason})
 
 
-class _Reader:
-    """One stream: an ASGI app that begins it, then what writes to it whenever its mailbox fills."""
+def _nothing() -> None:
+    """A reader needs no waking: what waits for it waits until its connection takes more."""
 
-    __slots__ = ("_after", "_api", "_channel", "_client", "_interest", "_mailbox", "_ready", "_slot", "_view")
+
+class _Reader:
+    """One stream: an ASGI app that begins it, then what writes each event to it."""
+
+    __slots__ = ("_after", "_api", "_channel", "_client", "_interest", "_mailbox", "_slot", "_view")
 
     def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
         self._api = api
@@ -272,7 +274,6 @@ class _Reader:
         self._client: str | None = client
         self._mailbox: Mailbox | None = None
         self._channel: Channel | None = None
-        self._ready = False
         self._slot = -1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -299,7 +300,7 @@ class _Reader:
     async def _begin(self) -> list[bytes]:
         """Listens from now on; what the stream begins with."""
         api, agent = self._api, self._api.agent
-        self._mailbox, known = await agent.watch(self._interest, self.wake, self._after)
+        self._mailbox, known = await agent.watch(self._interest, _nothing, self._after)
         if self._interest.everything is not None:
             api.discover(*self._interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
@@ -314,42 +315,41 @@ class _Reader:
     def _open(self, channel: Channel, first: list[bytes]) -> None:
         self._channel = channel
         self._slot = self._api.add(self)
-        channel.on_drain(self._drained)
+        channel.on_drain(self._flush)
         channel.farewell(channel.frame(self._api.retry_after_stop()))
-        self._ready = channel.write(channel.frame(b"".join(first)))
+        ready = channel.write(channel.frame(b"".join(first)))
         channel.on_close(self._gone)
         if self._api.closed:
             self.end()
-        elif self._ready:
+        elif ready:
             self._flush()
-
-    def wake(self) -> None:
-        """The mailbox is no longer empty."""
-        if self._ready:
-            self._flush()
-
-    def _drained(self) -> None:
-        self._ready = True
-        self._flush()
 
     def _flush(self) -> None:
+        """What waits; events come straight from then on, while the reader keeps up."""
         channel, mailbox = self._channel, self._mailbox
         assert channel is not None and mailbox is not None
-        events = mailbox.take()
-        if not events:
-            return
+        mailbox.straight = self._send
         api, view, frame = self._api, self._view, channel.frame
-        if len(events) == 1:
-            data = api.encoded(events[0], view, frame)
-        else:
-            data = b"".join([api.encoded(event, view, frame) for event in events])
-        if data:
-            self._ready = channel.write(data)
+        self._write(b"".join([api.encoded(event, view, frame) for event in mailbox.take()]))
+
+    def _send(self, event: Event) -> None:
+        channel, view = self._channel, self._view
+        assert channel is not None
+        for_event, for_view, frame, data = self._api.last
+        if for_event is not event or for_view is not view or frame is not channel.frame:
+            data = self._api.encoded(event, view, channel.frame)
+        if data and not channel.write(data) and self._mailbox is not None:
+            self._mailbox.straight = None
+
+    def _write(self, data: bytes) -> None:
+        assert self._channel is not None and self._mailbox is not None
+        if data and not self._channel.write(data):
+            self._mailbox.straight = None
 
     def beat(self) -> None:
         """A sign of life, unless it is clear that the reader is slow."""
-        if self._ready and self._channel is not None:
-            self._ready = self._channel.write(self._channel.frame(HEARTBEAT))
+        if self._channel is not None and self._mailbox is not None and self._mailbox.straight is not None:
+            self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
         """The proxy stops."""
@@ -362,10 +362,11 @@ class _Reader:
         if self._client is None:
             return
         self._api.seats.leave(self._client, self._interest.keys)
-        self._client, self._ready = None, False
+        self._client = None
         if self._slot >= 0:
             self._api.drop(self, self._slot)
         if self._mailbox is not None:
+            self._mailbox.straight = None
             self._api.agent.unwatch(self._mailbox)
             if self._interest.everything is not None:
                 self._api.forget(*self._interest.everything)

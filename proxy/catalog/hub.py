@@ -76,11 +76,15 @@ class Filter:
 
 
 class Mailbox:
-    """One reader's pending events. `wake` is called when something was put into an empty box; it must not block."""
+    """One reader's pending events. `wake` is called when something was put into an empty box; it must not block.
+
+    A reader that keeps up, and has taken all that was here, may set `straight`: what is published goes there at once.
+    """
 
     def __init__(self, interest: Filter, wake: Callable[[], None]) -> None:
         self.filter = interest
         self.reset = False
+        self.straight: Callable[[Event], None] | None = None
         self._wake = wake
         self._pending: dict[ServiceKey | None, Event] = {}
         self._undone: tuple[float, int] = (math.inf, 0)  # from the first change that was undone here to what undid it
@@ -166,7 +170,10 @@ class Hub:
         event = Event(self.published, body, self.published)
         self._remember(event)
         for mailbox in list(self._audience(body)):
-            mailbox.put(event)
+            if mailbox.straight is None:
+                mailbox.put(event)
+            else:
+                mailbox.straight(event)
         for tap in self.taps:
             tap(event)
         return event

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from proxy.calls import ListServices, check_cluster, check_ip, check_port, check_service
@@ -119,7 +120,13 @@ def read_view(query: Query, *, healthy_only: bool = False) -> View:
     parts = [part.strip() for value in query.all("clusters") for part in value.split(",")]
     for part in parts:
         checked(check_cluster, part, "clusters")
-    return View(",".join(part for part in parts if part), query.flag("healthy_only", healthy_only))
+    return _view(",".join(part for part in parts if part), query.flag("healthy_only", healthy_only))
+
+
+@lru_cache(maxsize=1024)
+def _view(clusters: str, healthy_only: bool) -> View:
+    """Thousands of readers have the same one: then it need not be compared."""
+    return View(clusters, healthy_only)
 
 
 def read_list(query: Query) -> ListServices:
