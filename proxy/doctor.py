@@ -22,6 +22,7 @@ from proxy.disk import StateFile, StateLocked
 from proxy.errors import ProxyError, Reason, Refused
 from proxy.logs import printable
 from proxy.policies import nacos_policy
+from proxy.registry.http import origin
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
 from proxy.registry.push import available
 from proxy.rest_client import Problem, RestClient, Unreached
@@ -105,7 +106,8 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
         findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
     except ProxyError as error:
         todo = "is Nacos running there, is that its HTTP port (8848), does a firewall stand between?"
-        return [Finding("upstream", False, f"{url}: {error}", todo)]
+        why = str(error).removeprefix(f"{origin(url)}: ")
+        return [Finding("upstream", False, f"{url}: {why}", todo)]
     finally:
         await registry.close()
     host, port = _place(url)

@@ -16,6 +16,7 @@ connection that had been idle, without a byte of an answer; closed, it opens not
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -116,18 +117,17 @@ class _Pool:
 
     async def _open(self, limit: float | None) -> Connection:
         """Into room that was taken before."""
-        _, host, port, _, _ = self._origin
         connection = Connection(self._lost)
         # Not wait_for: up to Python 3.11 it may swallow a cancellation.
         connecting = spawn(self._connect(connection), name="connection")
         try:
             await asyncio.wait((connecting,), timeout=limit)
             if not connecting.done():
-                raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time")
+                raise httpx.ConnectTimeout("no connection in time")
             if (error := connecting.result()) is not None:
-                raise httpx.ConnectError(f"no connection to {host}:{port}: {error}") from error
+                raise httpx.ConnectError(f"no connection: {_why(error)}") from error
             if not connection.open or self._closed:
-                raise httpx.ConnectError(f"the connection to {host}:{port} was closed at once")
+                raise httpx.ConnectError("the connection was closed at once")
         except BaseException:
             connecting.cancel()
             connection.abort()
@@ -189,6 +189,13 @@ class _Pool:
             if not waiter.done():
                 return waiter
         return None
+
+
+def _why(error: Exception) -> str:
+    """In words that do not name the server, as asyncio's do: whoever tells of the error names it."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
+        return os.strerror(error.errno or 0)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _expire(waiter: asyncio.Future[Connection | None]) -> None:

@@ -33,8 +33,10 @@ async def test_a_server_that_is_well_is_ok_in_every_line() -> None:
 
 
 async def test_a_server_that_is_not_there_comes_with_questions() -> None:
-    (finding,) = (await found(upstream=f"http://127.0.0.1:{free_port()}")).values()
+    url = f"http://127.0.0.1:{free_port()}"
+    (finding,) = (await found(upstream=url)).values()
     assert (finding.about, finding.ok) == ("upstream", False)
+    assert finding.seen == f"{url}/nacos: no connection: Connection refused"
     assert "is Nacos running there" in finding.todo
 
 

@@ -243,13 +243,13 @@ async def test_a_fresh_connection_is_not_tried_again() -> None:
 async def test_nobody_listens() -> None:
     async with served(lambda _: ok()) as (server, _):
         url = server.url
-    with pytest.raises(httpx.ConnectError, match=r"no connection to 127\.0\.0\.1"):
+    with pytest.raises(httpx.ConnectError, match=r"^no connection: Connection refused$"):
         await ask(FastTransport(), url)
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64, ".a"])
 async def test_a_name_that_cannot_be_is_no_connection(host: str) -> None:
-    with pytest.raises(httpx.ConnectError, match="no connection to"):
+    with pytest.raises(httpx.ConnectError, match=r"^no connection: "):
         await ask(FastTransport(), f"http://{host}:80/")
 
 
