@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from cachetools import LRUCache
@@ -27,9 +27,14 @@ _MOMENTS = re.compile(rb'"(?:lastRefTime":\s*\d+|checksum":\s*"[^"\\]*")')
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """Numbers and seconds. A service's own data is asked again after `info`, a missing right is tried after `bar`."""
+    """Numbers and seconds. A service's own data is asked again after `info`, a missing right is tried after `bar`.
+
+    `unknown` is how many services are remembered of which no instance was ever seen: whoever asks for a million names
+    has no use of what is remembered, and takes no room from the others.
+    """
 
     services: int = 20_000
+    unknown: int = 1_000
     clusters: int = 64
     info: float = 30.0
     bar: float = 60.0
@@ -48,6 +53,18 @@ def digest(body: bytes) -> bytes:
     return found.digest()
 
 
+@dataclass(slots=True)
+class _Service:
+    """What is remembered of one. `asked` are the digests of its answers and what was read from them."""
+
+    asked: dict[Hashable, tuple[bytes, Any]] = field(default_factory=lambda: {})
+    made: dict[Hashable, tuple[tuple[Any, ...], Snapshot]] = field(default_factory=lambda: {})
+    info: ServiceInfo | None = None
+    info_until: float = float("-inf")
+    clusters: tuple[str, ...] = (DEFAULT_CLUSTER,)
+    crowded: bool = False
+
+
 class Memory:
     """One for each set of rights: what one credential was shown is not used for another."""
 
@@ -55,67 +72,84 @@ class Memory:
         self.barred_until = float("-inf")
         self.parses = 0
         self._policy = policy
-        self._parsed: LRUCache[Hashable, tuple[bytes, Any]] = LRUCache(2 * policy.services)
-        self._made: LRUCache[Hashable, tuple[tuple[Any, ...], Snapshot]] = LRUCache(2 * policy.services)
-        self._infos: LRUCache[ServiceKey, tuple[ServiceInfo | None, float]] = LRUCache(policy.services)
-        self._clusters: LRUCache[ServiceKey, dict[str, None]] = LRUCache(policy.services)
-        self._crowded: LRUCache[ServiceKey, None] = LRUCache(policy.services)
+        self._seen: LRUCache[ServiceKey, _Service] = LRUCache(policy.services)
+        self._unknown: LRUCache[ServiceKey, _Service] = LRUCache(policy.unknown)
 
-    def parsed(self, what: Hashable, reply: HttpReply, read: Callable[[HttpReply], T]) -> T:
+    def _find(self, key: ServiceKey) -> _Service | None:
+        return self._seen.get(key) or self._unknown.get(key)
+
+    def _of(self, key: ServiceKey) -> _Service:
+        service = self._find(key)
+        if service is None:
+            service = self._unknown[key] = _Service()
+        return service
+
+    def parsed(self, key: ServiceKey, what: Hashable, reply: HttpReply, read: Callable[[HttpReply], T]) -> T:
         """What `read` makes of a reply; the same object as last time where `what` is answered as last time."""
         if reply.status != 200:
             return read(reply)
         found = digest(reply.body)
-        known = self._parsed.get(what)
+        service = self._of(key)
+        known = service.asked.get(what)
         if known is not None and known[0] == found:
             return cast(T, known[1])
         value = read(reply)
         self.parses += 1
-        self._parsed[what] = (found, value)
+        if len(service.asked) > 2 * self._policy.clusters:  # of clusters that came and went
+            service.asked.clear()
+        service.asked[what] = (found, value)
         return value
 
-    def made(self, what: Hashable, parts: tuple[Any, ...], make: Callable[[], Snapshot]) -> Snapshot:
+    def made(self, key: ServiceKey, what: Hashable, parts: tuple[Any, ...], make: Callable[[], Snapshot]) -> Snapshot:
         """The snapshot made of these parts; the same object as last time where they are the very same objects."""
-        known = self._made.get(what)
+        made = self._of(key).made
+        known = made.get(what)
         if known is not None and [id(part) for part in known[0]] == [id(part) for part in parts]:
             return known[1]
         snapshot = make()
-        self._made[what] = (parts, snapshot)
+        made[what] = (parts, snapshot)
         return snapshot
 
     # a service's own data
 
     def info(self, key: ServiceKey, now: float) -> tuple[ServiceInfo | None, bool]:
         """What is known of it (None: nothing could be learned), and whether it is time to ask again."""
-        info, until = self._infos.get(key, (None, float("-inf")))
-        return info, now >= until
+        service = self._find(key)
+        return (None, True) if service is None else (service.info, now >= service.info_until)
 
     def learned(self, key: ServiceKey, info: ServiceInfo | None, now: float) -> ServiceInfo | None:
         """An answer; the object of the last one where they are equal."""
-        known, _ = self._infos.get(key, (None, 0.0))
-        info = known if known == info else info
-        self._infos[key] = (info, now + self._policy.info)
+        service = self._of(key)
+        service.info = service.info if service.info == info else info
+        service.info_until = now + self._policy.info
         if info is not None:
-            self.saw(key, info.clusters)
-        return info
+            self._add(service, info.clusters)
+        return service.info
 
     # clusters
 
     def saw(self, key: ServiceKey, clusters: Iterable[str]) -> None:
-        """Clusters that a service has or may have, from answers, registrations and hints."""
-        known = self._clusters.get(key)
-        if known is None:
-            known = self._clusters[key] = {DEFAULT_CLUSTER: None}
+        """Clusters in which a service has instances, from answers and registrations."""
+        service = self._of(key)
+        if self._unknown.pop(key, None) is not None:
+            self._seen[key] = service
+        self._add(service, clusters)
+
+    def _add(self, service: _Service, clusters: Iterable[str]) -> None:
         for cluster in clusters:
+            known = service.clusters
             if cluster not in known and cluster and "," not in cluster and len(known) < self._policy.clusters:
-                known[cluster] = None
+                service.clusters = (*known, cluster)
 
     def saw_hosts(self, key: ServiceKey, hosts: Iterable[Instance]) -> None:
-        self.saw(key, {host.cluster for host in hosts})
+        clusters = {host.cluster for host in hosts}
+        if clusters:
+            self.saw(key, clusters)
 
     def clusters(self, key: ServiceKey) -> tuple[str, ...]:
         """All that were seen, DEFAULT first."""
-        return tuple(self._clusters.get(key, {DEFAULT_CLUSTER: None}))
+        service = self._find(key)
+        return (DEFAULT_CLUSTER,) if service is None else service.clusters
 
     # v3
 
@@ -125,7 +159,14 @@ class Memory:
 
     def crowd(self, key: ServiceKey) -> None:
         """Too many services are named alike: this one is asked for cluster by cluster."""
-        self._crowded[key] = None
+        self._of(key).crowded = True
 
     def crowded(self, key: ServiceKey) -> bool:
-        return key in self._crowded
+        service = self._find(key)
+        return service is not None and service.crowded
+
+    def __len__(self) -> int:
+        return len(self._seen) + len(self._unknown)
+
+    def __repr__(self) -> str:
+        return f"<Memory of {len(self._seen)} services and {len(self._unknown)} names, {self.parses} parses>"

@@ -189,11 +189,11 @@ class ListSpeech(Speech):
             return parsed.listing.snapshot
         healthy = await self._list(line, key, healthy_only=True) if parsed.listing.protected else None
         info = await self.info(line, key)
-        return self.memory.made(key, (parsed, healthy, info), lambda: unmasked(parsed, healthy, info))
+        return self.memory.made(key, "list", (parsed, healthy, info), lambda: unmasked(parsed, healthy, info))
 
     async def _list(self, line: Line, key: ServiceKey, *, healthy_only: bool) -> Parsed:
         reply = await line.ask(self._write(key, healthy_only=healthy_only))
-        return self.memory.parsed((key, healthy_only), reply, lambda reply: self._parse(key, reply))
+        return self.memory.parsed(key, healthy_only, reply, lambda reply: self._parse(key, reply))
 
     def _parse(self, key: ServiceKey, reply: HttpReply) -> Parsed:
         listing = self._read(key, reply)
@@ -262,7 +262,7 @@ class V3Speech(Speech):
         if not self.memory.crowded(key):
             call = v3.details_of(key)
             reply = await line.ask(self.dialect.write_request(call))
-            page = self.memory.parsed((key, "page"), reply, lambda reply: self.dialect.read_reply(call, reply))
+            page = self.memory.parsed(key, "page", reply, lambda reply: self.dialect.read_reply(call, reply))
             found = v3.find(key, page)
             if page.count > CROWD:
                 self.memory.crowd(key)
@@ -276,7 +276,7 @@ class V3Speech(Speech):
         except Refused as refused:
             if refused.reason is not Reason.SERVICE_NOT_FOUND:
                 raise
-            return self.memory.made((key, "none"), (), lambda: self.stamped(Snapshot(key)))
+            return self.memory.made(key, "none", (), lambda: self.stamped(Snapshot(key)))
         self.memory.learned(key, info, self.clock.now())
         hosts = await asyncio.gather(*(self._cluster(line, key, cluster) for cluster in info.clusters))
         return await self._with_threshold(
@@ -286,7 +286,7 @@ class V3Speech(Speech):
     async def _cluster(self, line: Line, key: ServiceKey, cluster: str) -> tuple[Instance, ...]:
         reply = await line.ask(v3.write_admin_list(key, cluster))
         try:
-            return self.memory.parsed((key, "cluster", cluster), reply, lambda reply: v3.read_hosts(key, reply))
+            return self.memory.parsed(key, ("cluster", cluster), reply, lambda reply: v3.read_hosts(key, reply))
         except Refused as refused:
             if refused.reason in (Reason.CLUSTER_NOT_FOUND, Reason.SERVICE_NOT_FOUND):
                 return ()
@@ -296,20 +296,20 @@ class V3Speech(Speech):
         self, line: Line, key: ServiceKey, parts: tuple[Any, ...], make: Callable[[], Snapshot]
     ) -> Snapshot:
         """These lists show raw health and never the threshold; it matters where one is unhealthy."""
-        raw = self.memory.made((key, "raw"), parts, lambda: self.stamped(make()))
+        raw = self.memory.made(key, "raw", parts, lambda: self.stamped(make()))
         self.memory.saw_hosts(key, raw.instances)
         info = None if calm(raw.instances) else await self.info(line, key)
         if info is None:
             return raw
         masking = bool(info.metadata) or info.threshold > 0
         changed = {"threshold": info.threshold, "masking": masking}
-        return self.memory.made((key, "true"), (raw, info), lambda: replace(raw, **changed))
+        return self.memory.made(key, "true", (raw, info), lambda: replace(raw, **changed))
 
     async def _as_client(self, line: Line, key: ServiceKey) -> Snapshot:
         reply = await line.ask(v3.write_client_list(key, self.memory.clusters(key)))
-        hosts = self.memory.parsed((key, "client"), reply, lambda reply: v3.read_hosts(key, reply))
+        hosts = self.memory.parsed(key, "client", reply, lambda reply: v3.read_hosts(key, reply))
         self.memory.saw_hosts(key, hosts)
-        return self.memory.made((key, "client"), (hosts,), lambda: self.stamped(Snapshot.of(key, hosts)))
+        return self.memory.made(key, "client", (hosts,), lambda: self.stamped(Snapshot.of(key, hosts)))
 
 
 def speeches(memory: Memory, clock: Clock) -> dict[str, Speech]:

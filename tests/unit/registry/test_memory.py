@@ -54,21 +54,21 @@ def test_an_unchanged_answer_is_parsed_once_and_a_refusal_each_time() -> None:
         reads.append(reply.status)
         return object()
 
-    first = memory.parsed("s", HttpReply(200, None, listing(1)), read)
-    assert memory.parsed("s", HttpReply(200, None, listing(2)), read) is first
-    assert memory.parsed("other", HttpReply(200, None, listing(2)), read) is not first
-    memory.parsed("s", HttpReply(503, None, b""), read)
-    assert memory.parsed("s", HttpReply(200, None, listing(3)), read) is first
+    first = memory.parsed(KEY, "s", HttpReply(200, None, listing(1)), read)
+    assert memory.parsed(KEY, "s", HttpReply(200, None, listing(2)), read) is first
+    assert memory.parsed(KEY, "other", HttpReply(200, None, listing(2)), read) is not first
+    memory.parsed(KEY, "s", HttpReply(503, None, b""), read)
+    assert memory.parsed(KEY, "s", HttpReply(200, None, listing(3)), read) is first
     assert (reads, memory.parses) == ([200, 200, 503], 2)
 
 
 def test_what_is_made_of_the_same_parts_is_the_same() -> None:
     memory = Memory()
     part, other = object(), object()
-    first = memory.made("s", (part,), lambda: Snapshot(KEY))
-    assert memory.made("s", (part,), lambda: Snapshot(KEY)) is first
-    assert memory.made("s", (other,), lambda: Snapshot(KEY)) is not first
-    assert memory.made("s", (part, other), lambda: Snapshot(KEY)) is not first
+    first = memory.made(KEY, "s", (part,), lambda: Snapshot(KEY))
+    assert memory.made(KEY, "s", (part,), lambda: Snapshot(KEY)) is first
+    assert memory.made(KEY, "s", (other,), lambda: Snapshot(KEY)) is not first
+    assert memory.made(KEY, "s", (part, other), lambda: Snapshot(KEY)) is not first
 
 
 def test_a_services_own_data_is_asked_for_again_after_a_while() -> None:
@@ -99,6 +99,39 @@ def test_it_holds_no_more_services_than_it_may() -> None:
         memory.crowd(key(f"s{number}"))
     assert sum(memory.crowded(key(f"s{n}")) for n in range(100)) == 10
     assert sum(len(memory.clusters(key(f"s{n}"))) == 2 for n in range(100)) == 10
+
+
+def test_names_without_an_instance_take_no_room_from_the_services() -> None:
+    memory = Memory(MemoryPolicy(services=10, unknown=5))
+    reply = HttpReply(200, None, b'{"hosts":[]}')
+    memory.saw_hosts(KEY, [instance(cluster="c1")])
+    first = memory.parsed(KEY, "list", reply, lambda _: object())
+    for number in range(100):
+        name = key(f"s{number}")
+        empty = memory.parsed(name, "list", reply, lambda _: ())
+        memory.saw_hosts(name, empty)
+        memory.made(name, "list", (empty,), lambda: Snapshot(KEY))
+        memory.learned(name, ServiceInfo(name), 0.0)
+    assert len(memory) == 1 + 5
+    assert memory.clusters(KEY) == ("DEFAULT", "c1")
+    assert memory.parsed(KEY, "list", reply, lambda _: object()) is first
+
+
+def test_what_is_known_of_a_name_stays_known_when_its_first_instance_is_seen() -> None:
+    memory = Memory(MemoryPolicy(unknown=1))
+    info = ServiceInfo(KEY, 0.5)
+    memory.learned(KEY, info, 0.0)
+    memory.saw_hosts(KEY, [instance()])
+    memory.learned(key("other"), None, 0.0)
+    assert memory.info(KEY, 1.0) == (info, False)
+
+
+def test_answers_of_clusters_that_come_and_go_are_bounded() -> None:
+    memory = Memory(MemoryPolicy(clusters=4))
+    for _ in range(2):
+        for number in range(1000):
+            memory.parsed(KEY, ("cluster", number), HttpReply(200, None, b"x"), lambda _: object())
+    assert memory.parses >= 1000 + 1000 - 9
 
 
 def test_a_missing_right_is_tried_again_after_a_while() -> None:
