@@ -3,21 +3,28 @@
 Not for: subscriptions, what they tell (`push`). What the binding does was seen with 0.8.0, and read in its source: its
 constructor blocks and holds the interpreter's lock meanwhile, 0.1 s where all is well and for ever where a port takes
 connections and says nothing. So no server is named to it that has not answered a call just before. Below HOME it
-writes log files, and panics where it cannot.
+writes log files, and panics where it cannot: it gets a place that can be written, whatever the disk is like.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import importlib.util
+import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+log = logging.getLogger("nacos_proxy.push")
 
 MODULE = "nacos_sdk_rust_binding_py"
 OFFSET = 1000  # from the HTTP port that the SDK is told to the port that it dials
@@ -29,8 +36,8 @@ class PushPolicy:
 
     A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
     `settle`, and while no service waits longer than that for its subscription. `home` is where the SDK puts its
-    files. Services that cannot be given to it, or that it cannot subscribe to, are told of every `remind`, as if they
-    had changed.
+    files, if it can be written. Services that cannot be given to it, or that it cannot subscribe to, are told of every
+    `remind`, as if they had changed.
     """
 
     servers: tuple[str, ...]
@@ -149,8 +156,7 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
         moved = bool(policy.home) and not _constructed.is_set()
         os.environ.setdefault("RUST_LOG", "off")
         if moved:
-            Path(policy.home).mkdir(parents=True, exist_ok=True)
-            os.environ["HOME"] = policy.home
+            os.environ["HOME"] = _home(policy.home)
         try:
             client = _client(policy, addresses, namespace)
         except BaseException as error:  # a panic in Rust is no Exception
@@ -162,6 +168,25 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
                 os.environ["HOME"] = before
         _constructed.set()
         return client
+
+
+def _home(wanted: str) -> str:
+    """Where the SDK's files go: below a temporary directory where the wanted one cannot be written."""
+    try:
+        Path(wanted).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=wanted).close()
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror, _spare())
+        return _spare()
+    return wanted
+
+
+@cache
+def _spare() -> str:
+    """Gone with the process, like all that is in it. The SDK's threads live as long."""
+    directory = tempfile.mkdtemp(prefix="nacos-proxy-push-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def _client(policy: PushPolicy, addresses: str, namespace: str) -> Client:

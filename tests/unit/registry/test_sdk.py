@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,37 @@ async def test_a_server_that_answers_is_dialled_at_its_grpc_port_and_home_is_as_
     client = await connect(policy, "public")
     assert await failure(lambda: client.get_all_instances("sdk-test", "DEFAULT_GROUP", None, False)) == ""
     assert {**os.environ, "RUST_LOG": ""} == {**before, "RUST_LOG": ""}
+
+
+CONNECTING = """
+import asyncio, os, sys
+from proxy.registry.sdk import PushPolicy, connect, failure
+
+async def main(url, home):
+    client = await connect(PushPolicy((url,), home=home), "public")
+    print(await failure(lambda: client.get_all_instances("sdk-test", "DEFAULT_GROUP", None, False)) or "answered")
+    print(os.listdir(os.environ["TMPDIR"]))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@needs_sdk
+@pytest.mark.parametrize("missing", [False, True])
+def test_where_its_home_cannot_be_written_the_sdk_has_another_until_the_process_ends(
+    rnacos: RNacos, tmp_path: Path, missing: bool
+) -> None:
+    home = Path("/proc/none") if missing else Path("/proc")  # there nobody makes files, root neither
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    command = [sys.executable, "-c", CONNECTING, f"http://127.0.0.1:{rnacos.port}", str(home)]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(spare)}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count(f"{home} cannot be written")) == (0, 1), done.stderr
+    said, made = done.stdout.splitlines()
+    assert (said, made.count("nacos-proxy-push-")) == ("answered", 1)
+    assert list(spare.iterdir()) == []
 
 
 async def test_a_failure_is_told_whatever_was_raised() -> None:
