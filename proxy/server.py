@@ -176,6 +176,7 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
         log_config=None,
         access_log=s.access_log,
         server_header=False,
+        proxy_headers=False,  # who is counted as which client is nothing that a client may say
         timeout_graceful_shutdown=None if math.isinf(s.drain_timeout) else math.ceil(s.drain_timeout),
         ws="none",
         ssl_context_factory=None if tls is None else lambda config, default: tls,

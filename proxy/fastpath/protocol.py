@@ -25,8 +25,6 @@ from proxy.fastpath.stream import Stream, StreamPolicy
 from proxy.fastpath.table import Answer, Answers
 from proxy.wire.base import STREAM
 
-FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
-
 
 class FastProtocol(LimitedProtocol):
     """One connection. Made by uvicorn; `make_protocol` fills in what its connections share."""
@@ -36,7 +34,7 @@ class FastProtocol(LimitedProtocol):
     streams: ClassVar[StreamPolicy]
     matter: ClassVar[frozenset[bytes]]
 
-    __slots__ = ("_active", "_begun", "_longest", "_realm", "_repeated", "_short", "_socket", "_stream", "_trusting")
+    __slots__ = ("_active", "_begun", "_longest", "_realm", "_repeated", "_short", "_socket", "_stream")
 
     def __init__(
         self,
@@ -54,7 +52,6 @@ class FastProtocol(LimitedProtocol):
         self._longest = min(self.answers.policy.max_head, self.limits.head)
         self._short = False  # what the parser reads is one chunk, no longer than that
         self._stream: Stream | None = None
-        self._trusting = config.proxy_headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -122,7 +119,7 @@ class FastProtocol(LimitedProtocol):
         if self._repeated is not None:
             if self.answers.wants(place):
                 self.answers.offer(place, self._repeated.twin(), self.answers.serial)
-        elif not (self._trusting and b"x-forwarded-" in data.lower()):
+        else:
             self.scope[HEAD] = place  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
     # what the parser tells
@@ -152,8 +149,6 @@ class FastProtocol(LimitedProtocol):
             if pair[0] in self.matter:
                 matter.append(pair)
             elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
-                return None
-            elif self._trusting and pair[0] in FORWARDED:
                 return None
         path, _, query = self.url.partition(b"?")
         answer = self.answers.find(target_place(self._realm, path, query, matter), self.now())

@@ -61,3 +61,11 @@ def test_a_reload_that_would_open_a_locked_door_changes_nothing(
     reload_safely(app, loaded, [])
     assert [token.secret for token in app.guard.policy.tokens] == ["first-token"]
     assert "not reloaded" in caplog.text
+
+
+async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() -> None:
+    async with serving(subscribers_per_client=1) as proxy:
+        async with proxy.http.stream("GET", "/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.1"}) as one:
+            assert one.status_code == 200
+            other = await proxy.http.get("/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.2"})
+            assert other.status_code == 429

@@ -220,9 +220,9 @@ async def test_what_matters_makes_it_another_request(more: bytes) -> None:
     assert service.asked == 3
 
 
-@pytest.mark.parametrize("more", [b"Connection: close\r\n", b"Connection: x\r\n", b"X-Forwarded-Proto: https\r\n"])
+@pytest.mark.parametrize("more", [b"Connection: close\r\n", b"Connection: x\r\n"])
 async def test_what_the_server_itself_must_see_is_not_answered_at_the_socket(more: bytes) -> None:
-    connection = Connection(Service(), proxy_headers=True)
+    connection = Connection(Service())
     await connection.warm()
     connection.protocol.data_received(numbered(1, more))
     assert connection.transport.take() == b""
@@ -361,16 +361,6 @@ async def test_over_the_limit_of_connections_a_known_head_is_refused_like_any_ot
     assert await connection.say(GET) == first
     connection.open()
     assert (await connection.say(GET)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-
-
-async def test_forwarded_requests_whose_client_the_server_rewrites_go_the_ordinary_way() -> None:
-    head = b"GET /list HTTP/1.1\r\nHost: here\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
-    for trusting, repeated in ((True, 0), (False, 2)):
-        service = Service()
-        connection = Connection(service, proxy_headers=trusting)
-        for _ in range(4):
-            await connection.say(head)
-        assert service.answers.tally("list", 200).head == repeated
 
 
 async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
