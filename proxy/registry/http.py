@@ -16,7 +16,7 @@ import httpx
 from proxy.errors import Garbled
 from proxy.registry.faults import CAUGHT, upstream_error
 from proxy.registry.servers import Server
-from proxy.registry.transport import Prepared
+from proxy.registry.transport import Fields, Place, Prepared
 from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
 
 
@@ -101,20 +101,19 @@ class Http:
         extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
 
         def make() -> httpx.Request:
-            url = parsed(f"{server.url}{request.target}")
-            return Prepared(
-                method, url, self._fields(method, url.netloc, tuple(headers), len(content)), content, extensions
-            )
+            place = parsed(f"{server.url}{request.target}")
+            fields = self._fields(method, place.netloc, tuple(headers), len(content))
+            return Prepared(method, place, fields, content, extensions)
 
         return await self._send(make, server.origin)
 
-    def _make_fields(self, method: str, host: bytes, headers: Headers, length: int) -> httpx.Headers:
+    def _make_fields(self, method: str, host: bytes, headers: Headers, length: int) -> Fields:
         fields = [("Host", host.decode("ascii")), *self._headers, *headers]
         if length:
             fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
             fields.append(("Content-Length", str(length)))
-        return httpx.Headers(fields)
+        return Fields.of(httpx.Headers(fields))
 
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
@@ -152,9 +151,9 @@ class Http:
 
 
 @lru_cache(maxsize=8192)
-def parsed(url: str) -> httpx.URL:
+def parsed(url: str) -> Place:
     """Polls and beats ask the same again and again, and to parse a URL costs as much as all else of a call."""
-    return httpx.URL(url)
+    return Place.of(httpx.URL(url))
 
 
 def origin(url: str) -> str:

@@ -21,7 +21,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 
@@ -221,20 +221,53 @@ class _Body(httpx.AsyncByteStream):
             self._pool.give(connection)
 
 
+class Place(NamedTuple):
+    """Where a request goes. `target` is what stands in its first line."""
+
+    url: httpx.URL
+    scheme: str
+    host: str
+    port: int
+    netloc: bytes
+    target: bytes
+
+    @classmethod
+    def of(cls, url: httpx.URL) -> Place:
+        return cls(
+            url, url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc, url.raw_path
+        )
+
+
+class Fields(NamedTuple):
+    """Headers, and as they go on the wire, with the empty line behind them."""
+
+    headers: httpx.Headers
+    lines: bytes
+
+    @classmethod
+    def of(cls, headers: httpx.Headers) -> Fields:
+        """Raises `LocalProtocolError` where one would end its line (RFC 9112 11.1)."""
+        raw = headers.raw
+        lines = b"".join([b"%b: %b\r\n" % field for field in raw])
+        if lines.count(b"\n") != len(raw) or lines.count(b"\r") != len(raw) or b"\0" in lines:
+            raise httpx.LocalProtocolError("a line break in the head of a request")
+        return cls(headers, lines + b"\r\n")
+
+
 class Prepared(httpx.Request):
     """A request whose parts are complete: to work them out again, as httpx does, costs more than all else of a call.
 
-    `headers` are sent as they are, `Host` and `Content-Length` among them, and may be shared: nobody changes them.
+    `fields` are sent as they are, `Host` and `Content-Length` among them, and may be shared: nobody changes them.
     """
 
-    def __init__(
-        self, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes, extensions: dict[str, Any]
-    ) -> None:
+    def __init__(self, method: str, place: Place, fields: Fields, body: bytes, extensions: dict[str, Any]) -> None:
         self.method = method
-        self.url = url
-        self.headers = headers
+        self.url = place.url
+        self.headers = fields.headers
         self.stream = httpx.ByteStream(body)
         self.extensions = extensions
+        self.place = place
+        self.fields = fields
 
 
 class FastTransport(httpx.AsyncBaseTransport):
@@ -254,8 +287,9 @@ class FastTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         extensions: Mapping[str, Any] = request.extensions
         timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
-        head, body = _head(request), _body(request)
-        pool, bodyless = self._pool(request), request.method == "HEAD"
+        place = request.place if isinstance(request, Prepared) else Place.of(request.url)
+        head, body = _head(request, place), _body(request)
+        pool, bodyless = self._pool(place, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
         until = pool.loop.time() + total if total is not None else None
         limits = Limits(timeout.get("read"), timeout.get("write"), until)
@@ -278,16 +312,14 @@ class FastTransport(httpx.AsyncBaseTransport):
             return response
         return _response(connection, _Body(pool, connection))
 
-    def _pool(self, request: httpx.Request) -> _Pool:
-        url, extensions = request.url, request.extensions
-        scheme, host = url.scheme, url.host
+    def _pool(self, place: Place, extensions: Mapping[str, Any]) -> _Pool:
+        scheme, host = place.scheme, place.host
         if scheme not in ("http", "https") or not host:
             raise httpx.UnsupportedProtocol(f"neither http nor https: {scheme!r}")
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
-        port = url.port or (443 if scheme == "https" else 80)
         name, stream = str(extensions.get("sni_hostname") or host), extensions.get("stream") is True
-        origin = (scheme, host, port, name, stream)
+        origin = (scheme, host, place.port, name, stream)
         pool = self._pools.get(origin)
         if pool is None:
             tls = (self._tls or ssl.create_default_context()) if scheme == "https" else None
@@ -320,21 +352,13 @@ def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Re
     return httpx.Response(connection.status, headers=connection.headers, stream=stream, extensions=extensions)
 
 
-def _head(request: httpx.Request) -> bytes:
+def _head(request: httpx.Request, place: Place) -> bytes:
     """Request line and headers. Raises `LocalProtocolError` where a part would end its line (RFC 9112 11.1)."""
-    target: bytes = request.extensions.get("target") or request.url.raw_path
-    fields = request.headers.raw
-    head = b"".join(
-        (
-            b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), target),
-            *[b"%b: %b\r\n" % field for field in fields],
-            b"\r\n",
-        )
-    )
-    lines = len(fields) + 2
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in target:
+    target: bytes = request.extensions.get("target") or place.target
+    if b" " in target or b"\n" in target or b"\r" in target or b"\0" in target:
         raise httpx.LocalProtocolError("a line break in the head of a request")
-    return head
+    fields = request.fields if isinstance(request, Prepared) else Fields.of(request.headers)
+    return b"%b %b HTTP/1.1\r\n%b" % (request.method.encode("ascii"), target, fields.lines)
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
