@@ -9,7 +9,8 @@ of a loss: calls just wait. Hence the probe, a query that must be answered in ti
 one service after the other at 30 ms each, a minute for 2,000: after a loss that the probe has seen all are subscribed
 again from here, which takes a second; a shorter one is left to the SDK and to the safety poll. It calls listeners in a
 thread of its own, with the instances but not the service. Below HOME it writes a file for each service, named as the
-service is: what is no plain file name is not given to it.
+service is: what is no plain file name is not given to it. A client cannot be told of other servers: where one of its
+own is no longer among those of the address server, another client takes its place, a few times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from proxy.model import ServiceKey
@@ -31,6 +33,7 @@ log = logging.getLogger("nacos_proxy.push")
 LONGEST_NAME = 200  # bytes, of the 255 that a file name may have
 MOST_REMINDERS = 100
 MOST_RENEWALS = 100  # each leaves a listener with the SDK for each service
+MOST_CLIENTS = 16  # of one namespace, each with its threads and its subscriptions
 SDK_RENEWAL = 0.05  # seconds that the SDK takes, at most, to subscribe to one service anew
 
 
@@ -50,6 +53,7 @@ class GrpcPush:
         self.clock = clock
         self.connect = connect
         self.connecting = asyncio.Lock()
+        self.servers = policy.servers
         self.overflow = False
         self._wanted: frozenset[ServiceKey] = frozenset()
         self._feeds: dict[str, _Feed] = {}
@@ -85,6 +89,13 @@ class GrpcPush:
         held = sum(feed.asked for feed in self._feeds.values())
         missing = any(key.namespace not in self._feeds for key in wanted - self._odd)
         self.overflow = missing or held >= self.policy.most
+
+    def follow(self, servers: Iterable[str]) -> None:
+        """The address server names other servers now. Those that only came are left to the next client."""
+        before, self.servers = self.servers, tuple(servers)
+        if set(before) != set(self.servers) and not self._closed:
+            for feed in self._feeds.values():
+                feed.follow(self.servers)
 
     def _feed(self, namespace: str) -> _Feed | None:
         feed = self._feeds.get(namespace)
@@ -133,6 +144,8 @@ class _Feed:
         self.subscribed: set[ServiceKey] = set()
         self.failing: set[ServiceKey] = set()
         self.renewals = 0
+        self._clients = 0
+        self._servers: frozenset[str] = frozenset()  # those of the client
         self._push = push
         self._loop = asyncio.get_running_loop()
         self._known: set[ServiceKey] = set()
@@ -150,7 +163,26 @@ class _Feed:
         now, settle = self._push.clock.now(), self._push.policy.settle
         since = self._answered_since
         longest = next(iter(self._pending.values()), now)
-        return since is not None and now - since >= settle and now - longest < settle
+        followed = self._servers.issubset(self._push.servers)
+        return since is not None and now - since >= settle and now - longest < settle and followed
+
+    def follow(self, servers: Collection[str]) -> None:
+        """Anew where there is no client yet, or where it may be at a server that is none of these any more."""
+        if not self._servers.issubset(servers) and self._clients >= MOST_CLIENTS:
+            log.warning("push of %s ends: the servers changed too often; polling keeps time", self.namespace)
+        elif not self._servers or not self._servers.issubset(servers):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        for task in (*self._tasks, *self._under_way, *self._resting):
+            task.cancel()
+        now = self._push.clock.now()
+        self._servers, self._answered_since = frozenset(), None
+        self.subscribed.clear()
+        self.failing.clear()
+        self._pending = dict.fromkeys(self._known, now)
+        self._waiting = deque(self._known)
+        self._tasks = [spawn(self._run(), name=f"push of {self.namespace}")]
 
     def want(self, key: ServiceKey) -> None:
         if key in self.subscribed:
@@ -180,7 +212,11 @@ class _Feed:
         while True:
             try:
                 async with self._push.connecting:
-                    return await self._push.connect(policy, self.namespace)
+                    servers = self._push.servers
+                    client = await self._push.connect(replace(policy, servers=servers), self.namespace)
+                self._clients += 1
+                self._servers = frozenset(servers)
+                return client
             except (OSError, RuntimeError) as error:
                 log.info("no push for %s yet: %s", self.namespace, error)
             await clock.sleep_until(clock.now() + pause)

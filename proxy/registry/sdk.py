@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,8 @@ OFFSET = 1000  # from the HTTP port that the SDK is told to the port that it dia
 class PushPolicy:
     """Seconds and numbers. `servers` are the upstream's URLs; gRPC is at their port + `offset`.
 
+    `port`, where it is given, is the gRPC port of the first one, and the others' are as far from theirs.
+
     A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
     `settle`, and while no service waits longer than that for its subscription. `home` is where the SDK puts its
     files, if it can be written. Services that cannot be given to it, or that it cannot subscribe to, are told of every
@@ -45,6 +47,7 @@ class PushPolicy:
     password: str = field(default="", repr=False)
     home: str = ""
     offset: int = OFFSET
+    port: int = 0
     probe: float = 2.0
     answer: float = 3.0
     settle: float = 10.0
@@ -76,6 +79,8 @@ def available() -> bool:
 
 async def connect(policy: PushPolicy, namespace: str) -> Client:
     """A client of the SDK for one namespace. Raises `OSError` where no gRPC port answers, else `RuntimeError`."""
+    if policy.port and policy.servers:
+        policy = replace(policy, offset=policy.port - (urlsplit(policy.servers[0]).port or 8848))
     answering = await asyncio.gather(*(_answers(url, policy) for url in policy.servers))
     urls = [url for url, answers in zip(policy.servers, answering, strict=True) if answers]
     if not urls:

@@ -142,12 +142,13 @@ Listener = Callable[[Server], None]
 
 
 class Servers:
-    """`on_up` and `on_down` are called once per transition of a server."""
+    """`on_up` and `on_down` are called once per transition of a server, `on_list` when the list is another one."""
 
     def __init__(self, policy: ServersPolicy) -> None:
         self.policy = policy
         self.on_up: list[Listener] = []
         self.on_down: list[Listener] = []
+        self.on_list: list[Callable[[], None]] = []
         self.all: list[Server] = []
         self._keeps: LRUCache[Hashable, Server] = LRUCache(policy.remembered)
         self.replace(parse_server(url, policy.context_path) for url in policy.urls)
@@ -156,8 +157,12 @@ class Servers:
         """A new list; a server that was in the old one stays as it is. An empty list changes nothing."""
         known = {server.url: server for server in self.all}
         wanted = {server.url: known.get(server.url, server) for server in servers}
-        if wanted:
-            self.all = list(wanted.values())
+        if not wanted:
+            return
+        self.all = list(wanted.values())
+        if wanted.keys() != known.keys():
+            for listener in self.on_list:
+                listener()
 
     @property
     def up(self) -> list[Server]:

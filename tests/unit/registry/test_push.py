@@ -334,6 +334,71 @@ async def test_a_port_that_does_not_answer_is_tried_again_at_growing_pauses() ->
         assert push.alive
 
 
+async def test_push_starts_when_the_address_server_has_named_a_server() -> None:
+    sdk, clock = Sdk(), FakeClock()
+    tries: list[tuple[str, ...]] = []
+
+    async def connect(policy: PushPolicy, _namespace: str) -> Sdk:
+        tries.append(policy.servers)
+        if not policy.servers:
+            raise OSError("no gRPC port answers")
+        return sdk
+
+    async with pushing(sdk, clock, PushPolicy(()), connect) as (push, told):
+        push.watch([key("a")])
+        await clock.advance(100)
+        assert (push.alive, told, set(tries)) == (False, [], {()})
+        push.follow(["http://a:8848"])
+        await settle()
+        assert (tries[-1], told) == (("http://a:8848",), [key("a")])  # without waiting for the end of a pause
+        await clock.advance(POLICY.settle + POLICY.probe)
+        assert push.alive
+
+
+async def test_a_server_that_left_the_list_is_left_and_one_that_came_is_no_reason_to() -> None:
+    clients: list[tuple[tuple[str, ...], Sdk]] = []
+    clock = FakeClock()
+
+    async def connect(policy: PushPolicy, _namespace: str) -> Sdk:
+        clients.append((policy.servers, Sdk()))
+        return clients[-1][1]
+
+    async with pushing(Sdk(), clock, PushPolicy(("a",)), connect) as (push, told):
+        push.watch([key("s"), key("t")])
+        await clock.advance(20)
+        push.follow(["a", "b"])
+        await clock.advance(1)
+        assert (push.alive, len(clients)) == (True, 1)
+        told.clear()
+        push.follow(["b"])
+        assert not push.alive
+        await clock.advance(20)
+        assert push.alive
+        assert [servers for servers, _ in clients] == [("a",), ("b",)]
+        assert (clients[-1][1].asked, told) == (["s", "t"], [key("s"), key("t")])  # nobody told of it meanwhile
+        told.clear()
+        clients[-1][1].happen(key("s"))
+        await settle()
+        assert told == [key("s")]
+
+
+async def test_servers_that_change_again_and_again_are_left_to_the_poller() -> None:
+    clock, made = FakeClock(), 0
+
+    async def connect(_policy: PushPolicy, _namespace: str) -> Sdk:
+        nonlocal made
+        made += 1
+        return Sdk()
+
+    async with pushing(Sdk(), clock, PushPolicy(("a",)), connect) as (push, _):
+        push.watch([key("s")])
+        for number in range(50):
+            await clock.advance(20)
+            push.follow([f"b{number}"])
+        await clock.advance(20)
+        assert (made, push.alive) == (module.MOST_CLIENTS, False)
+
+
 async def test_a_name_that_is_no_file_name_is_told_of_now_and_then_and_never_given_to_the_sdk() -> None:
     sdk, clock = Sdk(), FakeClock()
     odd = [key("../a"), key("a\\b"), key("x" * 201)]

@@ -28,6 +28,23 @@ async def test_an_address_that_cannot_be_is_no_connection(url: str) -> None:
         await connect(PushPolicy((url,)), "public")
 
 
+async def test_a_port_of_its_own_is_that_of_the_first_server_and_the_others_are_as_far_away() -> None:
+    asked: list[int] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("sockname")[1])
+        writer.close()
+
+    listening = [await asyncio.start_server(hang_up, "127.0.0.1", 0) for _ in range(2)]
+    ports = [server.sockets[0].getsockname()[1] for server in listening]
+    servers = tuple(f"http://127.0.0.1:{port - 7}" for port in ports)
+    with pytest.raises(OSError, match="no gRPC port answers"):
+        await connect(PushPolicy(servers, port=ports[0]), "public")
+    for server in listening:
+        server.close()
+    assert sorted(asked) == sorted(ports)
+
+
 async def test_no_server_is_no_connection() -> None:
     with pytest.raises(OSError):
         await connect(PushPolicy(()), "public")

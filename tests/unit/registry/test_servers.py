@@ -389,3 +389,12 @@ def test_outcomes_are_counted() -> None:
     for outcome in ("ok", "ok", "TooSlow"):
         server.count(outcome)
     assert server.outcomes == {"ok": 2, "TooSlow": 1}
+
+
+def test_a_list_that_is_another_one_is_told() -> None:
+    servers = Servers(ServersPolicy(("a",)))
+    told: list[list[str]] = []
+    servers.on_list.append(lambda: told.append([server.origin for server in servers.all]))
+    for names in (["a"], ["b", "a"], ["a", "b"], [], ["b"]):
+        servers.replace([parse_server(name) for name in names])
+    assert told == [["http://b:8848", "http://a:8848"], ["http://b:8848"]]
