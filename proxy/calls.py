@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import DEFAULT_CLUSTER, EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snapshot
 
 R = TypeVar("R")
 
@@ -107,8 +107,8 @@ def millis(metadata: Mapping[str, str], name: str, default: int) -> int:
     return int(text) if text.isdecimal() and text.isascii() and len(text) <= 18 else default
 
 
-def beat_interval(metadata: Mapping[str, str]) -> int:
-    return millis(metadata, "preserved.heart.beat.interval", DEFAULT_BEAT_INTERVAL)
+def beat_interval(metadata: Mapping[str, str], default: int = DEFAULT_BEAT_INTERVAL) -> int:
+    return millis(metadata, "preserved.heart.beat.interval", default)
 
 
 def beat_timeout(metadata: Mapping[str, str]) -> int:
@@ -124,8 +124,7 @@ def check_instance(instance: Instance) -> None:
     if _REGISTRABLE_CLUSTER.fullmatch(instance.cluster) is None:
         text = f"Instance 'clusterName' should be characters with only 0-9a-zA-Z-. (current: {instance.cluster})"
         raise BadCall("clusterName", Problem.INSTANCE, text)
-    interval, meta = beat_interval(instance.metadata), instance.metadata
-    if beat_timeout(meta) < interval or delete_timeout(meta) < interval:
+    if min(beat_timeout(instance.metadata), delete_timeout(instance.metadata)) < beat_interval(instance.metadata):
         text = "Instance 'heart beat interval' must less than 'heart beat timeout' and 'ip delete timeout'."
         raise BadCall("metadata", Problem.INSTANCE, text)
 
@@ -276,6 +275,7 @@ class ServiceInfo:
     selector: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     clusters: tuple[str, ...] = ()
     ephemeral: bool = True
+    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)  # of the clusters that have their own
 
 
 @dataclass(frozen=True, slots=True)

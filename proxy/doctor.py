@@ -67,7 +67,7 @@ def doctor(file: Path | None, **flags: Any) -> None:
 
 async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
     """What can be said of each server; nothing to say of the embedded registry. Raises `BadSettings`."""
-    if s.upstream == ("embedded",) and not s.endpoint:
+    if s.embedded:
         return [Finding("upstream", True, "embedded, no server is asked")]
     policy = nacos_policy(s)
     try:

@@ -33,6 +33,7 @@ class Problem(Enum):
     GROUPED_NAME = "grouped name"  # v2 beat and patch want group@@name
     EMPTY_GROUP = "empty group"  # v1 '@@x'
     SELECTOR = "selector"
+    SWITCH = "switch"  # a value that a server's switch does not take
     BODY = "body"  # not JSON, too large, not of the right shape
     OTHER = "other"
 

@@ -36,13 +36,14 @@ from proxy.parts import Parts
 from proxy.policies import guard_policy
 from proxy.runtime import Clock
 from proxy.settings import Settings
+from proxy.wire.administration import WHOLE
 from proxy.wire.base import Dialect, HttpReply, ReadService
 from proxy.wire.problem import problem
 from proxy.wire.v1 import V1
 from proxy.wire.v2 import V2
 from proxy.wire.v3 import V3
 
-DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)
+DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # of a proxy with servers behind it, which know the rest
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -84,7 +85,7 @@ class Front:
         passthrough = Passthrough(faces.forwarder, context_path=self._context)
         self._nacos = NacosApi(
             faces.agent,
-            DIALECTS,
+            WHOLE if faces.settings.embedded else DIALECTS,
             passthrough,
             offer=passthrough.offer,
             context_path=self._context,

@@ -53,6 +53,16 @@ class ServiceKey:
         return f"{self.namespace}/{self.grouped}"
 
 
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """How a server checks the persistent instances of a cluster: the checker's JSON object, on which port."""
+
+    checker: Mapping[str, Any] = field(default_factory=lambda: {"type": "TCP"})
+    port: int = 80
+    by_instance_port: bool = True
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
 class InstanceKey(NamedTuple):
     """One instance's place in a service. On Nacos 2.x ip and port alone decide (NACOS.md 5.1)."""
 

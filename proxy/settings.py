@@ -177,6 +177,11 @@ class Settings(BaseSettings):
             raise ValueError("upstream is empty; name a server, or 'embedded' for none")
         return self
 
+    @property
+    def embedded(self) -> bool:
+        """Whether there is no server behind."""
+        return self.upstream == ("embedded",) and not self.endpoint
+
     def secret(self) -> str:
         """The upstream's password, from its file where that is named. Raises `BadSettings`."""
         if self.password_file is None:

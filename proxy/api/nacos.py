@@ -16,6 +16,7 @@ from proxy.calls import Alive, Beat, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot
+from proxy.wire.administration import WHOLE
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
 
@@ -60,7 +61,7 @@ class NacosApi:
         for dialect in self._dialects:
             operation = dialect.match(scope["method"], path)
             if operation is not None or dialect.owns(path):
-                if operation is None and self._foreign(dialect, path):
+                if operation is None and self._foreign(dialect, scope["method"], path):
                     await self._ask_behind(dialect, path, scope, receive, send)
                     return
                 reply = await self._answer(dialect, operation, path, scope, receive)
@@ -69,9 +70,12 @@ class NacosApi:
         await self._otherwise(scope, receive, send)
 
     @staticmethod
-    def _foreign(dialect: Dialect, path: str) -> bool:
-        """A path of the naming API that this proxy does not speak: the server behind may."""
-        return not any(dialect.match(method, path) for method in _METHODS)
+    def _foreign(dialect: Dialect, method: str, path: str) -> bool:
+        """What of the naming API this proxy does not speak, and the server behind may: whole paths, and what servers
+        alone can do.
+        """
+        theirs = any(whole.name == dialect.name and whole.match(method, path) for whole in WHOLE)
+        return theirs or not any(dialect.match(known, path) for known in _METHODS)
 
     async def _ask_behind(self, dialect: Dialect, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         if self._offer is None or not await self._offer(scope, receive, send):
@@ -107,13 +111,13 @@ class NacosApi:
             if self._on_list is not None:
                 self._on_list(call, look.snapshot)
             if call.push is None:
-                mark(scope, call.service, look, agent.clock.now(), "list", wants)
+                mark(scope, agent, look, "list", wants)
             return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
         if isinstance(call, ReadInstance):
             instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
             if found is not None:
                 wants = Wants.parse(request.headers.get("cache-control", ""))
-                mark(scope, call.service, found, agent.clock.now(), "instance", wants)
+                mark(scope, agent, found, "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
             if isinstance(call, Beat) and self._on_beat is not None:

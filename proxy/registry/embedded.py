@@ -17,7 +17,6 @@ import orjson
 
 from proxy.calls import (
     BEAT_NOT_FOUND,
-    Alive,
     BatchMetadata,
     Beat,
     BeatResult,
@@ -31,27 +30,22 @@ from proxy.calls import (
     GetService,
     ListDetails,
     ListServices,
-    Metrics,
-    Namespaces,
-    Ready,
     Register,
-    ServerState,
     ServiceDetail,
     ServiceInfo,
     ServiceNames,
     ServicePage,
     SetHealth,
-    Subscribers,
-    Switches,
     Update,
     UpdateService,
     check_instance,
 )
 from proxy.errors import Reason, Refused
-from proxy.model import Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.registry.embedded_administration import Administration
 from proxy.registry.embedded_state import Laid, Service
-from proxy.registry.switches import STATE, SWITCHES
 from proxy.runtime import Clock, spawn, stop
+from proxy.wire.administration import CatalogService, SetCluster
 
 R = TypeVar("R")
 
@@ -80,6 +74,7 @@ class EmbeddedRegistry:
         self._told: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._instances = 0
+        self._administration = Administration(self._services, clock)
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
             Fetch: self._fetch,
             GetInstance: self._get_instance,
@@ -96,13 +91,9 @@ class EmbeddedRegistry:
             DeleteService: self._delete_service,
             ServiceNames: self._names,
             ListDetails: self._details,
-            Subscribers: lambda call, now: (),
-            Metrics: self._metrics,
-            Switches: lambda call, now: SWITCHES,
-            ServerState: lambda call, now: STATE,
-            Namespaces: self._namespaces,
-            Alive: lambda call, now: None,
-            Ready: lambda call, now: None,
+            CatalogService: self._catalog_service,
+            SetCluster: self._set_cluster,
+            **self._administration.handlers,
         }
 
     async def send(self, call: Call[R]) -> R:
@@ -157,6 +148,9 @@ class EmbeddedRegistry:
             del self._planned[key]
             service = self._services.get(key)
             if service is None:
+                continue
+            if service.places and not self._administration.checking:
+                self._plan(service, now + 1.0)
                 continue
             before = len(service.places)
             if service.expire(now):
@@ -246,12 +240,12 @@ class EmbeddedRegistry:
         if service is not None and known is not None:
             if service.listed() is not was:
                 self._tell(service, now)
-            return BeatResult(interval=service.interval(known))
+            return self._administration.beaten(service, known)
         if call.full is None:
-            return BeatResult(code=BEAT_NOT_FOUND)
+            return replace(self._administration.beaten(), code=BEAT_NOT_FOUND)
         self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
         service = self._services[call.service]
-        return BeatResult(interval=service.interval(service.places[(call.ip, call.port)]))
+        return self._administration.beaten(service, service.places[(call.ip, call.port)])
 
     def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
@@ -270,24 +264,22 @@ class EmbeddedRegistry:
         return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
 
     def _set_health(self, call: SetHealth, now: float) -> None:
-        text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
-        raise Refused(Reason.CHECKER_AT_WORK, text)
+        service = self._services.get(call.service)
+        if service is None or service.checks.get(call.cluster, Checking()).checker["type"] != "NONE":
+            text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
+            raise Refused(Reason.CHECKER_AT_WORK, text)
+        if service.set_health(call.ip, call.port, call.healthy):
+            self._tell(service, now)
 
     # services
 
     def _get_service(self, call: GetService, now: float) -> ServiceInfo:
-        service = self._services.get(call.service)
-        if service is None:
-            key = call.service
-            text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
-            raise Refused(Reason.SERVICE_NOT_FOUND, text)
-        return self._info(service)
+        key = call.service
+        text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
+        return self._known(key, text).info()
 
-    @staticmethod
-    def _info(service: Service) -> ServiceInfo:
-        return ServiceInfo(
-            service.key, service.threshold, service.metadata, service.selector, service.clusters(), service.ephemeral
-        )
+    def _catalog_service(self, call: CatalogService, now: float) -> ServiceInfo:
+        return self._known(call.service, f"service {call.service.grouped} is not found!").info()
 
     def _create_service(self, call: CreateService, now: float) -> None:
         if call.service in self._services:
@@ -302,6 +294,15 @@ class EmbeddedRegistry:
         service.changed()
         self._tell(service, now)
 
+    def _set_cluster(self, call: SetCluster, now: float) -> None:
+        """It gives the service metadata of its own, as every change of a service does (NACOS.md 5.5)."""
+        service = self._services.get(call.service)
+        if service is None:
+            raise Refused(Reason.OTHER, f"service not found:{call.service.grouped}")
+        service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
+        service.changed()
+        self._tell(service, now)
+
     def _delete_service(self, call: DeleteService, now: float) -> None:
         service = self._known(call.service)
         if service.places:
@@ -309,10 +310,10 @@ class EmbeddedRegistry:
             raise Refused(Reason.SERVICE_NOT_EMPTY, text)
         del self._services[call.service]
 
-    def _known(self, key: ServiceKey) -> Service:
+    def _known(self, key: ServiceKey, unless: str = "") -> Service:
         service = self._services.get(key)
         if service is None:
-            raise Refused(Reason.SERVICE_NOT_FOUND, f"service {key.grouped} not found!")
+            raise Refused(Reason.SERVICE_NOT_FOUND, unless or f"service {key.grouped} not found!")
         return service
 
     def _list_services(self, call: ListServices, now: float) -> ServicePage:
@@ -337,37 +338,8 @@ class EmbeddedRegistry:
             and not (call.ignore_empty and not s.places)
         ]
         first = (max(1, call.page) - 1) * call.size
-        rows = tuple(
-            ServiceDetail(self._info(s), self._fetch(Fetch(s.key), now)) for s in found[first : first + call.size]
-        )
+        rows = tuple(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)) for s in found[first : first + call.size])
         return DetailPage(len(found), rows)
-
-    # the server itself
-
-    def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
-        if call.only_status:
-            return {"status": "UP"}
-        persistent = sum(len(s.places) for s in self._services.values() if not s.ephemeral)
-        return {
-            "status": "UP",
-            "serviceCount": len(self._services),
-            "instanceCount": self._instances,
-            "subscribeCount": 0,
-            "responsibleInstanceCount": self._instances,
-            "clientCount": self._instances,
-            "connectionBasedClientCount": 0,
-            "ephemeralIpPortClientCount": self._instances - persistent,
-            "persistentIpPortClientCount": persistent,
-            "responsibleClientCount": self._instances,
-            "cpu": 0.0,
-            "load": 0.0,
-            "mem": 0.0,
-        }
-
-    def _namespaces(self, call: Namespaces, now: float) -> tuple[Mapping[str, Any], ...]:
-        """Namespaces are made elsewhere in Nacos: to register in one does not make it (recording "v1 namespaces")."""
-        default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
-        return ({**default, "quota": 200, "configCount": 0, "type": 0},)
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

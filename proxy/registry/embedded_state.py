@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.calls import beat_interval, beat_timeout, delete_timeout
+from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Reason, Refused
-from proxy.model import EMPTY, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snapshot
 
 Place = tuple[str, int]
 
@@ -70,6 +70,7 @@ class Service:
     selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
     places: dict[Place, Registered] = field(default_factory=lambda: {})
     laid: dict[InstanceKey, Laid] = field(default_factory=lambda: {})
+    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)
     empty_since: float = math.inf
     _listed: Snapshot | None = None
 
@@ -133,9 +134,18 @@ class Service:
             self._listed = None
         return known
 
-    def interval(self, known: Registered) -> int:
+    def set_health(self, ip: str, port: int, healthy: bool) -> bool:
+        """By hand, of a persistent instance; whether a list differs now."""
+        known = self.places.get((ip, port))
+        if known is None or known.instance.ephemeral or known.healthy == healthy:
+            return False
+        known.healthy = healthy
+        self._listed = None
+        return True
+
+    def interval(self, known: Registered, default: int = DEFAULT_BEAT_INTERVAL) -> int:
         laid = self.laid.get(known.instance.key)
-        return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})})
+        return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})}, default)
 
     def changed(self) -> None:
         self._listed = None
@@ -189,6 +199,11 @@ class Service:
             return instance
         metadata = {**instance.metadata, **laid.metadata}
         return replace(instance, weight=laid.weight, enabled=laid.enabled, metadata=metadata)
+
+    def info(self) -> ServiceInfo:
+        return ServiceInfo(
+            self.key, self.threshold, self.metadata, self.selector, self.clusters(), self.ephemeral, self.checks
+        )
 
     def clusters(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(known.instance.cluster for known in self.places.values()))

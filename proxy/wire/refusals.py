@@ -210,6 +210,8 @@ def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
             return error_page(request, 500, _unreadable(error), now_ms)
         case Problem.NOT_A_NUMBER | Problem.NOT_A_BOOLEAN:
             return failure(500, 30000, None, message=f"Failed to convert value of '{error.parameter}'; {error.text}")
+        case Problem.SWITCH:
+            return failure(500, 30000, error.text)
         case _:
             return failure(error.status, _PROBLEM_CODE.get(error.problem, 20002), error.text)
 

@@ -32,7 +32,7 @@ from proxy.wire.shapes import as_object, as_strings, read_json, result
 
 # --- forms -------------------------------------------------------------------------------------------------------
 
-_TYPES = {"port": "Integer", "healthy": "Boolean"}
+_TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useInstancePort4Check": "Boolean"}
 
 
 def form_required(p: Parameters, *names: str) -> None:

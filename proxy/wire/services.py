@@ -10,13 +10,12 @@ from typing import Any
 
 from proxy.calls import ServiceDetail, ServiceInfo, Subscriber
 from proxy.errors import Malformed
-from proxy.model import EMPTY, GROUP_SEPARATOR, Instance, ServiceKey, Snapshot
+from proxy.model import EMPTY, GROUP_SEPARATOR, Checking, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ReadPage
 from proxy.wire.hosts import host_json, read_host, read_metadata
 from proxy.wire.shapes import as_int, as_list, as_object
 
 NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
-CHECKER: Mapping[str, Any] = {"type": "TCP"}
 
 
 def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
@@ -26,17 +25,36 @@ def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
     selector = answer.get("selector")
     clusters = answer.get("clusters")
     if clusters is None:
-        names = tuple(_clusters(answer))
+        shown = _clusters(answer)
     else:
-        names = tuple(str(as_object(item, "cluster").get("name")) for item in as_list(clusters, "clusters"))
+        rows = [as_object(item, "cluster") for item in as_list(clusters, "clusters")]
+        shown = {str(row.get("name")): row for row in rows}
     return ServiceInfo(
         key,
         float(threshold) if isinstance(threshold, int | float) else 0.0,
         read_metadata(answer.get("metadata") or {}),
         as_object(selector, "selector") if selector else EMPTY,
-        names,
+        tuple(shown),
         answer.get("ephemeral") is not False,
+        {name: checking for name, row in shown.items() if (checking := _read_checking(row)) != Checking()},
     )
+
+
+def _read_checking(value: Any) -> Checking:
+    """How a cluster is checked, as far as the dialect tells: v1 and v2 say nothing of ports."""
+    row = as_object(value, "cluster")
+    checker, port = row.get("healthChecker"), row.get("healthyCheckPort")
+    return Checking(
+        as_object(checker, "healthChecker") if checker else Checking().checker,
+        port if type(port) is int else 80,
+        row.get("useInstancePortForCheck") is not False,
+        read_metadata(row.get("metadata") or {}),
+    )
+
+
+def shown_checker(checking: Checking) -> dict[str, Any]:
+    """The checker as v1 shows it, which leaves out what has no value."""
+    return {name: value for name, value in checking.checker.items() if value is not None}
 
 
 def _clusters(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,11 +62,20 @@ def _clusters(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {} if shown is None else as_object(shown, "clusterMap")
 
 
-def cluster_map(names: Iterable[str], port: Mapping[str, Any]) -> dict[str, Any]:
-    """`clusterMap` of a service; `port` are the fields on the port that v3 has and v2 has not."""
-    return {
-        name: {"clusterName": name, "healthChecker": CHECKER, **port, "metadata": {}, "hosts": None} for name in names
-    }
+def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
+    """`clusterMap` of a service; `ports` adds the fields on the port that v3 has and v2 has not."""
+    shown: dict[str, Any] = {}
+    for name in info.clusters:
+        checking = info.checks.get(name, Checking())
+        port = {"healthyCheckPort": checking.port, "useInstancePortForCheck": checking.by_instance_port}
+        shown[name] = {
+            "clusterName": name,
+            "healthChecker": dict(checking.checker),
+            **(port if ports else {}),
+            "metadata": dict(checking.metadata),
+            "hosts": None,
+        }
+    return shown
 
 
 # --- the catalog: services with their instances ------------------------------------------------------------------

@@ -50,6 +50,18 @@ class Table:
                 for call in operation.asks or (operation.call,):
                     self._asked.setdefault(call, operation)
 
+    def with_rows(self, more: Sequence[Operation[Any, Any]]) -> Table:
+        """The same dialect with more to it."""
+        return Table(
+            self.name,
+            self._prefixes,
+            (*self.operations, *more),
+            unknown=self._unknown,
+            write_error=self._write_error,
+            slash=self._slash,
+            head=self._head,
+        )
+
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"
 

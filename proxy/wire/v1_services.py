@@ -31,27 +31,20 @@ from proxy.calls import (
     UpdateService,
 )
 from proxy.errors import BadCall, Malformed, Problem, Reason, Refused
-from proxy.model import (
-    DEFAULT_CLUSTER,
-    DEFAULT_GROUP,
-    DEFAULT_NAMESPACE,
-    GROUP_SEPARATOR,
-    Instance,
-    Snapshot,
-)
+from proxy.model import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, GROUP_SEPARATOR, Checking, Instance, Snapshot
 from proxy.wire.base import HttpReply, HttpRequest, Operation, Pairs, ReadPage, ServiceView
 from proxy.wire.forms import grouped, pairs, service_form
 from proxy.wire.hosts import host_json
 from proxy.wire.parameters import Parameters
 from proxy.wire.refusals import read_refusal
 from proxy.wire.services import (
-    CHECKER,
     NO_SELECTOR,
     by_cluster,
     page_of,
     read_namespaces,
     read_service,
     read_subscriber,
+    shown_checker,
     subscriber_json,
     view_json,
 )
@@ -169,9 +162,13 @@ def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
             "protectThreshold": info.threshold,
             "metadata": dict(info.metadata),
             "selector": dict(info.selector or NO_SELECTOR),
-            "clusters": [{"name": name, "healthChecker": CHECKER, "metadata": {}} for name in info.clusters],
+            "clusters": [_cluster(name, info.checks.get(name, Checking())) for name in info.clusters],
         }
     )
+
+
+def _cluster(name: str, checking: Checking) -> dict[str, Any]:
+    return {"name": name, "healthChecker": shown_checker(checking), "metadata": dict(checking.metadata)}
 
 
 def _write_services(_call: ListServices, page: ServicePage) -> HttpReply:

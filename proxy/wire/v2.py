@@ -194,7 +194,7 @@ def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
             "namespace": call.service.namespace,
             "serviceName": call.service.name,
             "groupName": call.service.group,
-            "clusterMap": cluster_map(info.clusters, {}),
+            "clusterMap": cluster_map(info, ports=False),
             "metadata": dict(info.metadata),
             "protectThreshold": info.threshold,
             "selector": dict(info.selector or NO_SELECTOR),

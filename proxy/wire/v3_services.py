@@ -101,7 +101,7 @@ def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
             "namespaceId": call.service.namespace,
             "serviceName": call.service.name,
             "groupName": call.service.group,
-            "clusterMap": cluster_map(info.clusters, {"healthyCheckPort": 80, "useInstancePortForCheck": True}),
+            "clusterMap": cluster_map(info, ports=True),
             "metadata": dict(info.metadata),
             "protectThreshold": info.threshold,
             "selector": dict(info.selector or NO_SELECTOR),

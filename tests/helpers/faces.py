@@ -28,11 +28,10 @@ from proxy.calls import CreateService, ServerState
 from proxy.errors import ProxyError
 from proxy.registry.embedded import EmbeddedRegistry, Limits
 from proxy.runtime import Clock, SystemClock
+from proxy.wire.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, ReadService, ServiceView
 from proxy.wire.shapes import as_json, as_text, error_page
 from proxy.wire.v1 import V1
-from proxy.wire.v2 import V2
-from proxy.wire.v3 import V3
 from tests.helpers.app import running
 from tests.helpers.pair import asked_by
 from tests.helpers.recordings import load
@@ -66,15 +65,15 @@ class Face:
 
     @property
     def three(self) -> bool:
-        return V3 in self.dialects
+        return V3_WHOLE in self.dialects
 
 
 FACES = {
     "v1": Face("1.4.6", (V1,)),
-    "v1+v2": Face("2.5.1", (V1, V2)),
-    "3.0": Face("3.0.3", (V1, V3), STILL_OPEN, 410),
-    "3.0 closed": Face("3.0.3", (V3,), gone=410),
-    "v3": Face("3.2.0", (V3,)),
+    "v1+v2": Face("2.5.1", (V1_WHOLE, V2_WHOLE)),
+    "3.0": Face("3.0.3", (V1_WHOLE, V3_WHOLE), STILL_OPEN, 410),
+    "3.0 closed": Face("3.0.3", (V3_WHOLE,), gone=410),
+    "v3": Face("3.2.0", (V3_WHOLE,)),
 }
 
 

@@ -12,6 +12,7 @@ from proxy.parts import build
 from proxy.settings import Settings
 from tests.helpers.app import serving
 from tests.helpers.clock import FakeClock
+from tests.helpers.faces import facing
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/discovery/v", "/"])
@@ -25,6 +26,20 @@ async def test_the_nacos_api_stands_below_its_context_path_and_ours_beside_it(co
         if context != "/nacos":
             elsewhere = await proxy.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "a"})
             assert elsewhere.status_code == 404
+
+
+async def test_what_a_server_alone_can_do_is_done_here_where_none_is_behind() -> None:
+    async with serving() as alone, facing("3.0") as server, serving(upstream=server.url) as before:
+        for proxy, status in ((alone, 200), (before, 501)):  # that server has closed its v1 for it: 410
+            answer = await proxy.http.get("/nacos/v1/ns/health/checkers")
+            assert answer.status_code == status
+        there = await before.http.get("/nacos/v3/admin/ns/health/checkers")
+        assert there.json()["data"]["NONE"] == {"type": "NONE"}
+        turned = {"entry": "clientBeatInterval", "value": "3000"}
+        for proxy in (alone, before):
+            answer = await proxy.http.put("/nacos/v3/admin/ns/ops/switches", params=turned)
+            assert answer.json()["data"] == "ok"
+        assert "GET /v3/admin/ns/health/checkers" in server.asked
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ async def test_the_context_path_may_be_another_and_error_pages_show_it(context: 
 
 
 async def test_a_naming_call_that_is_not_known_is_offered_to_the_server_behind(world: World) -> None:
-    """Only whole paths: another method of a path that is known, HEAD too, is answered as Nacos does it."""
+    """Whole paths, and what servers alone can do; any other method of a known path, HEAD too, is answered as Nacos."""
     seen: list[str] = []
 
     async def offer(scope: Scope, receive: Receive, send: Send) -> bool:
@@ -172,10 +172,12 @@ async def test_a_naming_call_that_is_not_known_is_offered_to_the_server_behind(w
     api = NacosApi(world.agent, (V1, V2, V3), otherwise, offer=offer)
     assert (await ask(api, "PUT", "/nacos/v1/ns/cluster", body=b"checkPort=1")).body == b"theirs"
     assert (await ask(api, "GET", "/nacos/v2/ns/client/list")).body == b"theirs"
+    assert (await ask(api, "PUT", "/nacos/v1/ns/operator/switches?entry=check&value=true")).body == b"theirs"
     assert (await ask(api, "POST", "/nacos/v1/ns/nothing", body=b"a=1")).status == 501
     assert (await ask(api, "HEAD", "/nacos/v1/ns/instance/list?serviceName=a")).status == 501
     assert (await ask(api, "POST", "/nacos/v2/ns/instance/list")).status == 404
-    assert seen == ["PUT /nacos/v1/ns/cluster", "GET /nacos/v2/ns/client/list", "POST /nacos/v1/ns/nothing"]
+    theirs = ["PUT /nacos/v1/ns/cluster", "GET /nacos/v2/ns/client/list", "PUT /nacos/v1/ns/operator/switches"]
+    assert seen == [*theirs, "POST /nacos/v1/ns/nothing"]
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/console/health/liveness", "/nacos/v3/admin/core/state/liveness"])

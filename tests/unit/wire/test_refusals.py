@@ -238,6 +238,7 @@ def test_every_reason_stands_in_the_table_above() -> None:
         (Problem.GROUPED_NAME, 400, (400, 20002)),
         (Problem.EMPTY_GROUP, 400, (400, 20002)),
         (Problem.SELECTOR, 400, (400, 21006)),
+        (Problem.SWITCH, 400, (500, 30000)),
         (Problem.BODY, 500, (500, None)),
         (Problem.OTHER, 400, (400, 20002)),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.calls import ServiceDetail, ServiceInfo, Subscriber
 from proxy.errors import Malformed
-from proxy.model import Instance
+from proxy.model import Checking, Instance
 from proxy.wire.base import ReadPage
 from proxy.wire.services import (
     by_cluster,
@@ -64,15 +64,33 @@ def test_what_a_service_does_not_say_has_defaults() -> None:
 
 
 def test_a_cluster_map_has_no_hosts() -> None:
-    assert cluster_map(["c1"], {"healthyCheckPort": 80}) == {
-        "c1": {
-            "clusterName": "c1",
-            "healthChecker": {"type": "TCP"},
-            "healthyCheckPort": 80,
-            "metadata": {},
-            "hosts": None,
-        }
-    }
+    cluster = {"clusterName": "c1", "healthChecker": {"type": "TCP"}, "metadata": {}, "hosts": None}
+    info = ServiceInfo(KEY, clusters=("c1",))
+    assert cluster_map(info, ports=False) == {"c1": cluster}
+    ports = {"healthyCheckPort": 80, "useInstancePortForCheck": True}
+    assert cluster_map(info, ports=True) == {"c1": {**cluster, **ports}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"clusters": [{"name": "c1", "healthChecker": {"type": "NONE"}, "metadata": {"a": "1"}}, {"name": "c2"}]},
+        {"clusterMap": {"c1": {"healthChecker": {"type": "NONE"}, "metadata": {"a": "1"}, "hosts": None}, "c2": {}}},
+    ],
+)
+def test_a_checker_that_a_server_shows_is_kept(value: Any) -> None:
+    info = read_service(KEY, value)
+    assert (info.clusters, dict(info.checks)) == (
+        ("c1", "c2"),
+        {"c1": Checking({"type": "NONE"}, metadata={"a": "1"})},
+    )
+    assert cluster_map(info, ports=False)["c1"]["healthChecker"] == {"type": "NONE"}
+
+
+def test_v3_also_says_on_which_port_it_is_checked() -> None:
+    row = {"healthChecker": {"type": "TCP"}, "healthyCheckPort": 81, "useInstancePortForCheck": False, "metadata": {}}
+    info = read_service(KEY, {"clusterMap": {"c1": row}})
+    assert info.checks == {"c1": Checking(port=81, by_instance_port=False)}
 
 
 @pytest.mark.parametrize(
