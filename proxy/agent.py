@@ -94,7 +94,7 @@ class Agent:
     async def read(self, key: ServiceKey, wants: Wants = Wants()) -> Look:  # noqa: B008 - a frozen value
         """What is known of a service, as fresh as `wants` asks. Raises `NothingKnown` or what the upstream refused."""
         cache, now = self.catalog.cache, self.clock.now()
-        cache.touch(key, now)
+        self.touch(key, now)
         look = cache.look(key, now)
         if wants.content_with(look) and not self._barred(look):
             if look.stale:
@@ -110,6 +110,16 @@ class Agent:
             return self._settle_for(look)
         Counts.add(self.counts.reads, "stale" if look.stale else "miss")
         return look
+
+    def touch(self, key: ServiceKey, now: float) -> None:
+        """The service was read: it is kept fresh for a while."""
+        self.catalog.cache.touch(key, now)
+
+    def confirmed(self, shown: Snapshot, now: float) -> tuple[float, float] | None:
+        """As the cache says; what is told to be fresh still counts as read."""
+        if (span := self.catalog.cache.confirmed(shown, now)) is not None:
+            self.touch(shown.key, now)
+        return span
 
     def _explained(self, look: Look) -> Look:
         """A stale answer says that the upstream is down, also before it was asked for this very service."""

@@ -77,12 +77,15 @@ class Mirror(Agent):
     async def read(self, key: ServiceKey, wants: Wants = Wants()) -> Look:  # noqa: B008 - a frozen value
         look = self.catalog.cache.look(key, self.clock.now())
         if look.freshness is Freshness.FRESH and wants.content_with(look):
-            self._touched.add(key)
+            self.touch(key, self.clock.now())
             Counts.add(self.counts.reads, "hit")
             return look
         look = await self._other.ask("read", key, wants)
         self._adopt(look)
         return look
+
+    def touch(self, key: ServiceKey, now: float) -> None:
+        self._touched.add(key)
 
     def _adopt(self, look: Look) -> None:
         if look.snapshot is not None:

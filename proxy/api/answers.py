@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from functools import partial
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from proxy.agent import Agent
 from proxy.catalog.look import Look, Wants
 from proxy.errors import BadCall, Problem
 from proxy.wire.base import REPEATABLE, HttpReply, HttpRequest, Repeatable
@@ -63,9 +65,8 @@ async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -
 
 def mark(
     scope: Scope,
-    key: Hashable,
+    agent: Agent,
     look: Look,
-    now: float,
     kind: str,
     wants: Wants = ANY_AGE,
     draw: Callable[[], bytes] | None = None,
@@ -74,9 +75,11 @@ def mark(
 
     A request that wants the upstream asked is never answered from memory, one with a `max-age` only that long.
     """
-    if look.stale or look.snapshot is None or wants.no_cache:
+    shown, now = look.snapshot, agent.clock.now()
+    if look.stale or shown is None or wants.no_cache:
         return
     born, until = now - look.age, now + look.ttl
     if wants.max_age is not None:
-        until = min(until, born + wants.max_age)
-    scope[REPEATABLE] = Repeatable(key, born, until, kind, draw)
+        scope[REPEATABLE] = Repeatable(shown.key, born, min(until, born + wants.max_age), kind, draw)
+        return
+    scope[REPEATABLE] = Repeatable(shown.key, born, until, kind, draw, partial(agent.confirmed, shown))

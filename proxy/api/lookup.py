@@ -103,7 +103,7 @@ class LookupApi:
             return nothing_to_pick(reason, request.scope["path"])
         draw = self._draw(strategy, draws, (key, view), query.text("key"))
         repeat = None if strategy == "hash" else draw
-        mark(request.scope, key, look, self._agent.clock.now(), "pick", wants, repeat)
+        mark(request.scope, self._agent, look, "pick", wants, repeat)
         return HttpReply(200, TEXT_TYPE if as_text else JSON_TYPE, draw(), (*cache_headers(look), *NO_STORE))
 
     def _prepared(self, snapshot: Snapshot, view: View, as_text: bool) -> Draws:
@@ -163,7 +163,7 @@ class LookupApi:
         wants = wants_of(request)
         looks = await asyncio.gather(*(self._agent.read(key, wants) for key in keys))
         if len(looks) == 1:
-            mark(request.scope, keys[0], looks[0], self._agent.clock.now(), "sd_prometheus", wants)
+            mark(request.scope, self._agent, looks[0], "sd_prometheus", wants)
         groups = [group for look in looks for group in _groups(look, view)]
         return tagged(request, orjson.dumps(groups), oldest(looks))
 

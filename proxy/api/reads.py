@@ -76,7 +76,7 @@ class Reads:
         """The same from a look that was taken before."""
         snapshot = look.snapshot
         assert snapshot is not None
-        mark(request.scope, snapshot.key, look, self._agent.clock.now(), kind, wants)
+        mark(request.scope, self._agent, look, kind, wants)
         tag = etag(snapshot.revision, *variant, "stale" if look.stale else "")
         headers = (*cache_headers(look), ("etag", tag), REVALIDATE)
         if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):

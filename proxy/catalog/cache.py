@@ -74,6 +74,13 @@ class Cache:
         state = freshness(age, ttl, self._policy.stale_if_error)
         return Look(state, entry.shown, age, ttl - age, entry.error, from_disk=entry.from_disk)
 
+    def confirmed(self, shown: Snapshot, now: float) -> tuple[float, float] | None:
+        """Since when and until when a snapshot that was shown is fresh; None where it is not, or is another by now."""
+        look = self.look(shown.key, now)
+        if look.snapshot is not shown or look.stale or look.error is not None:
+            return None
+        return now - look.age, now + look.ttl
+
     def touch(self, key: ServiceKey, now: float) -> None:
         """A reader asked for the service: it is watched from now on, until nobody has asked for a while."""
         entry = self._entry(key)

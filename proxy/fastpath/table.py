@@ -1,7 +1,8 @@
 """The bounded table of prepared answers. Not for: sockets, ASGI, deciding what may be repeated (the mark says it).
 
 Pure: told the time. The rules:
-1. A stale answer is never found: an answer is gone at its `valid_until`, and at once when its key is forgotten.
+1. A stale answer is never found: an answer is gone at its `valid_until`, and at once when its key is forgotten. What
+   is confirmed meanwhile (`renew`) stays, so that a service whose polls find no change is never made anew.
 2. An answer whose key was forgotten while it was being made is not taken (`since`).
 3. A place (a request head, or a target) is kept from its second sight on, so that clients that never repeat
    themselves cannot flush the table. Which places were seen is remembered in bounded space.
@@ -150,6 +151,9 @@ class Answers:
         return self._again(place, answer, now)
 
     def _again(self, place: Place, answer: Answer, now: float) -> Answer | None:
+        renewed = answer.mark.renew(now) if answer.mark.renew is not None else None
+        if renewed is not None:
+            answer.mark = answer.mark._replace(born=renewed[0], valid_until=renewed[1])
         if now >= answer.mark.valid_until:
             del self._kept[place]
             return None

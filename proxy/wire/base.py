@@ -211,7 +211,8 @@ class Repeatable(NamedTuple):
     Set before `http.response.start`, and only for an answer from a fresh entry. `key` names what must not have changed,
     `born` is the moment at which its Age was 0 and `valid_until` the one at which it stops being fresh, both in seconds
     of the app's monotonic clock; `kind` counts it in the metrics. `draw` makes the body anew for each answer where the
-    choice is the answer (`pick`); its length may differ each time.
+    choice is the answer (`pick`); its length may differ each time. `renew` is asked now and then, with the moment, and
+    gives `born` and `valid_until` as they are by then; None where what the answer was made of is not confirmed.
     """
 
     key: Hashable
@@ -219,6 +220,7 @@ class Repeatable(NamedTuple):
     valid_until: float
     kind: str = "read"
     draw: Callable[[], bytes] | None = None
+    renew: Callable[[float], tuple[float, float] | None] | None = None
 
 
 REPEATABLE = "nacos_proxy.repeatable"

@@ -132,6 +132,18 @@ async def test_a_fresh_snapshot_is_answered_without_asking(world: World) -> None
     assert cache_headers(look) == (("age", "4"), ("cache-status", "nacos-proxy; hit; ttl=6"))
 
 
+async def test_what_is_repeated_as_long_as_it_is_confirmed_counts_as_read(world: World) -> None:
+    shown = (await world.read()).snapshot
+    assert shown is not None
+    begun, entry = world.clock.now(), world.agent.catalog.cache.get(KEY)
+    await world.clock.advance(9)
+    assert world.agent.confirmed(shown, world.clock.now()) == (begun, begun + 10)
+    assert entry is not None and entry.last_read == begun + 9
+    await world.clock.advance(1)
+    assert world.agent.confirmed(shown, world.clock.now()) is None
+    assert entry.last_read == begun + 9
+
+
 async def test_a_stale_snapshot_is_answered_at_once_and_refreshed_behind(world: World) -> None:
     await world.read()
     held = world.hold()

@@ -100,6 +100,29 @@ def test_a_snapshot_lasts_longer_while_changes_are_pushed() -> None:
     assert kept.look(KEY, 44).freshness is Freshness.STALE
 
 
+def test_what_was_shown_is_confirmed_by_each_list_without_a_change() -> None:
+    kept = cache(ttl=10)
+    read(kept, 100.0)
+    first = kept.look(KEY, 100.0).snapshot
+    assert first is not None
+    assert kept.confirmed(first, 103.0) == (100.0, 110.0)
+    listed(kept, 105.0, A)
+    assert kept.confirmed(first, 112.0) == (105.0, 115.0)
+    assert kept.confirmed(first, 115.0) is None  # stale
+    listed(kept, 116.0, A, B)
+    assert kept.confirmed(first, 116.0) is None  # another one
+    assert kept.confirmed(snapshot(service=key("other")), 116.0) is None
+
+
+def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
+    kept = cache(ttl=10)
+    read(kept, 100.0)
+    first = kept.look(KEY, 100.0).snapshot
+    assert first is not None
+    kept.reject(KEY, AWAY, 101.0)
+    assert kept.confirmed(first, 102.0) is None
+
+
 def test_looking_is_no_reading() -> None:
     kept = cache()
     kept.look(KEY, 0)

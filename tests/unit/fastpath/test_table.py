@@ -32,6 +32,25 @@ def test_an_answer_is_gone_when_it_is_no_longer_fresh() -> None:
     assert repr(answers) == "<Answers 0 of 0 keys, 0 of 67108864 bytes>"
 
 
+def test_an_answer_that_is_confirmed_stays_and_says_how_old_it_is_now() -> None:
+    answers, spans = table(), iter([(4.0, 14.0), (4.0, 14.0), None])
+    mark = Repeatable("a", 0.0, 10.0, renew=lambda now: next(spans) if now >= 5 else None)
+    answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
+    found = answers.find(b"head", 3.5)
+    assert found is not None and found.headers[0] == (b"age", b"3")
+    assert answers.find(b"head", 7.0) is found and found.headers[0] == (b"age", b"3")
+    assert answers.find(b"head", 12.5) is found and found.headers[2] == (b"cache-status", b"nacos-proxy; hit; ttl=1")
+    assert answers.find(b"head", 14.0) is None
+
+
+def test_an_answer_that_is_confirmed_no_more_lasts_as_long_as_it_was_told() -> None:
+    answers = table()
+    mark = Repeatable("a", 0.0, 10.0, renew=lambda now: None)
+    answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
+    assert answers.find(b"head", 9.9) is not None
+    assert answers.find(b"head", 10.0) is None
+
+
 def test_forgetting_a_key_removes_all_its_answers_and_no_others() -> None:
     answers = table()
     for place, key in ((b"1", "a"), (b"2", "a"), (b"3", "b")):
