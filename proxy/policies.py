@@ -72,7 +72,8 @@ def disk_policy(s: Settings) -> DiskPolicy:
 
 def guard_policy(s: Settings) -> GuardPolicy:
     tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
-    return GuardPolicy(tokens, frozenset(s.allowed_hosts), loopback(s), s.context_path, frozenset(s.cors_origins))
+    hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
+    return GuardPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 
 
 def loopback(s: Settings) -> bool:

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl
 
-from starlette.types import ASGIApp, Message, Receive, Scope
+from starlette.types import ASGIApp, Scope
 
-from proxy.api.answers import whole_body
 from proxy.errors import Denied
 from proxy.runtime import spawn
 
@@ -129,24 +128,3 @@ def token_of(scope: Scope, *, bearer: bool, form: bytes = b"") -> str:
                 return found
     scheme, _, token = headers.get(b"authorization", "").partition(" ")
     return token.strip() if bearer and scheme.lower() == "bearer" else ""
-
-
-async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Receive]:
-    """The form of a request that says its length, up to `most` bytes, and what gives it once more; b'' for any other.
-
-    The Go SDK's writes and beats carry the token there. What is larger streams on unread.
-    """
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    length = headers.get(b"content-length", b"")
-    is_form = headers.get(b"content-type", b"").lower().startswith(b"application/x-www-form-urlencoded")
-    if not is_form or not length.isdigit() or not 0 < int(length) <= most:
-        return b"", receive
-    form = await whole_body(scope, receive, most)
-    left = [form]
-
-    async def once_more() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()
-
-    return form, once_more

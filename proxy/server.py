@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
+from proxy.api.forms import form_of
 from proxy.api.ops import OpsApi
 from proxy.disk import StateLocked
 from proxy.errors import ProxyError
@@ -32,7 +33,7 @@ from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import sight_of
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import loopback
-from proxy.realms import Realms, RealmsPolicy, form_of
+from proxy.realms import Realms, RealmsPolicy
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import (

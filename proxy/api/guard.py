@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
 from proxy.api.explorer import PATHS
+from proxy.api.forms import form_of
 from proxy.errors import Denied, ProxyError
 from proxy.wire.base import HttpReply
 
@@ -50,6 +51,7 @@ class GuardPolicy:
     loopback: bool = True
     context_path: str = "/nacos"
     origins: frozenset[str] = frozenset()
+    max_form: int = 1 << 20  # bytes of a form in which a token is looked for
 
 
 class Guard:
@@ -65,30 +67,36 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = self._check(scope)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        error = self._out_of_place(scope, headers)
+        if error is None and self.policy.tokens and scope["path"] not in OPEN_PATHS:
+            given = _given(scope, headers)
+            if given is None and scope["method"] not in _SAFE:  # the Go SDK's writes have it in their form
+                form, receive = await form_of(scope, receive, self.policy.max_form)
+                given = _token_in(form)
+            error = self._without_right(scope, given)
         if error is None:
             await self._app(scope, receive, send)
             return
         self.denied += 1
         await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
 
-    def _check(self, scope: Scope) -> Denied | None:
+    def _out_of_place(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Denied | None:
+        """What no token helps against."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 and (hosts or scope.get("http_version") == "1.1"):  # RFC 9112 3.2
             return Denied("a request needs one Host, and no second one", status=400)
-        headers: dict[bytes, bytes] = dict(scope["headers"])
         host = hosts[0].decode("latin-1") if hosts else ""
         if not self._host_fits(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
         if scope["method"] not in _SAFE and not self._origin_fits(headers, host):
             return Denied("a web page of another origin may change nothing here; see cors_origins", status=403)
-        tokens = self.policy.tokens
-        if not tokens or scope["path"] in OPEN_PATHS:
-            return None
-        given = self._given(scope, headers)
+        return None
+
+    def _without_right(self, scope: Scope, given: str | None) -> Denied | None:
         if given is None:
             return Denied("no API token: send it as 'Authorization: Bearer TOKEN', or as accessToken", status=401)
-        right = right_of(given, tokens)
+        right = right_of(given, self.policy.tokens)
         if right is None:
             return Denied("the API token is not known here", status=401)
         wanted = needed(scope["method"], scope["path"], self.policy.context_path)
@@ -115,14 +123,20 @@ class Guard:
         own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
         return own or "*" in self.policy.origins or origin in self.policy.origins
 
-    def _given(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer" and token:
-            return token.strip()
-        if b"accesstoken" in headers:
-            return headers[b"accesstoken"].decode("latin-1")
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        return query.get("accessToken") or query.get("access_token")
+
+def _given(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """The token that a request shows without its body."""
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    if b"accesstoken" in headers:
+        return headers[b"accesstoken"].decode("latin-1")
+    return _token_in(scope["query_string"])
+
+
+def _token_in(parameters: bytes) -> str | None:
+    values = dict(parse_qsl(parameters.decode("latin-1")))
+    return values.get("accessToken") or values.get("access_token")
 
 
 @lru_cache(maxsize=256)

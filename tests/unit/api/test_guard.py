@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from proxy.api.answers import whole_body
 from proxy.api.guard import Guard, GuardPolicy, Token, host_name, needed
 from proxy.errors import ProxyError
 from proxy.wire.base import HttpReply
+from tests.helpers.asgi import ask
 
 TOKENS = (Token("reader", "read"), Token("writer", "write"), Token("boss", "admin"))
 
@@ -179,3 +181,42 @@ def test_our_own_api_needs_write_wherever_the_other_stands(context: str) -> None
 def test_what_is_below_the_context_path_and_nobody_knows_needs_admin() -> None:
     assert needed("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
     assert needed("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
+
+
+async def posted(policy: GuardPolicy, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
+    """The status of a form, and what of its body was left for who is behind."""
+    seen = b""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal seen
+        seen = await whole_body(scope, receive, 1 << 20)
+        await inner(scope, receive, send)
+
+    given = {"content-length": str(len(body)), "content-type": "application/x-www-form-urlencoded", **headers}
+    reply = await ask(Guard(app, policy, refuse), method, "/nacos/v1/ns/instance", headers=given, body=body)
+    return reply.status, seen
+
+
+@pytest.mark.parametrize("name", ["accessToken", "access_token"])
+async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behind(name: str) -> None:
+    """As the Go SDK's do."""
+    policy = GuardPolicy(tokens=TOKENS)
+    body = f"serviceName=a&{name}=writer".encode()
+    assert await posted(policy, body) == (200, body)
+    assert (await posted(policy, b"serviceName=a&accessToken=reader"))[0] == 403
+    assert (await posted(policy, b"serviceName=a&accessToken=wrong"))[0] == 401
+    assert (await posted(policy, b"serviceName=a"))[0] == 401
+
+
+async def test_a_token_that_is_shown_openly_counts_before_one_in_the_form() -> None:
+    policy = GuardPolicy(tokens=TOKENS)
+    assert (await posted(policy, b"accessToken=writer", accesstoken="wrong"))[0] == 401
+    assert (await posted(policy, b"accessToken=theirs", authorization="Bearer writer"))[0] == 200
+
+
+async def test_a_form_that_is_too_long_or_is_none_shows_no_token() -> None:
+    policy = GuardPolicy(tokens=TOKENS, max_form=30)
+    assert (await posted(policy, b"accessToken=writer&a=" + b"x" * 30))[0] == 401
+    kind = {"content-type": "application/json"}
+    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", **kind))[0] == 401
+    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", "GET"))[0] == 401
