@@ -8,9 +8,8 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -70,8 +69,7 @@ class Parts:
 
 def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
-    embedded = s.upstream == ("embedded",) and not s.endpoint
-    registry, push = _embedded(clock) if embedded else _upstream(s, clock)
+    registry, push = _embedded(clock) if s.embedded else _upstream(s, clock)
     parts = _wired(s, clock, registry, AgentPolicy(s.cold_wait), Answers(AnswersPolicy()), push)
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
@@ -104,15 +102,21 @@ def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
     return parts
 
 
+def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
+    """An empty one. `epoch` tells its events from those of another run, `grace` is that of its overlay."""
+    return Catalog(
+        Cache(cache_policy(s), OverlayPolicy(grace=grace), random.random),
+        Hub(HubPolicy(s.events_history), epoch),
+        Ledger(LedgerPolicy()),
+        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
+    )
+
+
 def _wired(
     s: Settings, clock: Clock, registry: Registry, policy: AgentPolicy, answers: Answers, push: Watchable | None
 ) -> Parts:
-    overlay = OverlayPolicy(grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace)
-    catalog = Catalog(
-        Cache(cache_policy(s), overlay, random.random),
-        Hub(HubPolicy(s.events_history), secrets.token_hex(4)),
-        Ledger(LedgerPolicy()),
-        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
+    catalog = make_catalog(
+        s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
     )
     after: list[Any] = []
 
@@ -146,15 +150,19 @@ def _embedded(clock: Clock) -> tuple[Registry, Watchable | None]:
 
 def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
     registry = NacosRegistry(nacos_policy(s), clock)
-    origins = tuple(server.origin for server in registry.servers.all)
+    servers = registry.servers
     if s.push == "on" and not available():
         raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
-    if s.push == "off" or not available() or not origins:
+    if s.push == "off" or not available():
         return registry, None
-    policy = PushPolicy(origins, s.username, s.secret(), home=str(s.state_dir / "push"))
-    if s.push_port:
-        policy = replace(policy, offset=s.push_port - (urlsplit(origins[0]).port or 0))
-    return registry, GrpcPush(policy, clock)
+    home = str(s.state_dir / "push")
+    push = GrpcPush(PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port), clock)
+    servers.on_list.append(lambda: push.follow(_origins(servers)))
+    return registry, push
+
+
+def _origins(servers: Servers) -> tuple[str, ...]:
+    return tuple(server.origin for server in servers.all)
 
 
 def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -19,16 +18,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.agent import Catalog
 from proxy.api.events import EventsApi
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import json_reply
 from proxy.api.routes import Endpoint
-from proxy.catalog.breaker import Breaker, BreakerPolicy
-from proxy.catalog.cache import Cache
-from proxy.catalog.hub import Hub, HubPolicy
-from proxy.catalog.ledger import Ledger, LedgerPolicy
-from proxy.catalog.overlay import OverlayPolicy
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.feed import Tallies
 from proxy.front import Faces, Front, guarded, obey
@@ -36,7 +29,8 @@ from proxy.link import Link, receive
 from proxy.logs import set_up
 from proxy.mirror import FarKeeper, Mirror
 from proxy.model import Change
-from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy
+from proxy.parts import make_catalog
+from proxy.policies import events_policy, guard_policy, nacos_policy
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
 from proxy.server import own_tls, uvicorn_config
@@ -62,13 +56,12 @@ class WorkerApp:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.clock = clock
         self.answers = Answers(AnswersPolicy())
-        self.mirror = Mirror(_catalog(settings), clock, [self._changed])
+        self.mirror = Mirror(make_catalog(settings, "", grace=0.0), clock, [self._changed])
         self.mirror.on_push_lost.append(self.answers.clear)
         self.events = EventsApi(
             self.mirror, events_policy(settings), discover=self.mirror.discover, forget=self.mirror.forget
         )
-        embedded = settings.upstream == ("embedded",) and not settings.endpoint
-        self._passing = None if embedded else NacosRegistry(nacos_policy(settings), clock)
+        self._passing = None if settings.embedded else NacosRegistry(nacos_policy(settings), clock)
         faces = Faces(
             settings,
             self.mirror,
@@ -130,15 +123,6 @@ class WorkerApp:
         ]
         grown = {outcome: number - before.reads.get(outcome, 0) for outcome, number in reads.items()}
         return Tallies(grown, new, self.events.seats.refused - before.refused, self.events.readers)
-
-
-def _catalog(s: Settings) -> Catalog:
-    return Catalog(
-        Cache(cache_policy(s), OverlayPolicy(grace=0.0), random.random),
-        Hub(HubPolicy(s.events_history), ""),
-        Ledger(LedgerPolicy()),
-        Breaker(BreakerPolicy()),
-    )
 
 
 async def _nothing(name: str, args: tuple[Any, ...]) -> Any:

@@ -16,6 +16,7 @@ from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, available
+from proxy.registry.servers import parse_server
 from proxy.settings import Settings
 from proxy.wire.base import Repeatable
 from tests.helpers.build import KEY, instance
@@ -87,11 +88,23 @@ async def test_an_address_server_counts_as_an_upstream() -> None:
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-@pytest.mark.parametrize(("port", "offset"), [(0, 1000), (5, 4)])
-async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int, offset: int) -> None:
+@pytest.mark.parametrize("port", [0, 5])
+async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int) -> None:
     parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
     assert isinstance(parts.push, GrpcPush)
-    assert parts.push.policy.offset == offset
+    assert (parts.push.servers, parts.push.policy.port, parts.push.policy.offset) == ((UPSTREAM,), port, 1000)
+    await parts.agent.close()
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+async def test_push_follows_the_list_of_the_address_server(tmp_path: Path) -> None:
+    parts = made(endpoint="http://127.0.0.1:1/list", push="on", state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert parts.push.servers == ()
+    for port in (2, 3):
+        parts.registry.servers.replace([parse_server(f"127.0.0.1:{port}")])
+        assert parts.push.servers == (f"http://127.0.0.1:{port}",)
     await parts.agent.close()
 
 
