@@ -20,7 +20,7 @@ from platformdirs import user_config_path, user_state_path
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from proxy.spelling import ContextPath, Duration, File, Networks, Several, Size, kind_of, text_of
+from proxy.spelling import ContextPath, Duration, File, Networks, Secrets, Several, Size, kind_of, text_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,9 +118,7 @@ class Settings(BaseSettings):
     udp_push: bool = Field(True, description="UDP push to legacy clients that ask for it.")
     udp_push_allow: Networks = Field((), description="Networks that may be pushed to besides this host.")
     # who may ask
-    tokens: SecretStr = Field(
-        SecretStr(""), description="API tokens: right:token, separated by commas (read:…,admin:…)."
-    )
+    tokens: Secrets = Field(SecretStr(""), description="API tokens: right:token, separated by commas (read:…,admin:…).")
     tokens_file: File = Field(None, description="File with one right:token a line.")
     insecure: bool = Field(False, description="Listen beyond loopback without an API token.")
     allowed_hosts: Several = Field((), description="Names that Host may carry besides this host's own; '*' for any.")

@@ -48,6 +48,18 @@ def _several(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _secrets(value: Any) -> Any:
+    """A list of secrets as the text that separates them by commas. What is refused is never shown."""
+    if not isinstance(value, list):
+        return value
+    given: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+    if not all(isinstance(item, str) for item in given):
+        raise ValueError("each of the list is a text in quotes")
+    if any("," in item for item in given):
+        raise ValueError("one of the list holds a comma")
+    return ",".join(given)
+
+
 def _path(value: Any) -> Any:
     return None if value == "" else value
 
@@ -71,6 +83,7 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
 Duration = Annotated[float, BeforeValidator(duration), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Secrets = Annotated[SecretStr, BeforeValidator(_secrets)]
 Networks = Annotated[Several, AfterValidator(_networks)]
 File = Annotated[Path | None, BeforeValidator(_path)]
 ContextPath = Annotated[str, AfterValidator(_context)]
@@ -84,6 +97,7 @@ def kind_of(field: FieldInfo) -> Kind:
     functions = {item.func for item in field.metadata if isinstance(item, BeforeValidator)}
     if functions:
         kinds: dict[Any, Kind] = {duration: "duration", _size: "size", _several: "list", _path: "path"}
+        kinds[_secrets] = "secret"
         return kinds[functions.pop()]
     if get_origin(field.annotation) is Literal:
         return "choice"

@@ -84,15 +84,32 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert "is no TOML" in refused({}, written(tmp_path, "port = "))
 
 
-@pytest.mark.parametrize("name", ["password", "identity_value", "tokens"])
-def test_no_secret_is_in_what_is_said_of_a_bad_value(name: str) -> None:
-    text = refused({name: ["hush-hush"]})
-    assert name in text
+def test_tokens_stand_in_the_file_as_a_list_or_as_text(tmp_path: Path) -> None:
+    for line in ("tokens = ['read:12345678', ' admin:87654321 ']", "tokens = 'read:12345678,admin:87654321'"):
+        s = load({}, written(tmp_path, line), {}).settings
+        assert s.all_tokens() == (TokenRight("12345678", "read"), TokenRight("87654321", "admin"))
+    assert load({}, written(tmp_path, "tokens = []"), {}).settings.all_tokens() == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("password", ["hush-hush"], "valid string"),
+        ("identity_value", ["hush-hush"], "valid string"),
+        ("tokens", {"read": "hush-hush"}, "valid string"),
+        ("tokens", ["read:hush-hush", 5], "each of the list is a text"),
+        ("tokens", [["read:hush-hush"]], "each of the list is a text"),
+        ("tokens", ["read:hush-hush,admin:hush-hush"], "one of the list holds a comma"),
+    ],
+)
+def test_no_secret_is_in_what_is_said_of_a_bad_value(name: str, value: Any, why: str) -> None:
+    text = refused({name: value})
+    assert name in text and why in text
     assert "hush" not in text
 
 
 def test_no_secret_is_shown() -> None:
-    given = {"username": "app", "password": "hush-hush", "tokens": "admin:hush-hush"}
+    given = {"username": "app", "password": "hush-hush", "tokens": ["admin:hush-hush"]}
     loaded = load(given, None, NO_FILE)
     assert "hush" not in repr(loaded.settings) + str(loaded.rows())
     assert loaded.settings.secret() == "hush-hush"
