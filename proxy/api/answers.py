@@ -51,6 +51,15 @@ def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") ->
     return HttpRequest.parse(scope["method"], path, query, body, headers, context)
 
 
+def header(scope: Scope, name: bytes) -> bytes:
+    """The value of a header, the last where there are several, b"" for none."""
+    value = b""
+    for key, given in scope["headers"]:
+        if key == name:
+            value = given
+    return value
+
+
 async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:
     """One answer, its length known; `head_only` for HEAD."""
     headers: list[tuple[bytes, bytes]] = []

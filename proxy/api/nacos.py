@@ -5,22 +5,24 @@ Not for: the configuration API, the console, logins (`passthrough`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, cast
 
+from cachetools import LRUCache
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
-from proxy.api.answers import mark, send_reply, to_request, whole_body
+from proxy.api.answers import header, mark, send_reply, to_request, whole_body
 from proxy.calls import Alive, Beat, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot
 from proxy.wire.administration import WHOLE
-from proxy.wire.base import Dialect, HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
+from proxy.wire.base import Dialect, HttpReply, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
 
 ANSWER_HEADER = "nacos-proxy-answer"
+_REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and how many bytes one may have
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
@@ -55,6 +57,7 @@ class NacosApi:
         self._max_body = max_body
         self._on_list = on_list
         self._on_beat = on_beat
+        self._read: LRUCache[Hashable, Write[Any]] = LRUCache(_REMEMBERED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"][len(self._context) :]
@@ -89,23 +92,36 @@ class NacosApi:
             body = b"" if scope["method"] in ("GET", "HEAD") else await whole_body(scope, receive, self._max_body)
         except ProxyError as error:
             return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
-        request = to_request(scope, path, body, self._context)
+        if operation is None:
+            return dialect.unknown(to_request(scope, path, body, self._context), self._now_ms())
         try:
-            if operation is None:
-                return dialect.unknown(request, self._now_ms())
-            call = operation.read_request(request)
-            result, headers = await self._perform(call, request, scope)
+            call = self._call(operation, path, scope, body)
+            result, headers = await self._perform(call, scope)
             reply = operation.write_reply(call, result)
         except ProxyError as error:
-            return dialect.write_error(request, error, self._now_ms())
-        if reply.status == 200 and unchanged(request, headers):
+            return dialect.write_error(to_request(scope, path, body, self._context), error, self._now_ms())
+        if reply.status == 200 and unchanged(scope, headers):
             return HttpReply(304, None, b"", headers)
         return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)
 
-    async def _perform(self, call: Any, request: HttpRequest, scope: Scope) -> tuple[Any, Pairs]:
+    def _call(self, operation: Operation[Any, Any], path: str, scope: Scope, body: bytes) -> Any:
+        """What a request means. Beats, and what is registered again, say the same each time: they are read once."""
+        if scope["method"] == "GET":
+            return operation.read_request(to_request(scope, path, body, self._context))
+        said = (scope["method"], path, scope["query_string"], body, header(scope, b"content-type"))
+        known = self._read.get(said)
+        if known is not None:
+            return known
+        call = operation.read_request(to_request(scope, path, body, self._context))
+        short = len(body) + len(scope["query_string"]) <= _LONGEST
+        if short and issubclass(operation.call, Write):
+            self._read[said] = call
+        return call
+
+    async def _perform(self, call: Any, scope: Scope) -> tuple[Any, Pairs]:
         agent = self._agent
         if isinstance(call, ReadService):
-            wants = Wants.parse(request.headers.get("cache-control", ""))
+            wants = Wants.parse(header(scope, b"cache-control").decode("latin-1"))
             look = await agent.read(call.service, wants)
             assert look.snapshot is not None
             if self._on_list is not None:
@@ -116,7 +132,7 @@ class NacosApi:
         if isinstance(call, ReadInstance):
             instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
             if found is not None:
-                wants = Wants.parse(request.headers.get("cache-control", ""))
+                wants = Wants.parse(header(scope, b"cache-control").decode("latin-1"))
                 mark(scope, agent, found, "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
@@ -144,7 +160,7 @@ def _headers(look: Look | None) -> Pairs:
     return (*cache_headers(look), ("etag", etag(look.snapshot.revision)))
 
 
-def unchanged(request: HttpRequest, headers: Pairs) -> bool:
+def unchanged(scope: Scope, headers: Pairs) -> bool:
     """Whether the client has this very answer already (RFC 9110 13.1.2)."""
-    tag = dict(headers).get("etag")
-    return tag is not None and tag_matches(request.headers.get("if-none-match", ""), tag)
+    tag = dict(headers).get("etag") if headers else None
+    return tag is not None and tag_matches(header(scope, b"if-none-match").decode("latin-1"), tag)

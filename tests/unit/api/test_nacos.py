@@ -237,3 +237,22 @@ async def test_who_is_not_let_in_is_told_in_the_dialect_of_the_path(world: World
     reply = world.api.refuse(scope("GET", path), Denied("no API token", status=401))
     assert (reply.status, reply.content_type) == (403, type)
     assert b"no API token" in reply.body
+
+
+async def test_what_is_said_again_means_the_same_and_is_read_once(world: World) -> None:
+    target = f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=80"
+    for body in (b"weight=1", b"weight=2", b"weight=1"):
+        exchange = await world.ask("POST", target, headers=FORM, body=body)
+        assert (exchange.status, exchange.body) == (200, b"ok")
+    plain = await world.ask("POST", target, headers={"content-type": "text/plain"}, body=b"weight=2")
+    assert plain.status == 200
+    first, second, again, other = world.registry.sent(Register)
+    assert [call.instance.weight for call in (first, second, again, other)] == [1.0, 2.0, 1.0, 1.0]
+    assert again is first and other is not first
+
+
+async def test_what_is_refused_is_refused_again(world: World) -> None:
+    for _ in range(2):
+        exchange = await world.ask("POST", f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=99999")
+        assert exchange.status == 400
+    assert world.registry.sent(Register) == []
