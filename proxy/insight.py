@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from proxy import __version__
@@ -85,12 +85,16 @@ def more_status(parts: Parts) -> Mapping[str, Any]:
         for m in parts.keeper
     ]
     udp = parts.udp
-    pushes = {} if udp is None else {"sent": udp.sent, "refused": udp.refused, "tooLarge": udp.too_large}
     return {
         "managed": managed,
-        "udpPush": pushes,
+        "udpPush": {} if udp is None else {_camel(name): number for name, number in udp.tallies().items()},
         "fastPath": {"answers": len(parts.answers), "bytes": parts.answers.bytes},
     }
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def _repeated(answers: Answers) -> Iterable[Repeated]:
@@ -109,3 +113,8 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
         family = GaugeMetricFamily(f"nacos_proxy_{name}", text)
         family.add_metric([], value)
         yield family
+    if parts.udp is not None:
+        counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
+        for name, number in parts.udp.tallies().items():
+            counter.add_metric([name], number)
+        yield counter

@@ -82,6 +82,18 @@ class UdpPush(asyncio.DatagramProtocol):
         for subscription in self._pushes.of(change.key, self._clock.now()):
             self._send(subscription, change.after)
 
+    def tallies(self) -> dict[str, int]:
+        """Datagrams: sent (again counts), acknowledged, given up after no acknowledgement, too large to be sent; and
+        `refused` addresses.
+        """
+        return {
+            "sent": self.sent,
+            "acknowledged": self._pushes.acknowledged,
+            "given_up": self._pushes.given_up,
+            "refused": self.refused,
+            "too_large": self.too_large,
+        }
+
     def subscribed(self) -> Sequence[ServiceKey]:
         return [subscription.service for subscription in self._pushes]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
@@ -23,6 +24,7 @@ from proxy.wire.query import Query
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
+_TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -82,7 +84,9 @@ class OpsApi:
 
     async def page(self, request: Request) -> HttpReply:
         headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
-        body = page(status_json(self._sight, _PAGE_SERVICES, hosts=True), *readiness(self._sight))
+        query = parse_qsl(request.scope["query_string"].decode("latin-1"))
+        token = {name: value for name, value in query if name in _TOKENS}
+        body = page(status_json(self._sight, _PAGE_SERVICES, hosts=True), *readiness(self._sight), token)
         return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
 
 

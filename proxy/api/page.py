@@ -11,6 +11,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
+
+from proxy.model import EMPTY
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2733;background:#fff}
@@ -32,8 +35,11 @@ _MOST_HOSTS = 50
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
-def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> bytes:
-    """The document, UTF-8. It loads itself again every five seconds."""
+def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str], carried: Mapping[str, str] = EMPTY) -> bytes:
+    """The document, UTF-8. It loads itself again every five seconds.
+
+    `carried` are parameters that its links go on with: the token it was opened with, for a link sends no header.
+    """
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
     services = "".join(_service(row) for row in status["services"])
     if not services:
@@ -41,11 +47,13 @@ def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> bytes
     hidden = status["servicesTotal"] - len(status["services"])
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
+    more_query = _text(f"?{urlencode(carried)}") if carried else ""
     html = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
         '<meta name="viewport" content="width=device-width"><title>nacos-proxy</title>'
         f"<style>{_STYLE}</style></head><body><h1>nacos-proxy {_text(status['version'])}</h1>"
-        '<p><a href="/docs">API</a> · <a href="/status">status</a> · <a href="/metrics">metrics</a></p>'
+        f'<p><a href="/docs">API</a> · <a href="/status{more_query}">status</a> · '
+        f'<a href="/metrics{more_query}">metrics</a></p>'
         f"<table>{rows}</table><h2>Services ({_text(status['servicesTotal'])})</h2>"
         f"<table>{head}{services}</table>{more}</body></html>"
     )

@@ -89,3 +89,21 @@ async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path)
     sight = sight_of(parts)
     assert (status_json(sight, 10)["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
     await parts.agent.close()
+
+
+async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
+    parts = made(udp_push=True)
+    assert parts.udp is not None
+    parts.udp.sent, parts.udp.too_large = 5, 1
+    sight = sight_of(parts)
+    shown = {"sent": 5, "acknowledged": 0, "givenUp": 0, "refused": 0, "tooLarge": 1}
+    assert status_json(sight, 10)["udpPush"] == shown
+    families = {family.name: family for family in sight.metrics.collect()}
+    samples = families["nacos_proxy_udp_pushes"].samples
+    assert {s.labels["what"]: s.value for s in samples if s.value} == {"sent": 5, "too_large": 1}
+
+
+async def test_without_udp_push_nothing_of_it_is_counted() -> None:
+    sight = sight_of(made())
+    assert status_json(sight, 10)["udpPush"] == {}
+    assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.collect()}

@@ -148,7 +148,8 @@ async def test_without_an_ack_it_is_sent_once_more_after_10_s_and_then_given_up(
         assert (await world.client.packet())[0] == first
         await world.clock.advance(30.0)
         await world.none_comes()
-        assert (world.push.sent, world.pushes.given_up) == (2, 1)
+        given = {"sent": 2, "acknowledged": 0, "given_up": 1, "refused": 0, "too_large": 0}
+        assert world.push.tallies() == given
 
 
 async def acked(world: World, times: int) -> None:
@@ -166,6 +167,7 @@ async def test_an_ack_ends_it(as_text: bool) -> None:
         await asyncio.wait_for(acked(world, 1), 20)
         await world.clock.advance(30.0)
         await world.none_comes()
+        assert (world.push.tallies()["acknowledged"], world.push.tallies()["given_up"]) == (1, 0)
 
 
 async def test_an_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> None:

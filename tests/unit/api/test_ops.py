@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
+
 from proxy.api.ops import readiness
 from proxy.calls import Register
 from proxy.errors import Unreachable
@@ -122,3 +124,11 @@ async def test_the_page_shows_anybodys_text_as_text(world: World) -> None:
     assert not page.tags & {"script", "b", "img", "iframe", "form"}
     for text in (NASTY, "<b>host", "北京", "connection refused", "orders", "DEFAULT_GROUP in public"):
         assert text in page.text
+
+
+@pytest.mark.parametrize("name", ["accessToken", "access_token"])
+async def test_from_the_page_one_comes_to_the_rest_with_the_same_token(world: World, name: str) -> None:
+    html = (await world.ask("GET", f"/?{name}=secret&limit=5")).body.decode()
+    for path in ("/status", "/metrics"):
+        assert f'href="{path}?{name}=secret"' in html
+    assert "secret" not in (await world.ask("GET", "/", headers={name: "secret"})).body.decode()

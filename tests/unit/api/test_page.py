@@ -90,3 +90,12 @@ def test_a_proxy_that_knows_no_service_yet_says_so() -> None:
 def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
     assert CONTENT_SECURITY_POLICY.count("sha256-") == 1
     assert "unsafe" not in CONTENT_SECURITY_POLICY
+
+
+def test_the_links_go_on_with_the_token_that_the_page_was_opened_with() -> None:
+    plain = page(STATUS, "ready", []).decode()
+    assert 'href="/status"' in plain and 'href="/metrics"' in plain
+    html = page(STATUS, "ready", [], {"accessToken": 'se"cr&et'}).decode()
+    for path in ("/status", "/metrics"):
+        assert f'href="{path}?accessToken=se%22cr%26et"' in html
+    assert 'href="/docs"' in html  # it is open, and takes a token of its own
