@@ -47,7 +47,7 @@ class Keeper:
         self._places: dict[Place, Managed] = {}
         self._running: dict[Place, asyncio.Task[None]] = {}
         self._remembered: set[Place] = set()
-        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
+        self._client: httpx.AsyncClient | None = None  # where there is a use for it: to read the CAs takes a while
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self._forget_deregistered)
 
@@ -64,7 +64,8 @@ class Keeper:
             _, late = await asyncio.wait(leaving, timeout=self._policy.farewell)
             for task in late:
                 await stop(task)
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     def check(self, spec: CheckSpec) -> None:
         """Raises `BadCall` for a check that may not be made from here."""
@@ -86,6 +87,8 @@ class Keeper:
         """One that was managed before a restart; its first check is due at once."""
         managed.due_at = self._agent.clock.now()
         managed.heard = managed.heard or self._agent.clock.now()
+        if managed.spec.kind == "http" and self._client is None:
+            self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
         place = (managed.service, managed.instance.ip, managed.instance.port)
         self._places[place] = managed
         registration = self._agent.catalog.ledger.find(*place)
@@ -192,6 +195,7 @@ class Keeper:
             return str(error) or type(error).__name__
 
     async def _http(self, spec: CheckSpec) -> str:
+        assert self._client is not None
         async with self._client.stream("GET", spec.target, timeout=None) as reply:
             return "" if reply.status_code < 400 else f"{spec.target} answered {reply.status_code}"
 
