@@ -13,9 +13,11 @@ import httpx
 import uvicorn
 
 from proxy.parts import Parts, build
-from proxy.runtime import Clock, SystemClock
+from proxy.runtime import Clock, SystemClock, spawn, stop
 from proxy.server import App, uvicorn_config
 from proxy.settings import Settings
+
+PATIENCE = 60.0  # for what hangs: httpx's own 5 s may pass on a busy machine
 
 
 @dataclass(slots=True)
@@ -30,7 +32,7 @@ class Served:
 
 @asynccontextmanager
 async def running(config: uvicorn.Config) -> AsyncIterator[str]:
-    """uvicorn on a free port; gives the URL. At the end it stops after `Server.main_loop` has noticed."""
+    """uvicorn on a free port; gives the URL. At the end what is under way is finished, then the app ends."""
     # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
@@ -38,13 +40,32 @@ async def running(config: uvicorn.Config) -> AsyncIterator[str]:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup([listener])
-    ticking = asyncio.get_running_loop().create_task(server.main_loop())
+    ticking = spawn(server.main_loop(), name="ticks of uvicorn")
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        await ticking
-        await server.shutdown([listener])
+        await stop(ticking)
+        await _end(server)
+        listener.close()
+
+
+async def _end(server: uvicorn.Server) -> None:
+    """As `Server.shutdown`, but for its naps: a run of all tests ends a thousand servers."""
+    for listening in server.servers:
+        listening.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    try:
+        await asyncio.wait_for(_idle(server), server.config.timeout_graceful_shutdown)
+    except asyncio.TimeoutError:
+        for task in server.server_state.tasks:
+            task.cancel()
+    await server.lifespan.shutdown()
+
+
+async def _idle(server: uvicorn.Server) -> None:
+    while server.server_state.connections or server.server_state.tasks:
+        await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -53,7 +74,10 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
     upstream = settings.pop("upstream", "embedded")
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
-    async with running(uvicorn_config(app, chosen)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with (
+        running(uvicorn_config(app, chosen)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE, verify=False) as http,
+    ):
         try:
             yield Served(url, http, app.parts, app)
         finally:
