@@ -27,8 +27,9 @@ from typing import IO, TypeVar
 
 from proxy.runtime import SystemClock
 
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
+# For what hangs: a start takes a second or two, and many times that on a busy machine.
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 GRPC_OFFSET = 1000  # Nacos clients look for gRPC on the HTTP port + 1000
 LISTENING = re.compile(r"listening on (\S+)")
 
@@ -110,8 +111,9 @@ class Process:
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Its exit code; what it printed last is in the log by then."""
         code = self._alive().wait(seconds)
-        if self._reader is not None:
-            self._reader.join(seconds)
+        reader = self._reader  # it takes itself away at its end
+        if reader is not None:
+            reader.join(seconds)
         return code
 
     def terminate(self, seconds: float = STOP_SECONDS) -> int:
