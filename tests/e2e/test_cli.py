@@ -32,13 +32,13 @@ class Shell:
         self.env = environment(proxy.url)
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run([str(NACOS_PROXY), *arguments], env=self.env, capture_output=True, text=True, timeout=50)
+        done = subprocess.run([str(NACOS_PROXY), *arguments], env=self.env, capture_output=True, text=True, timeout=100)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def json(self, *arguments: str) -> Any:
         done = subprocess.run(
-            [str(NACOS_PROXY), *arguments, "--json"], env=self.env, capture_output=True, text=True, timeout=50
+            [str(NACOS_PROXY), *arguments, "--json"], env=self.env, capture_output=True, text=True, timeout=100
         )
         return json.loads(done.stdout)
 
@@ -80,7 +80,7 @@ def test_exit_codes_tell_a_script_what_happened(shell: Shell) -> None:
 
 def test_a_failure_with_json_is_still_json_or_nothing_on_standard_output(shell: Shell) -> None:
     done = subprocess.run(
-        [str(NACOS_PROXY), "pick", "nobody", "--json"], env=shell.env, capture_output=True, text=True, timeout=50
+        [str(NACOS_PROXY), "pick", "nobody", "--json"], env=shell.env, capture_output=True, text=True, timeout=100
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert shell.json("get", "nobody")["hosts"] == []

@@ -169,14 +169,14 @@ async def test_a_subscriber_hears_of_each_change_until_it_unsubscribes(client: n
         client.add_naming_instance(service, "10.0.0.1", PORT, "c1")
         client.subscribe([first, second], 0.05, service)  # the first instance of the first list is not told of
         client.add_naming_instance(service, "10.0.0.2", PORT, "c1")
-        assert heard.get(timeout=20) == ("ADDED", "10.0.0.2", 1.0)
+        assert heard.get(timeout=60) == ("ADDED", "10.0.0.2", 1.0)
         client.modify_naming_instance(service, "10.0.0.2", PORT, "c1", weight=4)
-        assert heard.get(timeout=20) == ("MODIFIED", "10.0.0.2", 4.0)
+        assert heard.get(timeout=60) == ("MODIFIED", "10.0.0.2", 4.0)
         client.remove_naming_instance(service, "10.0.0.1", PORT, "c1")
-        assert heard.get(timeout=20) == ("DELETED", "10.0.0.1", 1.0)
+        assert heard.get(timeout=60) == ("DELETED", "10.0.0.1", 1.0)
         client.unsubscribe(service, "first")
         client.add_naming_instance(service, "10.0.0.3", PORT, "c1")
-        told = [others.get(timeout=20)[:2] for _ in range(4)]
+        told = [others.get(timeout=60)[:2] for _ in range(4)]
         assert told[-1] == ("ADDED", "10.0.0.3")
         assert heard.empty()
 
@@ -208,7 +208,7 @@ async def test_a_subscription_and_beats_outlive_an_outage_of_the_upstream(
                 await relay.set("pass")
                 while not await beside(added, client, service, "10.0.0.2"):
                     pass
-                assert await beside(heard.get, timeout=20) == ("ADDED", "10.0.0.2", 1.0)
+                assert await beside(heard.get, timeout=60) == ("ADDED", "10.0.0.2", 1.0)
             finally:
                 await beside(client.stop_subscribe)
 

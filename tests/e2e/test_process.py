@@ -25,17 +25,18 @@ from proxy.client import NacosClient
 from tests.helpers.live import ProxyProcess
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
+PATIENCE = 60.0  # seconds, for what hangs
 SECRETS = {"token": "read-token-7f3a", "admin": "admin-token-91cc", "password": "upstream-password-5d2e"}
 
 
 def http(proxy: ProxyProcess, token: str = "", **options: Any) -> httpx.Client:
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=10, **options)
+    return httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=PATIENCE, **options)
 
 
 def connect(proxy: ProxyProcess, request: str) -> socket.socket:
     """A connection on which this much of a request was sent."""
-    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=50)
+    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
     connection.sendall(request.replace("\n", "\r\n").encode())
     return connection
 
@@ -83,7 +84,7 @@ def refused(*arguments: str, state_dir: Path) -> str:
         env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False)
     return done.stderr
@@ -221,7 +222,7 @@ def hang_up(proxy: ProxyProcess, said: str) -> None:
 
 def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
     """The embedded registry dies with the process: what is there afterwards was remembered, or brought by the beats."""
-    with ProxyProcess() as proxy, NacosClient(proxy.url) as client:
+    with ProxyProcess() as proxy, NacosClient(proxy.url, timeout=PATIENCE) as client:
         for number in range(5):
             client.add_naming_instance("orders", f"10.0.0.{number}", 80, weight=2.0, metadata={"n": str(number)})
             client.send_heartbeat("orders", f"10.0.0.{number}", 80)
@@ -324,7 +325,7 @@ def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, s
             yield listener.getsockname()[1], process
         finally:
             process.terminate()
-            process.wait(50)
+            process.wait(PATIENCE)
             assert process.stdout is not None
             process.stdout.close()
 
@@ -332,16 +333,16 @@ def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, s
 def test_a_socket_from_systemd_is_used(tmp_path: Path) -> None:
     """A client that came before the proxy is answered, and the port outlives a restart."""
     with activated("--state-dir", str(tmp_path)) as (port, process):
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=50) as calls:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as calls:
             assert calls.get("/healthz").json() == {"status": "ok"}
         process.terminate()
-        said, _ = process.communicate(timeout=50)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode, f"listening on http://127.0.0.1:{port}\n" in said) == (0, True)
 
 
 def test_a_socket_from_systemd_that_others_can_reach_needs_a_token_too(tmp_path: Path) -> None:
     with activated("--state-dir", str(tmp_path), host="0.0.0.0") as (_, process):
-        said, _ = process.communicate(timeout=50)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
         assert "0.0.0.0 can be reached from other hosts: set an API token" in said
 
@@ -349,7 +350,7 @@ def test_a_socket_from_systemd_that_others_can_reach_needs_a_token_too(tmp_path:
 def test_it_tells_the_service_manager(tmp_path: Path) -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(tmp_path / "notify"))
-    manager.settimeout(20)
+    manager.settimeout(PATIENCE)
     told: list[str] = []
 
     def until(word: str) -> None:

@@ -129,7 +129,7 @@ class Client:
 
     async def seen(self, do: str, expected: Any, view: Callable[[Any], Any], **asked: Any) -> None:
         """Asks until it sees that: the Go SDK answers from its own cache, which the proxy's push or its poll renews."""
-        end = SystemClock().now() + 20
+        end = SystemClock().now() + 60
         while (found := view(await self(do, **asked))) != expected:
             assert SystemClock().now() < end, f"{do} shows {found}, not {expected}"
             await asyncio.sleep(0.05)

@@ -39,7 +39,7 @@ def tool(name: str) -> str:
 
 
 def checked(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -64,7 +64,7 @@ def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path
 def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> None:
     text = httpx.get(f"{proxy.url}/metrics", trust_env=False).text
     done = subprocess.run(
-        [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=50
+        [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=100
     )
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "nacos_proxy_" in line]
     assert complaints == []

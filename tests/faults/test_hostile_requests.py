@@ -71,7 +71,7 @@ async def say(proxy: Served, data: bytes) -> bytes:
     try:
         writer.write(data)
         writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
     except OSError:
         return b""
     finally:

@@ -18,12 +18,15 @@ from tests.helpers.live import RNacos, rnacos_binary, rnacos_required
 
 
 @asynccontextmanager
-async def behind(url: str, name: str) -> AsyncIterator[tuple[FaultProxy, Served, Load]]:
-    """A proxy whose way to the upstream can be cut, with clients; only the beating service must survive."""
+async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tuple[FaultProxy, Served, Load]]:
+    """A proxy whose way to the upstream can be cut, with clients; only the beating service must survive.
+
+    `confirm`: seconds until an empty list is believed. Until then beats have to bring back what was lost.
+    """
     port = int(url.rpartition(":")[2])
     async with (
         fault_proxy(port) as relay,
-        serving(upstream=relay.url, **QUICK) as proxy,
+        serving(upstream=relay.url, **{**QUICK, "empty_list_confirm": confirm}) as proxy,
         Load(proxy.url, name, writers=0) as load,
     ):
         load.books.there.clear()  # nobody beats for it: with the memory of the upstream it may go
@@ -83,7 +86,7 @@ async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
 
 
 async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_look() -> None:
-    async with facing("v1+v2") as server, behind(server.url, "lost-for-good") as (relay, proxy, load):
+    async with facing("v1+v2") as server, behind(server.url, "lost-for-good", 3.0) as (relay, proxy, load):
         foreign = {"serviceName": "foreign", "ip": "10.9.0.1", "port": "80"}
         await load.http.post(f"{server.url}/nacos/v1/ns/instance", params=foreign)
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}

@@ -35,7 +35,7 @@ def proxy() -> Iterator[ProxyProcess]:
         yield process
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_the_api_does_what_it_says(proxy: ProxyProcess) -> None:
     schema = schemathesis.openapi.from_url(f"{proxy.url}/openapi.json").exclude(path=list(ENDLESS))
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -45,7 +45,7 @@ def test_the_api_does_what_it_says(proxy: ProxyProcess) -> None:
         @EXAMPLES
         @given(case=operation.as_strategy())
         def conforms(case: schemathesis.Case) -> None:
-            assert case.call_and_validate(checks=CHECKS, timeout=10).status_code != 500
+            assert case.call_and_validate(checks=CHECKS, timeout=60).status_code != 500
 
         conforms()
     assert proxy.running

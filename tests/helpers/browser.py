@@ -21,7 +21,7 @@ import httpx
 from proxy.runtime import SystemClock
 from tests.helpers.live import Process
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 STARTED = re.compile(r"was started successfully on port (\d+)")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, WebDriver 12.
 SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, and all keys up again, WebDriver 17.4.2.

@@ -280,7 +280,7 @@ async def test_nobody_waits_for_an_upstream_that_is_down_where_a_snapshot_is_the
     world.hold(Call)
     await world.clock.advance(100)  # a probe would be allowed
     for wants in (NO_CACHE, Wants(), Wants(max_age=1)):
-        look = await asyncio.wait_for(world.read(wants), 5)  # the clock stands still: who waited would hang
+        look = await asyncio.wait_for(world.read(wants), 60)  # the clock stands still: who waited would hang
         assert (look.freshness, look.age, look.fetched) == (Freshness.STALE, 100, False)
     await settle()
     assert world.fetches() == 2  # the probe, behind
@@ -290,7 +290,7 @@ async def test_nobody_waits_for_a_cold_service_between_the_probes_of_an_upstream
     await world.lose()
     world.hold(Call)
     with pytest.raises(NothingKnown, match="connection refused"):
-        await asyncio.wait_for(world.read(), 5)
+        await asyncio.wait_for(world.read(), 60)
     assert world.fetches() == 0
 
 
@@ -514,7 +514,7 @@ async def test_no_beat_waits_for_an_upstream_that_is_down_but_one_goes_out_as_a_
     assert len(world.registry.calls) == sent
     await world.clock.advance(1)
     for _ in range(20):
-        assert (await asyncio.wait_for(world.agent.write(Beat(KEY, C.ip, C.port)), 5)).how == "local"
+        assert (await asyncio.wait_for(world.agent.write(Beat(KEY, C.ip, C.port)), 60)).how == "local"
         await settle()
     assert world.registry.calls[sent:] == [Beat(KEY, C.ip, C.port)]
     held.waiting = [(future, BeatResult()) for future, _ in held.waiting]

@@ -104,7 +104,7 @@ def test_watch_ends_when_nobody_reads_any_more(ask: Run, running: ProxyProcess) 
         assert watch.stderr is not None
         assert "unread" in watch.stdout.readline()
         watch.stdout.close()
-        assert watch.wait(20) == 0
+        assert watch.wait(60) == 0
         assert watch.stderr.read() == ""
 
 

@@ -15,12 +15,12 @@ import pytest
 from proxy.client import NacosClient, NacosException, NacosRequestException
 from tests.helpers.live import ProxyProcess, free_port
 
-WAIT = 30.0
+WAIT = 60.0
 
 
 @pytest.fixture
 def client(running: ProxyProcess) -> Iterator[NacosClient]:
-    with NacosClient(running.url) as client:
+    with NacosClient(running.url, timeout=WAIT) as client:
         yield client
     assert leftover() == []
 
@@ -99,7 +99,10 @@ def test_healthy_only_leaves_out_the_sick(client: NacosClient) -> None:
 
 
 def test_namespaces_are_apart(running: ProxyProcess) -> None:
-    with NacosClient(running.url, namespace="dev") as dev, NacosClient(running.url) as public:
+    with (
+        NacosClient(running.url, namespace="dev", timeout=WAIT) as dev,
+        NacosClient(running.url, timeout=WAIT) as public,
+    ):
         dev.add_naming_instance("apart", "10.0.0.1", 80)
         dev.modify_naming_instance("apart", "10.0.0.1", 80, weight=4.0)
         assert host(dev, "apart")["weight"] == 4.0
@@ -144,11 +147,11 @@ def test_an_answer_that_is_no_json_is_a_failed_request() -> None:
 def test_a_token_goes_with_every_call() -> None:
     with ProxyProcess(env={"NACOS_PROXY_TOKENS": "write:client-token"}) as guarded:
         told: queue.Queue[dict[str, Any]] = queue.Queue()
-        with NacosClient(guarded.url, token="client-token") as client:
+        with NacosClient(guarded.url, token="client-token", timeout=WAIT) as client:
             client.add_naming_instance("orders", "10.0.0.1", 80)
             client.subscribe(told.put, service_name="orders")
             assert told.get(timeout=WAIT)["event"] == "snapshot"
-        with NacosClient(guarded.url) as stranger, pytest.raises(NacosRequestException) as refused:
+        with NacosClient(guarded.url, timeout=WAIT) as stranger, pytest.raises(NacosRequestException) as refused:
             stranger.list_naming_instance("orders")
         assert refused.value.status == 403  # as Nacos says it
 
@@ -273,7 +276,7 @@ def test_a_beat_that_fails_is_said_and_the_next_one_goes_out(caplog: pytest.LogC
 
 
 def test_a_closed_client_has_no_thread_left(running: ProxyProcess) -> None:
-    client = NacosClient(running.url)
+    client = NacosClient(running.url, timeout=WAIT)
     client.add_naming_instance("closing", "10.0.0.1", 80, heartbeat_interval=0.001)
     subscribed(client, "closing")
     client.close()

@@ -158,11 +158,11 @@ async def test_a_check_has_one_limit_for_all_of_its_answer(
         ended.set()
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    await keeper.register(KEY, WORKER, http(server.sockets[0].getsockname()[1], timeout=0.05))
+    await keeper.register(KEY, WORKER, http(server.sockets[0].getsockname()[1], timeout=0.5))
     await clock.advance(1)
     await until(lambda: actions(keeper))
     (managed,) = keeper
-    assert managed.last_error == "no answer in 0.05 s"
+    assert managed.last_error == "no answer in 0.5 s"
     await ended.wait()
     server.close()
 

@@ -16,7 +16,7 @@ from proxy.subscription import Subscription
 from tests.helpers.live import ProxyProcess
 
 Event = dict[str, Any]
-WAIT = 30.0
+WAIT = 60.0
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from typing import Any
 from proxy.runtime import spawn, stop
 
 HERE = Path(__file__).parent
-PATIENCE = 30.0  # for an answer or an event; the machine may be busy, and SDKs try three times
+PATIENCE = 60.0  # for an answer or an event; the machine may be busy, and SDKs try three times
 BUILD = 900.0
 LARGEST = 1 << 22
 

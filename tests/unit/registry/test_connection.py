@@ -284,12 +284,12 @@ async def test_a_limit_that_is_over_ends_the_connection(joined: Joined) -> None:
 
 async def test_a_limit_is_lifted_with_the_end_of_the_answer(joined: Joined) -> None:
     loop = asyncio.get_running_loop()
-    task = joined.ask(limits=Limits(read=0.1, until=loop.time() + 0.1))
+    task = joined.ask(limits=Limits(read=0.5, until=loop.time() + 0.5))
     await asyncio.sleep(0)
     joined.came(OK)
     await task
     over = asyncio.Event()
-    loop.call_later(0.15, over.set)
+    loop.call_later(0.55, over.set)
     await over.wait()
     assert joined.connection.take() == b"ok"
     assert joined.connection.reusable

@@ -101,7 +101,7 @@ async def test_a_head_has_no_body_and_its_connection_ends() -> None:
     async with served(lambda _: say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")) as (server, transport):
         response = await ask(transport, server.url, "HEAD")
         assert (response.content, response.headers["content-length"]) == (b"", "10")
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
@@ -261,7 +261,7 @@ async def test_silence_ends_in_time(timeout: Any, pieces: tuple[bytes, ...]) -> 
         server.play = lambda _: say(*pieces, then="hang")
         with pytest.raises(httpx.ReadTimeout):
             await ask(transport, server.url, **timeout)
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_the_total_limit_ends_a_trickle() -> None:
@@ -306,7 +306,7 @@ async def test_a_caller_who_goes_away_takes_its_connection_along() -> None:
             await asyncio.sleep(0)
         caller.cancel()
         await asyncio.wait([caller])
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_who_waits_is_served_in_order_and_before_who_comes_later() -> None:
@@ -456,7 +456,7 @@ async def test_an_answer_before_the_end_of_the_body_is_the_answer() -> None:
         response = await transport.handle_async_request(request)
         assert response.status_code == 413
         assert transport.connections == 1 or transport.connections == 0
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_a_body_that_breaks_breaks_the_call() -> None:
@@ -480,7 +480,7 @@ async def test_an_answer_that_nobody_reads_does_not_fill_the_memory() -> None:
             await asyncio.sleep(0)
         assert len(first) < 2_000_000
         await response.aclose()
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_a_streamed_answer_comes_as_it_comes_and_gives_its_connection_back() -> None:
@@ -536,7 +536,7 @@ async def test_over_tls_a_connection_is_used_again_and_a_close_leaves_none() -> 
         assert transport.connections == 0
         await asyncio.wait([call])
         assert isinstance(call.exception(), httpx.ReadError)
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
 
 
 async def test_a_handshake_that_nobody_answers_ends_in_time() -> None:
@@ -545,5 +545,5 @@ async def test_a_handshake_that_nobody_answers_ends_in_time() -> None:
         url = server.url.replace("http", "https")
         with pytest.raises(httpx.ConnectTimeout, match="in time"):
             await ask(transport, url, timeout={"connect": 0.05})
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.gone.wait(), 60)
         await transport.aclose()
