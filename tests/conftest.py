@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +11,16 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers.live import RNacos, rnacos_binary, rnacos_required
 
-# HYPOTHESIS_PROFILE=deep for a long look; no deadline, because a busy machine is no bug.
-settings.register_profile("fast", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# HYPOTHESIS_PROFILE=deep for a long look, at other examples each time; the fast ones are the same in every run, so that
+# a failure is of the change that it came with. No deadline, because a busy machine is no bug.
+settings.register_profile(
+    "fast", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+# A shell that starts the tests in its background lets them and all their children ignore it; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Bytes that nobody meant: at our socket, with the fast path and without, and as answers of an upstream.
 
-Each run draws its cases from a seed that it prints; NACOS_PROXY_TEST_SEED repeats one.
+Every run has the same cases, so that what fails is of the change that it came with. NACOS_PROXY_TEST_SEED names another
+seed; 0 draws one, and a failure prints it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load
 from tests.unit.fastpath.drive import KeptTransport, StillLoop
 
-SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom().randrange(1, 1 << 32)
 CASES = int(os.environ.get("NACOS_PROXY_TEST_CASES", "50000"))  # each is sent to both doors
 HOSTILE = 10_000
 
@@ -255,7 +256,7 @@ class Door:
         await self.app.parts.agent.close()
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
     luck: random.Random, errors: list[str]
 ) -> None:
