@@ -15,14 +15,14 @@ import sys
 from proxy.settings import BadSettings, Settings, load
 
 MOST = 10_000  # bytes of the answer that are read
-PATIENCE = 2.0  # seconds for a connection, and for each part of the answer
+PATIENCE = 2.0
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # who listens everywhere is here, too
 
 
-def ready(s: Settings) -> tuple[bool, str]:
-    """Whether it is, and what was seen."""
+def ready(s: Settings, patience: float = PATIENCE) -> tuple[bool, str]:
+    """Whether it is, and what was seen. `patience`: seconds for a connection, and for each part of the answer."""
     try:
-        connection = _connected(s)
+        connection = _connected(s, patience)
     except OSError as error:
         return False, f"no answer: {error.strerror or error}"
     asking = http.client.HTTPConnection("localhost")
@@ -40,11 +40,11 @@ def ready(s: Settings) -> tuple[bool, str]:
         connection.close()  # where TLS has not taken it over
 
 
-def _connected(s: Settings) -> socket.socket:
+def _connected(s: Settings, patience: float) -> socket.socket:
     if s.uds is None:
-        return socket.create_connection((ANY.get(s.host, s.host), s.port), PATIENCE)
+        return socket.create_connection((ANY.get(s.host, s.host), s.port), patience)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(patience)
     try:
         connection.connect(str(s.uds))
     except OSError:

@@ -16,6 +16,7 @@ from tests.helpers.live import ProxyProcess, free_port
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
 TLS = {"tls_cert": str(CERTIFICATES / "server.pem")}
+LONG = 60.0  # a busy machine is not what is looked at
 READY = (True, '{"status":"ready","reasons":[]}')
 
 
@@ -40,7 +41,7 @@ def test_a_proxy_is_asked_where_it_listens(tmp_path: Path, settings: dict[str, s
         settings = {**settings, "uds": str(tmp_path / "p.sock")}
     with ProxyProcess(*flags({"host": "127.0.0.1", **settings})) as proxy:
         given = Settings(**{**settings, "port": proxy.port})  # type: ignore[arg-type]
-        assert ready(given) == READY
+        assert ready(given, LONG) == READY
     assert not ready(given)[0]
 
 
@@ -48,21 +49,21 @@ def test_one_that_asks_for_a_certificate_is_seen_to_answer() -> None:
     settings = {**TLS, "tls_client_ca": str(CERTIFICATES / "ca.pem")}
     with ProxyProcess(*flags(settings)) as proxy:
         given = Settings(**{**settings, "port": proxy.port})  # type: ignore[arg-type]
-        assert ready(given) == (True, "it answers, and says more to those alone who show a certificate")
+        assert ready(given, LONG) == (True, "it answers, and says more to those alone who show a certificate")
     assert not ready(given)[0]
 
 
 def test_a_proxy_that_cannot_answer_a_single_read_is_not_ready() -> None:
     with ProxyProcess("--upstream", f"http://127.0.0.1:{free_port()}", "--push", "off") as proxy:
         given = Settings(port=proxy.port)
-        while ready(given)[0]:
+        while ready(given, LONG)[0]:
             pass
-        assert '"unready"' in ready(given)[1]
+        assert '"unready"' in ready(given, LONG)[1]
 
 
 def test_one_that_takes_the_connection_and_says_nothing_is_not_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        well, seen = ready(Settings(port=silent.getsockname()[1]))
+        well, seen = ready(Settings(port=silent.getsockname()[1]), 0.2)
         assert (well, "timed out" in seen) == (False, True)
 
 
