@@ -44,7 +44,7 @@ class Client(asyncio.DatagramProtocol):
         return int(self.transport.get_extra_info("sockname")[1])
 
     async def packet(self) -> tuple[bytes, Any]:
-        return await asyncio.wait_for(self.came.get(), 20)
+        return await asyncio.wait_for(self.came.get(), 60)
 
     async def pushed(self) -> dict[str, Any]:
         data, _ = await self.packet()
@@ -164,7 +164,7 @@ async def test_an_ack_ends_it(as_text: bool) -> None:
         data, where = await world.client.packet()
         push = json.loads(data)
         world.client.ack(push, where, str(push["lastRefTime"]) if as_text else None)
-        await asyncio.wait_for(acked(world, 1), 20)
+        await asyncio.wait_for(acked(world, 1), 60)
         await world.clock.advance(30.0)
         await world.none_comes()
         assert (world.push.tallies()["acknowledged"], world.push.tallies()["given_up"]) == (1, 0)
@@ -177,7 +177,7 @@ async def test_an_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> No
         for number in range(1, 4):
             data, where = await world.client.packet()
             world.client.ack({"lastRefTime": int(float(json.loads(data)["lastRefTime"]))}, where)
-            await asyncio.wait_for(acked(world, number), 20)
+            await asyncio.wait_for(acked(world, number), 60)
             world.push.follow(Change(ONE, TWO, "poll"))
 
 
@@ -190,7 +190,7 @@ async def test_nonsense_on_the_socket_is_no_ack_and_no_harm() -> None:
             world.client.transport.sendto(nonsense, where)
         world.client.ack(json.loads(data), where, 1)
         world.client.ack(json.loads(data), where)
-        await asyncio.wait_for(acked(world, 1), 20)
+        await asyncio.wait_for(acked(world, 1), 60)
         assert world.pushes.acknowledged == 1
 
 
@@ -246,14 +246,14 @@ def test_an_address_of_the_other_family_breaks_nothing_on_any_loop() -> None:
             world.list(ip="::ffff:127.0.0.1")
             data, where = await world.client.packet()
             world.client.ack(json.loads(data), where)
-            await asyncio.wait_for(acked(world, 1), 20)
+            await asyncio.wait_for(acked(world, 1), 60)
         async with udp(host="::") as world:
             world.list()
             world.push.follow(Change(ONE, TWO, "poll"))
             await world.client.packet()
             data, where = await world.client.packet()
             world.client.ack(json.loads(data), where)
-            await asyncio.wait_for(acked(world, 1), 20)
+            await asyncio.wait_for(acked(world, 1), 60)
             world.list(ip="::1")
             assert (world.push.refused, world.push.sent) == (0, 3)
 
