@@ -197,14 +197,10 @@ class Agent:
             raise
         finally:
             self._fetching.pop(key, None)
-        now = self.clock.now()
+        now, doubtful = self.clock.now(), self.suspicious
+        missed = self._healing.misses(word, doubtful=doubtful)
         change = self.catalog.cache.accept(
-            word,
-            now,
-            source,
-            asked=asked,
-            suspicious=self._healing.misses(word) or self.suspicious,
-            wall_ms=self._wall_ms(),
+            word, now, source, asked=asked, suspicious=doubtful, missed=missed, wall_ms=self._wall_ms()
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)

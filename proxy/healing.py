@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from proxy.model import Instance, Snapshot
 from proxy.runtime import Clock, spawn, stop
 
 R = TypeVar("R")
+Address = tuple[str, int]
 
 log = logging.getLogger("nacos_proxy.healing")
 
@@ -39,8 +41,9 @@ LISTED_WITHIN = 5.0  # seconds until every server lists what it took
 _ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND)
 
 
-def _bare(instance: Instance) -> bool:
-    return not instance.metadata and instance.weight == 1.0
+def _poorer(shown: Instance, known: Instance) -> bool:
+    """Whether it may be what a server made of a light beat: r-nacos does so, and keeps metadata over a restart."""
+    return bool(known.metadata and not shown.metadata) or shown.weight == 1.0 != known.weight
 
 
 class Sender(Protocol):
@@ -100,21 +103,29 @@ class Healing:
         self._ledger.wrote(beat, self._clock.now())
         return BeatResult(interval=beat_interval(known.instance.metadata))
 
-    def misses(self, word: Snapshot) -> bool:
-        """Whether a list lacks what beats through this proxy: then the upstream has lost it, and gets it back.
+    def misses(self, word: Snapshot, *, doubtful: bool) -> dict[Address, float]:
+        """What beats through this proxy and is not in a list: the upstream has lost it, and gets it back.
 
-        What was registered only now is not missed yet: a server lists it late (DESIGN fact 1).
+        With since when it is missed, for readers, who are not to see it go in between. It may also be that somebody
+        disabled it, which lists do not show: so it is missed for ever only while `doubtful`, the upstream having been
+        away. Then it is lost also where its data is, or its health, by the beats that did not get there. What was
+        registered only now is not missed yet: a server lists it late (DESIGN fact 1).
         """
         now = self._clock.now()
-        lost = [
-            known
-            for known in self._ledger.of(word.key)
-            if known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.place)
-            and word.find(known.instance.ip, known.instance.port) is None
-        ]  # fmt: skip
+        lost = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
         if lost and (self._bringing_back is None or self._bringing_back.done()):
             self._bringing_back = spawn(self._bring_back(lost), name="bring back")
-        return bool(lost)
+        return {known.place[1:]: now if doubtful else known.missed_since for known in lost}
+
+    def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:
+        now, i = self._clock.now(), known.instance
+        shown = word.find(i.ip, i.port)
+        lost = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.place)
+        if not lost or not (shown is None or (doubtful and (_poorer(shown, i) or not shown.healthy))):
+            known.missed_since = math.inf
+            return False
+        known.missed_since = min(known.missed_since, now)
+        return True
 
     async def _bring_back(self, lost: Sequence[Registration]) -> None:
         for registration in lost:
@@ -134,9 +145,9 @@ class Healing:
         return await self._register_again(registration)
 
     async def _is_there(self, registration: Registration) -> bool:
-        """Whether the upstream has it, with its data: r-nacos makes one without any from a light beat.
+        """Whether the upstream has it, with its data. It is looked at first, since r-nacos makes one of any beat.
 
-        It is looked at first, since a beat would do just that. Where it cannot be looked at, a beat tells.
+        A beat follows where it is thought to be unwell, and tells where it cannot be looked at.
         """
         service, i = registration.service, registration.instance
         try:
@@ -144,9 +155,11 @@ class Healing:
         except Refused as error:
             if error.reason in _ABSENT:
                 return False
-            beat = Beat(service, i.ip, i.port, i.cluster, i.ephemeral)
-            return (await self._upstream.send(beat)).code == BEAT_OK
-        return not _bare(shown) or _bare(i)
+        else:
+            if shown.healthy or _poorer(shown, i):
+                return not _poorer(shown, i)
+        beat = Beat(service, i.ip, i.port, i.cluster, i.ephemeral)
+        return (await self._upstream.send(beat)).code == BEAT_OK
 
     async def close(self) -> None:
         """Ends what is under way."""

@@ -13,13 +13,14 @@ monotonic clock). Rules of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from cachetools import LRUCache
 
-from proxy.calls import Beat, Write
+from proxy.calls import Beat, Register, Write
 from proxy.catalog.look import Freshness, Look, freshness
 from proxy.catalog.overlay import OverlayPolicy, add, explains, fold, settle
 from proxy.catalog.schedule import Schedule
@@ -114,17 +115,21 @@ class Cache:
         *,
         asked: float,
         suspicious: bool = False,
+        missed: Mapping[tuple[str, int], float] = MappingProxyType({}),
         wall_ms: int = 0,
     ) -> Change | None:
         """A list arrived that was asked for at `asked`. The change that readers see, or None.
 
         `suspicious`: the upstream was away or is another one now; a list that then lost more than the policy's share
-        of a service is held back until a second one says the same `confirm_after` seconds later. `wall_ms` is the
-        moment that a change gets where the list names none.
+        of a service is held back until a second one says the same `confirm_after` seconds later. `missed` are
+        addresses that will be registered again, by when they were first missed, which is suspicious, too: readers
+        go on seeing them as after a write at that moment. `wall_ms` is the moment that a change gets where the list
+        names none.
         """
         entry = self._entry(word.key)
+        self._keep_showing(entry, missed)
         entry.asking, entry.error, entry.failures = False, None, 0
-        if self._hold(entry, word, now, suspicious):
+        if self._hold(entry, word, now, suspicious or bool(missed)):
             entry.retry_at = (now if entry.held_since is None else entry.held_since) + self._policy.confirm_after
             self._plan(entry, entry.retry_at, now)
             return None
@@ -141,6 +146,11 @@ class Cache:
             entry.because = "poll"
             self._plan(entry, self._next(entry, now), now)
         return change
+
+    def _keep_showing(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:
+        for (ip, port), since in missed.items() if self._overlay.grace > 0 else ():
+            if entry.shown is not None and (seen := entry.shown.find(ip, port)) is not None:
+                entry.pending = add(entry.pending, Register(entry.key, seen), since)
 
     def _hold(self, entry: Entry, word: Snapshot, now: float, suspicious: bool) -> bool:
         before = entry.shown

@@ -31,7 +31,7 @@ class Registration:
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
     `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it. `since` is when it was last
-    registered.
+    registered, `missed_since` from when on the upstream's lists have lacked it (infinity: they have it).
     """
 
     service: ServiceKey
@@ -40,6 +40,7 @@ class Registration:
     beaten: bool = False
     managed: Mapping[str, Any] | None = None
     since: float = -math.inf
+    missed_since: float = math.inf
 
     @property
     def place(self) -> Place:

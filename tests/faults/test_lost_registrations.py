@@ -9,7 +9,7 @@ import pytest
 
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.runtime import SystemClock
-from tests.faults.load import LIST, Load, by_address, until
+from tests.faults.load import CLOCK, LIST, Load, by_address, until
 from tests.faults.test_upstream_faults import QUICK
 from tests.helpers.app import Served, serving
 from tests.helpers.faces import FaceServer, facing
@@ -42,6 +42,14 @@ async def steps(load: Load, number: int) -> None:
     """So many beats and reads more; nobody writes here."""
     wanted = {actor: load.steps[actor] + number for actor in ("reader", "beater")}
     await until(lambda: all(load.steps[a] >= n for a, n in wanted.items()), f"{number} more steps")
+
+
+async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
+    """Waits until a server lists the very same again, weights and metadata too."""
+    end = CLOCK.now() + 20.0
+    while (now := await hosts(load, url)) != before:
+        assert CLOCK.now() < end, f"{now} is not as before: {before}"
+        await CLOCK.sleep_until(CLOCK.now() + 0.05)
 
 
 async def lose(server: FaceServer) -> None:
@@ -127,6 +135,7 @@ async def test_r_nacos_killed_and_started_again(data: str) -> None:
         pytest.skip("no r-nacos: install it with cargo, or name it in NACOS_PROXY_TEST_RNACOS")
     with RNacos(binary) as server:
         async with behind(server.url, f"lost-{data}") as (_, proxy, load):
+            before = await hosts(load, server.url)
             server.kill()
             await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
             if data == "removed":
@@ -135,5 +144,6 @@ async def test_r_nacos_killed_and_started_again(data: str) -> None:
             server.start()
             await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
             await load.settled(server.url)
+            await whole_again(load, server.url, before)
             await steps(load, 8)
             assert load.violations() == []

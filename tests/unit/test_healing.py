@@ -114,9 +114,12 @@ async def test_a_renewal_registers_only_what_the_upstream_does_not_know(world: W
     assert world.shelf.of(KEY).instances == (MINE,)
 
 
-async def test_a_renewal_makes_whole_what_a_light_beat_brought_back_without_its_data(world: World) -> None:
-    """r-nacos 0.8.8 registers on any beat, with weight 1 and no metadata."""
-    world.shelf.services[KEY] = snapshot(instance(MINE.ip, MINE.port))
+@pytest.mark.parametrize("metadata", [{}, dict(MINE.metadata)])
+async def test_a_renewal_makes_whole_what_a_light_beat_brought_back_without_its_data(
+    world: World, metadata: dict[str, str]
+) -> None:
+    """r-nacos 0.8.8 registers on any beat, with weight 1 and the metadata that it still has."""
+    world.shelf.services[KEY] = snapshot(instance(MINE.ip, MINE.port, metadata=metadata))
     assert await world.healing.renew(world.registration) is True
     assert world.shelf.of(KEY).instances == (MINE,)
 
@@ -136,28 +139,69 @@ async def test_a_renewal_asks_with_a_beat_where_it_may_not_look(world: World) ->
     assert await world.healing.renew(world.registration) is False
 
 
+ADDRESS = (MINE.ip, MINE.port)
+
+
 async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_gets_it_back(world: World) -> None:
     world.ledger.wrote(BEAT, world.clock.now())
-    assert world.healing.misses(snapshot()) is False, "registered just now: a server lists it late"
+    assert not world.healing.misses(snapshot(), doubtful=False), "registered just now: a server lists it late"
     await world.clock.advance(6)
-    assert world.healing.misses(snapshot(MINE)) is False
-    assert world.healing.misses(snapshot()) is True
-    assert world.healing.misses(snapshot()) is True
+    assert not world.healing.misses(snapshot(MINE), doubtful=False)
+    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1006}
+    await world.clock.advance(2)
+    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1006}
     await settle()
     assert world.registry.sent(Register) == [Register(KEY, MINE)]
     assert world.shelf.of(KEY).instances == (MINE,)
+    assert not world.healing.misses(snapshot(MINE), doubtful=False)
+    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1008}
     await world.healing.close()
+
+
+async def test_after_an_outage_it_is_missed_anew_with_each_list_until_the_upstream_has_it(world: World) -> None:
+    world.ledger.wrote(BEAT, world.clock.now())
+    for passed in (1006, 1008):
+        await world.clock.advance(passed - world.clock.now())
+        assert world.healing.misses(snapshot(), doubtful=True) == {ADDRESS: passed}
+    await world.healing.close()
+
+
+@pytest.mark.parametrize(
+    ("weight", "metadata", "whole"),
+    [(1.0, {}, False), (1.0, MINE.metadata, False), (3.0, {}, False), (9.0, {"by": "the console"}, True)],
+)
+async def test_after_an_outage_its_data_is_missed_too(
+    world: World, weight: float, metadata: dict[str, str], whole: bool
+) -> None:
+    """r-nacos makes an instance of a light beat: without metadata or, where it keeps that over a restart, with it."""
+    world.ledger.wrote(BEAT, world.clock.now())
+    await world.clock.advance(6)
+    word = world.shelf.services[KEY] = snapshot(replace(MINE, weight=weight, metadata=metadata))
+    assert not world.healing.misses(word, doubtful=False), "somebody may have changed it"
+    assert bool(world.healing.misses(word, doubtful=True)) is not whole
+    await settle()
+    assert world.shelf.of(KEY).instances == (word.instances if whole else (MINE,))
+
+
+async def test_after_an_outage_who_beats_here_is_no_less_well_for_the_beats_that_were_lost(world: World) -> None:
+    world.ledger.wrote(BEAT, world.clock.now())
+    await world.clock.advance(6)
+    word = world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
+    assert not world.healing.misses(word, doubtful=False), "its server may know better"
+    assert world.healing.misses(word, doubtful=True)
+    await settle()
+    assert [type(call) for call in world.registry.calls] == [GetInstance, Beat]
 
 
 async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed(world: World) -> None:
     await world.clock.advance(6)
-    assert world.healing.misses(snapshot()) is False, "it never beat"
+    assert not world.healing.misses(snapshot(), doubtful=True), "it never beat"
     world.ledger.wrote(BEAT, world.clock.now())
     await world.clock.advance(16)
-    assert world.healing.misses(snapshot()) is False, "it fell silent"
+    assert not world.healing.misses(snapshot(), doubtful=True), "it fell silent"
     world.ledger.wrote(BEAT, world.clock.now())
     with world.healing.leaving(Deregister(KEY, MINE.ip, MINE.port)):
-        assert world.healing.misses(snapshot()) is False
+        assert not world.healing.misses(snapshot(), doubtful=True)
     assert world.registry.calls == []
 
 

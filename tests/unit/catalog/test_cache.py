@@ -771,6 +771,51 @@ def test_deregistrations_through_this_proxy_are_never_held_back() -> None:
     assert (shown(kept, 102), entry.held_since) == ((), None)
 
 
+def at(*hosts: Instance, since: float) -> dict[tuple[str, int], float]:
+    return {(host.ip, host.port): since for host in hosts}
+
+
+def test_who_will_be_registered_again_never_goes_also_where_the_rest_of_the_list_is_believed() -> None:
+    kept = held()
+    assert listed(kept, 100, A, B, C, missed=at(D, since=100)) is None
+    assert shown(kept, 100) == (A, B, C, D)
+    change = listed(kept, 101, A, B, missed=at(D, since=101))
+    assert change is not None and change.removed == (C,)
+    listed(kept, 110, A, B, D)
+    assert shown(kept, 110) == (A, B, D)
+    entry = kept.get(KEY)
+    assert entry is not None and entry.pending == ()
+
+
+def test_who_is_missed_for_longer_than_a_write_is_waited_for_goes() -> None:
+    kept = held(confirm_after=5)
+    listed(kept, 100, A, B, C, missed=at(D, since=100))
+    change = listed(kept, 103, A, B, C, missed=at(D, since=100))
+    assert change is not None and change.removed == (D,)
+    assert listed(kept, 104, A, B, C, missed=at(D, since=104)) is None  # readers have not seen it any more
+
+
+def test_whose_data_was_lost_is_shown_with_it() -> None:
+    kept = cache()
+    rich = instance(weight=2.0, metadata={"zone": "a"})
+    listed(kept, 0, rich, B)
+    assert listed(kept, 100, A, B, missed=at(A, since=100)) is None
+    assert shown(kept, 100) == (rich, B)
+
+
+def test_a_list_that_lacks_most_of_who_will_be_registered_again_is_held_back() -> None:
+    kept = held(confirm_after=5)
+    assert listed(kept, 100, A, missed=at(B, since=100)) is None
+    assert shown(kept, 100) == (A, B, C, D)
+
+
+def test_a_registry_that_lists_at_once_is_believed_at_once() -> None:
+    kept = cache(overlay=OverlayPolicy(grace=0.0))
+    listed(kept, 0, A, B, C)
+    assert listed(kept, 100, A, B, missed=at(C, since=100)) is not None
+    assert shown(kept, 100) == (A, B)
+
+
 def test_a_write_shows_while_a_list_is_held_back() -> None:
     kept = held()
     listed(kept, 100, suspicious=True)
@@ -844,6 +889,7 @@ LISTS = st.lists(INSTANCES, max_size=3, unique_by=lambda i: i.key)
 OPERATIONS = st.one_of(
     st.tuples(st.just("list"), LISTS, st.booleans()),
     st.tuples(st.just("late list"), LISTS, st.booleans()),
+    st.tuples(st.just("list that lacks"), LISTS, st.booleans()),
     st.tuples(st.just("write"), WRITES, st.none()),
     st.tuples(st.just("fail"), st.none(), st.none()),
     st.tuples(st.just("wait"), st.sampled_from([0.1, 0.6, 1.1, 3.1, 20.0]), st.none()),
@@ -862,10 +908,11 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
     for what, value, more in operations:
         change = None
         match what:
-            case "list" | "late list":
+            case "list" | "late list" | "list that lacks":
                 word = Snapshot.of(KEY, value, last_ref_time=1)
-                asked = now if what == "list" else now - 2
-                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, wall_ms=1)
+                asked = now - 2 if what == "late list" else now
+                missed = at(*(last.instances if last and what == "list that lacks" else ()), since=now)
+                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, missed=missed, wall_ms=1)
             case "write":
                 change = kept.wrote(value, now, 1)
             case "fail":
