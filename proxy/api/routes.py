@@ -30,7 +30,6 @@ from proxy.wire.base import JSON_TYPE, HttpReply
 from proxy.wire.problem import PROBLEM_TYPE, plain_problem, problem
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[HttpReply | ASGIApp]]
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,14 @@ class Route(APIRoute):
             await answer(scope, receive, send)
 
 
+class OtherMethods(Route):
+    """Matches its path with any method, where the routes before it had another."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return (match if match is Match.NONE else Match.FULL), child
+
+
 @dataclass(slots=True)
 class Routes:
     """Collects routes; `router` gives them to FastAPI, with HEAD for each GET and 405 for what a path does not know."""
@@ -101,8 +108,14 @@ class Routes:
                 self._one(router, "HEAD", path, endpoint, None)
                 known[path].add("HEAD")
         for path, methods in known.items():
-            for method in sorted(_METHODS - methods):
-                self._one(router, method, path, _not_allowed(methods), None)
+            router.add_api_route(
+                path,
+                _not_allowed(methods),
+                methods=["OPTIONS"],
+                response_model=None,
+                include_in_schema=False,
+                route_class_override=OtherMethods,
+            )
         return router
 
     def _one(self, router: APIRouter, method: str, path: str, endpoint: Endpoint, doc: Doc | None) -> None:
@@ -111,9 +124,12 @@ class Routes:
 
 
 def _not_allowed(methods: set[str]) -> Endpoint:
+    """OPTIONS is told what there is, and any other is refused with the same: nothing is done for either."""
     allow = ", ".join(sorted(methods))
 
     async def refuse(request: Request) -> HttpReply:
+        if request.method == "OPTIONS":
+            return HttpReply(204, None, b"", (("allow", allow),))
         text = f"{request.method} is not possible here; possible are {allow}"
         return plain_problem(405, text, request.scope["path"], (("allow", allow),))
 

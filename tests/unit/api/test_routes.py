@@ -49,10 +49,29 @@ async def test_a_slash_ends_a_segment(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/echo/a/b")).status == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "TRACE", "PROPFIND"])
 async def test_another_method_is_told_which_there_are(app: FastAPI, method: str) -> None:
     answer = await ask(app, method, "/echo/a")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+async def test_options_tells_what_there_is_and_does_nothing() -> None:
+    """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
+    done: list[str] = []
+
+    async def beat(request: Request) -> HttpReply:
+        done.append(request.method)
+        return HttpReply(200, "text/plain", b"ok")
+
+    routes = Routes("test")
+    routes.add("PUT", "/beat/{name}", beat, None)
+    app = FastAPI()
+    app.include_router(routes.router())
+    for target in ("/beat/a", "/beat/a%2Fb"):
+        answer = await ask(app, "OPTIONS", target)
+        assert (answer.status, answer.headers["allow"], answer.body) == (204, "PUT", b"")
+        assert (await ask(app, "TRACE", target)).status == 405
+    assert done == []
 
 
 async def test_our_errors_are_problems_and_others_tell_nothing(app: FastAPI) -> None:
