@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -35,6 +35,43 @@ class ConnectionLimits:
 
 
 BETWEEN, HEAD, BODY = 0, 1, 2
+
+
+class Joined:
+    """A connection's transport as responses see it: a head goes out with the body that follows in the same turn.
+
+    uvicorn hands them over one after the other, and each would be a system call and, often, a packet of its own.
+    """
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self.flush)
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """What is held goes out now."""
+        if self._head:
+            head, self._head = self._head, b""
+            if not self._transport.is_closing():
+                self._transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -57,6 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._joined = Joined(transport, self.loop)
         most = self.limits.connections
         if most and len(self.connections) > most:
             self.logger.warning("More than %d connections, one was refused.", most)
@@ -97,11 +135,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._phase = BODY
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size <= self.limits.head:
-            super().on_headers_complete()
-            return
-        self.app = _too_large  # the connection ends with this answer
+        if size > self.limits.head:
+            self.app = _too_large  # the connection ends with this answer
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = cast(asyncio.Transport, self._joined)
 
     def on_message_complete(self) -> None:
         self._phase = BETWEEN

@@ -189,6 +189,7 @@ class FastProtocol(LimitedProtocol):
             return None
         if cycle.disconnected or cycle.scope["http_version"] != "1.1":
             return None
+        self._joined.flush()
         cycle.response_complete = True  # for the app the response has ended
         cycle.message_event.set()
         self._stream = stream = Stream(self.transport, self.flow, cycle.keep_alive, self._stream_ended)

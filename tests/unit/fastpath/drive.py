@@ -72,6 +72,8 @@ class Service:
         if drawing:
             status, body = 200, self.draw()
         await send({"type": "http.response.start", "status": status, "headers": self._headers(status, body, etag)})
+        if path == "/slow":
+            await self.gate.wait()
         await send({"type": "http.response.body", "body": body})
 
     async def _body(self, receive: Receive) -> int:
@@ -104,6 +106,9 @@ class StillLoop:
         self.timers.append(timer)
         return timer
 
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> asyncio.Handle:
+        return asyncio.get_running_loop().call_soon(callback, *args)
+
     def create_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coroutine, **options)
 
@@ -134,6 +139,7 @@ class KeptTransport(asyncio.Transport):
     def __init__(self, **extra: Any) -> None:
         super().__init__({"peername": ("127.0.0.1", 4000), "sockname": ("127.0.0.1", 80), **extra})
         self.written = b""
+        self.writes = 0
         self.closing = False
         self.reading = True
         self.limits: list[int | None] = []
@@ -145,6 +151,7 @@ class KeptTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
+        self.writes += 1
 
     def close(self) -> None:
         self.closing = True

@@ -183,3 +183,22 @@ async def test_a_client_that_would_rather_speak_http_2_is_answered_without_a_war
 
 def test_what_is_not_limited_is_the_default() -> None:
     assert LimitedProtocol.limits == ConnectionLimits(65_536, 10.0, 0)
+
+
+# a head and its body
+
+
+async def test_a_head_and_its_body_leave_in_one_piece(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    for number in (1, 2):
+        assert (await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\n\r\n")).endswith(b"got 0")
+        assert connection.transport.writes == number
+
+
+async def test_a_head_does_not_wait_for_a_body_that_is_not_there_yet(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    head = await connection.say(b"POST /slow HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and head.endswith(b"\r\n\r\n")
+    connection.service.gate.set()
+    assert (await connection.rest()).startswith(b"/slow")
+    assert connection.transport.closing
