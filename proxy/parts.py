@@ -175,7 +175,8 @@ def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
 async def start(parts: Parts) -> None:
     """State from disk first, so that the first read has it; then what runs in the background."""
     if parts.disk is not None:
-        parts.disk.restore()
+        if parts.disk.restore():
+            parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
         parts.disk.start()
     parts.keeper.restore_all()
     parts.poller.start()

@@ -54,6 +54,10 @@ from proxy.workers import Workers, WorkersPolicy
 
 log = logging.getLogger("nacos_proxy.server")
 
+# Seconds. Clients of Nacos beat every 5 and list every 10: a connection that ended after uvicorn's own 5 would break in
+# the very moment of the next beat.
+KEEP_ALIVE = 30
+
 
 def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
     """The whole program as one ASGI app; its lifespan starts and stops the parts, which stand in `app.parts`."""
@@ -178,6 +182,7 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
         access_log=s.access_log,
         server_header=False,
         proxy_headers=False,  # who is counted as which client is nothing that a client may say
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=None if math.isinf(s.drain_timeout) else math.ceil(s.drain_timeout),
         ws="none",
         ssl_context_factory=None if tls is None else lambda config, default: tls,

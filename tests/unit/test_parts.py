@@ -140,7 +140,9 @@ async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Pat
     look = second.agent.catalog.cache.look(KEY, clock.now())
     assert look.snapshot is not None and [i.ip for i in look.snapshot.instances] == ["10.0.0.1"]
     assert look.from_disk
+    assert second.agent.suspicious, "the upstream may have lost its memory meanwhile"
     await finish(second)
+    assert not first.agent.suspicious, "it knew nothing to be lost"
 
 
 async def test_a_change_reaches_the_answers_before_the_readers() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.parts import build
-from proxy.server import App, check_exposure, create_app, reload_safely, run
+from proxy.server import App, check_exposure, create_app, reload_safely, run, uvicorn_config
 from proxy.serving import CannotStart
 from proxy.settings import Settings, load
 from tests.helpers.app import serving
@@ -35,6 +35,13 @@ def test_a_start_with_an_upstream_that_is_no_address_says_so_and_leaves_the_port
     flags = {"disk": False, "port": 0, "upstream": "ftp://x", "push": "off", "udp_push": False}
     with pytest.raises(CannotStart, match="neither http nor https"):
         run(load(flags, None, {}))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_connection_outlasts_the_pause_between_two_beats_and_between_two_lists(fast: bool) -> None:
+    """A client that beats every 5 s on a connection that ends after 5 s finds it broken again and again."""
+    app = App(build(Settings(**PLAIN, fast_path=fast), FakeClock()))
+    assert uvicorn_config(app, app.parts.settings).timeout_keep_alive >= 2 * 10
 
 
 async def test_a_reload_changes_who_may_ask_also_for_answers_from_memory(tmp_path: Path) -> None:
