@@ -95,8 +95,10 @@ class Front:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._nacos if self._is_nacos(scope["path"]) else self.rest
-        await target(scope, receive, send)
+        if self._is_nacos(scope["path"]):
+            await self._nacos(scope, receive, send)
+        else:
+            await self.rest(_without_slash(scope), receive, send)
 
     def _is_nacos(self, path: str) -> bool:
         if self._context:
@@ -111,6 +113,16 @@ class Front:
         return problem(error, path)
 
 
+def _without_slash(scope: Scope) -> Scope:
+    """A slash at the end says nothing. A redirect to the path without it would name the host, and the scheme that
+    somebody in between speaks to us.
+    """
+    path, raw = scope["path"], scope.get("raw_path") or scope["path"].encode()
+    if len(path) < 2 or not raw.endswith(b"/"):
+        return scope
+    return {**scope, "path": path[:-1], "raw_path": raw[:-1]}
+
+
 def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
     """Our own API with its documents."""
     app = FastAPI(
@@ -120,6 +132,7 @@ def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
         description="The Nacos API stands beside it, below the context path (`/nacos`), as Nacos documents it.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers=PROBLEM_HANDLERS,
     )

@@ -42,6 +42,18 @@ async def test_what_a_server_alone_can_do_is_done_here_where_none_is_behind() ->
         assert "GET /v3/admin/ns/health/checkers" in server.asked
 
 
+async def test_a_slash_at_the_end_of_our_own_paths_says_nothing_and_is_never_a_redirect() -> None:
+    async with serving() as proxy:
+        for path in ("/healthz/", "/status/", "/docs/", "/api/v1/services/", "/api/v1/services/a/instances/"):
+            assert (await proxy.http.get(path)).status_code == 200, path
+        assert (await proxy.http.get("/api/v1/services/a%2Fb/")).json()["name"] == "DEFAULT_GROUP@@a/b"
+        assert (await proxy.http.get("/api/v1/services/a%2F")).json()["name"] == "DEFAULT_GROUP@@a/"
+        new = {"ip": "10.0.0.1", "port": 80}
+        assert (await proxy.http.post("/api/v1/services/a/instances/", json=new)).status_code == 201
+        for path in ("/status//", "/api/v1/services//"):
+            assert (await proxy.http.get(path)).status_code == 404, path
+
+
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
