@@ -289,6 +289,7 @@ class Agent:
 
     def _took_back(self, call: Register) -> None:
         self.counts.healed += 1
+        self.suspect()  # what else has it lost?
         self._commit(self.catalog.cache.wrote(call, self.clock.now(), self._wall_ms()))
 
     async def renew(self, registration: Registration) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -27,7 +27,7 @@ from proxy.calls import (
     beat_interval,
 )
 from proxy.catalog.ledger import Ledger, Place, Registration
-from proxy.errors import ProxyError, Reason, Refused
+from proxy.errors import ProxyError, Reason, Refused, away
 from proxy.model import Instance, Snapshot
 from proxy.runtime import Clock, spawn, stop
 
@@ -61,6 +61,7 @@ class Healing:
         self._registered = registered
         self._clock = clock
         self._leaving: Counter[Place] = Counter()
+        self._lost: dict[Place, Registration] = {}  # to be brought back, one after the other
         self._bringing_back: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -113,8 +114,9 @@ class Healing:
         """
         now = self._clock.now()
         lost = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
+        self._lost.update((known.place, known) for known in lost)
         if lost and (self._bringing_back is None or self._bringing_back.done()):
-            self._bringing_back = spawn(self._bring_back(lost), name="bring back")
+            self._bringing_back = spawn(self._bring_back(), name="bring back")
         return {known.place[1:]: now if doubtful else known.missed_since for known in lost}
 
     def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:
@@ -127,12 +129,17 @@ class Healing:
         known.missed_since = min(known.missed_since, now)
         return True
 
-    async def _bring_back(self, lost: Sequence[Registration]) -> None:
-        for registration in lost:
+    async def _bring_back(self) -> None:
+        while self._lost:
+            place, registration = next(iter(self._lost.items()))
             try:
                 await self.renew(registration)
             except ProxyError as error:
                 log.info("%s of %s is lost: %s", registration.instance.address, registration.service, error)
+                if away(error):  # its return begins anew
+                    self._lost.clear()
+            finally:
+                self._lost.pop(place, None)
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again. Raises what it says."""

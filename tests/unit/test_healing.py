@@ -13,7 +13,7 @@ from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.errors import Reason, Refused, Unreachable
 from proxy.healing import Healing
 from proxy.runtime import spawn
-from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
@@ -181,6 +181,29 @@ async def test_after_an_outage_its_data_is_missed_too(
     assert bool(world.healing.misses(word, doubtful=True)) is not whole
     await settle()
     assert world.shelf.of(KEY).instances == (word.instances if whole else (MINE,))
+
+
+async def test_many_that_are_missed_in_many_lists_are_brought_back_one_after_the_other(world: World) -> None:
+    services = [key(f"s{number}") for number in range(20)]
+    for service in services:
+        world.ledger.wrote(Register(service, MINE), world.clock.now())
+        world.ledger.wrote(replace(BEAT, service=service), world.clock.now())
+    await world.clock.advance(6)
+    for service in services:
+        world.healing.misses(snapshot(service=service), doubtful=True)
+    await settle()
+    assert [call.service for call in world.registry.sent(Register)] == services
+
+
+async def test_an_upstream_that_is_away_is_not_asked_for_each_that_it_may_have_lost(world: World) -> None:
+    world.registry.script = lambda call: Unreachable("refused", arrived=False)
+    for number in range(20):
+        world.ledger.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
+        world.ledger.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
+    await world.clock.advance(6)
+    world.healing.misses(snapshot(), doubtful=True)
+    await settle()
+    assert len(world.registry.calls) == 1
 
 
 async def test_after_an_outage_who_beats_here_is_no_less_well_for_the_beats_that_were_lost(world: World) -> None:
