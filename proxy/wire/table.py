@@ -21,7 +21,8 @@ KEY = "/{key}"  # the end of a path whose last part is a parameter
 class Table:
     """A `Dialect` made of rows; of two rows for the same path, or the same call, the first counts.
 
-    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET.
+    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET also where the naming API is; beside
+    it (the console) it always is, as Spring does it, which load balancers count on.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Table:
     def match(self, method: str, path: str) -> Operation[Any, Any] | None:
         if self._slash and path.endswith("/"):
             path = path[:-1]
-        if self._head and method == "HEAD":
+        if method == "HEAD" and (self._head or not self.owns(path)):
             method = "GET"
         served = self._served
         found = served.get((method, path)) or served.get((ANY, path))

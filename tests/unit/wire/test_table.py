@@ -32,13 +32,14 @@ def reply_of(call: Any, reply: HttpReply) -> Any:
 LIST = row("GET", "/n/list", Metrics, (Fetch,), write_request=ask, read_reply=reply_of)
 STATUSES = row(ANY, f"/n/statuses{KEY}", Metrics)
 NAMES = row(ANY, "/n/names", Metrics)
+BESIDE = row("GET", "/beside", Metrics)
 
 
 def table(*, slash: bool = True, head: bool = True) -> Table:
     def say(request: HttpRequest, *_: Any) -> HttpReply:
         return as_text(request.path)
 
-    rows = [LIST, row("GET", "/n/list", Deregister), STATUSES, NAMES]
+    rows = [LIST, row("GET", "/n/list", Deregister), STATUSES, NAMES, BESIDE]
     return Table("t", ["/n"], rows, unknown=say, write_error=say, slash=slash, head=head)
 
 
@@ -66,6 +67,7 @@ def test_a_slash_at_the_end_and_head_may_count() -> None:
     strict = table(slash=False, head=False)
     assert strict.match("GET", "/n/list/") is None
     assert strict.match("HEAD", "/n/list") is None
+    assert strict.match("HEAD", "/beside") is BESIDE  # where the naming API is not, HEAD is always answered
 
 
 def test_it_owns_its_prefix_and_no_longer_word() -> None:
