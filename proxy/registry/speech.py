@@ -6,7 +6,8 @@ Not for: the requests themselves (`wire`), which dialect is used (`detect`), whi
     -----------+-------------------------------------------------------------------------------------------------
     v1, v2     | the list; under protection also the list of the healthy; where one is unhealthy, the threshold
     v3         | the admin page of services with instances, exact name picked; where too many are named alike the
-               | admin list of each cluster; without admin rights the client list of the clusters that were seen
+               | admin list of each cluster; without admin rights the client list of the clusters that were seen,
+               | in which one instance is looked up, too
 """
 
 from __future__ import annotations
@@ -219,6 +220,8 @@ class V3Speech(Speech):
                 return await self._full_beat(line, call, call.full)
             case Update() if call.partial:
                 return await self._explained(line, await self.merge(line, call))
+            case GetInstance():
+                return await self._instance(line, call)
             case _:
                 return await self._explained(line, call)
 
@@ -237,6 +240,19 @@ class V3Speech(Speech):
                 content_type=refused.content_type,
                 body=refused.body,
             ) from refused
+
+    async def _instance(self, line: Line, call: GetInstance) -> Instance:
+        """Without admin rights as the client list shows it, which hides disabled ones: to those who ask it is not."""
+        try:
+            return await super().say(line, call)
+        except Refused as refused:
+            if refused.reason is not Reason.NO_RIGHT:
+                raise
+            hosts = v3.read_hosts(call.service, await line.ask(v3.write_client_list(call.service, (call.cluster,))))
+            found = Snapshot.of(call.service, hosts).find(call.ip, call.port, call.cluster)
+            if found is None:
+                raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404) from refused
+            return found
 
     async def _full_beat(self, line: Line, call: Beat, full: Instance) -> BeatResult:
         """A heart beat of v3 is always light: what the server does not know is registered in a second step."""

@@ -150,10 +150,27 @@ async def test_without_admin_rights_the_client_list_serves_and_the_right_is_trie
     assert line.since()[0] == "GET /v3/admin/ns/service/list"
 
 
+async def test_without_admin_rights_an_instance_is_looked_up_in_the_client_list() -> None:
+    line = Line("v3", "v3", admin=False)
+    one = instance("10.0.0.1", cluster="c1", weight=2.0)
+    await line.there(Register(KEY, one))
+    found = await line.say(GetInstance(KEY, "10.0.0.1", 80, "c1"))
+    assert (found.key, found.weight) == (one.key, 2.0)
+    assert line.since() == ["GET /v3/admin/ns/instance", "GET /v3/client/ns/instance/list"]
+    for unknown in (
+        GetInstance(KEY, "10.0.0.2", 80, "c1"),
+        GetInstance(KEY, "10.0.0.1", 80),
+        GetInstance(key("none"), "10.0.0.1", 80),
+    ):
+        with pytest.raises(Refused) as caught:
+            await line.say(unknown)
+        assert (caught.value.reason, caught.value.status) == (Reason.INSTANCE_NOT_FOUND, 404)
+
+
 async def test_a_missing_admin_right_is_explained() -> None:
     line = Line("v3", "v3", admin=False)
     await line.there(Register(KEY, instance("10.0.0.1")))
-    for call in (Update(KEY, "10.0.0.1", 80, weight=2.0), GetInstance(KEY, "10.0.0.1", 80), GetService(KEY)):
+    for call in (Update(KEY, "10.0.0.1", 80, weight=2.0), GetService(KEY)):
         with pytest.raises(Refused) as caught:
             await line.say(call)
         assert caught.value.text.endswith(NEEDS_ADMIN)
