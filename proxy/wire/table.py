@@ -21,8 +21,8 @@ KEY = "/{key}"  # the end of a path whose last part is a parameter
 class Table:
     """A `Dialect` made of rows; of two rows for the same path, or the same call, the first counts.
 
-    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET also where the naming API is; beside
-    it (the console) it always is, as Spring does it, which load balancers count on.
+    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET also where the naming API is;
+    beside it (the console) it always is, as Spring does it, which load balancers count on.
     """
 
     def __init__(
