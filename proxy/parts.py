@@ -156,7 +156,8 @@ def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
     if s.push == "off" or not available():
         return registry, None
     home = str(s.state_dir / "push")
-    push = GrpcPush(PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port), clock)
+    policy = PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port)
+    push = GrpcPush(policy, clock, hint=registry.hint)
     servers.on_list.append(lambda: push.follow(_origins(servers)))
     return registry, push
 

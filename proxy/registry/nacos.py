@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -99,9 +99,10 @@ class NacosRegistry:
         """The same servers for a client that shows its own token: nothing that others were shown is used for it."""
         return _Voice(self, credential)
 
-    def hint(self, key: ServiceKey, clusters: Iterable[str]) -> None:
-        """Clusters that a service may have, for servers that list only what they are asked for."""
-        self._voice.memory.saw(key, clusters)
+    def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
+        """Clusters of a service that were heard of elsewhere, for servers that list only what they are asked for."""
+        if clusters:
+            self._voice.memory.saw(key, clusters)
 
     @asynccontextmanager
     async def forward(

@@ -1,6 +1,7 @@
 """gRPC push of Nacos 2.0 on, by the official Rust SDK's binding: the optional extra `push`. Says that, never what.
 
-Not for: snapshots; the HTTP list stays their one source. Without the extra, or where the gRPC port is closed, this says
+Not for: snapshots; the HTTP list stays their one source. Only the clusters are learned from here, since some servers
+list by HTTP no others than they are asked for. Without the extra, or where the gRPC port is closed, this says
 that it is not alive, and the poller keeps time. How a client is made: `sdk`.
 
 What the binding does, seen with 0.8.0 against r-nacos: it has one namespace per client and never lets a
@@ -21,7 +22,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from proxy.model import ServiceKey
 from proxy.registry.sdk import Client, PushPolicy, Told, connect, failure
@@ -43,15 +44,24 @@ def pushable(key: ServiceKey) -> bool:
 
 
 Connect = Callable[[PushPolicy, str], Awaitable[Client]]
+Hint = Callable[[ServiceKey, Collection[str]], None]
+
+
+def _no_hint(key: ServiceKey, clusters: Collection[str]) -> None:
+    """Nobody has use of it."""
 
 
 class GrpcPush:
-    """Implements `Watchable`; the tasks start with the first service that is watched, and end with `close`."""
+    """Implements `Watchable`; the tasks start with the first service that is watched, and end with `close`.
 
-    def __init__(self, policy: PushPolicy, clock: Clock, connect: Connect = connect) -> None:
+    `hint` is told of the clusters in which a service has instances.
+    """
+
+    def __init__(self, policy: PushPolicy, clock: Clock, connect: Connect = connect, hint: Hint = _no_hint) -> None:
         self.policy = policy
         self.clock = clock
         self.connect = connect
+        self.hint = hint
         self.connecting = asyncio.Lock()
         self.servers = policy.servers
         self.overflow = False
@@ -234,7 +244,7 @@ class _Feed:
     async def _subscribe(self, client: Client, key: ServiceKey) -> None:
         """Never cancelled while the server is away: the SDK would subscribe all the same, and twice on a retry."""
         again = key in self.subscribed
-        listener: Told = _deaf if again else lambda _: self._heard(key)
+        listener: Told = _deaf if again else lambda told: self._heard(key, told)
         error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))
         self._pending.pop(key, None)
         if error:
@@ -254,10 +264,16 @@ class _Feed:
         await clock.sleep_until(clock.now() + self._push.policy.longest_pause)
         self._queue(key)
 
-    def _heard(self, key: ServiceKey) -> None:
+    def _heard(self, key: ServiceKey, told: Any) -> None:
         """In a thread of the SDK's, at any time, also when the loop has ended."""
+        instances = cast(list[Any], told) if isinstance(told, list) else []
+        clusters = {str(getattr(instance, "cluster_name", "")) for instance in instances}
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._push.tell, key)
+            self._loop.call_soon_threadsafe(self._changed, key, clusters)
+
+    def _changed(self, key: ServiceKey, clusters: Collection[str]) -> None:
+        self._push.hint(key, clusters)
+        self._push.tell(key)
 
     async def _probe(self, client: Client) -> None:
         policy, clock = self._push.policy, self._push.clock

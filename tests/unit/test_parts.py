@@ -92,6 +92,8 @@ async def test_an_address_server_counts_as_an_upstream() -> None:
 async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int) -> None:
     parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
     assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert parts.push.hint == parts.registry.hint
     assert (parts.push.servers, parts.push.policy.port, parts.push.policy.offset) == ((UPSTREAM,), port, 1000)
     await parts.agent.close()
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,10 +59,10 @@ class Sdk:
             raise self.query
         return []
 
-    def happen(self, service: ServiceKey) -> None:
+    def happen(self, service: ServiceKey, told: object = ()) -> None:
         """A change, told as the SDK does it: in a thread of its own."""
         listeners = self.listeners.get(service.grouped, [])
-        thread = threading.Thread(target=lambda: [listener([]) for listener in listeners])
+        thread = threading.Thread(target=lambda: [listener(told) for listener in listeners])
         thread.start()
         thread.join()
 
@@ -100,6 +101,20 @@ async def test_a_change_heard_in_a_thread_of_the_sdk_is_told() -> None:
         sdk.happen(key("b"))
         await settle()
         assert told == [key("b")]
+
+
+async def test_the_clusters_of_what_was_told_are_handed_on() -> None:
+    sdk, clock, hints = Sdk(), FakeClock(), list[tuple[ServiceKey, set[str]]]()
+    async with pushing(sdk, clock) as (push, told):
+        push.hint = lambda service, clusters: hints.append((service, set(clusters)))
+        push.watch([key("a")])
+        await settle()
+        told.clear()
+        for heard in ([SimpleNamespace(cluster_name=name) for name in ("c1", "DEFAULT", "c1")], [], None):
+            sdk.happen(key("a"), heard)
+            await settle()
+        assert hints == [(key("a"), {"c1", "DEFAULT"}), (key("a"), set()), (key("a"), set())]
+        assert told == [key("a")] * 3
 
 
 async def test_a_new_subscription_is_told_of_once_for_what_changed_before_it() -> None:
@@ -493,7 +508,8 @@ async def test_r_nacos_tells_and_is_lost_and_comes_back_with_every_subscription(
     names = [f"pushed-{n}" for n in range(50)]
     with RNacos(BINARY) as server:
         policy = PushPolicy((server.url,), home=str(tmp_path), probe=0.2, answer=1.0, settle=1.0, pause=0.1)
-        push = GrpcPush(policy, SystemClock())
+        hints: dict[ServiceKey, set[str]] = {}
+        push = GrpcPush(policy, SystemClock(), hint=lambda service, clusters: hints.update({service: set(clusters)}))
         told: asyncio.Queue[ServiceKey] = asyncio.Queue()
 
         async def listen() -> None:
@@ -519,6 +535,7 @@ async def test_r_nacos_tells_and_is_lost_and_comes_back_with_every_subscription(
             await hears({key(name) for name in names})
             register(server, names[3], "10.0.0.1")
             await hears({key(names[3])})
+            await until(lambda: hints.get(key(names[3])) == {"DEFAULT"})
 
             await asyncio.to_thread(server.terminate)
             await until(lambda: not push.alive)
