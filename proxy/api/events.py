@@ -68,6 +68,10 @@ def _address(scope: Scope) -> str:
     return (scope.get("client") or ("", 0))[0]
 
 
+def _size(kept: tuple[object, bytes]) -> int:
+    return 500 + len(kept[1])  # with what is around the bytes
+
+
 def _nobody(namespace: str, group: str) -> None:
     """Nobody learns the names of a group's services."""
 
@@ -94,7 +98,7 @@ class EventsApi:
         self._next_slot = 0
         self._polls: set[asyncio.Event] = set()
         self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
-        self._snapshots: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=len)
+        self._snapshots: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(policy.prepared, getsizeof=_size)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """What was encoded last: ten thousand readers ask for the same, one after the other."""
@@ -170,12 +174,14 @@ class EventsApi:
 
     def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
         stale = self.agent.catalog.cache.look(snapshot.key, self.agent.clock.now()).stale
-        slot = (snapshot.key, snapshot.revision, snapshot.last_ref_time, view, stale, reset)
-        data = self._snapshots.get(slot)
-        if data is None:
-            data = orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **({"reset": True} if reset else {})})
-            if len(data) <= self.policy.prepared:
-                self._snapshots[slot] = data
+        slot, made_of = (snapshot.key, view, stale, reset), (snapshot.revision, snapshot.last_ref_time)
+        known = self._snapshots.get(slot)
+        if known is not None and known[0] == made_of:
+            return encode("snapshot", known[1], number)
+        data = orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **({"reset": True} if reset else {})})
+        self._snapshots.pop(slot, None)  # what the service was before, nobody asks for again
+        if _size((made_of, data)) <= self.policy.prepared:
+            self._snapshots[slot] = (made_of, data)
         return encode("snapshot", data, number)
 
     # long polls

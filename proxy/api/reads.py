@@ -42,7 +42,7 @@ class Reads:
 
     def __init__(self, agent: Agent, policy: ReadPolicy) -> None:
         self._agent = agent
-        self._bodies: LRUCache[Hashable, bytes] = LRUCache(policy.prepared, getsizeof=lambda body: len(body) + 500)
+        self._bodies: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(policy.prepared, getsizeof=_size)
 
     async def answer(
         self,
@@ -86,14 +86,20 @@ class Reads:
     def _body(
         self, snapshot: Snapshot, stale: bool, variant: tuple[object, ...], make: Callable[[Snapshot, bool], object]
     ) -> bytes:
-        slot = (snapshot.key, snapshot.revision, snapshot.last_ref_time, stale, variant)
-        body = self._bodies.get(slot)
-        if body is None:
-            made = make(snapshot, stale)
-            body = made if isinstance(made, bytes) else orjson.dumps(made)
-            if len(body) + 500 <= self._bodies.maxsize:
-                self._bodies[slot] = body
+        slot, made_of = (snapshot.key, stale, variant), (snapshot.revision, snapshot.last_ref_time)
+        known = self._bodies.get(slot)
+        if known is not None and known[0] == made_of:
+            return known[1]
+        made = make(snapshot, stale)
+        body = made if isinstance(made, bytes) else orjson.dumps(made)
+        self._bodies.pop(slot, None)  # what the service was before, nobody asks for again
+        if _size((made_of, body)) <= self._bodies.maxsize:
+            self._bodies[slot] = (made_of, body)
         return body
+
+
+def _size(kept: tuple[object, bytes]) -> int:
+    return 500 + len(kept[1])  # with what is around the bytes
 
 
 def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_TYPE) -> HttpReply:

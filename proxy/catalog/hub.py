@@ -255,7 +255,7 @@ def _hosts(event: Event) -> int:
 
 
 def _size(kept: tuple[Event, bytes]) -> int:
-    return 200 + len(kept[1])  # with what is around the bytes
+    return 200 + len(kept[1]) + 100 * _hosts(kept[0])  # with what is around the bytes, and the event's own index
 
 
 K = TypeVar("K")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 
 from proxy.api.reads import ReadPolicy, Reads, oldest, tagged
-from proxy.catalog.look import Freshness, Look
+from proxy.catalog.look import Freshness, Look, Wants
 from proxy.model import Snapshot
 from tests.helpers import build
 from tests.helpers.asgi import scope
-from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
@@ -45,6 +47,25 @@ async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
     await clock.advance(0)
     assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":2}'
     assert [stale for _, stale in make.made[3:]] == [True, False]
+    await agent.close()
+
+
+async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None:
+    make = Maker()
+    agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
+    reads = Reads(agent, ReadPolicy(prepared=2_000))
+    fresh = partial(Look, Freshness.FRESH, age=0.0, ttl=10.0)
+
+    def ask(found: Snapshot) -> None:
+        reads.reply(request(), fresh(snapshot=found), Wants(), "x", (), make)
+
+    calm = snapshot(instance(), service=key("calm"))
+    ask(calm)
+    for number in range(50):
+        ask(snapshot(instance(weight=number + 1)))
+    made = len(make.made)
+    ask(calm)
+    assert len(make.made) == made
     await agent.close()
 
 
