@@ -54,7 +54,7 @@ class Poller:
         self._tokens = policy.budget
         self._filled = 0.0
         self._last_call = -policy.quiet
-        self._discovered = -policy.discover_every
+        self._names_due: dict[tuple[str, str], float] = {}
         self._found: dict[ServiceKey, None] = {}
         self._asked_names: set[tuple[str, str]] = set()
         self._told = -1
@@ -94,12 +94,9 @@ class Poller:
         for registration in agent.catalog.ledger.lapse(now):
             log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
             agent.catalog.cache.own(registration.service, agent.catalog.ledger.count(registration.service), now)
+        self._ask_names(now)
         if not self._ask_due(now):
             self._ask_anything(now)
-        if self.discovering and now - self._discovered >= self._policy.discover_every and agent.catalog.breaker.up:
-            self._discovered = now
-            for namespace, group in self.discovering.keys() - self._asked_names:
-                self._do_behind(self._discover(namespace, group), "discover")
 
     def _do_behind(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = spawn(work, name=name)
@@ -111,10 +108,7 @@ class Poller:
     def _ask_due(self, now: float) -> int:
         """Ask for what is due, names that nobody has seen yet before the rest; how many that were."""
         agent, cache, breaker = self._agent, self._agent.catalog.cache, self._agent.catalog.breaker
-        # no more at once than two ticks' worth: a hundred polls in one stretch are a tenth of a second for readers
-        most = max(1.0, 2.0 * self._policy.budget * self._policy.tick)
-        self._tokens = min(most, self._tokens + (now - self._filled) * self._policy.budget)
-        self._filled = now
+        self._fill(now)
         if not breaker.allows(now):
             return 0
         left = int(self._tokens) if breaker.up else 1
@@ -129,6 +123,12 @@ class Poller:
         if keys:
             self._last_call = now
         return len(keys)
+
+    def _fill(self, now: float) -> None:
+        # no more at once than two ticks' worth: a hundred polls in one stretch are a tenth of a second for readers
+        most = max(1.0, 2.0 * self._policy.budget * self._policy.tick)
+        self._tokens = min(most, self._tokens + (now - self._filled) * self._policy.budget)
+        self._filled = now
 
     def _ask_anything(self, now: float) -> None:
         """Nothing is due: is the upstream there? While it is down, as often as the breaker allows."""
@@ -178,12 +178,24 @@ class Poller:
     def discover(self, namespace: str, group: str) -> None:
         """Someone listens to every service of a group: learn their names from the upstream, until `forget`."""
         self.discovering[(namespace, group)] = self.discovering.get((namespace, group), 0) + 1
-        self._discovered = -self._policy.discover_every
 
     def forget(self, namespace: str, group: str) -> None:
         left = self.discovering.pop((namespace, group), 0) - 1
         if left > 0:
             self.discovering[(namespace, group)] = left
+
+    def _ask_names(self, now: float) -> None:
+        """The longest waiting first, and no more than half of the budget: a group costs at least a call each time."""
+        self._names_due = {at: due for at, due in self._names_due.items() if at in self.discovering or due > now}
+        if not self.discovering or not self._agent.catalog.breaker.up:
+            return
+        self._fill(now)
+        due = [(self._names_due.get(at, 0.0), at) for at in self.discovering.keys() - self._asked_names]
+        most = max(1, int(self._tokens / 2)) if self._tokens >= 1 else 0
+        for _, at in sorted(group for group in due if group[0] <= now)[:most]:
+            self._tokens -= 1
+            self._names_due[at] = now + self._policy.discover_every
+            self._do_behind(self._discover(*at), "discover")
 
     async def _discover(self, namespace: str, group: str) -> None:
         self._asked_names.add((namespace, group))

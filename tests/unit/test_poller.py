@@ -416,6 +416,29 @@ async def test_a_group_is_asked_for_as_long_as_anyone_follows_it() -> None:
         assert world.poller.discovering == {}
 
 
+async def test_followers_of_many_groups_share_half_of_the_budget() -> None:
+    """Anybody may follow any group of any namespace, also of those that are not there."""
+    async with polling(budget=100) as world:
+        for number in range(100):
+            world.poller.discover(f"namespace-{number}", "DEFAULT_GROUP")
+        await world.clock.advance(0.1)
+        assert 1 <= len([c for c in world.calls() if isinstance(c, ListServices)]) <= 20
+        await world.clock.advance(4)
+        asked = [c.namespace for c in world.calls() if isinstance(c, ListServices)]
+        assert len(asked) == len(set(asked)) > 60  # none twice before all
+
+
+async def test_who_comes_and_goes_has_a_group_asked_for_no_more_often() -> None:
+    async with polling() as world:
+        for _ in range(20):
+            world.poller.discover(*GROUP)
+            await world.clock.advance(0.1)
+            world.poller.forget(*GROUP)
+        assert len([c for c in world.calls() if isinstance(c, ListServices)]) == 1
+        await world.clock.advance(20)
+        assert world.poller._names_due == {}
+
+
 async def test_a_list_of_names_that_fails_or_takes_long_is_no_harm() -> None:
     async with polling() as world:
         forever = asyncio.get_running_loop().create_future()
