@@ -1,7 +1,8 @@
 """The command line: `nacos-proxy serve|config|demo|doctor` and the commands that ask a running proxy.
 
 Not for: what a command does (`cli_reads`, `cli_writes`, `cli_config`, `demo`, `doctor`, `server`). Here is the table
-of commands, and what a failure says and exits with.
+of commands, and what a failure says and exits with. What `serve` and `doctor` need takes a second to import: they
+alone do it, so that the others answer at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -20,11 +21,8 @@ from proxy.cli_config import config, loaded_from, settings_options
 from proxy.cli_reads import get, list_services, pick, watch
 from proxy.cli_writes import beat, deregister, modify, register
 from proxy.demo import demo
-from proxy.doctor import doctor
 from proxy.logs import printable, set_up
 from proxy.rest_client import Problem, Unreached
-from proxy.server import run
-from proxy.serving import CannotStart
 from proxy.settings import BadSettings
 
 
@@ -41,7 +39,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except Problem as error:
             _fail(str(error), 1)
-        except (BadSettings, CannotStart) as error:
+        except BadSettings as error:
             _fail(str(error), 2)
         except Unreached as error:
             _fail(str(error), 3)
@@ -51,7 +49,7 @@ class Group(click.Group):
             raise SystemExit(0) from None
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int) -> NoReturn:
     for line in text.splitlines():
         click.secho(f"nacos-proxy: {printable(line)}", fg="red", err=True)
     raise SystemExit(code)
@@ -76,17 +74,37 @@ def serve(file: Path | None, **flags: Any) -> None:
     Every option is also NACOS_PROXY_<NAME> in the environment and <name> in the TOML file: `nacos-proxy config`
     prints what is in effect. Give secrets there or in a file: everybody on this host can see the command line.
     """
+    from proxy.server import run
+    from proxy.serving import CannotStart
+
     loaded = loaded_from(file, flags)
     set_up(loaded.settings.log_level, loaded.settings.log_format)
     # uvicorn raises the signal that stopped it anew after the graceful stop; both kinds end here
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(loaded)
+    except CannotStart as error:
+        _fail(str(error), 2)
     except KeyboardInterrupt:
         code = 0
     finally:
         signal.signal(signal.SIGTERM, before)
     raise SystemExit(code)
+
+
+@click.command(
+    epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.",
+    short_help="Check upstream, login, push, clock, state and port.",
+)
+@settings_options
+def doctor(file: Path | None, **flags: Any) -> None:
+    """Check the upstream, the login, the push port, the clock, the state directory and our own port.
+
+    It looks at what `serve` would use: the same file and variables.
+    """
+    from proxy.doctor import examine
+
+    raise SystemExit(examine(loaded_from(file, flags).settings))
 
 
 for _command in (config, demo, doctor, get, list_services, watch, pick, register, deregister, modify, beat):

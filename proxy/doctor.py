@@ -10,14 +10,11 @@ import ssl
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from proxy.calls import ListServices, ServerState
-from proxy.cli_config import loaded_from, settings_options
 from proxy.disk import StateFile, StateLocked
 from proxy.errors import ProxyError, Reason, Refused
 from proxy.logs import printable
@@ -44,17 +41,8 @@ class Finding:
     todo: str = ""
 
 
-@click.command(
-    epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.",
-    short_help="Check upstream, login, push, clock, state and port.",
-)
-@settings_options
-def doctor(file: Path | None, **flags: Any) -> None:
-    """Check the upstream, the login, the push port, the clock, the state directory and our own port.
-
-    It looks at what `serve` would use: the same file and variables.
-    """
-    settings = loaded_from(file, flags).settings
+def examine(settings: Settings) -> int:
+    """Prints what it finds; the exit code. Raises `BadSettings`."""
     clock = SystemClock()
     findings = [*asyncio.run(upstream_findings(settings, clock)), state_finding(settings), port_finding(settings)]
     for finding in findings:
@@ -62,7 +50,7 @@ def doctor(file: Path | None, **flags: Any) -> None:
         click.echo(f"{mark} {finding.about}: {printable(finding.seen)}")
         if finding.todo:
             click.echo(f"     -> {finding.todo}")
-    raise SystemExit(0 if all(finding.ok for finding in findings) else 1)
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
