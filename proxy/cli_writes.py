@@ -59,13 +59,20 @@ def register(asked: Asked, service: str, address: str, command: tuple[str, ...],
 
 def _run_managed(asked: Asked, service: str, address: str, body: dict[str, Any], command: tuple[str, ...]) -> int:
     """The exit code of the command; its instance lives as long as it does. Told to stop, we stop it first."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stops = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    told: list[int] = []  # while the command is being started: an interrupt would leave it behind without us
+    for number in stops:
+        signal.signal(number, lambda number, _: told.append(number))
     try:
         child = subprocess.Popen(command)
     except OSError as error:
         raise click.UsageError(f"{shlex.join(command)} cannot be run: {error.strerror}") from error
     path = service_path(service, "instances", place_of(address))
     try:
+        for number in stops:
+            signal.signal(number, signal.default_int_handler)
+        if told:
+            raise KeyboardInterrupt
         asked.client.call("POST", service_path(service, "instances"), asked.where, body)
         while _runs(child, COMMAND_BEAT):
             if "ttl" in body["managed"]["check"]:

@@ -135,6 +135,12 @@ def test_a_command_is_stopped_and_deregistered_when_we_are(
     assert hosts(ask, "held") == []
 
 
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_command_is_not_left_behind_by_a_stop_while_it_is_being_started(running: ProxyProcess, name: str) -> None:
+    with managed(running, "brief", f"kill -{name} $PPID; exec tail -f /dev/null") as command:
+        assert command.wait() == 128 + signal.SIGTERM
+
+
 def test_a_command_whose_instance_is_refused_is_stopped(ask: Run, running: ProxyProcess) -> None:
     ask("register", "held2", "127.0.0.9:80", "--persistent")
     with managed(running, "held2", "exec tail -f /dev/null") as command:
