@@ -292,6 +292,7 @@ class EmbeddedRegistry:
         service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
         service.selector = _selector(call.selector)
         service.changed()
+        self._plan(service, service.deadline())
         self._tell(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:

@@ -17,6 +17,10 @@ from proxy.model import EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snap
 
 Place = tuple[str, int]
 
+CLIENT_LIVES = 180.0  # seconds of an ip:port that is silent, whatever its instances say of themselves
+UNCHECKED = "enableClientBeat"  # in the metadata of an instance or a service: beats are not asked for
+_YES = ("true", "on", "yes", "y", "t")
+
 EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (NACOS.md 2.10)
 
 
@@ -33,11 +37,12 @@ class Registered:
     unhealthy_after: float = 15.0
     gone_after: float = 30.0
 
-    def timed(self, laid: Laid | None) -> None:
-        """The overlay's times count before the registration's (NACOS.md 5.6)."""
+    def timed(self, laid: Laid | None, *, checked: bool) -> None:
+        """The overlay's times count before the registration's (NACOS.md 5.6). `checked`: as its service has it."""
         metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
-        self.unhealthy_after = beat_timeout(metadata) / 1000
-        self.gone_after = delete_timeout(metadata) / 1000
+        checked = checked and metadata.get(UNCHECKED, "").lower() not in _YES
+        self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
+        self.gone_after = min(CLIENT_LIVES, delete_timeout(metadata) / 1000 if checked else math.inf)
 
     def unhealthy_at(self) -> float:
         return self.heard + self.unhealthy_after
@@ -88,7 +93,7 @@ class Service:
         if known is not None and known.instance.cluster != instance.cluster:
             self.laid.pop(known.instance.key, None)
         registered = self.places[place] = Registered(instance, now, instance.healthy)
-        registered.timed(self.laid.get(instance.key))
+        registered.timed(self.laid.get(instance.key), checked=self._checked())
         self.empty_since = math.inf
         self._listed = None
 
@@ -106,7 +111,7 @@ class Service:
         """Over an instance that is there; over another it changes nothing that anybody could see."""
         if self.has(key):
             self.laid[key] = laid
-            self.places[(key.ip, key.port)].timed(laid)
+            self.places[(key.ip, key.port)].timed(laid, checked=self._checked())
             self._listed = None
 
     def overlay(self, key: InstanceKey) -> Laid:
@@ -148,7 +153,13 @@ class Service:
         return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})}, default)
 
     def changed(self) -> None:
+        """Of the service itself."""
         self._listed = None
+        for known in self.places.values():
+            known.timed(self.laid.get(known.instance.key), checked=self._checked())
+
+    def _checked(self) -> bool:
+        return self.metadata.get(UNCHECKED, "").lower() != "true"
 
     # time
 

@@ -66,9 +66,9 @@ async def play(proxy: Served, clock: FakeClock, name: str, server: str, *asking:
     `asking` are Cache-Control headers; '' asks plainly.
     """
     answers: list[list[Answer]] = []
-    for service, count in BEFORE.get(name, {}).items():
+    for net, (service, count) in enumerate(BEFORE.get(name, {}).items(), 1):
         for number in range(count):
-            query = {"serviceName": service, "ip": f"10.1.0.{number}", "port": "80", "ephemeral": "false"}
+            query = {"serviceName": service, "ip": f"10.{net}.0.{number}", "port": "80", "ephemeral": "false"}
             await proxy.http.post("/nacos/v1/ns/instance", params=query)
     for row in load(name):
         if is_played(row, server):

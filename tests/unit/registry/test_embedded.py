@@ -107,6 +107,40 @@ async def test_a_delete_timeout_below_the_beat_timeout_removes_without_a_word(
     assert await listed(registry) == ()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "states"),
+    [
+        ({"enableClientBeat": "true"}, [True, True]),
+        ({"enableClientBeat": "YES"}, [True, True]),
+        ({"preserved.ip.delete.timeout": "600000"}, [False, False]),
+        ({"enableClientBeat": "false"}, [False]),
+    ],
+)
+async def test_an_ip_and_port_silent_for_three_minutes_goes_whatever_it_says_of_itself(
+    registry: EmbeddedRegistry, clock: FakeClock, metadata: dict[str, str], states: list[bool]
+) -> None:
+    """With enableClientBeat its beats are not missed until then (NACOS.md 5.6)."""
+    await registry.send(Register(KEY, instance("10.0.0.1", metadata=metadata)))
+    seen: list[bool] = []
+    for passed in (20.0, 159.0, 1.0):
+        await clock.advance(passed)
+        seen += [i.healthy for i in await listed(registry)]
+    assert seen == states
+
+
+async def test_a_service_may_say_that_the_beats_of_its_instances_are_not_missed(
+    registry: EmbeddedRegistry, clock: FakeClock
+) -> None:
+    await registry.send(Register(KEY, A))
+    await registry.send(UpdateService(KEY, metadata={"enableClientBeat": "true"}))
+    await registry.send(Register(KEY, B))
+    await clock.advance(100.0)
+    assert [i.healthy for i in await listed(registry)] == [True, True]
+    await registry.send(UpdateService(KEY))
+    await clock.advance(1.0)
+    assert await listed(registry) == ()
+
+
 async def test_beats_keep_an_instance_and_heal_one_that_was_silent(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
