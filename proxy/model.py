@@ -221,16 +221,19 @@ class Change:
 
     @cached_property
     def added(self) -> tuple[Instance, ...]:
-        return tuple(i for i in self.after.instances if i.key not in self.before.by_key)
+        before = self.before.by_key
+        return tuple(i for key, i in self.after.by_key.items() if key not in before)
 
     @cached_property
     def removed(self) -> tuple[Instance, ...]:
-        return tuple(i for i in self.before.instances if i.key not in self.after.by_key)
+        after = self.after.by_key
+        return tuple(i for key, i in self.before.by_key.items() if key not in after)
 
     @cached_property
     def modified(self) -> tuple[Instance, ...]:
         before = self.before.by_key
-        return tuple(i for i in self.after.instances if i.key in before and before[i.key] != i)
+        pairs = ((before.get(key), i) for key, i in self.after.by_key.items())
+        return tuple(i for old, i in pairs if old is not None and old is not i and old != i)
 
 
 def diff(before: Snapshot | None, after: Snapshot, source: Source) -> Change | None:

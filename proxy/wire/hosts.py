@@ -1,18 +1,31 @@
 """Hosts, lists of hosts and answers to beats as JSON, both ways: what v1, v2, v3, pushes and our own API share.
 
 Not for: what stands around them (`{code, message, data}`, the dialects), which hosts show (`model.Snapshot.select`).
+
+Of a service of a thousand instances mostly one has changed. So what was read or written of a host of such a service is
+remembered, and used again where it is the same to the last field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, cast
+
+import orjson
 
 from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Malformed
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
+from proxy.wire.shapes import dumps
+
+LARGE = 100  # hosts from which on it pays to look for what was read or written before
+_REMEMBERED = 16_384  # hosts; beyond that all is forgotten, which costs one reading more
+
+_Fields = tuple[str, int, str, float, bool, bool, bool, str]
+_read: dict[_Fields, Instance] = {}
+_written: dict[tuple[_Fields, str], tuple[Mapping[str, str], Any]] = {}
 
 
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
@@ -43,6 +56,26 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
     return host
 
 
+def hosts_json(hosts: Sequence[Instance], key: ServiceKey) -> list[Any]:
+    """Each as `host_json` shows it; of a large service as JSON that is ready, which orjson alone can write."""
+    if len(hosts) < LARGE:
+        return [host_json(host, key) for host in hosts]
+    grouped = key.grouped
+    return [_ready(host, key, grouped) for host in hosts]
+
+
+def _ready(i: Instance, key: ServiceKey, grouped: str) -> Any:
+    if i.extra or type(i.weight) is not float:  # 1, 1.0 and true are alike as keys, and differ as JSON
+        return host_json(i, key)
+    place = ((i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id), grouped)
+    known = _written.get(place)
+    if known is None or known[0] != i.metadata:
+        if len(_written) >= _REMEMBERED:
+            _written.clear()
+        known = _written[place] = (i.metadata, orjson.Fragment(dumps(host_json(i, key))))
+    return known[1]
+
+
 # What a host and a list may hold beside the fields above, from Nacos 1.x and r-nacos: known, and not passed on.
 _HOST = frozenset(
     "instanceId ip port weight healthy enabled ephemeral clusterName serviceName metadata instanceHeartBeatInterval "
@@ -54,15 +87,22 @@ _LIST = frozenset(
 )
 
 
-def read_host(host: Any, grouped: str) -> Instance:
+def read_each(hosts: Sequence[Any], key: ServiceKey) -> list[Instance]:
+    """Hosts of one service. Raises `Malformed`."""
+    grouped, large = key.grouped, len(hosts) >= LARGE
+    return [read_host(host, grouped, large=large) for host in hosts]
+
+
+def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     """The other direction of `host_json`, tolerant of 1.x, 2.x, 3.x and r-nacos. Raises `Malformed`.
 
     An instance id that is the ordinary one (or r-nacos's `ip#port`) becomes ''; fields that no Nacos knows are `extra`.
+    `large`: it is one of many, and likely as it was.
     """
     try:
         ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
         cluster = host.get("clusterName") or DEFAULT_CLUSTER
-        healthy, metadata = host.get("healthy"), host.get("metadata")
+        healthy, metadata = host.get("healthy"), host.get("metadata") or EMPTY
         instance_id = host.get("instanceId") or ""
         extra = EMPTY if host.keys() <= _HOST else {k: v for k, v in host.items() if k not in _HOST}
     except (KeyError, TypeError, AttributeError) as error:
@@ -71,7 +111,7 @@ def read_host(host: Any, grouped: str) -> Instance:
         raise Malformed("ip, clusterName or instanceId of a host is no text")
     if instance_id == f"{ip}#{port}#{cluster}#{grouped}" or instance_id == f"{ip}#{port}":
         instance_id = ""
-    return Instance(
+    fields = (
         ip,
         port if type(port) is int else _port(port),
         cluster,
@@ -79,10 +119,17 @@ def read_host(host: Any, grouped: str) -> Instance:
         (host.get("valid") is not False) if healthy is None else healthy is True,
         host.get("enabled") is not False,
         host.get("ephemeral") is not False,
-        read_metadata(metadata) if metadata else EMPTY,
         instance_id,
-        extra,
     )
+    known = _read.get(fields) if large and not extra else None
+    if known is not None and known.metadata == metadata:
+        return known
+    made = Instance(*fields[:7], read_metadata(metadata) if metadata else EMPTY, instance_id, extra)
+    if large and not extra:
+        if len(_read) >= _REMEMBERED:
+            _read.clear()
+        _read[fields] = made
+    return made
 
 
 def read_metadata(value: Any) -> Mapping[str, str]:
@@ -127,7 +174,7 @@ def list_json(view: ServiceView, clusters: str) -> dict[str, Any]:
         "groupName": key.group,
         "clusters": clusters,
         "cacheMillis": snapshot.cache_millis,
-        "hosts": [host_json(host, key) for host in view.selection.hosts],
+        "hosts": hosts_json(view.selection.hosts, key),
         "lastRefTime": snapshot.last_ref_time,
         "checksum": "",
         "allIPs": False,
@@ -154,12 +201,11 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
     if not isinstance(value, dict) or not isinstance(value.get("hosts"), list):  # pyright: ignore[reportUnknownMemberType]
         raise Malformed("a list without hosts")
     answer = cast("dict[str, Any]", value)
-    grouped = key.grouped
     millis, moment = answer.get("cacheMillis"), answer.get("lastRefTime")
     protected = answer.get("reachProtectionThreshold") is True
     snapshot = Snapshot.of(
         key,
-        [read_host(host, grouped) for host in answer["hosts"]],
+        read_each(cast("list[Any]", answer["hosts"]), key),
         masking=protected,
         cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
         extra=EMPTY if answer.keys() <= _LIST else {k: v for k, v in answer.items() if k not in _LIST},

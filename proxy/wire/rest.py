@@ -7,8 +7,8 @@ sends is read strictly: an unknown field is an error that names it, since a miss
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -28,9 +28,9 @@ from proxy.calls import (
     check_weight,
 )
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, Change, Instance, ServiceKey, Snapshot
+from proxy.model import DEFAULT_CLUSTER, Change, Instance, Selection, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
-from proxy.wire.hosts import host_json, list_json
+from proxy.wire.hosts import hosts_json, list_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------
@@ -173,17 +173,13 @@ def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dic
     return {**shown, "namespaceId": snapshot.key.namespace, "revision": snapshot.revision, "stale": stale}
 
 
-def hosts_json(hosts: Iterable[Instance], key: ServiceKey) -> list[dict[str, Any]]:
-    return [host_json(host, key) for host in hosts]
-
-
 def change_json(change: Change, view: View) -> dict[str, Any] | None:
     """The snapshot after the change, `added`, `modified`, `removed` and `source`; None where the view shows none."""
     before, after, key = view.of(change.before), view.of(change.after), change.key
-    old, new = {i.key: i for i in before.hosts}, {i.key: i for i in after.hosts}
-    added = [i for i in after.hosts if i.key not in old]
-    modified = [i for i in after.hosts if i.key in old and old[i.key] != i]
-    removed = [i for i in before.hosts if i.key not in new]
+    seen = change
+    if not (_unfiltered(before, change.before) and _unfiltered(after, change.after)):
+        seen = Change(_with_hosts(change.before, before), _with_hosts(change.after, after), change.source)
+    added, modified, removed = seen.added, seen.modified, seen.removed
     frame = (before.protected, change.before.cache_millis, change.before.extra)
     if not (added or modified or removed) and frame == (after.protected, change.after.cache_millis, change.after.extra):
         return None
@@ -194,6 +190,14 @@ def change_json(change: Change, view: View) -> dict[str, Any] | None:
         "removed": hosts_json(removed, key),
         "source": change.source,
     }
+
+
+def _unfiltered(shown: Selection, snapshot: Snapshot) -> bool:
+    return len(shown.hosts) == len(snapshot.instances) and not shown.protected
+
+
+def _with_hosts(snapshot: Snapshot, shown: Selection) -> Snapshot:
+    return replace(snapshot, instances=shown.hosts)
 
 
 def instances_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from proxy.calls import ServiceDetail, ServiceInfo, Subscriber
 from proxy.errors import Malformed
 from proxy.model import EMPTY, GROUP_SEPARATOR, Checking, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ReadPage
-from proxy.wire.hosts import host_json, read_host, read_metadata
+from proxy.wire.hosts import host_json, read_each, read_metadata
 from proxy.wire.shapes import as_int, as_list, as_object
 
 NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
@@ -137,10 +137,10 @@ def read_detail(namespace: str, value: Any) -> ServiceDetail:
     key = ServiceKey(namespace, group, name)
     info = read_service(key, row)
     clusters = _clusters(row).values()
-    hosts = (
+    hosts = [
         host for cluster in clusters for host in as_list(as_object(cluster, "cluster").get("hosts") or [], "hosts")
-    )
-    instances = tuple(read_host(host, key.grouped) for host in hosts)
+    ]
+    instances = read_each(hosts, key)
     ephemeral = all(instance.ephemeral for instance in instances)
     info = ServiceInfo(key, info.threshold, info.metadata, info.selector, info.clusters, ephemeral)
     masking = bool(info.metadata) or info.threshold > 0

@@ -47,7 +47,11 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:  # lone surrogates, integers beyond 64 bits
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace")
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode("utf-8", "replace")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(orjson.dumps(value)) if isinstance(value, orjson.Fragment) else str(value)
 
 
 def as_json(value: Any, status: int = 200) -> HttpReply:

@@ -34,7 +34,7 @@ from proxy.errors import Malformed, ProxyError, Reason, Refused
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
 from proxy.wire.base import HttpReply, HttpRequest, Operation, ReadInstance, ReadService, ServiceView
 from proxy.wire.forms import bare, batch_form, instance_form, pairs, update_form
-from proxy.wire.hosts import host_json, read_host
+from proxy.wire.hosts import host_json, hosts_json, read_each, read_host
 from proxy.wire.login import Login, read_login, write_login
 from proxy.wire.parameters import Parameters
 from proxy.wire.refusals import write_result_error
@@ -116,7 +116,7 @@ def _write_registered(_call: Register | Beat, answer: BeatResult | None) -> Http
 
 
 def _write_list(call: ReadService, view: ServiceView) -> HttpReply:
-    return result([host_json(host, call.service) for host in view.selection.hosts])
+    return result(hosts_json(view.selection.hosts, call.service))
 
 
 def _write_admin_list(call: ReadService, view: ServiceView) -> HttpReply:
@@ -163,7 +163,7 @@ def write_admin_list(key: ServiceKey, cluster: str = DEFAULT_CLUSTER) -> HttpReq
 def read_hosts(key: ServiceKey, reply: HttpReply) -> tuple[Instance, ...]:
     """What both lists answer. Raises `Malformed` and `Refused`."""
     hosts = as_list(data_of("v3", Fetch(key), reply), "list")
-    return tuple(read_host(host, key.grouped) for host in hosts)
+    return tuple(read_each(hosts, key))
 
 
 def _write_fetch(call: Fetch) -> HttpRequest:

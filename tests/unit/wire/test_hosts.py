@@ -14,15 +14,19 @@ from proxy.errors import Malformed
 from proxy.model import Instance, ServiceKey
 from proxy.wire.base import ServiceView
 from proxy.wire.hosts import (
+    LARGE,
     beat_json,
     host_json,
+    hosts_json,
     list_json,
     read_beat_result,
+    read_each,
     read_host,
     read_listing,
     read_metadata,
     statuses_json,
 )
+from proxy.wire.shapes import dumps
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.pair import KEYS, LISTED, SNAPSHOTS
 from tests.helpers.recordings import load
@@ -230,3 +234,61 @@ def test_an_answer_to_a_beat_without_lightbeat_is_that_of_1_4_6() -> None:
 def test_an_answer_to_a_beat_that_is_none_is_malformed(value: Any) -> None:
     with pytest.raises(Malformed):
         read_beat_result(value)
+
+
+# --- large services
+
+
+MANY = [instance(f"10.1.0.{number}") for number in range(LARGE)]
+
+
+@given(st.lists(LISTED, max_size=3), KEYS)
+def test_hosts_of_a_large_service_are_written_as_one_by_one(some: list[Instance], key: ServiceKey) -> None:
+    hosts = [*MANY, *some]
+    one_by_one = dumps([host_json(host, key) for host in hosts])
+    assert [dumps(hosts_json(hosts, key)) for _ in range(2)] == [one_by_one, one_by_one]
+
+
+@given(st.lists(LISTED, max_size=3), KEYS)
+def test_hosts_of_a_large_service_are_read_as_one_by_one(some: list[Instance], key: ServiceKey) -> None:
+    hosts = json.loads(json.dumps([host_json(host, key) for host in [*MANY, *some]]))
+    assert read_each(hosts, key) == [*MANY, *some]
+    assert read_each(hosts, key) == [*MANY, *some]
+
+
+@pytest.mark.parametrize(
+    ("fields", "other"),
+    [
+        ({"weight": 1}, {"weight": 2}),
+        ({"healthy": True}, {"healthy": 1}),
+        ({"valid": True}, {"valid": False}),
+        ({"enabled": True}, {"enabled": False}),
+        ({"ephemeral": True}, {"ephemeral": False}),
+        ({"metadata": {"a": "1"}}, {"metadata": {"a": 1}}),
+        ({"metadata": {"a": "1"}}, {"metadata": {"a": "2"}}),
+        ({"metadata": {"a": "1"}}, {}),
+        ({"instanceId": ID}, {"instanceId": "other"}),
+        ({"zone": 1}, {"zone": True}),
+        ({}, {"zone": 1}),
+    ],
+)
+def test_a_host_of_a_large_service_is_never_taken_for_another(fields: dict[str, Any], other: dict[str, Any]) -> None:
+    around = [json.loads(json.dumps(host_json(host, KEY))) for host in MANY]
+    for given_now in (fields, other, fields, other):
+        host = read_each([*around, bare(**given_now)], KEY)[-1]
+        assert host == read(**given_now)
+        assert dumps(hosts_json([*MANY, host], KEY)[-1]) == dumps(host_json(host, KEY))
+
+
+def test_what_was_read_of_a_large_service_before_is_the_same_object() -> None:
+    hosts = [host_json(host, KEY) for host in MANY]
+    first = read_each(hosts, KEY)
+    changed = read_each([{**hosts[0], "weight": 7.0}, *hosts[1:]], KEY)
+    assert changed[0].weight == 7.0
+    assert all(before is after for before, after in zip(first[1:], changed[1:], strict=True))
+
+
+def test_numbers_that_are_equal_keep_their_spelling_in_a_large_service() -> None:
+    for weight in (1.0, 1, 1.0):
+        host = instance(weight=weight)
+        assert dumps(hosts_json([*MANY, host], KEY)[-1]) == dumps(host_json(host, KEY))

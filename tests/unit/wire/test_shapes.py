@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import orjson
 import pytest
 
 from proxy.errors import Malformed
@@ -101,3 +102,9 @@ def test_json_of_another_kind_than_expected_is_malformed() -> None:
     ):
         with pytest.raises(Malformed, match="thing"):
             read(value, "thing")
+
+
+def test_json_that_is_ready_stays_as_it_is_beside_what_is_no_utf_8() -> None:
+    ready = orjson.Fragment(b'{"ip":"10.0.0.1"}')
+    assert dumps([ready, "ok"]) == b'[{"ip":"10.0.0.1"},"ok"]'
+    assert dumps([ready, "\ud800"]) == b'[{"ip":"10.0.0.1"},"?"]'
