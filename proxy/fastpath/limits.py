@@ -146,6 +146,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = BETWEEN
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        self._joined.flush()  # a head without a body, as HEAD gets, must not come behind the next answer
+        super().on_response_complete()
+
     # refusals
 
     def send_400_response(self, msg: str) -> None:

@@ -97,6 +97,7 @@ class StillLoop:
     def __init__(self) -> None:
         self.now = 0.0
         self.timers: list[Timer] = []
+        self.busy = False  # what is to be called soon is not called yet
 
     def time(self) -> float:
         return self.now
@@ -107,7 +108,8 @@ class StillLoop:
         return timer
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> asyncio.Handle:
-        return asyncio.get_running_loop().call_soon(callback, *args)
+        loop = asyncio.get_running_loop()
+        return asyncio.Handle(callback, args, loop) if self.busy else loop.call_soon(callback, *args)
 
     def create_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coroutine, **options)

@@ -202,3 +202,12 @@ async def test_a_head_does_not_wait_for_a_body_that_is_not_there_yet(fast: bool)
     connection.service.gate.set()
     assert (await connection.rest()).startswith(b"/slow")
     assert connection.transport.closing
+
+
+async def test_a_head_without_a_body_leaves_before_the_next_answer(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    get = await connection.warm()
+    connection.loop.busy = True
+    head = await connection.say(GET.replace(b"GET", b"HEAD"))
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and head.endswith(b"\r\n\r\n")
+    assert await connection.say(GET) == get
