@@ -25,9 +25,11 @@ Source = Literal["poll", "push", "write", "disk"]
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ServiceKey:
-    """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API."""
+class ServiceKey(NamedTuple):
+    """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API.
+
+    A tuple, because all that is known lies by it: its hash and comparison are C's.
+    """
 
     namespace: str
     group: str

@@ -80,7 +80,11 @@ class Answer:
         self.path = path
         self.tally = tally if tally is not None else Tally()
         self.headers = [(name.lower(), value) for name, value in headers]
-        self.counting = tuple((i, name) for i, (name, _) in enumerate(self.headers) if name in _COUNTING)
+        self.counting = tuple(
+            (i, name, value.partition(b";")[0].replace(b"%", b"%%") + b"; hit; ttl=%d")
+            for i, (name, value) in enumerate(self.headers)
+            if name in _COUNTING
+        )
         self.until = float("-inf")
         self.cost = 0
         self.whole = b""
@@ -97,12 +101,8 @@ class Answer:
         A repeated answer is a hit, also where the one that it repeats was not. Only before `valid_until`.
         """
         age, ttl = max(0, int(now - self.mark.born)), int(self.mark.valid_until - now)
-        for i, name in self.counting:
-            if name == b"age":
-                value = b"%d" % age
-            else:
-                value = b"%b; hit; ttl=%d" % (self.headers[i][1].partition(b";")[0], ttl)
-            self.headers[i] = (name, value)
+        for i, name, hit in self.counting:
+            self.headers[i] = (name, b"%d" % age if name == b"age" else hit % ttl)
         self.unwrite()
         self.until = min(self.mark.born + age + 1, self.mark.valid_until - ttl)
 
