@@ -53,6 +53,7 @@ NEEDS_ADMIN = (
     "(this call needs the admin API of Nacos 3: an upstream user with write permission for the namespace, by the "
     "settings username and password, or a server with nacos.core.auth.admin.enabled=false)"
 )
+BEATS = 4096  # whose requests are remembered; beyond that all are forgotten
 CROWD = 50  # services named alike from which on a page of them costs more than a service's own lists
 
 
@@ -76,14 +77,27 @@ class Speech:
         self.dialect = dialect
         self.memory = memory
         self.clock = clock
+        self._beats: dict[int, tuple[Beat, HttpRequest]] = {}
 
     def can_say(self, call: Call[Any]) -> bool:
         return isinstance(call, self.composed) or self.dialect.can_ask(call)
 
     async def say(self, line: Line, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and what the line raises."""
-        reply = await line.ask(self.dialect.write_request(call), again=not isinstance(call, ONCE))
+        reply = await line.ask(self._request(call), again=not isinstance(call, ONCE))
         return self.dialect.read_reply(call, reply)
+
+    def _request(self, call: Call[Any]) -> HttpRequest:
+        """A client's beats are the same each time, down to the object: they are written once."""
+        known = self._beats.get(id(call))
+        if known is not None and known[0] is call:
+            return known[1]
+        request = self.dialect.write_request(call)
+        if isinstance(call, Beat):
+            if len(self._beats) >= BEATS:
+                self._beats.clear()
+            self._beats[id(call)] = (call, request)
+        return request
 
     async def info(self, line: Line, key: ServiceKey) -> ServiceInfo | None:
         """A service's threshold and metadata, asked now and then; None where the server does not tell."""

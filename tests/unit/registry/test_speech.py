@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.calls import (
+    BEAT_NOT_FOUND,
     BEAT_OK,
     Beat,
     Call,
@@ -20,7 +21,7 @@ from proxy.calls import (
 )
 from proxy.errors import Reason, Refused
 from proxy.registry.memory import Memory, MemoryPolicy
-from proxy.registry.speech import CROWD, NEEDS_ADMIN, Speech, speeches
+from proxy.registry.speech import BEATS, CROWD, NEEDS_ADMIN, Speech, speeches
 from proxy.wire.base import HttpReply, HttpRequest
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock
@@ -205,6 +206,14 @@ async def test_only_what_says_the_same_twice_may_be_sent_twice() -> None:
     await line.say(CreateService(KEY))
     await line.say(Register(KEY, instance("10.0.0.1", ephemeral=False)))
     assert line.again == [False, True]
+
+
+async def test_a_beat_is_asked_for_its_own_instance_however_often_and_among_however_many() -> None:
+    line = Line("v1", "v1")
+    await line.there(Register(KEY, instance("10.9.9.9")))
+    known, unknown = Beat(KEY, "10.9.9.9", 80), [Beat(KEY, f"10.0.{n // 250}.{n % 250}", 80) for n in range(BEATS)]
+    for beat in (known, known, *unknown, known):
+        assert (await line.say(beat)).code == (BEAT_OK if beat is known else BEAT_NOT_FOUND)
 
 
 async def test_an_answer_without_a_moment_gets_one() -> None:
