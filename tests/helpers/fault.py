@@ -116,8 +116,9 @@ class FaultProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        match self._mode:
-            case "reset":
+        mode = self._mode  # of the connection: another mode may be set before it has had its turn
+        match mode:
+            case "reset" | "refuse":
                 return
             case "blackhole":
                 await reader.read(-1)
@@ -125,29 +126,27 @@ class FaultProxy:
             case "half_open":
                 await reader.readuntil(b"\r\n\r\n")
             case "pass" | "slow":
-                await self._relay(reader, writer)
+                await self._relay(reader, writer, 5.0 if mode == "slow" else 0.0)
             case _:
-                await self._answer(reader, writer)
+                await self._answer(reader, writer, mode)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mode: Mode) -> None:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
                 (int(h.split(b":")[1]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length")), 0
             )
             await reader.readexactly(length)
-            writer.write(_ANSWERS[self._mode])
+            writer.write(_ANSWERS[mode])
             await writer.drain()
-            if self._mode in ("garbage", "half_body"):
+            if mode in ("garbage", "half_body"):
                 return
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late: float) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers.add(up_writer)
         try:
-            await asyncio.gather(
-                _pump(reader, up_writer, 0.0), _pump(up_reader, writer, 5.0 if self._mode == "slow" else 0.0)
-            )
+            await asyncio.gather(_pump(reader, up_writer, 0.0), _pump(up_reader, writer, late))
         finally:
             self._writers.discard(up_writer)
             up_writer.transport.abort()
