@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from proxy.agent import Agent
 from proxy.catalog.hub import Event
@@ -24,6 +24,8 @@ from proxy.model import ServiceKey, Snapshot
 from proxy.poller import Poller
 from proxy.runtime import spawn, stop
 from proxy.wire.base import HttpReply, ReadService
+
+K = TypeVar("K")
 
 log = logging.getLogger("nacos_proxy.workers")
 
@@ -221,13 +223,13 @@ class Feed:
                     cache.watch(key, now)
             case "unwatch", (keys,):
                 for key in keys:
-                    fed.watched[key] -= 1
+                    _less(fed.watched, key)
                     cache.unwatch(key, now)
             case "discover", group:
                 fed.groups[group] += 1
                 desk.poller.discover(*group)
             case "forget", group:
-                fed.groups[group] -= 1
+                _less(fed.groups, group)
                 desk.poller.forget(*group)
             case "listed", (call,):
                 self._listed(call)
@@ -257,3 +259,9 @@ class Feed:
 
     def __repr__(self) -> str:
         return f"<Feed {len(self.workers)} workers, {self.streams} streams>"
+
+
+def _less(held: Counter[K], key: K) -> None:
+    held[key] -= 1
+    if held[key] <= 0:
+        del held[key]

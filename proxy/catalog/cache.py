@@ -252,6 +252,8 @@ class Cache:
         entry.watchers = max(0, entry.watchers - 1)
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
+        if not self._watched(entry, now):
+            self._schedule.drop(key)  # at once: a mirror is never asked what is due
 
     def own(self, key: ServiceKey, number: int, now: float) -> None:
         """How many instances of the service are registered through this proxy."""
@@ -300,7 +302,7 @@ class Cache:
             entry = self._shelf.get(key)
             if entry is None:
                 self._schedule.drop(key)
-            elif not entry.asking and self._schedule.moment(key) == math.inf:  # not planned anew
+            elif not entry.asking and key in self._schedule and self._schedule.moment(key) == math.inf:  # not anew
                 entry.asking = True
                 keys.append(key)
         return keys

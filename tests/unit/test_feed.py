@@ -12,7 +12,7 @@ from proxy.feed import Desk, Feed, FeedPolicy
 from proxy.managed import Keeper, ManagedPolicy
 from proxy.poller import Poller, PollPolicy
 from proxy.wire.base import HttpReply
-from tests.helpers.build import KEY, agent, instance, snapshot
+from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
@@ -52,3 +52,18 @@ async def test_what_nobody_understands_is_said(feed: Feed, caplog: pytest.LogCap
         feed._hear(fed, "sing", (KEY,))
     assert "'sing'" in caplog.text
     assert repr(feed) == "<Feed 0 workers, 0 streams>"
+
+
+async def test_nothing_is_left_of_what_a_worker_no_longer_listens_to(feed: Feed) -> None:
+    fed, _ = feed.join()
+    for number in range(100):
+        told = (f"s{number}", "DEFAULT_GROUP")
+        for word in ("discover", "forget"):
+            feed._hear(fed, word, told)
+        for word in ("watch", "watch", "unwatch", "unwatch"):
+            feed._hear(fed, word, ((key(f"s{number}"),),))
+    assert (len(fed.watched), len(fed.groups)) == (0, 0)
+    feed._hear(fed, "watch", ((KEY,),))
+    feed._hear(fed, "watch", ((KEY,),))
+    feed._hear(fed, "unwatch", ((KEY,),))
+    assert fed.watched == {KEY: 1}

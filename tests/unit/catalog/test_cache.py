@@ -449,6 +449,15 @@ def test_it_is_watched_as_long_as_anyone_listens() -> None:
     assert not kept.watched(KEY, 1e6 + 60)
 
 
+def test_names_that_nobody_listens_to_any_more_have_no_place_also_where_nobody_asks_what_is_due() -> None:
+    """As in a mirror of another process's catalog."""
+    kept = cache()
+    for number in range(100):
+        kept.watch(key(f"s{number}"), number)
+        kept.unwatch(key(f"s{number}"), number)
+    assert list(kept.watched_keys()) == []
+
+
 def test_what_nobody_has_read_for_long_is_no_longer_asked_for() -> None:
     kept = cache(watch_idle=60, interval_read=5)
     read(kept, 0)
