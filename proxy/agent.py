@@ -88,6 +88,7 @@ class Agent:
         self._modifying = Modifying(catalog.ledger, self)
         self._healing = Healing(catalog.ledger, self, self._took_back, clock)
         self._suspicious_until = 0.0
+        self.confirm_until = 0.0  # till then what is from disk waits to be confirmed: a kill lost the last writes
 
     # read
 
@@ -96,15 +97,18 @@ class Agent:
         cache, now = self.catalog.cache, self.clock.now()
         self.touch(key, now)
         look = cache.look(key, now)
+        if look.from_disk and look.error is None and now < self.confirm_until:
+            await self._wait_for(key, self.confirm_until - now)
+            look = replace(found := cache.look(key, self.clock.now()), fetched=not found.from_disk)
         if wants.content_with(look) and not self._barred(look):
             if look.stale:
                 self._refresh_behind(key, now)
-            Counts.add(self.counts.reads, "stale" if look.stale else "hit")
+            Counts.add(self.counts.reads, "stale" if look.stale else "miss" if look.fetched else "hit")
             return self._explained(look)
         if not self.catalog.breaker.up and look.freshness in (Freshness.FRESH, Freshness.STALE):
             self._refresh_behind(key, now)  # who has a snapshot never waits for an upstream that is down
             return self._settle_for(look)
-        await self._wait_for(key)
+        await self._wait_for(key, self._policy.cold_wait)
         look = replace(cache.look(key, self.clock.now()), fetched=True)
         if look.freshness in (Freshness.MISSING, Freshness.EXPIRED) or self._barred(look):
             return self._settle_for(look)
@@ -147,13 +151,11 @@ class Agent:
         if self.catalog.breaker.allows(now) and self.catalog.cache.may_ask(key, now):
             self.refresh(key)
 
-    async def _wait_for(self, key: ServiceKey) -> None:
-        task = self._fetching.get(key)
-        if task is None:
-            if not self.catalog.breaker.allows(self.clock.now()):
-                return
-            task = self._start(key, "poll")
-        timer = spawn(self.clock.sleep_until(self.clock.now() + self._policy.cold_wait), name="cold read")
+    async def _wait_for(self, key: ServiceKey, longest: float) -> None:
+        if key not in self._fetching and not self.catalog.breaker.allows(self.clock.now()):
+            return
+        task = self._fetching.get(key) or self._start(key, "poll")
+        timer = spawn(self.clock.sleep_until(self.clock.now() + longest), name="cold read")
         try:
             await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -43,6 +43,8 @@ from proxy.wire.base import ReadService, ServiceView
 from proxy.wire.hosts import list_json
 from proxy.workers import Workers
 
+CONFIRM_WITHIN = 1.0  # seconds from a start: an upstream that is there says what a kill kept from the disk
+
 
 @dataclass(slots=True)
 class Parts:
@@ -178,6 +180,7 @@ async def start(parts: Parts) -> None:
     if parts.disk is not None:
         if parts.disk.restore():
             parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
+            parts.agent.confirm_until = parts.clock.now() + CONFIRM_WITHIN
         parts.disk.start()
     parts.keeper.restore_all()
     parts.poller.start()

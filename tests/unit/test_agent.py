@@ -184,6 +184,37 @@ async def test_stale_reads_leave_an_upstream_in_peace_that_just_failed(world: Wo
     assert world.fetches() == 3
 
 
+async def restored(world: World) -> None:
+    """A start: A alone is on disk, and a moment is given to the upstream to say what it knows."""
+    world.agent.catalog.cache.restore(snapshot(A), 30.0, world.clock.now())
+    world.agent.confirm_until = world.clock.now() + 1
+
+
+async def test_right_after_a_start_a_read_shows_what_a_kill_kept_from_the_disk(world: World) -> None:
+    await restored(world)
+    held = world.hold()
+    reader = spawn(world.read(), name="reader")
+    await world.clock.advance(0.9)
+    assert not reader.done()
+    await held.release()
+    look = await reader
+    assert look.snapshot is not None and look.snapshot.instances == (A, B)
+    assert status(look) == "nacos-proxy; fwd=miss; ttl=10"
+
+
+async def test_right_after_a_start_an_upstream_that_is_slow_or_away_delays_nobody_for_long(world: World) -> None:
+    await restored(world)
+    held = world.hold()
+    reader = spawn(world.read(), name="reader")
+    await world.clock.advance(1.0)
+    assert status(await reader) == "nacos-proxy; hit; ttl=-21; detail=disk"
+    assert status(await world.read()) == "nacos-proxy; hit; ttl=-21; detail=disk"
+    await held.release()
+    await restored(world)
+    world.fail(AWAY)
+    assert (await world.read()).snapshot is not None
+
+
 async def test_no_cache_waits_for_the_upstream(world: World) -> None:
     await world.read()
     world.shelf.services[KEY] = snapshot(C)
