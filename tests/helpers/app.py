@@ -70,12 +70,14 @@ async def _idle(server: uvicorn.Server) -> None:
 
 @asynccontextmanager
 async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """A proxy with these settings, ready to answer."""
-    upstream = settings.pop("upstream", "embedded")
+    """A proxy with these settings, ready to answer; `keep_alive` in seconds, in place of its own."""
+    upstream, keep_alive = settings.pop("upstream", "embedded"), settings.pop("keep_alive", None)
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
+    config = uvicorn_config(app, chosen)
+    config.timeout_keep_alive = config.timeout_keep_alive if keep_alive is None else keep_alive
     async with (
-        running(uvicorn_config(app, chosen)) as url,
+        running(config) as url,
         httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE, verify=False) as http,
     ):
         try:
