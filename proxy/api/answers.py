@@ -87,8 +87,7 @@ def mark(
     shown, now = look.snapshot, agent.clock.now()
     if look.stale or shown is None or wants.no_cache:
         return
-    born, until = now - look.age, now + look.ttl
+    born, until, renew = now - look.age, now + look.ttl, partial(agent.confirmed, shown)
     if wants.max_age is not None:
-        scope[REPEATABLE] = Repeatable(shown.key, born, min(until, born + wants.max_age), kind, draw)
-        return
-    scope[REPEATABLE] = Repeatable(shown.key, born, until, kind, draw, partial(agent.confirmed, shown))
+        until, renew = min(until, born + wants.max_age), None
+    scope[REPEATABLE] = Repeatable(shown.key, born, until, kind, draw, renew)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
-from cachetools import LRUCache
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -24,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.agent import Agent
 from proxy.api import documents as docs
 from proxy.api.channel import AsgiChannel, until_gone
+from proxy.api.reads import Bodies
 from proxy.api.rest import json_reply, target
 from proxy.api.routes import Routes
 from proxy.api.seats import Seats, SeatsPolicy
@@ -68,10 +68,6 @@ def _address(scope: Scope) -> str:
     return (scope.get("client") or ("", 0))[0]
 
 
-def _size(kept: tuple[object, bytes]) -> int:
-    return 500 + len(kept[1])  # with what is around the bytes
-
-
 def _nobody(namespace: str, group: str) -> None:
     """Nobody learns the names of a group's services."""
 
@@ -98,7 +94,7 @@ class EventsApi:
         self._next_slot = 0
         self._polls: set[asyncio.Event] = set()
         self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
-        self._snapshots: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(policy.prepared, getsizeof=_size)
+        self._snapshots = Bodies(policy.prepared)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """What was encoded last: ten thousand readers ask for the same, one after the other."""
@@ -174,14 +170,10 @@ class EventsApi:
 
     def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
         stale = self.agent.catalog.cache.look(snapshot.key, self.agent.clock.now()).stale
-        slot, made_of = (snapshot.key, view, stale, reset), (snapshot.revision, snapshot.last_ref_time)
-        known = self._snapshots.get(slot)
-        if known is not None and known[0] == made_of:
-            return encode("snapshot", known[1], number)
-        data = orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **({"reset": True} if reset else {})})
-        self._snapshots.pop(slot, None)  # what the service was before, nobody asks for again
-        if _size((made_of, data)) <= self.policy.prepared:
-            self._snapshots[slot] = (made_of, data)
+        more = {"reset": True} if reset else {}
+        data = self._snapshots.of(
+            snapshot, (view, stale, reset), lambda: orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **more})
+        )
         return encode("snapshot", data, number)
 
     # long polls

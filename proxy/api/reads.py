@@ -37,12 +37,34 @@ class ReadPolicy:
     prepared: int = 32 << 20
 
 
+class Bodies:
+    """Bodies of services as they are now, made once; `most` bytes. What one was before, nobody asks for again."""
+
+    def __init__(self, most: int) -> None:
+        self._kept: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(most, getsizeof=_size)
+
+    def of(self, snapshot: Snapshot, variant: Hashable, make: Callable[[], bytes]) -> bytes:
+        slot, made_of = (snapshot.key, variant), (snapshot.revision, snapshot.last_ref_time)
+        known = self._kept.get(slot)
+        if known is not None and known[0] == made_of:
+            return known[1]
+        body = make()
+        self._kept.pop(slot, None)
+        if _size((made_of, body)) <= self._kept.maxsize:
+            self._kept[slot] = (made_of, body)
+        return body
+
+
+def _size(kept: tuple[object, bytes]) -> int:
+    return 500 + len(kept[1])  # with what is around the bytes
+
+
 class Reads:
     """Answers reads of one service. Bodies are made once per (snapshot, variant, stale)."""
 
     def __init__(self, agent: Agent, policy: ReadPolicy) -> None:
         self._agent = agent
-        self._bodies: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(policy.prepared, getsizeof=_size)
+        self._bodies = Bodies(policy.prepared)
 
     async def answer(
         self,
@@ -81,25 +103,12 @@ class Reads:
         headers = (*cache_headers(look), ("etag", tag), REVALIDATE)
         if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
             return HttpReply(304, None, b"", headers)
-        return HttpReply(200, media, self._body(snapshot, look.stale, (kind, *variant), make), headers)
-
-    def _body(
-        self, snapshot: Snapshot, stale: bool, variant: tuple[object, ...], make: Callable[[Snapshot, bool], object]
-    ) -> bytes:
-        slot, made_of = (snapshot.key, stale, variant), (snapshot.revision, snapshot.last_ref_time)
-        known = self._bodies.get(slot)
-        if known is not None and known[0] == made_of:
-            return known[1]
-        made = make(snapshot, stale)
-        body = made if isinstance(made, bytes) else orjson.dumps(made)
-        self._bodies.pop(slot, None)  # what the service was before, nobody asks for again
-        if _size((made_of, body)) <= self._bodies.maxsize:
-            self._bodies[slot] = (made_of, body)
-        return body
+        body = self._bodies.of(snapshot, (look.stale, kind, *variant), lambda: _encoded(make(snapshot, look.stale)))
+        return HttpReply(200, media, body, headers)
 
 
-def _size(kept: tuple[object, bytes]) -> int:
-    return 500 + len(kept[1])  # with what is around the bytes
+def _encoded(made: object) -> bytes:
+    return made if isinstance(made, bytes) else orjson.dumps(made)
 
 
 def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_TYPE) -> HttpReply:
