@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from starlette.types import Message, Receive, Scope
 
-_FORM = b"application/x-www-form-urlencoded"
+from proxy.wire.base import FORM_TYPE
+
+_FORM = FORM_TYPE.encode()
 
 
 async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Receive]:

@@ -14,12 +14,12 @@ from typing import Any
 from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Reason, Refused
 from proxy.model import EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.wire.parameters import TRUE
 
 Place = tuple[str, int]
 
 CLIENT_LIVES = 180.0  # seconds of an ip:port that is silent, whatever its instances say of themselves
 UNCHECKED = "enableClientBeat"  # in the metadata of an instance or a service: beats are not asked for
-_YES = ("true", "on", "yes", "y", "t")
 
 EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (NACOS.md 2.10)
 
@@ -40,7 +40,7 @@ class Registered:
     def timed(self, laid: Laid | None, *, checked: bool) -> None:
         """The overlay's times count before the registration's (NACOS.md 5.6). `checked`: as its service has it."""
         metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
-        checked = checked and metadata.get(UNCHECKED, "").lower() not in _YES
+        checked = checked and metadata.get(UNCHECKED, "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
         self.gone_after = min(CLIENT_LIVES, delete_timeout(metadata) / 1000 if checked else math.inf)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxy.errors import BadCall, Problem
+from proxy.wire.parameters import TRUE
 
 SWITCHES: Mapping[str, Any] = {
     "masters": None,
@@ -81,7 +82,6 @@ STATE: Mapping[str, str | None] = {
 _CLIENTS = {"java": "Java", "python": "Python", "c": "C", "go": "Go", "csharp": "CSharp"}
 _LONG = re.compile(r"[+-]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?[fFdD]?")
-_YES = ("true", "on", "yes", "t", "y")
 
 
 def turned(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, Any]:
@@ -103,7 +103,7 @@ def _true(value: str) -> bool:
 
 
 def _yes(value: str) -> bool:
-    return value.lower() in _YES
+    return value.lower() in TRUE
 
 
 def _long(value: str) -> int:

@@ -24,7 +24,7 @@ UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@
 _TRIM = "".join(map(chr, range(33)))  # what Java's trim() takes away
 _INT = re.compile(r"[+-]?[0-9]{1,10}")
 _DOUBLE = re.compile(r"([+-]?(?:NaN|Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))[fFdD]?")
-_TRUE = frozenset({"true", "yes", "on", "y", "t"})
+TRUE = frozenset({"true", "yes", "on", "y", "t"})  # `BooleanUtils.toBoolean`, of text in lower case
 _SPRING = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
@@ -113,7 +113,7 @@ class Parameters:
     def yes(self, *names: str, default: bool) -> bool:
         """A boolean of v1: what is not true is false, silently."""
         value = self.text(*names)
-        return value.lower() in _TRUE if value else default
+        return value.lower() in TRUE if value else default
 
     def exactly_true(self, name: str, default: bool = False) -> bool:
         value = self.text(name)
