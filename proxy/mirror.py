@@ -75,9 +75,10 @@ class Mirror(Agent):
     # asking
 
     async def read(self, key: ServiceKey, wants: Wants = Wants()) -> Look:  # noqa: B008 - a frozen value
-        look = self.catalog.cache.look(key, self.clock.now())
+        now = self.clock.now()
+        look = self.catalog.cache.look(key, now)
         if look.freshness is Freshness.FRESH and wants.content_with(look):
-            self.touch(key, self.clock.now())
+            self.touch(key, now)
             Counts.add(self.counts.reads, "hit")
             return look
         look = await self._other.ask("read", key, wants)

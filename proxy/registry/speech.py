@@ -19,6 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from cachetools import LRUCache
+
 from proxy.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
@@ -53,7 +55,7 @@ NEEDS_ADMIN = (
     "(this call needs the admin API of Nacos 3: an upstream user with write permission for the namespace, by the "
     "settings username and password, or a server with nacos.core.auth.admin.enabled=false)"
 )
-BEATS = 4096  # whose requests are remembered; beyond that all are forgotten
+BEATS = 4096  # whose requests are remembered
 CROWD = 50  # services named alike from which on a page of them costs more than a service's own lists
 
 
@@ -77,7 +79,7 @@ class Speech:
         self.dialect = dialect
         self.memory = memory
         self.clock = clock
-        self._beats: dict[int, tuple[Beat, HttpRequest]] = {}
+        self._beats: LRUCache[int, tuple[Beat, HttpRequest]] = LRUCache(BEATS)
 
     def can_say(self, call: Call[Any]) -> bool:
         return isinstance(call, self.composed) or self.dialect.can_ask(call)
@@ -89,15 +91,12 @@ class Speech:
 
     def _request(self, call: Call[Any]) -> HttpRequest:
         """A client's beats are the same each time, down to the object: they are written once."""
+        if not isinstance(call, Beat):
+            return self.dialect.write_request(call)
         known = self._beats.get(id(call))
-        if known is not None and known[0] is call:
-            return known[1]
-        request = self.dialect.write_request(call)
-        if isinstance(call, Beat):
-            if len(self._beats) >= BEATS:
-                self._beats.clear()
-            self._beats[id(call)] = (call, request)
-        return request
+        if known is None or known[0] is not call:
+            known = self._beats[id(call)] = (call, self.dialect.write_request(call))
+        return known[1]
 
     async def info(self, line: Line, key: ServiceKey) -> ServiceInfo | None:
         """A service's threshold and metadata, asked now and then; None where the server does not tell."""
