@@ -34,11 +34,11 @@ class Draft:
         self._base = base
         self._now: Mapping[InstanceKey, Instance] = base.by_key
         self._draft: dict[InstanceKey, Instance] | None = None  # `_now` from the first change on
-        self._at: dict[tuple[str, int], set[InstanceKey]] | None = None
+        self._index: dict[tuple[str, int], set[InstanceKey]] | None = None
         if many:
-            self._at = {}
+            self._index = {}
             for key in self._now:
-                self._at.setdefault((key.ip, key.port), set()).add(key)
+                self._index.setdefault((key.ip, key.port), set()).add(key)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -64,19 +64,27 @@ class Draft:
 
     def _remove(self, key: InstanceKey) -> None:
         del self._begun()[key]
-        if self._at is not None:
-            self._at[key.ip, key.port].discard(key)
+        if self._index is not None:
+            self._index[key.ip, key.port].discard(key)
 
     def _put(self, instance: Instance) -> None:
         key = instance.key
         self._begun()[key] = instance
-        if self._at is not None:
-            self._at.setdefault((key.ip, key.port), set()).add(key)
+        if self._index is not None:
+            self._index.setdefault((key.ip, key.port), set()).add(key)
 
     def _keys_at(self, ip: str, port: int) -> list[InstanceKey]:
-        if self._at is not None:
-            return sorted(self._at.get((ip, port), ()))
+        if self._index is not None:
+            return sorted(self._index.get((ip, port), ()))
         return [key for key in self._now if key[0] == ip and key[1] == port]
+
+    def _at(self, ip: str, port: int, cluster: str) -> list[InstanceKey]:
+        """Who a write about an address means: all that is there, but on a 1.x the instance of that cluster alone.
+
+        Two at one address are there on a 1.x only.
+        """
+        keys = self._keys_at(ip, port)
+        return [key for key in keys if key.cluster == cluster] if self._base.by_cluster or len(keys) > 1 else keys
 
     # what each write does: the instances that go, then those that come or change
 
@@ -85,7 +93,7 @@ class Draft:
             case Register():
                 return self._registered(write.instance)
             case Deregister():
-                keys = self._keys_at(write.ip, write.port)
+                keys = self._at(write.ip, write.port, write.cluster)
                 return [key for key in keys if self._now[key].ephemeral == write.ephemeral], []
             case Update():
                 return (), self._updated(write)
@@ -108,7 +116,8 @@ class Draft:
                 instance = replace(instance, instance_id=own, extra=extra)
             if instance == known:
                 return (), []
-        return [other for other in self._keys_at(key.ip, key.port) if other != key], [instance]
+        others = () if self._base.by_cluster else self._keys_at(key.ip, key.port)
+        return [other for other in others if other != key], [instance]
 
     @staticmethod
     def _changes(known: Instance, after: Instance) -> list[Instance]:
@@ -127,9 +136,10 @@ class Draft:
     def _beaten(self, write: Beat) -> tuple[Iterable[InstanceKey], list[Instance]]:
         # beats come often and change nothing: then the snapshot's own index pays
         base = self._base.by_address.get((write.ip, write.port), ())
-        keys = base if self._draft is None else self._keys_at(write.ip, write.port)
-        if keys:
-            known = self._now[min(keys)]
+        if self._draft is not None or len(base) > 1 or self._base.by_cluster:
+            base = self._at(write.ip, write.port, write.cluster)
+        if base:
+            known = self._now[min(base)]
             alive = known.ephemeral and not known.healthy
             return (), [replace(known, healthy=True)] if alive else []
         if write.full is None:

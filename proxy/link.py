@@ -45,7 +45,7 @@ class _Pickler(pickle.Pickler):
                 return (_mapping, (dict(cast(MappingProxyType[str, Any], obj)),))
             case Snapshot():
                 fields = (obj.key, obj.instances, obj.threshold, obj.masking, obj.cache_millis, obj.extra)
-                return (Snapshot, (*fields, obj.last_ref_time))
+                return (Snapshot, (*fields, obj.last_ref_time, obj.by_cluster))
             case Change():
                 return (Change, (obj.before, obj.after, obj.source))
             case ProxyError():

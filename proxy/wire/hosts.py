@@ -210,6 +210,7 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
         extra=EMPTY if answer.keys() <= _LIST else {k: v for k, v in answer.items() if k not in _LIST},
         last_ref_time=moment if type(moment) is int and moment > 0 else 0,
+        by_cluster="useSpecifiedURL" in answer and "protectThreshold" not in answer,  # 1.x; r-nacos writes both
     )
     return Listing(snapshot, protected)
 

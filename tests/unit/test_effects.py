@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -213,6 +214,24 @@ writes: Any = st.one_of(
     ),
     st.builds(SetHealth, service, ips, ports, clusters, st.booleans()),
 )  # fmt: skip
+
+
+def test_on_a_1x_each_cluster_at_an_address_is_an_instance_of_its_own() -> None:
+    """NACOS.md 5.1: there the cluster is part of an instance's key, later ip and port alone are."""
+    one, two = instance(), instance(cluster="c2")
+    both = Snapshot.of(KEY, [one, two], by_cluster=True)
+    alone = Snapshot.of(KEY, [one], by_cluster=True)
+    assert apply(both, Deregister(KEY, one.ip, one.port, "c2")) == alone
+    assert apply(alone, Deregister(KEY, one.ip, one.port, "c2")) is alone
+    assert apply(alone, Register(KEY, two)) == both
+    assert apply(alone, Beat(KEY, one.ip, one.port, "c2", full=two)) == both
+    ill = Snapshot.of(KEY, [replace(one, healthy=False), replace(two, healthy=False)], by_cluster=True)
+    assert [i.healthy for i in apply(ill, Beat(KEY, one.ip, one.port, "c2")).instances] == [False, True]
+
+
+def test_two_clusters_at_one_address_show_that_the_server_is_a_1x() -> None:
+    one, two = instance(), instance(cluster="c2")
+    assert apply(snapshot(one, two), Deregister(KEY, one.ip, one.port, "c2")) == snapshot(one)
 
 
 @given(snapshots, writes)
