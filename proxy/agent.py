@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
+from proxy.asking import ABSENT, Asking
 from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
 from proxy.catalog.breaker import Breaker
 from proxy.catalog.cache import Cache
@@ -25,6 +26,7 @@ from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
 from proxy.registry.base import Registry
 from proxy.runtime import Clock, outlive, spawn, stop
+from proxy.watching import Watching
 
 R = TypeVar("R")
 
@@ -85,6 +87,8 @@ class Agent:
         self._policy = policy
         self._followers = tuple(followers)
         self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
+        self._asking = Asking(catalog.cache, self, clock)
+        self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock)
         self._modifying = Modifying(catalog.ledger, self)
         self._healing = Healing(catalog.ledger, self, self._took_back, clock)
         self._suspicious_until = 0.0
@@ -170,7 +174,11 @@ class Agent:
             return known, look
         if not self.catalog.breaker.up:
             raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
-        return await self.send(call), None
+        return await self.ask(call), None
+
+    async def ask(self, call: Call[R]) -> R:
+        """Any call that reads: the upstream's answer, in agreement with what it accepted from here."""
+        return await self._asking.ask(call)
 
     # fetch
 
@@ -190,6 +198,8 @@ class Agent:
         asked = self.clock.now()
         try:
             word = await self.send(Fetch(key))
+            doubtful = self.suspicious
+            missed = await self._healing.lost(word, doubtful=doubtful)
         except ProxyError as error:
             self.catalog.cache.reject(key, error, self.clock.now())
             Counts.add(self.counts.fetches, type(error).__name__)
@@ -199,10 +209,8 @@ class Agent:
             raise
         finally:
             self._fetching.pop(key, None)
-        now, doubtful = self.clock.now(), self.suspicious
-        missed = self._healing.misses(word, doubtful=doubtful)
         change = self.catalog.cache.accept(
-            word, now, source, asked=asked, suspicious=doubtful, missed=missed, wall_ms=self._wall_ms()
+            word, self.clock.now(), source, asked=asked, suspicious=doubtful, missed=missed, wall_ms=self._wall_ms()
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)
@@ -221,6 +229,8 @@ class Agent:
 
     async def write(self, call: Write[R]) -> Written[R]:
         """A write: the upstream's own answer, visible to the next read here. Goes on if the caller goes away."""
+        if isinstance(call, Update) and call.partial:
+            return await self._modifying.patch(call)
         outcome = await outlive(self._write(call), name=type(call).__name__)
         if isinstance(outcome, ProxyError):
             raise outcome
@@ -238,7 +248,10 @@ class Agent:
         return await self._forward(call)
 
     async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
+        shows = call
         try:
+            if isinstance(call, Beat) and not await self._brings(call):
+                shows = replace(call, full=None)
             result: Any
             if isinstance(call, Deregister):
                 with self._healing.leaving(call):
@@ -256,8 +269,22 @@ class Agent:
                 self.catalog.cache.hasten(call.service, self.clock.now())
             return error
         Counts.add(self.counts.writes, "ok")
-        self._wrote(call, written.result)
+        self._wrote(call, shows, written.result)
         return written
+
+    async def _brings(self, beat: Beat) -> bool:
+        """Whether a full beat registers an instance. One that is not listed may have been disabled by somebody, of
+        which a beat says nothing: then it is there, and known here or to the upstream.
+        """
+        if beat.full is None or self.catalog.ledger.find(beat.service, beat.ip, beat.port) is not None:
+            return False
+        try:
+            await self.ask(GetInstance(beat.service, beat.ip, beat.port, beat.cluster))
+        except Refused as error:
+            return error.reason in ABSENT
+        except ProxyError:
+            pass
+        return False
 
     def _beat_locally(self, call: Beat) -> Written[BeatResult] | None:
         result = self._healing.locally(call)
@@ -266,13 +293,14 @@ class Agent:
         self.counts.local_beats += 1
         return Written(result, "local")
 
-    def _wrote(self, call: Write[Any], result: object) -> None:
+    def _wrote(self, call: Write[Any], shows: Write[Any], result: object) -> None:
+        """`shows` is what of the call readers are to see."""
         now = self.clock.now()
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
         if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
             self._owned(call.service, now)
-        self._commit(self.catalog.cache.wrote(call, now, self._wall_ms()))
+        self._commit(self.catalog.cache.wrote(shows, now, self._wall_ms()))
         if isinstance(call, Update) and (hidden := self.catalog.ledger.find(call.service, call.ip, call.port)):
             if hidden.instance.enabled and hidden.instance.cluster == call.cluster and hidden.alive(now):
                 self.foresee(call.service, hidden.instance)
@@ -307,51 +335,12 @@ class Agent:
     async def watch(
         self, interest: Filter, wake: Callable[[], None], after: str = ""
     ) -> tuple[Mailbox, list[Snapshot]]:
-        """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
-
-        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. Who resumes
-        gets a snapshot of what no change may have told of (`_untold`); it stands for all that waits of that service.
-        """
-        await asyncio.gather(*(self._warm(key) for key in interest.keys))
-        now, cache = self.clock.now(), self.catalog.cache
-        mailbox = self.catalog.hub.subscribe(interest, wake, after)
-        for key in interest.keys:
-            cache.watch(key, now)
-        if after and not mailbox.reset:
-            untold = self._untold(interest)
-            for snapshot in untold:
-                mailbox.drop(snapshot.key)
-            return mailbox, untold
-        return mailbox, self._known(interest)
-
-    def _untold(self, interest: Filter) -> list[Snapshot]:
-        """Services that never had an instance while we knew them: their entry may be younger than what a reader heard.
-
-        Pushed out of the cache with instances and fetched anew without any, a service is no change to anybody here.
-        """
-        entries = (self.catalog.cache.get(key) for key in sorted(interest.keys))
-        return [entry.shown for entry in entries if entry is not None and entry.shown is not None and not entry.lived]
-
-    async def _warm(self, key: ServiceKey) -> None:
-        try:
-            await self.read(key)
-        except ProxyError as error:
-            log.info("no first snapshot of %s: %s", key, error)
-
-    def _known(self, interest: Filter) -> list[Snapshot]:
-        if interest.everything is None:
-            listed = (self.catalog.cache.get(key) for key in sorted(interest.keys))
-            return [entry.shown for entry in listed if entry is not None and entry.shown is not None]
-        shown = (entry.shown for entry in self.catalog.cache.entries() if interest.wants(entry.key))
-        return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
+        """As `Watching.watch`."""
+        return await self._watching.watch(interest, wake, after)
 
     def unwatch(self, mailbox: Mailbox) -> bool:
         """Ends what `watch` began; harmless when done before. Whether it was not."""
-        if not self.catalog.hub.unsubscribe(mailbox):
-            return False
-        for key in mailbox.filter.keys:
-            self.catalog.cache.unwatch(key, self.clock.now())
-        return True
+        return self._watching.unwatch(mailbox)
 
     # commit
 

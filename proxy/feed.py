@@ -99,6 +99,7 @@ class Feed:
             "read": desk.agent.read,
             "instance": desk.agent.instance,
             "send": desk.agent.send,
+            "ask": desk.agent.ask,
             "write": desk.agent.write,
             "modify": desk.agent.modify,
             "manage": desk.keeper.register,

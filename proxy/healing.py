@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from proxy.asking import ABSENT, Sender
 from proxy.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
     Beat,
     BeatResult,
-    Call,
     Deregister,
     GetInstance,
     Register,
@@ -38,18 +38,18 @@ log = logging.getLogger("nacos_proxy.healing")
 
 
 LISTED_WITHIN = 5.0  # seconds until every server lists what it took
-_ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND)
+LOOKED_UP = 16  # instances that one list lacks; where it lacks more it is more likely that they are lost
+HIDDEN_FOR = 30.0  # seconds for which an instance that exists and is not listed is believed to be disabled
+
+
+def _untold(error: ProxyError) -> bool:
+    """Whether an instance was not found for want of rights to look at those that lists hide (v3 without admin)."""
+    return isinstance(error.__cause__, Refused) and error.__cause__.reason is Reason.NO_RIGHT
 
 
 def _poorer(shown: Instance, known: Instance) -> bool:
     """Whether it may be what a server made of a light beat: r-nacos does so, and keeps metadata over a restart."""
     return bool(known.metadata and not shown.metadata) or shown.weight == 1.0 != known.weight
-
-
-class Sender(Protocol):
-    """Who sends a call to the upstream."""
-
-    async def send(self, call: Call[R]) -> R: ...
 
 
 class Healing:
@@ -104,30 +104,57 @@ class Healing:
         self._ledger.wrote(beat, self._clock.now())
         return BeatResult(interval=beat_interval(known.instance.metadata))
 
-    def misses(self, word: Snapshot, *, doubtful: bool) -> dict[Address, float]:
+    async def lost(self, word: Snapshot, *, doubtful: bool) -> dict[Address, float]:
         """What beats through this proxy and is not in a list: the upstream has lost it, and gets it back.
 
-        With since when it is missed, for readers, who are not to see it go in between. It may also be that somebody
-        disabled it, which lists do not show: so it is missed for ever only while `doubtful`, the upstream having been
-        away. Then it is lost also where its data is, or its health, by the beats that did not get there. What was
-        registered only now is not missed yet: a server lists it late (DESIGN fact 1).
+        With since when it is missed, for readers, who are not to see it go in between. Lists do not show an instance
+        that somebody disabled either, so what is missing is looked up first. While `doubtful`, the upstream having
+        been away, that tells nothing; then it is lost also where its data is, or its health, by the beats that did
+        not get there. What was registered only now is not missed yet: a server lists it late (DESIGN fact 1).
         """
+        missing = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
+        if missing and not doubtful:
+            looked_up, rest = missing[:LOOKED_UP], missing[LOOKED_UP:]
+            hidden = await asyncio.gather(*(self._is_hidden(known) for known in looked_up))
+            missing = [known for known, there in zip(looked_up, hidden, strict=True) if not there] + rest
         now = self._clock.now()
-        lost = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
-        self._lost.update((known.place, known) for known in lost)
-        if lost and (self._bringing_back is None or self._bringing_back.done()):
+        self._lost.update((known.place, known) for known in missing)
+        if missing and (self._bringing_back is None or self._bringing_back.done()):
             self._bringing_back = spawn(self._bring_back(), name="bring back")
-        return {known.place[1:]: now if doubtful else known.missed_since for known in lost}
+        return {known.place[1:]: now if doubtful else known.missed_since for known in missing}
 
     def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:
         now, i = self._clock.now(), known.instance
         shown = word.find(i.ip, i.port)
+        if shown is not None:
+            known.hidden_until = -math.inf
         lost = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.place)
-        if not lost or not (shown is None or (doubtful and (_poorer(shown, i) or not shown.healthy))):
+        hidden = not doubtful and (now < known.hidden_until or not i.enabled)
+        if not lost or hidden or not (shown is None or (doubtful and (_poorer(shown, i) or not shown.healthy))):
             known.missed_since = math.inf
             return False
         known.missed_since = min(known.missed_since, now)
         return True
+
+    async def _is_hidden(self, known: Registration) -> bool:
+        """Whether the upstream has what it does not list, in which case it is not looked up again for a while."""
+        i = known.instance
+        try:
+            await self._upstream.send(GetInstance(known.service, i.ip, i.port, i.cluster))
+        except ProxyError as error:
+            if not _untold(error) or not await self._takes_a_beat(known):
+                return False
+        known.hidden_until = self._clock.now() + HIDDEN_FOR
+        known.missed_since = math.inf
+        return True
+
+    async def _takes_a_beat(self, known: Registration) -> bool:
+        i = known.instance
+        try:
+            beat = Beat(known.service, i.ip, i.port, i.cluster, i.ephemeral)
+            return (await self._upstream.send(beat)).code == BEAT_OK
+        except ProxyError:
+            return False
 
     async def _bring_back(self) -> None:
         while self._lost:
@@ -160,7 +187,7 @@ class Healing:
         try:
             shown = await self._upstream.send(GetInstance(service, i.ip, i.port, i.cluster))
         except Refused as error:
-            if error.reason in _ABSENT:
+            if error.reason in ABSENT and not _untold(error):
                 return False
         else:
             if shown.healthy or _poorer(shown, i):

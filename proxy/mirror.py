@@ -101,6 +101,9 @@ class Mirror(Agent):
     async def send(self, call: Call[R]) -> R:
         return await self._other.ask("send", call)
 
+    async def ask(self, call: Call[R]) -> R:
+        return await self._other.ask("ask", call)
+
     async def write(self, call: Write[R]) -> Written[R]:
         return await self._other.ask("write", call)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from proxy.calls import Call, GetInstance, Update
@@ -23,9 +23,9 @@ class Worker(Protocol):
 
     async def read(self, key: ServiceKey, wants: Wants = ...) -> Look: ...
 
-    async def write(self, call: Update) -> object: ...
+    async def write(self, call: Update) -> Any: ...
 
-    async def send(self, call: Call[R]) -> R: ...
+    async def ask(self, call: Call[R]) -> R: ...
 
     def foresee(self, service: ServiceKey, instance: Instance) -> None:
         """The upstream will list this instance."""
@@ -53,35 +53,48 @@ class Modifying:
             return await self._modify(call)
 
     async def _modify(self, call: Update) -> Instance:
-        shown = await self._shown(call)
-        known = shown or await self._hidden(call)
+        shown = await self._shown(call, _any_cluster(call))
+        known = shown or await self._hidden(call, _any_cluster(call))
         metadata = {**known.metadata, **(call.metadata or {})}
-        whole = replace(
-            call,
-            cluster=known.cluster,
-            weight=known.weight if call.weight is None else call.weight,
-            enabled=known.enabled if call.enabled is None else call.enabled,
-            metadata=metadata,
-            ephemeral=known.ephemeral,
-            partial=False,
-        )
+        whole = replace(_whole(call, known), cluster=known.cluster, metadata=metadata)
         await self._worker.write(whole)
         after = replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
         if shown is None and after.enabled:  # lists hid it while it was disabled; the next one here shows it
             self._worker.foresee(call.service, after)
         return after
 
-    async def _shown(self, call: Update) -> Instance | None:
+    async def patch(self, call: Update) -> Any:
+        """A client's PATCH, as `write` answers it. It names one cluster, and its metadata replaces what is there."""
+        turn = self._turns.setdefault((call.service, call.ip, call.port), asyncio.Lock())
+        async with turn:
+            known = await self._shown(call, False) or await self._hidden(call, False)
+            return await self._worker.write(_whole(call, known))
+
+    async def _shown(self, call: Update, any_cluster: bool) -> Instance | None:
         look = await self._worker.read(call.service, Wants(no_cache=True))
         assert look.snapshot is not None
         known = look.snapshot.find(call.ip, call.port, call.cluster)
-        return look.snapshot.find(call.ip, call.port) if known is None and _any_cluster(call) else known
+        return look.snapshot.find(call.ip, call.port) if known is None and any_cluster else known
 
-    async def _hidden(self, call: Update) -> Instance:
+    async def _hidden(self, call: Update, any_cluster: bool) -> Instance:
+        """One that no list shows: somebody disabled it, which not every server tells."""
         owned = self._ledger.find(call.service, call.ip, call.port)
-        if owned is not None and (_any_cluster(call) or owned.instance.cluster == call.cluster):
-            return owned.instance
-        return await self._worker.send(GetInstance(call.service, call.ip, call.port, call.cluster))
+        if owned is not None and (any_cluster or owned.instance.cluster == call.cluster):
+            return replace(owned.instance, enabled=False)
+        asked = GetInstance(call.service, call.ip, call.port, call.cluster)
+        return replace(await self._worker.ask(asked), enabled=False)
+
+
+def _whole(call: Update, known: Instance) -> Update:
+    """A change of what is named as one that names all: a PUT puts what is not named back to its default."""
+    return replace(
+        call,
+        weight=known.weight if call.weight is None else call.weight,
+        enabled=known.enabled if call.enabled is None else call.enabled,
+        metadata=known.metadata if call.metadata is None else call.metadata,
+        ephemeral=known.ephemeral,
+        partial=False,
+    )
 
 
 def _any_cluster(call: Update) -> bool:

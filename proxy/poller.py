@@ -216,7 +216,7 @@ class Poller:
         names: list[str] = []
         try:
             for page in range(1, most // size + 1):
-                found = await self._agent.send(ListServices(namespace, group, page, size))
+                found = await self._agent.ask(ListServices(namespace, group, page, size))
                 names += found.names
                 if len(names) >= found.count or not found.names:
                     return names

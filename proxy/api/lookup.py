@@ -184,7 +184,7 @@ class LookupApi:
         names: list[str] = []
         try:
             for page in range(1, self._policy.most // 500 + 2):
-                found = await self._agent.send(ListServices(group.namespace, group.group, page, 500))
+                found = await self._agent.ask(ListServices(group.namespace, group.group, page, 500))
                 names += found.names
                 if len(names) >= found.count or not found.names:
                     break

@@ -142,7 +142,7 @@ class NacosApi:
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
         if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all
             return None, ()
-        return await agent.send(call), ()
+        return await agent.ask(call), ()
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
         """An error that arose before the request came here, in the dialect of its path (v1's where none owns it)."""

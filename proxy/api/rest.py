@@ -114,7 +114,7 @@ class RestApi:
         error: Exception | None = None
         if self._agent.catalog.breaker.allows(self._agent.clock.now()):
             try:
-                page = await self._agent.send(call)
+                page = await self._agent.ask(call)
                 headers = (("cache-status", "nacos-proxy; fwd=request"), REVALIDATE)
                 return tagged(request, orjson.dumps(page_json(call, page)), headers)
             except (Unreachable, TooSlow, Garbled) as failure:

@@ -23,6 +23,7 @@ from cachetools import LRUCache
 from proxy.calls import Beat, Register, Write
 from proxy.catalog.look import Freshness, Look, freshness
 from proxy.catalog.overlay import OverlayPolicy, add, explains, fold, settle
+from proxy.catalog.recent import Recent
 from proxy.catalog.schedule import Schedule
 from proxy.catalog.shelf import Entry, Shelf
 from proxy.effects import apply
@@ -54,6 +55,7 @@ class Cache:
 
     def __init__(self, policy: CachePolicy, overlay: OverlayPolicy, luck: Callable[[], float]) -> None:
         self.pushed = False
+        self.recent = Recent(overlay.grace)
         self._policy = policy
         self._overlay = overlay
         self._luck = luck
@@ -195,12 +197,13 @@ class Cache:
         # had lost, a disabled one that no list shows. Beats come too often to be followed for that.
         if self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat)):
             entry.pending = add(entry.pending, write, now)
+            self.recent.note(entry.key, now)
             self._plan(entry, min(self._schedule.moment(entry.key), now + self._overlay.settle), now)
         if entry.shown is None or after is before:
             return None
         if self._overlay.grace <= 0:
             entry.word = after
-        change = self._show(entry, after.dated(wall_ms), "write", wall_ms)
+        change = self._show(entry, after, "write", wall_ms)
         self._shelf.place(entry)
         return change
 
@@ -230,8 +233,11 @@ class Cache:
         change = diff(entry.shown, shown, source)
         if change is None and entry.shown is not None:
             return None
-        if not shown.last_ref_time:
-            shown = shown.dated(wall_ms)
+        # SDKs ignore a list that is older than the one they have, and the clocks of servers and of this host differ
+        earliest = entry.shown.last_ref_time + 1 if entry.shown is not None else 0
+        moment = max(wall_ms or shown.last_ref_time, earliest)
+        if moment != shown.last_ref_time:
+            shown = shown.dated(moment)
             change = None if change is None else replace(change, after=shown)
         entry.shown = shown
         entry.lived = entry.lived or bool(shown.instances)

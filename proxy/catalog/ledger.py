@@ -31,7 +31,8 @@ class Registration:
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
     `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it. `since` is when it was last
-    registered, `missed_since` from when on the upstream's lists have lacked it (infinity: they have it).
+    registered, `missed_since` from when on the upstream's lists have lacked it (infinity: they have it). Until
+    `hidden_until` it is known that the upstream has it and does not list it: somebody disabled it.
     """
 
     service: ServiceKey
@@ -41,6 +42,7 @@ class Registration:
     managed: Mapping[str, Any] | None = None
     since: float = -math.inf
     missed_since: float = math.inf
+    hidden_until: float = -math.inf
 
     @property
     def place(self) -> Place:

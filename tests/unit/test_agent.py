@@ -805,3 +805,74 @@ async def _asked(world: World) -> Look:
     world.agent.refresh(KEY)
     await settle()
     return await world.read()
+
+
+# --- what no list shows ----------------------------------------------------------------------------------------------
+
+
+def unlisted(world: World) -> None:
+    """C is there and disabled: the call for one instance finds it, lists do not show it, and nobody says why."""
+    full = world.shelf
+
+    def script(call: Call[Any]) -> Any:
+        if isinstance(call, GetInstance) and (call.ip, call.port) == (C.ip, C.port):
+            return C
+        return BeatResult() if isinstance(call, Beat) else full(call)
+
+    world.registry.script = script
+
+
+async def test_a_full_beat_does_not_bring_back_what_somebody_disabled(world: World) -> None:
+    """Go, Node and Python SDKs send the whole beat each time; it says nothing of `enabled`."""
+    beat = Beat(KEY, C.ip, C.port, full=C)
+    await world.agent.write(Register(KEY, C))
+    await world.clock.advance(10)
+    del world.shelf.services[KEY]
+    world.shelf.services[KEY] = snapshot(A, B)
+    unlisted(world)
+    await world.agent.write(beat)
+    await world.read(Wants(no_cache=True))
+    for _ in range(3):
+        await world.clock.advance(2)
+        await world.agent.write(beat)
+        look = await world.read(Wants(no_cache=True))
+        assert look.snapshot is not None and look.snapshot.find(C.ip, C.port) is None
+
+
+async def test_a_full_beat_of_what_was_never_heard_of_here_is_looked_up_first(world: World) -> None:
+    await world.read()
+    unlisted(world)
+    await world.agent.write(Beat(KEY, C.ip, C.port, full=C))
+    assert (await world.read()).snapshot == snapshot(A, B), "the upstream knows it and does not list it: it is disabled"
+    other = instance("10.0.0.77")
+    await world.agent.write(Beat(KEY, other.ip, other.port, full=other))
+    look = await world.read()
+    assert look.snapshot is not None and look.snapshot.find(other.ip, other.port) == other
+
+
+async def test_what_somebody_disables_is_gone_for_readers_with_the_first_list_without_it(world: World) -> None:
+    await world.agent.write(Register(KEY, C))
+    await world.agent.write(Beat(KEY, C.ip, C.port))
+    await world.read(Wants(no_cache=True))
+    await world.clock.advance(10)
+    await world.agent.write(Beat(KEY, C.ip, C.port))
+    await world.read(Wants(no_cache=True))
+    world.changes.clear()
+    world.shelf.services[KEY] = snapshot(A, B)
+    unlisted(world)
+    look = await world.read(Wants(no_cache=True))
+    assert look.snapshot == snapshot(A, B)
+    assert [change.removed for change in world.changes] == [(C,)]
+    assert world.registry.sent(Register) == [Register(KEY, C)]
+
+
+async def test_the_only_instance_of_a_service_is_gone_as_soon_as_any_other_when_it_is_disabled(world: World) -> None:
+    world.shelf.services.clear()
+    await world.agent.write(Register(KEY, C))
+    await world.clock.advance(10)
+    await world.agent.write(Beat(KEY, C.ip, C.port))
+    await world.read(Wants(no_cache=True))
+    world.shelf.services.clear()
+    unlisted(world)
+    look = await world.read(Wants(no_cache=True))
+    assert look.snapshot is not None and look.snapshot.instances == ()

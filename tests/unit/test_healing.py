@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregister, GetInstance, Register
+from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregister, GetInstance, Register, Update
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.errors import Reason, Refused, Unreachable
-from proxy.healing import Healing
+from proxy.healing import LOOKED_UP, Healing
 from proxy.runtime import spawn
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
@@ -144,17 +144,61 @@ ADDRESS = (MINE.ip, MINE.port)
 
 async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_gets_it_back(world: World) -> None:
     world.ledger.wrote(BEAT, world.clock.now())
-    assert not world.healing.misses(snapshot(), doubtful=False), "registered just now: a server lists it late"
+    assert not await world.healing.lost(snapshot(), doubtful=False), "registered just now: a server lists it late"
     await world.clock.advance(6)
-    assert not world.healing.misses(snapshot(MINE), doubtful=False)
-    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1006}
-    await world.clock.advance(2)
-    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1006}
+    assert not await world.healing.lost(snapshot(MINE), doubtful=False)
+    assert await world.healing.lost(snapshot(), doubtful=False) == {ADDRESS: 1006}
     await settle()
     assert world.registry.sent(Register) == [Register(KEY, MINE)]
     assert world.shelf.of(KEY).instances == (MINE,)
-    assert not world.healing.misses(snapshot(MINE), doubtful=False)
-    assert world.healing.misses(snapshot(), doubtful=False) == {ADDRESS: 1008}
+    await world.clock.advance(2)
+    assert not await world.healing.lost(snapshot(MINE), doubtful=False)
+    world.shelf.services.clear()
+    assert await world.healing.lost(snapshot(), doubtful=False) == {ADDRESS: 1008}
+    await world.healing.close()
+
+
+async def test_what_is_there_and_not_listed_was_disabled_and_is_looked_up_once(world: World) -> None:
+    """Lists show no disabled instance; the call for one does (recording "v1 get disabled")."""
+    world.ledger.wrote(BEAT, world.clock.now())
+    world.shelf.services[KEY] = snapshot(MINE)
+    await world.clock.advance(6)
+    for _ in range(3):
+        assert not await world.healing.lost(snapshot(), doubtful=False)
+    assert [type(call) for call in world.registry.calls] == [GetInstance]
+    assert not await world.healing.lost(snapshot(MINE), doubtful=False), "enabled again"
+    world.shelf.services.clear()
+    assert await world.healing.lost(snapshot(), doubtful=False), "and now it is gone"
+    await world.healing.close()
+
+
+async def test_where_hidden_ones_may_not_be_looked_at_a_beat_tells_whether_it_is_there(world: World) -> None:
+    world.ledger.wrote(BEAT, world.clock.now())
+    world.shelf.services[KEY] = snapshot(MINE)
+    untold = Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
+    untold.__cause__ = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
+    world.registry.script = lambda call: untold if isinstance(call, GetInstance) else world.shelf(call)
+    await world.clock.advance(6)
+    assert not await world.healing.lost(snapshot(), doubtful=False)
+    assert await world.healing.renew(world.registration) is False
+    assert world.registry.sent(Register) == []
+
+
+async def test_what_was_disabled_through_this_proxy_is_not_missed(world: World) -> None:
+    world.ledger.wrote(BEAT, world.clock.now())
+    world.ledger.wrote(Update(KEY, MINE.ip, MINE.port, enabled=False), world.clock.now())
+    await world.clock.advance(6)
+    assert not await world.healing.lost(snapshot(), doubtful=False)
+    assert world.registry.calls == []
+
+
+async def test_a_list_that_lacks_a_crowd_costs_few_lookups(world: World) -> None:
+    for number in range(40):
+        world.ledger.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
+        world.ledger.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
+    await world.clock.advance(6)
+    assert len(await world.healing.lost(snapshot(), doubtful=False)) == 40
+    assert len(world.registry.sent(GetInstance)) == LOOKED_UP
     await world.healing.close()
 
 
@@ -162,7 +206,7 @@ async def test_after_an_outage_it_is_missed_anew_with_each_list_until_the_upstre
     world.ledger.wrote(BEAT, world.clock.now())
     for passed in (1006, 1008):
         await world.clock.advance(passed - world.clock.now())
-        assert world.healing.misses(snapshot(), doubtful=True) == {ADDRESS: passed}
+        assert await world.healing.lost(snapshot(), doubtful=True) == {ADDRESS: passed}
     await world.healing.close()
 
 
@@ -177,8 +221,8 @@ async def test_after_an_outage_its_data_is_missed_too(
     world.ledger.wrote(BEAT, world.clock.now())
     await world.clock.advance(6)
     word = world.shelf.services[KEY] = snapshot(replace(MINE, weight=weight, metadata=metadata))
-    assert not world.healing.misses(word, doubtful=False), "somebody may have changed it"
-    assert bool(world.healing.misses(word, doubtful=True)) is not whole
+    assert not await world.healing.lost(word, doubtful=False), "somebody may have changed it"
+    assert bool(await world.healing.lost(word, doubtful=True)) is not whole
     await settle()
     assert world.shelf.of(KEY).instances == (word.instances if whole else (MINE,))
 
@@ -190,7 +234,7 @@ async def test_many_that_are_missed_in_many_lists_are_brought_back_one_after_the
         world.ledger.wrote(replace(BEAT, service=service), world.clock.now())
     await world.clock.advance(6)
     for service in services:
-        world.healing.misses(snapshot(service=service), doubtful=True)
+        await world.healing.lost(snapshot(service=service), doubtful=True)
     await settle()
     assert [call.service for call in world.registry.sent(Register)] == services
 
@@ -201,7 +245,7 @@ async def test_an_upstream_that_is_away_is_not_asked_for_each_that_it_may_have_l
         world.ledger.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
         world.ledger.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
     await world.clock.advance(6)
-    world.healing.misses(snapshot(), doubtful=True)
+    await world.healing.lost(snapshot(), doubtful=True)
     await settle()
     assert len(world.registry.calls) == 1
 
@@ -210,21 +254,21 @@ async def test_after_an_outage_who_beats_here_is_no_less_well_for_the_beats_that
     world.ledger.wrote(BEAT, world.clock.now())
     await world.clock.advance(6)
     word = world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
-    assert not world.healing.misses(word, doubtful=False), "its server may know better"
-    assert world.healing.misses(word, doubtful=True)
+    assert not await world.healing.lost(word, doubtful=False), "its server may know better"
+    assert await world.healing.lost(word, doubtful=True)
     await settle()
     assert [type(call) for call in world.registry.calls] == [GetInstance, Beat]
 
 
 async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed(world: World) -> None:
     await world.clock.advance(6)
-    assert not world.healing.misses(snapshot(), doubtful=True), "it never beat"
+    assert not await world.healing.lost(snapshot(), doubtful=True), "it never beat"
     world.ledger.wrote(BEAT, world.clock.now())
     await world.clock.advance(16)
-    assert not world.healing.misses(snapshot(), doubtful=True), "it fell silent"
+    assert not await world.healing.lost(snapshot(), doubtful=True), "it fell silent"
     world.ledger.wrote(BEAT, world.clock.now())
     with world.healing.leaving(Deregister(KEY, MINE.ip, MINE.port)):
-        assert not world.healing.misses(snapshot(), doubtful=True)
+        assert not await world.healing.lost(snapshot(), doubtful=True)
     assert world.registry.calls == []
 
 

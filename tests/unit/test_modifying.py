@@ -68,7 +68,7 @@ async def test_what_is_enabled_again_shows_in_the_next_read_though_no_list_showe
     await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", weight=5.0))
     assert (await shown(worker)) == ()
     await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", enabled=True))
-    assert (await shown(worker)) == (instance("10.0.0.9", cluster="c1", weight=4.0),)
+    assert (await shown(worker)) == (instance("10.0.0.9", cluster="c1", weight=5.0),)
     await worker.close()
 
 
@@ -102,3 +102,26 @@ async def test_what_no_list_shows_is_known_from_its_registration_or_asked_for() 
     registry.script = Shelf(snapshot())
     with pytest.raises(Refused, match="no matched ip found!"):
         await modifying.modify(Update(KEY, "10.0.0.8", 80, enabled=True))
+
+
+async def test_a_patch_reads_what_the_one_before_it_wrote() -> None:
+    """A server shows a modification half a second later; a PATCH that reads it there would undo the one before."""
+    shelf = Shelf(snapshot(A))
+    late = ScriptedRegistry(lambda call: shelf(call) if isinstance(call, Fetch) else None)
+    worker = agent(late, FakeClock())
+    await worker.write(Update(KEY, A.ip, A.port, weight=5.0, partial=True))
+    await worker.write(Update(KEY, A.ip, A.port, metadata={"v": "2"}, partial=True))
+    sent = late.sent(Update)[-1]
+    assert (sent.weight, sent.enabled, sent.metadata, sent.partial) == (5.0, True, {"v": "2"}, False)
+    await worker.close()
+
+
+async def test_a_patch_of_a_disabled_instance_does_not_enable_it() -> None:
+    """Not every server tells that an instance which it does not list is disabled."""
+    registry = ScriptedRegistry(lambda call: A if isinstance(call, GetInstance) else snapshot())
+    worker = agent(registry, FakeClock())
+    worker.catalog.ledger.wrote(Register(KEY, A), 0.0)
+    await worker.write(Update(KEY, A.ip, A.port, weight=5.0, partial=True))
+    await worker.modify(Update(KEY, A.ip, A.port, weight=6.0))
+    assert [(call.weight, call.enabled) for call in registry.sent(Update)] == [(5.0, False), (6.0, False)]
+    await worker.close()

@@ -169,6 +169,20 @@ def test_a_list_without_a_moment_gets_that_of_the_change() -> None:
     assert second is not None and second.last_ref_time == 7_000
 
 
+def test_the_moment_of_a_service_never_goes_back() -> None:
+    """SDKs call a list "out of date data" that is older than the last; a server's clock may be behind ours."""
+    kept = cache()
+    kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", asked=0, wall_ms=5_000)
+    moments: list[int] = []
+    kept.wrote(Register(KEY, B), 1, 6_000)
+    for now, hosts, wall in ((2, (B,), 5_500), (3, (A,), 7_000), (4, (A, B), 0)):
+        kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", asked=now + 5, wall_ms=wall)
+        look = kept.look(KEY, now).snapshot
+        assert look is not None
+        moments.append(look.last_ref_time)
+    assert moments == [6_001, 7_000, 7_001]
+
+
 def test_the_very_same_list_is_accepted_without_being_compared() -> None:
     compared: list[object] = []
 
