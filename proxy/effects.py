@@ -23,6 +23,18 @@ def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
     return draft.snapshot
 
 
+def completed(update: Update, known: Instance) -> Update:
+    """A change of what is named as one that names all: servers put the rest back to its default (modify.jsonl)."""
+    return replace(
+        update,
+        weight=known.weight if update.weight is None else update.weight,
+        enabled=known.enabled if update.enabled is None else update.enabled,
+        metadata=known.metadata if update.metadata is None else update.metadata,
+        ephemeral=known.ephemeral,
+        partial=False,
+    )
+
+
 class Draft:
     """A snapshot that many writes go into, one after the other, before it is put in order once.
 

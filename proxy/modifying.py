@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from proxy.calls import Call, GetInstance, Update
 from proxy.catalog.ledger import Ledger, Place
 from proxy.catalog.look import Look, Wants
+from proxy.effects import completed
 from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey
 
 R = TypeVar("R")
@@ -56,7 +57,7 @@ class Modifying:
         shown = await self._shown(call, _any_cluster(call))
         known = shown or await self._hidden(call, _any_cluster(call))
         metadata = {**known.metadata, **(call.metadata or {})}
-        whole = replace(_whole(call, known), cluster=known.cluster, metadata=metadata)
+        whole = replace(completed(call, known), cluster=known.cluster, metadata=metadata)
         await self._worker.write(whole)
         after = replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
         if shown is None and after.enabled:  # lists hid it while it was disabled; the next one here shows it
@@ -68,7 +69,7 @@ class Modifying:
         turn = self._turns.setdefault((call.service, call.ip, call.port), asyncio.Lock())
         async with turn:
             known = await self._shown(call, False) or await self._hidden(call, False)
-            return await self._worker.write(_whole(call, known))
+            return await self._worker.write(completed(call, known))
 
     async def _shown(self, call: Update, any_cluster: bool) -> Instance | None:
         look = await self._worker.read(call.service, Wants(no_cache=True))
@@ -83,18 +84,6 @@ class Modifying:
             return replace(owned.instance, enabled=False)
         asked = GetInstance(call.service, call.ip, call.port, call.cluster)
         return replace(await self._worker.ask(asked), enabled=False)
-
-
-def _whole(call: Update, known: Instance) -> Update:
-    """A change of what is named as one that names all: a PUT puts what is not named back to its default."""
-    return replace(
-        call,
-        weight=known.weight if call.weight is None else call.weight,
-        enabled=known.enabled if call.enabled is None else call.enabled,
-        metadata=known.metadata if call.metadata is None else call.metadata,
-        ephemeral=known.ephemeral,
-        partial=False,
-    )
 
 
 def _any_cluster(call: Update) -> bool:

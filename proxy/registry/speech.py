@@ -38,6 +38,7 @@ from proxy.calls import (
     ServiceNames,
     Update,
 )
+from proxy.effects import completed
 from proxy.errors import Reason, Refused
 from proxy.model import Instance, ServiceKey, Snapshot
 from proxy.registry import pages
@@ -110,16 +111,8 @@ class Speech:
         return self.memory.learned(key, info, self.clock.now())
 
     async def merge(self, line: Line, call: Update) -> Update:
-        """A change of what is named as one that names all: servers put the rest back to defaults (modify.jsonl)."""
-        known = await self.known(line, call)
-        return replace(
-            call,
-            weight=known.weight if call.weight is None else call.weight,
-            enabled=known.enabled if call.enabled is None else call.enabled,
-            metadata=known.metadata if call.metadata is None else call.metadata,
-            ephemeral=known.ephemeral,
-            partial=False,
-        )
+        """A partial change as one that names all."""
+        return completed(call, await self.known(line, call))
 
     async def known(self, line: Line, call: Update) -> Instance:
         """The instance that is to be changed, as the server shows it. Raises `Refused` where there is none."""
