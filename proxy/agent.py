@@ -353,7 +353,9 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        if isinstance(error, Refused) and error.status in (500, 501) and not isinstance(call, Fetch):
+        if isinstance(error, Refused) and (
+            error.reason is Reason.PEER_AWAY or (error.status in (500, 501) and not isinstance(call, Fetch))
+        ):
             return  # 500 is also the word for bad parameters: of the upstream it tells nothing
         if away(error):
             self.suspect()

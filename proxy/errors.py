@@ -51,6 +51,7 @@ class Reason(Enum):
     CLUSTER_NOT_FOUND = "cluster not found"
     NO_RIGHT = "no right"
     GONE = "gone"
+    PEER_AWAY = "a node of the cluster asks one that is away"
     OTHER = "other"
 
 

@@ -115,6 +115,12 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
+    servers = sight.upstream().get("servers", ())
+    gone = [f"server {server['url']}: {server['error']}" for server in servers if server["state"] == "down"]
+    told: list[str] = [] if len(servers) < 2 else gone
+    if 2 * len(told) > len(servers):
+        reasons += told
+        told = []
     for name, part in (("push", sight.push()), ("disk", sight.disk()), ("workers", sight.workers())):
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
@@ -127,7 +133,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if sight.events.closed:
         reasons.append("stopping")
-    return ("degraded" if reasons else "ready"), reasons
+    return ("degraded" if reasons else "ready"), reasons + told
 
 
 def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, Any]:

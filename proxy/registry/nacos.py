@@ -8,6 +8,7 @@ due (a probe, the address server's list, a server's version) is started beside t
     did not arrive         | always
     may have arrived       | where the second time says the same: all but creating and deleting a service
     refused, 502 to 504    | the same; a read also after 500
+    refused for a peer     | the same: the server passed it on to one that is away
     refused otherwise      | never
     refused as gone        | stays, and is spoken in the next dialect
 """
@@ -47,7 +48,7 @@ from proxy.registry.forward import Passing, passing, subject
 from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
 from proxy.registry.login import Credential, LoginPolicy, Session, token_headers
 from proxy.registry.memory import Memory, MemoryPolicy
-from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
+from proxy.registry.servers import Server, Servers, ServersPolicy, failing, of_a_peer, parse_addresses
 from proxy.registry.speech import ONCE, Speech, speeches
 from proxy.registry.transport import FastTransport, TransportPolicy
 from proxy.runtime import Clock, spawn, stop
@@ -89,7 +90,8 @@ class NacosRegistry:
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
-        self.servers.on_up.append(_forget)
+        self.servers.on_up += [_forget, self._say_back]
+        self.servers.on_down.append(self._say_lost)
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own login."""
@@ -115,7 +117,7 @@ class NacosRegistry:
         await self.ready()
         about, body = await subject(query, headers, body)
         call = (method, path, query, headers, body)
-        servers = self.servers.candidates((about or self._drawn,))
+        servers = self.servers.candidates((about or self._drawn,), self.clock.now(), reading=method == "GET")
         async with passing(self.http, servers, self._passed, call) as reply:
             yield reply
 
@@ -194,6 +196,15 @@ class NacosRegistry:
 
     # outcomes
 
+    def _say_lost(self, server: Server) -> None:
+        if len(self.servers.all) > 1:  # of one alone the agent says that the upstream is lost
+            left = len(self.servers.up)
+            log.warning("%s is lost: %s; %d of %d servers left", server.url, server.error, left, len(self.servers.all))
+
+    def _say_back(self, server: Server) -> None:
+        if len(self.servers.all) > 1:
+            log.warning("%s is back; lists are asked of others until it has caught up", server.url)
+
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
         now = self.clock.now()
         server.count(outcome)
@@ -244,12 +255,13 @@ class _Voice:
         await registry.ready()
         keys = _keys(call)
         last: UpstreamError | None = None
-        for server in registry.servers.candidates(keys):
+        reading = not isinstance(call, Write)
+        for server in registry.servers.candidates(keys, registry.clock.now(), reading=reading):
             try:
                 result = await self.on(server, call)
             except UpstreamError as error:
                 refused = isinstance(error, Refused)
-                if refused and not failing(error, reading=not isinstance(call, Write)):
+                if refused and not failing(error, reading=reading) and not of_a_peer(error):
                     raise
                 last = error
                 if _once(call) and (error.arrived or refused):
@@ -257,6 +269,8 @@ class _Voice:
                 continue
             self._note(call, result, server, keys)
             return result
+        if last is not None and of_a_peer(last):
+            raise Refused(Reason.PEER_AWAY, str(last), status=503) from last
         raise last or Unreachable("no server is known", arrived=False)
 
     async def on(self, server: Server, call: Call[R]) -> R:

@@ -6,6 +6,8 @@ Not for: sending (`http`), what a server speaks (`detect`), when a list is fetch
     ------------+---------------------------------------------+------------------------------------------------------
     up          | no failure, or fewer than `patience` slow   | get it by rendezvous hashing, or because they got it
                 | or garbled answers in a row                 | before (an instance's registration and its beats)
+    in doubt    | `doubt` seconds after it came back          | that read ask another that is up: until it has caught up
+                |                                             | with the others, it lists what is old, or unwell
     down        | from a failure until the next success       | when none is up, or none any more; probes as `retry_at`
                 |                                             | passes
 """
@@ -36,7 +38,8 @@ class ServersPolicy:
     `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; where a URL has a path, that is its context path.
     `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
     A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
-    called for `idle` seconds is probed too, where there are several.
+    called for `idle` seconds is probed too, where there are several. What kept to another server while its own was
+    down comes back to it between `doubt` and `home` seconds after it is up again, spread over that time.
     """
 
     urls: tuple[str, ...] = ()
@@ -46,6 +49,8 @@ class ServersPolicy:
     first_pause: float = 0.5
     longest_pause: float = 15.0
     patience: int = 2
+    doubt: float = 10.0
+    home: float = 40.0
     idle: float = 10.0
     remembered: int = 100_000
     attempts: int = 3
@@ -56,7 +61,7 @@ class Server:
     """One server, and what operators want to know of it.
 
     `failures` are those since the last success, `pause` the seconds between the last two probes of a server that is
-    down, `latency` a moving mean in seconds.
+    down, `latency` a moving mean in seconds, `back_at` when it last came back.
     """
 
     origin: str
@@ -64,6 +69,7 @@ class Server:
     up: bool = True
     failures: int = 0
     retry_at: float = 0.0
+    back_at: float = float("-inf")
     pause: float = 0.0
     called_at: float = 0.0
     probing: bool = False
@@ -168,16 +174,20 @@ class Servers:
     def up(self) -> list[Server]:
         return [server for server in self.all if server.up]
 
-    def candidates(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
+    def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 
+        What only reads asks those in doubt last.
         Where none is up, or none any more, the last is that whose probe comes first: a call deserves a try.
         """
         if len(self.all) < 2:
             yield from self.all
             return
         tried: list[Server] = []
-        for server in self._ordered(keys):
+        ordered = list(self._ordered(keys, now))
+        if reading:
+            ordered.sort(key=lambda server: now - server.back_at < self.policy.doubt)
+        for server in ordered:
             if server.up and server not in tried and len(tried) < self.policy.attempts:
                 tried.append(server)
                 yield server
@@ -185,12 +195,19 @@ class Servers:
         if left and not self.up and len(tried) < self.policy.attempts:
             yield min(left, key=lambda server: server.retry_at)
 
-    def _ordered(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
-        for key in keys:
+    def _ordered(self, keys: tuple[Hashable, ...], now: float) -> Iterator[Server]:
+        ranked = sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
+        for key in () if ranked and self._is_home(ranked[0], keys, now) else keys:
             kept = self._keeps.get(key)
             if kept is not None and kept.up and kept in self.all:
                 yield kept
-        yield from sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
+        yield from ranked
+
+    def _is_home(self, server: Server, keys: tuple[Hashable, ...], now: float) -> bool:
+        """Whether calls come back to the server that they left when it was down; not all in one moment."""
+        away = now - server.back_at  # infinite for one that was never down: it is nobody's home
+        spread = _digest("home", keys[0] if keys else "")[0] / 256
+        return self.policy.doubt + spread * (self.policy.home - self.policy.doubt) <= away < float("inf")
 
     def keep(self, key: Hashable, server: Server) -> None:
         """What `key` names keeps to this server while it is up."""
@@ -208,7 +225,7 @@ class Servers:
         if seconds is not None:
             server.latency = seconds if server.latency == 0.0 else server.latency * 0.9 + seconds * 0.1
         if not server.up:
-            server.up = True
+            server.up, server.back_at = True, now
             for listener in self.on_up:
                 listener(server)
 
@@ -237,7 +254,26 @@ class Servers:
 
 def _weight(server: Server, keys: tuple[Hashable, ...]) -> bytes:
     """Rendezvous hashing on the last key, the service: all that is about it starts at the same server."""
-    return hashlib.blake2b(f"{server.url} {keys[-1] if keys else ''}".encode(), digest_size=8).digest()
+    return _digest(server.url, keys[-1] if keys else "")
+
+
+def _digest(salt: str, about: Hashable) -> bytes:
+    return hashlib.blake2b(f"{salt} {about}".encode(), digest_size=8).digest()
+
+
+_OF_A_PEER = re.compile(
+    r"receive invalid redirect request from peer|connection refused|connect timed out|connectexception"
+    r"|sockettimeoutexception|read timed out|noroutetohost",
+    re.IGNORECASE,
+)
+
+
+def of_a_peer(error: UpstreamError) -> bool:
+    """Whether a refusal is about the cluster, not about the call: the server passed it on to a peer that is away.
+
+    For some seconds around a node's death or return (DESIGN fact 19).
+    """
+    return isinstance(error, Refused) and error.status in (400, 500) and _OF_A_PEER.search(error.text) is not None
 
 
 def failing(error: UpstreamError, *, reading: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,21 @@ async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(
     assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
     await world.ask("GET", "/api/v1/services/orders")
     assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
+
+
+async def test_nodes_that_are_gone_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
+    def upstream(*down: int) -> dict[str, Any]:
+        return {"servers": [server(number, number in down) for number in range(3)]}
+
+    def server(number: int, down: bool) -> dict[str, Any]:
+        return {"url": f"http://n{number}", "state": "down" if down else "up", "error": "refused" if down else ""}
+
+    await world.ask("GET", "/api/v1/services/orders")
+    assert readiness(replace(world.sight, upstream=upstream)) == ("ready", [])
+    one = replace(world.sight, upstream=lambda: upstream(1))
+    assert readiness(one) == ("ready", ["server http://n1: refused"])
+    two = replace(world.sight, upstream=lambda: upstream(0, 1))
+    assert readiness(two) == ("degraded", ["server http://n0: refused", "server http://n1: refused"])
 
 
 async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:

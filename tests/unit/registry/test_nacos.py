@@ -28,7 +28,7 @@ from proxy.calls import (
     Update,
     UpdateService,
 )
-from proxy.errors import Reason, Refused, Unreachable, UpstreamError
+from proxy.errors import Reason, Refused, Unreachable, UpstreamError, away
 from proxy.model import Instance
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts
@@ -418,6 +418,49 @@ async def test_what_says_the_same_the_second_time_goes_to_the_next_server() -> N
                 await registry.send(Register(key(f"s{number}"), A))
             assert len(broken.requests) >= 1
             assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
+
+
+PEERS = {
+    400: b"receive invalid redirect request from peer 127.0.0.1",
+    500: b"Server failed, caused: java.net.ConnectException: Connection refused;",
+}
+
+
+def of_a_peer(status: int) -> Say:
+    return say(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%b" % (status, len(PEERS[status]), PEERS[status]))
+
+
+@pytest.mark.parametrize("status", PEERS)
+async def test_an_answer_about_a_peer_that_is_away_is_no_answer_to_the_call(status: int) -> None:
+    """Around a node's death or return the others pass calls on to it (DESIGN fact 19)."""
+    async with stub(lambda _: of_a_peer(status)) as asks_its_peer, facing("v1+v2") as up:
+        async with registry_of(asks_its_peer.url, up.url, dialect="v1") as registry:
+            for number in range(8):
+                await registry.send(Register(key(f"s{number}"), A))
+            assert len(asks_its_peer.requests) >= 1
+            assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
+            assert all(server.up for server in registry.servers.all), "it is its peer that is away"
+
+
+async def test_where_all_ask_a_peer_that_is_away_it_is_as_if_the_upstream_were_away() -> None:
+    async with stub(lambda _: of_a_peer(500)) as one, stub(lambda _: of_a_peer(400)) as two:
+        async with registry_of(one.url, two.url, dialect="v1") as registry:
+            with pytest.raises(Refused) as caught:
+                await registry.send(Beat(KEY, A.ip, A.port))
+            assert caught.value.reason is Reason.PEER_AWAY
+            assert away(caught.value)
+
+
+async def test_a_node_that_dies_or_returns_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with facing("v1+v2") as up:
+        async with registry_of("127.0.0.1:1", up.url) as registry:
+            for number in range(8):
+                await registry.send(Register(key(f"s{number}"), A))
+            registry.servers.succeeded(registry.servers.all[0], 1.0)
+            lines = [record.getMessage() for record in caplog.records if "127.0.0.1:1/" in record.getMessage()]
+            assert len(lines) == 2
+            assert "is lost: " in lines[0] and lines[0].endswith("; 1 of 2 servers left")
+            assert "is back" in lines[1]
 
 
 async def test_many_calls_wait_for_one_answer_of_the_address_server() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Garbled, Reason, Refused, TooSlow, Unreachable
 from proxy.model import ServiceKey
-from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses, parse_server
+from proxy.registry.servers import Server, Servers, ServersPolicy, failing, of_a_peer, parse_addresses, parse_server
 
 GONE = Unreachable("no connection", arrived=False)
 SLOW = TooSlow("no answer in time")
@@ -19,8 +19,8 @@ def three(**policy: float) -> Servers:
     return Servers(ServersPolicy(("a", "b", "c"), **policy))  # type: ignore[arg-type]
 
 
-def asked(servers: Servers, *keys: object) -> list[str]:
-    return [server.origin for server in servers.candidates(keys)]
+def asked(servers: Servers, *keys: object, now: float = 0.0, reading: bool = False) -> list[str]:
+    return [server.origin for server in servers.candidates(keys, now, reading=reading)]
 
 
 def key(name: str) -> ServiceKey:
@@ -281,6 +281,57 @@ def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
     assert asked(servers, instance, service) == asked(servers, service)
 
 
+def test_who_has_just_come_back_is_not_asked_for_lists_while_another_is_up() -> None:
+    """It lists what is old, or unwell, until it has caught up with the others (DESIGN fact 19)."""
+    servers = three()
+    first = asked(servers, key("s"))[0]
+    home = next(server for server in servers.all if server.origin == first)
+    servers.failed(home, 1.0, GONE)
+    servers.succeeded(home, 100.0)
+    assert asked(servers, key("s"), now=105.0, reading=True)[-1] == first
+    assert asked(servers, key("s"), now=105.0)[0] == first, "writes do not wait"
+    assert asked(servers, key("s"), now=110.0, reading=True)[0] == first
+    alone = Servers(ServersPolicy(("a",)))
+    alone.failed(alone.all[0], 1.0, GONE)
+    alone.succeeded(alone.all[0], 100.0)
+    assert asked(alone, key("s"), now=101.0, reading=True) == ["http://a:8848"]
+
+
+def test_what_moved_while_a_server_was_down_comes_home_within_a_minute_and_not_all_at_once() -> None:
+    servers = three()
+    service = key("s")
+    home = next(server for server in servers.all if server.origin == asked(servers, service)[0])
+    instances = [(service, "10.0.0.1", port) for port in range(100)]
+    servers.failed(home, 1.0, GONE)
+    for instance in instances:
+        away = next(s for s in servers.all if s.origin == asked(servers, instance, service)[0])
+        servers.keep(instance, away)
+    servers.succeeded(home, 100.0)
+
+    def at_home(now: float) -> int:
+        return sum(asked(servers, instance, service, now=now)[0] == home.origin for instance in instances)
+
+    assert at_home(109.0) == 0
+    assert 20 < at_home(125.0) < 80
+    assert at_home(140.0) == 100
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (400, "receive invalid redirect request from peer 10.0.0.2", True),
+        (500, "java.net.ConnectException: Connection refused (Connection refused)", True),
+        (500, "Server failed, caused: java.net.SocketTimeoutException: Read timed out;", True),
+        (500, "caused: User nobody not found;", False),
+        (400, "Param 'ip' is required.", False),
+        (404, "connection refused", False),
+    ],
+)
+def test_a_refusal_may_be_about_a_peer_of_the_server(status: int, text: str, expected: bool) -> None:
+    assert of_a_peer(Refused(Reason.OTHER, text, status=status)) is expected
+    assert not of_a_peer(GONE)
+
+
 def test_what_is_kept_is_bounded() -> None:
     servers = three(remembered=3)
     for n in range(10):
@@ -302,7 +353,7 @@ def test_when_the_last_that_was_up_fails_one_that_was_down_gets_the_call() -> No
     a, b, c = servers.all
     servers.failed(a, 1.0, GONE)
     servers.failed(b, 2.0, GONE)
-    candidates = servers.candidates((key("x"),))
+    candidates = servers.candidates((key("x"),), 5.0)
     assert next(candidates) is c
     servers.failed(c, 3.0, GONE)
     assert list(candidates) == [a]
@@ -310,7 +361,7 @@ def test_when_the_last_that_was_up_fails_one_that_was_down_gets_the_call() -> No
 
 def test_who_went_down_since_the_call_began_is_passed_over() -> None:
     servers = three()
-    candidates = servers.candidates((key("x"),))
+    candidates = servers.candidates((key("x"),), 5.0)
     first = next(candidates)
     second, third = [s for s in servers.all if s is not first]
     servers.failed(second, 1.0, GONE)
@@ -352,7 +403,7 @@ def test_whatever_happened_a_call_finds_somebody_of_the_list(happened: list[tupl
                 servers.replace([parse_server(name), parse_server("a")])
             case _:
                 servers.failed(server, float(now), GONE if what == "gone" else SLOW)
-        found = list(servers.candidates((key("x"),)))
+        found = list(servers.candidates((key("x"),), 5.0))
         assert found
         assert {server.url for server in found} <= {server.url for server in servers.all}
         if servers.up and len(servers.all) > 1:
