@@ -101,7 +101,7 @@ class Http:
         extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
 
         def make() -> httpx.Request:
-            place = parsed(f"{server.url}{request.target}")
+            place = _place(server.origin)._replace(target=f"{server.context}{request.target}".encode("ascii"))
             fields = self._fields(method, place.netloc, tuple(headers), len(content))
             return Prepared(method, place, fields, content, extensions)
 
@@ -150,10 +150,10 @@ class Http:
         return b"".join(chunks)
 
 
-@lru_cache(maxsize=8192)
-def parsed(url: str) -> Place:
-    """Polls and beats ask the same again and again, and to parse a URL costs as much as all else of a call."""
-    return Place.of(httpx.URL(url))
+@lru_cache(maxsize=128)
+def _place(origin: str) -> Place:
+    """Of a server, not of a request: the names that are asked for have no end."""
+    return Place.of(httpx.URL(origin))
 
 
 def origin(url: str) -> str:

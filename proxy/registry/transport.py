@@ -224,7 +224,6 @@ class _Body(httpx.AsyncByteStream):
 class Place(NamedTuple):
     """Where a request goes. `target` is what stands in its first line."""
 
-    url: httpx.URL
     scheme: str
     host: str
     port: int
@@ -233,9 +232,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, url: httpx.URL) -> Place:
-        return cls(
-            url, url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc, url.raw_path
-        )
+        return cls(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc, url.raw_path)
 
 
 class Fields(NamedTuple):
@@ -262,12 +259,17 @@ class Prepared(httpx.Request):
 
     def __init__(self, method: str, place: Place, fields: Fields, body: bytes, extensions: dict[str, Any]) -> None:
         self.method = method
-        self.url = place.url
         self.headers = fields.headers
         self.stream = httpx.ByteStream(body)
         self.extensions = extensions
         self.place = place
         self.fields = fields
+
+    @property
+    def url(self) -> httpx.URL:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """For transports that are not ours: to parse one costs as much as all else of a call."""
+        place = self.place
+        return httpx.URL(f"{place.scheme}://{place.netloc.decode('ascii')}{place.target.decode('ascii')}")
 
 
 class FastTransport(httpx.AsyncBaseTransport):

@@ -86,8 +86,8 @@ def encoded(pairs: Pairs) -> str:
     return "&".join([f"{_quoted(n)}={_quoted(v) if len(v) < _SHORT else quote_plus(v)}" for n, v in pairs])
 
 
-_SHORT = 128
-_quoted = lru_cache(maxsize=8192)(quote_plus)
+_SHORT = 64
+_quoted = lru_cache(maxsize=2048)(quote_plus)  # the names that are asked for have no end, so it stays below 1 MiB
 
 
 class HttpReply(NamedTuple):

@@ -220,21 +220,21 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
 
 
 def _write_register(call: Register) -> HttpRequest:
-    return HttpRequest("POST", _INSTANCE, form=(*grouped(call.service), *instance_form(call.instance)))
+    return HttpRequest("POST", _INSTANCE, (*grouped(call.service), *instance_form(call.instance)))
 
 
 def _write_deregister(call: Deregister) -> HttpRequest:
-    form = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _INSTANCE, form=(*grouped(call.service), *form))
+    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
+    return HttpRequest("DELETE", _INSTANCE, (*grouped(call.service), *query))
 
 
 def _write_update(call: Update) -> HttpRequest:
     method = "PATCH" if call.partial else "PUT"
-    return HttpRequest(method, _INSTANCE, form=(*grouped(call.service), *update_form(call)))
+    return HttpRequest(method, _INSTANCE, (*grouped(call.service), *update_form(call)))
 
 
 def _write_beat_request(call: Beat) -> HttpRequest:
-    return HttpRequest("PUT", f"{_INSTANCE}/beat", form=(*grouped(call.service), *beat_form(call)))
+    return HttpRequest("PUT", f"{_INSTANCE}/beat", (*grouped(call.service), *beat_form(call)))
 
 
 def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
@@ -243,7 +243,7 @@ def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", form=(*grouped(call.service), *batch_form(call)))
+    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", (*grouped(call.service), *batch_form(call)))
 
 
 def _read_updated(call: BatchMetadata, reply: HttpReply) -> tuple[str, ...]:

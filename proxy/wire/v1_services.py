@@ -297,8 +297,8 @@ def _get(path: str, parameters: Callable[[Any], Pairs] = lambda _: ()) -> Callab
     return lambda call: HttpRequest("GET", path, parameters(call))
 
 
-def _form(method: str, path: str, parameters: Callable[[Any], Pairs] = lambda _: ()) -> Callable[[Any], HttpRequest]:
-    return lambda call: HttpRequest(method, path, form=(*grouped(call.service), *parameters(call)))
+def _write(method: str, path: str, parameters: Callable[[Any], Pairs] = lambda _: ()) -> Callable[[Any], HttpRequest]:
+    return lambda call: HttpRequest(method, path, (*grouped(call.service), *parameters(call)))
 
 
 def _paged(call: ListServices) -> Pairs:
@@ -325,11 +325,11 @@ _HEALTH = "/v1/ns/health/instance"
 _LIVENESS = "/v1/console/health/liveness"
 
 ROWS: tuple[Operation[Any, Any], ...] = (
-    Operation("POST", _SERVICE, CreateService, _read_create, write_ok, _form("POST", _SERVICE, service_form), done),
+    Operation("POST", _SERVICE, CreateService, _read_create, write_ok, _write("POST", _SERVICE, service_form), done),
     Operation(
-        "PUT", _SERVICE, UpdateService, _read_service_update, write_ok, _form("PUT", _SERVICE, service_form), done
+        "PUT", _SERVICE, UpdateService, _read_service_update, write_ok, _write("PUT", _SERVICE, service_form), done
     ),
-    Operation("DELETE", _SERVICE, DeleteService, _read_service_delete, write_ok, _form("DELETE", _SERVICE), _deleted),
+    Operation("DELETE", _SERVICE, DeleteService, _read_service_delete, write_ok, _write("DELETE", _SERVICE), _deleted),
     Operation(
         "GET",
         _SERVICE,
@@ -366,7 +366,7 @@ ROWS: tuple[Operation[Any, Any], ...] = (
         _get(f"{_SERVICE}/names", lambda call: pairs(namespaceId=call.namespace or None)),
         _read_names_reply,
     ),
-    Operation("PUT", _HEALTH, SetHealth, _read_health, write_ok, _form("PUT", _HEALTH, _health), done),
+    Operation("PUT", _HEALTH, SetHealth, _read_health, write_ok, _write("PUT", _HEALTH, _health), done),
     Operation("PUT", "/v1/ns/health", SetHealth, _read_health, write_ok),
     Operation("GET", _METRICS, Metrics, _read_metrics, _write_as_is, _get(_METRICS, _only_status), _mapping),
     Operation("GET", "/v1/ns/ops/metrics", Metrics, _read_metrics, _write_as_is),

@@ -255,20 +255,20 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
 
 
 def _write_register(call: Register) -> HttpRequest:
-    return HttpRequest("POST", _INSTANCE, form=(*bare(call.service), *instance_form(call.instance)))
+    return HttpRequest("POST", _INSTANCE, (*bare(call.service), *instance_form(call.instance)))
 
 
 def _write_deregister(call: Deregister) -> HttpRequest:
-    form = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _INSTANCE, form=(*bare(call.service), *form))
+    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
+    return HttpRequest("DELETE", _INSTANCE, (*bare(call.service), *query))
 
 
 def _write_update(call: Update) -> HttpRequest:
     """A partial one is refused by servers unless it names everything; it may be read, merged and put instead."""
     if not call.partial:
-        return HttpRequest("PUT", _INSTANCE, form=(*bare(call.service), *update_form(call)))
-    form = (*grouped(call.service), *update_form(call), ("cluster", call.cluster))
-    return HttpRequest("PATCH", _INSTANCE, form=form)
+        return HttpRequest("PUT", _INSTANCE, (*bare(call.service), *update_form(call)))
+    query = (*grouped(call.service), *update_form(call), ("cluster", call.cluster))
+    return HttpRequest("PATCH", _INSTANCE, query)
 
 
 def _read_updated_instance(call: Update, reply: HttpReply) -> None:
@@ -282,7 +282,7 @@ def _read_updated_instance(call: Update, reply: HttpReply) -> None:
 
 
 def _write_beat_request(call: Beat) -> HttpRequest:
-    return HttpRequest("PUT", f"{_INSTANCE}/beat", form=(*grouped(call.service), *beat_form(call)))
+    return HttpRequest("PUT", f"{_INSTANCE}/beat", (*grouped(call.service), *beat_form(call)))
 
 
 def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
@@ -293,18 +293,18 @@ def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", form=(*bare(call.service), *batch_form(call)))
+    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", (*bare(call.service), *batch_form(call)))
 
 
 def _write_service_form(call: CreateService | UpdateService) -> HttpRequest:
     create = isinstance(call, CreateService)
     kind = pairs(ephemeral=call.ephemeral) if create else ()
-    form = (*bare(call.service), *service_form(call), *kind)
-    return HttpRequest("POST" if create else "PUT", _SERVICE, form=form)
+    query = (*bare(call.service), *service_form(call), *kind)
+    return HttpRequest("POST" if create else "PUT", _SERVICE, query)
 
 
 def _write_health(call: SetHealth) -> HttpRequest:
-    return HttpRequest("PUT", "/v2/ns/health/instance", form=(*bare(call.service), *health_form(call)))
+    return HttpRequest("PUT", "/v2/ns/health/instance", (*bare(call.service), *health_form(call)))
 
 
 def _read_service_reply(call: GetService, reply: HttpReply) -> ServiceInfo:
@@ -351,7 +351,7 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
         DeleteService,
         lambda request: DeleteService(_key(request)),
         write_ok,
-        lambda call: HttpRequest("DELETE", _SERVICE, form=bare(call.service)),
+        lambda call: HttpRequest("DELETE", _SERVICE, bare(call.service)),
         _OK,
     ),
     Operation(

@@ -181,9 +181,9 @@ def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
 
 def _write_register(call: Register | Beat) -> HttpRequest:
     if isinstance(call, Register):
-        return HttpRequest("POST", _CLIENT, form=(*bare(call.service), *instance_form(call.instance)))
-    form = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, heartBeat=True)
-    return HttpRequest("POST", _CLIENT, form=(*bare(call.service), *form))
+        return HttpRequest("POST", _CLIENT, (*bare(call.service), *instance_form(call.instance)))
+    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, heartBeat=True)
+    return HttpRequest("POST", _CLIENT, (*bare(call.service), *query))
 
 
 def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | None:
@@ -199,14 +199,14 @@ def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | No
 
 
 def _write_deregister(call: Deregister) -> HttpRequest:
-    form = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _CLIENT, form=(*bare(call.service), *form))
+    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
+    return HttpRequest("DELETE", _CLIENT, (*bare(call.service), *query))
 
 
 def _write_update(call: Update) -> HttpRequest:
     """Not even the partial one is partial: the server puts weight and enabled back where they are not named."""
     path = f"{_INSTANCE}/partial" if call.partial else _INSTANCE
-    return HttpRequest("PUT", path, form=(*bare(call.service), *update_form(call)))
+    return HttpRequest("PUT", path, (*bare(call.service), *update_form(call)))
 
 
 def _write_get(call: GetInstance) -> HttpRequest:
@@ -220,7 +220,7 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, _BATCH, form=(*bare(call.service), *batch_form(call)))
+    return HttpRequest(method, _BATCH, (*bare(call.service), *batch_form(call)))
 
 
 def login_request(username: str, password: str) -> HttpRequest:

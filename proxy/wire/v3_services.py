@@ -204,8 +204,8 @@ def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
 def _write_service_form(call: CreateService | UpdateService) -> HttpRequest:
     create = isinstance(call, CreateService)
     kind = pairs(ephemeral=call.ephemeral) if create else ()
-    form = (*bare(call.service), *service_form(call), *kind)
-    return HttpRequest("POST" if create else "PUT", _SERVICE, form=form)
+    query = (*bare(call.service), *service_form(call), *kind)
+    return HttpRequest("POST" if create else "PUT", _SERVICE, query)
 
 
 def _read_service_reply(call: GetService, reply: HttpReply) -> ServiceInfo:
@@ -222,7 +222,7 @@ def _read_subscribed(call: Subscribers, reply: HttpReply) -> tuple[Subscriber, .
 
 
 def _write_health(call: SetHealth) -> HttpRequest:
-    return HttpRequest("PUT", _HEALTH, form=(*bare(call.service), *health_form(call)))
+    return HttpRequest("PUT", _HEALTH, (*bare(call.service), *health_form(call)))
 
 
 def _read_namespaces_reply(call: Namespaces, reply: HttpReply) -> tuple[Any, ...]:
@@ -252,7 +252,7 @@ ROWS: tuple[Operation[Any, Any], ...] = (
         DeleteService,
         lambda request: DeleteService(read_service_form(request)),
         write_ok,
-        lambda call: HttpRequest("DELETE", _SERVICE, form=bare(call.service)),
+        lambda call: HttpRequest("DELETE", _SERVICE, bare(call.service)),
         _OK,
     ),
     Operation(

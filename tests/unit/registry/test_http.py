@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from proxy.errors import Garbled, TooSlow, Unreachable, UpstreamError
 from proxy.registry.http import Http, HttpPolicy, Timeouts, TlsPolicy, origin, tls_context
 from proxy.registry.servers import Server, parse_server
-from proxy.registry.transport import FastTransport, TransportPolicy
+from proxy.registry.transport import FastTransport, Prepared, TransportPolicy
 from proxy.wire.base import HttpReply, HttpRequest
 from tests.helpers.fault import MODES, Mode, fault_proxy
 from tests.unit.registry.stub import Request, Say, Stub, ok, say, stub
@@ -56,6 +58,38 @@ async def test_a_request_goes_out_whole_and_its_reply_comes_back() -> None:
     assert write.line == b"POST /nacos/v1/ns/instance HTTP/1.1"
     assert b"\r\nContent-Type: application/x-www-form-urlencoded\r\n" in write.head
     assert write.body == b"ip=10.0.0.1&metadata=%7B%22a%22%3A%22b+c%22%7D"
+
+
+async def test_a_query_may_be_as_long_as_what_it_says() -> None:
+    class Target(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            assert isinstance(request, Prepared)
+            return httpx.Response(200, content=request.place.target)
+
+    http, metadata = Http(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
+    reply = await http.ask(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
+    assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
+
+
+async def test_names_that_nobody_has_leave_nothing_behind() -> None:
+    """Whoever asks for a million names takes no memory: of requests, only what is of the server is kept."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=request.url.query)
+
+    http, to = Http(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        for number in range(1500):
+            named = HttpRequest("GET", "/v1/ns/instance/list", (("serviceName", f"g@@{number}-{'x' * 60}"),))
+            assert (await http.ask(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
+            if number in (499, 1499):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 100_000
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 410, 500, 501, 503])
