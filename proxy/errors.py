@@ -150,4 +150,6 @@ class Garbled(UpstreamError):
 
 def away(error: ProxyError | None) -> bool:
     """Whether an upstream that says this, or nothing, cannot be counted on."""
-    return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)
+    if isinstance(error, Refused):  # 1.4.8 says 500 of what it does not find
+        return error.status > 500 or (error.status == 500 and error.reason is Reason.OTHER)
+    return isinstance(error, Unreachable | TooSlow | Garbled)

@@ -206,6 +206,7 @@ def test_a_refusal_of_the_clients_own_dialect_stays_as_it_came(dialect: Dialect)
         (Reason.CLUSTER_NOT_FOUND, 404, (404, 30000)),
         (Reason.NO_RIGHT, 403, (403, None)),
         (Reason.GONE, 410, (410, None)),
+        (Reason.PEER_AWAY, 500, (500, 30000)),
         (Reason.OTHER, 500, (500, 30000)),
     ],
 )
