@@ -505,7 +505,7 @@ async def test_who_fell_silent_or_left_during_the_outage_is_not_brought_back() -
         await world.agent.write(Beat(KEY, "10.0.1.0", 80))
         await world.agent.write(Beat(KEY, "10.0.1.1", 80))
         await world.lose()
-        await world.clock.advance(15)
+        await world.clock.advance(10)
         world.registry.script = world.shelf
         world.shelf.services.clear()
         await world.agent.write(Deregister(KEY, "10.0.1.1", 80))
