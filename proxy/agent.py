@@ -289,8 +289,8 @@ class Agent:
         """Make sure that the upstream still has it; True where it had to be registered again."""
         return await self._healing.renew(registration)
 
-    async def modify(self, call: Update) -> Instance:
-        """Change only what the call names, named metadata by key. Returns the instance as it will be shown."""
+    async def modify(self, call: Update) -> Written[Instance]:
+        """Change only what the call names, named metadata by key. The result is the instance as it will be shown."""
         return await self._modifying.modify(call)
 
     # watch

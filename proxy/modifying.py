@@ -14,6 +14,7 @@ from proxy.calls import Call, GetInstance, Update
 from proxy.catalog.ledger import Ledger, Place
 from proxy.catalog.look import Look, Wants
 from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey
+from proxy.outage import Written
 
 R = TypeVar("R")
 
@@ -23,7 +24,7 @@ class Worker(Protocol):
 
     async def read(self, key: ServiceKey, wants: Wants = ...) -> Look: ...
 
-    async def write(self, call: Update) -> object: ...
+    async def write(self, call: Update) -> Written[None]: ...
 
     async def send(self, call: Call[R]) -> R: ...
 
@@ -43,8 +44,8 @@ class Modifying:
     def __len__(self) -> int:
         return len(self._turns)
 
-    async def modify(self, call: Update) -> Instance:
-        """Named metadata is merged by key into what is shown. Returns the instance as it will be shown.
+    async def modify(self, call: Update) -> Written[Instance]:
+        """Named metadata is merged by key into what is shown. The result is the instance as it will be shown.
 
         Of two at once the second reads what the first has put, so that neither is undone by the other.
         """
@@ -52,7 +53,7 @@ class Modifying:
         async with turn:
             return await self._modify(call)
 
-    async def _modify(self, call: Update) -> Instance:
+    async def _modify(self, call: Update) -> Written[Instance]:
         shown = await self._shown(call)
         known = shown or await self._hidden(call)
         metadata = {**known.metadata, **(call.metadata or {})}
@@ -65,11 +66,11 @@ class Modifying:
             ephemeral=known.ephemeral,
             partial=False,
         )
-        await self._worker.write(whole)
+        written = await self._worker.write(whole)
         after = replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
         if shown is None and after.enabled:  # lists hid it while it was disabled; the next one here shows it
             self._worker.foresee(call.service, after)
-        return after
+        return Written(after, written.how)
 
     async def _shown(self, call: Update) -> Instance | None:
         look = await self._worker.read(call.service, Wants(no_cache=True))

@@ -160,7 +160,7 @@ async def test_a_modification_shows_and_is_sent_behind_the_registration(world: W
     assert look.snapshot is not None and [i.weight for i in look.snapshot.instances] == [1.0, 1.0, 5.0]
     await world.back()
     assert world.sent()[:2] == [Register(KEY, C), heavy]
-    assert (await world.agent.modify(Update(KEY, C.ip, C.port, weight=6.0))).weight == 6.0
+    assert (await world.agent.modify(Update(KEY, C.ip, C.port, weight=6.0))).result.weight == 6.0
 
 
 async def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_not(world: World) -> None:
