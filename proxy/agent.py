@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, TypeVar
 
 from proxy.asking import ABSENT, Asking
 from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
@@ -24,6 +24,7 @@ from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Ref
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
+from proxy.outage import Outage, Written
 from proxy.registry.base import Registry
 from proxy.runtime import Clock, outlive, spawn, stop
 from proxy.watching import Watching
@@ -33,7 +34,6 @@ R = TypeVar("R")
 log = logging.getLogger("nacos_proxy.agent")
 
 Follower = Callable[[Change], None]
-How = Literal["upstream", "healed", "local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +41,13 @@ class AgentPolicy:
     """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1).
 
     `strict`: a service that the upstream refuses to show for want of rights is not shown from memory either.
+    `outage_writes`: while the upstream is away, writes about ephemeral instances are accepted here.
     """
 
     cold_wait: float = 2.5
     suspicious_for: float = 30.0
     strict: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Written(Generic[R]):
-    """The result of a write and who gave it: the upstream, the upstream after we healed the loss, or we alone."""
-
-    result: R
-    how: How = "upstream"
+    outage_writes: bool = False
 
 
 @dataclass(slots=True)
@@ -91,6 +85,10 @@ class Agent:
         self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock)
         self._modifying = Modifying(catalog.ledger, self)
         self._healing = Healing(catalog.ledger, self, self._took_back, clock)
+        self.outage = Outage(
+            self, catalog.ledger, catalog.cache, catalog.breaker, self._commit, self.counts, clock,
+            writes=policy.outage_writes,
+        )  # fmt: skip
         self._suspicious_until = 0.0
         self.confirm_until = 0.0  # till then what is from disk waits to be confirmed: a kill lost the last writes
 
@@ -240,12 +238,12 @@ class Agent:
 
     async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:
         breaker, now = self.catalog.breaker, self.clock.now()
-        if isinstance(call, Beat) and not breaker.up and (local := self._beat_locally(call)):
-            if breaker.allows(now):  # as a probe: it may get through where other calls do not
-                breaker.probing(now)
-                spawn(self._forward(call), name="beat behind its answer")
-            return local
-        return await self._forward(call)
+        if (local := await self.outage.first(call)) is None:
+            return await self._forward(call)
+        if isinstance(call, Beat) and breaker.allows(now):  # as a probe: it may get through where other calls do not
+            breaker.probing(now)
+            spawn(self._forward(call), name="beat behind its answer")
+        return local
 
     async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
         shows = call
@@ -263,13 +261,11 @@ class Agent:
                 written = Written(healed, "healed")
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
-            if isinstance(call, Beat) and away(error) and (local := self._beat_locally(call)):
-                return local
             if getattr(error, "arrived", False):
                 self.catalog.cache.hasten(call.service, self.clock.now())
-            return error
+            return await self.outage.instead(call, error) or error
         Counts.add(self.counts.writes, "ok")
-        self._wrote(call, shows, written.result)
+        self.took(call, written.result, shows=shows)
         return written
 
     async def _brings(self, beat: Beat) -> bool:
@@ -286,21 +282,14 @@ class Agent:
             pass
         return False
 
-    def _beat_locally(self, call: Beat) -> Written[BeatResult] | None:
-        result = self._healing.locally(call)
-        if result is None:
-            return None
-        self.counts.local_beats += 1
-        return Written(result, "local")
-
-    def _wrote(self, call: Write[Any], shows: Write[Any], result: object) -> None:
-        """`shows` is what of the call readers are to see."""
+    def took(self, call: Write[Any], result: object, *, shows: Write[Any] | None = None, local: bool = False) -> None:
+        """A write was accepted, `local` here alone: it is remembered, and shown as `shows` where that is given."""
         now = self.clock.now()
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
         if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
-            self._owned(call.service, now)
-        self._commit(self.catalog.cache.wrote(shows, now, self._wall_ms()))
+            self.owned(call.service)
+        self._commit(self.catalog.cache.wrote(shows or call, now, self._wall_ms(), local=local))
         if isinstance(call, Update) and (hidden := self.catalog.ledger.find(call.service, call.ip, call.port)):
             if hidden.instance.enabled and hidden.instance.cluster == call.cluster and hidden.alive(now):
                 self.foresee(call.service, hidden.instance)
@@ -312,8 +301,9 @@ class Agent:
             as_if = Beat(service, i.ip, i.port, i.cluster, i.ephemeral, full=i)  # has no effect on what is listed
             self._commit(self.catalog.cache.wrote(as_if, self.clock.now(), self._wall_ms()))
 
-    def _owned(self, service: ServiceKey, now: float) -> None:
-        self.catalog.cache.own(service, self.catalog.ledger.count(service), now)
+    def owned(self, service: ServiceKey) -> None:
+        """What is remembered of a service's instances has changed."""
+        self.catalog.cache.own(service, self.catalog.ledger.count(service), self.clock.now())
         for listener in self.on_registration:
             listener()
 
@@ -326,8 +316,8 @@ class Agent:
         """Make sure that the upstream still has it; True where it had to be registered again."""
         return await self._healing.renew(registration)
 
-    async def modify(self, call: Update) -> Instance:
-        """Change only what the call names, named metadata by key. Returns the instance as it will be shown."""
+    async def modify(self, call: Update) -> Written[Instance]:
+        """Change only what the call names, named metadata by key. The result is the instance as it will be shown."""
         return await self._modifying.modify(call)
 
     # watch
@@ -378,6 +368,11 @@ class Agent:
     def suspect(self) -> None:
         """The upstream may have lost its memory: lists that shrink a lot are held back for a while."""
         self._suspicious_until = self.clock.now() + self._policy.suspicious_for
+
+    def stood_still(self, gap: float) -> None:
+        """For so long this process did not run: nobody could be heard, and the upstream heard of nobody from here."""
+        self.catalog.ledger.shift(gap, self.clock.now())
+        self.suspect()
 
     def _wall_ms(self) -> int:
         return int(self.clock.wall() * 1000)

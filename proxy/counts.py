@@ -13,6 +13,7 @@ class Counts:
     fetches: dict[str, int] = field(default_factory=lambda: {})
     writes: dict[str, int] = field(default_factory=lambda: {})
     changes: dict[str, int] = field(default_factory=lambda: {})
+    outage: dict[str, int] = field(default_factory=lambda: {})
     healed: int = 0
     local_beats: int = 0
 

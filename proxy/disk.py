@@ -10,26 +10,39 @@ program) never; a row that cannot be understood costs that row alone; nothing se
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import logging
 import math
 import os
 import sqlite3
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote
 
 import orjson
 
 from proxy.agent import Agent
-from proxy.catalog.ledger import Registration
-from proxy.model import EMPTY, Change, Instance, ServiceKey, Snapshot
+from proxy.catalog.journal import Waiting
+from proxy.catalog.ledger import Place, Registration
+from proxy.lock import OF_THE_DISK, StateLocked, lock
+from proxy.model import Change, ServiceKey, Snapshot
+from proxy.rows import (
+    JOURNAL_TABLE,
+    UNREADABLE,
+    JournalRow,
+    dump_instance,
+    dump_snapshot,
+    journal_rows,
+    load_registration,
+    load_snapshot,
+    load_waiting,
+)  # fmt: skip
 from proxy.runtime import Clock, spawn, stop
+
+T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.disk")
 
@@ -51,12 +64,6 @@ _TRIM = """
 DELETE FROM service WHERE (namespace, grp, name) IN
     (SELECT namespace, grp, name FROM service ORDER BY contact DESC LIMIT -1 OFFSET ?)
 """
-_OF_THE_DISK = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
-
-
-class StateLocked(Exception):
-    """Another process holds the state directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +74,6 @@ class DiskPolicy:
     contacts_every: float = 30.0
     most: int = 20_000
     keep_for: float = 7 * 86_400.0
-
-
-_PLAIN = ("ip", "port", "cluster", "weight", "healthy", "enabled", "ephemeral", "instance_id")
-_PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
-
-
-def dump_instance(i: Instance) -> dict[str, Any]:
-    """An instance as JSON of our own, short and complete."""
-    return {**{name: getattr(i, name) for name in _PLAIN}, "metadata": dict(i.metadata), "extra": dict(i.extra)}
-
-
-def load_instance(row: Mapping[str, Any]) -> Instance:
-    fields: dict[str, Any] = {**row, "metadata": row["metadata"] or EMPTY, "extra": row["extra"] or EMPTY}
-    return Instance(**fields)
-
-
-def dump_snapshot(snapshot: Snapshot) -> bytes:
-    row: dict[str, Any] = {name: getattr(snapshot, name) for name in _PLAIN_OF_SNAPSHOT}
-    row |= {"extra": dict(snapshot.extra), "instances": [dump_instance(i) for i in snapshot.instances]}
-    return orjson.dumps(row)
-
-
-def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
-    row: dict[str, Any] = orjson.loads(body)
-    return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
-
-
-def load_registration(key: ServiceKey, body: bytes) -> Registration:
-    """One of which nothing was heard yet."""
-    row: dict[str, Any] = orjson.loads(body)
-    return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
 
 
 class StateFile:
@@ -120,7 +96,7 @@ class StateFile:
         except sqlite3.OperationalError as error:
             self.trouble = str(error)
         except OSError as error:
-            if error.errno not in _OF_THE_DISK:
+            if error.errno not in OF_THE_DISK:
                 raise
             self.trouble = f"{error.strerror}: {directory}"
 
@@ -128,7 +104,7 @@ class StateFile:
         """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
         if self._lock is None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(self.path.parent)
+            self._lock = lock(self.path.parent)
         if self._db is None:
             try:
                 self._db = self._open()
@@ -155,6 +131,7 @@ class StateFile:
                 raise sqlite3.DatabaseError("its check failed")
             if not version:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
+            db.execute(JOURNAL_TABLE)  # files of before have none
         except sqlite3.DatabaseError:
             db.close()
             raise
@@ -172,15 +149,22 @@ class StateFile:
 
     def read(self) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
         """Snapshots with the wall time of their last confirmation, registrations with that of their last beat."""
+        return self._reading(self._read) or ([], [])
+
+    def read_journal(self) -> list[tuple[Place, Waiting]]:
+        """Writes that the upstream has not heard of, in order."""
+        return self._reading(self._read_journal) or []
+
+    def _reading(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
         if self._db is not None:
-            return self._read(self._db)
+            return read(self._db)
         if not self.path.exists():
-            return [], []
+            return None
         # What cannot be written can still be read, without room for its journal as the last checkpoint left it.
         with suppress(sqlite3.OperationalError), closing(self._readable("")) as db:
-            return self._read(db)
+            return read(db)
         with closing(self._readable("&immutable=1")) as db:
-            return self._read(db)
+            return read(db)
 
     def _readable(self, more: str) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro{more}", 0, uri=True)
@@ -196,33 +180,50 @@ class StateFile:
                 registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))
         return services, registrations
 
+    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[Place, Waiting]]:
+        waiting: list[tuple[Place, Waiting]] = []
+        with suppress(sqlite3.OperationalError):  # a file of before that cannot be written
+            for row in db.execute("SELECT * FROM journal ORDER BY number"):
+                with self._row():
+                    waiting.append(load_waiting(row))
+        return waiting
+
     @contextmanager
     def _row(self) -> Generator[None, None, None]:
         try:
             yield
-        except _UNREADABLE:
+        except UNREADABLE:
             self.unreadable += 1
 
-    def write(self, batch: Batch) -> None:
+    def write_journal(self, rows: list[JournalRow]) -> None:
+        """Each in place of the one of its place; one without a body goes."""
+        with self._transaction() as cursor:
+            cursor.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows)
+            cursor.execute("DELETE FROM journal WHERE length(body) = 0")
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Cursor, None, None]:
         db = self._opened()
         with closing(db.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
-                cursor.executemany("INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services)
-                cursor.executemany(
-                    "UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?", batch.contacts
-                )
-                if batch.registrations is not None:
-                    cursor.execute("DELETE FROM registration")
-                    cursor.executemany("INSERT INTO registration VALUES (?,?,?,?,?,?,?)", batch.registrations)
-                cursor.execute("DELETE FROM service WHERE contact < ?", (batch.forget_before,))
-                if batch.contacts:
-                    cursor.execute(_TRIM, (batch.most,))
+                yield cursor
                 cursor.execute("COMMIT")
             except sqlite3.Error:
                 if db.in_transaction:  # SQLite has ended it by itself after a full disk
                     cursor.execute("ROLLBACK")
                 raise
+
+    def write(self, batch: Batch) -> None:
+        with self._transaction() as cursor:
+            cursor.executemany("INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services)
+            cursor.executemany("UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?", batch.contacts)
+            if batch.registrations is not None:
+                cursor.execute("DELETE FROM registration")
+                cursor.executemany("INSERT INTO registration VALUES (?,?,?,?,?,?,?)", batch.registrations)
+            cursor.execute("DELETE FROM service WHERE contact < ?", (batch.forget_before,))
+            if batch.contacts:
+                cursor.execute(_TRIM, (batch.most,))
 
     def close(self) -> None:
         """Checkpoints and syncs the file, then lets go of the directory."""
@@ -251,27 +252,6 @@ class Batch:
         return not self.services and not self.contacts and self.registrations is None
 
 
-def _lock(directory: Path) -> int:
-    path = directory / "lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK or not path.exists():
-            raise
-        descriptor = os.open(path, os.O_RDONLY)  # what cannot be written can still be locked
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        text = f"the state directory {directory} is in use by another nacos-proxy (process {holder})"
-        raise StateLocked(f"{text}; give this one its own --state-dir") from error
-    with suppress(OSError):  # a full disk; the lock itself needs no room
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
 class Disk:
     """Follows an agent's changes and writes them behind. `restore`, then `start`, at the end `close`."""
 
@@ -288,6 +268,7 @@ class Disk:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
+        agent.outage.kept = self.keep
 
     def mark(self, change: Change) -> None:
         """A follower of the agent: the service is to be written with the next batch."""
@@ -300,7 +281,7 @@ class Disk:
     def restore(self) -> int:
         """Fill the catalog with what the file knows; the number of services. Nothing fetched since is replaced."""
         try:
-            services, registrations = self._file.read()
+            (services, registrations), journal = self._file.read(), self._file.read_journal()
         except sqlite3.Error as error:
             log.error("the state file could not be read: %s; starting without it", error)
             return 0
@@ -320,6 +301,8 @@ class Disk:
             if registration.alive(now):
                 catalog.ledger.restore(registration)
                 catalog.cache.own(registration.service, catalog.ledger.count(registration.service), now)
+        for place, waiting in journal:
+            self._agent.outage.restore(place, waiting)
         if services:
             log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
@@ -334,17 +317,29 @@ class Disk:
 
     async def flush(self) -> None:
         """Write what is due; a failure is kept in `failing` and tried again with the next batch."""
+        if self._agent.outage.journal.changed:
+            await self.keep()
         batch, keys = self._batch(), self._dirty
         if batch.empty and not self.failing:
             return
         self._dirty = set()
+        await self._write(self._file.write, batch, lambda: self._keep(batch, keys))
+
+    async def keep(self) -> None:
+        """The journal of the agent's outage is on disk when this returns, as far as it can be."""
+        journal = self._agent.outage.journal
+        places, journal.changed = journal.changed, set()
+        rows = list(journal_rows(journal, places))
+        await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
+
+    async def _write(self, write: Callable[[T], None], what: T, again: Callable[[], None]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._file.write, batch)
+            await asyncio.get_running_loop().run_in_executor(self._thread, write, what)
         except asyncio.CancelledError:  # it may not have begun: `close` writes it again
-            self._keep(batch, keys)
+            again()
             raise
         except (sqlite3.Error, OSError, StateLocked) as error:
-            self._keep(batch, keys)
+            again()
             if not self.failing:
                 log.error("the state cannot be written: %s; serving goes on without", error)
             self.failing = str(error) or type(error).__name__

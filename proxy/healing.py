@@ -1,7 +1,7 @@
-"""Keeps alive what was registered through this proxy: registers again what was lost, answers beats meanwhile.
+"""Keeps alive what was registered through this proxy: registers again what was lost.
 
-Not for: when the upstream counts as away (the agent), whom to ask after an outage (the poller). A client that beats is
-answered as if nothing had been; the last word is always that of the instance's owner: what he deregisters stays away.
+Not for: what happens while the upstream is away (`outage`), whom to ask on its return (the poller). A client that
+beats is answered as if nothing had been; the last word is always that of its owner: what he deregisters stays away.
 """
 
 from __future__ import annotations
@@ -78,7 +78,12 @@ class Healing:
 
     def _wanted(self, place: Place) -> Registration | None:
         known = self._ledger.find(*place)
-        return None if known is None or not known.instance.ephemeral or place in self._leaving else known
+        unwanted = known is None or known.left or not known.instance.ephemeral or place in self._leaving
+        return None if unwanted else known
+
+    def _lives(self, registration: Registration) -> bool:
+        """Nothing is sent for a client that fell silent: a beat of ours would make it well again for everybody."""
+        return self._wanted(registration.place) is registration and registration.healthy(self._clock.now())
 
     async def heal(self, beat: Beat, result: BeatResult) -> BeatResult | None:
         """What to answer where the upstream does not know the instance and we do; None where its own answer stands.
@@ -95,14 +100,6 @@ class Healing:
             log.warning("%s of %s is lost and cannot be registered again: %s", beat.ip, beat.service, error)
             return None
         return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
-
-    def locally(self, beat: Beat) -> BeatResult | None:
-        """The answer to a beat while the upstream is away; None for an instance that was not registered here."""
-        known = self._ledger.find(beat.service, beat.ip, beat.port)
-        if known is None:
-            return None
-        self._ledger.wrote(beat, self._clock.now())
-        return BeatResult(interval=beat_interval(known.instance.metadata))
 
     async def lost(self, word: Snapshot, *, doubtful: bool) -> dict[Address, float]:
         """What beats through this proxy and is not in a list: the upstream has lost it, and gets it back.
@@ -170,11 +167,7 @@ class Healing:
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again. Raises what it says."""
-        place = registration.place
-        if self._wanted(place) is not registration:
-            return False
-        there = await self._is_there(registration)
-        if there or self._wanted(place) is not registration:
+        if not self._lives(registration) or await self._is_there(registration) or not self._lives(registration):
             return False
         return await self._register_again(registration)
 
@@ -192,6 +185,8 @@ class Healing:
         else:
             if shown.healthy or _poorer(shown, i):
                 return not _poorer(shown, i)
+        if not self._lives(registration):
+            return True
         beat = Beat(service, i.ip, i.port, i.cluster, i.ephemeral)
         return (await self._upstream.send(beat)).code == BEAT_OK
 

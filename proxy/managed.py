@@ -18,7 +18,7 @@ from proxy.catalog.checks import CheckSpec, Managed, local
 from proxy.catalog.ledger import Place
 from proxy.errors import BadCall, Problem, ProxyError
 from proxy.model import Instance, ServiceKey
-from proxy.runtime import spawn, stop
+from proxy.runtime import spawn, stood_still, stop
 from proxy.udp import Network, allowed
 
 log = logging.getLogger("nacos_proxy.managed")
@@ -133,15 +133,20 @@ class Keeper:
 
     async def _run(self) -> None:
         clock = self._agent.clock
+        due = clock.now()
         while True:
             now = clock.now()
+            if gap := stood_still(due, now):
+                for managed in self:
+                    managed.shift(gap, now)
             waiting = [item for item in self._places.items() if item[1].due_at <= now and item[0] not in self._running]
             # The longest overdue first, or slow checks would have all the places every time.
             for place, managed in sorted(waiting, key=lambda item: item[1].due_at):
                 if len(self._running) >= self._policy.at_once:
                     break
                 self._running[place] = spawn(self._look_after(place, managed), name=f"check {managed.service}")
-            await clock.sleep_until(now + self._policy.tick)
+            due = now + self._policy.tick
+            await clock.sleep_until(due)
 
     async def _look_after(self, place: Place, managed: Managed) -> None:
         try:

@@ -67,6 +67,11 @@ COUNTERS = {
         Row("fetches", ("outcome",), "Fetches of a service from the upstream: ok, or the error"),
         Row("writes", ("outcome",), "Writes sent to the upstream: ok, or the error"),
         Row("changes", ("source",), "Changes of services: poll, push, write"),
+        Row(
+            "outage_writes",
+            ("outcome",),
+            "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
+        ),
         Row("events_published", (), "Events published to subscribers"),
         Row("subscribers_refused", (), "Streams refused since there were too many"),
         Row("healed", (), "Instances registered again after the upstream had lost them"),
@@ -84,6 +89,7 @@ GAUGES = {
         Row("services_watched", (), "Services that are kept up to date"),
         Row("instances", (), "Instances of all services in the cache"),
         Row("registrations", (), "Instances registered through this proxy"),
+        Row("outage_writes_waiting", (), "Writes accepted here that the upstream has not heard of yet"),
     )
 }
 METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
@@ -107,6 +113,7 @@ class ProxyCollector(Collector):
             ("fetches", counts.fetches),
             ("writes", counts.writes),
             ("changes", counts.changes),
+            ("outage_writes", counts.outage),
         ):
             yield _counter(name, (((label,), value) for label, value in sorted(values.items())))
         yield _counter("repeated", (((r.kind, str(r.status), r.door), r.number) for r in sources.repeated()))
@@ -138,6 +145,7 @@ class ProxyCollector(Collector):
             ("services_watched", watched),
             ("instances", instances),
             ("registrations", len(catalog.ledger)),
+            ("outage_writes_waiting", len(sources.agent.outage.journal)),
         ):
             yield _gauge(name, [((), value)])
 

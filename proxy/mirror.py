@@ -107,7 +107,7 @@ class Mirror(Agent):
     async def write(self, call: Write[R]) -> Written[R]:
         return await self._other.ask("write", call)
 
-    async def modify(self, call: Update) -> Instance:
+    async def modify(self, call: Update) -> Written[Instance]:
         return await self._other.ask("modify", call)
 
     async def watch(

@@ -15,6 +15,7 @@ from proxy.catalog.ledger import Ledger, Place
 from proxy.catalog.look import Look, Wants
 from proxy.effects import completed
 from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey
+from proxy.outage import Written
 
 R = TypeVar("R")
 
@@ -24,7 +25,7 @@ class Worker(Protocol):
 
     async def read(self, key: ServiceKey, wants: Wants = ...) -> Look: ...
 
-    async def write(self, call: Update) -> Any: ...
+    async def write(self, call: Update) -> Written[None]: ...
 
     async def ask(self, call: Call[R]) -> R: ...
 
@@ -44,8 +45,8 @@ class Modifying:
     def __len__(self) -> int:
         return len(self._turns)
 
-    async def modify(self, call: Update) -> Instance:
-        """Named metadata is merged by key into what is shown. Returns the instance as it will be shown.
+    async def modify(self, call: Update) -> Written[Instance]:
+        """Named metadata is merged by key into what is shown. The result is the instance as it will be shown.
 
         Of two at once the second reads what the first has put, so that neither is undone by the other.
         """
@@ -53,16 +54,16 @@ class Modifying:
         async with turn:
             return await self._modify(call)
 
-    async def _modify(self, call: Update) -> Instance:
+    async def _modify(self, call: Update) -> Written[Instance]:
         shown = await self._shown(call, _any_cluster(call))
         known = shown or await self._hidden(call, _any_cluster(call))
         metadata = {**known.metadata, **(call.metadata or {})}
         whole = replace(completed(call, known), cluster=known.cluster, metadata=metadata)
-        await self._worker.write(whole)
+        written = await self._worker.write(whole)
         after = replace(known, weight=whole.weight or 0.0, enabled=bool(whole.enabled), metadata=metadata)
         if shown is None and after.enabled:  # lists hid it while it was disabled; the next one here shows it
             self._worker.foresee(call.service, after)
-        return after
+        return Written(after, written.how)
 
     async def patch(self, call: Update) -> Any:
         """A client's PATCH, as `write` answers it. It names one cluster, and its metadata replaces what is there."""

@@ -72,7 +72,8 @@ class Parts:
 def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
     registry, push = _embedded(clock) if s.embedded else _upstream(s, clock)
-    parts = _wired(s, clock, registry, AgentPolicy(s.cold_wait), Answers(AnswersPolicy()), push)
+    policy = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes)
+    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), push)
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from proxy.agent import Agent
 from proxy.calls import ListServices, Metrics
-from proxy.catalog.ledger import Registration
+from proxy.catalog.ledger import Place, Registration
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey
 from proxy.registry.base import Watchable
-from proxy.runtime import spawn, stop
+from proxy.runtime import STOOD_STILL, spawn, stood_still, stop
+
+T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.poller")
 
@@ -39,6 +41,7 @@ class PollPolicy:
     discover_page: int = 500
     renew_within: float = 5.0
     renew_at_once: int = 32
+    send_pause: float = 0.05
 
 
 class Poller:
@@ -60,6 +63,7 @@ class Poller:
         self._told = -1
         self._error = ""
         self._listening: asyncio.Task[None] | None = None
+        self._send_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
         self._behind: dict[asyncio.Task[None], None] = {}
@@ -77,23 +81,37 @@ class Poller:
 
     async def _run(self) -> None:
         clock = self._agent.clock
+        due, ahead = clock.now(), clock.wall() - clock.now()
         while True:
-            now = clock.now()
+            now, slept = clock.now(), clock.wall() - clock.now() - ahead
+            ahead += slept  # the clock of a host that slept stood still, the calendar did not
             try:
+                self._notice(stood_still(due, now), slept)
                 self._turn(now)
                 self._error = ""
             except Exception as error:  # one bad turn must not be the last, nor be told ten times a second
                 if str(error) != self._error:
                     log.exception("a turn of the poller failed")
                 self._error = str(error)
-            await clock.sleep_until(now + self._policy.tick)
+            due = now + self._policy.tick
+            await clock.sleep_until(due)
+
+    def _notice(self, gap: float, slept: float) -> None:
+        if gap:
+            log.warning("this process stood still for %.1f s: who is silent since may only be unheard", gap)
+            self._agent.stood_still(gap)
+        elif slept > STOOD_STILL:
+            self._agent.suspect()
 
     def _turn(self, now: float) -> None:
         agent = self._agent
         self._follow_push(now)
+        agent.outage.turn(now)
         for registration in agent.catalog.ledger.lapse(now):
             log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
-            agent.catalog.cache.own(registration.service, agent.catalog.ledger.count(registration.service), now)
+            agent.outage.lapsed(registration)
+            agent.owned(registration.service)
+        self._send_on(now)
         self._ask_names(now)
         if not self._ask_due(now):
             self._ask_anything(now)
@@ -227,6 +245,19 @@ class Poller:
 
     # after an outage
 
+    def _send_on(self, now: float) -> None:
+        """What was accepted here goes out as soon as the upstream may take it."""
+        outage, idle = self._agent.outage, self._renewing is None or self._renewing.done()
+        if len(outage.journal) and self._agent.catalog.breaker.up and now >= self._send_at and idle:
+            self._send_at = now + self._policy.doubt
+            self._renewing = spawn(self._send_all(), name="send on")
+
+    async def _send_one(self, place: Place) -> None:
+        await self._agent.outage.send_on(place)
+
+    async def _send_all(self) -> None:
+        await self._spread(list(self._agent.outage.journal), self._send_one, self._policy.send_pause)
+
     def _renew_all(self) -> None:
         """Anew where one is under way: what it has renewed may be lost again."""
         if self._renewing is not None:
@@ -234,21 +265,31 @@ class Poller:
         self._renewing = spawn(self._renew(), name="renew")
 
     async def _renew(self) -> None:
-        clock, catalog = self._agent.clock, self._agent.catalog
-        begin = clock.now()
-        waiting = [r for r in catalog.ledger if r.instance.ephemeral and r.alive(begin)]
-        pause = self._policy.renew_within / max(1, len(waiting))
+        """What was accepted here first: it is the younger."""
+        await self._send_all()
+        begin = self._agent.clock.now()
+        waiting = [r for r in self._agent.catalog.ledger if r.instance.ephemeral and r.healthy(begin)]
+        await self._spread(waiting, self._renew_one, self._policy.renew_within)
+
+    async def _spread(self, items: Sequence[T], work: Callable[[T], Awaitable[None]], longest: float) -> None:
+        """Spread over `renew_within` seconds, with `longest` at most between two; it ends where the upstream does."""
+        clock, begin = self._agent.clock, self._agent.clock.now()
+        pause = min(longest, self._policy.renew_within / max(1, len(items)))
         gate = asyncio.Semaphore(self._policy.renew_at_once)
-        for number, registration in enumerate(waiting):
+
+        async def one(item: T) -> None:
+            async with gate:
+                await work(item)
+
+        for number, item in enumerate(items):
             await clock.sleep_until(begin + number * pause)
             async with gate:
-                if not catalog.breaker.up:
+                if not self._agent.catalog.breaker.up:
                     return  # its next return begins anew
-            self._do_behind(self._renew_one(registration, gate), "renew")
+            self._do_behind(one(item), "renew")
 
-    async def _renew_one(self, registration: Registration, gate: asyncio.Semaphore) -> None:
-        async with gate:
-            try:
-                await self._agent.renew(registration)
-            except ProxyError as error:
-                log.info("could not renew %s of %s: %s", registration.instance.address, registration.service, error)
+    async def _renew_one(self, registration: Registration) -> None:
+        try:
+            await self._agent.renew(registration)
+        except ProxyError as error:
+            log.info("could not renew %s of %s: %s", registration.instance.address, registration.service, error)

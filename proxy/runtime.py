@@ -44,6 +44,14 @@ class SystemClock:
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
+STOOD_STILL = 1.0  # seconds that a loop's turn may be late; beyond, this process did not run
+
+
+def stood_still(due: float, now: float) -> float:
+    """For how long this process did not run, by a turn that was `due`: what is silent since may only be unheard."""
+    return now - due if now - due > STOOD_STILL else 0.0
+
+
 def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
     """Start a task that is kept alive until it ends, and whose failure is logged with its cause."""
     task = asyncio.get_running_loop().create_task(coroutine, name=name)

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     push_port: int = Field(0, ge=0, le=65535, description="gRPC port of the upstream; 0 is its HTTP port + 1000.")
     breaker_failures: int = Field(3, ge=1, description="Failures in a row after which the upstream counts as down.")
     breaker_longest: Duration = Field(5.0, description="Longest pause between two probes of an upstream that is down.")
+    outage_writes: bool = Field(
+        True, description="Whether writes about ephemeral instances are accepted here while the upstream is away."
+    )
     # the cache
     cache_ttl: Duration = Field(10.0, description="How long a snapshot counts as fresh.")
     cache_negative_ttl: Duration = Field(2.0, description="The same for a service that nobody registered.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy.catalog.pushes import Pushes, Subscription
 from proxy.model import Change, ServiceKey, Snapshot
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, spawn, stood_still, stop
 from proxy.wire.base import ReadService
 from proxy.wire.udp import qualifies, read_ack, write_push
 
@@ -127,8 +127,10 @@ class UdpPush(asyncio.DatagramProtocol):
 
     async def _run(self) -> None:
         while True:
-            await self._clock.sleep_until(self._clock.now() + self._policy.tick)
+            due = self._clock.now() + self._policy.tick
+            await self._clock.sleep_until(due)
             now = self._clock.now()
+            self._pushes.shift(stood_still(due, now), now)
             self._pushes.lapse(now)
             for sent in self._pushes.again(now):
                 self._put(sent.packet, sent.subscription)

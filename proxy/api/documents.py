@@ -150,7 +150,7 @@ REGISTER = Doc(
 UPDATE = Doc(
     "Change weight, enabled or metadata",
     "Only what the body names changes; metadata is merged key by key. A key cannot be taken away (Nacos keeps what was "
-    "registered).",
+    "registered)." + _HOW,
     (*_WHERE, "address", "cluster"),
     {200: Answer(_INSTANCE_JSON, shapes.Instance, "Changed; the instance as it will be shown")},
     (*WRITE_ERRORS, *_BODY_ERRORS, _NOT_FOUND),

@@ -152,7 +152,8 @@ class RestApi:
         key, query = target(request)
         address = read_address(request.path_params["address"])
         call = read_update(key, address, query, await json_body(request, self._max_body))
-        return json_reply(host_json(await self._agent.modify(call), key))
+        written = await self._agent.modify(call)
+        return json_reply(host_json(written.result, key), headers=_how(written))
 
     async def deregister(self, request: Request) -> HttpReply:
         key, query = target(request)

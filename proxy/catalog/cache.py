@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from proxy.calls import Beat, Register, Write
 from proxy.catalog.look import Freshness, Look, freshness
-from proxy.catalog.overlay import OverlayPolicy, add, explains, fold, settle
+from proxy.catalog.overlay import UNHEARD, OverlayPolicy, Pending, add, explained, fold, settle
 from proxy.catalog.recent import Recent
 from proxy.catalog.schedule import Schedule
 from proxy.catalog.shelf import Entry, Shelf
@@ -155,16 +155,10 @@ class Cache:
                 entry.pending = add(entry.pending, Register(entry.key, seen), since)
 
     def _hold(self, entry: Entry, word: Snapshot, now: float, suspicious: bool) -> bool:
-        before = entry.shown
-        if (
-            before is None
-            or not before.instances
-            or not (suspicious or entry.from_disk or entry.held_since is not None)
-        ):
+        before, doubted = entry.shown, suspicious or entry.from_disk or entry.held_since is not None
+        if before is None or not doubted:
             return False
-        left = sum(1 for i in before.instances if i.key in word.by_key)
-        lost = 1.0 - left / len(before.instances)
-        if lost <= self._policy.suspicious_share or explains(entry.pending, before, word):
+        if explained(entry.pending, before, word, self._policy.suspicious_share):
             return False
         if freshness(now - entry.contact, self._ttl(entry), self._policy.stale_if_error) is Freshness.EXPIRED:
             return False  # nobody is served what would be kept
@@ -188,22 +182,38 @@ class Cache:
                 entry.retry_at = now
                 self._plan(entry, now + self._luck() * self._pace(entry), now)
 
-    def wrote(self, write: Write[Any], now: float, wall_ms: int) -> Change | None:
-        """The upstream accepted a write: readers see it at once. The change, or None where nothing shows."""
+    def wrote(self, write: Write[Any], now: float, wall_ms: int, *, local: bool = False) -> Change | None:
+        """The upstream accepted a write (`local`: will hear of it): readers see it at once. The change, or None."""
         entry = self._entry(write.service)
         before = entry.shown if entry.shown is not None else Snapshot(write.service)
         after = apply(before, write)
+        if local and entry.shown is None and after.instances:  # all that is known of the service, and stale
+            entry.word = entry.shown = before
+            entry.contact = now - self._ttl(entry)
         # A write that shows nothing here may still be news to the upstream, which lists it late: an instance that it
         # had lost, a disabled one that no list shows. Beats come too often to be followed for that.
-        if self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat)):
-            entry.pending = add(entry.pending, write, now)
+        if local or (self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat))):
+            entry.pending = add(entry.pending, write, UNHEARD if local else now)
             self.recent.note(entry.key, now)
             self._plan(entry, min(self._schedule.moment(entry.key), now + self._overlay.settle), now)
         if entry.shown is None or after is before:
             return None
-        if self._overlay.grace <= 0:
+        if self._overlay.grace <= 0 and not local:
             entry.word = after
         change = self._show(entry, after, "write", wall_ms)
+        self._shelf.place(entry)
+        return change
+
+    def revise(
+        self, key: ServiceKey, revised: Callable[[Pending], Pending | None], now: float, wall_ms: int
+    ) -> Change | None:
+        """The pending writes of a service become others, or none; readers see what is left of them."""
+        entry = self._entry(key)
+        entry.pending = tuple(p for p in map(revised, entry.pending) if p is not None)
+        self._plan(entry, min(self._schedule.moment(key), now + self._overlay.settle), now)
+        if entry.word is None:
+            return None
+        change = self._show(entry, fold(entry.word, entry.pending).dated(wall_ms), "write", wall_ms)
         self._shelf.place(entry)
         return change
 

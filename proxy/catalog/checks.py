@@ -171,6 +171,12 @@ class Managed:
         long = self.spec.deregister_after and now - self.failing_since >= self.spec.deregister_after
         return "deregister" if long else "silence"
 
+    def shift(self, gap: float, now: float) -> None:
+        """For so long nothing was looked at and nobody could be heard: that is neither silence nor failure."""
+        self.heard = min(now, self.heard + gap)
+        if self.failing_since is not None:
+            self.failing_since = min(now, self.failing_since + gap)
+
     def expired(self, now: float) -> str:
         """The error of a TTL check, '' while its last sign of life is young enough."""
         return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"

@@ -31,7 +31,8 @@ class Registration:
 
     `beaten` says that its client sends beats through this proxy; one that never did is not kept alive by us.
     `managed` is the check by which the proxy beats for it, as `catalog.checks` dumps it. `since` is when it was last
-    registered, `missed_since` from when on the upstream's lists have lacked it (infinity: they have it). Until
+    registered, `left` that its owner has deregistered it since, which the upstream did not answer: silence alone is to
+    follow. `missed_since` is from when on the upstream's lists have lacked it (infinity: they have it). Until
     `hidden_until` it is known that the upstream has it and does not list it: somebody disabled it.
     """
 
@@ -40,6 +41,7 @@ class Registration:
     heard: float
     beaten: bool = False
     managed: Mapping[str, Any] | None = None
+    left: bool = False
     since: float = -math.inf
     missed_since: float = math.inf
     hidden_until: float = -math.inf
@@ -57,8 +59,13 @@ class Registration:
         """Whether its client counts as alive."""
         return now < self.lapses_at
 
+    @property
+    def unwell_at(self) -> float:
+        """When Nacos calls it unhealthy unless its client is heard of before; infinity for a persistent one."""
+        return self.heard + beat_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
+
     def healthy(self, now: float) -> bool:
-        return not self.instance.ephemeral or now - self.heard < beat_timeout(self.instance.metadata) / 1000
+        return now < self.unwell_at
 
 
 class Ledger:
@@ -87,12 +94,12 @@ class Ledger:
         place = (service, instance.ip, instance.port)
         known = self._places.get(place)
         if known is not None:
-            known.heard = known.since = now
+            known.heard, known.since, known.left = now, now, False
             changed = known.instance != instance
             known.instance = instance
             self._expect(known)
             return changed
-        if len(self._places) >= self._policy.most:
+        if not self.room:
             self.full = True
             return False
         self._keep(Registration(service, instance, now, since=now))
@@ -129,12 +136,17 @@ class Ledger:
     def _beat(self, write: Beat, now: float) -> bool:
         known = self._places.get((write.service, write.ip, write.port))
         if known is not None:
-            known.heard, known.beaten = now, True
+            known.heard, known.beaten, known.left = now, True, False
             return False
         if write.full is None or not self._put(write.service, write.full, now):
             return False
         self._places[(write.service, write.ip, write.port)].beaten = True
         return True
+
+    @property
+    def room(self) -> bool:
+        """Whether one more would be remembered."""
+        return len(self._places) < self._policy.most
 
     def find(self, service: ServiceKey, ip: str, port: int) -> Registration | None:
         return self._places.get((service, ip, port))
@@ -159,11 +171,16 @@ class Ledger:
         self._first_lapse = min(mortal, default=math.inf)
         return gone
 
+    def shift(self, gap: float, now: float) -> None:
+        """For so long nobody could be heard here: that is no silence of the clients."""
+        for registration in self._places.values():
+            registration.heard = min(now, registration.heard + gap)
+
     def restore(self, registration: Registration) -> None:
         """One read from disk; what was heard since start is not replaced."""
         if registration.place in self._places:
             return
-        if len(self._places) >= self._policy.most:
+        if not self.room:
             self.full = True
             return
         self._keep(registration)

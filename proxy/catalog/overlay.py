@@ -9,6 +9,7 @@ Source: DESIGN fact 1, recordings "v1 list at once after register".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from proxy.effects import Draft
 from proxy.model import Snapshot
+
+UNHEARD = math.inf  # the moment of a write that the upstream has not heard of: no list of it settles that
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class OverlayPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A write, the moment at which the upstream accepted it, and the address that it is about (`_place`)."""
+    """A write, when the upstream accepted it (or `UNHEARD`), and the address that it is about (`_place`)."""
 
     write: Write[Any]
     since: float
@@ -48,7 +51,7 @@ def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pe
     place = _place(write)
     if isinstance(write, Beat) and any(p.place == place and p.write == write for p in pending):
         return pending  # what the first one did stands where it is, before what was modified since
-    kept = [p for p in pending if p.place != place or not _supersedes(write, p.write)]
+    kept = [p for p in pending if p.place != place or not supersedes(write, p.write)]
     kept.append(Pending(write, now, place))
     return tuple(kept)
 
@@ -63,7 +66,7 @@ def _place(write: Write[Any]) -> tuple[str, int] | None:
             return None
 
 
-def _supersedes(new: Write[Any], old: Write[Any]) -> bool:
+def supersedes(new: Write[Any], old: Write[Any]) -> bool:
     """Whether an older write about the same address means nothing any more."""
     if isinstance(new, BatchMetadata) and isinstance(old, BatchMetadata):
         alike = (new.instances, new.remove, new.ephemeral) == (old.instances, old.remove, old.ephemeral)
@@ -114,8 +117,8 @@ def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: O
     return tuple(kept)
 
 
-def explains(pending: Iterable[Pending], before: Snapshot, after: Snapshot) -> bool:
-    """Whether deregistrations through this proxy alone account for the instances that a new list lacks."""
+def explained(pending: Iterable[Pending], before: Snapshot, after: Snapshot, share: float) -> bool:
+    """Whether a list lacks no more than this share of the instances, or deregistrations from here account for it."""
+    missing = [i for i in before.instances if i.key not in after.by_key]
     gone = {p.place for p in pending if isinstance(p.write, Deregister)}
-    missing = (i for i in before.instances if i.key not in after.by_key)
-    return all((i.ip, i.port) in gone for i in missing)
+    return len(missing) <= share * len(before.instances) or all((i.ip, i.port) in gone for i in missing)

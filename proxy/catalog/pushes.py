@@ -110,6 +110,11 @@ class Pushes:
             due.append(sent)
         return due
 
+    def shift(self, gap: float, now: float) -> None:
+        """For so long nobody could be heard: that is no silence."""
+        for subscription in self:
+            subscription.seen = min(now, subscription.seen + gap)
+
     def lapse(self, now: float) -> list[ServiceKey]:
         """Forget who no longer lists; the services that nobody subscribes any more."""
         emptied: list[ServiceKey] = []

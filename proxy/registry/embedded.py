@@ -44,10 +44,12 @@ from proxy.errors import Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_administration import Administration
 from proxy.registry.embedded_state import Laid, Service
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, spawn, stood_still, stop
 from proxy.wire.administration import CatalogService, SetCluster
 
 R = TypeVar("R")
+
+TICK = 1.0  # seconds between two looks at what time does, while anybody watches
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class EmbeddedRegistry:
         self._told: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._instances = 0
+        self._swept = 0.0
         self._administration = Administration(self._services, clock)
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
             Fetch: self._fetch,
@@ -119,6 +122,7 @@ class EmbeddedRegistry:
     async def changes(self) -> AsyncIterator[ServiceKey]:
         """Yields watched services as they change; the first caller starts the task that lets time expire them."""
         if self._task is None:
+            self._swept = self._clock.now()
             self._task = spawn(self._tick(), name="embedded registry")
         while True:
             yield await self._told.get()
@@ -127,7 +131,7 @@ class EmbeddedRegistry:
         while True:
             now = self._clock.now()
             self._sweep(now)
-            await self._clock.sleep_until(min(now + 1.0, max(now + 0.05, self._next())))
+            await self._clock.sleep_until(min(now + TICK, max(now + 0.05, self._next())))
 
     def _next(self) -> float:
         return self._deadlines[0][0] if self._deadlines else math.inf
@@ -141,6 +145,10 @@ class EmbeddedRegistry:
     # time
 
     def _sweep(self, now: float) -> None:
+        if self._task is not None and (gap := stood_still(self._swept + TICK, now)):
+            for service in self._services.values():  # who beat meanwhile was not heard
+                service.shift(gap, now)
+        self._swept = now
         while self._deadlines and self._deadlines[0][0] <= now:
             moment, key = heapq.heappop(self._deadlines)
             if self._planned.get(key) != moment:

@@ -181,6 +181,11 @@ class Service:
             self._listed = None
         return changed
 
+    def shift(self, gap: float, now: float) -> None:
+        """For so long nobody could be heard: that is no silence."""
+        for known in self.places.values():
+            known.heard = min(now, known.heard + gap)
+
     def deadline_of(self, ip: str, port: int) -> float:
         """The same, as far as one instance matters."""
         known = self.places.get((ip, port))

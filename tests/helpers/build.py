@@ -37,6 +37,7 @@ def agent(
     cache: CachePolicy | None = None,
     hub: HubPolicy | None = None,
     epoch: str = "e",
+    policy: AgentPolicy = AgentPolicy(),  # noqa: B008 - a frozen value
 ) -> Agent:
     """An agent whose hub follows it, as in the server; luck is always in the middle."""
     catalog = Catalog(
@@ -45,4 +46,4 @@ def agent(
         Ledger(LedgerPolicy()),
         Breaker(BreakerPolicy()),
     )
-    return Agent(registry, catalog, clock, AgentPolicy(), [catalog.hub.publish, *followers])
+    return Agent(registry, catalog, clock, policy, [catalog.hub.publish, *followers])

@@ -44,6 +44,14 @@ class FakeClock:
         self._now = end
         await settle()
 
+    def jump(self, seconds: float) -> None:
+        """Time passes in which nothing ran, as for a process that is suspended: who sleeps wakes late."""
+        self._now += seconds
+
+    def oversleep(self, seconds: float) -> None:
+        """The host slept: its own clock stood still, the calendar did not."""
+        self._offset += seconds
+
 
 async def settle(rounds: int = 20) -> None:
     """Let the loop run until tasks that only wait for each other have had their turns."""

@@ -565,7 +565,7 @@ async def test_modify_puts_back_all_that_it_does_not_change(world: World) -> Non
     assert sent == Update(
         KEY, known.ip, known.port, "c1", 5.0, True, {"a": "1", "b": "3"}, ephemeral=True, partial=False
     )
-    assert after == instance("10.0.0.7", cluster="c1", weight=5.0, metadata={"a": "1", "b": "3"})
+    assert after.result == instance("10.0.0.7", cluster="c1", weight=5.0, metadata={"a": "1", "b": "3"})
 
 
 async def test_modify_looks_at_the_upstream_first_not_at_what_was_cached(world: World) -> None:
@@ -598,11 +598,11 @@ async def test_modify_means_the_instance_of_the_cluster_that_is_named(world: Wor
 async def test_modify_knows_instances_that_no_list_shows(world: World) -> None:
     hidden = instance("10.0.0.9", enabled=False, weight=3.0)
     world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
-    assert (await world.agent.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).weight == 3.0
+    assert (await world.agent.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).result.weight == 3.0
     await world.agent.write(Register(KEY, instance("10.0.0.8", enabled=False, weight=4.0)))
     world.shelf.services[KEY] = snapshot(A)
     await world.clock.advance(5)
-    assert (await world.agent.modify(Update(KEY, "10.0.0.8", 80, enabled=True))).weight == 4.0
+    assert (await world.agent.modify(Update(KEY, "10.0.0.8", 80, enabled=True))).result.weight == 4.0
 
 
 async def test_modify_of_what_nobody_knows_is_refused_as_the_upstream_does(world: World) -> None:

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.agent import Agent
-from proxy.calls import Beat, Deregister, Register
+from proxy.agent import Agent, AgentPolicy
+from proxy.calls import Beat, Deregister, Metrics, Register, Update
 from proxy.catalog.cache import CachePolicy
 from proxy.catalog.look import Freshness
 from proxy.disk import (
@@ -31,6 +31,7 @@ from proxy.disk import (
     dump_snapshot,
     load_snapshot,
 )
+from proxy.errors import Unreachable
 from proxy.model import Instance, ServiceKey, Snapshot, diff
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
@@ -43,11 +44,14 @@ class Life:
     """An agent and its disk between a start and an end; `ends` is a graceful stop, `killed` is none."""
 
     def __init__(
-        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: DiskPolicy = POLICY, **more: Any
-    ) -> None:
+        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: DiskPolicy = POLICY,
+        local: bool = False, **more: Any,
+    ) -> None:  # fmt: skip
         self.clock = clock
         self.registry = ScriptedRegistry(shelf or Shelf())
-        self.agent: Agent = agent(self.registry, clock, lambda change: self.disk.mark(change), **more)
+        self.agent: Agent = agent(
+            self.registry, clock, lambda change: self.disk.mark(change), policy=AgentPolicy(outage_writes=local), **more
+        )
         self.file = StateFile(directory)
         self.disk = Disk(self.file, self.agent, clock, policy)
 
@@ -318,6 +322,98 @@ async def test_the_last_registration_that_leaves_is_gone_from_the_file(tmp_path:
     await life.agent.write(Deregister(KEY, "10.0.0.1", 80))
     await life.disk.flush()
     assert rows(tmp_path, "registration") == []
+    await life.ends()
+
+
+# what the upstream has not heard of
+
+
+async def outage(life: Life) -> None:
+    """It goes away, and that is known."""
+    life.registry.script = lambda call: Unreachable("refused", arrived=False)
+    while life.agent.catalog.breaker.up:
+        with pytest.raises(Unreachable):
+            await life.agent.send(Metrics())
+
+
+WAITING = [
+    Register(KEY, instance("10.0.0.9", metadata={"zone": "b"})),
+    Update(KEY, "10.0.0.9", 80, weight=3.0, metadata={"zone": "c"}),
+    Deregister(KEY, "10.0.0.1", 80),
+    Beat(KEY, "10.0.0.8", 80, full=instance("10.0.0.8")),
+]
+
+
+def waiting(life: Life) -> list[Any]:
+    journal = life.agent.outage.journal
+    return [write for place in journal for write in journal.of(place)]
+
+
+async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, local=True)
+    await register(first, "10.0.0.1")
+    await first.disk.flush()
+    await outage(first)
+    for write in WAITING:
+        assert (await first.agent.write(write)).how == "local"
+    first.file.close()  # a kill: no last batch
+    await clock.advance(2)
+
+    second = Life(tmp_path, clock, local=True)
+    second.disk.restore()
+    assert waiting(second) == WAITING
+    assert second.registered() == ["10.0.0.8:80", "10.0.0.9:80"]
+    look = await second.agent.read(KEY)
+    assert look.snapshot is not None
+    assert [(i.ip, i.weight, i.metadata) for i in look.snapshot.instances if i.ip == "10.0.0.9"] == [
+        ("10.0.0.9", 3.0, {"zone": "c"})
+    ]
+    for place in second.agent.outage.journal:
+        assert await second.agent.outage.send_on(place)
+    await second.disk.flush()
+    assert rows(tmp_path, "journal") == []
+    await second.ends()
+
+
+async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock, local=True)
+    await outage(first)
+    for write in WAITING:
+        await first.agent.write(write)
+    await first.ends()
+    await clock.advance(60)
+    second = Life(tmp_path, clock, local=True)
+    second.disk.restore()
+    for place in second.agent.outage.journal:
+        await second.agent.outage.send_on(place)
+    assert second.registry.calls == [WAITING[2]]
+    await second.ends()
+
+
+async def test_a_file_of_before_has_no_journal_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+    await Life(tmp_path, clock).ends()
+    alter(tmp_path, "DROP TABLE journal")
+    life = Life(tmp_path, clock, local=True)
+    life.disk.restore()
+    await outage(life)
+    await life.agent.write(WAITING[2])
+    assert len(rows(tmp_path, "journal")) == 1
+    await life.ends()
+
+
+async def test_a_journal_that_cannot_be_written_is_a_degraded_state_and_written_later(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    life = Life(tmp_path, clock, local=True)
+    await outage(life)
+    alter(tmp_path, "DROP TABLE journal")
+    assert (await life.agent.write(WAITING[2])).how == "local"
+    assert "no such table" in life.disk.failing
+    life.file._open().close()  # pyright: ignore[reportPrivateUsage]
+    await life.disk.flush()
+    assert (life.disk.failing, len(rows(tmp_path, "journal"))) == ("", 1)
     await life.ends()
 
 

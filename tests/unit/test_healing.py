@@ -273,7 +273,7 @@ async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed
 
 
 async def test_a_renewal_is_no_sign_of_life_of_the_client(world: World) -> None:
-    await world.clock.advance(20)
+    await world.clock.advance(10)
     await world.healing.renew(world.registration)
     assert world.registration.heard == 1000
 
@@ -287,9 +287,32 @@ async def test_a_renewal_leaves_what_was_deregistered_meanwhile(world: World) ->
     assert len(world.registry.calls) == 1
 
 
-async def test_a_beat_is_answered_here_with_the_interval_of_its_instance(world: World) -> None:
-    await world.clock.advance(20)
-    assert world.healing.locally(BEAT) == BeatResult(interval=2000)
-    assert (world.registration.heard, world.registration.beaten) == (1020, True)
-    assert world.healing.locally(Beat(KEY, "10.0.0.9", 80, full=instance("10.0.0.9"))) is None
-    assert len(world.ledger) == 1
+async def test_for_a_client_that_fell_silent_nothing_is_sent(world: World) -> None:
+    """A beat of ours would make it well again for everybody; registered again it would be there for good."""
+    await world.clock.advance(15)
+    assert await world.healing.renew(world.registration) is False
+    assert world.registry.calls == []
+
+
+async def test_a_client_that_falls_silent_while_it_is_looked_at_gets_no_beat_of_ours(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
+    world.registry.script = lambda call: late(call)
+
+    async def late(call: Call[Any]) -> Any:
+        await world.clock.advance(20)
+        return world.shelf(call)
+
+    assert await world.healing.renew(world.registration) is False
+    assert [type(call) for call in world.registry.calls] == [GetInstance]
+
+
+async def test_what_its_owner_wanted_gone_is_not_kept_alive_though_the_upstream_did_not_answer_him(
+    world: World,
+) -> None:
+    world.registration.left = True
+    world.ledger.wrote(Beat(KEY, "10.0.0.9", 80), world.clock.now())
+    assert await world.healing.renew(world.registration) is False
+    assert await world.healing.heal(BEAT, LOST) is None
+    assert world.registry.calls == []
+    world.ledger.wrote(BEAT, world.clock.now())
+    assert await world.healing.renew(world.registration) is True, "he beats on"

@@ -438,3 +438,20 @@ async def test_a_stop_ends_the_checks_under_way(
     await settle()
     assert registry.sent(Beat) == []
     assert "failed" not in caplog.text
+
+
+async def test_a_process_that_stood_still_calls_no_program_dead_that_it_could_not_hear(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await keeper.register(KEY, WORKER, ttl(10, failures=1, deregister_after=20.0))
+    await clock.advance(6)
+    clock.jump(60)
+    await clock.advance(1)
+    assert [managed.passing for managed in keeper] == [True]
+    await clock.advance(10)
+    assert [managed.passing for managed in keeper] == [False]
+    clock.jump(60)
+    await clock.advance(1)
+    assert registry.sent(Deregister) == [], "nor was it looked at for so long"
+    await clock.advance(30)
+    assert len(registry.sent(Deregister)) == 1

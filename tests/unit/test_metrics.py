@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.calls import Beat, Register
+from proxy.calls import Beat, Deregister, Register
 from proxy.errors import Unreachable
 from proxy.metrics import METRICS, Repeated, Sources, metrics_registry
 from tests.helpers import build
@@ -22,6 +22,8 @@ async def test_every_metric_is_there_with_what_happened() -> None:
     await agent.read(KEY)
     registry.script = lambda call: Unreachable("gone", arrived=False)
     await agent.write(Beat(KEY, "10.0.0.1", 80))
+    agent.outage.journal.add(Deregister(KEY, "10.0.0.1", 80), 0.0)
+    agent.counts.outage["accepted"] = 1
     for _ in range(3):
         agent.refresh(KEY)
         await settle()
@@ -42,6 +44,8 @@ async def test_every_metric_is_there_with_what_happened() -> None:
         ("fetches_total", "Unreachable"): 3,
         ("changes_total", "write"): 1,
         ("local_beats_total",): 1,
+        ("outage_writes_total", "accepted"): 1,
+        ("outage_writes_waiting",): 1,
         ("upstream_up",): 0,
         ("push_up",): 1,
         ("subscribers",): 5,

@@ -24,7 +24,7 @@ async def test_what_is_not_named_is_sent_as_it_is_shown() -> None:
     after = await Modifying(worker.catalog.ledger, worker).modify(Update(KEY, A.ip, A.port, metadata={"v": "2"}))
     (sent,) = registry.sent(Update)
     assert (sent.weight, sent.enabled, sent.metadata, sent.partial) == (3.0, True, {"zone": "a", "v": "2"}, False)
-    assert after == instance(weight=3.0, metadata={"zone": "a", "v": "2"})
+    assert after.result == instance(weight=3.0, metadata={"zone": "a", "v": "2"})
     await worker.close()
 
 
@@ -53,7 +53,7 @@ async def test_the_cluster_that_is_named_is_meant_and_no_other() -> None:
     await worker.write(Register(KEY, instance(cluster="c1")))
     with pytest.raises(Refused, match="no matched ip found!"):
         await modifying.modify(Update(KEY, A.ip, A.port, cluster="c2", weight=9.0))
-    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).cluster == "c1"
+    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.cluster == "c1"
     await worker.close()
 
 
@@ -88,7 +88,7 @@ async def test_one_that_failed_lets_the_next_one_change() -> None:
     with pytest.raises(BadCall):
         await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))
     registry.script = shelf
-    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).weight == 9.0
+    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.weight == 9.0
 
 
 async def test_what_no_list_shows_is_known_from_its_registration_or_asked_for() -> None:
@@ -97,7 +97,7 @@ async def test_what_no_list_shows_is_known_from_its_registration_or_asked_for() 
     worker = agent(registry, FakeClock())
     modifying = Modifying(worker.catalog.ledger, worker)
     worker.catalog.ledger.wrote(Register(KEY, hidden), 0.0)
-    assert (await modifying.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).weight == 4.0
+    assert (await modifying.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).result.weight == 4.0
     assert registry.sent(GetInstance) == []
     registry.script = Shelf(snapshot())
     with pytest.raises(Refused, match="no matched ip found!"):

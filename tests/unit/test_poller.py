@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.calls import Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
+from proxy.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
 from proxy.catalog.hub import Filter
 from proxy.errors import Reason, Refused, Unreachable
 from proxy.model import Change, ServiceKey
@@ -505,7 +505,7 @@ async def test_who_fell_silent_or_left_during_the_outage_is_not_brought_back() -
         await world.agent.write(Beat(KEY, "10.0.1.0", 80))
         await world.agent.write(Beat(KEY, "10.0.1.1", 80))
         await world.lose()
-        await world.clock.advance(15)
+        await world.clock.advance(10)
         world.registry.script = world.shelf
         world.shelf.services.clear()
         await world.agent.write(Deregister(KEY, "10.0.1.1", 80))
@@ -575,3 +575,69 @@ async def test_stopping_ends_all_that_it_began() -> None:
         assert held
     await settle()
     assert asyncio.all_tasks() - before == set()
+
+
+# --- a gap in our own time -----------------------------------------------------------------------------------------
+
+
+async def test_a_process_that_stood_still_forgets_nobody_whose_beats_it_could_not_hear(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with polling() as world:
+        await registered(world, 2)
+        await world.clock.advance(12)
+        world.clock.jump(60)
+        await world.clock.advance(0.2)
+        assert "stood still for 60" in caplog.text
+        ledger, now = world.agent.catalog.ledger, world.clock.now()
+        assert [(r.healthy(now), round(now - r.heard)) for r in ledger] == [(True, 12)] * 2
+        assert world.agent.suspicious
+        await world.clock.advance(31)
+        assert len(ledger) == 0, "from here on their silence counts"
+        assert not world.agent.suspicious
+
+
+async def test_after_it_stood_still_readers_see_neither_an_empty_list_nor_all_unwell() -> None:
+    for lost in (False, True):
+        async with polling() as world:
+            world.shelf.services.clear()
+            await registered(world, 4)
+            for n in range(4):
+                await world.agent.write(Beat(KEY, f"10.0.1.{n}", 80))
+            await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+            await world.clock.advance(6)
+            before = len(world.changes)
+            world.clock.jump(60)
+            world.shelf.services[KEY] = snapshot(
+                *(instance(f"10.0.1.{n}", healthy=False) for n in range(0 if lost else 4))
+            )
+            await world.clock.advance(5)
+            for n in range(4):
+                assert (await world.agent.write(Beat(KEY, f"10.0.1.{n}", 80))).result.code == BEAT_OK
+            await world.clock.advance(5)
+            assert world.changes[before:] == []
+            assert all(i.healthy for i in world.shelf.of(KEY).instances)
+            assert len(world.shelf.of(KEY).instances) == 4
+
+
+async def test_a_turn_that_is_a_little_late_is_no_gap() -> None:
+    async with polling() as world:
+        await registered(world, 1)
+        world.clock.jump(0.9)
+        await world.clock.advance(0.2)
+        (registration,) = world.agent.catalog.ledger
+        assert round(world.clock.now() - registration.heard, 1) == 1.1
+        assert not world.agent.suspicious
+
+
+async def test_after_its_host_slept_the_upstreams_lists_are_doubted() -> None:
+    """Its clock did not run, but the upstream's did."""
+    async with polling() as world:
+        await world.clock.advance(1)
+        world.clock.oversleep(3600)
+        await world.clock.advance(0.2)
+        assert world.agent.suspicious
+        await world.clock.advance(40)
+        world.clock.oversleep(-3600)
+        await world.clock.advance(0.2)
+        assert not world.agent.suspicious, "a calendar that is set back tells nothing"

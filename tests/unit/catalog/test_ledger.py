@@ -117,6 +117,33 @@ def test_who_falls_silent_turns_unhealthy_and_is_then_forgotten() -> None:
     assert (len(found), found.count(KEY), found.lapse(1e9)) == (0, 0, [])
 
 
+def test_a_gap_in_our_own_time_is_no_silence() -> None:
+    """Who was heard right after it, before anybody noticed the gap, was not heard in the future."""
+    some = ledger(X, Y)
+    some.wrote(beat(Y), 170)
+    some.shift(60, 171)
+    assert (known(some, X).heard, known(some, Y).heard) == (160, 171)
+    assert known(some, X).healthy(174) and not known(some, X).healthy(175)
+    assert known(some, X).unwell_at == 175
+    assert some.lapse(189) == []
+    assert [r.instance for r in some.lapse(190)] == [X]
+
+
+def test_there_is_room_up_to_the_bound() -> None:
+    assert ledger(X, most=2).room
+    assert not ledger(X, Y, most=2).room
+
+
+def test_who_leaves_without_an_answer_is_remembered_as_such_until_it_is_heard_again() -> None:
+    some = ledger(X)
+    known(some).left = True
+    some.wrote(beat(), 101)
+    assert not known(some).left
+    known(some).left = True
+    some.wrote(Register(KEY, X), 102)
+    assert not known(some).left
+
+
 def test_who_beats_stays() -> None:
     found = ledger(X)
     for now in range(105, 1000, 5):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
-from proxy.catalog.overlay import OverlayPolicy, Pending, add, explains, fold, settle
+from proxy.catalog.overlay import OverlayPolicy, Pending, add, explained, fold, settle
 from proxy.effects import apply
 from proxy.model import Snapshot
 from tests.helpers.build import KEY, instance, snapshot
@@ -211,12 +211,13 @@ def test_what_is_pending_ends_at_the_grace_and_never_comes_back(base: Any, made:
 
 
 def test_deregistrations_of_ours_explain_a_list_that_shrank() -> None:
-    assert explains(pending(deregister(X)), snapshot(X, Y), snapshot(Y))
-    assert explains(pending(deregister(X), deregister(Y)), snapshot(X, Y), NOTHING)
-    assert explains((), snapshot(X), snapshot(X))
+    assert explained(pending(deregister(X)), snapshot(X, Y), snapshot(Y), 0.0)
+    assert explained(pending(deregister(X), deregister(Y)), snapshot(X, Y), NOTHING, 0.0)
+    assert explained((), snapshot(X), snapshot(X), 0.0)
 
 
 def test_an_instance_that_nobody_deregistered_here_is_not_explained() -> None:
-    assert not explains(pending(deregister(X)), snapshot(X, Y), NOTHING)
-    assert not explains(pending(register(Y)), snapshot(Y), NOTHING)
-    assert not explains((), snapshot(X), NOTHING)
+    assert not explained(pending(deregister(X)), snapshot(X, Y), NOTHING, 0.0)
+    assert not explained(pending(register(Y)), snapshot(Y), NOTHING, 0.0)
+    assert not explained((), snapshot(X), NOTHING, 0.0)
+    assert explained((), snapshot(X, Y), snapshot(X), 0.5), "no more than the share"

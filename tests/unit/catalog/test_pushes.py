@@ -21,6 +21,17 @@ def test_a_subscription_lives_from_the_last_list() -> None:
     assert len(book) == 0
 
 
+def test_a_gap_in_our_own_time_is_no_silence() -> None:
+    book = pushes()
+    book.listed(KEY, HERE, "", "agent", "", now=0)
+    book.shift(100, now=120)
+    assert book.lapse(now=120) == []
+    assert book.lapse(now=160) == [KEY]
+    assert book.listed(KEY, HERE, "", "agent", "", now=160)
+    book.shift(100, now=161)
+    assert [s.seen for s in book] == [161], "not later than now"
+
+
 def test_each_clusters_that_one_socket_lists_has_a_subscription_of_its_own() -> None:
     """An SDK has one socket for all its callers, and they list one service with other clusters each."""
     book = pushes()

@@ -535,3 +535,25 @@ async def test_what_apply_predicts_of_the_first_change_is_what_is_listed(writes:
         if not (isinstance(write, Register) and write.instance.ip in modified):  # its overlay outlives this
             assert after == apply(before, write)
     assert isinstance(before if writes else Snapshot(KEY), Snapshot)
+
+
+async def test_a_process_that_stood_still_calls_nobody_silent_whom_it_could_not_hear(
+    registry: EmbeddedRegistry, clock: FakeClock
+) -> None:
+    watching = spawn(_watch(registry), name="watching")
+    await registry.send(Register(KEY, A))
+    await clock.advance(10)
+    clock.jump(60)
+    assert (await registry.send(Fetch(KEY))).instances == (A,), "asked before its own turn came"
+    await clock.advance(2)
+    assert (await registry.send(Fetch(KEY))).instances == (A,)
+    await clock.advance(5)
+    assert [i.healthy for i in (await registry.send(Fetch(KEY))).instances] == [False], "from here on it counts"
+    await clock.advance(15)
+    assert (await registry.send(Fetch(KEY))).instances == ()
+    await stop(watching)
+
+
+async def _watch(registry: EmbeddedRegistry) -> None:
+    async for _ in registry.changes():
+        pass

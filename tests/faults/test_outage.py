@@ -1,0 +1,213 @@
+"""A host goes on by itself while no Nacos answers, and the upstream agrees when it is back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.runtime import spawn, stop
+from tests.faults.load import BEAT, CLOCK, INSTANCE, LIST, addresses, until
+from tests.faults.test_upstream_faults import QUICK, metric
+from tests.helpers.app import Served, serving
+from tests.helpers.faces import facing
+from tests.helpers.fault import FaultProxy, Mode, fault_proxy
+
+OLD, NEW, DEAD = ({"serviceName": "shop", "ip": f"10.9.1.{n}", "port": "80"} for n in (1, 2, 3))
+BRIEF = json.dumps(
+    {
+        "preserved.heart.beat.interval": "500",
+        "preserved.heart.beat.timeout": "2000",
+        "preserved.ip.delete.timeout": "4000",
+    }
+)
+PATIENT = json.dumps({"preserved.heart.beat.timeout": "60000", "preserved.ip.delete.timeout": "120000"})
+
+
+def at(who: dict[str, str]) -> str:
+    return f"{who['ip']}:{who['port']}"
+
+
+class Shop:
+    """A service's providers and a consumer, all on one proxy."""
+
+    def __init__(self, proxy: Served, relay: FaultProxy, upstream: str) -> None:
+        self.proxy = proxy
+        self.relay = relay
+        self.upstream = upstream
+        self.events: list[frozenset[str]] = []
+        self._beating: dict[str, Any] = {}
+
+    async def register(self, who: dict[str, str], metadata: str = PATIENT) -> httpx.Response:
+        return await self.proxy.http.post(INSTANCE, params={**who, "metadata": metadata})
+
+    async def leave(self, who: dict[str, str]) -> httpx.Response:
+        await self.kill(who)
+        return await self.proxy.http.delete(INSTANCE, params=who)
+
+    def beats(self, who: dict[str, str]) -> None:
+        async def beat() -> None:
+            while True:
+                await self.proxy.http.put(BEAT, params=who)
+                await CLOCK.sleep_until(CLOCK.now() + 0.3)
+
+        self._beating[at(who)] = spawn(beat(), name=f"beats of {at(who)}")
+
+    async def kill(self, who: dict[str, str]) -> None:
+        await stop(self._beating.pop(at(who), None))
+
+    async def shown(self, url: str = "", *, healthy: bool = False) -> frozenset[str]:
+        params = {"serviceName": "shop", "healthyOnly": str(healthy).lower()}
+        return addresses((await self.proxy.http.get(url + LIST, params=params)).json()["hosts"])
+
+    async def follow(self) -> None:
+        async with self.proxy.http.stream("GET", "/api/v1/events", params={"service": "shop"}, timeout=60) as stream:
+            async for line in stream.aiter_lines():
+                if line.startswith("data: ") and "hosts" in (data := json.loads(line[6:])):
+                    self.events.append(addresses(data["hosts"]))
+
+    async def end(self) -> None:
+        for task in self._beating.values():
+            await stop(task)
+
+    def up(self) -> bool:
+        return self.proxy.parts.agent.catalog.breaker.up
+
+    async def lose(self, mode: Mode) -> None:
+        await self.relay.set(mode)
+        await until(lambda: not self.up(), "the breaker opens")
+
+    async def back(self) -> None:
+        await self.relay.set("pass")
+        await until(self.up, "the breaker closes")
+
+
+@asynccontextmanager
+async def shop(**settings: Any) -> AsyncIterator[Shop]:
+    async with (
+        facing("v1+v2", listing_delay=0.5) as server,
+        fault_proxy(int(server.url.rpartition(":")[2])) as relay,
+        serving(upstream=relay.url, **{**QUICK, **settings}) as proxy,
+    ):
+        made = Shop(proxy, relay, server.url)
+        following = spawn(made.follow(), name="follow")
+        try:
+            yield made
+        finally:
+            await made.end()
+            await stop(following)
+
+
+async def settled(shop: Shop, wanted: Callable[[frozenset[str]], bool]) -> frozenset[str]:
+    end = CLOCK.now() + 30
+    while not wanted(found := await shop.shown(shop.upstream)):
+        assert CLOCK.now() < end, found
+        await CLOCK.sleep_until(CLOCK.now() + 0.1)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["refuse", "half_open", "status_500"])
+async def test_a_rolling_deployment_works_during_an_outage_and_the_upstream_agrees_after_it(mode: Mode) -> None:
+    async with shop() as it:
+        assert (await it.register(OLD)).text == "ok"
+        it.beats(OLD)
+        assert await it.shown() == {at(OLD)}
+        await it.lose(mode)
+
+        made = await it.register(NEW)
+        assert (made.status_code, made.text, made.headers["nacos-proxy-answer"]) == (200, "ok", "local")
+        it.beats(NEW)
+        assert await it.shown() == {at(OLD), at(NEW)}
+        gone = await it.leave(OLD)
+        assert (gone.status_code, gone.text, gone.headers["nacos-proxy-answer"]) == (200, "ok", "local")
+        assert await it.shown() == {at(NEW)}
+        await until(lambda: it.events[-1] == {at(NEW)}, "the event stream tells")
+        assert await it.shown(it.upstream) == {at(OLD)}
+        assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 2
+
+        heard = len(it.events)
+        await it.back()
+        assert await settled(it, lambda found: found == {at(NEW)})
+        for _ in range(20):
+            assert await it.shown() == {at(NEW)}, "no old list brings the old state back"
+            await CLOCK.sleep_until(CLOCK.now() + 0.2)
+        assert it.events[heard:] == []
+        assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
+
+
+async def test_a_provider_that_is_killed_during_an_outage_is_unwell_then_gone_and_stays_so() -> None:
+    async with shop() as it:
+        for who in (OLD, DEAD):
+            await it.register(who, BRIEF)
+            it.beats(who)
+        assert await it.shown(healthy=True) == {at(OLD), at(DEAD)}
+        await it.lose("refuse")
+        await it.kill(DEAD)
+        end = CLOCK.now() + 20
+        states: list[tuple[bool, bool]] = []
+        while CLOCK.now() < end and states[-1:] != [(False, False)]:
+            healthy, listed = await it.shown(healthy=True), await it.shown()
+            assert at(OLD) in healthy, "who beats stays well"
+            if (state := (at(DEAD) in listed, at(DEAD) in healthy)) not in states:
+                states.append(state)
+            await CLOCK.sleep_until(CLOCK.now() + 0.1)
+        assert states == [(True, True), (True, False), (False, False)]
+        await it.back()
+        for _ in range(30):
+            assert at(DEAD) not in await it.shown(healthy=True), "nobody beats for the dead"
+            assert at(DEAD) not in await it.shown(it.upstream, healthy=True)
+            await CLOCK.sleep_until(CLOCK.now() + 0.1)
+        assert await settled(it, lambda found: found == {at(OLD)})
+
+
+async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {**QUICK, "disk": True, "state_dir": tmp_path}
+    async with (
+        facing("v1+v2", listing_delay=0.1) as server,
+        fault_proxy(int(server.url.rpartition(":")[2])) as relay,
+    ):
+        async with serving(upstream=relay.url, **kept) as proxy:
+            one = Shop(proxy, relay, server.url)
+            await one.register(OLD)
+            assert await one.shown() == {at(OLD)}
+            await one.lose("refuse")
+            await one.register(NEW)
+            await one.leave(OLD)
+        async with serving(upstream=relay.url, **kept) as proxy:
+            two = Shop(proxy, relay, server.url)
+            assert await two.shown() == {at(NEW)}
+            await relay.set("pass")
+            assert await settled(two, lambda found: found == {at(NEW)})
+            assert await two.shown() == {at(NEW)}
+
+
+async def test_our_own_api_says_that_a_write_was_accepted_here() -> None:
+    async with shop() as it:
+        await it.register(OLD)
+        await it.shown()
+        await it.lose("refuse")
+        path = "/api/v1/services/shop/instances"
+        made = await it.proxy.http.post(path, json={"ip": NEW["ip"], "port": 80})
+        assert (made.status_code, made.headers["nacos-proxy-answer"]) == (201, "local")
+        changed = await it.proxy.http.patch(f"{path}/{at(NEW)}", json={"weight": 3})
+        assert (changed.json()["weight"], changed.headers["nacos-proxy-answer"]) == (3.0, "local")
+        gone = await it.proxy.http.delete(f"{path}/{at(OLD)}")
+        assert (gone.status_code, gone.headers["nacos-proxy-answer"]) == (204, "local")
+        assert await it.shown() == {at(NEW)}
+        lasting = await it.proxy.http.post(path, json={"ip": "10.9.1.9", "port": 80, "ephemeral": False})
+        assert lasting.status_code == 502
+
+
+async def test_a_setting_turns_it_off() -> None:
+    async with shop(outage_writes=False) as it:
+        await it.register(OLD)
+        await it.shown()
+        await it.lose("refuse")
+        assert (await it.register(NEW)).status_code == 502
+        assert (await it.leave(OLD)).status_code == 502
+        assert await it.shown() == {at(OLD)}

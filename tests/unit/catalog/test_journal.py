@@ -1,0 +1,93 @@
+"""Writes that wait for the upstream: in order, of each place only what still means something."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.calls import Beat, Deregister, Register, Update
+from proxy.catalog.journal import Journal, JournalPolicy, Local, Waiting, place_of
+from tests.helpers.build import KEY, instance
+
+A, B = instance("10.0.0.1"), instance("10.0.0.2")
+PLACE = (KEY, A.ip, A.port)
+HERE, GONE = Register(KEY, A), Deregister(KEY, A.ip, A.port)
+HEAVY = Update(KEY, A.ip, A.port, weight=9.0)
+
+
+def journal(*writes: Local, most: int = 100) -> Journal:
+    made = Journal(JournalPolicy(most))
+    for write in writes:
+        made.add(write, 0.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("writes", "left"),
+    [
+        ([HERE, GONE], [GONE]),
+        ([GONE, HERE], [HERE]),
+        ([HERE, HEAVY, HERE], [HERE]),
+        ([HERE, HEAVY, GONE], [GONE]),
+        ([HERE, HEAVY], [HERE, HEAVY]),
+        ([HEAVY, Update(KEY, A.ip, A.port, enabled=False)], [Update(KEY, A.ip, A.port, enabled=False)]),
+        ([GONE, Beat(KEY, A.ip, A.port, full=A)], [GONE, Beat(KEY, A.ip, A.port, full=A)]),
+    ],
+)
+def test_of_a_place_only_what_still_means_something_is_kept(writes: list[Local], left: list[Local]) -> None:
+    made = journal(*writes)
+    assert (list(made.of(PLACE)), len(made)) == (left, len(left))
+
+
+def test_a_deregistration_from_another_cluster_is_not_forgotten_for_a_registration() -> None:
+    """1.x has one address in two clusters."""
+    blue = Deregister(KEY, A.ip, A.port, "blue")
+    assert journal(blue, HERE).of(PLACE) == (blue, HERE)
+
+
+def test_what_was_written_last_is_sent_last() -> None:
+    made = journal(HERE, Register(KEY, B), GONE)
+    assert list(made) == [(KEY, B.ip, B.port), PLACE]
+
+
+def test_what_is_done_is_forgotten_but_not_what_took_its_place_meanwhile() -> None:
+    made = journal(HERE)
+    made.add(GONE, 0.0)
+    made.done(PLACE, HERE)
+    assert made.of(PLACE) == (GONE,)
+    made.done(PLACE, GONE)
+    assert (PLACE in made, len(made), list(made)) == (False, 0, [])
+    made.done(PLACE, GONE)
+
+
+def test_of_who_fell_silent_only_deregistrations_are_sent() -> None:
+    blue = Deregister(KEY, A.ip, A.port, "blue")
+    made = journal(blue, HERE, HEAVY)
+    made.lapsed(PLACE)
+    assert made.of(PLACE) == (blue,)
+
+
+def test_it_is_bounded_by_the_number_of_writes() -> None:
+    made = journal(HERE, most=2)
+    assert made.room
+    made.add(HEAVY, 0.0)
+    assert not made.room
+    made.done(PLACE, HERE)
+    assert made.room
+
+
+def test_the_disk_is_told_which_places_changed_and_what_was_read_goes_on_in_order() -> None:
+    made = journal(HERE, Register(KEY, B))
+    assert made.changed == {PLACE, (KEY, B.ip, B.port)}
+    again = journal()
+    for place in made:
+        waiting = made.get(place)
+        assert waiting is not None
+        again.restore(place, waiting)
+    assert (list(again), again.changed) == (list(made), set())
+    again.add(HEAVY, 5.0)
+    assert again.get(PLACE) == Waiting((HERE, HEAVY), 3, 5.0)
+    assert repr(again) == "<Journal 3 writes of 2 places>"
+
+
+def test_a_place_is_that_of_the_instance() -> None:
+    assert {place_of(write) for write in (HERE, GONE, HEAVY)} == {PLACE}
