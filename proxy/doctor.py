@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.calls import ListServices, ServerState
-from proxy.disk import StateFile, StateLocked
 from proxy.errors import ProxyError, Reason, Refused
+from proxy.lock import StateLocked
 from proxy.logs import printable
 from proxy.policies import nacos_policy
 from proxy.registry.http import origin
@@ -25,6 +25,7 @@ from proxy.registry.push import available
 from proxy.rest_client import Problem, RestClient, Unreached
 from proxy.runtime import Clock, SystemClock
 from proxy.settings import Settings
+from proxy.statefile import StateFile
 
 CLOCK_TOLERANCE = 5.0  # seconds
 LOOKS = 5  # calls whose median is the latency

@@ -24,11 +24,11 @@ from proxy.catalog.hub import Hub, HubPolicy
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.catalog.pushes import Pushes, PushesPolicy
-from proxy.disk import Disk, StateFile
+from proxy.disk import Disk, DiskPolicy
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.managed import Keeper, ManagedPolicy
 from proxy.model import Change, Snapshot
-from proxy.policies import cache_policy, disk_policy, events_policy, guard_policy, nacos_policy, networks
+from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
@@ -38,6 +38,7 @@ from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.registry.servers import Server, Servers
 from proxy.runtime import Clock
 from proxy.settings import BadSettings, Settings
+from proxy.statefile import StateFile
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import ReadService, ServiceView
 from proxy.wire.hosts import list_json
@@ -138,7 +139,7 @@ def _wired(
         Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), push, started=clock.now(),
     )  # fmt: skip
     if s.disk:
-        parts.disk = Disk(StateFile(s.state_dir), agent, clock, disk_policy(s))
+        parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())
         after.append(parts.disk.mark)
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)))

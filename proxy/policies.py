@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import replace
 
 from proxy import __version__
 from proxy.api.events import EventsPolicy
 from proxy.api.guard import GuardPolicy, Token
 from proxy.catalog.cache import CachePolicy
-from proxy.disk import DiskPolicy
 from proxy.registry.http import HttpPolicy, Timeouts, TlsPolicy
 from proxy.registry.login import LoginPolicy
 from proxy.registry.nacos import NacosPolicy
@@ -63,11 +61,6 @@ def events_policy(s: Settings) -> EventsPolicy:
         watched=s.watched_per_client,
         services=s.services_per_client,
     )
-
-
-def disk_policy(s: Settings) -> DiskPolicy:
-    usual = DiskPolicy()
-    return replace(usual, keep_for=max(usual.keep_for, s.cache_stale_if_error))  # what is served must be kept
 
 
 def guard_policy(s: Settings) -> GuardPolicy:

@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.api.answers import send_reply
 from proxy.api.forms import form_of
 from proxy.api.ops import OpsApi
-from proxy.disk import StateLocked
 from proxy.errors import ProxyError
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
@@ -31,6 +30,7 @@ from proxy.fastpath.table import Answers
 from proxy.feed import Desk, Feed, FeedPolicy
 from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import sight_of
+from proxy.lock import StateLocked
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import loopback
 from proxy.realms import Realms, RealmsPolicy

@@ -245,10 +245,8 @@ class Cache:
             return None
         # SDKs ignore a list that is older than the one they have, and the clocks of servers and of this host differ
         earliest = entry.shown.last_ref_time + 1 if entry.shown is not None else 0
-        moment = max(wall_ms or shown.last_ref_time, earliest)
-        if moment != shown.last_ref_time:
-            shown = shown.dated(moment)
-            change = None if change is None else replace(change, after=shown)
+        shown = shown.dated(max(wall_ms or shown.last_ref_time, earliest))
+        change = None if change is None else replace(change, after=shown)
         entry.shown = shown
         entry.lived = entry.lived or bool(shown.instances)
         return change

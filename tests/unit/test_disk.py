@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import resource
 import sqlite3
@@ -21,18 +20,13 @@ from hypothesis import strategies as st
 from proxy.agent import Agent, AgentPolicy
 from proxy.calls import Beat, Deregister, Metrics, Register, Update
 from proxy.catalog.cache import CachePolicy
-from proxy.catalog.look import Freshness
-from proxy.disk import (
-    FILE,
-    Disk,
-    DiskPolicy,
-    StateFile,
-    StateLocked,
-    dump_snapshot,
-    load_snapshot,
-)
+from proxy.catalog.look import Freshness, Wants
+from proxy.disk import Disk, DiskPolicy
 from proxy.errors import Unreachable
+from proxy.lock import StateLocked
 from proxy.model import Instance, ServiceKey, Snapshot, diff
+from proxy.rows import dump_snapshot, load_snapshot
+from proxy.statefile import FILE, StateFile
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -238,19 +232,52 @@ async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, cl
     await second.ends()
 
 
-@pytest.mark.parametrize(("keep_for", "left"), [(7 * 86_400.0, 1), (math.inf, 2)])
-async def test_what_nobody_confirmed_for_long_is_forgotten_unless_it_is_kept_for_ever(
-    tmp_path: Path, clock: FakeClock, keep_for: float, left: int
-) -> None:
-    policy = DiskPolicy(keep_for=keep_for)
-    both = Shelf(snapshot(instance()), snapshot(instance(), service=key("later")))
-    life = Life(tmp_path, clock, shelf=both, policy=policy)
+async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: FakeClock) -> None:
+    """What is confirmed unchanged is no change that anybody is told of, and known all the same."""
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
+    await life.agent.read(key("empty"))
+    await clock.advance(POLICY.contacts_every)
+    await life.agent.read(key("empty"), Wants(no_cache=True))
+    await life.disk.flush()
+    assert [row[2] for row in rows(tmp_path)] == ["empty"]
+    await life.ends()
+
+
+async def test_a_stop_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
+    await life.disk.flush()
+    await life.agent.read(key("empty"))
+    await life.ends()
+    assert [row[2] for row in rows(tmp_path)] == ["empty"]
+
+
+@pytest.mark.parametrize("jump", [30 * 86_400, -30 * 86_400])
+async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock, jump: float) -> None:
+    life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     await life.disk.flush()
-    await clock.advance(8 * 86_400)
-    await life.agent.read(key("later"))
+    for by in (jump, -jump):
+        clock.oversleep(by)
+        await clock.advance(POLICY.contacts_every)
+        await life.disk.flush()
+        assert len(rows(tmp_path)) == 1
+    await life.ends()
+    second = Life(tmp_path, clock)
+    clock.oversleep(jump)
+    assert second.disk.restore() == 1
+    await second.ends()
+
+
+async def test_a_row_goes_when_its_service_leaves_memory(tmp_path: Path, clock: FakeClock) -> None:
+    shelf = Shelf(*(snapshot(instance(), service=key(n)) for n in "abc"))
+    life = Life(tmp_path, clock, shelf=shelf, cache=CachePolicy(max_services=2))
+    for name in "abc":
+        await life.agent.read(key(name))
+        await life.disk.flush()
+    assert [row[2] for row in rows(tmp_path)] == ["a", "b", "c"]
+    await clock.advance(POLICY.contacts_every)
     await life.disk.flush()
-    assert len(rows(tmp_path)) == left
+    assert [row[2] for row in rows(tmp_path)] == ["b", "c"]
     await life.ends()
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from proxy.api.passthrough import Forwarder
 from proxy.calls import Register
-from proxy.disk import StateLocked
 from proxy.errors import Unreachable
 from proxy.fastpath.table import Answer
+from proxy.lock import StateLocked
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.nacos import NacosRegistry

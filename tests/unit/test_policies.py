@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.policies import cache_policy, disk_policy, events_policy, guard_policy, loopback, nacos_policy, networks
+from proxy.policies import cache_policy, events_policy, guard_policy, loopback, nacos_policy, networks
 from proxy.settings import Settings
 
 CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
@@ -17,8 +17,6 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cache_stale_if_error", "forever", lambda s: cache_policy(s).stale_if_error, float("inf")),
     ("cache_max_services", "7", lambda s: cache_policy(s).max_services, 7),
     ("cache_max_unknown", "6", lambda s: cache_policy(s).max_unknown, 6),
-    ("cache_stale_if_error", "forever", lambda s: disk_policy(s).keep_for, float("inf")),
-    ("cache_stale_if_error", "1h", lambda s: disk_policy(s).keep_for, 7 * 86_400.0),
     ("poll_interval_subscribed", "2s", lambda s: cache_policy(s).interval_subscribed, 2.0),
     ("poll_interval_read", "9s", lambda s: cache_policy(s).interval_read, 9.0),
     ("poll_safety", "60s", lambda s: cache_policy(s).interval_pushed, 60.0),
