@@ -80,6 +80,8 @@ class Asked:
             click.echo(json.dumps(body, ensure_ascii=False))
         else:
             people()
+        if self.client.local:
+            warn("Nacos is away: the proxy answered by itself, and sends on what was changed when Nacos is back.")
 
 
 def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from proxy.agent import Agent
+from proxy.agent import Agent, Written
 from proxy.calls import Beat, Deregister, Register
 from proxy.catalog.checks import CheckSpec, Managed, local
 from proxy.catalog.ledger import Place
@@ -73,15 +73,16 @@ class Keeper:
             text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
             raise BadCall("managed.check", Problem.BODY, text, status=403)
 
-    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> None:
+    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> Written[None]:
         """Register and keep beating. Raises `BadCall` or what the upstream says."""
         self.check(spec)
         if len(self._places) >= self._policy.most and (service, instance.ip, instance.port) not in self._places:
             raise BadCall("managed", Problem.OTHER, f"{self._policy.most} instances are managed already", status=429)
-        await self._agent.write(Register(service, instance))
+        written = await self._agent.write(Register(service, instance))
         self.restore(Managed(service, instance, spec, heard=self._agent.clock.now()))
         for listener in self._agent.on_registration:
             listener()
+        return written
 
     def restore(self, managed: Managed) -> None:
         """One that was managed before a restart; its first check is due at once."""

@@ -205,10 +205,10 @@ class FarKeeper:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> None:
+    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> Written[None]:
         if self._mirror.link is None:
             raise LinkLost
-        await self._mirror.link.ask("manage", service, instance, spec)
+        return await self._mirror.link.ask("manage", service, instance, spec)
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
         self._tell("alive", service, ip, port)

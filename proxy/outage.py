@@ -172,9 +172,14 @@ class Outage:
 
     # silence
 
+    @property
+    def _away(self) -> bool:
+        """Whether the upstream's last word was none."""
+        return not self._breaker.up or self._breaker.failures > 0
+
     def turn(self, now: float) -> None:
         """While the upstream is away, clients that fell silent turn unwell here, as they would there."""
-        if self._breaker.up and not self._breaker.failures:
+        if not self._away:
             self._release(now)
             return
         if now < self._look_at:
@@ -191,9 +196,12 @@ class Outage:
 
     def lapsed(self, registration: Registration) -> None:
         """Forgotten for its silence: while the upstream is away it is gone here, too."""
+        waited = registration.place in self.journal
         self.journal.lapsed(registration.place)
-        if not self._breaker.up or self._breaker.failures:
+        if self._away:
             self._mark(registration, gone=True)
+        if waited:
+            self._ended(registration.place, "lapsed", shown=self._away)
 
     def _mark(self, registration: Registration, *, gone: bool) -> None:
         place, (service, i) = registration.place, (registration.service, registration.instance)
@@ -265,10 +273,12 @@ class Outage:
                 self._desk.owned(place[0])
         self._ended(place, "refused")
 
-    def _ended(self, place: Place, outcome: str) -> None:
-        """What waits no more: the upstream's lists settle it, or it is no longer shown."""
+    def _ended(self, place: Place, outcome: str, *, shown: bool = False) -> None:
+        """What waits no more: the upstream's lists settle it, or (unless `shown`) it is no longer shown."""
         self._refusals.pop(place, None)
         Counts.add(self._counts.outage, outcome)
+        if shown:
+            return
         waiting, now = self.journal.of(place), self._clock.now()
 
         def revised(pending: Pending) -> Pending | None:

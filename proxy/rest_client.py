@@ -57,6 +57,7 @@ class RestClient:
     ) -> None:
         if not (token.isascii() and token.isprintable()):
             raise ValueError("an API token has only printable ASCII characters")
+        self.local = False  # whether the proxy gave the last answer alone, its upstream being away
         headers = {"authorization": f"Bearer {token}"} if token else {}
         if server.startswith("unix:"):
             transport = _unix(server.removeprefix("unix:"))
@@ -89,12 +90,14 @@ class RestClient:
     ) -> httpx.Response:
         """The answer. Raises `Unreached` or `Problem`."""
         params = {k: v for k, v in (query or {}).items() if v != ""}
+        self.local = False
         try:
             reply = self._http.request(method, path, params=params or None, json=body)
         except httpx.HTTPError as error:
             raise self._unreached(error) from error
         if reply.status_code >= 400:
             raise _problem(reply)
+        self.local = reply.headers.get("nacos-proxy-answer") == "local"
         return reply
 
     def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:

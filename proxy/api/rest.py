@@ -40,7 +40,7 @@ _INSTANCE = _SERVICE + "/instances/{address}"
 class Managing(Protocol):
     """Who beats for services that cannot: `managed.Keeper` is one."""
 
-    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> None:
+    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> Written[None]:
         """Register and keep beating. Raises `BadCall` or what the upstream says."""
         ...
 
@@ -139,14 +139,14 @@ class RestApi:
         key, _ = target(request)
         registering = read_register(key, await json_body(request, self._max_body))
         instance = registering.call.instance
-        how: Pairs = ()
+        written: Written[None]
         if registering.managed is None:
-            how = _how(await self._agent.write(registering.call))
+            written = await self._agent.write(registering.call)
         elif self._keeper is None:
             raise BadCall("managed", Problem.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
         else:
-            await self._keeper.register(key, instance, CheckSpec.parse(registering.managed))
-        return json_reply(host_json(instance, key), 201, (("location", _location(request, instance)), *how))
+            written = await self._keeper.register(key, instance, CheckSpec.parse(registering.managed))
+        return json_reply(host_json(instance, key), 201, (("location", _location(request, instance)), *_how(written)))
 
     async def update(self, request: Request) -> HttpReply:
         key, query = target(request)

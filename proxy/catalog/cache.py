@@ -189,7 +189,7 @@ class Cache:
         after = apply(before, write)
         if local and entry.shown is None and after.instances:  # all that is known of the service, and stale
             entry.word = entry.shown = before
-            entry.contact = now - self._ttl(entry)
+            entry.contact = now - self._policy.ttl_pushed
         # A write that shows nothing here may still be news to the upstream, which lists it late: an instance that it
         # had lost, a disabled one that no list shows. Beats come too often to be followed for that.
         if local or (self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat))):

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from proxy.fastpath.asgi import Receive, Scope, Send
+from proxy.runtime import STOOD_STILL, stood_still
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +178,24 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # patience
 
+    def _late(self, timer: asyncio.TimerHandle | None) -> bool:
+        """Of a process that stood still a timer may run before what waits to be read: that is heard first."""
+        return timer is not None and stood_still(timer.when(), self.loop.time()) > 0
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._late(self.timeout_keep_alive_task):
+            self.timeout_keep_alive_task = self.loop.call_later(STOOD_STILL, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
     def _await_more(self, seconds: float) -> None:
         self._overdue_timer = self.loop.call_later(seconds, self._overdue)
 
     def _overdue(self) -> None:
-        self._overdue_timer = None
+        late, self._overdue_timer = self._late(self._overdue_timer), None
         if self._phase == BETWEEN or self.transport.is_closing():
             return
-        left = self._heard + self.limits.patience - self.loop.time()
+        left = STOOD_STILL if late else self._heard + self.limits.patience - self.loop.time()
         if self.flow.read_paused:
             left = self.limits.patience  # it is us who do not read
         if left > 0:

@@ -17,6 +17,7 @@ from tests.faults.test_upstream_faults import QUICK, metric
 from tests.helpers.app import Served, serving
 from tests.helpers.faces import facing
 from tests.helpers.fault import FaultProxy, Mode, fault_proxy
+from tests.helpers.live import RNacos
 
 OLD, NEW, DEAD = ({"serviceName": "shop", "ip": f"10.9.1.{n}", "port": "80"} for n in (1, 2, 3))
 BRIEF = json.dumps(
@@ -88,13 +89,13 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(**settings: Any) -> AsyncIterator[Shop]:
+async def shop(url: str = "", **settings: Any) -> AsyncIterator[Shop]:
     async with (
         facing("v1+v2", listing_delay=0.5) as server,
-        fault_proxy(int(server.url.rpartition(":")[2])) as relay,
+        fault_proxy(int((url or server.url).rpartition(":")[2])) as relay,
         serving(upstream=relay.url, **{**QUICK, **settings}) as proxy,
     ):
-        made = Shop(proxy, relay, server.url)
+        made = Shop(proxy, relay, url or server.url)
         following = spawn(made.follow(), name="follow")
         try:
             yield made
@@ -114,30 +115,39 @@ async def settled(shop: Shop, wanted: Callable[[frozenset[str]], bool]) -> froze
 @pytest.mark.parametrize("mode", ["refuse", "half_open", "status_500"])
 async def test_a_rolling_deployment_works_during_an_outage_and_the_upstream_agrees_after_it(mode: Mode) -> None:
     async with shop() as it:
-        assert (await it.register(OLD)).text == "ok"
-        it.beats(OLD)
-        assert await it.shown() == {at(OLD)}
-        await it.lose(mode)
+        await rolling(it, mode)
 
-        made = await it.register(NEW)
-        assert (made.status_code, made.text, made.headers["nacos-proxy-answer"]) == (200, "ok", "local")
-        it.beats(NEW)
-        assert await it.shown() == {at(OLD), at(NEW)}
-        gone = await it.leave(OLD)
-        assert (gone.status_code, gone.text, gone.headers["nacos-proxy-answer"]) == (200, "ok", "local")
-        assert await it.shown() == {at(NEW)}
-        await until(lambda: it.events[-1] == {at(NEW)}, "the event stream tells")
-        assert await it.shown(it.upstream) == {at(OLD)}
-        assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 2
 
-        heard = len(it.events)
-        await it.back()
-        assert await settled(it, lambda found: found == {at(NEW)})
-        for _ in range(20):
-            assert await it.shown() == {at(NEW)}, "no old list brings the old state back"
-            await CLOCK.sleep_until(CLOCK.now() + 0.2)
-        assert it.events[heard:] == []
-        assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
+async def test_the_same_in_front_of_r_nacos(rnacos: RNacos) -> None:
+    async with shop(url=rnacos.url) as it:
+        await rolling(it, "refuse")
+
+
+async def rolling(it: Shop, mode: Mode) -> None:
+    assert (await it.register(OLD)).text == "ok"
+    it.beats(OLD)
+    assert await it.shown() == {at(OLD)}
+    await it.lose(mode)
+
+    made = await it.register(NEW)
+    assert (made.status_code, made.text, made.headers["nacos-proxy-answer"]) == (200, "ok", "local")
+    it.beats(NEW)
+    assert await it.shown() == {at(OLD), at(NEW)}
+    gone = await it.leave(OLD)
+    assert (gone.status_code, gone.text, gone.headers["nacos-proxy-answer"]) == (200, "ok", "local")
+    assert await it.shown() == {at(NEW)}
+    await until(lambda: it.events[-1] == {at(NEW)}, "the event stream tells")
+    assert await it.shown(it.upstream) == {at(OLD)}
+    assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 2
+
+    heard = len(it.events)
+    await it.back()
+    assert await settled(it, lambda found: found == {at(NEW)})
+    for _ in range(20):
+        assert await it.shown() == {at(NEW)}, "no old list brings the old state back"
+        await CLOCK.sleep_until(CLOCK.now() + 0.2)
+    assert it.events[heard:] == []
+    assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
 
 
 async def test_a_provider_that_is_killed_during_an_outage_is_unwell_then_gone_and_stays_so() -> None:

@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import click
+import httpx
 import pytest
 from rich.console import Console
 
-from proxy.cli_client import WIDE, Address, Seconds, Weight, address_of, line_of, metadata_of, table_of
+from proxy.cli_client import WIDE, Address, Asked, Seconds, Weight, address_of, line_of, metadata_of, table_of
+from proxy.rest_client import RestClient
 from tests.helpers.live import ProxyProcess
 from tests.unit.conftest import Run
 
@@ -88,3 +90,15 @@ def test_namespace_and_group_go_with_the_call(ask: Run) -> None:
     assert (body["namespaceId"], body["name"]) == ("dev", "G@@placed")
     assert ask("get", "placed").exit_code == 1
     assert ask("get", "placed", "--group", "G", NACOS_PROXY_NAMESPACE="dev").exit_code == 0
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_it_says_so_where_the_proxy_answered_without_nacos(local: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    headers = {"nacos-proxy-answer": "local" if local else "upstream"}
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"weight": 1}, headers=headers))
+    with RestClient("http://127.0.0.1:1", transport=answers) as client:
+        asked = Asked(client, "", "", as_json=True)
+        asked.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"weight": 1}
+    assert ("Nacos is away" in err) is local

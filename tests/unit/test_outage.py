@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -336,6 +337,17 @@ async def test_who_is_gone_before_the_return_waits_no_more(world: World) -> None
     await world.agent.write(Register(KEY, C))
     await world.beats(A, B, seconds=35)
     assert (await world.lists(), len(world.outage.journal)) == ([A.ip, B.ip], 0)
+    assert world.counts == {"accepted": 1, "lapsed": 1}
+
+
+async def test_who_is_gone_after_the_return_before_it_was_sent_is_no_longer_shown(world: World) -> None:
+    await world.lose()
+    await world.agent.write(Register(KEY, C))
+    never = asyncio.get_running_loop().create_future()
+    world.registry.script = lambda call: never if isinstance(call, Register) else world.shelf(call)
+    await world.beats(A, B, seconds=35)
+    assert world.agent.catalog.breaker.up
+    assert (await world.lists(), world.counts) == ([A.ip, B.ip], {"accepted": 1, "lapsed": 1})
 
 
 async def test_after_the_return_no_beat_is_sent_for_who_is_dead_or_left(world: World) -> None:

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from proxy.runtime import SystemClock, outlive, spawn, stop
+from proxy.runtime import SystemClock, outlive, spawn, stood_still, stop
 from tests.helpers.clock import settle
 
 
@@ -154,3 +154,9 @@ async def test_the_machines_clock_never_goes_back_and_does_not_sleep_for_what_ha
     await clock.sleep_until(before + 0.001)
     assert clock.now() >= before + 0.001
     assert clock.wall() > 1_700_000_000
+
+
+def test_only_a_turn_that_is_late_by_more_than_a_second_says_that_the_process_stood_still() -> None:
+    assert stood_still(10.0, 11.0) == 0.0
+    assert stood_still(10.0, 9.0) == 0.0
+    assert stood_still(10.0, 12.5) == 2.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fastapi import FastAPI
 
+from proxy.agent import Written
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi
 from proxy.api.shapes import Instance, Instances, ServicePage, Snapshot
@@ -208,8 +209,9 @@ class Keeper:
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
 
-    async def register(self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec) -> None:
+    async def register(self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec) -> Written[None]:
         self.told.append(("register", service, instance.address, spec.kind, spec.ttl))
+        return Written(None, "local")
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
         self.told.append(("heard", ip, port))
@@ -224,7 +226,8 @@ async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     app = FastAPI()
     app.include_router(RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper).router())
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
-    assert (await ask(app, "POST", INSTANCES, json_body=body)).status == 201
+    made = await ask(app, "POST", INSTANCES, json_body=body)
+    assert (made.status, made.headers["nacos-proxy-answer"]) == (201, "local")
     await ask(app, "PUT", f"{ONE}/beat", json_body={})
     await ask(app, "DELETE", ONE)
     assert keeper.told == [
@@ -242,6 +245,7 @@ async def test_a_patch_changes_only_what_it_names(world: World) -> None:
         "PATCH", "/api/v1/services/orders/instances/10.0.0.1:80", json_body={"metadata": {"a": "9"}}
     )
     assert (answer.status, answer.json()["weight"], answer.json()["metadata"]) == (200, 3.0, {"a": "9", "b": "2"})
+    assert answer.headers["nacos-proxy-answer"] == "upstream"
     (sent,) = world.registry.sent(Update)
     assert (sent.weight, sent.enabled, sent.partial) == (3.0, True, False)
     unknown = await world.ask("PATCH", "/api/v1/services/orders/instances/10.0.0.9:80", json_body={"weight": 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -964,3 +965,61 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
             assert entry.contact >= last_contact
             last_contact = entry.contact
         assert (KEY in kept.watched_keys()) >= (entry is not None and entry.pinned)
+
+
+# --- writes that the upstream has not heard of -----------------------------------------------------------------------
+
+
+def test_no_list_undoes_what_the_upstream_has_not_heard_of_however_old_it_is() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    assert change is not None and change.added == (B,)
+    kept.wrote(Deregister(KEY, A.ip, A.port), 1, WALL, local=True)
+    for now in (2, 10, 1000):
+        assert listed(kept, now, A) is None
+        assert shown(kept, now) == (B,)
+
+
+def test_once_it_has_heard_of_it_its_lists_count_again_after_the_grace() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    kept.revise(KEY, lambda p: replace(p, since=100.0), 100, WALL)
+    assert kept.due(101, 9) == [KEY], "looked at soon"
+    listed(kept, 101, A)
+    assert shown(kept, 101) == (A, B)
+    listed(kept, 103, A)
+    assert shown(kept, 103) == (A,)
+
+
+def test_what_it_refused_is_no_longer_shown() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    change = kept.revise(KEY, lambda p: None, 2, WALL)
+    assert change is not None and (change.removed, change.after.last_ref_time) == ((B,), WALL)
+    assert kept.revise(KEY, lambda p: None, 2, WALL) is None
+
+
+def test_of_a_service_that_nobody_knows_only_what_registered_here_is_shown_and_stale() -> None:
+    kept = cache()
+    assert kept.wrote(Deregister(KEY, A.ip, A.port), 1, WALL, local=True) is None
+    assert shown(kept, 1) is None
+    change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    assert change is not None and change.added == (B,)
+    assert kept.look(KEY, 1).freshness is Freshness.STALE
+    change = listed(kept, 2, A, C)
+    assert change is not None and change.added == (C,), "A left here, and the upstream will hear of it"
+    assert shown(kept, 2) == (B, C)
+    assert kept.revise(key("other"), lambda p: p, 2, WALL) is None
+
+
+def test_it_is_kept_also_where_lists_are_trusted_at_once() -> None:
+    kept = cache(overlay=OverlayPolicy(grace=0))
+    listed(kept, 0, A)
+    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    listed(kept, 100, A)
+    assert shown(kept, 100) == (A, B)
+    kept.revise(KEY, lambda p: None, 100, WALL)
+    assert shown(kept, 100) == (A,)

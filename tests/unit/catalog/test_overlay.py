@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
-from proxy.catalog.overlay import OverlayPolicy, Pending, add, explained, fold, settle
+from proxy.catalog.overlay import UNHEARD, OverlayPolicy, Pending, add, explained, fold, settle
 from proxy.effects import apply
 from proxy.model import Snapshot
 from tests.helpers.build import KEY, instance, snapshot
@@ -44,6 +44,12 @@ def beat(full: Any = None) -> Beat:
 
 
 # until the upstream lists it
+
+
+def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() -> None:
+    some = add(pending(deregister(Y)), register(), UNHEARD)
+    for listed in (NOTHING, snapshot(X)):
+        assert [p.write for p in settle(some, listed, 1e9, POLICY)] == [register()]
 
 
 @pytest.mark.parametrize(

@@ -116,20 +116,27 @@ class StillLoop:
 
     @property
     def armed(self) -> list[float]:
-        return sorted(timer.when for timer in self.timers if not timer.done)
+        return sorted(timer.due for timer in self.timers if not timer.done)
 
     def advance(self, seconds: float) -> None:
         end = self.now + seconds
         while self.armed and self.armed[0] <= end:
-            timer = min((t for t in self.timers if not t.done), key=lambda t: t.when)
-            self.now, timer.done = timer.when, True
+            timer = min((t for t in self.timers if not t.done), key=lambda t: t.due)
+            self.now, timer.done = max(self.now, timer.due), True
             timer.callback(*timer.args)
         self.now = end
+
+    def jump(self, seconds: float) -> None:
+        """Time passes in which nothing ran; timers run late."""
+        self.now += seconds
 
 
 class Timer:
     def __init__(self, when: float, callback: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self.when, self.callback, self.args, self.done = when, callback, args, False
+        self.due, self.callback, self.args, self.done = when, callback, args, False
+
+    def when(self) -> float:
+        return self.due
 
     def cancel(self) -> None:
         self.done = True

@@ -211,3 +211,29 @@ async def test_a_head_without_a_body_leaves_before_the_next_answer(fast: bool) -
     head = await connection.say(GET.replace(b"GET", b"HEAD"))
     assert head.startswith(b"HTTP/1.1 200 OK\r\n") and head.endswith(b"\r\n\r\n")
     assert await connection.say(GET) == get
+
+
+async def test_after_the_process_stood_still_what_waits_is_read_before_an_idle_connection_is_closed(
+    fast: bool,
+) -> None:
+    connection = connect(Service(), fast, timeout_keep_alive=5)
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 ")
+    connection.loop.jump(60)
+    connection.loop.advance(0.1)
+    assert not connection.transport.closing
+    assert (await connection.say(GET)).startswith(b"HTTP/1.1 200 ")
+    connection.loop.jump(60)
+    connection.loop.advance(1.1)
+    assert connection.transport.closing, "nothing came"
+
+
+async def test_after_the_process_stood_still_the_rest_of_a_request_is_read_before_it_is_given_up(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(GET[:20])
+    connection.loop.jump(60)
+    connection.loop.advance(0.1)
+    assert (await connection.say(GET[20:])).startswith(b"HTTP/1.1 200 ")
+    await connection.say(GET[:20])
+    connection.loop.jump(60)
+    connection.loop.advance(1.1)
+    assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
