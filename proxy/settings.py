@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
         "auto", description="Nacos API to speak; auto finds out."
     )
+    parameter_check: Literal["auto", "on", "off"] = Field(
+        "auto", description="Nacos's check of names and metadata (2.3 and later); auto: where all servers have it."
+    )
     upstream_context_path: ContextPath = Field("/nacos", description="Path below which the upstream has its API.")
     upstream_timeout: Duration = Field(5.0, description="How long a call to the upstream may take.")
     upstream_connect_timeout: Duration = Field(1.0, description="How long a connection to the upstream may take.")

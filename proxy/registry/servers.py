@@ -168,6 +168,11 @@ class Servers:
     def up(self) -> list[Server]:
         return [server for server in self.all if server.up]
 
+    @property
+    def checking(self) -> bool:
+        """Whether all are known to have Nacos's parameter check."""
+        return bool(self.all) and all(server.spoken.checks for server in self.all)
+
     def candidates(self, keys: tuple[Hashable, ...]) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 

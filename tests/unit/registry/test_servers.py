@@ -27,6 +27,18 @@ def key(name: str) -> ServiceKey:
     return ServiceKey("public", "DEFAULT_GROUP", name)
 
 
+def test_parameters_are_checked_as_nacos_does_where_all_servers_do_it() -> None:
+    servers = Servers(ServersPolicy())
+    assert not servers.checking
+    servers = three()
+    for server, version in zip(servers.all, ("2.5.1", "2.3.0", "2.2.0"), strict=True):
+        assert not servers.checking
+        server.spoken.told({"version": version})
+    assert not servers.checking
+    servers.all[-1].spoken.told({"version": "3.0.3"})
+    assert servers.checking
+
+
 # addresses
 
 
