@@ -121,7 +121,7 @@ def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
         Cache(cache_policy(s), OverlayPolicy(grace=grace), random.random),
         Hub(HubPolicy(s.events_history), epoch),
         Ledger(LedgerPolicy()),
-        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
+        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest, slow=s.upstream_timeout)),
     )
 
 

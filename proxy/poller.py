@@ -27,10 +27,13 @@ log = logging.getLogger("nacos_proxy.poller")
 class PollPolicy:
     """`budget` requests a second in all; `tick` the longest sleep; `quiet` seconds without a call until a probe.
 
-    Where the last call failed the next one comes after `doubt` seconds: an idle upstream's end is known soon.
+    Where the last call failed the next one comes after `doubt` seconds: an idle upstream's end is known soon. A poll
+    waits while `at_once` fetches are under way, a renewal while `renew_at_once` are: the slower the upstream answers,
+    the slower it is asked, and connections are left to others.
     """
 
     budget: float = 200.0
+    at_once: int = 32
     tick: float = 0.1
     quiet: float = 5.0
     doubt: float = 1.0
@@ -38,7 +41,7 @@ class PollPolicy:
     discover_most: int = 5_000
     discover_page: int = 500
     renew_within: float = 5.0
-    renew_at_once: int = 32
+    renew_at_once: int = 16
 
 
 class Poller:
@@ -61,6 +64,7 @@ class Poller:
         self._error = ""
         self._listening: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._gate = asyncio.Semaphore(policy.renew_at_once)  # one for all rounds: the last one may be under way still
         self._running: asyncio.Task[None] | None = None
         self._behind: dict[asyncio.Task[None], None] = {}
 
@@ -111,7 +115,7 @@ class Poller:
         self._fill(now)
         if not breaker.allows(now):
             return 0
-        left = int(self._tokens) if breaker.up else 1
+        left = min(int(self._tokens), max(0, self._policy.at_once - len(agent.fetching))) if breaker.up else 1
         new = [self._found.popitem()[0] for _ in range(min(left, len(self._found)))]
         for key in new:
             cache.touch(key, now)
@@ -238,7 +242,7 @@ class Poller:
         begin = clock.now()
         waiting = [r for r in catalog.ledger if r.instance.ephemeral and r.alive(begin)]
         pause = self._policy.renew_within / max(1, len(waiting))
-        gate = asyncio.Semaphore(self._policy.renew_at_once)
+        gate = self._gate
         for number, registration in enumerate(waiting):
             await clock.sleep_until(begin + number * pause)
             async with gate:

@@ -4,7 +4,7 @@ Not for: sending (`http`), what a server speaks (`detect`), when a list is fetch
 
     a server is | while                                       | calls
     ------------+---------------------------------------------+------------------------------------------------------
-    up          | no failure, or fewer than `patience` slow   | get it by rendezvous hashing, or because they got it
+    up          | no failure, or fewer than `patience` silent | get it by rendezvous hashing, or because they got it
                 | or garbled answers in a row                 | before (an instance's registration and its beats)
     down        | from a failure until the next success       | when none is up, or none any more; probes as `retry_at`
                 |                                             | passes
@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachetools import LRUCache
 
-from proxy.errors import Refused, Unreachable, UpstreamError
+from proxy.errors import Refused, TooSlow, Unreachable, UpstreamError
 from proxy.registry.detect import Spoken
 
 DEFAULT_PORT = 8848
@@ -36,7 +36,8 @@ class ServersPolicy:
     `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; where a URL has a path, that is its context path.
     `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
     A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
-    called for `idle` seconds is probed too, where there are several.
+    called for `idle` seconds is probed too, where there are several. No answer in time counts where there was none at
+    all for `slow` seconds: a slow server is no lost one.
     """
 
     urls: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class ServersPolicy:
     first_pause: float = 0.5
     longest_pause: float = 15.0
     patience: int = 2
+    slow: float = 5.0
     idle: float = 10.0
     remembered: int = 100_000
     attempts: int = 3
@@ -66,6 +68,7 @@ class Server:
     retry_at: float = 0.0
     pause: float = 0.0
     called_at: float = 0.0
+    answered_at: float = float("-inf")
     probing: bool = False
     error: str = ""
     latency: float = 0.0
@@ -207,7 +210,7 @@ class Servers:
 
     def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
         """It answered, if only with a no."""
-        server.called_at = now
+        server.called_at = server.answered_at = now
         server.failures = 0
         server.error = ""
         if seconds is not None:
@@ -219,8 +222,10 @@ class Servers:
 
     def failed(self, server: Server, now: float, error: UpstreamError) -> None:
         server.called_at = now
-        server.failures += 1
         server.error = str(error)
+        if isinstance(error, TooSlow) and now - server.answered_at < self.policy.slow:
+            return
+        server.failures += 1
         if server.up and (server.failures >= self.policy.patience or isinstance(error, Unreachable)):
             server.up = False
             server.pause = self.policy.first_pause
