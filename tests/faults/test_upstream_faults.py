@@ -137,7 +137,7 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
 
 
 async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """Each answer takes more than half of the time that a call has, and more is asked than the connections can carry."""
+    """Each answer takes over half of the time that a call has, and more is asked than the connections can carry."""
     caplog.set_level(logging.INFO)
     slow: dict[str, Any] = {**QUICK, "upstream_timeout": 1.0}
     async with facing("v1+v2") as server:
