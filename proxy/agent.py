@@ -20,7 +20,7 @@ from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
 from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.counts import Counts
-from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, Unreachable, away
+from proxy.errors import BadCall, Busy, Garbled, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable, away
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
@@ -80,7 +80,7 @@ class Agent:
         self.settled: Callable[[], Awaitable[None]] | None = None  # what a write waits for before it is answered
         self._policy = policy
         self._followers = tuple(followers)
-        self._fetching: dict[ServiceKey, asyncio.Task[None]] = {}
+        self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
         self._asking = Asking(catalog.cache, self, clock)
         self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock)
         self._modifying = Modifying(catalog.ledger, self)
@@ -154,9 +154,9 @@ class Agent:
             self.refresh(key)
 
     async def _wait_for(self, key: ServiceKey, longest: float) -> None:
-        if key not in self._fetching and not self.catalog.breaker.allows(self.clock.now()):
+        if key not in self.fetching and not self.catalog.breaker.allows(self.clock.now()):
             return
-        task = self._fetching.get(key) or self._start(key, "poll")
+        task = self.fetching.get(key) or self._start(key, "poll")
         timer = spawn(self.clock.sleep_until(self.clock.now() + longest), name="cold read")
         try:
             await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,14 +182,14 @@ class Agent:
 
     def refresh(self, key: ServiceKey, source: Source = "poll") -> None:
         """Ask the upstream for a service now, unless that is under way."""
-        if key not in self._fetching:
+        if key not in self.fetching:
             self._start(key, source)
 
     def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
         self.catalog.breaker.probing(self.clock.now())
         self.catalog.cache.ask(key)
         task = spawn(self._fetch(key, source), name=f"fetch {key}")
-        self._fetching[key] = task
+        self.fetching[key] = task
         return task
 
     async def _fetch(self, key: ServiceKey, source: Source) -> None:
@@ -206,7 +206,7 @@ class Agent:
             self.catalog.cache.reject(key, Garbled(f"{type(error).__name__} in the proxy"), self.clock.now())
             raise
         finally:
-            self._fetching.pop(key, None)
+            self.fetching.pop(key, None)
         change = self.catalog.cache.accept(
             word, self.clock.now(), source, asked=asked, suspicious=doubtful, missed=missed, wall_ms=self._wall_ms()
         )
@@ -343,13 +343,13 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        if isinstance(error, Refused) and (
-            error.reason is Reason.PEER_AWAY or (error.status in (500, 501) and not isinstance(call, Fetch))
-        ):
+        vague = isinstance(error, Refused) and error.status in (500, 501) and not isinstance(call, Fetch)
+        of_a_peer = isinstance(error, Refused) and error.reason is Reason.PEER_AWAY
+        if vague or of_a_peer or isinstance(error, Busy):
             return  # 500 is also the word for bad parameters: of the upstream it tells nothing
         if away(error):
             self.suspect()
-            if breaker.failed(now, str(error)):
+            if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):
                 log.warning("upstream lost: %s", error)
                 self.catalog.hub.publish(Notice("down", str(error)))
         elif not isinstance(error, BadCall) and breaker.succeeded(now):
@@ -380,6 +380,6 @@ class Agent:
     async def close(self, tasks: Iterable[asyncio.Task[Any]] = ()) -> None:
         """Ends what is under way and the registry."""
         await self._healing.close()
-        for task in (*self._fetching.values(), *tasks):
+        for task in (*self.fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()

@@ -8,6 +8,7 @@
        ├─ Refused         it answered, and said no: status and text kept        as given
        ├─ Unreachable     no answer; `arrived` says whether it may have come    502
        ├─ TooSlow         no answer in time; it may have arrived                504
+       │  └─ Busy         it waited in vain for a connection of ours            503
        └─ Garbled         an answer that is none                                502
 
 Each carries what the edge needs: the status, the parameter, and whether a write may have arrived, which alone
@@ -140,6 +141,13 @@ class TooSlow(UpstreamError):
 
     status = 504
     arrived = True
+
+
+class Busy(TooSlow):
+    """All our connections to the server were taken for too long. It was not asked, so it has not failed."""
+
+    status = 503
+    arrived = False
 
 
 class Garbled(UpstreamError):

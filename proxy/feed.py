@@ -39,6 +39,7 @@ class Known:
     up: bool
     reason: str
     pushed: bool
+    checks: bool
     services: Sequence[tuple[Snapshot, float, bool]]
 
 
@@ -81,6 +82,7 @@ class Desk:
     answers: Answers
     refused: Callable[[int], None]
     operations: Callable[[str, str, str], Awaitable[HttpReply]]
+    checks: Callable[[], bool]
     listed: Callable[[ReadService, Snapshot], None] | None = None
 
 
@@ -94,6 +96,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._told_at = 0.0
         self._pushed = False
+        self._checks = False
         self._caught_up = asyncio.Event()
         self._asks: dict[str, Callable[..., Awaitable[Any]]] = {
             "read": desk.agent.read,
@@ -138,9 +141,12 @@ class Feed:
             if entry.shown is not None
         ]
         breaker, hub = catalog.breaker, catalog.hub
-        known = Known(hub.epoch, hub.published, breaker.up, breaker.reason, catalog.cache.pushed, shown)
+        known = Known(
+            hub.epoch, hub.published, breaker.up, breaker.reason, catalog.cache.pushed, self._desk.checks(), shown
+        )
         fed.link.tell("begin", known)
         self.workers.append(fed)
+        self._tell_state()  # what it was told now, the others may not have been
 
     def _leave(self, fed: Fed) -> None:
         if fed in self.workers:
@@ -192,6 +198,14 @@ class Feed:
     def _behind(self, wanted: int) -> bool:
         return any(fed.heard is not None and fed.heard < wanted for fed in self.workers)
 
+    def _tell_state(self) -> None:
+        if (pushed := self._desk.agent.catalog.cache.pushed) != self._pushed:
+            self._pushed = pushed
+            self.tell("pushed", pushed)
+        if (checks := self._desk.checks()) != self._checks:
+            self._checks = checks
+            self.tell("checks", checks)
+
     async def _confirm(self) -> None:
         clock, cache = self._desk.agent.clock, self._desk.agent.catalog.cache
         while True:
@@ -199,9 +213,7 @@ class Feed:
             since, self._told_at = self._told_at, clock.now()
             if not self.workers:
                 continue
-            if cache.pushed != self._pushed:
-                self._pushed = cache.pushed
-                self.tell("pushed", cache.pushed)
+            self._tell_state()
             confirmed = [(entry.key, entry.contact) for entry in cache.entries() if entry.contact >= since]
             if confirmed:
                 self.tell("confirmed", confirmed)

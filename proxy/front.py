@@ -39,6 +39,7 @@ from proxy.settings import Settings
 from proxy.wire.administration import WHOLE
 from proxy.wire.base import Dialect, HttpReply, ReadService
 from proxy.wire.problem import problem
+from proxy.wire.rules import LENIENT, NACOS, RULES
 from proxy.wire.v1 import V1
 from proxy.wire.v2 import V2
 from proxy.wire.v3 import V3
@@ -50,7 +51,9 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """What a front is made of. `operations` are the endpoints for operators, by path."""
+    """What a front is made of. `operations` are the endpoints for operators, by path; `checks` says whether Nacos's
+    parameter check applies now.
+    """
 
     settings: Settings
     agent: Agent
@@ -58,6 +61,7 @@ class Faces:
     events: EventsApi
     keeper: Managing
     operations: Mapping[str, Endpoint]
+    checks: Callable[[], bool]
     forwarder: Forwarder | None = None
     on_list: Callable[[ReadService, Snapshot], None] | None = None
 
@@ -71,6 +75,7 @@ def faces_of(parts: Parts) -> Faces:
         parts.events,
         parts.keeper,
         OpsApi(sight_of(parts)).endpoints,
+        parts.checks,
         parts.forwarder,
         parts.udp.listed if parts.udp is not None else None,
     )
@@ -81,6 +86,7 @@ class Front:
 
     def __init__(self, faces: Faces, lifespan: Lifespan | None = None) -> None:
         self.rest = rest_app(faces, lifespan)
+        self._checks = faces.checks
         self._context = faces.settings.context_path.rstrip("/")
         passthrough = Passthrough(faces.forwarder, context_path=self._context)
         self._nacos = NacosApi(
@@ -95,6 +101,7 @@ class Front:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[RULES] = NACOS if self._checks() else LENIENT
         if self._is_nacos(scope["path"]):
             await self._nacos(scope, receive, send)
         else:

@@ -52,6 +52,7 @@ class Mirror(Agent):
         super().__init__(_Nobody(), catalog, clock, AgentPolicy(), followers)
         self.link: Link | None = None
         self.begun = asyncio.Event()
+        self.checks = False  # whether Nacos's parameter check applies
         self.on_reload: list[Callable[[], None]] = []
         self.on_push_lost: list[Callable[[], None]] = []
         self._touched: set[ServiceKey] = set()
@@ -159,6 +160,8 @@ class Mirror(Agent):
                 self._other.tell("heard", min(number, catalog.hub.published))
             case "pushed", (alive,):
                 self._pushed(alive)
+            case "checks", (checks,):
+                self.checks = checks
             case "reload", ():
                 for listener in self.on_reload:
                     listener()
@@ -169,7 +172,7 @@ class Mirror(Agent):
         hub, breaker = self.catalog.hub, self.catalog.breaker
         hub.epoch, hub.published = known.epoch, known.published
         breaker.up, breaker.reason = known.up, known.reason
-        self.catalog.cache.pushed = known.pushed
+        self.catalog.cache.pushed, self.checks = known.pushed, known.checks
         for snapshot, contact, from_disk in known.services:
             self.catalog.cache.mirror(snapshot, contact, from_disk=from_disk)
         self._other.tell("heard", hub.published)

@@ -61,6 +61,7 @@ class Parts:
     events: EventsApi
     keeper: Keeper
     guard: GuardPolicy
+    checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
     disk: Disk | None = None
     udp: UdpPush | None = None
@@ -74,12 +75,22 @@ def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
     registry, push = _embedded(clock) if s.embedded else _upstream(s, clock)
     policy = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes)
-    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), push)
+    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), _checks(s, registry), push)
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):
         _follow(parts, registry.servers)
     return parts
+
+
+def _checks(s: Settings, registry: Registry) -> Callable[[], bool]:
+    """As told, else as the servers do it. One that has not told its version yet says itself what it does not take."""
+    servers = registry.servers if isinstance(registry, NacosRegistry) else None
+    match s.parameter_check:
+        case "auto" if servers is not None:
+            return lambda: servers.checking
+        case said:
+            return lambda: said != "off"
 
 
 def _follow(parts: Parts, servers: Servers) -> None:
@@ -100,7 +111,7 @@ def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
     """
     settings = of.settings.model_copy(update={"disk": False})
     policy = AgentPolicy(settings.cold_wait, strict=True)
-    parts = _wired(settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, None)
+    parts = _wired(settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, of.checks)
     parts.forwarder = of.forwarder
     _follow(parts, upstream.servers)
     return parts
@@ -112,12 +123,18 @@ def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
         Cache(cache_policy(s), OverlayPolicy(grace=grace), random.random),
         Hub(HubPolicy(s.events_history), epoch),
         Ledger(LedgerPolicy()),
-        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest)),
+        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest, slow=s.upstream_timeout)),
     )
 
 
 def _wired(
-    s: Settings, clock: Clock, registry: Registry, policy: AgentPolicy, answers: Answers, push: Watchable | None
+    s: Settings,
+    clock: Clock,
+    registry: Registry,
+    policy: AgentPolicy,
+    answers: Answers,
+    checks: Callable[[], bool],
+    push: Watchable | None = None,
 ) -> Parts:
     catalog = make_catalog(
         s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
@@ -136,7 +153,7 @@ def _wired(
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     parts = Parts(
         s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
-        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), push, started=clock.now(),
+        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), checks, push, started=clock.now(),
     )  # fmt: skip
     if s.disk:
         parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())

@@ -44,7 +44,7 @@ def nacos_policy(s: Settings) -> NacosPolicy:
     timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)
     files = [str(path) if path else "" for path in (s.upstream_tls_ca, s.upstream_tls_cert, s.upstream_tls_key)]
     return NacosPolicy(
-        ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path),
+        ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path, slow=s.upstream_timeout),
         HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
         TlsPolicy(*files, verify=s.upstream_tls_verify),
         login=LoginPolicy(s.username, s.secret()),

@@ -29,10 +29,13 @@ log = logging.getLogger("nacos_proxy.poller")
 class PollPolicy:
     """`budget` requests a second in all; `tick` the longest sleep; `quiet` seconds without a call until a probe.
 
-    Where the last call failed the next one comes after `doubt` seconds: an idle upstream's end is known soon.
+    Where the last call failed the next one comes after `doubt` seconds: an idle upstream's end is known soon. A poll
+    waits while `at_once` fetches are under way, a renewal while `renew_at_once` are: the slower the upstream answers,
+    the slower it is asked, and connections are left to others.
     """
 
     budget: float = 200.0
+    at_once: int = 32
     tick: float = 0.1
     quiet: float = 5.0
     doubt: float = 1.0
@@ -40,7 +43,7 @@ class PollPolicy:
     discover_most: int = 5_000
     discover_page: int = 500
     renew_within: float = 5.0
-    renew_at_once: int = 32
+    renew_at_once: int = 16
     send_pause: float = 0.05
 
 
@@ -65,6 +68,7 @@ class Poller:
         self._listening: asyncio.Task[None] | None = None
         self._send_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
+        self._gate = asyncio.Semaphore(policy.renew_at_once)  # one for all rounds: the last one may be under way still
         self._running: asyncio.Task[None] | None = None
         self._behind: dict[asyncio.Task[None], None] = {}
 
@@ -129,7 +133,7 @@ class Poller:
         self._fill(now)
         if not breaker.allows(now):
             return 0
-        left = int(self._tokens) if breaker.up else 1
+        left = min(int(self._tokens), max(0, self._policy.at_once - len(agent.fetching))) if breaker.up else 1
         new = [self._found.popitem()[0] for _ in range(min(left, len(self._found)))]
         for key in new:
             cache.touch(key, now)
@@ -273,9 +277,8 @@ class Poller:
 
     async def _spread(self, items: Sequence[T], work: Callable[[T], Awaitable[None]], longest: float) -> None:
         """Spread over `renew_within` seconds, with `longest` at most between two; it ends where the upstream does."""
-        clock, begin = self._agent.clock, self._agent.clock.now()
+        clock, begin, gate = self._agent.clock, self._agent.clock.now(), self._gate
         pause = min(longest, self._policy.renew_within / max(1, len(items)))
-        gate = asyncio.Semaphore(self._policy.renew_at_once)
 
         async def one(item: T) -> None:
             async with gate:

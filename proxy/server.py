@@ -240,7 +240,7 @@ def workers_of(parts: Parts, listeners: Opener, loaded: Loaded) -> Workers:
         parts.events.seats.refused += number
 
     listed = parts.udp.listed if parts.udp is not None else None
-    desk = Desk(parts.agent, parts.poller, parts.keeper, parts.answers, refused, operate, listed)
+    desk = Desk(parts.agent, parts.poller, parts.keeper, parts.answers, refused, operate, parts.checks, listed)
     feed = Feed(desk, FeedPolicy())
     drain = WorkersPolicy(drain=loaded.settings.drain_timeout + 2.0)
     parts.workers = workers = Workers(loaded.settings.workers - 1, listeners, loaded, feed, parts.clock, drain)

@@ -75,8 +75,13 @@ class Settings(BaseSettings):
     upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
         "auto", description="Nacos API to speak; auto finds out."
     )
+    parameter_check: Literal["auto", "on", "off"] = Field(
+        "auto", description="Nacos's check of names and metadata (2.3 and later); auto: where all servers have it."
+    )
     upstream_context_path: ContextPath = Field("/nacos", description="Path below which the upstream has its API.")
-    upstream_timeout: Duration = Field(5.0, description="How long a call to the upstream may take.")
+    upstream_timeout: Duration = Field(
+        5.0, description="How long a call to the upstream may take, once it has a connection."
+    )
     upstream_connect_timeout: Duration = Field(1.0, description="How long a connection to the upstream may take.")
     upstream_tls_ca: File = Field(None, description="PEM authorities for an https upstream, in place of the system's.")
     upstream_tls_cert: File = Field(None, description="PEM client certificate for the upstream.")

@@ -69,6 +69,7 @@ class WorkerApp:
             self.events,
             FarKeeper(self.mirror),
             self._operations(),
+            lambda: self.mirror.checks,
             self._passing,
             self.mirror.listed,
         )

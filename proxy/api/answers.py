@@ -12,6 +12,8 @@ from proxy.agent import Agent
 from proxy.catalog.look import Look, Wants
 from proxy.errors import BadCall, Problem
 from proxy.wire.base import REPEATABLE, HttpReply, HttpRequest, Repeatable
+from proxy.wire.query import Query
+from proxy.wire.rules import NACOS, RULES
 
 ANY_AGE = Wants()
 
@@ -48,7 +50,12 @@ def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") ->
     """The request as a value; `path` is what stands behind the `context` path, decoded."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     query = scope["query_string"].decode("latin-1")
-    return HttpRequest.parse(scope["method"], path, query, body, headers, context)
+    return HttpRequest.parse(scope["method"], path, query, body, headers, context, scope.get(RULES, NACOS))
+
+
+def to_query(scope: Scope) -> Query:
+    """The parameters of a request of our own API."""
+    return Query(scope["query_string"].decode("latin-1"), scope.get(RULES, NACOS))
 
 
 def header(scope: Scope, name: bytes) -> bytes:

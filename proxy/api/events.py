@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api import documents as docs
+from proxy.api.answers import to_query
 from proxy.api.channel import AsgiChannel, until_gone
 from proxy.api.reads import Bodies
 from proxy.api.rest import json_reply, target
@@ -108,7 +109,7 @@ class EventsApi:
     # streams
 
     async def events(self, request: Request) -> HttpReply | _Reader:
-        query = Query(request.scope["query_string"].decode("latin-1"))
+        query = to_query(request.scope)
         view = read_view(query)
         interest = self._interest(query, view)
         after = request.headers.get("last-event-id") or query.text("lastEventId")

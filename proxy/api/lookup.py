@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from proxy.agent import Agent
 from proxy.api import documents as docs
-from proxy.api.answers import mark
+from proxy.api.answers import mark, to_query
 from proxy.api.reads import Reads, oldest, tagged, wants_of
 from proxy.api.rest import target
 from proxy.api.routes import Endpoint, Routes
@@ -139,7 +139,7 @@ class LookupApi:
         write = FORMATS[name]
 
         async def lines(request: Request) -> HttpReply:
-            query = Query(request.scope["query_string"].decode("latin-1"))
+            query = to_query(request.scope)
             key = read_key(_one(query), query)
             view = read_view(query, healthy_only=True)
             reply = await self._reads.answer(
@@ -157,7 +157,7 @@ class LookupApi:
         return lines
 
     async def prometheus(self, request: Request) -> HttpReply:
-        query = Query(request.scope["query_string"].decode("latin-1"))
+        query = to_query(request.scope)
         view = read_view(query)
         keys = await self._services(query)
         wants = wants_of(request)

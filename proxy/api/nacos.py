@@ -20,6 +20,7 @@ from proxy.model import ServiceKey, Snapshot
 from proxy.wire.administration import WHOLE
 from proxy.wire.base import Dialect, HttpReply, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
+from proxy.wire.rules import RULES
 
 ANSWER_HEADER = "nacos-proxy-answer"
 _REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and how many bytes one may have
@@ -108,7 +109,7 @@ class NacosApi:
         """What a request means. Beats, and what is registered again, say the same each time: they are read once."""
         if scope["method"] == "GET":
             return operation.read_request(to_request(scope, path, body, self._context))
-        said = (scope["method"], path, scope["query_string"], body, header(scope, b"content-type"))
+        said = (scope["method"], path, scope["query_string"], body, header(scope, b"content-type"), scope.get(RULES))
         known = self._read.get(said)
         if known is not None:
             return known

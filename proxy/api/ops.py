@@ -14,13 +14,13 @@ from starlette.requests import Request
 
 from proxy.agent import Agent
 from proxy.api import documents as docs
+from proxy.api.answers import to_query
 from proxy.api.events import EventsApi
 from proxy.api.page import CONTENT_SECURITY_POLICY, page
 from proxy.api.rest import json_reply
 from proxy.api.routes import Doc, Endpoint, Routes
 from proxy.catalog.shelf import Entry
 from proxy.wire.base import HttpReply
-from proxy.wire.query import Query
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
@@ -75,7 +75,7 @@ class OpsApi:
         return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
     async def status(self, request: Request) -> HttpReply:
-        query = Query(request.scope["query_string"].decode("latin-1"))
+        query = to_query(request.scope)
         return json_reply(status_json(self._sight, query.number("limit", 1000, 0, 1_000_000)), headers=_NO_STORE)
 
     async def metrics(self, request: Request) -> HttpReply:

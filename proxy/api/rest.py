@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from proxy.agent import Agent, Written
 from proxy.api import documents as docs
-from proxy.api.answers import read_body
+from proxy.api.answers import read_body, to_query
 from proxy.api.reads import REVALIDATE, Reads, tagged, wants_of
 from proxy.api.routes import Routes
 from proxy.calls import BEAT_NOT_FOUND, GetInstance, ListServices, ServicePage
@@ -92,7 +92,7 @@ class RestApi:
 
     async def instance(self, request: Request) -> HttpReply:
         key, query = target(request)
-        ip, port = read_address(request.path_params["address"])
+        ip, port = read_address(request.path_params["address"], query.rules)
         cluster = read_cluster(query)
         wants = wants_of(request)
         look = await self._agent.read(key, wants)
@@ -110,7 +110,7 @@ class RestApi:
         return json_reply(host_json(asked, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
 
     async def services(self, request: Request) -> HttpReply:
-        call = read_list(Query(request.scope["query_string"].decode("latin-1")))
+        call = read_list(to_query(request.scope))
         error: Exception | None = None
         if self._agent.catalog.breaker.allows(self._agent.clock.now()):
             try:
@@ -136,8 +136,8 @@ class RestApi:
     # writes
 
     async def register(self, request: Request) -> HttpReply:
-        key, _ = target(request)
-        registering = read_register(key, await json_body(request, self._max_body))
+        key, query = target(request)
+        registering = read_register(key, await json_body(request, self._max_body), query.rules)
         instance = registering.call.instance
         written: Written[None]
         if registering.managed is None:
@@ -150,14 +150,14 @@ class RestApi:
 
     async def update(self, request: Request) -> HttpReply:
         key, query = target(request)
-        address = read_address(request.path_params["address"])
+        address = read_address(request.path_params["address"], query.rules)
         call = read_update(key, address, query, await json_body(request, self._max_body))
         written = await self._agent.modify(call)
         return json_reply(host_json(written.result, key), headers=_how(written))
 
     async def deregister(self, request: Request) -> HttpReply:
         key, query = target(request)
-        call = read_deregister(key, read_address(request.path_params["address"]), query)
+        call = read_deregister(key, read_address(request.path_params["address"], query.rules), query)
         written = await self._agent.write(call)
         if self._keeper is not None:
             self._keeper.forget(key, call.ip, call.port)
@@ -168,7 +168,7 @@ class RestApi:
         body = await read_body(request, self._max_body)
         if body.strip():
             _want_json(request)
-        call = read_beat(key, read_address(request.path_params["address"]), query, body)
+        call = read_beat(key, read_address(request.path_params["address"], query.rules), query, body)
         if self._keeper is not None:
             self._keeper.heard(key, call.ip, call.port)
         written = await self._agent.write(call)
@@ -179,7 +179,7 @@ class RestApi:
 
 def target(request: Request) -> tuple[ServiceKey, Query]:
     """The service that a path names, and the parameters."""
-    query = Query(request.scope["query_string"].decode("latin-1"))
+    query = to_query(request.scope)
     return read_key(request.path_params["service"], query), query
 
 

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """`failures` in a row open it; then probes: the first after `pause` seconds, the pause doubled up to `longest`."""
+    """`failures` in a row open it; then probes: the first after `pause` seconds, the pause doubled up to `longest`.
+
+    A call without an answer in time is one where nothing at all was answered for `slow` seconds, which is how long a
+    call may take: an upstream that answers some calls is slow, and not lost.
+    """
 
     failures: int = 3
     pause: float = 0.5
     longest: float = 5.0
+    slow: float = 5.0
 
 
 class Breaker:
@@ -23,6 +28,7 @@ class Breaker:
         self.since = 0.0
         self.reason = ""
         self.failures = 0
+        self._answered = float("-inf")
         self._probes = 0
         self._next_probe = 0.0
 
@@ -39,17 +45,19 @@ class Breaker:
     def succeeded(self, now: float) -> bool:
         """The upstream answered. True where that is news."""
         news = not self.up
-        self.failures, self.reason = 0, ""
+        self.failures, self.reason, self._answered = 0, "", now
         if news:
             self.up, self.since = True, now
         return news
 
-    def failed(self, now: float, reason: str) -> bool:
-        """The upstream did not answer, or not sensibly. True where this made it count as down.
+    def failed(self, now: float, reason: str, *, slow: bool = False) -> bool:
+        """The upstream did not answer, or not sensibly, or (`slow`) not in time. True where it counts as down by this.
 
         Failures of calls that are no probe (writes, stragglers from before the loss) do not put off the next probe:
         else a client that keeps writing in vain would hold it back for ever.
         """
+        if slow and now - self._answered < self._policy.slow:
+            return False
         self.failures += 1
         self.reason = reason
         news = self.up and self.failures >= self._policy.failures

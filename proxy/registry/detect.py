@@ -9,6 +9,7 @@ version: all that was learned is forgotten, so that an upgrade, or a downgrade, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,17 +19,20 @@ from proxy.calls import Call, CreateService, ListDetails
 DialectName = Literal["v1", "v2", "v3"]
 
 ORDER: tuple[DialectName, ...] = ("v1", "v2", "v3")
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 
 @dataclass(slots=True)
 class Spoken:
     """What is known of one server. `version` is '' until it has told one, `dialect` the last that worked.
 
-    `asked_at` is when it was last asked for its version; it is asked again after `forget`.
+    `asked_at` is when it was last asked for its version; it is asked again after `forget`. `checks` says that it is
+    known to have Nacos's parameter check, which came with 2.3.
     """
 
     version: str = ""
     dialect: str = ""
+    checks: bool = False
     asked_at: float = float("-inf")
     _worked: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
     _gone: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
@@ -59,7 +63,7 @@ class Spoken:
 
     def forget(self) -> None:
         """It may be another version, after a reconnect or because it refuses what it took; it is asked again."""
-        self.version = ""
+        self.version, self.checks = "", False
         self._worked.clear()
         self._gone.clear()
         self.asked_at = float("-inf")
@@ -67,6 +71,8 @@ class Spoken:
     def told(self, state: Mapping[str, str | None]) -> None:
         """A server's own state object."""
         self.version = str(state.get("version") or "")
+        number = _VERSION.match(self.version)
+        self.checks = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
 
     @property
     def dialects(self) -> list[str]:

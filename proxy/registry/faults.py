@@ -10,13 +10,14 @@ from enum import Enum
 
 import httpx
 
-from proxy.errors import Garbled, TooSlow, Unreachable, UpstreamError
+from proxy.errors import Busy, Garbled, TooSlow, Unreachable, UpstreamError
 
 
 class Fault(Enum):
     """How an exchange failed."""
 
     NEVER_SENT = "no connection"
+    NO_ROOM = "no connection became free in time"
     PERHAPS_SENT = "the connection was lost"
     NO_ANSWER = "no answer in time"
     NONSENSE = "the answer is none"
@@ -25,7 +26,7 @@ class Fault(Enum):
 FAULTS: Mapping[type[BaseException], Fault] = {
     httpx.ConnectError: Fault.NEVER_SENT,
     httpx.ConnectTimeout: Fault.NEVER_SENT,
-    httpx.PoolTimeout: Fault.NEVER_SENT,
+    httpx.PoolTimeout: Fault.NO_ROOM,
     httpx.ProxyError: Fault.NEVER_SENT,
     httpx.UnsupportedProtocol: Fault.NEVER_SENT,
     httpx.LocalProtocolError: Fault.NEVER_SENT,
@@ -64,6 +65,8 @@ def upstream_error(error: BaseException, server: str) -> UpstreamError:
     match fault:
         case Fault.NEVER_SENT:
             return Unreachable(text, arrived=False)
+        case Fault.NO_ROOM:
+            return Busy(text)
         case Fault.PERHAPS_SENT:
             return Unreachable(text, arrived=True)
         case Fault.NO_ANSWER:

@@ -40,7 +40,7 @@ from proxy.calls import (
     Update,
     Write,
 )
-from proxy.errors import Garbled, Malformed, ProxyError, Reason, Refused, Unreachable, UpstreamError
+from proxy.errors import Busy, Garbled, Malformed, ProxyError, Reason, Refused, Unreachable, UpstreamError
 from proxy.model import ServiceKey
 from proxy.registry.base import Registry
 from proxy.registry.detect import ORDER, DialectName
@@ -215,7 +215,8 @@ class NacosRegistry:
 
     def failed(self, server: Server, error: UpstreamError) -> None:
         server.count(type(error).__name__)
-        self.servers.failed(server, self.clock.now(), error)
+        if not isinstance(error, Busy):  # our own queue was too long: of the server it tells nothing
+            self.servers.failed(server, self.clock.now(), error)
 
     def _passed(self, server: Server, error: UpstreamError | None) -> None:
         if error is None:

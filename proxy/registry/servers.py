@@ -4,7 +4,7 @@ Not for: sending (`http`), what a server speaks (`detect`), when a list is fetch
 
     a server is | while                                       | calls
     ------------+---------------------------------------------+------------------------------------------------------
-    up          | no failure, or fewer than `patience` slow   | get it by rendezvous hashing, or because they got it
+    up          | no failure, or fewer than `patience` silent | get it by rendezvous hashing, or because they got it
                 | or garbled answers in a row                 | before (an instance's registration and its beats)
     in doubt    | `doubt` seconds after it came back          | that read ask another that is up: until it has caught up
                 |                                             | with the others, it lists what is old, or unwell
@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachetools import LRUCache
 
-from proxy.errors import Reason, Refused, Unreachable, UpstreamError
+from proxy.errors import Reason, Refused, TooSlow, Unreachable, UpstreamError
 from proxy.registry.detect import Spoken
 
 DEFAULT_PORT = 8848
@@ -39,7 +39,8 @@ class ServersPolicy:
     `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
     A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
     called for `idle` seconds is probed too, where there are several. What kept to another server while its own was
-    down comes back to it between `doubt` and `home` seconds after it is up again, spread over that time.
+    down comes back to it between `doubt` and `home` seconds after it is up again, spread over that time. No answer in
+    time counts where there was none at all for `slow` seconds: a slow server is no lost one.
     """
 
     urls: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class ServersPolicy:
     patience: int = 2
     doubt: float = 10.0
     home: float = 40.0
+    slow: float = 5.0
     idle: float = 10.0
     remembered: int = 100_000
     attempts: int = 3
@@ -72,6 +74,7 @@ class Server:
     back_at: float = float("-inf")
     pause: float = 0.0
     called_at: float = 0.0
+    answered_at: float = float("-inf")
     probing: bool = False
     error: str = ""
     latency: float = 0.0
@@ -174,6 +177,11 @@ class Servers:
     def up(self) -> list[Server]:
         return [server for server in self.all if server.up]
 
+    @property
+    def checking(self) -> bool:
+        """Whether all are known to have Nacos's parameter check."""
+        return bool(self.all) and all(server.spoken.checks for server in self.all)
+
     def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 
@@ -219,7 +227,7 @@ class Servers:
 
     def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
         """It answered, if only with a no."""
-        server.called_at = now
+        server.called_at = server.answered_at = now
         server.failures = 0
         server.error = ""
         if seconds is not None:
@@ -231,8 +239,10 @@ class Servers:
 
     def failed(self, server: Server, now: float, error: UpstreamError) -> None:
         server.called_at = now
-        server.failures += 1
         server.error = str(error)
+        if isinstance(error, TooSlow) and now - server.answered_at < self.policy.slow:
+            return
+        server.failures += 1
         if server.up and (server.failures >= self.policy.patience or isinstance(error, Unreachable)):
             server.up = False
             server.pause = self.policy.first_pause

@@ -4,7 +4,8 @@ Not for: retries on other servers, logins (`nacos`). It stands in for httpx's de
 of a forwarded call (figures: docs/decisions/0004-a-transport-of-our-own.md). HTTP/1.1 only, no proxies, no redirects.
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
-(seconds from the call to the end of the body, waits and second tries included), `idempotent` (whether it may be sent a
+(seconds from when there is a connection to the end of the body, second tries included; what waits for a connection is
+not the server's fault), `idempotent` (whether it may be sent a
 second time; not given, its method says), `stream` (True: it may last long), `target` (path and query as they are to be
 sent, in place of the URL's), `sni_hostname`.
 
@@ -293,10 +294,10 @@ class FastTransport(httpx.AsyncBaseTransport):
         head, body = _head(request, place), _body(request)
         pool, bodyless = self._pool(place, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
-        until = pool.loop.time() + total if total is not None else None
-        limits = Limits(timeout.get("read"), timeout.get("write"), until)
         waits = _within(timeout.get("connect"), total), _within(timeout.get("pool"), total)
         connection = await pool.take(*waits)
+        until = pool.loop.time() + total if total is not None else None
+        limits = Limits(timeout.get("read"), timeout.get("write"), until)
         try:
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         except httpx.ReadError as lost:

@@ -15,6 +15,7 @@ from urllib.parse import quote_plus, unquote
 from proxy.calls import Call
 from proxy.errors import ProxyError
 from proxy.model import EMPTY, Instance, Selection, ServiceKey, Snapshot
+from proxy.wire.rules import NACOS, Rules
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -30,7 +31,7 @@ class HttpRequest(NamedTuple):
     """A request without its connection. `path` starts behind the context path: `/v1/ns/instance/list`.
 
     `headers` has lower-case names. `query` and `form` are decoded pairs in the order of the wire. `context` is the
-    context path that stood before the path; error pages show both.
+    context path that stood before the path; error pages show both. `rules` is what its values are held to.
     """
 
     method: str
@@ -39,16 +40,24 @@ class HttpRequest(NamedTuple):
     form: Pairs = ()
     headers: Mapping[str, str] = EMPTY
     context: str = "/nacos"
+    rules: Rules = NACOS
 
     @classmethod
     def parse(
-        cls, method: str, path: str, query: str, body: bytes, headers: Mapping[str, str], context: str = "/nacos"
+        cls,
+        method: str,
+        path: str,
+        query: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        context: str = "/nacos",
+        rules: Rules = NACOS,
     ) -> HttpRequest:
         """From the raw query string and body; the body counts only where it is a form (NACOS.md 1.2)."""
         form: Pairs = ()
         if headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE:
             form = pairs(body.decode("utf-8", "replace"))
-        return cls(method, path, pairs(query), form, headers, context)
+        return cls(method, path, pairs(query), form, headers, context, rules)
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -12,7 +12,8 @@ from proxy.calls import BatchMetadata, Beat, CreateService, Update, UpdateServic
 from proxy.errors import BadCall, Problem
 from proxy.model import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, ServiceKey
 from proxy.wire.base import HttpRequest, Pairs, PushAddress
-from proxy.wire.parameters import Parameters, check_grouped, check_instances, read_beat
+from proxy.wire.parameters import Parameters, check_grouped, read_beat
+from proxy.wire.rules import plain_service
 from proxy.wire.shapes import dumps
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     p.check(address=False)
     p.check_address()
     if full is not None:
-        check_instances((full,))
+        p.check_instances((full,))
     name = p.raw("serviceName")
     if name is None or not (name or group_needed):
         missing = "Required request parameter 'serviceName' for method parameter type String is not present"
@@ -155,4 +156,6 @@ def status_key(key: str) -> ServiceKey:
         namespace, name = "", key
     check_grouped(name, Problem.GROUPED_NAME)
     group, _, service = name.partition(GROUP_SEPARATOR)
-    return ServiceKey.of(service, group, namespace)
+    found = ServiceKey.of(service, group, namespace)
+    plain_service(found)  # no version has a parameter check here
+    return found

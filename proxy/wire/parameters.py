@@ -14,10 +14,10 @@ from math import isfinite
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
-from proxy.calls import check_cluster, check_ip, check_metadata, check_port, check_service
 from proxy.errors import BadCall, Problem
 from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, ServiceKey
 from proxy.wire.base import HttpRequest
+from proxy.wire.rules import NACOS
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"
 
@@ -31,10 +31,11 @@ _SPRING = {"true": True, "on": True, "yes": True, "1": True, "false": False, "of
 class Parameters:
     """The parameters of one request; of a name given twice the first counts, the query before the form."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_values", "rules")
 
     def __init__(self, request: HttpRequest) -> None:
         self._values = request.parameters
+        self.rules = request.rules
 
     def raw(self, name: str) -> str | None:
         return self._values.get(name)
@@ -68,21 +69,37 @@ class Parameters:
 
     def check(self, *, address: bool = True, clusters: str = "") -> dict[str, str]:
         """The parameter check; gives the parsed metadata. Without `address` only names are looked at."""
-        metadata = parse_metadata(self.text("metadata")) if address else {}
+        rules, metadata = self.rules, self.metadata() if address else {}
         name, group = self._untrimmed("serviceName", "serviceNameParam"), self._untrimmed("groupName", "groupNameParam")
-        check_service(ServiceKey.of(name, group, self._untrimmed("namespaceId")))
+        rules.service(ServiceKey.of(name, group, self._untrimmed("namespaceId")))
         for cluster in clusters.split(","):
-            check_cluster(cluster)
+            rules.cluster(cluster)
         if address:
-            check_cluster(self._untrimmed("clusterName", "cluster"))
+            rules.cluster(self._untrimmed("clusterName", "cluster"))
             self.check_address()
-            check_metadata(metadata)
+            rules.metadata(metadata)
         return metadata
 
+    def metadata(self) -> dict[str, str]:
+        """Where no check parses it first, it fails in the controller, in plain words."""
+        try:
+            return parse_metadata(self.text("metadata"))
+        except BadCall as error:
+            if self.rules is NACOS:
+                raise
+            raise BadCall("metadata", Problem.OTHER, error.text, value=error.value) from None
+
     def check_address(self) -> None:
-        check_ip(self._untrimmed("ip"))
+        self.rules.ip(self._untrimmed("ip"))
         if port := self._untrimmed("port", "checkPort"):
-            check_port(port)
+            self.rules.port(port)
+
+    def check_instances(self, instances: Iterable[Instance]) -> None:
+        """The same of instances that stand as JSON in a parameter."""
+        for instance in instances:
+            self.rules.cluster(instance.cluster)
+            self.rules.ip(instance.ip)
+            self.rules.port(instance.port)
 
     # what v1's controllers want, in their words
 
@@ -169,14 +186,6 @@ class Parameters:
         if kind not in ("none", "label"):
             raise BadCall("selector", Problem.SELECTOR, "not match any type of selector!")
         return unquote_plus(text)
-
-
-def check_instances(instances: Iterable[Instance]) -> None:
-    """The parameter check of instances that stand as JSON in a parameter."""
-    for instance in instances:
-        check_cluster(instance.cluster)
-        check_ip(instance.ip)
-        check_port(instance.port)
 
 
 def check_grouped(name: str, problem: Problem) -> None:

@@ -9,6 +9,7 @@ import orjson
 
 from proxy.errors import (
     BadCall,
+    Busy,
     Denied,
     Garbled,
     NothingKnown,
@@ -41,6 +42,7 @@ KINDS: dict[type[ProxyError], Kind] = {
     Refused: Kind("upstream-refused", "The upstream refused"),
     Unreachable: Kind("upstream-unreachable", "The upstream could not be reached"),
     TooSlow: Kind("upstream-too-slow", "The upstream did not answer in time"),
+    Busy: Kind("upstream-busy", "All connections to the upstream were taken for too long"),
     Garbled: Kind("upstream-garbled", "The upstream's answer could not be understood"),
 }
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from proxy.calls import ListServices, check_cluster, check_ip, check_port, check_service
+from proxy.calls import ListServices, check_port
 from proxy.errors import BadCall, Problem
 from proxy.model import Selection, ServiceKey, Snapshot
 from proxy.wire.base import pairs
+from proxy.wire.rules import NACOS, Rules
 
 MAX_PAGE_SIZE = 1000
 LONGEST_WAIT = 300.0
@@ -33,9 +34,13 @@ _ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:]*)):(?P<port>[0-9]+)
 
 
 class Query:
-    """The decoded parameters of a query string; of one given twice the first counts, except in `all`."""
+    """The decoded parameters of a query string; of one given twice the first counts, except in `all`.
 
-    def __init__(self, text: str) -> None:
+    `rules` is what all values of the request are held to.
+    """
+
+    def __init__(self, text: str, rules: Rules = NACOS) -> None:
+        self.rules = rules
         self._pairs = pairs(text)
         self._first = dict(reversed(self._pairs))
 
@@ -96,7 +101,7 @@ def read_key(service: str, query: Query) -> ServiceKey:
     if separator and not group:
         raise illegal("service", "Param 'service' is illegal, the group before '@@' is empty.", service)
     key = ServiceKey.of(service, query.text("group"), query.text("namespace"))
-    checked(check_service, key)
+    checked(query.rules.service, key)
     return key
 
 
@@ -119,7 +124,7 @@ def read_view(query: Query, *, healthy_only: bool = False) -> View:
     """`clusters=a,b` (also given twice) and `healthy_only`."""
     parts = [part.strip() for value in query.all("clusters") for part in value.split(",")]
     for part in parts:
-        checked(check_cluster, part, "clusters")
+        checked(query.rules.cluster, part, "clusters")
     return _view(",".join(part for part in parts if part), query.flag("healthy_only", healthy_only))
 
 
@@ -131,7 +136,7 @@ def _view(clusters: str, healthy_only: bool) -> View:
 
 def read_list(query: Query) -> ListServices:
     key = ServiceKey.of("*", query.text("group"), query.text("namespace"))
-    checked(check_service, key)
+    checked(query.rules.service, key)
     page, size = query.number("page", 1, 1, 10**9 - 1), query.number("size", 100, 1, MAX_PAGE_SIZE)
     return ListServices(key.namespace, key.group, page, size)
 
@@ -150,7 +155,7 @@ def read_wait(query: Query, default: float = 30.0) -> float:
 def read_cluster(query: Query) -> str:
     """`cluster`, '' where none is named."""
     cluster = query.text("cluster")
-    checked(check_cluster, cluster)
+    checked(query.rules.cluster, cluster)
     return cluster
 
 
@@ -159,22 +164,23 @@ class Address(NamedTuple):
     port: int
 
 
-def read_address(text: str) -> Address:
+def read_address(text: str, rules: Rules = NACOS) -> Address:
     """`ip:port` of a path, an IPv6 address in brackets."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
         wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
         raise illegal("address", wanted, text)
-    return Address(read_ip(match["six"] or match["name"] or ""), read_port(match["port"]))
+    return Address(read_ip(match["six"] or match["name"] or "", rules), read_port(match["port"]))
 
 
-def read_ip(ip: str) -> str:
+def read_ip(ip: str, rules: Rules) -> str:
     if not ip.strip():
         raise missing("ip")
-    checked(check_ip, ip)
+    checked(rules.ip, ip)
     return ip
 
 
 def read_port(port: str | int) -> int:
+    """Whatever the rules: of no use is a port that nobody can connect to."""
     checked(check_port, port)
     return check_port(port)

@@ -22,16 +22,14 @@ from proxy.calls import (
     Register,
     ServicePage,
     Update,
-    check_cluster,
-    check_instance,
-    check_metadata,
     check_weight,
 )
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, Change, Instance, Selection, ServiceKey, Snapshot
+from proxy.model import DEFAULT_CLUSTER, EMPTY, Change, Instance, Selection, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
 from proxy.wire.hosts import hosts_json, list_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
+from proxy.wire.rules import NACOS, Rules
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------
 
@@ -65,9 +63,7 @@ def _metadata(name: str, value: object) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         text = f"Param '{name}' is illegal, it must be an object whose values are texts."
         raise BadCall(name, Problem.METADATA, text)
-    metadata: dict[str, str] = value  # pyright: ignore[reportUnknownVariableType]
-    checked(check_metadata, metadata)
-    return metadata
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def _as_it_is(name: str, value: object) -> object:
@@ -96,7 +92,7 @@ UPDATE_FIELDS = ("weight", "enabled", "metadata")
 BEAT_FIELDS = ("weight", "metadata", "ephemeral")
 
 
-def read_object(body: bytes, fields: Collection[str]) -> dict[str, Any]:
+def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str, Any]:
     """A JSON object with none but these fields, each read and checked. Raises `BadCall` that names the field."""
     try:
         value = orjson.loads(body)
@@ -109,7 +105,9 @@ def read_object(body: bytes, fields: Collection[str]) -> dict[str, Any]:
         if name not in fields:
             text = f"Param '{name[:100]}' is not known here; known are: {', '.join(fields)}."
             raise BadCall(name[:100], Problem.BODY, text)
-    return {name: _FIELDS[name](name, item) for name, item in given.items()}
+    found = {name: _FIELDS[name](name, item) for name, item in given.items()}
+    checked(rules.metadata, found.get("metadata", EMPTY))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +118,8 @@ class Registering:
     managed: object = None
 
 
-def read_register(service: ServiceKey, body: bytes) -> Registering:
-    fields = read_object(body, REGISTER_FIELDS)
+def read_register(service: ServiceKey, body: bytes, rules: Rules = NACOS) -> Registering:
+    fields = read_object(body, REGISTER_FIELDS, rules)
     for name in ("ip", "port"):
         if name not in fields:
             raise missing(name)
@@ -129,18 +127,18 @@ def read_register(service: ServiceKey, body: bytes) -> Registering:
     if len(clusters) > 1:
         raise illegal("cluster", "Params 'cluster' and 'clusterName' name two different clusters.")
     ip, port, managed = fields["ip"], read_port(fields["port"]), fields.get("managed")
-    ip = read_ip(ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip)
+    ip = read_ip(ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip, rules)
     cluster = clusters.pop() if clusters else DEFAULT_CLUSTER
-    checked(check_cluster, cluster)
+    checked(rules.cluster, cluster)
     rest = {name: fields[name] for name in _INSTANCE_FIELDS if name in fields}
     instance = Instance(ip, port, cluster, **rest)
-    checked(check_instance, instance)
+    checked(rules.instance, instance)
     return Registering(Register(service, instance), managed)
 
 
 def read_update(service: ServiceKey, address: Address, query: Query, body: bytes) -> Update:
     """A PATCH: only what the body names changes."""
-    fields = read_object(body, UPDATE_FIELDS)
+    fields = read_object(body, UPDATE_FIELDS, query.rules)
     if not fields:
         raise BadCall("", Problem.BODY, f"The body names nothing to change; known are: {', '.join(UPDATE_FIELDS)}.")
     cluster = read_cluster(query) or DEFAULT_CLUSTER
@@ -157,10 +155,10 @@ def read_beat(service: ServiceKey, address: Address, query: Query, body: bytes) 
     cluster = read_cluster(query) or DEFAULT_CLUSTER
     if not body.strip():
         return Beat(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
-    fields = read_object(body, BEAT_FIELDS)
+    fields = read_object(body, BEAT_FIELDS, query.rules)
     ephemeral = fields.pop("ephemeral", query.flag("ephemeral", True))
     instance = Instance(address.ip, address.port, cluster, ephemeral=ephemeral, **fields)
-    checked(check_instance, instance)
+    checked(query.rules.instance, instance)
     return Beat(service, address.ip, address.port, cluster, ephemeral, full=instance)
 
 

@@ -19,14 +19,13 @@ from proxy.calls import (
     SetHealth,
     Update,
     UpdateService,
-    check_instance,
     check_weight,
 )
 from proxy.errors import BadCall, Malformed, Problem
 from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey
 from proxy.wire.base import HttpReply, HttpRequest, Pairs
 from proxy.wire.forms import pairs, read_batch
-from proxy.wire.parameters import Parameters, check_instances, read_instances
+from proxy.wire.parameters import Parameters, read_instances
 from proxy.wire.refusals import read_refusal
 from proxy.wire.shapes import as_object, as_strings, read_json, result
 
@@ -80,8 +79,9 @@ def read_instance(p: Parameters, *, weighed: bool = True) -> tuple[ServiceKey, I
 
 
 def read_register(request: HttpRequest) -> Register:
-    service, instance = read_instance(Parameters(request))
-    check_instance(instance)
+    p = Parameters(request)
+    service, instance = read_instance(p)
+    p.rules.instance(instance)
     return Register(service, instance)
 
 
@@ -94,7 +94,7 @@ def read_update(request: HttpRequest, *, partial: bool = False) -> Update:
     p = Parameters(request)
     service, i = read_instance(p)
     if not partial:
-        check_instance(i)
+        p.rules.instance(i)
     weight = i.weight if p.text("weight") else None
     enabled = i.enabled if p.text("enabled") else None
     metadata = i.metadata if p.text("metadata") else None
@@ -105,7 +105,7 @@ def read_batch_form(request: HttpRequest) -> BatchMetadata:
     p = Parameters(request)
     instances = read_instances(p.text("instances"))
     metadata = p.check()
-    check_instances(instances)
+    p.check_instances(instances)
     form_required(p, "serviceName", "metadata")
     return read_batch(p, instances, metadata, request.method)
 

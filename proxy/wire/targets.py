@@ -1,7 +1,7 @@
 """A service's instances in the formats of scrapers and load balancers. Not for: choosing among them (`catalog.pick`).
 
 An address goes into another program's configuration, and anybody can register one: what is no plain host name or IP
-address is left out of those formats, as is weight 0 where the format knows weights.
+address and a port is left out of those formats, as is weight 0 where the format knows weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _labels(host: Instance, key: ServiceKey) -> dict[str, str]:
 
 def usable(hosts: Sequence[Instance]) -> list[Instance]:
     """Those that another program's configuration can take."""
-    return [host for host in hosts if host.weight > 0 and _PLAIN.fullmatch(host.ip)]
+    return [host for host in hosts if host.weight > 0 and _PLAIN.fullmatch(host.ip) and 0 < host.port <= 65535]
 
 
 def text(hosts: Sequence[Instance], key: ServiceKey) -> bytes:

@@ -17,7 +17,6 @@ from proxy.calls import (
     GetInstance,
     Register,
     Update,
-    check_instance,
     check_weight,
 )
 from proxy.errors import BadCall, Problem, ProxyError, Reason, Refused
@@ -47,8 +46,9 @@ from proxy.wire.hosts import (
     statuses_json,
 )
 from proxy.wire.login import Login, read_login, write_login
-from proxy.wire.parameters import Parameters, check_instances, read_instances
+from proxy.wire.parameters import Parameters, read_instances
 from proxy.wire.refusals import write_text_error
+from proxy.wire.rules import NACOS
 from proxy.wire.shapes import as_json, as_object, as_strings, as_text, error_page
 from proxy.wire.table import ANY, Table
 from proxy.wire.v1_services import (
@@ -97,15 +97,16 @@ def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
         p.yes("ephemeral", default=True),
         metadata,
     )
-    if metadata.get("preserved.instance.id.generator", "simple") not in ("simple", "snowflake"):
+    generator = metadata.get("preserved.instance.id.generator", "simple")
+    if p.rules is NACOS and generator not in ("simple", "snowflake"):
         said = "caused: The InstanceIdGenerator type is not found ;"
         raise BadCall("metadata", Problem.OTHER, said, status=500)
     return p, service, instance
 
 
 def _read_register(request: HttpRequest) -> Register:
-    _, service, instance = _instance(request)
-    check_instance(instance)
+    p, service, instance = _instance(request)
+    p.rules.instance(instance)
     return Register(service, instance)
 
 
@@ -116,7 +117,7 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 def _read_update(request: HttpRequest) -> Update:
     p, service, i = _instance(request)
-    check_instance(i)
+    p.rules.instance(i)
     weight = i.weight if p.text("weight") else None
     enabled = i.enabled if p.text("enabled", "enable") else None
     metadata = i.metadata if p.text("metadata") else None
@@ -143,7 +144,7 @@ def _read_batch(request: HttpRequest) -> BatchMetadata:
     p = Parameters.filtered(request)
     instances = read_instances(p.text("instances"))
     metadata = p.check()
-    check_instances(instances)
+    p.check_instances(instances)
     p.required_key()
     p.required("metadata")
     return read_batch(p, instances, metadata, request.method)

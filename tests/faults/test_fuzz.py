@@ -465,7 +465,7 @@ async def test_no_hostile_answer_takes_the_place_of_a_good_list(
         transport.status = luck.choice((200, 200, 200, 200, 302, 404, 500))
         transport.body = lie(luck, seeds)
         one.refresh(KEY)
-        while one._fetching:
+        while one.fetching:
             await asyncio.sleep(0)
         after = one.catalog.cache.look(KEY, clock.now()).snapshot
         assert after is not None, f"case {number}: {transport.body!r}"
@@ -480,7 +480,7 @@ async def test_no_hostile_answer_takes_the_place_of_a_good_list(
         if replaced % 20 == 0:
             transport.status, transport.body = 200, orjson.dumps(GOOD)
             one.refresh(KEY)
-            while one._fetching:
+            while one.fetching:
                 await asyncio.sleep(0)
     print(f"{kept} kept, {replaced} replaced")
     assert kept > HOSTILE / 10 and replaced > 0

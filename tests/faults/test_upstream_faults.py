@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -133,3 +134,28 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
         assert local, "beats were answered here meanwhile"
     assert (said(caplog, "upstream lost"), said(caplog, "upstream is back")) == (1, 1)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """Each answer takes over half of the time that a call has, and more is asked than the connections can carry."""
+    caplog.set_level(logging.INFO)
+    slow: dict[str, Any] = {**QUICK, "upstream_timeout": 1.0}
+    async with facing("v1+v2") as server:
+        port = urlsplit(server.url).port
+        assert port is not None
+        async with fault_proxy(port) as relay, serving(upstream=relay.url, **slow) as proxy:
+            breaker = proxy.parts.agent.catalog.breaker
+            places = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
+            for place in places:
+                assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
+            await relay.set("refuse")
+            await until(lambda: not breaker.up, "the breaker opens")
+            await relay.set("late")
+            await until(lambda: breaker.up, "the breaker closes")
+            for _ in range(3):
+                beats = (proxy.http.put("/nacos/v1/ns/instance/beat", params=place) for place in places)
+                codes = [(await beat).json()["code"] for beat in asyncio.as_completed([*beats])]
+                assert codes == [10200] * len(places)
+                assert breaker.up, breaker
+            assert said(caplog, "upstream lost") == 1
+            assert (await proxy.http.get("/readyz")).json()["status"] == "ready"

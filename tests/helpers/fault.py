@@ -19,6 +19,7 @@ Mode = Literal[
     "blackhole",  # accepts and never answers
     "half_open",  # reads the request, then closes without a byte
     "slow",  # relays, each answer 5 s late
+    "late",  # relays, each piece of an answer 0.3 s late: slow for a timeout of 1 s, and no fault
     "status_500",
     "garbage",  # bytes that are no HTTP
     "empty",  # 200 with an empty body
@@ -125,8 +126,8 @@ class FaultProxy:
                 await asyncio.Event().wait()
             case "half_open":
                 await reader.readuntil(b"\r\n\r\n")
-            case "pass" | "slow":
-                await self._relay(reader, writer, 5.0 if mode == "slow" else 0.0)
+            case "pass" | "slow" | "late":
+                await self._relay(reader, writer, {"slow": 5.0, "late": 0.3}.get(mode, 0.0))
             case _:
                 await self._answer(reader, writer, mode)
 

@@ -25,7 +25,7 @@ from proxy.calls import (
 from proxy.catalog.cache import CachePolicy
 from proxy.catalog.hub import Filter, Notice
 from proxy.catalog.look import Freshness, Look, Wants, cache_headers
-from proxy.errors import BadCall, Garbled, NothingKnown, Problem, Reason, Refused, TooSlow, Unreachable
+from proxy.errors import BadCall, Busy, Garbled, NothingKnown, Problem, Reason, Refused, TooSlow, Unreachable
 from proxy.model import Change, ServiceKey
 from proxy.runtime import spawn, stop
 from tests.helpers.build import KEY, agent, instance, key, snapshot
@@ -514,7 +514,14 @@ async def test_a_beat_for_what_nobody_registered_here_is_answered_as_the_upstrea
 
 
 @pytest.mark.parametrize(
-    "error", [AWAY, TooSlow("5 s"), Garbled("HTML"), Refused(Reason.OTHER, "server is STARTING now", status=503)]
+    "error",
+    [
+        AWAY,
+        TooSlow("5 s"),
+        Busy("no connection became free"),
+        Garbled("HTML"),
+        Refused(Reason.OTHER, "server is STARTING now", status=503),
+    ],
 )
 async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(world: World, error: Exception) -> None:
     await world.agent.write(Register(KEY, C))
@@ -526,6 +533,24 @@ async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(wor
     assert world.agent.counts.local_beats == 1
     with pytest.raises(type(error)):
         await world.agent.write(Beat(KEY, "10.0.0.9", 80))
+
+
+async def test_what_waited_in_vain_for_a_connection_of_ours_says_nothing_of_the_upstream(world: World) -> None:
+    breaker = world.agent.catalog.breaker
+    for error in (Busy("no connection became free"), TooSlow("5 s")):
+        await world.agent.send(Metrics())
+        world.fail(error)
+        for _ in range(10):
+            with pytest.raises(type(error)):
+                await world.agent.send(Metrics())
+        assert (breaker.up, breaker.failures) == (True, 0)
+        world.registry.script = world.shelf
+    await world.clock.advance(5)
+    await world.lose()
+    world.fail(Busy("no connection became free"))
+    with pytest.raises(Busy):
+        await world.agent.send(Metrics())
+    assert not breaker.up  # nor that it is back
 
 
 async def test_a_refused_beat_is_told_as_it_was_said(world: World) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxy import errors as module
 from proxy.errors import (
     BadCall,
+    Busy,
     Denied,
     Garbled,
     Malformed,
@@ -45,6 +46,7 @@ SAMPLES: dict[type[ProxyError], list[ProxyError]] = {
     ],
     Unreachable: [Unreachable(TEXT, arrived=False), Unreachable(TEXT, arrived=True)],
     TooSlow: [TooSlow(TEXT)],
+    Busy: [Busy(TEXT)],
     Garbled: [Garbled(TEXT)],
 }
 PATHS = {
@@ -94,6 +96,7 @@ def test_the_drawing_shows_the_status_of_every_error() -> None:
         (Unreachable(TEXT, arrived=False), False),
         (Unreachable(TEXT, arrived=True), True),
         (TooSlow(TEXT), True),
+        (Busy(TEXT), False),
         (Garbled(TEXT), True),
     ],
     ids=repr,

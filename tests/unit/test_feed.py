@@ -25,7 +25,15 @@ async def operations(path: str, query: str, accept: str) -> HttpReply:
 async def feed() -> AsyncIterator[Feed]:
     main = agent(ScriptedRegistry(Shelf(snapshot(instance()))), FakeClock())
     keeper = Keeper(main, ManagedPolicy())
-    desk = Desk(main, Poller(main, PollPolicy()), keeper, Answers(AnswersPolicy()), lambda number: None, operations)
+    desk = Desk(
+        main,
+        Poller(main, PollPolicy()),
+        keeper,
+        Answers(AnswersPolicy()),
+        lambda number: None,
+        operations,
+        lambda: True,
+    )
     feed = Feed(desk, FeedPolicy())
     feed.start()
     yield feed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -40,6 +42,48 @@ async def test_what_a_server_alone_can_do_is_done_here_where_none_is_behind() ->
             answer = await proxy.http.put("/nacos/v3/admin/ns/ops/switches", params=turned)
             assert answer.json()["data"] == "ok"
         assert "GET /v3/admin/ns/health/checkers" in server.asked
+
+
+CHINESE = {"serviceName": "用户服务", "ip": "10.0.0.1", "port": "80"}
+
+
+@pytest.mark.parametrize(("face", "by"), [("v1+v2", "the proxy"), ("v1", "the server")])
+async def test_what_only_nacos_of_2_3_refuses_is_refused_here_where_the_server_is_one(face: str, by: str) -> None:
+    async with facing(face) as server, serving(upstream=server.url) as proxy:
+        for _ in range(3):  # the version is asked for behind the first call; till then the server refuses
+            refused = await proxy.http.post("/nacos/v1/ns/instance", params=CHINESE)
+            assert (refused.status_code, refused.text[:30]) == (400, "Param 'serviceName' is illegal")
+            while not proxy.parts.checks() and face == "v1+v2":
+                await proxy.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "a"})
+        assert (server.asked.count("POST /v1/ns/instance") == 1) is (by == "the proxy")
+
+
+async def test_without_the_parameter_check_names_of_any_script_pass_by_both_apis(tmp_path: Path) -> None:
+    """Through answers, headers, events, targets, metrics and the disk; one that would break a line does not pass."""
+    settings: dict[str, Any] = {"parameter_check": "off", "disk": True, "state_dir": tmp_path}
+    async with serving(**settings) as proxy:
+        http, service = proxy.http, "/api/v1/services/用户服务"
+        where = {"groupName": "组", "namespaceId": "team.one"}
+        long = {**CHINESE, **where, "metadata": '{"note":"' + "长" * 2000 + '"}'}
+        assert (await http.post("/nacos/v1/ns/instance", params=long)).text == "ok"
+        listed = await http.get("/nacos/v1/ns/instance/list", params={"serviceName": "用户服务", **where})
+        assert listed.json()["hosts"][0]["metadata"] == {"note": "长" * 2000}
+        ours = {"group": "组", "namespace": "team.one"}
+        made = await http.post(f"{service}/instances", params=ours, json={"ip": "10.0.0.2", "port": 80})
+        assert made.status_code == 201
+        assert (await http.get(made.headers["location"])).json()["ip"] == "10.0.0.2"
+        assert (await http.get(f"{service}/pick", params={**ours, "format": "text"})).status_code == 200
+        lines = await http.get("/api/v1/sd/nginx", params={"service": "用户服务", **ours})
+        assert lines.text == "server 10.0.0.1:80 weight=1;\nserver 10.0.0.2:80 weight=1;\n"
+        for path in ("/metrics", "/status", "/readyz"):
+            assert (await http.get(path)).status_code == 200
+        for bad in ("a\nb", "a\x00b"):
+            refused = await http.post("/nacos/v1/ns/instance", params={**CHINESE, "serviceName": bad})
+            assert refused.status_code == 400
+            assert (await http.get(f"/api/v1/services/{quote(bad)}")).status_code == 400
+    async with serving(**settings) as again:
+        listed = await again.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "用户服务", **where})
+        assert listed.status_code == 200
 
 
 async def test_a_slash_at_the_end_of_our_own_paths_says_nothing_and_is_never_a_redirect() -> None:

@@ -50,6 +50,7 @@ class Joined:
     changes: list[Change]
     tallies: list[Tallies] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    checking: list[bool] = field(default_factory=list)
 
     async def caught_up(self) -> None:
         """What was said is heard, on both ends."""
@@ -69,7 +70,8 @@ async def joined(*services: Any) -> AsyncIterator[Joined]:
         return HttpReply(200, "text/plain", f"{path}?{query}".encode())
 
     keeper, poller = Keeper(main, ManagedPolicy()), Poller(main, PollPolicy())
-    desk = Desk(main, poller, keeper, Answers(AnswersPolicy()), refused.append, operations)
+    checking = [True]
+    desk = Desk(main, poller, keeper, Answers(AnswersPolicy()), refused.append, operations, lambda: checking[0])
     feed = Feed(desk, FeedPolicy())
     feed.start()
     changes: list[Change] = []
@@ -80,7 +82,7 @@ async def joined(*services: Any) -> AsyncIterator[Joined]:
         Breaker(BreakerPolicy()),
     )
     mirror = Mirror(catalog, clock, [changes.append, catalog.hub.publish])
-    world = Joined(clock, registry, shelf, main, feed, Fed(), mirror, changes, refused=refused)
+    world = Joined(clock, registry, shelf, main, feed, Fed(), mirror, changes, refused=refused, checking=checking)
     for known in services:
         await main.read(known.key)
     await _join(world)
@@ -115,6 +117,15 @@ async def test_a_worker_knows_at_once_all_that_is_known() -> None:
         assert (look.snapshot, look.freshness) == (snapshot(A, B), Freshness.FRESH)
         assert len(world.registry.sent(Fetch)) == 1
         assert world.mirror.catalog.hub.last_id == world.main.catalog.hub.last_id
+
+
+async def test_a_worker_checks_parameters_as_the_process_does_that_asks_the_upstream() -> None:
+    async with joined() as world:
+        assert world.mirror.checks
+        world.checking[0] = False
+        while world.mirror.checks:
+            await world.clock.advance(0.25)
+            await asyncio.sleep(0)
 
 
 async def test_what_it_does_not_know_it_asks_for_and_the_upstream_is_asked_once() -> None:

@@ -45,6 +45,28 @@ async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
     await parts.agent.close()
 
 
+@pytest.mark.parametrize(
+    ("upstream", "said", "version", "checks"),
+    [
+        ("embedded", "auto", "", True),
+        ("embedded", "off", "", False),
+        (UPSTREAM, "auto", "", False),
+        (UPSTREAM, "auto", "1.4.8", False),
+        (UPSTREAM, "auto", "2.5.1", True),
+        (UPSTREAM, "on", "1.4.8", True),
+        (UPSTREAM, "off", "3.0.3", False),
+    ],
+)
+async def test_nacos_parameter_check_applies_as_told_else_as_the_servers_behind_have_it(
+    upstream: str, said: str, version: str, checks: bool
+) -> None:
+    parts = made(upstream=upstream, parameter_check=said)
+    if isinstance(parts.registry, NacosRegistry):
+        parts.registry.servers.all[0].spoken.told({"version": version})
+    assert parts.checks() is checks
+    await parts.agent.close()
+
+
 async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None:
     parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2")
     assert isinstance(parts.registry, NacosRegistry)

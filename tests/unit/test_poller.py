@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 
 from proxy.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
 from proxy.catalog.hub import Filter
-from proxy.errors import Reason, Refused, Unreachable
+from proxy.errors import Busy, Reason, Refused, Unreachable
 from proxy.model import Change, ServiceKey
 from proxy.poller import Poller, PollPolicy
+from proxy.runtime import spawn
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -555,6 +557,43 @@ async def test_an_upstream_that_was_gone_for_a_moment_during_the_renewal_gets_al
         await back(world)
         await world.clock.advance(6)
         assert len(world.shelf.of(KEY).instances) == 50
+
+
+async def test_an_upstream_that_takes_three_seconds_to_answer_is_asked_slowly_and_never_lost() -> None:
+    """More beats come than 64 connections can carry. Polls and renewals, of 205 each, leave some to others."""
+    async with polling() as world:
+        clock, waiting, most = world.clock, 0, 0
+        behind: Counter[type] = Counter()
+
+        async def slowly(call: Call[Any]) -> Any:
+            nonlocal waiting, most
+            waiting += 1
+            behind[type(call)] += 1
+            most = max(most, behind[Fetch] + behind[GetInstance])
+            try:
+                if waiting > 64:
+                    raise Busy("no connection became free in time")
+                await clock.sleep_until(clock.now() + 3)
+                return world.shelf(call)
+            finally:
+                waiting -= 1
+                behind[type(call)] -= 1
+
+        await registered(world, 205)
+        await world.fill(205)
+        await world.lose()
+        await back(world)
+        world.registry.script = slowly
+        beats = [Beat(KEY, f"10.0.1.{n}", 80) for n in range(205)]
+        tasks = []
+        for turn in range(120):
+            tasks += [spawn(world.agent.write(beat), name="beat") for beat in beats[turn % 10 :: 10]]
+            await clock.advance(0.5)
+            assert world.agent.catalog.breaker.up
+        await clock.advance(10)
+        assert {task.result().result.code for task in tasks} == {10200}
+        assert 16 < most <= 32 + 16
+        assert len(world.shelf.of(KEY).instances) == 205
 
 
 async def test_stopping_ends_all_that_it_began() -> None:

@@ -36,6 +36,24 @@ def test_an_answer_in_between_starts_the_count_anew() -> None:
     assert breaker.up
 
 
+def test_calls_without_an_answer_in_time_count_where_nothing_at_all_is_answered() -> None:
+    breaker = Breaker(POLICY)
+    breaker.succeeded(99.5)
+    for second in range(60):  # of ten calls each second one is answered
+        for tenth in range(1, 10):
+            assert not breaker.failed(100.0 + second + tenth / 10, "no answer in time", slow=True)
+        breaker.succeeded(101.0 + second)
+    assert (breaker.up, breaker.failures) == (True, 0)
+    assert not breaker.failed(164.9, "no answer in time", slow=True)
+    assert [breaker.failed(165.0, "no answer in time", slow=True) for _ in range(3)] == [False, False, True]
+
+
+def test_what_is_refused_counts_however_young_the_last_answer_is() -> None:
+    breaker = Breaker(POLICY)
+    breaker.succeeded(100.0)
+    assert [breaker.failed(100.1, "refused") for _ in range(3)] == [False, False, True]
+
+
 def test_it_closes_with_the_first_answer_and_says_so_once() -> None:
     breaker = lost()
     assert [breaker.succeeded(101.0), breaker.succeeded(102.0)] == [True, False]

@@ -997,8 +997,8 @@ def test_what_it_refused_is_no_longer_shown() -> None:
     kept = cache()
     listed(kept, 0, A)
     kept.wrote(Register(KEY, B), 1, WALL, local=True)
-    change = kept.revise(KEY, lambda p: None, 2, WALL)
-    assert change is not None and (change.removed, change.after.last_ref_time) == ((B,), WALL)
+    change = kept.revise(KEY, lambda p: None, 2, WALL + 1_000)
+    assert change is not None and (change.removed, change.after.last_ref_time) == ((B,), WALL + 1_000)
     assert kept.revise(KEY, lambda p: None, 2, WALL) is None
 
 

@@ -16,6 +16,21 @@ def test_nothing_is_known_at_first_and_the_oldest_dialect_comes_first() -> None:
     assert (spoken.plan(FETCH, ORDER), spoken.version, spoken.dialects) == (["v1", "v2", "v3"], "", [])
 
 
+@pytest.mark.parametrize(
+    ("version", "checks"),
+    [("1.4.8", False), ("2.2.4", False), ("2.3.0", True), ("2.10.1-SNAPSHOT", True), ("3.0.3", True), ("x", False)],
+)
+def test_servers_have_the_parameter_check_from_2_3_on_and_are_not_known_to_before_they_tell(
+    version: str, checks: bool
+) -> None:
+    spoken = Spoken()
+    assert not spoken.checks
+    spoken.told({"version": version})
+    assert spoken.checks is checks
+    spoken.forget()
+    assert not spoken.checks
+
+
 def test_a_refusal_counts_for_its_kind_of_call_alone() -> None:
     spoken = Spoken()
     assert not spoken.gone("v1", Update)

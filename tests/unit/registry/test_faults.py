@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from proxy.errors import Garbled, TooSlow, Unreachable, UpstreamError
+from proxy.errors import Busy, Garbled, TooSlow, Unreachable, UpstreamError
 from proxy.registry.faults import CAUGHT, FAULTS, Fault, upstream_error
 
 
@@ -48,6 +48,7 @@ def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
     assert str(error) == "http://nacos:8848: why"
     expected: dict[Fault, tuple[type[UpstreamError], bool, int]] = {
         Fault.NEVER_SENT: (Unreachable, False, 502),
+        Fault.NO_ROOM: (Busy, False, 503),
         Fault.PERHAPS_SENT: (Unreachable, True, 502),
         Fault.NO_ANSWER: (TooSlow, True, 504),
         Fault.NONSENSE: (Garbled, True, 502),
@@ -57,7 +58,7 @@ def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
 
 def test_only_what_cannot_have_arrived_may_be_written_again() -> None:
     """The dangerous direction: a write that is called unsent and was not."""
-    unsent = {kind for kind, fault in FAULTS.items() if fault is Fault.NEVER_SENT}
+    unsent = {kind for kind, fault in FAULTS.items() if fault in (Fault.NEVER_SENT, Fault.NO_ROOM)}
     assert unsent == {
         httpx.ConnectError,
         httpx.ConnectTimeout,

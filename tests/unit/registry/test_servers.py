@@ -27,6 +27,18 @@ def key(name: str) -> ServiceKey:
     return ServiceKey("public", "DEFAULT_GROUP", name)
 
 
+def test_parameters_are_checked_as_nacos_does_where_all_servers_do_it() -> None:
+    servers = Servers(ServersPolicy())
+    assert not servers.checking
+    servers = three()
+    for server, version in zip(servers.all, ("2.5.1", "2.3.0", "2.2.0"), strict=True):
+        assert not servers.checking
+        server.spoken.told({"version": version})
+    assert not servers.checking
+    servers.all[-1].spoken.told({"version": "3.0.3"})
+    assert servers.checking
+
+
 # addresses
 
 
@@ -164,11 +176,27 @@ def test_a_slow_or_garbled_answer_is_borne_once(error: TooSlow | Garbled | Refus
     servers.failed(server, 1.0, error)
     assert server.up
     servers.succeeded(server, 2.0)
-    servers.failed(server, 3.0, error)
+    servers.failed(server, 7.0, error)
     assert server.up, "not in a row"
-    servers.failed(server, 4.0, error)
+    servers.failed(server, 8.0, error)
     assert not server.up
     assert server.error == str(error)
+
+
+def test_a_server_that_answers_some_calls_in_time_is_not_down() -> None:
+    servers = three(slow=5.0)
+    server = servers.all[0]
+    servers.succeeded(server, 99.5)
+    for second in range(60):
+        for _ in range(10):
+            servers.failed(server, 100.0 + second, SLOW)
+        servers.succeeded(server, 100.5 + second)
+        assert server.up
+    for now in (164.4, 164.4, 164.4, 164.5):
+        servers.failed(server, now, SLOW)
+    assert server.up
+    servers.failed(server, 164.5, SLOW)
+    assert not server.up
 
 
 def test_a_connection_that_is_refused_is_down_at_once() -> None:

@@ -16,7 +16,6 @@ from proxy.wire.parameters import (
     UNGROUPED,
     Parameters,
     check_grouped,
-    check_instances,
     parse_metadata,
     read_beat,
     read_instances,
@@ -110,10 +109,11 @@ def test_clusters_of_a_list_are_checked_one_by_one() -> None:
 
 
 def test_instances_inside_a_parameter_are_checked_too() -> None:
-    check_instances([instance()])
+    p = Parameters(HttpRequest("PUT", "/"))
+    p.check_instances([instance()])
     for wrong in (instance(cluster="a b"), instance(ip="a b"), instance(port=70000)):
         with pytest.raises(BadCall):
-            check_instances([wrong])
+            p.check_instances([wrong])
 
 
 @pytest.mark.parametrize(

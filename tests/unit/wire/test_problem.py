@@ -9,6 +9,7 @@ import pytest
 
 from proxy.errors import (
     BadCall,
+    Busy,
     Denied,
     Garbled,
     NothingKnown,
@@ -37,6 +38,7 @@ SAMPLES: list[tuple[ProxyError, int]] = [
     (Refused(Reason.WRONG_KIND, "no", status=400), 409),
     (Unreachable("gone", arrived=True), 502),
     (TooSlow("slow"), 504),
+    (Busy("no room"), 503),
     (Garbled("what?"), 502),
 ]
 

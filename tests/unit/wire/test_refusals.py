@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import (
     BadCall,
+    Busy,
     Denied,
     Garbled,
     NothingKnown,
@@ -46,6 +47,7 @@ ERRORS: list[ProxyError] = [
     Refused(Reason.OTHER, "no"),
     Unreachable("no connection", arrived=False),
     TooSlow("no answer in time"),
+    Busy("no connection became free in time"),
     Garbled("no HTTP"),
 ]
 

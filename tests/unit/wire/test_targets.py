@@ -48,6 +48,12 @@ def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
         assert write([instance(ip)], KEY) == b""
 
 
+@pytest.mark.parametrize("port", [0, -1, 65_536])
+def test_a_port_that_nobody_can_listen_on_is_left_out(port: int) -> None:
+    for write in (text, nginx, haproxy):
+        assert write([instance("10.0.0.1", port)], KEY) == b""
+
+
 @given(st.lists(st.floats(1e-6, 10_000), min_size=1, max_size=8), st.integers(1, 256))
 def test_whole_weights_stay_within_bounds_and_in_order(weights: list[float], most: int) -> None:
     whole = whole_weights(weights, most)
