@@ -20,7 +20,18 @@ from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
 from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.counts import Counts
-from proxy.errors import BadCall, Busy, Garbled, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable, away
+from proxy.errors import (
+    BadCall,
+    Garbled,
+    NothingKnown,
+    ProxyError,
+    Reason,
+    Refused,
+    TooSlow,
+    Unreachable,
+    away,
+    telling,
+)
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
@@ -343,10 +354,8 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        vague = isinstance(error, Refused) and error.status in (500, 501) and not isinstance(call, Fetch)
-        of_a_peer = isinstance(error, Refused) and error.reason is Reason.PEER_AWAY
-        if vague or of_a_peer or isinstance(error, Busy):
-            return  # 500 is also the word for bad parameters: of the upstream it tells nothing
+        if not telling(error, fetching=isinstance(call, Fetch)):
+            return
         if away(error):
             self.suspect()
             if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):

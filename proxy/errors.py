@@ -66,6 +66,10 @@ class Malformed(Exception):
     """What was read cannot be understood; says what and where."""
 
 
+class Misplaced(Malformed):
+    """The answer to another question than was asked: what comes on that connection is out of step."""
+
+
 class BadCall(ProxyError):
     """The caller's fault. `parameter` is the name that the caller used, '' when it is the whole body."""
 
@@ -151,9 +155,16 @@ class Busy(TooSlow):
 
 
 class Garbled(UpstreamError):
-    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for."""
+    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for.
+
+    `answered`: it was an answer of HTTP and no page of something in between, so somebody is there.
+    """
 
     arrived = True
+
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        super().__init__(text)
+        self.answered = answered
 
 
 def away(error: ProxyError | None) -> bool:
@@ -161,3 +172,16 @@ def away(error: ProxyError | None) -> bool:
     if isinstance(error, Refused):  # 1.4.8 says 500 of what it does not find
         return error.status > 500 or (error.status == 500 and error.reason is Reason.OTHER)
     return isinstance(error, Unreachable | TooSlow | Garbled)
+
+
+def telling(error: ProxyError | None, *, fetching: bool) -> bool:
+    """Whether an outcome says anything of the upstream as a whole.
+
+    One list that cannot be read does not: it is there, and all else may be well. To calls that are no fetch 500 is also
+    the word for bad parameters. What waited in our own queue, or for a peer of the server, says nothing either.
+    """
+    if isinstance(error, Busy) or (isinstance(error, Refused) and error.reason is Reason.PEER_AWAY):
+        return False
+    if fetching:
+        return not (isinstance(error, Garbled) and error.answered)
+    return not (isinstance(error, Refused) and error.status in (500, 501))

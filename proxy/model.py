@@ -117,8 +117,8 @@ class Snapshot:
     `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
     (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
     never masks (NACOS.md 5.5). `last_ref_time` is in milliseconds since 1970. `by_cluster`: the server is a 1.x, which
-    keeps one instance for each cluster at an address, where later ones keep one (NACOS.md 5.1). These two are no part
-    of equality.
+    keeps one instance for each cluster at an address, where later ones keep one (NACOS.md 5.1). `unreadable` says what
+    is wrong with each host that was left out. These three are no part of equality.
     """
 
     key: ServiceKey
@@ -129,6 +129,7 @@ class Snapshot:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     last_ref_time: int = field(default=0, compare=False)
     by_cluster: bool = field(default=False, compare=False)
+    unreadable: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:
