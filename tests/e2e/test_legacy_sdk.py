@@ -143,7 +143,7 @@ async def test_what_is_not_there_is_an_exception_as_of_a_server(client: nacos.Na
         with pytest.raises(NacosException, match="404"):
             client.get_naming_instance(service, "10.0.0.9", PORT, "c1")
         with pytest.raises(NacosException, match="400"):
-            client.add_naming_instance(service, IP, 70_000, "c1")
+            client.add_naming_instance(service, IP, PORT, "c1", weight=10_001)
 
     await beside(life)
 
