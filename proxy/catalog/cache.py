@@ -138,6 +138,7 @@ class Cache:
         entry.held_since, entry.retry_at, entry.from_disk, entry.contact = None, -math.inf, False, now
         pending = settle(entry.pending, word, asked, self._overlay) if entry.pending else ()
         # a registry gives the very same object where nothing changed: then nothing need be compared
+        entry.changed = entry.changed if word is entry.word or word == entry.word else asked
         same = word is entry.word and pending == entry.pending
         entry.word, entry.pending = word, pending
         change = None if same else self._show(entry, fold(word, pending), source, wall_ms)
@@ -146,7 +147,7 @@ class Cache:
             self._plan(entry, now, now)
         else:
             entry.because = "poll"
-            self._plan(entry, self._next(entry, now), now)
+            self._plan(entry, min(self._next(entry, now), entry.second_look(now)), now)
         return change
 
     def _keep_showing(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:

@@ -12,12 +12,15 @@ from proxy.catalog.overlay import Pending
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot, Source
 
+LOOKS = (1.0, 2.0, 4.0)  # seconds after something was told and nothing new was listed
+
 
 @dataclass(slots=True)
 class Entry:
     """One service. `word` is the upstream's own list, `shown` what readers see; `contact` when it was last confirmed.
 
-    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did. `retry_at`
+    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did; `changed`
+    is when the list was asked for that last was another. `retry_at`
     is before when a stale read alone is no reason to ask again: the last fetch failed, or its list is held back.
     `lived` says that instances were seen, which no asking for names brings about.
     """
@@ -37,6 +40,7 @@ class Entry:
     asking: bool = False
     told: float = -math.inf
     because: Source = "poll"
+    changed: float = -math.inf
     lived: bool = False
     from_disk: bool = False
 
@@ -44,6 +48,13 @@ class Entry:
     def pinned(self) -> bool:
         """Whether it must not be pushed out: someone listens, or registered an instance here."""
         return self.watchers > 0 or self.owned > 0
+
+    def second_look(self, now: float) -> float:
+        """When to ask again though the list was as before: one node of a cluster tells of a change half a second after
+        it, another lists it up to two seconds later (DESIGN fact 19). Infinity where no more is owed to what was told.
+        """
+        owed = (self.told + after for after in LOOKS if self.changed < self.told and self.told + after > now)
+        return next(owed, math.inf)
 
     @property
     def unlikely(self) -> bool:
