@@ -19,7 +19,7 @@ from proxy.catalog.hub import Filter, Hub, Mailbox, Notice
 from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.counts import Counts
-from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, Unreachable, away
+from proxy.errors import BadCall, Garbled, NothingKnown, ProxyError, Reason, Refused, Unreachable, away, telling
 from proxy.healing import Healing
 from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
@@ -364,8 +364,8 @@ class Agent:
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
-        if isinstance(error, Refused) and error.status in (500, 501) and not isinstance(call, Fetch):
-            return  # 500 is also the word for bad parameters: of the upstream it tells nothing
+        if not telling(error, fetching=isinstance(call, Fetch)):
+            return
         if away(error):
             self.suspect()
             if breaker.failed(now, str(error)):

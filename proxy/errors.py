@@ -64,6 +64,10 @@ class Malformed(Exception):
     """What was read cannot be understood; says what and where."""
 
 
+class Misplaced(Malformed):
+    """The answer to another question than was asked: what comes on that connection is out of step."""
+
+
 class BadCall(ProxyError):
     """The caller's fault. `parameter` is the name that the caller used, '' when it is the whole body."""
 
@@ -142,11 +146,29 @@ class TooSlow(UpstreamError):
 
 
 class Garbled(UpstreamError):
-    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for."""
+    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for.
+
+    `answered`: it was an answer of HTTP and no page of something in between, so somebody is there.
+    """
 
     arrived = True
+
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        super().__init__(text)
+        self.answered = answered
 
 
 def away(error: ProxyError | None) -> bool:
     """Whether an upstream that says this, or nothing, cannot be counted on."""
     return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)
+
+
+def telling(error: ProxyError | None, *, fetching: bool) -> bool:
+    """Whether an outcome says anything of the upstream as a whole.
+
+    One list that cannot be read does not: it is there, and all else may be well. To calls that are no fetch 500 is also
+    the word for bad parameters.
+    """
+    if fetching:
+        return not (isinstance(error, Garbled) and error.answered)
+    return not (isinstance(error, Refused) and error.status in (500, 501))

@@ -113,6 +113,10 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
         family = GaugeMetricFamily(f"nacos_proxy_{name}", text)
         family.add_metric([], value)
         yield family
+    registry = parts.registry
+    left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
+    left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)
+    yield left_out
     if parts.udp is not None:
         counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
         for name, number in parts.udp.tallies().items():

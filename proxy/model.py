@@ -116,7 +116,8 @@ class Snapshot:
 
     `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
     (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
-    never masks (NACOS.md 5.5). `last_ref_time` is in milliseconds since 1970 and is no part of equality.
+    never masks (NACOS.md 5.5). `last_ref_time` is in milliseconds since 1970; it is no part of equality, and neither
+    is `unreadable`: what is wrong with each host that was left out.
     """
 
     key: ServiceKey
@@ -126,6 +127,7 @@ class Snapshot:
     cache_millis: int = 10_000
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     last_ref_time: int = field(default=0, compare=False)
+    unreadable: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:

@@ -39,11 +39,15 @@ UNLIMITED = Limits()
 
 
 class Connection(asyncio.Protocol):
-    """`open` until the socket is gone; `used` once an exchange has ended on it; `idle_since` is the pool's note."""
+    """`open` until the socket is gone; `used` once an exchange has ended on it; `idle_since` is the pool's note.
+
+    `last`: whatever is under way on it is the last.
+    """
 
     def __init__(self, on_lost: Callable[[Connection], None]) -> None:
         self.open = False
         self.used = False
+        self.last = False
         self.idle_since = 0.0
         self.status = 0
         self.reason = b""
@@ -175,7 +179,7 @@ class Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         """Whether another exchange may follow on this connection: nothing of the last one is left."""
         ended = self.complete and not self._chunks and not self._paused and self._sender is None
-        return self.open and ended and self._reusable and self._error is None
+        return self.open and ended and self._reusable and not self.last and self._error is None
 
     async def exchange(
         self, head: bytes, body: bytes | AsyncIterable[bytes], *, bodyless: bool = False, limits: Limits = UNLIMITED

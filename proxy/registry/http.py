@@ -16,7 +16,7 @@ import httpx
 from proxy.errors import Garbled
 from proxy.registry.faults import CAUGHT, upstream_error
 from proxy.registry.servers import Server
-from proxy.registry.transport import Fields, Place, Prepared
+from proxy.registry.transport import FastTransport, Fields, Place, Prepared
 from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
 
 
@@ -114,6 +114,11 @@ class Http:
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
             fields.append(("Content-Length", str(length)))
         return Fields.of(httpx.Headers(fields))
+
+    def renew(self, server: Server) -> None:
+        """No connection to it is used again: it answered another question than was asked."""
+        if isinstance(self.transport, FastTransport):
+            self.transport.renew(httpx.URL(server.origin))
 
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""

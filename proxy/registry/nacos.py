@@ -23,6 +23,7 @@ from secrets import token_hex
 from typing import Any, Literal, TypeVar
 
 import httpx
+from cachetools import LRUCache
 
 from proxy.calls import (
     BatchMetadata,
@@ -39,19 +40,19 @@ from proxy.calls import (
     Update,
     Write,
 )
-from proxy.errors import Garbled, Malformed, ProxyError, Reason, Refused, Unreachable, UpstreamError
-from proxy.model import ServiceKey
+from proxy.errors import Garbled, ProxyError, Refused, Unreachable, UpstreamError
+from proxy.model import ServiceKey, Snapshot
 from proxy.registry.base import Registry
 from proxy.registry.detect import ORDER, DialectName
 from proxy.registry.forward import Passing, passing, subject
 from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
-from proxy.registry.login import Credential, LoginPolicy, Session, token_headers
+from proxy.registry.line import ServerLine
+from proxy.registry.login import Credential, LoginPolicy, Session
 from proxy.registry.memory import Memory, MemoryPolicy
 from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
-from proxy.registry.speech import ONCE, Speech, speeches
+from proxy.registry.speech import ONCE, speeches
 from proxy.registry.transport import FastTransport, TransportPolicy
 from proxy.runtime import Clock, spawn, stop
-from proxy.wire.base import HttpReply, HttpRequest
 
 R = TypeVar("R")
 
@@ -72,7 +73,7 @@ class NacosPolicy:
 
 
 class NacosRegistry:
-    """Implements `Registry`. `servers` and `session` hold what operators want to know."""
+    """Implements `Registry`. `servers`, `session` and `unreadable` (hosts left out) are what operators want to know."""
 
     def __init__(self, policy: NacosPolicy, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` is for tests; else it is made from the policy. Raises `ValueError` and `OSError` for bad ones."""
@@ -88,6 +89,8 @@ class NacosRegistry:
         self._listing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.unreadable = 0
+        self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
         self.servers.on_up.append(_forget)
 
@@ -194,6 +197,16 @@ class NacosRegistry:
 
     # outcomes
 
+    def left_out(self, snapshot: Snapshot) -> None:
+        """Counts and tells of hosts that cannot be read, once for as long as a service has the same."""
+        found, key = snapshot.unreadable, snapshot.key
+        if not found:
+            self._odd.pop(key, None)
+        elif found != self._odd.get(key):
+            self._odd[key] = found
+            self.unreadable += len(found)
+            log.warning("%s: %d hosts cannot be read and are left out: %s", key, len(found), "; ".join(found[:3]))
+
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
         now = self.clock.now()
         server.count(outcome)
@@ -272,13 +285,17 @@ class _Voice:
                 registry.succeeded(server, None, "refused")
             raise
         except UpstreamError as error:
-            registry.failed(server, error)
+            if isinstance(error, Garbled) and error.answered:  # of one thing asked: it may well do all else
+                server.count("Garbled")
+            else:
+                registry.failed(server, error)
             raise
         registry.succeeded(server, registry.clock.now() - begin)
         return result
 
-    def line(self, server: Server) -> _Line:
-        return _Line(self, server)
+    def line(self, server: Server) -> ServerLine:
+        registry = self.registry
+        return ServerLine(server, registry.http, self.speeches, registry.order, registry.session, self.credential)
 
     def _note(self, call: Call[Any], result: object, server: Server, keys: tuple[Hashable, ...]) -> None:
         match call:
@@ -286,6 +303,9 @@ class _Voice:
                 self.memory.saw(call.service, (call.instance.cluster,))
             case Beat() if isinstance(result, BeatResult):
                 self.memory.saw(call.service, (call.cluster,))
+            case Fetch() if isinstance(result, Snapshot):
+                self.registry.left_out(result)
+                return
             case Deregister():
                 self.registry.servers.forget(keys[0])
                 return
@@ -296,71 +316,6 @@ class _Voice:
 
     async def close(self) -> None:
         """Nothing of its own to close."""
-
-
-class _Line:
-    """One server for one voice; implements `speech.Line`."""
-
-    def __init__(self, voice: _Voice, server: Server) -> None:
-        self._voice = voice
-        self._registry = voice.registry
-        self._server = server
-
-    async def send(self, call: Call[R]) -> R:
-        """In the dialects that the server takes the call in; what it has not is remembered, and the next is used."""
-        spoken, kind = self._server.spoken, type(call)
-        tried: set[str] = set()
-        gone: Refused | None = None
-        while (name := self._next(call, tried)) is not None:
-            tried.add(name)
-            try:
-                result = await self._say(self._voice.speeches[name], call)
-            except Refused as refused:
-                if refused.reason is not Reason.GONE:
-                    raise
-                gone = refused
-                if spoken.gone(name, kind):
-                    log.warning("%s no longer takes %s in %s: it is another version now", self._server, kind, name)
-                continue
-            spoken.worked(name, kind)
-            return result
-        raise gone or Refused(Reason.GONE, f"no dialect of {self._server.url} has {kind.__name__}", status=501)
-
-    def _next(self, call: Call[Any], tried: set[str]) -> DialectName | None:
-        for name in self._server.spoken.plan(call, self._registry.order):
-            if name not in tried and self._voice.speeches[name].can_say(call):
-                return name
-        return None
-
-    async def _say(self, speech: Speech, call: Call[R]) -> R:
-        try:
-            return await speech.say(self, call)
-        except Malformed as error:
-            raise Garbled(f"{self._server.origin}: the answer is none: {error}") from error
-
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
-        """A reply, with a token; once more with a new one where the token was refused."""
-        credential = self._voice.credential
-        if credential is not None:
-            return await self._ask(request, credential.headers, again)
-        session = self._registry.session
-        token = await session.token(self._server.url, self._ask_plainly)
-        reply = await self._ask(request, self._own(token), again)
-        if reply.status in (401, 403) and session.enabled:
-            fresh = await session.renew(token, self._server.url, self._ask_plainly)
-            if fresh != token:
-                reply = await self._ask(request, self._own(fresh), again)
-        return reply
-
-    def _own(self, token: str) -> tuple[tuple[str, str], ...]:
-        identity = self._registry.policy.http.identity
-        return token_headers(token) + ((identity,) if identity is not None else ())
-
-    async def _ask_plainly(self, request: HttpRequest) -> HttpReply:
-        return await self._ask(request, (), True)
-
-    async def _ask(self, request: HttpRequest, headers: tuple[tuple[str, str], ...], again: bool) -> HttpReply:
-        return await self._registry.http.ask(self._server, request, headers, again=again)
 
 
 def _once(call: object) -> bool:

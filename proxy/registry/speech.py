@@ -45,7 +45,7 @@ from proxy.registry.memory import Memory
 from proxy.runtime import Clock
 from proxy.wire import v1, v2, v3
 from proxy.wire.base import Dialect, HttpReply, HttpRequest
-from proxy.wire.hosts import Listing
+from proxy.wire.hosts import Hosts, Listing
 
 R = TypeVar("R")
 
@@ -55,6 +55,7 @@ NEEDS_ADMIN = (
     "(this call needs the admin API of Nacos 3: an upstream user with write permission for the namespace, by the "
     "settings username and password, or a server with nacos.core.auth.admin.enabled=false)"
 )
+NO_HOSTS = Hosts(())  # one object, so that nothing is made anew of it
 BEATS = 4096  # whose requests are remembered
 CROWD = 50  # services named alike from which on a page of them costs more than a service's own lists
 
@@ -262,7 +263,7 @@ class V3Speech(Speech):
             if refused.reason is not Reason.NO_RIGHT:
                 raise
             hosts = v3.read_hosts(call.service, await line.ask(v3.write_client_list(call.service, (call.cluster,))))
-            found = Snapshot.of(call.service, hosts).find(call.ip, call.port, call.cluster)
+            found = Snapshot.of(call.service, hosts.instances).find(call.ip, call.port, call.cluster)
             if found is None:
                 raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404) from refused
             return found
@@ -308,17 +309,15 @@ class V3Speech(Speech):
             return self.memory.made(key, "none", (), lambda: self.stamped(Snapshot(key)))
         self.memory.learned(key, info, self.clock.now())
         hosts = await asyncio.gather(*(self._cluster(line, key, cluster) for cluster in info.clusters))
-        return await self._with_threshold(
-            line, key, tuple(hosts), lambda: Snapshot.of(key, (host for some in hosts for host in some))
-        )
+        return await self._with_threshold(line, key, tuple(hosts), lambda: v3.snapshot(key, *hosts))
 
-    async def _cluster(self, line: Line, key: ServiceKey, cluster: str) -> tuple[Instance, ...]:
+    async def _cluster(self, line: Line, key: ServiceKey, cluster: str) -> Hosts:
         reply = await line.ask(v3.write_admin_list(key, cluster))
         try:
             return self.memory.parsed(key, ("cluster", cluster), reply, lambda reply: v3.read_hosts(key, reply))
         except Refused as refused:
             if refused.reason in (Reason.CLUSTER_NOT_FOUND, Reason.SERVICE_NOT_FOUND):
-                return ()
+                return NO_HOSTS
             raise
 
     async def _with_threshold(
@@ -337,8 +336,8 @@ class V3Speech(Speech):
     async def _as_client(self, line: Line, key: ServiceKey) -> Snapshot:
         reply = await line.ask(v3.write_client_list(key, self.memory.clusters(key)))
         hosts = self.memory.parsed(key, "client", reply, lambda reply: v3.read_hosts(key, reply))
-        self.memory.saw_hosts(key, hosts)
-        return self.memory.made(key, "client", (hosts,), lambda: self.stamped(Snapshot.of(key, hosts)))
+        self.memory.saw_hosts(key, hosts.instances)
+        return self.memory.made(key, "client", (hosts,), lambda: self.stamped(v3.snapshot(key, hosts)))
 
 
 def speeches(memory: Memory, clock: Clock) -> dict[str, Speech]:

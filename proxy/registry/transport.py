@@ -159,6 +159,13 @@ class _Pool:
         self._idle.append(connection)
         self._drop_old()
 
+    def renew(self) -> None:
+        """None of the connections is used for another exchange."""
+        for connection in self.connections:
+            connection.last = True
+        for connection in self._idle[:]:
+            connection.abort()
+
     def close(self) -> None:
         self._closed = True
         for connection in list(self.connections):
@@ -313,6 +320,13 @@ class FastTransport(httpx.AsyncBaseTransport):
             pool.give(connection)
             return response
         return _response(connection, _Body(pool, connection))
+
+    def renew(self, server: httpx.URL) -> None:
+        """No connection to this server is used again: on one of them answers are out of step with requests."""
+        place = Place.of(server)
+        for origin, pool in self._pools.items():
+            if origin[:3] == (place.scheme, place.host, place.port):
+                pool.renew()
 
     def _pool(self, place: Place, extensions: Mapping[str, Any]) -> _Pool:
         scheme, host = place.scheme, place.host

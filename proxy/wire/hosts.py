@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, beat_interval, beat_timeout, delete_timeout
-from proxy.errors import Malformed
-from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
+from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, GetInstance, beat_interval, beat_timeout, delete_timeout
+from proxy.errors import Malformed, Misplaced
+from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
 from proxy.wire.shapes import dumps
 
@@ -87,10 +87,49 @@ _LIST = frozenset(
 )
 
 
-def read_each(hosts: Sequence[Any], key: ServiceKey) -> list[Instance]:
-    """Hosts of one service. Raises `Malformed`."""
-    grouped, large = key.grouped, len(hosts) >= LARGE
-    return [read_host(host, grouped, large=large) for host in hosts]
+class Hosts(NamedTuple):
+    """The hosts of a list, and what is wrong with each that cannot be read and is left out."""
+
+    instances: tuple[Instance, ...]
+    unreadable: tuple[str, ...] = ()
+
+
+def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
+    """Hosts of one service; one that cannot be read hides no other.
+
+    Raises `Misplaced` where one is of another service, and `Malformed` where none is even meant to be a host: that is
+    no list.
+    """
+    grouped, bare, large = key.grouped, key.name, len(hosts) >= LARGE
+    found: list[Instance] = []
+    unreadable: list[str] = []
+    meant = not hosts
+    for host in hosts:
+        try:
+            said: Any = host.get("serviceName")
+            if said and said != grouped and said != bare:
+                check_named(key, said)
+            found.append(read_host(host, grouped, large=large))
+        except Misplaced:
+            raise
+        except (Malformed, AttributeError) as error:
+            meant = meant or (isinstance(host, dict) and ("ip" in host or "port" in host))
+            unreadable.append(f"{error}: {host!r}"[:200])
+    if not found and not meant:
+        raise Malformed(f"a list without a host in it: {unreadable[0]}")
+    return Hosts(tuple(found), tuple(unreadable))
+
+
+def check_named(key: ServiceKey, *said: object) -> None:
+    """What an answer says of whose it is, bare or with the group; what is no text says nothing. Raises `Misplaced`.
+
+    1.x shows `dom` and the hosts' `serviceName` bare to most agents (NACOS.md 2.6). Servers trim what they are asked.
+    """
+    for name in said:
+        if not isinstance(name, str) or name in (key.grouped, key.name) or not (name := name.strip()):
+            continue
+        if name not in (key.name.strip(), key.grouped.strip(), f"{key.group}{GROUP_SEPARATOR}{key.name.strip()}"):
+            raise Misplaced(f"asked for {key.grouped!r}, and was told of {name[:200]!r}")
 
 
 def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
@@ -109,11 +148,13 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
         raise Malformed(f"a host without ip or port: {error}") from error
     if type(ip) is not str or type(cluster) is not str or type(instance_id) is not str:
         raise Malformed("ip, clusterName or instanceId of a host is no text")
+    if not ip or ip.isspace():
+        raise Malformed("a host with an empty ip")
     if instance_id == f"{ip}#{port}#{cluster}#{grouped}" or instance_id == f"{ip}#{port}":
         instance_id = ""
     fields = (
         ip,
-        port if type(port) is int else _port(port),
+        port if type(port) is int and 0 <= port <= 65535 else _port(port),
         cluster,
         weight if type(weight) is float else _weight(weight),
         (host.get("valid") is not False) if healthy is None else healthy is True,
@@ -130,6 +171,18 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
             _read.clear()
         _read[fields] = made
     return made
+
+
+def read_asked(call: GetInstance, value: Any) -> Instance:
+    """The one instance that was asked for. Raises `Misplaced` for another one, and `Malformed`.
+
+    The cluster may be another: r-nacos takes it for a hint.
+    """
+    found = read_host(value, call.service.grouped)
+    check_named(call.service, value.get("service"), value.get("serviceName"))
+    if (found.ip, found.port) != (call.ip.strip(), call.port):
+        raise Misplaced(f"asked for {call.ip}:{call.port}, and was told of {found.address}")
+    return found
 
 
 def read_metadata(value: Any) -> Mapping[str, str]:
@@ -151,9 +204,9 @@ def read_metadata(value: Any) -> Mapping[str, str]:
 
 
 def _port(value: Any) -> int:
-    if isinstance(value, str) and len(value) <= 5 and value.isascii() and value.isdecimal():
+    if isinstance(value, str) and len(value) <= 5 and value.isascii() and value.isdecimal() and int(value) <= 65535:
         return int(value)
-    raise Malformed("port of a host is no number")
+    raise Malformed("port of a host is no number from 0 to 65535")
 
 
 def _weight(value: Any) -> float:
@@ -201,15 +254,18 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
     if not isinstance(value, dict) or not isinstance(value.get("hosts"), list):  # pyright: ignore[reportUnknownMemberType]
         raise Malformed("a list without hosts")
     answer = cast("dict[str, Any]", value)
+    check_named(key, answer.get("name"), answer.get("dom"))
     millis, moment = answer.get("cacheMillis"), answer.get("lastRefTime")
+    hosts = read_each(cast("list[Any]", answer["hosts"]), key)
     protected = answer.get("reachProtectionThreshold") is True
     snapshot = Snapshot.of(
         key,
-        read_each(cast("list[Any]", answer["hosts"]), key),
+        hosts.instances,
         masking=protected,
         cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
         extra=EMPTY if answer.keys() <= _LIST else {k: v for k, v in answer.items() if k not in _LIST},
         last_ref_time=moment if type(moment) is int and moment > 0 else 0,
+        unreadable=hosts.unreadable,
     )
     return Listing(snapshot, protected)
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxy.calls import ServiceDetail, ServiceInfo, Subscriber
-from proxy.errors import Malformed
+from proxy.errors import Malformed, Misplaced
 from proxy.model import EMPTY, GROUP_SEPARATOR, Checking, Instance, ServiceKey, Snapshot
 from proxy.wire.base import ReadPage
-from proxy.wire.hosts import host_json, read_each, read_metadata
+from proxy.wire.hosts import check_named, host_json, read_each, read_metadata
 from proxy.wire.shapes import as_int, as_list, as_object
 
 NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
@@ -21,6 +21,9 @@ NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
 def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
     """A service as any server shows it: `clusters` is a list on v1, `clusterMap` an object on v2 and v3."""
     answer = as_object(value, "service")
+    check_named(key, answer.get("name"), answer.get("serviceName"))
+    if (group := answer.get("groupName") or key.group) != key.group:
+        raise Misplaced(f"asked for a service of {key.group!r}, and was told of one of {group!r}")
     threshold = answer.get("protectThreshold")
     selector = answer.get("selector")
     clusters = answer.get("clusters")
@@ -140,11 +143,12 @@ def read_detail(namespace: str, value: Any) -> ServiceDetail:
     hosts = [
         host for cluster in clusters for host in as_list(as_object(cluster, "cluster").get("hosts") or [], "hosts")
     ]
-    instances = read_each(hosts, key)
+    instances, unreadable = read_each(hosts, key)
     ephemeral = all(instance.ephemeral for instance in instances)
     info = ServiceInfo(key, info.threshold, info.metadata, info.selector, info.clusters, ephemeral)
     masking = bool(info.metadata) or info.threshold > 0
-    return ServiceDetail(info, Snapshot.of(key, instances, threshold=info.threshold, masking=masking))
+    shown = Snapshot.of(key, instances, threshold=info.threshold, masking=masking, unreadable=unreadable)
+    return ServiceDetail(info, shown)
 
 
 def page_of(call: ReadPage, instances: Sequence[Instance]) -> tuple[Instance, ...]:

@@ -41,8 +41,8 @@ from proxy.wire.hosts import (
     beat_json,
     host_json,
     list_json,
+    read_asked,
     read_beat_result,
-    read_host,
     read_listing,
     statuses_json,
 )
@@ -216,7 +216,7 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
     """r-nacos says `error` with a 500 for an instance that it does not know; a client hears Nacos's words."""
     if reply.status == 500 and reply.body == b"error":
         raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
-    return read_host(value_of(call, reply), call.service.grouped)
+    return read_asked(call, value_of(call, reply))
 
 
 def _write_register(call: Register) -> HttpRequest:

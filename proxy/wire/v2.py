@@ -52,8 +52,8 @@ from proxy.wire.hosts import (
     beat_json,
     host_json,
     list_json,
+    read_asked,
     read_beat_result,
-    read_host,
     read_listing,
     statuses_json,
 )
@@ -251,7 +251,7 @@ def _write_get(call: GetInstance) -> HttpRequest:
 
 
 def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_host(data_of("v2", call, reply), call.service.grouped)
+    return read_asked(call, data_of("v2", call, reply))
 
 
 def _write_register(call: Register) -> HttpRequest:

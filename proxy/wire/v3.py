@@ -34,7 +34,7 @@ from proxy.errors import Malformed, ProxyError, Reason, Refused
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Instance, ServiceKey, Snapshot
 from proxy.wire.base import HttpReply, HttpRequest, Operation, ReadInstance, ReadService, ServiceView
 from proxy.wire.forms import bare, batch_form, instance_form, pairs, update_form
-from proxy.wire.hosts import host_json, hosts_json, read_each, read_host
+from proxy.wire.hosts import Hosts, host_json, hosts_json, read_asked, read_each
 from proxy.wire.login import Login, read_login, write_login
 from proxy.wire.parameters import Parameters
 from proxy.wire.refusals import write_result_error
@@ -160,10 +160,16 @@ def write_admin_list(key: ServiceKey, cluster: str = DEFAULT_CLUSTER) -> HttpReq
     return HttpRequest("GET", f"{_INSTANCE}/list", (*bare(key), *pairs(clusterName=cluster)))
 
 
-def read_hosts(key: ServiceKey, reply: HttpReply) -> tuple[Instance, ...]:
+def read_hosts(key: ServiceKey, reply: HttpReply) -> Hosts:
     """What both lists answer. Raises `Malformed` and `Refused`."""
     hosts = as_list(data_of("v3", Fetch(key), reply), "list")
-    return tuple(read_each(hosts, key))
+    return read_each(hosts, key)
+
+
+def snapshot(key: ServiceKey, *lists: Hosts) -> Snapshot:
+    """A service of the lists of its clusters."""
+    unreadable = tuple(said for some in lists for said in some.unreadable)
+    return Snapshot.of(key, (host for some in lists for host in some.instances), unreadable=unreadable)
 
 
 def _write_fetch(call: Fetch) -> HttpRequest:
@@ -215,7 +221,7 @@ def _write_get(call: GetInstance) -> HttpRequest:
 
 
 def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_host(data_of("v3", call, reply), call.service.grouped)
+    return read_asked(call, data_of("v3", call, reply))
 
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:

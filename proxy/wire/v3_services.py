@@ -30,7 +30,7 @@ from proxy.calls import (
     Switches,
     UpdateService,
 )
-from proxy.errors import BadCall, Problem
+from proxy.errors import BadCall, Misplaced, Problem
 from proxy.model import DEFAULT_NAMESPACE, GROUP_SEPARATOR, ServiceKey, Snapshot
 from proxy.wire.base import HttpReply, HttpRequest, Operation
 from proxy.wire.forms import bare, pairs, service_form
@@ -159,7 +159,9 @@ def details_of(key: ServiceKey, page: int = 1, size: int = _PAGE) -> ListDetails
 
 
 def find(key: ServiceKey, page: DetailPage) -> Snapshot | None:
-    """The service itself on such a page; None where it is not there."""
+    """The service itself on such a page; None where it is not there. Raises `Misplaced` for a page of other names."""
+    if strange := [row.info.key.name for row in page.rows if details_of(key).name_part not in row.info.key.name]:
+        raise Misplaced(f"asked for services named like {key.name!r}, and was told of {strange[0]!r}")
     return next((row.snapshot for row in page.rows if row.info.key == key), None)
 
 

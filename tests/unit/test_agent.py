@@ -640,6 +640,9 @@ async def test_its_loss_and_its_return_are_told_once_each(world: World) -> None:
         (Refused(Reason.NO_RIGHT, "authorization failed!", status=403), Fetch(KEY), False),
         (BadCall("ip", Problem.ILLEGAL, "illegal"), Register(KEY, A), False),
         (Garbled("HTML"), Metrics(), True),
+        (Garbled("HTML"), Fetch(KEY), True),
+        (Garbled("another service's list", answered=True), Fetch(KEY), False),
+        (Garbled("nothing that a beat is answered", answered=True), Beat(KEY, A.ip, A.port), True),
     ],
 )
 async def test_what_counts_as_a_loss(world: World, error: Exception, call: Call[Any], counts: bool) -> None:

@@ -23,6 +23,7 @@ from proxy.errors import (
     TooSlow,
     Unreachable,
     UpstreamError,
+    telling,
 )
 from proxy.wire.base import HttpReply, HttpRequest
 from proxy.wire.problem import PROBLEM_TYPE, problem
@@ -156,3 +157,13 @@ def test_no_text_is_too_strange_to_be_answered_with(text: str, kind: Problem, re
         for write in WRITERS.values():
             reply = write(error)
             assert "\r" not in (reply.content_type or "") and isinstance(reply.body, bytes)
+
+
+def test_one_list_that_cannot_be_read_says_nothing_of_the_upstream_and_no_answer_at_all_does() -> None:
+    assert not telling(Garbled(TEXT, answered=True), fetching=True)
+    assert telling(Garbled(TEXT), fetching=True)  # no HTTP, or a page of something in between
+    assert telling(Garbled(TEXT, answered=True), fetching=False)
+    assert telling(None, fetching=True) and telling(None, fetching=False)
+    for status in (500, 501):
+        assert telling(Refused(Reason.OTHER, TEXT, status=status), fetching=True)
+        assert not telling(Refused(Reason.OTHER, TEXT, status=status), fetching=False)

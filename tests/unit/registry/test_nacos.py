@@ -117,6 +117,7 @@ EMPTY = key("empty")
 A, B, C, D = (instance(f"10.0.0.{n}") for n in range(1, 5))
 
 Step = Call[Any]
+OK: Any = {"hosts": [], "lastRefTime": 1}
 WRITES: list[Step] = [
     Register(KEY, A),
     Register(KEY, instance("10.0.0.2", 81, cluster="c1", weight=2.5, metadata={"zone": "a", "k": "v=1,2"})),
@@ -452,6 +453,40 @@ async def test_a_version_that_was_not_told_for_want_of_an_answer_is_asked_for_ag
             await registry.send(Register(KEY, A))
             await asyncio.sleep(0.01)
         assert registry.servers.all[0].spoken.version == "1.4.6"
+
+
+async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    hosts: list[Any] = [{"ip": "10.0.0.1", "port": 80}, {"port": 0}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"hosts": hosts, "lastRefTime": 1})
+
+    registry = NacosRegistry(NacosPolicy(ServersPolicy(("a",)), dialect="v1"), FakeClock(), httpx.MockTransport(answer))
+    for _ in range(3):
+        assert len((await registry.send(Fetch(KEY))).instances) == 1
+    assert registry.unreadable == 1 and caplog.text.count("1 hosts cannot be read") == 1
+    hosts.append({"port": 0, "ip": None})
+    await registry.send(Fetch(KEY))
+    assert registry.unreadable == 3 and caplog.text.count("2 hosts cannot be read") == 1
+    del hosts[1:]
+    await registry.send(Fetch(KEY))
+    hosts.append({"port": 0})
+    await registry.send(Fetch(KEY))
+    assert registry.unreadable == 4
+    await registry.close()
+
+
+async def test_one_list_that_cannot_be_read_takes_no_server_down_and_is_asked_of_the_next() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"hosts": 1} if request.url.host == registry.servers.all[0].origin[7:8] else OK)
+
+    policy = NacosPolicy(ServersPolicy(("a", "b")), dialect="v1")
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    for number in range(30):
+        await registry.send(Fetch(key(f"s{number}")))
+    assert all(server.up for server in registry.servers.all)
+    assert registry.servers.all[0].outcomes["Garbled"] > 5
+    await registry.close()
 
 
 # --- hostile answers -------------------------------------------------------------------------------------------------

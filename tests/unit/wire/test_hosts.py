@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, BeatResult
-from proxy.errors import Malformed
+from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, BeatResult, GetInstance
+from proxy.errors import Malformed, Misplaced
 from proxy.model import Instance, ServiceKey
 from proxy.wire.base import ServiceView
 from proxy.wire.hosts import (
     LARGE,
+    Hosts,
     beat_json,
     host_json,
     hosts_json,
     list_json,
+    read_asked,
     read_beat_result,
     read_each,
     read_host,
@@ -236,6 +238,93 @@ def test_an_answer_to_a_beat_that_is_none_is_malformed(value: Any) -> None:
         read_beat_result(value)
 
 
+# --- what cannot be read, and what nobody asked for
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"port": 0, "instanceId": "null#0"},
+        {"ip": None, "port": 80},
+        {"ip": "", "port": 80},
+        {"ip": " ", "port": 80},
+        {"ip": "10.0.0.2"},
+        {"ip": "10.0.0.2", "port": 70000},
+        {"ip": "10.0.0.2", "port": -1},
+        {"ip": "10.0.0.2", "port": "70000"},
+        {"ip": "10.0.0.2", "port": True},
+        {"ip": "10.0.0.2", "port": []},
+        {"ip": ["10.0.0.2"], "port": 80},
+        {"ip": "10.0.0.2", "port": 80, "metadata": "none"},
+        {"ip": "10.0.0.2", "port": 80, "metadata": {"a": {}}},
+        {"ip": "10.0.0.2", "port": 80, "clusterName": ["c1"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 2 * LARGE])
+def test_a_host_that_cannot_be_read_hides_no_other(odd: dict[str, Any], size: int) -> None:
+    well = [bare(port=port) for port in range(1, size)]
+    listed = read_listing(KEY, {"name": KEY.grouped, "hosts": [*well, odd]}).snapshot
+    assert [i.port for i in listed.instances] == list(range(1, size))
+    (said,) = listed.unreadable
+    assert str(odd)[:40] in said and len(said) <= 200
+    assert listed == snapshot(*listed.instances)  # what cannot be read is no change to anybody
+
+
+@pytest.mark.parametrize("hosts", [[1], [None, "x"], [[]], [{}], [{"a": 1}, {"b": 2}]], ids=str)
+def test_a_list_in_which_nothing_is_meant_to_be_a_host_is_no_list(hosts: list[Any]) -> None:
+    with pytest.raises(Malformed, match="without a host in it"):
+        read_each(hosts, KEY)
+
+
+def test_what_is_no_host_among_hosts_is_left_out() -> None:
+    found = read_each([1, bare(), None], KEY)
+    assert [i.ip for i in found.instances] == ["10.0.0.1"] and len(found.unreadable) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"name": "DEFAULT_GROUP@@carts"},
+        {"name": "G2@@orders"},
+        {"dom": "carts"},
+        {"name": KEY.grouped, "hosts": [bare(serviceName="carts")]},
+        {"name": KEY.grouped, "hosts": [bare(), bare(serviceName="G2@@orders")]},
+    ],
+    ids=str,
+)
+def test_a_list_that_names_another_service_is_misplaced(said: dict[str, Any]) -> None:
+    with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', and was told of"):
+        read_listing(KEY, {"hosts": [], **said})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"name": "orders", "dom": "orders"},
+        {"name": None, "dom": ""},
+        {"name": KEY.grouped, "dom": KEY.grouped},
+        {"name": 1, "hosts": [bare(serviceName=None), bare(serviceName="orders"), bare(serviceName=KEY.grouped)]},
+    ],
+    ids=str,
+)
+def test_a_list_may_spell_its_service_in_many_ways(said: dict[str, Any]) -> None:
+    read_listing(KEY, {"hosts": [], **said})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"service": "carts"}, {"serviceName": "G2@@orders"}, {"ip": "10.0.0.2"}, {"port": 81}],
+    ids=str,
+)
+def test_one_instance_that_is_another_than_was_asked_for_is_misplaced(said: dict[str, Any]) -> None:
+    call = GetInstance(KEY, "10.0.0.1", 80)
+    assert read_asked(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
+    with pytest.raises(Misplaced):
+        read_asked(call, bare(**said))
+
+
 # --- large services
 
 
@@ -252,8 +341,8 @@ def test_hosts_of_a_large_service_are_written_as_one_by_one(some: list[Instance]
 @given(st.lists(LISTED, max_size=3), KEYS)
 def test_hosts_of_a_large_service_are_read_as_one_by_one(some: list[Instance], key: ServiceKey) -> None:
     hosts = json.loads(json.dumps([host_json(host, key) for host in [*MANY, *some]]))
-    assert read_each(hosts, key) == [*MANY, *some]
-    assert read_each(hosts, key) == [*MANY, *some]
+    assert read_each(hosts, key) == Hosts((*MANY, *some))
+    assert read_each(hosts, key) == Hosts((*MANY, *some))
 
 
 @pytest.mark.parametrize(
@@ -275,15 +364,15 @@ def test_hosts_of_a_large_service_are_read_as_one_by_one(some: list[Instance], k
 def test_a_host_of_a_large_service_is_never_taken_for_another(fields: dict[str, Any], other: dict[str, Any]) -> None:
     around = [json.loads(json.dumps(host_json(host, KEY))) for host in MANY]
     for given_now in (fields, other, fields, other):
-        host = read_each([*around, bare(**given_now)], KEY)[-1]
+        host = read_each([*around, bare(**given_now)], KEY).instances[-1]
         assert host == read(**given_now)
         assert dumps(hosts_json([*MANY, host], KEY)[-1]) == dumps(host_json(host, KEY))
 
 
 def test_what_was_read_of_a_large_service_before_is_the_same_object() -> None:
     hosts = [host_json(host, KEY) for host in MANY]
-    first = read_each(hosts, KEY)
-    changed = read_each([{**hosts[0], "weight": 7.0}, *hosts[1:]], KEY)
+    first = read_each(hosts, KEY).instances
+    changed = read_each([{**hosts[0], "weight": 7.0}, *hosts[1:]], KEY).instances
     assert changed[0].weight == 7.0
     assert all(before is after for before, after in zip(first[1:], changed[1:], strict=True))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.calls import ServiceDetail, ServiceInfo, Subscriber
-from proxy.errors import Malformed
+from proxy.errors import Malformed, Misplaced
 from proxy.model import Checking, Instance
 from proxy.wire.base import ReadPage
 from proxy.wire.services import (
@@ -36,9 +36,10 @@ def recorded(name: str, case: str) -> Any:
 
 
 def test_a_service_of_v1_names_its_clusters_in_a_list() -> None:
-    info = read_service(KEY, recorded("r-nacos-0.8.8", "v1 service get"))
+    shown = recorded("r-nacos-0.8.8", "v1 service get")
+    info = read_service(key(shown["name"]), shown)
     assert info == ServiceInfo(
-        KEY, 0.5, {"owner": "x"}, {"contextType": "NONE", "type": "none"}, ("DEFAULT",), ephemeral=True
+        info.key, 0.5, {"owner": "x"}, {"contextType": "NONE", "type": "none"}, ("DEFAULT",), ephemeral=True
     )
 
 
@@ -47,7 +48,8 @@ def test_a_service_of_v1_names_its_clusters_in_a_list() -> None:
     [("nacos-2.5.1", "v2 service get", ("DEFAULT",)), ("nacos-3.0.3", "v3 admin service get", ("c1", "DEFAULT"))],
 )
 def test_a_service_of_v2_and_v3_names_them_in_a_map(name: str, case: str, clusters: tuple[str, ...]) -> None:
-    info = read_service(KEY, recorded(name, case)["data"])
+    shown = recorded(name, case)["data"]
+    info = read_service(key(shown["serviceName"]), shown)
     assert (info.clusters, info.ephemeral, info.threshold) == (clusters, True, 0.0)
 
 
@@ -56,6 +58,14 @@ def test_a_service_of_v2_and_v3_names_them_in_a_map(name: str, case: str, cluste
 )
 def test_a_service_that_is_none_is_malformed(value: Any) -> None:
     with pytest.raises(Malformed):
+        read_service(KEY, value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"name": "carts"}, {"name": "G@@orders"}, {"serviceName": "carts"}, {"name": "orders", "groupName": "G"}]
+)
+def test_an_answer_about_another_service_is_misplaced(value: Any) -> None:
+    with pytest.raises(Misplaced):
         read_service(KEY, value)
 
 

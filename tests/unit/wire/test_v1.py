@@ -272,8 +272,9 @@ def test_refusals_have_their_reason(name: str, case: str, reason: Reason, text: 
 
 def test_a_masked_list_says_so_and_the_second_look_shows_the_truth() -> None:
     rows = {row.case: row for row in load("protection") if row.server == "nacos-2.5.1"}
-    shown = v1.read_list(KEY, rows["protection: list all"].reply)
-    truth = v1.read_list(KEY, rows["protection: list all healthyOnly"].reply)
+    asked = key(rows["protection: list all"].query["serviceName"])
+    shown = v1.read_list(asked, rows["protection: list all"].reply)
+    truth = v1.read_list(asked, rows["protection: list all healthyOnly"].reply)
     assert shown.protected and not truth.protected
     assert all(i.healthy for i in shown.snapshot.instances)
     assert len(truth.snapshot.instances) == 3 and len(shown.snapshot.instances) == 6

@@ -30,7 +30,7 @@ from proxy.model import Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.wire import v3
 from proxy.wire.base import HttpReply, HttpRequest, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.v3 import V3
-from tests.helpers.build import KEY, instance, snapshot
+from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.pair import (
     CALLS,
     CLUSTERS,
@@ -144,7 +144,7 @@ def test_no_request_is_too_odd(operation: Operation[Any, Any], parameters: Pairs
 
 @pytest.mark.parametrize("row", [r for r in load("protection") if r.below == LISTS and r.status == 200], ids=str)
 def test_the_hosts_of_a_list_are_understood(row: Row) -> None:
-    hosts = v3.read_hosts(KEY, row.reply)
+    hosts = v3.read_hosts(key(row.query["serviceName"]), row.reply).instances
     assert [(h.ip, h.healthy) for h in hosts] == [(h["ip"], h["healthy"]) for h in row.body["data"]]
 
 

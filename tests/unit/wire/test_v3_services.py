@@ -31,7 +31,7 @@ from proxy.calls import (
     Switches,
     UpdateService,
 )
-from proxy.errors import Unreachable
+from proxy.errors import Misplaced, Unreachable
 from proxy.model import ServiceKey, Snapshot
 from proxy.wire.base import HttpReply, HttpRequest
 from proxy.wire.v3 import V3
@@ -109,7 +109,14 @@ def test_a_name_with_signs_of_a_regular_expression_is_looked_for_by_its_longest_
     assert call.name_part in odd.name and not set(call.name_part) & set("*[]|")
     row = ServiceDetail(ServiceInfo(odd), Snapshot.of(odd, [instance()]))
     assert find(odd, DetailPage(1, (row,))) is row.snapshot
-    assert find(KEY, DetailPage(1, (row,))) is None
+    alike = ServiceDetail(ServiceInfo(key("orders-2")), Snapshot(key("orders-2")))
+    assert find(KEY, DetailPage(1, (alike,))) is None
+
+
+def test_a_page_of_services_that_are_not_named_alike_is_misplaced() -> None:
+    other = ServiceDetail(ServiceInfo(key("carts")), Snapshot(key("carts")))
+    with pytest.raises(Misplaced, match="named like 'orders', and was told of 'carts'"):
+        find(KEY, DetailPage(1, (other,)))
 
 
 def test_services_of_another_group_are_left_out_of_the_page_and_of_its_count() -> None:
