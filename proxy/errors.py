@@ -50,6 +50,7 @@ class Reason(Enum):
     CHECKER_AT_WORK = "health check still working"
     CLUSTER_NOT_FOUND = "cluster not found"
     NO_RIGHT = "no right"
+    NO_PEER = "no peer"  # the node asked another one, which is gone or has just come: of the call it says nothing
     GONE = "gone"
     OTHER = "other"
 
@@ -160,15 +161,17 @@ class Garbled(UpstreamError):
 
 def away(error: ProxyError | None) -> bool:
     """Whether an upstream that says this, or nothing, cannot be counted on."""
-    return isinstance(error, Unreachable | TooSlow | Garbled) or (isinstance(error, Refused) and error.status >= 500)
+    if isinstance(error, Refused):
+        return error.status >= 500 or error.reason is Reason.NO_PEER
+    return isinstance(error, Unreachable | TooSlow | Garbled)
 
 
 def telling(error: ProxyError | None, *, fetching: bool) -> bool:
     """Whether an outcome says anything of the upstream as a whole.
 
     One list that cannot be read does not: it is there, and all else may be well. To calls that are no fetch 500 is also
-    the word for bad parameters.
+    the word for bad parameters, and a node that misses its peer is there itself.
     """
     if fetching:
         return not (isinstance(error, Garbled) and error.answered)
-    return not (isinstance(error, Refused) and error.status in (500, 501))
+    return not (isinstance(error, Refused) and (error.status in (500, 501) or error.reason is Reason.NO_PEER))

@@ -8,6 +8,7 @@ due (a probe, the address server's list, a server's version) is started beside t
     did not arrive         | always
     may have arrived       | where the second time says the same: all but creating and deleting a service
     refused, 502 to 504    | the same; a read also after 500
+    refused for a peer     | the same: the node asked one that is gone or has just come back
     refused otherwise      | never
     refused as gone        | stays, and is spoken in the next dialect
 """
@@ -40,7 +41,7 @@ from proxy.calls import (
     Update,
     Write,
 )
-from proxy.errors import Garbled, ProxyError, Refused, Unreachable, UpstreamError
+from proxy.errors import Garbled, ProxyError, Reason, Refused, Unreachable, UpstreamError
 from proxy.model import ServiceKey, Snapshot
 from proxy.registry.base import Registry
 from proxy.registry.detect import ORDER, DialectName
@@ -92,7 +93,8 @@ class NacosRegistry:
         self.unreadable = 0
         self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
-        self.servers.on_up.append(_forget)
+        self.servers.on_up.append(self._came)
+        self.servers.on_down.append(self._went)
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own login."""
@@ -118,7 +120,7 @@ class NacosRegistry:
         await self.ready()
         about, body = await subject(query, headers, body)
         call = (method, path, query, headers, body)
-        servers = self.servers.candidates((about or self._drawn,))
+        servers = self.servers.candidates((about or self._drawn,), self.clock.now())
         async with passing(self.http, servers, self._passed, call) as reply:
             yield reply
 
@@ -197,6 +199,16 @@ class NacosRegistry:
 
     # outcomes
 
+    def _came(self, server: Server) -> None:
+        server.spoken.forget()  # back after an outage it may be another version
+        if len(self.servers.all) > 1:
+            log.warning("node %s is back: %d of %d are up", server.url, len(self.servers.up), len(self.servers.all))
+
+    def _went(self, server: Server) -> None:
+        if len(self.servers.all) > 1:
+            up, number = len(self.servers.up), len(self.servers.all)
+            log.warning("node %s is down: %d of %d are up: %s", server.url, up, number, server.error)
+
     def left_out(self, snapshot: Snapshot) -> None:
         """Counts and tells of hosts that cannot be read, once for as long as a service has the same."""
         found, key = snapshot.unreadable, snapshot.key
@@ -238,11 +250,6 @@ def _status(server: Server) -> dict[str, Any]:
     }
 
 
-def _forget(server: Server) -> None:
-    """Back after an outage it may be another version."""
-    server.spoken.forget()
-
-
 class _Voice:
     """A `Registry` over shared servers with one set of rights: this proxy's own, or a client's."""
 
@@ -257,12 +264,13 @@ class _Voice:
         await registry.ready()
         keys = _keys(call)
         last: UpstreamError | None = None
-        for server in registry.servers.candidates(keys):
+        reading = not isinstance(call, Write)
+        for server in registry.servers.candidates(keys, registry.clock.now(), reading=reading):
             try:
                 result = await self.on(server, call)
             except UpstreamError as error:
                 refused = isinstance(error, Refused)
-                if refused and not failing(error, reading=not isinstance(call, Write)):
+                if not _elsewhere(error) and not failing(error, reading=reading):
                     raise
                 last = error
                 if _once(call) and (error.arrived or refused):
@@ -279,7 +287,7 @@ class _Voice:
         try:
             result = await self.line(server).send(call)
         except Refused as error:
-            if failing(error, reading=not isinstance(call, Write)):
+            if not _elsewhere(error) and failing(error, reading=not isinstance(call, Write)):
                 registry.failed(server, error)
             else:
                 registry.succeeded(server, None, "refused")
@@ -312,10 +320,15 @@ class _Voice:
             case _:
                 return
         for key in keys:
-            self.registry.servers.keep(key, server)
+            self.registry.servers.keep(key, server, self.registry.clock.now())
 
     async def close(self) -> None:
         """Nothing of its own to close."""
+
+
+def _elsewhere(error: UpstreamError) -> bool:
+    """Whether it is a peer of the server that is in trouble."""
+    return isinstance(error, Refused) and error.reason is Reason.NO_PEER
 
 
 def _once(call: object) -> bool:

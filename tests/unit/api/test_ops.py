@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from proxy.api.ops import readiness
+from proxy.api.ops import Sight, readiness
 from proxy.calls import Register
 from proxy.errors import Unreachable
 from tests.helpers.build import KEY, instance, snapshot
@@ -63,6 +63,21 @@ async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(
     assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
     await world.ask("GET", "/api/v1/services/orders")
     assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
+
+
+async def test_nodes_that_are_down_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
+    def sight(*states: str) -> Sight:
+        servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
+        return replace(world.sight, upstream=lambda: {"servers": servers})
+
+    assert readiness(sight("up", "up", "up")) == ("ready", [])
+    assert readiness(sight("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(sight("up", "down")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(sight("down", "down", "up"))[0] == "degraded"
+    assert readiness(sight("down")) == ("ready", [])  # the upstream as a whole tells of the only one
+    await world.ask("GET", "/api/v1/services/orders")
+    await lose_upstream(world)
+    assert readiness(sight("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
 
 
 async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:

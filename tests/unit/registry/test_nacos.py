@@ -28,7 +28,7 @@ from proxy.calls import (
     Update,
     UpdateService,
 )
-from proxy.errors import Reason, Refused, Unreachable, UpstreamError
+from proxy.errors import Reason, Refused, Unreachable, UpstreamError, away, telling
 from proxy.model import Instance
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts
@@ -453,6 +453,64 @@ async def test_a_version_that_was_not_told_for_want_of_an_answer_is_asked_for_ag
             await registry.send(Register(KEY, A))
             await asyncio.sleep(0.01)
         assert registry.servers.all[0].spoken.version == "1.4.6"
+
+
+REDIRECT = (400, "receive invalid redirect request from peer 10.0.0.2")
+NO_PEER = (500, "Server failed, caused: java.net.ConnectException: Connection refused (Connection refused);")
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+@pytest.mark.parametrize(
+    "call", [Register(KEY, A), Deregister(KEY, A.ip, A.port), Update(KEY, A.ip, A.port), Beat(KEY, A.ip, A.port)]
+)
+async def test_where_a_node_misses_its_peer_the_next_one_is_asked(call: Step, said: tuple[int, str]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/state"):
+            return httpx.Response(200, json={})
+        asked.append(request.url.host)
+        if len(asked) == 1:
+            return httpx.Response(said[0], text=said[1])
+        return httpx.Response(200, json={"code": 10200}) if isinstance(call, Beat) else httpx.Response(200, text="ok")
+
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    await registry.send(call)
+    assert len(asked) == len(set(asked)) == 2
+    assert all(server.up for server in registry.servers.all)
+    await registry.close()
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+async def test_where_all_nodes_miss_their_peer_the_upstream_is_away_for_this_call(said: tuple[int, str]) -> None:
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    transport = httpx.MockTransport(lambda _: httpx.Response(said[0], text=said[1]))
+    registry = NacosRegistry(policy, FakeClock(), transport)
+    with pytest.raises(Refused) as caught:
+        await registry.send(Beat(KEY, A.ip, A.port))
+    assert away(caught.value) and not telling(caught.value, fetching=False)
+    assert all(server.up for server in registry.servers.all)
+    with pytest.raises(Refused):
+        await registry.send(CreateService(KEY))
+    assert sum(sum(server.outcomes.values()) for server in registry.servers.all) == 4, "that is not asked twice"
+    await registry.close()
+
+
+async def test_a_node_that_dies_and_returns_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as up:
+        async with registry_of("127.0.0.1:1", up.url, clock=clock) as registry:
+            for number in range(20):
+                await registry.send(Register(key(f"s{number}"), A))
+            down = registry.servers.all[0]
+            registry.servers.succeeded(down, clock.now())
+            registry.servers.succeeded(down, clock.now())
+    lines = [record.getMessage() for record in caplog.records if "node " in record.getMessage()]
+    assert [line.partition(":1/nacos ")[2][:25] for line in lines] == [
+        "is down: 1 of 2 are up: h",
+        "is back: 2 of 2 are up",
+    ]
 
 
 async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:

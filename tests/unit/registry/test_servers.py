@@ -281,6 +281,61 @@ def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
     assert asked(servers, instance, service) == asked(servers, service)
 
 
+def test_what_moved_from_a_node_that_died_comes_back_to_it_within_a_minute_and_not_all_at_once() -> None:
+    servers = three()
+    instances = [(key("s"), "10.0.0.1", port) for port in range(600)]
+    home, _, other = servers.all
+
+    def at(now: float) -> int:
+        """How many of the beats go to `home`."""
+        count = 0
+        for instance in instances:
+            chosen = next(iter(servers.candidates((instance, key("s")), now)))
+            servers.keep(instance, chosen, now)
+            count += chosen is home
+        return count
+
+    for instance in instances:
+        servers.keep(instance, home, 0.0)
+    assert at(1.0) == 600
+    servers.failed(home, 2.0, GONE)
+    assert at(3.0) == 0
+    servers.succeeded(home, 100.0)
+    assert at(109.0) == 0, "in doubt"
+    assert 100 < at(120.0) < 500
+    assert at(140.0) == 600
+    servers.failed(home, 150.0, GONE)
+    at(151.0)
+    servers.replace([other])
+    assert at(152.0) == 0, "a home that is not in the list any more is forgotten"
+    servers.replace([other, home])
+    assert at(1000.0) == 0
+
+
+def test_a_call_that_its_node_was_too_slow_for_moves_nothing_for_ever() -> None:
+    servers = three()
+    a, b, _ = servers.all
+    servers.keep("i", a, 0.0)
+    servers.keep("i", b, 1.0)
+    assert next(iter(servers.candidates(("i",), 2.0))) is b
+    assert next(iter(servers.candidates(("i",), 45.0))) is a
+
+
+def test_a_node_that_has_just_come_back_is_asked_for_no_list_while_another_is_up() -> None:
+    servers = three(doubt=10.0)
+    services = [key(f"s{n}") for n in range(30)]
+    a, b, c = servers.all
+    servers.failed(a, 1.0, GONE)
+    servers.succeeded(a, 2.0)
+    first = [next(iter(servers.candidates((service,), 11.9, reading=True))) for service in services]
+    assert a not in first and {b, c} == set(first)
+    assert a in [next(iter(servers.candidates((service,), 11.9))) for service in services], "writes are welcome"
+    assert a in [next(iter(servers.candidates((service,), 12.0, reading=True))) for service in services]
+    for server in (b, c):
+        servers.failed(server, 3.0, GONE)
+    assert next(iter(servers.candidates((services[0],), 5.0, reading=True))) is a
+
+
 def test_what_is_kept_is_bounded() -> None:
     servers = three(remembered=3)
     for n in range(10):
