@@ -217,7 +217,7 @@ class NacosRegistry:
         elif found != self._odd.get(key):
             self._odd[key] = found
             self.unreadable += len(found)
-            log.warning("%s: %d hosts cannot be read and are left out: %s", key, len(found), "; ".join(found[:3]))
+            log.warning("%s: left out what cannot be read of its hosts, %d: %s", key, len(found), "; ".join(found[:3]))
 
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
         now = self.clock.now()

@@ -522,10 +522,10 @@ async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: py
     registry = NacosRegistry(NacosPolicy(ServersPolicy(("a",)), dialect="v1"), FakeClock(), httpx.MockTransport(answer))
     for _ in range(3):
         assert len((await registry.send(Fetch(KEY))).instances) == 1
-    assert registry.unreadable == 1 and caplog.text.count("1 hosts cannot be read") == 1
+    assert registry.unreadable == 1 and caplog.text.count("of its hosts, 1: ") == 1
     hosts.append({"port": 0, "ip": None})
     await registry.send(Fetch(KEY))
-    assert registry.unreadable == 3 and caplog.text.count("2 hosts cannot be read") == 1
+    assert registry.unreadable == 3 and caplog.text.count("of its hosts, 2: ") == 1
     del hosts[1:]
     await registry.send(Fetch(KEY))
     hosts.append({"port": 0})
