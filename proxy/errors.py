@@ -51,8 +51,8 @@ class Reason(Enum):
     CHECKER_AT_WORK = "health check still working"
     CLUSTER_NOT_FOUND = "cluster not found"
     NO_RIGHT = "no right"
+    NO_PEER = "no peer"  # the node asked another one, which is gone or has just come: of the call it says nothing
     GONE = "gone"
-    PEER_AWAY = "a node of the cluster asks one that is away"
     OTHER = "other"
 
 
@@ -170,7 +170,8 @@ class Garbled(UpstreamError):
 def away(error: ProxyError | None) -> bool:
     """Whether an upstream that says this, or nothing, cannot be counted on."""
     if isinstance(error, Refused):  # 1.4.8 says 500 of what it does not find
-        return error.status > 500 or (error.status == 500 and error.reason is Reason.OTHER)
+        gone = error.status > 500 or (error.status == 500 and error.reason is Reason.OTHER)
+        return gone or error.reason is Reason.NO_PEER
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 
@@ -178,10 +179,10 @@ def telling(error: ProxyError | None, *, fetching: bool) -> bool:
     """Whether an outcome says anything of the upstream as a whole.
 
     One list that cannot be read does not: it is there, and all else may be well. To calls that are no fetch 500 is also
-    the word for bad parameters. What waited in our own queue, or for a peer of the server, says nothing either.
+    the word for bad parameters, a node that misses its peer is there itself, and what waited in our own queue was not
+    even asked.
     """
-    if isinstance(error, Busy) or (isinstance(error, Refused) and error.reason is Reason.PEER_AWAY):
-        return False
     if fetching:
-        return not (isinstance(error, Garbled) and error.answered)
-    return not (isinstance(error, Refused) and error.status in (500, 501))
+        return not isinstance(error, Busy) and not (isinstance(error, Garbled) and error.answered)
+    vague = isinstance(error, Refused) and (error.status in (500, 501) or error.reason is Reason.NO_PEER)
+    return not vague and not isinstance(error, Busy)

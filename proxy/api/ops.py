@@ -108,19 +108,16 @@ def operations_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
 
 
 def readiness(sight: Sight) -> tuple[str, list[str]]:
-    """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read."""
+    """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read.
+
+    Nodes of the upstream that are down are named; as long as half of them are up that alone degrades nothing.
+    """
     catalog = sight.agent.catalog
     reasons: list[str] = []
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
-    servers = sight.upstream().get("servers", ())
-    gone = [f"server {server['url']}: {server['error']}" for server in servers if server["state"] == "down"]
-    told: list[str] = [] if len(servers) < 2 else gone
-    if 2 * len(told) > len(servers):
-        reasons += told
-        told = []
     for name, part in (("push", sight.push()), ("disk", sight.disk()), ("workers", sight.workers())):
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
@@ -133,7 +130,10 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if sight.events.closed:
         reasons.append("stopping")
-    return ("degraded" if reasons else "ready"), reasons + told
+    servers: list[Mapping[str, Any]] = sight.upstream().get("servers", [])
+    down = [s for s in servers if s["state"] == "down"] if len(servers) > 1 and catalog.breaker.up else []
+    notes = [f"node {s['url']}: down: {s['error']}" for s in down]
+    return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
 
 
 def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ due (a probe, the address server's list, a server's version) is started beside t
     did not arrive         | always
     may have arrived       | where the second time says the same: all but creating and deleting a service
     refused, 502 to 504    | the same; a read also after 500
-    refused for a peer     | the same: the server passed it on to one that is away
+    refused for a peer     | the same: the node asked one that is gone or has just come back
     refused otherwise      | never
     refused as gone        | stays, and is spoken in the next dialect
 """
@@ -50,7 +50,7 @@ from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
 from proxy.registry.line import ServerLine
 from proxy.registry.login import Credential, LoginPolicy, Session
 from proxy.registry.memory import Memory, MemoryPolicy
-from proxy.registry.servers import Server, Servers, ServersPolicy, failing, of_a_peer, parse_addresses
+from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
 from proxy.registry.speech import ONCE, speeches
 from proxy.registry.transport import FastTransport, TransportPolicy
 from proxy.runtime import Clock, spawn, stop
@@ -93,8 +93,8 @@ class NacosRegistry:
         self.unreadable = 0
         self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
-        self.servers.on_up += [_forget, self._say_back]
-        self.servers.on_down.append(self._say_lost)
+        self.servers.on_up.append(self._came)
+        self.servers.on_down.append(self._went)
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own login."""
@@ -199,14 +199,15 @@ class NacosRegistry:
 
     # outcomes
 
-    def _say_lost(self, server: Server) -> None:
-        if len(self.servers.all) > 1:  # of one alone the agent says that the upstream is lost
-            left = len(self.servers.up)
-            log.warning("%s is lost: %s; %d of %d servers left", server.url, server.error, left, len(self.servers.all))
-
-    def _say_back(self, server: Server) -> None:
+    def _came(self, server: Server) -> None:
+        server.spoken.forget()  # back after an outage it may be another version
         if len(self.servers.all) > 1:
-            log.warning("%s is back; lists are asked of others until it has caught up", server.url)
+            log.warning("node %s is back: %d of %d are up", server.url, len(self.servers.up), len(self.servers.all))
+
+    def _went(self, server: Server) -> None:
+        if len(self.servers.all) > 1:
+            up, number = len(self.servers.up), len(self.servers.all)
+            log.warning("node %s is down: %d of %d are up: %s", server.url, up, number, server.error)
 
     def left_out(self, snapshot: Snapshot) -> None:
         """Counts and tells of hosts that cannot be read, once for as long as a service has the same."""
@@ -216,7 +217,7 @@ class NacosRegistry:
         elif found != self._odd.get(key):
             self._odd[key] = found
             self.unreadable += len(found)
-            log.warning("%s: %d hosts cannot be read and are left out: %s", key, len(found), "; ".join(found[:3]))
+            log.warning("%s: left out what cannot be read of its hosts, %d: %s", key, len(found), "; ".join(found[:3]))
 
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
         now = self.clock.now()
@@ -250,11 +251,6 @@ def _status(server: Server) -> dict[str, Any]:
     }
 
 
-def _forget(server: Server) -> None:
-    """Back after an outage it may be another version."""
-    server.spoken.forget()
-
-
 class _Voice:
     """A `Registry` over shared servers with one set of rights: this proxy's own, or a client's."""
 
@@ -275,7 +271,7 @@ class _Voice:
                 result = await self.on(server, call)
             except UpstreamError as error:
                 refused = isinstance(error, Refused)
-                if refused and not failing(error, reading=reading) and not of_a_peer(error):
+                if not _elsewhere(error) and not failing(error, reading=reading):
                     raise
                 last = error
                 if _once(call) and (error.arrived or refused):
@@ -283,8 +279,6 @@ class _Voice:
                 continue
             self._note(call, result, server, keys)
             return result
-        if last is not None and of_a_peer(last):
-            raise Refused(Reason.PEER_AWAY, str(last), status=503) from last
         raise last or Unreachable("no server is known", arrived=False)
 
     async def on(self, server: Server, call: Call[R]) -> R:
@@ -294,7 +288,7 @@ class _Voice:
         try:
             result = await self.line(server).send(call)
         except Refused as error:
-            if failing(error, reading=not isinstance(call, Write)):
+            if not _elsewhere(error) and failing(error, reading=not isinstance(call, Write)):
                 registry.failed(server, error)
             else:
                 registry.succeeded(server, None, "refused")
@@ -327,10 +321,15 @@ class _Voice:
             case _:
                 return
         for key in keys:
-            self.registry.servers.keep(key, server)
+            self.registry.servers.keep(key, server, self.registry.clock.now())
 
     async def close(self) -> None:
         """Nothing of its own to close."""
+
+
+def _elsewhere(error: UpstreamError) -> bool:
+    """Whether it is a peer of the server that is in trouble."""
+    return isinstance(error, Refused) and error.reason is Reason.NO_PEER
 
 
 def _once(call: object) -> bool:

@@ -6,10 +6,12 @@ Not for: sending (`http`), what a server speaks (`detect`), when a list is fetch
     ------------+---------------------------------------------+------------------------------------------------------
     up          | no failure, or fewer than `patience` silent | get it by rendezvous hashing, or because they got it
                 | or garbled answers in a row                 | before (an instance's registration and its beats)
-    in doubt    | `doubt` seconds after it came back          | that read ask another that is up: until it has caught up
-                |                                             | with the others, it lists what is old, or unwell
+    in doubt    | for `doubt` seconds after it was down       | as up; lists and other reads only where no other is up
     down        | from a failure until the next success       | when none is up, or none any more; probes as `retry_at`
                 |                                             | passes
+
+What is kept to a server that goes down is kept to another one meanwhile. When its own is up again it goes back, not all
+at once: some time after the doubt, which is drawn from what it is.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ class ServersPolicy:
     `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; where a URL has a path, that is its context path.
     `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
     A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
-    called for `idle` seconds is probed too, where there are several. What kept to another server while its own was
-    down comes back to it between `doubt` and `home` seconds after it is up again, spread over that time. No answer in
-    time counts where there was none at all for `slow` seconds: a slow server is no lost one.
+    called for `idle` seconds is probed too, where there are several. One that was down is in `doubt`: it lists
+    instances unwell, or as they were. What was kept to it goes back to it in the `return_within` seconds behind that.
+    No answer in time counts where there was none at all for `slow` seconds: a slow server is no lost one.
     """
 
     urls: tuple[str, ...] = ()
@@ -56,6 +58,9 @@ class ServersPolicy:
     idle: float = 10.0
     remembered: int = 100_000
     attempts: int = 3
+    doubt: float = 10.0
+    return_within: float = 30.0
+    slow: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +68,7 @@ class Server:
     """One server, and what operators want to know of it.
 
     `failures` are those since the last success, `pause` the seconds between the last two probes of a server that is
-    down, `latency` a moving mean in seconds, `back_at` when it last came back.
+    down, `back_at` when it was last up again, `latency` a moving mean in seconds.
     """
 
     origin: str
@@ -71,10 +76,10 @@ class Server:
     up: bool = True
     failures: int = 0
     retry_at: float = 0.0
-    back_at: float = float("-inf")
     pause: float = 0.0
     called_at: float = 0.0
     answered_at: float = float("-inf")
+    back_at: float = float("-inf")
     probing: bool = False
     error: str = ""
     latency: float = 0.0
@@ -150,6 +155,15 @@ def parse_addresses(body: bytes, context_path: str = "/nacos") -> list[Server]:
 Listener = Callable[[Server], None]
 
 
+@dataclass(slots=True)
+class _Kept:
+    """To whom something keeps: to `home`, and to `now` since that failed it."""
+
+    home: Server
+    now: Server
+    since: float
+
+
 class Servers:
     """`on_up` and `on_down` are called once per transition of a server, `on_list` when the list is another one."""
 
@@ -159,7 +173,7 @@ class Servers:
         self.on_down: list[Listener] = []
         self.on_list: list[Callable[[], None]] = []
         self.all: list[Server] = []
-        self._keeps: LRUCache[Hashable, Server] = LRUCache(policy.remembered)
+        self._keeps: LRUCache[Hashable, _Kept] = LRUCache(policy.remembered)
         self.replace(parse_server(url, policy.context_path) for url in policy.urls)
 
     def replace(self, servers: Iterable[Server]) -> None:
@@ -182,19 +196,18 @@ class Servers:
         """Whether all are known to have Nacos's parameter check."""
         return bool(self.all) and all(server.spoken.checks for server in self.all)
 
-    def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
+    def candidates(self, keys: tuple[Hashable, ...], now: float = 0.0, *, reading: bool = False) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 
-        What only reads asks those in doubt last.
         Where none is up, or none any more, the last is that whose probe comes first: a call deserves a try.
         """
         if len(self.all) < 2:
             yield from self.all
             return
         tried: list[Server] = []
-        ordered = list(self._ordered(keys, now))
-        if reading:
-            ordered.sort(key=lambda server: now - server.back_at < self.policy.doubt)
+        ordered = self._ordered(keys, now)
+        if reading:  # a stable order: what is in doubt comes last
+            ordered = iter(sorted(ordered, key=lambda server: self.doubted(server, now)))
         for server in ordered:
             if server.up and server not in tried and len(tried) < self.policy.attempts:
                 tried.append(server)
@@ -203,24 +216,32 @@ class Servers:
         if left and not self.up and len(tried) < self.policy.attempts:
             yield min(left, key=lambda server: server.retry_at)
 
+    def doubted(self, server: Server, now: float) -> bool:
+        """Whether it has come back so lately that its lists may be old."""
+        return now < server.back_at + self.policy.doubt
+
     def _ordered(self, keys: tuple[Hashable, ...], now: float) -> Iterator[Server]:
-        ranked = sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
-        for key in () if ranked and self._is_home(ranked[0], keys, now) else keys:
+        for key in keys:
             kept = self._keeps.get(key)
-            if kept is not None and kept.up and kept in self.all:
-                yield kept
-        yield from ranked
+            if kept is not None:
+                yield from (s for s in self._kept_to(key, kept, now) if s.up and s in self.all)
+        yield from sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
 
-    def _is_home(self, server: Server, keys: tuple[Hashable, ...], now: float) -> bool:
-        """Whether calls come back to the server that they left when it was down; not all in one moment."""
-        away = now - server.back_at  # infinite for one that was never down: it is nobody's home
-        spread = _digest("home", keys[0] if keys else "")[0] / 256
-        return self.policy.doubt + spread * (self.policy.home - self.policy.doubt) <= away < float("inf")
+    def _kept_to(self, key: Hashable, kept: _Kept, now: float) -> tuple[Server, ...]:
+        if kept.now is kept.home:
+            return (kept.home,)
+        share = int.from_bytes(_digest(str(key))[:2], "big") / 65536
+        due = max(kept.since, kept.home.back_at) + self.policy.doubt + share * self.policy.return_within
+        return (kept.home, kept.now) if now >= due else (kept.now,)
 
-    def keep(self, key: Hashable, server: Server) -> None:
-        """What `key` names keeps to this server while it is up."""
-        if len(self.all) > 1:
-            self._keeps[key] = server
+    def keep(self, key: Hashable, server: Server, now: float = 0.0) -> None:
+        """What `key` names keeps to this server while it is up, and comes back to it when it is up again."""
+        if len(self.all) < 2:
+            return
+        kept = self._keeps.get(key)
+        home = server if kept is None or kept.home not in self.all else kept.home
+        if kept is None or kept.home is not home or kept.now is not server:
+            self._keeps[key] = _Kept(home, server, now)
 
     def forget(self, key: Hashable) -> None:
         self._keeps.pop(key, None)
@@ -264,26 +285,11 @@ class Servers:
 
 def _weight(server: Server, keys: tuple[Hashable, ...]) -> bytes:
     """Rendezvous hashing on the last key, the service: all that is about it starts at the same server."""
-    return _digest(server.url, keys[-1] if keys else "")
+    return _digest(f"{server.url} {keys[-1] if keys else ''}")
 
 
-def _digest(salt: str, about: Hashable) -> bytes:
-    return hashlib.blake2b(f"{salt} {about}".encode(), digest_size=8).digest()
-
-
-_OF_A_PEER = re.compile(
-    r"receive invalid redirect request from peer|connection refused|connect timed out|connectexception"
-    r"|sockettimeoutexception|read timed out|noroutetohost",
-    re.IGNORECASE,
-)
-
-
-def of_a_peer(error: UpstreamError) -> bool:
-    """Whether a refusal is about the cluster, not about the call: the server passed it on to a peer that is away.
-
-    For some seconds around a node's death or return (DESIGN fact 19).
-    """
-    return isinstance(error, Refused) and error.status in (400, 500) and _OF_A_PEER.search(error.text) is not None
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def failing(error: UpstreamError, *, reading: bool) -> bool:

@@ -31,6 +31,12 @@ _SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
         (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
     )
 )
+# What a node of a cluster says when the one that it hands a call on to has died or has just come back (issue 10).
+_NO_PEER = re.compile(
+    r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
+    r"|SocketTimeoutException|ConnectException|NoRouteToHostException",
+    re.IGNORECASE,
+)
 _CODED = {
     10001: Reason.NO_RIGHT,
     20004: Reason.INSTANCE_NOT_FOUND,
@@ -71,6 +77,8 @@ def _reason(status: int, code: int, text: str) -> Reason:
         return Reason.NO_RIGHT
     if status in (405, 410, 501) or code in (40000, 40001):
         return Reason.GONE
+    if status in (400, 500) and _NO_PEER.search(text):
+        return Reason.NO_PEER
     for pattern, reason in _SAID:
         if pattern.search(text):
             return reason

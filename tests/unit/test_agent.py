@@ -521,6 +521,7 @@ async def test_a_beat_for_what_nobody_registered_here_is_answered_as_the_upstrea
         Busy("no connection became free"),
         Garbled("HTML"),
         Refused(Reason.OTHER, "server is STARTING now", status=503),
+        Refused(Reason.NO_PEER, "invalid redirect", status=400),
     ],
 )
 async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(world: World, error: Exception) -> None:
@@ -666,6 +667,7 @@ async def test_its_loss_and_its_return_are_told_once_each(world: World) -> None:
         (BadCall("ip", Problem.ILLEGAL, "illegal"), Register(KEY, A), False),
         (Garbled("HTML"), Metrics(), True),
         (Garbled("HTML"), Fetch(KEY), True),
+        (Refused(Reason.NO_PEER, "receive invalid redirect request", status=400), Beat(KEY, A.ip, A.port), False),
         (Garbled("another service's list", answered=True), Fetch(KEY), False),
         (Garbled("nothing that a beat is answered", answered=True), Beat(KEY, A.ip, A.port), True),
     ],

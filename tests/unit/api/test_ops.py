@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
-from proxy.api.ops import readiness
+from proxy.api.ops import Sight, readiness
 from proxy.calls import Register
 from proxy.errors import Unreachable
 from tests.helpers.build import KEY, instance, snapshot
@@ -66,19 +65,19 @@ async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(
     assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
 
 
-async def test_nodes_that_are_gone_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
-    def upstream(*down: int) -> dict[str, Any]:
-        return {"servers": [server(number, number in down) for number in range(3)]}
+async def test_nodes_that_are_down_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
+    def sight(*states: str) -> Sight:
+        servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
+        return replace(world.sight, upstream=lambda: {"servers": servers})
 
-    def server(number: int, down: bool) -> dict[str, Any]:
-        return {"url": f"http://n{number}", "state": "down" if down else "up", "error": "refused" if down else ""}
-
+    assert readiness(sight("up", "up", "up")) == ("ready", [])
+    assert readiness(sight("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(sight("up", "down")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(sight("down", "down", "up"))[0] == "degraded"
+    assert readiness(sight("down")) == ("ready", [])  # the upstream as a whole tells of the only one
     await world.ask("GET", "/api/v1/services/orders")
-    assert readiness(replace(world.sight, upstream=upstream)) == ("ready", [])
-    one = replace(world.sight, upstream=lambda: upstream(1))
-    assert readiness(one) == ("ready", ["server http://n1: refused"])
-    two = replace(world.sight, upstream=lambda: upstream(0, 1))
-    assert readiness(two) == ("degraded", ["server http://n0: refused", "server http://n1: refused"])
+    await lose_upstream(world)
+    assert readiness(sight("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
 
 
 async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:

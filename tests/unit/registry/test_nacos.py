@@ -28,7 +28,7 @@ from proxy.calls import (
     Update,
     UpdateService,
 )
-from proxy.errors import Reason, Refused, Unreachable, UpstreamError, away
+from proxy.errors import Reason, Refused, Unreachable, UpstreamError, away, telling
 from proxy.model import Instance
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts
@@ -421,49 +421,6 @@ async def test_what_says_the_same_the_second_time_goes_to_the_next_server() -> N
             assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
 
 
-PEERS = {
-    400: b"receive invalid redirect request from peer 127.0.0.1",
-    500: b"Server failed, caused: java.net.ConnectException: Connection refused;",
-}
-
-
-def of_a_peer(status: int) -> Say:
-    return say(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%b" % (status, len(PEERS[status]), PEERS[status]))
-
-
-@pytest.mark.parametrize("status", PEERS)
-async def test_an_answer_about_a_peer_that_is_away_is_no_answer_to_the_call(status: int) -> None:
-    """Around a node's death or return the others pass calls on to it (DESIGN fact 19)."""
-    async with stub(lambda _: of_a_peer(status)) as asks_its_peer, facing("v1+v2") as up:
-        async with registry_of(asks_its_peer.url, up.url, dialect="v1") as registry:
-            for number in range(8):
-                await registry.send(Register(key(f"s{number}"), A))
-            assert len(asks_its_peer.requests) >= 1
-            assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
-            assert all(server.up for server in registry.servers.all), "it is its peer that is away"
-
-
-async def test_where_all_ask_a_peer_that_is_away_it_is_as_if_the_upstream_were_away() -> None:
-    async with stub(lambda _: of_a_peer(500)) as one, stub(lambda _: of_a_peer(400)) as two:
-        async with registry_of(one.url, two.url, dialect="v1") as registry:
-            with pytest.raises(Refused) as caught:
-                await registry.send(Beat(KEY, A.ip, A.port))
-            assert caught.value.reason is Reason.PEER_AWAY
-            assert away(caught.value)
-
-
-async def test_a_node_that_dies_or_returns_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async with facing("v1+v2") as up:
-        async with registry_of("127.0.0.1:1", up.url) as registry:
-            for number in range(8):
-                await registry.send(Register(key(f"s{number}"), A))
-            registry.servers.succeeded(registry.servers.all[0], 1.0)
-            lines = [record.getMessage() for record in caplog.records if "127.0.0.1:1/" in record.getMessage()]
-            assert len(lines) == 2
-            assert "is lost: " in lines[0] and lines[0].endswith("; 1 of 2 servers left")
-            assert "is back" in lines[1]
-
-
 async def test_many_calls_wait_for_one_answer_of_the_address_server() -> None:
     async with facing("v1") as up, stub(lambda _: ok(up.url.encode())) as addresses:
         async with registry_of(servers=ServersPolicy(endpoint=f"{addresses.url}/list")) as registry:
@@ -498,6 +455,64 @@ async def test_a_version_that_was_not_told_for_want_of_an_answer_is_asked_for_ag
         assert registry.servers.all[0].spoken.version == "1.4.6"
 
 
+REDIRECT = (400, "receive invalid redirect request from peer 10.0.0.2")
+NO_PEER = (500, "Server failed, caused: java.net.ConnectException: Connection refused (Connection refused);")
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+@pytest.mark.parametrize(
+    "call", [Register(KEY, A), Deregister(KEY, A.ip, A.port), Update(KEY, A.ip, A.port), Beat(KEY, A.ip, A.port)]
+)
+async def test_where_a_node_misses_its_peer_the_next_one_is_asked(call: Step, said: tuple[int, str]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/state"):
+            return httpx.Response(200, json={})
+        asked.append(request.url.host)
+        if len(asked) == 1:
+            return httpx.Response(said[0], text=said[1])
+        return httpx.Response(200, json={"code": 10200}) if isinstance(call, Beat) else httpx.Response(200, text="ok")
+
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    await registry.send(call)
+    assert len(asked) == len(set(asked)) == 2
+    assert all(server.up for server in registry.servers.all)
+    await registry.close()
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+async def test_where_all_nodes_miss_their_peer_the_upstream_is_away_for_this_call(said: tuple[int, str]) -> None:
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    transport = httpx.MockTransport(lambda _: httpx.Response(said[0], text=said[1]))
+    registry = NacosRegistry(policy, FakeClock(), transport)
+    with pytest.raises(Refused) as caught:
+        await registry.send(Beat(KEY, A.ip, A.port))
+    assert away(caught.value) and not telling(caught.value, fetching=False)
+    assert all(server.up for server in registry.servers.all)
+    with pytest.raises(Refused):
+        await registry.send(CreateService(KEY))
+    assert sum(sum(server.outcomes.values()) for server in registry.servers.all) == 4, "that is not asked twice"
+    await registry.close()
+
+
+async def test_a_node_that_dies_and_returns_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as up:
+        async with registry_of("127.0.0.1:1", up.url, clock=clock) as registry:
+            for number in range(20):
+                await registry.send(Register(key(f"s{number}"), A))
+            down = registry.servers.all[0]
+            registry.servers.succeeded(down, clock.now())
+            registry.servers.succeeded(down, clock.now())
+    lines = [record.getMessage() for record in caplog.records if "node " in record.getMessage()]
+    assert [line.partition(":1/nacos ")[2][:25] for line in lines] == [
+        "is down: 1 of 2 are up: h",
+        "is back: 2 of 2 are up",
+    ]
+
+
 async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     hosts: list[Any] = [{"ip": "10.0.0.1", "port": 80}, {"port": 0}]
 
@@ -507,10 +522,10 @@ async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: py
     registry = NacosRegistry(NacosPolicy(ServersPolicy(("a",)), dialect="v1"), FakeClock(), httpx.MockTransport(answer))
     for _ in range(3):
         assert len((await registry.send(Fetch(KEY))).instances) == 1
-    assert registry.unreadable == 1 and caplog.text.count("1 hosts cannot be read") == 1
+    assert registry.unreadable == 1 and caplog.text.count("of its hosts, 1: ") == 1
     hosts.append({"port": 0, "ip": None})
     await registry.send(Fetch(KEY))
-    assert registry.unreadable == 3 and caplog.text.count("2 hosts cannot be read") == 1
+    assert registry.unreadable == 3 and caplog.text.count("of its hosts, 2: ") == 1
     del hosts[1:]
     await registry.send(Fetch(KEY))
     hosts.append({"port": 0})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Garbled, Reason, Refused, TooSlow, Unreachable
 from proxy.model import ServiceKey
-from proxy.registry.servers import Server, Servers, ServersPolicy, failing, of_a_peer, parse_addresses, parse_server
+from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses, parse_server
 
 GONE = Unreachable("no connection", arrived=False)
 SLOW = TooSlow("no answer in time")
@@ -309,55 +309,59 @@ def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
     assert asked(servers, instance, service) == asked(servers, service)
 
 
-def test_who_has_just_come_back_is_not_asked_for_lists_while_another_is_up() -> None:
-    """It lists what is old, or unwell, until it has caught up with the others (DESIGN fact 19)."""
+def test_what_moved_from_a_node_that_died_comes_back_to_it_within_a_minute_and_not_all_at_once() -> None:
     servers = three()
-    first = asked(servers, key("s"))[0]
-    home = next(server for server in servers.all if server.origin == first)
-    servers.failed(home, 1.0, GONE)
-    servers.succeeded(home, 100.0)
-    assert asked(servers, key("s"), now=105.0, reading=True)[-1] == first
-    assert asked(servers, key("s"), now=105.0)[0] == first, "writes do not wait"
-    assert asked(servers, key("s"), now=110.0, reading=True)[0] == first
-    alone = Servers(ServersPolicy(("a",)))
-    alone.failed(alone.all[0], 1.0, GONE)
-    alone.succeeded(alone.all[0], 100.0)
-    assert asked(alone, key("s"), now=101.0, reading=True) == ["http://a:8848"]
+    instances = [(key("s"), "10.0.0.1", port) for port in range(600)]
+    home, _, other = servers.all
 
+    def at(now: float) -> int:
+        """How many of the beats go to `home`."""
+        count = 0
+        for instance in instances:
+            chosen = next(iter(servers.candidates((instance, key("s")), now)))
+            servers.keep(instance, chosen, now)
+            count += chosen is home
+        return count
 
-def test_what_moved_while_a_server_was_down_comes_home_within_a_minute_and_not_all_at_once() -> None:
-    servers = three()
-    service = key("s")
-    home = next(server for server in servers.all if server.origin == asked(servers, service)[0])
-    instances = [(service, "10.0.0.1", port) for port in range(100)]
-    servers.failed(home, 1.0, GONE)
     for instance in instances:
-        away = next(s for s in servers.all if s.origin == asked(servers, instance, service)[0])
-        servers.keep(instance, away)
+        servers.keep(instance, home, 0.0)
+    assert at(1.0) == 600
+    servers.failed(home, 2.0, GONE)
+    assert at(3.0) == 0
     servers.succeeded(home, 100.0)
+    assert at(109.0) == 0, "in doubt"
+    assert 100 < at(120.0) < 500
+    assert at(140.0) == 600
+    servers.failed(home, 150.0, GONE)
+    at(151.0)
+    servers.replace([other])
+    assert at(152.0) == 0, "a home that is not in the list any more is forgotten"
+    servers.replace([other, home])
+    assert at(1000.0) == 0
 
-    def at_home(now: float) -> int:
-        return sum(asked(servers, instance, service, now=now)[0] == home.origin for instance in instances)
 
-    assert at_home(109.0) == 0
-    assert 20 < at_home(125.0) < 80
-    assert at_home(140.0) == 100
+def test_a_call_that_its_node_was_too_slow_for_moves_nothing_for_ever() -> None:
+    servers = three()
+    a, b, _ = servers.all
+    servers.keep("i", a, 0.0)
+    servers.keep("i", b, 1.0)
+    assert next(iter(servers.candidates(("i",), 2.0))) is b
+    assert next(iter(servers.candidates(("i",), 45.0))) is a
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "expected"),
-    [
-        (400, "receive invalid redirect request from peer 10.0.0.2", True),
-        (500, "java.net.ConnectException: Connection refused (Connection refused)", True),
-        (500, "Server failed, caused: java.net.SocketTimeoutException: Read timed out;", True),
-        (500, "caused: User nobody not found;", False),
-        (400, "Param 'ip' is required.", False),
-        (404, "connection refused", False),
-    ],
-)
-def test_a_refusal_may_be_about_a_peer_of_the_server(status: int, text: str, expected: bool) -> None:
-    assert of_a_peer(Refused(Reason.OTHER, text, status=status)) is expected
-    assert not of_a_peer(GONE)
+def test_a_node_that_has_just_come_back_is_asked_for_no_list_while_another_is_up() -> None:
+    servers = three(doubt=10.0)
+    services = [key(f"s{n}") for n in range(30)]
+    a, b, c = servers.all
+    servers.failed(a, 1.0, GONE)
+    servers.succeeded(a, 2.0)
+    first = [next(iter(servers.candidates((service,), 11.9, reading=True))) for service in services]
+    assert a not in first and {b, c} == set(first)
+    assert a in [next(iter(servers.candidates((service,), 11.9))) for service in services], "writes are welcome"
+    assert a in [next(iter(servers.candidates((service,), 12.0, reading=True))) for service in services]
+    for server in (b, c):
+        servers.failed(server, 3.0, GONE)
+    assert next(iter(servers.candidates((services[0],), 5.0, reading=True))) is a
 
 
 def test_what_is_kept_is_bounded() -> None:

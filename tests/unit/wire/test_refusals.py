@@ -154,6 +154,25 @@ def test_no_no_is_too_odd(status: int, body: bytes) -> None:
     assert refused.text and isinstance(refused.reason, Reason)
 
 
+@pytest.mark.parametrize(
+    ("status", "text", "reason"),
+    [
+        (400, "receive invalid redirect request from peer 10.0.0.2", Reason.NO_PEER),
+        (500, "Server failed, caused: java.net.SocketTimeoutException: Read timed out;", Reason.NO_PEER),
+        (500, "caused: java.net.ConnectException: Connection refused (Connection refused);", Reason.NO_PEER),
+        (500, "caused: connection refused: /10.0.0.2:8848;", Reason.NO_PEER),
+        (404, "connection refused", Reason.GONE),
+        (503, "upstream connect error: connection refused", Reason.OTHER),  # a gateway: of the node itself
+        (400, "Param 'serviceName' is illegal", Reason.OTHER),
+        (500, "caused: null;", Reason.OTHER),
+    ],
+)
+def test_a_node_that_misses_its_peer_says_nothing_of_the_call(status: int, text: str, reason: Reason) -> None:
+    page = json.dumps({"status": status, "error": "x", "message": text}).encode()
+    for body in (text.encode(), page):
+        assert read_refusal("v1", HttpReply(status, None, body), "x").reason is reason
+
+
 # writing
 
 
@@ -208,7 +227,7 @@ def test_a_refusal_of_the_clients_own_dialect_stays_as_it_came(dialect: Dialect)
         (Reason.CLUSTER_NOT_FOUND, 404, (404, 30000)),
         (Reason.NO_RIGHT, 403, (403, None)),
         (Reason.GONE, 410, (410, None)),
-        (Reason.PEER_AWAY, 500, (500, 30000)),
+        (Reason.NO_PEER, 500, (500, 30000)),
         (Reason.OTHER, 500, (500, 30000)),
     ],
 )
