@@ -169,9 +169,8 @@ class Garbled(UpstreamError):
 
 def away(error: ProxyError | None) -> bool:
     """Whether an upstream that says this, or nothing, cannot be counted on."""
-    if isinstance(error, Refused):  # 1.4.8 says 500 of what it does not find
-        gone = error.status > 500 or (error.status == 500 and error.reason is Reason.OTHER)
-        return gone or error.reason is Reason.NO_PEER
+    if isinstance(error, Refused):
+        return error.status >= 500 or error.reason is Reason.NO_PEER
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachetools import LRUCache
 
-from proxy.errors import Reason, Refused, TooSlow, Unreachable, UpstreamError
+from proxy.errors import Refused, TooSlow, Unreachable, UpstreamError
 from proxy.registry.detect import Spoken
 
 DEFAULT_PORT = 8848
@@ -296,8 +296,8 @@ def failing(error: UpstreamError, *, reading: bool) -> bool:
     """Whether an error says that the server is in trouble, rather than that it does not like the call.
 
     Gateways and a server that is not ready say 502 to 504; 500 is also the word for bad parameters, so of a write
-    it says nothing of the server, nor where it says what it did not find (1.4.8 does so with 500).
+    it says nothing of the server.
     """
     if isinstance(error, Refused):
-        return error.status in (502, 503, 504) or (reading and error.status == 500 and error.reason is Reason.OTHER)
+        return error.status in (502, 503, 504) or (reading and error.status == 500)
     return True

@@ -52,21 +52,25 @@ _CODED = {
 _WRAPPED = re.compile(
     r"errCode: ?\d+, errMsg: ?(?P<error>.*?)\s*|Code: \d+, Message: (?P<code>.*)\.|caused: (?P<cause>[^;]*);", re.DOTALL
 )
+_ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND, Reason.CLUSTER_NOT_FOUND)
 _LONGEST = 2000  # characters of a text that are kept: some answers are whole pages of a proxy in between
 
 
 def read_refusal(dialect: str, reply: HttpReply, asked: str) -> Refused:
     """What a server's no means; `asked` (method and path) is for the text where the server is silent.
 
-    An answer without a body is no answer of the dialect: its own words are made when it is written to a client.
+    An answer without a body is no answer of the dialect: its own words are made when it is written to a client. Nor is
+    a 500 for what is not there, which 1.4.8 says: clients take it for the word of a server in trouble, as we would.
     """
     code, text = _dissect(reply.body)
     text = _unwrap(text) or f"{asked}: {reply.status} {phrase(reply.status)}"
+    reason = _reason(reply.status, code, text)
+    in_trouble = reply.status == 500 and reason in _ABSENT
     return Refused(
-        _reason(reply.status, code, text),
+        reason,
         text,
-        status=reply.status,
-        dialect=dialect if reply.body else "",
+        status=404 if in_trouble else reply.status,
+        dialect="" if in_trouble or not reply.body else dialect,
         content_type=reply.content_type,
         body=reply.body,
     )

@@ -1,10 +1,13 @@
-"""The proxy in front of each registry, by each API. `NACOS_TEST_URL` names one more server."""
+"""The proxy in front of each registry, by each API. `NACOS_TEST_URL` names more of them.
+
+Separated by blanks, they share the tests among them; the nodes of a cluster stand together, separated by commas.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -12,20 +15,32 @@ import pytest
 
 from tests.conformance.drivers import V1, Driver, Rest
 from tests.helpers.app import Served, serving
+from tests.helpers.faces import clustered, facing
 
-REGISTRIES = ["embedded", "r-nacos", *(["NACOS_TEST_URL"] if os.environ.get("NACOS_TEST_URL") else [])]
+REAL = os.environ.get("NACOS_TEST_URL", "").split()
+STAND_INS = ["1.x", "2.5.1", "3.0", "cluster"]
+REGISTRIES = ["embedded", "r-nacos", *STAND_INS, *(["NACOS_TEST_URL"] * bool(REAL))]
 _numbers = itertools.count()
+_REAL = itertools.cycle(REAL or [""])
 
 
 @pytest.fixture(params=REGISTRIES)
-def upstream(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What `--upstream` is given."""
-    if request.param == "embedded":
-        yield "embedded"
-    elif request.param == "r-nacos":
-        yield request.getfixturevalue("rnacos").url
-    else:
-        yield os.environ["NACOS_TEST_URL"]
+async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """What `--upstream` is given. The stand-ins list a write as late as real servers do."""
+    match request.param:
+        case "embedded":
+            yield "embedded"
+        case "r-nacos":
+            yield request.getfixturevalue("rnacos").url
+        case "cluster":
+            async with clustered() as nodes:
+                yield ",".join(node.url for node in nodes)
+        case "1.x" | "2.5.1" | "3.0" as face:
+            lag = 0.0 if face == "1.x" else 0.55
+            async with facing("v1+v2" if face == "2.5.1" else face, listing_delay=lag) as server:
+                yield server.url
+        case _:
+            yield next(_REAL)
 
 
 @pytest.fixture
@@ -40,7 +55,9 @@ def fast_path(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-async def proxy(upstream: str, fast_path: bool, tmp_path: Path) -> AsyncIterator[Served]:
+async def proxy(upstream: str, registry: str, fast_path: bool, tmp_path: Path) -> AsyncIterator[Served]:
+    if not fast_path and registry in STAND_INS:
+        pytest.skip("one way of reading is enough for what the server does")
     async with serving(upstream=upstream, fast_path=fast_path, state_dir=tmp_path) as served:
         yield served
 

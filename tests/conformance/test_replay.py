@@ -67,8 +67,6 @@ SERVER = {
 }
 TWO = {
     "v3 login bad": Other(LOGIN, 500, "User nobody not found;"),
-    "v3 only: service list with instances": HIDDEN,
-    "v3 only: service list, part of a name": HIDDEN,
 }
 R_NACOS = {
     "v1 metadata batch put": NO_CALL,

@@ -3,6 +3,7 @@
 face       | v1                           | v2         | v3   | as
 -----------+------------------------------+------------+------+-----------------------------------
 v1         | most of it, texts untyped    | 404        | 404  | r-nacos 0.8.8
+1.x        | all, without parameter check | 404        | 404  | Nacos 1.4.8
 v1+v2      | all                          | all        | 404  | Nacos 2.5.1
 3.0        | register, beat, list, login… | 410        | all  | Nacos 3.0.3
 3.0 closed | 410                          | 410        | all  | 3.0.3 without its compatibility
@@ -12,24 +13,28 @@ v3         | 404                          | 404        | all  | Nacos 3.2
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from typing import Any
 
+import orjson
 import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply, to_request
-from proxy.calls import CreateService, ServerState
-from proxy.errors import ProxyError
+from proxy.calls import Beat, CreateService, Deregister, Fetch, GetInstance, Register, ServerState, Update, Write
+from proxy.errors import ProxyError, Reason, Refused
+from proxy.model import Instance, ServiceKey, Snapshot
 from proxy.registry.embedded import EmbeddedRegistry, Limits
 from proxy.runtime import Clock, SystemClock
 from proxy.wire.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
 from proxy.wire.base import Dialect, HttpReply, HttpRequest, ReadService, ServiceView
+from proxy.wire.rules import LENIENT
 from proxy.wire.shapes import as_json, as_text, error_page
 from proxy.wire.v1 import V1
 from tests.helpers.app import running
@@ -70,6 +75,7 @@ class Face:
 
 FACES = {
     "v1": Face("1.4.6", (V1,)),
+    "1.x": Face("1.4.8", (V1_WHOLE,)),
     "v1+v2": Face("2.5.1", (V1_WHOLE, V2_WHOLE)),
     "3.0": Face("3.0.3", (V1_WHOLE, V3_WHOLE), STILL_OPEN, 410),
     "3.0 closed": Face("3.0.3", (V3_WHOLE,), gone=410),
@@ -119,7 +125,11 @@ class Users:
 
 
 class FaceServer:
-    """An ASGI app. `asked` are the requests that came, as `METHOD /path`; `face` may be changed: an upgrade."""
+    """An ASGI app. `asked` are the requests that came, as `METHOD /path`; `face` may be changed: an upgrade.
+
+    `odd` are hosts that stand in each list of a service as they are: what Nacos took, and nobody can read.
+    `listing_delay`: seconds until any read shows a write, once the service has been read (lag.jsonl: 0.5-0.65 s).
+    """
 
     def __init__(self, face: str, clock: Clock, listing_delay: float = 0.0, users: Users | None = None) -> None:
         self.face = FACES[face]
@@ -127,6 +137,7 @@ class FaceServer:
         self.users = users
         self.registry = EmbeddedRegistry(clock, Limits(listing_delay=listing_delay))
         self.asked: list[str] = []
+        self.odd: dict[ServiceKey, list[Any]] = {}
         self.url = ""
 
     def turn(self, face: str) -> None:
@@ -136,7 +147,10 @@ class FaceServer:
         body = await read_body(Request(scope, receive), 1 << 20)
         request = to_request(scope, scope["path"].removeprefix("/nacos"), body)
         self.asked.append(f"{request.method} {request.path}")
-        reply = self._gone(request) or self._login(request) or self._barred(request) or await self._perform(request)
+        if self.face is FACES["1.x"]:  # the form of a POST is not seen, but by the login; no parameter check
+            form = () if request.method == "POST" and request.path not in LOGINS else request.form
+            request = request._replace(form=form, rules=LENIENT)
+        reply = self._gone(request) or self._login(request) or self._barred(request) or await self._answer(request)
         await send_reply(send, self._accent(request, reply), head_only=request.method == "HEAD")
 
     # what a face does not do
@@ -199,6 +213,18 @@ class FaceServer:
 
     # what it does
 
+    async def _answer(self, request: HttpRequest) -> HttpReply:
+        """As `_perform`; a face of another make may forward it, or say something else."""
+        if request.parameters.get("beat") == "{}":  # Nacos stores an instance without an ip
+            key = ServiceKey.of(request.parameters["serviceName"], request.parameters.get("groupName"))
+            self.odd.setdefault(key, []).append({"port": 0, "weight": 1.0, "healthy": True, "metadata": {}})
+            return as_json({"clientBeatInterval": 5000, "code": 10200, "lightBeatEnabled": True})
+        cluster = request.parameters.get("clusterName", "")
+        if self.face is FACES["1.x"] and not re.fullmatch(r"[0-9a-zA-Z-]*", cluster):
+            text = f"cluster name can only have these characters: 0-9a-zA-Z-, current: {cluster}"
+            return as_text(text, 400)
+        return await self._perform(request)
+
     async def _perform(self, request: HttpRequest) -> HttpReply:
         dialect = next((d for d in self.face.dialects if d.name == request.path[1:3]), self.face.dialects[0])
         operation = dialect.match(request.method, request.path)
@@ -208,15 +234,28 @@ class FaceServer:
             return error_page(request, 404, "No message available", self._now_ms())
         try:
             call = self._meant(operation.read_request(request))
-            result = await self.registry.send(asked_by(call))
+            result = await self._send(asked_by(call))
             if isinstance(call, ReadService):
                 snapshot = replace(result, last_ref_time=self._now_ms())
                 result = ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only))
             if isinstance(call, ServerState):
                 result = {**result, "version": self.face.version, "auth_enabled": str(self.users is not None).lower()}
-            return operation.write_reply(call, result)
+            reply = operation.write_reply(call, result)
         except ProxyError as error:
             return dialect.write_error(request, error, self._now_ms())
+        if isinstance(call, ReadService) and call.service in self.odd:
+            answer = orjson.loads(reply.body)
+            listed = answer.get("data", answer)
+            (listed if isinstance(listed, list) else listed["hosts"]).extend(self.odd[call.service])
+            reply = as_json(answer)
+        return reply
+
+    async def _send(self, call: Any) -> Any:
+        """What the registry says; on a 1.x each cluster at an address is an instance of its own (NACOS.md 5.1)."""
+        if self.face is not FACES["1.x"]:
+            return await self.registry.send(call)
+        result = await self.registry.send(_inside(call))
+        return _outside(result) if isinstance(result, Snapshot | Instance) else result
 
     def _meant(self, call: Any) -> Any:
         """What is made of a call: r-nacos lists all clusters, and its services may hold instances of both kinds."""
@@ -233,12 +272,136 @@ class FaceServer:
             kind = None
         if self.face.three:
             body = body.replace(b'"allIPs":', b'"allIps":')
+        if self.face is FACES["1.x"]:
+            return _as_1x(request, reply)
         if not request.path.startswith("/v1/"):  # what v2 or v3 registered has no id
             body = re.sub(rb'"instanceId":"[^"]*",', b"", body)
         return HttpReply(reply.status, kind, body, reply.headers)
 
     def _now_ms(self) -> int:
         return int(self.clock.wall() * 1000)
+
+
+def _inside(call: Any) -> Any:
+    """With the cluster in the address, so that the registry keeps one instance for each."""
+    if isinstance(call, Register):
+        i = call.instance
+        return replace(call, instance=replace(i, ip=f"{i.ip}|{i.cluster}"))
+    if isinstance(call, Deregister | Update | Beat | GetInstance):
+        full = getattr(call, "full", None)
+        more = {} if full is None else {"full": replace(full, ip=f"{full.ip}|{full.cluster}")}
+        return replace(call, ip=f"{call.ip}|{call.cluster}", **more)
+    return call
+
+
+def _outside(found: Any) -> Any:
+    if isinstance(found, Instance):
+        return replace(found, ip=found.ip.partition("|")[0])
+    return Snapshot.of(found.key, [_outside(i) for i in found.instances])
+
+
+def _as_1x(request: HttpRequest, reply: HttpReply) -> HttpReply:
+    """As 1.4.8 answered when it was asked."""
+    if reply.status >= 400 and (reply.content_type or "").startswith("text/"):
+        text = reply.body.decode()
+        absent = request.method == "GET" and ("found" in text or "no ips" in text)
+        wrapped = text if text.startswith("caused: ") else f"caused: {text};"
+        return as_text(wrapped, 500 if absent else reply.status)
+    if request.path == "/v1/ns/instance/list" and reply.status == 200:
+        answer = orjson.loads(reply.body)
+        name = answer["name"].partition("@@")[2]
+        hosts = [{"valid": h.get("healthy"), "marked": False, **h, "serviceName": name} for h in answer["hosts"]]
+        for host in hosts:
+            for field in ("instanceHeartBeatInterval", "instanceHeartBeatTimeOut", "ipDeleteTimeout"):
+                host.pop(field, None)
+        shown = {"hosts": hosts, "dom": name, "name": answer["name"], "cacheMillis": 3000}
+        shown |= {"lastRefTime": answer["lastRefTime"], "checksum": "0", "useSpecifiedURL": False}
+        return as_json({**shown, "clusters": answer["clusters"], "env": "", "metadata": {}})
+    return reply
+
+
+class Node(FaceServer):
+    """One of several over one registry: each is responsible for some instances, and asks its peers about the others.
+
+    `turmoil`, status and text: what it answers to a write that it has to pass on, as around the death or return of a
+    peer. `returned`: it has just come back, and lists everybody unwell. The node that is responsible for a service
+    lists a change after 0.6 s, the others after 1.2 to 1.7 s; a DELETE whose parameters stand in a form is lost on the
+    way to the peer, and answered 500 after 2 s.
+    """
+
+    def __init__(self, number: int, nodes: list[Node], clock: Clock, lagging: bool) -> None:
+        super().__init__("v1+v2", clock)
+        self.number, self.nodes = number, nodes
+        self.lagging = lagging
+        self.turmoil: tuple[int, str] | None = None
+        self.returned = False
+        self._shown: dict[ServiceKey, Snapshot] = {}
+        self._due: dict[ServiceKey, float] = {}
+        if nodes:
+            self.registry = nodes[0].registry
+        nodes.append(self)
+
+    async def _answer(self, request: HttpRequest) -> HttpReply:
+        p = request.parameters
+        place = f"{p.get('ip')}:{p.get('port')}"
+        mine = zlib.crc32(place.encode()) % len(self.nodes) == self.number
+        if request.method != "GET" and request.path == "/v1/ns/instance" and not mine:
+            if self.turmoil is not None:
+                return as_text(self.turmoil[1], self.turmoil[0])
+            if request.method == "DELETE" and request.form:
+                await self.clock.sleep_until(self.clock.now() + 2.0)
+                text = "Server failed, caused: java.net.SocketTimeoutException: Read timed out;"
+                return error_page(request, 500, text, self._now_ms())
+        return await super()._answer(request)
+
+    async def _send(self, call: Any) -> Any:
+        if isinstance(call, Write):
+            result = await super()._send(call)
+            for node in self.nodes:
+                node._changed(call.service)
+            return result
+        if isinstance(call, Fetch):
+            shown = await self._view(call.service)
+            unwell = (replace(i, healthy=False) for i in shown.instances)
+            return shown.with_instances(unwell) if self.returned else shown
+        if isinstance(call, GetInstance):
+            found = (await self._view(call.service)).find(call.ip, call.port, call.cluster)
+            if found is None:
+                raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
+            return found
+        return await super()._send(call)
+
+    def _lag(self, key: ServiceKey) -> float:
+        share = zlib.crc32(str(key).encode())
+        return 0.6 if share % len(self.nodes) == self.number else 1.2 + share % 6 / 10
+
+    def _changed(self, key: ServiceKey) -> None:
+        if self.lagging and key in self._shown:
+            self._due.setdefault(key, self.clock.now() + self._lag(key))
+
+    async def _view(self, key: ServiceKey) -> Snapshot:
+        truth = await self.registry.send(Fetch(key))
+        if key in self._shown and truth != self._shown[key]:
+            self._changed(key)
+        if key not in self._due or self.clock.now() >= self._due[key]:
+            self._due.pop(key, None)
+            self._shown[key] = truth
+        return self._shown[key]
+
+
+@asynccontextmanager
+async def clustered(clock: Clock | None = None, *, lagging: bool = True) -> AsyncIterator[list[Node]]:
+    """Three nodes of one cluster of 2.5.1, each on a port of its own."""
+    clock, nodes = clock or SystemClock(), list[Node]()
+    async with AsyncExitStack() as stack:
+        for number in range(3):
+            node = Node(number, nodes, clock, lagging)
+            config = uvicorn.Config(
+                node, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none"
+            )
+            node.url = await stack.enter_async_context(running(config))
+        yield nodes
+        await nodes[0].registry.close()
 
 
 GONE = (

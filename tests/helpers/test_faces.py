@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.helpers.clock import FakeClock
-from tests.helpers.faces import FACES, facing
+from tests.helpers.faces import FACES, clustered, facing
 from tests.helpers.recordings import Row, load
 
 
@@ -69,7 +69,7 @@ async def test_a_face_has_its_dialects_and_no_others(face: str, spoken: str) -> 
 @pytest.mark.parametrize("face", FACES)
 async def test_a_write_to_a_listed_service_shows_after_the_listing_delay(face: str) -> None:
     clock = FakeClock()
-    path = "/v1/ns/instance" if face in ("v1", "v1+v2", "3.0") else "/v3/client/ns/instance"
+    path = "/v1/ns/instance" if face in ("v1", "1.x", "v1+v2", "3.0") else "/v3/client/ns/instance"
     async with facing(face, clock, listing_delay=0.5) as upstream:
         async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos") as http:
 
@@ -116,3 +116,67 @@ async def test_only_admins_may_use_the_admin_api() -> None:
             assert await status("/client/ns/instance/list", "reader") == 200
             assert await status("/admin/ns/service/list", "reader") == 403
             assert await status("/admin/ns/service/list", "nacos") == 200
+
+
+async def test_a_1x_reads_the_parameters_of_a_post_from_the_query_alone() -> None:
+    fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
+    async with facing("1.x") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
+        refused = await http.post("/instance", data=fields)
+        assert (refused.status_code, refused.text) == (400, "caused: Param 'serviceName' is required.;")
+        assert (await http.post("/instance", params=fields)).text == "ok"
+        assert (await http.put("/instance", data={**fields, "weight": "2"})).text == "ok"
+        assert (await http.get("/instance/list", params=fields)).json()["hosts"][0]["weight"] == 2.0
+
+
+async def test_a_1x_has_no_parameter_check_and_keeps_an_instance_for_each_cluster() -> None:
+    fields = {"serviceName": "服务", "groupName": "组", "namespaceId": "a.b", "ip": "10.0.0.1", "port": "80"}
+    async with facing("1.x") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
+        for cluster in ("c1", "c2"):
+            more = {"clusterName": cluster, "metadata": f"note={'x' * 2000}"}
+            assert (await http.post("/instance", params=fields | more)).text == "ok"
+        assert (await http.delete("/instance", params=fields | {"clusterName": "c1"})).text == "ok"
+        answer = (await http.get("/instance/list", params=fields)).json()
+        assert [(host["ip"], host["clusterName"]) for host in answer["hosts"]] == [("10.0.0.1", "c2")]
+        missing = await http.get("/instance", params=fields | {"clusterName": "c1"})
+        assert (missing.status_code, missing.text[:8]) == (500, "caused: ")
+
+
+async def test_the_nodes_of_a_cluster_list_a_change_at_different_times() -> None:
+    clock = FakeClock()
+    fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
+    async with clustered(clock) as nodes, httpx.AsyncClient() as http:
+
+        async def listed() -> list[int]:
+            replies = [await http.get(f"{node.url}/nacos/v1/ns/instance/list", params=fields) for node in nodes]
+            return sorted(len(reply.json()["hosts"]) for reply in replies)
+
+        assert await listed() == [0, 0, 0]
+        await http.post(f"{nodes[0].url}/nacos/v1/ns/instance", params=fields)
+        assert await listed() == [0, 0, 0]
+        await clock.advance(0.6)
+        assert await listed() == [0, 0, 1]
+        await clock.advance(1.2)
+        assert await listed() == [1, 1, 1]
+
+
+async def test_a_node_loses_the_form_of_a_delete_that_it_passes_on_and_says_when_it_misses_its_peer() -> None:
+    fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
+    async with clustered(lagging=False) as nodes, httpx.AsyncClient(timeout=30) as http:
+        urls = [f"{node.url}/nacos/v1/ns/instance" for node in nodes]
+        lost = [await http.request("DELETE", url, data=fields) for url in urls]
+        assert sorted(reply.status_code for reply in lost) == [200, 500, 500]
+        assert sum("SocketTimeoutException: Read timed out" in reply.text for reply in lost) == 2
+        assert [(await http.request("DELETE", url, params=fields)).status_code for url in urls] == [200] * 3
+        for node in nodes:
+            node.turmoil = (400, "receive invalid redirect request from peer 127.0.0.1")
+        assert sorted([(await http.post(url, params=fields)).status_code for url in urls]) == [200, 400, 400]
+        nodes[1].returned = True
+        hosts = (await http.get(f"{urls[1]}/list", params=fields)).json()["hosts"]
+        assert [host["healthy"] for host in hosts] == [False]
+
+
+async def test_an_instance_without_an_ip_is_taken_and_listed() -> None:
+    async with facing("v1+v2") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
+        assert (await http.put("/instance/beat", params={"serviceName": "s", "beat": "{}"})).json()["code"] == 10200
+        (host,) = (await http.get("/instance/list", params={"serviceName": "s"})).json()["hosts"]
+        assert "ip" not in host

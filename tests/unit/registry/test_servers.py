@@ -456,7 +456,6 @@ def test_whatever_happened_a_call_finds_somebody_of_the_list(happened: list[tupl
         (Refused(Reason.OTHER, "x", status=504), True, True),
         (Refused(Reason.OTHER, "x", status=500), True, True),
         (Refused(Reason.OTHER, "x", status=500), False, False),
-        (Refused(Reason.INSTANCE_NOT_FOUND, "caused: no matched ip found!;", status=500), True, False),
         (Refused(Reason.OTHER, "x", status=400), True, False),
         (Refused(Reason.NO_RIGHT, "x", status=403), True, False),
         (Refused(Reason.GONE, "x", status=410), True, False),

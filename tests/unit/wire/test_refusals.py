@@ -242,6 +242,16 @@ def test_a_refusal_from_elsewhere_is_put_into_the_clients_words(
         assert b"why" in reply.body and b"not this" not in reply.body
 
 
+@pytest.mark.parametrize(
+    "text", ["no matched ip found!", "no service g@@s found!", "no ips found for cluster c1 in service s"]
+)
+def test_a_500_for_what_is_not_there_is_no_word_of_a_server_in_trouble(text: str) -> None:
+    """1.4.8 says so, and clients then look for another server."""
+    refused = read_refusal("v1", HttpReply(500, "text/plain", f"caused: {text};".encode()), "GET /x")
+    assert (refused.status, refused.dialect, refused.text) == (404, "", text)
+    assert write(V1, refused).status in (400, 404)
+
+
 def test_every_reason_stands_in_the_table_above() -> None:
     mark = next(m for m in test_a_refusal_from_elsewhere_is_put_into_the_clients_words.pytestmark)  # type: ignore[attr-defined]
     assert {case[0] for case in mark.args[1]} == set(Reason)
