@@ -35,6 +35,7 @@ def sight_of(parts: Parts) -> Sight:
         parts.started,
         upstream=lambda: upstream_status(parts),
         push=lambda: push_status(parts),
+        polling=lambda: polling_status(parts),
         disk=lambda: disk_status(parts),
         workers=lambda: workers_status(parts),
         more=lambda: more_status(parts),
@@ -61,6 +62,14 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
     if not parts.agent.catalog.cache.watched_keys():
         return {"state": "idle", "reason": "no service is followed"}
     return {"state": "lost", "reason": "polling keeps time"}
+
+
+def polling_status(parts: Parts) -> Mapping[str, Any]:
+    """Whether `poll_budget` suffices for what is watched."""
+    if not parts.poller.late:
+        return {"state": "ok"}
+    reason = f"more is watched than poll_budget asks for: services wait {parts.poller.behind:.0f} s for their turn"
+    return {"state": "late", "reason": reason}
 
 
 def disk_status(parts: Parts) -> Mapping[str, Any]:
@@ -107,6 +116,7 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
     gauges = {
         "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
         "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
+        "poll_late_seconds": ("How long the service waits whose poll is longest due", round(parts.poller.behind, 3)),
         "prepared_answers": ("Answers that the fast path holds", len(parts.answers)),
     }
     for name, (text, value) in gauges.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ class PollPolicy:
     renew_within: float = 5.0
     renew_at_once: int = 16
     send_pause: float = 0.05
+    late: float = 10.0
 
 
 class Poller:
@@ -52,6 +54,7 @@ class Poller:
 
     def __init__(self, agent: Agent, policy: PollPolicy, push: Watchable | None = None) -> None:
         self.push_alive = False
+        self.late = False  # more is due than the budget asks for
         self.on_push_lost: list[Callable[[], None]] = []  # what was prepared while push lived may be old from here on
         self.discovering: dict[tuple[str, str], int] = {}
         self._agent = agent
@@ -76,6 +79,7 @@ class Poller:
         self._filled = self._agent.clock.now()
         self._running = spawn(self._run(), name="poller")
         if self._push is not None:
+            self._agent.catalog.cache.covers = self._push.covers
             self._listening = spawn(self._listen(self._push), name="push")
         self._agent.on_recovery.append(self._renew_all)
 
@@ -119,6 +123,23 @@ class Poller:
         self._ask_names(now)
         if not self._ask_due(now):
             self._ask_anything(now)
+        self._watch_budget(now)
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which the service waits that is longest due; 0 while the upstream is away, which is not asked."""
+        due = self._agent.catalog.cache.next_due()
+        up = self._agent.catalog.breaker.up
+        return max(0.0, self._agent.clock.now() - due) if up and due > -math.inf else 0.0
+
+    def _watch_budget(self, now: float) -> None:
+        late = self.behind > self._policy.late
+        if late != self.late:
+            self.late = late
+            if late:
+                log.warning("polling is late: more is watched than poll_budget = %g asks for", self._policy.budget)
+            else:
+                log.warning("polling keeps up again")
 
     def _do_behind(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = spawn(work, name=name)

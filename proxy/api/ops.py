@@ -35,8 +35,8 @@ def _nothing() -> Mapping[str, Any]:
 class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
-    `upstream`: servers, dialect and the like; `push`, `disk` and `workers`: at least `state` (`off`, `idle`, `ok`, or
-    else what is wrong) and `reason`. `started` is a moment of the agent's clock.
+    `upstream`: servers, dialect and the like; `push`, `polling`, `disk` and `workers`: at least `state` (`off`, `idle`,
+    `ok`, or else what is wrong) and `reason`. `started` is a moment of the agent's clock.
     """
 
     agent: Agent
@@ -46,6 +46,7 @@ class Sight:
     started: float
     upstream: Callable[[], Mapping[str, Any]] = _nothing
     push: Callable[[], Mapping[str, Any]] = _nothing
+    polling: Callable[[], Mapping[str, Any]] = _nothing
     disk: Callable[[], Mapping[str, Any]] = _nothing
     workers: Callable[[], Mapping[str, Any]] = _nothing
     more: Callable[[], Mapping[str, Any]] = _nothing
@@ -118,7 +119,8 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
-    for name, part in (("push", sight.push()), ("disk", sight.disk()), ("workers", sight.workers())):
+    parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()), ("workers", sight.workers()))
+    for name, part in parts:
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
             reasons.append(f"{name}: {part.get('reason') or state}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Container
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -30,6 +31,14 @@ log = logging.getLogger("nacos_proxy.api")
 _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
 OTHER_LOGIN = {_V1_LOGIN: _V3_LOGIN, "/v1/auth/users/login": _V3_LOGIN, _V3_LOGIN: _V1_LOGIN}
 NOT_THERE = (404, 410, 501)
+_CONFIGURATION = re.compile(r"/v[12]/cs")
+_ALWAYS_FOUND = ("/v1/cs/configs/listener",)  # elsewhere 404 also means that there is no such configuration
+GONE = (
+    "clients ask for configuration by %s, which the server behind does not have (status %d); the proxy does not "
+    "translate it. Use a client of the server's generation for configuration, or let the server answer %s: on Nacos "
+    "3.0 and 3.1 set nacos.core.api.compatibility.client.enabled=true in its application.properties, for publishing "
+    "nacos.core.api.compatibility.admin.enabled=true, too; Nacos 3.2 cannot"
+)
 MOST_LOGIN = 64 * 1024  # bytes of a login's form
 
 
@@ -58,6 +67,7 @@ class Passthrough:
 
     def __init__(self, forwarder: Forwarder | None, *, context_path: str = "/nacos") -> None:
         self._forwarder = forwarder
+        self._gone = ""  # the configuration API that the server behind has not, once that was said
         self._context = context_path.rstrip("/").encode()
 
     async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -102,6 +112,19 @@ class Passthrough:
         if not await self._pass(scope, path, _once(form), send, unless=NOT_THERE):
             await self._pass(scope, other, _once(form), send)
 
+    def _note(self, path: str, status: int) -> None:
+        """A client of another generation than the server asks for configuration again and again, and nobody knows why:
+        it is said once, and again after it worked.
+        """
+        api = "/".join(path.split("/", 3)[:3])
+        if not _CONFIGURATION.fullmatch(api):
+            return
+        if status not in NOT_THERE:
+            self._gone = ""
+        elif api != self._gone and (status != 404 or path.startswith(_ALWAYS_FOUND)):
+            self._gone = api
+            log.warning(GONE, api, status, api)
+
     async def _pass(
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, *, unless: Container[int] = ()
     ) -> bool:
@@ -111,6 +134,7 @@ class Passthrough:
         async with self._forwarder.forward(scope["method"], path, query, scope["headers"], body) as reply:
             if reply.status in unless:
                 return False
+            self._note(path, reply.status)
             await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
             try:
                 async for chunk in reply.body():

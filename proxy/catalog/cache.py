@@ -55,6 +55,7 @@ class Cache:
 
     def __init__(self, policy: CachePolicy, overlay: OverlayPolicy, luck: Callable[[], float]) -> None:
         self.pushed = False
+        self.covers: Callable[[ServiceKey], bool] = lambda _: True  # whether what is pushed to us has this service
         self.recent = Recent(overlay.grace)
         self._policy = policy
         self._overlay = overlay
@@ -98,7 +99,7 @@ class Cache:
     def _ttl(self, entry: Entry) -> float:
         if entry.unknown:
             return self._policy.ttl_unknown
-        return self._policy.ttl_pushed if self.pushed else self._policy.ttl
+        return self._policy.ttl_pushed if self.pushed and self.covers(entry.key) else self._policy.ttl
 
     # the upstream's word
 
@@ -125,8 +126,7 @@ class Cache:
         `suspicious`: the upstream was away or is another one now; a list that then lost more than the policy's share
         of a service is held back until a second one says the same `confirm_after` seconds later. `missed` are
         addresses that will be registered again, by when they were first missed, which is suspicious, too: readers
-        go on seeing them as after a write at that moment. `wall_ms` is the moment that a change gets where the list
-        names none.
+        go on seeing them as after a write at that moment. `wall_ms` dates a change.
         """
         entry = self._entry(word.key)
         self._keep_showing(entry, missed)
@@ -340,7 +340,7 @@ class Cache:
         return self._policy.interval_subscribed if entry.watchers else self._policy.interval_read
 
     def _interval(self, entry: Entry) -> float:
-        return self._policy.interval_pushed if self.pushed else self._pace(entry)
+        return self._policy.interval_pushed if self.pushed and self.covers(entry.key) else self._pace(entry)
 
     def _jitter(self) -> float:
         return 0.9 + self._luck() / 5

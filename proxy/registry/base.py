@@ -43,3 +43,7 @@ class Watchable(Protocol):
     def alive(self) -> bool:
         """Whether changes are being told right now; the poller slows down while they are."""
         ...
+
+    def covers(self, key: ServiceKey) -> bool:
+        """Whether changes of this service are among them: what is not subscribed to yet is polled as without push."""
+        ...

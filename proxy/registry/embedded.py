@@ -114,6 +114,9 @@ class EmbeddedRegistry:
     def alive(self) -> bool:
         return True
 
+    def covers(self, key: ServiceKey) -> bool:
+        return True
+
     def watch(self, services: Collection[ServiceKey]) -> None:
         known, self._watched = self._watched or set(), set(services)
         for key in self._watched - known:  # what changed before this moment nobody has told

@@ -32,7 +32,6 @@ from proxy.runtime import Clock, spawn, stop
 log = logging.getLogger("nacos_proxy.push")
 
 LONGEST_NAME = 200  # bytes, of the 255 that a file name may have
-MOST_REMINDERS = 100
 MOST_RENEWALS = 100  # each leaves a listener with the SDK for each service
 MOST_CLIENTS = 16  # of one namespace, each with its threads and its subscriptions
 SDK_RENEWAL = 0.05  # seconds that the SDK takes, at most, to subscribe to one service anew
@@ -64,20 +63,20 @@ class GrpcPush:
         self.hint = hint
         self.connecting = asyncio.Lock()
         self.servers = policy.servers
-        self.overflow = False
         self._wanted: frozenset[ServiceKey] = frozenset()
         self._feeds: dict[str, _Feed] = {}
         self._told: dict[ServiceKey, None] = {}
         self._wake = asyncio.Event()
         self._closed = False
-        self._odd: set[ServiceKey] = set()
-        self._reminding: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
         feeds = self._feeds.values()
-        able = not self.overflow and len(self._odd) + sum(len(feed.failing) for feed in feeds) <= MOST_REMINDERS
-        return bool(feeds) and able and not self._closed and all(feed.alive for feed in feeds)
+        return bool(feeds) and not self._closed and all(feed.alive for feed in feeds)
+
+    def covers(self, key: ServiceKey) -> bool:
+        feed = self._feeds.get(key.namespace)
+        return feed is not None and feed.covers(key)
 
     @property
     def subscriptions(self) -> int:
@@ -93,12 +92,6 @@ class GrpcPush:
             feed = self._feed(key.namespace) if pushable(key) else None
             if feed is not None:
                 feed.want(key)
-        self._odd = {key for key in wanted if not pushable(key)}
-        if self._reminding is None:
-            self._reminding = spawn(self._remind(), name="push reminders")
-        held = sum(feed.asked for feed in self._feeds.values())
-        missing = any(key.namespace not in self._feeds for key in wanted - self._odd)
-        self.overflow = missing or held >= self.policy.most
 
     def follow(self, servers: Iterable[str]) -> None:
         """The address server names other servers now. Those that only came are left to the next client."""
@@ -112,12 +105,6 @@ class GrpcPush:
         if feed is None and len(self._feeds) < self.policy.namespaces:
             feed = self._feeds[namespace] = _Feed(self, namespace)
         return feed
-
-    async def _remind(self) -> None:
-        while True:
-            await self.clock.sleep_until(self.clock.now() + self.policy.remind)
-            for key in self._odd.union(*(feed.failing for feed in self._feeds.values())):
-                self.tell(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
         while not self._closed:
@@ -140,7 +127,6 @@ class GrpcPush:
         self._closed = True
         self._wanted = frozenset()
         self._wake.set()
-        await stop(self._reminding)
         for feed in self._feeds.values():
             await feed.close()
 
@@ -169,12 +155,13 @@ class _Feed:
 
     @property
     def alive(self) -> bool:
-        """It answers, and has for a while, and no service is kept waiting."""
-        now, settle = self._push.clock.now(), self._push.policy.settle
-        since = self._answered_since
-        longest = next(iter(self._pending.values()), now)
-        followed = self._servers.issubset(self._push.servers)
-        return since is not None and now - since >= settle and now - longest < settle and followed
+        """It answers, and has for a while."""
+        since, followed = self._answered_since, self._servers.issubset(self._push.servers)
+        return since is not None and self._push.clock.now() - since >= self._push.policy.settle and followed
+
+    def covers(self, key: ServiceKey) -> bool:
+        """Whether its subscription is confirmed."""
+        return key in self.subscribed and key not in self.failing and key not in self._pending
 
     def follow(self, servers: Collection[str]) -> None:
         """Anew where there is no client yet, or where it may be at a server that is none of these any more."""
@@ -250,6 +237,7 @@ class _Feed:
         if error:
             log.info("no push of %s: %s", key, error)
             self.failing.add(key)
+            self._push.tell(key)  # it is polled from now on
             task = spawn(self._retry(key), name=f"subscribe {key} again")
             self._resting.add(task)
             task.add_done_callback(self._resting.discard)

@@ -37,9 +37,7 @@ class PushPolicy:
     `port`, where it is given, is the gRPC port of the first one, and the others' are as far from theirs.
 
     A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
-    `settle`, and while no service waits longer than that for its subscription. `home` is where the SDK puts its
-    files, if it can be written. Services that cannot be given to it, or that it cannot subscribe to, are told of every
-    `remind`, as if they had changed.
+    `settle`. `home` is where the SDK puts its files, if it can be written.
     """
 
     servers: tuple[str, ...]
@@ -53,7 +51,6 @@ class PushPolicy:
     settle: float = 10.0
     pause: float = 1.0
     longest_pause: float = 30.0
-    remind: float = 5.0
     together: int = 100
     most: int = 20_000
     namespaces: int = 16

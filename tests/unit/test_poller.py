@@ -30,11 +30,15 @@ class Push:
 
     def __init__(self) -> None:
         self.alive = True
+        self.unheard: set[ServiceKey] = set()
         self.asked: list[frozenset[ServiceKey]] = []
         self._told: asyncio.Queue[ServiceKey | Exception] = asyncio.Queue()
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         self.asked.append(frozenset(services))
+
+    def covers(self, key: ServiceKey) -> bool:
+        return key not in self.unheard
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
         while True:
@@ -185,6 +189,34 @@ async def test_a_bad_turn_is_not_the_last_and_is_told_once(caplog: pytest.LogCap
             told = [record for record in caplog.records if "a turn of the poller failed" in record.message]
             assert len(told) <= 1
         assert world.poller._running is not None and not world.poller._running.done()
+
+
+async def test_what_push_does_not_cover_is_polled_as_without_it() -> None:
+    push = Push()
+    push.unheard = {key("s1")}
+    async with polling(push) as world:
+        _, other = await world.fill(2)
+        await world.clock.advance(6)
+        assert world.poller.push_alive
+        world.polls()
+        await world.clock.advance(12)
+        assert set(world.polls()) == {other}
+
+
+async def test_a_budget_that_does_not_suffice_is_said_once_and_when_it_does_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with polling(budget=2.0) as world:
+        services = await world.fill(100)
+        readers = [await world.agent.watch(Filter(frozenset({service})), lambda: None) for service in services]
+        await world.clock.advance(60)
+        assert world.poller.late and world.poller.behind > 10
+        for mailbox, _ in readers[5:]:
+            world.agent.unwatch(mailbox)
+        await world.clock.advance(700)
+        assert not world.poller.late
+        lines = [record.getMessage() for record in caplog.records if "polling" in record.getMessage()]
+        assert lines == ["polling is late: more is watched than poll_budget = 2 asks for", "polling keeps up again"]
 
 
 # --- is it there? --------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> N
         world.sight, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
     )
     assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
+    late = replace(world.sight, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
+    assert readiness(late) == ("degraded", ["polling: services wait 51 s for their turn"])
     world.agent.catalog.ledger.full = True
     world.events.close()
     status, reasons = readiness(world.sight)

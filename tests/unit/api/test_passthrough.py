@@ -272,3 +272,24 @@ async def test_a_request_that_is_cancelled_stays_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await exchange.ended()
     assert upstream.ended == 1
+
+
+async def test_configuration_that_the_server_has_not_in_this_generation_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upstream = Upstream(lambda path: Answer(410, (b"gone",)))
+    app = Passthrough(upstream)
+    for _ in range(5):
+        await ask(app, "GET", "/nacos/v1/cs/configs?dataId=a")
+    await ask(app, "GET", "/nacos/v1/console/server/state")
+    lines = [record.getMessage() for record in caplog.records if "configuration" in record.getMessage()]
+    assert len(lines) == 1
+    assert "/v1/cs" in lines[0] and "nacos.core.api.compatibility.client.enabled=true" in lines[0]
+    upstream.answer = lambda path: Answer(200, (b"x",))
+    await ask(app, "GET", "/nacos/v1/cs/configs?dataId=a")
+    upstream.answer = lambda path: Answer(404, (b"config data not exist",))
+    await ask(app, "GET", "/nacos/v1/cs/configs?dataId=a")
+    assert len([r for r in caplog.records if "configuration" in r.getMessage()]) == 1, "there is no such configuration"
+    upstream.answer = lambda path: Answer(410, (b"gone",))
+    await ask(app, "GET", "/nacos/v1/cs/configs?dataId=a")
+    assert len([r for r in caplog.records if "configuration" in r.getMessage()]) == 2
