@@ -128,12 +128,12 @@ class Poller:
     @property
     def behind(self) -> float:
         """Seconds for which the service waits that is longest due; 0 while the upstream is away, which is not asked."""
-        due = self._agent.catalog.cache.next_due()
+        due = self._agent.catalog.cache.longest_due()
         up = self._agent.catalog.breaker.up
         return max(0.0, self._agent.clock.now() - due) if up and due > -math.inf else 0.0
 
     def _watch_budget(self, now: float) -> None:
-        late = self.behind > self._policy.late
+        late = self.behind > (self._policy.late / 2 if self.late else self._policy.late)
         if late != self.late:
             self.late = late
             if late:

@@ -138,16 +138,13 @@ class Cache:
         entry.held_since, entry.retry_at, entry.from_disk, entry.contact = None, -math.inf, False, now
         pending = settle(entry.pending, word, asked, self._overlay) if entry.pending else ()
         # a registry gives the very same object where nothing changed: then nothing need be compared
-        entry.changed = entry.changed if word is entry.word or word == entry.word else asked
         same = word is entry.word and pending == entry.pending
         entry.word, entry.pending = word, pending
         change = None if same else self._show(entry, fold(word, pending), source, wall_ms)
         self._shelf.place(entry)
-        if entry.told > asked:
-            self._plan(entry, now, now)
-        else:
-            entry.because = "poll"
-            self._plan(entry, min(self._next(entry, now), entry.second_look(now)), now)
+        anew = entry.told > asked
+        entry.because = entry.because if anew else "poll"
+        self._plan(entry, now if anew else min(self._next(entry, now), entry.second_look(now)), now)
         return change
 
     def _keep_showing(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:
@@ -170,8 +167,7 @@ class Cache:
     def reject(self, key: ServiceKey, error: ProxyError, now: float) -> None:
         """A fetch failed. The snapshot stays; the next attempt is put off, longer each time."""
         entry = self._entry(key)
-        entry.asking, entry.error = False, error
-        entry.failures += 1
+        entry.asking, entry.error, entry.failures = False, error, entry.failures + 1
         wait = min(self._pace(entry) * 2.0 ** min(entry.failures, 16), self._policy.longest_back_off)
         entry.retry_at = now + wait * (0.5 + self._luck() / 2)
         self._plan(entry, entry.retry_at, now)
@@ -325,6 +321,10 @@ class Cache:
     def next_due(self) -> float:
         """When `due` may have something, infinity for never."""
         return -math.inf if self._behind else self._schedule.next()
+
+    def longest_due(self) -> float:
+        """The moment of the service whose turn is next; those that stand back do not count."""
+        return self._schedule.next()
 
     def watched(self, key: ServiceKey, now: float) -> bool:
         """Someone listens, or has read it lately, or registered an instance of it here."""

@@ -12,15 +12,14 @@ from proxy.catalog.overlay import Pending
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot, Source
 
-LOOKS = (1.0, 2.0, 4.0)  # seconds after something was told and nothing new was listed
+LOOKS = (1.0, 2.0, 4.0)  # seconds after something was told
 
 
 @dataclass(slots=True)
 class Entry:
     """One service. `word` is the upstream's own list, `shown` what readers see; `contact` when it was last confirmed.
 
-    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did; `changed`
-    is when the list was asked for that last was another. `retry_at`
+    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did. `retry_at`
     is before when a stale read alone is no reason to ask again: the last fetch failed, or its list is held back.
     `lived` says that instances were seen, which no asking for names brings about.
     """
@@ -40,7 +39,6 @@ class Entry:
     asking: bool = False
     told: float = -math.inf
     because: Source = "poll"
-    changed: float = -math.inf
     lived: bool = False
     from_disk: bool = False
 
@@ -50,11 +48,12 @@ class Entry:
         return self.watchers > 0 or self.owned > 0
 
     def second_look(self, now: float) -> float:
-        """When to ask again though the list was as before: one node of a cluster tells of a change half a second after
-        it, another lists it up to two seconds later (DESIGN fact 19). Infinity where no more is owed to what was told.
+        """When to ask again for what was told last, infinity where no more is owed to it.
+
+        One node of a cluster tells of a change half a second after it, another lists it up to two seconds later, and
+        an earlier one meanwhile (DESIGN fact 19).
         """
-        owed = (self.told + after for after in LOOKS if self.changed < self.told and self.told + after > now)
-        return next(owed, math.inf)
+        return next((self.told + after for after in LOOKS if self.told + after > now), math.inf)
 
     @property
     def unlikely(self) -> bool:
