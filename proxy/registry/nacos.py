@@ -31,14 +31,18 @@ from proxy.calls import (
     Beat,
     BeatResult,
     Call,
+    CreateService,
+    DeleteService,
     Deregister,
     Fetch,
     GetInstance,
+    GetService,
     Metrics,
     Register,
     ServerState,
     SetHealth,
     Update,
+    UpdateService,
     Write,
 )
 from proxy.errors import Busy, Garbled, ProxyError, Reason, Refused, Unreachable, UpstreamError
@@ -343,7 +347,7 @@ def _keys(call: Call[Any]) -> tuple[Hashable, ...]:
             return ((call.service, call.instance.ip, call.instance.port), call.service)
         case Deregister() | Beat() | Update() | SetHealth() | GetInstance():
             return ((call.service, call.ip, call.port), call.service)
-        case Fetch() | BatchMetadata():
+        case Fetch() | BatchMetadata() | GetService() | CreateService() | UpdateService() | DeleteService():
             return (call.service,)
         case _:
             return ()

@@ -10,16 +10,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.helpers.faces import FACES, facing
+from tests.helpers.faces import FACES, clustered, facing
 from tests.helpers.live import ProxyProcess
 
 UPSTREAMS = [*FACES, "r-nacos"]
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=UPSTREAMS)
+PROMPT = ("v1", "1.x")  # list a write at once: r-nacos, and Nacos before 2.0
+
+
+@pytest.fixture(params=[*UPSTREAMS, "cluster"])
 def generation(request: pytest.FixtureRequest) -> str:
-    """Which servers are behind: a face of `tests.helpers.faces`, or a real r-nacos."""
+    """Which servers are behind: a face of `tests.helpers.faces`, a cluster of three, or a real r-nacos."""
     return str(request.param)
 
 
@@ -28,9 +31,12 @@ async def upstream(generation: str, request: pytest.FixtureRequest) -> AsyncIter
     """What `--upstream` is given."""
     if generation == "r-nacos":
         yield request.getfixturevalue("rnacos").url
-        return
-    async with facing(generation) as server:
-        yield server.url
+    elif generation == "cluster":
+        async with clustered() as nodes:
+            yield ",".join(node.url for node in nodes)
+    else:
+        async with facing(generation, listing_delay=0.0 if generation in PROMPT else 0.55) as server:
+            yield server.url
 
 
 @pytest.fixture

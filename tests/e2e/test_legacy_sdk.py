@@ -19,7 +19,7 @@ import pytest_asyncio
 from nacos.exception import NacosException
 from nacos.listener import SubscribeListener
 
-from tests.e2e.conftest import UPSTREAMS, process
+from tests.e2e.conftest import PROMPT, UPSTREAMS, process
 from tests.helpers.faces import FACES, facing
 from tests.helpers.fault import fault_proxy
 from tests.helpers.live import ProxyProcess
@@ -39,7 +39,8 @@ async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[ProxyProcess]:
         if request.param == "r-nacos":
             url = request.getfixturevalue("rnacos").url
         else:
-            url = (await stack.enter_async_context(facing(request.param))).url
+            lag = 0.0 if request.param in PROMPT else 0.55
+            url = (await stack.enter_async_context(facing(request.param, listing_delay=lag))).url
         yield await stack.enter_async_context(process("--upstream", url))
 
 

@@ -383,6 +383,16 @@ async def test_registration_and_beats_keep_to_one_server_and_reads_prefer_it() -
             assert len((await busy.registry.send(Fetch(KEY))).instances) == 10
 
 
+async def test_a_services_own_data_is_asked_of_the_node_that_was_told_it() -> None:
+    """The others hear of it a second later."""
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as one, facing("v1+v2", clock) as two:
+        async with registry_of(one.url, two.url, clock=clock) as registry:
+            for number in range(10):
+                await registry.send(CreateService(key(f"own{number}"), 0.5))
+                assert (await registry.send(GetService(key(f"own{number}")))).threshold == 0.5
+
+
 async def test_a_call_goes_on_to_the_next_server_and_comes_back_when_the_first_is_up() -> None:
     clock = FakeClock()
     async with facing("v1+v2", clock) as up:
