@@ -42,9 +42,14 @@ async def test_a_registry_may_be_closed_twice() -> None:
         await registry.close()
 
 
-@pytest.mark.parametrize("lacking", ["watch", "changes", "alive", ""])
+@pytest.mark.parametrize("lacking", ["watch", "changes", "alive", "covers", ""])
 def test_who_can_watch_has_all_of_it(lacking: str) -> None:
-    members: dict[str, Any] = {"watch": lambda self, services: None, "changes": lambda self: None, "alive": True}
+    members: dict[str, Any] = {
+        "watch": lambda self, services: None,
+        "changes": lambda self: None,
+        "alive": True,
+        "covers": lambda self, key: True,
+    }
     members.pop(lacking, None)
     assert isinstance(type("Watcher", (), members)(), Watchable) is (lacking == "")
 
