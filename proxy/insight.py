@@ -65,10 +65,11 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
 
 
 def polling_status(parts: Parts) -> Mapping[str, Any]:
-    """Whether `poll_budget` suffices for what is watched."""
+    """Whether `poll_budget` and the upstream's pace suffice for what is watched."""
     if not parts.poller.late:
         return {"state": "ok"}
-    reason = f"more is watched than poll_budget asks for: services wait {parts.poller.behind:.0f} s for their turn"
+    waits = f"services wait {parts.poller.behind:.0f} s for their turn"
+    reason = f"{waits}: more is watched than poll_budget or the pace of the upstream allows"
     return {"state": "late", "reason": reason}
 
 

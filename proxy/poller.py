@@ -137,7 +137,7 @@ class Poller:
         if late != self.late:
             self.late = late
             if late:
-                log.warning("polling is late: more is watched than poll_budget = %g asks for", self._policy.budget)
+                log.warning("polling is late: more is watched than poll_budget or the pace of the upstream allows")
             else:
                 log.warning("polling keeps up again")
 
