@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from proxy.asking import ABSENT, Asking
+from proxy.asking import Asking
 from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
 from proxy.catalog.breaker import Breaker
 from proxy.catalog.cache import Cache
@@ -21,6 +21,7 @@ from proxy.catalog.ledger import Ledger, Registration
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.counts import Counts
 from proxy.errors import (
+    ABSENT,
     BadCall,
     Garbled,
     NothingKnown,
@@ -251,7 +252,8 @@ class Agent:
         breaker, now = self.catalog.breaker, self.clock.now()
         if (local := await self.outage.first(call)) is None:
             return await self._forward(call)
-        if isinstance(call, Beat) and breaker.allows(now):  # as a probe: it may get through where other calls do not
+        # A beat may get through where other calls do not, so it goes on as a probe.
+        if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.probing(now)
             spawn(self._forward(call), name="beat behind its answer")
         return local

@@ -23,13 +23,11 @@ from proxy.calls import (
 )
 from proxy.catalog.cache import Cache
 from proxy.catalog.overlay import fold
-from proxy.errors import Reason, Refused
+from proxy.errors import ABSENT, Reason, Refused
 from proxy.model import Instance, ServiceKey, Snapshot
 from proxy.runtime import Clock
 
 R = TypeVar("R")
-
-ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND)
 
 
 class Sender(Protocol):
@@ -57,8 +55,7 @@ class Asking:
             case ListDetails():
                 return self._details(call, await self._upstream.send(call))
             case ListServices():
-                page = await self._upstream.send(call)
-                return self._page(call, page)
+                return self._page(call, await self._upstream.send(call))
             case ServiceNames():
                 return self._names(call, await self._upstream.send(call))
             case _:

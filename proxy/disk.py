@@ -118,8 +118,9 @@ class Disk:
         if await self._write(self._file.write, batch, lambda: self._keep(batch, keys)):
             self._rows.update((ServiceKey(*row[:3]), now) for row in batch.services)
             self._rows.update((ServiceKey(*row[1:]), now) for row in batch.contacts)
-            for key in batch.gone:
-                del self._rows[key]
+            beyond = sorted(self._rows, key=self._rows.__getitem__)[: max(0, len(self._rows) - self._policy.most)]
+            for key in (*batch.gone, *beyond):
+                self._rows.pop(key, None)
 
     async def keep(self) -> None:
         """The journal of the agent's outage is on disk when this returns, as far as it can be."""

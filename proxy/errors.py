@@ -56,6 +56,9 @@ class Reason(Enum):
     OTHER = "other"
 
 
+ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND, Reason.CLUSTER_NOT_FOUND)
+
+
 class ProxyError(Exception):
     """The root. `str()` is a sentence for people, without secrets."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from proxy.asking import ABSENT, Sender
+from proxy.asking import Sender
 from proxy.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
@@ -27,7 +27,7 @@ from proxy.calls import (
     beat_interval,
 )
 from proxy.catalog.ledger import Ledger, Place, Registration
-from proxy.errors import ProxyError, Reason, Refused, away
+from proxy.errors import ABSENT, ProxyError, Reason, Refused, away
 from proxy.model import Instance, Snapshot
 from proxy.runtime import Clock, spawn, stop
 
@@ -135,23 +135,29 @@ class Healing:
 
     async def _is_hidden(self, known: Registration) -> bool:
         """Whether the upstream has what it does not list, in which case it is not looked up again for a while."""
+        try:
+            there = await self._shown(known) is not None or await self._takes_a_beat(known)
+        except ProxyError:
+            there = False
+        if there:
+            known.hidden_until, known.missed_since = self._clock.now() + HIDDEN_FOR, math.inf
+        return there
+
+    async def _shown(self, known: Registration) -> Instance | None:
+        """As the upstream shows it, None where it may not be looked at. Raises `Refused` where it is not there."""
         i = known.instance
         try:
-            await self._upstream.send(GetInstance(known.service, i.ip, i.port, i.cluster))
-        except ProxyError as error:
-            if not _untold(error) or not await self._takes_a_beat(known):
-                return False
-        known.hidden_until = self._clock.now() + HIDDEN_FOR
-        known.missed_since = math.inf
-        return True
+            return await self._upstream.send(GetInstance(known.service, i.ip, i.port, i.cluster))
+        except Refused as error:
+            if error.reason in ABSENT and not _untold(error):
+                raise
+            return None
 
     async def _takes_a_beat(self, known: Registration) -> bool:
+        """Whether the upstream knows it. Nothing is asked for a client that fell silent meanwhile."""
         i = known.instance
-        try:
-            beat = Beat(known.service, i.ip, i.port, i.cluster, i.ephemeral)
-            return (await self._upstream.send(beat)).code == BEAT_OK
-        except ProxyError:
-            return False
+        beat = Beat(known.service, i.ip, i.port, i.cluster, i.ephemeral)
+        return not self._lives(known) or (await self._upstream.send(beat)).code == BEAT_OK
 
     async def _bring_back(self) -> None:
         while self._lost:
@@ -176,19 +182,13 @@ class Healing:
 
         A beat follows where it is thought to be unwell, and tells where it cannot be looked at.
         """
-        service, i = registration.service, registration.instance
         try:
-            shown = await self._upstream.send(GetInstance(service, i.ip, i.port, i.cluster))
-        except Refused as error:
-            if error.reason in ABSENT and not _untold(error):
-                return False
-        else:
-            if shown.healthy or _poorer(shown, i):
-                return not _poorer(shown, i)
-        if not self._lives(registration):
-            return True
-        beat = Beat(service, i.ip, i.port, i.cluster, i.ephemeral)
-        return (await self._upstream.send(beat)).code == BEAT_OK
+            shown = await self._shown(registration)
+        except Refused:
+            return False
+        if shown is not None and _poorer(shown, registration.instance):
+            return False
+        return (shown is not None and shown.healthy) or await self._takes_a_beat(registration)
 
     async def close(self) -> None:
         """Ends what is under way."""

@@ -148,6 +148,7 @@ def _wired(
             follower(change)
 
     agent = Agent(registry, catalog, clock, policy, [follow])
+    agent.outage.checks = checks
     poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
     poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)

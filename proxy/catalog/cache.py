@@ -210,7 +210,7 @@ class Cache:
         self._plan(entry, min(self._schedule.moment(key), now + self._overlay.settle), now)
         if entry.word is None:
             return None
-        change = self._show(entry, fold(entry.word, entry.pending).dated(wall_ms), "write", wall_ms)
+        change = self._show(entry, fold(entry.word, entry.pending), "write", wall_ms)
         self._shelf.place(entry)
         return change
 

@@ -5,9 +5,8 @@ of a forwarded call (figures: docs/decisions/0004-a-transport-of-our-own.md). HT
 
 Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
 (seconds from when there is a connection to the end of the body, second tries included; what waits for a connection is
-not the server's fault), `idempotent` (whether it may be sent a
-second time; not given, its method says), `stream` (True: it may last long), `target` (path and query as they are to be
-sent, in place of the URL's), `sni_hostname`.
+not the server's fault), `idempotent` (whether it may be sent a second time; not given, its method says), `stream`
+(True: it may last long), `target` (path and query as they are to be sent, in place of the URL's), `sni_hostname`.
 
 Rules: who waits for a connection is served in order and before who comes later; no more connections than the policy
 allows, those that are being opened among them; a request is sent a second time only where the server closed a

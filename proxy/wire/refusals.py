@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import orjson
 
-from proxy.errors import BadCall, Denied, Problem, ProxyError, Reason, Refused
+from proxy.errors import ABSENT, BadCall, Denied, Problem, ProxyError, Reason, Refused
 from proxy.wire.base import TEXT_TYPE, HttpReply, HttpRequest
 from proxy.wire.shapes import as_text, check_line, error_page, failure, phrase
 
@@ -31,7 +31,7 @@ _SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
         (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
     )
 )
-# What a node of a cluster says when the one that it hands a call on to has died or has just come back (issue 10).
+# What a node of a cluster says when the one that it hands a call on to has died or has just come back (DESIGN fact 19).
 _NO_PEER = re.compile(
     r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
     r"|SocketTimeoutException|ConnectException|NoRouteToHostException",
@@ -52,7 +52,6 @@ _CODED = {
 _WRAPPED = re.compile(
     r"errCode: ?\d+, errMsg: ?(?P<error>.*?)\s*|Code: \d+, Message: (?P<code>.*)\.|caused: (?P<cause>[^;]*);", re.DOTALL
 )
-_ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOUND, Reason.CLUSTER_NOT_FOUND)
 _LONGEST = 2000  # characters of a text that are kept: some answers are whole pages of a proxy in between
 
 
@@ -65,7 +64,7 @@ def read_refusal(dialect: str, reply: HttpReply, asked: str) -> Refused:
     code, text = _dissect(reply.body)
     text = _unwrap(text) or f"{asked}: {reply.status} {phrase(reply.status)}"
     reason = _reason(reply.status, code, text)
-    in_trouble = reply.status == 500 and reason in _ABSENT
+    in_trouble = reply.status == 500 and reason in ABSENT
     return Refused(
         reason,
         text,

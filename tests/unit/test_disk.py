@@ -220,6 +220,19 @@ async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock:
     assert [row[2] for row in rows(tmp_path)] == ["s3", "s4", "s5"]
 
 
+async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_when_it_is_confirmed(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    shelf = Shelf(*(snapshot(instance(), service=key(name)) for name in "abc"))
+    life = Life(tmp_path, clock, shelf=shelf, policy=DiskPolicy(most=2))
+    for name in "abca":
+        await life.agent.read(key(name), Wants(no_cache=True))
+        await life.disk.flush()
+        await clock.advance(31)
+    await life.ends()
+    assert [row[2] for row in rows(tmp_path)] == ["a", "c"]
+
+
 async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "zyxw")))
     for name in "zyxw":

@@ -214,6 +214,14 @@ async def test_what_nacos_would_refuse_is_refused(world: World) -> None:
         await world.agent.write(Register(KEY, instance("10.0.0.5", metadata={"preserved.heart.beat.timeout": "1"})))
 
 
+async def test_what_only_nacos_would_refuse_is_accepted_before_a_server_without_its_check(world: World) -> None:
+    """r-nacos takes it in peace, and so it is taken in an outage."""
+    await world.lose()
+    world.outage.checks = lambda: False
+    odd = instance("10.0.0.5", metadata={"preserved.heart.beat.timeout": "1"})
+    assert (await world.agent.write(Register(KEY, odd))).how == "local"
+
+
 async def test_without_the_setting_only_beats_are_answered_here() -> None:
     world = World(writes=False)
     await world.agent.write(Register(KEY, A))
