@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from proxy.runtime import spawn, stop
 from tests.faults.load import BEAT, CLOCK, INSTANCE, LIST, addresses, until
 from tests.faults.test_upstream_faults import QUICK, metric
 from tests.helpers.app import Served, serving
-from tests.helpers.faces import facing
+from tests.helpers.faces import clustered, facing
 from tests.helpers.fault import FaultProxy, Mode, fault_proxy
 from tests.helpers.live import RNacos
 
@@ -37,9 +37,9 @@ def at(who: dict[str, str]) -> str:
 class Shop:
     """A service's providers and a consumer, all on one proxy."""
 
-    def __init__(self, proxy: Served, relay: FaultProxy, upstream: str) -> None:
+    def __init__(self, proxy: Served, relays: Sequence[FaultProxy], upstream: str) -> None:
         self.proxy = proxy
-        self.relay = relay
+        self.relays = relays
         self.upstream = upstream
         self.events: list[frozenset[str]] = []
         self._beating: dict[str, Any] = {}
@@ -80,28 +80,28 @@ class Shop:
         return self.proxy.parts.agent.catalog.breaker.up
 
     async def lose(self, mode: Mode) -> None:
-        await self.relay.set(mode)
+        for relay in self.relays:
+            await relay.set(mode)
         await until(lambda: not self.up(), "the breaker opens")
 
     async def back(self) -> None:
-        await self.relay.set("pass")
+        for relay in self.relays:
+            await relay.set("pass")
         await until(self.up, "the breaker closes")
 
 
 @asynccontextmanager
-async def shop(url: str = "", **settings: Any) -> AsyncIterator[Shop]:
-    async with (
-        facing("v1+v2", listing_delay=0.5) as server,
-        fault_proxy(int((url or server.url).rpartition(":")[2])) as relay,
-        serving(upstream=relay.url, **{**QUICK, **settings}) as proxy,
-    ):
-        made = Shop(proxy, relay, url or server.url)
-        following = spawn(made.follow(), name="follow")
-        try:
-            yield made
-        finally:
-            await made.end()
-            await stop(following)
+async def shop(*upstream: str, **settings: Any) -> AsyncIterator[Shop]:
+    """In front of these servers, or of a 2.5.1 of its own."""
+    async with AsyncExitStack() as stack:
+        urls = upstream or ((await stack.enter_async_context(facing("v1+v2", listing_delay=0.5))).url,)
+        relays = [await stack.enter_async_context(fault_proxy(int(url.rpartition(":")[2]))) for url in urls]
+        ways = ",".join(relay.url for relay in relays)
+        proxy = await stack.enter_async_context(serving(upstream=ways, **{**QUICK, **settings}))
+        made = Shop(proxy, relays, urls[0])
+        stack.push_async_callback(stop, spawn(made.follow(), name="follow"))
+        stack.push_async_callback(made.end)
+        yield made
 
 
 async def settled(shop: Shop, wanted: Callable[[frozenset[str]], bool]) -> frozenset[str]:
@@ -119,7 +119,12 @@ async def test_a_rolling_deployment_works_during_an_outage_and_the_upstream_agre
 
 
 async def test_the_same_in_front_of_r_nacos(rnacos: RNacos) -> None:
-    async with shop(url=rnacos.url) as it:
+    async with shop(rnacos.url) as it:
+        await rolling(it, "refuse")
+
+
+async def test_the_same_in_front_of_a_cluster() -> None:
+    async with clustered() as nodes, shop(*(node.url for node in nodes)) as it:
         await rolling(it, "refuse")
 
 
@@ -182,16 +187,16 @@ async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(t
         fault_proxy(int(server.url.rpartition(":")[2])) as relay,
     ):
         async with serving(upstream=relay.url, **kept) as proxy:
-            one = Shop(proxy, relay, server.url)
+            one = Shop(proxy, [relay], server.url)
             await one.register(OLD)
             assert await one.shown() == {at(OLD)}
             await one.lose("refuse")
             await one.register(NEW)
             await one.leave(OLD)
         async with serving(upstream=relay.url, **kept) as proxy:
-            two = Shop(proxy, relay, server.url)
+            two = Shop(proxy, [relay], server.url)
             assert await two.shown() == {at(NEW)}
-            await relay.set("pass")
+            await two.back()
             assert await settled(two, lambda found: found == {at(NEW)})
             assert await two.shown() == {at(NEW)}
 
