@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import DEFAULT_CLUSTER, EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 
 R = TypeVar("R")
 
@@ -86,8 +86,8 @@ def check_port(port: str | int) -> int:
     return number
 
 
-def check_metadata(metadata: Mapping[str, str]) -> None:
-    if sum(_length(k) + _length(v) for k, v in metadata.items()) > MAX_METADATA:
+def check_metadata(metadata: Metadata) -> None:
+    if sum(_length(k) + _length(v or "") for k, v in metadata.items()) > MAX_METADATA:
         raise _illegal("Metadata", f"the param length should not exceed {MAX_METADATA}.")
 
 
@@ -98,24 +98,24 @@ def check_weight(weight: float) -> float:
     return weight
 
 
-def millis(metadata: Mapping[str, str], name: str, default: int) -> int:
+def millis(metadata: Metadata, name: str, default: int) -> int:
     """A `preserved.*` time of the metadata, in ms; the default where it is absent or no number (NACOS.md 5.6).
 
     Nor is one that a Java long cannot hold: it is anyone's text, and must not break who counts with it.
     """
-    text = metadata.get(name, "")
+    text = metadata.get(name) or ""
     return int(text) if text.isdecimal() and text.isascii() and len(text) <= 18 else default
 
 
-def beat_interval(metadata: Mapping[str, str], default: int = DEFAULT_BEAT_INTERVAL) -> int:
+def beat_interval(metadata: Metadata, default: int = DEFAULT_BEAT_INTERVAL) -> int:
     return millis(metadata, "preserved.heart.beat.interval", default)
 
 
-def beat_timeout(metadata: Mapping[str, str]) -> int:
+def beat_timeout(metadata: Metadata) -> int:
     return millis(metadata, "preserved.heart.beat.timeout", 15_000)
 
 
-def delete_timeout(metadata: Mapping[str, str]) -> int:
+def delete_timeout(metadata: Metadata) -> int:
     return millis(metadata, "preserved.ip.delete.timeout", 30_000)
 
 
@@ -214,7 +214,7 @@ class Update(Write[None]):
     cluster: str = DEFAULT_CLUSTER
     weight: float | None = None
     enabled: bool | None = None
-    metadata: Mapping[str, str] | None = None
+    metadata: Metadata | None = None
     ephemeral: bool = True
     partial: bool = False
 
@@ -250,7 +250,7 @@ class BatchMetadata(Write[tuple[str, ...]]):
     """
 
     instances: tuple[InstanceKey, ...]
-    metadata: Mapping[str, str]
+    metadata: Metadata
     remove: bool = False
     ephemeral: bool = True
 
@@ -271,7 +271,7 @@ class ServiceInfo:
 
     key: ServiceKey
     threshold: float = 0.0
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     clusters: tuple[str, ...] = ()
     ephemeral: bool = True
@@ -291,7 +291,7 @@ class CreateService(Call[None]):
 
     service: ServiceKey
     threshold: float = 0.0
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: str = ""
     ephemeral: bool = False
 
@@ -302,7 +302,7 @@ class UpdateService(Call[None]):
 
     service: ServiceKey
     threshold: float = 0.0
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: str = ""
 
 

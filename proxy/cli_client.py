@@ -160,7 +160,7 @@ def address_of(host: dict[str, Any]) -> str:
 def _cells(host: dict[str, Any]) -> tuple[Text, ...]:
     state = "disabled" if not host["enabled"] else "healthy" if host["healthy"] else "unhealthy"
     colour = {"healthy": "green", "unhealthy": "red", "disabled": "yellow"}[state]
-    metadata = " ".join(f"{k}={v}" for k, v in host["metadata"].items())
+    metadata = " ".join(f"{k}={'null' if v is None else v}" for k, v in host["metadata"].items())
     return (
         Text(address_of(host)),
         Text(printable(host["clusterName"])),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 
@@ -23,6 +23,9 @@ GROUP_SEPARATOR = "@@"
 Source = Literal["poll", "push", "write", "disk"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+# Nacos keeps a null among the values, as clients send it (asked of 2.5.1).
+Metadata: TypeAlias = Mapping[str, str | None]
 
 
 class ServiceKey(NamedTuple):
@@ -62,7 +65,7 @@ class Checking:
     checker: Mapping[str, Any] = field(default_factory=lambda: {"type": "TCP"})
     port: int = 80
     by_instance_port: bool = True
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
 
 
 class InstanceKey(NamedTuple):
@@ -88,7 +91,7 @@ class Instance:
     healthy: bool = True
     enabled: bool = True
     ephemeral: bool = True
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
     instance_id: str = ""
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
-from proxy.model import EMPTY
+from proxy.model import EMPTY, Metadata
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2733;background:#fff}
@@ -104,16 +104,16 @@ def _service(row: Mapping[str, Any]) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Mapping[str, str]]]) -> str:
+def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Metadata]]) -> str:
     lines = [_host(*host) for host in hosts[:_MOST_HOSTS]]
     if len(hosts) > _MOST_HOSTS:
         lines.append(f'<span class="muted">and {len(hosts) - _MOST_HOSTS} more</span>')
     return "<br>".join(lines)
 
 
-def _host(address: str, cluster: str, weight: float, healthy: bool, enabled: bool, metadata: Mapping[str, str]) -> str:
+def _host(address: str, cluster: str, weight: float, healthy: bool, enabled: bool, metadata: Metadata) -> str:
     state = "off" if not enabled else "ok" if healthy else "down"
-    pairs = " ".join(f"{name}={value}" for name, value in sorted(metadata.items()))
+    pairs = " ".join(f"{name}={'null' if value is None else value}" for name, value in sorted(metadata.items()))
     tail = f' <span class="muted">{_text(cluster)} weight {_text(f"{weight:g}")} {_text(pairs)}</span>'
     return f"<code>{_text(address)}</code> {_word(state)}{tail}"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Reason, Refused
-from proxy.model import EMPTY, Checking, Instance, InstanceKey, ServiceKey, Snapshot
+from proxy.model import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 from proxy.wire.parameters import TRUE
 
 Place = tuple[str, int]
@@ -40,7 +40,7 @@ class Registered:
     def timed(self, laid: Laid | None, *, checked: bool) -> None:
         """The overlay's times count before the registration's (NACOS.md 5.6). `checked`: as its service has it."""
         metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
-        checked = checked and metadata.get(UNCHECKED, "").lower() not in TRUE
+        checked = checked and (metadata.get(UNCHECKED) or "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
         self.gone_after = min(CLIENT_LIVES, delete_timeout(metadata) / 1000 if checked else math.inf)
 
@@ -60,7 +60,7 @@ class Laid:
 
     weight: float = 1.0
     enabled: bool = True
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Service:
     ephemeral: bool
     explicit: bool = False
     threshold: float = 0.0
-    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
     places: dict[Place, Registered] = field(default_factory=lambda: {})
     laid: dict[InstanceKey, Laid] = field(default_factory=lambda: {})
@@ -159,7 +159,7 @@ class Service:
             known.timed(self.laid.get(known.instance.key), checked=self._checked())
 
     def _checked(self) -> bool:
-        return self.metadata.get(UNCHECKED, "").lower() != "true"
+        return (self.metadata.get(UNCHECKED) or "").lower() != "true"
 
     # time
 

@@ -5,12 +5,13 @@ Not for: names that only one dialect has, the order in which a controller checks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 
 from proxy.calls import BatchMetadata, Beat, CreateService, Update, UpdateService, check_weight
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, ServiceKey
+from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from proxy.wire.base import HttpRequest, Pairs, PushAddress
 from proxy.wire.parameters import Parameters, check_grouped, read_beat
 from proxy.wire.rules import plain_service
@@ -40,7 +41,7 @@ def grouped(key: ServiceKey) -> Pairs:
     return (("serviceName", key.grouped), ("groupName", key.group), ("namespaceId", key.namespace))
 
 
-def metadata_text(metadata: Mapping[str, str]) -> str:
+def metadata_text(metadata: Metadata) -> str:
     return dumps(dict(metadata)).decode()
 
 
@@ -58,6 +59,8 @@ def instance_form(instance: Instance) -> Pairs:
 
 
 def update_form(call: Update) -> Pairs:
+    """Without a null among the metadata: 2.5.1 fails over one in a modification, and 3.0.3 drops it (NACOS.md 1.7)."""
+    texts = {name: text for name, text in (call.metadata or EMPTY).items() if text is not None}
     return pairs(
         ip=call.ip,
         port=call.port,
@@ -65,7 +68,7 @@ def update_form(call: Update) -> Pairs:
         weight=call.weight,
         enabled=call.enabled,
         ephemeral=call.ephemeral,
-        metadata=None if call.metadata is None else metadata_text(call.metadata),
+        metadata=None if call.metadata is None else metadata_text(texts),
     )
 
 
@@ -131,6 +134,8 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     p.check_address()
     if full is not None:
         p.check_instances((full,))
+        if (kept := p.rules.kept(full.metadata)) is not full.metadata:
+            full = replace(full, metadata=kept)
     name = p.raw("serviceName")
     if name is None or not (name or group_needed):
         missing = "Required request parameter 'serviceName' for method parameter type String is not present"
@@ -143,7 +148,7 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     return Beat(p.key(), full.ip, full.port, full.cluster, full.ephemeral, full)
 
 
-def read_batch(p: Parameters, instances: Sequence[Instance], metadata: Mapping[str, str], method: str) -> BatchMetadata:
+def read_batch(p: Parameters, instances: Sequence[Instance], metadata: Metadata, method: str) -> BatchMetadata:
     persistent = p.text("consistencyType") == "persist"
     ephemeral = all(i.ephemeral for i in instances) if instances else not persistent
     return BatchMetadata(p.key(), tuple(i.key for i in instances), metadata, method == "DELETE", ephemeral)

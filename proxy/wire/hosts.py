@@ -16,16 +16,16 @@ import orjson
 
 from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, GetInstance, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Malformed, Misplaced
-from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, ServiceKey, Snapshot
+from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
-from proxy.wire.shapes import dumps
+from proxy.wire.shapes import dumps, shallow
 
 LARGE = 100  # hosts from which on it pays to look for what was read or written before
 _REMEMBERED = 16_384  # hosts; beyond that all is forgotten, which costs one reading more
 
 _Fields = tuple[str, int, str, float, bool, bool, bool, str]
 _read: dict[_Fields, Instance] = {}
-_written: dict[tuple[_Fields, str], tuple[Mapping[str, str], Any]] = {}
+_written: dict[tuple[_Fields, str], tuple[Metadata, Any]] = {}
 
 
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
         "instanceHeartBeatTimeOut": beat_timeout(meta),
         "ipDeleteTimeout": delete_timeout(meta),
     }
-    if not meta or "preserved.instance.id.generator" in meta:
-        host["instanceIdGenerator"] = meta.get("preserved.instance.id.generator", "simple")
+    if generator := meta.get("preserved.instance.id.generator", None if meta else "simple"):
+        host["instanceIdGenerator"] = generator
     for name in sorted(instance.extra):
         host.setdefault(name, instance.extra[name])
     return host
@@ -143,7 +143,7 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
         cluster = host.get("clusterName") or DEFAULT_CLUSTER
         healthy, metadata = host.get("healthy"), host.get("metadata") or EMPTY
         instance_id = host.get("instanceId") or ""
-        extra = EMPTY if host.keys() <= _HOST else {k: v for k, v in host.items() if k not in _HOST}
+        extra = EMPTY if host.keys() <= _HOST else _own(host, _HOST)
     except (KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"a host without ip or port: {error}") from error
     if type(ip) is not str or type(cluster) is not str or type(instance_id) is not str:
@@ -185,20 +185,27 @@ def read_asked(call: GetInstance, value: Any) -> Instance:
     return found
 
 
-def read_metadata(value: Any) -> Mapping[str, str]:
-    """Metadata of a server; scalars become text and null is left out, as Nacos itself does. Raises `Malformed`."""
+def _own(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """A server's fields that we do not know, to be passed on; what is nested too deep to be written again is not."""
+    return {name: value for name, value in fields.items() if name not in known and shallow(value)}
+
+
+def read_metadata(value: Any) -> Metadata:
+    """Metadata of a server; scalars become text, as in Nacos, and null stays null. Raises `Malformed`."""
     if not isinstance(value, dict):
         raise Malformed("metadata is no object")
     given = cast("dict[str, Any]", value)
     if all(type(item) is str for item in given.values()):
         return given
-    text: dict[str, str] = {}
+    text: dict[str, str | None] = {}
     for name, item in given.items():
         if isinstance(item, bool):
             text[name] = "true" if item else "false"
         elif isinstance(item, str | int | float):
             text[name] = str(item)
-        elif item is not None:
+        elif item is None:
+            text[name] = None
+        else:
             raise Malformed(f"metadata {name!r} is no text")
     return text
 
@@ -263,7 +270,7 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         hosts.instances,
         masking=protected,
         cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
-        extra=EMPTY if answer.keys() <= _LIST else {k: v for k, v in answer.items() if k not in _LIST},
+        extra=EMPTY if answer.keys() <= _LIST else _own(answer, _LIST),
         last_ref_time=moment if type(moment) is int and moment > 0 else 0,
         by_cluster="useSpecifiedURL" in answer and "protectThreshold" not in answer,  # 1.x; r-nacos writes both
         unreadable=hosts.unreadable,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, ServiceKey
+from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from proxy.wire.base import HttpRequest
 from proxy.wire.rules import NACOS
 
@@ -67,9 +67,9 @@ class Parameters:
             check_grouped(name, Problem.EMPTY_GROUP)
         return p
 
-    def check(self, *, address: bool = True, clusters: str = "") -> dict[str, str]:
+    def check(self, *, address: bool = True, clusters: str = "") -> Metadata:
         """The parameter check; gives the parsed metadata. Without `address` only names are looked at."""
-        rules, metadata = self.rules, self.metadata() if address else {}
+        rules, metadata = self.rules, self.metadata() if address else EMPTY
         name, group = self._untrimmed("serviceName", "serviceNameParam"), self._untrimmed("groupName", "groupNameParam")
         rules.service(ServiceKey.of(name, group, self._untrimmed("namespaceId")))
         for cluster in clusters.split(","):
@@ -80,10 +80,10 @@ class Parameters:
             rules.metadata(metadata)
         return metadata
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> Metadata:
         """Where no check parses it first, it fails in the controller, in plain words."""
         try:
-            return parse_metadata(self.text("metadata"))
+            return self.rules.kept(parse_metadata(self.text("metadata")))
         except BadCall as error:
             if self.rules is NACOS:
                 raise
@@ -225,8 +225,8 @@ def _no_number(name: str, value: str) -> BadCall:
 # --- what stands in a parameter as JSON --------------------------------------------------------------------------
 
 
-def parse_metadata(text: str) -> dict[str, str]:
-    """A JSON object, else `k=v,k=v` (`UtilsAndCommons.parseMetadata`). Numbers keep their spelling, null is dropped."""
+def parse_metadata(text: str) -> dict[str, str | None]:
+    """A JSON object, else `k=v,k=v` (`UtilsAndCommons.parseMetadata`). Numbers keep their spelling, null is null."""
     if not text:
         return {}
     try:
@@ -236,33 +236,45 @@ def parse_metadata(text: str) -> dict[str, str]:
 
 
 def _load(text: str) -> Any:
-    """JSON with its numbers as text, in their own spelling. Raises `ValueError` and `RecursionError`."""
-    return json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
+    """JSON with its numbers as text, in their own spelling; as Jackson, nothing behind an object or a list is read.
+
+    Raises `ValueError` and `RecursionError`.
+    """
+    text = text.strip(_BLANK)
+    value: Any
+    value, end = _DECODER.raw_decode(text)
+    if end < len(text) and text[0] not in "[{":
+        raise ValueError("more than one value")
+    return value
 
 
 def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _strings(value: Any) -> dict[str, str]:
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant)
+_BLANK = " \t\n\r"
+
+
+def _strings(value: Any) -> dict[str, str | None]:
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise ValueError("no object")
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     for name, item in cast("dict[str, Any]", value).items():
         if isinstance(item, bool):
             found[name] = "true" if item else "false"
-        elif isinstance(item, str):
-            (name + item).encode()  # a lone surrogate, which JSON can escape, is a ValueError here
+        elif isinstance(item, str | None):
+            (name + (item or "")).encode()  # a lone surrogate, which JSON can escape, is a ValueError here
             found[name] = item
-        elif item is not None:
+        else:
             raise ValueError("no text")
     return found
 
 
-def _pairs(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _pairs(text: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
     for piece in split(text, ","):
         parts = split(piece, "=")
         if len(parts) != 2:
@@ -313,10 +325,10 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         (ip + name_of_cluster).encode()
         return Instance(
             ip,
-            0 if value.get("port") is None else int(value["port"]),
+            0 if value.get("port") is None else int(float(value["port"])),
             name_of_cluster,
             number,
-            ephemeral=str(value.get("ephemeral", True)).lower() != "false",
+            ephemeral=str(value.get("ephemeral", True)).lower() not in ("false", "0"),
             metadata=_strings(metadata) if metadata else EMPTY,
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -9,12 +9,12 @@ a service whose `group@@name` reads back as another one. Not for: what is missin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from proxy.calls import check_cluster, check_instance, check_ip, check_metadata, check_port, check_service
 from proxy.errors import BadCall, Problem
-from proxy.model import Instance, ServiceKey
+from proxy.model import Instance, Metadata, ServiceKey
 
 LONGEST = 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -22,14 +22,24 @@ _INT = range(-(2**31), 2**31)  # Java's
 
 
 class Rules(NamedTuple):
-    """Each raises `BadCall`. `instance` is what a registration is held to beyond the other rules."""
+    """Each raises `BadCall`. `instance` is what a registration is held to beyond the other rules.
+
+    `nulls`: a null among the values of metadata is kept; r-nacos would lose all of the metadata over it.
+    """
 
     service: Callable[[ServiceKey], None]
     cluster: Callable[[str], None]
     ip: Callable[[str], None]
     port: Callable[[str | int], object]
-    metadata: Callable[[Mapping[str, str]], None]
+    metadata: Callable[[Metadata], None]
     instance: Callable[[Instance], None]
+    nulls: bool = False
+
+    def kept(self, metadata: Metadata) -> Metadata:
+        """Metadata as the server can have it."""
+        if self.nulls or None not in metadata.values():
+            return metadata
+        return {name: text for name, text in metadata.items() if text is not None}
 
 
 def _plain(parameter: str, value: str) -> None:
@@ -69,7 +79,7 @@ def _anything(_value: object) -> None:
     """No rule."""
 
 
-NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance)
+NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, True)
 LENIENT = Rules(plain_service, _plain_cluster, _plain_ip, _any_int, _anything, _anything)
 
 RULES = "nacos_proxy.rules"  # in the ASGI scope of a request: the ones it is held to

@@ -111,6 +111,15 @@ def read_json(body: bytes) -> Any:
         raise Malformed(f"not JSON: {error}") from error
 
 
+def shallow(value: Any, most: int = 64) -> bool:
+    """Whether JSON is nested no deeper than `most`: what can be read may be nested deeper than what can be written."""
+    if isinstance(value, dict):
+        value = list(cast("dict[str, Any]", value).values())
+    if not isinstance(value, list):
+        return True
+    return most > 0 and all(shallow(item, most - 1) for item in cast("list[Any]", value))
+
+
 def as_object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Malformed(f"{what} is no object")

@@ -23,7 +23,8 @@ def prometheus(hosts: Sequence[Instance], key: ServiceKey) -> list[dict[str, Any
 
 
 def _labels(host: Instance, key: ServiceKey) -> dict[str, str]:
-    own = {f"__meta_nacos_metadata_{_NO_LABEL.sub('_', name)}": host.metadata[name] for name in sorted(host.metadata)}
+    given = ((name, text) for name, text in sorted(host.metadata.items()) if text is not None)
+    own = {f"__meta_nacos_metadata_{_NO_LABEL.sub('_', name)}": text for name, text in given}
     return {
         **own,
         "__meta_nacos_namespace": key.namespace,

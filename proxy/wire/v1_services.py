@@ -60,7 +60,7 @@ READINESS = "/v1/console/health/readiness"
 # --- server role: requests ---------------------------------------------------------------------------------------
 
 
-def _checked(request: HttpRequest) -> tuple[Parameters, dict[str, str]]:
+def _checked(request: HttpRequest) -> tuple[Parameters, Mapping[str, str | None]]:
     p = Parameters.filtered(request)
     return p, p.check()
 

@@ -40,6 +40,10 @@ def bare(**fields: Any) -> dict[str, Any]:
     return {"ip": "10.0.0.1", "port": 80, **fields}
 
 
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
 def read(**fields: Any) -> Instance:
     return read_host(bare(**fields), KEY.grouped)
 
@@ -128,10 +132,17 @@ def test_hosts_of_real_servers_have_nothing_unknown(name: str) -> None:
         ({"metadata": None}, "metadata", {}),
         ({"marked": True, "service": "x", "dom": "y"}, "extra", {}),
         ({"zone": "z"}, "extra", {"zone": "z"}),
+        ({"zone": "z", "deep": nested(400)}, "extra", {"zone": "z"}),
     ],
 )
 def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -> None:
     assert getattr(read(**fields), name) == value
+
+
+def test_what_a_list_holds_of_its_own_is_passed_on_unless_nothing_could_write_it() -> None:
+    found = read_listing(KEY, {"name": KEY.grouped, "hosts": [], "own": 1, "deep": nested(400)})
+    assert dict(found.snapshot.extra) == {"own": 1}
+    assert found.snapshot.revision
 
 
 def test_metadata_is_text_whatever_the_server_wrote() -> None:
@@ -139,6 +150,7 @@ def test_metadata_is_text_whatever_the_server_wrote() -> None:
         "a": "1",
         "b": "true",
         "c": "false",
+        "d": None,
         "e": "x",
     }
 

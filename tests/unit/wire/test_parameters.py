@@ -245,8 +245,10 @@ def test_a_selector_of_no_known_type_is_refused(text: str) -> None:
     [
         ("", {}),
         ('{"a":"1"}', {"a": "1"}),
-        ('{"a":1,"b":1.10,"c":true,"d":null,"e":false}', {"a": "1", "b": "1.10", "c": "true", "e": "false"}),
+        ('{"a":1,"b":1.10,"c":true,"d":null,"e":false}', {"a": "1", "b": "1.10", "c": "true", "d": None, "e": "false"}),
         ("null", {}),
+        ('{"a":"1"} behind', {"a": "1"}),
+        ('{"a":"1"}{"b":', {"a": "1"}),
         ("a=1,b=2", {"a": "1", "b": "2"}),
         ("a=1,", {"a": "1"}),
         (",", {}),
@@ -255,12 +257,12 @@ def test_a_selector_of_no_known_type_is_refused(text: str) -> None:
         ('"a=b"', {'"a': 'b"'}),
     ],
 )
-def test_metadata_is_json_or_pairs(text: str, value: dict[str, str]) -> None:
+def test_metadata_is_json_or_pairs(text: str, value: dict[str, str | None]) -> None:
     assert parse_metadata(text) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["{oops", "oops", "a=", "a=b=c", "a=1,,b=2", '{"a":{}}', "[1]", '{"a":"\\ud800"}', "[" * 9999]
+    "text", ["{oops", "oops", "a=", "a=b=c", "a=1,,b=2", '{"a":{}}', "[1]", "null x", '{"a":"\\ud800"}', "[" * 9999]
 )
 def test_metadata_that_is_neither_is_said_in_whole(text: str) -> None:
     with pytest.raises(BadCall) as caught:
@@ -287,6 +289,8 @@ def test_a_full_beat_is_an_instance() -> None:
     assert beat == instance(cluster="c1", weight=0.0, metadata={"a": "1"})
     persistent = read_beat('{"ip":"10.0.0.1","port":80,"weight":2,"ephemeral":false}', "c2")
     assert persistent == instance(cluster="c2", weight=2.0, ephemeral=False)
+    nested = read_beat('{"ip":"10.0.0.1","port":80.0,"ephemeral":0,"own":' + "[" * 400 + "]" * 400 + "} behind", "c2")
+    assert nested == instance(cluster="c2", weight=0.0, ephemeral=False)
     assert read_beat("") is None
     empty = read_beat("{}")
     assert empty is not None and (empty.ip, empty.port) == ("", 0)
