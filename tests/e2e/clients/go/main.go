@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/nacos-group/nacos-sdk-go/clients"
 	"github.com/nacos-group/nacos-sdk-go/clients/config_client"
@@ -64,6 +66,7 @@ var (
 	output        sync.Mutex
 	connections   sync.Map
 	subscriptions sync.Map
+	registered    sync.Map
 )
 
 func say(line map[string]interface{}) {
@@ -145,17 +148,21 @@ func perform(asked request) (interface{}, error) {
 	if asked.Weight == 0 {
 		asked.Weight = 1
 	}
+	place := vo.DeregisterInstanceParam{
+		Ip: asked.IP, Port: asked.Port, Cluster: asked.Cluster, ServiceName: asked.Service, GroupName: asked.Group,
+		Ephemeral: ephemeral,
+	}
+	key := fmt.Sprintf("%s %+v", asked.Client, place)
 	switch asked.Do {
 	case "register":
+		registered.Store(key, func() { c.naming.DeregisterInstance(place) })
 		return c.naming.RegisterInstance(vo.RegisterInstanceParam{
 			Ip: asked.IP, Port: asked.Port, Weight: asked.Weight, Enable: true, Healthy: true, Metadata: asked.Metadata,
 			ClusterName: asked.Cluster, ServiceName: asked.Service, GroupName: asked.Group, Ephemeral: ephemeral,
 		})
 	case "deregister":
-		return c.naming.DeregisterInstance(vo.DeregisterInstanceParam{
-			Ip: asked.IP, Port: asked.Port, Cluster: asked.Cluster, ServiceName: asked.Service, GroupName: asked.Group,
-			Ephemeral: ephemeral,
-		})
+		registered.Delete(key)
+		return c.naming.DeregisterInstance(place)
 	case "update":
 		return c.naming.UpdateInstance(vo.UpdateInstanceParam{
 			Ip: asked.IP, Port: asked.Port, ClusterName: asked.Cluster, ServiceName: asked.Service,
@@ -218,7 +225,19 @@ func configure(c *client, asked request) (interface{}, error) {
 	return true, config.ListenConfig(param)
 }
 
+func leaveOnSigterm() {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
+	<-told
+	registered.Range(func(_, deregister interface{}) bool {
+		deregister.(func())()
+		return true
+	})
+	os.Exit(0)
+}
+
 func main() {
+	go leaveOnSigterm()
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<22)
 	say(map[string]interface{}{"event": "ready"})

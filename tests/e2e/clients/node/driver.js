@@ -7,6 +7,7 @@ const { NacosConfigClient, NacosNamingClient } = require('nacos');
 const quiet = { debug() {}, info() {}, log() {}, warn: note, error: note };
 const clients = new Map();
 const listeners = new Map();
+const registered = new Map();
 
 function note(...what) {
   console.error(...what);
@@ -60,12 +61,15 @@ async function perform(asked) {
     metadata: asked.metadata,
   };
   const where = { serviceName: service, groupName: group, clusters: clusters.join(',') };
+  const key = JSON.stringify([asked.client, service, group, asked.ip, asked.port]);
   switch (asked.do) {
     case 'register':
       await client.naming.registerInstance(service, instance, group);
+      registered.set(key, () => client.naming.deregisterInstance(service, instance, group));
       return true;
     case 'deregister':
       await client.naming.deregisterInstance(service, instance, group);
+      registered.delete(key);
       return true;
     case 'instances':
       return shown(await client.naming.getAllInstances(service, group, clusters.join(','), false));
@@ -110,4 +114,8 @@ lines.on('line', line => {
   );
 });
 lines.on('close', () => process.exit(0));
+process.on('SIGTERM', async () => {
+  await Promise.allSettled([...registered.values()].map(deregister => deregister()));
+  process.exit(0);
+});
 say({ event: 'ready' });
