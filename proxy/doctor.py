@@ -135,10 +135,13 @@ def push_finding(host: str, port: int, wanted: str) -> Finding:
     try:
         socket.create_connection((host, port), PATIENCE).close()
     except OSError as error:
-        seen = f"{host}:{port} is closed ({error.strerror or error}); changes are found by polling"
+        seen = f"{host}:{port} is closed ({error.strerror or error}); changes are told by UDP, else found by polling"
         return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
     if not available():
-        seen, todo = f"{host}:{port} is open, the extra is not installed", "pip install 'nacos-discovery-proxy[push]'"
+        seen, todo = (
+            f"{host}:{port} is open, the extra is not installed; changes are told by UDP",
+            "pip install 'nacos-discovery-proxy[push]'",
+        )
         return Finding("push port", not forced, seen, todo)
     return Finding("push port", True, f"{host}:{port} is open")
 

@@ -55,10 +55,13 @@ def upstream_status(parts: Parts) -> Mapping[str, Any]:
 
 
 def push_status(parts: Parts) -> Mapping[str, Any]:
-    if parts.push is None:
-        return {"state": "off"}
     if parts.poller.push_alive:
         return {"state": "ok"}
+    if parts.receiver is not None and isinstance(parts.registry, NacosRegistry):
+        if parts.receiver.covers(parts.registry.servers.up):
+            return {"state": "ok", "kind": "udp", "received": parts.receiver.received}
+    if parts.push is None:
+        return {"state": "off"}
     if not parts.agent.catalog.cache.watched_keys():
         return {"state": "idle", "reason": "no service is followed"}
     return {"state": "lost", "reason": "polling keeps time"}
@@ -128,6 +131,9 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
     left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
     left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)
     yield left_out
+    told = CounterMetricFamily("nacos_proxy_udp_pushes_received", "Datagrams by which the upstream told of changes")
+    told.add_metric([], 0 if parts.receiver is None else parts.receiver.received)
+    yield told
     if parts.udp is not None:
         counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
         for name, number in parts.udp.tallies().items():

@@ -35,6 +35,7 @@ from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.login import Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
+from proxy.registry.receiver import PushReceiver
 from proxy.registry.servers import Server, Servers
 from proxy.runtime import Clock
 from proxy.settings import BadSettings, Settings
@@ -64,6 +65,7 @@ class Parts:
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
     disk: Disk | None = None
+    receiver: PushReceiver | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
     workers: Workers | None = None
@@ -80,6 +82,9 @@ def build(s: Settings, clock: Clock) -> Parts:
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):
         _follow(parts, registry.servers)
+        parts.receiver = registry.receiver
+        if parts.receiver is not None:
+            parts.receiver.hint = parts.poller.told
     return parts
 
 
@@ -175,7 +180,10 @@ def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
     servers = registry.servers
     if s.push == "on" and not available():
         raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
-    if s.push == "off" or not available():
+    if s.push == "off":
+        return registry, None
+    registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
+    if not available():
         return registry, None
     home = str(s.state_dir / "push")
     policy = PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port)
@@ -218,6 +226,8 @@ async def finish(parts: Parts) -> None:
         await parts.udp.stop()
     await parts.keeper.stop(deregister=parts.settings.managed_deregister)
     await parts.poller.stop()
+    if parts.receiver is not None:
+        parts.receiver.stop()
     if isinstance(parts.push, GrpcPush):
         await parts.push.close()
     if parts.disk is not None:

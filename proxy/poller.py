@@ -212,9 +212,13 @@ class Poller:
 
     async def _listen(self, push: Watchable) -> None:
         async for key in push.changes():
-            now = self._agent.clock.now()
-            self._agent.catalog.cache.hasten(key, now, "push")
-            self._ask_due(now)
+            self.told(key)
+
+    def told(self, key: ServiceKey) -> None:
+        """The service is said to have changed."""
+        now = self._agent.clock.now()
+        self._agent.catalog.cache.hasten(key, now, "push")
+        self._ask_due(now)
 
     # every service of a namespace
 

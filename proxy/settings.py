@@ -91,9 +91,11 @@ class Settings(BaseSettings):
     )
     upstream_tls_verify: bool = Field(True, description="Whether the upstream's certificate is checked.")
     push: Literal["auto", "on", "off"] = Field(
-        "auto", description="gRPC push from the upstream; auto: where installed."
+        "auto",
+        description="Push from the upstream; auto: gRPC where installed, else UDP. 1.x has UDP alone.",
     )
     push_port: int = Field(0, ge=0, le=65535, description="gRPC port of the upstream; 0 is its HTTP port + 1000.")
+    push_udp_port: int = Field(0, ge=0, le=65535, description="Port that hears UDP push; 0 takes any free one.")
     breaker_failures: int = Field(3, ge=1, description="Failures in a row after which the upstream counts as down.")
     breaker_longest: Duration = Field(5.0, description="Longest pause between two probes of an upstream that is down.")
     outage_writes: bool = Field(

@@ -88,7 +88,6 @@ class Http:
             "stream": True,
             **self._sni,
         }
-        self._headers = (("User-Agent", policy.agent), ("Accept", "*/*"))
         self._fields = lru_cache(maxsize=1024)(self._make_fields)  # of each token and each length of a body
 
     async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
@@ -102,13 +101,14 @@ class Http:
 
         def make() -> httpx.Request:
             place = _place(server.origin)._replace(target=f"{server.context}{request.target}".encode("ascii"))
-            fields = self._fields(method, place.netloc, tuple(headers), len(content))
+            agent = request.headers.get("user-agent", self.policy.agent)
+            fields = self._fields(method, place.netloc, agent, tuple(headers), len(content))
             return Prepared(method, place, fields, content, extensions)
 
         return await self._send(make, server.origin)
 
-    def _make_fields(self, method: str, host: bytes, headers: Headers, length: int) -> Fields:
-        fields = [("Host", host.decode("ascii")), *self._headers, *headers]
+    def _make_fields(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> Fields:
+        fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), *headers]
         if length:
             fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
@@ -123,7 +123,8 @@ class Http:
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
         return await self._send(
-            lambda: httpx.Request("GET", url, headers=list(self._headers), extensions=self._reads), origin(url)
+            lambda: httpx.Request("GET", url, headers={"User-Agent": self.policy.agent}, extensions=self._reads),
+            origin(url),
         )
 
     async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from proxy.calls import Call
 from proxy.errors import Garbled, Malformed, Misplaced, Reason, Refused
+from proxy.model import ServiceKey
 from proxy.registry.detect import DialectName
 from proxy.registry.http import Http
 from proxy.registry.login import Credential, Session, token_headers
+from proxy.registry.receiver import PushReceiver
 from proxy.registry.servers import Server
 from proxy.registry.speech import Speech
 from proxy.wire.base import HttpReply, HttpRequest
@@ -33,6 +35,7 @@ class ServerLine:
     order: tuple[DialectName, ...]
     session: Session
     credential: Credential | None
+    receiver: PushReceiver | None = None
 
     async def send(self, call: Call[R]) -> R:
         """In the dialects that the server takes the call in; what it has not is remembered, and the next is used."""
@@ -80,6 +83,12 @@ class ServerLine:
             if fresh != token:
                 reply = await self._ask(request, self._own(fresh), again)
         return reply
+
+    def subscribing(self, key: ServiceKey, request: HttpRequest) -> HttpRequest:
+        """A list of v1, which may ask for UDP push; where a client's own token asks, it is for that client alone."""
+        if self.receiver is None or self.credential is not None:
+            return request
+        return self.receiver.subscribing(self.server, key, request)
 
     def _own(self, token: str) -> tuple[tuple[str, str], ...]:
         identity = self.http.policy.identity

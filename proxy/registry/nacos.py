@@ -54,6 +54,7 @@ from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
 from proxy.registry.line import ServerLine
 from proxy.registry.login import Credential, LoginPolicy, Session
 from proxy.registry.memory import Memory, MemoryPolicy
+from proxy.registry.receiver import PushReceiver
 from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
 from proxy.registry.speech import ONCE, speeches
 from proxy.registry.transport import FastTransport, TransportPolicy
@@ -94,6 +95,7 @@ class NacosRegistry:
         self._listing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.receiver: PushReceiver | None = None
         self.unreadable = 0
         self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
@@ -196,6 +198,8 @@ class NacosRegistry:
         """Every version tells in one dialect; r-nacos in none, which is no matter. No answer: it is asked again."""
         try:
             server.spoken.told(await self._voice.line(server).send(ServerState()))
+            if self.receiver is not None:
+                await self.receiver.meet(server)
         except ProxyError as error:
             log.debug("%s does not tell its version: %s", server.url, error)
             if not isinstance(error, Refused):
@@ -308,7 +312,8 @@ class _Voice:
 
     def line(self, server: Server) -> ServerLine:
         registry = self.registry
-        return ServerLine(server, registry.http, self.speeches, registry.order, registry.session, self.credential)
+        http, session = registry.http, registry.session
+        return ServerLine(server, http, self.speeches, registry.order, session, self.credential, registry.receiver)
 
     def _note(self, call: Call[Any], result: object, server: Server, keys: tuple[Hashable, ...]) -> None:
         match call:

@@ -205,7 +205,7 @@ class _Feed:
 
     async def _connected(self) -> Client:
         policy, clock = self._push.policy, self._push.clock
-        pause = policy.pause
+        pause, told = policy.pause, ""
         while True:
             try:
                 async with self._push.connecting:
@@ -215,7 +215,9 @@ class _Feed:
                 self._servers = frozenset(servers)
                 return client
             except (OSError, RuntimeError) as error:
-                log.info("no push for %s yet: %s", self.namespace, error)
+                if str(error) != told:
+                    told = str(error)
+                    log.info("no gRPC push for %s yet: %s", self.namespace, error)
             await clock.sleep_until(clock.now() + pause)
             pause = min(pause * 2, policy.longest_pause)
 

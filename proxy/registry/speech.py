@@ -68,6 +68,8 @@ class Line(Protocol):
 
     async def send(self, call: Call[R]) -> R: ...
 
+    def subscribing(self, key: ServiceKey, request: HttpRequest) -> HttpRequest: ...
+
 
 class Speech:
     """A dialect that says a call in one request; `say` is where the others differ.
@@ -200,7 +202,8 @@ class ListSpeech(Speech):
         return self.memory.made(key, "list", (parsed, healthy, info), lambda: unmasked(parsed, healthy, info))
 
     async def _list(self, line: Line, key: ServiceKey, *, healthy_only: bool) -> Parsed:
-        reply = await line.ask(self._write(key, healthy_only=healthy_only))
+        request = self._write(key, healthy_only=healthy_only)
+        reply = await line.ask(line.subscribing(key, request) if self.dialect.name == "v1" else request)
         return self.memory.parsed(key, healthy_only, reply, lambda reply: self._parse(key, reply))
 
     def _parse(self, key: ServiceKey, reply: HttpReply) -> Parsed:

@@ -1,13 +1,16 @@
-"""UDP push to legacy clients: who qualifies, the datagram, the acknowledgement (NACOS.md 6). Pure."""
+"""UDP push as legacy clients get it, both ways: who qualifies, the datagram, its acknowledgement (NACOS.md 6). Pure."""
 
 from __future__ import annotations
 
 import gzip
 import re
+import zlib
+from typing import Any, NamedTuple, cast
 
 import orjson
 
 GZIP_FROM = 1024  # bytes of text from which real servers compress
+MOST = 4 << 20  # bytes of text that a datagram may unfold to
 LARGEST = 65_507 - 100  # bytes; UDP over IPv4 carries 65,507
 
 # The client types that a server pushes to, with the least version (switches pushJavaVersion and so on).
@@ -53,3 +56,28 @@ def read_ack(packet: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return None
+
+
+class Push(NamedTuple):
+    """What is said to have changed, as `group@@name`, and what its acknowledgement has to name."""
+
+    service: str
+    reference: str
+
+
+def read_push(packet: bytes) -> Push | None:
+    """A datagram of `write_push`, or of a real server; None for anything else."""
+    try:
+        if packet[:2] == b"\x1f\x8b":
+            packet = zlib.decompressobj(wbits=31).decompress(packet, MOST)
+        outer = cast("dict[str, Any]", orjson.loads(packet))
+        if outer["type"] not in ("dom", "service"):
+            return None
+        name, reference = orjson.loads(outer["data"])["name"], outer["lastRefTime"]
+    except (ValueError, KeyError, TypeError, IndexError, zlib.error):
+        return None
+    return Push(name, str(reference)) if isinstance(name, str) and isinstance(reference, int | str) else None
+
+
+def write_ack(reference: str) -> bytes:
+    return orjson.dumps({"type": "push-ack", "lastRefTime": reference, "data": ""})

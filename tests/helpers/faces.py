@@ -12,7 +12,9 @@ v3         | 404                          | 404        | all  | Nacos 3.2
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,11 +33,12 @@ from proxy.calls import Beat, CreateService, Deregister, Fetch, GetInstance, Reg
 from proxy.errors import ProxyError, Reason, Refused
 from proxy.model import Instance, ServiceKey, Snapshot
 from proxy.registry.embedded import EmbeddedRegistry, Limits
-from proxy.runtime import Clock, SystemClock
+from proxy.runtime import Clock, SystemClock, spawn, stop
 from proxy.wire.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
-from proxy.wire.base import Dialect, HttpReply, HttpRequest, ReadService, ServiceView
+from proxy.wire.base import Dialect, HttpReply, HttpRequest, PushAddress, ReadService, ServiceView
 from proxy.wire.rules import LENIENT
 from proxy.wire.shapes import as_json, as_text, error_page
+from proxy.wire.udp import qualifies, write_push
 from proxy.wire.v1 import V1
 from tests.helpers.app import running
 from tests.helpers.pair import asked_by
@@ -127,6 +130,8 @@ class Users:
 class FaceServer:
     """An ASGI app. `asked` are the requests that came, as `METHOD /path`; `face` may be changed: an upgrade.
 
+    Nacos pushes by UDP to legacy agents that ask for it in a list of v1: on 1.x one second after a change, later
+    versions half a second after it; who does not ask again is forgotten after 10 s.
     `odd` are hosts that stand in each list of a service as they are: what Nacos took, and nobody can read.
     `listing_delay`: seconds until any read shows a write, once the service has been read (lag.jsonl: 0.5-0.65 s).
     """
@@ -139,6 +144,8 @@ class FaceServer:
         self.asked: list[str] = []
         self.odd: dict[ServiceKey, list[Any]] = {}
         self.url = ""
+        self._pushing: dict[ServiceKey, asyncio.Task[None]] = {}
+        self.subscribers: dict[tuple[ServiceKey, PushAddress], float] = {}
 
     def turn(self, face: str) -> None:
         self.face = FACES[face]
@@ -235,7 +242,11 @@ class FaceServer:
         try:
             call = self._meant(operation.read_request(request))
             result = await self._send(asked_by(call))
+            if isinstance(call, Write) and call.service not in self._pushing:
+                self._pushing[call.service] = spawn(self._push(call.service), name=f"push of {call.service}")
             if isinstance(call, ReadService):
+                if call.push is not None and qualifies(call.push.agent) and self.face is not FACES["v1"]:
+                    self.subscribers[call.service, call.push] = self.clock.now() + 10.0
                 snapshot = replace(result, last_ref_time=self._now_ms())
                 result = ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only))
             if isinstance(call, ServerState):
@@ -249,6 +260,20 @@ class FaceServer:
             (listed if isinstance(listed, list) else listed["hosts"]).extend(self.odd[call.service])
             reply = as_json(answer)
         return reply
+
+    async def _push(self, key: ServiceKey) -> None:
+        await self.clock.sleep_until(self.clock.now() + (1.0 if self.face is FACES["1.x"] else 0.5))
+        del self._pushing[key]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for (service, address), until in self.subscribers.items():
+                if service == key and self.clock.now() < until:
+                    packet = write_push(orjson.dumps({"name": key.grouped, "hosts": []}), 1)
+                    sender.sendto(packet or b"", (address.ip, address.port))
+
+    async def close(self) -> None:
+        for task in tuple(self._pushing.values()):
+            await stop(task)
+        await self.registry.close()
 
     async def _send(self, call: Any) -> Any:
         """What the registry says; on a 1.x each cluster at an address is an instance of its own (NACOS.md 5.1)."""
@@ -401,7 +426,8 @@ async def clustered(clock: Clock | None = None, *, lagging: bool = True) -> Asyn
             )
             node.url = await stack.enter_async_context(running(config))
         yield nodes
-        await nodes[0].registry.close()
+        for node in nodes:
+            await node.close()
 
 
 GONE = (
@@ -441,4 +467,4 @@ async def facing(
     async with running(config) as url:
         server.url = url
         yield server
-    await server.registry.close()
+    await server.close()

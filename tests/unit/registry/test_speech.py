@@ -20,6 +20,7 @@ from proxy.calls import (
     Update,
 )
 from proxy.errors import Reason, Refused
+from proxy.model import ServiceKey
 from proxy.registry.memory import Memory, MemoryPolicy
 from proxy.registry.speech import BEATS, CROWD, NEEDS_ADMIN, Speech, speeches
 from proxy.wire.base import HttpReply, HttpRequest
@@ -53,6 +54,9 @@ class Line:
 
     async def send(self, call: Call[Any]) -> Any:
         return await self.say(call)
+
+    def subscribing(self, _: ServiceKey, request: HttpRequest) -> HttpRequest:
+        return request
 
     async def say(self, call: Call[Any]) -> Any:
         return await self.speech.say(self, call)

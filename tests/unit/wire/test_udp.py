@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.udp import GZIP_FROM, LARGEST, qualifies, read_ack, write_push
+from proxy.wire.udp import GZIP_FROM, LARGEST, MOST, Push, qualifies, read_ack, read_push, write_ack, write_push
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,21 @@ def test_an_acknowledgement_names_its_datagram_as_number_or_text(number: object)
 
 def test_other_messages_are_no_acknowledgement() -> None:
     assert read_ack(b'{"type":"dump","lastRefTime":12}') is None
+
+
+@given(st.text(max_size=2000), st.integers(0, 2**63 - 1))
+def test_a_push_is_read_as_it_was_written_and_its_acknowledgement_too(name: str, reference: int) -> None:
+    packet = write_push(json.dumps({"name": name, "hosts": []}).encode(), reference)
+    assert packet is not None
+    assert read_push(packet) == Push(name, str(reference))
+    assert read_ack(write_ack(str(reference))) == reference
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_reader_of_pushes_fail(packet: bytes) -> None:
+    assert read_push(packet) is None
+    assert read_push(b"\x1f\x8b" + packet) is None
+
+
+def test_a_datagram_that_unfolds_without_end_is_no_push() -> None:
+    assert read_push(gzip.compress(b'{"type":"dom","data":"' + b" " * 2 * MOST + b'"}')) is None

@@ -1,0 +1,122 @@
+"""UDP push from the upstream: who is asked for it, and what a datagram does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from proxy.model import ServiceKey
+from proxy.registry.receiver import PushReceiver
+from proxy.registry.servers import Server
+from proxy.wire.base import HttpRequest
+from proxy.wire.udp import read_ack, write_push
+from proxy.wire.v1 import write_list
+from tests.helpers.build import KEY, key
+
+
+def server(version: str, host: str = "127.0.0.1") -> Server:
+    made = Server(f"http://{host}:8848", "/nacos")
+    made.spoken.told({"version": version})
+    return made
+
+
+def asked(receiver: PushReceiver, of: Server, about: ServiceKey = KEY) -> HttpRequest:
+    return receiver.subscribing(of, about, write_list(about))
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[PushReceiver]:
+    made = PushReceiver(("1.",))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def upstream() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.1", 0))
+        made.setblocking(False)
+        yield made
+
+
+async def exchange(upstream: socket.socket, receiver: PushReceiver, *packets: bytes) -> bytes:
+    """The answer to the last of them."""
+    port = int(dict(asked(receiver, server("1.4.8")).query)["udpPort"])
+    loop = asyncio.get_running_loop()
+    for packet in packets:
+        upstream.sendto(packet, ("127.0.0.1", port))
+    return await loop.sock_recv(upstream, 4096)
+
+
+async def test_a_server_of_these_versions_is_asked_to_push_to_the_address_that_faces_it(receiver: PushReceiver) -> None:
+    old, new = server("1.4.8"), server("2.5.1", "127.0.0.2")
+    await receiver.meet(old)
+    await receiver.meet(new)
+    request = asked(receiver, old)
+    query = dict(request.query)
+    assert (query["clientIP"], query["app"], query["serviceName"]) == ("127.0.0.1", "nacos-proxy", KEY.grouped)
+    assert int(query["udpPort"]) > 0
+    assert request.headers["user-agent"].startswith("Nacos-Go-Client:")
+    assert asked(receiver, new) == write_list(KEY)
+    assert receiver.covers([old]) and not receiver.covers([old, new]) and not receiver.covers([])
+    old.spoken.told({"version": "2.5.1"})
+    await receiver.meet(old)
+    assert asked(receiver, old) == write_list(KEY)
+    assert not receiver.covers([old])
+
+
+async def test_a_push_is_acknowledged_and_hints_at_each_namespace_that_was_asked_about(
+    receiver: PushReceiver, upstream: socket.socket
+) -> None:
+    hinted: list[ServiceKey] = []
+    receiver.hint = hinted.append
+    old = server("1.4.8")
+    await receiver.meet(old)
+    both = {KEY, key(namespace="dev")}
+    for about in (*both, key("another")):
+        asked(receiver, old, about)
+    packet = write_push(json.dumps({"name": KEY.grouped, "hosts": ["x" * 99] * 99}).encode(), 77)
+    assert packet is not None
+    assert read_ack(await exchange(upstream, receiver, packet)) == 77
+    assert (set(hinted), len(hinted), receiver.received) == (both, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "noise", [b"", b"\x1f\x8b", b"[]", b'{"type":"dom"}', b'{"type":"dom","data":"7","lastRefTime":1}']
+)
+async def test_noise_is_no_push_and_breaks_nothing(
+    receiver: PushReceiver, upstream: socket.socket, noise: bytes
+) -> None:
+    await receiver.meet(server("1.4.8"))
+    packet = write_push(json.dumps({"name": "DEFAULT_GROUP@@nobody-asked", "hosts": []}).encode(), 5)
+    assert packet is not None
+    assert read_ack(await exchange(upstream, receiver, noise, packet)) == 5
+    assert receiver.received == 1
+
+
+async def test_who_is_none_of_the_servers_is_not_heard(receiver: PushReceiver) -> None:
+    await receiver.meet(server("1.4.8"))
+    packet = write_push(b'{"name":"DEFAULT_GROUP@@orders"}', 5)
+    assert packet is not None
+    assert receiver.heard(packet, "127.0.0.2") is None
+    assert receiver.heard(packet, "127.0.0.1") is not None
+
+
+async def test_where_no_socket_can_be_opened_polling_keeps_time(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        receiver = PushReceiver(("1.",), taken.getsockname()[1])
+        old = server("1.4.8")
+        await receiver.meet(old)
+        assert asked(receiver, old) == write_list(KEY)
+        assert "polling keeps time" in caplog.text
+
+
+async def test_a_name_that_nobody_resolves_is_no_push(receiver: PushReceiver) -> None:
+    lost = server("1.4.8", "no..name")
+    await receiver.meet(lost)
+    assert asked(receiver, lost) == write_list(KEY)
