@@ -20,10 +20,11 @@ import orjson
 
 from proxy.agent import Agent
 from proxy.catalog.ledger import Registration
+from proxy.catalog.pushes import Pushes, Subscription
 from proxy.catalog.shelf import Entry
 from proxy.lock import StateLocked
 from proxy.model import Change, ServiceKey
-from proxy.rows import dump_instance, dump_snapshot, journal_rows
+from proxy.rows import dump_instance, dump_snapshot, journal_rows, subscriber_row
 from proxy.runtime import Clock, spawn, stop
 from proxy.statefile import Batch, StateFile
 
@@ -47,6 +48,8 @@ class Disk:
     def __init__(self, file: StateFile, agent: Agent, clock: Clock, policy: DiskPolicy) -> None:
         self.failing = file.trouble
         self.written = 0
+        self.pushes: Pushes | None = None  # whose subscriptions are kept, too
+        self._subscribers = 0
         self._file = file
         self._agent = agent
         self._clock = clock
@@ -98,6 +101,14 @@ class Disk:
             log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
 
+    def subscribers(self) -> list[Subscription]:
+        """Who wanted UDP pushes: a client asks for its lists again within 10 s, and changes come before."""
+        try:
+            return self._file.read_subscribers()
+        except sqlite3.Error as error:
+            log.error("the subscribers of UDP push could not be read: %s", error)
+            return []
+
     def start(self) -> None:
         self._task = spawn(self._run(), name="disk")
 
@@ -110,6 +121,8 @@ class Disk:
         """Write what is due; a failure is kept in `failing` and tried again with the next batch."""
         if self._agent.outage.journal.changed:
             await self.keep()
+        if self.pushes is not None and self.pushes.changes != self._subscribers:
+            await self._keep_subscribers(self.pushes)
         batch, keys = self._batch(), self._dirty
         if batch.empty and not self.failing:
             return
@@ -128,6 +141,14 @@ class Disk:
         places, journal.changed = journal.changed, set()
         rows = list(journal_rows(journal, places))
         await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
+
+    async def _keep_subscribers(self, pushes: Pushes) -> None:
+        before, self._subscribers = self._subscribers, pushes.changes
+
+        def again() -> None:
+            self._subscribers = before
+
+        await self._write(self._file.write_subscribers, [subscriber_row(s) for s in pushes], again)
 
     async def _write(self, write: Callable[[T], None], what: T, again: Callable[[], None]) -> bool:
         try:

@@ -167,6 +167,8 @@ def _wired(
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)))
         after.append(parts.udp.follow)
+        if parts.disk is not None:
+            parts.disk.pushes = parts.udp.pushes
     return parts
 
 
@@ -215,6 +217,8 @@ async def start(parts: Parts) -> None:
     parts.keeper.start()
     if parts.udp is not None:
         await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
+        if parts.disk is not None:
+            parts.udp.restore(parts.disk.subscribers())
 
 
 async def finish(parts: Parts) -> None:

@@ -10,6 +10,7 @@ import orjson
 from proxy.calls import Beat, Deregister, Register, Update
 from proxy.catalog.journal import Journal, Local, Waiting
 from proxy.catalog.ledger import Place, Registration
+from proxy.catalog.pushes import Subscription
 from proxy.model import EMPTY, Instance, ServiceKey, Snapshot
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -20,6 +21,12 @@ CREATE TABLE IF NOT EXISTS journal (
     PRIMARY KEY (namespace, grp, name, ip, port)
 ) WITHOUT ROWID
 """
+SUBSCRIBER_TABLE = """
+CREATE TABLE IF NOT EXISTS subscriber (
+    namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT
+)
+"""
+SubscriberRow = tuple[str, str, str, str, str, int, str, str]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
 _PLAIN = ("ip", "port", "cluster", "weight", "healthy", "enabled", "ephemeral", "instance_id")
@@ -91,3 +98,14 @@ def load_waiting(row: JournalRow) -> tuple[Place, Waiting]:
     namespace, group, name, ip, port, number, at, body = row
     key = ServiceKey(namespace, group, name)
     return (key, ip, port), Waiting(load_writes(key, body), number, at)
+
+
+def subscriber_row(s: Subscription) -> SubscriberRow:
+    key, (ip, port) = s.service, s.address
+    return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app)
+
+
+def load_subscriber(row: SubscriberRow) -> Subscription:
+    """One that nobody has heard of yet."""
+    namespace, group, name, clusters, ip, port, agent, app = row
+    return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, 0.0)

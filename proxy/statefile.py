@@ -20,14 +20,18 @@ from urllib.parse import quote
 
 from proxy.catalog.journal import Waiting
 from proxy.catalog.ledger import Place, Registration
+from proxy.catalog.pushes import Subscription
 from proxy.lock import OF_THE_DISK, lock
 from proxy.model import ServiceKey, Snapshot
 from proxy.rows import (
     JOURNAL_TABLE,
+    SUBSCRIBER_TABLE,
     UNREADABLE,
     JournalRow,
+    SubscriberRow,
     load_registration,
     load_snapshot,
+    load_subscriber,
     load_waiting,
 )
 
@@ -110,7 +114,8 @@ class StateFile:
                 raise sqlite3.DatabaseError("its check failed")
             if not version:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
-            db.execute(JOURNAL_TABLE)  # files of before have none
+            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE):  # files of before have none
+                db.execute(table)
         except sqlite3.DatabaseError:
             db.close()
             raise
@@ -133,6 +138,10 @@ class StateFile:
     def read_journal(self) -> list[tuple[Place, Waiting]]:
         """Writes that the upstream has not heard of, in order."""
         return self._reading(self._read_journal) or []
+
+    def read_subscribers(self) -> list[Subscription]:
+        """Who wanted UDP pushes when that was last written."""
+        return self._reading(self._read_subscribers) or []
 
     def _reading(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
         if self._db is not None:
@@ -167,6 +176,14 @@ class StateFile:
                     waiting.append(load_waiting(row))
         return waiting
 
+    def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
+        found: list[Subscription] = []
+        with suppress(sqlite3.OperationalError):  # as above
+            for row in db.execute("SELECT * FROM subscriber"):
+                with self._row():
+                    found.append(load_subscriber(row))
+        return found
+
     @contextmanager
     def _row(self) -> Generator[None, None, None]:
         try:
@@ -179,6 +196,12 @@ class StateFile:
         with self._transaction() as cursor:
             cursor.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
+
+    def write_subscribers(self, rows: list[SubscriberRow]) -> None:
+        """All that there are."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM subscriber")
+            cursor.executemany("INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?)", rows)
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Cursor, None, None]:

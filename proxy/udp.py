@@ -41,7 +41,7 @@ class UdpPush(asyncio.DatagramProtocol):
         self.sent = 0
         self.refused = 0
         self.too_large = 0
-        self._pushes = pushes
+        self.pushes = pushes
         self._encode = encode
         self._clock = clock
         self._policy = policy
@@ -73,13 +73,20 @@ class UdpPush(asyncio.DatagramProtocol):
             self.refused += 1
             return
         now = self._clock.now()
-        new = self._pushes.listed(call.service, (ip, wish.port), call.clusters, wish.agent, wish.app, now)
+        new = self.pushes.listed(call.service, (ip, wish.port), call.clusters, wish.agent, wish.app, now)
         if new is not None:
             self._send(new, snapshot)
 
+    def restore(self, saved: Sequence[Subscription]) -> None:
+        """Subscriptions of before a restart: they hear of changes at once, and lapse where nobody lists any more."""
+        now = self._clock.now()
+        for s in saved:
+            if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
+                self.pushes.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
+
     def follow(self, change: Change) -> None:
         """A follower of the agent."""
-        for subscription in self._pushes.of(change.key, self._clock.now()):
+        for subscription in self.pushes.of(change.key, self._clock.now()):
             self._send(subscription, change.after)
 
     def tallies(self) -> dict[str, int]:
@@ -88,14 +95,14 @@ class UdpPush(asyncio.DatagramProtocol):
         """
         return {
             "sent": self.sent,
-            "acknowledged": self._pushes.acknowledged,
-            "given_up": self._pushes.given_up,
+            "acknowledged": self.pushes.acknowledged,
+            "given_up": self.pushes.given_up,
             "refused": self.refused,
             "too_large": self.too_large,
         }
 
     def subscribed(self) -> Sequence[ServiceKey]:
-        return [subscription.service for subscription in self._pushes]
+        return [subscription.service for subscription in self.pushes]
 
     def _send(self, subscription: Subscription, snapshot: Snapshot) -> None:
         self._reference += 1
@@ -104,7 +111,7 @@ class UdpPush(asyncio.DatagramProtocol):
         if packet is None:
             self.too_large += 1
             return
-        self._pushes.sent(self._reference, subscription, packet, self._clock.now())
+        self.pushes.sent(self._reference, subscription, packet, self._clock.now())
         self._put(packet, subscription)
 
     def _put(self, packet: bytes, subscription: Subscription) -> None:
@@ -120,7 +127,7 @@ class UdpPush(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         reference = read_ack(data)
         if reference is not None:
-            self._pushes.acked(reference, (plain(addr[0]), addr[1]))
+            self.pushes.acked(reference, (plain(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp: %s", exc)
@@ -130,9 +137,9 @@ class UdpPush(asyncio.DatagramProtocol):
             due = self._clock.now() + self._policy.tick
             await self._clock.sleep_until(due)
             now = self._clock.now()
-            self._pushes.shift(stood_still(due, now), now)
-            self._pushes.lapse(now)
-            for sent in self._pushes.again(now):
+            self.pushes.shift(stood_still(due, now), now)
+            self.pushes.lapse(now)
+            for sent in self.pushes.again(now):
                 self._put(sent.packet, sent.subscription)
 
 

@@ -52,6 +52,7 @@ class Pushes:
     """The bookkeeping of UDP push."""
 
     def __init__(self, policy: PushesPolicy) -> None:
+        self.changes = 0  # grows with each subscription that comes or goes
         self.acknowledged = 0
         self.given_up = 0
         self._policy = policy
@@ -72,6 +73,7 @@ class Pushes:
         new = Subscription(service, address, clusters, agent, app, now)
         self._by_service.setdefault(service, {})[address, clusters] = new
         self._count += 1
+        self.changes += 1
         return new
 
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
@@ -122,6 +124,7 @@ class Pushes:
             for place in [p for p, s in found.items() if now - s.seen >= self._policy.lapse]:
                 del found[place]
                 self._count -= 1
+                self.changes += 1
             if not found:
                 del self._by_service[service]
                 emptied.append(service)

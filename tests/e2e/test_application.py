@@ -271,7 +271,7 @@ async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_
         await asyncio.to_thread(proxy.start)
         begin = CLOCK.now()
         fifth = await play.provider()
-        await through.knows({spare.port, fourth.port, fifth.port}, begin)
+        await both("after a restart", {spare.port, fourth.port, fifth.port}, begin)
 
         needless = [(at, port) for at, port in caller.failed if not (port == second.port and killed <= at <= missed)]
         who = {p.port: name for p, name in zip((first, second, third, spare, fourth, fifth), "123s45", strict=True)}

@@ -21,6 +21,7 @@ from proxy.agent import Agent, AgentPolicy
 from proxy.calls import Beat, Deregister, Metrics, Register, Update
 from proxy.catalog.cache import CachePolicy
 from proxy.catalog.look import Freshness, Wants
+from proxy.catalog.pushes import Pushes, PushesPolicy
 from proxy.disk import Disk, DiskPolicy
 from proxy.errors import Unreachable
 from proxy.lock import StateLocked
@@ -651,3 +652,38 @@ async def test_a_service_gone_from_the_cache_keeps_its_last_row(tmp_path: Path, 
 @pytest.fixture(autouse=True)
 def _heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nacos_proxy.disk")
+
+
+# subscribers of UDP push
+
+
+async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_the_subscription(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    life, pushes = Life(tmp_path, clock), Pushes(PushesPolicy())
+    life.disk.pushes = pushes
+    pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
+    await life.disk.flush()
+    assert len(rows(tmp_path, "subscriber")) == 1, "a kill would leave it"
+    await life.ends()
+
+    life = Life(tmp_path, clock)
+    (found,) = life.disk.subscribers()
+    assert (found.service, found.address, found.clusters) == (KEY, ("127.0.0.1", 5000), "c1,c2")
+    assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
+    life.disk.pushes = pushes
+    pushes.lapse(clock.now() + 60.0)
+    await life.ends()
+    assert rows(tmp_path, "subscriber") == []
+
+
+async def test_a_row_of_a_subscriber_that_nobody_understands_costs_that_row_alone(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    await Life(tmp_path, clock).ends()
+    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 'x', 'agent', '')")
+    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 5000, 'agent', '')")
+    life = Life(tmp_path, clock)
+    assert [s.address for s in life.disk.subscribers()] == [("127.0.0.1", 5000)]
+    assert life.file.unreadable == 1
+    await life.ends()

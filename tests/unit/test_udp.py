@@ -8,13 +8,13 @@ import ipaddress
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import uvloop
 
-from proxy.catalog.pushes import Pushes, PushesPolicy
+from proxy.catalog.pushes import Pushes, PushesPolicy, Subscription
 from proxy.model import Change, Snapshot
 from proxy.udp import UdpPolicy, UdpPush, allowed
 from proxy.wire.base import PushAddress, ReadService
@@ -106,6 +106,15 @@ async def test_who_lists_with_an_address_is_pushed_to_at_once_and_at_each_change
         assert second["lastRefTime"] > first["lastRefTime"]
         assert world.encoded == [ReadService(KEY, "c1,c2")] * 2
         assert world.push.subscribed() == [KEY]
+
+
+async def test_who_was_subscribed_before_a_restart_hears_of_the_next_change_if_it_may_be_pushed_to() -> None:
+    async with udp() as world:
+        own = Subscription(KEY, ("127.0.0.1", world.client.port), "", JAVA, "", 0.0)
+        world.push.restore([own, replace(own, address=("192.0.2.1", 5000)), replace(own, address=("::1", 5000))])
+        world.push.follow(Change(ONE, TWO, "poll"))
+        assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1", "10.0.0.2"]
+        assert len(world.pushes) == 1
 
 
 async def test_a_list_again_is_no_reason_to_push_and_another_service_is_none_of_its_business() -> None:
