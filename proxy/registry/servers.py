@@ -196,7 +196,7 @@ class Servers:
         """Whether all are known to have Nacos's parameter check."""
         return bool(self.all) and all(server.spoken.checks for server in self.all)
 
-    def candidates(self, keys: tuple[Hashable, ...], now: float = 0.0, *, reading: bool = False) -> Iterator[Server]:
+    def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
         """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
 
         Where none is up, or none any more, the last is that whose probe comes first: a call deserves a try.
@@ -234,7 +234,7 @@ class Servers:
         due = max(kept.since, kept.home.back_at) + self.policy.doubt + share * self.policy.return_within
         return (kept.home, kept.now) if now >= due else (kept.now,)
 
-    def keep(self, key: Hashable, server: Server, now: float = 0.0) -> None:
+    def keep(self, key: Hashable, server: Server, now: float) -> None:
         """What `key` names keeps to this server while it is up, and comes back to it when it is up again."""
         if len(self.all) < 2:
             return

@@ -287,8 +287,8 @@ def test_all_that_is_about_a_service_starts_at_the_same_server() -> None:
 
 def test_each_is_asked_once_and_no_more_than_the_attempts() -> None:
     servers = three(attempts=2)
-    servers.keep("i", servers.all[2])
-    servers.keep("s", servers.all[2])
+    servers.keep("i", servers.all[2], 0.0)
+    servers.keep("s", servers.all[2], 0.0)
     assert asked(servers, "i", "s")[0] == "http://c:8848"
     assert len(set(asked(servers, "i", "s"))) == len(asked(servers, "i", "s")) == 2
 
@@ -299,7 +299,7 @@ def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
     service = key("s")
     instance = (service, "10.0.0.1", 80)
     home = next(server for server in servers.all if server.origin != asked(servers, service)[0])
-    servers.keep(instance, home)
+    servers.keep(instance, home, 0.0)
     assert asked(servers, instance, service)[0] == home.origin
     servers.failed(home, 1.0, GONE)
     assert home.origin not in asked(servers, instance, service)
@@ -367,7 +367,7 @@ def test_a_node_that_has_just_come_back_is_asked_for_no_list_while_another_is_up
 def test_what_is_kept_is_bounded() -> None:
     servers = three(remembered=3)
     for n in range(10):
-        servers.keep(n, servers.all[n % 3])
+        servers.keep(n, servers.all[n % 3], 0.0)
     assert asked(servers, 9)[0] == servers.all[0].origin
     assert len(servers._keeps) == 3
 
@@ -407,7 +407,7 @@ def test_a_new_list_leaves_alone_who_was_in_the_old_one() -> None:
     servers = three()
     a, b, c = servers.all
     servers.failed(b, 1.0, GONE)
-    servers.keep("i", c)
+    servers.keep("i", c, 0.0)
     servers.replace([parse_server("b"), parse_server("d"), parse_server("a"), parse_server("d")])
     assert servers.all[0] is b
     assert not b.up
