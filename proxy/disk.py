@@ -35,10 +35,14 @@ log = logging.getLogger("nacos_proxy.disk")
 
 @dataclass(frozen=True, slots=True)
 class DiskPolicy:
-    """Seconds. At most `most` services are kept, each until it leaves memory: no clock drops what is still known."""
+    """Seconds; after a `restart` that takes longer no subscription counts as alive.
+
+    At most `most` services are kept, each until it leaves memory: no clock drops what is still known.
+    """
 
     every: float = 1.0
     contacts_every: float = 30.0
+    restart: float = 120.0
     most: int = 20_000
 
 
@@ -49,7 +53,7 @@ class Disk:
         self.failing = file.trouble
         self.written = 0
         self.pushes: Pushes | None = None  # whose subscriptions are kept, too
-        self._subscribers = 0
+        self._subscribers = (0, -math.inf)  # the changes that are written, and when
         self._file = file
         self._agent = agent
         self._clock = clock
@@ -102,9 +106,10 @@ class Disk:
         return len(services)
 
     def subscribers(self) -> list[Subscription]:
-        """Who wanted UDP pushes: a client asks for its lists again within 10 s, and changes come before."""
+        """Who wanted UDP pushes shortly before: they list again within 10 s, and changes come before that."""
+        since = self._clock.wall() - self._policy.contacts_every - self._policy.restart
         try:
-            return self._file.read_subscribers()
+            return [s for s in self._file.read_subscribers() if s.seen >= since]
         except sqlite3.Error as error:
             log.error("the subscribers of UDP push could not be read: %s", error)
             return []
@@ -121,7 +126,7 @@ class Disk:
         """Write what is due; a failure is kept in `failing` and tried again with the next batch."""
         if self._agent.outage.journal.changed:
             await self.keep()
-        if self.pushes is not None and self.pushes.changes != self._subscribers:
+        if self.pushes is not None:
             await self._keep_subscribers(self.pushes)
         batch, keys = self._batch(), self._dirty
         if batch.empty and not self.failing:
@@ -143,12 +148,17 @@ class Disk:
         await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
 
     async def _keep_subscribers(self, pushes: Pushes) -> None:
-        before, self._subscribers = self._subscribers, pushes.changes
+        now, before = self._clock.now(), self._subscribers
+        aged = len(pushes) and now - before[1] >= self._policy.contacts_every
+        if pushes.changes == before[0] and not aged:
+            return
+        self._subscribers = (pushes.changes, now)
 
         def again() -> None:
             self._subscribers = before
 
-        await self._write(self._file.write_subscribers, [subscriber_row(s) for s in pushes], again)
+        rows = [subscriber_row(s, self._clock.wall() - now) for s in pushes]
+        await self._write(self._file.write_subscribers, rows, again)
 
     async def _write(self, write: Callable[[T], None], what: T, again: Callable[[], None]) -> bool:
         try:
@@ -204,6 +214,7 @@ class Disk:
         """Write the rest, sync, let go of the directory."""
         await stop(self._task)
         self._contacts_at = -math.inf
+        self._subscribers = (self._subscribers[0], -math.inf)
         await self.flush()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)

@@ -100,7 +100,7 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
     finally:
         await registry.close()
     host, port = _place(url)
-    findings.append(await asyncio.to_thread(push_finding, host, s.push_port or port + 1000, s.push))
+    findings.append(await asyncio.to_thread(push_finding, host, s.push_port or port + 1000, s.push, version))
     findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
     return findings
 
@@ -127,19 +127,21 @@ def _place(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def push_finding(host: str, port: int, wanted: str) -> Finding:
+def push_finding(host: str, port: int, wanted: str, version: str = "") -> Finding:
     """Whether the gRPC port answers; without it the poller keeps time, which is no failure unless push is `on`."""
     if wanted == "off":
         return Finding("push port", True, "not used (push = off); changes are found by polling")
     forced = wanted == "on"
+    by_udp = version.startswith("1.") or (version.startswith(("2.", "3.")) and not available())
+    instead = "changes are told by UDP, else found by polling" if by_udp else "changes are found by polling"
     try:
         socket.create_connection((host, port), PATIENCE).close()
     except OSError as error:
-        seen = f"{host}:{port} is closed ({error.strerror or error}); changes are told by UDP, else found by polling"
+        seen = f"{host}:{port} is closed ({error.strerror or error}); {instead}"
         return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
     if not available():
         seen, todo = (
-            f"{host}:{port} is open, the extra is not installed; changes are told by UDP",
+            f"{host}:{port} is open, the extra is not installed; {instead}",
             "pip install 'nacos-discovery-proxy[push]'",
         )
         return Finding("push port", not forced, seen, todo)

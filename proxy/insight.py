@@ -59,7 +59,7 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
         return {"state": "ok"}
     if parts.receiver is not None and isinstance(parts.registry, NacosRegistry):
         if parts.receiver.covers(parts.registry.servers.up):
-            return {"state": "ok", "kind": "udp", "received": parts.receiver.received}
+            return {"state": "ok", "kind": "udp", **parts.receiver.tallies()}
     if parts.push is None:
         return {"state": "off"}
     if not parts.agent.catalog.cache.watched_keys():

@@ -28,6 +28,13 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 Metadata: TypeAlias = Mapping[str, str | None]
 
 
+def texts(metadata: Metadata) -> Metadata:
+    """Without the nulls, for who cannot have them."""
+    if None not in metadata.values():
+        return metadata
+    return {name: text for name, text in metadata.items() if text is not None}
+
+
 class ServiceKey(NamedTuple):
     """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API.
 

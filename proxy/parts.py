@@ -184,7 +184,8 @@ def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
         raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
     if s.push == "off":
         return registry, None
-    registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
+    receiver = registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
+    servers.on_list.append(lambda: receiver.part(servers.all))
     if not available():
         return registry, None
     home = str(s.state_dir / "push")

@@ -23,10 +23,10 @@ CREATE TABLE IF NOT EXISTS journal (
 """
 SUBSCRIBER_TABLE = """
 CREATE TABLE IF NOT EXISTS subscriber (
-    namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT
+    namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT, seen REAL
 )
 """
-SubscriberRow = tuple[str, str, str, str, str, int, str, str]
+SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
 _PLAIN = ("ip", "port", "cluster", "weight", "healthy", "enabled", "ephemeral", "instance_id")
@@ -100,12 +100,13 @@ def load_waiting(row: JournalRow) -> tuple[Place, Waiting]:
     return (key, ip, port), Waiting(load_writes(key, body), number, at)
 
 
-def subscriber_row(s: Subscription) -> SubscriberRow:
+def subscriber_row(s: Subscription, ahead: float) -> SubscriberRow:
+    """`ahead`: by how much the calendar is ahead of the clock that `seen` was told by."""
     key, (ip, port) = s.service, s.address
-    return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app)
+    return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app, s.seen + ahead)
 
 
 def load_subscriber(row: SubscriberRow) -> Subscription:
-    """One that nobody has heard of yet."""
-    namespace, group, name, clusters, ip, port, agent, app = row
-    return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, 0.0)
+    """Seen at a moment of the calendar."""
+    namespace, group, name, clusters, ip, port, agent, app, seen = row
+    return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from proxy.catalog.journal import Waiting
@@ -169,19 +169,18 @@ class StateFile:
         return services, registrations
 
     def _read_journal(self, db: sqlite3.Connection) -> list[tuple[Place, Waiting]]:
-        waiting: list[tuple[Place, Waiting]] = []
-        with suppress(sqlite3.OperationalError):  # a file of before that cannot be written
-            for row in db.execute("SELECT * FROM journal ORDER BY number"):
-                with self._row():
-                    waiting.append(load_waiting(row))
-        return waiting
+        return self._rows_of(db, "journal", "ORDER BY number", load_waiting)
 
     def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
-        found: list[Subscription] = []
-        with suppress(sqlite3.OperationalError):  # as above
-            for row in db.execute("SELECT * FROM subscriber"):
+        return self._rows_of(db, "subscriber", "", load_subscriber)
+
+    def _rows_of(self, db: sqlite3.Connection, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
+        """Of a table that a file of before has not, and cannot get where it cannot be written."""
+        found: list[T] = []
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            for row in db.execute(f"SELECT * FROM {table} {order}"):
                 with self._row():
-                    found.append(load_subscriber(row))
+                    found.append(load(row))
         return found
 
     @contextmanager
@@ -201,7 +200,7 @@ class StateFile:
         """All that there are."""
         with self._transaction() as cursor:
             cursor.execute("DELETE FROM subscriber")
-            cursor.executemany("INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?)", rows)
+            cursor.executemany("INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?,?)", rows)
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Cursor, None, None]:

@@ -28,7 +28,7 @@ class Instance(_Open):
     ephemeral: bool
     clusterName: str
     serviceName: str
-    metadata: dict[str, str]
+    metadata: dict[str, str | None]
     instanceHeartBeatInterval: int
     instanceHeartBeatTimeOut: int
     ipDeleteTimeout: int

@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.registry")
 
+UNPUSHED = 3000  # `defaultCacheMillis` of 1.x, in ms
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLine:
@@ -84,11 +86,16 @@ class ServerLine:
                 reply = await self._ask(request, self._own(fresh), again)
         return reply
 
-    def subscribing(self, key: ServiceKey, request: HttpRequest) -> HttpRequest:
-        """A list of v1, which may ask for UDP push; where a client's own token asks, it is for that client alone."""
+    def subscribing(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
+        """A list of v1, which may ask for UDP push; where a client's own token asks, it is for that client alone.
+
+        With it the `cacheMillis` to show: 1.x says 10 s to whom it pushes, and our clients are others (asked of 1.4.8).
+        """
         if self.receiver is None or self.credential is not None:
-            return request
-        return self.receiver.subscribing(self.server, key, request)
+            return request, None
+        asking = self.receiver.subscribing(self.server, key, request)
+        unpushed = asking is not request and self.server.spoken.version.startswith("1.")
+        return asking, UNPUSHED if unpushed else None
 
     def _own(self, token: str) -> tuple[tuple[str, str], ...]:
         identity = self.http.policy.identity

@@ -64,6 +64,8 @@ R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.registry")
 
+MEET_AGAIN = 30.0  # seconds until a UDP push that could not be had is tried again
+
 
 @dataclass(frozen=True, slots=True)
 class NacosPolicy:
@@ -198,12 +200,25 @@ class NacosRegistry:
         """Every version tells in one dialect; r-nacos in none, which is no matter. No answer: it is asked again."""
         try:
             server.spoken.told(await self._voice.line(server).send(ServerState()))
-            if self.receiver is not None:
-                await self.receiver.meet(server)
         except ProxyError as error:
             log.debug("%s does not tell its version: %s", server.url, error)
             if not isinstance(error, Refused):
                 server.spoken.asked_at = float("-inf")
+
+        else:
+            await self._subscribe(server)
+
+    async def _subscribe(self, server: Server) -> None:
+        """To its UDP push, as soon as that can be; what prevents it may pass."""
+        told = ""
+        while self.receiver is not None and server in self.servers.all:
+            try:
+                return await self.receiver.meet(server)
+            except OSError as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("no UDP push from %s: %s; polling keeps time", server.origin, error)
+            await self.clock.sleep_until(self.clock.now() + MEET_AGAIN)
 
     # outcomes
 

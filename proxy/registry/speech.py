@@ -68,7 +68,7 @@ class Line(Protocol):
 
     async def send(self, call: Call[R]) -> R: ...
 
-    def subscribing(self, key: ServiceKey, request: HttpRequest) -> HttpRequest: ...
+    def subscribing(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]: ...
 
 
 class Speech:
@@ -202,15 +202,17 @@ class ListSpeech(Speech):
         return self.memory.made(key, "list", (parsed, healthy, info), lambda: unmasked(parsed, healthy, info))
 
     async def _list(self, line: Line, key: ServiceKey, *, healthy_only: bool) -> Parsed:
-        request = self._write(key, healthy_only=healthy_only)
-        reply = await line.ask(line.subscribing(key, request) if self.dialect.name == "v1" else request)
-        return self.memory.parsed(key, healthy_only, reply, lambda reply: self._parse(key, reply))
+        request, millis = self._write(key, healthy_only=healthy_only), None
+        if self.dialect.name == "v1":
+            request, millis = line.subscribing(key, request)
+        reply = await line.ask(request)
+        return self.memory.parsed(key, (healthy_only, millis), reply, lambda reply: self._parse(key, reply, millis))
 
-    def _parse(self, key: ServiceKey, reply: HttpReply) -> Parsed:
-        listing = self._read(key, reply)
-        hosts = listing.snapshot.instances
-        self.memory.saw_hosts(key, hosts)
-        return Parsed(Listing(self.stamped(listing.snapshot), listing.protected), calm(hosts))
+    def _parse(self, key: ServiceKey, reply: HttpReply, millis: int | None) -> Parsed:
+        snapshot, protected = self._read(key, reply)
+        snapshot = snapshot if millis is None else replace(snapshot, cache_millis=millis)
+        self.memory.saw_hosts(key, snapshot.instances)
+        return Parsed(Listing(self.stamped(snapshot), protected), calm(snapshot.instances))
 
 
 class V3Speech(Speech):

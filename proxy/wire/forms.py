@@ -11,7 +11,7 @@ from math import isfinite
 
 from proxy.calls import BatchMetadata, Beat, CreateService, Update, UpdateService, check_weight
 from proxy.errors import BadCall, Problem
-from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
+from proxy.model import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from proxy.wire.base import HttpRequest, Pairs, PushAddress
 from proxy.wire.parameters import Parameters, check_grouped, read_beat
 from proxy.wire.rules import plain_service
@@ -59,8 +59,6 @@ def instance_form(instance: Instance) -> Pairs:
 
 
 def update_form(call: Update) -> Pairs:
-    """Without a null among the metadata: 2.5.1 fails over one in a modification, and 3.0.3 drops it (NACOS.md 1.7)."""
-    texts = {name: text for name, text in (call.metadata or EMPTY).items() if text is not None}
     return pairs(
         ip=call.ip,
         port=call.port,
@@ -68,7 +66,7 @@ def update_form(call: Update) -> Pairs:
         weight=call.weight,
         enabled=call.enabled,
         ephemeral=call.ephemeral,
-        metadata=None if call.metadata is None else metadata_text(texts),
+        metadata=None if call.metadata is None else metadata_text(call.metadata),
     )
 
 

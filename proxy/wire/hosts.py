@@ -49,7 +49,7 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
         "instanceHeartBeatTimeOut": beat_timeout(meta),
         "ipDeleteTimeout": delete_timeout(meta),
     }
-    if generator := meta.get("preserved.instance.id.generator", None if meta else "simple"):
+    if (generator := meta.get("preserved.instance.id.generator", None if meta else "simple")) is not None:
         host["instanceIdGenerator"] = generator
     for name in sorted(instance.extra):
         host.setdefault(name, instance.extra[name])

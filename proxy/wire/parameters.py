@@ -325,7 +325,7 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         (ip + name_of_cluster).encode()
         return Instance(
             ip,
-            0 if value.get("port") is None else int(float(value["port"])),
+            0 if value.get("port") is None else _whole(value["port"]),
             name_of_cluster,
             number,
             ephemeral=str(value.get("ephemeral", True)).lower() not in ("false", "0"),
@@ -333,6 +333,14 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise _unreadable(name, str(error)) from error
+
+
+def _whole(text: str) -> int:
+    """As Jackson reads a number where a whole one is wanted: what stands behind the point does not count."""
+    whole, point, rest = text.partition(".")
+    if point and not rest.isdecimal():
+        raise ValueError(f"{text} is no number")
+    return int(whole)
 
 
 def _unreadable(name: str, why: str) -> BadCall:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from proxy.calls import check_cluster, check_instance, check_ip, check_metadata, check_port, check_service
 from proxy.errors import BadCall, Problem
-from proxy.model import Instance, Metadata, ServiceKey
+from proxy.model import Instance, Metadata, ServiceKey, texts
 
 LONGEST = 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -37,9 +37,7 @@ class Rules(NamedTuple):
 
     def kept(self, metadata: Metadata) -> Metadata:
         """Metadata as the server can have it."""
-        if self.nulls or None not in metadata.values():
-            return metadata
-        return {name: text for name, text in metadata.items() if text is not None}
+        return metadata if self.nulls else texts(metadata)
 
 
 def _plain(parameter: str, value: str) -> None:
@@ -79,7 +77,7 @@ def _anything(_value: object) -> None:
     """No rule."""
 
 
-NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, True)
+NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, nulls=True)
 LENIENT = Rules(plain_service, _plain_cluster, _plain_ip, _any_int, _anything, _anything)
 
 RULES = "nacos_proxy.rules"  # in the ASGI scope of a request: the ones it is held to

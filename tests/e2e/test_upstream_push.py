@@ -5,6 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from proxy.registry.nacos import NacosRegistry
+from proxy.registry.receiver import PushReceiver
 from tests.helpers.app import serving
 from tests.helpers.clock import FakeClock
 from tests.helpers.faces import facing
@@ -22,8 +24,11 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
     ):
         await proxy.http.post(INSTANCE, params=HERE)
         await proxy.http.get(f"{INSTANCE}/list", params=HERE)
-        while not server.subscribers:  # from the first list on that is asked for with the version known
-            await clock.advance(1.0)
+        first = await proxy.http.get(f"{INSTANCE}/list", params=HERE)
+        for _ in range(30):
+            if not server.subscribers:  # as long as the version is not known
+                await clock.advance(1.0)
+        assert server.subscribers
         async with proxy.http.stream("GET", "/api/v1/events", params={"service": "orders"}) as stream:
             lines = (line async for line in stream.aiter_lines() if line.startswith("data:"))
             assert '"enabled":true' in await anext(lines)
@@ -31,6 +36,11 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
             await directly.put(INSTANCE, params={**HERE, "weight": "7"})
             await clock.advance(1.0)
             assert '"weight":7.0' in await anext(lines)
+        shown = [
+            (await proxy.http.get(f"{INSTANCE}/list", params=HERE)).json()["cacheMillis"],
+            first.json()["cacheMillis"],
+        ]
+        assert shown == [3000, 3000], "who gets no push of ours goes on as with a 1.x"
         told = (await proxy.http.get("/status", headers={"accept": "application/json"})).json()["push"]
         assert (told["state"], told["kind"]) == ("ok", "udp") and told["received"] > 0
         assert (await proxy.http.get("/readyz")).json()["reasons"] == []
@@ -48,3 +58,20 @@ async def test_who_does_not_want_it_or_is_not_known_to_have_it_is_asked_for_none
             await proxy.http.get(f"{INSTANCE}/list", params=HERE)
         assert server.asked.count("GET /v1/ns/instance/list") > 1
         assert not server.subscribers
+
+
+@pytest.mark.parametrize(("face", "dialect"), [("v3", "auto"), ("3.0 closed", "auto"), ("3.0", "v3"), ("v1", "auto")])
+async def test_push_is_off_where_no_list_can_ask_for_it(face: str, dialect: str) -> None:
+    clock = FakeClock()
+    async with (
+        facing(face, clock) as server,
+        serving(clock=clock, upstream=server.url, upstream_dialect=dialect, push="off") as proxy,
+    ):
+        receiver, registry = PushReceiver(("1.", "2.", "3.")), proxy.parts.registry
+        assert isinstance(registry, NacosRegistry)
+        registry.receiver = proxy.parts.receiver = receiver
+        for _ in range(12):
+            await proxy.http.get(f"{INSTANCE}/list", params=HERE)
+            await clock.advance(1.0)
+        told = (await proxy.http.get("/status", headers={"accept": "application/json"})).json()["push"]
+        assert (told, server.subscribers) == ({"state": "off"}, {})

@@ -298,7 +298,8 @@ class FaceServer:
         if self.face.three:
             body = body.replace(b'"allIPs":', b'"allIps":')
         if self.face is FACES["1.x"]:
-            return _as_1x(request, reply)
+            pushed = int(request.parameters.get("udpPort") or 0) and qualifies(request.headers.get("user-agent", ""))
+            return _as_1x(request, reply, 10_000 if pushed else 3000)
         if not request.path.startswith("/v1/"):  # what v2 or v3 registered has no id
             body = re.sub(rb'"instanceId":"[^"]*",', b"", body)
         return HttpReply(reply.status, kind, body, reply.headers)
@@ -325,7 +326,7 @@ def _outside(found: Any) -> Any:
     return Snapshot.of(found.key, [_outside(i) for i in found.instances])
 
 
-def _as_1x(request: HttpRequest, reply: HttpReply) -> HttpReply:
+def _as_1x(request: HttpRequest, reply: HttpReply, cache_millis: int) -> HttpReply:
     """As 1.4.8 answered when it was asked."""
     if reply.status >= 400 and (reply.content_type or "").startswith("text/"):
         text = reply.body.decode()
@@ -339,7 +340,7 @@ def _as_1x(request: HttpRequest, reply: HttpReply) -> HttpReply:
         for host in hosts:
             for field in ("instanceHeartBeatInterval", "instanceHeartBeatTimeOut", "ipDeleteTimeout"):
                 host.pop(field, None)
-        shown = {"hosts": hosts, "dom": name, "name": answer["name"], "cacheMillis": 3000}
+        shown = {"hosts": hosts, "dom": name, "name": answer["name"], "cacheMillis": cache_millis}
         shown |= {"lastRefTime": answer["lastRefTime"], "checksum": "0", "useSpecifiedURL": False}
         return as_json({**shown, "clusters": answer["clusters"], "env": "", "metadata": {}})
     return reply

@@ -255,6 +255,12 @@ def test_every_write_names_the_service_that_it_changes(kind: type[Any]) -> None:
     assert dataclasses.fields(kind)[0].name == "service"
 
 
+def test_a_modification_carries_no_null() -> None:
+    assert Update(KEY, "10.0.0.1", 80, metadata={"a": "1", "b": None}).metadata == {"a": "1"}
+    assert Update(KEY, "10.0.0.1", 80).metadata is None
+    assert Update(KEY, "10.0.0.1", 80, metadata={}).metadata == {}
+
+
 def test_calls_that_say_the_same_are_the_same() -> None:
     assert Fetch(KEY) == Fetch(key("orders")) and hash(Fetch(KEY)) == hash(Fetch(key("orders")))
     assert Deregister(KEY, "10.0.0.1", 80) == Deregister(KEY, "10.0.0.1", 80, "DEFAULT", True)

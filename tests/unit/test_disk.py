@@ -627,6 +627,24 @@ async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, 
     state.close()
 
 
+async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, clock: FakeClock) -> None:
+    life, pushes = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance()))), Pushes(PushesPolicy())
+    life.disk.pushes = pushes
+    pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
+    await life.agent.read(KEY)
+    await outage(life)
+    await life.agent.write(WAITING[2])
+    await life.ends()
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    state = StateFile(tmp_path, patience=0.01)
+    assert state.trouble == "database is locked"
+    assert (len(state.read()[0]), len(state.read_journal()), len(state.read_subscribers())) == (1, 1, 1)
+    other.close()
+    state.close()
+
+
 async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
@@ -671,6 +689,8 @@ async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_
     (found,) = life.disk.subscribers()
     assert (found.service, found.address, found.clusters) == (KEY, ("127.0.0.1", 5000), "c1,c2")
     assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
+    await clock.advance(300.0)
+    assert life.disk.subscribers() == [], "whose port it is by now nobody knows"
     life.disk.pushes = pushes
     pushes.lapse(clock.now() + 60.0)
     await life.ends()
@@ -681,8 +701,8 @@ async def test_a_row_of_a_subscriber_that_nobody_understands_costs_that_row_alon
     tmp_path: Path, clock: FakeClock
 ) -> None:
     await Life(tmp_path, clock).ends()
-    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 'x', 'agent', '')")
-    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 5000, 'agent', '')")
+    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 'x', 'agent', '', 9e9)")
+    alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 5000, 'agent', '', 9e9)")
     life = Life(tmp_path, clock)
     assert [s.address for s in life.disk.subscribers()] == [("127.0.0.1", 5000)]
     assert life.file.unreadable == 1

@@ -56,6 +56,13 @@ async def test_a_snapshot_says_how_fresh_it_is(world: World) -> None:
     assert len(world.registry.sent(Fetch)) == 1
 
 
+async def test_a_null_that_the_server_has_among_metadata_is_shown(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance(metadata={"a": "1", "b": None}))
+    answer = (await world.ask("GET", "/api/v1/services/orders")).json()
+    Snapshot.model_validate(answer)
+    assert answer["hosts"][0]["metadata"] == {"a": "1", "b": None}
+
+
 async def test_a_reader_that_knows_the_state_gets_no_body(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     tag = (await world.ask("GET", "/api/v1/services/orders")).headers["etag"]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from proxy.model import ServiceKey
-from proxy.registry.receiver import PushReceiver
+from proxy.registry.receiver import NAMESPACES, PushReceiver
 from proxy.registry.servers import Server
 from proxy.wire.base import HttpRequest
 from proxy.wire.udp import read_ack, write_push
@@ -56,6 +56,7 @@ async def test_a_server_of_these_versions_is_asked_to_push_to_the_address_that_f
     old, new = server("1.4.8"), server("2.5.1", "127.0.0.2")
     await receiver.meet(old)
     await receiver.meet(new)
+    assert not receiver.covers([old]), "not asked yet"
     request = asked(receiver, old)
     query = dict(request.query)
     assert (query["clientIP"], query["app"], query["serviceName"]) == ("127.0.0.1", "nacos-proxy", KEY.grouped)
@@ -63,8 +64,7 @@ async def test_a_server_of_these_versions_is_asked_to_push_to_the_address_that_f
     assert request.headers["user-agent"].startswith("Nacos-Go-Client:")
     assert asked(receiver, new) == write_list(KEY)
     assert receiver.covers([old]) and not receiver.covers([old, new]) and not receiver.covers([])
-    old.spoken.told({"version": "2.5.1"})
-    await receiver.meet(old)
+    old.spoken.forget()
     assert asked(receiver, old) == write_list(KEY)
     assert not receiver.covers([old])
 
@@ -98,25 +98,60 @@ async def test_noise_is_no_push_and_breaks_nothing(
     assert receiver.received == 1
 
 
-async def test_who_is_none_of_the_servers_is_not_heard(receiver: PushReceiver) -> None:
+async def test_who_is_none_of_the_servers_is_not_heard_and_named_once(
+    receiver: PushReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
     await receiver.meet(server("1.4.8"))
     packet = write_push(b'{"name":"DEFAULT_GROUP@@orders"}', 5)
     assert packet is not None
-    assert receiver.heard(packet, "127.0.0.2") is None
+    assert receiver.heard(packet, "127.0.0.2") is receiver.heard(packet, "127.0.0.2") is None
     assert receiver.heard(packet, "127.0.0.1") is not None
+    assert receiver.tallies() == {"received": 1, "ignored": 2}
+    assert caplog.text.count("127.0.0.2 is ignored") == 1
 
 
-async def test_where_no_socket_can_be_opened_polling_keeps_time(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_nodes_of_a_cluster_that_are_met_at_once_push_to_one_socket() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    receiver = PushReceiver(("1.",), port)
+    nodes = [Server(f"http://127.0.0.1:{8848 + number}", "/nacos") for number in range(3)]
+    for node in nodes:
+        node.spoken.told({"version": "1.4.8"})
+    await asyncio.gather(*map(receiver.meet, nodes))
+    assert [dict(asked(receiver, node).query)["udpPort"] for node in nodes] == [str(port)] * 3
+    assert receiver.covers(nodes)
+    receiver.part(nodes[:1])
+    assert asked(receiver, nodes[2]) == write_list(KEY)
+    receiver.stop()
+    await receiver.meet(nodes[2])
+    assert asked(receiver, nodes[2]) == write_list(KEY), "what is closed opens nothing"
+
+
+async def test_a_name_in_too_many_namespaces_is_hinted_at_in_the_last_of_them(receiver: PushReceiver) -> None:
+    hinted: list[ServiceKey] = []
+    receiver.hint = hinted.append
+    old = server("1.4.8")
+    await receiver.meet(old)
+    for number in range(1000):
+        asked(receiver, old, key(namespace=f"n{number}"))
+    packet = write_push(json.dumps({"name": KEY.grouped}).encode(), 5)
+    assert packet is not None and receiver.heard(packet, "127.0.0.1") is not None
+    assert [k.namespace for k in hinted] == [f"n{number}" for number in range(1000 - NAMESPACES, 1000)]
+
+
+async def test_where_no_socket_can_be_opened_that_is_said() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         receiver = PushReceiver(("1.",), taken.getsockname()[1])
         old = server("1.4.8")
-        await receiver.meet(old)
+        with pytest.raises(OSError, match="in use"):
+            await receiver.meet(old)
         assert asked(receiver, old) == write_list(KEY)
-        assert "polling keeps time" in caplog.text
 
 
 async def test_a_name_that_nobody_resolves_is_no_push(receiver: PushReceiver) -> None:
     lost = server("1.4.8", "no..name")
-    await receiver.meet(lost)
+    with pytest.raises(OSError):
+        await receiver.meet(lost)
     assert asked(receiver, lost) == write_list(KEY)

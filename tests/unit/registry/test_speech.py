@@ -55,8 +55,8 @@ class Line:
     async def send(self, call: Call[Any]) -> Any:
         return await self.say(call)
 
-    def subscribing(self, _: ServiceKey, request: HttpRequest) -> HttpRequest:
-        return request
+    def subscribing(self, _: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
+        return request, None
 
     async def say(self, call: Call[Any]) -> Any:
         return await self.speech.say(self, call)

@@ -60,8 +60,6 @@ def test_metadata_travels_as_json_in_utf8() -> None:
 
 def test_an_update_names_only_what_it_has() -> None:
     assert set(dict(update_form(Update(KEY, "10.0.0.1", 80)))) == {"ip", "port", "clusterName", "ephemeral"}
-    null = update_form(Update(KEY, "10.0.0.1", 80, metadata={"a": "1", "b": None}))
-    assert dict(null)["metadata"] == '{"a":"1"}'
     form = dict(update_form(Update(KEY, "10.0.0.1", 80, weight=0.5, enabled=False, metadata={})))
     assert (form["weight"], form["enabled"], form["metadata"]) == ("0.5", "false", "{}")
 
