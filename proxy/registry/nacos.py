@@ -98,6 +98,7 @@ class NacosRegistry:
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
         self.receiver: PushReceiver | None = None
+        self._meeting: set[str] = set()
         self.unreadable = 0
         self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
@@ -209,16 +210,22 @@ class NacosRegistry:
             await self._subscribe(server)
 
     async def _subscribe(self, server: Server) -> None:
-        """To its UDP push, as soon as that can be; what prevents it may pass."""
+        """To its UDP push, as soon as that can be; what prevents it may pass. One at a time tries for each server."""
+        if self.receiver is None or server.origin in self._meeting:
+            return
         told = ""
-        while self.receiver is not None and server in self.servers.all:
-            try:
-                return await self.receiver.meet(server)
-            except OSError as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("no UDP push from %s: %s; polling keeps time", server.origin, error)
-            await self.clock.sleep_until(self.clock.now() + MEET_AGAIN)
+        self._meeting.add(server.origin)
+        try:
+            while server in self.servers.all:
+                try:
+                    return await self.receiver.meet(server)
+                except OSError as error:
+                    if str(error) != told:
+                        told = str(error)
+                        log.warning("no UDP push from %s: %s; polling keeps time", server.origin, error)
+                await self.clock.sleep_until(self.clock.now() + MEET_AGAIN)
+        finally:
+            self._meeting.discard(server.origin)
 
     # outcomes
 

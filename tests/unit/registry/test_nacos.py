@@ -33,9 +33,10 @@ from proxy.model import Instance
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.http import HttpPolicy, Timeouts
 from proxy.registry.login import LoginPolicy
-from proxy.registry.nacos import NacosPolicy, NacosRegistry
-from proxy.registry.servers import ServersPolicy
-from proxy.runtime import Clock
+from proxy.registry.nacos import MEET_AGAIN, NacosPolicy, NacosRegistry
+from proxy.registry.receiver import PushReceiver
+from proxy.registry.servers import Server, ServersPolicy
+from proxy.runtime import Clock, spawn
 from proxy.wire.base import HttpReply
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock
@@ -611,3 +612,29 @@ async def test_what_passes_through_and_is_about_nothing_starts_at_a_server_that_
                 drawn.append({await passed(registry, "GET", "search=blur") for _ in range(2)})
         assert {"one"} in drawn and {"other"} in drawn
         assert all(len(servers) == 1 for servers in drawn)
+
+
+async def test_a_server_whose_udp_push_cannot_be_had_is_tried_again_by_one_task_however_often_it_returns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Barred(PushReceiver):
+        tries = 0
+
+        async def meet(self, server: Server) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                raise OSError("no IPv4 address")
+
+    clock = FakeClock()
+    registry = NacosRegistry(NacosPolicy(ServersPolicy(urls=("http://127.0.0.1:1",))), clock)
+    receiver = registry.receiver = Barred(("1.",))
+    (server,) = registry.servers.all
+    trying = [spawn(registry._subscribe(server), name="subscribe") for _ in range(3)]
+    await clock.advance(1.0)
+    assert receiver.tries == 1
+    for _ in range(2):
+        await clock.advance(MEET_AGAIN)
+    await asyncio.gather(*trying)
+    assert receiver.tries == 3
+    assert caplog.text.count("no UDP push from") == 1
+    await registry.close()
