@@ -25,8 +25,7 @@ The goals in absolute figures were set on a machine on which a raw ASGI app serv
 took 35,000 writes; where the tables below show a third of that, so are ours a third.
 
 - Forwarded writes: some 0.5 ms of CPU each. A quarter of that are the system calls of two connections, a quarter what
-  uvicorn and httptools do for a request; the rest is spread thin over reading, sending, remembering. `workers` does not
-  help, since one process asks the upstream. A server in C in front of it would take it further, or a second asker.
+  uvicorn and httptools do for a request; the rest is spread thin over reading, sending, remembering.
 - Idle with push: 33 safety polls a second for 1,000 services, 0.5 ms each where nothing else keeps the caches warm, and
   0.7 % of a core for the ticks of the server, the poller and the push client. A longer `poll_safety` costs less.
 

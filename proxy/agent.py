@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -89,7 +89,6 @@ class Agent:
         self.counts = Counts()
         self.on_recovery: list[Callable[[], None]] = []
         self.on_registration: list[Callable[[], None]] = []
-        self.settled: Callable[[], Awaitable[None]] | None = None  # what a write waits for before it is answered
         self._policy = policy
         self._followers = tuple(followers)
         self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
@@ -244,8 +243,6 @@ class Agent:
         outcome = await outlive(self._write(call), name=type(call).__name__)
         if isinstance(outcome, ProxyError):
             raise outcome
-        if self.settled is not None:
-            await self.settled()
         return outcome
 
     async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from proxy.settings import Loaded, Settings, load, misspelt
+from proxy.settings import REMOVED, Loaded, Settings, load, misspelt
 from proxy.spelling import MASK, kind_of, text_of
 
 # Asked for first in --help; the rest follows in the order of the class.
@@ -49,6 +49,8 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
         else:
             option = click.option(flag, name, default=None, metavar=_metavar(name), help=text)
         function = option(function)
+    for name in REMOVED:
+        function = click.option(f"--{name.replace('_', '-')}", name, default=None, hidden=True)(function)
     return click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")(function)
 
 

@@ -22,7 +22,7 @@ def sight_of(parts: Parts) -> Sight:
         parts.agent,
         __version__,
         push_up=lambda: None if parts.push is None else parts.poller.push_alive,
-        subscribers=lambda: streams(parts),
+        subscribers=lambda: parts.events.readers,
         refused=lambda: parts.events.seats.refused,
         repeated=lambda: _repeated(parts.answers),
         more=lambda: _more_metrics(parts),
@@ -37,15 +37,8 @@ def sight_of(parts: Parts) -> Sight:
         push=lambda: push_status(parts),
         polling=lambda: polling_status(parts),
         disk=lambda: disk_status(parts),
-        workers=lambda: workers_status(parts),
         more=lambda: more_status(parts),
     )
-
-
-def streams(parts: Parts) -> int:
-    """Event streams of all processes."""
-    others = 0 if parts.workers is None else parts.workers.streams
-    return parts.events.readers + others
 
 
 def upstream_status(parts: Parts) -> Mapping[str, Any]:
@@ -80,16 +73,6 @@ def disk_status(parts: Parts) -> Mapping[str, Any]:
     if parts.disk is None:
         return {"state": "off"}
     return {"state": "failing", "reason": parts.disk.failing} if parts.disk.failing else {"state": "ok"}
-
-
-def workers_status(parts: Parts) -> Mapping[str, Any]:
-    if parts.workers is None:
-        return {"state": "off"}
-    status = parts.workers.status()
-    if status["joined"] >= status["wanted"]:
-        return {"state": "ok", **status}
-    reason = f"{status['joined']} of {status['wanted']} processes answer beside this one"
-    return {"state": "short", "reason": reason, **status}
 
 
 def more_status(parts: Parts) -> Mapping[str, Any]:

@@ -43,7 +43,6 @@ from proxy.statefile import StateFile
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import ReadService, ServiceView
 from proxy.wire.hosts import list_json
-from proxy.workers import Workers
 
 CONFIRM_WITHIN = 1.0  # seconds from a start: an upstream that is there says what a kill kept from the disk
 
@@ -68,7 +67,6 @@ class Parts:
     receiver: PushReceiver | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
-    workers: Workers | None = None
     started: float = field(default=0.0)
     at_end: list[Callable[[], None]] = field(default_factory=lambda: [])
 

@@ -17,19 +17,15 @@ from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
 from proxy.api.forms import form_of
-from proxy.api.ops import OpsApi
 from proxy.errors import ProxyError
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers
-from proxy.feed import Desk, Feed, FeedPolicy
 from proxy.front import Front, faces_of, guarded, obey
-from proxy.insight import sight_of
 from proxy.lock import StateLocked
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import loopback
@@ -39,18 +35,14 @@ from proxy.runtime import Clock, SystemClock
 from proxy.serving import (
     Address,
     CannotStart,
-    Opener,
     Server,
     beyond_loopback,
-    shared_sockets,
     sockets,
     tls_context,
     unlink_own,
     url_of,
 )
 from proxy.settings import BadSettings, Loaded, Settings
-from proxy.wire.base import HttpReply
-from proxy.workers import Workers, WorkersPolicy
 
 log = logging.getLogger("nacos_proxy.server")
 
@@ -65,14 +57,13 @@ def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
 
 
 class App:
-    """Sends each request to whom it belongs, behind the fast path and the guard. `workers` are the other processes."""
+    """Sends each request to whom it belongs, behind the fast path and the guard."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.clock = parts.clock
         self.answers = parts.answers
         self.front = Front(faces_of(parts), self._lifespan)
-        self.workers: Workers | None = None
         self.realms: Realms | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
             self.realms = realms_of(parts, parts.registry)
@@ -83,13 +74,9 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         await start(self.parts)
-        if self.workers is not None:
-            await self.workers.start()
         try:
             yield
         finally:
-            if self.workers is not None:
-                await self.workers.stop()
             if self.realms is not None:
                 await self.realms.close()
             await finish(self.parts)
@@ -102,8 +89,6 @@ class App:
 
     def end_streams(self) -> None:
         """A stop begins: readers are told when to come back."""
-        if self.workers is not None:
-            self.workers.terminate()
         self.parts.events.close()
         if self.realms is not None:
             self.realms.end_streams()
@@ -111,8 +96,6 @@ class App:
     def reload(self, settings: Settings) -> None:
         """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
         obey(self.guard, self.answers, settings)
-        if self.workers is not None:
-            self.workers.reload()
         log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +153,7 @@ class Served(Protocol):
 
 
 def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
-    """How uvicorn serves the app: one worker, our protocol class where the fast path is on."""
+    """How uvicorn serves the app: our protocol class where the fast path is on."""
     limits = ConnectionLimits(s.max_head, connections=s.max_connections)
     fast = make_protocol(app.answers, app.clock.now, limits=limits) if s.fast_path else None
     return uvicorn.Config(
@@ -198,7 +181,7 @@ def run(loaded: Loaded) -> int:
     check_exposure(settings)
     address = Address(settings.host, settings.port, settings.uds)
     tls = own_tls(settings)
-    listeners, opener = shared_sockets(address) if settings.workers > 1 else (sockets(address), None)
+    listeners = sockets(address)
     try:
         check_exposure(settings, listeners)
         app = App(build(settings, SystemClock()))
@@ -206,8 +189,6 @@ def run(loaded: Loaded) -> int:
         for listener in listeners:
             listener.close()
         raise CannotStart(str(error)) from error
-    if opener is not None:
-        app.workers = workers_of(app.parts, opener, loaded)
 
     def ready() -> None:
         for listener in listeners:
@@ -223,28 +204,6 @@ def run(loaded: Loaded) -> int:
     server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload)
     server.run(sockets=listeners)
     return 0 if server.started else 1
-
-
-def workers_of(parts: Parts, listeners: Opener, loaded: Loaded) -> Workers:
-    """The other processes, fed by these parts."""
-    operations = OpsApi(sight_of(parts)).endpoints
-
-    async def operate(path: str, query: str, accept: str) -> HttpReply:
-        headers = [(b"accept", accept.encode("latin-1"))]
-        scope = {"type": "http", "path": path, "query_string": query.encode("latin-1"), "headers": headers}
-        reply = await operations[path](Request(scope))
-        assert isinstance(reply, HttpReply)
-        return reply
-
-    def refused(number: int) -> None:
-        parts.events.seats.refused += number
-
-    listed = parts.udp.listed if parts.udp is not None else None
-    desk = Desk(parts.agent, parts.poller, parts.keeper, parts.answers, refused, operate, parts.checks, listed)
-    feed = Feed(desk, FeedPolicy())
-    drain = WorkersPolicy(drain=loaded.settings.drain_timeout + 2.0)
-    parts.workers = workers = Workers(loaded.settings.workers - 1, listeners, loaded, feed, parts.clock, drain)
-    return workers
 
 
 def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:

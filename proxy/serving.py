@@ -17,7 +17,7 @@ import ssl
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,7 +44,6 @@ class Address:
     host: str
     port: int
     uds: Path | None = None
-    reuse_port: bool = False
 
 
 def sockets(address: Address) -> list[socket.socket]:
@@ -53,27 +52,6 @@ def sockets(address: Address) -> list[socket.socket]:
     if inherited:
         return inherited
     return [_unix(address.uds) if address.uds is not None else _tcp(address)]
-
-
-Opener = Callable[[], "list[socket.socket]"]
-
-
-def shared_sockets(address: Address) -> tuple[list[socket.socket], Opener]:
-    """Our own listening sockets, and what opens those of another process beside us, once for each of its lives.
-
-    Of TCP each process has its own on the same port (SO_REUSEPORT): what arrives goes to those that live. Else all
-    accept from the same one. Raises `CannotStart`, the opener too.
-    """
-    inherited = _inherited()
-    if inherited or address.uds is not None:
-        own = inherited or sockets(address)
-        return own, lambda: [listener.dup() for listener in own]
-    if address.port:
-        _tcp(address).close()  # a socket that shares its port would not notice that somebody has it
-    shared = replace(address, reuse_port=True)
-    own = [_tcp(shared)]
-    port = own[0].getsockname()[1]
-    return own, lambda: [_tcp(replace(shared, port=port))]
 
 
 def _inherited() -> list[socket.socket]:
@@ -91,12 +69,9 @@ def _tcp(address: Address) -> socket.socket:
     # A socket that does not say TCP keeps Nagle's algorithm under plain asyncio: 40 ms for each answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if address.reuse_port:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((address.host, address.port))
-        if not address.reuse_port:  # such a one gets connections as soon as it listens: its process does that
-            listener.listen(BACKLOG)  # two that only bind do not notice each other
+        listener.listen(BACKLOG)  # two that only bind do not notice each other
     except OSError as error:
         listener.close()
         where = f"{_bracketed(address.host)}:{address.port}"

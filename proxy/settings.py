@@ -33,6 +33,13 @@ PREFIX = "NACOS_PROXY_"
 OTHER_VARIABLES = frozenset({"CONFIG", "SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "TEST_RNACOS"})
 
 
+# Settings of earlier versions, and what to do instead.
+REMOVED = {
+    "workers": "there is one process now, and it answers more reads than a host asks for: remove it. Where one core "
+    "is not enough, run another proxy on a port of its own for some of the clients"
+}
+
+
 class BadSettings(Exception):
     """What is wrong, where it came from, and what is allowed; told to the operator as it stands."""
 
@@ -56,7 +63,6 @@ class Settings(BaseSettings):
     port: int = Field(8840, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     uds: File = Field(None, description="Unix socket to listen on in place of host and port.")
     context_path: ContextPath = Field("/nacos", description="Path below which clients find the Nacos API; / for none.")
-    workers: int = Field(1, ge=1, le=64, description="Processes that answer; one of them asks the upstream for all.")
     tls_cert: File = Field(None, description="PEM certificate chain with which this proxy serves TLS.")
     tls_key: File = Field(None, description="PEM key of tls_cert, where it is not in the same file.")
     tls_client_ca: File = Field(None, description="PEM authorities: clients must show a certificate of one of them.")
@@ -177,8 +183,6 @@ class Settings(BaseSettings):
             raise ValueError("password and password_file are both set; choose one")
         if self.auth == "client" and self.username:
             raise ValueError("auth = client asks with each client's own token; username goes with auth = proxy")
-        if self.auth == "client" and self.workers > 1:
-            raise ValueError("auth = client keeps each client's reads in one process; it goes with workers = 1")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream names servers or 'embedded', not both")
         if not self.upstream and not self.endpoint:
@@ -262,13 +266,15 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[st
     if file is not None:
         for name, value in _toml(file).items():
             values[name], sources[name] = value, f"file {file}"
-    for name in Settings.model_fields:
+    for name in (*Settings.model_fields, *REMOVED):
         value = environ.get(PREFIX + name.upper(), "")
         # Kubernetes sets NACOS_PROXY_PORT=tcp://… in every pod beside a Service that is called nacos-proxy.
         if value and not (name == "port" and value.startswith("tcp://")):
             values[name], sources[name] = value, f"environment {PREFIX}{name.upper()}"
     for name, value in flags.items():
         values[name], sources[name] = value, f"flag --{name.replace('_', '-')}"
+    for name in REMOVED.keys() & sources.keys():
+        raise BadSettings(f"{name} ({sources[name]}) was removed: {REMOVED[name]}")
     try:
         settings = Settings(**values)
     except ValidationError as error:
@@ -303,7 +309,7 @@ def _toml(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"the configuration file {file} is no TOML: {error}") from error
     for name, value in values.items():
-        if name not in Settings.model_fields:
+        if name not in Settings.model_fields and name not in REMOVED:
             near = difflib.get_close_matches(name, Settings.model_fields, 1)
             hint = f"; did you mean {near[0]}?" if near else "; `nacos-proxy config` lists them"
             if isinstance(value, dict):

@@ -266,7 +266,6 @@ _STATUS_EXAMPLE = {
     },
     "push": {"state": "ok"},
     "disk": {"state": "ok"},
-    "workers": {"state": "off"},
     "subscribers": {"streams": 1, "byClient": {"127.0.0.1": 1}},
     "registrations": 2,
     "lastEventId": "1f0c9ab2-17",

@@ -35,7 +35,7 @@ def _nothing() -> Mapping[str, Any]:
 class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
-    `upstream`: servers, dialect and the like; `push`, `polling`, `disk` and `workers`: at least `state` (`off`, `idle`,
+    `upstream`: servers, dialect and the like; `push`, `polling` and `disk`: at least `state` (`off`, `idle`,
     `ok`, or else what is wrong) and `reason`. `started` is a moment of the agent's clock.
     """
 
@@ -48,7 +48,6 @@ class Sight:
     push: Callable[[], Mapping[str, Any]] = _nothing
     polling: Callable[[], Mapping[str, Any]] = _nothing
     disk: Callable[[], Mapping[str, Any]] = _nothing
-    workers: Callable[[], Mapping[str, Any]] = _nothing
     more: Callable[[], Mapping[str, Any]] = _nothing
 
 
@@ -119,7 +118,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
-    parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()), ("workers", sight.workers()))
+    parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()))
     for name, part in parts:
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
@@ -155,7 +154,6 @@ def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, A
         },
         "push": {"state": "off", **sight.push()},
         "disk": {"state": "off", **sight.disk()},
-        "workers": {"state": "off", **sight.workers()},
         "subscribers": {"streams": sight.events.readers, "byClient": sight.events.seats.clients},
         "registrations": len(catalog.ledger),
         "lastEventId": catalog.hub.last_id,

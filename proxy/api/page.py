@@ -22,10 +22,10 @@ table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6
 td{overflow-wrap:anywhere}th{color:#5a6b7d;font-weight:600;white-space:nowrap}th,td{vertical-align:top}
 a{color:inherit}
 code{font:13px ui-monospace,monospace}.ready,.up,.fresh,.ok{color:#11703a}.degraded,.stale{color:#8a5a00}
-.unready,.down,.expired,.missing,.failing,.lost,.short{color:#a3160c}.muted{color:#5a6b7d}
+.unready,.down,.expired,.missing,.failing,.lost{color:#a3160c}.muted{color:#5a6b7d}
 @media(prefers-color-scheme:dark){body{color:#dbe4ee;background:#141a21}th,td{border-color:#2b3642}
 th,.muted{color:#93a4b7}.ready,.up,.fresh,.ok{color:#5fd28c}.degraded,.stale{color:#e8b04a}
-.unready,.down,.expired,.missing,.failing,.lost,.short{color:#ff8d80}}
+.unready,.down,.expired,.missing,.failing,.lost{color:#ff8d80}}
 """
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
@@ -62,23 +62,19 @@ def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str], carried:
 
 def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> list[tuple[str, str]]:
     """What is said of the whole proxy: names, and values in HTML."""
-    upstream, push, disk, workers = (status[name] for name in ("upstream", "push", "disk", "workers"))
+    upstream, push, disk = (status[name] for name in ("upstream", "push", "disk"))
     reason = f": {_text(upstream['reason'])}" if upstream["reason"] else ""
     servers = "".join(f"<br>{_server(server)}" for server in upstream.get("servers", ()))
-    facts = [
+    return [
         ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
         ("Upstream", f"{_word(upstream['state'])} for {_time(upstream['forSeconds'])}{reason}{servers}"),
         ("Push", f"{_word(push['state'])} {_text(push.get('reason', ''))}"),
         ("Disk", f"{_word(disk['state'])} {_text(disk.get('reason', ''))}"),
-        ("Event streams", _text(status["subscribers"]["streams"] + workers.get("streams", 0))),
+        ("Event streams", _text(status["subscribers"]["streams"])),
         ("Registered here", _text(status["registrations"])),
         *((_text(name.replace("_", " ")).capitalize(), _count(value)) for name, value in status["counts"].items()),
         ("Up for", _time(status["uptimeSeconds"])),
     ]
-    if workers["state"] != "off":
-        joined = f"{_text(workers['joined'])} of {_text(workers['wanted'])} processes beside this one"
-        facts.insert(4, ("Workers", f"{_word(workers['state'])} {joined}"))
-    return facts
 
 
 def _server(server: Mapping[str, Any]) -> str:

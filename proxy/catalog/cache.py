@@ -223,19 +223,6 @@ class Cache:
             entry.contact, entry.from_disk = now - age, True
             self._shelf.place(entry)
 
-    def mirror(self, shown: Snapshot, contact: float, *, from_disk: bool = False) -> None:
-        """Another process of ours keeps the service fresh: this is what it shows, confirmed at `contact`."""
-        entry = self._entry(shown.key)
-        entry.word = entry.shown = shown
-        entry.lived = entry.lived or bool(shown.instances)
-        entry.contact, entry.from_disk, entry.error = contact, from_disk, None
-        self._shelf.place(entry)
-
-    def confirm(self, key: ServiceKey, contact: float) -> None:
-        """As `mirror`, of a service that is as it was."""
-        if (entry := self._shelf.get(key)) is not None:
-            entry.contact, entry.from_disk, entry.error = contact, False, None
-
     def _show(self, entry: Entry, shown: Snapshot, source: Source, wall_ms: int) -> Change | None:
         change = diff(entry.shown, shown, source)
         if change is None and entry.shown is not None:
@@ -264,7 +251,7 @@ class Cache:
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
         if not self._watched(entry, now):
-            self._schedule.drop(key)  # at once: a mirror is never asked what is due
+            self._schedule.drop(key)
 
     def own(self, key: ServiceKey, number: int, now: float) -> None:
         """How many instances of the service are registered through this proxy."""

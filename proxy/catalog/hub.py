@@ -148,7 +148,6 @@ class Hub:
     def __init__(self, policy: HubPolicy, epoch: str) -> None:
         self.epoch = epoch
         self.published = 0
-        self.taps: list[Callable[[Event], None]] = []  # told of each event, in order; must not block
         self._policy = policy
         self._history: deque[Event] = deque()
         self._hosts = 0
@@ -174,8 +173,6 @@ class Hub:
                 mailbox.put(event)
             else:
                 mailbox.straight(event)
-        for tap in self.taps:
-            tap(event)
         return event
 
     def _remember(self, event: Event) -> None:

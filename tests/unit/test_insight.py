@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,6 @@ def made(**settings: Any) -> Parts:
     return build(Settings(**{"disk": False, "udp_push": False, "push": "off", **settings}), FakeClock())
 
 
-@dataclass
-class Beside:
-    """Other processes, as `workers.Workers` shows them."""
-
-    joined: int
-    wanted: int = 2
-    streams: int = 7
-
-    def status(self) -> Mapping[str, Any]:
-        return {"wanted": self.wanted, "joined": self.joined, "pids": [1], "streams": self.streams}
-
-
 async def test_the_embedded_registry_is_named_as_such() -> None:
     assert status_json(sight_of(made()), 10)["upstream"]["kind"] == "embedded"
 
@@ -46,30 +32,6 @@ async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
     assert "127.0.0.1:1" in str(shown["upstream"])
     assert "s3cret-word" not in str(shown)
     await parts.agent.close()
-
-
-@pytest.mark.parametrize(
-    ("beside", "state", "status"),
-    [(None, "off", "ready"), (Beside(2), "ok", "ready"), (Beside(1), "short", "degraded")],
-    ids=["one process", "all there", "one missing"],
-)
-async def test_a_missing_process_is_a_degraded_state(beside: Any, state: str, status: str) -> None:
-    parts = made()
-    parts.poller.push_alive = True
-    parts.workers = beside
-    sight = sight_of(parts)
-    assert status_json(sight, 10)["workers"]["state"] == state
-    found, reasons = readiness(sight)
-    assert found == status
-    assert bool(reasons) is (status == "degraded")
-
-
-async def test_streams_of_all_processes_are_counted_together() -> None:
-    parts = made()
-    parts.workers = Beside(2)  # type: ignore[assignment]
-    families = {family.name: family for family in sight_of(parts).metrics.collect()}
-    (sample,) = families["nacos_proxy_subscribers"].samples
-    assert sample.value == 7
 
 
 async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:

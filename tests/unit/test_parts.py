@@ -9,6 +9,7 @@ import pytest
 
 from proxy.api.passthrough import Forwarder
 from proxy.calls import Register
+from proxy.catalog.hub import Filter
 from proxy.errors import Unreachable
 from proxy.fastpath.table import Answer
 from proxy.lock import StateLocked
@@ -173,9 +174,10 @@ async def test_a_change_reaches_the_answers_before_the_readers() -> None:
     parts = made()
     order: list[str] = []
     forget, parts.answers.forget = parts.answers.forget, lambda key: order.append("answers") or forget(key)  # type: ignore[method-assign]
-    parts.agent.catalog.hub.taps.append(lambda event: order.append("hub"))
     await start(parts)
     await parts.agent.read(KEY)
+    box = parts.agent.catalog.hub.subscribe(Filter(frozenset({KEY})), lambda: order.append("hub"))
     await parts.agent.write(Register(KEY, instance()))
     assert order[:2] == ["answers", "hub"]
+    assert parts.agent.catalog.hub.unsubscribe(box)
     await finish(parts)

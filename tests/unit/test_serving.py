@@ -62,15 +62,6 @@ def test_a_taken_port_is_said_so_even_while_the_other_one_is_only_starting(
         sockets(Address(host, port))
 
 
-def test_workers_may_share_a_port(opened: list[socket.socket]) -> None:
-    opened += sockets(Address("127.0.0.1", 0, reuse_port=True))
-    port = opened[0].getsockname()[1]
-    opened += sockets(Address("127.0.0.1", port, reuse_port=True))
-    opened[1].listen()
-    with pytest.raises(CannotStart, match="is taken"):
-        sockets(Address("127.0.0.1", port))
-
-
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
     with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):

@@ -167,3 +167,14 @@ def test_a_misspelt_variable_is_told() -> None:
 def test_every_setting_says_what_it_means() -> None:
     undescribed = [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("source", ["flag", "environment", "file"])
+def test_a_setting_that_was_removed_is_refused_with_what_to_do_instead(source: str, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"workers": "1"} if source == "flag" else {}
+    environ = {"NACOS_PROXY_WORKERS": "4"} if source == "environment" else {}
+    file = written(tmp_path, "workers = 4\n") if source == "file" else None
+    text = refused(flags, file, environ)
+    assert text.startswith("workers (")
+    assert source in text
+    assert "was removed" in text and "remove it" in text and "another proxy" in text

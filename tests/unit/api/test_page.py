@@ -22,7 +22,6 @@ STATUS: dict[str, Any] = {
     },
     "push": {"state": "off"},
     "disk": {"state": "failing", "reason": "no <space>"},
-    "workers": {"state": "off"},
     "subscribers": {"streams": 3, "byClient": {}},
     "registrations": 2,
     "counts": {"reads": {"hit": 1, "<miss>": 2}, "writes": {}, "local_beats": 7},
@@ -74,13 +73,6 @@ def test_a_service_goes_by_its_name_and_says_below_where_it_is() -> None:
     html = page({**STATUS, "services": [row]}, "ready", []).decode()
     assert '<td>orders<br><span class="muted">&lt;g&gt; in &lt;n&gt;</span></td>' in html
     assert '<span class="muted">&lt;no&gt;</span>' in html
-
-
-def test_the_streams_of_all_processes_are_counted_together() -> None:
-    workers = {"state": "short", "wanted": 3, "joined": 2, "streams": 40}
-    html = page({**STATUS, "workers": workers}, "degraded", []).decode()
-    assert "<th>Event streams</th><td>43</td>" in html
-    assert '<span class="short">short</span> 2 of 3 processes beside this one' in html
 
 
 def test_a_proxy_that_knows_no_service_yet_says_so() -> None:

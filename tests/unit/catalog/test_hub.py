@@ -115,15 +115,6 @@ def test_a_reader_may_leave_or_come_while_an_event_goes_round() -> None:
     assert [len(box) for box in boxes] == [1, 1, 1]
 
 
-def test_a_tap_is_told_of_every_event_behind_those_who_listen() -> None:
-    found, told = hub(), []
-    box = found.subscribe(BOTH, quiet)
-    found.taps.append(lambda event: told.append((event.number, len(box))))
-    found.publish(step(1, 2))
-    found.publish(step(1, 2, key("unheard")))
-    assert told == [(1, 1), (2, 1)]
-
-
 # mailboxes
 
 
