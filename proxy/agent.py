@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,14 +38,14 @@ from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
 from proxy.outage import Outage, Written
 from proxy.registry.base import Registry
-from proxy.runtime import Clock, outlive, spawn, stop
+from proxy.runtime import Clock, Supervisor, outlive, spawn, stop
 from proxy.watching import Watching
 
 R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.agent")
 
-Follower = Callable[[Change], None]
+Follower = Callable[[Change], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Catalog:
 
 
 class Agent:
-    """Reads, writes and watches on behalf of clients. `followers` are called for each change, in their order."""
+    """Reads, writes and watches on behalf of clients. `followers`, by name, are called for each change, in order."""
 
     def __init__(
         self,
@@ -81,21 +81,23 @@ class Agent:
         catalog: Catalog,
         clock: Clock,
         policy: AgentPolicy,
-        followers: Sequence[Follower] = (),
+        followers: Mapping[str, Follower],
+        supervisor: Supervisor | None = None,
     ) -> None:
         self.registry = registry
+        self.supervisor = supervisor or Supervisor(clock)
         self.catalog = catalog
         self.clock = clock
         self.counts = Counts()
         self.on_recovery: list[Callable[[], None]] = []
         self.on_registration: list[Callable[[], None]] = []
         self._policy = policy
-        self._followers = tuple(followers)
+        self._followers = followers
         self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
         self._asking = Asking(catalog.cache, self, clock)
         self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock)
         self._modifying = Modifying(catalog.ledger, self)
-        self._healing = Healing(catalog.ledger, self, self._took_back, clock)
+        self._healing = Healing(catalog.ledger, self, self._took_back, clock, self.supervisor)
         self.outage = Outage(
             self, catalog.ledger, catalog.cache, catalog.breaker, self._commit, self.counts, clock,
             writes=policy.outage_writes,
@@ -199,7 +201,7 @@ class Agent:
     def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
         self.catalog.breaker.probing(self.clock.now())
         self.catalog.cache.ask(key)
-        task = spawn(self._fetch(key, source), name=f"fetch {key}")
+        task = self.supervisor.once(self._fetch(key, source), name="fetch")
         self.fetching[key] = task
         return task
 
@@ -252,7 +254,7 @@ class Agent:
         # A beat may get through where other calls do not, so it goes on as a probe.
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.probing(now)
-            spawn(self._forward(call), name="beat behind its answer")
+            self.supervisor.once(self._forward(call), name="beat behind its answer")
         return local
 
     async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
@@ -275,7 +277,7 @@ class Agent:
                 self.catalog.cache.hasten(call.service, self.clock.now())
             return await self.outage.instead(call, error) or error
         Counts.add(self.counts.writes, "ok")
-        self.took(call, written.result, shows=shows)
+        self.supervisor.call("write", self.took, call, written.result, shows=shows)  # the upstream has accepted it
         return written
 
     async def _brings(self, beat: Beat) -> bool:
@@ -315,7 +317,7 @@ class Agent:
         """What is remembered of a service's instances has changed."""
         self.catalog.cache.own(service, self.catalog.ledger.count(service), self.clock.now())
         for listener in self.on_registration:
-            listener()
+            self.supervisor.call("registrations", listener)
 
     def _took_back(self, call: Register) -> None:
         self.counts.healed += 1
@@ -348,8 +350,8 @@ class Agent:
         if change is None:
             return
         Counts.add(self.counts.changes, change.source)
-        for follower in self._followers:
-            follower(change)
+        for name, follower in self._followers.items():
+            self.supervisor.call(name, follower, change)
 
     def _outcome(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self.catalog.breaker, self.clock.now()
@@ -366,7 +368,7 @@ class Agent:
             self.catalog.cache.recovered(now)
             self.catalog.hub.publish(Notice("up", ""))
             for listener in self.on_recovery:
-                listener()
+                self.supervisor.call("recovery", listener)
 
     @property
     def suspicious(self) -> bool:

@@ -25,7 +25,7 @@ from proxy.catalog.shelf import Entry
 from proxy.lock import StateLocked
 from proxy.model import Change, ServiceKey
 from proxy.rows import dump_instance, dump_snapshot, journal_rows, subscriber_row
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, stop
 from proxy.statefile import Batch, StateFile
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Disk:
             return []
 
     def start(self) -> None:
-        self._task = spawn(self._run(), name="disk")
+        self._task = self._agent.supervisor.keep(self._run, name="disk")
 
     async def _run(self) -> None:
         while True:

@@ -29,7 +29,7 @@ from proxy.calls import (
 from proxy.catalog.ledger import Ledger, Place, Registration
 from proxy.errors import ABSENT, ProxyError, Reason, Refused, away
 from proxy.model import Instance, Snapshot
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, Supervisor, stop
 
 R = TypeVar("R")
 Address = tuple[str, int]
@@ -55,11 +55,19 @@ def _poorer(shown: Instance, known: Instance) -> bool:
 class Healing:
     """Of one ledger. `registered` is told of what the upstream took back."""
 
-    def __init__(self, ledger: Ledger, upstream: Sender, registered: Callable[[Register], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        upstream: Sender,
+        registered: Callable[[Register], None],
+        clock: Clock,
+        supervisor: Supervisor,
+    ) -> None:
         self._ledger = ledger
         self._upstream = upstream
         self._registered = registered
         self._clock = clock
+        self._supervisor = supervisor
         self._leaving: Counter[Place] = Counter()
         self._lost: dict[Place, Registration] = {}  # to be brought back, one after the other
         self._bringing_back: asyncio.Task[None] | None = None
@@ -117,7 +125,7 @@ class Healing:
         now = self._clock.now()
         self._lost.update((known.place, known) for known in missing)
         if missing and (self._bringing_back is None or self._bringing_back.done()):
-            self._bringing_back = spawn(self._bring_back(), name="bring back")
+            self._bringing_back = self._supervisor.once(self._bring_back(), name="bring back")
         return {known.place[1:]: now if doubtful else known.missed_since for known in missing}
 
     def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:

@@ -37,6 +37,7 @@ def sight_of(parts: Parts) -> Sight:
         push=lambda: push_status(parts),
         polling=lambda: polling_status(parts),
         disk=lambda: disk_status(parts),
+        failing=lambda: parts.agent.supervisor.failing,
         more=lambda: more_status(parts),
     )
 
@@ -110,6 +111,12 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
         family = GaugeMetricFamily(f"nacos_proxy_{name}", text)
         family.add_metric([], value)
         yield family
+    failures = CounterMetricFamily(
+        "nacos_proxy_background_failures", "Failures of work that goes on all the same", labels=["part"]
+    )
+    for name, number in parts.agent.supervisor.failures.items():
+        failures.add_metric([name], number)
+    yield failures
     registry = parts.registry
     left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
     left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)

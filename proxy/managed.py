@@ -52,7 +52,7 @@ class Keeper:
         agent.on_registration.append(self._forget_deregistered)
 
     def start(self) -> None:
-        self._task = spawn(self._run(), name="managed")
+        self._task = self._agent.supervisor.keep(self._run, name="managed")
 
     async def stop(self, *, deregister: bool = False) -> None:
         """Ends the checks; with `deregister` the instances leave the registry, which a planned stop may want."""
@@ -145,7 +145,7 @@ class Keeper:
             for place, managed in sorted(waiting, key=lambda item: item[1].due_at):
                 if len(self._running) >= self._policy.at_once:
                     break
-                self._running[place] = spawn(self._look_after(place, managed), name=f"check {managed.service}")
+                self._running[place] = self._agent.supervisor.once(self._look_after(place, managed), name="check")
             due = now + self._policy.tick
             await clock.sleep_until(due)
 

@@ -9,11 +9,10 @@ import random
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
-from proxy.agent import Agent, AgentPolicy, Catalog
+from proxy.agent import Agent, AgentPolicy, Catalog, Follower
 from proxy.api.events import EventsApi
 from proxy.api.guard import GuardPolicy
 from proxy.api.passthrough import Forwarder
@@ -27,7 +26,7 @@ from proxy.catalog.pushes import Pushes, PushesPolicy
 from proxy.disk import Disk, DiskPolicy
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.managed import Keeper, ManagedPolicy
-from proxy.model import Change, Snapshot
+from proxy.model import Snapshot
 from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
@@ -37,7 +36,7 @@ from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.registry.receiver import PushReceiver
 from proxy.registry.servers import Server, Servers
-from proxy.runtime import Clock
+from proxy.runtime import Clock, Supervisor
 from proxy.settings import BadSettings, Settings
 from proxy.statefile import StateFile
 from proxy.udp import UdpPolicy, UdpPush
@@ -73,9 +72,10 @@ class Parts:
 
 def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
-    registry, push = _embedded(clock) if s.embedded else _upstream(s, clock)
+    supervisor = Supervisor(clock)
+    registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
     policy = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes)
-    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), _checks(s, registry), push)
+    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), _checks(s, registry), supervisor, push)
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):
@@ -114,7 +114,9 @@ def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
     """
     settings = of.settings.model_copy(update={"disk": False})
     policy = AgentPolicy(settings.cold_wait, strict=True)
-    parts = _wired(settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, of.checks)
+    parts = _wired(
+        settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, of.checks, of.agent.supervisor
+    )
     parts.forwarder = of.forwarder
     _follow(parts, upstream.servers)
     return parts
@@ -137,20 +139,17 @@ def _wired(
     policy: AgentPolicy,
     answers: Answers,
     checks: Callable[[], bool],
+    supervisor: Supervisor,
     push: Watchable | None = None,
 ) -> Parts:
     catalog = make_catalog(
         s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
     )
-    after: list[Any] = []
-
-    def follow(change: Change) -> None:
-        answers.forget(change.key)
-        catalog.hub.publish(change)
-        for follower in after:
-            follower(change)
-
-    agent = Agent(registry, catalog, clock, policy, [follow])
+    followers: dict[str, Follower] = {
+        "prepared answers": lambda change: answers.forget(change.key),
+        "events": catalog.hub.publish,
+    }
+    agent = Agent(registry, catalog, clock, policy, followers, supervisor)
     agent.outage.checks = checks
     poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
     poller.on_push_lost.append(answers.clear)
@@ -161,21 +160,21 @@ def _wired(
     )  # fmt: skip
     if s.disk:
         parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())
-        after.append(parts.disk.mark)
+        followers["disk"] = parts.disk.mark
     if s.udp_push:
-        parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)))
-        after.append(parts.udp.follow)
+        parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
+        followers["udp push"] = parts.udp.follow
         if parts.disk is not None:
             parts.disk.pushes = parts.udp.pushes
     return parts
 
 
-def _embedded(clock: Clock) -> tuple[Registry, Watchable | None]:
-    registry = EmbeddedRegistry(clock)
+def _embedded(clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:
+    registry = EmbeddedRegistry(clock, supervisor=supervisor)
     return registry, registry
 
 
-def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
+def _upstream(s: Settings, clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:
     registry = NacosRegistry(nacos_policy(s), clock)
     servers = registry.servers
     if s.push == "on" and not available():
@@ -183,13 +182,13 @@ def _upstream(s: Settings, clock: Clock) -> tuple[Registry, Watchable | None]:
     if s.push == "off":
         return registry, None
     receiver = registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
-    servers.on_list.append(lambda: receiver.part(servers.all))
+    servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
     if not available():
         return registry, None
     home = str(s.state_dir / "push")
     policy = PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port)
-    push = GrpcPush(policy, clock, hint=registry.hint)
-    servers.on_list.append(lambda: push.follow(_origins(servers)))
+    push = GrpcPush(policy, clock, hint=registry.hint, supervisor=supervisor)
+    servers.on_list.append(lambda: supervisor.call("push", push.follow, _origins(servers)))
     return registry, push
 
 

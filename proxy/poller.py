@@ -19,7 +19,7 @@ from proxy.catalog.ledger import Place, Registration
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey
 from proxy.registry.base import Watchable
-from proxy.runtime import STOOD_STILL, spawn, stood_still, stop
+from proxy.runtime import STOOD_STILL, stood_still, stop
 
 T = TypeVar("T")
 
@@ -67,20 +67,30 @@ class Poller:
         self._found: dict[ServiceKey, None] = {}
         self._asked_names: set[tuple[str, str]] = set()
         self._told = -1
-        self._error = ""
         self._listening: asyncio.Task[None] | None = None
+        self._hears = False
         self._send_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._gate = asyncio.Semaphore(policy.renew_at_once)  # one for all rounds: the last one may be under way still
         self._running: asyncio.Task[None] | None = None
         self._behind: dict[asyncio.Task[None], None] = {}
+        self._steps: dict[str, Callable[[float], None]] = {  # of each turn; one that fails does not rob the next
+            "following push": self._follow_push,
+            "outage": agent.outage.turn,
+            "registrations": self._lapse,
+            "sending on": self._send_on,
+            "discovery": self._ask_names,
+            "polls": self._poll,
+            "polling pace": self._watch_budget,
+        }
 
     def start(self) -> None:
         self._filled = self._agent.clock.now()
-        self._running = spawn(self._run(), name="poller")
-        if self._push is not None:
-            self._agent.catalog.cache.covers = self._push.covers
-            self._listening = spawn(self._listen(self._push), name="push")
+        keep = self._agent.supervisor.keep
+        self._running = keep(self._run, name="poller")
+        if (push := self._push) is not None:
+            self._agent.catalog.cache.covers = push.covers
+            self._listening = keep(lambda: self._listen(push), name="push")
         self._agent.on_recovery.append(self._renew_all)
 
     async def stop(self) -> None:
@@ -93,14 +103,9 @@ class Poller:
         while True:
             now, slept = clock.now(), clock.wall() - clock.now() - ahead
             ahead += slept  # the clock of a host that slept stood still, the calendar did not
-            try:
-                self._notice(stood_still(due, now), slept)
-                self._turn(now)
-                self._error = ""
-            except Exception as error:  # one bad turn must not be the last, nor be told ten times a second
-                if str(error) != self._error:
-                    log.exception("a turn of the poller failed")
-                self._error = str(error)
+            self._notice(stood_still(due, now), slept)
+            for name, step in self._steps.items():
+                self._agent.supervisor.call(name, step, now)
             due = now + self._policy.tick
             await clock.sleep_until(due)
 
@@ -111,19 +116,16 @@ class Poller:
         elif slept > STOOD_STILL:
             self._agent.suspect()
 
-    def _turn(self, now: float) -> None:
+    def _lapse(self, now: float) -> None:
         agent = self._agent
-        self._follow_push(now)
-        agent.outage.turn(now)
         for registration in agent.catalog.ledger.lapse(now):
             log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
             agent.outage.lapsed(registration)
             agent.owned(registration.service)
-        self._send_on(now)
-        self._ask_names(now)
+
+    def _poll(self, now: float) -> None:
         if not self._ask_due(now):
             self._ask_anything(now)
-        self._watch_budget(now)
 
     @property
     def behind(self) -> float:
@@ -142,7 +144,7 @@ class Poller:
                 log.warning("polling keeps up again")
 
     def _do_behind(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = spawn(work, name=name)
+        task = self._agent.supervisor.once(work, name=name)
         self._behind[task] = None
         task.add_done_callback(self._behind.pop)
 
@@ -194,7 +196,7 @@ class Poller:
         push, cache = self._push, self._agent.catalog.cache
         if push is None:
             return
-        alive = push.alive and self._listening is not None and not self._listening.done()
+        alive = push.alive and self._hears
         was = self.push_alive
         if alive != was:
             self.push_alive = alive
@@ -205,14 +207,18 @@ class Poller:
         cache.pushing(alive, now)
         if was and not alive:
             for listener in self.on_push_lost:
-                listener()
+                self._agent.supervisor.call("push", listener)
         if self._told != cache.watched_changes:
             self._told = cache.watched_changes
             push.watch(cache.watched_keys())
 
     async def _listen(self, push: Watchable) -> None:
-        async for key in push.changes():
-            self.told(key)
+        self._hears = True
+        try:
+            async for key in push.changes():
+                self.told(key)
+        finally:
+            self._hears = False
 
     def told(self, key: ServiceKey) -> None:
         """The service is said to have changed."""
@@ -279,7 +285,7 @@ class Poller:
         outage, idle = self._agent.outage, self._renewing is None or self._renewing.done()
         if len(outage.journal) and self._agent.catalog.breaker.up and now >= self._send_at and idle:
             self._send_at = now + self._policy.doubt
-            self._renewing = spawn(self._send_all(), name="send on")
+            self._renewing = self._agent.supervisor.once(self._send_all(), name="send on")
 
     async def _send_one(self, place: Place) -> None:
         await self._agent.outage.send_on(place)
@@ -291,7 +297,7 @@ class Poller:
         """Anew where one is under way: what it has renewed may be lost again."""
         if self._renewing is not None:
             self._renewing.cancel()
-        self._renewing = spawn(self._renew(), name="renew")
+        self._renewing = self._agent.supervisor.once(self._renew(), name="renew")
 
     async def _renew(self) -> None:
         """What was accepted here first: it is the younger."""

@@ -1,11 +1,16 @@
-"""The one place that reads the time or starts a task. Everything else is told the time, or is handed a `Clock`."""
+"""The one place that reads the time or starts a task. Everything else is told the time, or is handed a `Clock`.
+
+Background work runs under a `Supervisor`: what it raises is told and does not end it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -44,6 +49,8 @@ class SystemClock:
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
+STEADY = 60.0  # seconds without a failure after which a loop counts as well again
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds until a loop that failed begins anew
 STOOD_STILL = 1.0  # seconds that a loop's turn may be late; beyond, this process did not run
 
 
@@ -54,9 +61,15 @@ def stood_still(due: float, now: float) -> float:
 
 def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
     """Start a task that is kept alive until it ends, and whose failure is logged with its cause."""
+    task = _start(coroutine, name)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _start(coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     task = asyncio.get_running_loop().create_task(coroutine, name=name)
     _running.add(task)
-    task.add_done_callback(_finished)
+    task.add_done_callback(_running.discard)
     return task
 
 
@@ -82,9 +95,100 @@ async def _tell(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -
 
 
 def _finished(task: asyncio.Task[Any]) -> None:
-    _running.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("task %s failed: %r", task.get_name(), error, exc_info=error)
+
+
+@dataclass(slots=True)
+class _Failing:
+    """Since its first failure after a quiet time: the last one, its moment, and the kinds that were logged."""
+
+    text: str
+    at: float
+    logged: set[type[Exception]] = field(default_factory=lambda: set())
+
+
+class Supervisor:
+    """Background work and followers, by name. `failures` counts what each has raised since the start.
+
+    An exception is logged with its cause once for each kind, until the name has been quiet for `STEADY` seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.failures: Counter[str] = Counter()
+        self._clock = clock
+        self._failing: dict[str, _Failing] = {}
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """What has failed within the last `STEADY` seconds, and why."""
+        return {name: failing.text for name, failing in self._failing.items()}
+
+    def keep(self, work: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> asyncio.Task[None]:
+        """Start a loop that begins anew after a pause when it fails, until it returns or its task is cancelled."""
+        return spawn(self._keep(work, name), name=name)
+
+    def once(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Start work that ends by itself, and is done again when it is due again."""
+        task = _start(work, name)
+        task.add_done_callback(self._ended)
+        return task
+
+    def call(self, name: str, function: Callable[..., Any], *args: Any, **more: Any) -> None:
+        """Call a follower: what it raises is neither its caller's fault nor that of the followers behind it."""
+        try:
+            function(*args, **more)
+        except Exception as error:
+            self.failed(name, error)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Count and tell a failure."""
+        self.failures[name] += 1
+        known = self._failing.get(name)
+        if known is None:
+            known = self._failing[name] = _Failing("", 0.0)
+            spawn(self._await_quiet(name, known), name=f"failures of {name}")
+        known.text, known.at = f"{type(error).__name__}: {error}", self._clock.now()
+        if type(error) not in known.logged:
+            known.logged.add(type(error))
+            log.error("%s failed and goes on: %r", name, error, exc_info=error)
+
+    async def _await_quiet(self, name: str, failing: _Failing) -> None:
+        while (quiet := failing.at + STEADY) > self._clock.now():
+            await self._clock.sleep_until(quiet)
+        del self._failing[name]
+        log.warning("%s has not failed for %.0f s", name, STEADY)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.failed(task.get_name(), error)
+
+    async def _keep(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        pause = 0.0
+        while True:
+            begun = self._clock.now()
+            if await self._well(work(), name):
+                return
+            now = self._clock.now()
+            pause = min(max(FIRST_PAUSE, 0.0 if now - begun > STEADY else 2 * pause), LONGEST_PAUSE)
+            await self._clock.sleep_until(now + pause)
+
+    async def _well(self, work: Coroutine[Any, Any, None], name: str) -> bool:
+        """Whether it ended well. A cancellation from within is a failure as any other; one of this task goes on."""
+        task = _start(work, name)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            await stop(task)
+            self._ended(task)
+            raise
+        error = RuntimeError("cancelled from within") if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.failed(name, error)
+        elif error is not None:
+            raise error
+        return error is None
 
 
 async def stop(task: asyncio.Task[Any] | None) -> None:

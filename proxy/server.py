@@ -201,7 +201,7 @@ def run(loaded: Loaded) -> int:
         app.end_streams()
         unlink_own(listeners)
 
-    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload)
+    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.parts.agent.supervisor)
     server.run(sockets=listeners)
     return 0 if server.started else 1
 

@@ -25,7 +25,7 @@ from typing import Any
 import sdnotify  # pyright: ignore[reportMissingTypeStubs]
 import uvicorn
 
-from proxy.runtime import SystemClock, spawn, stop
+from proxy.runtime import Supervisor, SystemClock, stop
 
 log = logging.getLogger("nacos_proxy.serving")
 
@@ -141,11 +141,13 @@ class Server(uvicorn.Server):
         ready: Callable[[], None],
         before_drain: Callable[[], None],
         reload: Callable[[], Awaitable[None]],
+        supervisor: Supervisor | None = None,
     ) -> None:
         super().__init__(config)
         self._ready = ready
         self._before_drain = before_drain
         self._reload = reload
+        self._supervisor = supervisor or Supervisor(SystemClock())
         self._notifier: Any = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         self._watchdog: Any = None
 
@@ -155,7 +157,7 @@ class Server(uvicorn.Server):
             return
         self._ready()
         self._tell("READY=1")
-        self._watchdog = spawn(self._keep_alive(), name="watchdog")
+        self._watchdog = self._supervisor.keep(self._keep_alive, name="watchdog")
         with suppress(NotImplementedError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
@@ -174,7 +176,7 @@ class Server(uvicorn.Server):
             finally:  # systemd would wait for ever for one that failed
                 self._tell("READY=1")
 
-        spawn(reload(), name="reload")
+        self._supervisor.once(reload(), name="reload")
 
     async def _keep_alive(self) -> None:
         meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())

@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy.catalog.pushes import Pushes, Subscription
 from proxy.model import Change, ServiceKey, Snapshot
-from proxy.runtime import Clock, spawn, stood_still, stop
+from proxy.runtime import Clock, Supervisor, stood_still, stop
 from proxy.wire.base import ReadService
 from proxy.wire.udp import qualifies, read_ack, write_push
 
@@ -37,13 +37,16 @@ class UdpPolicy:
 class UdpPush(asyncio.DatagramProtocol):
     """A follower of the agent's changes. `start`, then `stop`."""
 
-    def __init__(self, pushes: Pushes, encode: Encode, clock: Clock, policy: UdpPolicy) -> None:
+    def __init__(
+        self, pushes: Pushes, encode: Encode, clock: Clock, policy: UdpPolicy, supervisor: Supervisor | None = None
+    ) -> None:
         self.sent = 0
         self.refused = 0
         self.too_large = 0
         self.pushes = pushes
         self._encode = encode
         self._clock = clock
+        self._supervisor = supervisor or Supervisor(clock)
         self._policy = policy
         self._transport: asyncio.DatagramTransport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -56,7 +59,7 @@ class UdpPush(asyncio.DatagramProtocol):
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
         self._reference = int(self._clock.wall() * 1e6)  # the Node SDK keeps numbers exact below 2**53 only
         self._six = ":" in host
-        self._task = spawn(self._run(), name="udp push")
+        self._task = self._supervisor.keep(self._run, name="udp push")
 
     async def stop(self) -> None:
         await stop(self._task)

@@ -139,7 +139,7 @@ class EventsApi:
         self._next_slot = (self._next_slot + 1) % _SLOTS
         self._slots[self._next_slot][reader] = None
         if self._ticker is None or self._ticker.done():
-            self._ticker = spawn(self._tick(), name="heartbeats")
+            self._ticker = self.agent.supervisor.keep(self._tick, name="heartbeats")
         return self._next_slot
 
     def drop(self, reader: _Reader, slot: int) -> None:
@@ -151,7 +151,7 @@ class EventsApi:
             await clock.sleep_until(clock.now() + self.policy.heartbeat / _SLOTS)
             turn = (turn + 1) % _SLOTS
             for reader in tuple(self._slots[turn]):
-                reader.beat()
+                self.agent.supervisor.call("event stream", reader.beat)
 
     # bytes
 
@@ -242,7 +242,7 @@ class EventsApi:
         self.closed = True
         for slot in self._slots:
             for reader in tuple(slot):
-                reader.end()
+                self.agent.supervisor.call("event stream", reader.end)
         for woken in self._polls:
             woken.set()
         if self._ticker is not None:
@@ -332,13 +332,19 @@ class _Reader:
         self._write(b"".join([api.encoded(event, view, frame) for event in mailbox.take()]))
 
     def _send(self, event: Event) -> None:
-        channel, view = self._channel, self._view
-        assert channel is not None
-        for_event, for_view, frame, data = self._api.last
-        if for_event is not event or for_view is not view or frame is not channel.frame:
-            data = self._api.encoded(event, view, channel.frame)
-        if data and not channel.write(data) and self._mailbox is not None:
-            self._mailbox.straight = None
+        """Whatever a reader's events die of is the end of its stream: the readers behind it must get theirs."""
+        try:
+            channel, view = self._channel, self._view
+            assert channel is not None
+            for_event, for_view, frame, data = self._api.last
+            if for_event is not event or for_view is not view or frame is not channel.frame:
+                data = self._api.encoded(event, view, channel.frame)
+            if data and not channel.write(data) and self._mailbox is not None:
+                self._mailbox.straight = None
+        except Exception as error:
+            self._api.agent.supervisor.failed("event stream", error)
+            self._api.agent.supervisor.call("event stream", self.end)
+            self._gone()
 
     def _write(self, data: bytes) -> None:
         assert self._channel is not None and self._mailbox is not None

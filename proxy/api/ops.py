@@ -36,7 +36,8 @@ class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
     `upstream`: servers, dialect and the like; `push`, `polling` and `disk`: at least `state` (`off`, `idle`,
-    `ok`, or else what is wrong) and `reason`. `started` is a moment of the agent's clock.
+    `ok`, or else what is wrong) and `reason`; `failing`: background work that failed lately, with why. `started` is a
+    moment of the agent's clock.
     """
 
     agent: Agent
@@ -48,6 +49,7 @@ class Sight:
     push: Callable[[], Mapping[str, Any]] = _nothing
     polling: Callable[[], Mapping[str, Any]] = _nothing
     disk: Callable[[], Mapping[str, Any]] = _nothing
+    failing: Callable[[], Mapping[str, str]] = _nothing
     more: Callable[[], Mapping[str, Any]] = _nothing
 
 
@@ -123,6 +125,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         state = part.get("state", "off")
         if state not in ("off", "ok", "idle"):
             reasons.append(f"{name}: {part.get('reason') or state}")
+    reasons += [f"{name} fails: {why}" for name, why in sight.failing().items()]
     if refused := sight.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):

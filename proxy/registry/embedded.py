@@ -44,7 +44,7 @@ from proxy.errors import Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_administration import Administration
 from proxy.registry.embedded_state import Laid, Service
-from proxy.runtime import Clock, spawn, stood_still, stop
+from proxy.runtime import Clock, Supervisor, stood_still, stop
 from proxy.wire.administration import CatalogService, SetCluster
 
 R = TypeVar("R")
@@ -64,8 +64,9 @@ class Limits:
 class EmbeddedRegistry:
     """A `Registry` and a `Watchable`."""
 
-    def __init__(self, clock: Clock, limits: Limits = Limits()) -> None:
+    def __init__(self, clock: Clock, limits: Limits = Limits(), supervisor: Supervisor | None = None) -> None:
         self._clock = clock
+        self._supervisor = supervisor or Supervisor(clock)
         self._limits = limits
         self._services: dict[ServiceKey, Service] = {}
         self._deadlines: list[tuple[float, ServiceKey]] = []
@@ -126,7 +127,7 @@ class EmbeddedRegistry:
         """Yields watched services as they change; the first caller starts the task that lets time expire them."""
         if self._task is None:
             self._swept = self._clock.now()
-            self._task = spawn(self._tick(), name="embedded registry")
+            self._task = self._supervisor.keep(self._tick, name="embedded registry")
         while True:
             yield await self._told.get()
 

@@ -27,7 +27,7 @@ from typing import Any, cast
 from proxy.model import ServiceKey
 from proxy.registry.sdk import Client, PushPolicy, Told, connect, failure
 from proxy.registry.sdk import available as available
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, Supervisor, spawn, stop
 
 log = logging.getLogger("nacos_proxy.push")
 
@@ -56,8 +56,16 @@ class GrpcPush:
     `hint` is told of the clusters in which a service has instances.
     """
 
-    def __init__(self, policy: PushPolicy, clock: Clock, connect: Connect = connect, hint: Hint = _no_hint) -> None:
+    def __init__(
+        self,
+        policy: PushPolicy,
+        clock: Clock,
+        connect: Connect = connect,
+        hint: Hint = _no_hint,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self.policy = policy
+        self.supervisor = supervisor or Supervisor(clock)
         self.clock = clock
         self.connect = connect
         self.hint = hint
@@ -149,7 +157,7 @@ class _Feed:
         self._waiting: deque[ServiceKey] = deque()
         self._wake = asyncio.Event()
         self._answered_since: float | None = None
-        self._tasks = [spawn(self._run(), name=f"push of {namespace}")]
+        self._task = self._begin()
         self._under_way: set[asyncio.Task[None]] = set()
         self._resting: set[asyncio.Task[None]] = set()
 
@@ -171,7 +179,7 @@ class _Feed:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
-        for task in (*self._tasks, *self._under_way, *self._resting):
+        for task in (self._task, *self._under_way, *self._resting):
             task.cancel()
         now = self._push.clock.now()
         self._servers, self._answered_since = frozenset(), None
@@ -179,7 +187,7 @@ class _Feed:
         self.failing.clear()
         self._pending = dict.fromkeys(self._known, now)
         self._waiting = deque(self._known)
-        self._tasks = [spawn(self._run(), name=f"push of {self.namespace}")]
+        self._task = self._begin()
 
     def want(self, key: ServiceKey) -> None:
         if key in self.subscribed:
@@ -194,14 +202,20 @@ class _Feed:
         self._waiting.append(key)
         self._wake.set()
 
+    def _begin(self) -> asyncio.Task[None]:
+        return self._push.supervisor.keep(self._run, name=f"push of {self.namespace}")
+
     async def _run(self) -> None:
         client = await self._connected()
-        self._tasks.append(spawn(self._probe(client), name=f"push probe of {self.namespace}"))
-        while True:
-            self._wake.clear()
-            while self._waiting and len(self._under_way) < self._push.policy.together:
-                self._start(client, self._waiting.popleft())
-            await self._wake.wait()
+        probe = self._push.supervisor.keep(lambda: self._probe(client), name=f"push probe of {self.namespace}")
+        try:
+            while True:
+                self._wake.clear()
+                while self._waiting and len(self._under_way) < self._push.policy.together:
+                    self._start(client, self._waiting.popleft())
+                await self._wake.wait()
+        finally:
+            await stop(probe)
 
     async def _connected(self) -> Client:
         policy, clock = self._push.policy, self._push.clock
@@ -311,7 +325,7 @@ class _Feed:
         return not error
 
     async def close(self) -> None:
-        for task in (*self._tasks, *self._under_way, *self._resting):
+        for task in (self._task, *self._under_way, *self._resting):
             await stop(task)
 
 

@@ -46,4 +46,5 @@ def agent(
         Ledger(LedgerPolicy()),
         Breaker(BreakerPolicy()),
     )
-    return Agent(registry, catalog, clock, policy, [catalog.hub.publish, *followers])
+    named = {"events": catalog.hub.publish, **{f"follower {n}": follower for n, follower in enumerate(followers)}}
+    return Agent(registry, catalog, clock, policy, named)

@@ -487,6 +487,38 @@ async def test_followers_hear_of_each_change_in_their_order_and_once() -> None:
     assert world.agent.counts.changes == {"poll": 1, "write": 1}
 
 
+async def test_a_follower_that_raises_robs_neither_those_behind_it_nor_the_writer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def raising(change: Change) -> None:
+        raise RuntimeError("a bug")
+
+    heard: list[int] = []
+    world = World(raising, lambda change: heard.append(len(change.after.instances)))
+    await world.read()
+    written = await world.agent.write(Register(KEY, C))
+    assert (written.how, heard) == ("upstream", [2, 3])
+    assert world.agent.supervisor.failures == {"follower 1": 2}
+    assert [r.getMessage() for r in caplog.records] == ["follower 1 failed and goes on: RuntimeError('a bug')"]
+
+
+async def test_a_write_that_the_upstream_accepted_is_answered_whatever_fails_here(world: World) -> None:
+    await world.read()
+    world.agent.catalog.cache.wrote = None  # type: ignore[method-assign, assignment]
+    assert (await world.agent.write(Register(KEY, C))).how == "upstream"
+    assert world.agent.supervisor.failing == {"write": "TypeError: 'NoneType' object is not callable"}
+
+
+async def test_what_hears_of_a_recovery_does_not_rob_what_hears_of_it_next(world: World) -> None:
+    told: list[str] = []
+    world.agent.on_recovery += [lambda: told.append("first") or 1 / 0, lambda: told.append("second")]
+    await world.lose()
+    world.heal()
+    await world.agent.send(Metrics())
+    assert told == ["first", "second"]
+    assert world.agent.supervisor.failing == {"recovery": "ZeroDivisionError: division by zero"}
+
+
 async def test_registrations_are_told_of_when_what_is_remembered_changed(world: World) -> None:
     told: list[int] = []
     world.agent.on_registration.append(lambda: told.append(world.agent.catalog.ledger.count(KEY)))

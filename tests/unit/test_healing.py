@@ -12,7 +12,7 @@ from proxy.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Call, Deregis
 from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.errors import Reason, Refused, Unreachable
 from proxy.healing import LOOKED_UP, Healing
-from proxy.runtime import spawn
+from proxy.runtime import Supervisor, spawn
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -31,7 +31,7 @@ class World:
         self.ledger = Ledger(LedgerPolicy())
         self.clock = FakeClock()
         self.back: list[Register] = []
-        self.healing = Healing(self.ledger, self.registry, self.back.append, self.clock)
+        self.healing = Healing(self.ledger, self.registry, self.back.append, self.clock, Supervisor(self.clock))
         self.ledger.wrote(Register(KEY, MINE), self.clock.now())
 
     @property

@@ -53,6 +53,16 @@ async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path)
     await parts.agent.close()
 
 
+async def test_background_work_that_fails_is_counted_and_shown() -> None:
+    parts = made()
+    parts.agent.supervisor.failed("disk", OSError("no space left"))
+    sight = sight_of(parts)
+    assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left"])
+    families = {family.name: family for family in sight.metrics.collect()}
+    assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
+    await parts.agent.close()
+
+
 async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
     parts = made(udp_push=True)
     assert parts.udp is not None

@@ -177,17 +177,21 @@ async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_long
         assert (world.agent.catalog.ledger.count(KEY), entry.owned) == (0, 0)
 
 
-async def test_a_bad_turn_is_not_the_last_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Push):
         def watch(self, services: Collection[ServiceKey]) -> None:
             raise RuntimeError("the SDK panicked")
 
     async with polling(Broken()) as world:
         await world.fill(1)
-        with caplog.at_level(logging.ERROR, "nacos_proxy.poller"):
-            await world.clock.advance(2)
-            told = [record for record in caplog.records if "a turn of the poller failed" in record.message]
-            assert len(told) <= 1
+        with caplog.at_level(logging.ERROR, "nacos_proxy.runtime"):
+            await world.clock.advance(6)
+        told = [record.message for record in caplog.records]
+        assert len(told) == 1 and told[0].startswith(
+            "following push failed and goes on: RuntimeError('the SDK panicked')"
+        )
+        assert world.agent.supervisor.failing == {"following push": "RuntimeError: the SDK panicked"}
+        assert world.polls() == [key("s0")]
         assert world.poller._running is not None and not world.poller._running.done()
 
 
@@ -301,17 +305,21 @@ async def test_losing_push_brings_back_polling_at_once_and_its_return_relaxes_it
         assert world.poller.push_alive
 
 
-async def test_push_that_broke_counts_as_lost_whatever_it_says() -> None:
+async def test_push_that_broke_counts_as_lost_until_it_is_heard_again() -> None:
     push = Push()
     async with polling(push) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
         await world.clock.advance(5)
-        await push.tell(RuntimeError("the SDK panicked"))
-        await world.clock.advance(1.2)
-        assert not world.poller.push_alive
         world.calls()
-        await world.clock.advance(5)
-        assert len(world.polls()) >= 4
+        await push.tell(RuntimeError("the SDK panicked"))
+        await world.clock.advance(0.5)
+        assert not world.poller.push_alive
+        assert len(world.polls()) == 1, "what changed in between nobody has told"
+        await world.clock.advance(1)
+        assert world.poller.push_alive
+        await push.tell(KEY)
+        await world.clock.advance(0.2)
+        assert len(world.polls()) >= 1
 
 
 async def test_a_storm_of_hints_is_asked_for_within_the_budget() -> None:

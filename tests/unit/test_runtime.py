@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import weakref
 
 import pytest
 
-from proxy.runtime import SystemClock, outlive, spawn, stood_still, stop
-from tests.helpers.clock import settle
+from proxy.runtime import LONGEST_PAUSE, STEADY, Supervisor, SystemClock, outlive, spawn, stood_still, stop
+from tests.helpers.clock import FakeClock, settle
 
 
 async def forever() -> None:
@@ -160,3 +161,118 @@ def test_only_a_turn_that_is_late_by_more_than_a_second_says_that_the_process_st
     assert stood_still(10.0, 11.0) == 0.0
     assert stood_still(10.0, 9.0) == 0.0
     assert stood_still(10.0, 12.5) == 2.5
+
+
+# supervision
+
+
+async def test_a_loop_that_fails_begins_anew_after_a_pause_that_grows() -> None:
+    clock, begun = FakeClock(), list[float]()
+    supervisor = Supervisor(clock)
+
+    async def work() -> None:
+        begun.append(clock.now() - 1000)
+        raise OSError("no space left")
+
+    task = supervisor.keep(work, name="disk")
+    await clock.advance(40)
+    assert begun == [0, 1, 3, 7, 15, 25, 35]
+    assert max(b - a for a, b in itertools.pairwise(begun)) == LONGEST_PAUSE
+    assert supervisor.failures == {"disk": 7}
+    assert supervisor.failing == {"disk": "OSError: no space left"}
+    await stop(task)
+
+
+async def test_a_loop_that_ran_well_for_long_begins_anew_soon() -> None:
+    clock, begun = FakeClock(), list[float]()
+
+    async def work() -> None:
+        begun.append(clock.now() - 1000)
+        if len(begun) == 4:
+            await clock.sleep_until(clock.now() + STEADY + 1)
+        raise OSError("no space left")
+
+    task = Supervisor(clock).keep(work, name="disk")
+    await clock.advance(70)
+    assert begun == [0, 1, 3, 7, 69]
+    await stop(task)
+
+
+async def test_a_loop_that_is_cancelled_from_within_begins_anew() -> None:
+    clock, begun = FakeClock(), list[float]()
+    supervisor = Supervisor(clock)
+
+    async def work() -> None:
+        begun.append(clock.now())
+        cancelled = spawn(forever(), name="what it waits for")
+        await settle(1)
+        cancelled.cancel()
+        await cancelled
+
+    task = supervisor.keep(work, name="poller")
+    await clock.advance(2)
+    assert len(begun) == 2
+    assert supervisor.failing == {"poller": "RuntimeError: cancelled from within"}
+    await stop(task)
+    assert task.cancelled()
+
+
+async def test_a_loop_ends_when_it_returns_and_when_it_is_stopped() -> None:
+    clock, ended = FakeClock(), list[str]()
+    supervisor = Supervisor(clock)
+
+    async def give() -> None:
+        ended.append("returned")
+
+    async def wait() -> None:
+        try:
+            await forever()
+        finally:
+            ended.append("stopped")
+
+    done, waiting = supervisor.keep(give, name="give"), supervisor.keep(wait, name="wait")
+    await settle()
+    assert done.done()
+    await stop(waiting)
+    assert (ended, supervisor.failures) == (["returned", "stopped"], {})
+
+
+async def test_what_fails_is_logged_once_for_each_kind_until_it_was_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    supervisor = Supervisor(clock)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with caplog.at_level(logging.WARNING, "nacos_proxy.runtime"):
+        for _ in range(3):
+            supervisor.call("events", fail, KeyError("a"))
+            supervisor.call("events", fail, ValueError("b"))
+        assert [r.getMessage() for r in caplog.records] == [
+            "events failed and goes on: KeyError('a')",
+            "events failed and goes on: ValueError('b')",
+        ]
+        assert all(r.exc_info is not None for r in caplog.records)
+        await clock.advance(STEADY - 1)
+        supervisor.call("events", fail, KeyError("a"))
+        await clock.advance(STEADY - 1)
+        assert supervisor.failing == {"events": "KeyError: 'a'"}
+        await clock.advance(1)
+        assert supervisor.failing == {}
+        assert caplog.records[-1].getMessage() == "events has not failed for 60 s"
+        supervisor.call("events", fail, KeyError("a"))
+    assert [r.levelname for r in caplog.records] == ["ERROR", "ERROR", "WARNING", "ERROR"]
+    assert supervisor.failures == {"events": 8}
+
+
+async def test_work_that_ends_by_itself_fails_for_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor(FakeClock())
+
+    async def fail() -> None:
+        raise OSError("no space left")
+
+    with caplog.at_level(logging.ERROR, "nacos_proxy.runtime"):
+        tasks = [supervisor.once(fail(), name="fetch") for _ in range(3)]
+        await settle()
+    assert all(task.done() for task in tasks)
+    assert len(caplog.records) == 1 and supervisor.failures == {"fetch": 3}

@@ -303,6 +303,22 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
 
 
+async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
+    class Broken(Pipe):
+        def write(self, chunk: bytes) -> bool:
+            if self.written:
+                raise RuntimeError("a bug")
+            return super().write(chunk)
+
+    broken, pipe = Broken(), Pipe()
+    for one in (broken, pipe):
+        await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda one=one: one})
+    await register(world, "10.0.0.9")
+    assert pipe.written[1].startswith(b"<id: e-1\nevent: change\n")
+    assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
+    assert world.agent.catalog.hub.readers == 1
+
+
 async def test_an_event_is_encoded_once_for_all_who_see_the_same(world: World) -> None:
     pipes = [Pipe() for _ in range(3)]
     for pipe in pipes:
