@@ -65,11 +65,12 @@ def _serving(port: int, state: str) -> Generator[str, None, None]:
     clean["NACOS_PROXY_CONFIG"] = os.devnull
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean, start_new_session=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        if "listening on " not in line:
+        urls = (line.split("listening on ", 1)[1].strip() for line in process.stdout if "listening on " in line)
+        url = next(urls, None)
+        if url is None:
             raise click.ClickException("the proxy did not start")
         try:
-            yield line.split("listening on ", 1)[1].strip()
+            yield url
         finally:
             process.terminate()
             process.wait()

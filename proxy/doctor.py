@@ -57,7 +57,8 @@ def examine(settings: Settings) -> int:
 async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
     """What can be said of each server; nothing to say of the embedded registry. Raises `BadSettings`."""
     if s.embedded:
-        return [Finding("upstream", True, "embedded, no server is asked")]
+        seen = "the embedded registry, for development: no Nacos is behind it"
+        return [Finding("upstream", False, seen, "name your Nacos: upstream = http://10.0.0.1:8848")]
     policy = nacos_policy(s)
     try:
         registry = NacosRegistry(policy, clock)

@@ -14,6 +14,9 @@ from proxy.fastpath.table import Answers
 from proxy.metrics import Repeated, Sources, metrics_registry
 from proxy.parts import Parts
 from proxy.registry.nacos import NacosRegistry
+from proxy.registry.push import GrpcPush
+
+EMBEDDED = "embedded registry, for development: no Nacos is behind it"
 
 
 def sight_of(parts: Parts) -> Sight:
@@ -21,7 +24,7 @@ def sight_of(parts: Parts) -> Sight:
     sources = Sources(
         parts.agent,
         __version__,
-        push_up=lambda: None if parts.push is None else parts.poller.push_alive,
+        push_up=lambda: _push_up(parts),
         subscribers=lambda: parts.events.readers,
         refused=lambda: parts.events.seats.refused,
         repeated=lambda: _repeated(parts.answers),
@@ -45,7 +48,7 @@ def sight_of(parts: Parts) -> Sight:
 def upstream_status(parts: Parts) -> Mapping[str, Any]:
     if isinstance(parts.registry, NacosRegistry):
         return {"kind": "nacos", **parts.registry.status()}
-    return {"kind": "embedded"}
+    return {"kind": "embedded", "note": EMBEDDED}
 
 
 def push_status(parts: Parts) -> Mapping[str, Any]:
@@ -58,7 +61,15 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
         return {"state": "off"}
     if not parts.agent.catalog.cache.watched_keys():
         return {"state": "idle", "reason": "no service is followed"}
+    if isinstance(parts.push, GrpcPush) and (why := parts.push.unavailable) and parts.settings.push != "on":
+        return {"state": "unavailable", "reason": f"{why}; changes are found by polling"}
     return {"state": "lost", "reason": "polling keeps time"}
+
+
+def _push_up(parts: Parts) -> bool | None:
+    if parts.push is None or push_status(parts)["state"] == "unavailable":
+        return None
+    return parts.poller.push_alive
 
 
 def polling_status(parts: Parts) -> Mapping[str, Any]:
@@ -102,6 +113,7 @@ def _repeated(answers: Answers) -> Iterable[Repeated]:
 
 def _more_metrics(parts: Parts) -> Iterable[Metric]:
     gauges = {
+        "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
         "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
         "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
         "poll_late_seconds": ("How long the service waits whose poll is longest due", round(parts.poller.behind, 3)),

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy import __version__
 from proxy.api.answers import send_reply
 from proxy.api.forms import form_of
 from proxy.errors import ProxyError
@@ -26,10 +27,12 @@ from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers
 from proxy.front import Front, faces_of, guarded, obey
+from proxy.insight import EMBEDDED
 from proxy.lock import StateLocked
 from proxy.parts import Parts, build, build_realm, finish, start
 from proxy.policies import loopback
 from proxy.realms import Realms, RealmsPolicy
+from proxy.registry.http import origin
 from proxy.registry.nacos import NacosRegistry
 from proxy.runtime import Clock, SystemClock
 from proxy.serving import (
@@ -190,9 +193,13 @@ def run(loaded: Loaded) -> int:
             listener.close()
         raise CannotStart(str(error)) from error
 
+    print(banner(settings), flush=True)
+
     def ready() -> None:
-        for listener in listeners:
-            print(f"listening on {url_of(listener, tls=tls is not None)}", flush=True)
+        urls = [url_of(listener, tls=tls is not None) for listener in listeners]
+        lines = [f"listening on {url}" for url in urls]
+        lines += [f"page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
+        print("\n".join(lines), flush=True)
 
     async def reload() -> None:
         reload_safely(app, loaded, listeners)
@@ -204,6 +211,17 @@ def run(loaded: Loaded) -> int:
     server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.parts.agent.supervisor)
     server.run(sockets=listeners)
     return 0 if server.started else 1
+
+
+def banner(s: Settings) -> str:
+    """What an operator has to know of a start: version, upstream, where the state is kept."""
+    upstream = (
+        f"{EMBEDDED}; name one with --upstream"
+        if s.embedded
+        else ", ".join(map(origin, s.upstream)) or f"as {origin(s.endpoint)} names it"
+    )
+    state = str(s.state_dir) if s.disk else "not kept (disk = false)"
+    return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"
 
 
 def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:

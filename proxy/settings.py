@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     tls_client_ca: File = Field(None, description="PEM authorities: clients must show a certificate of one of them.")
     # the upstream
     upstream: Several = Field(("embedded",), description="Nacos servers, separated by commas, or 'embedded' for none.")
+    require_upstream: bool = Field(False, description="Refuse to start on the embedded registry.")
     endpoint: str = Field("", description="URL of an address server that names the Nacos servers, one a line.")
     namespace: str = Field("", description="Namespace of the command-line client; '' is public.")
     username: str = Field("", description="Account at the upstream; '' logs in nowhere.")
@@ -185,6 +186,11 @@ class Settings(BaseSettings):
             raise ValueError("auth = client asks with each client's own token; username goes with auth = proxy")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream names servers or 'embedded', not both")
+        if self.require_upstream and self.embedded:
+            raise ValueError(
+                "no upstream is named: set upstream to your Nacos, such as http://10.0.0.1:8848. "
+                "The embedded registry is for development; require_upstream refuses it"
+            )
         if not self.upstream and not self.endpoint:
             raise ValueError("upstream is empty; name a server, or 'embedded' for none")
         return self

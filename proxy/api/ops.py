@@ -24,6 +24,7 @@ from proxy.wire.base import HttpReply
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
+_WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
 _TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
 
 
@@ -35,9 +36,9 @@ def _nothing() -> Mapping[str, Any]:
 class Sight:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
-    `upstream`: servers, dialect and the like; `push`, `polling` and `disk`: at least `state` (`off`, `idle`,
-    `ok`, or else what is wrong) and `reason`; `failing`: background work that failed lately, with why. `started` is a
-    moment of the agent's clock.
+    `upstream`: servers, dialect and the like, `note` where something is to be said of it; `push`, `polling` and `disk`:
+    at least `state` (`off`, `idle`, `ok`, `unavailable`, or else what is wrong) and `reason`; `failing`: background
+    work that failed lately, with why. `started` is a moment of the agent's clock.
     """
 
     agent: Agent
@@ -123,7 +124,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
     parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()))
     for name, part in parts:
         state = part.get("state", "off")
-        if state not in ("off", "ok", "idle"):
+        if state not in _WELL:
             reasons.append(f"{name}: {part.get('reason') or state}")
     reasons += [f"{name} fails: {why}" for name, why in sight.failing().items()]
     if refused := sight.upstream().get("login", {}).get("error"):
@@ -134,9 +135,11 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if sight.events.closed:
         reasons.append("stopping")
-    servers: list[Mapping[str, Any]] = sight.upstream().get("servers", [])
+    upstream = sight.upstream()
+    servers: list[Mapping[str, Any]] = upstream.get("servers", [])
     down = [s for s in servers if s["state"] == "down"] if len(servers) > 1 and catalog.breaker.up else []
-    notes = [f"node {s['url']}: down: {s['error']}" for s in down]
+    notes = [f"upstream: {upstream['note']}"] if "note" in upstream else []
+    notes += [f"node {s['url']}: down: {s['error']}" for s in down]
     return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
 
 

@@ -64,10 +64,11 @@ def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> lis
     """What is said of the whole proxy: names, and values in HTML."""
     upstream, push, disk = (status[name] for name in ("upstream", "push", "disk"))
     reason = f": {_text(upstream['reason'])}" if upstream["reason"] else ""
+    note = f", {_text(upstream['note'])}" if "note" in upstream else ""
     servers = "".join(f"<br>{_server(server)}" for server in upstream.get("servers", ()))
     return [
         ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
-        ("Upstream", f"{_word(upstream['state'])} for {_time(upstream['forSeconds'])}{reason}{servers}"),
+        ("Upstream", f"{_word(upstream['state'])} for {_time(upstream['forSeconds'])}{note}{reason}{servers}"),
         ("Push", f"{_word(push['state'])} {_text(push.get('reason', ''))}"),
         ("Disk", f"{_word(disk['state'])} {_text(disk.get('reason', ''))}"),
         ("Event streams", _text(status["subscribers"]["streams"])),

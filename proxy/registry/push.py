@@ -70,6 +70,7 @@ class GrpcPush:
         self.connect = connect
         self.hint = hint
         self.connecting = asyncio.Lock()
+        self.unavailable = ""  # why there is no client, where none could be made yet
         self.servers = policy.servers
         self._wanted: frozenset[ServiceKey] = frozenset()
         self._feeds: dict[str, _Feed] = {}
@@ -219,7 +220,7 @@ class _Feed:
 
     async def _connected(self) -> Client:
         policy, clock = self._push.policy, self._push.clock
-        pause, told = policy.pause, ""
+        pause = policy.pause
         while True:
             try:
                 async with self._push.connecting:
@@ -227,11 +228,12 @@ class _Feed:
                     client = await self._push.connect(replace(policy, servers=servers), self.namespace)
                 self._clients += 1
                 self._servers = frozenset(servers)
+                self._push.unavailable = ""
                 return client
             except (OSError, RuntimeError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.info("no gRPC push for %s yet: %s", self.namespace, error)
+                if str(error) != self._push.unavailable:
+                    self._push.unavailable = str(error)
+                    log.warning("no gRPC push: %s; changes are found by polling", error)
             await clock.sleep_until(clock.now() + pause)
             pause = min(pause * 2, policy.longest_pause)
 

@@ -73,7 +73,7 @@ def test_it_says_where_it_listens_and_answers_there() -> None:
     with ProxyProcess() as proxy, http(proxy) as calls:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", proxy.url)
         assert calls.get("/healthz").json() == {"status": "ok"}
-        assert calls.get("/readyz").json() == {"status": "ready", "reasons": []}
+        assert calls.get("/readyz").json()["status"] == "ready"
 
 
 def refused(*arguments: str, state_dir: Path) -> str:
@@ -372,6 +372,22 @@ def test_it_tells_the_service_manager(tmp_path: Path) -> None:
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "nacos-proxy.service"
 
 
+def test_the_unit_starts_on_no_embedded_registry(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^ExecStart=\S+ (.*)$", UNIT.read_text(), re.MULTILINE)
+    run = [sys.executable, "-m", "proxy", *command.split(), "--state-dir", str(tmp_path), "--port", "0"]
+    clean = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull}
+    done = subprocess.run(run, capture_output=True, text=True, env=clean, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "no upstream is named: set upstream to your Nacos, such as http://10.0.0.1:8848" in done.stderr
+
+
+def test_a_start_says_in_its_first_lines_what_runs(tmp_path: Path) -> None:
+    with ProxyProcess("--state-dir", str(tmp_path)) as proxy:
+        proxy.wait_for(re.compile(f"page: {proxy.url}/  API: {proxy.url}/docs\n"))
+        assert "upstream: embedded registry, for development" in proxy.log
+        assert f"state: {tmp_path}\n" in proxy.log
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 def test_systemd_understands_the_unit_and_finds_it_well_shut_in(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
@@ -405,7 +421,7 @@ def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
         proxy.wait_for(re.compile("the state cannot be written: .*; serving goes on without"))
         ready = calls.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
-        assert [reason.split(":")[0] for reason in ready.json()["reasons"]] == ["disk"]
+        assert [reason.split(":")[0] for reason in ready.json()["reasons"]] == ["disk", "upstream"]
         assert "nacos_proxy_disk_failing 1.0" in calls.get("/metrics").text
         calls.get("/api/v1/services/s1").raise_for_status()
         assert proxy.terminate() == 0

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from proxy.registry.nacos import NacosRegistry
+from proxy.registry.push import available
 from proxy.registry.receiver import PushReceiver
 from tests.helpers.app import serving
 from tests.helpers.clock import FakeClock
@@ -44,6 +45,24 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
         told = (await proxy.http.get("/status", headers={"accept": "application/json"})).json()["push"]
         assert (told["state"], told["kind"]) == ("ok", "udp") and told["received"] > 0
         assert (await proxy.http.get("/readyz")).json()["reasons"] == []
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+async def test_a_server_without_a_grpc_port_is_said_to_have_no_push_and_degrades_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as server, serving(clock=clock, upstream=server.url, push="auto") as proxy:
+        with caplog.at_level("WARNING", "nacos_proxy.push"):
+            for _ in range(30):
+                for namespace in ("", "dev"):
+                    await proxy.http.post(INSTANCE, params={**HERE, "namespaceId": namespace})
+                    await proxy.http.get(f"{INSTANCE}/list", params={**HERE, "namespaceId": namespace})
+                await clock.advance(2.0)
+        assert (await proxy.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
+        told = (await proxy.http.get("/status", headers={"accept": "application/json"})).json()["push"]
+        assert told["state"] == "unavailable" and "no gRPC port answers" in told["reason"]
+        assert len([r for r in caplog.records if "no gRPC push" in r.getMessage()]) == 1
 
 
 @pytest.mark.parametrize(("face", "settings"), [("1.x", {"push": "off"}), ("v1", {"push": "auto"})])

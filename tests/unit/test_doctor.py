@@ -143,9 +143,10 @@ def test_our_own_port_is_free_or_ours_or_anothers(running: ProxyProcess, tmp_pat
 
 
 def test_the_command_prints_a_line_each_and_what_to_do(cli: Run, tmp_path: Path) -> None:
-    well = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
-    assert well.exit_code == 0
-    assert [line.split(":")[0] for line in well.output.splitlines()] == ["ok   upstream", "ok   state", "ok   own port"]
+    alone = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
+    assert alone.exit_code == 1, "the embedded registry is for development"
+    said = ["FAIL upstream", "     -> name your Nacos", "ok   state", "ok   own port"]
+    assert [line.split(":")[0] for line in alone.output.splitlines()] == said
     ill = cli("doctor", "--upstream", "http://127.0.0.1:1", "--state-dir", str(tmp_path))
     assert ill.exit_code == 1
     assert "FAIL upstream: http://127.0.0.1:1/nacos: " in ill.output

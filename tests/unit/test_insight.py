@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from proxy.api.ops import readiness, status_json
+from proxy.api.page import page
 from proxy.calls import Register
 from proxy.insight import sight_of
 from proxy.parts import Parts, build
-from proxy.registry.push import available
+from proxy.registry.push import GrpcPush, available
 from proxy.settings import Settings
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
+
+NOTE = "upstream: embedded registry, for development: no Nacos is behind it"
 
 
 def made(**settings: Any) -> Parts:
@@ -22,7 +25,12 @@ def made(**settings: Any) -> Parts:
 
 
 async def test_the_embedded_registry_is_named_as_such() -> None:
-    assert status_json(sight_of(made()), 10)["upstream"]["kind"] == "embedded"
+    sight = sight_of(made())
+    assert status_json(sight, 10)["upstream"]["kind"] == "embedded"
+    assert readiness(sight) == ("ready", [NOTE])
+    assert NOTE.removeprefix("upstream: ") in page(status_json(sight, 10), *readiness(sight)).decode()
+    families = {family.name: family for family in sight.metrics.collect()}
+    assert [s.value for s in families["nacos_proxy_upstream_embedded"].samples] == [1]
 
 
 async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
@@ -37,11 +45,11 @@ async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
 async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
     parts = made()
     parts.poller.push_alive = False
-    assert readiness(sight_of(parts)) == ("ready", [])  # nobody misses what nothing is to be pushed of
+    assert readiness(sight_of(parts)) == ("ready", [NOTE])  # nobody misses what nothing is to be pushed of
     parts.agent.catalog.cache.touch(KEY, 0.0)
-    assert readiness(sight_of(parts)) == ("ready", [])  # a service that nobody registered is not followed either
+    assert readiness(sight_of(parts)) == ("ready", [NOTE])  # a service that nobody registered is not followed either
     await parts.agent.write(Register(KEY, instance()))
-    assert readiness(sight_of(parts)) == ("degraded", ["push: polling keeps time"])
+    assert readiness(sight_of(parts)) == ("degraded", ["push: polling keeps time", NOTE])
     await parts.agent.close()
 
 
@@ -53,11 +61,27 @@ async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path)
     await parts.agent.close()
 
 
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+@pytest.mark.parametrize(("push", "state", "ready"), [("auto", "unavailable", "ready"), ("on", "lost", "degraded")])
+async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_demanded(
+    push: str, state: str, ready: str, tmp_path: Path
+) -> None:
+    parts = made(upstream="http://127.0.0.1:1", push=push, state_dir=tmp_path)
+    parts.agent.catalog.cache.watch(KEY, 0.0)
+    assert isinstance(parts.push, GrpcPush)
+    parts.push.unavailable = "no gRPC port answers"
+    sight = sight_of(parts)
+    assert (status_json(sight, 10)["push"]["state"], readiness(sight)[0]) == (state, ready)
+    shown = {family.name for family in sight.metrics.collect() if family.samples}
+    assert ("nacos_proxy_push_up" in shown) is (push == "on")
+    await parts.agent.close()
+
+
 async def test_background_work_that_fails_is_counted_and_shown() -> None:
     parts = made()
     parts.agent.supervisor.failed("disk", OSError("no space left"))
     sight = sight_of(parts)
-    assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left"])
+    assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left", NOTE])
     families = {family.name: family for family in sight.metrics.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
     await parts.agent.close()

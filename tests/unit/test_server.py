@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from proxy import __version__
 from proxy.parts import build
-from proxy.server import App, check_exposure, create_app, reload_safely, run, uvicorn_config
+from proxy.server import App, banner, check_exposure, create_app, reload_safely, run, uvicorn_config
 from proxy.serving import CannotStart
 from proxy.settings import Settings, load
 from tests.helpers.app import serving
@@ -76,3 +77,18 @@ async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() 
             assert one.status_code == 200
             other = await proxy.http.get("/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.2"})
             assert other.status_code == 429
+
+
+def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_path: Path) -> None:
+    alone = banner(Settings(state_dir=tmp_path)).splitlines()
+    assert alone[0] == f"nacos-proxy {__version__}"
+    assert alone[1].startswith("upstream: embedded registry, for development") and "--upstream" in alone[1]
+    assert alone[2] == f"state: {tmp_path}"
+    given = banner(Settings(upstream=("http://app:hush@10.0.0.1:8848", "http://10.0.0.2:8848/nacos"), disk=False))
+    assert given.splitlines()[1:] == [
+        "upstream: http://10.0.0.1:8848, http://10.0.0.2:8848",
+        "state: not kept (disk = false)",
+    ]
+    assert banner(Settings(upstream=(), endpoint="http://names/list?token=hush")).splitlines()[1] == (
+        "upstream: as http://names names it"
+    )

@@ -147,6 +147,7 @@ def test_a_token_names_a_right_and_is_no_guess(token: str) -> None:
         ({"password": "hush"}, "password is set and username is not"),
         ({"identity_value": "x"}, "identity_value is set and identity_key is not"),
         ({"username": "a", "password": "b", "password_file": "c"}, "password and password_file are both set"),
+        ({"require_upstream": "true"}, "no upstream is named: set upstream to your Nacos"),
         ({"upstream": "embedded,http://a"}, "upstream names servers or 'embedded', not both"),
         ({"upstream": ","}, "upstream is empty"),
     ],
