@@ -31,6 +31,7 @@ from proxy.wire.rest import (
     read_update,
     snapshot_json,
 )
+from proxy.wire.shapes import dumps
 
 ANSWER_HEADER = "nacos-proxy-answer"
 _SERVICE = "/api/v1/services/{service}"
@@ -198,7 +199,8 @@ def _want_json(request: Request) -> None:
 
 
 def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> HttpReply:
-    return HttpReply(status, JSON_TYPE, orjson.dumps(value), headers)
+    """What this host names, such as a path, may be no Unicode text."""
+    return HttpReply(status, JSON_TYPE, dumps(value), headers)
 
 
 def _how(written: Written[Any]) -> Pairs:

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import orjson
-
 from proxy.calls import (
     BEAT_NOT_FOUND,
     BatchMetadata,
@@ -40,12 +38,13 @@ from proxy.calls import (
     UpdateService,
     check_instance,
 )
-from proxy.errors import Reason, Refused
+from proxy.errors import Malformed, Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_administration import Administration
 from proxy.registry.embedded_state import Laid, Service
 from proxy.runtime import Clock, Supervisor, stood_still, stop
 from proxy.wire.administration import CatalogService, SetCluster
+from proxy.wire.shapes import read_json
 
 R = TypeVar("R")
 
@@ -362,8 +361,8 @@ def _selector(text: str) -> Mapping[str, Any]:
     if not text:
         return {"type": "none", "contextType": "NONE"}
     try:
-        selector: Any = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        selector: Any = read_json(text)
+    except Malformed:
         selector = None
     if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
         raise Refused(Reason.OTHER, "not match any type of selector!")

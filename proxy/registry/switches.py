@@ -4,13 +4,13 @@ Source: recordings "v1 operator switches", "v1 server state"; NACOS.md 2.14 (`Sw
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from proxy.errors import BadCall, Problem
+from proxy.errors import BadCall, Malformed, Problem
 from proxy.wire.parameters import TRUE
+from proxy.wire.shapes import read_json
 
 SWITCHES: Mapping[str, Any] = {
     "masters": None,
@@ -158,10 +158,12 @@ def _limited(value: str) -> dict[str, int]:
 def _health_params(checked: bool, **defaults: float) -> Callable[[str], dict[str, Any]]:
     def read(value: str) -> dict[str, Any]:
         try:
-            given: Any = json.loads(value)
+            given: Any = read_json(value)
             found = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
-        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        except (Malformed, ValueError, TypeError, AttributeError):
             raise _refused("json param invalid.") from None
+        if any(not abs(number) < 1 << 31 for number in found.values()):  # NaN, too, which a text can name
+            raise _refused("json param invalid.")
         if checked and found["min"] < 500:
             raise _refused("min check time for http or tcp is too small(<500)")
         if checked and found["max"] < 3000:

@@ -18,7 +18,7 @@ from proxy.calls import DEFAULT_BEAT_INTERVAL, BeatResult, GetInstance, beat_int
 from proxy.errors import Malformed, Misplaced
 from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
-from proxy.wire.shapes import dumps, shallow
+from proxy.wire.shapes import dumps
 
 LARGE = 100  # hosts from which on it pays to look for what was read or written before
 _REMEMBERED = 16_384  # hosts; beyond that all is forgotten, which costs one reading more
@@ -186,8 +186,8 @@ def read_asked(call: GetInstance, value: Any) -> Instance:
 
 
 def _own(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """A server's fields that we do not know, to be passed on; what is nested too deep to be written again is not."""
-    return {name: value for name, value in fields.items() if name not in known and shallow(value)}
+    """A server's fields that we do not know, to be passed on."""
+    return {name: value for name, value in fields.items() if name not in known}
 
 
 def read_metadata(value: Any) -> Metadata:
@@ -246,6 +246,9 @@ def list_json(view: ServiceView, clusters: str) -> dict[str, Any]:
     return answer
 
 
+_LONGEST = (1 << 63) - 1  # Java's; to a moment one is added for each change, and JSON ends at 64 bits
+
+
 class Listing(NamedTuple):
     """A list as a server showed it. `protected`: health is masked and needs a second look (NACOS.md 5.5)."""
 
@@ -269,9 +272,9 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         key,
         hosts.instances,
         masking=protected,
-        cache_millis=millis if type(millis) is int and millis > 0 else 10_000,
+        cache_millis=millis if type(millis) is int and 0 < millis <= _LONGEST else 10_000,
         extra=EMPTY if answer.keys() <= _LIST else _own(answer, _LIST),
-        last_ref_time=moment if type(moment) is int and moment > 0 else 0,
+        last_ref_time=moment if type(moment) is int and 0 < moment <= _LONGEST else 0,
         by_cluster="useSpecifiedURL" in answer and "protectThreshold" not in answer,  # 1.x; r-nacos writes both
         unreadable=hosts.unreadable,
     )

@@ -14,10 +14,11 @@ from math import isfinite
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
-from proxy.errors import BadCall, Problem
+from proxy.errors import BadCall, Malformed, Problem
 from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from proxy.wire.base import HttpRequest
 from proxy.wire.rules import NACOS
+from proxy.wire.shapes import read_json
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"
 
@@ -180,8 +181,8 @@ class Parameters:
         if not text:
             return ""
         try:
-            kind = json.loads(unquote_plus(text))["type"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+            kind = read_json(unquote_plus(text))["type"]
+        except (Malformed, TypeError, KeyError):
             kind = None
         if kind not in ("none", "label"):
             raise BadCall("selector", Problem.SELECTOR, "not match any type of selector!")

@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-import orjson
-
-from proxy.errors import ABSENT, BadCall, Denied, Problem, ProxyError, Reason, Refused
+from proxy.errors import ABSENT, BadCall, Denied, Malformed, Problem, ProxyError, Reason, Refused
 from proxy.wire.base import TEXT_TYPE, HttpReply, HttpRequest
-from proxy.wire.shapes import as_text, check_line, error_page, failure, phrase
+from proxy.wire.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -92,8 +90,8 @@ def _dissect(body: bytes) -> tuple[int, str]:
     """Code (0: none) and text of an error page, a Result, a JSON text inside one of these, or plain text."""
     if body[:1] == b"{":
         try:
-            answer: dict[str, Any] = orjson.loads(body)
-        except ValueError:
+            answer: dict[str, Any] = read_json(body)
+        except Malformed:
             answer = {}
         code, data, message = answer.get("code"), answer.get("data"), answer.get("message")
         text = data if isinstance(data, str) and data else message

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-import orjson
-
 from proxy.calls import (
     Beat,
     BeatResult,
@@ -24,12 +22,13 @@ from proxy.calls import (
     Update,
     check_weight,
 )
-from proxy.errors import BadCall, Problem
+from proxy.errors import BadCall, Malformed, Problem
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Change, Instance, Selection, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
 from proxy.wire.hosts import hosts_json, list_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
 from proxy.wire.rules import NACOS, Rules
+from proxy.wire.shapes import read_json
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------
 
@@ -59,7 +58,7 @@ def _whole(name: str, value: object) -> int:
 
 
 def _metadata(name: str, value: object) -> Mapping[str, str]:
-    # orjson gives text keys only
+    # JSON has text keys only
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         text = f"Param '{name}' is illegal, it must be an object whose values are texts."
         raise BadCall(name, Problem.METADATA, text)
@@ -95,9 +94,9 @@ BEAT_FIELDS = ("weight", "metadata", "ephemeral")
 def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str, Any]:
     """A JSON object with none but these fields, each read and checked. Raises `BadCall` that names the field."""
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadCall("", Problem.BODY, f"The body is not JSON: {error}") from None
+        value = read_json(body)
+    except Malformed as error:
+        raise BadCall("", Problem.BODY, f"The body is {error}") from None
     if not isinstance(value, dict):
         raise BadCall("", Problem.BODY, "The body must be a JSON object.")
     given: dict[str, object] = value  # pyright: ignore[reportUnknownVariableType]

@@ -103,21 +103,51 @@ def failure(status: int, code: int, data: str | None, message: str = "") -> Http
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_json(body: bytes) -> Any:
-    """Any JSON, whatever the content type says: r-nacos sends some without one. Raises `Malformed`."""
+DEEPEST = 64  # levels of JSON that are taken over; orjson reads 1,024 of them and writes 254
+_AROUND = 254 - DEEPEST
+
+
+def read_json(text: bytes | str) -> Any:
+    """Any JSON, whatever the content type says: r-nacos sends some without one. Raises `Malformed`.
+
+    All that comes from elsewhere comes through here, and what comes out can be written again, whatever is put around
+    it: a field nested too deep is left out. (No text here is a lone surrogate, and no number infinite or beyond 64
+    bits.)
+    """
     try:
-        return orjson.loads(body)
+        value = orjson.loads(text)
     except ValueError as error:
         raise Malformed(f"not JSON: {error}") from error
+    if not _shallow(value) and (value := _pruned(value, DEEPEST)) is _TOO_DEEP:
+        raise Malformed(f"JSON nested deeper than {DEEPEST} levels")
+    return value
 
 
-def shallow(value: Any, most: int = 64) -> bool:
-    """Whether JSON is nested no deeper than `most`: what can be read may be nested deeper than what can be written."""
+_TOO_DEEP = object()
+
+
+def _shallow(value: Any) -> bool:
+    """By writing it, which costs less than to look at each part."""
+    for _ in range(_AROUND):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _pruned(value: Any, levels: int) -> Any:
+    """Without the fields that need more levels. A list does not lose an item: the whole of it goes."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return _TOO_DEEP
     if isinstance(value, dict):
-        value = list(cast("dict[str, Any]", value).values())
-    if not isinstance(value, list):
-        return True
-    return most > 0 and all(shallow(item, most - 1) for item in cast("list[Any]", value))
+        fields = {name: _pruned(item, levels - 1) for name, item in cast("dict[str, Any]", value).items()}
+        return {name: item for name, item in fields.items() if item is not _TOO_DEEP}
+    items = [_pruned(item, levels - 1) for item in cast("list[Any]", value)]
+    return _TOO_DEEP if any(item is _TOO_DEEP for item in items) else items
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ seed; 0 draws one, and a failure prints it.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -39,10 +40,14 @@ from proxy.calls import (
     ServerState as AskState,
 )
 from proxy.errors import ProxyError
+from proxy.model import Snapshot
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
 from proxy.registry.servers import ServersPolicy
+from proxy.rows import dump_snapshot
 from proxy.server import App, build, uvicorn_config
 from proxy.settings import Settings
+from proxy.wire.query import View
+from proxy.wire.rest import snapshot_json
 from tests.helpers.build import KEY, agent
 from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load
@@ -347,6 +352,9 @@ ODD: tuple[Any, ...] = (
     {"": ""},
     [{}],
     "\ud800",
+    2**64 - 1,
+    json.loads("[" * 400 + "]" * 400),
+    json.loads('{"a":' * 400 + "1" + "}" * 400),
 )
 
 
@@ -362,12 +370,14 @@ def lie(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
         value = bend(luck, value)
     try:
         return orjson.dumps(value)
-    except TypeError:  # a number or a text that JSON has not
-        return repr(value).encode("utf-8", "surrogatepass")
+    except TypeError:  # what orjson reads, or other programs write, and it does not write itself
+        return json.dumps(value).encode()
 
 
 def bend(luck: random.Random, value: Any) -> Any:
-    """One place of a JSON value is another value, or gone."""
+    """One place of a JSON value is another value, or gone, or new."""
+    if isinstance(value, dict) and luck.random() < 0.1:
+        return {**value, "own": luck.choice(ODD)}
     if isinstance(value, dict) and value and luck.random() < 0.9:
         name = luck.choice(list(value))
         if luck.random() < 0.2:
@@ -379,7 +389,13 @@ def bend(luck: random.Random, value: Any) -> Any:
     return luck.choice(ODD)
 
 
-async def test_a_hostile_answer_is_one_of_our_errors_whatever_was_asked(luck: random.Random, errors: list[str]) -> None:
+def plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+async def test_a_hostile_answer_is_one_of_our_errors_or_can_be_passed_on(
+    luck: random.Random, errors: list[str]
+) -> None:
     seeds, transport, clock = recorded_bodies(), Liar(), FakeClock()
     registries = [registry_of(dialect, transport, clock) for dialect in DIALECTS]
     outcomes = {"answer": 0, "error": 0}
@@ -389,8 +405,9 @@ async def test_a_hostile_answer_is_one_of_our_errors_whatever_was_asked(luck: ra
         call = luck.choice(READS)()
         registry = luck.choice(registries)
         try:
-            await registry.send(call)
+            answer = await registry.send(call)
             outcomes["answer"] += 1
+            assert orjson.dumps(answer, default=plain)
         except ProxyError:
             outcomes["error"] += 1
         except Exception as error:
@@ -450,6 +467,10 @@ def is_whole(host: dict[str, Any]) -> bool:
     return host["ip"] != "" and type(host["port"]) is int and 0 <= host["port"] <= 65535 and texts and plain
 
 
+def written(snapshot: Snapshot) -> bytes:
+    return orjson.dumps(snapshot_json(snapshot, View()))
+
+
 @pytest.fixture
 async def lied_to() -> AsyncIterator[tuple[Agent, Liar, FakeClock]]:
     transport, clock = Liar(), FakeClock()
@@ -481,6 +502,7 @@ async def test_no_hostile_answer_takes_the_place_of_a_good_list(
             kept += 1
             continue
         replaced += 1
+        assert dump_snapshot(after) and after.revision and json.loads(written(after))
         assert transport.status == 200, f"case {number}: {transport.body!r}"
         shown = {(i.ip, i.port) for i in after.instances}
         hosts = hosts_of(transport.body)

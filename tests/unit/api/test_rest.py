@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from proxy.agent import Written
 from proxy.api.reads import ReadPolicy, Reads
-from proxy.api.rest import RestApi
+from proxy.api.rest import RestApi, json_reply
 from proxy.api.shapes import Instance, Instances, ServicePage, Snapshot
 from proxy.calls import Beat, Deregister, Fetch, GetInstance, ListServices, Register, Update
 from proxy.catalog.checks import CheckSpec
@@ -381,3 +381,7 @@ async def test_head_is_a_get_without_its_body(world: World) -> None:
     head = await world.ask("HEAD", "/api/v1/services/orders")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["content-length"] == str(len(got.body))
+
+
+def test_a_path_of_this_host_that_is_no_unicode_does_not_fail_an_answer() -> None:
+    assert json_reply({"reason": "cannot be written: /tmp/\udcff"}).body == b'{"reason":"cannot be written: /tmp/?"}'

@@ -28,7 +28,7 @@ from proxy.wire.hosts import (
     read_metadata,
     statuses_json,
 )
-from proxy.wire.shapes import dumps
+from proxy.wire.shapes import dumps, read_json
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.pair import KEYS, LISTED, SNAPSHOTS
 from tests.helpers.recordings import load
@@ -40,12 +40,11 @@ def bare(**fields: Any) -> dict[str, Any]:
     return {"ip": "10.0.0.1", "port": 80, **fields}
 
 
-def nested(depth: int) -> Any:
-    return json.loads("[" * depth + "]" * depth)
+NESTED = json.loads("[" * 400 + "]" * 400)
 
 
 def read(**fields: Any) -> Instance:
-    return read_host(bare(**fields), KEY.grouped)
+    return read_host(read_json(json.dumps(bare(**fields))), KEY.grouped)
 
 
 def test_a_host_has_an_instance_id_and_the_fields_of_2_5_1_in_order() -> None:
@@ -132,7 +131,7 @@ def test_hosts_of_real_servers_have_nothing_unknown(name: str) -> None:
         ({"metadata": None}, "metadata", {}),
         ({"marked": True, "service": "x", "dom": "y"}, "extra", {}),
         ({"zone": "z"}, "extra", {"zone": "z"}),
-        ({"zone": "z", "deep": nested(400)}, "extra", {"zone": "z"}),
+        ({"zone": "z", "deep": NESTED}, "extra", {"zone": "z"}),
     ],
 )
 def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -> None:
@@ -140,9 +139,17 @@ def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -
 
 
 def test_what_a_list_holds_of_its_own_is_passed_on_unless_nothing_could_write_it() -> None:
-    found = read_listing(KEY, {"name": KEY.grouped, "hosts": [], "own": 1, "deep": nested(400)})
+    listed = {"name": KEY.grouped, "hosts": [], "own": 1, "deep": NESTED}
+    found = read_listing(KEY, read_json(json.dumps(listed)))
     assert dict(found.snapshot.extra) == {"own": 1}
     assert found.snapshot.revision
+
+
+@pytest.mark.parametrize("moment", [2**63, 2**64 - 1, -1, 1.5])
+def test_a_moment_that_is_none_of_java_s_is_none(moment: float) -> None:
+    """To 2^64 - 1 one more was added with the next change, and the list could not be written any more."""
+    found = read_listing(KEY, {"hosts": [], "lastRefTime": moment, "cacheMillis": moment}).snapshot
+    assert (found.last_ref_time, found.cache_millis) == (0, 10_000)
 
 
 def test_metadata_is_text_whatever_the_server_wrote() -> None:

@@ -7,10 +7,13 @@ import math
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.errors import Malformed
 from proxy.wire.base import HttpRequest
 from proxy.wire.shapes import (
+    DEEPEST,
     as_int,
     as_list,
     as_object,
@@ -108,3 +111,50 @@ def test_json_that_is_ready_stays_as_it_is_beside_what_is_no_utf_8() -> None:
     ready = orjson.Fragment(b'{"ip":"10.0.0.1"}')
     assert dumps([ready, "ok"]) == b'[{"ip":"10.0.0.1"},"ok"]'
     assert dumps([ready, "\ud800"]) == b'[{"ip":"10.0.0.1"},"?"]'
+
+
+# what is read can be written again
+
+
+def lists(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+def objects(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+def test_a_field_nested_too_deep_is_left_out_and_the_rest_is_read() -> None:
+    assert read_json(f'{{"x":{lists(400)},"y":[{{"z":{objects(1000)},"w":1}}]}}')["y"][0]["w"] == 1
+    assert read_json(f'{{"x":{lists(DEEPEST)},"y":1}}') == {"y": 1}
+    assert read_json(f'[{{"x":{lists(DEEPEST - 2)}}}]') == [{"x": json.loads(lists(DEEPEST - 2))}]
+    assert read_json(f'[{{"x":{lists(DEEPEST - 1)}}}]') == [{}]
+
+
+@pytest.mark.parametrize("text", [lists(DEEPEST + 1), lists(1024), lists(100_000)])
+def test_lists_nested_too_deep_are_refused_whole(text: str) -> None:
+    with pytest.raises(Malformed):
+        read_json(text)
+
+
+@pytest.mark.parametrize("text", [lists(DEEPEST), objects(DEEPEST), objects(400), objects(1024)])
+def test_what_was_read_can_be_written_whatever_is_put_around_it(text: str) -> None:
+    value = read_json(text)
+    for _ in range(254 - DEEPEST):
+        value = {"around": value}
+    assert orjson.dumps(value)
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", '"\\ud800"', '{"\\udfff":1}', "\ud800"])
+def test_what_no_answer_of_ours_could_hold_is_no_json(text: str) -> None:
+    with pytest.raises(Malformed):
+        read_json(text)
+
+
+@given(
+    st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+)
+def test_every_number_and_text_that_is_read_can_be_written(value: object) -> None:
+    assert orjson.dumps(read_json(json.dumps(value)))
