@@ -1,6 +1,7 @@
 """The last known state, written behind and read at a cold start. Not for: deciding what is fresh (the cache does).
 
-One thread of its own touches the file, so that a slow disk never delays a reader. A failure to write is a degraded
+One thread of its own makes the rows and touches the file: neither a slow disk nor a state of 10,000 services delays a
+reader. A failure to write is a degraded
 state, never an error of a request. What is known is on disk: a service gets its row when the upstream has confirmed it,
 changed or not, and loses it when it leaves memory; no clock decides.
 """
@@ -16,15 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import orjson
-
 from proxy.agent import Agent
-from proxy.catalog.ledger import Registration
 from proxy.catalog.pushes import Pushes, Subscription
 from proxy.catalog.shelf import Entry
 from proxy.lock import StateLocked
-from proxy.model import Change, ServiceKey
-from proxy.rows import dump_instance, dump_snapshot, journal_rows, subscriber_row
+from proxy.model import Change, ServiceKey, Snapshot
+from proxy.rows import Heard, subscriber_row
 from proxy.runtime import Clock, stop
 from proxy.statefile import Batch, StateFile
 
@@ -37,13 +35,17 @@ log = logging.getLogger("nacos_proxy.disk")
 class DiskPolicy:
     """Seconds; after a `restart` that takes longer no subscription counts as alive.
 
-    At most `most` services are kept, each until it leaves memory: no clock drops what is still known.
+    A disk that fails is tried again after `every`, then ever later, up to `longest`. At most `most` services are kept,
+    each until it leaves memory: no clock drops what is still known. A batch is made of `at_once` of them, which holds
+    the loop for some milliseconds.
     """
 
     every: float = 1.0
+    longest: float = 60.0
     contacts_every: float = 30.0
     restart: float = 120.0
     most: int = 20_000
+    at_once: int = 2_000
 
 
 class Disk:
@@ -66,6 +68,11 @@ class Disk:
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
         agent.outage.kept = self.keep
+
+    @property
+    def unwritable(self) -> int:
+        """How often a row was left out because it cannot be written."""
+        return self._file.unwritable
 
     def mark(self, change: Change) -> None:
         """A follower of the agent: the service is to be written with the next batch."""
@@ -118,47 +125,59 @@ class Disk:
         self._task = self._agent.supervisor.keep(self._run, name="disk")
 
     async def _run(self) -> None:
+        pause = self._policy.every
         while True:
-            await self._clock.sleep_until(self._clock.now() + self._policy.every)
+            await self._clock.sleep_until(self._clock.now() + pause)
             await self.flush()
+            pause = min(2 * pause, self._policy.longest) if self.failing else self._policy.every
 
     async def flush(self) -> None:
-        """Write what is due; a failure is kept in `failing` and tried again with the next batch."""
-        if self._agent.outage.journal.changed:
-            await self.keep()
-        if self.pushes is not None:
-            await self._keep_subscribers(self.pushes)
-        batch, keys = self._batch(), self._dirty
-        if batch.empty and not self.failing:
+        """Write what is due; a failure is kept in `failing`, and what was not written for the next time."""
+        if self._agent.outage.journal.changed and not await self._keep_journal():
             return
-        self._dirty = set()
-        now = self._clock.now()
-        if await self._write(self._file.write, batch, lambda: self._keep(batch, keys)):
-            self._rows.update((ServiceKey(*row[:3]), now) for row in batch.services)
-            self._rows.update((ServiceKey(*row[1:]), now) for row in batch.contacts)
-            beyond = sorted(self._rows, key=self._rows.__getitem__)[: max(0, len(self._rows) - self._policy.most)]
-            for key in (*batch.gone, *beyond):
-                self._rows.pop(key, None)
+        if self.pushes is not None and not await self._keep_subscribers(self.pushes):
+            return
+        while await self._write_some():
+            pass
+
+    async def _write_some(self) -> bool:
+        """Whether it is written, and there is more."""
+        batch, now = self._batch(), self._clock.now()
+        if batch.empty and not self.failing:
+            return False
+        if not await self._write(self._file.write, batch, lambda: self._keep(batch)):
+            return False
+        self._rows.update((key, now) for key, *_ in (*batch.services, *batch.contacts))
+        if (beyond := len(self._rows) - self._policy.most) > 0:
+            for key in sorted(self._rows, key=self._rows.__getitem__)[:beyond]:
+                del self._rows[key]
+        for key in batch.gone:
+            self._rows.pop(key, None)
+        return len(batch.services) == self._policy.at_once
 
     async def keep(self) -> None:
-        """The journal of the agent's outage is on disk when this returns, as far as it can be."""
+        """The journal of the agent's outage is on disk when this returns. Nobody waits for a disk that fails."""
+        if not self.failing:
+            await self._keep_journal()
+
+    async def _keep_journal(self) -> bool:
         journal = self._agent.outage.journal
         places, journal.changed = journal.changed, set()
-        rows = list(journal_rows(journal, places))
-        await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
+        rows = [(place, journal.get(place)) for place in places]
+        return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
 
-    async def _keep_subscribers(self, pushes: Pushes) -> None:
+    async def _keep_subscribers(self, pushes: Pushes) -> bool:
         now, before = self._clock.now(), self._subscribers
         aged = len(pushes) and now - before[1] >= self._policy.contacts_every
         if pushes.changes == before[0] and not aged:
-            return
+            return True
         self._subscribers = (pushes.changes, now)
 
         def again() -> None:
             self._subscribers = before
 
         rows = [subscriber_row(s, self._clock.wall() - now) for s in pushes]
-        await self._write(self._file.write_subscribers, rows, again)
+        return await self._write(self._file.write_subscribers, rows, again)
 
     async def _write(self, write: Callable[[T], None], what: T, again: Callable[[], None]) -> bool:
         try:
@@ -166,10 +185,12 @@ class Disk:
         except asyncio.CancelledError:  # it may not have begun: `close` writes it again
             again()
             raise
-        except (sqlite3.Error, OSError, StateLocked) as error:
+        except Exception as error:  # whatever it dies of, it is not written
             again()
             if not self.failing:
-                log.error("the state cannot be written: %s; serving goes on without", error)
+                unforeseen = not isinstance(error, sqlite3.Error | OSError | StateLocked)
+                text = "the state cannot be written: %s; serving goes on without, tries come ever later"
+                log.error(text, error, exc_info=unforeseen)
             self.failing = str(error) or type(error).__name__
             return False
         self.written += 1
@@ -178,37 +199,35 @@ class Disk:
             self.failing = ""
         return True
 
-    def _keep(self, batch: Batch, keys: set[ServiceKey]) -> None:
-        self._dirty |= keys
+    def _keep(self, batch: Batch) -> None:
+        self._dirty.update(key for key, *_ in batch.services)
         if batch.contacts or batch.gone:
             self._contacts_at = -math.inf
         self._registrations_dirty |= batch.registrations is not None
 
     def _batch(self) -> Batch:
+        """References only: the thread makes rows of them."""
         now, wall, cache = self._clock.now(), self._clock.wall(), self._agent.catalog.cache
-        contacts: list[tuple[float, str, str, str]] = []
+        ahead = wall - now
+        contacts = list[tuple[ServiceKey, float]]()
         registrations, gone = None, list[ServiceKey]()
-        dirty = self._dirty
         if now - self._contacts_at >= self._policy.contacts_every:
             self._contacts_at = now
             known = {entry.key: entry for entry in cache.entries() if entry.shown is not None}
             moved = [e for e in known.values() if not e.from_disk and e.contact > self._rows.get(e.key, -math.inf)]
-            contacts = [(_wall(e, now, wall), *_place(e.key)) for e in moved if e.key in self._rows]
-            dirty = dirty | {e.key for e in moved if e.key not in self._rows}
+            contacts = [(e.key, _wall(e, ahead)) for e in moved if e.key in self._rows]
+            self._dirty.update(e.key for e in moved if e.key not in self._rows)
             gone = [key for key in self._rows if key not in known]
             self._registrations_dirty |= len(self._agent.catalog.ledger) > 0
         if self._registrations_dirty:
             self._registrations_dirty = False
-            registrations = [self._registration(r, now, wall) for r in self._agent.catalog.ledger]
-        written = [e for e in map(cache.get, dirty) if e is not None]
-        rows = [(*_place(e.key), dump_snapshot(e.shown), _wall(e, now, wall)) for e in written if e.shown is not None]
-        return Batch(rows, contacts, registrations, gone, self._policy.most)
-
-    @staticmethod
-    def _registration(r: Registration, now: float, wall: float) -> tuple[str, str, str, str, int, bytes, float]:
-        body = orjson.dumps({"instance": dump_instance(r.instance), "beaten": r.beaten, "managed": r.managed})
-        key, i = r.service, r.instance
-        return (key.namespace, key.group, key.name, i.ip, i.port, body, wall - (now - r.heard))
+            ledger = self._agent.catalog.ledger
+            registrations = [Heard(r.service, r.instance, r.beaten, r.managed, ahead + r.heard) for r in ledger]
+        services = list[tuple[ServiceKey, Snapshot, float]]()
+        while self._dirty and len(services) < self._policy.at_once:
+            if (entry := cache.get(self._dirty.pop())) is not None and entry.shown is not None:
+                services.append((entry.key, entry.shown, _wall(entry, ahead)))
+        return Batch(services, contacts, registrations, gone, self._policy.most)
 
     async def close(self) -> None:
         """Write the rest, sync, let go of the directory."""
@@ -223,10 +242,6 @@ class Disk:
         self._thread.shutdown()
 
 
-def _place(key: ServiceKey) -> tuple[str, str, str]:
-    return (key.namespace, key.group, key.name)
-
-
-def _wall(entry: Entry, now: float, wall: float) -> float:
-    """When a service was confirmed, since 1970; 0 where it never was."""
-    return wall - (now - entry.contact) if entry.contact > -math.inf else 0.0
+def _wall(entry: Entry, ahead: float) -> float:
+    """When a service was confirmed, since 1970; 0 where it never was. `ahead`: by how much that clock is."""
+    return ahead + entry.contact if entry.contact > -math.inf else 0.0

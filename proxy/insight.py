@@ -129,6 +129,9 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
     for name, number in parts.agent.supervisor.failures.items():
         failures.add_metric([name], number)
     yield failures
+    unwritable = CounterMetricFamily("nacos_proxy_unwritable_rows", "Rows that are left out of the state file")
+    unwritable.add_metric([], 0 if parts.disk is None else parts.disk.unwritable)
+    yield unwritable
     registry = parts.registry
     left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
     left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
 from proxy.calls import Beat, Deregister, Register, Update
-from proxy.catalog.journal import Journal, Local, Waiting
+from proxy.catalog.journal import Local, Waiting
 from proxy.catalog.ledger import Place, Registration
 from proxy.catalog.pushes import Subscription
 from proxy.model import EMPTY, Instance, ServiceKey, Snapshot
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+UNWRITABLE = (ValueError, TypeError, OverflowError)  # no Unicode text, nested too deep, a number beyond 64 bits
 
 JOURNAL_TABLE = """
 CREATE TABLE IF NOT EXISTS journal (
@@ -26,16 +27,18 @@ CREATE TABLE IF NOT EXISTS subscriber (
     namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT, seen REAL
 )
 """
+ServiceRow = tuple[str, str, str, bytes, float]
+RegistrationRow = tuple[str, str, str, str, int, bytes, float]
 SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
-_PLAIN = ("ip", "port", "cluster", "weight", "healthy", "enabled", "ephemeral", "instance_id")
 _PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
 _KINDS: Mapping[str, type[Local]] = {kind.__name__: kind for kind in (Register, Deregister, Update, Beat)}
 
 
-def dump_instance(i: Instance) -> dict[str, Any]:
-    return {**{name: getattr(i, name) for name in _PLAIN}, "metadata": dict(i.metadata), "extra": dict(i.extra)}
+def _dumps(value: object) -> bytes:
+    """Instances as objects of their fields, which orjson writes by itself. Raises `TypeError`."""
+    return orjson.dumps(value, default=dict)
 
 
 def load_instance(row: Mapping[str, Any]) -> Instance:
@@ -45,13 +48,33 @@ def load_instance(row: Mapping[str, Any]) -> Instance:
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
     row: dict[str, Any] = {name: getattr(snapshot, name) for name in _PLAIN_OF_SNAPSHOT}
-    row |= {"extra": dict(snapshot.extra), "instances": [dump_instance(i) for i in snapshot.instances]}
-    return orjson.dumps(row)
+    return _dumps({**row, "extra": snapshot.extra, "instances": snapshot.instances})
 
 
 def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
     row: dict[str, Any] = orjson.loads(body)
     return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
+
+
+class Heard(NamedTuple):
+    """A registration as it is written: `at` is when its client was last heard of, since 1970."""
+
+    service: ServiceKey
+    instance: Instance
+    beaten: bool
+    managed: Mapping[str, Any] | None
+    at: float
+
+
+def service_row(row: tuple[ServiceKey, Snapshot, float]) -> ServiceRow:
+    key, snapshot, confirmed = row
+    return (key.namespace, key.group, key.name, dump_snapshot(snapshot), confirmed)
+
+
+def registration_row(r: Heard) -> RegistrationRow:
+    body = _dumps({"instance": r.instance, "beaten": r.beaten, "managed": r.managed})
+    key, i = r.service, r.instance
+    return (key.namespace, key.group, key.name, i.ip, i.port, body, r.at)
 
 
 def load_registration(key: ServiceKey, body: bytes) -> Registration:
@@ -61,17 +84,11 @@ def load_registration(key: ServiceKey, body: bytes) -> Registration:
 
 
 def dump_writes(writes: Iterable[Local]) -> bytes:
-    return orjson.dumps([_dump_write(write) for write in writes])
+    return _dumps([_dump_write(write) for write in writes])
 
 
 def _dump_write(write: Local) -> dict[str, Any]:
-    fields = {name: getattr(write, name) for name in type(write).__slots__}
-    for name, value in fields.items():
-        if isinstance(value, Instance):
-            fields[name] = dump_instance(value)
-        elif isinstance(value, Mapping):
-            fields[name] = dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return {"kind": type(write).__name__, **fields}
+    return {"kind": type(write).__name__, **{name: getattr(write, name) for name in type(write).__slots__}}
 
 
 def load_writes(key: ServiceKey, body: bytes) -> tuple[Local, ...]:
@@ -86,12 +103,11 @@ def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
     return kind(key, **row)
 
 
-def journal_rows(journal: Journal, places: Iterable[Place]) -> Iterator[JournalRow]:
-    """A row for each place; without a body where nothing waits of it any more."""
-    for place in places:
-        (key, ip, port), waiting = place, journal.get(place)
-        number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
-        yield (key.namespace, key.group, key.name, ip, port, number, at, body)
+def journal_row(row: tuple[Place, Waiting | None]) -> JournalRow:
+    """Without a body where nothing waits of the place any more."""
+    (key, ip, port), waiting = row
+    number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
+    return (key.namespace, key.group, key.name, ip, port, number, at, body)
 
 
 def load_waiting(row: JournalRow) -> tuple[Place, Waiting]:

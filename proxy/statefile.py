@@ -27,12 +27,16 @@ from proxy.rows import (
     JOURNAL_TABLE,
     SUBSCRIBER_TABLE,
     UNREADABLE,
-    JournalRow,
+    UNWRITABLE,
+    Heard,
     SubscriberRow,
+    journal_row,
     load_registration,
     load_snapshot,
     load_subscriber,
     load_waiting,
+    registration_row,
+    service_row,
 )
 
 T = TypeVar("T")
@@ -71,6 +75,7 @@ class StateFile:
         self.set_aside: Path | None = None
         self.trouble = ""
         self.unreadable = 0
+        self.unwritable = 0
         self._patience = patience
         self._lock: int | None = None
         self._db: sqlite3.Connection | None = None
@@ -190,17 +195,17 @@ class StateFile:
         except UNREADABLE:
             self.unreadable += 1
 
-    def write_journal(self, rows: list[JournalRow]) -> None:
-        """Each in place of the one of its place; one without a body goes."""
+    def write_journal(self, rows: list[tuple[Place, Waiting | None]]) -> None:
+        """Each in place of the one of its place; where nothing waits any more, that one goes."""
         with self._transaction() as cursor:
-            cursor.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows)
+            self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
 
     def write_subscribers(self, rows: list[SubscriberRow]) -> None:
         """All that there are."""
         with self._transaction() as cursor:
             cursor.execute("DELETE FROM subscriber")
-            cursor.executemany("INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            self._put(cursor, "INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?,?)", rows, tuple)
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Cursor, None, None]:
@@ -217,14 +222,26 @@ class StateFile:
 
     def write(self, batch: Batch) -> None:
         with self._transaction() as cursor:
-            cursor.executemany("INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services)
-            cursor.executemany("UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?", batch.contacts)
+            self._put(cursor, "INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services, service_row)
+            contacts = ((at, *key) for key, at in batch.contacts)
+            cursor.executemany("UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?", contacts)
             if batch.registrations is not None:
                 cursor.execute("DELETE FROM registration")
-                cursor.executemany("INSERT INTO registration VALUES (?,?,?,?,?,?,?)", batch.registrations)
+                sql = "INSERT INTO registration VALUES (?,?,?,?,?,?,?)"
+                self._put(cursor, sql, batch.registrations, registration_row)
             cursor.executemany("DELETE FROM service WHERE namespace=? AND grp=? AND name=?", batch.gone)
             if batch.services:
                 cursor.execute(_TRIM, (batch.most,))
+
+    def _put(self, cursor: sqlite3.Cursor, sql: str, rows: list[T], make: Callable[[T], tuple[Any, ...]]) -> None:
+        """One by one: a row that cannot be written is left out, and the others are not."""
+        for row in rows:
+            try:
+                cursor.execute(sql, make(row))
+            except UNWRITABLE as error:
+                self.unwritable += 1
+                if self.unwritable == 1:
+                    log.error("what cannot be written is left out of the state file: %s: %.300r", error, row)
 
     def close(self) -> None:
         """Checkpoints and syncs the file, then lets go of the directory."""
@@ -240,11 +257,15 @@ class StateFile:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows to write at once; `registrations` None means that they are as they were."""
+    """What to write at once, made into rows by the thread that writes. All of it is immutable.
 
-    services: list[tuple[str, str, str, bytes, float]]
-    contacts: list[tuple[float, str, str, str]]
-    registrations: list[tuple[str, str, str, str, int, bytes, float]] | None
+    `services` and `contacts` have the moment of the last confirmation (since 1970; 0: never); `registrations` None
+    means that they are as they were.
+    """
+
+    services: list[tuple[ServiceKey, Snapshot, float]]
+    contacts: list[tuple[ServiceKey, float]]
+    registrations: list[Heard] | None
     gone: list[ServiceKey]
     most: int
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 
 
 class FakeClock:
@@ -43,6 +44,11 @@ class FakeClock:
             await settle()
         self._now = end
         await settle()
+
+    @property
+    def next(self) -> float:
+        """When the next sleeper wakes; infinity while nobody sleeps."""
+        return min((moment for moment, _, future in self._sleepers if not future.done()), default=math.inf)
 
     def jump(self, seconds: float) -> None:
         """Time passes in which nothing ran, as for a process that is suspended: who sleeps wakes late."""

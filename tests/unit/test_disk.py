@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import math
 import os
 import resource
 import sqlite3
@@ -27,7 +29,7 @@ from proxy.errors import Unreachable
 from proxy.lock import StateLocked
 from proxy.model import Instance, ServiceKey, Snapshot, diff
 from proxy.rows import dump_snapshot, load_snapshot
-from proxy.statefile import FILE, StateFile
+from proxy.statefile import FILE, Batch, StateFile
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -583,6 +585,87 @@ async def test_a_full_disk_is_a_degraded_state_and_ends_by_itself(
     await life.disk.flush()
     assert (life.disk.failing, len(rows(tmp_path))) == ("", 1)
     assert caplog.messages[-1] == "the state is written again"
+    await life.ends()
+
+
+class Broken(StateFile):
+    """A disk that fails as long as it has a `fault`; `tries` are the moments at which it was asked to write."""
+
+    def __init__(self, directory: Path, clock: FakeClock) -> None:
+        super().__init__(directory)
+        self.fault: Exception | None = OSError(errno.EIO, "Input/output error")
+        self.tries: list[float] = []
+        self.batches: list[Batch] = []
+        self._clock = clock
+
+    def write(self, batch: Batch) -> None:
+        self.tries.append(self._clock.now())
+        self.batches.append(batch)
+        if self.fault is not None:
+            raise self.fault
+        super().write(batch)
+
+
+async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_it(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(tmp_path / "unused", clock, local=True, shelf=Shelf(snapshot(instance())))
+    file = Broken(tmp_path / "broken", clock)
+    disk = Disk(file, life.agent, clock, DiskPolicy(longest=8.0))
+    await life.agent.read(KEY)
+    await outage(life)
+    disk.start()
+    begin = clock.now()
+    for _ in range(7):
+        while clock.next == math.inf:  # the thread is at work
+            await asyncio.sleep(0)
+        await clock.advance(clock.next - clock.now())
+    while len(file.tries) < 7 or clock.next == math.inf:
+        await asyncio.sleep(0)
+    assert [moment - begin for moment in file.tries] == [1, 3, 7, 15, 23, 31, 39]
+    assert caplog.text.count("the state cannot be written") == 1
+    assert (await life.agent.write(WAITING[2])).how == "local"
+    assert len(rows(tmp_path / "broken", "journal")) == 0, "whoever writes does not wait for it"
+
+    file.fault = None
+    await disk.flush()
+    assert (disk.failing, len(rows(tmp_path / "broken", "journal"))) == ("", 1)
+    await disk.close()
+    await life.ends()
+
+
+async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Path, clock: FakeClock) -> None:
+    """To make rows of 10,000 services held everybody up for most of a second."""
+    shelf = Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50)))
+    life = Life(tmp_path / "unused", clock, shelf=shelf)
+    file = Broken(tmp_path / "file", clock)
+    disk = Disk(file, life.agent, clock, DiskPolicy(at_once=20))
+    file.fault = None
+    for n in range(50):
+        await life.agent.read(key(f"s{n}"))
+    await disk.flush()
+    assert [len(batch.services) for batch in file.batches] == [20, 20, 10]
+    shown = {entry.key: entry.shown for entry in life.agent.catalog.cache.entries()}
+    assert all(shown[k] is s for batch in file.batches for k, s, _ in batch.services)
+    assert len(rows(tmp_path / "file")) == 50
+    await disk.close()
+    await life.ends()
+
+
+async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(tmp_path / "unused", clock, shelf=Shelf(snapshot(instance())))
+    file = Broken(tmp_path / "file", clock)
+    file.fault = RuntimeError("a bug")
+    disk = Disk(file, life.agent, clock, POLICY)
+    await life.agent.read(KEY)
+    await disk.flush()
+    assert (disk.failing, "RuntimeError: a bug" in caplog.text) == ("a bug", True)
+    file.fault = None
+    await disk.flush()
+    assert (disk.failing, len(rows(tmp_path / "file"))) == ("", 1)
+    await disk.close()
     await life.ends()
 
 

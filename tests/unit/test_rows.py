@@ -6,7 +6,7 @@ import pytest
 
 from proxy.calls import Beat, Deregister, Register, Update
 from proxy.catalog.journal import Journal, JournalPolicy, Local
-from proxy.rows import UNREADABLE, dump_writes, journal_rows, load_waiting, load_writes
+from proxy.rows import UNREADABLE, dump_writes, journal_row, load_waiting, load_writes
 from tests.helpers.build import KEY, instance
 
 A = instance("::1", 80, cluster="blue", weight=2.0, enabled=False, metadata={"zone": "ä"}, extra={"x": [1]})
@@ -28,7 +28,7 @@ def test_what_waits_of_a_place_comes_back_and_what_is_done_has_no_body() -> None
     journal = Journal(JournalPolicy())
     journal.add(WRITES[0], 7.0)
     place, gone = (KEY, "::1", 80), (KEY, "::2", 80)
-    kept, done = journal_rows(journal, [place, gone])
+    kept, done = (journal_row((p, journal.get(p))) for p in (place, gone))
     assert load_waiting(kept) == (place, journal.get(place))
     assert done[-1] == b""
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from proxy.model import ServiceKey
-from proxy.rows import dump_snapshot
+import pytest
+
+from proxy.calls import Deregister, Register
+from proxy.catalog.journal import Waiting
+from proxy.model import ServiceKey, Snapshot
+from proxy.rows import Heard
 from proxy.statefile import Batch, StateFile
-from tests.helpers.build import instance, key, snapshot
+from tests.helpers.build import KEY, instance, key, snapshot
 
 
 def batch(*names: str, gone: tuple[ServiceKey, ...] = (), most: int = 10) -> Batch:
-    rows = [
-        (*key(name), dump_snapshot(snapshot(instance(), service=key(name))), float(n)) for n, name in enumerate(names)
-    ]
-    return Batch(rows, [], None, list(gone), most)  # type: ignore[arg-type]
+    services = [(key(name), snapshot(instance(), service=key(name)), float(n)) for n, name in enumerate(names)]
+    return Batch(services, [], None, list(gone), most)
 
 
 def names(file: StateFile) -> list[str]:
@@ -36,4 +39,42 @@ def test_beyond_the_most_the_longest_unconfirmed_go(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(batch("a", "b", "c", most=2))
     assert names(file) == ["b", "c"]
+    file.close()
+
+
+NESTED = json.loads("[" * 400 + "]" * 400)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        snapshot(service=key("\ud800")),
+        snapshot(instance(metadata={"a": "\ud800"})),
+        snapshot(instance(extra={"a": NESTED})),
+    ],
+)
+def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoilt: Snapshot
+) -> None:
+    file, good = StateFile(tmp_path), snapshot(instance("10.0.0.2"), service=key("b"))
+    heard = [Heard(s.key, i, False, None, 1.0) for s in (spoilt, good) for i in s.instances]
+    for _ in range(2):
+        file.write(Batch([(spoilt.key, spoilt, 1.0), (good.key, good, 1.0)], [], heard, [], 10))
+    services, registrations = file.read()
+    assert [known for known, _ in services] == [good]
+    assert [r.instance.ip for r, _ in registrations] == ["10.0.0.2"]
+    assert file.unwritable == 2 * (len(heard))
+    assert caplog.text.count("what cannot be written is left out of the state file") == 1
+    file.close()
+
+
+def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone(tmp_path: Path) -> None:
+    file, place = StateFile(tmp_path), (KEY, "10.0.0.1", 80)
+    writes = [Register(KEY, instance("10.0.0.9", metadata={"a": "\ud800"})), Deregister(KEY, "10.0.0.1", 80)]
+    file.write_journal([((KEY, "10.0.0.9", 80), Waiting((writes[0],), 1, 1.0)), (place, Waiting((writes[1],), 2, 1.0))])
+    row = (*KEY, "", "127.0.0.1", 5000)
+    file.write_subscribers([(*row, "\ud800", "", 1.0), (*row, "agent", "", 1.0)])
+    assert [found[0] for found in file.read_journal()] == [place]
+    assert [s.agent for s in file.read_subscribers()] == ["agent"]
+    assert file.unwritable == 2
     file.close()
