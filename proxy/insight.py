@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from proxy import __version__
 from proxy.api.ops import Sight
 from proxy.fastpath.table import Answers
-from proxy.metrics import Repeated, Sources, metrics_registry
+from proxy.metrics import Metrics, Repeated, Sources
 from proxy.parts import Parts
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush
@@ -33,7 +33,7 @@ def sight_of(parts: Parts) -> Sight:
     return Sight(
         parts.agent,
         parts.events,
-        metrics_registry(sources),
+        Metrics(sources),
         __version__,
         parts.started,
         upstream=lambda: upstream_status(parts),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from proxy.agent import Agent
 from proxy.catalog.look import Freshness
+from proxy.runtime import in_turns
 
 PREFIX = "nacos_proxy_"
 
@@ -95,10 +96,30 @@ GAUGES = {
 METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
 
 
+@dataclass(slots=True)
+class Census:
+    """What the cache holds."""
+
+    states: Counter[Freshness] = field(default_factory=lambda: Counter({state: 0 for state in Freshness}))
+    watched: int = 0
+    instances: int = 0
+
+
+async def census(agent: Agent) -> Census:
+    """Counted in turns: there may be 10,000 services."""
+    cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
+    async for entry in in_turns(list(cache.entries()), 1_000):
+        found.states[cache.look(entry.key, now).freshness] += 1
+        found.watched += cache.watched(entry.key, now)
+        found.instances += len(entry.shown.instances) if entry.shown is not None else 0
+    return found
+
+
 class ProxyCollector(Collector):
-    """Makes the metric families at each scrape."""
+    """Makes the metric families at each scrape; the census is taken before."""
 
     def __init__(self, sources: Sources) -> None:
+        self.census = Census()
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
@@ -127,14 +148,7 @@ class ProxyCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         sources, catalog = self._sources, self._sources.agent.catalog
-        now = sources.agent.clock.now()
-        states = Counter({state: 0 for state in Freshness})
-        watched = instances = 0
-        for entry in catalog.cache.entries():
-            states[catalog.cache.look(entry.key, now).freshness] += 1
-            watched += catalog.cache.watched(entry.key, now)
-            instances += len(entry.shown.instances) if entry.shown is not None else 0
-        yield _gauge("services", (((state.value,), number) for state, number in states.items()))
+        yield _gauge("services", (((state.value,), number) for state, number in self.census.states.items()))
         push = sources.push_up()
         if push is not None:
             yield _gauge("push_up", [((), int(push))])
@@ -142,8 +156,8 @@ class ProxyCollector(Collector):
         for name, value in (
             ("upstream_up", int(catalog.breaker.up)),
             ("subscribers", sources.subscribers()),
-            ("services_watched", watched),
-            ("instances", instances),
+            ("services_watched", self.census.watched),
+            ("instances", self.census.instances),
             ("registrations", len(catalog.ledger)),
             ("outage_writes_waiting", len(sources.agent.outage.journal)),
         ):
@@ -166,11 +180,19 @@ def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metri
     return family
 
 
-def metrics_registry(sources: Sources) -> CollectorRegistry:
+class Metrics:
     """Ours, and those of the process, the interpreter and its memory."""
-    registry = CollectorRegistry()
-    registry.register(ProxyCollector(sources))
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
+
+    def __init__(self, sources: Sources) -> None:
+        self.registry = CollectorRegistry()
+        self._agent = sources.agent
+        self._collector = ProxyCollector(sources)
+        self.registry.register(self._collector)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    async def scrape(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
+        """As `encode` of prometheus_client writes them."""
+        self._collector.census = await census(self._agent)
+        return encode(self.registry)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -47,6 +47,14 @@ class SystemClock:
 
     async def sleep_until(self, moment: float) -> None:
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
+
+
+async def in_turns(items: Sequence[T], most: int) -> AsyncIterator[T]:
+    """The items, and after each `most` a turn for everybody else: all of them at once would hold the loop too long."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % most == 0:
+            await asyncio.sleep(0)
 
 
 STEADY = 60.0  # seconds without a failure after which a loop counts as well again

@@ -270,6 +270,9 @@ _STATUS_EXAMPLE = {
     "registrations": 2,
     "lastEventId": "1f0c9ab2-17",
     "servicesTotal": 1,
+    "offset": 0,
+    "limit": 1000,
+    "truncated": False,
     "services": [
         {
             "service": _KEY.grouped,
@@ -290,7 +293,8 @@ _STATUS_EXAMPLE = {
 }
 STATUS = Doc(
     "The proxy's state",
-    "Upstream, push, services with their age, subscribers, counts, disk. `limit` bounds the services that are shown.",
+    "Upstream, push, services with their age, subscribers, counts, disk. Of the services, in the order of their names, "
+    "`limit` (1000) are shown from `offset` (0) on; `truncated` says that there are others, `servicesTotal` how many.",
     (),
     {200: Answer(_STATUS_EXAMPLE)},
 )

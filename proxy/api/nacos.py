@@ -5,6 +5,7 @@ Not for: the configuration API, the console, logins (`passthrough`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, cast
 
@@ -13,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api.answers import header, mark, send_reply, to_request, whole_body
-from proxy.calls import Alive, Beat, GetInstance, Write
+from proxy.calls import Alive, Beat, GetInstance, ListDetails, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot
-from proxy.wire.administration import WHOLE
+from proxy.wire.administration import WHOLE, Clients
 from proxy.wire.base import Dialect, HttpReply, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
 from proxy.wire.rules import RULES
@@ -25,6 +26,8 @@ from proxy.wire.rules import RULES
 ANSWER_HEADER = "nacos-proxy-answer"
 _REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and how many bytes one may have
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
+
+_LARGE = (ListDetails, Clients)  # answers that may name all that there is: to write them would hold the loop
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
 """Answers a request where the upstream knows its path; whether it did."""
@@ -98,7 +101,10 @@ class NacosApi:
         try:
             call = self._call(operation, path, scope, body)
             result, headers = await self._perform(call, scope)
-            reply = operation.write_reply(call, result)
+            if isinstance(call, _LARGE):
+                reply = await asyncio.to_thread(operation.write_reply, call, result)
+            else:
+                reply = operation.write_reply(call, result)
         except ProxyError as error:
             return dialect.write_error(to_request(scope, path, body, self._context), error, self._now_ms())
         if reply.status == 200 and unchanged(scope, headers):

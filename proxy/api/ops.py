@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 
@@ -16,15 +16,18 @@ from proxy.agent import Agent
 from proxy.api import documents as docs
 from proxy.api.answers import to_query
 from proxy.api.events import EventsApi
-from proxy.api.page import CONTENT_SECURITY_POLICY, page
+from proxy.api.page import CONTENT_SECURITY_POLICY, MOST_HOSTS, page
 from proxy.api.rest import json_reply
 from proxy.api.routes import Doc, Endpoint, Routes
 from proxy.catalog.shelf import Entry
+from proxy.metrics import Metrics
+from proxy.runtime import in_turns
 from proxy.wire.base import HttpReply
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
 _WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
+_BOUNDS = (("limit", 1000), ("offset", 0))
 _TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
 
 
@@ -43,7 +46,7 @@ class Sight:
 
     agent: Agent
     events: EventsApi
-    metrics: CollectorRegistry
+    metrics: Metrics
     version: str
     started: float
     upstream: Callable[[], Mapping[str, Any]] = _nothing
@@ -79,17 +82,19 @@ class OpsApi:
 
     async def status(self, request: Request) -> HttpReply:
         query = to_query(request.scope)
-        return json_reply(status_json(self._sight, query.number("limit", 1000, 0, 1_000_000)), headers=_NO_STORE)
+        limit, offset = (query.number(name, default, 0, 1_000_000) for name, default in _BOUNDS)
+        return json_reply(await status_json(self._sight, limit, offset), headers=_NO_STORE)
 
     async def metrics(self, request: Request) -> HttpReply:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return HttpReply(200, content_type, encode(self._sight.metrics), _NO_STORE)
+        return HttpReply(200, content_type, await self._sight.metrics.scrape(encode), _NO_STORE)
 
     async def page(self, request: Request) -> HttpReply:
         headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
         query = parse_qsl(request.scope["query_string"].decode("latin-1"))
         token = {name: value for name, value in query if name in _TOKENS}
-        body = page(status_json(self._sight, _PAGE_SERVICES, hosts=True), *readiness(self._sight), token)
+        shown = await status_json(self._sight, _PAGE_SERVICES, hosts=MOST_HOSTS)
+        body = await asyncio.to_thread(page, shown, *readiness(self._sight), token)  # plain values, some 10,000 hosts
         return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
 
 
@@ -143,12 +148,17 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
     return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
 
 
-def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, Any]:
-    """Everything in one object; at most `limit` services, in the order of their names."""
+async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
+    """Everything in one object; of the services `limit` from `offset` on, in the order of their names.
+
+    `hosts` of each service are shown. The services are read in turns: what changes meanwhile may show or not.
+    """
     agent, catalog = sight.agent, sight.agent.catalog
     now = agent.clock.now()
     breaker = catalog.breaker
     entries = sorted(catalog.cache.entries(), key=lambda entry: entry.key)
+    chosen = entries[offset : offset + limit]
+    services = [_service_json(sight, entry, now, hosts) async for entry in in_turns(chosen, 100)]
     return {
         "version": sight.version,
         "uptimeSeconds": round(now - sight.started, 3),
@@ -166,11 +176,14 @@ def status_json(sight: Sight, limit: int, *, hosts: bool = False) -> dict[str, A
         "counts": asdict(agent.counts),
         **sight.more(),
         "servicesTotal": len(entries),
-        "services": [_service_json(sight, entry, now, hosts) for entry in entries[:limit]],
+        "offset": offset,
+        "limit": limit,
+        "truncated": len(services) < len(entries),
+        "services": services,
     }
 
 
-def _service_json(sight: Sight, entry: Entry, now: float, hosts: bool) -> dict[str, Any]:
+def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
     cache = sight.agent.catalog.cache
     look, shown = cache.look(entry.key, now), entry.shown
     instances = shown.instances if shown is not None else ()
@@ -190,5 +203,5 @@ def _service_json(sight: Sight, entry: Entry, now: float, hosts: bool) -> dict[s
         "revision": shown.revision if shown is not None else None,
     }
     if hosts:
-        row["hosts"] = [(i.address, i.cluster, i.weight, i.healthy, i.enabled, dict(i.metadata)) for i in instances]
+        row["hosts"] = [(i.address, i.cluster, i.weight, i.healthy, i.enabled, i.metadata) for i in instances[:hosts]]
     return row

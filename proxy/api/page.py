@@ -31,7 +31,7 @@ _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_MOST_HOSTS = 50
+MOST_HOSTS = 50
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -96,15 +96,15 @@ def _service(row: Mapping[str, Any]) -> str:
         age,
         f"{_text(row['healthy'])} of {_text(row['instances'])}",
         _text(row["subscribers"]),
-        _hosts(row.get("hosts", ())),
+        _hosts(row.get("hosts", ()), row["instances"]),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Metadata]]) -> str:
-    lines = [_host(*host) for host in hosts[:_MOST_HOSTS]]
-    if len(hosts) > _MOST_HOSTS:
-        lines.append(f'<span class="muted">and {len(hosts) - _MOST_HOSTS} more</span>')
+def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Metadata]], number: int) -> str:
+    lines = [_host(*host) for host in hosts[:MOST_HOSTS]]
+    if number > len(lines):
+        lines.append(f'<span class="muted">and {number - len(lines)} more</span>')
     return "<br>".join(lines)
 
 

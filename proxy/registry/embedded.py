@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -40,9 +40,9 @@ from proxy.calls import (
 )
 from proxy.errors import Malformed, Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
-from proxy.registry.embedded_administration import Administration
+from proxy.registry.embedded_administration import AT_ONCE, Administration
 from proxy.registry.embedded_state import Laid, Service
-from proxy.runtime import Clock, Supervisor, stood_still, stop
+from proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
 from proxy.wire.administration import CatalogService, SetCluster
 from proxy.wire.shapes import read_json
 
@@ -93,16 +93,19 @@ class EmbeddedRegistry:
             UpdateService: self._update_service,
             DeleteService: self._delete_service,
             ServiceNames: self._names,
-            ListDetails: self._details,
             CatalogService: self._catalog_service,
             SetCluster: self._set_cluster,
             **self._administration.handlers,
         }
+        slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {ListDetails: self._details}
+        self._slow = slow | self._administration.slow
 
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Raises `Refused`."""
         now = self._clock.now()
         self._sweep(now)
+        if (slow := self._slow.get(type(call))) is not None:
+            return await slow(call, now)
         return self._handlers[type(call)](call, now)
 
     async def close(self) -> None:
@@ -340,7 +343,7 @@ class EmbeddedRegistry:
                 found.setdefault(key.namespace, []).append(key.grouped)
         return {namespace: tuple(names) for namespace, names in found.items()}
 
-    def _details(self, call: ListDetails, now: float) -> DetailPage:
+    async def _details(self, call: ListDetails, now: float) -> DetailPage:
         found = [
             s
             for s in self._services.values()
@@ -350,8 +353,10 @@ class EmbeddedRegistry:
             and not (call.ignore_empty and not s.places)
         ]
         first = (max(1, call.page) - 1) * call.size
-        rows = tuple(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)) for s in found[first : first + call.size])
-        return DetailPage(len(found), rows)
+        rows: list[ServiceDetail] = []
+        async for s in in_turns(found[first : first + call.size], AT_ONCE):
+            rows.append(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)))
+        return DetailPage(len(found), tuple(rows))
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

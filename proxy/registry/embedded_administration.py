@@ -5,7 +5,8 @@ Not for: instances and services (`embedded`), what a switch takes (`switches`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.calls import (
@@ -21,10 +22,12 @@ from proxy.calls import (
 )
 from proxy.errors import Reason, Refused
 from proxy.model import InstanceKey, ServiceKey
-from proxy.registry.embedded_state import Registered, Service
+from proxy.registry.embedded_state import Place, Registered, Service
 from proxy.registry.switches import STATE, SWITCHES, turned
-from proxy.runtime import Clock
+from proxy.runtime import Clock, in_turns
 from proxy.wire.administration import Client, Clients, FindClient, Publishers, SetSwitch
+
+AT_ONCE = 100  # services that are looked at before others have their turn; one may have many instances
 
 
 class Administration:
@@ -39,18 +42,17 @@ class Administration:
         self._clock = clock
         self._switches = SWITCHES
         self.handlers: dict[type, Callable[[Any, float], Any]] = {
-            Metrics: self._metrics,
             Switches: lambda call, now: self._switches,
             SetSwitch: self._set_switch,
             ServerState: lambda call, now: STATE,
             Namespaces: self._namespaces,
             Subscribers: lambda call, now: (),
-            Clients: self._clients,
             FindClient: self._find_client,
             Publishers: self._publishers,
             Alive: lambda call, now: None,
             Ready: lambda call, now: None,
         }
+        self.slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {Metrics: self._metrics, Clients: self._clients}
 
     @property
     def checking(self) -> bool:
@@ -66,23 +68,25 @@ class Administration:
     def _set_switch(self, call: SetSwitch, now: float) -> None:
         self._switches = turned(self._switches, call.entry, call.value)
 
-    def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
+    async def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
         if call.only_status:
             return {"status": "UP"}
-        instances = sum(len(service.places) for service in self._services.values())
-        clients = {(place, s.ephemeral) for s in self._services.values() for place in s.places}
-        persistent = sum(not ephemeral for _, ephemeral in clients)
+        instances, ephemeral, persistent = 0, set[Place](), set[Place]()
+        async for service in in_turns(list(self._services.values()), AT_ONCE):
+            instances += len(service.places)
+            (ephemeral if service.ephemeral else persistent).update(service.places)
+        clients = len(ephemeral) + len(persistent)
         return {
             "status": "UP",
             "serviceCount": len(self._services),
             "instanceCount": instances,
             "subscribeCount": 0,
             "responsibleInstanceCount": instances,
-            "clientCount": len(clients),
+            "clientCount": clients,
             "connectionBasedClientCount": 0,
-            "ephemeralIpPortClientCount": len(clients) - persistent,
-            "persistentIpPortClientCount": persistent,
-            "responsibleClientCount": len(clients),
+            "ephemeralIpPortClientCount": len(ephemeral),
+            "persistentIpPortClientCount": len(persistent),
+            "responsibleClientCount": clients,
             "cpu": 0.0,
             "load": 0.0,
             "mem": 0.0,
@@ -95,28 +99,52 @@ class Administration:
 
     # who registered what: a client is an ip:port of one kind (NACOS.md 5.1)
 
-    def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
-        return self._of(self._services.values(), now)
+    async def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
+        found = Found()
+        async for service in in_turns(list(self._services.values()), AT_ONCE):
+            found.look(service, service.places)
+        clients: list[Client] = []
+        async for who in in_turns(list(found.heard), 10 * AT_ONCE):
+            clients.append(self._client(found, who, now))
+        return tuple(clients)
 
     def _publishers(self, call: Publishers, now: float) -> tuple[Client, ...]:
-        service = self._services.get(call.service)
-        return () if service is None else self._of((service,), now)
+        found = Found()
+        if (service := self._services.get(call.service)) is not None:
+            found.look(service, service.places)
+        return tuple(self._client(found, who, now) for who in found.heard)
 
     def _find_client(self, call: FindClient, now: float) -> Client:
-        for client in self._of(self._services.values(), now):
-            if client.name == call.name:
-                return client
-        raise Refused(Reason.INSTANCE_NOT_FOUND, f"clientId [ {call.name} ] not exist", status=404)
+        address, _, kind = call.name.partition("#")
+        ip, _, port = address.rpartition(":")
+        found = Found()
+        if port.isascii() and port.isdecimal() and len(port) <= 5:
+            place = (ip, int(port))
+            for service in self._services.values():
+                if place in service.places and str(service.ephemeral).lower() == kind:
+                    found.look(service, (place,))
+        clients = [self._client(found, who, now) for who in found.heard]
+        if not clients or clients[0].name != call.name:
+            raise Refused(Reason.INSTANCE_NOT_FOUND, f"clientId [ {call.name} ] not exist", status=404)
+        return clients[0]
 
-    def _of(self, services: Iterable[Service], now: float) -> tuple[Client, ...]:
-        heard: dict[tuple[str, int, bool], float] = {}
-        published: dict[tuple[str, int, bool], list[tuple[ServiceKey, InstanceKey]]] = {}
-        for service in services:
-            for (ip, port), known in service.places.items():
-                who = (ip, port, service.ephemeral)
-                heard[who] = max(known.heard, heard.get(who, known.heard))
-                published.setdefault(who, []).append((service.key, known.instance.key))
-        wall = self._clock.wall()
-        return tuple(
-            Client(*who, int((wall - now + heard[who]) * 1000), tuple(found)) for who, found in published.items()
-        )
+    def _client(self, found: Found, who: Who, now: float) -> Client:
+        updated = int((self._clock.wall() - now + found.heard[who]) * 1000)
+        return Client(*who, updated, tuple(found.published[who]))
+
+
+Who = tuple[str, int, bool]
+
+
+@dataclass(slots=True)
+class Found:
+    """Clients, when each was last heard of, and what it published."""
+
+    heard: dict[Who, float] = field(default_factory=lambda: {})
+    published: dict[Who, list[tuple[ServiceKey, InstanceKey]]] = field(default_factory=lambda: {})
+
+    def look(self, service: Service, places: Iterable[Place]) -> None:
+        for place in places:
+            known, who = service.places[place], (*place, service.ephemeral)
+            self.heard[who] = max(known.heard, self.heard.get(who, known.heard))
+            self.published.setdefault(who, []).append((service.key, known.instance.key))

@@ -26,16 +26,16 @@ def made(**settings: Any) -> Parts:
 
 async def test_the_embedded_registry_is_named_as_such() -> None:
     sight = sight_of(made())
-    assert status_json(sight, 10)["upstream"]["kind"] == "embedded"
+    assert (await status_json(sight, 10))["upstream"]["kind"] == "embedded"
     assert readiness(sight) == ("ready", [NOTE])
-    assert NOTE.removeprefix("upstream: ") in page(status_json(sight, 10), *readiness(sight)).decode()
-    families = {family.name: family for family in sight.metrics.collect()}
+    assert NOTE.removeprefix("upstream: ") in page(await status_json(sight, 10), *readiness(sight)).decode()
+    families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [s.value for s in families["nacos_proxy_upstream_embedded"].samples] == [1]
 
 
 async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
     parts = made(upstream="http://127.0.0.1:1", username="app", password="s3cret-word")
-    shown = status_json(sight_of(parts), 10)
+    shown = await status_json(sight_of(parts), 10)
     assert shown["upstream"]["kind"] == "nacos"
     assert "127.0.0.1:1" in str(shown["upstream"])
     assert "s3cret-word" not in str(shown)
@@ -57,7 +57,7 @@ async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
 async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path) -> None:
     parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
     sight = sight_of(parts)
-    assert (status_json(sight, 10)["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
+    assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
     await parts.agent.close()
 
 
@@ -71,8 +71,8 @@ async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_dema
     assert isinstance(parts.push, GrpcPush)
     parts.push.unavailable = "no gRPC port answers"
     sight = sight_of(parts)
-    assert (status_json(sight, 10)["push"]["state"], readiness(sight)[0]) == (state, ready)
-    shown = {family.name for family in sight.metrics.collect() if family.samples}
+    assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)[0]) == (state, ready)
+    shown = {family.name for family in sight.metrics.registry.collect() if family.samples}
     assert ("nacos_proxy_push_up" in shown) is (push == "on")
     await parts.agent.close()
 
@@ -82,7 +82,7 @@ async def test_background_work_that_fails_is_counted_and_shown() -> None:
     parts.agent.supervisor.failed("disk", OSError("no space left"))
     sight = sight_of(parts)
     assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left", NOTE])
-    families = {family.name: family for family in sight.metrics.collect()}
+    families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
     await parts.agent.close()
 
@@ -93,13 +93,13 @@ async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
     parts.udp.sent, parts.udp.too_large = 5, 1
     sight = sight_of(parts)
     shown = {"sent": 5, "acknowledged": 0, "givenUp": 0, "refused": 0, "tooLarge": 1}
-    assert status_json(sight, 10)["udpPush"] == shown
-    families = {family.name: family for family in sight.metrics.collect()}
+    assert (await status_json(sight, 10))["udpPush"] == shown
+    families = {family.name: family for family in sight.metrics.registry.collect()}
     samples = families["nacos_proxy_udp_pushes"].samples
     assert {s.labels["what"]: s.value for s in samples if s.value} == {"sent": 5, "too_large": 1}
 
 
 async def test_without_udp_push_nothing_of_it_is_counted() -> None:
     sight = sight_of(made())
-    assert status_json(sight, 10)["udpPush"] == {}
-    assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.collect()}
+    assert (await status_json(sight, 10))["udpPush"] == {}
+    assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.registry.collect()}

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.calls import Beat, Deregister, Register
 from proxy.errors import Unreachable
-from proxy.metrics import METRICS, Repeated, Sources, metrics_registry
+from proxy.metrics import METRICS, Metrics, Repeated, Sources
 from tests.helpers import build
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock, settle
@@ -29,7 +29,7 @@ async def test_every_metric_is_there_with_what_happened() -> None:
         await settle()
     repeated = [Repeated("list", 200, "head", 7), Repeated("pick", 200, "target", 1)]
     sources = Sources(agent, "1.2.3", lambda: True, lambda: 5, lambda: 2, lambda: repeated)
-    text = generate_latest(metrics_registry(sources)).decode()
+    text = (await Metrics(sources).scrape(generate_latest)).decode()
     samples = {
         (sample.name.removeprefix("nacos_proxy_"), *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
@@ -63,5 +63,5 @@ async def test_every_metric_is_there_with_what_happened() -> None:
 
 async def test_what_is_not_in_use_is_not_shown() -> None:
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
-    assert b"push_up" not in generate_latest(metrics_registry(Sources(agent, "1")))
+    assert b"push_up" not in await Metrics(Sources(agent, "1")).scrape(generate_latest)
     await agent.close()

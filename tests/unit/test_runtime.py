@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from proxy.runtime import LONGEST_PAUSE, STEADY, Supervisor, SystemClock, outlive, spawn, stood_still, stop
+from proxy.runtime import LONGEST_PAUSE, STEADY, Supervisor, SystemClock, in_turns, outlive, spawn, stood_still, stop
 from tests.helpers.clock import FakeClock, settle
 
 
@@ -161,6 +161,21 @@ def test_only_a_turn_that_is_late_by_more_than_a_second_says_that_the_process_st
     assert stood_still(10.0, 11.0) == 0.0
     assert stood_still(10.0, 9.0) == 0.0
     assert stood_still(10.0, 12.5) == 2.5
+
+
+async def test_what_is_looked_at_in_turns_lets_others_have_theirs() -> None:
+    taken: list[str] = []
+
+    async def others() -> None:
+        while len(taken) < 12:
+            taken.append("other")
+            await asyncio.sleep(0)
+
+    other = spawn(others(), name="others")
+    async for item in in_turns(range(7), 3):
+        taken.append(str(item))
+    await stop(other)
+    assert "".join(word[0] for word in taken) == "012o345o6"
 
 
 # supervision

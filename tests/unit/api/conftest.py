@@ -16,7 +16,7 @@ from proxy.api.ops import OpsApi, Sight
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi
 from proxy.api.routes import PROBLEM_HANDLERS
-from proxy.metrics import Sources, metrics_registry
+from proxy.metrics import Metrics, Sources
 from tests.helpers import build
 from tests.helpers.asgi import Exchange, ask, scope, start
 from tests.helpers.clock import FakeClock
@@ -76,7 +76,7 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
         forget=lambda namespace, group: discovered.append(("forget", namespace, group)),
         luck=luck,
     )
-    metrics = metrics_registry(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
+    metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
     app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = Sight(agent, events, metrics, "1.2.3", clock.now())
     for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):

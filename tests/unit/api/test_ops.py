@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
-from proxy.api.ops import Sight, readiness
+from proxy.api.ops import Sight, readiness, status_json
 from proxy.calls import Register
 from proxy.errors import Unreachable
-from tests.helpers.build import KEY, instance, snapshot
+from proxy.runtime import spawn
+from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import settle
 from tests.unit.api.conftest import World
 
@@ -107,6 +112,40 @@ async def test_status_shows_each_service_with_its_age_and_state(world: World) ->
     none = (await world.ask("GET", "/status?limit=0")).json()
     assert (none["services"], none["servicesTotal"]) == ([], 1)
     assert (await world.ask("GET", "/status?limit=x")).status == 400
+
+
+async def test_status_is_shown_in_pages_and_says_where_it_was_cut(world: World) -> None:
+    for name in "cab":
+        await world.ask("GET", f"/api/v1/services/{name}")
+
+    async def asked(query: str) -> tuple[list[str], int, int, bool]:
+        shown = (await world.ask("GET", f"/status{query}")).json()
+        names = [row["service"].partition("@@")[2] for row in shown["services"]]
+        assert shown["servicesTotal"] == 3
+        return names, shown["offset"], shown["limit"], shown["truncated"]
+
+    assert await asked("") == (["a", "b", "c"], 0, 1000, False)
+    assert await asked("?limit=2") == (["a", "b"], 0, 2, True)
+    assert await asked("?limit=2&offset=2") == (["c"], 2, 2, True)
+    assert (await world.ask("GET", "/status?offset=-1")).status == 400
+
+
+async def test_others_have_their_turns_while_many_services_are_shown(world: World) -> None:
+    """With 10,000 services `/status` held everybody up for 0.3 s, `/metrics` and the page for 0.1 s."""
+    for number in range(4_000):
+        listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
+        world.agent.catalog.cache.accept(listed, now, "poll", asked=now)
+
+    async def turns_during(asking: Coroutine[Any, Any, object]) -> int:
+        task, turns = spawn(asking, name="asking"), 0
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert await turns_during(status_json(world.sight, 0)) == 1
+    assert await turns_during(status_json(world.sight, 4000)) > 40
+    assert await turns_during(world.sight.metrics.scrape(generate_latest)) > 4
 
 
 async def test_metrics_are_text_that_prometheus_reads(world: World) -> None:
