@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
-from pathlib import Path
 
+from proxy.home import Home
+
+FILE = "lock"
 OF_THE_DISK = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -15,21 +17,20 @@ class StateLocked(Exception):
     """Another process holds the state directory."""
 
 
-def lock(directory: Path) -> int:
+def lock(home: Home) -> int:
     """The descriptor that holds it until it is closed. Raises `StateLocked`, `OSError`."""
-    path = directory / "lock"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = home.open(FILE, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        if error.errno not in OF_THE_DISK or not path.exists():
+        if error.errno not in OF_THE_DISK or not (home.path / FILE).exists():
             raise
-        descriptor = os.open(path, os.O_RDONLY)  # what cannot be written can still be locked
+        descriptor = home.open(FILE, os.O_RDONLY)  # what cannot be written can still be locked
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
-        text = f"the state directory {directory} is in use by another nacos-proxy (process {holder})"
+        text = f"the state directory {home.path} is in use by another nacos-proxy (process {holder})"
         raise StateLocked(f"{text}; give this one its own --state-dir") from error
     with suppress(OSError):  # a full disk; the lock itself needs no room
         os.ftruncate(descriptor, 0)

@@ -87,14 +87,18 @@ def _bracketed(host: str) -> str:
 
 
 def _unix(path: Path) -> socket.socket:
-    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+    there = os.path.lexists(path)
+    if there and not stat.S_ISSOCK(path.lstat().st_mode):
         raise CannotStart(f"{path} exists and is no socket; choose another --uds")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.exists():
+        if there:
             _unlink_if_dead(path)
-        listener.bind(str(path))
-        path.chmod(0o660)
+        before = os.umask(0o117)  # the mode from the first moment: a later chmod could be led elsewhere by a link
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,13 +205,13 @@ class Settings(BaseSettings):
         """The upstream's password, from its file where that is named. Raises `BadSettings`."""
         if self.password_file is None:
             return self.password.get_secret_value()
-        return _read(self.password_file, "password_file").strip()
+        return _read(self.password_file, f"password_file: {self.password_file}").strip()
 
     def all_tokens(self) -> tuple[TokenRight, ...]:
         """The API tokens with their rights. Raises `BadSettings`."""
         lines = self.tokens.get_secret_value().split(",")
         if self.tokens_file is not None:
-            lines += _read(self.tokens_file, "tokens_file").splitlines()
+            lines += _read(self.tokens_file, f"tokens_file: {self.tokens_file}").splitlines()
         return tuple(_token(line.strip()) for line in lines if line.strip() and not line.strip().startswith("#"))
 
 
@@ -223,11 +224,18 @@ def _token(line: str) -> TokenRight:
     return TokenRight(secret, right)  # pyright: ignore[reportArgumentType] - narrowed above
 
 
-def _read(path: Path, name: str) -> str:
+def _read(file: Path, what: str) -> str:
+    """Who may read it is for others to choose; who can write secrets or settings could give himself any right."""
     try:
-        return path.read_text()
+        with file.open() as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+                raise BadSettings(f"{what} can be written by anybody on this host: chmod o-w it")
+            return opened.read()
+    except UnicodeDecodeError as error:
+        raise BadSettings(f"{what} is no text") from error
     except OSError as error:
-        raise BadSettings(f"{name}: {path} cannot be read: {error.strerror}") from error
+        raise BadSettings(f"{what} cannot be read: {error.strerror}") from error
 
 
 class Row(NamedTuple):
@@ -309,9 +317,7 @@ def _default_file(environ: Mapping[str, str]) -> Path | None:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise BadSettings(f"the configuration file {file} cannot be read: {error.strerror}") from error
+        values = tomllib.loads(_read(file, f"the configuration file {file}"))
     except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"the configuration file {file} is no TOML: {error}") from error
     for name, value in values.items():

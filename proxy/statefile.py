@@ -3,7 +3,7 @@
 A kill at any moment leaves the last finished batch whole, a batch costs one write however many services changed, and
 the standard library brings it. Rules of this file: a damaged file is set aside and said so, a sound one that cannot be
 opened now (disk full, locked by another program) never; a row that cannot be understood costs that row alone; nothing
-secret is written; modes are 0600, 0700.
+secret is written; modes are 0600, 0700, and nobody else's file or link is touched (`home`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from urllib.parse import quote
 from proxy.catalog.journal import Waiting
 from proxy.catalog.ledger import Place, Registration
 from proxy.catalog.pushes import Subscription
+from proxy.home import Home
 from proxy.lock import OF_THE_DISK, lock
 from proxy.model import ServiceKey, Snapshot
 from proxy.rows import (
@@ -45,6 +46,8 @@ log = logging.getLogger("nacos_proxy.disk")
 
 VERSION = 1
 FILE = "state.sqlite3"
+_BESIDE = tuple(FILE + suffix for suffix in ("-wal", "-shm", "-journal"))
+_FILES = (FILE, *_BESIDE)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS service (
@@ -77,6 +80,7 @@ class StateFile:
         self.unreadable = 0
         self.unwritable = 0
         self._patience = patience
+        self._home: Home | None = None
         self._lock: int | None = None
         self._db: sqlite3.Connection | None = None
         try:
@@ -90,24 +94,24 @@ class StateFile:
 
     def _opened(self) -> sqlite3.Connection:
         """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
+        if self._home is None:
+            self._home = Home(self.path.parent)
+        self._home.own(*_FILES)
         if self._lock is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = lock(self.path.parent)
+            self._lock = lock(self._home)
         if self._db is None:
             try:
-                self._db = self._open()
+                self._db = self._open(self._home)
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
                 self.set_aside = self._put_aside(error)
-                self._db = self._open()
+                self._db = self._open(self._home)
             self.trouble = ""
         return self._db
 
-    def _open(self) -> sqlite3.Connection:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.fchmod(descriptor, 0o600)
-        os.close(descriptor)
+    def _open(self, home: Home) -> sqlite3.Connection:
+        os.close(home.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives the files beside it the same mode
         db = sqlite3.connect(self.path, self._patience, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
@@ -128,11 +132,11 @@ class StateFile:
 
     def _put_aside(self, error: Exception) -> Path:
         number = 1
-        while (aside := self.path.with_name(f"{FILE}.corrupt-{number}")).exists():
+        while os.path.lexists(aside := self.path.with_name(f"{FILE}.corrupt-{number}")):
             number += 1
         self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(FILE + suffix).unlink(missing_ok=True)
+        for name in _BESIDE:
+            self.path.with_name(name).unlink(missing_ok=True)
         log.error("the state file could not be read (%s); it was set aside as %s, starting without it", error, aside)
         return aside
 
@@ -253,6 +257,8 @@ class StateFile:
         finally:
             if self._lock is not None:
                 os.close(self._lock)
+            if self._home is not None:
+                self._home.close()
 
 
 @dataclass(frozen=True, slots=True)

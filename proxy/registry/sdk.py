@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from proxy.home import Home
+
 log = logging.getLogger("nacos_proxy.push")
 
 MODULE = "nacos_sdk_rust_binding_py"
@@ -175,10 +177,10 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
 def _home(wanted: str) -> str:
     """Where the SDK's files go: below a temporary directory where the wanted one cannot be written."""
     try:
-        Path(wanted).mkdir(parents=True, exist_ok=True)
+        Home(Path(wanted)).close()
         tempfile.TemporaryFile(dir=wanted).close()
     except OSError as error:
-        log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror, _spare())
+        log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror or error, _spare())
         return _spare()
     return wanted
 

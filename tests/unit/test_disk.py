@@ -28,7 +28,7 @@ from proxy.disk import Disk, DiskPolicy
 from proxy.errors import Unreachable
 from proxy.lock import StateLocked
 from proxy.model import Instance, ServiceKey, Snapshot, diff
-from proxy.rows import dump_snapshot, load_snapshot
+from proxy.rows import JOURNAL_TABLE, dump_snapshot, load_snapshot
 from proxy.statefile import FILE, Batch, StateFile
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
@@ -454,7 +454,7 @@ async def test_a_journal_that_cannot_be_written_is_a_degraded_state_and_written_
     alter(tmp_path, "DROP TABLE journal")
     assert (await life.agent.write(WAITING[2])).how == "local"
     assert "no such table" in life.disk.failing
-    life.file._open().close()  # pyright: ignore[reportPrivateUsage]
+    alter(tmp_path, JOURNAL_TABLE)
     await life.disk.flush()
     assert (life.disk.failing, len(rows(tmp_path, "journal"))) == ("", 1)
     await life.ends()

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from proxy.home import Home
 from proxy.lock import StateLocked, lock
 
 
 def test_who_comes_second_is_told_who_was_first(tmp_path: Path) -> None:
-    held = lock(tmp_path)
+    home = Home(tmp_path)
+    held = lock(home)
     with pytest.raises(StateLocked, match=f"process {os.getpid()}"):
-        lock(tmp_path)
+        lock(home)
     os.close(held)
-    os.close(lock(tmp_path))
+    os.close(lock(home))
+    home.close()

@@ -78,6 +78,29 @@ def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path, opened: list[s
     assert url_of(opened[0], tls=False) == f"unix:{path}"
 
 
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
+    tmp_path: Path, opened: list[socket.socket], umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "proxy.sock").stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize("to", ["file", "proxy.sock", "nothing"])
+def test_a_link_is_no_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
+    (tmp_path / "file").touch(0o640)
+    opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+    (tmp_path / "link").symlink_to(tmp_path / to)
+    with pytest.raises(CannotStart, match="exists and is no socket"):
+        sockets(Address("", 0, tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
 def test_a_unix_socket_left_behind_is_taken_over(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     for dead in sockets(Address("", 0, path)):

@@ -132,6 +132,34 @@ def test_a_secret_file_that_is_missing_is_named(tmp_path: Path) -> None:
         Settings(username="app", password_file=tmp_path / "none").secret()
 
 
+@pytest.mark.parametrize(
+    ("mode", "taken"), [(0o600, True), (0o640, True), (0o644, True), (0o664, True), (0o646, False)]
+)
+def test_a_file_of_secrets_that_anybody_can_write_is_refused(tmp_path: Path, mode: int, taken: bool) -> None:
+    """Who can write one could give himself any right. Who may read it is for others to choose: Kubernetes says 0644."""
+    (tmp_path / "tokens").write_text("admin:abcdefgh")
+    (tmp_path / "tokens").chmod(mode)
+    settings = Settings(tokens_file=tmp_path / "tokens", username="a", password_file=tmp_path / "tokens")
+    if taken:
+        assert settings.all_tokens() == (TokenRight("abcdefgh", "admin"),)
+        return
+    for read in (settings.all_tokens, settings.secret):
+        with pytest.raises(BadSettings, match=r"_file: .*tokens can be written by anybody on this host: chmod o-w"):
+            read()
+
+
+def test_a_file_of_settings_that_anybody_can_write_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, "port = 1\n")
+    file.chmod(0o666)
+    assert refused({}, file) == f"the configuration file {file} can be written by anybody on this host: chmod o-w it"
+
+
+def test_a_file_of_secrets_that_is_no_text_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadSettings, match=r"tokens_file: .*tokens is no text"):
+        Settings(tokens_file=tmp_path / "tokens").all_tokens()
+
+
 @pytest.mark.parametrize("token", ["12345678", "root:12345678", "read:short"])
 def test_a_token_names_a_right_and_is_no_guess(token: str) -> None:
     with pytest.raises(BadSettings, match="a token is written right:token") as caught:

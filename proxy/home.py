@@ -1,0 +1,88 @@
+"""A directory that is this process's alone, and the files in it. Not for: what is in them.
+
+Whoever can plant a link, or a file of his own, where this process writes has it write, or read, what he likes. So no
+link is followed, no file of somebody else is used, and nobody else may put one there. Whoever can rename the directory
+itself is trusted, as is root.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger("nacos_proxy.disk")
+
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # to open a pipe would wait for its other end
+
+
+class UnsafeHome(OSError):
+    """A sentence: what is wrong with the directory or a file in it, and what to do."""
+
+
+class Home:
+    """Open until `close`. Made where it is missing; raises `UnsafeHome` and other `OSError`s.
+
+    The directory may be a link (systemd makes one for a dynamic user); what is in it may not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._check_directory(os.fstat(self._descriptor))
+        except OSError:
+            self.close()
+            raise
+
+    def _check_directory(self, found: os.stat_result) -> None:
+        ours, writable = found.st_uid == os.geteuid(), found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if not ours and found.st_uid != 0:
+            raise UnsafeHome(_foreign(self.path, found))
+        if ours and writable:
+            with suppress(OSError):  # where all can only be read, nobody can write
+                os.fchmod(self._descriptor, stat.S_IMODE(found.st_mode) & ~writable)
+                log.warning("others could write to %s; they cannot any more", self.path)
+        elif writable & stat.S_IWOTH:
+            text = (
+                f"{self.path} belongs to root and anybody can write to it: name a directory in it that does not exist"
+            )
+            raise UnsafeHome(f"{text} yet ({self.path / 'nacos-proxy'}), or give it to this user alone")
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of a file in it, of mode 0600 where it is made. Raises `UnsafeHome` and other `OSError`s."""
+        self.own(name)
+        return os.open(name, flags | _FLAGS, 0o600, dir_fd=self._descriptor)
+
+    def own(self, *names: str) -> None:
+        """Files as far as they are there: ours alone, which their modes say from now on."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                self._own(name, os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))
+
+    def _own(self, name: str, found: os.stat_result) -> None:
+        path = self.path / name
+        if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1:
+            kind = "a link" if stat.S_ISLNK(found.st_mode) else "one file under several names"
+            raise UnsafeHome(f"{path} is {kind}, and to write to it could destroy another file: remove it")
+        if not stat.S_ISREG(found.st_mode):
+            raise UnsafeHome(f"{path} is no file: remove it, or choose another directory")
+        if found.st_uid != os.geteuid():
+            raise UnsafeHome(_foreign(path, found))
+        if found.st_mode & 0o077:
+            descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=self._descriptor)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _foreign(path: Path, found: os.stat_result) -> str:
+    us = os.geteuid()
+    return f"{path} belongs to user {found.st_uid}, and this process is user {us}: chown it to {us}, or choose another"

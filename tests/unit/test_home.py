@@ -1,0 +1,135 @@
+"""The state directory is nobody else's: no link is followed, no file of somebody else is used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from proxy.home import Home, UnsafeHome
+from proxy.statefile import FILE, StateFile
+
+FILES = ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.mkdir(0o700)
+    return path
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    path = tmp_path / "precious"
+    path.write_text("somebody's own")
+    path.chmod(0o644)
+    return path
+
+
+def untouched(path: Path) -> bool:
+    return path.read_text() == "somebody's own" and stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_link_is_followed(home: Path, precious: Path, name: str) -> None:
+    """It was: the file behind `lock` was overwritten, that behind the state file got another mode."""
+    (home / name).symlink_to(precious)
+    with pytest.raises(UnsafeHome, match=f"{home / name} is a link, and to write to it could destroy .*: remove it"):
+        StateFile(home)
+    assert untouched(precious)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_to_nothing_makes_no_file_elsewhere(home: Path, tmp_path: Path, name: str) -> None:
+    (home / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeHome, match="is a link"):
+        StateFile(home)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_with_another_name_elsewhere_is_not_written(home: Path, precious: Path, name: str) -> None:
+    (home / name).hardlink_to(precious)
+    with pytest.raises(UnsafeHome, match="is one file under several names"):
+        StateFile(home)
+    assert untouched(precious)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_is_neither_opened_nor_waited_for(home: Path, name: str) -> None:
+    os.mkfifo(home / name)
+    with pytest.raises(UnsafeHome, match="is no file: remove it"):
+        StateFile(home)
+
+
+def test_a_damaged_file_is_set_aside_over_no_link(home: Path, precious: Path) -> None:
+    (home / FILE).write_text("no database")
+    (home / f"{FILE}.corrupt-1").symlink_to(precious.parent / "nothing")
+    state = StateFile(home)
+    assert state.set_aside == home / f"{FILE}.corrupt-2"
+    state.close()
+
+
+@ROOT
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_somebody_else_is_not_used(home: Path, name: str) -> None:
+    (home / name).touch()
+    os.chown(home / name, 12345, 12345)
+    with pytest.raises(UnsafeHome, match=f"{name} belongs to user 12345, and this process is user 0: chown it to 0"):
+        StateFile(home)
+
+
+@ROOT
+def test_a_directory_of_somebody_else_is_not_used(home: Path) -> None:
+    os.chown(home, 12345, 12345)
+    with pytest.raises(UnsafeHome, match=f"{home} belongs to user 12345, and this process is user 0"):
+        StateFile(home)
+    assert list(home.iterdir()) == []
+
+
+@ROOT
+def test_a_directory_of_root_that_anybody_can_write_to_is_not_used(home: Path) -> None:
+    home.chmod(0o1777)
+    child = os.fork()
+    if child == 0:  # a process of another user; what it finds is its exit code
+        found = 1
+        try:
+            os.chdir(home)
+            os.setuid(12345)
+            Home(Path("."))
+        except UnsafeHome as error:
+            found = 0 if "name a directory in it that does not exist" in str(error) else 2
+        finally:
+            os._exit(found)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o775])
+def test_nobody_else_may_write_to_a_directory_of_ours_from_now_on(
+    home: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.chmod(mode)
+    StateFile(home).close()
+    assert stat.S_IMODE(home.stat().st_mode) == mode & ~0o022
+    assert f"others could write to {home}; they cannot any more" in caplog.text
+
+
+def test_files_that_others_could_read_are_ours_alone_from_now_on(home: Path) -> None:
+    StateFile(home).close()
+    for name in ("lock", FILE):
+        (home / name).chmod(0o666)
+    state = StateFile(home)
+    assert {stat.S_IMODE((home / name).stat().st_mode) for name in FILES if (home / name).exists()} == {0o600}
+    state.close()
+
+
+def test_the_directory_itself_may_be_a_link(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    (tmp_path / "link").symlink_to(home)
+    StateFile(tmp_path / "link").close()
+    assert (home / FILE).exists() and caplog.text == ""
