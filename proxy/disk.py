@@ -22,6 +22,8 @@ from proxy.catalog.pushes import Pushes, Subscription
 from proxy.catalog.shelf import Entry
 from proxy.lock import StateLocked
 from proxy.model import Change, ServiceKey, Snapshot
+from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.embedded_keeping import Keeping
 from proxy.rows import Heard, subscriber_row
 from proxy.runtime import Clock, stop
 from proxy.statefile import Batch, StateFile
@@ -55,6 +57,7 @@ class Disk:
         self.failing = file.trouble
         self.written = 0
         self.pushes: Pushes | None = None  # whose subscriptions are kept, too
+        self._registry: EmbeddedRegistry | None = None
         self._subscribers = (0, -math.inf)  # the changes that are written, and when
         self._file = file
         self._agent = agent
@@ -68,6 +71,11 @@ class Disk:
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
         agent.outage.kept = self.keep
+
+    def follow(self, registry: EmbeddedRegistry) -> None:
+        """What lasts of it is written before a write is answered, and read by `restore`."""
+        self._registry = registry
+        registry.keeping.write = self.keep_registry
 
     @property
     def unwritable(self) -> int:
@@ -86,6 +94,8 @@ class Disk:
         """Fill the catalog with what the file knows; the number of services. Nothing fetched since is replaced."""
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
+            if self._registry is not None:
+                self._registry.restore(self._file.read_registry())
         except sqlite3.Error as error:
             log.error("the state file could not be read: %s; starting without it", error)
             return 0
@@ -135,6 +145,8 @@ class Disk:
         """Write what is due; a failure is kept in `failing`, and what was not written for the next time."""
         if self._agent.outage.journal.changed and not await self._keep_journal():
             return
+        if self._registry is not None and not await self._keep_registry(self._registry.keeping):
+            return
         if self.pushes is not None and not await self._keep_subscribers(self.pushes):
             return
         while await self._write_some():
@@ -165,6 +177,21 @@ class Disk:
         places, journal.changed = journal.changed, set()
         rows = [(place, journal.get(place)) for place in places]
         return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
+
+    async def keep_registry(self) -> None:
+        """As `keep`, of what lasts of the embedded registry."""
+        if self._registry is not None and not self.failing:
+            await self._keep_registry(self._registry.keeping)
+
+    async def _keep_registry(self, keeping: Keeping) -> bool:
+        if not keeping.unwritten:
+            return True
+        taken, keeping.unwritten = keeping.unwritten, {}
+
+        def again() -> None:
+            keeping.unwritten = {**taken, **keeping.unwritten}
+
+        return await self._write(self._file.write_registry, list(taken.items()), again)
 
     async def _keep_subscribers(self, pushes: Pushes) -> bool:
         now, before = self._clock.now(), self._subscribers

@@ -5,6 +5,7 @@ Not for: which policy a setting becomes (`policies`), the app in front of the pa
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 from collections.abc import Callable
@@ -42,6 +43,8 @@ from proxy.statefile import StateFile
 from proxy.udp import UdpPolicy, UdpPush
 from proxy.wire.base import ReadService, ServiceView
 from proxy.wire.hosts import list_json
+
+log = logging.getLogger("nacos_proxy.parts")
 
 CONFIRM_WITHIN = 1.0  # seconds from a start: an upstream that is there says what a kill kept from the disk
 
@@ -158,15 +161,25 @@ def _wired(
         s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
         Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), checks, push, started=clock.now(),
     )  # fmt: skip
-    if s.disk:
-        parts.disk = Disk(StateFile(s.state_dir), agent, clock, DiskPolicy())
-        followers["disk"] = parts.disk.mark
+    if (disk := _disk(parts)) is not None:
+        followers["disk"] = disk.mark
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
         followers["udp push"] = parts.udp.follow
         if parts.disk is not None:
             parts.disk.pushes = parts.udp.pushes
     return parts
+
+
+def _disk(parts: Parts) -> Disk | None:
+    registry = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
+    if parts.settings.disk:
+        parts.disk = Disk(StateFile(parts.settings.state_dir), parts.agent, parts.clock, DiskPolicy())
+        if registry is not None:
+            parts.disk.follow(registry)
+    elif registry is not None:
+        log.info("disk = false: persistent instances and services end with this process")
+    return parts.disk
 
 
 def _embedded(clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:

@@ -11,7 +11,10 @@ from proxy.calls import Beat, Deregister, Register, Update
 from proxy.catalog.journal import Local, Waiting
 from proxy.catalog.ledger import Place, Registration
 from proxy.catalog.pushes import Subscription
-from proxy.model import EMPTY, Instance, ServiceKey, Snapshot
+from proxy.model import EMPTY, Checking, Instance, ServiceKey, Snapshot
+from proxy.registry.embedded_keeping import OF_SWITCHES, Lasting
+from proxy.registry.embedded_state import Kept, Laid
+from proxy.registry.switches import SWITCHES
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 UNWRITABLE = (ValueError, TypeError, OverflowError)  # no Unicode text, nested too deep, a number beyond 64 bits
@@ -27,9 +30,15 @@ CREATE TABLE IF NOT EXISTS subscriber (
     namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT, seen REAL
 )
 """
+REGISTRY_TABLE = """
+CREATE TABLE IF NOT EXISTS registry (
+    namespace TEXT, grp TEXT, name TEXT, body BLOB NOT NULL, PRIMARY KEY (namespace, grp, name)
+) WITHOUT ROWID
+"""
 ServiceRow = tuple[str, str, str, bytes, float]
 RegistrationRow = tuple[str, str, str, str, int, bytes, float]
 SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
+RegistryRow = tuple[str, str, str, bytes]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
 _PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
@@ -126,3 +135,19 @@ def load_subscriber(row: SubscriberRow) -> Subscription:
     """Seen at a moment of the calendar."""
     namespace, group, name, clusters, ip, port, agent, app, seen = row
     return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))
+
+
+def registry_row(row: tuple[ServiceKey, Lasting | None]) -> RegistryRow:
+    """Without a body where nothing of it lasts any more."""
+    key, lasting = row
+    return (key.namespace, key.group, key.name, b"" if lasting is None else _dumps(lasting))
+
+
+def load_lasting(row: RegistryRow) -> tuple[ServiceKey, Lasting]:
+    namespace, group, name, body = row
+    key, found = ServiceKey(namespace, group, name), orjson.loads(body)
+    if key == OF_SWITCHES:
+        return key, {name: value for name, value in found.items() if name in SWITCHES}
+    checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
+    places = tuple((load_instance(i), healthy, laid and Laid(**laid)) for i, healthy, laid in found.pop("places"))
+    return key, Kept(**found, checks=checks, places=places)

@@ -24,19 +24,23 @@ from proxy.catalog.pushes import Subscription
 from proxy.home import Home
 from proxy.lock import OF_THE_DISK, lock
 from proxy.model import ServiceKey, Snapshot
+from proxy.registry.embedded_keeping import Lasting
 from proxy.rows import (
     JOURNAL_TABLE,
+    REGISTRY_TABLE,
     SUBSCRIBER_TABLE,
     UNREADABLE,
     UNWRITABLE,
     Heard,
     SubscriberRow,
     journal_row,
+    load_lasting,
     load_registration,
     load_snapshot,
     load_subscriber,
     load_waiting,
     registration_row,
+    registry_row,
     service_row,
 )
 
@@ -123,7 +127,7 @@ class StateFile:
                 raise sqlite3.DatabaseError("its check failed")
             if not version:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
-            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE):  # files of before have none
+            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE, REGISTRY_TABLE):  # files of before have none
                 db.execute(table)
         except sqlite3.DatabaseError:
             db.close()
@@ -151,6 +155,10 @@ class StateFile:
     def read_subscribers(self) -> list[Subscription]:
         """Who wanted UDP pushes when that was last written."""
         return self._reading(self._read_subscribers) or []
+
+    def read_registry(self) -> list[tuple[ServiceKey, Lasting]]:
+        """What lasts of the embedded registry."""
+        return self._reading(lambda db: self._rows_of(db, "registry", "", load_lasting)) or []
 
     def _reading(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
         if self._db is not None:
@@ -204,6 +212,12 @@ class StateFile:
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
+
+    def write_registry(self, rows: list[tuple[ServiceKey, Lasting | None]]) -> None:
+        """Each in place of the one before; one of which nothing lasts goes."""
+        with self._transaction() as cursor:
+            self._put(cursor, "INSERT OR REPLACE INTO registry VALUES (?,?,?,?)", rows, registry_row)
+            cursor.execute("DELETE FROM registry WHERE length(body) = 0")
 
     def write_subscribers(self, rows: list[SubscriberRow]) -> None:
         """All that there are."""

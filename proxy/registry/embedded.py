@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,13 +38,13 @@ from proxy.calls import (
     UpdateService,
     check_instance,
 )
-from proxy.errors import Malformed, Reason, Refused
+from proxy.errors import Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_administration import AT_ONCE, Administration
-from proxy.registry.embedded_state import Laid, Service
+from proxy.registry.embedded_keeping import OF_SERVICES, OF_SWITCHES, Keeping, Lasting
+from proxy.registry.embedded_state import Kept, Laid, Service, read_selector
 from proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
-from proxy.wire.administration import CatalogService, SetCluster
-from proxy.wire.shapes import read_json
+from proxy.wire.administration import CatalogService, SetCluster, SetSwitch
 
 R = TypeVar("R")
 
@@ -78,6 +78,7 @@ class EmbeddedRegistry:
         self._instances = 0
         self._swept = 0.0
         self._administration = Administration(self._services, clock)
+        self.keeping = Keeping()
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
             Fetch: self._fetch,
             GetInstance: self._get_instance,
@@ -101,12 +102,34 @@ class EmbeddedRegistry:
         self._slow = slow | self._administration.slow
 
     async def send(self, call: Call[R]) -> R:
-        """The result of the call. Raises `Refused`."""
+        """The result of the call; what is to last is written by then. Raises `Refused`."""
         now = self._clock.now()
         self._sweep(now)
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
-        return self._handlers[type(call)](call, now)
+        result = self._handlers[type(call)](call, now)
+        if isinstance(call, OF_SERVICES):
+            self._lasts(call.service)
+        elif isinstance(call, SetSwitch):
+            self.keeping.found(OF_SWITCHES, self._administration.switches)
+        await self.keeping.settled()
+        return result
+
+    def _lasts(self, key: ServiceKey) -> None:
+        service = self._services.get(key)
+        self.keeping.found(key, None if service is None else service.kept())
+
+    def restore(self, kept: Iterable[tuple[ServiceKey, Lasting]]) -> None:
+        """What was written; to be called before anything else is."""
+        now = self._clock.now()
+        for key, lasting in kept:
+            self.keeping.known(key, lasting)
+            if isinstance(lasting, Kept):
+                service = self._services[key] = Service.of(key, lasting, now)
+                self._instances += len(service.places)
+                self._plan(service, service.deadline())
+            else:
+                self._administration.switches = {**self._administration.switches, **lasting}
 
     async def close(self) -> None:
         await stop(self._task)
@@ -172,6 +195,7 @@ class EmbeddedRegistry:
             self._instances -= before - len(service.places)
             if not service.places and service.deadline() <= now:
                 del self._services[key]
+                self._lasts(key)
             else:
                 self._plan(service, service.deadline())
 
@@ -299,12 +323,12 @@ class EmbeddedRegistry:
         if call.service in self._services:
             raise Refused(Reason.SERVICE_EXISTS, f"specified service {call.service.grouped} already exists!")
         more = {"explicit": True, "threshold": call.threshold, "metadata": call.metadata}
-        self._create(call.service, call.ephemeral, selector=_selector(call.selector), **more)
+        self._create(call.service, call.ephemeral, selector=read_selector(call.selector), **more)
 
     def _update_service(self, call: UpdateService, now: float) -> None:
         service = self._known(call.service)
         service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
-        service.selector = _selector(call.selector)
+        service.selector = read_selector(call.selector)
         service.changed()
         self._plan(service, service.deadline())
         self._tell(service, now)
@@ -360,18 +384,6 @@ class EmbeddedRegistry:
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"
-
-
-def _selector(text: str) -> Mapping[str, Any]:
-    if not text:
-        return {"type": "none", "contextType": "NONE"}
-    try:
-        selector: Any = read_json(text)
-    except Malformed:
-        selector = None
-    if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
-        raise Refused(Reason.OTHER, "not match any type of selector!")
-    return {"contextType": "NONE", **selector} if selector["type"] == "none" else selector  # pyright: ignore[reportUnknownVariableType]
 
 
 def _no_instances(key: ServiceKey, cluster: str) -> Refused:

@@ -40,9 +40,9 @@ class Administration:
     def __init__(self, services: Mapping[ServiceKey, Service], clock: Clock) -> None:
         self._services = services
         self._clock = clock
-        self._switches = SWITCHES
+        self.switches = SWITCHES
         self.handlers: dict[type, Callable[[Any, float], Any]] = {
-            Switches: lambda call, now: self._switches,
+            Switches: lambda call, now: self.switches,
             SetSwitch: self._set_switch,
             ServerState: lambda call, now: STATE,
             Namespaces: self._namespaces,
@@ -56,17 +56,17 @@ class Administration:
 
     @property
     def checking(self) -> bool:
-        return bool(self._switches["healthCheckEnabled"])
+        return bool(self.switches["healthCheckEnabled"])
 
     def beaten(self, service: Service | None = None, known: Registered | None = None) -> BeatResult:
         """What a beat is told."""
-        interval = self._switches["clientBeatInterval"] or DEFAULT_BEAT_INTERVAL
+        interval = self.switches["clientBeatInterval"] or DEFAULT_BEAT_INTERVAL
         if service is not None and known is not None:
             interval = service.interval(known, interval)
-        return BeatResult(interval=interval, light=self._switches["lightBeatEnabled"])
+        return BeatResult(interval=interval, light=self.switches["lightBeatEnabled"])
 
     def _set_switch(self, call: SetSwitch, now: float) -> None:
-        self._switches = turned(self._switches, call.entry, call.value)
+        self.switches = turned(self.switches, call.entry, call.value)
 
     async def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
         if call.only_status:

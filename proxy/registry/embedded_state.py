@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_timeout, delete_timeout
-from proxy.errors import Reason, Refused
+from proxy.errors import Malformed, Reason, Refused
 from proxy.model import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 from proxy.wire.parameters import TRUE
+from proxy.wire.shapes import read_json
 
 Place = tuple[str, int]
 
@@ -63,6 +64,19 @@ class Laid:
     metadata: Metadata = field(default_factory=lambda: EMPTY)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What of a service outlives the process: of each persistent instance whether it is well, and what lies over it."""
+
+    ephemeral: bool
+    explicit: bool
+    threshold: float
+    metadata: Metadata
+    selector: Mapping[str, Any]
+    checks: Mapping[str, Checking]
+    places: tuple[tuple[Instance, bool, Laid | None], ...]
+
+
 @dataclass(slots=True)
 class Service:
     """One service. `explicit`: it has metadata of its own, without which a threshold of 0 never masks."""
@@ -78,6 +92,30 @@ class Service:
     checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)
     empty_since: float = math.inf
     _listed: Snapshot | None = None
+
+    # what lasts
+
+    def kept(self) -> Kept | None:
+        """None where nothing of it does."""
+        if not self.explicit and (self.ephemeral or not self.places):
+            return None
+        places = () if self.ephemeral else self.places.values()
+        lasting = tuple((known.instance, known.healthy, self.laid.get(known.instance.key)) for known in places)
+        return Kept(
+            self.ephemeral, self.explicit, self.threshold, self.metadata, self.selector, self.checks, lasting
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, key: ServiceKey, kept: Kept, now: float) -> Service:
+        """The other direction of `kept`."""
+        k = kept
+        made = cls(key, k.ephemeral, k.explicit, k.threshold, k.metadata, k.selector, checks=k.checks, empty_since=now)
+        for instance, healthy, laid in kept.places:
+            made.register(instance, now)
+            made.places[(instance.ip, instance.port)].healthy = healthy
+            if laid is not None:
+                made.lay(instance.key, laid)
+        return made
 
     # writes
 
@@ -223,3 +261,16 @@ class Service:
 
     def clusters(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(known.instance.cluster for known in self.places.values()))
+
+
+def read_selector(text: str) -> Mapping[str, Any]:
+    """Which clients see which instances, as a service shows it. Raises `Refused`."""
+    if not text:
+        return {"type": "none", "contextType": "NONE"}
+    try:
+        selector: Any = read_json(text)
+    except Malformed:
+        selector = None
+    if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
+        raise Refused(Reason.OTHER, "not match any type of selector!")
+    return {"contextType": "NONE", **selector} if selector["type"] == "none" else selector  # pyright: ignore[reportUnknownVariableType]

@@ -469,6 +469,38 @@ def test_a_state_directory_that_cannot_be_made_on_a_read_only_disk_is_no_reason_
         assert proxy.terminate() == 0
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_registered_to_stay_is_there_after_a_restart(killed: bool) -> None:
+    v1 = "/nacos/v1/ns"
+    own = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "ephemeral": "false"}
+    with ProxyProcess() as proxy:
+        with http(proxy) as calls:
+            said = {"serviceName": "orders", "metadata": '{"owner":"us"}', "protectThreshold": "0.5"}
+            calls.post(f"{v1}/service", data=said).raise_for_status()
+            calls.post(f"{v1}/instance", data={**own, "metadata": "zone=a"}).raise_for_status()
+            calls.put(f"{v1}/instance", data={**own, "weight": "3", "metadata": "zone=b"}).raise_for_status()
+            calls.put(f"{v1}/operator/switches", data={"entry": "clientBeatInterval", "value": "7000"})
+            before = [calls.get(f"{v1}/{path}").json() for path in ("service?serviceName=orders", "operator/switches")]
+        if killed:
+            proxy.kill()
+        else:
+            assert proxy.terminate() == 0
+        proxy.start()
+        with http(proxy) as calls:
+            (host,) = calls.get(f"{v1}/instance/list?serviceName=orders", headers={"cache-control": "no-cache"}).json()[
+                "hosts"
+            ]
+            assert (host["ip"], host["weight"], host["metadata"], host["ephemeral"]) == (
+                "10.0.0.1",
+                3.0,
+                {"zone": "b"},
+                False,
+            )
+            after = [calls.get(f"{v1}/{path}").json() for path in ("service?serviceName=orders", "operator/switches")]
+        assert after == before
+        assert (before[0]["metadata"], before[1]["clientBeatInterval"]) == ({"owner": "us"}, 7000)
+
+
 # secrets
 
 

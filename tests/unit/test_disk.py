@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.agent import Agent, AgentPolicy
-from proxy.calls import Beat, Deregister, Metrics, Register, Update
+from proxy.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
 from proxy.catalog.cache import CachePolicy
 from proxy.catalog.look import Freshness, Wants
 from proxy.catalog.pushes import Pushes, PushesPolicy
@@ -28,7 +28,8 @@ from proxy.disk import Disk, DiskPolicy
 from proxy.errors import Unreachable
 from proxy.lock import StateLocked
 from proxy.model import Instance, ServiceKey, Snapshot, diff
-from proxy.rows import JOURNAL_TABLE, dump_snapshot, load_snapshot
+from proxy.registry.embedded import EmbeddedRegistry
+from proxy.rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
 from proxy.statefile import FILE, Batch, StateFile
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
@@ -458,6 +459,87 @@ async def test_a_journal_that_cannot_be_written_is_a_degraded_state_and_written_
     await life.disk.flush()
     assert (life.disk.failing, len(rows(tmp_path, "journal"))) == ("", 1)
     await life.ends()
+
+
+# what lasts of the embedded registry
+
+
+class Own:
+    """The embedded registry and its disk between a start and an end."""
+
+    def __init__(self, directory: Path, clock: FakeClock) -> None:
+        self.registry = EmbeddedRegistry(clock)
+        self.agent = agent(self.registry, clock)
+        self.file = StateFile(directory)
+        self.disk = Disk(self.file, self.agent, clock, POLICY)
+        self.disk.follow(self.registry)
+        self.disk.restore()
+
+
+LASTING = instance(ephemeral=False)
+
+
+async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+    first = Own(tmp_path, clock)
+    await asyncio.gather(*(first.agent.write(Register(key(f"s{n}"), LASTING)) for n in range(5)))
+    await first.agent.write(Register(KEY, instance()))
+    first.file.close()  # a kill: no last batch
+
+    second = Own(tmp_path, clock)
+    found = [await second.registry.send(Fetch(key(f"s{n}"))) for n in range(5)]
+    assert [snapshot.instances for snapshot in found] == [(LASTING,)] * 5
+    assert (await second.registry.send(Fetch(KEY))).instances == (), "its client registers it again"
+    await second.agent.write(Deregister(key("s1"), "10.0.0.1", 80, ephemeral=False))
+    second.file.close()
+    third = Own(tmp_path, clock)
+    assert (await third.registry.send(Fetch(key("s1")))).instances == ()
+    await third.disk.close()
+
+
+async def test_what_time_takes_leaves_the_file_with_the_next_batch(tmp_path: Path, clock: FakeClock) -> None:
+    life = Own(tmp_path, clock)
+    await life.registry.send(CreateService(KEY))
+    assert [row[:3] for row in rows(tmp_path, "registry")] == [tuple(KEY)]
+    clock.jump(61.0)
+    await life.registry.send(Fetch(KEY))
+    await life.disk.flush()
+    assert rows(tmp_path, "registry") == []
+    await life.disk.close()
+
+
+async def test_a_file_of_before_has_no_registry_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+    await Life(tmp_path, clock).ends()
+    alter(tmp_path, "DROP TABLE registry")
+    life = Own(tmp_path, clock)
+    await life.agent.write(Register(KEY, LASTING))
+    assert len(rows(tmp_path, "registry")) == 1
+    await life.disk.close()
+
+
+async def test_a_row_of_the_registry_that_nobody_understands_costs_that_row_alone(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Own(tmp_path, clock)
+    for name in "ab":
+        await first.agent.write(Register(key(name), LASTING))
+    await first.disk.close()
+    alter(tmp_path, "UPDATE registry SET body = '{' WHERE name = 'a'")
+    second = Own(tmp_path, clock)
+    assert repr(second.registry) == "<EmbeddedRegistry 1 services, 1 instances>"
+    assert "1 rows of the state file could not be understood" in caplog.text
+    await second.disk.close()
+
+
+async def test_a_registry_on_a_disk_that_fails_answers_and_is_written_later(tmp_path: Path, clock: FakeClock) -> None:
+    life = Own(tmp_path, clock)
+    alter(tmp_path, "DROP TABLE registry")
+    for name in "ab":
+        await life.agent.write(Register(key(name), LASTING))
+    assert "no such table" in life.disk.failing
+    alter(tmp_path, REGISTRY_TABLE)
+    await life.disk.flush()
+    assert (life.disk.failing, len(rows(tmp_path, "registry"))) == ("", 2)
+    await life.disk.close()
 
 
 # whose it is

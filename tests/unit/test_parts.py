@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.api.passthrough import Forwarder
-from proxy.calls import Register
+from proxy.calls import Fetch, Register
 from proxy.catalog.hub import Filter
 from proxy.errors import Unreachable
 from proxy.fastpath.table import Answer
@@ -181,3 +181,19 @@ async def test_a_change_reaches_the_answers_before_the_readers() -> None:
     assert order[:2] == ["answers", "hub"]
     assert parts.agent.catalog.hub.unsubscribe(box)
     await finish(parts)
+
+
+async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nacos_proxy.parts")
+    lasting = Register(KEY, instance(ephemeral=False))
+    for hosts in (0, 1):
+        parts = made(disk=True, state_dir=tmp_path)
+        await start(parts)
+        assert len((await parts.registry.send(Fetch(KEY))).instances) == hosts
+        await parts.agent.write(lasting)
+        await finish(parts)
+    assert caplog.text == ""
+    made()
+    assert "disk = false: persistent instances and services end with this process" in caplog.text

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from proxy.calls import Beat, Deregister, Register, Update
 from proxy.catalog.journal import Journal, JournalPolicy, Local
-from proxy.rows import UNREADABLE, dump_writes, journal_row, load_waiting, load_writes
+from proxy.model import EMPTY, Checking
+from proxy.registry.embedded_keeping import OF_SWITCHES
+from proxy.registry.embedded_state import Kept, Laid
+from proxy.registry.switches import SWITCHES
+from proxy.rows import UNREADABLE, dump_writes, journal_row, load_lasting, load_waiting, load_writes, registry_row
 from tests.helpers.build import KEY, instance
 
 A = instance("::1", 80, cluster="blue", weight=2.0, enabled=False, metadata={"zone": "ä"}, extra={"x": [1]})
@@ -40,3 +46,27 @@ def test_what_cannot_be_understood_says_so(body: bytes) -> None:
         return
     with pytest.raises(UNREADABLE):
         load_writes(KEY, body)
+
+
+KEPT = Kept(
+    False, True, 0.5, {"a": None}, {"type": "label", "expression": "x"},
+    {"c": Checking({"type": "TCP"}, 81, False, {"m": "1"})},
+    ((replace(A, ephemeral=False), False, Laid(2.0, False, {"b": "2"})), (instance(ephemeral=False), True, None)),
+)  # fmt: skip
+
+
+def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
+    assert load_lasting(registry_row((KEY, KEPT))) == (KEY, KEPT)
+    assert load_lasting(registry_row((KEY, Kept(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[1] == Kept(
+        True, True, 0.0, {}, {"type": "none"}, {}, ()
+    )
+    assert load_lasting(registry_row((OF_SWITCHES, {**SWITCHES, "unknown": 1}))) == (OF_SWITCHES, SWITCHES)
+    assert registry_row((KEY, None))[-1] == b""
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"checks":{},"places":[1]}', b'{"checks":{},"places":[],"x":1}'])
+def test_what_cannot_be_understood_of_the_registry_says_so(body: bytes) -> None:
+    for place in (KEY, OF_SWITCHES):
+        if place == KEY or body[:1] != b"{":
+            with pytest.raises(UNREADABLE):
+                load_lasting((*place, body))
