@@ -12,10 +12,10 @@ import asyncio
 import logging
 import math
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from proxy.agent import Agent
 from proxy.catalog.pushes import Pushes, Subscription
@@ -25,7 +25,7 @@ from proxy.model import Change, ServiceKey, Snapshot
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.embedded_keeping import Keeping
 from proxy.rows import Heard, subscriber_row
-from proxy.runtime import Clock, stop
+from proxy.runtime import Clock, spawn, stop
 from proxy.statefile import Batch, StateFile
 
 T = TypeVar("T")
@@ -37,13 +37,15 @@ log = logging.getLogger("nacos_proxy.disk")
 class DiskPolicy:
     """Seconds; after a `restart` that takes longer no subscription counts as alive.
 
-    A disk that fails is tried again after `every`, then ever later, up to `longest`. At most `most` services are kept,
+    A disk that fails is tried again after `every`, then ever later, up to `longest`; one that has not answered whoever
+    writes for `patience` counts as such. At most `most` services are kept,
     each until it leaves memory: no clock drops what is still known. A batch is made of `at_once` of them, which holds
     the loop for some milliseconds.
     """
 
     every: float = 1.0
     longest: float = 60.0
+    patience: float = 1.0
     contacts_every: float = 30.0
     restart: float = 120.0
     most: int = 20_000
@@ -170,7 +172,7 @@ class Disk:
     async def keep(self) -> None:
         """The journal of the agent's outage is on disk when this returns. Nobody waits for a disk that fails."""
         if not self.failing:
-            await self._keep_journal()
+            await self._soon(self._keep_journal())
 
     async def _keep_journal(self) -> bool:
         journal = self._agent.outage.journal
@@ -181,7 +183,18 @@ class Disk:
     async def keep_registry(self) -> None:
         """As `keep`, of what lasts of the embedded registry."""
         if self._registry is not None and not self.failing:
-            await self._keep_registry(self._registry.keeping)
+            await self._soon(self._keep_registry(self._registry.keeping))
+
+    async def _soon(self, writing: Coroutine[Any, Any, bool]) -> None:
+        """Who is to be answered waits for a write, and not for a disk that hangs."""
+        task = spawn(writing, name="state")
+        timer = spawn(self._clock.sleep_until(self._clock.now() + self._policy.patience), name="patience")
+        try:
+            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+        if not task.done():
+            self._fails(f"the disk has not answered for {self._policy.patience:g} s")
 
     async def _keep_registry(self, keeping: Keeping) -> bool:
         if not keeping.unwritten:
@@ -214,17 +227,20 @@ class Disk:
             raise
         except Exception as error:  # whatever it dies of, it is not written
             again()
-            if not self.failing:
-                unforeseen = not isinstance(error, sqlite3.Error | OSError | StateLocked)
-                text = "the state cannot be written: %s; serving goes on without, tries come ever later"
-                log.error(text, error, exc_info=unforeseen)
-            self.failing = str(error) or type(error).__name__
+            foreseen = isinstance(error, sqlite3.Error | OSError | StateLocked)
+            self._fails(str(error) or type(error).__name__, None if foreseen else error)
             return False
         self.written += 1
         if self.failing:
             log.warning("the state is written again")
             self.failing = ""
         return True
+
+    def _fails(self, why: str, unforeseen: Exception | None = None) -> None:
+        if not self.failing:
+            text = "the state cannot be written: %s; serving goes on without, tries come ever later"
+            log.error(text, why, exc_info=unforeseen)
+        self.failing = why
 
     def _keep(self, batch: Batch) -> None:
         self._dirty.update(key for key, *_ in batch.services)

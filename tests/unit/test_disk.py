@@ -10,6 +10,7 @@ import os
 import resource
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 from proxy.agent import Agent, AgentPolicy
 from proxy.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
 from proxy.catalog.cache import CachePolicy
+from proxy.catalog.journal import Waiting
+from proxy.catalog.ledger import Place
 from proxy.catalog.look import Freshness, Wants
 from proxy.catalog.pushes import Pushes, PushesPolicy
 from proxy.disk import Disk, DiskPolicy
@@ -30,6 +33,7 @@ from proxy.lock import StateLocked
 from proxy.model import Instance, ServiceKey, Snapshot, diff
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
+from proxy.runtime import spawn
 from proxy.statefile import FILE, Batch, StateFile
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
@@ -712,6 +716,41 @@ async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_
     file.fault = None
     await disk.flush()
     assert (disk.failing, len(rows(tmp_path / "broken", "journal"))) == ("", 1)
+    await disk.close()
+    await life.ends()
+
+
+class Hanging(StateFile):
+    """A disk that answers when it is let."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.free = threading.Event()
+
+    def write_journal(self, rows: list[tuple[Place, Waiting | None]]) -> None:
+        self.free.wait()
+        super().write_journal(rows)
+
+
+async def test_nobody_waits_for_a_disk_that_hangs(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(tmp_path / "unused", clock, local=True)
+    file = Hanging(tmp_path / "file")
+    disk = Disk(file, life.agent, clock, POLICY)
+    await outage(life)
+    first = spawn(life.agent.write(WAITING[2]), name="first")
+    await clock.advance(POLICY.patience - 0.1)
+    assert not first.done(), "what is acknowledged is to be on disk"
+    await clock.advance(0.1)
+    assert (await first).how == "local"
+    assert disk.failing == "the disk has not answered for 1 s"
+    assert (await life.agent.write(WAITING[3])).how == "local"
+
+    file.free.set()
+    await disk.flush()
+    assert (disk.failing, len(rows(tmp_path / "file", "journal"))) == ("", 2)
+    assert [r.levelname for r in caplog.records if r.name == "nacos_proxy.disk"] == ["ERROR", "WARNING"]
     await disk.close()
     await life.ends()
 
