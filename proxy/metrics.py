@@ -109,8 +109,8 @@ async def census(agent: Agent) -> Census:
     """Counted in turns: there may be 10,000 services."""
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
-        found.states[cache.look(entry.key, now).freshness] += 1
-        found.watched += cache.watched(entry.key, now)
+        found.states[cache.look_at(entry, now).freshness] += 1
+        found.watched += cache.watches(entry, now)
         found.instances += len(entry.shown.instances) if entry.shown is not None else 0
     return found
 

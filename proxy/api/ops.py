@@ -185,7 +185,7 @@ async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int =
 
 def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
     cache = sight.agent.catalog.cache
-    look, shown = cache.look(entry.key, now), entry.shown
+    look, shown = cache.look_at(entry, now), entry.shown
     instances = shown.instances if shown is not None else ()
     row: dict[str, Any] = {
         "service": entry.key.grouped,
@@ -194,7 +194,7 @@ def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[st
         "ageSeconds": round(look.age, 3) if shown is not None else None,
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
-        "watched": cache.watched(entry.key, now),
+        "watched": cache.watches(entry, now),
         "subscribers": entry.watchers,
         "registeredHere": entry.owned,
         "pendingWrites": len(entry.pending),

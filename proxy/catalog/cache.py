@@ -67,8 +67,11 @@ class Cache:
     # reading
 
     def look(self, key: ServiceKey, now: float) -> Look:
-        """What is known of a service. Changes nothing; `touch` says that it was read."""
-        entry = self._shelf.get(key)
+        """What is known of a service. Changes nothing but who goes last; `touch` says that it was read."""
+        return self.look_at(self._shelf.get(key), now)
+
+    def look_at(self, entry: Entry | None, now: float) -> Look:
+        """The same of one of `entries`, which is no use of it."""
         if entry is None or entry.shown is None:
             error = entry.error if entry is not None else None
             return Look(Freshness.MISSING, None, 0.0, 0.0, error)
@@ -250,7 +253,7 @@ class Cache:
         entry.watchers = max(0, entry.watchers - 1)
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
-        if not self._watched(entry, now):
+        if not self.watches(entry, now):
             self._schedule.drop(key)
 
     def own(self, key: ServiceKey, number: int, now: float) -> None:
@@ -287,7 +290,7 @@ class Cache:
         likely = budget - 1 if self._behind and budget > 1 else budget
         while len(keys) < likely and (key := self._schedule.take(now)) is not None:
             entry = self._shelf.get(key)
-            if entry is None or not self._watched(entry, now):
+            if entry is None or not self.watches(entry, now):
                 self._schedule.drop(key)
             elif entry.unlikely:
                 self._behind[key] = None
@@ -316,9 +319,10 @@ class Cache:
     def watched(self, key: ServiceKey, now: float) -> bool:
         """Someone listens, or has read it lately, or registered an instance of it here."""
         entry = self._shelf.get(key)
-        return entry is not None and self._watched(entry, now)
+        return entry is not None and self.watches(entry, now)
 
-    def _watched(self, entry: Entry, now: float) -> bool:
+    def watches(self, entry: Entry, now: float) -> bool:
+        """The same of one of `entries`."""
         if entry.pinned or (entry.pending and entry.shown is not None):
             return True
         return entry.lived and now - entry.last_read < self._policy.watch_idle
@@ -349,7 +353,7 @@ class Cache:
             self._plan(entry, max(entry.contact + self._interval(entry), entry.retry_at), now)
 
     def _plan(self, entry: Entry, moment: float, now: float) -> None:
-        if not self._watched(entry, now):
+        if not self.watches(entry, now):
             self._schedule.drop(entry.key)
         else:
             self._schedule.plan(entry.key, math.inf if entry.asking else moment)

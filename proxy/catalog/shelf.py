@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from proxy.catalog.overlay import Pending
 from proxy.errors import ProxyError
@@ -65,6 +66,9 @@ class Entry:
         return not self.pinned and (self.shown is None or not self.shown.instances)
 
 
+_peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.__getitem__)  # pyright: ignore[reportUnknownMemberType]
+
+
 @dataclass(slots=True)
 class Shelf:
     """Entries under one bound; the pinned ones live outside of it."""
@@ -86,8 +90,10 @@ class Shelf:
         wanted[entry.key] = entry
 
     def __iter__(self) -> Iterator[Entry]:
-        for shelf in (self.pinned, self.known, self.unknown):
-            yield from list(shelf.values())
+        """To look at all of them, as a scrape does, is no use of any: it must not change which go first."""
+        yield from list(self.pinned.values())
+        for shelf in (self.known, self.unknown):
+            yield from [_peek(shelf, key) for key in shelf]
 
     def __len__(self) -> int:
         return len(self.pinned) + len(self.known) + len(self.unknown)

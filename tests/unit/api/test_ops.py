@@ -13,6 +13,8 @@ from prometheus_client import generate_latest
 
 from proxy.api.ops import Sight, readiness, status_json
 from proxy.calls import Register
+from proxy.catalog.cache import Cache, CachePolicy
+from proxy.catalog.overlay import OverlayPolicy
 from proxy.errors import Unreachable
 from proxy.runtime import spawn
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -193,3 +195,15 @@ async def test_from_the_page_one_comes_to_the_rest_with_the_same_token(world: Wo
     for path in ("/status", "/metrics"):
         assert f'href="{path}?{name}=secret"' in html
     assert "secret" not in (await world.ask("GET", "/", headers={name: "secret"})).body.decode()
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/", "/readyz"])
+async def test_a_scrape_does_not_change_which_services_are_kept(world: World, path: str) -> None:
+    cache = Cache(CachePolicy(max_services=2), OverlayPolicy(), lambda: 0.5)
+    world.agent.catalog.cache = cache
+    for name in "ab":
+        cache.accept(snapshot(instance(), service=key(name)), 0.0, "poll", asked=0.0)
+    assert cache.look(key("a"), 0.0).snapshot is not None
+    await world.ask("GET", path)
+    cache.accept(snapshot(instance(), service=key("c")), 0.0, "poll", asked=0.0)
+    assert sorted(entry.key.name for entry in cache.entries()) == ["a", "c"]

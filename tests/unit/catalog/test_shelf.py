@@ -92,3 +92,13 @@ def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
         entry.watchers = 0
         kept.place(entry)
     assert seen[0] is pinned and set(map(id, seen)) == {id(pinned), id(known), id(unknown)}
+
+
+def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
+    """A scrape did: then went what was asked for all the time, and stayed what nobody asked for."""
+    kept = shelf()
+    used, idle = place(kept, known_entry(), known_entry())
+    assert kept.get(used) is not None
+    assert {entry.key for entry in kept} == {used, idle}
+    place(kept, known_entry())
+    assert (kept.get(used) is not None, kept.get(idle)) == (True, None)
