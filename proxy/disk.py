@@ -1,9 +1,8 @@
 """The last known state, written behind and read at a cold start. Not for: deciding what is fresh (the cache does).
 
 One thread of its own makes the rows and touches the file: neither a slow disk nor a state of 10,000 services delays a
-reader. A failure to write is a degraded
-state, never an error of a request. What is known is on disk: a service gets its row when the upstream has confirmed it,
-changed or not, and loses it when it leaves memory; no clock decides.
+reader. A failure to write is a degraded state, never an error of a request. What is known is on disk: a service gets
+its row when the upstream has confirmed it, changed or not, and loses it when it leaves memory; no clock decides.
 """
 
 from __future__ import annotations
@@ -37,10 +36,9 @@ log = logging.getLogger("nacos_proxy.disk")
 class DiskPolicy:
     """Seconds; after a `restart` that takes longer no subscription counts as alive.
 
-    A disk that fails is tried again after `every`, then ever later, up to `longest`; one that has not answered whoever
-    writes for `patience` counts as such. At most `most` services are kept,
-    each until it leaves memory: no clock drops what is still known. A batch is made of `at_once` of them, which holds
-    the loop for some milliseconds.
+    A disk that fails is tried again after `every`, then ever later, up to `longest`; one that has kept a write waiting
+    for `patience` counts as failing. At most `most` services are kept, each until it leaves memory: no clock drops what
+    is still known. A batch has at most `at_once` of them: to collect them holds the loop for some milliseconds.
     """
 
     every: float = 1.0
@@ -156,7 +154,8 @@ class Disk:
 
     async def _write_some(self) -> bool:
         """Whether it is written, and there is more."""
-        batch, now = self._batch(), self._clock.now()
+        now = self._clock.now()
+        batch = await self._batch()
         if batch.empty and not self.failing:
             return False
         if not await self._write(self._file.write, batch, lambda: self._keep(batch)):
@@ -248,7 +247,7 @@ class Disk:
             self._contacts_at = -math.inf
         self._registrations_dirty |= batch.registrations is not None
 
-    def _batch(self) -> Batch:
+    async def _batch(self) -> Batch:
         """References only: the thread makes rows of them."""
         now, wall, cache = self._clock.now(), self._clock.wall(), self._agent.catalog.cache
         ahead = wall - now
@@ -262,6 +261,7 @@ class Disk:
             self._dirty.update(e.key for e in moved if e.key not in self._rows)
             gone = [key for key in self._rows if key not in known]
             self._registrations_dirty |= len(self._agent.catalog.ledger) > 0
+            await asyncio.sleep(0)  # that was some milliseconds, and so is what follows
         if self._registrations_dirty:
             self._registrations_dirty = False
             ledger = self._agent.catalog.ledger
@@ -286,5 +286,5 @@ class Disk:
 
 
 def _wall(entry: Entry, ahead: float) -> float:
-    """When a service was confirmed, since 1970; 0 where it never was. `ahead`: by how much that clock is."""
+    """When a service was confirmed, since 1970; 0 where it never was. `ahead`: of our clock."""
     return ahead + entry.contact if entry.contact > -math.inf else 0.0

@@ -45,6 +45,7 @@ from proxy.rows import (
 )
 
 T = TypeVar("T")
+R = TypeVar("R", bound="tuple[Any, ...]")
 
 log = logging.getLogger("nacos_proxy.disk")
 
@@ -241,17 +242,17 @@ class StateFile:
     def write(self, batch: Batch) -> None:
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO service VALUES (?,?,?,?,?)", batch.services, service_row)
-            contacts = ((at, *key) for key, at in batch.contacts)
-            cursor.executemany("UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?", contacts)
+            sql = "UPDATE service SET contact=? WHERE namespace=? AND grp=? AND name=?"
+            self._put(cursor, sql, batch.contacts, lambda row: (row[1], *row[0]))
             if batch.registrations is not None:
                 cursor.execute("DELETE FROM registration")
                 sql = "INSERT INTO registration VALUES (?,?,?,?,?,?,?)"
                 self._put(cursor, sql, batch.registrations, registration_row)
-            cursor.executemany("DELETE FROM service WHERE namespace=? AND grp=? AND name=?", batch.gone)
+            self._put(cursor, "DELETE FROM service WHERE namespace=? AND grp=? AND name=?", batch.gone, tuple)
             if batch.services:
                 cursor.execute(_TRIM, (batch.most,))
 
-    def _put(self, cursor: sqlite3.Cursor, sql: str, rows: list[T], make: Callable[[T], tuple[Any, ...]]) -> None:
+    def _put(self, cursor: sqlite3.Cursor, sql: str, rows: list[R], make: Callable[[R], tuple[Any, ...]]) -> None:
         """One by one: a row that cannot be written is left out, and the others are not."""
         for row in rows:
             try:
@@ -259,7 +260,7 @@ class StateFile:
             except UNWRITABLE as error:
                 self.unwritable += 1
                 if self.unwritable == 1:
-                    log.error("what cannot be written is left out of the state file: %s: %.300r", error, row)
+                    log.error("what cannot be written is left out of the state file: %s: %.300r", error, row[0])
 
     def close(self) -> None:
         """Checkpoints and syncs the file, then lets go of the directory."""

@@ -60,10 +60,12 @@ def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
     heard = [Heard(s.key, i, False, None, 1.0) for s in (spoilt, good) for i in s.instances]
     for _ in range(2):
         file.write(Batch([(spoilt.key, spoilt, 1.0), (good.key, good, 1.0)], [], heard, [], 10))
+    file.write(Batch([], [(spoilt.key, 2.0), (good.key, 2.0)], None, [spoilt.key], 10))
     services, registrations = file.read()
-    assert [known for known, _ in services] == [good]
+    assert services == [(good, 2.0)]
     assert [r.instance.ip for r, _ in registrations] == ["10.0.0.2"]
-    assert file.unwritable == 2 * (len(heard))
+    by_key = 0 if spoilt.instances else 2  # where the key is what is spoilt, it can be neither confirmed nor removed
+    assert file.unwritable == 2 * len(heard) + by_key
     assert caplog.text.count("what cannot be written is left out of the state file") == 1
     file.close()
 
