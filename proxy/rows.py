@@ -13,7 +13,7 @@ from proxy.catalog.ledger import Place, Registration
 from proxy.catalog.pushes import Subscription
 from proxy.model import EMPTY, Checking, Instance, ServiceKey, Snapshot
 from proxy.registry.embedded_keeping import OF_SWITCHES, Lasting
-from proxy.registry.embedded_state import Kept, Laid
+from proxy.registry.embedded_state import Kept, Laid, Service
 from proxy.registry.switches import SWITCHES
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -147,7 +147,13 @@ def load_lasting(row: RegistryRow) -> tuple[ServiceKey, Lasting]:
     namespace, group, name, body = row
     key, found = ServiceKey(namespace, group, name), orjson.loads(body)
     if key == OF_SWITCHES:
-        return key, {name: value for name, value in found.items() if name in SWITCHES}
+        return key, {name: value for name, value in found.items() if name in SWITCHES and _like(value, SWITCHES[name])}
     checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
     places = tuple((load_instance(i), healthy, laid and Laid(**laid)) for i, healthy, laid in found.pop("places"))
-    return key, Kept(**found, checks=checks, places=places)
+    kept = Kept(**found, checks=checks, places=places)
+    Service.of(key, kept, 0.0).listed()  # or its start would fail with what cannot be understood
+    return key, kept
+
+
+def _like(value: object, usual: object) -> bool:
+    return usual is None or type(value) is type(usual)

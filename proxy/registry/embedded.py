@@ -110,9 +110,10 @@ class EmbeddedRegistry:
         result = self._handlers[type(call)](call, now)
         if isinstance(call, OF_SERVICES):
             self._lasts(call.service)
+            await self.keeping.settled()
         elif isinstance(call, SetSwitch):
             self.keeping.found(OF_SWITCHES, self._administration.switches)
-        await self.keeping.settled()
+            await self.keeping.settled()
         return result
 
     def _lasts(self, key: ServiceKey) -> None:

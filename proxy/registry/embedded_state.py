@@ -111,7 +111,7 @@ class Service:
         k = kept
         made = cls(key, k.ephemeral, k.explicit, k.threshold, k.metadata, k.selector, checks=k.checks, empty_since=now)
         for instance, healthy, laid in kept.places:
-            made.register(instance, now)
+            made.register(replace(instance, ephemeral=k.ephemeral), now)
             made.places[(instance.ip, instance.port)].healthy = healthy
             if laid is not None:
                 made.lay(instance.key, laid)

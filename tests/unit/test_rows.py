@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,16 +56,31 @@ KEPT = Kept(
 )  # fmt: skip
 
 
+ODD: list[dict[str, Any]] = [{"ip": 1}, {"metadata": ["a"]}, {"metadata": "ab"}]
+
+
 def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
     assert load_lasting(registry_row((KEY, KEPT))) == (KEY, KEPT)
     assert load_lasting(registry_row((KEY, Kept(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[1] == Kept(
         True, True, 0.0, {}, {"type": "none"}, {}, ()
     )
-    assert load_lasting(registry_row((OF_SWITCHES, {**SWITCHES, "unknown": 1}))) == (OF_SWITCHES, SWITCHES)
+    odd = {**SWITCHES, "unknown": 1, "clientBeatInterval": "soon"}
+    assert load_lasting(registry_row((OF_SWITCHES, odd)))[1] == {
+        name: value for name, value in SWITCHES.items() if name != "clientBeatInterval"
+    }
     assert registry_row((KEY, None))[-1] == b""
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"checks":{},"places":[1]}', b'{"checks":{},"places":[],"x":1}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{}", b"[]", b'{"checks":{},"places":[1]}', b'{"checks":{},"places":[],"x":1}'),
+        *(
+            registry_row((KEY, replace(KEPT, places=((replace(A, **odd), True, None), *KEPT.places))))[-1]
+            for odd in ODD
+        ),
+    ],
+)
 def test_what_cannot_be_understood_of_the_registry_says_so(body: bytes) -> None:
     for place in (KEY, OF_SWITCHES):
         if place == KEY or body[:1] != b"{":

@@ -145,6 +145,13 @@ async def test_what_was_restored_counts_and_ends_as_what_was_registered(written:
     assert again.keeping.unwritten == {KEY: None, key("empty"): None}
 
 
+async def test_no_read_waits_for_a_write(written: Written) -> None:
+    await written.send(CreateService(KEY))
+    written.clock.jump(61.0)
+    await written.send(Fetch(KEY))  # with which it goes
+    assert (written.writes, written.registry.keeping.unwritten) == (1, {KEY: None})
+
+
 async def test_without_somebody_who_writes_nothing_waits() -> None:
     keeping = Keeping()
     keeping.found(KEY, {"a": 1})
