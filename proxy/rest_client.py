@@ -13,6 +13,8 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource
 
+from proxy.wire.base import CODED, PLAIN, coded
+
 SILENCE = 40.0  # seconds; a living event stream has a comment every 15
 
 _TODO = {
@@ -39,6 +41,12 @@ class Problem(Exception):
         return self.status == 429 or self.status >= 500
 
 
+def _plain(reply: httpx.Response) -> None:
+    """httpx would unfold a compressed answer without a bound."""
+    if coding := coded(reply.headers.raw):
+        raise httpx.DecodingError(CODED.format(coding))
+
+
 class RestClient:
     """Talks to the REST API of one proxy: an `http(s)://` URL, `host:port` or `unix:PATH`.
 
@@ -58,7 +66,7 @@ class RestClient:
         if not (token.isascii() and token.isprintable()):
             raise ValueError("an API token has only printable ASCII characters")
         self.local = False  # whether the proxy gave the last answer alone, its upstream being away
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers = [PLAIN, *([("authorization", f"Bearer {token}")] if token else [])]
         if server.startswith("unix:"):
             transport = _unix(server.removeprefix("unix:"))
             server = "http://localhost"
@@ -71,6 +79,7 @@ class RestClient:
                 transport=transport,
                 trust_env=False,
                 verify=_tls(ca, cert),
+                event_hooks={"response": [_plain]},
             )
         except httpx.InvalidURL as error:
             raise ValueError(f"{server!r} is no URL: {error}") from error

@@ -19,6 +19,7 @@ import httpx
 from proxy.runtime import spawn
 
 MAX_HEAD = 256 * 1024  # bytes that are no body: status line and headers, trailers, what stands between chunks
+MOST_FIELDS = 500  # headers of one answer: each costs more memory than its bytes
 HIGH_WATER = 256 * 1024  # bytes of body that wait for a reader before the socket is paused
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -89,10 +90,10 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(httpx.RemoteProtocolError(f"the answer is no HTTP: {error}"))
+            self._nonsense(f"the answer is no HTTP: {error}")
             return
         if self._overhead > MAX_HEAD and not self.complete:
-            self._fail(httpx.RemoteProtocolError("the head of the answer is too long"))
+            self._nonsense("the head of the answer is too long")
         elif not self._paused and self._waiting > HIGH_WATER and not self.complete and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -108,7 +109,7 @@ class Connection(asyncio.Protocol):
             if self._in_head or self._framed or exc is not None:
                 cause = f": {exc}" if exc is not None else ""
                 if self.began:
-                    self._fail(httpx.RemoteProtocolError(f"the connection was lost in the middle of the answer{cause}"))
+                    self._nonsense(f"the connection was lost in the middle of the answer{cause}")
                 else:
                     self._fail(httpx.ReadError(f"the connection was lost before the answer{cause}"))
             else:  # the end of the connection is the end of the body (RFC 9112 6.3)
@@ -142,18 +143,27 @@ class Connection(asyncio.Protocol):
             self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # a trailer
+        if not self._in_head or self._error is not None:  # a trailer, or more of what is no answer
             return
         self.headers.append((name, value))
         lower = name.lower()
         if lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            coding = value[:40].decode("latin-1")
+            self._nonsense(f"the answer has the transfer coding {coding!r}; none but chunked was asked for")
+        elif len(self.headers) > MOST_FIELDS:
+            self._nonsense(f"the answer has more than {MOST_FIELDS} headers")
 
     def on_headers_complete(self) -> None:
-        if self.complete or self._parser is None:
+        if self.complete or self._parser is None or self._error is not None:
             return
         self.status = self._parser.get_status_code()
-        if self.status < 200:
+        if self.status == 101:
+            self._nonsense("the answer switches to another protocol, which nobody asked for")
+        elif not 100 <= self.status <= 599:  # RFC 9110 15
+            self._nonsense(f"the answer has the status {self.status:03}, which HTTP has not")
+        if self.status < 200 or self._error is not None:
             return
         self._in_head = False
         if self._bodyless:  # the parser would wait for the body that a HEAD only announces
@@ -280,6 +290,9 @@ class Connection(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _nonsense(self, why: str) -> None:
+        self._fail(httpx.RemoteProtocolError(why))
 
     def _too_slow(self) -> None:
         self._fail(httpx.ReadTimeout("no answer in time"))

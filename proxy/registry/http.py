@@ -17,7 +17,7 @@ from proxy.errors import Garbled
 from proxy.registry.faults import CAUGHT, upstream_error
 from proxy.registry.servers import Server
 from proxy.registry.transport import FastTransport, Fields, Place, Prepared
-from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
+from proxy.wire.base import CODED, FORM_TYPE, PLAIN, HttpReply, HttpRequest, coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ class Http:
     async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
         """The reply, whatever its status. `again`: the call may be sent twice.
 
-        Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, and for HTML and redirects, which come
-        from something in between.
+        Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, is compressed, or has more bytes than the
+        policy allows, and for HTML, redirects and other statuses that come from something in between.
         """
         method, content = request.method, request.body if request.form else b""
         extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
@@ -108,7 +108,7 @@ class Http:
         return await self._send(make, server.origin)
 
     def _make_fields(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> Fields:
-        fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), *headers]
+        fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
         if length:
             fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
@@ -123,7 +123,9 @@ class Http:
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
         return await self._send(
-            lambda: httpx.Request("GET", url, headers={"User-Agent": self.policy.agent}, extensions=self._reads),
+            lambda: httpx.Request(
+                "GET", url, headers=[("User-Agent", self.policy.agent), PLAIN], extensions=self._reads
+            ),
             origin(url),
         )
 
@@ -131,11 +133,12 @@ class Http:
         try:
             response = await self.transport.handle_async_request(make())
             fields = {name.lower(): value for name, value in response.headers.raw}
+            if b"content-encoding" in fields and (coding := coded(response.headers.raw)):
+                await response.aclose()
+                raise httpx.DecodingError(CODED.format(coding))
             stream = response.stream
-            if isinstance(stream, httpx.ByteStream) and b"content-encoding" not in fields:
-                body = b"".join(stream)  # it is all here already
-            else:
-                body = await self._read(response)
+            # It is all here already, or has to be read.
+            body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
         _check(response.status_code, body, server)
@@ -146,7 +149,7 @@ class Http:
         chunks: list[bytes] = []
         size = 0
         try:
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > self.policy.most:
                     raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.most} bytes")
@@ -174,3 +177,5 @@ def _check(status: int, body: bytes, server: str) -> None:
         raise Garbled(f"{server}: an HTML page with status {status}: something in between answers")
     if 300 <= status < 400:
         raise Garbled(f"{server}: a redirect with status {status}: something in between answers")
+    if 200 < status < 300:
+        raise Garbled(f"{server}: the status {status}, which no Nacos gives: something in between answers")

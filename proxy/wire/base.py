@@ -6,7 +6,7 @@ call as a request and reads the reply; as a *server* it reads a request as a cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -97,6 +97,17 @@ def encoded(pairs: Pairs) -> str:
 
 _SHORT = 64
 _quoted = lru_cache(maxsize=2048)(quote_plus)  # the names that are asked for have no end, so it stays below 1 MiB
+
+
+PLAIN = ("Accept-Encoding", "identity")  # what we ask every server for: a few bytes of gzip can unfold to gigabytes
+CODED = "the answer is compressed ({}), although that was not asked for: turn it off in what answers there"
+
+
+def coded(fields: Iterable[tuple[bytes, bytes]]) -> str:
+    """The content codings of an answer as its raw headers name them, '' where it is plain (RFC 9110 8.4)."""
+    named = (value for name, value in fields if name.lower() == b"content-encoding")
+    codings = (part.strip().lower() for value in named for part in value.split(b","))
+    return ", ".join(coding[:40].decode("latin-1") for coding in codings if coding not in (b"", b"identity"))
 
 
 class HttpReply(NamedTuple):

@@ -144,6 +144,16 @@ def test_an_answer_that_is_no_json_is_a_failed_request() -> None:
 # whose it is
 
 
+def test_a_compressed_answer_is_not_unfolded() -> None:
+    def packed(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, headers={"content-encoding": "gzip, gzip"}, stream=httpx.ByteStream(b"a bomb"))
+
+    with NacosClient("localhost:1", transport=httpx.MockTransport(packed)) as client:
+        with pytest.raises(NacosRequestException, match=r"the answer is compressed \(gzip, gzip\)"):
+            client.list_naming_instance("a")
+
+
 def test_a_token_goes_with_every_call() -> None:
     with ProxyProcess(env={"NACOS_PROXY_TOKENS": "write:client-token"}) as guarded:
         told: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -82,6 +82,18 @@ def test_another_program_is_told_from_a_proxy(answer: Answer) -> None:
         proxy.json("GET", "/")
 
 
+def test_a_compressed_answer_is_not_unfolded() -> None:
+    def packed(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, headers={"content-encoding": "gzip, gzip"}, stream=httpx.ByteStream(b"a bomb"))
+
+    with client(packed) as asking:
+        with pytest.raises(Unreached, match=r"the answer is compressed \(gzip, gzip\)"):
+            asking.json("GET", "/status")
+        with pytest.raises(Unreached, match="the answer is compressed"):
+            list(asking.events({}))
+
+
 def test_events_come_with_id_and_type_and_a_retry_alone_is_none() -> None:
     answer = stream("retry: 2000\n\n", ": heartbeat\n\n", 'id: e-1\nevent: change\ndata: {"name": "a"}\n\n')
     with client(answer) as proxy:

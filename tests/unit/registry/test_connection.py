@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.registry.connection import HIGH_WATER, MAX_HEAD, Connection, Limits
+from proxy.registry.connection import HIGH_WATER, MAX_HEAD, MOST_FIELDS, Connection, Limits
 from proxy.runtime import spawn
 from tests.helpers.clock import settle
 
@@ -249,6 +249,40 @@ async def test_many_early_answers_have_a_bound(joined: Joined) -> None:
             joined.came(b"HTTP/1.1 102 Wait\r\n\r\n")
     with pytest.raises(httpx.RemoteProtocolError, match="too long"):
         await task
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"HTTP/1.1 000 X\r\n\r\n", "the status 000"),
+        (b"HTTP/1.1 099 X\r\n\r\n", "the status 099"),
+        (b"HTTP/1.1 600 X\r\n\r\n", "the status 600"),
+        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the status 999"),
+        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the status 999"),
+        (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "switches to another protocol"),
+        (b"HTTP/1.1 101 X\r\n\r\nwhatever", "switches to another protocol"),
+        (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "transfer coding 'gzip, chunked'"),
+        (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip\r\n\r\n", "transfer coding 'gzip'"),
+        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MOST_FIELDS + 1) + b"\r\n", f"more than {MOST_FIELDS} headers"),
+    ],
+)
+async def test_what_no_server_may_say_ends_the_exchange_and_says_why(joined: Joined, head: bytes, said: str) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(head)
+    with pytest.raises(httpx.RemoteProtocolError, match=said):
+        await task
+    assert joined.wire.ended
+    assert len(joined.connection.headers) <= MOST_FIELDS + 1
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 599 \xff"])
+async def test_a_status_line_needs_no_reason(joined: Joined, line: bytes) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(line + b"\r\nContent-Length: 2\r\n\r\nok")
+    await task
+    assert (joined.connection.complete, joined.connection.take()) == (True, b"ok")
 
 
 async def test_a_body_that_nobody_reads_stops_the_socket_and_reading_starts_it_again(joined: Joined) -> None:

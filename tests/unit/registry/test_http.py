@@ -109,7 +109,9 @@ async def test_any_status_is_a_reply(status: int) -> None:
         (say(b"HTTP/1.1 304 X\r\n\r\n"), "a redirect with status 304"),
         (say(b"\x00\x01\x02\r\n\r\n"), "the answer is no HTTP"),
         (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "in the middle of the answer"),
-        (ok(b"no gzip", b"Content-Encoding: gzip"), "Error -3"),
+        (say(b"HTTP/1.1 204 X\r\n\r\n"), "the status 204"),
+        (say(b"HTTP/1.1 205 X\r\nContent-Length: 2\r\n\r\nok"), "the status 205"),
+        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the status 999, which HTTP has not"),
     ],
 )
 async def test_what_is_no_answer_of_a_server_is_garbled_and_says_what_came(answer: Say, said: str) -> None:
@@ -119,16 +121,48 @@ async def test_what_is_no_answer_of_a_server_is_garbled_and_says_what_came(answe
         assert str(raised.value).startswith(f"{seen.url}: ")
 
 
-async def test_an_encoded_answer_is_decoded() -> None:
-    body = gzip.compress(b"[" + b"1," * 50_000 + b"1]")
-    async with served(lambda _: ok(body, b"Content-Encoding: gzip")) as (_, http, to):
-        assert len((await http.ask(to, LIST, again=True)).body) == 100_003
+CODINGS = [
+    (b"Content-Encoding: gzip",),
+    (b"Content-Encoding: x-gzip",),
+    (b"content-encoding: GZIP",),
+    (b"Content-Encoding: deflate",),
+    (b"Content-Encoding: br",),
+    (b"Content-Encoding: zstd",),
+    (b"Content-Encoding: gzip, gzip",),
+    (b"Content-Encoding: identity, gzip",),
+    (b"Content-Encoding: gzip", b"Content-Encoding: identity"),
+    (b"Content-Encoding: of-nobody",),
+]
 
 
-@pytest.mark.parametrize("body", [b"x" * 400_000, gzip.compress(b"x" * 400_000)], ids=["plain", "packed"])
-async def test_an_answer_has_a_bound(body: bytes) -> None:
-    fields = () if body[:1] == b"x" else (b"Content-Encoding: gzip",)
-    async with served(lambda _: ok(body, *fields), HttpPolicy(most=300_000)) as (seen, http, to):
+@pytest.mark.parametrize("fields", CODINGS)
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_compressed_answer_is_refused_before_it_takes_memory(fields: tuple[bytes, ...], whole: bool) -> None:
+    """Twice packed, a gigabyte fits into a kilobyte."""
+    bomb = gzip.compress(gzip.compress(bytes(64 << 20)))
+    assert len(bomb) < 1000
+    answer = ok(bomb, *fields)
+    if not whole:
+        answer = say(answer.pieces[0].replace(b"Content-Length: ", b"Content-Length: 1"), then="hang")
+    async with served(lambda _: answer) as (seen, http, to):
+        tracemalloc.start()
+        try:
+            for ask in (lambda: http.ask(to, LIST, again=True), lambda: http.get(seen.url)):
+                with pytest.raises(Garbled, match="the answer is compressed"):
+                    await ask()
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+    assert all(b"\r\nAccept-Encoding: identity\r\n" in request.head for request in seen.requests)
+
+
+async def test_an_answer_that_says_that_it_is_plain_is_taken() -> None:
+    async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
+        assert (await http.ask(to, LIST, again=True)).body == b"[]"
+
+
+async def test_an_answer_has_a_bound() -> None:
+    async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(most=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
             await http.ask(to, LIST, again=True)
         with pytest.raises(Garbled, match="more than 300000 bytes"):

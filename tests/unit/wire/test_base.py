@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlencode
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.base import FORM_TYPE, HttpRequest, ReadPage, ReadService, encoded, pairs
+from proxy.wire.base import FORM_TYPE, HttpRequest, ReadPage, ReadService, coded, encoded, pairs
 from tests.helpers.build import KEY
 from tests.helpers.pair import TEXT
 
@@ -60,3 +61,18 @@ def test_clusters_are_split_for_filtering_and_kept_for_the_echo() -> None:
     assert call.clusters == "c1,,c2,"
     assert call.cluster_set == {"c1", "c2"}
     assert ReadPage(KEY).cluster_set == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([], ""),
+        ([(b"Content-Encoding", b"identity")], ""),
+        ([(b"Content-Encoding", b" , Identity")], ""),
+        ([(b"content-encoding", b"X-GZIP")], "x-gzip"),
+        ([(b"Content-Encoding", b"gzip, identity"), (b"CONTENT-ENCODING", b"br")], "gzip, br"),
+        ([(b"Content-Type", b"gzip")], ""),
+    ],
+)
+def test_an_answer_is_plain_or_says_its_codings(fields: list[tuple[bytes, bytes]], said: str) -> None:
+    assert coded(fields) == said

@@ -1,0 +1,189 @@
+"""Answers of an upstream, byte for byte, through the whole proxy: no traceback, no hang, no answer that HTTP has not.
+
+NACOS_PROXY_TEST_SEED names another seed; 0 draws one, and a failure prints it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import os
+import random
+import tracemalloc
+
+import httpx
+import orjson
+import pytest
+
+from tests.helpers.app import Served, serving
+from tests.unit.registry.stub import Request, Say, ok, say, stub
+
+SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom().randrange(1, 1 << 32)
+CASES = 1500
+LIMIT = 20.0  # seconds in which a call has ended, whatever the upstream does
+
+LIST = orjson.dumps({"name": "DEFAULT_GROUP@@a", "hosts": [], "cacheMillis": 10000, "lastRefTime": 1})
+CALLS = (
+    ("GET", "/nacos/v1/ns/instance/list?serviceName=%d"),
+    ("POST", "/nacos/v1/ns/instance?serviceName=%d&ip=10.0.0.1&port=80&ephemeral=false"),
+    ("PUT", "/nacos/v1/ns/instance/beat?serviceName=%d&ip=10.0.0.1&port=80"),
+    ("GET", "/nacos/v1/ns/operator/metrics?%d"),
+    ("GET", "/api/v1/services/%d"),
+    ("GET", "/nacos/v1/cs/configs?dataId=%d&group=b"),
+    ("HEAD", "/nacos/v1/cs/configs?dataId=%d&group=b"),
+    ("POST", "/nacos/v1/auth/login?username=%d"),
+)
+VERSIONS = (b"HTTP/1.1",) * 40 + (b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/9.9", b"ICY", b"")
+STATUSES = (
+    (b"200",) * 60
+    + tuple(
+        b"000 001 099 1 20 2000 100 101 102 103 199 201 204 205 206 299 301 304 399 400 404 418 500 503 599 600 999 "
+        b"700 -1 0x1 +200 2OO".split()
+    )
+    + (b"",)
+)
+REASONS = (b" OK",) * 20 + (b" ", b"", b"  ", b" \xff\xfe", b" \0", b" " + b"r" * 3000, b"\tOK")
+ENDS = (b"\r\n",) * 30 + (b"\n", b"\r", b"")
+FIELDS = (
+    b"Content-Type: application/json",
+    b"Content-Encoding: gzip",
+    b"Content-Encoding: x-gzip",
+    b"Content-Encoding: DEFLATE",
+    b"Content-Encoding: br",
+    b"Content-Encoding: zstd",
+    b"Content-Encoding: gzip, gzip",
+    b"Content-Encoding: identity",
+    b"Content-Encoding: of-nobody",
+    b"Transfer-Encoding: gzip",
+    b"Transfer-Encoding: gzip, chunked",
+    b"Transfer-Encoding: identity",
+    b"Connection: close",
+    b"Connection: keep-alive, content-length",
+    b"Connection: upgrade\r\nUpgrade: h2c",
+    b"Keep-Alive: timeout=0",
+    b"Date: yesterday",
+    b"Server: one\r\nServer: two",
+    b"X-Odd: \xff\xfe=\x80",
+    b"Location: //evil",
+    b"Trailer: X",
+    b"X:" + b"y" * 9000,
+    b": no name",
+    b"no colon",
+    b" folded",
+    b"X\0: y",
+    b"X: y\0",
+    b"\r\n".join([b"A: b"] * 300),
+    b"\r\n".join([b"A:b"] * 3000),
+)
+LENGTHS = (b"0", b"1", b"-1", b"+2", b"2, 2", b"0x2", b"", b"99999999999999999999999", b"18446744073709551615", b"1e3")
+BODIES = (b"ok", LIST) * 5 + (b"", b"[" * 5000, b"<html>", gzip.compress(gzip.compress(bytes(32 << 20))))
+SIZES = (b"%x", b"%x;ext=1", b"%X", b"-%x", b"0%x", b"fffffffffffffffff%x", b"%x;" + b"e" * 3000, b"%xg", b" %x")
+
+
+def framed(luck: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
+    """Headers that say how long a body is, rightly or not, and the bytes that follow."""
+    match luck.choice((0, 0, 0, 0, 1, 2, 3, 3, 3)):
+        case 0:
+            return [b"Content-Length: %d" % len(body)], body
+        case 1:
+            return [b"Content-Length: " + luck.choice(LENGTHS)], body
+        case 2:
+            return luck.choice(([], [b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked"])), body
+        case _:
+            end = luck.choice(
+                (b"0\r\n\r\n",) * 8 + (b"0\r\nT: x\r\n\r\n", b"0\r\n", b"", b"0\r\nContent-Length: 5\r\n\r\n")
+            )
+            size = luck.choice((SIZES[0],) * 20 + SIZES) % len(body)
+            return [b"Transfer-Encoding: chunked"], size + b"\r\n" + body + b"\r\n" + end
+
+
+def answer(luck: random.Random) -> Say:
+    """One that may be right in no part, cut into packets anywhere."""
+    before = luck.choice(
+        (b"",) * 30 + (b"HTTP/1.1 100 Continue\r\n\r\n" * luck.choice((1, 9, 900)), b"\r\n\r\n", b"\0")
+    )
+    lengths, body = framed(luck, luck.choice(BODIES))
+    fields = [*lengths, *luck.sample(FIELDS, luck.choice((0, 0, 0, 1, 3)))]
+    luck.shuffle(fields)
+    line = luck.choice(VERSIONS) + b" " + luck.choice(STATUSES) + luck.choice(REASONS)
+    end = luck.choice(ENDS)
+    data = before + end.join([line, *fields, b"", b""]) + body
+    data += luck.choice((b"",) * 9 + (b"more", b"HTTP/1.1 500 Evil\r\n\r\n"))
+    if luck.random() < 0.1:
+        data = data[: luck.randrange(len(data) + 1)]
+    cut = luck.randrange(len(data) + 1)
+    return say(data[:cut], data[cut:], then=luck.choice(("close", "close", "keep", "abort", "hang")))
+
+
+async def ended(proxy: Served, method: str, target: str) -> int:
+    """The status that the client got; 0 where an answer that was passed on is cut short, as the upstream's was."""
+    try:
+        async with proxy.http.stream(method, target, headers={"accept-encoding": "identity"}) as reply:
+            async for _ in reply.aiter_raw():
+                pass
+            return reply.status_code
+    except httpx.RemoteProtocolError as error:
+        assert "incomplete" in str(error) or "complete message body" in str(error), error
+        return 0
+
+
+@pytest.mark.timeout(600)
+async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(caplog: pytest.LogCaptureFixture) -> None:
+    print(f"NACOS_PROXY_TEST_SEED={SEED}")
+    luck = random.Random(SEED)
+    said: Say = ok()
+    settings = {"upstream_timeout": 0.1, "upstream_dialect": "v1", "cold_wait": 0.2, "breaker_failures": 1_000_000}
+    seen: dict[int, int] = {}
+    async with stub(lambda _: said) as upstream, serving(upstream=upstream.url, **settings) as proxy:
+        for number in range(CASES):
+            method, target = luck.choice(CALLS)
+            said = answer(luck)
+            passed = "/cs/" in target or "/auth/" in target
+            if passed and said.then in ("hang", "keep"):  # a long poll may last: whoever asks gives up, not we
+                said = say(*said.pieces, then="close")
+            status = await asyncio.wait_for(ended(proxy, method, target % number), LIMIT)
+            case = f"case {number}: {method} {target} {said}"
+            assert status == 0 or 200 <= status <= 599, case
+            bad = [record for record in caplog.records if record.levelno >= logging.ERROR]
+            bad = [
+                record for record in bad if record.getMessage() != "ASGI callable returned without completing response."
+            ]
+            assert bad == [], f"{case}: {bad}"
+            seen[status] = seen.get(status, 0) + 1
+    print(dict(sorted(seen.items())))
+    assert seen[200] > CASES / 20 and seen[502] > CASES / 20, seen
+
+
+BOMB = gzip.compress(gzip.compress(bytes(256 << 20)))
+
+
+@pytest.mark.parametrize("coding", [b"gzip, gzip", b"x-gzip", b"GZIP", b"deflate", b"br", b"zstd", b"other"])
+async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(coding: bytes) -> None:
+    field = b"Content-Encoding: " + coding
+    async with stub(lambda _: ok(BOMB, field)) as upstream, serving(upstream=upstream.url) as proxy:
+        tracemalloc.start()
+        try:
+            for target in ("/nacos/v1/ns/instance/list?serviceName=a", "/api/v1/services/a"):
+                refused = await proxy.http.get(target)
+                assert refused.status_code == 503 and "the answer is compressed" in refused.text
+            async with proxy.http.stream("GET", "/nacos/v1/cs/configs?dataId=a&group=b") as reply:
+                assert b"".join([chunk async for chunk in reply.aiter_raw()]) == BOMB
+                assert reply.headers["content-encoding"] == coding.decode()
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("status", ["000", "099", "600", "999"])
+@pytest.mark.parametrize(("method", "target"), [CALLS[1], CALLS[5], CALLS[7]])
+async def test_a_status_that_http_has_not_is_a_fault_of_the_upstream(status: str, method: str, target: str) -> None:
+    line = f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok".encode()
+
+    def play(request: Request) -> Say:
+        return say(line)
+
+    async with stub(play) as upstream, serving(upstream=upstream.url, upstream_dialect="v1") as proxy:
+        reply = await proxy.http.request(method, target % 1)
+        assert reply.status_code == 502
+        assert f"the answer has the status {status}, which HTTP has not" in reply.text
