@@ -28,7 +28,7 @@ COMMAND_BEAT = 5.0  # seconds between two looks at it
 @click.option("--enabled/--disabled", default=True)
 @click.option("--healthy/--unhealthy", default=True)
 @click.option("--managed", is_flag=True, help="Let the proxy beat for it.")
-@click.option("--check-http", metavar="URL", help="Managed: it lives while this answers below 400.")
+@click.option("--check-http", metavar="URL", help="Managed: it lives while this answers with 2xx.")
 @click.option("--check-tcp", metavar="HOST:PORT", help="Managed: it lives while this accepts connections.")
 @click.option("--check-ttl", metavar="DURATION", help="Managed: it lives while `beat` comes this often.")
 @click.option("--interval", default="5s", show_default=True, help="Managed: how often the check runs.")

@@ -14,7 +14,7 @@ import httpx
 
 from proxy.agent import Agent, Written
 from proxy.calls import Beat, Deregister, Register
-from proxy.catalog.checks import CheckSpec, Managed, local
+from proxy.catalog.checks import CheckSpec, Managed, local, room, startable
 from proxy.catalog.ledger import Place
 from proxy.errors import BadCall, Problem, ProxyError
 from proxy.model import Instance, ServiceKey
@@ -28,13 +28,14 @@ log = logging.getLogger("nacos_proxy.managed")
 class ManagedPolicy:
     """`allow` are networks that checks may reach besides this host; at most `most` managed instances.
 
+    At most `at_once` checks run at once. Of either number an owner has no more than it leaves free.
     `farewell`: seconds that a stop gives the instances to leave the registry.
     """
 
     allow: tuple[Network, ...] = ()
-    most: int = 1_000
+    most: int = 2_000
     tick: float = 0.25
-    at_once: int = 50
+    at_once: int = 100
     farewell: float = 5.0
 
 
@@ -45,7 +46,8 @@ class Keeper:
         self._agent = agent
         self._policy = policy
         self._places: dict[Place, Managed] = {}
-        self._running: dict[Place, asyncio.Task[None]] = {}
+        self._running: dict[Place, tuple[Managed, asyncio.Task[None]]] = {}
+        self._beating: dict[Place, asyncio.Task[None]] = {}
         self._remembered: set[Place] = set()
         self._client: httpx.AsyncClient | None = None  # where there is a use for it: to read the CAs takes a while
         self._task: asyncio.Task[None] | None = None
@@ -57,7 +59,8 @@ class Keeper:
     async def stop(self, *, deregister: bool = False) -> None:
         """Ends the checks; with `deregister` the instances leave the registry, which a planned stop may want."""
         await stop(self._task)
-        for task in list(self._running.values()):  # or a late beat would bring back what leaves now
+        checks = [task for _, task in self._running.values()]
+        for task in (*checks, *self._beating.values()):  # or a late beat would bring back what leaves now
             await stop(task)
         if deregister and self._places:
             leaving = [spawn(self._deregister(managed), name="farewell") for managed in self]
@@ -73,28 +76,32 @@ class Keeper:
             text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
             raise BadCall("managed.check", Problem.BODY, text, status=403)
 
-    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> Written[None]:
-        """Register and keep beating. Raises `BadCall` or what the upstream says."""
+    async def register(
+        self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
+    ) -> Written[None]:
+        """Register for the client at this address, and keep beating. Raises `BadCall` or what the upstream says."""
         self.check(spec)
-        if len(self._places) >= self._policy.most and (service, instance.ip, instance.port) not in self._places:
-            raise BadCall("managed", Problem.OTHER, f"{self._policy.most} instances are managed already", status=429)
+        if (service, instance.ip, instance.port) not in self._places:
+            held = sum(managed.owner == owner for managed in self)
+            if not room(held, len(self), self._policy.most):
+                text = f"{held} instances of this client are managed already, {len(self)} of all clients together"
+                raise BadCall("managed", Problem.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))
-        self.restore(Managed(service, instance, spec, heard=self._agent.clock.now()))
+        self.restore(Managed(service, instance, spec, owner))
         for listener in self._agent.on_registration:
             listener()
         return written
 
     def restore(self, managed: Managed) -> None:
         """One that was managed before a restart; its first check is due at once."""
-        managed.due_at = self._agent.clock.now()
-        managed.heard = managed.heard or self._agent.clock.now()
+        managed.begin(self._agent.clock.now())
         if managed.spec.kind == "http" and self._client is None:
             self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
-        place = (managed.service, managed.instance.ip, managed.instance.port)
+        place = managed.place
         self._places[place] = managed
         registration = self._agent.catalog.ledger.find(*place)
         if registration is not None:
-            registration.managed = managed.spec.dump()
+            registration.managed = managed.spec.dump() | ({"owner": managed.owner} if managed.owner else {})
             self._remembered.add(place)
 
     def restore_all(self) -> int:
@@ -104,13 +111,15 @@ class Keeper:
                 continue
             where = f"{registration.instance.address} of {registration.service}"
             try:
-                spec = CheckSpec.parse(dict(registration.managed))
+                kept = dict(registration.managed)
+                owner = str(kept.pop("owner", ""))
+                spec = CheckSpec.parse(kept, kept=True)
                 self.check(spec)
             except BadCall as error:
                 registration.managed = None
                 log.error("%s is not managed any more, its beats are its own affair: %s", where, error)
                 continue
-            self.restore(Managed(registration.service, registration.instance, spec))
+            self.restore(Managed(registration.service, registration.instance, spec, owner))
         return len(self._places)
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
@@ -140,40 +149,51 @@ class Keeper:
             if gap := stood_still(due, now):
                 for managed in self:
                     managed.shift(gap, now)
-            waiting = [item for item in self._places.items() if item[1].due_at <= now and item[0] not in self._running]
-            # The longest overdue first, or slow checks would have all the places every time.
-            for place, managed in sorted(waiting, key=lambda item: item[1].due_at):
-                if len(self._running) >= self._policy.at_once:
-                    break
-                self._running[place] = self._agent.supervisor.once(self._look_after(place, managed), name="check")
+            self._begin_checks(now)
+            self._begin_beats(now)
             due = now + self._policy.tick
             await clock.sleep_until(due)
 
+    def _begin_checks(self, now: float) -> None:
+        waiting = [m for place, m in self._places.items() if m.due_at <= now and place not in self._running]
+        running = [managed for managed, _ in self._running.values()]
+        for managed in startable(waiting, running, self._policy.at_once):
+            task = self._agent.supervisor.once(self._look_after(managed.place, managed), name="check")
+            self._running[managed.place] = managed, task
+
+    def _begin_beats(self, now: float) -> None:
+        for place, managed in self._places.items():
+            if place not in self._beating and managed.beats(now):
+                self._beating[place] = self._agent.supervisor.once(self._beat(place, managed), name="beat")
+
     async def _look_after(self, place: Place, managed: Managed) -> None:
+        began = self._agent.clock.now()
         try:
             error = await self._examine(managed)
-            was = managed.passing
-            action = managed.result(error, self._agent.clock.now())
+            was, now = managed.passing, self._agent.clock.now()
+            action = managed.result(error, now, now - began)
             if managed.passing is not was:
                 state = "passes again" if managed.passing else f"fails, its beats stop: {error}"
                 log.warning("the check of %s of %s %s", managed.instance.address, managed.service, state)
             if self._places.get(place) is not managed:
                 return
-            if action == "beat":
-                await self._beat(managed)
-            elif action == "deregister":
+            if action == "deregister":
                 log.warning("%s of %s failed too long: deregistered", managed.instance.address, managed.service)
                 await self._deregister(managed)
                 self.forget(managed.service, managed.instance.ip, managed.instance.port)
         finally:
             self._running.pop(place, None)
 
-    async def _beat(self, managed: Managed) -> None:
+    async def _beat(self, place: Place, managed: Managed) -> None:
         i = self._as_it_is(managed)
         try:
+            if self._places.get(place) is not managed:  # deregistered since
+                return
             await self._agent.write(Beat(managed.service, i.ip, i.port, i.cluster, i.ephemeral, i))
         except ProxyError as error:
             log.info("a beat for %s of %s did not get through: %s", i.address, managed.service, error)
+        finally:
+            self._beating.pop(place, None)
 
     async def _deregister(self, managed: Managed) -> None:
         i = self._as_it_is(managed)
@@ -203,7 +223,7 @@ class Keeper:
     async def _http(self, spec: CheckSpec) -> str:
         assert self._client is not None
         async with self._client.stream("GET", spec.target, timeout=None) as reply:
-            return "" if reply.status_code < 400 else f"{spec.target} answered {reply.status_code}"
+            return "" if 200 <= reply.status_code < 300 else f"{spec.target} answered {reply.status_code}"
 
     async def _tcp(self, spec: CheckSpec) -> str:
         host, _, port = spec.target.rpartition(":")

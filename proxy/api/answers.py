@@ -18,6 +18,11 @@ from proxy.wire.rules import NACOS, RULES
 ANY_AGE = Wants()
 
 
+def client_of(scope: Scope) -> str:
+    """Who asks: the address that connects, '' on a Unix socket."""
+    return (scope.get("client") or ("", 0))[0]
+
+
 async def read_body(request: Request, most: int) -> bytes:
     """The whole body. Raises `BadCall` with status 413 where it is longer than `most` bytes."""
     return await whole_body(request.scope, request.receive, most)

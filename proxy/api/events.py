@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api import documents as docs
-from proxy.api.answers import to_query
+from proxy.api.answers import client_of, to_query
 from proxy.api.channel import AsgiChannel, until_gone
 from proxy.api.reads import Bodies
 from proxy.api.rest import json_reply, target
@@ -63,10 +63,6 @@ class EventsPolicy:
     watched: int = 10_000
     services: int = 500
     prepared: int = 8 << 20
-
-
-def _address(scope: Scope) -> str:
-    return (scope.get("client") or ("", 0))[0]
 
 
 def _nobody(namespace: str, group: str) -> None:
@@ -115,7 +111,7 @@ class EventsApi:
         after = request.headers.get("last-event-id") or query.text("lastEventId")
         if self.closed:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
-        client = _address(request.scope)
+        client = client_of(request.scope)
         self.seats.take(client, interest.keys)
         return _Reader(self, interest, view, after[:100], client)
 
@@ -183,7 +179,7 @@ class EventsApi:
         key, query = target(request)
         view, index, wait = read_view(query), query.text("index").strip('"'), read_wait(query)
         await self.agent.read(key)  # raises where there is nothing to watch
-        client, woken = _address(request.scope), asyncio.Event()
+        client, woken = client_of(request.scope), asyncio.Event()
         interest = Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only)
         self.seats.take(client, interest.keys)
         self._polls.add(woken)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from proxy.agent import Agent, Written
 from proxy.api import documents as docs
-from proxy.api.answers import read_body, to_query
+from proxy.api.answers import client_of, read_body, to_query
 from proxy.api.reads import REVALIDATE, Reads, tagged, wants_of
 from proxy.api.routes import Routes
 from proxy.calls import BEAT_NOT_FOUND, GetInstance, ListServices, ServicePage
@@ -41,8 +41,10 @@ _INSTANCE = _SERVICE + "/instances/{address}"
 class Managing(Protocol):
     """Who beats for services that cannot: `managed.Keeper` is one."""
 
-    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec) -> Written[None]:
-        """Register and keep beating. Raises `BadCall` or what the upstream says."""
+    async def register(
+        self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
+    ) -> Written[None]:
+        """Register for the client at this address, and keep beating. Raises `BadCall` or what the upstream says."""
         ...
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
@@ -146,7 +148,8 @@ class RestApi:
         elif self._keeper is None:
             raise BadCall("managed", Problem.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
         else:
-            written = await self._keeper.register(key, instance, CheckSpec.parse(registering.managed))
+            spec = CheckSpec.parse(registering.managed)
+            written = await self._keeper.register(key, instance, spec, client_of(request.scope))
         return json_reply(host_json(instance, key), 201, (("location", _location(request, instance)), *_how(written)))
 
     async def update(self, request: Request) -> HttpReply:

@@ -2,24 +2,38 @@
 
 result            | while passing        | while failing
 ------------------|----------------------|------------------------------------------------------
-pass              | beat                 | beat, passing again
+pass              | passing              | passing again: a beat at once
 fail              | after n in a row:    | silence: the registry turns the instance unhealthy;
                   | failing              | after `deregister_after` seconds of it: deregister
+
+Beats have a time of their own: while an instance passes, it beats as often as Nacos expects, however seldom it is
+looked at.
+
+Checks run a limited number at once. A group of them may have as many places as it leaves free (a dynamic threshold, as
+switches share their buffers), so that no group, nor a few, can keep the others waiting. A group is an owner's checks
+that answered quickly the last time, or those that did not, or were never made.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from proxy.calls import beat_interval
+from proxy.catalog.ledger import Place
 from proxy.errors import BadCall, Problem
 from proxy.model import Instance, ServiceKey
 
 Kind = Literal["http", "tcp", "ttl"]
 Action = Literal["beat", "silence", "deregister"]
+
+LONGEST_TIMEOUT = 60.0  # seconds
+OFTENEST_BEAT = 1.0  # seconds between two beats, whatever the metadata says
+QUICK = 1.0  # seconds in which a check has to end to count as quick
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -40,7 +54,10 @@ def seconds(parameter: str, value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """What to look at, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL."""
+    """What to look at, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL.
+
+    `timeout` is at most `interval` and at most 60 s: who waits for an answer holds a place of the others.
+    """
 
     kind: Kind
     target: str = ""
@@ -51,8 +68,11 @@ class CheckSpec:
     ttl: float = 0.0
 
     @classmethod
-    def parse(cls, body: object) -> CheckSpec:
-        """From the `managed` object of a registration. Raises `BadCall` that names what is wrong."""
+    def parse(cls, body: object, *, kept: bool = False) -> CheckSpec:
+        """From the `managed` object of a registration. Raises `BadCall` that names what is wrong.
+
+        `kept`: it was accepted before, by a version that knew no bound for `timeout`, and is shortened.
+        """
         managed = _mapping("managed", body)
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
@@ -70,11 +90,12 @@ class CheckSpec:
         failures = managed.get("failures", 3)
         if not isinstance(failures, int) or not 1 <= failures <= 1000:
             raise BadCall("managed.failures", Problem.BODY, "managed.failures is a number from 1 to 1000")
+        interval = seconds("managed.interval", managed.get("interval", 5))
         return cls(
             kind,  # pyright: ignore[reportArgumentType] - one of the three, as checked above
             _target(kind, value),
-            seconds("managed.interval", managed.get("interval", 5)),
-            seconds("managed.timeout", managed.get("timeout", 2)),
+            interval,
+            _timeout(managed.get("timeout"), interval, kept),
             failures,
             seconds("managed.deregisterAfter", managed["deregisterAfter"]) if "deregisterAfter" in managed else 0.0,
             seconds("managed.check.ttl", value) if kind == "ttl" else 0.0,
@@ -101,11 +122,23 @@ def _mapping(parameter: str, body: object) -> Mapping[str, Any]:
     return body  # pyright: ignore[reportUnknownVariableType]
 
 
+def _timeout(value: object, interval: float, kept: bool) -> float:
+    most = min(interval, LONGEST_TIMEOUT)
+    if value is None:
+        return min(2.0, most)
+    timeout = seconds("managed.timeout", value)
+    if timeout <= most or kept:
+        return min(timeout, most)
+    bound = "its interval" if most == interval else f"{LONGEST_TIMEOUT:g} s"
+    text = f"managed.timeout is at most {bound}, which is {most:g} s here, not {timeout:g} s"
+    raise BadCall("managed.timeout", Problem.BODY, text)
+
+
 def _target(kind: str, value: object) -> str:
     text = str(value)
     if kind == "http":
-        parts = urlsplit(text)
         try:
+            parts = urlsplit(text)  # raises for brackets that do not close
             _ = parts.port  # raises for one that is none
         except ValueError as error:
             raise BadCall("managed.check.http", Problem.BODY, f"managed.check.http: {error}") from error
@@ -116,7 +149,7 @@ def _target(kind: str, value: object) -> str:
         return text
     if kind == "tcp":
         host, _, port = text.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
             raise BadCall("managed.check.tcp", Problem.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
         return text
     return ""
@@ -134,31 +167,65 @@ def local(host: str) -> bool:
 
 @dataclass(slots=True)
 class Managed:
-    """An instance that the proxy beats for. `heard` is the last sign of life of a TTL check."""
+    """An instance that the proxy beats for. `heard` is the last sign of life of a TTL check.
+
+    `owner` is the address of the client that registered it. `slow`: its last check took long, or it had none yet.
+    """
 
     service: ServiceKey
     instance: Instance
     spec: CheckSpec
+    owner: str = ""
     due_at: float = 0.0
+    beat_at: float = 0.0
+    slow: bool = True
     heard: float = 0.0
     failed: int = 0
     failing_since: float | None = None
     last_error: str = ""
     actions: dict[str, int] = field(default_factory=lambda: {})
 
+    def begin(self, now: float) -> None:
+        """It was registered, or read back: its first check is due at once, and a beat when an interval has passed."""
+        self.due_at, self.heard = now, self.heard or now
+        self.beat_at = now + self._beat_interval
+
     @property
     def passing(self) -> bool:
         return self.failing_since is None
 
-    def result(self, error: str, now: float) -> Action:
-        """A check ended ('' for a pass): what to do now. Sets when the next one is due."""
+    @property
+    def place(self) -> Place:
+        return (self.service, self.instance.ip, self.instance.port)
+
+    @property
+    def group(self) -> Hashable:
+        """With what it shares its places."""
+        return self.owner, self.slow
+
+    @property
+    def _beat_interval(self) -> float:
+        return max(OFTENEST_BEAT, beat_interval(self.instance.metadata) / 1000)
+
+    def beats(self, now: float) -> bool:
+        """Whether a beat is due; then the next one is due an interval later."""
+        if not self.passing or now < self.beat_at:
+            return False
+        self.beat_at = now + self._beat_interval
+        return True
+
+    def result(self, error: str, now: float, took: float = 0.0) -> Action:
+        """A check ended after so many seconds ('' for a pass): what to do now. Sets when the next one is due."""
         self.due_at = now + self.spec.interval
         self.last_error = error
-        action = self._passed() if not error else self._failed(now)
+        self.slow = took > QUICK
+        action = self._passed(now) if not error else self._failed(now)
         self.actions[action] = self.actions.get(action, 0) + 1
         return action
 
-    def _passed(self) -> Action:
+    def _passed(self, now: float) -> Action:
+        if not self.passing or not self.actions:
+            self.beat_at = now
         self.failed, self.failing_since = 0, None
         return "beat"
 
@@ -180,3 +247,19 @@ class Managed:
     def expired(self, now: float) -> str:
         """The error of a TTL check, '' while its last sign of life is young enough."""
         return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
+
+
+def room(held: int, in_all: int, most: int) -> bool:
+    """Whether somebody who holds `held` of the places may have another: never more than it leaves free."""
+    return held < most - in_all
+
+
+def startable(waiting: Iterable[Managed], running: Iterable[Managed], most: int) -> list[Managed]:
+    """The checks that may begin now, the longest overdue first; `most` run at once."""
+    held = Counter(managed.group for managed in running)
+    chosen: list[Managed] = []
+    for managed in sorted(waiting, key=lambda managed: managed.due_at):
+        if room(held[managed.group], held.total(), most):
+            held[managed.group] += 1
+            chosen.append(managed)
+    return chosen

@@ -110,13 +110,15 @@ def actions(keeper: Keeper) -> dict[str, int]:
     ("answer", "error"),
     [
         (reply("200 OK"), ""),
-        (reply("302 Found", "Location: http://127.0.0.1:1/"), ""),
+        (reply("204 No Content"), ""),
+        (reply("302 Found", "Location: http://127.0.0.1:1/"), "answered 302"),
+        (reply("429 Too Many Requests"), "answered 429"),
         (reply("503 Service Unavailable"), "answered 503"),
         (b"no http\r\n\r\n", "illegal"),
         (b"", "disconnected"),
     ],
 )
-async def test_an_http_check_passes_below_400(keeper: Keeper, clock: FakeClock, answer: bytes, error: str) -> None:
+async def test_an_http_check_passes_with_2xx_alone(keeper: Keeper, clock: FakeClock, answer: bytes, error: str) -> None:
     async with answering(answer) as port:
         await keeper.register(KEY, WORKER, http(port))
         await clock.advance(1)
@@ -205,6 +207,43 @@ async def test_it_registers_and_beats_with_all_that_was_registered(
     beats = registry.sent(Beat)
     assert len(beats) == 3
     assert [beat.full for beat in beats] == [full] * 3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "seconds"),
+    [({}, 5), ({"preserved.heart.beat.interval": "3000"}, 3), ({"preserved.heart.beat.interval": "1"}, 1)],
+)
+async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock, metadata: dict[str, str], seconds: int
+) -> None:
+    """An interval of ten minutes made a passing instance unhealthy after 15 s, again and again."""
+    await keeper.register(KEY, instance("127.0.0.1", 8080, metadata=metadata), CheckSpec("ttl", interval=600, ttl=3600))
+    await clock.advance(61)
+    assert actions(keeper) == {"beat": 1}, "it was checked once"
+    assert abs(len(registry.sent(Beat)) - 61 // seconds) <= 1
+
+
+async def test_a_check_that_is_slow_delays_no_beat(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    async with answering(None) as port:
+        await keeper.register(KEY, WORKER, http(port, timeout=600))
+        await clock.advance(16)
+        assert (actions(keeper), len(registry.sent(Beat))) == ({}, 3)
+        await keeper.stop()
+
+
+async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    """The first beat waits for the first check."""
+    spec = CheckSpec("tcp", f"127.0.0.1:{free_port()}", interval=1, failures=1)
+    remembered(owner, spec.dump())
+    keeper.restore_all()
+    await clock.advance(1)
+    await until(lambda: actions(keeper))
+    await clock.advance(60)
+    assert registry.sent(Beat) == []
 
 
 async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_first_pass(
@@ -302,6 +341,24 @@ async def test_slow_checks_do_not_starve_the_others(owner: Agent, clock: FakeClo
         assert managed[8080].passing
 
 
+async def test_checks_that_hang_leave_places_to_others_and_to_those_of_their_owner_that_answer(
+    owner: Agent, clock: FakeClock
+) -> None:
+    async with answering(None) as port, answering(reply("200 OK")) as well, keeping(owner, at_once=8) as keeper:
+        await keeper.register(KEY, WORKER, http(well), "10.0.0.1")
+        await clock.advance(1)
+        await until(lambda: actions(keeper))
+        for number in range(1, 20):
+            await keeper.register(KEY, instance("127.0.0.1", number), http(port, timeout=5.0), "10.0.0.1")
+        await clock.advance(1)
+        await keeper.register(KEY, instance("127.0.0.1", 9000), http(well), "10.0.0.2")
+        managed = {m.instance.port: m for m in keeper}
+        await clock.advance(5)
+        await until(lambda: managed[8080].actions == {"beat": 2} and managed[9000].actions == {"beat": 1})
+        assert all(managed[number].actions == {} for number in range(1, 20)), "those still hang"
+        await keeper.stop()
+
+
 async def test_one_check_at_a_time_of_an_instance(keeper: Keeper, clock: FakeClock) -> None:
     asked, ended = 0, asyncio.Event()
 
@@ -328,10 +385,20 @@ async def test_no_more_than_the_policy_says(owner: Agent) -> None:
     async with keeping(owner, most=1) as keeper:
         await keeper.register(KEY, WORKER, ttl())
         await keeper.register(KEY, WORKER, ttl(60))
-        with pytest.raises(BadCall, match="1 instances are managed already") as refused:
+        with pytest.raises(BadCall, match="1 instances of this client are managed already") as refused:
             await keeper.register(KEY, instance("127.0.0.1", 2), ttl())
         assert refused.value.status == 429
         assert len(keeper) == 1
+
+
+async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> None:
+    async with keeping(owner, most=4) as keeper:
+        for number in range(2):
+            await keeper.register(KEY, instance("127.0.0.1", number), ttl(), "10.0.0.1")
+        with pytest.raises(BadCall, match="2 instances of this client are managed already") as refused:
+            await keeper.register(KEY, instance("127.0.0.1", 9), ttl(), "10.0.0.1")
+        assert refused.value.status == 429
+        await keeper.register(KEY, instance("127.0.0.1", 9), ttl(), "10.0.0.2")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "metadata.google.internal", "0.0.0.0", "[2001:db8::1]"])
@@ -390,6 +457,15 @@ async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
     assert keeper.restore_all() == 1
     assert registration.managed is None
     assert f"127.0.0.1:8080 of {KEY} is not managed any more" in caplog.text
+
+
+async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(keeper: Keeper, owner: Agent) -> None:
+    check = {"interval": "5s", "timeout": "604800s", "check": {"tcp": "127.0.0.1:80"}, "owner": "10.0.0.1"}
+    registration = remembered(owner, check)
+    assert keeper.restore_all() == 1
+    (managed,) = keeper
+    assert (managed.spec.timeout, managed.owner) == (5.0, "10.0.0.1")
+    assert registration.managed == {**managed.spec.dump(), "owner": "10.0.0.1"}
 
 
 async def test_the_disk_hears_of_a_managed_registration(keeper: Keeper, owner: Agent) -> None:

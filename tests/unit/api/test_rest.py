@@ -216,8 +216,10 @@ class Keeper:
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
 
-    async def register(self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec) -> Written[None]:
-        self.told.append(("register", service, instance.address, spec.kind, spec.ttl))
+    async def register(
+        self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec, owner: str = ""
+    ) -> Written[None]:
+        self.told.append(("register", service, instance.address, spec.kind, spec.ttl, owner))
         return Written(None, "local")
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
@@ -238,7 +240,7 @@ async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     await ask(app, "PUT", f"{ONE}/beat", json_body={})
     await ask(app, "DELETE", ONE)
     assert keeper.told == [
-        ("register", KEY, "10.0.0.1:80", "ttl", 30.0),
+        ("register", KEY, "10.0.0.1:80", "ttl", 30.0, "127.0.0.1"),
         ("heard", "10.0.0.1", 80),
         ("forget", "10.0.0.1", 80),
     ]

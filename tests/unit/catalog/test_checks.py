@@ -1,8 +1,10 @@
 """What the results of a managed instance's checks mean."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.catalog.checks import CheckSpec, Managed, local, seconds
+from proxy.catalog.checks import CheckSpec, Managed, local, seconds, startable
 from proxy.errors import BadCall
 from proxy.model import Instance, ServiceKey
 
@@ -64,6 +66,14 @@ def test_what_a_client_wrote_survives_being_written_down(body: dict[str, object]
         ({"check": {"http": "ftp://x"}}, "managed.check.http"),
         ({"check": {"http": "http://user:secret@127.0.0.1/"}}, "managed.check.http"),
         ({"check": {"http": "http://127.0.0.1:99999/"}}, "managed.check.http"),
+        ({"check": {"http": "http://[::1"}}, "managed.check.http"),
+        ({"check": {"http": ["http://127.0.0.1/"]}}, "managed.check.http"),
+        ({"check": {"tcp": f"127.0.0.1:{'9' * 5000}"}}, "managed.check.tcp"),
+        ({"check": {"tcp": f"127.0.0.1:{'0' * 5000}80"}}, "managed.check.tcp"),
+        ({"check": {"ttl": "30s"}, "timeout": "6s"}, "managed.timeout"),
+        ({"check": {"ttl": "30s"}, "interval": "2m", "timeout": "61s"}, "managed.timeout"),
+        ({"check": {"ttl": "30s"}, "interval": "3d", "timeout": "2d"}, "managed.interval"),
+        ({"check": {"ttl": "30s"}, "timeout": "nan"}, "managed.timeout"),
         ({"check": {"tcp": "nowhere"}}, "managed.check.tcp"),
         ({"check": {"ttl": "soon"}}, "managed.check.ttl"),
         ({"check": {"ttl": "30s"}, "interval": "-1s"}, "managed.interval"),
@@ -75,6 +85,56 @@ def test_a_bad_check_is_refused_with_the_name_of_what_is_wrong(body: object, par
     with pytest.raises(BadCall) as caught:
         CheckSpec.parse(body)
     assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize(
+    ("body", "timeout"),
+    [({}, 2.0), ({"interval": "500ms"}, 0.5), ({"timeout": "5s"}, 5.0), ({"interval": "2m", "timeout": "60s"}, 60.0)],
+)
+def test_a_timeout_is_no_longer_than_its_interval(body: dict[str, object], timeout: float) -> None:
+    assert CheckSpec.parse({"check": {"ttl": "30s"}, **body}).timeout == timeout
+
+
+def test_a_timeout_that_is_too_long_is_told_its_bound() -> None:
+    with pytest.raises(BadCall, match="at most its interval, which is 5 s here, not 86400 s"):
+        CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"})
+    with pytest.raises(BadCall, match="at most 60 s"):
+        CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h", "interval": "24h"})
+    assert CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"}, kept=True).timeout == 5.0
+
+
+GROUPS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60)
+
+
+def checks_of(groups: list[tuple[str, bool]]) -> list[Managed]:
+    of = managed()
+    return [
+        Managed(of.service, of.instance, of.spec, owner, slow=slow, due_at=n) for n, (owner, slow) in enumerate(groups)
+    ]
+
+
+@given(GROUPS, GROUPS, st.integers(8, 40))
+def test_checks_begin_within_the_bound_and_every_group_gets_a_place(
+    before: list[tuple[str, bool]], waiting: list[tuple[str, bool]], most: int
+) -> None:
+    """Six groups at the most are tried here: among 8 places, none of them finds all taken."""
+    running = startable(checks_of(before), [], most)
+    begun = startable(checks_of(waiting), running, most)
+    assert len(running) + len(begun) < most
+    idle = {m.group for m in checks_of(waiting)} - {m.group for m in running}
+    assert idle <= {m.group for m in begun}
+    for group in idle:
+        due = [m.due_at for m in begun if m.group == group]
+        assert due == [m.due_at for m in checks_of(waiting) if m.group == group][: len(due)], (
+            "the longest overdue first"
+        )
+
+
+def test_a_group_has_no_more_places_than_it_leaves_free() -> None:
+    evil = checks_of([("evil", True)] * 100)
+    running = startable(evil, [], 100)
+    assert len(running) == 50
+    assert len(startable(checks_of([("good", False)] * 100), running, 100)) == 25
 
 
 @pytest.mark.parametrize(
