@@ -335,10 +335,10 @@ class Agent:
     # watch
 
     async def watch(
-        self, interest: Filter, wake: Callable[[], None], after: str = ""
+        self, interest: Filter, wake: Callable[[], None], after: str = "", client: str = ""
     ) -> tuple[Mailbox, list[Snapshot]]:
         """As `Watching.watch`."""
-        return await self._watching.watch(interest, wake, after)
+        return await self._watching.watch(interest, wake, after, client)
 
     def unwatch(self, mailbox: Mailbox) -> bool:
         """Ends what `watch` began; harmless when done before. Whether it was not."""

@@ -64,7 +64,6 @@ class Poller:
         self._filled = 0.0
         self._last_call = -policy.quiet
         self._names_due: dict[tuple[str, str], float] = {}
-        self._found: dict[ServiceKey, None] = {}
         self._asked_names: set[tuple[str, str]] = set()
         self._told = -1
         self._listening: asyncio.Task[None] | None = None
@@ -151,16 +150,13 @@ class Poller:
     # polls
 
     def _ask_due(self, now: float) -> int:
-        """Ask for what is due, names that nobody has seen yet before the rest; how many that were."""
+        """Ask for what is due; how much that was."""
         agent, cache, breaker = self._agent, self._agent.catalog.cache, self._agent.catalog.breaker
         self._fill(now)
         if not breaker.allows(now):
             return 0
         left = min(int(self._tokens), max(0, self._policy.at_once - len(agent.fetching))) if breaker.up else 1
-        new = [self._found.popitem()[0] for _ in range(min(left, len(self._found)))]
-        for key in new:
-            cache.touch(key, now)
-        keys = [*new, *cache.due(now, left - len(new))]
+        keys = cache.due(now, left)
         for key in keys:
             entry = cache.get(key)
             agent.refresh(key, "poll" if entry is None else entry.because)
@@ -258,11 +254,7 @@ class Poller:
             self._asked_names.discard((namespace, group))
         cache, now = self._agent.catalog.cache, self._agent.clock.now()
         for name in names:
-            key = ServiceKey(namespace, group, name)
-            if cache.watched(key, now):
-                cache.touch(key, now)
-            else:  # unknown, or empty so far, which nobody else asks for again
-                self._found[key] = None
+            cache.found(ServiceKey(namespace, group, name), now)
 
     async def _names(self, namespace: str, group: str) -> list[str]:
         size, most = self._policy.discover_page, self._policy.discover_most

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     poll_interval_subscribed: Duration = Field(1.0, description="How often a service with subscribers is asked for.")
     poll_interval_read: Duration = Field(5.0, description="How often a service that is only read is asked for.")
     poll_safety: Duration = Field(30.0, description="How often either is asked for while push is alive.")
-    poll_budget: float = Field(200.0, gt=0, description="Polls a second in all.")
+    poll_budget: float = Field(200.0, gt=0, description="Polls a second in all; who listens shares them fairly.")
     watch_idle: Duration = Field(600.0, description="How long a service is kept fresh after its last read.")
     # events
     events_history: int = Field(4096, ge=0, description="Events from which a reader can resume.")

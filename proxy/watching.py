@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox
+from proxy.catalog.shelf import Watcher
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot
 from proxy.runtime import Clock
@@ -27,17 +28,22 @@ class Watching:
         self._read = read
         self._clock = clock
 
-    async def watch(self, interest: Filter, wake: Callable[[], None], after: str) -> tuple[Mailbox, list[Snapshot]]:
+    async def watch(
+        self, interest: Filter, wake: Callable[[], None], after: str, client: str = ""
+    ) -> tuple[Mailbox, list[Snapshot]]:
         """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
 
         A service that cannot be fetched now has no snapshot; its first change will hold the whole state. Who resumes
         gets a snapshot of what no change may have told of (`_untold`); it stands for all that waits of that service.
+        `client` is the address that shares the budget of polls with others.
         """
         await asyncio.gather(*(self._warm(key) for key in interest.keys))
         now = self._clock.now()
         mailbox = self._hub.subscribe(interest, wake, after)
+        mailbox.client = client
+        watcher = _watcher(mailbox)
         for key in interest.keys:
-            self._cache.watch(key, now)
+            self._cache.watch(key, now, watcher)
         if after and not mailbox.reset:
             untold = self._untold(interest)
             for snapshot in untold:
@@ -49,8 +55,9 @@ class Watching:
         """Ends what `watch` began; harmless when done before. Whether it was not."""
         if not self._hub.unsubscribe(mailbox):
             return False
+        watcher = _watcher(mailbox)
         for key in mailbox.filter.keys:
-            self._cache.unwatch(key, self._clock.now())
+            self._cache.unwatch(key, self._clock.now(), watcher)
         return True
 
     def _untold(self, interest: Filter) -> list[Snapshot]:
@@ -73,3 +80,7 @@ class Watching:
             return [entry.shown for entry in listed if entry is not None and entry.shown is not None]
         shown = (entry.shown for entry in self._cache.entries() if interest.wants(entry.key))
         return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
+
+
+def _watcher(mailbox: Mailbox) -> Watcher:
+    return mailbox.client, id(mailbox)

@@ -184,7 +184,7 @@ class EventsApi:
         self.seats.take(client, interest.keys)
         self._polls.add(woken)
         try:
-            mailbox, known = await self.agent.watch(interest, woken.set)
+            mailbox, known = await self.agent.watch(interest, woken.set, client=client)
             try:
                 if known and known[0].revision == index and not self.closed:
                     await self._first_change(request, mailbox, woken, view, wait)
@@ -295,7 +295,7 @@ class _Reader:
     async def _begin(self) -> list[bytes]:
         """Listens from now on; what the stream begins with."""
         api, agent = self._api, self._api.agent
-        self._mailbox, known = await agent.watch(self._interest, _nothing, self._after)
+        self._mailbox, known = await agent.watch(self._interest, _nothing, self._after, self._client or "")
         if self._interest.everything is not None:
             api.discover(*self._interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker

@@ -195,7 +195,7 @@ def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[st
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
         "watched": cache.watches(entry, now),
-        "subscribers": entry.watchers,
+        "subscribers": entry.watchers.total(),
         "registeredHere": entry.owned,
         "pendingWrites": len(entry.pending),
         "fromDisk": entry.from_disk,

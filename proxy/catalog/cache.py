@@ -7,12 +7,14 @@ monotonic clock). Rules of this file:
   error is the younger where both are there);
 - what readers see is the upstream's word with the pending writes on top; only `_show` sets it;
 - services that nobody registered have a bound of their own, so that asking for a million names pushes out nothing;
-- what is planned is what is watched: the schedule has a place for each watched service, due or being asked for.
+- what is planned is what is watched: the schedule has a place for each watched service, due or being asked for;
+- what is due takes turns by client, so that no listener delays another.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -25,7 +27,8 @@ from proxy.catalog.look import Freshness, Look, freshness
 from proxy.catalog.overlay import UNHEARD, OverlayPolicy, Pending, add, explained, fold, settle
 from proxy.catalog.recent import Recent
 from proxy.catalog.schedule import Schedule
-from proxy.catalog.shelf import Entry, Shelf
+from proxy.catalog.shelf import UNLIKELY, Entry, Shelf, Watcher, discovery
+from proxy.catalog.turns import Turns
 from proxy.effects import apply
 from proxy.errors import ProxyError
 from proxy.model import Change, ServiceKey, Snapshot, Source, diff
@@ -62,7 +65,7 @@ class Cache:
         self._luck = luck
         self._shelf = Shelf(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
         self._schedule = Schedule()
-        self._behind: dict[ServiceKey, None] = {}  # unlikely ones whose turn it was, the longest waiting first
+        self._turns = Turns()
 
     # reading
 
@@ -240,21 +243,30 @@ class Cache:
 
     # watching
 
-    def watch(self, key: ServiceKey, now: float) -> None:
+    def watch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
         """Someone listens to the service from now on."""
         entry = self._entry(key)
-        entry.watchers += 1
+        entry.watchers[who] += 1
         self._shelf.place(entry)
+        self._turns.drop(key)  # it may be sooner its turn now
         moment = max(now, entry.contact + self._interval(entry), entry.retry_at)
         self._plan(entry, min(self._schedule.moment(key), moment), now)
 
-    def unwatch(self, key: ServiceKey, now: float) -> None:
+    def unwatch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
         entry = self._entry(key)
-        entry.watchers = max(0, entry.watchers - 1)
+        entry.watchers -= Counter((who,))
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
         if not self.watches(entry, now):
             self._schedule.drop(key)
+
+    def found(self, key: ServiceKey, now: float) -> None:
+        """The upstream has this name, and someone listens to all that it has: also to what nobody asks for."""
+        if (entry := self._shelf.get(key)) is not None and self.watches(entry, now):
+            entry.found = now
+            self._keep(entry, now)
+        else:
+            self._turns.put(key, now, (discovery(key),))
 
     def own(self, key: ServiceKey, number: int, now: float) -> None:
         """How many instances of the service are registered through this proxy."""
@@ -282,39 +294,40 @@ class Cache:
                 self._plan(entry, min(self._schedule.moment(key), moment), now)
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
-        """At most `budget` services whose turn it is, most overdue first; none is due again until its fetch ends.
-
-        Those that nobody registered yet stand back: whoever listens to a lot of them delays nobody else.
-        """
+        """At most `budget` services whose turn it is; none is due again until its fetch ends."""
+        self._line_up(now)
         keys: list[ServiceKey] = []
-        likely = budget - 1 if self._behind and budget > 1 else budget
-        while len(keys) < likely and (key := self._schedule.take(now)) is not None:
+        while len(keys) < budget and (turn := self._turns.take()) is not None:
+            key, lane = turn
             entry = self._shelf.get(key)
-            if entry is None or not self.watches(entry, now):
+            if lane == discovery(key) and key not in self._schedule:
+                entry = self._entry(key)
+                entry.found = now
+            elif entry is None or not self.watches(entry, now):
                 self._schedule.drop(key)
-            elif entry.unlikely:
-                self._behind[key] = None
-            else:
-                entry.asking = True
-                keys.append(key)
-        while len(keys) < budget and self._behind:
-            key = next(iter(self._behind))
-            del self._behind[key]
-            entry = self._shelf.get(key)
-            if entry is None:
-                self._schedule.drop(key)
-            elif not entry.asking and key in self._schedule and self._schedule.moment(key) == math.inf:  # not anew
+                continue
+            elif self._schedule.moment(key) < math.inf:  # planned anew
+                continue
+            if not entry.asking:
                 entry.asking = True
                 keys.append(key)
         return keys
 
+    def _line_up(self, now: float) -> None:
+        while (moment := self._schedule.next()) <= now and (key := self._schedule.take(now)) is not None:
+            entry = self._shelf.get(key)
+            if entry is None or not self.watches(entry, now):
+                self._schedule.drop(key)
+            else:
+                self._turns.put(key, moment, entry.lanes(now - self._policy.watch_idle))
+
     def next_due(self) -> float:
         """When `due` may have something, infinity for never."""
-        return -math.inf if self._behind else self._schedule.next()
+        return -math.inf if self._turns else self._schedule.next()
 
     def longest_due(self) -> float:
-        """The moment of the service whose turn is next; those that stand back do not count."""
-        return self._schedule.next()
+        """Since when the service waits that waits longest, infinity for none; unlikely ones do not count."""
+        return min(self._schedule.next(), self._turns.oldest(but=UNLIKELY))
 
     def watched(self, key: ServiceKey, now: float) -> bool:
         """Someone listens, or has read it lately, or registered an instance of it here."""
@@ -325,7 +338,7 @@ class Cache:
         """The same of one of `entries`."""
         if entry.pinned or (entry.pending and entry.shown is not None):
             return True
-        return entry.lived and now - entry.last_read < self._policy.watch_idle
+        return entry.lived and now - max(entry.last_read, entry.found) < self._policy.watch_idle
 
     def _pace(self, entry: Entry) -> float:
         return self._policy.interval_subscribed if entry.watchers else self._policy.interval_read

@@ -83,6 +83,7 @@ class Mailbox:
 
     def __init__(self, interest: Filter, wake: Callable[[], None]) -> None:
         self.filter = interest
+        self.client = ""  # whose it is
         self.reset = False
         self.straight: Callable[[Event], None] | None = None
         self._wake = wake

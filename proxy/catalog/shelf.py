@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from cachetools import Cache, LRUCache
 
 from proxy.catalog.overlay import Pending
+from proxy.catalog.turns import Lane
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot, Source
+
+Watcher = tuple[str, int]  # a client, by its address, and one of its streams
+READS: Lane = ("reads", "")
+UNLIKELY = "unlikely"
+
+
+def discovery(key: ServiceKey) -> Lane:
+    """Where what nobody asks for waits, of a group that someone listens to as a whole."""
+    return "discovery", (key.namespace, key.group)
+
 
 LOOKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
 
@@ -22,7 +34,8 @@ class Entry:
 
     `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did. `retry_at`
     is before when a stale read alone is no reason to ask again: the last fetch failed, or its list is held back.
-    `lived` says that instances were seen, which no asking for names brings about.
+    `lived` says that instances were seen, which no asking for names brings about. `found`: when the upstream last had
+    its name for someone who listens to all that there is.
     """
 
     key: ServiceKey
@@ -35,7 +48,8 @@ class Entry:
     pending: tuple[Pending, ...] = ()
     held_since: float | None = None
     last_read: float = -math.inf
-    watchers: int = 0
+    found: float = -math.inf
+    watchers: Counter[Watcher] = field(default_factory=lambda: Counter())
     owned: int = 0
     asking: bool = False
     told: float = -math.inf
@@ -46,7 +60,7 @@ class Entry:
     @property
     def pinned(self) -> bool:
         """Whether it must not be pushed out: someone listens, or registered an instance here."""
-        return self.watchers > 0 or self.owned > 0
+        return bool(self.watchers) or self.owned > 0
 
     def second_look(self, now: float) -> float:
         """When to ask again for what was told last, infinity where no more is owed to it.
@@ -55,6 +69,12 @@ class Entry:
         earlier one meanwhile (DESIGN fact 19): it is to be seen within 2 s.
         """
         return next((self.told + after for after in LOOKS if self.told + after > now), math.inf)
+
+    def lanes(self, read_since: float) -> Iterable[Lane]:
+        """Where it may wait for its turn, none of which delays the others. Unlikely ones share one of their client."""
+        if self.watchers:
+            return ((client, UNLIKELY) for client, _ in self.watchers) if self.unlikely else self.watchers
+        return (READS if self.owned or self.pending or self.last_read > read_since else discovery(self.key),)
 
     @property
     def unlikely(self) -> bool:

@@ -845,7 +845,7 @@ async def test_ending_a_watch_twice_does_not_end_that_of_another(world: World) -
     world.agent.unwatch(first)
     world.agent.unwatch(first)
     entry = world.agent.catalog.cache.get(KEY)
-    assert entry is not None and entry.watchers == 1
+    assert entry is not None and entry.watchers.total() == 1
 
 
 async def test_closing_ends_what_is_under_way_and_the_registry() -> None:

@@ -207,6 +207,53 @@ async def test_what_push_does_not_cover_is_polled_as_without_it() -> None:
         assert set(world.polls()) == {other}
 
 
+async def longest_pauses(world: World, services: Collection[ServiceKey], seconds: float) -> dict[ServiceKey, float]:
+    """The longest time between two polls of each service."""
+    world.polls()
+    last, longest = dict.fromkeys(services, world.clock.now()), dict.fromkeys(services, 0.0)
+    end = world.clock.now() + seconds
+    while (now := world.clock.now()) < end:
+        await world.clock.advance(0.1)
+        for polled in world.polls():
+            if polled in last:
+                longest[polled], last[polled] = max(longest[polled], now - last[polled]), now
+    return {service: max(longest[service], end - last[service]) for service in services}
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+@pytest.mark.parametrize("client", ["10.0.0.1", "10.0.0.2"], ids=["same address", "other address"])
+async def test_who_listens_to_thousands_of_services_delays_nobody_else(streams: int, client: str) -> None:
+    """4,000 services of one listener made each poll of the others wait for 20 s in place of 1 s."""
+    async with polling(budget=200.0) as world:
+        services = await world.fill(4_020)
+        heavy, light, read = services[:4000], services[4000:4010], services[4010:]
+        for number in range(streams):
+            part = frozenset(heavy[number::streams])
+            await world.agent.watch(Filter(part), lambda: None, client="10.0.0.1")
+        for service in light:
+            await world.agent.watch(Filter(frozenset({service})), lambda: None, client=client)
+        await world.clock.advance(5.0)
+        pauses = await longest_pauses(world, (*light, *read), 30.0)
+        assert max(pauses[service] for service in light) <= 2.0, pauses
+        assert max(pauses[service] for service in read) <= 6.5, pauses
+        rest = await longest_pauses(world, heavy, 60.0)
+        assert max(rest.values()) < 40.0, "they have what is left"
+        print(f"light {max(pauses[s] for s in light):.1f} s, read {max(pauses[s] for s in read):.1f} s,", end=" ")
+        print(f"heavy {max(rest.values()):.1f} s")
+
+
+async def test_who_listens_to_a_whole_namespace_of_thousands_delays_nobody_else() -> None:
+    async with polling(budget=200.0) as world:
+        for service in [key(f"s{number}") for number in range(4_000)]:
+            world.shelf.services[service] = snapshot(A, service=service)
+        light = [key("s0"), key("s1")]
+        for service in light:
+            await world.agent.watch(Filter(frozenset({service})), lambda: None, client="10.0.0.2")
+        world.poller.discover(*GROUP)
+        pauses = await longest_pauses(world, light, 30.0)
+        assert max(pauses.values()) <= 2.0, pauses
+
+
 async def test_a_budget_that_does_not_suffice_is_said_once_and_when_it_does_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -1,13 +1,15 @@
 """Under which bound an entry is kept: pinned ones under none, names that nobody registered under one of their own."""
 
 import itertools
+from collections import Counter
 
 from cachetools import LRUCache
 
-from proxy.catalog.shelf import Entry, Shelf
+from proxy.catalog.shelf import READS, UNLIKELY, Entry, Shelf, discovery
 from proxy.model import ServiceKey
 from tests.helpers.build import instance, key, snapshot
 
+READER = ("127.0.0.1", 1)
 NAMES = (key(f"s{number}") for number in itertools.count())
 
 
@@ -51,7 +53,7 @@ def test_known_services_push_out_the_one_that_was_looked_at_longest_ago() -> Non
 def test_who_is_listened_to_or_registered_here_is_never_pushed_out() -> None:
     kept = shelf(known=1, unknown=1)
     listened, owned = known_entry(), unknown_entry()
-    listened.watchers, owned.owned = 1, 1
+    listened.watchers[READER], owned.owned = 1, 1
     place(kept, listened, owned, *(known_entry() for _ in range(5)), *(unknown_entry() for _ in range(5)))
     assert kept.get(listened.key) is listened
     assert kept.get(owned.key) is owned
@@ -63,7 +65,7 @@ def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None
     entry = unknown_entry()
     place(kept, entry)
     for change in ("known", "pinned", "known", "unknown"):
-        entry.watchers = int(change == "pinned")
+        entry.watchers = Counter({READER: 1} if change == "pinned" else {})
         entry.shown = snapshot(instance(), service=entry.key) if change != "unknown" else None
         kept.place(entry)
         assert kept.get(entry.key) is entry
@@ -77,19 +79,19 @@ def test_an_emptied_service_counts_as_unknown_until_someone_listens() -> None:
     entry = unknown_entry()
     entry.shown = snapshot(service=entry.key)
     assert entry.unknown
-    entry.watchers = 1
+    entry.watchers[READER] = 1
     assert not entry.unknown and entry.pinned
 
 
 def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
     kept = shelf()
     pinned, known, unknown = known_entry(), known_entry(), unknown_entry()
-    pinned.watchers = 1
+    pinned.watchers[READER] = 1
     place(kept, unknown, known, pinned)
     seen = []
     for entry in kept:
         seen.append(entry)
-        entry.watchers = 0
+        entry.watchers.clear()
         kept.place(entry)
     assert seen[0] is pinned and set(map(id, seen)) == {id(pinned), id(known), id(unknown)}
 
@@ -102,3 +104,19 @@ def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
     assert {entry.key for entry in kept} == {used, idle}
     place(kept, known_entry())
     assert (kept.get(used) is not None, kept.get(idle)) == (True, None)
+
+
+def test_an_entry_waits_by_who_wants_it() -> None:
+    """Streams each have a lane, unlikely names one for each client, and reads and discovery one for themselves."""
+    entry = known_entry()
+    entry.lived = True
+    assert entry.lanes(read_since=0) == (discovery(entry.key),)
+    entry.last_read = 1
+    assert entry.lanes(read_since=0) == (READS,)
+    entry.last_read, entry.owned = -1, 1
+    assert entry.lanes(read_since=0) == (READS,)
+    other = ("10.0.0.1", 7)
+    entry.watchers.update((READER, other))
+    assert list(entry.lanes(read_since=0)) == [READER, other]
+    entry.lived, entry.owned = False, 0
+    assert list(entry.lanes(read_since=0)) == [("127.0.0.1", UNLIKELY), ("10.0.0.1", UNLIKELY)]
