@@ -14,8 +14,9 @@ import httpx
 
 from proxy.agent import Agent, Written
 from proxy.calls import Beat, Deregister, Register
-from proxy.catalog.checks import CheckSpec, Managed, local, room, startable
+from proxy.catalog.checks import CheckSpec, Managed, local, startable
 from proxy.catalog.ledger import Place
+from proxy.catalog.turns import room
 from proxy.errors import BadCall, Problem, ProxyError
 from proxy.model import Instance, ServiceKey
 from proxy.runtime import spawn, stood_still, stop

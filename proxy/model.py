@@ -168,6 +168,10 @@ class Snapshot:
         return {instance.key: instance for instance in self.instances}
 
     @cached_property
+    def clusters(self) -> frozenset[str]:
+        return frozenset(instance.cluster for instance in self.instances)
+
+    @cached_property
     def by_address(self) -> Mapping[tuple[str, int], tuple[InstanceKey, ...]]:
         """Who is at an address, in order: one on Nacos 2.x, maybe one of each cluster elsewhere."""
         found: dict[tuple[str, int], tuple[InstanceKey, ...]] = {}

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from proxy.catalog.journal import Waiting
 from proxy.catalog.ledger import Place, Registration
-from proxy.catalog.pushes import Subscription
+from proxy.catalog.pushes import MOST, Subscription
 from proxy.home import Home
 from proxy.lock import OF_THE_DISK, lock
 from proxy.model import ServiceKey, Snapshot
@@ -190,7 +190,7 @@ class StateFile:
         return self._rows_of(db, "journal", "ORDER BY number", load_waiting)
 
     def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
-        return self._rows_of(db, "subscriber", "", load_subscriber)
+        return self._rows_of(db, "subscriber", f"LIMIT {MOST}", load_subscriber)
 
     def _rows_of(self, db: sqlite3.Connection, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
         """Of a table that a file of before has not, and cannot get where it cannot be written."""

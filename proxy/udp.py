@@ -28,10 +28,17 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class UdpPolicy:
-    """Networks that may be pushed to besides loopback and this host's own addresses."""
+    """Networks that may be pushed to besides loopback and this host's own addresses.
+
+    A change is told to `at_once` subscribers in one stretch, and to no more once that has taken `stretch` seconds; the
+    rest follows after `pause` seconds, and so on.
+    """
 
     allow: tuple[Network, ...] = ()
     tick: float = 1.0
+    at_once: int = 50
+    stretch: float = 0.002
+    pause: float = 0.01
 
 
 class UdpPush(asyncio.DatagramProtocol):
@@ -49,7 +56,8 @@ class UdpPush(asyncio.DatagramProtocol):
         self._supervisor = supervisor or Supervisor(clock)
         self._policy = policy
         self._transport: asyncio.DatagramTransport | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._behind = asyncio.Event()  # some are still to be told
         self._reference = 0
         self._six = False
 
@@ -59,10 +67,14 @@ class UdpPush(asyncio.DatagramProtocol):
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
         self._reference = int(self._clock.wall() * 1e6)  # the Node SDK keeps numbers exact below 2**53 only
         self._six = ":" in host
-        self._task = self._supervisor.keep(self._run, name="udp push")
+        self._tasks = [
+            self._supervisor.keep(self._run, name="udp push"),
+            self._supervisor.keep(self._tell_all, name="udp changes"),
+        ]
 
     async def stop(self) -> None:
-        await stop(self._task)
+        for task in self._tasks:
+            await stop(task)
         if self._transport is not None:
             self._transport.close()
 
@@ -89,8 +101,30 @@ class UdpPush(asyncio.DatagramProtocol):
 
     def follow(self, change: Change) -> None:
         """A follower of the agent."""
-        for subscription in self.pushes.of(change.key, self._clock.now()):
-            self._send(subscription, change.after)
+        self.pushes.changed(change.after, self._clock.now())
+        if not self._behind.is_set():
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        """To compress a long list for thousands takes seconds, in which nothing else would run."""
+        end = self._clock.now() + self._policy.stretch
+        for _ in range(self._policy.at_once):
+            told = self.pushes.next()
+            if told is None:
+                break
+            self._send(*told)
+            if self._clock.now() > end:
+                break
+        if self.pushes.behind:
+            self._behind.set()
+        else:
+            self._behind.clear()
+
+    async def _tell_all(self) -> None:
+        while True:
+            await self._behind.wait()
+            await self._clock.sleep_until(self._clock.now() + self._policy.pause)
+            self._tell_some()
 
     def tallies(self) -> dict[str, int]:
         """Datagrams: sent (again counts), acknowledged, given up after no acknowledgement, too large to be sent; and

@@ -34,7 +34,7 @@ from proxy.model import Change, ServiceKey, Snapshot
 from proxy.runtime import spawn, stop
 from proxy.wire.base import STREAM, Channel, HttpReply
 from proxy.wire.problem import plain_problem
-from proxy.wire.query import Query, View, illegal, missing, read_key, read_list, read_view, read_wait
+from proxy.wire.query import SHORT, Query, View, illegal, missing, read_key, read_list, read_view, read_wait
 from proxy.wire.rest import change_json, etag, snapshot_json
 from proxy.wire.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
 
@@ -153,6 +153,8 @@ class EventsApi:
 
     def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
         """An event as readers of a view get it; b"" where the view does not show it."""
+        if len(view.clusters) > SHORT:
+            return frame(self._encode(event, view))
         hub = self.agent.catalog.hub
         data = hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
         self.last = (event, view, frame, data)

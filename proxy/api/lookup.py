@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from weakref import ref
 
 import orjson
 from cachetools import LRUCache
@@ -39,20 +40,33 @@ _NEED_ONE = frozenset({"nginx", "haproxy"})
 
 @dataclass(frozen=True, slots=True)
 class LookupPolicy:
-    """`prepared` choices are kept, as many turns of round robin; one answer names at most `most` services."""
+    """`prepared` bytes of choices are kept, and `turns` of round robin; one answer names at most `most` services."""
 
-    prepared: int = 10_000
+    prepared: int = 16 << 20
+    turns: int = 10_000
     most: int = 1_000
 
 
 class Draws:
-    """The choices of one view of one snapshot, and the bytes of each."""
+    """The choices of one view of one snapshot, and the bytes of each. `size`: of all that, in bytes, at the most."""
 
     def __init__(self, snapshot: Snapshot, view: View, as_text: bool) -> None:
         self.choice = Choice(view.of(snapshot).hosts)
+        self.size = (
+            1000 + len(view.clusters) + sum(_HOST + (0 if as_text else _told(host)) for host in self.choice.hosts)
+        )
         self._key = snapshot.key
         self._text = as_text
         self._bytes: dict[InstanceKey, bytes] = {}
+
+    def weighted(self, luck: float) -> bytes:
+        return self.body(self.choice.weighted(luck))
+
+    def at_random(self, luck: float) -> bytes:
+        return self.body(self.choice.random(luck))
+
+    def hashed(self, key: str) -> bytes:
+        return self.body(self.choice.hashed(key))
 
     def body(self, host: Instance | None) -> bytes:
         """What is answered where `host` was chosen."""
@@ -62,6 +76,28 @@ class Draws:
             body = host.address.encode() if self._text else orjson.dumps(host_json(host, self._key))
             self._bytes[host.key] = body
         return body
+
+
+class Again:
+    """The way back to draws that are kept within their bound: who may choose again does not hold them beyond it."""
+
+    def __init__(self, draws: Draws, make: Callable[[], Draws]) -> None:
+        self._draws = ref(draws)
+        self._make = make
+
+    def draws(self) -> Draws:
+        draws = self._draws()
+        if draws is None:
+            draws = self._make()
+            self._draws = ref(draws)
+        return draws
+
+
+_HOST = 400  # bytes of what is kept of one instance beside its JSON
+
+
+def _told(host: Instance) -> int:
+    return _HOST + sum(len(name) + len(value or "") for name, value in host.metadata.items())
 
 
 class LookupApi:
@@ -74,8 +110,8 @@ class LookupApi:
         self._reads = reads
         self._policy = policy
         self._luck = luck
-        self._draws: LRUCache[Hashable, Draws] = LRUCache(policy.prepared)
-        self._turns: LRUCache[Hashable, InstanceKey] = LRUCache(policy.prepared)
+        self._draws: LRUCache[Hashable, Draws] = LRUCache(policy.prepared, getsizeof=lambda draws: draws.size)
+        self._turns: LRUCache[int, InstanceKey] = LRUCache(policy.turns)
 
     def router(self) -> APIRouter:
         routes = Routes("lookup")
@@ -90,18 +126,21 @@ class LookupApi:
     async def pick(self, request: Request) -> HttpReply:
         key, query = target(request)
         strategy = query.one_of("strategy", "weighted", STRATEGIES)
-        view = read_view(query, healthy_only=True)
+        asked = read_view(query, healthy_only=True)
         if strategy == "hash" and not query.text("key"):
             raise missing("key")
         as_text = wants_text(request, query)
         wants = wants_of(request)
         look = await self._agent.read(key, wants)
         assert look.snapshot is not None
-        draws = self._prepared(look.snapshot, view, as_text)
-        if not draws.choice.hosts:
-            reason = why_empty(look.snapshot, view.cluster_set, view.healthy_only)
+        shown = look.snapshot
+        view = asked.within(shown)
+        draws = self._prepared(shown, view, as_text) if view is not None else None
+        if view is None or draws is None or not draws.choice.hosts:
+            reason = why_empty(shown, asked.cluster_set, asked.healthy_only)
             return nothing_to_pick(reason, request.scope["path"])
-        draw = self._draw(strategy, draws, (key, view), query.text("key"))
+        again = Again(draws, lambda: self._prepared(shown, view, as_text))
+        draw = self._draw(strategy, again, hash((key, view)), query.text("key"))
         repeat = None if strategy == "hash" else draw
         mark(request.scope, self._agent, look, "pick", wants, repeat)
         return HttpReply(200, TEXT_TYPE if as_text else JSON_TYPE, draw(), (*cache_headers(look), *NO_STORE))
@@ -110,24 +149,26 @@ class LookupApi:
         slot = (snapshot.key, snapshot.revision, view, as_text)
         draws = self._draws.get(slot)
         if draws is None:
-            draws = self._draws[slot] = Draws(snapshot, view, as_text)
+            draws = Draws(snapshot, view, as_text)
+            if draws.size <= self._draws.maxsize:
+                self._draws[slot] = draws
         return draws
 
-    def _draw(self, strategy: str, draws: Draws, turn: Hashable, key: str) -> Callable[[], bytes]:
+    def _draw(self, strategy: str, again: Again, turn: int, key: str) -> Callable[[], bytes]:
         """A function that chooses anew each time; the fast path calls it too."""
-        choice, luck = draws.choice, self._luck
+        luck = self._luck
         match strategy:
             case "random":
-                return lambda: draws.body(choice.random(luck()))
+                return lambda: again.draws().at_random(luck())
             case "hash":
-                body = draws.body(choice.hashed(key))
+                body = again.draws().hashed(key)
                 return lambda: body
             case "round_robin":
-                return lambda: self._next(draws, turn)
+                return lambda: self._next(again.draws(), turn)
             case _:
-                return lambda: draws.body(choice.weighted(luck()))
+                return lambda: again.draws().weighted(luck())
 
-    def _next(self, draws: Draws, turn: Hashable) -> bytes:
+    def _next(self, draws: Draws, turn: int) -> bytes:
         host = draws.choice.after(self._turns.get(turn))
         assert host is not None
         self._turns[turn] = host.key

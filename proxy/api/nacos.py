@@ -115,12 +115,13 @@ class NacosApi:
         """What a request means. Beats, and what is registered again, say the same each time: they are read once."""
         if scope["method"] == "GET":
             return operation.read_request(to_request(scope, path, body, self._context))
-        said = (scope["method"], path, scope["query_string"], body, header(scope, b"content-type"), scope.get(RULES))
+        kind = header(scope, b"content-type")
+        said = (scope["method"], path, scope["query_string"], body, kind, scope.get(RULES))
         known = self._read.get(said)
         if known is not None:
             return known
         call = operation.read_request(to_request(scope, path, body, self._context))
-        short = len(body) + len(scope["query_string"]) <= _LONGEST
+        short = len(path) + len(body) + len(scope["query_string"]) + len(kind) <= _LONGEST
         if short and issubclass(operation.call, Write):
             self._read[said] = call
         return call

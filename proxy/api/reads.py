@@ -41,22 +41,19 @@ class Bodies:
     """Bodies of services as they are now, made once; `most` bytes. What one was before, nobody asks for again."""
 
     def __init__(self, most: int) -> None:
-        self._kept: LRUCache[Hashable, tuple[object, bytes]] = LRUCache(most, getsizeof=_size)
+        self._kept: LRUCache[Hashable, tuple[object, bytes, int]] = LRUCache(most, getsizeof=lambda kept: kept[2])
 
-    def of(self, snapshot: Snapshot, variant: Hashable, make: Callable[[], bytes]) -> bytes:
+    def of(self, snapshot: Snapshot, variant: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
         slot, made_of = (snapshot.key, variant), (snapshot.revision, snapshot.last_ref_time)
         known = self._kept.get(slot)
         if known is not None and known[0] == made_of:
             return known[1]
         body = make()
         self._kept.pop(slot, None)
-        if _size((made_of, body)) <= self._kept.maxsize:
-            self._kept[slot] = (made_of, body)
+        size = 500 + len(body) + sum(4 * len(part) for part in variant if isinstance(part, str))  # with what is around
+        if size <= self._kept.maxsize:
+            self._kept[slot] = (made_of, body, size)
         return body
-
-
-def _size(kept: tuple[object, bytes]) -> int:
-    return 500 + len(kept[1])  # with what is around the bytes
 
 
 class Reads:

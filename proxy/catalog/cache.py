@@ -65,7 +65,7 @@ class Cache:
         self._luck = luck
         self._shelf = Shelf(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
         self._schedule = Schedule()
-        self._turns = Turns()
+        self._turns: Turns[ServiceKey] = Turns()
 
     # reading
 

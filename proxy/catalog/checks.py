@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from proxy.calls import beat_interval
 from proxy.catalog.ledger import Place
+from proxy.catalog.turns import room
 from proxy.errors import BadCall, Problem
 from proxy.model import Instance, ServiceKey
 
@@ -247,11 +248,6 @@ class Managed:
     def expired(self, now: float) -> str:
         """The error of a TTL check, '' while its last sign of life is young enough."""
         return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
-
-
-def room(held: int, in_all: int, most: int) -> bool:
-    """Whether somebody who holds `held` of the places may have another: never more than it leaves free."""
-    return held < most - in_all
 
 
 def startable(waiting: Iterable[Managed], running: Iterable[Managed], most: int) -> list[Managed]:

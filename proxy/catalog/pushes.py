@@ -4,27 +4,46 @@ A subscription lives `lapse` seconds from the last list call that carried its ad
 for each service and clusters, as on 1.x: an SDK has one socket, and lists a service for each of its callers with other
 clusters. 2.x keeps the last one alone, and the others hear nothing. A datagram that is not acknowledged is sent once
 more after `again` seconds, then given up (NACOS.md 6, DESIGN fact 2).
+
+A client is the IP that is pushed to. Of subscriptions, and of the bytes that wait for an acknowledgement, it has no
+more than it leaves free, and one socket has a bound of its own. Who is to hear of a change takes turns (`turns`): a
+subscription that waits hears of the last change alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from proxy.model import ServiceKey
+from proxy.catalog.turns import Turns, room
+from proxy.model import ServiceKey, Snapshot
+
+H = TypeVar("H", bound=Hashable)
 
 Address = tuple[str, int]
+
+MOST = 20_000  # subscriptions, also of those that are read back
+_NAMED = 200  # characters of what a client calls itself
+_OVERHEAD = 500  # bytes of what is kept of a datagram beside it
 
 
 @dataclass(frozen=True, slots=True)
 class PushesPolicy:
-    """Seconds and numbers. At most `most` subscriptions, `waiting` datagrams without an acknowledgement."""
+    """Seconds and numbers. At most `most` subscriptions, `per_socket` of one IP and port.
+
+    `waiting` bytes are kept of datagrams without an acknowledgement; what goes beyond them is sent once. `said` is how
+    long the clusters of a subscription may be, in characters; of longer ones nobody is told.
+    """
 
     lapse: float = 60.0
     again: float = 10.0
     tries: int = 2
-    most: int = 10_000
-    waiting: int = 10_000
+    most: int = MOST
+    per_socket: int = 1_000
+    waiting: int = 16 << 20
+    said: int = 1_000
 
 
 @dataclass(slots=True)
@@ -48,6 +67,9 @@ class Sent:
     tries: int = 1
 
 
+_Place = tuple[ServiceKey, Address, str]
+
+
 class Pushes:
     """The bookkeeping of UDP push."""
 
@@ -58,7 +80,12 @@ class Pushes:
         self._policy = policy
         self._by_service: dict[ServiceKey, dict[tuple[Address, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
+        self._held: Counter[str] = Counter()  # bytes that wait, by client
+        self._sockets: Counter[Address] = Counter()  # subscriptions
+        self._clients: Counter[str] = Counter()
         self._count = 0
+        self._turns: Turns[_Place] = Turns()
+        self._news: dict[ServiceKey, Snapshot] = {}
 
     def listed(
         self, service: ServiceKey, address: Address, clusters: str, agent: str, app: str, now: float
@@ -66,45 +93,82 @@ class Pushes:
         """A list call with a push address. The subscription where it is new."""
         known = self._by_service.get(service, {}).get((address, clusters))
         if known is not None:
-            known.agent, known.app, known.seen = agent, app, now
+            known.agent, known.app, known.seen = agent[:_NAMED], app[:_NAMED], now
             return None
-        if self._count >= self._policy.most:
+        if not self._may_have(address) or len(clusters) > self._policy.said:
             return None
-        new = Subscription(service, address, clusters, agent, app, now)
+        new = Subscription(service, address, clusters, agent[:_NAMED], app[:_NAMED], now)
         self._by_service.setdefault(service, {})[address, clusters] = new
-        self._count += 1
-        self.changes += 1
+        self._count_one(address, 1)
         return new
+
+    def _may_have(self, address: Address) -> bool:
+        free = room(self._clients[address[0]], self._count, self._policy.most)
+        return free and self._sockets[address] < self._policy.per_socket
+
+    def _count_one(self, address: Address, more: int) -> None:
+        self._count += more
+        self.changes += 1
+        _add(self._sockets, address, more)
+        _add(self._clients, address[0], more)
 
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
         """The living subscriptions of a service."""
         found = self._by_service.get(service, {}).values()
         return [s for s in found if now - s.seen < self._policy.lapse]
 
+    def changed(self, shown: Snapshot, now: float) -> None:
+        """Whoever subscribes the service is to hear of it as it is now."""
+        for s in self.of(shown.key, now):
+            self._turns.put((s.service, s.address, s.clusters), now, ((s.address[0], s.address[1]),))
+            self._news[shown.key] = shown
+
+    def next(self) -> tuple[Subscription, Snapshot] | None:
+        """Who is to hear of what now; None where nobody is."""
+        while (turn := self._turns.take()) is not None:
+            (service, address, clusters), _ = turn
+            found = self._by_service.get(service, {}).get((address, clusters))
+            if found is not None and (shown := self._news.get(service)) is not None:
+                return found, shown
+        self._news.clear()
+        return None
+
+    @property
+    def behind(self) -> int:
+        """How many are still to hear of a change."""
+        return len(self._turns)
+
     def sent(self, reference: int, subscription: Subscription, packet: bytes, now: float) -> None:
         """A datagram went out; an older one for the same subscription no longer needs an answer."""
-        self._waiting.pop(subscription.reference, None)
+        self._settled(subscription.reference)
         subscription.reference = reference
-        if len(self._waiting) < self._policy.waiting:
+        client, size = subscription.address[0], len(packet) + _OVERHEAD
+        if room(self._held[client], self._held.total() + size, self._policy.waiting):
             self._waiting[reference] = Sent(subscription, packet, now)
+            self._held[client] += size
+
+    def _settled(self, reference: int) -> None:
+        sent = self._waiting.pop(reference, None)
+        if sent is not None:
+            _add(self._held, sent.subscription.address[0], -len(sent.packet) - _OVERHEAD)
 
     def acked(self, reference: int, sender: Address) -> bool:
         """An acknowledgement came from `sender`; one for somebody else's datagram does not count."""
         sent = self._waiting.get(reference)
         if sent is None or sent.subscription.address[0] != sender[0]:
             return False
-        del self._waiting[reference]
+        self._settled(reference)
         self.acknowledged += 1
         return True
 
-    def again(self, now: float) -> list[Sent]:
-        """The datagrams to send once more now; those that had all their tries are given up."""
+    def again(self, now: float, most: int = 500) -> list[Sent]:
+        """At most `most` datagrams to send once more now; those that had all their tries are given up."""
         due: list[Sent] = []
         for reference, sent in list(self._waiting.items()):
-            if now - sent.at < self._policy.again:
+            if now - sent.at < self._policy.again or len(due) >= most:
                 continue
             if sent.tries >= self._policy.tries:
-                del self._waiting[reference]
+                self._settled(reference)
                 self.given_up += 1
                 continue
             sent.tries += 1
@@ -123,8 +187,7 @@ class Pushes:
         for service, found in list(self._by_service.items()):
             for place in [p for p, s in found.items() if now - s.seen >= self._policy.lapse]:
                 del found[place]
-                self._count -= 1
-                self.changes += 1
+                self._count_one(place[0], -1)
             if not found:
                 del self._by_service[service]
                 emptied.append(service)
@@ -136,3 +199,10 @@ class Pushes:
 
     def __len__(self) -> int:
         return self._count
+
+
+def _add(counter: Counter[H], key: H, more: int) -> None:
+    """Counts, and forgets whom nothing is left of."""
+    counter[key] += more
+    if not counter[key]:
+        del counter[key]

@@ -1,8 +1,9 @@
-"""Whose turn it is among what is due: clients take turns, and within a client its lanes do.
+"""Whose turn it is among what is due: clients take turns, and within a client its lanes do. Polls and pushes use it.
 
-Not for: when something is due (`schedule`), how many may be asked for (`poller`). A lane is one reader of a client, or
-whatever else is to have a share of its own. What is due waits in one lane and moves up in the order in which it came;
-so who listens to thousands of services delays itself, and a service that several listen to waits where it waits least.
+Not for: when something is due (`schedule`), how much of it is done at once (`poller`, `udp`). A lane is one reader of
+a client, or whatever else is to have a share of its own. What is due waits in one lane and moves up in the order in
+which it came; so who listens to thousands of services delays itself, and a service that several listen to waits where
+it waits least.
 """
 
 from __future__ import annotations
@@ -11,24 +12,31 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from itertools import islice
+from typing import Generic, TypeVar
 
-from proxy.model import ServiceKey
-
+K = TypeVar("K", bound=Hashable)
 Lane = tuple[Hashable, Hashable]  # a client, and one of its lanes
 
 _LOOKED_AT = 1_000  # lanes of one service: more would cost more than they bring
 
-_Queue = OrderedDict[ServiceKey, float]
+
+def room(held: int, in_all: int, most: int) -> bool:
+    """Whether somebody who holds `held` of `most` places, of which `in_all` are taken, may have another.
+
+    Nobody has more than it leaves free: who comes finds room, whatever a few others hold (a dynamic threshold, as
+    switches share their buffers).
+    """
+    return held < most - in_all
 
 
-class Turns:
-    """Services that wait for their turn. Clients and lanes are here only while something waits in them."""
+class Turns(Generic[K]):
+    """What waits for its turn, services among it. Clients and lanes are here only while something waits in them."""
 
     def __init__(self) -> None:
-        self._clients: OrderedDict[Hashable, OrderedDict[Hashable, _Queue]] = OrderedDict()
-        self._lanes: dict[ServiceKey, Lane] = {}
+        self._clients: OrderedDict[Hashable, OrderedDict[Hashable, OrderedDict[K, float]]] = OrderedDict()
+        self._lanes: dict[K, Lane] = {}
 
-    def put(self, key: ServiceKey, due: float, lanes: Iterable[Lane]) -> None:
+    def put(self, key: K, due: float, lanes: Iterable[Lane]) -> None:
         """It waits since `due` (seconds) in the emptiest of these lanes; harmless where it waits already."""
         if key in self._lanes:
             return
@@ -43,7 +51,7 @@ class Turns:
         queue = lanes.get(lane[1], ())
         return (len(queue) + 1) * len(lanes)
 
-    def take(self) -> tuple[ServiceKey, Lane] | None:
+    def take(self) -> tuple[K, Lane] | None:
         """The one whose turn it is, and the lane that it waited in; None where none waits."""
         if not self._clients:
             return None
@@ -56,7 +64,7 @@ class Turns:
             self._clients[client] = lanes
         return key, self._lanes.pop(key)
 
-    def drop(self, key: ServiceKey) -> None:
+    def drop(self, key: K) -> None:
         """It does not wait any more; harmless where it did not."""
         client, lane = self._lanes.pop(key, (None, None))
         lanes = self._clients.get(client)

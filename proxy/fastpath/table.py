@@ -119,7 +119,7 @@ class Answer:
     @property
     def size(self) -> int:
         """Bytes; what the protocol door writes counts too."""
-        return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + _OVERHEAD
+        return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + len(self.path) + _OVERHEAD
 
 
 def repeatable(status: int, headers: Headers, body: bytes) -> bool:

@@ -58,6 +58,7 @@ NEEDS_ADMIN = (
 )
 NO_HOSTS = Hosts(())  # one object, so that nothing is made anew of it
 BEATS = 4096  # whose requests are remembered
+SHORT_BEAT = 2048  # characters of values; a longer one is made anew each time
 CROWD = 50  # services named alike from which on a page of them costs more than a service's own lists
 
 
@@ -98,9 +99,12 @@ class Speech:
         if not isinstance(call, Beat):
             return self.dialect.write_request(call)
         known = self._beats.get(id(call))
-        if known is None or known[0] is not call:
-            known = self._beats[id(call)] = (call, self.dialect.write_request(call))
-        return known[1]
+        if known is not None and known[0] is call:
+            return known[1]
+        request = self.dialect.write_request(call)
+        if sum(len(value) for _, value in (*request.query, *request.form)) <= SHORT_BEAT:
+            self._beats[id(call)] = (call, request)
+        return request
 
     async def info(self, line: Line, key: ServiceKey) -> ServiceInfo | None:
         """A service's threshold and metadata, asked now and then; None where the server does not tell."""

@@ -105,6 +105,9 @@ def read_key(service: str, query: Query) -> ServiceKey:
     return key
 
 
+SHORT = 256  # characters of a view's clusters: what is made for a longer one is not kept
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What a reader wants to see of a snapshot. `clusters` is as it was asked for, and echoed so."""
@@ -116,6 +119,16 @@ class View:
     def cluster_set(self) -> frozenset[str]:
         return frozenset(part for part in self.clusters.split(",") if part)
 
+    def within(self, snapshot: Snapshot) -> View | None:
+        """The one of all views that show the same of this snapshot that names no cluster but its own.
+
+        None where it has none of those that are named. Names that nobody has make nothing new.
+        """
+        if not self.clusters:
+            return self
+        named = sorted(self.cluster_set & snapshot.clusters)
+        return View(",".join(named), self.healthy_only) if named else None
+
     def of(self, snapshot: Snapshot) -> Selection:
         return snapshot.select(self.cluster_set, self.healthy_only)
 
@@ -125,7 +138,8 @@ def read_view(query: Query, *, healthy_only: bool = False) -> View:
     parts = [part.strip() for value in query.all("clusters") for part in value.split(",")]
     for part in parts:
         checked(query.rules.cluster, part, "clusters")
-    return _view(",".join(part for part in parts if part), query.flag("healthy_only", healthy_only))
+    clusters, healthy_only = ",".join(part for part in parts if part), query.flag("healthy_only", healthy_only)
+    return _view(clusters, healthy_only) if len(clusters) <= SHORT else View(clusters, healthy_only)
 
 
 @lru_cache(maxsize=1024)

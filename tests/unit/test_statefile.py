@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from proxy.calls import Deregister, Register
 from proxy.catalog.journal import Waiting
+from proxy.catalog.pushes import MOST, Subscription
 from proxy.model import ServiceKey, Snapshot
-from proxy.rows import Heard
+from proxy.rows import Heard, subscriber_row
 from proxy.statefile import Batch, StateFile
 from tests.helpers.build import KEY, instance, key, snapshot
 
@@ -79,4 +81,12 @@ def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone
     assert [found[0] for found in file.read_journal()] == [place]
     assert [s.agent for s in file.read_subscribers()] == ["agent"]
     assert file.unwritable == 2
+    file.close()
+
+
+def test_no_more_subscribers_are_read_back_than_there_may_be(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    one = Subscription(ServiceKey.of("orders"), ("127.0.0.1", 1), "", "a", "", 0.0)
+    file.write_subscribers([subscriber_row(replace(one, address=("127.0.0.1", n)), 0.0) for n in range(MOST + 10)])
+    assert len(file.read_subscribers()) == MOST
     file.close()

@@ -127,6 +127,24 @@ async def test_a_list_again_is_no_reason_to_push_and_another_service_is_none_of_
         await world.none_comes()
 
 
+async def test_a_change_with_thousands_of_subscribers_is_told_in_pieces_the_last_state_alone() -> None:
+    """3,000 of one client held the loop for as long as it takes to compress 3,000 lists."""
+    async with udp() as world:
+        for port in range(1, 3001):
+            world.push.listed(ReadService(KEY, push=PushAddress("127.0.0.1", port, JAVA)), ONE)
+        world.list()
+        await world.client.pushed()
+        sent = world.push.sent
+        world.push.follow(Change(ONE, TWO, "poll"))
+        world.push.follow(Change(TWO, ONE, "poll"))
+        assert world.push.sent - sent <= 50
+        await world.clock.advance(0.01)
+        assert world.push.sent - sent <= 100
+        await world.clock.advance(1.0)
+        assert 3001 <= world.push.sent - sent <= 3051, "those that heard of the first change hear of the second, too"
+        assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1"]
+
+
 async def test_a_large_text_is_gzipped_and_a_small_one_plain() -> None:
     text = json.dumps(["x" * 5000]).encode()
     async with udp(lambda call, shown: text) as world:

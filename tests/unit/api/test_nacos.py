@@ -252,6 +252,19 @@ async def test_what_is_said_again_means_the_same_and_is_read_once(world: World) 
     assert again is first and other is not first
 
 
+@pytest.mark.parametrize("part", ["body", "query", "header"])
+async def test_what_is_said_at_length_is_not_kept(world: World, part: str) -> None:
+    """Each part of a request can have tens of kilobytes."""
+    long = "x" * 3000
+    target = f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=80" + (f"&app={long}" if part == "query" else "")
+    headers = {"content-type": FORM["content-type"] + (f"; a={long}" if part == "header" else "")}
+    body = b"weight=1" + (f"&app={long}".encode() if part == "body" else b"")
+    for _ in range(2):
+        assert (await world.ask("POST", target, headers=headers, body=body)).status == 200
+    first, again = world.registry.sent(Register)
+    assert again == first and again is not first
+
+
 async def test_what_is_refused_is_refused_again(world: World) -> None:
     for _ in range(2):
         exchange = await world.ask("POST", f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=99999")

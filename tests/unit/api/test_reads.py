@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
 
 from starlette.requests import Request
 
-from proxy.api.reads import ReadPolicy, Reads, oldest, tagged
+from proxy.api.reads import Bodies, ReadPolicy, Reads, oldest, tagged
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.model import Snapshot
 from tests.helpers import build
@@ -67,6 +68,18 @@ async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None
     ask(calm)
     assert len(make.made) == made
     await agent.close()
+
+
+async def test_what_a_body_is_asked_for_by_counts_too() -> None:
+    """Small bodies for ever other, long texts of clusters."""
+    bodies, body = Bodies(100_000), b"x"
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            assert bodies.of(snapshot(instance()), (f"{number}" + "c" * 20_000,), lambda: body) == body
+        assert tracemalloc.get_traced_memory()[0] < 150_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:

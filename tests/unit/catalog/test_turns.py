@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.catalog.turns import Lane, Turns
+from proxy.model import ServiceKey
 from tests.helpers.build import key
 
 # Of each client: how many wait in each of its lanes.
@@ -17,8 +18,8 @@ WAITING = st.dictionaries(
 )
 
 
-def filled(waiting: dict[str, list[int]]) -> Turns:
-    turns, number = Turns(), 0
+def filled(waiting: dict[str, list[int]]) -> Turns[ServiceKey]:
+    turns, number = Turns[ServiceKey](), 0
     for client, lanes in waiting.items():
         for lane, size in enumerate(lanes):
             for _ in range(size):
@@ -27,7 +28,7 @@ def filled(waiting: dict[str, list[int]]) -> Turns:
     return turns
 
 
-def taken(turns: Turns, most: int = 10_000) -> list[tuple[int, Lane]]:
+def taken(turns: Turns[ServiceKey], most: int = 10_000) -> list[tuple[int, Lane]]:
     found: list[tuple[int, Lane]] = []
     while len(found) < most and (turn := turns.take()) is not None:
         found.append((int(turn[0].name[1:]), turn[1]))
@@ -95,7 +96,7 @@ def test_what_was_dropped_or_put_twice_leaves_no_trace(waiting: dict[str, list[i
 
 
 def test_the_oldest_is_told_but_of_the_lanes_that_do_not_count() -> None:
-    turns = Turns()
+    turns = Turns[ServiceKey]()
     turns.put(key("a"), 3, [("x", "unlikely")])
     turns.put(key("b"), 5, [("x", 1)])
     turns.put(key("c"), 4, [("y", 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -218,6 +219,19 @@ async def test_a_beat_is_asked_for_its_own_instance_however_often_and_among_howe
     known, unknown = Beat(KEY, "10.9.9.9", 80), [Beat(KEY, f"10.0.{n // 250}.{n % 250}", 80) for n in range(BEATS)]
     for beat in (known, known, *unknown, known):
         assert (await line.say(beat)).code == (BEAT_OK if beat is known else BEAT_NOT_FOUND)
+
+
+async def test_long_beats_leave_nothing_behind() -> None:
+    line = Line("v1", "v1")
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            full = instance(metadata={"note": f"{number}" + "x" * 100_000})
+            await line.say(Beat(KEY, "10.0.0.1", 80, full=full))
+            line.since()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_an_answer_without_a_moment_gets_one() -> None:

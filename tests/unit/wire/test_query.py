@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxy.errors import BadCall
 from proxy.model import ServiceKey
 from proxy.wire.query import Address, Query, View, read_address, read_key, read_list, read_view, read_wait
-from tests.helpers.build import instance
+from tests.helpers.build import instance, snapshot
 
 
 def test_of_a_parameter_given_twice_the_first_counts() -> None:
@@ -46,6 +46,25 @@ def test_a_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
     view = read_view(Query("clusters=b,,a&clusters=c&healthy_only=true"))
     assert (view, view.cluster_set) == (View("b,a,c", True), frozenset("abc"))
     assert read_view(Query(""), healthy_only=True) == View("", True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [("", ""), ("a", "a"), ("b,a", "a,b"), ("a,a,x,b", "a,b"), ("x", None), ("x,y", None)],
+)
+def test_of_the_clusters_that_are_named_those_count_that_a_service_has(asked: str, shown: str | None) -> None:
+    found = snapshot(instance(cluster="a"), instance("10.0.0.2", cluster="b"))
+    within = View(asked, True).within(found)
+    assert within == (None if shown is None else View(shown, True))
+    hosts = () if within is None else within.of(found).hosts
+    assert hosts == View(asked, True).of(found).hosts
+
+
+def test_a_view_of_long_clusters_is_not_remembered() -> None:
+    for text, same in (("a", True), ("a" * 60 + ("," + "b" * 60) * 9, False)):
+        views = [read_view(Query(f"clusters={text}")) for _ in range(2)]
+        assert views[0] == views[1]
+        assert (views[0] is views[1]) is same
 
 
 @pytest.mark.parametrize(
