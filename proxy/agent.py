@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from proxy.asking import Asking
 from proxy.calls import BEAT_OK, Beat, BeatResult, Call, Deregister, Fetch, GetInstance, Register, Update, Write
@@ -38,7 +38,7 @@ from proxy.model import Change, Instance, ServiceKey, Snapshot, Source
 from proxy.modifying import Modifying
 from proxy.outage import Outage, Written
 from proxy.registry.base import Registry
-from proxy.runtime import Clock, Supervisor, outlive, spawn, stop
+from proxy.runtime import Clock, Supervisor, at_most, outlive, stop
 from proxy.watching import Watching
 
 R = TypeVar("R")
@@ -169,12 +169,7 @@ class Agent:
     async def _wait_for(self, key: ServiceKey, longest: float) -> None:
         if key not in self.fetching and not self.catalog.breaker.allows(self.clock.now()):
             return
-        task = self.fetching.get(key) or self._start(key, "poll")
-        timer = spawn(self.clock.sleep_until(self.clock.now() + longest), name="cold read")
-        try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
+        await at_most(self.clock, longest, self.fetching.get(key) or self._start(key, "poll"))
 
     async def instance(self, call: GetInstance) -> tuple[Instance, Look | None]:
         """One instance, from the snapshot where that has it, else from the registry (disabled ones, unknown ones)."""
@@ -239,25 +234,36 @@ class Agent:
         return result
 
     async def write(self, call: Write[R]) -> Written[R]:
-        """A write: the upstream's own answer, visible to the next read here. Goes on if the caller goes away."""
+        """A write: the upstream's own answer, visible to the next read here. Goes on if the caller goes away.
+
+        A beat of what is registered here is answered here where no answer comes within `cold_wait`.
+        """
         if isinstance(call, Update) and call.partial:
             return await self._modifying.patch(call)
-        outcome = await outlive(self._write(call), name=type(call).__name__)
+        answered = asyncio.Event()
+        going = outlive(self._write(call, answered), name=type(call).__name__)
+        if isinstance(call, Beat):
+            await at_most(self.clock, self._policy.cold_wait, going)
+            if not going.done() and (local := self.outage.beaten(call)) is not None:
+                answered.set()
+                return cast("Written[R]", local)
+        outcome = await going
         if isinstance(outcome, ProxyError):
             raise outcome
         return outcome
 
-    async def _write(self, call: Write[Any]) -> Written[Any] | ProxyError:
+    async def _write(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
         breaker, now = self.catalog.breaker, self.clock.now()
         if (local := await self.outage.first(call)) is None:
-            return await self._forward(call)
+            return await self._forward(call, answered)
         # A beat may get through where other calls do not, so it goes on as a probe.
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.probing(now)
-            self.supervisor.once(self._forward(call), name="beat behind its answer")
+            answered.set()
+            self.supervisor.once(self._forward(call, answered), name="beat behind its answer")
         return local
 
-    async def _forward(self, call: Write[Any]) -> Written[Any] | ProxyError:
+    async def _forward(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
         shows = call
         try:
             if isinstance(call, Beat) and not await self._brings(call):
@@ -275,7 +281,7 @@ class Agent:
             Counts.add(self.counts.writes, type(error).__name__)
             if getattr(error, "arrived", False):
                 self.catalog.cache.hasten(call.service, self.clock.now())
-            return await self.outage.instead(call, error) or error
+            return error if answered.is_set() else await self.outage.instead(call, error) or error
         Counts.add(self.counts.writes, "ok")
         self.supervisor.call("write", self.took, call, written.result, shows=shows)  # the upstream has accepted it
         return written
@@ -288,10 +294,8 @@ class Agent:
             return False
         try:
             await self.ask(GetInstance(beat.service, beat.ip, beat.port, beat.cluster))
-        except Refused as error:
-            return error.reason in ABSENT
-        except ProxyError:
-            pass
+        except ProxyError as error:
+            return isinstance(error, Refused) and error.reason in ABSENT
         return False
 
     def took(self, call: Write[Any], result: object, *, shows: Write[Any] | None = None, local: bool = False) -> None:

@@ -125,8 +125,8 @@ class Outage:
         return None
 
     async def _accept(self, call: Write[Any]) -> Written[Any] | ProxyError | None:
-        if isinstance(call, Beat) and (known := self._ledger.find(call.service, call.ip, call.port)) is not None:
-            return self._beaten(call, known)
+        if isinstance(call, Beat) and (beaten := self.beaten(call)) is not None:
+            return beaten
         if not self._writes or not isinstance(call, Local) or not self._ours(call) or not self.journal.room:
             return None
         made = _made_by(call)
@@ -149,7 +149,10 @@ class Outage:
         self.journal.add(call, self._clock.wall())
         Counts.add(self._counts.outage, "accepted")
 
-    def _beaten(self, beat: Beat, known: Registration) -> Written[BeatResult]:
+    def beaten(self, beat: Beat) -> Written[BeatResult] | None:
+        """The answer to a beat that is given here; None where no such instance is registered here."""
+        if (known := self._ledger.find(beat.service, beat.ip, beat.port)) is None:
+            return None
         self._ledger.wrote(beat, self._clock.now())
         self._counts.local_beats += 1
         self.heard(known)

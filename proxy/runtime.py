@@ -88,6 +88,15 @@ def outlive(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T
     return outcome
 
 
+async def at_most(clock: Clock, longest: float, done: asyncio.Future[Any]) -> None:
+    """Returns when that is done, or after `longest` seconds, in which case it goes on."""
+    timer = spawn(clock.sleep_until(clock.now() + longest), name="timer")
+    try:
+        await asyncio.wait({done, timer}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()
+
+
 async def _tell(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
     try:
         result = await coroutine

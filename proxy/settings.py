@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     cache_max_unknown: int = Field(
         1_000, ge=1, description="Services that nobody registered, in the cache at the most."
     )
-    cold_wait: Duration = Field(2.5, description="How long a read of an unknown service waits for the upstream.")
+    cold_wait: Duration = Field(
+        2.5, description="How long a read of an unknown service waits for the upstream, and a beat."
+    )
     overlay_grace: Duration = Field(3.0, description="How long an accepted write shows before the upstream lists it.")
     empty_list_share: float = Field(
         0.5, ge=0, le=1, description="Share of a service that a list may lose after an outage."

@@ -226,3 +226,17 @@ async def test_a_setting_turns_it_off() -> None:
         assert (await it.register(NEW)).status_code == 502
         assert (await it.leave(OLD)).status_code == 502
         assert await it.shown() == {at(OLD)}
+
+
+@pytest.mark.parametrize("mode", ["blackhole", "slow"])
+async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_sdks_give_up(mode: Mode) -> None:
+    async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
+        async with serving(upstream=relay.url, upstream_dialect="v1") as proxy:
+            place = {"serviceName": "beating", "ip": "10.0.0.1", "port": "80"}
+            assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
+            await relay.set(mode)
+            begun = CLOCK.now()
+            beat = await proxy.http.put("/nacos/v1/ns/instance/beat", params=place)
+            assert CLOCK.now() - begun < 3.0, "the Node and Go SDKs wait for so long"
+            assert (beat.json()["code"], beat.headers["nacos-proxy-answer"]) == (10200, "local")
+            await until(lambda: proxy.parts.agent.catalog.breaker.failures > 0, "its late failure is counted")

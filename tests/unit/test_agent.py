@@ -568,6 +568,57 @@ async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(wor
         await world.agent.write(Beat(KEY, "10.0.0.9", 80))
 
 
+@pytest.mark.parametrize(
+    ("late", "how"),
+    [(BeatResult(), "in time"), (BeatResult(BEAT_NOT_FOUND), "lost"), (TooSlow("5 s"), "never")],
+)
+async def test_a_beat_that_is_not_answered_in_time_is_answered_here_and_its_late_answer_counts(
+    world: World, late: Any, how: str
+) -> None:
+    """At the start of a black hole it waited for 5 s, until the call had failed; SDKs give up after 3 s."""
+    await world.agent.write(Register(KEY, C))
+    held = world.hold(Beat)
+    begun, failures = world.clock.now(), world.agent.catalog.breaker.failures
+    beat = spawn(world.agent.write(Beat(KEY, C.ip, C.port)), name="beat")
+    await world.clock.advance(2.4)
+    assert not beat.done()
+    await world.clock.advance(0.2)
+    assert await beat == Written(BeatResult(), "local")
+    known = world.agent.catalog.ledger.find(KEY, C.ip, C.port)
+    assert known is not None and begun + 2.4 < known.heard < begun + 2.7
+    assert world.agent.counts.local_beats == 1
+    registered = len(world.registry.sent(Register))
+    await world.clock.advance(5.0)  # longer than an answer counts that came before
+    held.waiting = [(future, late) for future, _ in held.waiting]
+    if isinstance(late, Exception):
+        for future, error in held.waiting:
+            future.set_exception(error)
+        await settle()
+    else:
+        await held.release()
+    assert world.agent.counts.local_beats == 1, "it is answered once"
+    assert len(world.registry.sent(Register)) - registered == (how == "lost"), "what is lost is registered again"
+    assert world.agent.catalog.breaker.failures - failures == (how == "never")
+
+
+async def test_a_beat_of_what_is_not_registered_here_waits_for_its_answer(world: World) -> None:
+    held = world.hold(Beat)
+    beat = spawn(world.agent.write(Beat(KEY, C.ip, C.port)), name="beat")
+    await world.clock.advance(4.0)
+    assert not beat.done()
+    await held.release()
+    assert await beat == Written(BeatResult(BEAT_NOT_FOUND))
+
+
+async def test_a_probe_that_fails_is_no_second_answer_to_its_beat(world: World) -> None:
+    await world.agent.write(Register(KEY, C))
+    await world.lose()
+    await world.clock.advance(1)
+    assert (await world.agent.write(Beat(KEY, C.ip, C.port))).how == "local"
+    await settle()
+    assert world.agent.counts.local_beats == 1
+
+
 async def test_what_waited_in_vain_for_a_connection_of_ours_says_nothing_of_the_upstream(world: World) -> None:
     breaker = world.agent.catalog.breaker
     for error in (Busy("no connection became free"), TooSlow("5 s")):

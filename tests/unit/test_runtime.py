@@ -10,7 +10,18 @@ import weakref
 
 import pytest
 
-from proxy.runtime import LONGEST_PAUSE, STEADY, Supervisor, SystemClock, in_turns, outlive, spawn, stood_still, stop
+from proxy.runtime import (
+    LONGEST_PAUSE,
+    STEADY,
+    Supervisor,
+    SystemClock,
+    at_most,
+    in_turns,
+    outlive,
+    spawn,
+    stood_still,
+    stop,
+)
 from tests.helpers.clock import FakeClock, settle
 
 
@@ -50,6 +61,17 @@ async def test_a_failure_is_logged_with_the_name_of_the_task_and_its_cause(caplo
     assert record.getMessage() == "task the failing one failed: ValueError('outer')"
     assert record.exc_info is not None and isinstance(record.exc_info[1], ValueError)
     assert isinstance(record.exc_info[1].__cause__, KeyError)
+
+
+async def test_what_takes_too_long_is_not_waited_for_and_goes_on() -> None:
+    clock, done = FakeClock(), asyncio.get_running_loop().create_future()
+    waiting = spawn(at_most(clock, 2.0, done), name="waiting")
+    await clock.advance(1.9)
+    assert not waiting.done()
+    await clock.advance(0.2)
+    assert waiting.done() and not done.done()
+    done.set_result(None)
+    await at_most(clock, 2.0, done)
 
 
 async def test_neither_a_result_nor_a_cancellation_is_logged(caplog: pytest.LogCaptureFixture) -> None:
