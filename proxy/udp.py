@@ -108,17 +108,18 @@ class UdpPush(asyncio.DatagramProtocol):
     def _tell_some(self) -> None:
         """To compress a long list for thousands takes seconds, in which nothing else would run."""
         end = self._clock.now() + self._policy.stretch
-        for _ in range(self._policy.at_once):
-            told = self.pushes.next()
-            if told is None:
-                break
-            self._send(*told)
-            if self._clock.now() > end:
-                break
-        if self.pushes.behind:
-            self._behind.set()
-        else:
-            self._behind.clear()
+        try:
+            for _ in range(self._policy.at_once):
+                if (told := self.pushes.next()) is None:
+                    break
+                self._send(*told)
+                if self._clock.now() > end:
+                    break
+        finally:  # whatever one push dies of, the others follow
+            if self.pushes.behind:
+                self._behind.set()
+            else:
+                self._behind.clear()
 
     async def _tell_all(self) -> None:
         while True:

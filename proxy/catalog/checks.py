@@ -9,9 +9,9 @@ fail              | after n in a row:    | silence: the registry turns the insta
 Beats have a time of their own: while an instance passes, it beats as often as Nacos expects, however seldom it is
 looked at.
 
-Checks run a limited number at once. A group of them may have as many places as it leaves free (a dynamic threshold, as
-switches share their buffers), so that no group, nor a few, can keep the others waiting. A group is an owner's checks
-that answered quickly the last time, or those that did not, or were never made.
+Only so many checks run at once. A group of them has no more places than it leaves free, so that no group, nor a few,
+can keep the others waiting. A group is an owner's checks that answered quickly the last time, or its others, those that
+may hold a place for long apart: where all clients have one address, that is what tells them apart.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ Action = Literal["beat", "silence", "deregister"]
 LONGEST_TIMEOUT = 60.0  # seconds
 OFTENEST_BEAT = 1.0  # seconds between two beats, whatever the metadata says
 QUICK = 1.0  # seconds in which a check has to end to count as quick
+LONG = 5.0  # seconds of a timeout beyond which a check that is not quick holds a place for long
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -202,7 +203,7 @@ class Managed:
     @property
     def group(self) -> Hashable:
         """With what it shares its places."""
-        return self.owner, self.slow
+        return self.owner, self.slow, self.slow and self.spec.timeout > LONG
 
     @property
     def _beat_interval(self) -> float:

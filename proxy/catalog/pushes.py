@@ -127,10 +127,11 @@ class Pushes:
         """Who is to hear of what now; None where nobody is."""
         while (turn := self._turns.take()) is not None:
             (service, address, clusters), _ = turn
-            found = self._by_service.get(service, {}).get((address, clusters))
-            if found is not None and (shown := self._news.get(service)) is not None:
+            found, shown = self._by_service.get(service, {}).get((address, clusters)), self._news[service]
+            if not self._turns:
+                self._news.clear()
+            if found is not None:
                 return found, shown
-        self._news.clear()
         return None
 
     @property

@@ -145,6 +145,23 @@ async def test_a_change_with_thousands_of_subscribers_is_told_in_pieces_the_last
         assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1"]
 
 
+async def test_a_push_that_cannot_be_made_is_no_end_of_the_others() -> None:
+    def text(call: ReadService, shown: Snapshot) -> bytes:
+        if call.clusters == "bad":
+            raise ValueError("a bug of ours")
+        return b"[]"
+
+    async with udp(text) as world:
+        with pytest.raises(ValueError, match="a bug"):
+            world.list(clusters="bad")
+        world.list(clusters="good")
+        await world.client.pushed()
+        with pytest.raises(ValueError, match="a bug"):
+            world.push.follow(Change(ONE, TWO, "poll"))
+        await world.clock.advance(0.1)
+        await world.client.pushed()
+
+
 async def test_a_large_text_is_gzipped_and_a_small_one_plain() -> None:
     text = json.dumps(["x" * 5000]).encode()
     async with udp(lambda call, shown: text) as world:

@@ -130,6 +130,17 @@ def test_checks_begin_within_the_bound_and_every_group_gets_a_place(
         )
 
 
+def test_a_check_is_among_its_owners_that_take_as_long() -> None:
+    quick, slow, long = managed(timeout=2.0), managed(timeout=5.0), managed(timeout=60.0)
+    for check in (quick, slow, long):
+        assert check.slow, "nothing is known of it yet"
+    quick.result("refused", now=0, took=0.1)
+    slow.result("no answer in 5 s", now=0, took=5.0)
+    assert len({quick.group, slow.group, long.group}) == 3
+    long.result("", now=0, took=0.2)
+    assert long.group == quick.group
+
+
 def test_a_group_has_no_more_places_than_it_leaves_free() -> None:
     evil = checks_of([("evil", True)] * 100)
     running = startable(evil, [], 100)
