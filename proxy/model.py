@@ -6,10 +6,11 @@ Not for: calls (`calls`), anything that travels (`wire`), freshness (`catalog`).
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -33,6 +34,22 @@ def texts(metadata: Metadata) -> Metadata:
     if None not in metadata.values():
         return metadata
     return {name: text for name, text in metadata.items() if text is not None}
+
+
+@lru_cache(maxsize=16_384)
+def plain_ip(ip: str) -> str:
+    """The one spelling of an IPv6 address (RFC 5952), without brackets; any other text as it is.
+
+    Clients register one as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers keep each spelling as an
+    instance of its own, and show it as it was registered (asked of 2.5.1).
+    """
+    bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
+    if ":" not in bare:
+        return ip
+    try:
+        return str(ipaddress.IPv6Address(bare))
+    except ValueError:
+        return ip
 
 
 class ServiceKey(NamedTuple):
@@ -108,8 +125,9 @@ class Instance:
 
     @property
     def address(self) -> str:
-        """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2)."""
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+        """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2), however it was registered."""
+        ip = plain_ip(self.ip)
+        return f"[{ip}]:{self.port}" if ":" in ip else f"{ip}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +204,13 @@ class Snapshot:
             return self.by_key.get(InstanceKey(ip, port, cluster))
         keys = self.by_address.get((ip, port))
         return self.by_key[keys[0]] if keys else None
+
+    def spelt(self, ip: str, port: int) -> str:
+        """`ip` as an instance at that address was registered; as given where none was."""
+        if ":" not in ip or (ip, port) in self.by_address:
+            return ip
+        same = (i.ip for i in self.instances if i.port == port and plain_ip(i.ip) == plain_ip(ip))
+        return next(same, ip)
 
     def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
         return replace(self, instances=Snapshot.of(self.key, instances).instances)

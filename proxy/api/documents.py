@@ -224,7 +224,9 @@ SD_PROMETHEUS = Doc(
 SD_LIST = Doc(
     "Instances as plain lines, for load balancers",
     "`text` is `ip:port` on each line, `nginx` and `haproxy` are `server` lines with weights. Weight 0 is left out, so "
-    "is an address that is no plain host name or IP. `nginx` and `haproxy` cannot do with no server at all: 503.",
+    "is what is no IP address, host name or port from 1 to 65535; each address stands once, however it was spelt. "
+    "nginx resolves host names when it reads the file, and refuses all of it for one that does not resolve: register "
+    "IP addresses where it reads. `nginx` and `haproxy` cannot do with no server at all: 503.",
     ("service", "namespace", "group", *_VIEW),
     {200: Answer("10.0.0.5:8080\n10.0.0.6:8080\n", None, "The lines", TEXT_TYPE), 304: _UNCHANGED},
     READ_ERRORS,

@@ -1,18 +1,24 @@
 """A service's instances in the formats of scrapers and load balancers. Not for: choosing among them (`catalog.pick`).
 
-An address goes into another program's configuration, and anybody can register one: what is no plain host name or IP
-address and a port is left out of those formats, as is weight 0 where the format knows weights.
+Anybody can register an address, and another program refuses its whole file for one line that it cannot read. So in
+lines for a configuration stand only addresses that are IP addresses or host names, with a port from 1 to 65535, each
+once however it is spelt. Weight 0 is left out where the format knows weights.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from proxy.model import Instance, ServiceKey
+from proxy.model import Instance, ServiceKey, plain_ip
 
-_PLAIN = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")
+# RFC 1123 2.1, and the underscore that names of containers have. A name that ends in a number is none: resolvers would
+# read an address of another kind out of it. nginx reads `unix:80` as the path of a socket.
+_LABEL = "(?!-)[0-9a-z_-]{1,63}(?<!-)"
+_NAME = re.compile(rf"(?!unix$)(?=.{{1,253}}$)(?:{_LABEL}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)$){_LABEL}")
 _NO_LABEL = re.compile(r"[^0-9A-Za-z_]")
 _NO_NAME = re.compile(r"[^0-9A-Za-z_.:-]")
 
@@ -37,27 +43,59 @@ def _labels(host: Instance, key: ServiceKey) -> dict[str, str]:
     }
 
 
-def usable(hosts: Sequence[Instance]) -> list[Instance]:
-    """Those that another program's configuration can take."""
-    return [host for host in hosts if host.weight > 0 and _PLAIN.fullmatch(host.ip) and 0 < host.port <= 65535]
+def host_of(instance: Instance) -> str:
+    """The host as other programs take it, an IPv6 address in brackets; '' for what is none."""
+    ip = plain_ip(instance.ip)
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        name = ip.lower()
+        return name if ip.isascii() and _NAME.fullmatch(name) else ""
+    # a scope, which could be any text, means something on the instance's own host only
+    return ip if address.version == 4 else f"[{ip}]" if address.scope_id is None else ""
+
+
+def servers(hosts: Iterable[Instance]) -> dict[str, float]:
+    """Weights by address, of the instances that another program's configuration can take; of two the greater."""
+    found: dict[str, float] = {}
+    for instance in hosts:
+        if not (0 < instance.weight < math.inf and 0 < instance.port <= 65535):
+            continue
+        if host := host_of(instance):
+            address = f"{host}:{instance.port}"
+            found[address] = max(instance.weight, found.get(address, 0.0))
+    return found
 
 
 def text(hosts: Sequence[Instance], key: ServiceKey) -> bytes:
     """`ip:port` on each line."""
-    return _lines(host.address for host in usable(hosts))
+    return _lines(servers(hosts))
 
 
 def nginx(hosts: Sequence[Instance], key: ServiceKey) -> bytes:
     """`server` lines to include in an `upstream` block; weights are whole numbers from 1 to 100."""
-    weighted = zip(usable(hosts), whole_weights([h.weight for h in usable(hosts)], 100), strict=True)
-    return _lines(f"server {host.address} weight={weight};" for host, weight in weighted)
+    return _lines(f"server {address} weight={weight};" for address, weight in _weighted(hosts, 100))
 
 
 def haproxy(hosts: Sequence[Instance], key: ServiceKey) -> bytes:
-    """`server` lines of a backend; weights are whole numbers from 1 to 256 (its own limit)."""
-    chosen = usable(hosts)
-    weighted = zip(chosen, whole_weights([h.weight for h in chosen], 256), strict=True)
-    return _lines(f"server {_NO_NAME.sub('_', h.address)} {h.address} weight {weight} check" for h, weight in weighted)
+    """`server` lines of a backend; weights are whole numbers from 1 to 256 (its own limit).
+
+    A name that cannot be resolved is a server that is down; without `init-addr` HAProxy would not start.
+    """
+    return _lines(
+        f"server {_NO_NAME.sub('_', address)} {address} weight {weight} check{_resolved(address)}"
+        for address, weight in _weighted(hosts, 256)
+    )
+
+
+def _resolved(address: str) -> str:
+    ip = address.startswith("[") or address.rpartition(":")[0].rpartition(".")[2].isdecimal()
+    return "" if ip else " init-addr last,libc,none"
+
+
+def _weighted(hosts: Iterable[Instance], most: int) -> Iterable[tuple[str, int]]:
+    found = servers(hosts)
+    return zip(found, whole_weights(list(found.values()), most), strict=True)
 
 
 def whole_weights(weights: Sequence[float], most: int) -> list[int]:

@@ -21,6 +21,18 @@ INSTANCES = [
     {"ip": "backend.local;}", "port": 8083},
     {"ip": "127.0.0.4", "port": 8084, "weight": 0},
 ]
+# What is legal in Nacos and would make nginx or HAProxy refuse the whole file; 127.0.0.1:8081 again by another cluster.
+TRAPS = [
+    {"ip": ip, "port": 8090}
+    for ip in (
+        *("10.0.0.1:80", "999.1.1.1", "010.0.0.1", "10.0.0", "[2001:db8::7", "fe80::1%eth0", "::1%;}", "-a", "a..b"),
+        *("a" * 64, "a;include/etc/passwd;#", "$HOME", "a{b", "unix", "a\\", "'", '"', "#", "0x7f.1", "*", "/tmp/x"),
+    )
+]
+TRAPS += [{"ip": "10.0.0.1", "port": 0}, {"ip": "[::]", "port": 0}]
+SAFE = [
+    {"ip": ip, "port": 8091} for ip in ("[2001:db8::7]", "2001:DB8::7", "2001:db8:0::7", "::ffff:10.0.0.1", "LOCALHOST")
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +40,16 @@ def proxy() -> Iterator[ProxyProcess]:
     with ProxyProcess() as proxy, httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for body in INSTANCES:
             http.post("/api/v1/services/orders/instances", json={**body, "ephemeral": False}).raise_for_status()
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def trapped() -> Iterator[ProxyProcess]:
+    """A service whose instances were registered as Nacos clients do it, good ones among traps."""
+    with ProxyProcess() as proxy, httpx.Client(base_url=proxy.url, trust_env=False) as http:
+        for form in (*TRAPS, *SAFE):
+            whole = {**form, "serviceName": "orders", "weight": "2.5", "ephemeral": "false"}
+            http.post("/nacos/v1/ns/instance", data=whole).raise_for_status()
         yield proxy
 
 
@@ -82,6 +104,37 @@ def test_haproxy_takes_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
     config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
     assert servers.count("server ") == 2
     checked(tool("haproxy"), "-c", "-f", str(config))
+
+
+def test_nothing_that_is_registered_makes_haproxy_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
+    nowhere = {"serviceName": "orders", "ip": "nosuch.invalid", "port": 80, "ephemeral": "false"}
+    httpx.post(f"{trapped.url}/nacos/v1/ns/instance", data=nowhere, trust_env=False).raise_for_status()
+    try:
+        servers = "".join(f"  {line}\n" for line in lines(trapped, "haproxy").splitlines())
+    finally:  # nginx takes no name that does not resolve, which we cannot know
+        httpx.request("DELETE", f"{trapped.url}/nacos/v1/ns/instance", params=nowhere, trust_env=False)
+    config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
+    assert servers.count("server ") == 4
+    checked(tool("haproxy"), "-c", "-f", str(config))
+
+
+def test_nothing_that_is_registered_makes_nginx_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
+    (tmp_path / "servers").write_text(lines(trapped, "nginx"))
+    assert (tmp_path / "servers").read_text().count("server ") == 3
+    config = tmp_path / "nginx.conf"
+    upstream = f"upstream orders {{ include {tmp_path}/servers; }}"
+    config.write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {upstream} }}\n")
+    checked(tool("nginx"), "-t", "-c", str(config), "-e", "stderr")
+
+
+def test_prometheus_takes_every_group_whatever_is_registered(trapped: ProxyProcess, tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    url = f"{trapped.url}/api/v1/sd/prometheus?service=orders"
+    config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
+    found = json.loads(checked(tool("promtool"), "check", "service-discovery", str(config), "nacos"))
+    assert "[2001:db8::7]:8091" in {target.get("discoveredLabels", {}).get("__address__") for target in found}
 
 
 def test_nginx_serves_through_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:

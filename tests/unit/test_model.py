@@ -6,13 +6,14 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.model import Change, Instance, InstanceKey, ServiceKey, Snapshot, diff, merge
+from proxy.model import Change, Instance, InstanceKey, ServiceKey, Snapshot, diff, merge, plain_ip
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.recordings import Row, load
 
@@ -74,6 +75,26 @@ def test_a_grouped_name_reads_as_what_it_was_made_of(name: str, group: str) -> N
 
 def test_an_address_puts_ipv6_into_brackets() -> None:
     assert [instance("10.0.0.1", 80).address, instance("::1", 80).address] == ["10.0.0.1:80", "[::1]:80"]
+    assert {instance(ip, 80).address for ip in ("[::1]", "::1", "0:0::1", "[0:0:0:0:0:0:0:1]")} == {"[::1]:80"}
+
+
+@given(st.ip_addresses(v=6))
+def test_an_ipv6_address_has_one_plain_spelling(ip: IPv6Address) -> None:
+    spellings = (str(ip), ip.exploded, ip.exploded.upper(), f"[{ip}]", f"[{ip.exploded.upper()}]")
+    assert {plain_ip(spelling) for spelling in spellings} == {str(ip)}
+
+
+@pytest.mark.parametrize(
+    "ip", ["10.0.0.1", "web", "[web]", "[10.0.0.1]", "10.0.0.1:80", "[::1", "::1]", "[[::1]]", "", ":"]
+)
+def test_what_is_no_ipv6_address_stays_as_it_is(ip: str) -> None:
+    assert plain_ip(ip) == ip
+
+
+def test_an_address_is_found_as_it_was_registered() -> None:
+    listed = snapshot(instance("[2001:db8::7]", 80), instance("2001:db8::7", 81), instance("[2001:db8::7]", 81))
+    found = [listed.spelt("2001:db8::7", port) for port in (80, 81, 82)]
+    assert found == ["[2001:db8::7]", "2001:db8::7", "2001:db8::7"]
 
 
 # snapshots

@@ -33,6 +33,12 @@ async def test_a_pick_is_an_instance_or_its_address(world: World) -> None:
         assert (await world.ask("GET", target, headers={"accept": accept})).json()["ip"] == "10.0.0.1"
 
 
+async def test_an_ipv6_address_is_picked_in_one_pair_of_brackets_and_shown_as_it_was_registered(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance("[2001:DB8::7]", 80))
+    assert (await world.ask("GET", f"{PICK}?format=text")).body == b"[2001:db8::7]:80"
+    assert (await world.ask("GET", PICK)).json()["ip"] == "[2001:DB8::7]"
+
+
 async def test_weights_decide_unless_chance_alone_does(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     for strategy, share in (("weighted", 3), ("random", 2)):

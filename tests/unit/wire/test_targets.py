@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.model import Instance
 from proxy.wire.targets import haproxy, nginx, prometheus, text, whole_weights
 from tests.helpers.build import KEY, instance
 
@@ -46,6 +48,77 @@ def test_lines_for_each_load_balancer() -> None:
 def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
     for write in (text, nginx, haproxy):
         assert write([instance(ip)], KEY) == b""
+
+
+@pytest.mark.parametrize(
+    "ip",
+    [
+        *("10.0.0.1:80", "999.1.1.1", "10.0.0", "010.0.0.1", "1", "0x7f000001", "a.0x7f", "127.1", "10.0.0.1/8"),
+        *("2001:db8::g", "[2001:db8::7", "[[::1]]", "[10.0.0.1]", "::1%eth0", "[fe80::1%;}]", ":", "::1.", "1::2::3"),
+        *("-a", "a-", "a..b", ".a", "a.", "a" * 64, ".".join(["a" * 60] * 5), "\u212a", "\u0661.0.0.1", "unix", "UNIX"),
+    ],
+)
+def test_what_no_program_takes_for_an_address_is_left_out(ip: str) -> None:
+    for write in (text, nginx, haproxy):
+        assert write([instance(ip)], KEY) == b""
+
+
+@pytest.mark.parametrize("ip", ["localhost", "a-b.c-1", "my_web_1", "1.a", "0x7f.a", "a" * 63, "xn--bcher-kva.example"])
+def test_a_host_name_is_an_address(ip: str) -> None:
+    assert text([instance(ip, 8080)], KEY) == f"{ip}:8080\n".encode()
+
+
+def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
+    assert haproxy([instance("Nosuch.invalid", 80)], KEY) == (
+        b"server nosuch.invalid:80 nosuch.invalid:80 weight 1 check init-addr last,libc,none\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [("2001:db8::7", "[2001:db8::7]", "2001:DB8::7", "2001:db8:0:0::7", "[2001:0DB8::0007]"), ("web", "WEB")],
+)
+def test_an_address_stands_once_however_it_is_spelt(spellings: tuple[str, ...]) -> None:
+    hosts = [instance(ip, 80, weight=float(n + 1)) for n, ip in enumerate(spellings)]
+    address = f"[{spellings[0]}]" if ":" in spellings[0] else spellings[0]
+    assert text(hosts, KEY) == f"{address}:80\n".encode()
+    assert nginx(hosts, KEY) == f"server {address}:80 weight={len(spellings)};\n".encode()
+    assert haproxy(hosts, KEY).count(b"\n") == 1
+
+
+def test_prometheus_gets_an_address_in_brackets_in_one_pair_of_them() -> None:
+    assert prometheus([instance("[2001:DB8::7]", 80)], KEY)[0]["targets"] == ["[2001:db8::7]:80"]
+
+
+_PIECES = st.sampled_from(["10", ".", "0", "1", ":", "::", "[", "]", "db8", "a", "A", "-", "_", "%", ";", "unix", "x"])
+_IPS = st.one_of(
+    st.text(max_size=12),
+    st.lists(_PIECES, max_size=9).map("".join),
+    st.ip_addresses().map(str),
+    st.ip_addresses(v=6).map(lambda ip: f"[{ip.exploded.upper()}]"),
+)
+_WEIGHTS = st.one_of(st.floats(), st.integers(-1, 300).map(float))
+_HOSTS = st.builds(lambda ip, port, weight: instance(ip, port, weight=weight), _IPS, st.integers(-1, 65_537), _WEIGHTS)
+_LINES = {
+    text: re.compile(r"(?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"),
+    nginx: re.compile(r"server (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+) weight=(?P<weight>[0-9]+);"),
+    haproxy: re.compile(
+        r"server [0-9a-zA-Z._:-]+ (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"
+        r" weight (?P<weight>[0-9]+) check( init-addr last,libc,none)?"
+    ),
+}
+
+
+@given(st.lists(_HOSTS, max_size=6))
+def test_whatever_is_registered_each_line_is_one_server_and_none_stands_twice(hosts: list[Instance]) -> None:
+    for write, line in _LINES.items():
+        found = [line.fullmatch(row) for row in write(hosts, KEY).decode().splitlines()]
+        assert all(found)
+        places = [(match["host"], match["port"]) for match in found if match]
+        assert len(set(places)) == len(places)
+        assert all(1 <= int(port) <= 65_535 for _, port in places)
+        for match in found:
+            assert match is None or write is text or 1 <= int(match["weight"]) <= (100 if write is nginx else 256)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])
