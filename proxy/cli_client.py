@@ -153,7 +153,8 @@ def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str
 
 def address_of(host: dict[str, Any]) -> str:
     """`ip:port`, an IPv6 address in brackets."""
-    ip = f"[{host['ip']}]" if ":" in host["ip"] else host["ip"]
+    bare = ":" in host["ip"] and not host["ip"].startswith("[")
+    ip = f"[{host['ip']}]" if bare else host["ip"]
     return printable(f"{ip}:{host['port']}")
 
 

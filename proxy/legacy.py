@@ -61,4 +61,5 @@ def text_of(value: bool) -> str:
 
 def place_of(ip: str, port: int | str) -> str:
     """An instance's place in a path of the proxy's own API."""
-    return quote(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", safe="[]:.")
+    bare = ":" in ip and not ip.startswith("[")
+    return quote(f"[{ip}]:{port}" if bare else f"{ip}:{port}", safe="[]:.")

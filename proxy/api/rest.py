@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -14,13 +15,13 @@ from proxy.api import documents as docs
 from proxy.api.answers import client_of, read_body, to_query
 from proxy.api.reads import REVALIDATE, Reads, tagged, wants_of
 from proxy.api.routes import Routes
-from proxy.calls import BEAT_NOT_FOUND, GetInstance, ListServices, ServicePage
+from proxy.calls import BEAT_NOT_FOUND, GetInstance, ListServices, Register, ServicePage
 from proxy.catalog.checks import CheckSpec
-from proxy.errors import BadCall, Garbled, NothingKnown, Problem, Reason, Refused, TooSlow, Unreachable
+from proxy.errors import BadCall, Garbled, NothingKnown, Problem, ProxyError, Reason, Refused, TooSlow, Unreachable
 from proxy.model import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
 from proxy.wire.base import JSON_TYPE, HttpReply, Pairs
 from proxy.wire.hosts import host_json
-from proxy.wire.query import Query, read_address, read_cluster, read_key, read_list, read_view
+from proxy.wire.query import Address, Query, read_address, read_cluster, read_key, read_list, read_view
 from proxy.wire.rest import (
     beat_json,
     instances_json,
@@ -95,11 +96,12 @@ class RestApi:
 
     async def instance(self, request: Request) -> HttpReply:
         key, query = target(request)
-        ip, port = read_address(request.path_params["address"], query.rules)
+        asked_for = read_address(request.path_params["address"], query.rules)
         cluster = read_cluster(query)
         wants = wants_of(request)
         look = await self._agent.read(key, wants)
         assert look.snapshot is not None
+        ip, port = self._spelt(key, asked_for, look.snapshot)
         known = look.snapshot.find(ip, port, cluster or None)
         if known is not None:
 
@@ -141,10 +143,11 @@ class RestApi:
     async def register(self, request: Request) -> HttpReply:
         key, query = target(request)
         registering = read_register(key, await json_body(request, self._max_body), query.rules)
-        instance = registering.call.instance
+        given = registering.call.instance
+        instance = replace(given, ip=(await self._registered(key, Address(given.ip, given.port))).ip)
         written: Written[None]
         if registering.managed is None:
-            written = await self._agent.write(registering.call)
+            written = await self._agent.write(Register(key, instance))
         elif self._keeper is None:
             raise BadCall("managed", Problem.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
         else:
@@ -154,14 +157,14 @@ class RestApi:
 
     async def update(self, request: Request) -> HttpReply:
         key, query = target(request)
-        address = read_address(request.path_params["address"], query.rules)
-        call = read_update(key, address, query, await json_body(request, self._max_body))
+        body = await json_body(request, self._max_body)
+        call = read_update(key, await self._addressed(request, key, query), query, body)
         written = await self._agent.modify(call)
         return json_reply(host_json(written.result, key), headers=_how(written))
 
     async def deregister(self, request: Request) -> HttpReply:
         key, query = target(request)
-        call = read_deregister(key, read_address(request.path_params["address"], query.rules), query)
+        call = read_deregister(key, await self._addressed(request, key, query), query)
         written = await self._agent.write(call)
         if self._keeper is not None:
             self._keeper.forget(key, call.ip, call.port)
@@ -172,13 +175,35 @@ class RestApi:
         body = await read_body(request, self._max_body)
         if body.strip():
             _want_json(request)
-        call = read_beat(key, read_address(request.path_params["address"], query.rules), query, body)
+        call = read_beat(key, await self._addressed(request, key, query), query, body)
         if self._keeper is not None:
             self._keeper.heard(key, call.ip, call.port)
         written = await self._agent.write(call)
         if written.result.code == BEAT_NOT_FOUND:
             raise Refused(Reason.INSTANCE_NOT_FOUND, docs.NOT_REGISTERED, status=404)
         return json_reply(beat_json(written.result), headers=_how(written))
+
+    async def _addressed(self, request: Request, key: ServiceKey, query: Query) -> Address:
+        return await self._registered(key, read_address(request.path_params["address"], query.rules))
+
+    async def _registered(self, key: ServiceKey, address: Address) -> Address:
+        """The address as its instance was registered, for a write: servers keep each spelling of one apart."""
+        if ":" not in address.ip:
+            return address
+        try:
+            listed = (await self._agent.read(key)).snapshot
+        except ProxyError:  # the write has its own say of what fails
+            listed = None
+        return self._spelt(key, address, listed or Snapshot(key))
+
+    def _spelt(self, key: ServiceKey, address: Address, listed: Snapshot) -> Address:
+        """The same of what is listed, and of what was registered here: a disabled instance is in no list."""
+        ip, port = address
+        spelt = listed.spelt(ip, port)
+        if ":" in ip and spelt == ip and listed.find(ip, port) is None:
+            ours = (registration.instance for registration in self._agent.catalog.ledger.of(key))
+            spelt = Snapshot.of(key, ours).spelt(ip, port)
+        return Address(spelt, port)
 
 
 def target(request: Request) -> tuple[ServiceKey, Query]:

@@ -130,7 +130,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "cluster": _text("The instance's cluster."),
     "healthy_only": _flag("Only healthy instances.", False),
     "ephemeral": _flag("Whether the instance is ephemeral (kept by beats) or persistent.", True),
-    "address": _text("`ip:port`, an IPv6 address in brackets.", example="10.0.0.5:8080"),
+    "address": _text("`ip:port`, an IPv6 address in brackets, in any spelling.", example="10.0.0.5:8080"),
     "page": {"schema": {"type": "integer", "minimum": 1, "default": 1}, "description": "Counts from 1."},
     "size": {"schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "description": "Per page."},
     "index": _text("The `revision` that the caller knows; empty is none."),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from proxy.calls import ListServices, check_port
 from proxy.errors import BadCall, Problem
-from proxy.model import Selection, ServiceKey, Snapshot
+from proxy.model import Selection, ServiceKey, Snapshot, plain_ip
 from proxy.wire.base import pairs
 from proxy.wire.rules import NACOS, Rules
 
@@ -30,7 +30,7 @@ _OUR_NAMES = {
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _WAIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
-_ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<name>[^:]*)):(?P<port>[0-9]+)")
+_ADDRESS = re.compile(r"(?:\[(?P<inside>.*)\]|(?P<bare>.*)):(?P<port>[0-9]+)")
 
 
 class Query:
@@ -179,12 +179,13 @@ class Address(NamedTuple):
 
 
 def read_address(text: str, rules: Rules = NACOS) -> Address:
-    """`ip:port` of a path, an IPv6 address in brackets."""
+    """`ip:port` of a path, an IPv6 address in brackets or without them, in whichever spelling (`model.plain_ip`)."""
     match = _ADDRESS.fullmatch(text)
-    if match is None:
+    bare = "" if match is None else match["bare"] or ""
+    if match is None or (":" in bare and plain_ip(f"[{bare}]").startswith("[")):  # without brackets nothing but IPv6
         wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
         raise illegal("address", wanted, text)
-    return Address(read_ip(match["six"] or match["name"] or "", rules), read_port(match["port"]))
+    return Address(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
 
 
 def read_ip(ip: str, rules: Rules) -> str:

@@ -52,6 +52,7 @@ def test_what_a_registry_holds_is_shown_and_not_obeyed() -> None:
         assert "[bold]x" in text
         assert "[red]c\\n" in text
     assert address_of(nasty) == r"\x1b[2J:80"
+    assert address_of(host(ip="[2001:db8::7]")) == address_of(host(ip="2001:db8::7")) == "[2001:db8::7]:80"
 
 
 def test_nothing_is_folded_in_a_pipe(ask: Run) -> None:

@@ -61,5 +61,5 @@ def test_a_failed_request_is_a_nacos_exception_with_its_status() -> None:
 def test_switches_and_places_are_written_as_the_servers_read_them() -> None:
     assert (text_of(True), text_of(False)) == ("true", "false")
     assert place_of("10.0.0.1", 80) == "10.0.0.1:80"
-    assert place_of("2001:db8::1", "80") == "[2001:db8::1]:80"
+    assert place_of("2001:db8::1", "80") == place_of("[2001:db8::1]", 80) == "[2001:db8::1]:80"
     assert place_of("a/b", 80) == "a%2Fb:80"

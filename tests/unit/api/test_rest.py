@@ -9,7 +9,7 @@ from proxy.agent import Written
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi, json_reply
 from proxy.api.shapes import Instance, Instances, ServicePage, Snapshot
-from proxy.calls import Beat, Deregister, Fetch, GetInstance, ListServices, Register, Update
+from proxy.calls import Beat, Deregister, Fetch, GetInstance, ListServices, Register, Update, Write
 from proxy.catalog.checks import CheckSpec
 from proxy.errors import Reason, Refused, TooSlow, Unreachable
 from proxy.model import Instance as ModelInstance
@@ -154,6 +154,44 @@ async def test_one_instance_comes_from_memory_or_from_the_upstream(world: World)
     unknown = await world.ask("GET", "/api/v1/services/orders/instances/10.0.0.9:80")
     assert is_problem(unknown, 404) == "no matched ip found!"
     assert unknown.json()["reason"] == "instance not found"
+
+
+SPELLINGS = [
+    "[2001:db8::7]:80",
+    "%5B2001:db8::7%5D:80",
+    "2001:db8::7:80",
+    "2001%3ADB8%3A0%3A%3A7%3A80",
+    "[2001:DB8::7]:80",
+]
+
+
+@pytest.mark.parametrize("place", SPELLINGS)
+@pytest.mark.parametrize("registered", ["[2001:db8::7]", "2001:db8::7", "2001:DB8:0::7"])
+async def test_an_ipv6_address_is_found_however_it_is_spelt_and_shown_as_it_was_registered(
+    world: World, registered: str, place: str
+) -> None:
+    world.shelf.services[KEY] = snapshot(instance(registered, 80))
+    path = f"/api/v1/services/orders/instances/{place}"
+    assert (await world.ask("GET", path)).json()["ip"] == registered
+    assert (await world.ask("PATCH", path, json_body={"weight": 3})).json()["ip"] == registered
+    assert (await world.ask("PUT", f"{path}/beat")).status == 200
+    again = await world.ask("POST", "/api/v1/services/orders/instances", json_body={"ip": "2001:db8::7", "port": 80})
+    assert (again.json()["ip"], again.headers["location"][-16:]) == (registered, "[2001:db8::7]:80")
+    assert (await world.ask("DELETE", path)).status == 204
+    written = [call for call in world.registry.calls if isinstance(call, Write)]
+    assert {call.instance.ip if isinstance(call, Register) else call.ip for call in written} == {registered}
+
+
+async def test_a_disabled_instance_that_was_registered_here_is_found_by_any_spelling(world: World) -> None:
+    world.agent.catalog.ledger.wrote(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
+    assert (await world.ask("DELETE", "/api/v1/services/orders/instances/2001:db8::7:80")).status == 204
+    assert world.registry.calls[-1] == Deregister(KEY, "[2001:db8::7]", 80)
+
+
+async def test_a_write_to_an_ipv6_address_needs_no_list(world: World) -> None:
+    world.registry.script = lambda call: Unreachable("gone", arrived=False) if isinstance(call, Fetch) else None
+    assert (await world.ask("DELETE", "/api/v1/services/orders/instances/[2001:db8::7]:80")).status == 204
+    assert world.registry.calls[-1] == Deregister(KEY, "2001:db8::7", 80)
 
 
 async def test_an_instance_that_lists_hide_is_asked_of_the_upstream(world: World) -> None:

@@ -87,7 +87,23 @@ def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None
     assert read_address(instance(ip, port).address) == Address(ip, port)
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0.1", "2001:db8::1:80", "[::1]", "a:b", "a:-1", "[::1]:80x", ":", "[]:80"])
+@pytest.mark.parametrize(
+    "text",
+    ["2001:db8::7:80", "[2001:db8::7]:80", "[2001:DB8::7]:80", "2001:db8:0:0:0:0:0:7:80", "[2001:0db8::0007]:80"],
+)
+def test_an_ipv6_address_is_read_in_every_spelling(text: str) -> None:
+    assert read_address(text) == Address("2001:db8::7", 80)
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.1:80", "[2001:db8::7", "x::y", "a]b", "[a:b]"])
+def test_what_was_registered_as_no_address_has_a_path_too(ip: str) -> None:
+    assert read_address(instance(ip, 80).address) == Address(ip, 80)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10.0.0.1", "2001:db8::7", "10.0.0.1:80:80", "[::1]", "a:b", "a:-1", "[::1]:80x", ":", "[]:80", "[::1:80"],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadCall):
         read_address(text)
