@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from starlette.types import Message, Receive, Scope
 
-from proxy.wire.base import FORM_TYPE
+from proxy.errors import BadCall
+from proxy.wire.base import FORM_TYPE, encoded, form_pairs
+from proxy.wire.multipart import MULTIPART_TYPE
 
-_FORM = FORM_TYPE.encode()
+_FORM, _MULTIPART = FORM_TYPE.encode(), MULTIPART_TYPE.encode()
 
 
 async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Receive]:
     """The form of a request, up to `most` bytes, and what gives it once more; b'' for any other.
 
     The Go SDK's writes and beats carry the token there. What announces more streams on unread, what turns out to be
-    more streams on with what was read of it.
+    more streams on with what was read of it. One of `multipart/form-data` is given as the other type writes it.
     """
     headers: dict[bytes, bytes] = dict(scope["headers"])
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != _FORM:
+    content_type = headers.get(b"content-type", b"")
+    media = content_type.partition(b";")[0].strip().lower()
+    if media not in (_FORM, _MULTIPART):
         return b"", receive
     length = headers.get(b"content-length", b"")
     announced = int(length) if length.isdigit() else 0
@@ -37,5 +41,14 @@ async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Rec
     async def once_more() -> Message:
         return taken.pop() if taken else await receive()
 
-    whole = not more and size <= most
-    return (b"".join(m.get("body", b"") for m in reversed(taken)) if whole else b""), once_more
+    if more or size > most:
+        return b"", once_more
+    body = b"".join(m.get("body", b"") for m in reversed(taken))
+    return (body if media == _FORM else _as_form(content_type, body)), once_more
+
+
+def _as_form(content_type: bytes, body: bytes) -> bytes:
+    try:
+        return encoded(form_pairs(content_type.decode("latin-1"), body)).encode()
+    except BadCall:  # said where the form is read to be used
+        return b""

@@ -97,7 +97,7 @@ class NacosApi:
         except ProxyError as error:
             return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
         if operation is None:
-            return dialect.unknown(to_request(scope, path, body, self._context), self._now_ms())
+            return dialect.unknown(to_request(scope, path, b"", self._context), self._now_ms())
         try:
             call = self._call(operation, path, scope, body)
             result, headers = await self._perform(call, scope)
@@ -106,7 +106,7 @@ class NacosApi:
             else:
                 reply = operation.write_reply(call, result)
         except ProxyError as error:
-            return dialect.write_error(to_request(scope, path, body, self._context), error, self._now_ms())
+            return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
         if reply.status == 200 and unchanged(scope, headers):
             return HttpReply(304, None, b"", headers)
         return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)

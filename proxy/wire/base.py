@@ -15,6 +15,7 @@ from urllib.parse import quote_plus, unquote
 from proxy.calls import Call
 from proxy.errors import ProxyError
 from proxy.model import EMPTY, Instance, Selection, ServiceKey, Snapshot
+from proxy.wire.multipart import MULTIPART_TYPE, read_multipart
 from proxy.wire.rules import NACOS, Rules
 
 C = TypeVar("C")
@@ -53,10 +54,8 @@ class HttpRequest(NamedTuple):
         context: str = "/nacos",
         rules: Rules = NACOS,
     ) -> HttpRequest:
-        """From the raw query string and body; the body counts only where it is a form (NACOS.md 1.2)."""
-        form: Pairs = ()
-        if headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE:
-            form = pairs(body.decode("utf-8", "replace"))
+        """From the raw query string and body; the body counts only where it is a form. Raises `BadCall`."""
+        form = form_pairs(headers.get("content-type", ""), body)
         return cls(method, path, pairs(query), form, headers, context, rules)
 
     @property
@@ -76,6 +75,14 @@ class HttpRequest(NamedTuple):
     def body(self) -> bytes:
         """The form as it goes on the wire, with `FORM_TYPE`; empty where there is none."""
         return encoded(self.form).encode()
+
+
+def form_pairs(content_type: str, body: bytes) -> Pairs:
+    """The parameters of a form of either type (NACOS.md 1.2). Raises `BadCall`, but never of an empty body."""
+    media = content_type.partition(";")[0].strip().lower()
+    if media == FORM_TYPE:
+        return pairs(body.decode("utf-8", "replace"))
+    return read_multipart(content_type, body) if body and media == MULTIPART_TYPE else ()
 
 
 def pairs(text: str) -> Pairs:

@@ -93,6 +93,14 @@ def errors() -> Iterator[list[str]]:
 
 _FORM = b"serviceName=orders&ip=10.0.0.%d&port=80&metadata=%%7B%%22a%%22%%3A%%22b%%22%%7D&weight=2.5"
 
+_PARTS = (
+    b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % field
+        for field in ((b"serviceName", b"orders"), (b"ip", b"10.0.0.5"), (b"port", b"80"), (b"metadata", b'{"a":"b"}'))
+    )
+    + b"--b--\r\n"
+)
+
 
 def _get(target: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join((b"GET " + target + b" HTTP/1.1", b"Host: 127.0.0.1:8840", *fields, b"", b""))
@@ -121,6 +129,8 @@ SEEDS = (
     _send(b"PUT", b"/nacos/v1/ns/instance", _FORM % 1),
     _send(b"PUT", b"/nacos/v1/ns/instance/beat", b"serviceName=orders&beat=%7B%22ip%22%3A%2210.0.0.3%22%7D"),
     _send(b"DELETE", b"/nacos/v1/ns/instance", _FORM % 2),
+    _send(b"POST", b"/nacos/v1/ns/instance", _PARTS, b"multipart/form-data; boundary=b"),
+    _send(b"PUT", b"/nacos/v2/ns/instance", _PARTS, b"multipart/form-data; boundary=b"),
     _send(b"POST", b"/api/v1/services/orders/instances", b'{"ip":"10.0.0.4","port":80}', b"application/json"),
     _send(b"PATCH", b"/api/v1/services/orders/instances/10.0.0.4:80", b'{"weight":3}', b"application/json"),
     b"POST /nacos/v1/ns/instance HTTP/1.1\r\nHost: ::1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nip=\r\n0\r\n\r\n",

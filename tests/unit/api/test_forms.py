@@ -41,6 +41,16 @@ async def test_a_form_is_read_and_still_there(media: str) -> None:
     assert await receive() == {"type": "http.disconnect"}
 
 
+async def test_a_multipart_form_is_given_as_the_other_type_and_is_still_there() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="accessToken"\r\n\r\nt 5&\r\n--b--\r\n'
+    request = scope(**{"content-type": "multipart/form-data; boundary=b", "content-length": str(len(body))})
+    form, receive = await form_of(request, receiving(body[:20], body[20:]), 1000)
+    assert form == b"accessToken=t+5%26"
+    assert await whole_body(request, receive, 1000) == body
+    cut, receive = await form_of(request, receiving(body[:40]), 1000)
+    assert (cut, await whole_body(request, receive, 1000)) == (b"", body[:40])
+
+
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=8), st.integers(0, 40))
 async def test_in_whatever_pieces_a_chunked_form_comes_they_all_come_again(chunks: list[bytes], most: int) -> None:
     body = b"".join(chunks)

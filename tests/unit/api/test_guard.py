@@ -208,6 +208,14 @@ async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behin
     assert (await posted(policy, b"serviceName=a"))[0] == 401
 
 
+async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
+    policy, kind = GuardPolicy(tokens=TOKENS), {"content-type": "multipart/form-data; boundary=b"}
+    body = b'--b\r\nContent-Disposition: form-data; name="accessToken"\r\n\r\n%b\r\n--b--\r\n'
+    assert await posted(policy, body % b"writer", **kind) == (200, body % b"writer")
+    assert (await posted(policy, body % b"reader", **kind))[0] == 403
+    assert (await posted(policy, b"x", **kind))[0] == 401
+
+
 async def test_a_token_that_is_shown_openly_counts_before_one_in_the_form() -> None:
     policy = GuardPolicy(tokens=TOKENS)
     assert (await posted(policy, b"accessToken=writer", accesstoken="wrong"))[0] == 401

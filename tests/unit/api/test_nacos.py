@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.api.answers import send_reply
 from proxy.api.nacos import ANSWER_HEADER, NacosApi
-from proxy.calls import Alive, Beat, Register
+from proxy.calls import Alive, Beat, Deregister, Register, Update
 from proxy.errors import Denied, Unreachable
 from proxy.model import ServiceKey
 from proxy.wire.base import FORM_TYPE, REPEATABLE, HttpReply, ReadService
@@ -132,6 +132,37 @@ async def test_a_form_is_one_with_any_charset(world: World, type: str) -> None:
     body = b"serviceName=a&ip=10.0.0.1&port=80&metadata=%7B%22k%22%3A%22%E4%B8%AD%22%7D"
     assert (await world.ask("POST", INSTANCE, headers={"content-type": type}, body=body)).body == b"ok"
     assert world.registry.sent(Register)[0].instance.metadata == {"k": "中"}
+
+
+def fields(**values: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a `multipart/form-data` request."""
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{values[name]}\r\n' for name in values]
+    return {"content-type": "multipart/form-data; boundary=b"}, "".join([*parts, "--b--\r\n"]).encode()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_parameters_may_stand_in_a_multipart_form(world: World, version: str) -> None:
+    path = f"/nacos/{version}/ns/instance"
+    for method, kind in (("POST", Register), ("PUT", Update), ("DELETE", Deregister)):
+        headers, body = fields(serviceName="a", ip="10.0.0.1", port="80", weight="2")
+        assert (await world.ask(method, path, headers=headers, body=body)).status == 200
+        assert len(world.registry.sent(kind)) == 1
+    headers, body = fields(serviceName="DEFAULT_GROUP@@a", ip="10.0.0.1", port="80")
+    assert (await world.ask("PUT", f"{path}/beat", headers=headers, body=body)).json()["clientBeatInterval"] == 5000
+    assert [beat.ip for beat in world.registry.sent(Beat)] == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize("path", ["/nacos/v1/ns/nothing", "/nacos/v2/ns/nothing", INSTANCE])
+async def test_an_empty_body_of_a_multipart_type_says_nothing(world: World, path: str) -> None:
+    reply = await world.ask("POST", path, headers={"content-type": "multipart/form-data"})
+    assert reply.status in (400, 404, 501)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3/client"])
+async def test_a_multipart_form_that_is_cut_short_is_refused_in_the_dialect(world: World, version: str) -> None:
+    headers, body = fields(serviceName="a", ip="10.0.0.1", port="80", weight="2")
+    reply = await world.ask("POST", f"/nacos/{version}/ns/instance", headers=headers, body=body[:-30])
+    assert (reply.status, b"cut short" in reply.body, world.registry.calls) == (400, True, [])
 
 
 @pytest.mark.parametrize("type", ["application/json", "text/plain", "multipart/form-data; boundary=x"])

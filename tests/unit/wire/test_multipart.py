@@ -1,0 +1,164 @@
+"""Parameters in `multipart/form-data`: what 2.5.1 takes, it was asked with these bytes."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import BadCall
+from proxy.wire.multipart import MOST_PARTS, read_multipart
+
+TYPE = "multipart/form-data; boundary=x"
+
+
+def part(name: str, value: str, more: str = "") -> bytes:
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'.encode()
+
+
+END = b"--x--\r\n"
+IP = part("ip", "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        IP + END,
+        IP + b"--x--",
+        b"what stands before\r\n" + IP + END + b"and behind",
+        IP + part("port", "80", '; filename="a"') + END,
+        IP + part("port", "80", '; filename=""') + END,
+        IP + part("port", "80", "; filename*=UTF-8''a") + END,
+        IP + part("port", "80").replace(b"form-data", b"attachment") + END,
+        IP + b"--x\r\n\r\nno headers\r\n" + END,
+        IP + b"--x\r\nContent-Type: text/plain\r\n\r\nno name\r\n" + END,
+        b"--x\r\ncontent-disposition:form-data;name=ip\r\nContent-Type: text/plain\r\n\r\n10.0.0.1\r\n" + END,
+    ],
+    ids=range(10),
+)
+def test_a_field_is_a_parameter_and_a_file_is_none(body: bytes) -> None:
+    assert read_multipart(TYPE, body) == (("ip", "10.0.0.1"),)
+
+
+def test_values_are_utf_8_as_they_stand_and_all_of_them() -> None:
+    body = (
+        part("a", " ü\r\n--xx is no end \r\n".replace("--xx", "-- x"))
+        + part("a", "")
+        + part("b", "e30=", "\r\nContent-Transfer-Encoding: base64")
+        + part("c", "?").replace(b"?", b"\xfc")
+        + part('q\\"', "1")
+        + END
+    )
+    assert read_multipart('Multipart/Form-Data; Boundary="x"', body) == (
+        ("a", " ü\r\n-- x is no end \r\n"),
+        ("a", ""),
+        ("b", "e30="),
+        ("c", "\ufffd"),
+        ('q"', "1"),
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"abc", b'{"serviceName":"a"}', b"--y\r\n"])
+def test_a_body_without_a_delimiter_has_no_parameters(body: bytes) -> None:
+    assert read_multipart(TYPE, body) == ()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        IP,
+        IP[:-2],
+        IP[:20],
+        IP + b"--x",
+        IP + b"--x\r\n" + END,
+        IP + b"--xy\r\n" + END,
+        IP.replace(b"\r\n", b"\n") + END,
+        IP + part("port", "80").replace(b"\r\n", b"\n") + END,
+        IP * (MOST_PARTS + 1) + END,
+        part("a" * 2000, "1") + END,
+    ],
+    ids=range(10),
+)
+def test_half_a_form_is_none(body: bytes) -> None:
+    """A registration without the part that was cut off would be another one. (2.5.1 answers 500.)"""
+    if body == IP.replace(b"\r\n", b"\n") + END:  # of it only the end is a delimiter
+        body = b"--x\r\n" + body
+    with pytest.raises(BadCall) as caught:
+        read_multipart(TYPE, body)
+    assert (caught.value.status, caught.value.parameter) == (400, "")
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        *("multipart/form-data", "multipart/form-data; boundary=", TYPE + ";" * 2000),
+        *("multipart/form-data; boundary*=idna''x%ff", "multipart/form-data; boundary*=\0''x"),
+    ],
+)
+def test_without_a_boundary_nothing_can_be_read(type: str) -> None:
+    with pytest.raises(BadCall):
+        read_multipart(type, IP + END)
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+names = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\%'), min_size=1, max_size=20)
+
+
+@given(st.lists(st.tuples(names, texts), max_size=5))
+def test_what_a_client_writes_is_read(fields: list[tuple[str, str]]) -> None:
+    request = httpx.Request("POST", "http://x", files=[(name, (None, value)) for name, value in fields] or {"a": "b"})
+    found = read_multipart(request.headers["content-type"], request.read())
+    assert found == tuple(fields)
+
+
+hostile = st.lists(
+    st.sampled_from(
+        [
+            b"--x",
+            b"--",
+            b"\r\n",
+            b"\n",
+            b'"',
+            b";",
+            b"name",
+            b"*",
+            b"=",
+            b"'",
+            b"9" * 900,
+            b"\0",
+            b"idna''%ff",
+            b"\xff",
+            IP,
+            END,
+        ]
+    )
+)
+
+
+@given(st.text(max_size=60) | st.just("boundary=x"), hostile.map(b"".join))
+def test_whatever_comes_is_parameters_or_a_refusal(parameters: str, body: bytes) -> None:
+    try:
+        found = read_multipart(f"multipart/form-data; {parameters}", b"--x\r\nContent-Disposition: form-data; " + body)
+    except BadCall:
+        return
+    assert all(name for name, _ in found)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"--x\r\n" * 200_000,
+        (b'--x\r\nContent-Disposition: form-data; name="' + b";" * 900 + b'"\r\n\r\n\r\n') * 1000,
+        b"--x\r\n" + b"\n" * (1 << 20),
+        IP + b"\r\n--" * 250_000,
+    ],
+    ids=["delimiters", "headers", "lines", "almost delimiters"],
+)
+def test_no_megabyte_takes_long(body: bytes) -> None:
+    begun = time.process_time()
+    with pytest.raises(BadCall):
+        read_multipart(TYPE, body)
+    assert time.process_time() - begun < 0.5
