@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
 from proxy.agent import Agent
+from proxy.api.answers import header, send_reply
 from proxy.api.events import EventsApi
 from proxy.api.explorer import explorer_router
 from proxy.api.guard import Guard, GuardPolicy
@@ -102,10 +103,23 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[RULES] = NACOS if self._checks() else LENIENT
-        if self._is_nacos(scope["path"]):
+        if self._seeks_console(scope):
+            query = scope["query_string"].decode("latin-1")  # a token may stand there
+            headers = (("location", f"/?{query}" if query else "/"), ("vary", "accept"))
+            await send_reply(send, HttpReply(302, None, b"", headers))
+        elif self._is_nacos(scope["path"]):
             await self._nacos(scope, receive, send)
         else:
             await self.rest(_without_slash(scope), receive, send)
+
+    def _seeks_console(self, scope: Scope) -> bool:
+        """Whether somebody looks for the console where Nacos has it; whoever is no browser and writes the slash, as
+        probes do, gets what is behind.
+        """
+        path: str = scope["path"]
+        if not self._context or scope["method"] not in ("GET", "HEAD"):
+            return False
+        return path == self._context or (path == self._context + "/" and b"text/html" in header(scope, b"accept"))
 
     def _is_nacos(self, path: str) -> bool:
         if self._context:

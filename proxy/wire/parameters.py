@@ -68,12 +68,14 @@ class Parameters:
             check_grouped(name, Problem.EMPTY_GROUP)
         return p
 
-    def check(self, *, address: bool = True, clusters: str = "") -> Metadata:
-        """The parameter check; gives the parsed metadata. Without `address` only names are looked at."""
+    def check(self, *, address: bool = True, clusters: bool = False) -> Metadata:
+        """The parameter check; gives the parsed metadata. Without `address` only names are looked at, of a list with
+        its `clusters`, each as it stands.
+        """
         rules, metadata = self.rules, self.metadata() if address else EMPTY
         name, group = self._untrimmed("serviceName", "serviceNameParam"), self._untrimmed("groupName", "groupNameParam")
         rules.service(ServiceKey.of(name, group, self._untrimmed("namespaceId")))
-        for cluster in clusters.split(","):
+        for cluster in self._untrimmed("clusters").split(",") if clusters else ():
             rules.cluster(cluster)
         if address:
             rules.cluster(self._untrimmed("clusterName", "cluster"))

@@ -67,7 +67,7 @@ _LIST = "/v1/ns/instance/list"
 
 def _read_list(request: HttpRequest) -> ReadService:
     p = Parameters.filtered(request)
-    p.check(address=False, clusters=p.text("clusters"))
+    p.check(address=False, clusters=True)
     service = p.required_key()
     push = push_address(request, p, p.text("clientIP"), p.integer("udpPort", 0))
     return ReadService(service, p.text("clusters"), p.exactly_true("healthyOnly"), push)

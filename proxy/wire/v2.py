@@ -93,7 +93,7 @@ _SERVICE = "/v2/ns/service"
 def _read_list(request: HttpRequest) -> ReadService:
     """`ip` and `port` are the address for UDP push here."""
     p = Parameters(request)
-    p.check(address=False, clusters=p.text("clusters"))
+    p.check(address=False, clusters=True)
     healthy_only = p.flag("healthyOnly", False)
     port = p.integer("port", 0)
     service = named_key(p)

@@ -84,7 +84,7 @@ def _read_partial(request: HttpRequest) -> Update:
 
 def _list_form(request: HttpRequest) -> tuple[ServiceKey, str, bool]:
     p = Parameters(request)
-    p.check(address=False, clusters=p.text("clusters"))
+    p.check(address=False, clusters=True)
     healthy_only = p.flag("healthyOnly", False)
     form_required(p, "serviceName")
     return p.key(), p.text("clusterName", default=DEFAULT_CLUSTER), healthy_only

@@ -30,6 +30,30 @@ async def test_the_nacos_api_stands_below_its_context_path_and_ours_beside_it(co
             assert elsewhere.status_code == 404
 
 
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/a/b"])
+async def test_where_nacos_has_its_console_a_browser_is_led_to_our_page(context: str) -> None:
+    async with serving(context_path=context) as proxy:
+        for path, headers in ((context, {}), (context, BROWSER), (f"{context}/", BROWSER)):
+            answer = await proxy.http.get(path, headers=headers)
+            assert (answer.status_code, answer.headers["location"]) == (302, "/")
+        page = await proxy.http.get(f"{context}?accessToken=a%20b", headers=BROWSER, follow_redirects=True)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert (page.url.path, page.url.query) == ("/", b"accessToken=a%20b")
+        assert (await proxy.http.head(context)).status_code == 302
+        assert (await proxy.http.post(context)).status_code == 404
+
+
+async def test_a_probe_of_the_console_gets_what_is_behind_and_there_is_none_without_a_context_path() -> None:
+    async with facing("v1+v2") as server, serving(upstream=server.url) as proxy:
+        await proxy.http.get("/nacos/")
+        assert "GET /" in server.asked
+    async with serving(context_path="/") as proxy:
+        assert "nacos-proxy" in (await proxy.http.get("/", headers=BROWSER)).text
+
+
 async def test_what_a_server_alone_can_do_is_done_here_where_none_is_behind() -> None:
     async with serving() as alone, facing("3.0") as server, serving(upstream=server.url) as before:
         for proxy, status in ((alone, 200), (before, 501)):  # that server has closed its v1 for it: 410

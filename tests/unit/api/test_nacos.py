@@ -15,6 +15,7 @@ from proxy.calls import Alive, Beat, Deregister, Register, Update
 from proxy.errors import Denied, Unreachable
 from proxy.model import ServiceKey
 from proxy.wire.base import FORM_TYPE, REPEATABLE, HttpReply, ReadService
+from proxy.wire.rules import LENIENT, RULES
 from proxy.wire.v1 import V1
 from proxy.wire.v2 import V2
 from proxy.wire.v3 import V3
@@ -132,6 +133,18 @@ async def test_a_form_is_one_with_any_charset(world: World, type: str) -> None:
     body = b"serviceName=a&ip=10.0.0.1&port=80&metadata=%7B%22k%22%3A%22%E4%B8%AD%22%7D"
     assert (await world.ask("POST", INSTANCE, headers={"content-type": type}, body=body)).body == b"ok"
     assert world.registry.sent(Register)[0].instance.metadata == {"k": "中"}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3/client"])
+@pytest.mark.parametrize("clusters", ["%20B", "a%23b", "a,%20B"])
+async def test_a_list_of_an_illegal_cluster_is_refused_where_the_parameter_check_applies(
+    world: World, version: str, clusters: str
+) -> None:
+    target = f"/nacos/{version}/ns/instance/list?serviceName=orders&clusters={clusters}"
+    refused = await world.ask("GET", target)
+    said = b"Param 'cluster' is illegal, illegal characters should not appear in the param.\r\n"
+    assert (refused.status, refused.headers.get("content-type"), refused.body) == (400, None, said)
+    assert (await world.ask("GET", target, **{RULES: LENIENT})).status == 200
 
 
 def fields(**values: str) -> tuple[dict[str, str], bytes]:

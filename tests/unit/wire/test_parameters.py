@@ -103,9 +103,12 @@ def test_what_the_check_must_parse_fails_before_the_check() -> None:
 
 
 def test_clusters_of_a_list_are_checked_one_by_one() -> None:
-    assert of(serviceName="s").check(address=False, clusters="a,b_c,,d-e") == {}
-    with pytest.raises(BadCall, match="'cluster'"):
-        of(serviceName="s").check(address=False, clusters="a,b c")
+    """2.5.1 was asked of each; a part that is blank is none."""
+    for legal in ("a,b_c,,d-e", "a, ", "a, ,b", " ", ",", ""):
+        assert of(serviceName="s", clusters=legal).check(address=False, clusters=True) == {}
+    for illegal in ("a,b c", " B", "B ", "a, B", "a#b"):
+        with pytest.raises(BadCall, match="'cluster'"):
+            of(serviceName="s", clusters=illegal).check(address=False, clusters=True)
 
 
 def test_instances_inside_a_parameter_are_checked_too() -> None:
