@@ -10,8 +10,8 @@ from proxy.errors import BadCall, Denied, NothingKnown, Problem, ProxyError, Rea
 from proxy.model import Change, Instance, ServiceKey, Snapshot
 from proxy.wire.base import TEXT_TYPE
 from proxy.wire.hosts import host_json
-from proxy.wire.query import View
-from proxy.wire.rest import change_json, instances_json, snapshot_json
+from proxy.wire.query import View, unknown
+from proxy.wire.rest import UPDATE_FIELDS, change_json, instances_json, snapshot_json
 
 NOT_REGISTERED = "the registry does not know this instance: register it (POST …/instances), or send a beat with a body"
 
@@ -29,9 +29,7 @@ _BAD_NAME = BadCall(
 )
 _BAD_FLAG = BadCall("healthy_only", Problem.ILLEGAL, "Param 'healthy_only' is illegal, it must be true or false.")
 _BAD_PORT = BadCall("port", Problem.ILLEGAL, "Param 'port' is illegal, the value should be between 0 and 65535.")
-_UNKNOWN_FIELD = BadCall(
-    "weigth", Problem.BODY, "Param 'weigth' is not known here; known are: weight, enabled, metadata."
-)
+_UNKNOWN_FIELD = unknown("weigth", UPDATE_FIELDS, Problem.BODY)
 _NOT_JSON = BadCall(
     "", Problem.BODY, "the body must be JSON and say so with 'Content-Type: application/json'", status=415
 )
@@ -297,7 +295,7 @@ STATUS = Doc(
     "The proxy's state",
     "Upstream, push, services with their age, subscribers, counts, disk. Of the services, in the order of their names, "
     "`limit` (1000) are shown from `offset` (0) on; `truncated` says that there are others, `servicesTotal` how many.",
-    (),
+    ("limit", "offset"),
     {200: Answer(_STATUS_EXAMPLE)},
 )
 METRICS = Doc(

@@ -23,12 +23,12 @@ from proxy.catalog.shelf import Entry
 from proxy.metrics import Metrics
 from proxy.runtime import in_turns
 from proxy.wire.base import HttpReply
+from proxy.wire.query import TOKENS
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
 _WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
 _BOUNDS = (("limit", 1000), ("offset", 0))
-_TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -92,7 +92,7 @@ class OpsApi:
     async def page(self, request: Request) -> HttpReply:
         headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
         query = parse_qsl(request.scope["query_string"].decode("latin-1"))
-        token = {name: value for name, value in query if name in _TOKENS}
+        token = {name: value for name, value in query if name in TOKENS}
         shown = await status_json(self._sight, _PAGE_SERVICES, hosts=MOST_HOSTS)
         body = await asyncio.to_thread(page, shown, *readiness(self._sight), token)  # plain values, some 10,000 hosts
         return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -23,11 +23,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.api.answers import send_reply
+from proxy.api.answers import send_reply, to_query
 from proxy.api.shapes import PARAMETERS, Problem
 from proxy.errors import ProxyError
 from proxy.wire.base import JSON_TYPE, HttpReply
 from proxy.wire.problem import PROBLEM_TYPE, plain_problem, problem
+from proxy.wire.query import unknown
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[HttpReply | ASGIApp]]
 
@@ -101,7 +102,8 @@ class Routes:
     def router(self) -> APIRouter:
         router = APIRouter(route_class=Route)
         known: dict[str, set[str]] = {}
-        for method, path, endpoint, doc in self._table:
+        for method, path, plain, doc in self._table:
+            endpoint = plain if doc is None else _strict(plain, parameters_of(doc, path))
             self._one(router, method, path, endpoint, doc)
             known.setdefault(path, set()).add(method)
             if method == "GET":
@@ -123,6 +125,23 @@ class Routes:
         router.add_api_route(path, endpoint, methods=[method], response_model=None, tags=[self.tag], **options)
 
 
+def parameters_of(doc: Doc, path: str) -> tuple[str, ...]:
+    """The query parameters of a documented route."""
+    return tuple(name for name in doc.parameters if f"{{{name}}}" not in path)
+
+
+def _strict(endpoint: Endpoint, known: tuple[str, ...]) -> Endpoint:
+    """The endpoint, which refuses parameters that its document does not name."""
+
+    @wraps(endpoint)
+    async def strict(request: Request) -> HttpReply | ASGIApp:
+        if request.scope["query_string"]:
+            to_query(request.scope).only(known)
+        return await endpoint(request)
+
+    return strict
+
+
 def _not_allowed(methods: set[str]) -> Endpoint:
     """OPTIONS is told what there is, and any other is refused with the same: nothing is done for either."""
     allow = ", ".join(sorted(methods))
@@ -140,7 +159,7 @@ def describe(doc: Doc, path: str) -> dict[str, Any]:
     """FastAPI's arguments for a documented route."""
     answers = {status: _answer(status, answer) for status, answer in doc.answers.items()}
     problems: dict[int, dict[str, Any]] = {}
-    for error in doc.errors:
+    for error in (*doc.errors, unknown("grup", parameters_of(doc, path))):
         _add_problem(problems, error, path)
     extra: dict[str, Any] = {"parameters": [_parameter(name, path, doc.overrides) for name in doc.parameters]}
     if doc.body is not None:

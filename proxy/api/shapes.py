@@ -133,6 +133,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "address": _text("`ip:port`, an IPv6 address in brackets, in any spelling.", example="10.0.0.5:8080"),
     "page": {"schema": {"type": "integer", "minimum": 1, "default": 1}, "description": "Counts from 1."},
     "size": {"schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "description": "Per page."},
+    "limit": {
+        "schema": {"type": "integer", "minimum": 0, "maximum": 1000000, "default": 1000},
+        "description": "How many services are shown.",
+    },
+    "offset": {
+        "schema": {"type": "integer", "minimum": 0, "maximum": 1000000, "default": 0},
+        "description": "How many services, in the order of their names, come before.",
+    },
     "index": _text("The `revision` that the caller knows; empty is none."),
     "wait": _text("How long to wait at most: `30s`, `1500ms`, `2m`; five minutes is the longest.", example="30s"),
     "strategy": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from proxy.wire.rules import NACOS, Rules
 
 MAX_PAGE_SIZE = 1000
 LONGEST_WAIT = 300.0
+TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
 
 # What Nacos's own checks call a parameter, and what it is called here.
 _OUR_NAMES = {
@@ -51,6 +53,12 @@ class Query:
         """Every non-empty value of the parameter, in order, each once."""
         return list(dict.fromkeys(value for given, value in self._pairs if given == name and value))
 
+    def only(self, known: Collection[str]) -> None:
+        """Raises `BadCall` that names the first parameter beside these; a token may stand on any path."""
+        for name, _ in self._pairs:
+            if name not in known and name not in TOKENS:
+                raise unknown(name, [*known])
+
     def flag(self, name: str, default: bool) -> bool:
         text = self.text(name).lower()
         if not text:
@@ -73,6 +81,15 @@ class Query:
             choices = ", ".join(filter(None, words))
             raise illegal(name, f"Param '{name}' is illegal, it must be one of: {choices}.", text)
         return text
+
+
+def unknown(name: str, known: Collection[str], problem: Problem = Problem.ILLEGAL) -> BadCall:
+    """A misspelt name that was ignored would send traffic elsewhere, unseen."""
+    name = name[:100]
+    close = get_close_matches(name, known, 1)
+    hint = f"; did you mean '{close[0]}'?" if close else "."
+    text = f"Param '{name}' is not known here{hint} Known are: {', '.join(known) or 'none'}."
+    return BadCall(name, problem, text)
 
 
 def illegal(parameter: str, text: str, value: str = "", problem: Problem = Problem.ILLEGAL) -> BadCall:

@@ -26,7 +26,7 @@ from proxy.errors import BadCall, Malformed, Problem
 from proxy.model import DEFAULT_CLUSTER, EMPTY, Change, Instance, Selection, ServiceKey, Snapshot
 from proxy.wire.base import ServiceView
 from proxy.wire.hosts import hosts_json, list_json
-from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port
+from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port, unknown
 from proxy.wire.rules import NACOS, Rules
 from proxy.wire.shapes import read_json
 
@@ -102,8 +102,7 @@ def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str,
     given: dict[str, object] = value  # pyright: ignore[reportUnknownVariableType]
     for name in given:
         if name not in fields:
-            text = f"Param '{name[:100]}' is not known here; known are: {', '.join(fields)}."
-            raise BadCall(name[:100], Problem.BODY, text)
+            raise unknown(name, fields, Problem.BODY)
     found = {name: _FIELDS[name](name, item) for name, item in given.items()}
     checked(rules.metadata, found.get("metadata", EMPTY))
     return found

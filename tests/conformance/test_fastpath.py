@@ -49,7 +49,15 @@ READS = {
     "nginx": "/api/v1/sd/nginx?service=NAME",
     "haproxy": "/api/v1/sd/haproxy?service=NAME",
 }
-NO_READS = ["/healthz", "/api/v1/services", "/nothing", f"{V1}/list", "/api/v1/services/NAME/pick?strategy=none"]
+NO_READS = [
+    "/healthz",
+    "/api/v1/services/NAME?grup=x",
+    "/api/v1/services/NAME/pick?format=text&healthyonly=1",
+    "/api/v1/services",
+    "/nothing",
+    f"{V1}/list",
+    "/api/v1/services/NAME/pick?strategy=none",
+]
 REGISTER = [f"{V1}?serviceName=NAME&ip=10.0.0.{n}&port=80&weight={n}&ephemeral=false" for n in (1, 2, 3)]
 GONE = re.compile(rb"\r\ndate: [^\r]*")
 _names = itertools.count()

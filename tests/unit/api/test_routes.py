@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 
 from proxy.api.routes import PROBLEM_HANDLERS, Routes, on_unexpected
+from proxy.calls import Register
 from proxy.errors import Garbled
 from proxy.wire.base import HttpReply
 from tests.helpers.asgi import ask
@@ -135,3 +136,47 @@ async def test_every_call_has_a_summary_examples_and_its_errors(world: World) ->
             assert {"503", "502"} & operation["responses"].keys(), where
         if method in ("post", "patch"):
             assert operation["requestBody"]["content"]["application/json"]["examples"], where
+
+
+async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_others_by_name(world: World) -> None:
+    places = {"service": "orders", "address": "10.0.0.1:80"}
+    for path, method, operation in operations(world.app.openapi()):
+        taken = [p["name"] for p in operation["parameters"] if p["in"] == "query"]
+        for name in (
+            "grup",
+            "healthyonly",
+            "metadata.zone",
+            "service-name",
+            "Service",
+            "limit",
+            "key",
+            "index",
+            "cluster",
+        ):
+            for verb in (method.upper(), "HEAD") if method == "get" else (method.upper(),):
+                if name in taken:
+                    continue
+                answer = await world.ask(verb, f"{path.format(**places)}?{name}=1", json_body={})
+                assert (answer.status, answer.headers["content-type"]) == (400, "application/problem+json"), (
+                    path,
+                    name,
+                )
+                if verb != "HEAD":
+                    document = answer.json()
+                    assert document["parameter"] == name
+                    assert all(known in document["detail"] for known in (name, *taken))
+        if "400" in operation["responses"] and path not in ("/api/v1/events", "/api/v1/services/{service}/watch"):
+            for name in (*taken, "accessToken", "access_token"):
+                answer = await world.ask(method.upper(), f"{path.format(**places)}?{name}=1", json_body={})
+                assert b"not known here" not in answer.body, (path, name)
+    assert world.registry.sent(Register) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("grup", "group"), ("healthyOnly", "healthy_only"), ("namespaceId", "namespace"), ("x", None)]
+)
+async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given: str, meant: str | None) -> None:
+    answer = await world.ask("GET", f"/api/v1/services/orders?{given}=a")
+    hint = f"; did you mean '{meant}'?" if meant else "."
+    known = "namespace, group, clusters, healthy_only"
+    assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
