@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from proxy.wire.base import ReadService
 from proxy.wire.udp import qualifies, read_ack, write_push
 
 log = logging.getLogger("nacos_proxy.udp")
+
+_SCOPE = re.compile(r"[0-9A-Za-z_.:@-]{0,15}")  # the name of an interface, or its number
 
 Encode = Callable[[ReadService, Snapshot], bytes]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -195,6 +198,9 @@ def allowed(ip: str, networks: Sequence[Network]) -> bool:
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
+        return False
+    # The scope of an IPv6 address is any text to `ipaddress`; one that is no text to the system ends asyncio's socket.
+    if _SCOPE.fullmatch(getattr(address, "scope_id", None) or "") is None:
         return False
     if address.is_loopback or any(address in network for network in networks):
         return True

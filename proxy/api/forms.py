@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from starlette.types import Message, Receive, Scope
 
+from proxy.api.answers import length_of
 from proxy.errors import BadCall
 from proxy.wire.base import FORM_TYPE, encoded, form_pairs
 from proxy.wire.multipart import MULTIPART_TYPE
@@ -25,8 +26,7 @@ async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Rec
     media = content_type.partition(b";")[0].strip().lower()
     if media not in (_FORM, _MULTIPART):
         return b"", receive
-    length = headers.get(b"content-length", b"")
-    announced = int(length) if length.isdigit() else 0
+    announced = length_of(headers.get(b"content-length", b""))
     if not (0 < announced <= most or b"transfer-encoding" in headers):
         return b"", receive
     taken: list[Message] = []

@@ -86,7 +86,7 @@ class OpsApi:
         return json_reply(await status_json(self._sight, limit, offset), headers=_NO_STORE)
 
     async def metrics(self, request: Request) -> HttpReply:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        encode, content_type = _encoder(request.headers.get("accept", ""))
         return HttpReply(200, content_type, await self._sight.metrics.scrape(encode), _NO_STORE)
 
     async def page(self, request: Request) -> HttpReply:
@@ -96,6 +96,13 @@ class OpsApi:
         shown = await status_json(self._sight, _PAGE_SERVICES, hosts=MOST_HOSTS)
         body = await asyncio.to_thread(page, shown, *readiness(self._sight), token)  # plain values, some 10,000 hosts
         return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # of a version that is none
+        return choose_encoder("")
 
 
 _DOCS: dict[str, Doc | None] = {

@@ -17,6 +17,7 @@ may hold a place for long apart: where all clients have one address, that is wha
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,12 +38,13 @@ OFTENEST_BEAT = 1.0  # seconds between two beats, whatever the metadata says
 QUICK = 1.0  # seconds in which a check has to end to count as quick
 LONG = 5.0  # seconds of a timeout beyond which a check that is not quick holds a place for long
 
+_NUMBER = re.compile(r"[0-9]{1,5}")  # of more digits Python may refuse to make one
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 def seconds(parameter: str, value: object) -> float:
     """A duration as clients write it: `"5s"`, `"500ms"`, `"2m"`, or a number of seconds. Raises `BadCall`."""
-    text = str(value).strip()
+    text = str(value).strip() if isinstance(value, str | int | float) else ""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(number) :]
     try:
@@ -79,7 +81,7 @@ class CheckSpec:
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
             raise BadCall(
-                "managed", Problem.BODY, f"managed has no field {sorted(unknown)[0]!r}; it has {sorted(known)}"
+                "managed", Problem.BODY, f"managed has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}"
             )
         check = _mapping("managed.check", managed.get("check"))
         if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
@@ -137,24 +139,25 @@ def _timeout(value: object, interval: float, kept: bool) -> float:
 
 
 def _target(kind: str, value: object) -> str:
-    text = str(value)
-    if kind == "http":
-        try:
-            parts = urlsplit(text)  # raises for brackets that do not close
-            _ = parts.port  # raises for one that is none
-        except ValueError as error:
-            raise BadCall("managed.check.http", Problem.BODY, f"managed.check.http: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise BadCall(
-                "managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
-            )
-        return text
+    text = value if isinstance(value, str) and value.isprintable() else ""
+    if kind == "http" and not _is_url(text):
+        raise BadCall(
+            "managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
+        )
     if kind == "tcp":
         host, _, port = text.rpartition(":")
-        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+        if not host or _NUMBER.fullmatch(port) is None or not 0 < int(port) < 65536:
             raise BadCall("managed.check.tcp", Problem.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
-        return text
-    return ""
+    return "" if kind == "ttl" else text
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)  # raises for brackets that are no address
+        _ = parts.port  # raises for one that is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
 
 
 def local(host: str) -> bool:

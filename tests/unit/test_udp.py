@@ -263,7 +263,18 @@ async def test_agents_that_take_no_push_get_none() -> None:
         assert world.push.subscribed() == []
 
 
-FOREIGN = ["192.0.2.1", "224.0.0.1", "0.0.0.0", "255.255.255.255", "::ffff:192.0.2.1", "2001:db8::1", "localhost", "x"]
+ODD_SCOPES = ["::1%a\0b", "fe80::1%a\0b", "::1%é", "fe80::1%\ud800", "::1%" + "9" * 5000]
+FOREIGN = [
+    *ODD_SCOPES,
+    "192.0.2.1",
+    "224.0.0.1",
+    "0.0.0.0",
+    "255.255.255.255",
+    "::ffff:192.0.2.1",
+    "2001:db8::1",
+    "localhost",
+    "x",
+]
 
 
 @pytest.mark.parametrize("ip", FOREIGN)
@@ -271,6 +282,14 @@ async def test_an_address_of_another_host_is_refused(ip: str) -> None:
     async with udp() as world:
         world.list(ip=ip)
         assert (world.push.refused, world.push.sent, world.push.subscribed()) == (1, 0, [])
+
+
+@pytest.mark.parametrize("ip", ODD_SCOPES)
+def test_a_scope_that_no_socket_takes_is_no_address(ip: str) -> None:
+    """asyncio closes its socket for good over a NUL, uvloop raises over what is not ASCII."""
+    everywhere = (ipaddress.ip_network("::/0"),)
+    assert not allowed(ip, ()) and not allowed(ip, everywhere)
+    assert allowed("fe80::5%eth0", everywhere)
 
 
 def test_an_operator_may_allow_networks() -> None:

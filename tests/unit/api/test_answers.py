@@ -36,6 +36,7 @@ async def test_a_body_is_read_whole_up_to_its_bound() -> None:
     for request in (
         sending(part(b"ab", more=True), part(b"cd")),
         sending(part(b""), headers={"content-length": "4"}),
+        sending(part(b""), headers={"content-length": "9" * 5000}),
     ):
         with pytest.raises(BadCall) as caught:
             await read_body(request, 3)

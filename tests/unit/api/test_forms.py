@@ -83,6 +83,7 @@ async def test_who_goes_away_has_sent_no_form() -> None:
     "headers",
     [
         {**FORM, "content-length": "1001"},
+        {**FORM, "content-length": "9" * 5000},
         {**FORM, "content-length": "0"},
         {**FORM, "content-length": "-5"},
         FORM,

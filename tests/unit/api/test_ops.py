@@ -157,6 +157,9 @@ async def test_metrics_are_text_that_prometheus_reads(world: World) -> None:
     assert b'nacos_proxy_reads_total{outcome="miss"} 1.0' in answer.body
     openmetrics = await world.ask("GET", "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
     assert openmetrics.body.endswith(b"# EOF\n")
+    for version in ("x.y", "9" * 5000):  # over which the library raises
+        accept = f"application/openmetrics-text;version={version}"
+        assert (await world.ask("GET", "/metrics", headers={"accept": accept})).status == 200
 
 
 class Words(HTMLParser):
