@@ -11,6 +11,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from proxy.model import Instance, ServiceKey, plain_ip
@@ -43,9 +44,10 @@ def _labels(host: Instance, key: ServiceKey) -> dict[str, str]:
     }
 
 
-def host_of(instance: Instance) -> str:
-    """The host as other programs take it, an IPv6 address in brackets; '' for what is none."""
-    ip = plain_ip(instance.ip)
+@lru_cache(maxsize=16_384)
+def host_of(ip: str) -> str:
+    """A registered address as other programs take it, one of IPv6 in brackets; '' for what is none."""
+    ip = plain_ip(ip)
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
@@ -61,7 +63,7 @@ def servers(hosts: Iterable[Instance]) -> dict[str, float]:
     for instance in hosts:
         if not (0 < instance.weight < math.inf and 0 < instance.port <= 65535):
             continue
-        if host := host_of(instance):
+        if host := host_of(instance.ip):
             address = f"{host}:{instance.port}"
             found[address] = max(instance.weight, found.get(address, 0.0))
     return found
