@@ -55,7 +55,12 @@ class Credential:
 
 
 def token_headers(token: str) -> tuple[tuple[str, str], ...]:
-    """Both spellings: 1.4.6 knows the bearer alone, some gateways keep `Authorization` for themselves."""
+    """Both spellings: 1.4.6 knows the bearer alone, some gateways keep `Authorization` for themselves.
+
+    Raises `Refused` for a token that no header can carry, whoever brought it.
+    """
+    if not (token.isascii() and token.isprintable()):
+        raise Refused(Reason.NO_RIGHT, "a token has only printable ASCII characters", status=403)
     return (("Authorization", f"Bearer {token}"), ("accessToken", token)) if token else ()
 
 

@@ -268,3 +268,6 @@ async def test_no_secret_in_errors_reprs_and_logs(clock: FakeClock, caplog: pyte
 def test_a_token_goes_in_both_spellings_and_none_in_neither() -> None:
     assert Credential("x").headers == (("Authorization", "Bearer x"), ("accessToken", "x"))
     assert token_headers("") == ()
+    for token in ("北京", "é", "a\r\nX-Evil: 1", "a\0", "\ufffd"):
+        with pytest.raises(Refused):
+            token_headers(token)
