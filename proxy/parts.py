@@ -32,7 +32,7 @@ from proxy.policies import cache_policy, events_policy, guard_policy, nacos_poli
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
-from proxy.registry.login import Credential
+from proxy.registry.login import NOBODY, Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.registry.receiver import PushReceiver
@@ -77,8 +77,12 @@ def build(s: Settings, clock: Clock) -> Parts:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
     supervisor = Supervisor(clock)
     registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
-    policy = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes)
-    parts = _wired(s, clock, registry, policy, Answers(AnswersPolicy()), _checks(s, registry), supervisor, push)
+    policy, asked = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes), registry
+    if s.auth == "client" and isinstance(registry, NacosRegistry):
+        # Who shows no token is nobody: neither the server's identity nor what was accepted unchecked is theirs.
+        policy, asked = AgentPolicy(s.cold_wait, strict=True), registry.acting_as(NOBODY)
+    parts = _wired(s, clock, asked, policy, Answers(AnswersPolicy()), _checks(s, registry), supervisor, push)
+    parts.registry = registry
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
     if isinstance(registry, NacosRegistry):
@@ -194,8 +198,9 @@ def _upstream(s: Settings, clock: Clock, supervisor: Supervisor) -> tuple[Regist
         raise BadSettings("push = on needs the extra: pip install 'nacos-discovery-proxy[push]'")
     if s.push == "off":
         return registry, None
-    receiver = registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
-    servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
+    if s.auth == "proxy":  # the lists that ask for UDP push are this proxy's own
+        receiver = registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
+        servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
     if not available():
         return registry, None
     home = str(s.state_dir / "push")
@@ -248,3 +253,5 @@ async def finish(parts: Parts) -> None:
     if parts.disk is not None:
         await parts.disk.close()
     await parts.agent.close()
+    if parts.registry is not parts.agent.registry:
+        await parts.registry.close()

@@ -54,6 +54,9 @@ class Credential:
         return token_headers(self.token)
 
 
+NOBODY = Credential("")
+
+
 def token_headers(token: str) -> tuple[tuple[str, str], ...]:
     """Both spellings: 1.4.6 knows the bearer alone, some gateways keep `Authorization` for themselves.
 

@@ -53,6 +53,33 @@ async def test_a_write_without_a_token_is_refused_as_the_upstream_refuses_it(pro
     assert refused.status_code == 403
 
 
+async def test_nobody_acts_with_the_identity_of_this_proxy() -> None:
+    """A request with that header passes every check of Nacos, so it may go with none that is somebody else's."""
+    key, value = "serverIdentity", "of-the-servers"
+    async with (
+        facing("v1+v2", passwords=PASSWORDS, identity=(key, value)) as face,
+        serving(upstream=face.url, auth="client", identity_key=key, identity_value=value) as proxy,
+    ):
+        assert face.users is not None
+        wrong = {"accessToken": "made-up"}
+        for shown in ({}, wrong):
+            service = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
+            for method, path, query in (
+                ("POST", INSTANCE, service),
+                ("PUT", INSTANCE, service),
+                ("PUT", f"{INSTANCE}/beat", service),
+                ("DELETE", INSTANCE, service),
+                ("GET", INSTANCE, service),
+                ("GET", LIST, service),
+                ("GET", "/nacos/v1/ns/service/list", {"pageNo": "1", "pageSize": "1"}),
+                ("GET", "/nacos/v1/cs/configs", {"dataId": "a"}),
+                ("GET", "/api/v1/services/orders", {}),
+                ("GET", "/api/v1/services", {}),
+            ):
+                refused = await proxy.http.request(method, path, params={**query, **shown})
+                assert refused.status_code == 403, (method, path, refused.text)
+
+
 async def test_reads_of_two_tokens_are_cached_apart(proxy: Served, upstream: FaceServer) -> None:
     tokens = [await login(proxy.http, user) for user in PASSWORDS]
     for token in tokens:

@@ -88,12 +88,16 @@ FACES = {
 
 @dataclass
 class Users:
-    """Who may log in, with which password; who has admin rights; the tokens given, each until when."""
+    """Who may log in, with which password; who has admin rights; the tokens given, each until when.
+
+    `identity`: the header by which servers know each other; a request with it passes every check (NACOS.md 7.1).
+    """
 
     passwords: Mapping[str, str]
     admins: Collection[str]
     clock: Clock
     ttl: int = 18_000
+    identity: tuple[str, str] | None = None
     tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
     _numbers: Any = field(default_factory=count)
 
@@ -109,6 +113,8 @@ class Users:
     def refusal(self, request: HttpRequest) -> str | None:
         """Why a request is refused with 403, in the words of 2.5.1; None where it is not."""
         parameters, headers = request.parameters, request.headers
+        if self.identity is not None and headers.get(self.identity[0].lower()) == self.identity[1]:
+            return None
         user, password = parameters.get("username"), parameters.get("password")
         if user is not None and self.passwords.get(user) == password:
             return self._right(user, request)
@@ -459,10 +465,11 @@ async def facing(
     listing_delay: float = 0.0,
     passwords: Mapping[str, str] | None = None,
     admins: Collection[str] = ("nacos",),
+    identity: tuple[str, str] | None = None,
 ) -> AsyncIterator[FaceServer]:
     """A server of this face, running on a free port; with `passwords` it wants a login."""
     clock = clock or SystemClock()
-    users = Users(passwords, admins, clock) if passwords is not None else None
+    users = Users(passwords, admins, clock, identity=identity) if passwords is not None else None
     server = FaceServer(face, clock, listing_delay, users)
     config = uvicorn.Config(server, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
     async with running(config) as url:
