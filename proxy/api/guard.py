@@ -20,8 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.api.answers import send_reply
 from proxy.api.explorer import PATHS
 from proxy.api.forms import form_of
+from proxy.api.own_tokens import OWN
 from proxy.errors import Denied, ProxyError
 from proxy.wire.base import HttpReply
+from proxy.wire.query import TOKENS
 
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
@@ -69,6 +71,8 @@ class Guard:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         error = self._out_of_place(scope, headers)
+        if self.policy.tokens:
+            scope[OWN] = self._is_own
         if error is None and self.policy.tokens and scope["path"] not in OPEN_PATHS:
             given = _given(scope, headers)
             if given is None and scope["method"] not in _SAFE:  # the Go SDK's writes have it in their form
@@ -92,6 +96,9 @@ class Guard:
         if scope["method"] not in _SAFE and not self._origin_fits(headers, host):
             return Denied("a web page of another origin may change nothing here; see cors_origins", status=403)
         return None
+
+    def _is_own(self, text: str) -> bool:
+        return right_of(text, self.policy.tokens) is not None
 
     def _without_right(self, scope: Scope, given: str | None) -> Denied | None:
         if given is None:
@@ -136,7 +143,7 @@ def _given(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
 
 def _token_in(parameters: bytes) -> str | None:
     values = dict(parse_qsl(parameters.decode("latin-1")))
-    return values.get("accessToken") or values.get("access_token")
+    return next((values[name] for name in TOKENS if values.get(name)), None)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,5 @@
-"""The rest of the Nacos API (configuration, console, logins), streamed to the upstream untouched.
+"""The rest of the Nacos API (configuration, console, logins), streamed to the upstream untouched,
+but for API tokens of this proxy, which stop here.
 
 Not for: the naming API (`nacos`). Only the configured upstream can be reached, only below its context path.
 
@@ -22,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply
 from proxy.api.channel import until_gone
+from proxy.api.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
 from proxy.errors import BadCall, ProxyError
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
@@ -130,8 +132,10 @@ class Passthrough:
     ) -> bool:
         """Whether an answer was given: none is where its status would be one of `unless`."""
         assert self._forwarder is not None
-        query = scope["query_string"].decode("latin-1")
-        async with self._forwarder.forward(scope["method"], path, query, scope["headers"], body) as reply:
+        own, given = own_in(scope), scope["headers"]
+        query = without_own_parameters(scope["query_string"].decode("latin-1"), own)
+        headers, body = without_own_headers(given, own), without_own_in_body(given, body, own)
+        async with self._forwarder.forward(scope["method"], path, query, headers, body) as reply:
             if reply.status in unless:
                 return False
             self._note(path, reply.status)
