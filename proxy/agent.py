@@ -31,6 +31,7 @@ from proxy.errors import (
     TooSlow,
     Unreachable,
     away,
+    no_right,
     telling,
 )
 from proxy.healing import Healing
@@ -52,7 +53,7 @@ Follower = Callable[[Change], object]
 class AgentPolicy:
     """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1).
 
-    `strict`: a service that the upstream refuses to show for want of rights is not shown from memory either.
+    `strict`: a service that the upstream refuses to show for want of rights is forgotten, and `on_barred` told.
     `outage_writes`: while the upstream is away, writes about ephemeral instances are accepted here.
     """
 
@@ -91,11 +92,12 @@ class Agent:
         self.counts = Counts()
         self.on_recovery: list[Callable[[], None]] = []
         self.on_registration: list[Callable[[], None]] = []
+        self.on_barred: list[Callable[[ServiceKey, ProxyError], None]] = []
         self._policy = policy
         self._followers = followers
         self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
         self._asking = Asking(catalog.cache, self, clock)
-        self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock)
+        self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock, strict=policy.strict)
         self._modifying = Modifying(catalog.ledger, self)
         self._healing = Healing(catalog.ledger, self, self._took_back, clock, self.supervisor)
         self.outage = Outage(
@@ -115,7 +117,7 @@ class Agent:
         if look.from_disk and look.error is None and now < self.confirm_until:
             await self._wait_for(key, self.confirm_until - now)
             look = replace(found := cache.look(key, self.clock.now()), fetched=not found.from_disk)
-        if wants.content_with(look) and not self._barred(look):
+        if wants.content_with(look):
             if look.stale:
                 self._refresh_behind(key, now)
             Counts.add(self.counts.reads, "stale" if look.stale else "miss" if look.fetched else "hit")
@@ -125,7 +127,7 @@ class Agent:
             return self._settle_for(look)
         await self._wait_for(key, self._policy.cold_wait)
         look = replace(cache.look(key, self.clock.now()), fetched=True)
-        if look.freshness in (Freshness.MISSING, Freshness.EXPIRED) or self._barred(look):
+        if look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
             return self._settle_for(look)
         Counts.add(self.counts.reads, "stale" if look.stale else "miss")
         return look
@@ -147,12 +149,8 @@ class Agent:
             return look
         return replace(look, error=Unreachable(breaker.reason, arrived=False))
 
-    def _barred(self, look: Look) -> bool:
-        error = look.error
-        return self._policy.strict and isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
-
     def _settle_for(self, look: Look) -> Look:
-        if look.freshness in (Freshness.STALE, Freshness.FRESH) and not self._barred(look):
+        if look.freshness in (Freshness.STALE, Freshness.FRESH):
             Counts.add(self.counts.reads, "stale")
             return self._explained(look)
         Counts.add(self.counts.reads, "none")
@@ -207,8 +205,11 @@ class Agent:
             doubtful = self.suspicious
             missed = await self._healing.lost(word, doubtful=doubtful)
         except ProxyError as error:
-            self.catalog.cache.reject(key, error, self.clock.now())
+            barred = self._policy.strict and no_right(error)
+            self.catalog.cache.reject(key, error, self.clock.now(), barred=barred)
             Counts.add(self.counts.fetches, type(error).__name__)
+            for listener in self.on_barred if barred else ():
+                listener(key, error)
             return
         except Exception as error:  # a bug of ours must not be the end of a service's polling
             self.catalog.cache.reject(key, Garbled(f"{type(error).__name__} in the proxy"), self.clock.now())

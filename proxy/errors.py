@@ -177,6 +177,20 @@ def away(error: ProxyError | None) -> bool:
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 
+def no_right(error: BaseException | None) -> bool:
+    """Whether the upstream does not let this client do it."""
+    return isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
+
+
+def stranger(error: BaseException | None) -> bool:
+    """Whether the upstream does not know who asks, or no longer: the token, and not what its account may.
+
+    All versions say `authorization failed!` where they know the account (NACOS.md 7.4); 1.4.6 has one more.
+    """
+    text = str(error).lower()
+    return no_right(error) and "authorization failed" not in text and "resource name invalid" not in text
+
+
 def telling(error: ProxyError | None, *, fetching: bool) -> bool:
     """Whether an outcome says anything of the upstream as a whole.
 

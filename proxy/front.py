@@ -1,6 +1,6 @@
 """All that clients speak to one set of parts: the Nacos API below its context path, our own API beside it.
 
-Not for: who may ask (`api.guard`), whose parts they are (`realms`), the process (`server`).
+Not for: who may ask (`api.guard`), whose parts they are (`tenants`), the process (`server`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from proxy.agent import Agent
 from proxy.api.answers import header, send_reply
 from proxy.api.events import EventsApi
 from proxy.api.explorer import explorer_router
-from proxy.api.guard import Guard, GuardPolicy
+from proxy.api.guard import OPEN_PATHS, Guard, GuardPolicy
 from proxy.api.lookup import LookupApi, LookupPolicy
-from proxy.api.nacos import NacosApi
-from proxy.api.ops import OpsApi, operations_router
+from proxy.api.nacos import NacosApi, remembered_calls
+from proxy.api.ops import OpsApi, operations_routes
 from proxy.api.passthrough import Forwarder, Passthrough
 from proxy.api.reads import Reads
 from proxy.api.rest import Managing, RestApi
-from proxy.api.routes import PROBLEM_HANDLERS, Endpoint
+from proxy.api.routes import ENDPOINTS, PROBLEM_HANDLERS, Endpoint, Routes
 from proxy.errors import ProxyError
 from proxy.fastpath.asgi import FastPath
 from proxy.fastpath.table import Answers
@@ -82,33 +82,63 @@ def faces_of(parts: Parts) -> Faces:
     )
 
 
+class View:
+    """An ASGI app: one set of parts behind the routes of a front."""
+
+    def __init__(self, front: Front, nacos: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self._front = front
+        self._nacos = nacos
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ENDPOINTS] = self._endpoints
+        await self._front.serve(self._nacos, scope, receive, send)
+
+
 class Front:
-    """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`."""
+    """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`.
+
+    Its routes and their documents take milliseconds to make. Other parts get a `view` of the same.
+    """
 
     def __init__(self, faces: Faces, lifespan: Lifespan | None = None) -> None:
         self.rest = rest_app(faces, lifespan)
         self._checks = faces.checks
         self._context = faces.settings.context_path.rstrip("/")
-        passthrough = Passthrough(faces.forwarder, context_path=self._context)
-        self._nacos = NacosApi(
+        self._passthrough = Passthrough(faces.forwarder, context_path=self._context)
+        self._remembered = remembered_calls()
+        self._nacos = self._nacos_api(faces)
+
+    def _nacos_api(self, faces: Faces) -> NacosApi:
+        return NacosApi(
             faces.agent,
             WHOLE if faces.settings.embedded else DIALECTS,
-            passthrough,
-            offer=passthrough.offer,
+            self._passthrough,
+            offer=self._passthrough.offer,
             context_path=self._context,
             max_body=faces.settings.max_body,
             on_list=faces.on_list,
             on_beat=faces.keeper.heard,
+            remembered=self._remembered,
         )
 
+    def view(self, faces: Faces) -> View:
+        """The same for other parts."""
+        endpoints = {place: endpoint for routes in routes_of(faces) for place, endpoint in routes.endpoints.items()}
+        return View(self, self._nacos_api(faces), endpoints)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.serve(self._nacos, scope, receive, send)
+
+    async def serve(self, nacos: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """`nacos` answers below the context path, the endpoints in the scope, or our own, beside it."""
         scope[RULES] = NACOS if self._checks() else LENIENT
         if self._seeks_console(scope):
             query = scope["query_string"].decode("latin-1")  # a token may stand there
             headers = (("location", f"/?{query}" if query else "/"), ("vary", "accept"))
             await send_reply(send, HttpReply(302, None, b"", headers))
         elif self._is_nacos(scope["path"]):
-            await self._nacos(scope, receive, send)
+            await nacos(scope, receive, send)
         else:
             await self.rest(_without_slash(scope), receive, send)
 
@@ -120,6 +150,11 @@ class Front:
         if not self._context or scope["method"] not in ("GET", "HEAD"):
             return False
         return path == self._context or (path == self._context + "/" and b"text/html" in header(scope, b"accept"))
+
+    def answers_for_one(self, scope: Scope) -> bool:
+        """Whether a request is answered from what its client may see; not what is passed on, nor what all may see."""
+        path: str = scope["path"]
+        return self._nacos.knows(scope["method"], path) if self._is_nacos(path) else path not in OPEN_PATHS
 
     def _is_nacos(self, path: str) -> bool:
         if self._context:
@@ -157,14 +192,22 @@ def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=PROBLEM_HANDLERS,
     )
-    app.include_router(RestApi(faces.agent, faces.reads, faces.keeper, max_body=faces.settings.max_body).router())
-    app.include_router(LookupApi(faces.agent, faces.reads, LookupPolicy()).router())
-    app.include_router(faces.events.router())
-    app.include_router(operations_router(faces.operations))
+    for routes in routes_of(faces):
+        app.include_router(routes.router())
     app.include_router(explorer_router())
     made = app.openapi
     app.openapi = lambda: _with_tokens(made())
     return app
+
+
+def routes_of(faces: Faces) -> list[Routes]:
+    """Our own API, but for its documents."""
+    return [
+        RestApi(faces.agent, faces.reads, faces.keeper, max_body=faces.settings.max_body).routes(),
+        LookupApi(faces.agent, faces.reads, LookupPolicy()).routes(),
+        faces.events.routes(),
+        operations_routes(faces.operations),
+    ]
 
 
 def _with_tokens(document: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from proxy.catalog.ledger import Ledger, LedgerPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.catalog.pushes import Pushes, PushesPolicy
 from proxy.disk import Disk, DiskPolicy
+from proxy.errors import Refused
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.managed import Keeper, ManagedPolicy
 from proxy.model import Snapshot
@@ -36,6 +37,7 @@ from proxy.registry.login import NOBODY, Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, PushPolicy, available
 from proxy.registry.receiver import PushReceiver
+from proxy.registry.rights import Telling
 from proxy.registry.servers import Server, Servers
 from proxy.runtime import Clock, Supervisor
 from proxy.settings import BadSettings, Settings
@@ -81,7 +83,8 @@ def build(s: Settings, clock: Clock) -> Parts:
     if s.auth == "client" and isinstance(registry, NacosRegistry):
         # Who shows no token is nobody: neither the server's identity nor what was accepted unchecked is theirs.
         policy, asked = AgentPolicy(s.cold_wait, strict=True), registry.acting_as(NOBODY)
-    parts = _wired(s, clock, asked, policy, Answers(AnswersPolicy()), _checks(s, registry), supervisor, push)
+    answers = Answers(AnswersPolicy())
+    parts = _wired(s, clock, asked, policy, guard_policy(s), answers, _checks(s, registry), supervisor, push)
     parts.registry = registry
     if isinstance(registry, Forwarder):
         parts.forwarder = registry
@@ -114,16 +117,18 @@ def _follow(parts: Parts, servers: Servers) -> None:
         parts.at_end.append(lambda listeners=listeners: listeners.remove(changed))
 
 
-def build_realm(of: Parts, upstream: NacosRegistry, token: str) -> Parts:
-    """Parts of their own for who shows this token; of `of` they share the clock, the servers and the answers' table.
+def build_tenant(
+    of: Parts, upstream: NacosRegistry, credential: Credential, refused: Callable[[Refused], None]
+) -> Parts:
+    """Parts of their own for an account; of `of` they share the clock, the servers and the answers' table.
 
-    Nothing of them is written to disk: after a start the token is not known any more.
+    Nothing of them is written to disk: after a start the token is not known any more. `refused` is called when the
+    upstream does not know it any more.
     """
     settings = of.settings.model_copy(update={"disk": False})
     policy = AgentPolicy(settings.cold_wait, strict=True)
-    parts = _wired(
-        settings, of.clock, upstream.acting_as(Credential(token)), policy, of.answers, of.checks, of.agent.supervisor
-    )
+    asked = Telling(upstream.acting_as(credential), refused)
+    parts = _wired(settings, of.clock, asked, policy, of.guard, of.answers, of.checks, of.agent.supervisor)
     parts.forwarder = of.forwarder
     _follow(parts, upstream.servers)
     return parts
@@ -144,6 +149,7 @@ def _wired(
     clock: Clock,
     registry: Registry,
     policy: AgentPolicy,
+    guard: GuardPolicy,
     answers: Answers,
     checks: Callable[[], bool],
     supervisor: Supervisor,
@@ -163,8 +169,9 @@ def _wired(
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     parts = Parts(
         s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
-        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard_policy(s), checks, push, started=clock.now(),
+        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
     )  # fmt: skip
+    _hide_what_is_refused(agent, answers, events)
     if (disk := _disk(parts)) is not None:
         followers["disk"] = disk.mark
     if s.udp_push:
@@ -184,6 +191,12 @@ def _disk(parts: Parts) -> Disk | None:
     elif registry is not None:
         log.info("disk = false: persistent instances and services end with this process")
     return parts.disk
+
+
+def _hide_what_is_refused(agent: Agent, answers: Answers, events: EventsApi) -> None:
+    """Who may not see a service any more is told it neither from what was prepared nor by what is open."""
+    agent.on_barred.append(lambda key, error: answers.forget(key))
+    agent.on_barred.append(lambda key, error: events.refuse(error, key))
 
 
 def _embedded(clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:
@@ -221,8 +234,11 @@ def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
     return orjson.dumps(body)
 
 
-async def start(parts: Parts) -> None:
-    """State from disk first, so that the first read has it; then what runs in the background."""
+async def start(parts: Parts, *, of_tenant: bool = False) -> None:
+    """State from disk first, so that the first read has it; then what runs in the background.
+
+    The socket of a tenant's UDP push is opened when one asks for it.
+    """
     if parts.disk is not None:
         if parts.disk.restore():
             parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
@@ -231,10 +247,15 @@ async def start(parts: Parts) -> None:
     parts.keeper.restore_all()
     parts.poller.start()
     parts.keeper.start()
-    if parts.udp is not None:
-        await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
+    if parts.udp is not None and not of_tenant:
+        await start_udp(parts)
         if parts.disk is not None:
             parts.udp.restore(parts.disk.subscribers())
+
+
+async def start_udp(parts: Parts) -> None:
+    if parts.udp is not None:
+        await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
 
 
 async def finish(parts: Parts) -> None:

@@ -6,13 +6,14 @@ Not for: rules of freshness, of a dialect, of a route; the making of the parts (
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import uvicorn
@@ -21,20 +22,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
 from proxy.api.answers import send_reply
-from proxy.api.forms import form_of
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, Refused, Unreachable
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers
 from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import EMBEDDED
 from proxy.lock import StateLocked
-from proxy.parts import Parts, build, build_realm, finish, start
+from proxy.model import Snapshot
+from proxy.parts import Parts, build, build_tenant, finish, start, start_udp
 from proxy.policies import loopback
-from proxy.realms import Realms, RealmsPolicy
 from proxy.registry.http import origin
 from proxy.registry.nacos import NacosRegistry
-from proxy.runtime import Clock, SystemClock
+from proxy.registry.rights import Pass, take_account, take_token
+from proxy.runtime import Clock, SystemClock, spawn
 from proxy.serving import (
     Address,
     CannotStart,
@@ -46,6 +47,8 @@ from proxy.serving import (
     url_of,
 )
 from proxy.settings import BadSettings, Loaded, Settings
+from proxy.tenants import Shown, Tenants, TenantsPolicy
+from proxy.wire.base import ReadService
 
 log = logging.getLogger("nacos_proxy.server")
 
@@ -67,9 +70,9 @@ class App:
         self.clock = parts.clock
         self.answers = parts.answers
         self.front = Front(faces_of(parts), self._lifespan)
-        self.realms: Realms | None = None
+        self.tenants: Tenants | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
-            self.realms = realms_of(parts, parts.registry)
+            self.tenants = tenants_of(parts, self.front, parts.registry)
         self.guard, self._entry = guarded(
             self.front, self._route, parts.guard, parts.answers, parts.clock, parts.settings
         )
@@ -80,8 +83,8 @@ class App:
         try:
             yield
         finally:
-            if self.realms is not None:
-                await self.realms.close()
+            if self.tenants is not None:
+                await self.tenants.close()
             await finish(self.parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +96,8 @@ class App:
     def end_streams(self) -> None:
         """A stop begins: readers are told when to come back."""
         self.parts.events.close()
-        if self.realms is not None:
-            self.realms.end_streams()
+        if self.tenants is not None:
+            self.tenants.end_streams()
 
     def reload(self, settings: Settings) -> None:
         """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
@@ -102,47 +105,81 @@ class App:
         log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app: ASGIApp = self.front
-        if self.realms is not None:
-            try:
-                realm = await self.realms.of(scope)
-                if realm is None:
-                    form, receive = await form_of(scope, receive, self.parts.settings.max_body)
-                    realm = await self.realms.of(scope, form) if form else None
-            except ProxyError as error:
-                await send_reply(send, self.front.refuse(scope, error), head_only=scope["method"] == "HEAD")
-                return
-            app = self.front if realm is None else realm.app
-        await app(scope, receive, send)
+        if self.tenants is None or not self.front.answers_for_one(scope):
+            await self.front(scope, receive, send)
+            return
+        try:
+            visit = await self.tenants.visit(scope, receive)
+        except ProxyError as error:
+            await send_reply(send, self.front.refuse(scope, error), head_only=scope["method"] == "HEAD")
+            return
+        try:
+            await (visit.app or self.front)(visit.scope, visit.receive, send)
+        finally:
+            visit.leave()
 
 
-def realms_of(parts: Parts, upstream: NacosRegistry) -> Realms:
+def tenants_of(parts: Parts, front: Front, upstream: NacosRegistry) -> Tenants:
     """For `auth = client`: the same upstream, asked with each client's own token and nothing else."""
-
-    async def make(token: str) -> OneRealm:
-        own = build_realm(parts, upstream, token)
-        realm = OneRealm(own, Front(faces_of(own)))
-        await start(own)
-        return realm
-
-    return Realms(make, RealmsPolicy(bearer=not parts.guard.tokens), parts.clock.now)
+    policy = TenantsPolicy(wait=parts.settings.cold_wait, max_form=parts.settings.max_body)
+    return Tenants(UpstreamGate(parts, front, upstream), policy, parts.clock)
 
 
 @dataclass(frozen=True, slots=True)
-class OneRealm:
-    """A `Realm` made of parts of its own."""
+class UpstreamGate:
+    """A `Gate` to the upstream of these parts. While that is down it is not asked: its return is found out by polls."""
 
     parts: Parts
-    app: ASGIApp
+    front: Front
+    upstream: NacosRegistry
+
+    async def prove(self, shown: Shown) -> Pass | None:
+        breaker = self.parts.agent.catalog.breaker
+        if not breaker.up:
+            raise Unreachable(breaker.reason, arrived=False)
+        if shown.password:
+            return await take_account(self.upstream, shown.username, shown.password)
+        return await take_token(self.upstream, shown.token, shown.namespace)
+
+    async def open(self, proven: Pass, refused: Callable[[Refused], None]) -> OneTenant:
+        own = build_tenant(self.parts, self.upstream, proven.credential, refused)
+        await start(own, of_tenant=True)
+        return OneTenant(own, self.front)
+
+
+class OneTenant:
+    """A `Tenant` made of parts of its own."""
+
+    def __init__(self, parts: Parts, front: Front) -> None:
+        self.parts = parts
+        self.app: ASGIApp = front.view(replace(faces_of(parts), on_list=self._listed if parts.udp else None))
+        self._starting: asyncio.Task[None] | None = None
+
+    def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
+        """The first list that asks for UDP push opens the socket for it."""
+        if call.push is None or self.parts.udp is None:
+            return
+        if self._starting is None:
+            self._starting = spawn(start_udp(self.parts), name="udp push of a tenant")
+        self.parts.udp.listed(call, snapshot)
 
     @property
-    def streams(self) -> int:
-        return self.parts.events.readers
+    def busy(self) -> bool:
+        return self.parts.events.readers > 0 or len(self.parts.keeper) > 0
 
-    def end_streams(self) -> None:
+    @property
+    def last_read(self) -> float:
+        return max((entry.last_read for entry in self.parts.agent.catalog.cache.entries()), default=-math.inf)
+
+    def end(self, why: ProxyError | None) -> None:
+        if why is not None:
+            self.parts.answers.clear()
+            self.parts.events.refuse(why)
         self.parts.events.close()
 
     async def close(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
         await finish(self.parts)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox
 from proxy.catalog.shelf import Watcher
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, no_right
 from proxy.model import ServiceKey, Snapshot
 from proxy.runtime import Clock
 
@@ -22,7 +22,17 @@ log = logging.getLogger("nacos_proxy.agent")
 class Watching:
     """Over one cache and one hub; `read` fetches what is not known yet."""
 
-    def __init__(self, cache: Cache, hub: Hub, read: Callable[[ServiceKey], Awaitable[object]], clock: Clock) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        hub: Hub,
+        read: Callable[[ServiceKey], Awaitable[object]],
+        clock: Clock,
+        *,
+        strict: bool = False,
+    ) -> None:
+        """`strict`: what the upstream refuses to show is not told from history either."""
+        self._strict = strict
         self._cache = cache
         self._hub = hub
         self._read = read
@@ -36,10 +46,17 @@ class Watching:
         A service that cannot be fetched now has no snapshot; its first change will hold the whole state. Who resumes
         gets a snapshot of what no change may have told of (`_untold`); it stands for all that waits of that service.
         `client` is the address that shares the budget of polls with others.
+        Raises what the upstream says where it refuses to show any of them.
         """
-        await asyncio.gather(*(self._warm(key) for key in interest.keys))
+        failed = await asyncio.gather(*(self._warm(key) for key in interest.keys))
+        refused = [error for error in failed if self._strict and no_right(error)]
+        if refused and len(refused) == len(interest.keys) and refused[0] is not None:
+            raise refused[0]
         now = self._clock.now()
         mailbox = self._hub.subscribe(interest, wake, after)
+        for entry in self._cache.entries() if self._strict else ():
+            if no_right(entry.error):
+                mailbox.drop(entry.key)
         mailbox.client = client
         watcher = _watcher(mailbox)
         for key in interest.keys:
@@ -68,11 +85,13 @@ class Watching:
         entries = (self._cache.get(key) for key in sorted(interest.keys))
         return [entry.shown for entry in entries if entry is not None and entry.shown is not None and not entry.lived]
 
-    async def _warm(self, key: ServiceKey) -> None:
+    async def _warm(self, key: ServiceKey) -> ProxyError | None:
         try:
             await self._read(key)
         except ProxyError as error:
             log.info("no first snapshot of %s: %s", key, error)
+            return error
+        return None
 
     def _known(self, interest: Filter) -> list[Snapshot]:
         if interest.everything is None:

@@ -1,6 +1,7 @@
-"""Changes to clients as they come: Server-Sent Events and long polls.
+"""Changes to clients as they come: Server-Sent Events.
 
-Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`wire.sse`, `wire.rest`). Rules:
+Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`wire.sse`, `wire.rest`), long polls
+(`polls`). Rules:
 
 - a reader gets its snapshots, then every change behind them; the last snapshot alone carries an id, so that a reader
   that was cut off among its snapshots gets them all again;
@@ -22,23 +23,21 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api import documents as docs
-from proxy.api.answers import client_of, to_query
-from proxy.api.channel import AsgiChannel, until_gone
+from proxy.api.answers import client_of, send_reply, to_query
+from proxy.api.channel import AsgiChannel
+from proxy.api.polls import Polls
 from proxy.api.reads import Bodies
-from proxy.api.rest import json_reply, target
 from proxy.api.routes import Routes
 from proxy.api.seats import Seats, SeatsPolicy
 from proxy.catalog.hub import Event, Filter, Mailbox, Notice
-from proxy.catalog.look import cache_headers
-from proxy.model import Change, ServiceKey, Snapshot
-from proxy.runtime import spawn, stop
+from proxy.errors import ProxyError
+from proxy.model import ServiceKey, Snapshot
 from proxy.wire.base import STREAM, Channel, HttpReply
-from proxy.wire.problem import plain_problem
-from proxy.wire.query import SHORT, Query, View, illegal, missing, read_key, read_list, read_view, read_wait
-from proxy.wire.rest import change_json, etag, snapshot_json
+from proxy.wire.problem import plain_problem, problem
+from proxy.wire.query import SHORT, Query, View, illegal, missing, read_key, read_list, read_view
+from proxy.wire.rest import change_json, snapshot_json
 from proxy.wire.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
 
-INDEX_HEADER = "nacos-proxy-index"
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode()),
     (b"cache-control", b"no-store"),
@@ -89,18 +88,21 @@ class EventsApi:
         self._luck = luck
         self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
-        self._polls: set[asyncio.Event] = set()
         self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
+        self.polls = Polls(agent, self.seats)
         self._snapshots = Bodies(policy.prepared)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """What was encoded last: ten thousand readers ask for the same, one after the other."""
 
     def router(self) -> APIRouter:
+        return self.routes().router()
+
+    def routes(self) -> Routes:
         routes = Routes("events")
-        routes.add("GET", "/api/v1/services/{service}/watch", self.watch, docs.WATCH)
+        routes.add("GET", "/api/v1/services/{service}/watch", self.polls.watch, docs.WATCH)
         routes.add("GET", "/api/v1/events", self.events, docs.EVENTS)
-        return routes.router()
+        return routes
 
     # streams
 
@@ -175,56 +177,6 @@ class EventsApi:
         )
         return encode("snapshot", data, number)
 
-    # long polls
-
-    async def watch(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        view, index, wait = read_view(query), query.text("index").strip('"'), read_wait(query)
-        await self.agent.read(key)  # raises where there is nothing to watch
-        client, woken = client_of(request.scope), asyncio.Event()
-        interest = Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only)
-        self.seats.take(client, interest.keys)
-        self._polls.add(woken)
-        try:
-            mailbox, known = await self.agent.watch(interest, woken.set, client=client)
-            try:
-                if known and known[0].revision == index and not self.closed:
-                    await self._first_change(request, mailbox, woken, view, wait)
-            finally:
-                self.agent.unwatch(mailbox)
-        finally:
-            self._polls.discard(woken)
-            self.seats.leave(client, interest.keys)
-        return self._watched(key, view)
-
-    async def _first_change(
-        self, request: Request, mailbox: Mailbox, woken: asyncio.Event, view: View, wait: float
-    ) -> None:
-        clock = self.agent.clock
-        ends = [
-            spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
-            spawn(until_gone(request.receive), name="long poll"),
-        ]
-        for end in ends:
-            end.add_done_callback(lambda _: woken.set())
-        try:
-            while not self.closed and not any(end.done() for end in ends):
-                await woken.wait()
-                woken.clear()
-                if any(isinstance(e.body, Change) and change_json(e.body, view) for e in mailbox.take()):
-                    return
-        finally:
-            for end in ends:
-                await stop(end)
-
-    def _watched(self, key: ServiceKey, view: View) -> HttpReply:
-        look = self.agent.catalog.cache.look(key, self.agent.clock.now())
-        assert look.snapshot is not None
-        tag = etag(look.snapshot.revision, view.clusters, view.healthy_only, "stale" if look.stale else "")
-        headers = (*cache_headers(look), ("etag", tag), (INDEX_HEADER, look.snapshot.revision))
-        shown = snapshot_json(look.snapshot, view, stale=look.stale)
-        return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
-
     # the end
 
     @property
@@ -238,16 +190,24 @@ class EventsApi:
     def close(self) -> None:
         """Ends all streams, each with the time after which to come back, and answers all long polls."""
         self.closed = True
-        for slot in self._slots:
-            for reader in tuple(slot):
-                self.agent.supervisor.call("event stream", reader.end)
-        for woken in self._polls:
-            woken.set()
+        for reader in self._readers():
+            self.agent.supervisor.call("event stream", reader.end)
+        self.polls.close()
         if self._ticker is not None:
             self._ticker.cancel()
 
+    def refuse(self, why: ProxyError, key: ServiceKey | None = None) -> None:
+        """Who listens to a service, or at all, may not any longer: streams end, long polls are answered with `why`."""
+        for reader in self._readers():
+            if key is None or reader.interest.wants(key):
+                reader.end()
+        self.polls.refuse(why, key)
+
+    def _readers(self) -> list[_Reader]:
+        return [reader for slot in self._slots for reader in slot]
+
     def __repr__(self) -> str:
-        return f"<EventsApi {self.readers} readers, {len(self._polls)} polls, {len(self.seats.clients)} clients>"
+        return f"<EventsApi {self.readers} readers, {len(self.polls)} polls, {len(self.seats.clients)} clients>"
 
 
 def notice_json(notice: Notice) -> bytes:
@@ -261,11 +221,11 @@ def _nothing() -> None:
 class _Reader:
     """One stream: an ASGI app that begins it, then what writes each event to it."""
 
-    __slots__ = ("_after", "_api", "_channel", "_client", "_interest", "_mailbox", "_slot", "_view")
+    __slots__ = ("_after", "_api", "_channel", "_client", "_mailbox", "_slot", "_view", "interest")
 
     def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
         self._api = api
-        self._interest = interest
+        self.interest = interest
         self._view = view
         self._after = after
         self._client: str | None = client
@@ -280,7 +240,12 @@ class _Reader:
             await send({"type": "http.response.body", "body": b""})
             return
         try:
-            first = await self._begin()
+            try:
+                first = await self._begin()
+            except ProxyError as error:
+                self._gone()
+                await send_reply(send, problem(error, scope["path"]))
+                return
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             take: Callable[[], Channel | None] | None = scope.get("extensions", {}).get(STREAM)
             channel = take() if take is not None else None
@@ -297,9 +262,9 @@ class _Reader:
     async def _begin(self) -> list[bytes]:
         """Listens from now on; what the stream begins with."""
         api, agent = self._api, self._api.agent
-        self._mailbox, known = await agent.watch(self._interest, _nothing, self._after, self._client or "")
-        if self._interest.everything is not None:
-            api.discover(*self._interest.everything)
+        self._mailbox, known = await agent.watch(self.interest, _nothing, self._after, self._client or "")
+        if self.interest.everything is not None:
+            api.discover(*self.interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
         last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # what waits comes behind them
         first = [encode_retry(api.policy.retry)]
@@ -364,12 +329,12 @@ class _Reader:
         """The stream has ended, whoever ended it; harmless when it was said before."""
         if self._client is None:
             return
-        self._api.seats.leave(self._client, self._interest.keys)
+        self._api.seats.leave(self._client, self.interest.keys)
         self._client = None
         if self._slot >= 0:
             self._api.drop(self, self._slot)
         if self._mailbox is not None:
             self._mailbox.straight = None
             self._api.agent.unwatch(self._mailbox)
-            if self._interest.everything is not None:
-                self._api.forget(*self._interest.everything)
+            if self.interest.everything is not None:
+                self._api.forget(*self.interest.everything)

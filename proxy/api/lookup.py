@@ -114,12 +114,15 @@ class LookupApi:
         self._turns: LRUCache[int, InstanceKey] = LRUCache(policy.turns)
 
     def router(self) -> APIRouter:
+        return self.routes().router()
+
+    def routes(self) -> Routes:
         routes = Routes("lookup")
         routes.add("GET", "/api/v1/services/{service}/pick", self.pick, docs.PICK)
         routes.add("GET", "/api/v1/sd/prometheus", self.prometheus, docs.SD_PROMETHEUS)
         for name in FORMATS:
             routes.add("GET", f"/api/v1/sd/{name}", self._lines(name), docs.SD_LIST)
-        return routes.router()
+        return routes
 
     # one instance
 

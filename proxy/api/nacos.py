@@ -6,7 +6,9 @@ Not for: the configuration API, the console, logins (`passthrough`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from secrets import token_bytes
 from typing import Any, cast
 
 from cachetools import LRUCache
@@ -25,12 +27,29 @@ from proxy.wire.rules import RULES
 
 ANSWER_HEADER = "nacos-proxy-answer"
 _REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and how many bytes one may have
+_DIGEST_KEY = token_bytes(32)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 
 _LARGE = (ListDetails, Clients)  # answers that may name all that there is: to write them would hold the loop
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
 """Answers a request where the upstream knows its path; whether it did."""
+
+
+Remembered = LRUCache[Hashable, Write[Any]]
+"""What requests meant, by their digest and the rules: they may hold a token or a password, which is not kept."""
+
+
+def remembered_calls() -> Remembered:
+    return LRUCache(_REMEMBERED)
+
+
+def _digest(*parts: bytes) -> bytes:
+    found = hashlib.blake2b(key=_DIGEST_KEY, digest_size=16)
+    for part in parts:
+        found.update(b"%d:" % len(part))
+        found.update(part)
+    return found.digest()
 
 
 class NacosApi:
@@ -52,6 +71,7 @@ class NacosApi:
         max_body: int = 1 << 20,
         on_list: Callable[[ReadService, Snapshot], None] | None = None,
         on_beat: Callable[[ServiceKey, str, int], object] | None = None,
+        remembered: Remembered | None = None,
     ) -> None:
         self._agent = agent
         self._dialects = tuple(dialects)
@@ -61,7 +81,7 @@ class NacosApi:
         self._max_body = max_body
         self._on_list = on_list
         self._on_beat = on_beat
-        self._read: LRUCache[Hashable, Write[Any]] = LRUCache(_REMEMBERED)
+        self._read = remembered_calls() if remembered is None else remembered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"][len(self._context) :]
@@ -75,6 +95,11 @@ class NacosApi:
                 await send_reply(send, reply, head_only=scope["method"] == "HEAD")
                 return
         await self._otherwise(scope, receive, send)
+
+    def knows(self, method: str, path: str) -> bool:
+        """Whether a request is one of the naming API; `path` with the context path."""
+        below = path[len(self._context) :]
+        return any(d.match(method, below) is not None or d.owns(below) for d in self._dialects)
 
     @staticmethod
     def _foreign(dialect: Dialect, method: str, path: str) -> bool:
@@ -116,7 +141,7 @@ class NacosApi:
         if scope["method"] == "GET":
             return operation.read_request(to_request(scope, path, body, self._context))
         kind = header(scope, b"content-type")
-        said = (scope["method"], path, scope["query_string"], body, kind, scope.get(RULES))
+        said = _digest(scope["method"].encode(), path.encode(), scope["query_string"], body, kind), scope.get(RULES)
         known = self._read.get(said)
         if known is not None:
             return known

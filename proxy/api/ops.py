@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 
@@ -71,7 +72,7 @@ class OpsApi:
         }
 
     def router(self) -> APIRouter:
-        return operations_router(self.endpoints)
+        return operations_routes(self.endpoints).router()
 
     async def health(self, request: Request) -> HttpReply:
         return json_reply({"status": "ok"}, headers=_NO_STORE)
@@ -114,12 +115,12 @@ _DOCS: dict[str, Doc | None] = {
 }
 
 
-def operations_router(endpoints: Mapping[str, Endpoint]) -> APIRouter:
+def operations_routes(endpoints: Mapping[str, Endpoint]) -> Routes:
     """The endpoints by path, documented."""
     routes = Routes("operations")
     for path, doc in _DOCS.items():
         routes.add("GET", path, endpoints[path], doc)
-    return routes.router()
+    return routes
 
 
 def readiness(sight: Sight) -> tuple[str, list[str]]:

@@ -65,6 +65,9 @@ class RestApi:
         self._max_body = max_body
 
     def router(self) -> APIRouter:
+        return self.routes().router()
+
+    def routes(self) -> Routes:
         routes = Routes("services")
         routes.add("GET", "/api/v1/services", self.services, docs.SERVICES)
         routes.add("GET", _SERVICE, self.snapshot, docs.SNAPSHOT)
@@ -74,7 +77,7 @@ class RestApi:
         routes.add("PATCH", _INSTANCE, self.update, docs.UPDATE)
         routes.add("DELETE", _INSTANCE, self.deregister, docs.DEREGISTER)
         routes.add("PUT", _INSTANCE + "/beat", self.beat, docs.BEAT)
-        return routes.router()
+        return routes
 
     # reads
 

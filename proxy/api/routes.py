@@ -30,6 +30,9 @@ from proxy.wire.base import JSON_TYPE, HttpReply
 from proxy.wire.problem import PROBLEM_TYPE, plain_problem, problem
 from proxy.wire.query import unknown
 
+ENDPOINTS = "nacos_proxy.endpoints"
+"""Where a scope may say whose endpoints answer, by method and path: the routes are made once for all."""
+
 Endpoint: TypeAlias = Callable[[Request], Awaitable[HttpReply | ASGIApp]]
 
 
@@ -71,8 +74,11 @@ class Route(APIRoute):
         return match, child
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own: Mapping[tuple[str, str], Endpoint] = scope.get(ENDPOINTS, {})
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        endpoint = own.get((method, self.path), self.endpoint)
         try:
-            answer = await self.endpoint(Request(scope, receive))
+            answer = await endpoint(Request(scope, receive))
         except ProxyError as error:
             answer = problem(error, scope["path"])
         if isinstance(answer, HttpReply):
@@ -97,13 +103,19 @@ class Routes:
     _table: list[tuple[str, str, Endpoint, Doc | None]] = field(default_factory=lambda: [])
 
     def add(self, method: str, path: str, endpoint: Endpoint, doc: Doc | None) -> None:
-        self._table.append((method, path, endpoint, doc))
+        """What the document does not name among the parameters is refused."""
+        strict = endpoint if doc is None else _strict(endpoint, parameters_of(doc, path))
+        self._table.append((method, path, strict, doc))
+
+    @property
+    def endpoints(self) -> dict[tuple[str, str], Endpoint]:
+        """By method and path."""
+        return {(method, path): endpoint for method, path, endpoint, _ in self._table}
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=Route)
         known: dict[str, set[str]] = {}
-        for method, path, plain, doc in self._table:
-            endpoint = plain if doc is None else _strict(plain, parameters_of(doc, path))
+        for method, path, endpoint, doc in self._table:
             self._one(router, method, path, endpoint, doc)
             known.setdefault(path, set()).add(method)
             if method == "GET":

@@ -170,9 +170,12 @@ class Cache:
             entry.held_since = now
         return now - entry.held_since < self._policy.confirm_after
 
-    def reject(self, key: ServiceKey, error: ProxyError, now: float) -> None:
-        """A fetch failed. The snapshot stays; the next attempt is put off, longer each time."""
+    def reject(self, key: ServiceKey, error: ProxyError, now: float, *, barred: bool = False) -> None:
+        """A fetch failed. The next attempt is put off, longer each time. The snapshot stays, unless it is `barred`."""
         entry = self._entry(key)
+        if barred:
+            entry.word, entry.shown, entry.pending = None, None, ()
+            self._shelf.place(entry)
         entry.asking, entry.error, entry.failures = False, error, entry.failures + 1
         wait = min(self._pace(entry) * 2.0 ** min(entry.failures, 16), self._policy.longest_back_off)
         entry.retry_at = now + wait * (0.5 + self._luck() / 2)

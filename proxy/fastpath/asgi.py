@@ -64,20 +64,20 @@ class FastPath:
         await send({"type": "http.response.body", "body": body})
 
     def _target(self, scope: Scope) -> Place:
-        realm = realm_of(scope.get("scheme") == "https", over_unix(scope))
+        kind = socket_kind(scope.get("scheme") == "https", over_unix(scope))
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         matter = self._matter
-        return target_place(realm, path, scope["query_string"], [p for p in scope["headers"] if p[0] in matter])
+        return target_place(kind, path, scope["query_string"], [p for p in scope["headers"] if p[0] in matter])
 
 
-def realm_of(tls: bool, unix: bool) -> bytes:
+def socket_kind(tls: bool, unix: bool) -> bytes:
     """Requests of another kind of socket have answers of their own."""
     return (b"https" if tls else b"http") + (b" unix" if unix else b"")
 
 
-def target_place(realm: bytes, path: bytes, query: bytes, headers: Headers) -> Place:
+def target_place(kind: bytes, path: bytes, query: bytes, headers: Headers) -> Place:
     """Where an answer is found whose request may differ in all that does not matter; `headers` are those that do."""
-    parts = [realm, path, query]
+    parts = [kind, path, query]
     for pair in headers:
         parts += pair
     return b"\n".join(parts)

@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from proxy.fastpath.asgi import HEAD, MATTER, MORE_THAN_AN_ANSWER, realm_of, target_place
+from proxy.fastpath.asgi import HEAD, MATTER, MORE_THAN_AN_ANSWER, socket_kind, target_place
 from proxy.fastpath.limits import BETWEEN, ConnectionLimits, LimitedProtocol
 from proxy.fastpath.stream import Stream, StreamPolicy
 from proxy.fastpath.table import Answer, Answers
@@ -34,7 +34,7 @@ class FastProtocol(LimitedProtocol):
     streams: ClassVar[StreamPolicy]
     matter: ClassVar[frozenset[bytes]]
 
-    __slots__ = ("_active", "_begun", "_longest", "_realm", "_repeated", "_short", "_socket", "_stream")
+    __slots__ = ("_active", "_begun", "_kind", "_longest", "_repeated", "_short", "_socket", "_stream")
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class FastProtocol(LimitedProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._active = float("-inf")  # the loop's time when an answer was last repeated
         self._begun = 0  # messages that the parser has begun
-        self._realm = b""
+        self._kind = b""
         self._socket = b""  # stands behind a head: what came over another kind of socket is another place
         self._repeated: Answer | None = None  # what the request that was parsed last was answered with at once
         self._longest = min(self.answers.policy.max_head, self.limits.head)
@@ -56,8 +56,8 @@ class FastProtocol(LimitedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         tls, unix = self.scheme == "https", self.server is not None and self.server[1] is None
-        self._realm = realm_of(tls, unix)
-        self._socket = self._realm if tls or unix else b""
+        self._kind = socket_kind(tls, unix)
+        self._socket = self._kind if tls or unix else b""
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
@@ -151,7 +151,7 @@ class FastProtocol(LimitedProtocol):
             elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
                 return None
         path, _, query = self.url.partition(b"?")
-        answer = self.answers.find(target_place(self._realm, path, query, matter), self.now())
+        answer = self.answers.find(target_place(self._kind, path, query, matter), self.now())
         return None if answer is None or self._must_wait() else answer
 
     def _plain(self) -> bool:

@@ -78,10 +78,10 @@ class ServerLine:
         if self.credential is not None:
             return await self._ask(request, self.credential.headers, again)
         session = self.session
-        token = await session.token(self.server.url, self._ask_plainly)
+        token = await session.token(self.server.url, self.ask_plainly)
         reply = await self._ask(request, self._own(token), again)
         if reply.status in (401, 403) and session.enabled:
-            fresh = await session.renew(token, self.server.url, self._ask_plainly)
+            fresh = await session.renew(token, self.server.url, self.ask_plainly)
             if fresh != token:
                 reply = await self._ask(request, self._own(fresh), again)
         return reply
@@ -101,7 +101,7 @@ class ServerLine:
         identity = self.http.policy.identity
         return token_headers(token) + ((identity,) if identity is not None else ())
 
-    async def _ask_plainly(self, request: HttpRequest) -> HttpReply:
+    async def ask_plainly(self, request: HttpRequest) -> HttpReply:
         return await self._ask(request, (), True)
 
     async def _ask(self, request: HttpRequest, headers: tuple[tuple[str, str], ...], again: bool) -> HttpReply:

@@ -43,9 +43,12 @@ class LoginPolicy:
     longest_pause: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credential:
-    """What a client brought: its token goes with its calls, and nothing of this proxy's own does."""
+    """What a client brought: its token goes with its calls, and nothing of this proxy's own does.
+
+    The token of one that was logged in here changes when that login is renewed.
+    """
 
     token: str = field(repr=False)
 
@@ -146,25 +149,33 @@ class Session:
         now = self._clock.now()
         self.logins += 1
         self.error, self._refusal, self._pause = "", None, self._policy.pause
-        self._token = "" if login.token == AUTH_DISABLED else login.token
+        self._token = login.token
         self._renew_at, self._ends_at = now + login.ttl * self._policy.renew_at, now + login.ttl
         return None
 
     async def _ask(self, ask: Ask) -> Login:
-        """At the path that worked last; at the other where there is none."""
-        for number in (self._first, 1 - self._first):
-            write, read = _PATHS[number]
-            try:
-                login = read(await ask(write(self._policy.username, self._policy.password)))
-            except Refused as refused:
-                if refused.status >= 502:  # a gateway, or a server that is not ready; both say nothing of the password
-                    raise
-                if refused.reason is not Reason.GONE:
-                    said = f"the login as {self._policy.username!r} was refused: {refused.text}"
-                    raise Refused(Reason.NO_RIGHT, said, status=403) from refused
-                continue
-            except Malformed as error:
-                raise Garbled(f"the answer to a login is none: {error}") from error
-            self._first = number
-            return login
-        return Login("", 60.0)  # no login at either path: nobody asks for a token here
+        login, self._first = await log_in(self._policy.username, self._policy.password, ask, self._first)
+        return login
+
+
+async def log_in(username: str, password: str, ask: Ask, first: int = 0) -> tuple[Login, int]:
+    """The login at the path of this number, at the other where there is none; and the number that it was.
+
+    Its token is '' where nobody asks for one. Raises `Refused` (NO_RIGHT) where the upstream takes no such account, and
+    what the calls raise.
+    """
+    for number in (first, 1 - first):
+        write, read = _PATHS[number]
+        try:
+            login = read(await ask(write(username, password)))
+        except Refused as refused:
+            if refused.status >= 502:  # a gateway, or a server that is not ready; both say nothing of the password
+                raise
+            if refused.reason is not Reason.GONE:
+                said = f"the login as {username!r} was refused: {refused.text}"
+                raise Refused(Reason.NO_RIGHT, said, status=403) from refused
+            continue
+        except Malformed as error:
+            raise Garbled(f"the answer to a login is none: {error}") from error
+        return (login._replace(token="") if login.token == AUTH_DISABLED else login), number
+    return Login("", 60.0), first  # no login at either path: nobody asks for a token here

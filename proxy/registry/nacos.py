@@ -52,7 +52,7 @@ from proxy.registry.detect import ORDER, DialectName
 from proxy.registry.forward import Passing, passing, subject
 from proxy.registry.http import Http, HttpPolicy, TlsPolicy, tls_context
 from proxy.registry.line import ServerLine
-from proxy.registry.login import Credential, LoginPolicy, Session
+from proxy.registry.login import Ask, Credential, LoginPolicy, Session
 from proxy.registry.memory import Memory, MemoryPolicy
 from proxy.registry.receiver import PushReceiver
 from proxy.registry.servers import Server, Servers, ServersPolicy, failing, parse_addresses
@@ -112,6 +112,10 @@ class NacosRegistry:
     def acting_as(self, credential: Credential) -> Registry:
         """The same servers for a client that shows its own token: nothing that others were shown is used for it."""
         return _Voice(self, credential)
+
+    def asks_plainly(self, server: Server) -> Ask:
+        """What asks a server without any token, as a login is asked for."""
+        return self._voice.line(server).ask_plainly
 
     def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
         """Clusters of a service that were heard of elsewhere, for servers that list only what they are asked for."""

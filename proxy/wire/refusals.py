@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from proxy.errors import ABSENT, BadCall, Denied, Malformed, Problem, ProxyError, Reason, Refused
+from proxy.errors import ABSENT, BadCall, Denied, Malformed, Problem, ProxyError, Reason, Refused, stranger
 from proxy.wire.base import TEXT_TYPE, HttpReply, HttpRequest
 from proxy.wire.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
@@ -192,7 +192,7 @@ def write_result_error(
     if error.dialect == dialect:
         return HttpReply(error.status, error.content_type, error.body)
     if error.reason is Reason.NO_RIGHT:  # 3.x says 401 inside of who is unknown, 403 of what he may not (auth.jsonl)
-        code = 403 if "authorization failed" in error.text.lower() else 401
+        code = 401 if stranger(error) else 403
         return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
     if error.reason is Reason.GONE:
         return error_page(request, 410, error.text, now_ms)

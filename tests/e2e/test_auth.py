@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
+from proxy.runtime import spawn
 from tests.helpers.app import Served, serving
 from tests.helpers.faces import FaceServer, facing
 
@@ -112,3 +116,173 @@ async def test_no_token_stands_in_what_operators_see(proxy: Served) -> None:
     for path in ("/status", "/metrics", "/", "/readyz"):
         for headers in ({}, {"Authorization": f"Bearer {token}"}):
             assert token not in (await proxy.http.get(path, headers=headers)).text
+
+
+# who is let in
+
+
+async def register(proxy: Served, service: str, **shown: str) -> None:
+    query = {"serviceName": service, "ip": "10.0.0.1", "port": "80", **shown}
+    reply = await proxy.http.post(INSTANCE, params=query)
+    assert (reply.status_code, reply.text) == (200, "ok")
+
+
+async def test_hundreds_of_invented_tokens_neither_open_anything_nor_lock_anybody_out(proxy: Served) -> None:
+    token = await login(proxy.http, "nacos")
+    await register(proxy, "orders", accessToken=token)
+    statuses = set[int]()
+    for number in range(300):
+        reply = await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": f"invented-{number}"})
+        statuses.add(reply.status_code)
+    assert statuses == {403, 429}
+    assert proxy.app.tenants is not None and len(proxy.app.tenants) == 1
+    again = await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": token})
+    assert [host["ip"] for host in again.json()["hosts"]] == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize("in_form", [False, True])
+async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
+    proxy: Served, upstream: FaceServer, in_form: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the Node SDK does."""
+    caplog.set_level("DEBUG")
+    account = {"username": "nacos", "password": PASSWORDS["nacos"]}
+    service = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
+    for _ in range(3):
+        if in_form:
+            written = await proxy.http.post(INSTANCE, data={**service, **account})
+        else:
+            written = await proxy.http.post(INSTANCE, params={**service, **account})
+        assert (written.status_code, written.text) == (200, "ok")
+        shown = await proxy.http.get(LIST, params={"serviceName": "orders", **account})
+        assert [host["ip"] for host in shown.json()["hosts"]] == ["10.0.0.1"]
+    logins = [line for line in upstream.asked if line in ("POST /v1/auth/login", "POST /v3/auth/user/login")]
+    assert logins[:-1] in ([], ["POST /v1/auth/login"]), "a server of 3.2 has the other path alone"
+    wrong = await proxy.http.get(LIST, params={"serviceName": "orders", **account, "password": "guessed-1"})
+    assert (wrong.status_code, "10.0.0.1" in wrong.text) == (403, False)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("nacos_proxy")]
+    assert not [line for line in said if PASSWORDS["nacos"] in line or "guessed-1" in line]
+
+
+async def test_a_login_by_name_and_password_is_passed_on(proxy: Served) -> None:
+    account = {"username": "nacos", "password": PASSWORDS["nacos"]}
+    for _ in range(2):
+        assert (await proxy.http.post("/nacos/v1/auth/login", params=account)).status_code == 200
+    assert proxy.app.tenants is not None and len(proxy.app.tenants) == 0
+
+
+async def test_while_the_upstream_is_away_only_tokens_that_it_took_before_are_served() -> None:
+    async with AsyncExitStack() as stack:
+        face = await stack.enter_async_context(facing("v1+v2", passwords=PASSWORDS))
+        async with serving(upstream=face.url, auth="client", breaker_failures=1, cache_ttl=0.001) as proxy:
+            known, late = [await login(proxy.http, "nacos") for _ in range(2)]
+            await register(proxy, "orders", accessToken=known)
+            assert (
+                await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": known})
+            ).status_code == 200
+            await stack.aclose()
+            refused = await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": late})
+            assert (refused.status_code, "try again when it answers" in refused.text) == (503, True)
+            shown = await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": known})
+            assert [host["ip"] for host in shown.json()["hosts"]] == ["10.0.0.1"]
+
+
+async def test_a_client_with_a_token_is_pushed_to_by_udp(upstream: FaceServer) -> None:
+    agent = {"User-Agent": "Nacos-Java-Client:v1.4.6"}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+        ear.bind(("127.0.0.1", 0))
+        ear.setblocking(False)
+        async with serving(upstream=upstream.url, auth="client", udp_push=True) as proxy:
+            token = await login(proxy.http, "nacos")
+            push = {"udpPort": str(ear.getsockname()[1]), "clientIP": "127.0.0.1"}
+            listed = {"serviceName": "orders", "accessToken": token, **push}
+            assert (await proxy.http.get(LIST, params=listed, headers=agent)).status_code == 200
+            await register(proxy, "orders", accessToken=token)
+            while b"" == (datagram := await asyncio.get_running_loop().sock_recv(ear, 65_536)):
+                pass
+            assert datagram
+
+
+# who may not any longer
+
+
+async def until_refused(proxy: Served, target: str, query: dict[str, str]) -> httpx.Response:
+    """Repeats a read, from the prepared answer while there is one, until it is refused."""
+    while (reply := await proxy.http.get(target, params=query)).status_code == 200:
+        await asyncio.sleep(0)
+    return reply
+
+
+@pytest.fixture
+async def quick(upstream: FaceServer) -> AsyncIterator[Served]:
+    """Asks often, and believes a list for long: what ends here does not end by its age."""
+    often = {"poll_interval_read": 0.05, "poll_interval_subscribed": 0.05}
+    async with serving(upstream=upstream.url, auth="client", cache_ttl=3600.0, **often) as served:
+        yield served
+
+
+async def test_a_token_that_is_revoked_reads_nothing_more_and_its_streams_end(
+    quick: Served, upstream: FaceServer
+) -> None:
+    token = await login(quick.http, "nacos")
+    await register(quick, "orders", accessToken=token)
+    shown = {"accessToken": token}
+    first = await quick.http.get("/api/v1/services/orders/watch", params=shown)
+    waiting = {**shown, "index": first.headers["nacos-proxy-index"], "wait": "60s"}
+    poll = spawn(quick.http.get("/api/v1/services/orders/watch", params=waiting), name="long poll")
+    async with quick.http.stream("GET", "/api/v1/events", params={"service": "orders", **shown}) as stream:
+        chunks = stream.aiter_text()
+        assert "10.0.0.1" in await anext(chunks)
+        for _ in range(3):
+            read = await quick.http.get(LIST, params={"serviceName": "orders", **shown})
+            assert "10.0.0.1" in read.text
+        assert upstream.users is not None
+        upstream.users.revoke()
+        refused = await until_refused(quick, LIST, {"serviceName": "orders", **shown})
+        assert (refused.status_code, "10.0.0.1" in refused.text) == (403, False)
+        rest = "".join([chunk async for chunk in chunks])
+        assert "retry:" in rest
+    answered = await poll
+    assert (answered.status_code, "10.0.0.1" in answered.text) == (403, False)
+    assert quick.app.tenants is not None and len(quick.app.tenants) == 0
+    for path in (
+        "/api/v1/events?service=orders",
+        "/api/v1/services/orders",
+        "/status",
+        "/api/v1/sd/text?service=orders",
+    ):
+        again = await quick.http.get(path, headers={"accessToken": token})
+        assert (again.status_code, "10.0.0.1" in again.text) == (403, False), path
+
+
+async def test_a_right_that_is_taken_away_ends_what_shows_that_service_and_nothing_else(
+    quick: Served, upstream: FaceServer
+) -> None:
+    assert upstream.users is not None
+    admin, token = await login(quick.http, "nacos"), await login(quick.http, "app")
+    shown = {"accessToken": token}
+    for service in ("orders", "carts"):
+        await register(quick, service, accessToken=admin)
+        assert "10.0.0.1" in (await quick.http.get(f"/api/v1/services/{service}", params=shown)).text
+    both = {"service": ["orders", "carts"], **shown}
+    async with (
+        quick.http.stream("GET", "/api/v1/events", params={"service": "carts", **shown}) as carts,
+        quick.http.stream("GET", "/api/v1/events", params={"service": "orders", **shown}) as orders,
+    ):
+        kept, ended = carts.aiter_text(), orders.aiter_text()
+        assert "10.0.0.1" in await anext(kept) and "10.0.0.1" in await anext(ended)
+        upstream.users.closed.add("orders")
+        refused = await until_refused(quick, "/api/v1/services/orders", shown)
+        assert (refused.status_code, "10.0.0.1" in refused.text) == (403, False)
+        assert "retry:" in "".join([chunk async for chunk in ended])
+        assert (await quick.http.get("/api/v1/events", params={"service": "orders", **shown})).status_code == 403
+        async with quick.http.stream("GET", "/api/v1/events", params=both) as other:
+            first = await anext(other.aiter_text())
+            assert "@@carts" in first and "@@orders" not in first
+        await quick.http.delete(INSTANCE, params={"serviceName": "carts", "ip": "10.0.0.1", "port": "80", **shown})
+        assert "carts" in await anext(kept)
+    page = await quick.http.get("/status", params=shown)
+    assert quick.app.tenants is not None and len(quick.app.tenants) == 2 and page.status_code == 200
+    upstream.users.closed.clear()
+    while "10.0.0.1" not in (await quick.http.get("/api/v1/services/orders", params=shown)).text:
+        await asyncio.sleep(0)

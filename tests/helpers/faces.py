@@ -90,6 +90,7 @@ FACES = {
 class Users:
     """Who may log in, with which password; who has admin rights; the tokens given, each until when.
 
+    `closed`: names of services that only admins may read or write.
     `identity`: the header by which servers know each other; a request with it passes every check (NACOS.md 7.1).
     """
 
@@ -99,6 +100,7 @@ class Users:
     ttl: int = 18_000
     identity: tuple[str, str] | None = None
     tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
     _numbers: Any = field(default_factory=count)
 
     def login(self, user: str) -> str:
@@ -130,7 +132,8 @@ class Users:
 
     def _right(self, user: str, request: HttpRequest) -> str | None:
         admin = request.path.startswith("/v3/admin/")
-        return "authorization failed!" if admin and user not in self.admins else None
+        service = request.parameters.get("serviceName", "").rpartition("@@")[2]
+        return "authorization failed!" if (admin or service in self.closed) and user not in self.admins else None
 
 
 class FaceServer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.agent import Written
+from proxy.agent import AgentPolicy, Written
 from proxy.calls import (
     BEAT_NOT_FOUND,
     Beat,
@@ -40,12 +40,14 @@ NO_CACHE = Wants(no_cache=True)
 class World:
     """An agent on a registry whose answers can be held back, and the changes that it published."""
 
-    def __init__(self, *followers: Callable[[Change], None]) -> None:
+    def __init__(self, *followers: Callable[[Change], None], strict: bool = False) -> None:
         self.clock = FakeClock()
         self.shelf = Shelf(snapshot(A, B))
         self.registry = ScriptedRegistry(self.shelf)
         self.changes: list[Change] = []
-        self.agent = agent(self.registry, self.clock, self.changes.append, *followers)
+        self.agent = agent(
+            self.registry, self.clock, self.changes.append, *followers, policy=AgentPolicy(strict=strict)
+        )
 
     def hold(self, kind: type[Call[Any]] = Fetch) -> Held:
         """From now on, calls of this kind wait."""
@@ -989,3 +991,21 @@ async def test_the_only_instance_of_a_service_is_gone_as_soon_as_any_other_when_
     unlisted(world)
     look = await world.read(Wants(no_cache=True))
     assert look.snapshot is not None and look.snapshot.instances == ()
+
+
+async def test_who_may_not_see_a_service_any_more_is_told_once_it_is_forgotten() -> None:
+    world = World(strict=True)
+    told: list[ServiceKey] = []
+    world.agent.on_barred.append(lambda key, error: told.append(key))
+    await world.read()
+    world.fail(Refused(Reason.OTHER, "bad", status=400))
+    world.agent.refresh(KEY)
+    await settle()
+    assert (told, (await world.read()).freshness) == ([], Freshness.FRESH), "another no says nothing of rights"
+    world.fail(Refused(Reason.NO_RIGHT, "authorization failed!", status=403))
+    world.agent.refresh(KEY)
+    await settle()
+    assert told == [KEY]
+    assert world.agent.catalog.cache.look(KEY, world.clock.now()).freshness is Freshness.MISSING
+    with pytest.raises(Refused):
+        await world.read()

@@ -24,6 +24,7 @@ from proxy.errors import (
     TooSlow,
     Unreachable,
     UpstreamError,
+    stranger,
     telling,
 )
 from proxy.wire.base import HttpReply, HttpRequest
@@ -170,3 +171,22 @@ def test_one_list_that_cannot_be_read_says_nothing_of_the_upstream_and_no_answer
     for status in (500, 501):
         assert telling(Refused(Reason.OTHER, TEXT, status=status), fetching=True)
         assert not telling(Refused(Reason.OTHER, TEXT, status=status), fetching=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "unknown"),
+    [
+        (Refused(Reason.NO_RIGHT, "token invalid!", status=403), True),
+        (Refused(Reason.NO_RIGHT, "token expired!", status=403), True),
+        (Refused(Reason.NO_RIGHT, "Code: 401, Message: User not found! Please check user exist.", status=403), True),
+        (Refused(Reason.NO_RIGHT, "in the words of somebody else", status=401), True),
+        (Refused(Reason.NO_RIGHT, "authorization failed!", status=403), False),
+        (Refused(Reason.NO_RIGHT, "Code: 403, Message: authorization failed!.", status=403), False),
+        (Refused(Reason.NO_RIGHT, "resource name invalid!", status=403), False),
+        (Refused(Reason.OTHER, "token invalid!", status=400), False),
+        (Unreachable("token invalid!", arrived=False), False),
+        (None, False),
+    ],
+)
+def test_who_is_not_known_is_told_from_who_may_not(error: ProxyError | None, unknown: bool) -> None:
+    assert stranger(error) is unknown

@@ -13,8 +13,9 @@ from proxy.catalog.hub import Filter
 from proxy.errors import Unreachable
 from proxy.fastpath.table import Answer
 from proxy.lock import StateLocked
-from proxy.parts import Parts, build, build_realm, finish, start
+from proxy.parts import Parts, build, build_tenant, finish, start
 from proxy.registry.embedded import EmbeddedRegistry
+from proxy.registry.login import Credential
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.push import GrpcPush, available
 from proxy.registry.servers import parse_server
@@ -78,16 +79,16 @@ async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None
     await parts.agent.close()
 
 
-async def test_a_realm_distrusts_another_server_too_until_it_ends() -> None:
+async def test_a_tenant_distrusts_another_server_too_until_it_ends() -> None:
     parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2", auth="client")
     assert isinstance(parts.registry, NacosRegistry)
     servers = parts.registry.servers
     before = len(servers.on_down), len(servers.on_up)
-    realm = build_realm(parts, parts.registry, "a-token")
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
     servers.failed(servers.all[0], parts.clock.now(), Unreachable("refused", arrived=False))
-    assert realm.agent.suspicious
-    await start(realm)
-    await finish(realm)
+    assert tenant.agent.suspicious
+    await start(tenant)
+    await finish(tenant)
     assert (len(servers.on_down), len(servers.on_up)) == before
     await parts.agent.close()
 
@@ -133,14 +134,14 @@ async def test_push_follows_the_list_of_the_address_server(tmp_path: Path) -> No
     await parts.agent.close()
 
 
-async def test_a_realm_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: Path) -> None:
+async def test_a_tenant_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: Path) -> None:
     parts = made(upstream=UPSTREAM, auth="client", disk=True, state_dir=tmp_path)
     assert isinstance(parts.registry, NacosRegistry)
-    realm = build_realm(parts, parts.registry, "a-token")
-    assert realm.agent.catalog is not parts.agent.catalog
-    assert realm.disk is None
-    assert (realm.answers, realm.clock, realm.forwarder) == (parts.answers, parts.clock, parts.forwarder)
-    assert "a-token" not in repr(realm.settings)
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
+    assert tenant.agent.catalog is not parts.agent.catalog
+    assert tenant.disk is None
+    assert (tenant.answers, tenant.clock, tenant.forwarder) == (parts.answers, parts.clock, parts.forwarder)
+    assert "a-token" not in repr(tenant.settings)
     await start(parts)
     await finish(parts)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
+
+import pytest
 
 from proxy.catalog.cache import Cache, CachePolicy
 from proxy.catalog.hub import Filter, Hub, HubPolicy
 from proxy.catalog.overlay import OverlayPolicy
-from proxy.errors import NothingKnown
+from proxy.errors import NothingKnown, Reason, Refused
 from proxy.model import ServiceKey
 from proxy.watching import Watching
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -17,15 +20,17 @@ A = instance()
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, strict: bool = False) -> None:
         self.cache = Cache(CachePolicy(), OverlayPolicy(), itertools.repeat(0.5).__next__)
         self.hub = Hub(HubPolicy(), "e")
-        self.watching = Watching(self.cache, self.hub, self.read, FakeClock())
-        self.known = {KEY: snapshot(A)}
+        self.watching = Watching(self.cache, self.hub, self.read, FakeClock(), strict=strict)
+        self.known: dict[ServiceKey, Any] = {KEY: snapshot(A)}
 
     async def read(self, service: ServiceKey) -> None:
         if service not in self.known:
             raise NothingKnown("nobody to ask")
+        if isinstance(self.known[service], Refused):
+            raise self.known[service]
         self.cache.accept(self.known[service], 0, "poll", asked=0)
 
 
@@ -38,3 +43,34 @@ async def test_what_cannot_be_fetched_has_no_snapshot_and_is_watched_all_the_sam
     assert world.watching.unwatch(mailbox) is True
     assert world.watching.unwatch(mailbox) is False
     assert not world.cache.watched(other, 0)
+
+
+REFUSED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
+
+
+async def test_a_start_that_shows_nothing_but_refusals_is_refused_where_rights_are_the_clients() -> None:
+    for strict in (True, False):
+        world = World(strict)
+        world.known[KEY] = REFUSED
+        if strict:
+            with pytest.raises(Refused):
+                await world.watching.watch(Filter(frozenset({KEY})), lambda: None, "")
+        else:
+            assert (await world.watching.watch(Filter(frozenset({KEY})), lambda: None, ""))[1] == []
+        assert world.hub.readers == (0 if strict else 1)
+
+
+async def test_who_resumes_is_not_told_from_history_of_what_is_refused_now() -> None:
+    world, other = World(strict=True), key("other")
+    world.known[other] = snapshot(A, service=other)
+    after = world.hub.last_id
+    for service in (KEY, other):
+        change = world.cache.accept(world.known[service], 0, "poll", asked=0)
+        assert change is not None
+        world.hub.publish(change)
+    world.known[KEY] = REFUSED
+    for interest in (Filter(frozenset({KEY, other})), Filter(everything=(KEY.namespace, KEY.group))):
+        world.cache.reject(KEY, REFUSED, 0, barred=True)
+        mailbox, start = await world.watching.watch(interest, lambda: None, after)
+        assert {event.body.key for event in mailbox.take()} == {other}
+        assert KEY not in {shown.key for shown in start}

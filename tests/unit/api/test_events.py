@@ -395,7 +395,7 @@ class TestLimits:
 
     async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
-        world.events.seats = Seats(SeatsPolicy(services=3))
+        world.events.seats = world.events.polls.seats = Seats(SeatsPolicy(services=3))
         streams = [
             await world.start("/api/v1/events?service=a&service=b"),
             await world.start("/api/v1/events?service=a&service=c"),
@@ -409,53 +409,3 @@ class TestLimits:
         for stream in streams:
             await stream.leave()
         assert world.events.seats.clients == {}
-
-
-# long polls
-
-
-async def test_a_long_poll_with_another_index_answers_at_once(world: World) -> None:
-    world.shelf.services[KEY] = snapshot(A)
-    for index in ("", "?index=", "?index=abc"):
-        answer = await world.ask("GET", f"/api/v1/services/orders/watch{index}")
-        Snapshot.model_validate(answer.json())
-        assert answer.headers["nacos-proxy-index"] == answer.json()["revision"]
-        assert answer.headers["cache-control"] == "no-store"
-
-
-async def test_a_long_poll_waits_for_the_first_change_that_shows(world: World) -> None:
-    world.shelf.services[KEY] = snapshot(A)
-    index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
-    poll = await world.start(f"/api/v1/services/orders/watch?index={index}&clusters=c2")
-    await register(world, "10.0.0.8")
-    assert not poll.complete
-    await register(world, "10.0.0.9", cluster="c2")
-    await poll.ended()
-    assert ips(poll.json()["hosts"]) == ["10.0.0.9"]
-    assert poll.headers["nacos-proxy-index"] not in ("", index)
-    assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
-
-
-async def test_a_long_poll_ends_unchanged_when_its_time_is_over(world: World) -> None:
-    world.shelf.services[KEY] = snapshot(A)
-    index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
-    poll = await world.start(f"/api/v1/services/orders/watch?index={index}&wait=20s")
-    await world.clock.advance(19)
-    assert not poll.complete
-    await world.clock.advance(1)
-    await poll.ended()
-    assert (poll.status, poll.headers["nacos-proxy-index"]) == (200, index)
-
-
-async def test_a_long_poll_whose_client_leaves_is_forgotten(world: World) -> None:
-    world.shelf.services[KEY] = snapshot(A)
-    index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
-    poll = await world.start(f"/api/v1/services/orders/watch?index={index}")
-    await poll.leave()
-    assert repr(world.events) == "<EventsApi 0 readers, 0 polls, 0 clients>"
-
-
-async def test_a_long_poll_of_what_nobody_can_know_is_503(world: World) -> None:
-    world.registry.script = lambda call: Unreachable("refused", arrived=False)
-    answer = await world.ask("GET", "/api/v1/services/orders/watch")
-    assert (answer.status, world.events.seats.clients) == (503, {})

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from proxy.api.routes import PROBLEM_HANDLERS, Routes, on_unexpected
+from proxy.api.routes import ENDPOINTS, PROBLEM_HANDLERS, Routes, on_unexpected
 from proxy.calls import Register
 from proxy.errors import Garbled
 from proxy.wire.base import HttpReply
@@ -180,3 +180,18 @@ async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given
     hint = f"; did you mean '{meant}'?" if meant else "."
     known = "namespace, group, clusters, healthy_only"
     assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
+
+
+async def test_a_scope_may_say_whose_endpoints_answer(app: FastAPI) -> None:
+    """The routes are made once; with `auth = client` each tenant has endpoints of its own."""
+    own = Routes("test")
+
+    async def loud(request: Request) -> HttpReply:
+        return HttpReply(200, "text/plain", request.path_params["name"].upper().encode())
+
+    own.add("GET", "/echo/{name}", loud, None)
+    assert (await ask(app, "GET", "/echo/a")).body == b"a"
+    assert (await ask(app, "GET", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"A"
+    assert (await ask(app, "HEAD", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 200
+    assert (await ask(app, "PUT", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"a"
+    assert (await ask(app, "POST", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 405

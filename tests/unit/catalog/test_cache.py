@@ -1043,3 +1043,15 @@ def test_it_is_kept_also_where_lists_are_trusted_at_once() -> None:
     assert shown(kept, 100) == (A, B)
     kept.revise(KEY, lambda p: None, 100, WALL)
     assert shown(kept, 100) == (A,)
+
+
+def test_what_its_reader_is_barred_from_is_forgotten_and_shows_again_with_the_next_list() -> None:
+    kept = cache()
+    kept.watch(KEY, 0)
+    listed(kept, 0, A)
+    kept.reject(KEY, AWAY, 5, barred=True)
+    assert (kept.look(KEY, 5).freshness, kept.look(KEY, 5).error) == (Freshness.MISSING, AWAY)
+    assert kept.watched(KEY, 5), "who listens hears of it when it may be seen again"
+    change = listed(kept, 7, A)
+    assert change is not None and change.after.instances == (A,)
+    assert shown(kept, 7) == (A,)
