@@ -232,6 +232,6 @@ def guarded(
 
 def obey(guard: Guard, answers: Answers, s: Settings) -> None:
     """What can change while a process serves: tokens, host names, the log level."""
-    guard.policy = guard_policy(s)
+    guard.obey(guard_policy(s))
     answers.clear()  # who may ask is no longer who asked
     logging.getLogger("nacos_proxy").setLevel(s.log_level.upper())

@@ -25,6 +25,7 @@ from proxy.agent import Agent
 from proxy.api import documents as docs
 from proxy.api.answers import client_of, send_reply, to_query
 from proxy.api.channel import AsgiChannel
+from proxy.api.holding import hold
 from proxy.api.polls import Polls
 from proxy.api.reads import Bodies
 from proxy.api.routes import Routes
@@ -115,7 +116,9 @@ class EventsApi:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
         client = client_of(request.scope)
         self.seats.take(client, interest.keys)
-        return _Reader(self, interest, view, after[:100], client)
+        reader = _Reader(self, interest, view, after[:100], client)
+        reader.release = hold(request.scope, reader.refuse)
+        return reader
 
     def _interest(self, query: Query, view: View) -> Filter:
         names = query.all("service")
@@ -221,7 +224,18 @@ def _nothing() -> None:
 class _Reader:
     """One stream: an ASGI app that begins it, then what writes each event to it."""
 
-    __slots__ = ("_after", "_api", "_channel", "_client", "_mailbox", "_slot", "_view", "interest")
+    __slots__ = (
+        "_after",
+        "_api",
+        "_channel",
+        "_client",
+        "_mailbox",
+        "_refused",
+        "_slot",
+        "_view",
+        "interest",
+        "release",
+    )
 
     def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
         self._api = api
@@ -232,6 +246,8 @@ class _Reader:
         self._mailbox: Mailbox | None = None
         self._channel: Channel | None = None
         self._slot = -1
+        self._refused = False
+        self.release = _nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -281,7 +297,7 @@ class _Reader:
         channel.farewell(channel.frame(self._api.retry_after_stop()))
         ready = channel.write(channel.frame(b"".join(first)))
         channel.on_close(self._gone)
-        if self._api.closed:
+        if self._api.closed or self._refused:
             self.end()
         elif ready:
             self._flush()
@@ -320,13 +336,19 @@ class _Reader:
             self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
-        """The proxy stops."""
+        """The proxy stops, or its client may not listen any longer."""
         if self._channel is not None:
             self._channel.write(self._channel.frame(self._api.retry_after_stop()))
             self._channel.close()
 
+    def refuse(self, why: ProxyError) -> None:
+        """Whoever listens may not any longer; a stream that has not begun ends as it does."""
+        self._refused = True
+        self.end()
+
     def _gone(self) -> None:
         """The stream has ended, whoever ended it; harmless when it was said before."""
+        self.release()
         if self._client is None:
             return
         self._api.seats.leave(self._client, self.interest.keys)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.api.answers import send_reply
 from proxy.api.explorer import PATHS
 from proxy.api.forms import form_of
+from proxy.api.holding import HOLDER, Held, Opened
 from proxy.api.own_tokens import OWN
 from proxy.errors import Denied, ProxyError
 from proxy.wire.base import HttpReply
@@ -28,6 +29,9 @@ from proxy.wire.query import TOKENS
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser has no way to send a token with the page itself
+STRANGER = "nacos_proxy.stranger"
+"""Where the guard leaves in the scope whether a request to an open path shows no token that would open the others."""
+
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NACOS = ("/v1/", "/v2/", "/v3/")  # beside them, where there is no context path, stands our own API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
@@ -61,6 +65,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, policy: GuardPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
         self.denied = 0
+        self.held = Held()
         self._app = app
         self.policy = policy
         self._refuse = refuse
@@ -71,19 +76,25 @@ class Guard:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         error = self._out_of_place(scope, headers)
-        if self.policy.tokens:
-            scope[OWN] = self._is_own
-        if error is None and self.policy.tokens and scope["path"] not in OPEN_PATHS:
-            given = _given(scope, headers)
-            if given is None and scope["method"] not in _SAFE:  # the Go SDK's writes have it in their form
-                form, receive = await form_of(scope, receive, self.policy.max_form)
-                given = _token_in(form)
-            error = self._without_right(scope, given)
+        opened = Opened(None, scope["method"], scope["path"])
+        if error is None and self.policy.tokens:
+            opened, receive = await self._opened(scope, headers, receive)
+            error = self._without_right(opened)
+            scope[OWN], scope[STRANGER] = self._is_own, error is not None
+            error = None if scope["path"] in OPEN_PATHS else error
         if error is None:
+            scope[HOLDER] = (self.held, opened)
             await self._app(scope, receive, send)
             return
         self.denied += 1
         await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
+
+    async def _opened(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[Opened, Receive]:
+        given = _given(scope, headers)
+        if given is None and scope["method"] not in _SAFE:  # the Go SDK's writes have it in their form
+            form, receive = await form_of(scope, receive, self.policy.max_form)
+            given = _token_in(form)
+        return Opened(given, scope["method"], scope["path"]), receive
 
     def _out_of_place(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Denied | None:
         """What no token helps against."""
@@ -100,13 +111,18 @@ class Guard:
     def _is_own(self, text: str) -> bool:
         return right_of(text, self.policy.tokens) is not None
 
-    def _without_right(self, scope: Scope, given: str | None) -> Denied | None:
-        if given is None:
+    def obey(self, policy: GuardPolicy) -> None:
+        """From now on. What is open and would be refused now ends."""
+        self.policy = policy
+        self.held.end(lambda opened: self._without_right(opened) if policy.tokens else None)
+
+    def _without_right(self, opened: Opened) -> Denied | None:
+        if (given := opened.token) is None:
             return Denied("no API token: send it as 'Authorization: Bearer TOKEN', or as accessToken", status=401)
         right = right_of(given, self.policy.tokens)
         if right is None:
             return Denied("the API token is not known here", status=401)
-        wanted = needed(scope["method"], scope["path"], self.policy.context_path)
+        wanted = needed(opened.method, opened.path, self.policy.context_path)
         if _RANK[right] < _RANK[wanted]:
             return Denied(f"the API token has the right '{right}', this needs '{wanted}'", status=403)
         return None

@@ -14,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Container
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import read_body, send_reply
 from proxy.api.channel import until_gone
+from proxy.api.holding import hold
 from proxy.api.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
 from proxy.errors import BadCall, ProxyError
 from proxy.runtime import spawn
@@ -76,17 +77,14 @@ class Passthrough:
         """For a naming call that we do not know: whether the upstream knew it, and answered. Else its body is gone."""
         if self._forwarder is None:
             return False
-        try:
-            async with _attended(scope, receive) as heard:
-                body = Request(scope, heard).stream()
-                return await self._pass(scope, self._path(scope), body, send, unless=(*NOT_THERE, 405))
-        except ClientDisconnect:
-            return True
-        except BadCall:
-            return False
-        except ProxyError as error:
-            await send_reply(send, failed(error))
-            return True
+
+        async def work(request: Request, send: Send) -> bool:
+            try:
+                return await self._pass(scope, self._path(scope), request.stream(), send, unless=(*NOT_THERE, 405))
+            except BadCall:
+                return False
+
+        return await _attend(scope, receive, send, work)
 
     def _path(self, scope: Scope) -> str:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -97,13 +95,12 @@ class Passthrough:
             await send_reply(send, unknown(scope["path"]))
             return
         path = self._path(scope)
-        try:
-            async with _attended(scope, receive) as heard:
-                await self._answer(scope, path, Request(scope, heard), send)
-        except ClientDisconnect:
-            return
-        except ProxyError as error:
-            await send_reply(send, failed(error))
+
+        async def work(request: Request, send: Send) -> bool:
+            await self._answer(scope, path, request, send)
+            return True
+
+        await _attend(scope, receive, send, work)
 
     async def _answer(self, scope: Scope, path: str, request: Request, send: Send) -> None:
         other = OTHER_LOGIN.get(path) if scope["method"] == "POST" else None
@@ -140,25 +137,51 @@ class Passthrough:
                 return False
             self._note(path, reply.status)
             await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-            try:
-                async for chunk in reply.body():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except ProxyError as error:  # the server ends the connection, so that the client sees it
-                log.warning("an answer was cut short that was passed on: %s", error)
-                return True
+            async for chunk in reply.body():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         return True
 
 
+async def _attend(scope: Scope, receive: Receive, send: Send, work: Callable[[Request, Send], Awaitable[bool]]) -> bool:
+    """What `work` says, which ends with its client, or when that may not go on; then True, and what failed is said."""
+    begun = False
+
+    async def sending(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        async with _attended(scope, receive) as heard:
+            return await work(Request(scope, heard), sending)
+    except ClientDisconnect:
+        pass
+    except ProxyError as error:
+        if begun:  # the server ends the connection, so that the client sees it
+            log.warning("an answer was cut short that was passed on: %s", error)
+        else:
+            await send_reply(send, failed(error))
+    return True
+
+
 @asynccontextmanager
 async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
-    """What is done within ends with `ClientDisconnect` when the client goes away after its body was read.
+    """What is done within ends with `ClientDisconnect` when the client goes away after its body was read, and with why
+    where it may not go on.
 
     Gives the `receive` to read that body with; until then whoever reads is told.
     """
-    read, left = asyncio.Event(), False
+    read, working = asyncio.Event(), asyncio.current_task()
+    ended: Exception | None = None
+    assert working is not None
     if not _has_body(scope):
         read.set()
+
+    def end(why: Exception) -> None:
+        nonlocal ended
+        ended = why
+        working.cancel()
 
     async def heard() -> Message:
         message = await receive()
@@ -166,23 +189,20 @@ async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
             read.set()
         return message
 
-    async def watch(task: asyncio.Task[Any]) -> None:
-        nonlocal left
+    async def watch() -> None:
         await read.wait()
         await until_gone(receive)
-        left = True
-        task.cancel()
+        end(ClientDisconnect())
 
-    working = asyncio.current_task()
-    assert working is not None
-    watching = spawn(watch(working), name="client of the passthrough")
+    watching, release = spawn(watch(), name="client of the passthrough"), hold(scope, end)
     try:
         yield heard
     except asyncio.CancelledError:
-        if left:
-            raise ClientDisconnect from None
+        if ended is not None:
+            raise ended from None
         raise
     finally:
+        release()
         watching.cancel()
 
 

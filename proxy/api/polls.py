@@ -13,6 +13,7 @@ from starlette.requests import Request
 from proxy.agent import Agent
 from proxy.api.answers import client_of
 from proxy.api.channel import until_gone
+from proxy.api.holding import hold
 from proxy.api.rest import json_reply, target
 from proxy.api.seats import Seats
 from proxy.catalog.hub import Filter, Mailbox
@@ -57,6 +58,7 @@ class Polls:
         poll = _Poll(Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only))
         self.seats.take(client, poll.interest.keys)
         self._polls.add(poll)
+        release = hold(request.scope, poll.end)
         try:
             mailbox, known = await self.agent.watch(poll.interest, poll.woken.set, client=client)
             try:
@@ -65,6 +67,7 @@ class Polls:
             finally:
                 self.agent.unwatch(mailbox)
         finally:
+            release()
             self._polls.discard(poll)
             self.seats.leave(client, poll.interest.keys)
         if poll.ended is not None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from proxy import __version__
+from proxy.api.answers import send_reply
 from proxy.parts import build
+from proxy.runtime import spawn
 from proxy.server import App, banner, check_exposure, create_app, reload_safely, run, uvicorn_config
 from proxy.serving import CannotStart
 from proxy.settings import Settings, load
-from tests.helpers.app import serving
+from proxy.wire.base import HttpReply
+from tests.helpers.app import running, serving
 from tests.helpers.clock import FakeClock
 
 PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
@@ -92,3 +99,84 @@ def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_pa
     assert banner(Settings(upstream=(), endpoint="http://names/list?token=hush")).splitlines()[1] == (
         "upstream: as http://names names it"
     )
+
+
+async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_other(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\nadmin:other-token\n")
+    first, other = ({"Authorization": f"Bearer {name}-token"} for name in ("first", "other"))
+    async with serving(tokens_file=tokens) as proxy:
+        service = "/api/v1/services/a"
+        index = (await proxy.http.get(f"{service}/watch", headers=first)).headers["nacos-proxy-index"]
+        target = f"{service}/watch?wait=60s&index={index}"
+        polls = [spawn(proxy.http.get(target, headers=headers), name="long poll") for headers in (first, other)]
+        async with (
+            proxy.http.stream("GET", "/api/v1/events?service=a", headers=first) as one,
+            proxy.http.stream("GET", "/api/v1/events?service=a", headers=other) as two,
+        ):
+            ended, kept = one.aiter_text(), two.aiter_text()
+            assert "event: snapshot" in await anext(ended) and "event: snapshot" in await anext(kept)
+            while len(proxy.app.guard.held) < 4:
+                await asyncio.sleep(0)
+            tokens.write_text("read:other-token\n")
+            proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+            assert "retry:" in "".join([chunk async for chunk in ended])
+            assert ((await polls[0]).status_code, polls[1].done()) == (401, False)
+            tokens.write_text("admin:other-token\n")
+            proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+            await proxy.http.post(f"{service}/instances", json={"ip": "10.0.0.1", "port": 80}, headers=other)
+            assert "10.0.0.1" in await anext(kept)
+        assert "10.0.0.1" in (await polls[1]).text
+        while len(proxy.app.guard.held):
+            await asyncio.sleep(0)
+
+
+async def test_a_first_token_ends_what_was_open_without_one(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    async with serving() as proxy, proxy.http.stream("GET", "/api/v1/events?service=a") as stream:
+        chunks = stream.aiter_text()
+        assert "event: snapshot" in await anext(chunks)
+        tokens.write_text("read:first-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert "retry:" in "".join([chunk async for chunk in chunks])
+
+
+async def read_all(http: httpx.AsyncClient, target: str, headers: dict[str, str], begun: asyncio.Event) -> str:
+    """The status of an answer, `cut` where it was cut short; sets `begun` with its first bytes."""
+    async with http.stream("POST", target, data={"a": "b"}, headers=headers) as reply:
+        try:
+            async for _ in reply.aiter_raw():
+                begun.set()
+        except httpx.RemoteProtocolError:
+            return "cut"
+        return str(reply.status_code)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_revoked_token_ends_a_long_poll_that_was_passed_on(tmp_path: Path, begun: bool) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("admin:first-token\n")
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].endswith("/listener"):
+            return await send_reply(send, HttpReply(200, None, b"{}"))
+        await receive()
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        else:
+            asked.set()
+        assert (await receive())["type"] == "http.disconnect"
+        gone.set()
+
+    config = uvicorn.Config(upstream, lifespan="off", log_config=None, ws="none")
+    async with running(config) as url, serving(upstream=url, tokens_file=tokens) as proxy:
+        target, headers = "/nacos/v1/cs/configs/listener", {"Authorization": "Bearer first-token"}
+        whole = spawn(read_all(proxy.http, target, headers, asked if begun else asyncio.Event()), name="long poll")
+        await asked.wait()
+        tokens.write_text("admin:other-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert await whole == ("cut" if begun else "401")
+        await gone.wait()
+        assert len(proxy.app.guard.held) == 0
