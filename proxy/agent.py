@@ -209,7 +209,7 @@ class Agent:
             self.catalog.cache.reject(key, error, self.clock.now(), barred=barred)
             Counts.add(self.counts.fetches, type(error).__name__)
             for listener in self.on_barred if barred else ():
-                listener(key, error)
+                self.supervisor.call("what is refused", listener, key, error)
             return
         except Exception as error:  # a bug of ours must not be the end of a service's polling
             self.catalog.cache.reject(key, Garbled(f"{type(error).__name__} in the proxy"), self.clock.now())

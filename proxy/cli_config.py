@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 import click
 
+from proxy.masking import MASK
 from proxy.settings import REMOVED, Loaded, Settings, load, misspelt
-from proxy.spelling import MASK, kind_of, text_of
+from proxy.spelling import kind_of, text_of
 
 # Asked for first in --help; the rest follows in the order of the class.
 COMMON = ("upstream", "host", "port", "uds", "username", "password_file", "state_dir", "log_level")
@@ -103,7 +104,7 @@ def as_toml(loaded: Loaded) -> str:
     for row in loaded.rows():
         kind = kind_of(Settings.model_fields[row.name])
         value = row.value if kind in ("switch", "number") else json.dumps(row.value, ensure_ascii=False)
-        silent = row.value == MASK or (not row.value and kind in ("path", "secret"))
+        silent = MASK in row.value or (not row.value and kind in ("path", "secret"))
         lines += [f"# {row.description}", f"{'# ' if silent else ''}{row.name} = {value}", ""]
     return "\n".join(lines)
 

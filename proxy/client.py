@@ -23,6 +23,7 @@ from urllib.parse import quote
 import httpx
 
 from proxy.legacy import Metadata, NacosException, NacosRequestException, check, metadata_of, place_of, text_of
+from proxy.masking import shown_url
 from proxy.subscription import Listener, Subscription
 from proxy.wire.base import CODED, PLAIN, coded
 
@@ -310,7 +311,8 @@ class NacosClient:
         try:
             reply = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise NacosRequestException(f"no answer from the proxy at {self._http.base_url}: {error}") from error
+            place = shown_url(str(self._http.base_url))
+            raise NacosRequestException(f"no answer from the proxy at {place}: {error}") from error
         if reply.status_code >= 400:
             raise NacosRequestException(f"{method} {path}: {reply.status_code} {reply.text.strip()}", reply.status_code)
         return reply

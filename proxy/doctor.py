@@ -18,8 +18,8 @@ from proxy.calls import ListServices, ServerState
 from proxy.errors import ProxyError, Reason, Refused
 from proxy.lock import StateLocked
 from proxy.logs import printable
+from proxy.masking import shown_url
 from proxy.policies import nacos_policy
-from proxy.registry.http import origin
 from proxy.registry.nacos import NacosPolicy, NacosRegistry
 from proxy.registry.push import available
 from proxy.rest_client import Problem, RestClient, Unreached
@@ -69,7 +69,8 @@ async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
             await registry.send(ServerState())
     except ProxyError as error:
         if not registry.servers.all:
-            return [Finding("endpoint", False, f"{s.endpoint} names no server: {error}", "open it with curl")]
+            said = f"{shown_url(s.endpoint)} names no server: {error}"
+            return [Finding("endpoint", False, said, "open it with curl")]
     finally:
         await registry.close()
     findings: list[Finding] = []
@@ -96,7 +97,7 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
         findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
     except ProxyError as error:
         todo = "is Nacos running there, is that its HTTP port (8848), does a firewall stand between?"
-        why = str(error).removeprefix(f"{origin(url)}: ")
+        why = str(error).removeprefix(f"{registry.servers.all[0].origin}: ")
         return [Finding("upstream", False, f"{url}: {why}", todo)]
     finally:
         await registry.close()

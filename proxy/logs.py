@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
+from types import TracebackType
 from typing import Literal
+
+from proxy.masking import masked
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def printable(text: str) -> str:
     """Text that came from anybody, safe for a terminal and for one line: control characters are shown, not obeyed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-
-
-_SECRETS = re.compile(r"(?i)\b(accessToken|access_token|password)=[^&\s\"']+")
-
-
-def masked(text: str) -> str:
-    """A line without what Nacos clients put into their targets: the access log shows targets whole."""
-    return _SECRETS.sub(r"\1=********", text)
 
 
 class TextFormatter(logging.Formatter):
@@ -31,6 +27,9 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(masked(record.message))
         return super().formatMessage(record)
+
+    def formatException(self, ei: ExceptionInfo) -> str:
+        return masked(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):
@@ -44,7 +43,7 @@ class JsonFormatter(logging.Formatter):
             "message": masked(record.getMessage()),
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = masked(self.formatException(record.exc_info))
         return json.dumps(line)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource
 
+from proxy.masking import shown_url
 from proxy.wire.base import CODED, PLAIN, coded
 
 SILENCE = 40.0  # seconds; a living event stream has a comment every 15
@@ -82,9 +83,11 @@ class RestClient:
                 event_hooks={"response": [_plain]},
             )
         except httpx.InvalidURL as error:
-            raise ValueError(f"{server!r} is no URL: {error}") from error
+            why = "" if "@" in server else f": {error}"  # it may quote a password for a port
+            raise ValueError(f"{shown_url(server)!r} is no URL{why}") from error
+        self._place = shown_url(str(self._http.base_url))
         if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
-            raise ValueError(f"{server!r} is no URL of a proxy; one is written like http://127.0.0.1:8840")
+            raise ValueError(f"{shown_url(server)!r} is no URL of a proxy; one is written like http://127.0.0.1:8840")
 
     def __enter__(self) -> RestClient:
         return self
@@ -117,7 +120,7 @@ class RestClient:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise Unreached(f"what answers at {self._http.base_url} is no nacos-proxy. Look at --server.")
+            raise Unreached(f"what answers at {self._place} is no nacos-proxy. Look at --server.")
         return found  # pyright: ignore[reportUnknownVariableType]
 
     def events(
@@ -139,7 +142,7 @@ class RestClient:
 
     def _unreached(self, error: Exception) -> Unreached:
         reason = str(error) or type(error).__name__
-        text = f"no proxy answers at {self._http.base_url}: {reason}. Is `nacos-proxy serve` running there? (--server)"
+        text = f"no proxy answers at {self._place}: {reason}. Is `nacos-proxy serve` running there? (--server)"
         return Unreached(text)
 
 

@@ -29,10 +29,10 @@ from proxy.fastpath.table import Answers
 from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import EMBEDDED
 from proxy.lock import StateLocked
+from proxy.masking import shown_origin
 from proxy.model import Snapshot
 from proxy.parts import Parts, build, build_tenant, finish, start, start_udp
 from proxy.policies import loopback
-from proxy.registry.http import origin
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.rights import Pass, take_account, take_token
 from proxy.runtime import Clock, SystemClock, spawn
@@ -255,7 +255,7 @@ def banner(s: Settings) -> str:
     upstream = (
         f"{EMBEDDED}; name one with --upstream"
         if s.embedded
-        else ", ".join(map(origin, s.upstream)) or f"as {origin(s.endpoint)} names it"
+        else ", ".join(map(shown_origin, s.upstream)) or f"as {shown_origin(s.endpoint)} names it"
     )
     state = str(s.state_dir) if s.disk else "not kept (disk = false)"
     return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"

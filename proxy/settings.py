@@ -21,7 +21,19 @@ from platformdirs import user_config_path, user_state_path
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from proxy.spelling import ContextPath, Duration, File, Networks, Secrets, Several, Size, kind_of, text_of
+from proxy.spelling import (
+    ContextPath,
+    Duration,
+    File,
+    Networks,
+    Secrets,
+    Several,
+    Size,
+    Url,
+    kind_of,
+    shown_text,
+    text_of,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,7 +82,7 @@ class Settings(BaseSettings):
     # the upstream
     upstream: Several = Field(("embedded",), description="Nacos servers, separated by commas, or 'embedded' for none.")
     require_upstream: bool = Field(False, description="Refuse to start on the embedded registry.")
-    endpoint: str = Field("", description="URL of an address server that names the Nacos servers, one a line.")
+    endpoint: Url = Field("", description="URL of an address server that names the Nacos servers, one a line.")
     namespace: str = Field("", description="Namespace of the command-line client; '' is public.")
     username: str = Field("", description="Account at the upstream; '' logs in nowhere.")
     password: SecretStr = Field(SecretStr(""), description="Password of username.")
@@ -266,7 +278,7 @@ class Loaded(NamedTuple):
         return [
             Row(
                 name,
-                text_of(getattr(self.settings, name), kind_of(field)),
+                shown_text(name, getattr(self.settings, name), kind_of(field)),
                 self.sources.get(name, "default"),
                 field.description or "",
             )
@@ -332,6 +344,10 @@ def _toml(file: Path) -> dict[str, Any]:
     return values
 
 
+def _shown_value(name: str, value: object) -> object:
+    return shown_text(name, value, "text") if isinstance(value, str) else value
+
+
 def _why(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     lines: list[str] = []
     for problem in error.errors():
@@ -341,6 +357,6 @@ def _why(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str
             continue
         name = str(problem["loc"][0])
         field = Settings.model_fields[name]
-        given = "" if kind_of(field) == "secret" else f" {values.get(name)!r}"
+        given = "" if kind_of(field) == "secret" else f" {_shown_value(name, values.get(name))!r}"
         lines.append(f"{name}{given} ({sources.get(name, 'default')}): {reason}. {field.description or ''}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How the value of a setting is written, both ways: text to value and back. Pure; imports nothing of ours."""
+"""How the value of a setting is written, both ways: text to value and back. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
 
-MASK = "********"
+from proxy.masking import MASK, shown_url
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 _SHOWN_UNITS = (("d", 172_800.0, 86_400.0), ("h", 3600.0, 3600.0), ("m", 60.0, 60.0), ("s", 1.0, 1.0))
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
+_URLS = ("upstream", "endpoint")  # settings that hold them
 _DURATION_HINT = "a duration is written like 500ms, 5s, 10m, 24h, 7d or forever"
 
 
@@ -71,6 +73,18 @@ def _context(value: str) -> str:
     return f"/{path}" if path else ""
 
 
+def _url(value: str) -> str:
+    if value:
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("a URL is written like http://10.0.0.1:8080/nacos/serverlist")
+    return value
+
+
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         try:
@@ -86,6 +100,7 @@ Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Secrets = Annotated[SecretStr, BeforeValidator(_secrets)]
 Networks = Annotated[Several, AfterValidator(_networks)]
 File = Annotated[Path | None, BeforeValidator(_path)]
+Url = Annotated[str, AfterValidator(_url)]
 ContextPath = Annotated[str, AfterValidator(_context)]
 
 
@@ -122,6 +137,14 @@ def text_of(value: object, kind: Kind = "text") -> str:
     if value is None:
         return ""
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def shown_text(name: str, value: object, kind: Kind) -> str:
+    """As `text_of`, for people: who logs in by a URL is masked."""
+    if name in _URLS:
+        parts = value if isinstance(value, tuple) else (value,)  # pyright: ignore[reportUnknownVariableType]
+        return ",".join(shown_url(str(part)) for part in parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return text_of(value, kind)
 
 
 def _duration_text(seconds: float) -> str:

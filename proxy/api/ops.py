@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from proxy.agent import Agent
 from proxy.api import documents as docs
 from proxy.api.answers import to_query
 from proxy.api.events import EventsApi
+from proxy.api.guard import STRANGER
 from proxy.api.page import CONTENT_SECURITY_POLICY, MOST_HOSTS, page
 from proxy.api.rest import json_reply
 from proxy.api.routes import Doc, Endpoint, Routes
@@ -30,6 +32,7 @@ _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
 _WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
 _BOUNDS = (("limit", 1000), ("offset", 0))
+_FIRST_WORD = re.compile(r"^\w+", re.MULTILINE)
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -79,6 +82,8 @@ class OpsApi:
 
     async def ready(self, request: Request) -> HttpReply:
         status, reasons = readiness(self._sight)
+        if request.scope.get(STRANGER):  # what is wrong may name accounts and say what the upstream said
+            reasons = list(dict.fromkeys(_FIRST_WORD.findall("\n".join(reasons))))
         return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
     async def status(self, request: Request) -> HttpReply:

@@ -5,7 +5,6 @@ Not for: which server (`servers`), whether to try again (`nacos`), what a reply 
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from functools import lru_cache
 import httpx
 
 from proxy.errors import Garbled
+from proxy.masking import shown_origin
 from proxy.registry.faults import CAUGHT, upstream_error
 from proxy.registry.servers import Server
 from proxy.registry.transport import FastTransport, Fields, Place, Prepared
@@ -126,7 +126,7 @@ class Http:
             lambda: httpx.Request(
                 "GET", url, headers=[("User-Agent", self.policy.agent), PLAIN], extensions=self._reads
             ),
-            origin(url),
+            shown_origin(url),
         )
 
     async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:
@@ -163,12 +163,6 @@ class Http:
 def _place(origin: str) -> Place:
     """Of a server, not of a request: the names that are asked for have no end."""
     return Place.of(httpx.URL(origin))
-
-
-def origin(url: str) -> str:
-    """Scheme, host and port of a URL, without what may be a secret: user, path, query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 def _check(status: int, body: bytes, server: str) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import SplitResult, urlsplit
 from cachetools import LRUCache
 
 from proxy.errors import Refused, TooSlow, Unreachable, UpstreamError
+from proxy.masking import shown_url
 from proxy.registry.detect import Spoken
 
 DEFAULT_PORT = 8848
@@ -101,7 +102,9 @@ def parse_server(text: str, context_path: str = "/nacos", scheme: str = "http") 
     """A server from what people write. Raises `ValueError` with a sentence for them, without a password."""
     address = text.strip()
     address = address if "://" in address else f"{scheme}://{address}"
-    shown = address.rpartition("@")[2] if "@" in address else text.strip()
+    shown = shown_url(text.strip())
+    if "@" in address:  # a password may hold what would end the host, and be shown as something else
+        raise ValueError(f"the server {shown!r} may have a port and a context path, and nothing else")
     try:
         parts = urlsplit(address)
         host = parts.hostname or ""
@@ -109,7 +112,7 @@ def parse_server(text: str, context_path: str = "/nacos", scheme: str = "http") 
         raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{shown!r} is neither http nor https")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.query or parts.fragment:
         raise ValueError(f"the server {host!r} may have a port and a context path, and nothing else")
     if parts.netloc.count(":") > 1 and "[" not in parts.netloc:
         raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets, as in [::1]:{DEFAULT_PORT}")

@@ -45,6 +45,23 @@ def test_config_masks_secrets_in_every_form(cli: Run) -> None:
         assert "********" in text
 
 
+def test_config_masks_who_logs_in_by_a_url_in_every_form(cli: Run) -> None:
+    flags = ("--upstream", "http://app:hush@a:8848,app:hu/sh@b", "--endpoint", "https://app:hush@c/list?sig=hush&x=1")
+    for form in ((), ("--json",), ("--toml",)):
+        text = cli("config", *form, *flags).output
+        assert "hush" not in text and "hu/sh" not in text
+        assert "http://********@a:8848,********@b" in text and "https://********@c/list?sig=********&x=1" in text
+    file = cli("config", "--toml", *flags).output.splitlines()
+    assert [line for line in file if line.startswith("upstream =")] == [], "what is masked is no value"
+
+
+def test_a_url_that_is_refused_is_shown_without_who_logs_in(cli: Run) -> None:
+    for flags in (("--endpoint", "http://app:hu/sh@c"), ("--endpoint", "ftp://app:hush@c"), ("--endpoint", "http://")):
+        refused = cli("config", *flags)
+        assert refused.exit_code != 0 and "a URL is written like" in refused.output
+        assert "hu/sh" not in refused.output and "hush" not in refused.output
+
+
 def test_config_for_programs_is_json(cli: Run) -> None:
     rows = json.loads(cli("config", "--json", "--upstream", "http://a,http://b").output)
     assert rows["upstream"] == {"value": "http://a,http://b", "source": "flag --upstream"}

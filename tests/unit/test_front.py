@@ -139,3 +139,19 @@ def test_a_refusal_before_the_api_speaks_the_dialect_of_its_path(path: str, shap
     assert b"no API token" in reply.body
     expected = {"problem": "application/problem+json", "code": "application/json"}
     assert expected.get(shape, "") in (reply.content_type or "")
+
+
+async def test_without_a_token_readiness_tells_states_and_neither_accounts_nor_what_the_upstream_said() -> None:
+    token = {"Authorization": "Bearer read-me-please"}
+    account: dict[str, Any] = {"username": "discovery-account", "password": "wrong"}
+    async with facing("v1+v2", passwords={"nacos": "right"}) as server:
+        async with serving(upstream=server.url, tokens="read:read-me-please", **account) as proxy:
+            await proxy.http.get("/api/v1/services/a", headers=token)
+            for headers in ({}, {"Authorization": "Bearer wrong-token"}):
+                bare = await proxy.http.get("/readyz", headers=headers)
+                assert bare.json() == {"status": "unready", "reasons": ["login", "cache"]}
+            told = await proxy.http.get("/readyz", headers=token)
+            assert (told.status_code, "discovery-account" in told.text) == (bare.status_code, True)
+        async with serving(upstream=server.url, **account) as open_to_all:
+            await open_to_all.http.get("/api/v1/services/a")
+            assert "discovery-account" in (await open_to_all.http.get("/readyz")).text

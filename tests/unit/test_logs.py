@@ -79,3 +79,12 @@ def test_a_target_is_logged_without_its_secrets(formatter: type[logging.Formatte
     line = formatter().format(record('127.0.0.1:1 - "GET %s HTTP/1.1" 200', target))
     assert "eyJ" not in line and "p%40ss" not in line
     assert "serviceName=a&username=u" in line
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+def test_a_traceback_is_logged_without_secrets_too(formatter: type[logging.Formatter]) -> None:
+    try:
+        raise ValueError("cannot ask http://app:hunter2@nacos/list?token=hunter2")
+    except ValueError:
+        line = formatter().format(record("failed", error=True))
+    assert "ValueError" in line and "hunter2" not in line.replace('raise ValueError("cannot ask http', "")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from proxy.spelling import MASK, ContextPath, Duration, File, Networks, Several, Size, text_of
+from proxy.masking import MASK
+from proxy.spelling import ContextPath, Duration, File, Networks, Several, Size, text_of
 
 DURATION: TypeAdapter[float] = TypeAdapter(Duration)
 SIZE: TypeAdapter[int] = TypeAdapter(Size)

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from proxy.errors import Garbled, TooSlow, Unreachable, UpstreamError
-from proxy.registry.http import Http, HttpPolicy, Timeouts, TlsPolicy, origin, tls_context
+from proxy.masking import shown_origin
+from proxy.registry.http import Http, HttpPolicy, Timeouts, TlsPolicy, tls_context
 from proxy.registry.servers import Server, parse_server
 from proxy.registry.transport import FastTransport, Prepared, TransportPolicy
 from proxy.wire.base import HttpReply, HttpRequest
@@ -268,7 +269,7 @@ async def test_an_error_names_the_server_and_no_secret(url: str, shown: str) -> 
     def broken(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no connection")
 
-    assert origin(url) == shown
+    assert shown_origin(url) == shown
     with pytest.raises(Unreachable) as raised:
         await Http(HttpPolicy(), httpx.MockTransport(broken)).get(url)
     assert str(raised.value) == f"{shown}: no connection"

@@ -481,3 +481,12 @@ def test_a_list_that_is_another_one_is_told() -> None:
     for names in (["a"], ["b", "a"], ["a", "b"], [], ["b"]):
         servers.replace([parse_server(name) for name in names])
     assert told == [["http://b:8848", "http://a:8848"], ["http://b:8848"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["http://app:hush@a", "app:hush@a", "http://app:hu/sh@a", "http://app:hu?sh@a", "http://app:hu#sh@a", "@a"]
+)
+def test_a_server_with_who_logs_in_is_refused_without_showing_it(text: str) -> None:
+    with pytest.raises(ValueError, match="may have a port and a context path, and nothing else") as caught:
+        parse_server(text)
+    assert "hu" not in str(caught.value)
