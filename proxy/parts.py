@@ -127,8 +127,9 @@ def build_tenant(
     """
     settings = of.settings.model_copy(update={"disk": False})
     policy = AgentPolicy(settings.cold_wait, strict=True)
-    asked = Telling(upstream.acting_as(credential), refused)
-    parts = _wired(settings, of.clock, asked, policy, of.guard, of.answers, of.checks, of.agent.supervisor)
+    supervisor = of.agent.supervisor
+    asked = Telling(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
+    parts = _wired(settings, of.clock, asked, policy, of.guard, of.answers, of.checks, supervisor)
     parts.forwarder = of.forwarder
     _follow(parts, upstream.servers)
     return parts

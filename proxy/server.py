@@ -35,7 +35,7 @@ from proxy.parts import Parts, build, build_tenant, finish, start, start_udp
 from proxy.policies import loopback
 from proxy.registry.nacos import NacosRegistry
 from proxy.registry.rights import Pass, take_account, take_token
-from proxy.runtime import Clock, SystemClock, spawn
+from proxy.runtime import Clock, SystemClock
 from proxy.serving import (
     Address,
     CannotStart,
@@ -122,7 +122,7 @@ class App:
 def tenants_of(parts: Parts, front: Front, upstream: NacosRegistry) -> Tenants:
     """For `auth = client`: the same upstream, asked with each client's own token and nothing else."""
     policy = TenantsPolicy(wait=parts.settings.cold_wait, max_form=parts.settings.max_body)
-    return Tenants(UpstreamGate(parts, front, upstream), policy, parts.clock)
+    return Tenants(UpstreamGate(parts, front, upstream), policy, parts.clock, parts.agent.supervisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class OneTenant:
         if call.push is None or self.parts.udp is None:
             return
         if self._starting is None:
-            self._starting = spawn(start_udp(self.parts), name="udp push of a tenant")
+            self._starting = self.parts.agent.supervisor.once(start_udp(self.parts), name="udp push of a tenant")
         self.parts.udp.listed(call, snapshot)
 
     @property

@@ -35,7 +35,7 @@ from proxy.api.forms import form_of
 from proxy.api.own_tokens import Known, own_in
 from proxy.errors import BadCall, NothingKnown, Problem, ProxyError, Refused, UpstreamError, no_right
 from proxy.registry.rights import Pass
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, Supervisor, spawn, stop
 
 _NAMESPACE = re.compile(r"[\w-]{1,128}", re.ASCII)
 _LONGEST_BODY = 4096  # bytes of a refusal that are kept
@@ -149,11 +149,12 @@ class _Refusal:
 class Tenants:
     """All tenants of one proxy."""
 
-    def __init__(self, gate: Gate, policy: TenantsPolicy, clock: Clock) -> None:
+    def __init__(self, gate: Gate, policy: TenantsPolicy, clock: Clock, supervisor: Supervisor) -> None:
         self.refused = 0
         self._gate = gate
         self._policy = policy
         self._clock = clock
+        self._supervisor = supervisor
         self._digest_key = token_bytes(32)
         self._places: dict[bytes, _Place] = {}
         self._opening: dict[bytes, asyncio.Task[_Place | ProxyError]] = {}
@@ -258,7 +259,7 @@ class Tenants:
         self._refusals.pop(key, None)
         self._places[key] = place
         if self._sweeping is None or self._sweeping.done():
-            self._sweeping = spawn(self._sweep(), name="idle tenants")
+            self._sweeping = self._supervisor.keep(self._sweep, name="idle tenants")
         return place
 
     def _remember(self, key: bytes, error: Refused) -> None:
@@ -275,7 +276,7 @@ class Tenants:
             return
         if (place.renewing is None or place.renewing.done()) and now >= place.try_at:
             place.try_at = now + self._policy.retry
-            place.renewing = spawn(self._renew(place, proven, shown), name="login of a tenant")
+            place.renewing = self._supervisor.once(self._renew(place, proven, shown), name="login of a tenant")
         if now >= proven.ends_at and place.renewing is not None:
             await asyncio.wait([place.renewing])
 
@@ -308,7 +309,7 @@ class Tenants:
     def _close_unless_busy(self, place: _Place) -> None:
         if place.requests == 0 and (tenant := place.tenant) is not None:
             place.tenant = None
-            spawn(tenant.close(), name="tenant's end")
+            self._supervisor.once(tenant.close(), name="tenant's end")
 
     def _make_room(self) -> None:
         """The one that was unused for longest goes, of the address that has most."""

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, Unreachable
 from proxy.registry.login import Credential
 from proxy.registry.rights import Pass
-from proxy.runtime import spawn
+from proxy.runtime import Supervisor, spawn
 from proxy.tenants import Shown, Tenants, TenantsPolicy, Visit, shown_in
 from tests.helpers.asgi import scope as http_scope
 from tests.helpers.clock import FakeClock, settle
@@ -111,7 +111,7 @@ class World:
 def world(**policy: Any) -> World:
     clock = FakeClock()
     gate = Gate(clock)
-    return World(clock, gate, Tenants(gate, TenantsPolicy(**policy), clock))
+    return World(clock, gate, Tenants(gate, TenantsPolicy(**policy), clock, Supervisor(clock)))
 
 
 # what a request shows
