@@ -112,7 +112,9 @@ def _repeated(answers: Answers) -> Iterable[Repeated]:
 
 
 def _more_metrics(parts: Parts) -> Iterable[Metric]:
+    tenants, refused = parts.tenants()
     gauges = {
+        "tenants": ("Accounts of clients that are open, with auth = client", tenants),
         "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
         "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
         "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
@@ -132,6 +134,11 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
     unwritable = CounterMetricFamily("nacos_proxy_unwritable_rows", "Rows that are left out of the state file")
     unwritable.add_metric([], 0 if parts.disk is None else parts.disk.unwritable)
     yield unwritable
+    turned_away = CounterMetricFamily(
+        "nacos_proxy_tenants_refused", "Tokens and passwords of clients that were refused, with auth = client"
+    )
+    turned_away.add_metric([], refused)
+    yield turned_away
     registry = parts.registry
     left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
     left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)

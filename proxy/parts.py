@@ -72,6 +72,7 @@ class Parts:
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
     started: float = field(default=0.0)
+    tenants: Callable[[], tuple[int, int]] = lambda: (0, 0)  # those that are open, and how often one was refused
     at_end: list[Callable[[], None]] = field(default_factory=lambda: [])
 
 

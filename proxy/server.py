@@ -72,7 +72,8 @@ class App:
         self.front = Front(faces_of(parts), self._lifespan)
         self.tenants: Tenants | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
-            self.tenants = tenants_of(parts, self.front, parts.registry)
+            tenants = self.tenants = tenants_of(parts, self.front, parts.registry)
+            parts.tenants = lambda: (len(tenants), tenants.refused)
         self.guard, self._entry = guarded(
             self.front, self._route, parts.guard, parts.answers, parts.clock, parts.settings
         )

@@ -189,7 +189,7 @@ class Tenants:
             self._close_unless_busy(place)
 
     async def _place(self, shown: Shown, address: str) -> _Place:
-        said = f"{shown.username}\0{shown.password}" if shown.password else shown.token
+        said = f"as {shown.username}\0{shown.password}" if shown.password else f"by {shown.token}"
         key = hmac.digest(self._digest_key, said.encode(), "sha256")
         place = self._places.pop(key, None)
         if place is not None:
@@ -328,7 +328,8 @@ class Tenants:
         while self._places:
             await clock.sleep_until(clock.now() + idle / 10)
             for place in list(self._places.values()):
-                if not place.busy and clock.now() - _last_use(place) >= idle:
+                since = clock.now() - idle
+                if not place.busy and place.used <= since and (place.tenant is None or place.tenant.last_read <= since):
                     self._end(place, None)
 
     def each(self) -> list[Tenant]:
@@ -360,10 +361,6 @@ def _fresh(error: Refused) -> Refused:
     if len(error.body) <= _LONGEST_BODY:
         fresh.dialect, fresh.content_type, fresh.body = error.dialect, error.content_type, error.body
     return fresh
-
-
-def _last_use(place: _Place) -> float:
-    return place.used if place.tenant is None else max(place.used, place.tenant.last_read)
 
 
 def _unproven(why: str) -> str:

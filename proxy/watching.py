@@ -54,7 +54,7 @@ class Watching:
             raise refused[0]
         now = self._clock.now()
         mailbox = self._hub.subscribe(interest, wake, after)
-        for entry in self._cache.entries() if self._strict else ():
+        for entry in self._cache.entries() if self._strict and after else ():
             if no_right(entry.error):
                 mailbox.drop(entry.key)
         mailbox.client = client
