@@ -14,7 +14,6 @@ monotonic clock). Rules of this file:
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -24,7 +23,7 @@ from cachetools import LRUCache
 
 from proxy.calls import Beat, Register, Write
 from proxy.catalog.look import Freshness, Look, freshness
-from proxy.catalog.overlay import UNHEARD, OverlayPolicy, Pending, add, explained, fold, settle
+from proxy.catalog.overlay import UNHEARD, OverlayPolicy, Pending, add, explained, fold, next_look, settle
 from proxy.catalog.recent import Recent
 from proxy.catalog.schedule import Schedule
 from proxy.catalog.shelf import UNLIKELY, Entry, Shelf, Watcher, discovery
@@ -257,7 +256,7 @@ class Cache:
 
     def unwatch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
         entry = self._entry(key)
-        entry.watchers -= Counter((who,))
+        entry.leave(who)
         entry.last_read = max(entry.last_read, now)
         self._shelf.place(entry)
         if not self.watches(entry, now):
@@ -353,15 +352,7 @@ class Cache:
         return 0.9 + self._luck() / 5
 
     def _next(self, entry: Entry, now: float) -> float:
-        moment = now + self._interval(entry) * self._jitter()
-        if entry.pending:
-            waits = (
-                p.since + (self._overlay.settle if p.since + self._overlay.settle > now else self._overlay.grace)
-                for p in entry.pending
-            )
-            # not sooner: where one write follows the other, each would otherwise want a list of its own
-            moment = min(moment, max(now + self._overlay.settle / 2, min(waits)))
-        return moment
+        return min(now + self._interval(entry) * self._jitter(), next_look(entry.pending, self._overlay, now))
 
     def _keep(self, entry: Entry, now: float) -> None:
         """It is watched, maybe since now: it has a place in the schedule."""

@@ -122,3 +122,12 @@ def explained(pending: Iterable[Pending], before: Snapshot, after: Snapshot, sha
     missing = [i for i in before.instances if i.key not in after.by_key]
     gone = {p.place for p in pending if isinstance(p.write, Deregister)}
     return len(missing) <= share * len(before.instances) or all((i.ip, i.port) in gone for i in missing)
+
+
+def next_look(pending: Iterable[Pending], policy: OverlayPolicy, now: float) -> float:
+    """When pending writes want a list, infinity where there are none.
+
+    Not sooner than half of `settle`: where one write follows the other, each would want a list of its own.
+    """
+    waits = [p.since + (policy.settle if p.since + policy.settle > now else policy.grace) for p in pending]
+    return max(now + policy.settle / 2, min(waits)) if waits else math.inf

@@ -62,6 +62,13 @@ class Entry:
         """Whether it must not be pushed out: someone listens, or registered an instance here."""
         return bool(self.watchers) or self.owned > 0
 
+    def leave(self, who: Watcher) -> None:
+        """One that listened no longer does; harmless where it did not. `Counter -= …` would look at all others."""
+        if self.watchers[who] > 1:
+            self.watchers[who] -= 1
+        else:
+            del self.watchers[who]
+
     def second_look(self, now: float) -> float:
         """When to ask again for what was told last, infinity where no more is owed to it.
 

@@ -106,6 +106,14 @@ def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
     assert (kept.get(used) is not None, kept.get(idle)) == (True, None)
 
 
+def test_a_watcher_leaves_as_often_as_it_came_and_no_oftener() -> None:
+    entry = known_entry()
+    entry.watchers.update((READER, READER))
+    for left in (1, 0, 0):
+        entry.leave(READER)
+        assert (entry.watchers.total(), entry.pinned) == (left, left > 0)
+
+
 def test_an_entry_waits_by_who_wants_it() -> None:
     """Streams each have a lane, unlikely names one for each client, and reads and discovery one for themselves."""
     entry = known_entry()
