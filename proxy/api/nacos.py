@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.agent import Agent
 from proxy.api.answers import header, mark, send_reply, to_request, whole_body
-from proxy.calls import Alive, Beat, GetInstance, ListDetails, Write
+from proxy.calls import Alive, Beat, DetailPage, GetInstance, Write
 from proxy.catalog.look import Look, Wants, cache_headers
 from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot
-from proxy.wire.administration import WHOLE, Clients
+from proxy.wire.administration import WHOLE
 from proxy.wire.base import Dialect, HttpReply, Operation, Pairs, ReadInstance, ReadService, ServiceView
 from proxy.wire.rest import etag, tag_matches
 from proxy.wire.rules import RULES
@@ -30,7 +30,7 @@ _REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and 
 _DIGEST_KEY = token_bytes(32)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 
-_LARGE = (ListDetails, Clients)  # answers that may name all that there is: to write them would hold the loop
+_LARGE = 100  # services or clients in an answer: to write more would hold the loop too long
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
 """Answers a request where the upstream knows its path; whether it did."""
@@ -126,7 +126,7 @@ class NacosApi:
         try:
             call = self._call(operation, path, scope, body)
             result, headers = await self._perform(call, scope)
-            if isinstance(call, _LARGE):
+            if _large(result):
                 reply = await asyncio.to_thread(operation.write_reply, call, result)
             else:
                 reply = operation.write_reply(call, result)
@@ -191,6 +191,11 @@ def _headers(look: Look | None) -> Pairs:
     if look is None or look.snapshot is None:
         return ()
     return (*cache_headers(look), ("etag", etag(look.snapshot.revision)))
+
+
+def _large(result: object) -> bool:
+    rows: Any = result.rows if isinstance(result, DetailPage) else result
+    return isinstance(rows, tuple) and len(rows) > _LARGE  # pyright: ignore[reportUnknownArgumentType]
 
 
 def unchanged(scope: Scope, headers: Pairs) -> bool:

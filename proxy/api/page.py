@@ -35,16 +35,23 @@ MOST_HOSTS = 50
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
-def page(status: Mapping[str, Any], ready: str, reasons: Sequence[str], carried: Mapping[str, str] = EMPTY) -> bytes:
+def page(
+    status: Mapping[str, Any],
+    rows_of_services: Sequence[str],
+    ready: str,
+    reasons: Sequence[str],
+    carried: Mapping[str, str] = EMPTY,
+) -> bytes:
     """The document, UTF-8. It loads itself again every five seconds.
 
+    `rows_of_services` are made one by one by `service_row`: all at once they would hold the loop too long.
     `carried` are parameters that its links go on with: the token it was opened with, for a link sends no header.
     """
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
-    services = "".join(_service(row) for row in status["services"])
+    services = "".join(rows_of_services)
     if not services:
         services = '<tr><td colspan="6" class="muted">none was asked for or registered yet</td></tr>'
-    hidden = status["servicesTotal"] - len(status["services"])
+    hidden = status["servicesTotal"] - len(rows_of_services)
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
     more_query = _text(f"?{urlencode(carried)}") if carried else ""
@@ -85,7 +92,8 @@ def _server(server: Mapping[str, Any]) -> str:
     return f"<code>{_text(server['url'])}</code> {_word(server['state'])}{version} {tail}"
 
 
-def _service(row: Mapping[str, Any]) -> str:
+def service_row(row: Mapping[str, Any]) -> str:
+    """A service of the status object as a row of the table, in HTML."""
     group, _, service = row["service"].partition("@@")
     name = f'{_text(service)}<br><span class="muted">{_text(group)} in {_text(row["namespaceId"])}</span>'
     age = "" if row["ageSeconds"] is None else _time(row["ageSeconds"])

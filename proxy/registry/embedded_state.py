@@ -15,7 +15,7 @@ from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_
 from proxy.errors import Malformed, Reason, Refused
 from proxy.model import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 from proxy.wire.parameters import TRUE
-from proxy.wire.shapes import read_json
+from proxy.wire.shapes import read_exactly
 
 Place = tuple[str, int]
 
@@ -268,7 +268,7 @@ def read_selector(text: str) -> Mapping[str, Any]:
     if not text:
         return {"type": "none", "contextType": "NONE"}
     try:
-        selector: Any = read_json(text)
+        selector: Any = read_exactly(text)
     except Malformed:
         selector = None
     if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]

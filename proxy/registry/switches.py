@@ -10,7 +10,7 @@ from typing import Any
 
 from proxy.errors import BadCall, Malformed, Problem
 from proxy.wire.parameters import TRUE
-from proxy.wire.shapes import read_json
+from proxy.wire.shapes import read_exactly
 
 SWITCHES: Mapping[str, Any] = {
     "masters": None,
@@ -158,7 +158,7 @@ def _limited(value: str) -> dict[str, int]:
 def _health_params(checked: bool, **defaults: float) -> Callable[[str], dict[str, Any]]:
     def read(value: str) -> dict[str, Any]:
         try:
-            given: Any = read_json(value)
+            given: Any = read_exactly(value)
             found = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
         except (Malformed, ValueError, TypeError, AttributeError):
             raise _refused("json param invalid.") from None

@@ -17,7 +17,7 @@ from proxy.wire.parameters import Parameters
 from proxy.wire.results import form_required, named_key, param_required, read_service_form
 from proxy.wire.results import write_ok as write_result_ok
 from proxy.wire.services import NO_SELECTOR, shown_checker
-from proxy.wire.shapes import as_json, as_object, read_json, result
+from proxy.wire.shapes import as_json, as_object, read_exactly, result
 from proxy.wire.table import ANY
 from proxy.wire.v1 import V1
 from proxy.wire.v1_services import write_ok
@@ -102,7 +102,7 @@ class Publishers(Call[tuple[Client, ...]]):
 def _read_checker(text: str) -> dict[str, Any]:
     """A checker with all its fields; what is of no known type is NONE, as Jackson has it here."""
     try:
-        given = as_object(read_json(text), "healthChecker")
+        given = as_object(read_exactly(text), "healthChecker")
     except Malformed as error:
         said = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
         raise BadCall("healthChecker", Problem.OTHER, said) from error

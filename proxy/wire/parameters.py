@@ -18,7 +18,7 @@ from proxy.errors import BadCall, Malformed, Problem
 from proxy.model import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from proxy.wire.base import HttpRequest
 from proxy.wire.rules import NACOS
-from proxy.wire.shapes import read_json
+from proxy.wire.shapes import read_exactly
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"
 
@@ -183,7 +183,7 @@ class Parameters:
         if not text:
             return ""
         try:
-            kind = read_json(unquote_plus(text))["type"]
+            kind = read_exactly(unquote_plus(text))["type"]
         except (Malformed, TypeError, KeyError):
             kind = None
         if kind not in ("none", "label"):

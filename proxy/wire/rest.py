@@ -28,7 +28,7 @@ from proxy.wire.base import ServiceView
 from proxy.wire.hosts import hosts_json, list_json
 from proxy.wire.query import Address, Query, View, checked, illegal, missing, read_cluster, read_ip, read_port, unknown
 from proxy.wire.rules import NACOS, Rules
-from proxy.wire.shapes import read_json
+from proxy.wire.shapes import read_exactly
 
 # --- bodies → calls ----------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ BEAT_FIELDS = ("weight", "metadata", "ephemeral")
 def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str, Any]:
     """A JSON object with none but these fields, each read and checked. Raises `BadCall` that names the field."""
     try:
-        value = read_json(body)
+        value = read_exactly(body)
     except Malformed as error:
         raise BadCall("", Problem.BODY, f"The body is {error}") from None
     if not isinstance(value, dict):

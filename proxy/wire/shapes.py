@@ -105,22 +105,35 @@ def failure(status: int, code: int, data: str | None, message: str = "") -> Http
 
 DEEPEST = 64  # levels of JSON that are taken over; orjson reads 1,024 of them and writes 254
 _AROUND = 254 - DEEPEST
+_DEEP = f"JSON nested deeper than {DEEPEST} levels"
 
 
 def read_json(text: bytes | str) -> Any:
-    """Any JSON, whatever the content type says: r-nacos sends some without one. Raises `Malformed`.
+    """Any JSON of a server, whatever the content type says: r-nacos sends some without one. Raises `Malformed`.
 
-    All that comes from elsewhere comes through here, and what comes out can be written again, whatever is put around
-    it: a field nested too deep is left out. (No text here is a lone surrogate, and no number infinite or beyond 64
-    bits.)
+    What comes from elsewhere and is kept comes through here or `read_exactly`, and can be written again whatever is put
+    around it: a field nested too deep is left out. (No text here is a lone surrogate, and no number infinite or beyond
+    64 bits.)
     """
+    value = _loads(text)
+    if not _shallow(value) and (value := _pruned(value, DEEPEST)) is _TOO_DEEP:
+        raise Malformed(_DEEP)
+    return value
+
+
+def read_exactly(text: bytes | str) -> Any:
+    """JSON of a client, who is told rather than half understood. Raises `Malformed`."""
+    value = _loads(text)
+    if not _shallow(value):
+        raise Malformed(_DEEP)
+    return value
+
+
+def _loads(text: bytes | str) -> Any:
     try:
-        value = orjson.loads(text)
+        return orjson.loads(text)
     except ValueError as error:
         raise Malformed(f"not JSON: {error}") from error
-    if not _shallow(value) and (value := _pruned(value, DEEPEST)) is _TOO_DEEP:
-        raise Malformed(f"JSON nested deeper than {DEEPEST} levels")
-    return value
 
 
 _TOO_DEEP = object()

@@ -28,7 +28,7 @@ async def test_the_embedded_registry_is_named_as_such() -> None:
     sight = sight_of(made())
     assert (await status_json(sight, 10))["upstream"]["kind"] == "embedded"
     assert readiness(sight) == ("ready", [NOTE])
-    assert NOTE.removeprefix("upstream: ") in page(await status_json(sight, 10), *readiness(sight)).decode()
+    assert NOTE.removeprefix("upstream: ") in page(await status_json(sight, 10), [], *readiness(sight)).decode()
     families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [s.value for s in families["nacos_proxy_upstream_embedded"].samples] == [1]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from proxy.api.page import CONTENT_SECURITY_POLICY, page
+from proxy.api.page import CONTENT_SECURITY_POLICY, service_row
+from proxy.api.page import page as whole
 
 STATUS: dict[str, Any] = {
     "version": "1",
@@ -40,6 +41,10 @@ STATUS: dict[str, Any] = {
         }
     ],
 }
+
+
+def page(status: dict[str, Any], *more: Any) -> bytes:
+    return whole(status, [service_row(row) for row in status["services"]], *more)
 
 
 def test_long_lists_are_cut_and_say_so() -> None:

@@ -296,3 +296,12 @@ async def test_a_client_goes_by_its_very_name(server: Server, name: str) -> None
     await server.register()
     with pytest.raises(Refused, match="not exist"):
         await server.registry.send(FindClient(name))
+
+
+async def test_what_is_too_large_to_write_at_once_is_answered_whole(server: Server) -> None:
+    for number in range(150):
+        await server.register(f"s{number}", f"10.0.1.{number}")
+    _, clients = await server.ask("GET", f"{V2}/client/list")
+    assert len(clients["data"]) == 150
+    _, page = await server.ask("GET", f"{V1}/catalog/services", pageNo=1, pageSize=200, withInstances="false")
+    assert (page["count"], len(page["serviceList"])) == (150, 150)

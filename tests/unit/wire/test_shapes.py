@@ -24,6 +24,7 @@ from proxy.wire.shapes import (
     error_page,
     failure,
     phrase,
+    read_exactly,
     read_json,
     result,
 )
@@ -135,6 +136,13 @@ def test_a_field_nested_too_deep_is_left_out_and_the_rest_is_read() -> None:
 def test_lists_nested_too_deep_are_refused_whole(text: str) -> None:
     with pytest.raises(Malformed):
         read_json(text)
+
+
+def test_a_client_is_told_that_what_it_sends_is_nested_too_deep() -> None:
+    assert read_exactly(f'{{"x":{lists(DEEPEST - 1)}}}')
+    for text in (f'{{"x":{lists(DEEPEST)}}}', objects(DEEPEST + 1), objects(1025)):
+        with pytest.raises(Malformed):
+            read_exactly(text)
 
 
 @pytest.mark.parametrize("text", [lists(DEEPEST), objects(DEEPEST), objects(400), objects(1024)])
