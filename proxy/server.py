@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
 from proxy.api.answers import send_reply
+from proxy.credentials import Shown
 from proxy.errors import ProxyError, Refused, Unreachable
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
@@ -47,7 +48,7 @@ from proxy.serving import (
     url_of,
 )
 from proxy.settings import BadSettings, Loaded, Settings
-from proxy.tenants import Shown, Tenants, TenantsPolicy
+from proxy.tenants import Tenants, TenantsPolicy
 from proxy.wire.base import ReadService
 
 log = logging.getLogger("nacos_proxy.server")

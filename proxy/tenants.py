@@ -19,25 +19,23 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from secrets import token_bytes
 from typing import Protocol
-from urllib.parse import parse_qsl
 
 from cachetools import LRUCache
 from starlette.types import ASGIApp, Receive, Scope
 
 from proxy.api.answers import client_of
 from proxy.api.forms import form_of
-from proxy.api.own_tokens import Known, own_in
-from proxy.errors import BadCall, NothingKnown, Problem, ProxyError, Refused, UpstreamError, no_right
+from proxy.api.own_tokens import own_in
+from proxy.credentials import Shown, shown_in
+from proxy.errors import BadCall, NothingKnown, Problem, ProxyError, Reason, Refused, UpstreamError, no_right
 from proxy.registry.rights import Pass
 from proxy.runtime import Clock, Supervisor, spawn, stop
 
-_NAMESPACE = re.compile(r"[\w-]{1,128}", re.ASCII)
 _LONGEST_BODY = 4096  # bytes of a refusal that are kept
 
 
@@ -59,16 +57,6 @@ class TenantsPolicy:
     retry: float = 5.0
     remembered: int = 4096
     max_form: int = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A token, or name and password, that a request shows; and the namespace that it is about, if it says so."""
-
-    token: str = field(default="", repr=False)
-    username: str = ""
-    password: str = field(default="", repr=False)
-    namespace: str = ""
 
 
 class Tenant(Protocol):
@@ -175,6 +163,8 @@ class Tenants:
             shown = shown_in(scope, form, own_in(scope)) if form else None
         if shown is None:
             return Visit(None, scope, receive)
+        if shown.endless:
+            raise Refused(Reason.NO_RIGHT, "token invalid!", status=403)
         while (place := await self._place(shown, client_of(scope))).ended:
             pass  # it ended while this request waited for others' turn
         if shown.password:
@@ -368,26 +358,3 @@ def _unproven(why: str) -> str:
         "the upstream cannot be asked whether it takes this account, and only those that it took before are served "
         f"meanwhile; try again when it answers: {why}"
     )
-
-
-def shown_in(scope: Scope, form: bytes, own: Known) -> Shown | None:
-    """What a request shows, as Nacos clients do it (NACOS.md 7.2), the bearer first; None for nothing.
-
-    A token of this proxy's own is none of the upstream's.
-    """
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    values = dict(parse_qsl(b"&".join((form, scope["query_string"])).decode("latin-1")))
-    scheme, _, bearer = headers.get(b"authorization", "").partition(" ")
-    tokens = (
-        bearer.strip() if scheme.lower() == "bearer" else "",
-        values.get("accessToken", ""),
-        headers.get(b"accesstoken", ""),
-    )
-    token = next((token for token in tokens if token and not own(token)), "")
-    named = values.get("namespaceId") or values.get("namespace", "")
-    namespace = named if _NAMESPACE.fullmatch(named) else ""
-    if token:
-        return Shown(token, namespace=namespace)
-    if values.get("username") and values.get("password"):
-        return Shown("", values["username"], values["password"], namespace)
-    return None
