@@ -105,7 +105,7 @@ class Front:
         self.rest = rest_app(faces, lifespan)
         self._checks = faces.checks
         self._context = faces.settings.context_path.rstrip("/")
-        self._passthrough = Passthrough(faces.forwarder, context_path=self._context)
+        self.passthrough = Passthrough(faces.forwarder, context_path=self._context)
         self._remembered = remembered_calls()
         self._nacos = self._nacos_api(faces)
 
@@ -113,8 +113,8 @@ class Front:
         return NacosApi(
             faces.agent,
             WHOLE if faces.settings.embedded else DIALECTS,
-            self._passthrough,
-            offer=self._passthrough.offer,
+            self.passthrough,
+            offer=self.passthrough.offer,
             context_path=self._context,
             max_body=faces.settings.max_body,
             on_list=faces.on_list,

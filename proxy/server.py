@@ -74,6 +74,7 @@ class App:
         self.tenants: Tenants | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
             tenants = self.tenants = tenants_of(parts, self.front, parts.registry)
+            self.front.passthrough.on_login = tenants.expect
             parts.tenants = lambda: (len(tenants), tenants.refused)
         self.guard, self._entry = guarded(
             self.front, self._route, parts.guard, parts.answers, parts.clock, parts.settings

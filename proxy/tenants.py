@@ -12,7 +12,8 @@ not show.
     busy        | requests, streams or managed instances of it | the last of them has ended
 
 What was refused is answered from memory for a while, longer each time, and an address has `attempts` refusals before
-it has to wait. Tokens and passwords are known by a keyed digest; a password is gone when its request is.
+its guesses have to wait. What a login through this proxy gave, and what was taken before, is no guess. Tokens and
+passwords are known by a keyed digest; a password is gone when its request is.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ class Tenants:
         self._places: dict[bytes, _Place] = {}
         self._opening: dict[bytes, asyncio.Task[_Place | ProxyError]] = {}
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.remembered)
+        self._expected: LRUCache[bytes, None] = LRUCache(policy.remembered)  # no guesses: given, or taken before
         self._attempts: LRUCache[str, tuple[float, float]] = LRUCache(policy.remembered)
         self._sweeping: asyncio.Task[None] | None = None
         self._closed = False
@@ -179,8 +181,7 @@ class Tenants:
             self._close_unless_busy(place)
 
     async def _place(self, shown: Shown, address: str) -> _Place:
-        said = f"as {shown.username}\0{shown.password}" if shown.password else f"by {shown.token}"
-        key = hmac.digest(self._digest_key, said.encode(), "sha256")
+        key = self._digest(shown)
         place = self._places.pop(key, None)
         if place is not None:
             self._places[key] = place  # the last one is the last used
@@ -190,10 +191,18 @@ class Tenants:
             return place
         opening = self._opening.get(key)
         if opening is None:
-            self._check(key, address)
-            opening = self._opening[key] = spawn(self._open(key, shown, address), name="tenant")
+            counted = self._check(key, address)
+            opening = self._opening[key] = spawn(self._open(key, shown, address, counted), name="tenant")
             opening.add_done_callback(lambda _: self._opening.pop(key, None))
         return await self._outcome(opening)
+
+    def _digest(self, shown: Shown) -> bytes:
+        said = f"as {shown.username}\0{shown.password}" if shown.password else f"by {shown.token}"
+        return hmac.digest(self._digest_key, said.encode(), "sha256")
+
+    def expect(self, token: str) -> None:
+        """The upstream has just given this token to somebody: it is no guess, however many of them there are."""
+        self._expected[self._digest(Shown(token))] = None
 
     async def _outcome(self, opening: asyncio.Task[_Place | ProxyError]) -> _Place:
         clock = self._clock
@@ -207,12 +216,14 @@ class Tenants:
             raise outcome.with_traceback(None)
         return outcome
 
-    def _check(self, key: bytes, address: str) -> None:
-        """Whether the upstream is to be asked; it counts as refused until it is not."""
+    def _check(self, key: bytes, address: str) -> bool:
+        """Whether the upstream is to be asked, and whether that counts as a guess, which it does until it is none."""
         now, refusal = self._clock.now(), self._refusals.get(key)
         if refusal is not None and now < refusal.until:
             self.refused += 1
             raise _fresh(refusal.error)
+        if key in self._expected:
+            return False
         count, since = self._attempts.get(address, (0.0, now))
         count = max(0.0, count - (now - since) / self._policy.forgiven)
         if count + 1 > self._policy.attempts or len(self._opening) >= self._policy.most:
@@ -220,15 +231,18 @@ class Tenants:
             text = "too many tokens and passwords from this address were refused; what was taken before goes on"
             raise BadCall("", Problem.OTHER, text, status=429)
         self._attempts[address] = (count + 1, now)
+        return True
 
-    def _forgive(self, address: str) -> None:
+    def _forgive(self, address: str, counted: bool) -> None:
+        if not counted:
+            return
         count, since = self._attempts.get(address, (0.0, self._clock.now()))
         self._attempts[address] = (max(0.0, count - 1), since)
 
-    async def _open(self, key: bytes, shown: Shown, address: str) -> _Place | ProxyError:
+    async def _open(self, key: bytes, shown: Shown, address: str, counted: bool) -> _Place | ProxyError:
         try:
             proven = await self._gate.prove(shown)
-            self._forgive(address)
+            self._forgive(address, counted)
             self._make_room()
             place = _Place(key, address, proven, None, self._clock.now())
             if proven is not None:
@@ -237,7 +251,7 @@ class Tenants:
             if no_right(error) and isinstance(error, Refused):
                 self._remember(key, error)
                 return _fresh(error)
-            self._forgive(address)
+            self._forgive(address, counted)
             return NothingKnown(_unproven(str(error)))
         except ProxyError as error:
             return error
@@ -247,6 +261,7 @@ class Tenants:
             known = self._refusals.get(key)
             return NothingKnown("the proxy is stopping") if known is None else _fresh(known.error)
         self._refusals.pop(key, None)
+        self._expected[key] = None
         self._places[key] = place
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = self._supervisor.keep(self._sweep, name="idle tenants")

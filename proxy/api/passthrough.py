@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, runtime_checkable
 
 from starlette.requests import ClientDisconnect, Request
@@ -25,9 +25,10 @@ from proxy.api.answers import read_body, send_reply
 from proxy.api.channel import until_gone
 from proxy.api.holding import hold
 from proxy.api.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
-from proxy.errors import BadCall, ProxyError
+from proxy.errors import BadCall, Malformed, ProxyError, Refused
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
+from proxy.wire.login import read_login
 
 log = logging.getLogger("nacos_proxy.api")
 
@@ -70,6 +71,7 @@ class Passthrough:
 
     def __init__(self, forwarder: Forwarder | None, *, context_path: str = "/nacos") -> None:
         self._forwarder = forwarder
+        self.on_login: Callable[[str], None] = lambda token: None  # hears the token of each login that was answered
         self._gone = ""  # the configuration API that the server behind has not, once that was said
         self._context = context_path.rstrip("/").encode()
 
@@ -108,6 +110,7 @@ class Passthrough:
             await self._pass(scope, path, request.stream(), send)
             return
         form = await read_body(request, MOST_LOGIN)
+        send = _overheard(send, self.on_login)
         if not await self._pass(scope, path, _once(form), send, unless=NOT_THERE):
             await self._pass(scope, other, _once(form), send)
 
@@ -204,6 +207,24 @@ async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
     finally:
         release()
         watching.cancel()
+
+
+def _overheard(send: Send, told: Callable[[str], None]) -> Send:
+    """As `send`; `told` hears the token in the answer to a login."""
+    body, well = bytearray(), False
+
+    async def sending(message: Message) -> None:
+        nonlocal well
+        if message["type"] == "http.response.start":
+            well = message["status"] == 200
+        elif well and len(body) <= MOST_LOGIN:
+            body.extend(message["body"])
+            if not message.get("more_body", False):
+                with suppress(Malformed, Refused):
+                    told(read_login("v1", HttpReply(200, None, bytes(body))).token)
+        await send(message)
+
+    return sending
 
 
 def _has_body(scope: Scope) -> bool:

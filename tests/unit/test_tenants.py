@@ -180,6 +180,22 @@ async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does(
     assert (await w.ask("c", "10.0.0.1")).app is not None
 
 
+async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_wait_behind_guesses() -> None:
+    """All clients of one host are one address."""
+    w = world(attempts=1, idle=60.0)
+    await w.ask("a")
+    for _ in range(12):
+        await w.clock.advance(6.0)
+    assert len(w.tenants) == 0
+    for number in range(5):
+        with pytest.raises(ProxyError):
+            await w.ask(f"invented-{number}")
+    w.tenants.expect("b")
+    assert (await w.ask("a")).app is not None and (await w.ask("b")).app is not None
+    with pytest.raises(BadCall):
+        await w.ask("c")
+
+
 async def test_thousands_of_invented_tokens_neither_open_nor_fill_anything() -> None:
     w = world(remembered=100)
     await w.ask("a", "10.0.0.9")

@@ -293,3 +293,22 @@ async def test_configuration_that_the_server_has_not_in_this_generation_is_said_
     upstream.answer = lambda path: Answer(410, (b"gone",))
     await ask(app, "GET", "/nacos/v1/cs/configs?dataId=a")
     assert len([r for r in caplog.records if "configuration" in r.getMessage()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "heard"),
+    [
+        ("/nacos/v1/auth/login", Answer(200, (b'{"accessToken":', b'"t1","tokenTtl":5}')), ["t1"]),
+        ("/nacos/v3/auth/user/login", Answer(200, (b'{"accessToken":"t1"}',)), ["t1"]),
+        ("/nacos/v1/auth/login", Answer(403, (b'{"accessToken":"t1"}',)), []),
+        ("/nacos/v1/auth/login", Answer(200, (b'{"code":401,"message":"Login failed"}',)), []),
+        ("/nacos/v1/auth/login", Answer(200, (b"<html>",)), []),
+        ("/nacos/v1/auth/login", Answer(200, (b'{"accessToken":"t1","x":"%s"}' % (b"x" * 100_000),)), []),
+        ("/nacos/v1/cs/configs", Answer(200, (b'{"accessToken":"t1"}',)), []),
+    ],
+)
+async def test_the_token_of_a_login_is_heard_and_of_nothing_else(path: str, answer: Answer, heard: list[str]) -> None:
+    passthrough, told = Passthrough(Upstream(lambda _: answer)), list[str]()
+    passthrough.on_login = told.append
+    reply = await ask(passthrough, "POST", path, body=b"username=a&password=b")
+    assert (reply.body, told) == (b"".join(c for c in answer.chunks if isinstance(c, bytes)), heard)
