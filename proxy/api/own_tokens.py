@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
-from email.message import Message
 from urllib.parse import unquote_plus
 
 from starlette.types import Scope
 
+from proxy.errors import BadCall
 from proxy.wire.base import FORM_TYPE
-from proxy.wire.multipart import MULTIPART_TYPE
+from proxy.wire.multipart import MULTIPART_TYPE, boundary_of
 from proxy.wire.query import TOKENS
 
 OWN = "nacos_proxy.own"
@@ -81,9 +81,10 @@ def without_own_in_body(
 
 
 def _boundary(media: str) -> bytes:
-    message = Message()
-    message["content-type"] = media
-    return (message.get_boundary() or "").encode("latin-1", "replace")
+    try:
+        return boundary_of(media)
+    except BadCall:  # nobody can tell its parts apart, nor the upstream
+        return b""
 
 
 def _blank_pair(pair: bytes, own: Known) -> bytes:

@@ -19,12 +19,7 @@ LONGEST_HEAD = 1024  # of Content-Type and a part's headers: `email` takes the s
 
 def read_multipart(content_type: str, body: bytes) -> tuple[tuple[str, str], ...]:
     """Names and values in the order of the parts. Raises `BadCall` for what is cut short, or no such body."""
-    message = Message()
-    message["content-type"] = content_type if len(content_type) <= LONGEST_HEAD else ""
-    boundary = _parameter(message, "boundary", "content-type")
-    if not boundary:
-        raise _refused("its Content-Type names no boundary")
-    _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MOST_PARTS + 1)
+    _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary_of(content_type), MOST_PARTS + 1)
     found: list[tuple[str, str]] = []
     for piece in pieces:
         if piece.startswith(b"--"):
@@ -37,6 +32,16 @@ def read_multipart(content_type: str, body: bytes) -> tuple[tuple[str, str], ...
     if pieces:
         raise _refused(f"it is cut short, or has more than {MOST_PARTS} parts")
     return ()
+
+
+def boundary_of(content_type: str) -> bytes:
+    """What stands between the parts, behind `--`. Raises `BadCall` where a Content-Type names nothing readable."""
+    message = Message()
+    message["content-type"] = content_type if len(content_type) <= LONGEST_HEAD else ""
+    boundary = _parameter(message, "boundary", "content-type")
+    if not boundary:
+        raise _refused("its Content-Type names no boundary")
+    return boundary.encode("latin-1", "replace")
 
 
 def _name(head: str) -> str:

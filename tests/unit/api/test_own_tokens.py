@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -91,6 +92,15 @@ async def test_in_a_multipart_form_too(size: int) -> None:
     assert sent == part("content", OURS) + part("___________", "_" * len(OURS)) + end
     theirs = part("accessToken", "of-nacos") + end
     assert await through(theirs, PARTS, size) == theirs
+
+
+@pytest.mark.parametrize(
+    "boundary", [b"; boundary=", b"; boundary*=idna''x%ff", b"; boundary*=\0''x", b'; boundary="' + b";" * 60_000]
+)
+async def test_a_boundary_that_is_none_neither_fails_nor_takes_long(boundary: bytes) -> None:
+    begun, body = time.process_time(), part("name", "value")
+    assert await through(body, [(b"content-type", b"multipart/form-data" + boundary)]) == body
+    assert time.process_time() - begun < 0.5  # `email` alone took seconds for the last one
 
 
 async def test_what_is_no_form_is_not_looked_into() -> None:
