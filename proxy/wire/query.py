@@ -21,6 +21,7 @@ from proxy.wire.rules import NACOS, Rules
 MAX_PAGE_SIZE = 1000
 LONGEST_WAIT = 300.0
 TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
+CREDENTIALS = (*TOKENS, "username", "password")  # what may stand on any path: who asks, as Nacos clients say it
 
 # What Nacos's own checks call a parameter, and what it is called here.
 _OUR_NAMES = {
@@ -54,9 +55,9 @@ class Query:
         return list(dict.fromkeys(value for given, value in self._pairs if given == name and value))
 
     def only(self, known: Collection[str]) -> None:
-        """Raises `BadCall` that names the first parameter beside these; a token may stand on any path."""
+        """Raises `BadCall` that names the first parameter beside these and `CREDENTIALS`."""
         for name, _ in self._pairs:
-            if name not in known and name not in TOKENS:
+            if name not in known and name not in CREDENTIALS:
                 raise unknown(name, [*known])
 
     def flag(self, name: str, default: bool) -> bool:
