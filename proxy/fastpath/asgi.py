@@ -80,7 +80,7 @@ def target_place(kind: bytes, path: bytes, query: bytes, headers: Headers) -> Pl
     parts = [kind, path, query]
     for pair in headers:
         parts += pair
-    return b"\n".join(parts)
+    return tuple(parts)
 
 
 def over_unix(scope: Scope) -> bool:

@@ -1,7 +1,7 @@
 """What one connection may cost: a uvicorn protocol class that bounds heads, waits and the number of connections.
 
 Not for: bodies' sizes (whoever reads one knows what is too large), rights. uvicorn's httptools protocol has no limit
-of its own on a head, and waits for the end of a request for ever: `h11_max_incomplete_event_size` is h11's alone.
+of its own on a head, and waits for ever for the end of a request, and for a client to read its answer.
 
     what                                        | answer
     --------------------------------------------|------------------------------------------------
@@ -9,73 +9,43 @@ of its own on a head, and waits for the end of a request for ever: `h11_max_inco
     a head that is not complete in `patience`   | 408, the connection ends
     no request at all                           | the connection ends after the keep-alive time-out
     a body that stands still for `patience`     | 408 if nothing was answered yet, the connection ends
+    a body that is slower than `rate`           | the same
+    an answer of which nothing is read          | the connection ends after `unread`
     more than `connections`                     | 503, the connection ends
+
+None of these comes into or before an answer that is due to an earlier request (`Http1Protocol.refuse`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from proxy.fastpath.asgi import Receive, Scope, Send
+from proxy.fastpath.http1 import BETWEEN, BODY, HEAD, Http1Protocol
 from proxy.runtime import STOOD_STILL, stood_still
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`head` in bytes, `patience` in seconds; `connections` at once, 0 for no bound."""
+    """`head` in bytes; `patience` and `unread` in seconds; `connections` at once, 0 for no bound.
+
+    A body may take `slow` seconds, and one more for each `rate` bytes of it.
+    """
 
     head: int = 65_536
     patience: float = 10.0
     connections: int = 0
+    slow: float = 60.0
+    rate: int = 1024
+    unread: float = 30.0
 
 
-BETWEEN, HEAD, BODY = 0, 1, 2
-
-
-class Joined:
-    """A connection's transport as responses see it: a head goes out with the body that follows in the same turn.
-
-    uvicorn hands them over one after the other, and each would be a system call and, often, a packet of its own.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self.flush)
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """What is held goes out now."""
-        if self._head:
-            head, self._head = self._head, b""
-            if not self._transport.is_closing():
-                self._transport.write(head)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
-class LimitedProtocol(HttpToolsProtocol):
+class LimitedProtocol(Http1Protocol):
     """One connection. `make_limited` fills in the limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
@@ -88,42 +58,45 @@ class LimitedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._phase = BETWEEN  # where the parser stands
-        self._head_bytes = 0  # of the head in progress, without the packet in which it began
+        self._head_bytes = 0  # of the head in progress, without the piece in which it began
+        self._begins = False  # the head in progress began in the piece that was parsed last
+        self._body_due = 0.0  # the loop's time when the body in progress must be complete, as far as it has come
         self._heard = 0.0  # the loop's time when the head began, or when the body last went on
         self._overdue_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._unread = 0  # bytes that were not sent when that began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._joined = Joined(transport, self.loop)
         most = self.limits.connections
         if most and len(self.connections) > most:
             self.logger.warning("More than %d connections, one was refused.", most)
-            self._refuse(503)
+            self.refuse(503)
             return
         # the timer of a connection between two requests; whatever comes first takes it away, as after an answer
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._overdue_timer is not None:
-            self._overdue_timer.cancel()
-            self._overdue_timer = None
+        for timer in (self._overdue_timer, self._unread_timer):
+            if timer is not None:
+                timer.cancel()
+        self._overdue_timer = self._unread_timer = None
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        phase = self._phase
-        super().data_received(data)
+    def _feed(self, data: bytes | memoryview) -> None:
+        phase, self._begins = self._phase, False
+        super()._feed(data)
         if self._phase == BETWEEN:
             return
-        if self._phase == HEAD and phase == HEAD:
+        if self._phase == HEAD and not self._begins:
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.head:
-                self._refuse(431)
+                self.refuse(431)
                 return
         else:
             self._heard = self.loop.time()
+            if phase == BODY:
+                self._body_due += len(data) / self.limits.rate
         if self._overdue_timer is None:
             self._await_more(self.limits.patience)
 
@@ -131,50 +104,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._phase, self._head_bytes = HEAD, 0
+        self._head_bytes, self._begins = 0, True
 
     def on_headers_complete(self) -> None:
-        self._phase = BODY
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.head:
             self.app = _too_large  # the connection ends with this answer
-        before = self.cycle
+        self._body_due = self.loop.time() + self.limits.slow
         super().on_headers_complete()
-        if self.cycle is not before:
-            self.cycle.transport = cast(asyncio.Transport, self._joined)
-
-    def on_message_complete(self) -> None:
-        self._phase = BETWEEN
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        self._joined.flush()  # a head without a body, as HEAD gets, must not come behind the next answer
-        super().on_response_complete()
-
-    # refusals
-
-    def send_400_response(self, msg: str) -> None:
-        """To a request that is none. A whole one before it gets its answer first, and then the connection ends."""
-        cycle = self.cycle
-        if not cycle or cycle.response_complete:
-            super().send_400_response(msg)
-        elif not getattr(cycle, "more_body", False):
-            cycle.keep_alive = False
-        elif cycle.response_started:
-            self.transport.close()  # in the middle of an answer a second one would be taken for its body
-        else:
-            super().send_400_response(msg)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Java's client asks for h2c on each new connection, and goes on in HTTP/1.1: nothing to warn of."""
-
-    def _refuse(self, status: int) -> None:
-        cycle = self.cycle
-        if not (cycle and not cycle.response_complete and cycle.response_started):
-            defaults = (b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
-            ours = b"content-length: 0\r\nconnection: close\r\n\r\n"
-            self.transport.write(b"".join((STATUS_LINE[status], *defaults, ours)))
-        self.transport.close()
 
     # patience
 
@@ -186,22 +123,59 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._late(self.timeout_keep_alive_task):
             self.timeout_keep_alive_task = self.loop.call_later(STOOD_STILL, self.timeout_keep_alive_handler)
         else:
-            super().timeout_keep_alive_handler()
+            self.close()
 
     def _await_more(self, seconds: float) -> None:
         self._overdue_timer = self.loop.call_later(seconds, self._overdue)
 
     def _overdue(self) -> None:
         late, self._overdue_timer = self._late(self._overdue_timer), None
-        if self._phase == BETWEEN or self.transport.is_closing():
+        if self._phase == BETWEEN or self._refused or self.transport.is_closing():
             return
-        left = STOOD_STILL if late else self._heard + self.limits.patience - self.loop.time()
-        if self.flow.read_paused:
-            left = self.limits.patience  # it is us who do not read
+        now = self.loop.time()
+        if self.flow.read_paused or self._held:  # it is us who do not read
+            self._heard, self._body_due = now, now + self.limits.slow
+        left = self._heard + self.limits.patience - now
+        if self._phase == BODY:
+            left = min(left, self._body_due - now)
+        if late:
+            left = STOOD_STILL
         if left > 0:
             self._await_more(left)
         else:
-            self._refuse(408)
+            self.refuse(408)
+
+    # answers that nobody reads
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None and not self.transport.is_closing():
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def close(self) -> None:
+        super().close()
+        self._await_reading()
+
+    def _await_reading(self) -> None:
+        """A connection that ends goes when all was sent: it, too, waits for its client to read."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and self._unread_timer is None:
+            self._unread = unread
+            self._unread_timer = self.loop.call_later(self.limits.unread, self._reads_nothing)
+
+    def _reads_nothing(self) -> None:
+        late, self._unread_timer = self._late(self._unread_timer), None
+        unread = self.transport.get_write_buffer_size()
+        if unread < self._unread or late:
+            self._await_reading()
+        else:
+            self.logger.info("A client read nothing for %g s, %d bytes were dropped.", self.limits.unread, unread)
+            self.transport.abort()
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,9 +20,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from uvicorn.server import ServerState
 
 from proxy.fastpath.asgi import HEAD, MATTER, MORE_THAN_AN_ANSWER, socket_kind, target_place
-from proxy.fastpath.limits import BETWEEN, ConnectionLimits, LimitedProtocol
+from proxy.fastpath.http1 import BETWEEN
+from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
 from proxy.fastpath.stream import Stream, StreamPolicy
-from proxy.fastpath.table import Answer, Answers
+from proxy.fastpath.table import Answer, Answers, Place
 from proxy.wire.base import STREAM
 
 
@@ -45,9 +46,9 @@ class FastProtocol(LimitedProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._active = float("-inf")  # the loop's time when an answer was last repeated
-        self._begun = 0  # messages that the parser has begun
+        self._begun = 0  # messages whose heads the parser has read
         self._kind = b""
-        self._socket = b""  # stands behind a head: what came over another kind of socket is another place
+        self._socket = b""  # stands beside a head: what came over another kind of socket is another place
         self._repeated: Answer | None = None  # what the request that was parsed last was answered with at once
         self._longest = min(self.answers.policy.max_head, self.limits.head)
         self._short = False  # what the parser reads is one chunk, no longer than that
@@ -64,7 +65,7 @@ class FastProtocol(LimitedProtocol):
         if self._phase != BETWEEN or len(data) > self._longest or (cycle and not cycle.response_complete):
             super().data_received(data)
             return
-        place = data + self._socket if self._socket else data
+        place = (data, self._socket) if self._socket else data
         answer = self.answers.find(place, self.now())
         if answer is None or self._must_wait():
             self._go_the_ordinary_way(data, place)
@@ -107,7 +108,7 @@ class FastProtocol(LimitedProtocol):
         lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in headers)
         return b"".join((STATUS_LINE[answer.status], *lines, b"\r\n"))
 
-    def _go_the_ordinary_way(self, data: bytes, place: bytes) -> None:
+    def _go_the_ordinary_way(self, data: bytes, place: Place) -> None:
         begun = self._begun
         self._short = True
         try:
@@ -126,10 +127,12 @@ class FastProtocol(LimitedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._begun += 1
         self._repeated = None
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it comes again without
+        self._begun += 1
         answer = self._find_target()
         if answer is None:
             self.scope["extensions"] = {STREAM: self.take_stream}  # type: ignore[typeddict-item]
@@ -156,7 +159,7 @@ class FastProtocol(LimitedProtocol):
 
     def _plain(self) -> bool:
         parser: Any = self.parser
-        if parser.get_method() != b"GET" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+        if parser.get_method() != b"GET" or parser.get_http_version() != "1.1":
             return False
         return parser.should_keep_alive() and b"#" not in self.url and not self.root_path
 
@@ -193,7 +196,7 @@ class FastProtocol(LimitedProtocol):
         cycle.response_complete = True  # for the app the response has ended
         cycle.message_event.set()
         self._stream = stream = Stream(self.transport, self.flow, cycle.keep_alive, self._stream_ended)
-        self.cycle = cast(RequestResponseCycle, stream)
+        self.cycle = self._answering = cast(RequestResponseCycle, stream)
         self.scope = self.headers = None  # type: ignore[assignment] - an idle reader need not hold its request
         self.transport.set_write_buffer_limits(self.streams.high_water)
         return stream
@@ -202,7 +205,7 @@ class FastProtocol(LimitedProtocol):
         stream, self._stream = self._stream, None
         self.transport.set_write_buffer_limits()
         if stream is not None and not stream.keep_alive:
-            self.transport.close()
+            self.close()
         self.on_response_complete()
 
     def shutdown(self) -> None:
@@ -219,6 +222,8 @@ class FastProtocol(LimitedProtocol):
         stream, self._stream = self._stream, None
         if isinstance(cast(object, self.cycle), Stream):  # also one that ended and left its place to no other request
             self.cycle = None  # type: ignore[assignment]
+        if stream is not None:
+            self._answering = None
         super().connection_lost(exc)
         if stream is not None:
             stream.lost()

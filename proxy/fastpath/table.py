@@ -21,8 +21,10 @@ from cachetools import LRUCache
 from proxy.wire.base import Repeatable
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
-Place: TypeAlias = bytes
-"""Where an answer is found: a whole request head, or a target with the headers that matter."""
+Place: TypeAlias = bytes | tuple[bytes, ...]
+"""Where an answer is found: a whole request head as it came over plain TCP, or what no bytes on a socket are equal to:
+a head with its kind of socket, or a target with its kind of socket and the headers that matter.
+"""
 
 _OVERHEAD = 1500  # what an entry takes beside its bytes, measured with tracemalloc
 _COUNTING = (b"age", b"cache-status")
@@ -131,6 +133,11 @@ def repeatable(status: int, headers: Headers, body: bytes) -> bool:
     return lengths == [b"%d" % len(body)] or (status == 304 and not lengths and not body)
 
 
+def length(place: Place) -> int:
+    """Bytes."""
+    return len(place) if isinstance(place, bytes) else sum(map(len, place))
+
+
 class Answers:
     """The table. `tallies` counts by (kind, status); `serial` grows with each change of a key."""
 
@@ -164,14 +171,14 @@ class Answers:
 
     def wants(self, place: Place) -> bool:
         """Whether an answer for this place would be kept: not too long, and seen before. Remembers it from now on."""
-        return len(place) <= self.policy.max_head and self._known.knows(place)
+        return length(place) <= self.policy.max_head and self._known.knows(place)
 
     def offer(self, place: Place, answer: Answer, since: int) -> bool:
         """Keep an answer that was made after `serial` was `since`; it is ours from then on. Says whether it was kept.
 
         `wants` is the caller's to ask: before a response is recorded, which costs more than to ask.
         """
-        answer.cost = max(self._least, answer.size + len(place))
+        answer.cost = max(self._least, answer.size + length(place))
         if len(answer.body) > self.policy.max_body or answer.cost > self.policy.size:
             return False
         if self._changed(answer.mark.key, since):

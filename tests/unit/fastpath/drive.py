@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Send
+from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.wire.base import REPEATABLE, Repeatable
@@ -25,7 +26,8 @@ class Service:
     """An app with one service, 'key'. Its marked reads: /list, and /draw, whose body differs each time.
 
     `asked` counts what reached it. What it answers with depends on `version`, and `change` makes that another.
-    /held waits for `gate`; /early does not wait for the body of its request.
+    /held waits for `gate`; /early does not wait for the body of its request; /streamed does not say how long it is;
+    /long ends when its client has left, and is in `left` then.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,7 @@ class Service:
         self.asked = 0
         self.drawn = 0
         self.gate = asyncio.Event()
+        self.left: list[bytes] = []
         self.answers = Answers(AnswersPolicy())
 
     def clock(self) -> float:
@@ -58,7 +61,17 @@ class Service:
         path, headers = scope["path"], dict(scope["headers"])
         if path == "/held":
             await self.gate.wait()
+        if path == "/streamed":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for chunk in (b"one ", b"", b"two"):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body"})
+            return
         sent = await self._body(receive) if path != "/early" else 0
+        if path == "/long":
+            assert (await receive())["type"] == "http.disconnect"
+            self.left.append(scope["query_string"])
+            return
         etag = b'"%d"' % self.version
         status, body = 200, b"%s?%s of %s, version %d, got %d" % (
             path.encode(), scope["query_string"], headers.get(b"host", b""), self.version, sent,
@@ -151,6 +164,8 @@ class KeptTransport(asyncio.Transport):
         self.writes = 0
         self.closing = False
         self.reading = True
+        self.aborted = False
+        self.unsent = 0
         self.limits: list[int | None] = []
         self.protocol: asyncio.Protocol | None = None
 
@@ -168,6 +183,12 @@ class KeptTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closing
 
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -177,12 +198,14 @@ class KeptTransport(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.limits.append(high)
 
-    def fill(self) -> None:
+    def fill(self, unsent: int = 100_000) -> None:
         assert self.protocol is not None
+        self.unsent = unsent
         self.protocol.pause_writing()
 
     def empty(self) -> None:
         assert self.protocol is not None
+        self.unsent = 0
         self.protocol.resume_writing()
 
 
@@ -220,6 +243,17 @@ class Connection:
         """Make a head known: it is kept from its second sight on."""
         await self.say(head)
         return await self.say(head)
+
+
+def limited(service: Service, limits: ConnectionLimits, *, fast: bool, **settings: Any) -> Connection:
+    """A connection as our server has it, with the fast path or without."""
+    connection = Connection(service, fast=fast, **settings)
+    config, state = connection.protocol.config, connection.state
+    made = make_protocol(service.answers, service.clock, limits=limits) if fast else make_limited(limits)
+    state.connections.clear()
+    connection._make = lambda: made(config, state, {}, connection.loop)  # type: ignore[arg-type]
+    connection.protocol, connection.transport = connection.open()
+    return connection
 
 
 async def settle() -> None:

@@ -1,11 +1,9 @@
 from typing import Any
 
 import pytest
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol, make_limited
-from proxy.fastpath.protocol import make_protocol
-from tests.unit.fastpath.drive import GET, Connection, Service
+from proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
+from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
 LIMITS = ConnectionLimits(head=1000, patience=10.0, connections=3)
 LONG = b"X-Long: " + b"a" * 2000 + b"\r\n"
@@ -17,17 +15,7 @@ def fast(request: pytest.FixtureRequest) -> bool:
 
 
 def connect(service: Service, fast: bool, **settings: Any) -> Connection:
-    def protocol(*arguments: Any) -> HttpToolsProtocol:
-        if fast:
-            return make_protocol(service.answers, service.clock, limits=LIMITS)(*arguments)
-        return make_limited(LIMITS)(*arguments)
-
-    connection = Connection(service, fast=fast, **settings)
-    config, state = connection.protocol.config, connection.state
-    state.connections.clear()
-    connection._make = lambda: protocol(config, state, {}, connection.loop)
-    connection.protocol, connection.transport = connection.open()
-    return connection
+    return limited(service, LIMITS, fast=fast, **settings)
 
 
 async def test_a_head_that_is_too_large_is_431_and_ends_the_connection(fast: bool) -> None:
@@ -237,3 +225,73 @@ async def test_after_the_process_stood_still_the_rest_of_a_request_is_read_befor
     connection.loop.jump(60)
     connection.loop.advance(1.1)
     assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
+
+
+# bodies that drip, answers that nobody reads
+
+
+async def test_a_body_that_drips_is_given_up(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 10000\r\n\r\n")
+    for _ in range(9):
+        connection.loop.advance(6.0)
+        assert await connection.say(b"a") == b""
+    connection.loop.advance(6.1)
+    assert (await connection.rest()).startswith(b"HTTP/1.1 408 ")
+    assert connection.transport.closing
+
+
+async def test_a_body_that_comes_slowly_has_the_time_that_it_needs(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n")
+    answer = b""
+    for _ in range(40):
+        connection.loop.advance(4.0)
+        answer += await connection.say(b"a" * 5000)
+    assert answer.endswith(b"got 200000") and not connection.transport.closing
+
+
+async def test_an_answer_of_which_nothing_is_read_ends_its_connection(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.transport.fill(100_000)
+    connection.loop.advance(29.0)
+    connection.transport.unsent = 99_999
+    connection.loop.advance(30.0)
+    assert not connection.transport.aborted, "it reads, if slowly"
+    connection.loop.advance(30.1)
+    assert connection.transport.aborted
+    connection.protocol.connection_lost(None)
+    connection.service.gate.set()
+    await connection.rest()
+    assert connection.state.tasks == set()
+
+
+async def test_an_answer_that_is_read_at_last_leaves_no_deadline(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    connection.service.gate.set()
+    assert await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.transport.fill(100_000)
+    connection.transport.empty()
+    assert set(connection.loop.armed) == {5.0}, "that of a connection without a request"
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept alive", "closed"])
+async def test_a_connection_that_ended_does_not_wait_for_ever_for_its_client_to_read(more: bytes, fast: bool) -> None:
+    connection = connect(Service(), fast)
+    connection.transport.unsent = 1000  # too little to hold up writing
+    await connection.say(b"GET /early HTTP/1.1\r\nHost: here\r\n" + more + b"\r\n")
+    connection.loop.advance(5.1)
+    assert connection.transport.closing and not connection.transport.aborted
+    connection.loop.advance(30.1)
+    assert connection.transport.aborted
+
+
+async def test_the_end_of_a_long_head_and_the_beginning_of_another_are_two_heads(fast: bool) -> None:
+    connection = connect(Service(), fast)
+    long = b"GET /early HTTP/1.1\r\nHost: here\r\nX: " + b"a" * 600 + b"\r\n\r\n"
+    both = long * 4
+    answer = b""
+    for at in range(0, len(both), 900):
+        answer += await connection.say(both[at : at + 900])
+    assert answer.count(b"HTTP/1.1 200 ") == 4

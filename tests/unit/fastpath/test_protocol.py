@@ -204,7 +204,7 @@ async def test_a_change_is_seen_by_the_next_request_however_its_head_looks() -> 
 @pytest.mark.parametrize(
     "more",
     [
-        b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
+        b"Upgrade: h2c\r\n",
         b"Cache-Control: max-age=1\r\n",
         b"Content-Length: 0\r\n",
         b"Authorization: Bearer other\r\n",
@@ -265,7 +265,7 @@ async def test_a_head_that_closes_the_connection_closes_it_each_time(head: bytes
         b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
-        b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nUpgrade: h2c\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nCache-Control: max-age=1\r\n\r\n",
         b"GET /plain HTTP/1.1\r\nHost: here\r\n\r\n",
@@ -349,7 +349,7 @@ async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -
     connection.transport.fill()
     assert await connection.say(GET) == b""
     assert await connection.say(GET) == b""
-    assert not connection.transport.reading, "the second waits in uvicorn's pipeline"
+    assert len(connection.protocol.pipeline) == 1, "the second waits"
     connection.transport.empty()
     assert await connection.rest() == first + first
     assert connection.transport.reading
@@ -673,3 +673,32 @@ def test_the_bytes_are_those_of_the_ordinary_way_whatever_is_sent(
     finally:
         loop.close()
     assert with_door == without
+
+
+async def test_bytes_that_are_no_http_find_no_answer() -> None:
+    """Neither those that an answer is kept by beside its head, nor a head with the name of another kind of socket."""
+    service = Service()
+    connection = Connection(service)
+    others = [{"sslcontext": True}, {"sockname": "/run/it", "peername": ""}]
+    for extra in others:
+        connection.protocol, connection.transport = connection.open(**extra)
+        await connection.warm()
+    connection.protocol, connection.transport = connection.open()
+    await connection.warm()
+    asked = service.asked
+    for realm in (b"http", b"https", b"http unix", b"https unix"):
+        for said in (b"\n".join((realm, b"/list", b"name=a", b"host", b"here")), GET + realm):
+            connection.protocol, connection.transport = connection.open()
+            answer = await connection.say(said)
+            assert answer.count(b"HTTP/1.1 200 ") == said.startswith(GET), said
+    assert service.asked == asked
+
+
+async def test_who_asks_for_an_upgrade_gets_repeated_answers_too() -> None:
+    connection = Connection(Service())
+    head = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n")
+    first = await connection.warm(head)
+    assert await connection.say(head) == first
+    assert connection.service.asked == 2
+    (tally,) = connection.service.answers.tallies.values()
+    assert tally.head == 1

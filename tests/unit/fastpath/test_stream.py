@@ -201,3 +201,22 @@ async def test_a_client_that_left_before_its_stream_began_has_no_channel() -> No
     app.service.gate.set()
     await settle()
     assert held == [None]
+
+
+@pytest.mark.parametrize("behind", [b"\0\0", b"GET / HT"])
+async def test_what_is_no_request_ends_the_connection_with_the_stream(behind: bytes) -> None:
+    app, connection = await streaming()
+    await connection.say(behind)
+    connection.loop.advance(20)
+    assert app.channel.write(b"1\r\nx\r\n")
+    assert connection.transport.take() == b"1\r\nx\r\n", "nothing came between"
+    app.channel.close()
+    assert connection.transport.take() == LAST_CHUNK and connection.transport.closing
+
+
+async def test_who_leaves_a_stream_with_a_request_behind_it_is_noticed() -> None:
+    app, connection = await streaming()
+    await connection.say(GET)
+    assert connection.transport.reading
+    connection.protocol.connection_lost(None)
+    assert app.seen == ["closed"]
