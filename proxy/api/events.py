@@ -5,7 +5,8 @@ Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`
 
 - a reader gets its snapshots, then every change behind them; the last snapshot alone carries an id, so that a reader
   that was cut off among its snapshots gets them all again;
-- nothing waits for a reader: what it cannot take stays in its mailbox, one change per service at most;
+- nothing waits for a reader: what it cannot take stays in its mailbox, one change per service at most; snapshots and
+  changes become bytes as it reads, about `_PIECE` of them at once;
 - an event is encoded once for all readers with the same view.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -45,6 +46,7 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx in between would hold events back
 ]
 _SLOTS = 15
+_PIECE = 16 << 10  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class _Reader:
         "_refused",
         "_slot",
         "_view",
+        "_waiting",
         "interest",
         "release",
     )
@@ -245,6 +248,7 @@ class _Reader:
         self._client: str | None = client
         self._mailbox: Mailbox | None = None
         self._channel: Channel | None = None
+        self._waiting: Iterator[bytes] = iter(())  # framed events that are to be written before those of the mailbox
         self._slot = -1
         self._refused = False
         self.release = _nothing
@@ -275,7 +279,7 @@ class _Reader:
             self._gone()
             raise
 
-    async def _begin(self) -> list[bytes]:
+    async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
         """Listens from now on; what the stream begins with."""
         api, agent = self._api, self._api.agent
         self._mailbox, known = await agent.watch(self.interest, _nothing, self._after, self._client or "")
@@ -283,32 +287,51 @@ class _Reader:
             api.discover(*self.interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
         last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # what waits comes behind them
-        first = [encode_retry(api.policy.retry)]
-        for snapshot in known:
-            first.append(api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
-        if not breaker.up:
-            first.append(encode("upstream", notice_json(Notice("down", breaker.reason))))
-        return first
+        down = b"" if breaker.up else encode("upstream", notice_json(Notice("down", breaker.reason)))
+        return lambda channel: self._first(channel.frame, known, last, reset, down)
 
-    def _open(self, channel: Channel, first: list[bytes]) -> None:
+    def _first(
+        self, frame: Callable[[bytes], bytes], known: Sequence[Snapshot], last: str, reset: bool, down: bytes
+    ) -> Iterator[bytes]:
+        yield frame(encode_retry(self._api.policy.retry))
+        for snapshot in known:
+            yield frame(self._api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
+        yield frame(down)
+
+    def _open(self, channel: Channel, first: Callable[[Channel], Iterator[bytes]]) -> None:
         self._channel = channel
+        self._waiting = first(channel)
         self._slot = self._api.add(self)
         channel.on_drain(self._flush)
         channel.farewell(channel.frame(self._api.retry_after_stop()))
-        ready = channel.write(channel.frame(b"".join(first)))
+        self._flush()
         channel.on_close(self._gone)
         if self._api.closed or self._refused:
             self.end()
-        elif ready:
-            self._flush()
 
     def _flush(self) -> None:
-        """What waits; events come straight from then on, while the reader keeps up."""
-        channel, mailbox = self._channel, self._mailbox
-        assert channel is not None and mailbox is not None
-        mailbox.straight = self._send
+        """What waits, while the reader takes it; events come straight from then on."""
+        assert self._channel is not None and self._mailbox is not None
+        while data := self._some(self._channel, self._mailbox):
+            if not self._channel.write(data):
+                return
+        self._mailbox.straight = self._send
+
+    def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
+        """The next of what waits, in whole events; b"" where nothing does."""
         api, view, frame = self._api, self._view, channel.frame
-        self._write(b"".join([api.encoded(event, view, frame) for event in mailbox.take()]))
+        pieces: list[bytes] = []
+        size = 0
+        while size < _PIECE:
+            piece = next(self._waiting, None)
+            if piece is not None:
+                pieces.append(piece)
+                size += len(piece)
+            elif events := mailbox.take():
+                self._waiting = (api.encoded(event, view, frame) for event in events)
+            else:
+                break
+        return b"".join(pieces)
 
     def _send(self, event: Event) -> None:
         """Whatever a reader's events die of is the end of its stream: the readers behind it must get theirs."""
@@ -353,6 +376,7 @@ class _Reader:
             return
         self._api.seats.leave(self._client, self.interest.keys)
         self._client = None
+        self._waiting = iter(())
         if self._slot >= 0:
             self._api.drop(self, self._slot)
         if self._mailbox is not None:

@@ -287,7 +287,7 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: channel})
     await stream.ended()
     assert (stream.status, stream.complete, stream.body) == (200, False, b"")
-    assert pipe.written[0].startswith(b"<retry: 2000\n\nid: e-0\nevent: snapshot\n")
+    assert pipe.written[0].startswith(b"<retry: 2000\n\n><id: e-0\nevent: snapshot\n")
     pipe.room = False
     await register(world, "10.0.0.1")
     await register(world, "10.0.0.2")
@@ -317,6 +317,38 @@ async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
     assert pipe.written[1].startswith(b"<id: e-1\nevent: change\n")
     assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
     assert world.agent.catalog.hub.readers == 1
+
+
+async def test_a_reader_of_many_services_gets_as_much_as_it_reads(world: World) -> None:
+    """Snapshots, and what changed while it read them, a piece at a time; no id before the last snapshot."""
+    keys = [key(f"s{number}") for number in range(100)]
+    hosts = [instance(f"10.0.1.{number}") for number in range(20)]
+    world.shelf.services = {k: snapshot(*hosts, service=k) for k in keys}
+    pipe = Pipe()
+    pipe.room = False
+    query = "&".join(f"service={k.name}" for k in keys)
+    await world.start(f"/api/v1/events?{query}", extensions={STREAM: lambda: pipe})
+    assert len(pipe.written) == 1
+    for k in keys:
+        await world.agent.write(Register(k, instance("10.0.0.9")))
+    await settle()
+    assert len(pipe.written) == 1, "a reader that does not read gets no more"
+    while pipe.written[-1]:
+        before = len(pipe.written)
+        pipe.drained()
+        if len(pipe.written) == before:
+            break
+    assert max(map(len, pipe.written)) < 40_000
+    events = [event for event in b"".join(pipe.written).replace(b"><", b"").split(b"\n\n") if b"event: " in event]
+    snapshots, changes = events[:100], events[100:]
+    assert all(b"event: snapshot" in event and b"10.0.0.9" not in event for event in snapshots)
+    assert [b"id: e-" in event for event in snapshots] == [False] * 99 + [True]
+    assert len(changes) == 100 and all(b"event: change" in event and b"10.0.0.9" in event for event in changes)
+    await register(world, "10.0.0.7")
+    assert len(pipe.written) == before, "of another service"
+    await world.agent.write(Register(keys[0], instance("10.0.0.8")))
+    assert b"10.0.0.8" in pipe.written[-1], "it has caught up"
+    pipe.gone()
 
 
 async def test_an_event_is_encoded_once_for_all_who_see_the_same(world: World) -> None:
