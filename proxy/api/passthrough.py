@@ -6,7 +6,8 @@ Not for: the naming API (`nacos`). Only the configured upstream can be reached, 
 A login is the one request that may be sent to another path than it came for: where the server has the other
 generation's login alone (v1 is gone from 3.2, v3 is not there before 3.0), that is asked, with the same form.
 
-A client that goes away ends its request to the upstream, where a long poll would else be held for nobody.
+A client that goes away ends its request to the upstream, where a long poll would else be held for nobody. One address
+takes three quarters of the connections that there are for passed requests at most: all processes of this host are one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, runtime_checkable
@@ -44,6 +46,8 @@ GONE = (
     "nacos.core.api.compatibility.admin.enabled=true, too; Nacos 3.2 cannot"
 )
 MOST_LOGIN = 64 * 1024  # bytes of a login's form
+PER_CLIENT = 768  # requests of one address at once; `registry.transport` has 1,024 connections for all
+TOO_MANY = f"this address has {PER_CLIENT} requests under way that are passed on to Nacos; wait until some have ended"
 
 
 class StreamedReply(Protocol):
@@ -74,6 +78,7 @@ class Passthrough:
         self.on_login: Callable[[str], None] = lambda token: None  # hears the token of each login that was answered
         self._gone = ""  # the configuration API that the server behind has not, once that was said
         self._context = context_path.rstrip("/").encode()
+        self._under_way: Counter[str] = Counter()  # requests by address
 
     async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """For a naming call that we do not know: whether the upstream knew it, and answered. Else its body is gone."""
@@ -131,6 +136,21 @@ class Passthrough:
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, *, unless: Container[int] = ()
     ) -> bool:
         """Whether an answer was given: none is where its status would be one of `unless`."""
+        client = (scope.get("client") or ("", 0))[0]
+        if self._under_way[client] >= PER_CLIENT:
+            await send_reply(send, HttpReply(429, "text/plain;charset=UTF-8", TOO_MANY.encode()))
+            return True
+        self._under_way[client] += 1
+        try:
+            return await self._carry(scope, path, body, send, unless)
+        finally:
+            self._under_way[client] -= 1
+            if not self._under_way[client]:
+                del self._under_way[client]
+
+    async def _carry(
+        self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, unless: Container[int]
+    ) -> bool:
         assert self._forwarder is not None
         own, given = own_in(scope), scope["headers"]
         query = without_own_parameters(scope["query_string"].decode("latin-1"), own)

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import send_reply
-from proxy.api.passthrough import NOT_THERE, Passthrough
+from proxy.api.passthrough import NOT_THERE, PER_CLIENT, Passthrough
 from proxy.errors import BadCall, Problem, TooSlow, Unreachable
 from proxy.wire.base import HttpReply
 from tests.helpers.asgi import Exchange, ask, scope, start
@@ -312,3 +312,28 @@ async def test_the_token_of_a_login_is_heard_and_of_nothing_else(path: str, answ
     passthrough.on_login = told.append
     reply = await ask(passthrough, "POST", path, body=b"username=a&password=b")
     assert (reply.body, told) == (b"".join(c for c in answer.chunks if isinstance(c, bytes)), heard)
+
+
+async def test_one_address_leaves_room_for_others_and_has_it_back_when_it_goes() -> None:
+    held, upstream = asyncio.Event(), Upstream()
+
+    class Silent(Answer):
+        async def body(self) -> AsyncIterator[bytes]:
+            await held.wait()
+            yield b"at last"
+
+    upstream.answer = lambda path: Silent()
+    passthrough = Passthrough(upstream)
+    target = "/nacos/v1/cs/configs/listener"
+    polls = [await start(passthrough, scope("GET", target)) for _ in range(PER_CLIENT)]
+    refused = await ask(passthrough, "GET", target)
+    assert refused.status == 429 and b"768 requests under way" in refused.body
+    given, refused = await offered(passthrough, "GET", "/nacos/v1/ns/nothing")
+    assert given and refused.status == 429
+    other = await start(passthrough, scope("GET", target, client="10.0.0.2"))
+    assert upstream.open == PER_CLIENT + 1
+    for poll in polls:
+        await poll.leave()
+    held.set()
+    await other.ended()
+    assert upstream.open == 0 and (await ask(passthrough, "GET", target)).status == 200
