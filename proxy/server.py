@@ -27,6 +27,7 @@ from proxy.errors import ProxyError, Refused, Unreachable
 from proxy.fastpath.limits import ConnectionLimits, make_limited
 from proxy.fastpath.protocol import make_protocol
 from proxy.fastpath.table import Answers
+from proxy.fastpath.tls import make_tls
 from proxy.front import Front, faces_of, guarded, obey
 from proxy.insight import EMBEDDED
 from proxy.lock import StateLocked
@@ -199,9 +200,10 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
     """How uvicorn serves the app: our protocol class where the fast path is on."""
     limits = ConnectionLimits(s.max_head, connections=s.max_connections)
     fast = make_protocol(app.answers, app.clock.now, limits=limits) if s.fast_path else None
+    made = fast or make_limited(limits)
     return uvicorn.Config(
         app,
-        http=fast or make_limited(limits),
+        http=made if tls is None else make_tls(made, tls),
         loop="auto",
         lifespan="on",
         log_config=None,
@@ -211,7 +213,6 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=None if math.isinf(s.drain_timeout) else math.ceil(s.drain_timeout),
         ws="none",
-        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
 
 

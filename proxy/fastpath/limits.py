@@ -11,7 +11,7 @@ of its own on a head, and waits for ever for the end of a request, and for a cli
     a body that stands still for `patience`     | 408 if nothing was answered yet, the connection ends
     a body that is slower than `rate`           | the same
     an answer of which nothing is read          | the connection ends after `unread`
-    more than `connections`                     | 503, the connection ends
+    more than `connections`                     | 503, the connection ends; no answer before a TLS handshake (`tls`)
 
 None of these comes into or before an answer that is due to an earlier request (`Http1Protocol.refuse`).
 """
@@ -68,13 +68,20 @@ class LimitedProtocol(Http1Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        most = self.limits.connections
-        if most and len(self.connections) > most:
-            self.logger.warning("More than %d connections, one was refused.", most)
+        if self.crowded:
             self.refuse(503)
             return
         # the timer of a connection between two requests; whatever comes first takes it away, as after an answer
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more connections than allowed, which is then said in the log."""
+        most = self.limits.connections
+        if not most or len(self.connections) <= most:
+            return False
+        self.logger.warning("More than %d connections, one was refused.", most)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._overdue_timer, self._unread_timer):
