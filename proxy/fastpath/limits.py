@@ -50,6 +50,8 @@ class LimitedProtocol(Http1Protocol):
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
+    __slots__ = ("_begins", "_body_due", "_head_bytes", "_heard", "_overdue_timer", "_unread", "_unread_timer")
+
     def __init__(
         self,
         config: Config,
@@ -193,4 +195,4 @@ async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
 
 def make_limited(limits: ConnectionLimits) -> type[LimitedProtocol]:
     """The class for uvicorn's `http=` where the fast path is off."""
-    return type("BoundLimitedProtocol", (LimitedProtocol,), {"limits": limits})
+    return type("BoundLimitedProtocol", (LimitedProtocol,), {"limits": limits, "__slots__": ()})

@@ -106,12 +106,27 @@ def _get(target: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join((b"GET " + target + b" HTTP/1.1", b"Host: 127.0.0.1:8840", *fields, b"", b""))
 
 
-def _send(method: bytes, target: bytes, body: bytes, kind: bytes = b"application/x-www-form-urlencoded") -> bytes:
-    head = (method + b" " + target + b" HTTP/1.1", b"Host: localhost", b"Content-Type: " + kind)
+def _send(
+    method: bytes, target: bytes, body: bytes, kind: bytes = b"application/x-www-form-urlencoded", *fields: bytes
+) -> bytes:
+    head = (method + b" " + target + b" HTTP/1.1", b"Host: localhost", b"Content-Type: " + kind, *fields)
     return b"\r\n".join((*head, b"Content-Length: %d" % len(body), b"", body))
 
 
+JAVA = (
+    b"Connection: Upgrade, HTTP2-Settings",
+    b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    b"Upgrade: h2c",
+)
+FORM = b"application/x-www-form-urlencoded"
+
 SEEDS = (
+    _get(b"/nacos/v1/ns/instance/list?serviceName=orders", *JAVA),
+    _get(b"/nacos/v1/ns/instance/list?serviceName=orders", b"Connection: upgrade", b"Upgrade: websocket"),
+    _send(b"POST", b"/nacos/v1/ns/instance", _FORM % 5, FORM, *JAVA),
+    _send(b"DELETE", b"/nacos/v1/ns/instance", _FORM % 5, FORM, *JAVA),
+    _get(b"/nacos/v1/ns/instance/list?serviceName=orders").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    _send(b"PUT", b"/nacos/v1/ns/instance", _FORM % 1).replace(b"HTTP/1.1", b"HTTP/1.0"),
     _get(b"/nacos/v1/ns/instance/list?serviceName=orders"),
     _get(b"/nacos/v1/ns/instance/list?serviceName=orders&clusters=a,b&healthyOnly=true&namespaceId=dev"),
     _get(b"/nacos/v1/ns/instance/list?serviceName=g%40%40orders", b'If-None-Match: "abc"', b"User-Agent: x"),
@@ -280,9 +295,9 @@ async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
     for number in range(CASES):
         data = mutate(luck, SEEDS if luck.random() < 0.1 else NACOS)  # schemathesis looks at our own API
         pieces = [data]
-        if luck.random() < 0.1 and data:
-            at = luck.randrange(len(data))
-            pieces = [data[:at], data[at:]]
+        if luck.random() < 0.2 and data:
+            cuts = sorted(luck.randrange(len(data)) for _ in range(luck.choice((1, 1, 2, 5))))
+            pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         answers = [await door.say([p for p in pieces if p]) for door in (fast, plain)]
         if b"/pick" in data or b"text/html" in answers[0]:  # luck, and a page that counts what each door did
             answers = [answer[:12] for answer in answers]
@@ -299,6 +314,43 @@ async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
     assert sum(tally.head for tally in tallies) > 0, "the fast path had its part"
     for door in (fast, plain):
         await door.close()
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast-path", "plain"])
+async def test_every_request_of_a_pipeline_is_answered_and_no_body_is_one_wherever_it_is_cut(
+    fast: bool, luck: random.Random, errors: list[str]
+) -> None:
+    door = Door(fast=fast)
+    inner = b"serviceName=inner&ip=10.6.6.6&port=80"
+    smuggled = _send(b"POST", b"/nacos/v1/ns/instance", inner)
+    for number in range(1000):
+        requests = [whole(luck, smuggled) for _ in range(luck.randint(1, 6))]
+        data = b"".join(requests)
+        cuts = sorted(luck.randrange(len(data)) for _ in range(luck.choice((0, 1, 2, 8))))
+        pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        answer = await door.say([piece for piece in pieces if piece])
+        assert answer.count(b"HTTP/1.1 ") == len(requests), f"case {number}: {pieces!r}"
+        names = [entry.key.name for entry in door.app.parts.agent.catalog.cache.entries()]
+        assert "inner" not in names, f"case {number}: {pieces!r}"
+    assert errors == []
+    await door.close()
+
+
+def whole(luck: random.Random, body: bytes) -> bytes:
+    """A good request with a body, or without, that may ask for another protocol."""
+    fields = [b"Host: localhost", b"Content-Type: text/plain", *luck.choice(((), JAVA, JAVA[2:], JAVA))]
+    luck.shuffle(fields)
+    match luck.randrange(3):
+        case 0:
+            body = b""
+        case 1:
+            fields.append(b"Content-Length: %d" % len(body))
+        case _:
+            fields.append(b"Transfer-Encoding: chunked")
+            at = luck.randrange(1, len(body))
+            body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:at], body[at:])) + b"0\r\n\r\n"
+    method = luck.choice((b"GET", b"POST", b"PUT", b"DELETE"))
+    return b"\r\n".join((method + b" /nacos/v1/ns/instance/list?serviceName=a HTTP/1.1", *fields, b"", body))
 
 
 # --- answers of an upstream --------------------------------------------------------------------------------------
