@@ -92,6 +92,47 @@ async def test_a_request_with_two_meanings_has_none(case: str, proxy: Served, ca
     assert "Traceback" not in caplog.text
 
 
+JAVA = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_the_body_of_a_request_that_asks_for_an_upgrade_is_read_and_is_no_request(
+    pieces: int, framing: str, proxy: Served
+) -> None:
+    form = b"serviceName=java&ip=10.0.0.1&port=80&metadata=" + INNER.replace(b"&", b"%26")
+    kind = b"Content-Type: application/x-www-form-urlencoded\r\n"
+    head = b"POST /nacos/v1/ns/instance HTTP/1.1\r\n" + HOST + JAVA + kind
+    if framing == "length":
+        data = head + b"Content-Length: %d\r\n\r\n" % len(form) + form
+    else:
+        data = head + CHUNKED + b"\r\n%x\r\n%b\r\n" % (len(form), form) + END
+    data += b"GET /healthz HTTP/1.1\r\n" + HOST + JAVA + b"\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    size = -(-len(data) // pieces)
+    for at in range(0, len(data), size):
+        writer.write(data[at : at + size])
+        await writer.drain()
+    answer = b""
+    while b'"status":"ok"' not in answer and (more := await asyncio.wait_for(reader.read(65536), 60)):
+        answer += more
+    writer.transport.abort()
+    assert answer.count(b"HTTP/1.1 ") == 2 and answer.endswith(b'{"status":"ok"}')
+    assert "inner" not in await names(proxy) and "smuggled" not in await names(proxy)
+
+
+async def test_an_event_stream_of_http_1_0_is_plain_and_ends_with_its_connection(proxy: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    writer.write(b"GET /api/v1/events?service=a HTTP/1.0\r\n" + HOST + b"\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"\r\nconnection: close\r\n" in head and b"transfer-encoding" not in head
+    assert (await reader.readuntil(b"\n\n")).startswith(b"retry: ")
+    assert (await reader.readuntil(b"\n\n")).startswith(b"id: ")
+    proxy.parts.events.close()
+    assert (await asyncio.wait_for(reader.read(), 60)).endswith(b"\n\n")
+    writer.transport.abort()
+
+
 async def test_garbage_behind_a_request_ends_the_connection(proxy: Served) -> None:
     answer = await say(proxy, b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n\0\1\2" + INNER)
     assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
