@@ -7,7 +7,7 @@ A login is the one request that may be sent to another path than it came for: wh
 generation's login alone (v1 is gone from 3.2, v3 is not there before 3.0), that is asked, with the same form.
 
 A client that goes away ends its request to the upstream, where a long poll would else be held for nobody. One address
-takes three quarters of the connections that there are for passed requests at most: all processes of this host are one.
+has no more of the connections for passed requests than it leaves free (docs/decisions/0018-shares-by-client.md).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from proxy.api.answers import read_body, send_reply
 from proxy.api.channel import until_gone
 from proxy.api.holding import hold
 from proxy.api.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
+from proxy.catalog.turns import room
 from proxy.errors import BadCall, Malformed, ProxyError, Refused
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
@@ -46,8 +47,8 @@ GONE = (
     "nacos.core.api.compatibility.admin.enabled=true, too; Nacos 3.2 cannot"
 )
 MOST_LOGIN = 64 * 1024  # bytes of a login's form
-PER_CLIENT = 768  # requests of one address at once; `registry.transport` has 1,024 connections for all
-TOO_MANY = f"this address has {PER_CLIENT} requests under way that are passed on to Nacos; wait until some have ended"
+MOST = 1024  # requests under way at once: `registry.transport` has as many connections for them
+TOO_MANY = "this address has as many requests under way that are passed on as it leaves to others; wait for some to end"
 
 
 class StreamedReply(Protocol):
@@ -79,6 +80,7 @@ class Passthrough:
         self._gone = ""  # the configuration API that the server behind has not, once that was said
         self._context = context_path.rstrip("/").encode()
         self._under_way: Counter[str] = Counter()  # requests by address
+        self._in_all = 0
 
     async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """For a naming call that we do not know: whether the upstream knew it, and answered. Else its body is gone."""
@@ -137,13 +139,15 @@ class Passthrough:
     ) -> bool:
         """Whether an answer was given: none is where its status would be one of `unless`."""
         client = (scope.get("client") or ("", 0))[0]
-        if self._under_way[client] >= PER_CLIENT:
+        if not room(self._under_way[client], self._in_all, MOST):
             await send_reply(send, HttpReply(429, "text/plain;charset=UTF-8", TOO_MANY.encode()))
             return True
         self._under_way[client] += 1
+        self._in_all += 1
         try:
             return await self._carry(scope, path, body, send, unless)
         finally:
+            self._in_all -= 1
             self._under_way[client] -= 1
             if not self._under_way[client]:
                 del self._under_way[client]
