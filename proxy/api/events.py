@@ -293,10 +293,11 @@ class _Reader:
     def _first(
         self, frame: Callable[[bytes], bytes], known: Sequence[Snapshot], last: str, reset: bool, down: bytes
     ) -> Iterator[bytes]:
-        yield frame(encode_retry(self._api.policy.retry))
+        lead = encode_retry(self._api.policy.retry)
         for snapshot in known:
-            yield frame(self._api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
-        yield frame(down)
+            yield frame(lead + self._api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
+            lead = b""
+        yield frame(lead + down)
 
     def _open(self, channel: Channel, first: Callable[[Channel], Iterator[bytes]]) -> None:
         self._channel = channel

@@ -287,7 +287,7 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: channel})
     await stream.ended()
     assert (stream.status, stream.complete, stream.body) == (200, False, b"")
-    assert pipe.written[0].startswith(b"<retry: 2000\n\n><id: e-0\nevent: snapshot\n")
+    assert pipe.written[0].startswith(b"<retry: 2000\n\nid: e-0\nevent: snapshot\n")
     pipe.room = False
     await register(world, "10.0.0.1")
     await register(world, "10.0.0.2")
