@@ -155,7 +155,9 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Listen beyond loopback without an API token.")
     allowed_hosts: Several = Field((), description="Names that Host may carry besides this host's own; '*' for any.")
     cors_origins: Several = Field((), description="Origins whose web pages may read the API; '*' for any.")
-    max_connections: int = Field(0, ge=0, description="Connections at once; 0 is no bound but the system's.")
+    max_connections: int = Field(
+        0, ge=0, description="Connections at once, TLS handshakes among them; 0 is no bound but the system's."
+    )
     max_head: Size = Field(65_536, description="Largest request head.")
     max_body: Size = Field(1 << 20, description="Largest request body of the naming API.")
     subscribers_per_client: int = Field(20_000, ge=1, description="Event streams from one address.")
