@@ -89,6 +89,7 @@ class Poller:
         self._running = keep(self._run, name="poller")
         if (push := self._push) is not None:
             self._agent.catalog.cache.covers = push.covers
+            self._hears = True
             self._listening = keep(lambda: self._listen(push), name="push")
         self._agent.on_recovery.append(self._renew_all)
 

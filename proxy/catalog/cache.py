@@ -248,9 +248,10 @@ class Cache:
     def watch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
         """Someone listens to the service from now on."""
         entry = self._entry(key)
-        entry.watchers[who] += 1
+        lane = entry.join(who)
         self._shelf.place(entry)
-        self._turns.drop(key)  # it may be sooner its turn now
+        if self._turns.join(key, lane):
+            return
         moment = max(now, entry.contact + self._interval(entry), entry.retry_at)
         self._plan(entry, min(self._schedule.moment(key), moment), now)
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import cast
 
 from cachetools import Cache, LRUCache
@@ -16,7 +17,9 @@ from proxy.errors import ProxyError
 from proxy.model import ServiceKey, Snapshot, Source
 
 Watcher = tuple[str, int]  # a client, by its address, and one of its streams
+OWN: Lane = ("registered here", "")
 READS: Lane = ("reads", "")
+LANES = 8  # streams of one client that are looked at
 UNLIKELY = "unlikely"
 
 
@@ -49,7 +52,7 @@ class Entry:
     held_since: float | None = None
     last_read: float = -math.inf
     found: float = -math.inf
-    watchers: Counter[Watcher] = field(default_factory=lambda: Counter())
+    watchers: dict[str, Counter[int]] = field(default_factory=lambda: {})  # by client: its streams
     owned: int = 0
     asking: bool = False
     told: float = -math.inf
@@ -62,12 +65,26 @@ class Entry:
         """Whether it must not be pushed out: someone listens, or registered an instance here."""
         return bool(self.watchers) or self.owned > 0
 
+    def join(self, who: Watcher) -> Lane:
+        """One listens from now on; the lane in which it waits for the service."""
+        client, stream = who
+        self.watchers.setdefault(client, Counter())[stream] += 1
+        return (client, UNLIKELY) if self.unlikely else who
+
     def leave(self, who: Watcher) -> None:
-        """One that listened no longer does; harmless where it did not. `Counter -= …` would look at all others."""
-        if self.watchers[who] > 1:
-            self.watchers[who] -= 1
-        else:
-            del self.watchers[who]
+        """One that listened no longer does; harmless where it did not."""
+        client, stream = who
+        streams = self.watchers.get(client, Counter[int]())
+        if streams[stream] > 1:
+            streams[stream] -= 1
+            return
+        del streams[stream]
+        if not streams:
+            self.watchers.pop(client, None)
+
+    @property
+    def listeners(self) -> int:
+        return sum(streams.total() for streams in self.watchers.values())
 
     def second_look(self, now: float) -> float:
         """When to ask again for what was told last, infinity where no more is owed to it.
@@ -79,9 +96,13 @@ class Entry:
 
     def lanes(self, read_since: float) -> Iterable[Lane]:
         """Where it may wait for its turn, none of which delays the others. Unlikely ones share one of their client."""
-        if self.watchers:
-            return ((client, UNLIKELY) for client, _ in self.watchers) if self.unlikely else self.watchers
-        return (READS if self.owned or self.pending or self.last_read > read_since else discovery(self.key),)
+        if self.watchers and self.unlikely:
+            return ((client, UNLIKELY) for client in self.watchers)
+        if self.watchers:  # a few of each client: with all of one, others' would not be looked at
+            return ((client, at) for client, streams in self.watchers.items() for at in islice(streams, LANES))
+        if self.owned or self.pending:
+            return (OWN,)
+        return (READS if self.last_read > read_since else discovery(self.key),)
 
     @property
     def unlikely(self) -> bool:

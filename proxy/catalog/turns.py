@@ -1,9 +1,9 @@
 """Whose turn it is among what is due: clients take turns, and within a client its lanes do. Polls and pushes use it.
 
 Not for: when something is due (`schedule`), how much of it is done at once (`poller`, `udp`). A lane is one reader of
-a client, or whatever else is to have a share of its own. What is due waits in one lane and moves up in the order in
-which it came; so who listens to thousands of services delays itself, and a service that several listen to waits where
-it waits least.
+a client, or whatever else is to have a share of its own. What is due waits in one lane, the emptiest of those that it
+may wait in, and moves up in the order in which it came; so who listens to thousands of services delays itself, and a
+service that several listen to waits where it waits least. Who comes to it meanwhile adds a lane and takes none away.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ K = TypeVar("K", bound=Hashable)
 Lane = tuple[Hashable, Hashable]  # a client, and one of its lanes
 
 _LOOKED_AT = 1_000  # lanes of one service: more would cost more than they bring
+_JOINED = 8  # lanes that are added while it waits
 
 
 def room(held: int, in_all: int, most: int) -> bool:
@@ -35,14 +36,38 @@ class Turns(Generic[K]):
 
     def __init__(self) -> None:
         self._clients: OrderedDict[Hashable, OrderedDict[Hashable, OrderedDict[K, float]]] = OrderedDict()
-        self._lanes: dict[K, Lane] = {}
+        self._lanes: dict[K, list[Lane]] = {}
 
     def put(self, key: K, due: float, lanes: Iterable[Lane]) -> None:
         """It waits since `due` (seconds) in the emptiest of these lanes; harmless where it waits already."""
         if key in self._lanes:
             return
-        client, lane = self._lanes[key] = min(islice(lanes, _LOOKED_AT), key=self._ahead)
-        self._clients.setdefault(client, OrderedDict()).setdefault(lane, OrderedDict())[key] = due
+        lane = min(islice(lanes, _LOOKED_AT), key=self._ahead)
+        self._lanes[key] = [lane]
+        self._add(key, lane, due)
+
+    def join(self, key: K, lane: Lane) -> bool:
+        """Whether it waits already; then it waits in this lane as well, and keeps its place in the others."""
+        lanes = self._lanes.get(key)
+        if lanes is None:
+            return False
+        if lane not in lanes and len(lanes) <= _JOINED:
+            client, name = lanes[0]
+            self._add(key, lane, self._clients[client][name][key])
+            lanes.append(lane)
+        return True
+
+    def _add(self, key: K, lane: Lane, due: float) -> None:
+        self._clients.setdefault(lane[0], OrderedDict()).setdefault(lane[1], OrderedDict())[key] = due
+
+    def _remove(self, key: K, lane: Lane) -> None:
+        client, name = lane
+        lanes = self._clients[client]
+        del lanes[name][key]
+        if not lanes[name]:
+            del lanes[name]
+        if not lanes:
+            del self._clients[client]
 
     def _ahead(self, lane: Lane) -> int:
         """How many turns of its client come before the end of a lane."""
@@ -63,19 +88,15 @@ class Turns(Generic[K]):
             lanes[lane] = queue
         if lanes:
             self._clients[client] = lanes
-        return key, self._lanes.pop(key)
+        for other in self._lanes.pop(key):
+            if other != (client, lane):
+                self._remove(key, other)
+        return key, (client, lane)
 
     def drop(self, key: K) -> None:
         """It does not wait any more; harmless where it did not."""
-        client, lane = self._lanes.pop(key, (None, None))
-        lanes = self._clients.get(client)
-        if lanes is None:
-            return
-        del lanes[lane][key]
-        if not lanes[lane]:
-            del lanes[lane]
-        if not lanes:
-            del self._clients[client]
+        for lane in self._lanes.pop(key, ()):
+            self._remove(key, lane)
 
     def oldest(self, but: Hashable) -> float:
         """Since when the one waits that waits longest, infinity for none; lanes of the name `but` do not count."""

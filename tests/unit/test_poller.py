@@ -182,7 +182,9 @@ async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(ca
         def watch(self, services: Collection[ServiceKey]) -> None:
             raise RuntimeError("the SDK panicked")
 
-    async with polling(Broken()) as world:
+    broken = Broken()
+    broken.unheard = {key("s0")}
+    async with polling(broken) as world:
         await world.fill(1)
         with caplog.at_level(logging.ERROR, "nacos_proxy.runtime"):
             await world.clock.advance(6)

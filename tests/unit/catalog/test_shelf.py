@@ -1,11 +1,10 @@
 """Under which bound an entry is kept: pinned ones under none, names that nobody registered under one of their own."""
 
 import itertools
-from collections import Counter
 
 from cachetools import LRUCache
 
-from proxy.catalog.shelf import READS, UNLIKELY, Entry, Shelf, discovery
+from proxy.catalog.shelf import LANES, OWN, READS, UNLIKELY, Entry, Shelf, discovery
 from proxy.model import ServiceKey
 from tests.helpers.build import instance, key, snapshot
 
@@ -53,7 +52,8 @@ def test_known_services_push_out_the_one_that_was_looked_at_longest_ago() -> Non
 def test_who_is_listened_to_or_registered_here_is_never_pushed_out() -> None:
     kept = shelf(known=1, unknown=1)
     listened, owned = known_entry(), unknown_entry()
-    listened.watchers[READER], owned.owned = 1, 1
+    listened.join(READER)
+    owned.owned = 1
     place(kept, listened, owned, *(known_entry() for _ in range(5)), *(unknown_entry() for _ in range(5)))
     assert kept.get(listened.key) is listened
     assert kept.get(owned.key) is owned
@@ -65,7 +65,9 @@ def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None
     entry = unknown_entry()
     place(kept, entry)
     for change in ("known", "pinned", "known", "unknown"):
-        entry.watchers = Counter({READER: 1} if change == "pinned" else {})
+        entry.watchers.clear()
+        if change == "pinned":
+            entry.join(READER)
         entry.shown = snapshot(instance(), service=entry.key) if change != "unknown" else None
         kept.place(entry)
         assert kept.get(entry.key) is entry
@@ -79,14 +81,14 @@ def test_an_emptied_service_counts_as_unknown_until_someone_listens() -> None:
     entry = unknown_entry()
     entry.shown = snapshot(service=entry.key)
     assert entry.unknown
-    entry.watchers[READER] = 1
+    entry.join(READER)
     assert not entry.unknown and entry.pinned
 
 
 def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
     kept = shelf()
     pinned, known, unknown = known_entry(), known_entry(), unknown_entry()
-    pinned.watchers[READER] = 1
+    pinned.join(READER)
     place(kept, unknown, known, pinned)
     seen = []
     for entry in kept:
@@ -108,10 +110,11 @@ def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
 
 def test_a_watcher_leaves_as_often_as_it_came_and_no_oftener() -> None:
     entry = known_entry()
-    entry.watchers.update((READER, READER))
+    entry.join(READER)
+    entry.join(READER)
     for left in (1, 0, 0):
         entry.leave(READER)
-        assert (entry.watchers.total(), entry.pinned) == (left, left > 0)
+        assert (entry.listeners, entry.pinned) == (left, left > 0)
 
 
 def test_an_entry_waits_by_who_wants_it() -> None:
@@ -122,9 +125,13 @@ def test_an_entry_waits_by_who_wants_it() -> None:
     entry.last_read = 1
     assert entry.lanes(read_since=0) == (READS,)
     entry.last_read, entry.owned = -1, 1
-    assert entry.lanes(read_since=0) == (READS,)
+    assert entry.lanes(read_since=0) == (OWN,)
     other = ("10.0.0.1", 7)
-    entry.watchers.update((READER, other))
+    assert (entry.join(READER), entry.join(other)) == (READER, other)
     assert list(entry.lanes(read_since=0)) == [READER, other]
+    for stream in range(1000):  # of one client a few are looked at, so that others' are
+        entry.join((READER[0], 100 + stream))
+    assert len(list(entry.lanes(read_since=0))) == LANES + 1 and other in entry.lanes(read_since=0)
     entry.lived, entry.owned = False, 0
+    assert entry.join(other) == ("10.0.0.1", UNLIKELY)
     assert list(entry.lanes(read_since=0)) == [("127.0.0.1", UNLIKELY), ("10.0.0.1", UNLIKELY)]

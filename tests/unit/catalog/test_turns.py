@@ -126,3 +126,31 @@ def test_where_all_take_in_turn_each_has_as_much_as_is_left(most: int, clients: 
     assert sum(held) <= most
     assert max(held) - min(held) <= 1
     assert abs(max(held) - most / (clients + 1)) <= 1
+
+
+def test_who_comes_to_what_waits_adds_a_lane_and_takes_no_place_away() -> None:
+    turns = Turns[ServiceKey]()
+    for number in range(5):
+        turns.put(key(f"s{number}"), number, [("a", 0)])
+    for stream in range(20):  # again and again
+        assert turns.join(key("s4"), ("b", stream))
+    assert not turns.join(key("none"), ("b", 0))
+    order = taken(turns)
+    assert [number for number, _ in order] == [0, 4, 1, 2, 3] and len(turns) == 0
+    turns.put(key("s0"), 0, [("a", 0)])
+    turns.join(key("s0"), ("b", 0))
+    turns.drop(key("s0"))
+    assert (turns.take(), turns.oldest(0)) == (None, math.inf)
+
+
+def test_a_listener_that_comes_and_goes_keeps_nobody_from_a_turn() -> None:
+    turns, asked = Turns[ServiceKey](), 0
+    for client in range(50):
+        for number in range(4):
+            turns.put(key(f"s{client}-{number}"), 0, [(f"c{client}", 0)])
+    turns.put(key("x"), 0, [("victim", 0)])
+    for stream in range(60):
+        turns.join(key("x"), ("attacker", stream))
+        turn = turns.take()
+        asked += turn is not None and turn[0] == key("x")
+    assert asked == 1
