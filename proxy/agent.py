@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -269,12 +270,9 @@ class Agent:
         try:
             if isinstance(call, Beat) and not await self._brings(call):
                 shows = replace(call, full=None)
-            result: Any
-            if isinstance(call, Deregister):
-                with self._healing.leaving(call):
-                    result = await self.send(call)
-            else:
-                result = await self.send(call)
+            known = isinstance(call, Beat) and self._registered(call)
+            with self._healing.leaving(call) if isinstance(call, Deregister) else nullcontext():
+                result: Any = await self.send(call)
             written = Written(result)
             if isinstance(call, Beat) and (healed := await self._healing.heal(call, written.result)):
                 written = Written(healed, "healed")
@@ -284,14 +282,16 @@ class Agent:
                 self.catalog.cache.hasten(call.service, self.clock.now())
             return error if answered.is_set() else await self.outage.instead(call, error) or error
         Counts.add(self.counts.writes, "ok")
-        self.supervisor.call("write", self.took, call, written.result, shows=shows)  # the upstream has accepted it
+        if not known or self._registered(call):  # a late beat brings nothing back that was deregistered meanwhile
+            self.supervisor.call("write", self.took, call, written.result, shows=shows)  # the upstream has accepted it
         return written
 
+    def _registered(self, call: Write[Any]) -> bool:
+        return isinstance(call, Beat) and self.catalog.ledger.find(call.service, call.ip, call.port) is not None
+
     async def _brings(self, beat: Beat) -> bool:
-        """Whether a full beat registers an instance. One that is not listed may have been disabled by somebody, of
-        which a beat says nothing: then it is there, and known here or to the upstream.
-        """
-        if beat.full is None or self.catalog.ledger.find(beat.service, beat.ip, beat.port) is not None:
+        """Whether a full beat registers an instance, which is not so where somebody only disabled it."""
+        if beat.full is None or self._registered(beat):
             return False
         try:
             await self.ask(GetInstance(beat.service, beat.ip, beat.port, beat.cluster))

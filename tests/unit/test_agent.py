@@ -603,6 +603,21 @@ async def test_a_beat_that_is_not_answered_in_time_is_answered_here_and_its_late
     assert world.agent.catalog.breaker.failures - failures == (how == "never")
 
 
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_late_beat_brings_nothing_back_that_was_deregistered_meanwhile(world: World, local: bool) -> None:
+    await world.agent.write(Register(KEY, C))
+    held = world.hold(Beat)
+    beat = spawn(world.agent.write(Beat(KEY, C.ip, C.port, full=C)), name="beat")
+    await world.clock.advance(2.6 if local else 1.0)
+    assert beat.done() is local
+    await world.agent.write(Deregister(KEY, C.ip, C.port))
+    held.waiting = [(future, BeatResult()) for future, _ in held.waiting]
+    await held.release()
+    await settle()
+    assert world.agent.catalog.ledger.find(KEY, C.ip, C.port) is None
+    assert C not in (await world.read()).snapshot.instances  # type: ignore[union-attr]
+
+
 async def test_a_beat_of_what_is_not_registered_here_waits_for_its_answer(world: World) -> None:
     held = world.hold(Beat)
     beat = spawn(world.agent.write(Beat(KEY, C.ip, C.port)), name="beat")
@@ -898,7 +913,7 @@ async def test_ending_a_watch_twice_does_not_end_that_of_another(world: World) -
     world.agent.unwatch(first)
     world.agent.unwatch(first)
     entry = world.agent.catalog.cache.get(KEY)
-    assert entry is not None and entry.watchers.total() == 1
+    assert entry is not None and entry.listeners == 1
 
 
 async def test_closing_ends_what_is_under_way_and_the_registry() -> None:
