@@ -196,14 +196,19 @@ class Disk:
             self._fails(f"the disk has not answered for {self._policy.patience:g} s")
 
     async def _keep_registry(self, keeping: Keeping) -> bool:
-        if not keeping.unwritten:
+        """Where nothing is left to write, what another call has taken is: the thread does one after the other."""
+        if not keeping.unwritten and not keeping.writing:
             return True
         taken, keeping.unwritten = keeping.unwritten, {}
 
         def again() -> None:
             keeping.unwritten = {**taken, **keeping.unwritten}
 
-        return await self._write(self._file.write_registry, list(taken.items()), again)
+        keeping.writing += 1
+        try:
+            return await self._write(self._file.write_registry, list(taken.items()), again)
+        finally:
+            keeping.writing -= 1
 
     async def _keep_subscribers(self, pushes: Pushes) -> bool:
         now, before = self._clock.now(), self._subscribers
@@ -277,7 +282,10 @@ class Disk:
         await stop(self._task)
         self._contacts_at = -math.inf
         self._subscribers = (self._subscribers[0], -math.inf)
-        await self.flush()
+        try:
+            await self.flush()
+        except Exception as error:  # what is not written must not keep the rest from ending
+            self._agent.supervisor.failed("disk", error)
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
         except sqlite3.Error as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -22,14 +22,13 @@ from proxy.catalog.breaker import Breaker, BreakerPolicy
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Hub, HubPolicy
 from proxy.catalog.ledger import Ledger, LedgerPolicy
-from proxy.catalog.overlay import OverlayPolicy
 from proxy.catalog.pushes import Pushes, PushesPolicy
 from proxy.disk import Disk, DiskPolicy
 from proxy.errors import Refused
 from proxy.fastpath.table import Answers, AnswersPolicy
 from proxy.managed import Keeper, ManagedPolicy
 from proxy.model import Snapshot
-from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks
+from proxy.policies import cache_policy, events_policy, guard_policy, nacos_policy, networks, overlay_policy
 from proxy.poller import Poller, PollPolicy
 from proxy.registry.base import Registry, Watchable
 from proxy.registry.embedded import EmbeddedRegistry
@@ -139,7 +138,7 @@ def build_tenant(
 def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
     """An empty one. `epoch` tells its events from those of another run, `grace` is that of its overlay."""
     return Catalog(
-        Cache(cache_policy(s), OverlayPolicy(grace=grace), random.random),
+        Cache(cache_policy(s), overlay_policy(s, grace), random.random),
         Hub(HubPolicy(s.events_history), epoch),
         Ledger(LedgerPolicy()),
         Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest, slow=s.upstream_timeout)),
@@ -261,20 +260,29 @@ async def start_udp(parts: Parts) -> None:
 
 
 async def finish(parts: Parts) -> None:
-    """In the other order; the state is written last, when nothing changes it any more."""
+    """In the other order; the state is written last, when nothing changes it any more. No step robs the next one."""
     while parts.at_end:
         parts.at_end.pop()()
-    parts.events.close()
-    if parts.udp is not None:
-        await parts.udp.stop()
-    await parts.keeper.stop(deregister=parts.settings.managed_deregister)
-    await parts.poller.stop()
+    supervisor = parts.agent.supervisor
+    supervisor.call("stop", parts.events.close)
     if parts.receiver is not None:
-        parts.receiver.stop()
+        supervisor.call("stop", parts.receiver.stop)
+    for step in _last_steps(parts):
+        try:
+            await step
+        except Exception as error:
+            supervisor.failed("stop", error)
+
+
+def _last_steps(parts: Parts) -> Iterator[Awaitable[None]]:
+    if parts.udp is not None:
+        yield parts.udp.stop()
+    yield parts.keeper.stop(deregister=parts.settings.managed_deregister)
+    yield parts.poller.stop()
     if isinstance(parts.push, GrpcPush):
-        await parts.push.close()
+        yield parts.push.close()
     if parts.disk is not None:
-        await parts.disk.close()
-    await parts.agent.close()
+        yield parts.disk.close()
+    yield parts.agent.close()
     if parts.registry is not parts.agent.registry:
-        await parts.registry.close()
+        yield parts.registry.close()

@@ -12,12 +12,21 @@ from proxy import __version__
 from proxy.api.events import EventsPolicy
 from proxy.api.guard import GuardPolicy, Token
 from proxy.catalog.cache import CachePolicy
+from proxy.catalog.overlay import OverlayPolicy
 from proxy.registry.http import HttpPolicy, Timeouts, TlsPolicy
 from proxy.registry.login import LoginPolicy
 from proxy.registry.nacos import NacosPolicy
 from proxy.registry.servers import ServersPolicy
 from proxy.settings import Settings
 from proxy.udp import Network
+
+
+def overlay_policy(s: Settings, grace: float) -> OverlayPolicy:
+    """One node of a cluster lists a write after 0.6 s, another after 1.7 s (DESIGN fact 19): where lists come from more
+    than one, the first that has it settles nothing.
+    """
+    several = len(s.upstream) > 1 or bool(s.endpoint)
+    return OverlayPolicy(settle=min(2.0, grace), grace=grace) if several else OverlayPolicy(grace=grace)
 
 
 def cache_policy(s: Settings) -> CachePolicy:

@@ -40,6 +40,7 @@ class Keeping:
 
     def __init__(self) -> None:
         self.unwritten: dict[ServiceKey, Lasting | None] = {}
+        self.writing = 0  # writes under way
         self.write: Callable[[], Awaitable[None]] | None = None
         self._known: dict[ServiceKey, Lasting] = {OF_SWITCHES: SWITCHES}
 
@@ -59,5 +60,5 @@ class Keeping:
 
     async def settled(self) -> None:
         """What is not written yet is, as far as it can be."""
-        if self.unwritten and self.write is not None:
+        if (self.unwritten or self.writing) and self.write is not None:
             await self.write()

@@ -483,6 +483,19 @@ class Own:
 LASTING = instance(ephemeral=False)
 
 
+async def test_of_writes_at_once_none_is_answered_before_it_is_on_disk(tmp_path: Path, clock: FakeClock) -> None:
+    """The first takes what all have changed; the others found nothing left to write, and did not wait."""
+    life, answered = Own(tmp_path, clock), list[list[Any]]()
+
+    async def register(number: int) -> None:
+        await life.registry.send(Register(key(f"s{number}"), LASTING))
+        answered.append(rows(tmp_path, "registry"))
+
+    await asyncio.gather(*(register(number) for number in range(3)))
+    assert [len(found) for found in answered] == [3, 3, 3]
+    await life.disk.close()
+
+
 async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
     first = Own(tmp_path, clock)
     await asyncio.gather(*(first.agent.write(Register(key(f"s{n}"), LASTING)) for n in range(5)))
