@@ -1,8 +1,8 @@
 """A directory that is this process's alone, and the files in it. Not for: what is in them.
 
 Whoever can plant a link, or a file of his own, where this process writes has it write, or read, what he likes. So no
-link is followed, no file of somebody else is used, and nobody else may put one there. Whoever can rename the directory
-itself is trusted, as is root.
+link is followed, no file of a third user is used, and where anybody can write a directory of our own is made. Who owns
+the directory is trusted, and so are root and whoever can rename it.
 """
 
 from __future__ import annotations
@@ -25,32 +25,40 @@ class UnsafeHome(OSError):
 class Home:
     """Open until `close`. Made where it is missing; raises `UnsafeHome` and other `OSError`s.
 
-    The directory may be a link (systemd makes one for a dynamic user); what is in it may not.
+    The directory may be a link (systemd makes one for a dynamic user); what is in it may not. `path` is a directory in
+    the one that was named where anybody can write to that, as to an `emptyDir` of Kubernetes.
     """
+
+    path: Path
+    _descriptor: int
+    _owner: int
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._check_directory(os.fstat(self._descriptor))
+            self._owner = self._check_directory(os.fstat(self._descriptor))
         except OSError:
             self.close()
             raise
 
-    def _check_directory(self, found: os.stat_result) -> None:
+    def _check_directory(self, found: os.stat_result) -> int:
+        """Its owner."""
         ours, writable = found.st_uid == os.geteuid(), found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if not ours and found.st_uid != 0:
-            raise UnsafeHome(_foreign(self.path, found))
         if ours and writable:
             with suppress(OSError):  # where all can only be read, nobody can write
                 os.fchmod(self._descriptor, stat.S_IMODE(found.st_mode) & ~writable)
                 log.warning("others could write to %s; they cannot any more", self.path)
         elif writable & stat.S_IWOTH:
-            text = (
-                f"{self.path} belongs to root and anybody can write to it: name a directory in it that does not exist"
-            )
-            raise UnsafeHome(f"{text} yet ({self.path / 'nacos-proxy'}), or give it to this user alone")
+            own = Home(self.path / "nacos-proxy")
+            os.close(self._descriptor)
+            self.path, self._descriptor = own.path, own._descriptor
+            log.info("anybody can write to %s: the state is in %s", self.path.parent, self.path)
+            return own._owner
+        elif not ours and found.st_uid != 0:
+            log.warning("%s belongs to user %d, and this process is user %d", self.path, found.st_uid, os.geteuid())
+        return found.st_uid
 
     def open(self, name: str, flags: int) -> int:
         """A descriptor of a file in it, of mode 0600 where it is made. Raises `UnsafeHome` and other `OSError`s."""
@@ -70,12 +78,13 @@ class Home:
             raise UnsafeHome(f"{path} is {kind}, and to write to it could destroy another file: remove it")
         if not stat.S_ISREG(found.st_mode):
             raise UnsafeHome(f"{path} is no file: remove it, or choose another directory")
-        if found.st_uid != os.geteuid():
+        if found.st_uid not in (os.geteuid(), self._owner) and os.geteuid() != 0:
             raise UnsafeHome(_foreign(path, found))
         if found.st_mode & 0o077:
             descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=self._descriptor)
             try:
-                os.fchmod(descriptor, 0o600)
+                with suppress(PermissionError):  # its owner's to change, or the same for all files of a mount
+                    os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)
 

@@ -79,7 +79,7 @@ class StateFile:
     """
 
     def __init__(self, directory: Path, *, patience: float = 5.0) -> None:
-        self.path = directory / FILE
+        self.path: Path = directory / FILE
         self.set_aside: Path | None = None
         self.trouble = ""
         self.unreadable = 0
@@ -101,6 +101,7 @@ class StateFile:
         """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
         if self._home is None:
             self._home = Home(self.path.parent)
+            self.path = self._home.path / FILE
         self._home.own(*_FILES)
         if self._lock is None:
             self._lock = lock(self._home)

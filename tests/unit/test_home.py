@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,38 +76,64 @@ def test_a_damaged_file_is_set_aside_over_no_link(home: Path, precious: Path) ->
     state.close()
 
 
+def as_user(uid: int, directory: Path, opened: Callable[[], str]) -> str:
+    """What `opened` says, or the refusal, in a process of another user that stands in the directory."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(directory)
+            os.setuid(uid)
+            said = opened()
+        except UnsafeHome as error:
+            said = f"refused: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        said = told.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def stood_in() -> str:
+    home = Home(Path("."))
+    home.own(*FILES)
+    return str(home.path)
+
+
 @ROOT
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_somebody_else_is_not_used(home: Path, name: str) -> None:
+def test_a_file_of_a_third_user_is_not_used(home: Path, name: str) -> None:
     (home / name).touch()
-    os.chown(home / name, 12345, 12345)
-    with pytest.raises(UnsafeHome, match=f"{name} belongs to user 12345, and this process is user 0: chown it to 0"):
-        StateFile(home)
-
-
-@ROOT
-def test_a_directory_of_somebody_else_is_not_used(home: Path) -> None:
     os.chown(home, 12345, 12345)
-    with pytest.raises(UnsafeHome, match=f"{home} belongs to user 12345, and this process is user 0"):
-        StateFile(home)
-    assert list(home.iterdir()) == []
+    os.chown(home / name, 23456, 23456)
+    said = as_user(12345, home, stood_in)
+    assert said.startswith(f"refused: {name} belongs to user 23456, and this process is user 12345: chown it to 12345")
 
 
 @ROOT
-def test_a_directory_of_root_that_anybody_can_write_to_is_not_used(home: Path) -> None:
-    home.chmod(0o1777)
-    child = os.fork()
-    if child == 0:  # a process of another user; what it finds is its exit code
-        found = 1
-        try:
-            os.chdir(home)
-            os.setuid(12345)
-            Home(Path("."))
-        except UnsafeHome as error:
-            found = 0 if "name a directory in it that does not exist" in str(error) else 2
-        finally:
-            os._exit(found)
-    assert os.waitpid(child, 0)[1] == 0
+def test_a_file_of_whom_the_directory_belongs_to_is_used(home: Path) -> None:
+    """As on a mount that shows one owner for all files."""
+    home.chmod(0o755)
+    (home / FILE).touch(0o644)
+    assert as_user(12345, home, stood_in) == "."
+
+
+@ROOT
+def test_a_directory_of_somebody_else_is_used_and_said(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.chown(home, 12345, 12345)
+    StateFile(home).close()
+    assert f"{home} belongs to user 12345, and this process is user 0" in caplog.text
+
+
+@ROOT
+def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own(home: Path) -> None:
+    """An `emptyDir` of Kubernetes is one of root's."""
+    home.chmod(0o777)
+    assert as_user(12345, home, stood_in) == "nacos-proxy"
+    made = (home / "nacos-proxy").stat()
+    assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (12345, 0o700)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o775])
