@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
 from proxy.api.own_tokens import Known
+from proxy.wire.base import first_of
 
 _NAMESPACE = re.compile(r"[\w-]{1,128}", re.ASCII)
 _LONGEST = 4096  # characters of a token, or of name and password
@@ -38,7 +38,7 @@ def shown_in(scope: Scope, form: bytes, own: Known) -> Shown | None:
     A token of this proxy's own is none of the upstream's.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    values = dict(parse_qsl(b"&".join((form, scope["query_string"])).decode("latin-1")))
+    values = first_of(scope["query_string"], form)
     scheme, _, bearer = headers.get(b"authorization", "").partition(" ")
     tokens = (
         bearer.strip() if scheme.lower() == "bearer" else "",

@@ -45,7 +45,8 @@ class TenantsPolicy:
     """Seconds and numbers. A first request waits at most `wait` for the upstream's word.
 
     What was refused is so for `refused` seconds, then for twice that, up to `longest_refused`. An address may be
-    refused `attempts` times at once; each is forgiven after `forgiven`. `remembered` is how many of both are known.
+    refused `attempts` times; each is forgiven after `forgiven`. `at_once` of it are looked into at a time. `remembered`
+    is how many of both are known.
     """
 
     most: int = 256
@@ -54,6 +55,7 @@ class TenantsPolicy:
     refused: float = 5.0
     longest_refused: float = 60.0
     attempts: int = 32
+    at_once: int = 128
     forgiven: float = 2.0
     retry: float = 5.0
     remembered: int = 4096
@@ -106,6 +108,7 @@ class _Place:
     used: float
     requests: int = 0
     ended: bool = False
+    why: Refused | None = None
     renewing: asyncio.Task[None] | None = None
     try_at: float = 0.0
 
@@ -149,6 +152,7 @@ class Tenants:
         self._opening: dict[bytes, asyncio.Task[_Place | ProxyError]] = {}
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.remembered)
         self._expected: LRUCache[bytes, None] = LRUCache(policy.remembered)  # no guesses: given, or taken before
+        self._asking: Counter[str] = Counter()
         self._attempts: LRUCache[str, tuple[float, float]] = LRUCache(policy.remembered)
         self._sweeping: asyncio.Task[None] | None = None
         self._closed = False
@@ -191,13 +195,21 @@ class Tenants:
             return place
         opening = self._opening.get(key)
         if opening is None:
-            counted = self._check(key, address)
-            opening = self._opening[key] = spawn(self._open(key, shown, address, counted), name="tenant")
-            opening.add_done_callback(lambda _: self._opening.pop(key, None))
+            guess = self._check(key, address)
+            opening = self._opening[key] = spawn(self._open(key, shown, address, guess), name="tenant")
+            self._asking[address] += 1
+            opening.add_done_callback(lambda _: self._opened(key, address))
         return await self._outcome(opening)
 
+    def _opened(self, key: bytes, address: str) -> None:
+        self._opening.pop(key, None)
+        self._asking[address] -= 1
+        if not self._asking[address]:
+            del self._asking[address]
+
     def _digest(self, shown: Shown) -> bytes:
-        said = f"as {shown.username}\0{shown.password}" if shown.password else f"by {shown.token}"
+        name, password = shown.username, shown.password
+        said = f"as {len(name)} {name} {password}" if password else f"by {shown.token}"
         return hmac.digest(self._digest_key, said.encode(), "sha256")
 
     def expect(self, token: str) -> None:
@@ -217,32 +229,34 @@ class Tenants:
         return outcome
 
     def _check(self, key: bytes, address: str) -> bool:
-        """Whether the upstream is to be asked, and whether that counts as a guess, which it does until it is none."""
+        """Whether the upstream is to be asked, and whether a no of it counts against the address."""
         now, refusal = self._clock.now(), self._refusals.get(key)
         if refusal is not None and now < refusal.until:
             self.refused += 1
             raise _fresh(refusal.error)
         if key in self._expected:
             return False
-        count, since = self._attempts.get(address, (0.0, now))
-        count = max(0.0, count - (now - since) / self._policy.forgiven)
-        if count + 1 > self._policy.attempts or len(self._opening) >= self._policy.most:
+        if self._blamed(address) > self._policy.attempts - 1:
             self.refused += 1
             text = "too many tokens and passwords from this address were refused; what was taken before goes on"
             raise BadCall("", Problem.OTHER, text, status=429)
-        self._attempts[address] = (count + 1, now)
+        if self._asking[address] >= self._policy.at_once or len(self._opening) >= self._policy.most:
+            text = f"{len(self._opening)} tokens and passwords are being looked into at once; ask again in a moment"
+            raise NothingKnown(text)
         return True
 
-    def _forgive(self, address: str, counted: bool) -> None:
-        if not counted:
-            return
+    def _blamed(self, address: str) -> float:
+        """How many refusals an address has that are not forgiven yet."""
         count, since = self._attempts.get(address, (0.0, self._clock.now()))
-        self._attempts[address] = (max(0.0, count - 1), since)
+        return max(0.0, count - (self._clock.now() - since) / self._policy.forgiven)
 
-    async def _open(self, key: bytes, shown: Shown, address: str, counted: bool) -> _Place | ProxyError:
+    def _blame(self, address: str) -> None:
+        count = min(self._blamed(address) + 1, 2.0 * self._policy.attempts)
+        self._attempts[address] = (count, self._clock.now())
+
+    async def _open(self, key: bytes, shown: Shown, address: str, guess: bool) -> _Place | ProxyError:
         try:
             proven = await self._gate.prove(shown)
-            self._forgive(address, counted)
             self._make_room()
             place = _Place(key, address, proven, None, self._clock.now())
             if proven is not None:
@@ -250,16 +264,16 @@ class Tenants:
         except UpstreamError as error:
             if no_right(error) and isinstance(error, Refused):
                 self._remember(key, error)
+                if guess:
+                    self._blame(address)
                 return _fresh(error)
-            self._forgive(address, counted)
             return NothingKnown(_unproven(str(error)))
         except ProxyError as error:
             return error
         if self._closed or place.ended:
             place.ended = True
             self._close_unless_busy(place)
-            known = self._refusals.get(key)
-            return NothingKnown("the proxy is stopping") if known is None else _fresh(known.error)
+            return NothingKnown("the proxy is stopping") if place.why is None else _fresh(place.why)
         self._refusals.pop(key, None)
         self._expected[key] = None
         self._places[key] = place
@@ -298,9 +312,9 @@ class Tenants:
     # ends
 
     def _lost(self, place: _Place, error: Refused) -> None:
-        """The upstream does not know it any more."""
+        """The upstream does not know it any more, or so it seems: the next request is looked into anew."""
         if not place.ended:
-            self._remember(place.key, error)
+            place.why = error
             self._end(place, error)
 
     def _end(self, place: _Place, why: ProxyError | None) -> None:

@@ -250,7 +250,7 @@ class _Reader:
         self._channel: Channel | None = None
         self._waiting: Iterator[bytes] = iter(())  # framed events that are to be written before those of the mailbox
         self._slot = -1
-        self._refused = False
+        self._refused: ProxyError | None = None
         self.release = _nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -262,6 +262,8 @@ class _Reader:
         try:
             try:
                 first = await self._begin()
+                if self._refused is not None:
+                    raise self._refused.with_traceback(None)
             except ProxyError as error:
                 self._gone()
                 await send_reply(send, problem(error, scope["path"]))
@@ -307,7 +309,7 @@ class _Reader:
         channel.farewell(channel.frame(self._api.retry_after_stop()))
         self._flush()
         channel.on_close(self._gone)
-        if self._api.closed or self._refused:
+        if self._api.closed:
             self.end()
 
     def _flush(self) -> None:
@@ -367,7 +369,7 @@ class _Reader:
 
     def refuse(self, why: ProxyError) -> None:
         """Whoever listens may not any longer; a stream that has not begun ends as it does."""
-        self._refused = True
+        self._refused = why
         self.end()
 
     def _gone(self) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
-from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,7 +22,7 @@ from proxy.api.forms import form_of
 from proxy.api.holding import HOLDER, Held, Opened
 from proxy.api.own_tokens import OWN
 from proxy.errors import Denied, ProxyError
-from proxy.wire.base import HttpReply
+from proxy.wire.base import HttpReply, first_of
 from proxy.wire.query import TOKENS
 
 Right = Literal["read", "write", "admin"]
@@ -65,7 +64,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, policy: GuardPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
         self.denied = 0
-        self.held = Held()
+        self.held = Held(self._revoked)
         self._app = app
         self.policy = policy
         self._refuse = refuse
@@ -114,7 +113,10 @@ class Guard:
     def obey(self, policy: GuardPolicy) -> None:
         """From now on. What is open and would be refused now ends."""
         self.policy = policy
-        self.held.end(lambda opened: self._without_right(opened) if policy.tokens else None)
+        self.held.end(self._revoked)
+
+    def _revoked(self, opened: Opened) -> Denied | None:
+        return self._without_right(opened) if self.policy.tokens else None
 
     def _without_right(self, opened: Opened) -> Denied | None:
         if (given := opened.token) is None:
@@ -158,7 +160,7 @@ def _given(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def _token_in(parameters: bytes) -> str | None:
-    values = dict(parse_qsl(parameters.decode("latin-1")))
+    values = first_of(parameters)
     return next((values[name] for name in TOKENS if values.get(name)), None)
 
 

@@ -28,13 +28,17 @@ class Opened:
 
 
 class Held:
-    """All that is open."""
+    """All that is open. `judge` says why something may not be open now, None where it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Callable[[Opened], ProxyError | None] = lambda _: None) -> None:
+        self._judge = judge
         self._ends: dict[object, tuple[Opened, End]] = {}
 
     def add(self, opened: Opened, end: End) -> Callable[[], None]:
         """`end` is called when it may not go on, until what comes back was called; that is harmless later."""
+        if (why := self._judge(opened)) is not None:  # its token was revoked between the guard and here
+            end(why)
+            return _nothing
         mark = object()
         self._ends[mark] = (opened, end)
         return lambda: self._forget(mark)
@@ -60,4 +64,4 @@ def hold(scope: Scope, end: End) -> Callable[[], None]:
 
 
 def _nothing() -> None:
-    """There is no guard."""
+    """Nothing is held."""

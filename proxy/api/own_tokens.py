@@ -17,14 +17,14 @@ from starlette.types import Scope
 
 from proxy.errors import BadCall
 from proxy.wire.base import FORM_TYPE
-from proxy.wire.multipart import MULTIPART_TYPE, boundary_of
+from proxy.wire.multipart import LONGEST_HEAD, MULTIPART_TYPE, boundary_of, part_name
 from proxy.wire.query import TOKENS
 
 OWN = "nacos_proxy.own"
 """Where the guard leaves in the scope what says of a text whether it is one of this proxy's tokens."""
 
 _LONGEST = 16 * 1024  # bytes of a parameter that may hold a token; what is longer holds none
-_PART_NAME = re.compile(rb'(\bname\s*=\s*"?)(accessToken|access_token)\b')
+_PLAIN_HEAD = b'\r\nContent-Disposition: form-data; name="'
 
 Known = Callable[[str], bool]
 
@@ -92,11 +92,13 @@ def _blank_pair(pair: bytes, own: Known) -> bytes:
 
 
 def _blank_part(part: bytes, own: Known) -> bytes:
-    """A part of another name, and nothing in it."""
+    """A part of another name, and nothing in it. Its name is read as the guard reads it."""
     head, empty_line, value = part.partition(b"\r\n\r\n")
-    if not _PART_NAME.search(head) or not own(value.decode("utf-8", "replace").strip()):
+    if len(head) > LONGEST_HEAD or not own(value.decode("utf-8", "replace").strip()):
         return part
-    head = _PART_NAME.sub(lambda found: found[1] + b"_" * len(found[2]), head)
+    if part_name(head.decode("utf-8", "replace")) not in TOKENS:
+        return part
+    head = _PLAIN_HEAD + b"_" * (len(head) - len(_PLAIN_HEAD) - 1) + b'"'
     return head + empty_line + re.sub(rb"[^\r\n]", b"_", value)
 
 

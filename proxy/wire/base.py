@@ -97,6 +97,15 @@ def pairs(text: str) -> Pairs:
     return tuple((unquote(name), unquote(value)) for name, _, value in split)
 
 
+def first_of(*texts: bytes) -> dict[str, str]:
+    """Parameters by name, of several the first that says something, as servers read them (UTF-8)."""
+    found: dict[str, str] = {}
+    for text in texts:
+        for name, value in pairs(text.decode("utf-8", "replace")):
+            found[name] = found.get(name) or value
+    return found
+
+
 def encoded(pairs: Pairs) -> str:
     """As `urllib.parse.urlencode` writes them; what is short comes again and again."""
     return "&".join([f"{_quoted(n)}={_quoted(v) if len(v) < _SHORT else quote_plus(v)}" for n, v in pairs])

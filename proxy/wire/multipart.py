@@ -27,7 +27,7 @@ def read_multipart(content_type: str, body: bytes) -> tuple[tuple[str, str], ...
         head, blank, value = piece.partition(b"\r\n\r\n")
         if not (piece.startswith(b"\r\n") and blank and len(head) <= LONGEST_HEAD):
             raise _refused("a part of it has no headers, or is cut short")
-        if name := _name(head.decode("utf-8", "replace")):
+        if name := part_name(head.decode("utf-8", "replace")):
             found.append((name, value.decode("utf-8", "replace")))
     if pieces:
         raise _refused(f"it is cut short, or has more than {MOST_PARTS} parts")
@@ -44,7 +44,7 @@ def boundary_of(content_type: str) -> bytes:
     return boundary.encode("latin-1", "replace")
 
 
-def _name(head: str) -> str:
+def part_name(head: str) -> str:
     """The parameter that a part is; '' for a file, and for what is none."""
     part = HeaderParser().parsestr(head.lstrip("\r\n"))
     file = _parameter(part, "filename", "content-disposition") is not None

@@ -55,3 +55,11 @@ def test_a_request_is_held_by_what_the_guard_left_and_by_nobody_without_one() ->
 
 def test_no_token_is_shown_in_a_repr() -> None:
     assert "old" not in repr(OLD)
+
+
+def test_what_was_revoked_before_it_was_held_ends_at_once() -> None:
+    """The guard let it in; until it is open, a first read or its tenant's may take a while."""
+    held, ended = Held(refuse_old), list[str]()
+    held.add(OLD, lambda why: ended.append(str(why)))()
+    held.add(NEW, lambda why: ended.append(str(why)))
+    assert (ended, len(held)) == (["revoked"], 1)

@@ -20,6 +20,7 @@ from proxy.api.own_tokens import (
 from proxy.api.passthrough import Passthrough
 from proxy.errors import ProxyError
 from proxy.wire.base import HttpReply
+from proxy.wire.multipart import read_multipart
 from tests.helpers.asgi import ask, scope
 from tests.unit.api.test_passthrough import Upstream
 
@@ -101,6 +102,17 @@ async def test_a_boundary_that_is_none_neither_fails_nor_takes_long(boundary: by
     begun, body = time.process_time(), part("name", "value")
     assert await through(body, [(b"content-type", b"multipart/form-data" + boundary)]) == body
     assert time.process_time() - begun < 0.5  # `email` alone took seconds for the last one
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NAME=accessToken", "name*=utf-8''accessToken", "name*=utf-8''access%54oken", "name*0=access; name*1=Token"],
+)
+async def test_a_part_is_named_as_the_guard_reads_its_name(name: str) -> None:
+    head = f"--x-y\r\nContent-Disposition: form-data; {name}\r\n\r\n"
+    sent = await through(f"{head}{OURS}\r\n--x-y--".encode(), PARTS, 1000)
+    assert OURS.encode() not in sent and len(sent) == len(head) + len(OURS) + len("\r\n--x-y--")
+    assert read_multipart(PARTS[0][1].decode(), sent)[0][1] == "_" * len(OURS)
 
 
 async def test_what_is_no_form_is_not_looked_into() -> None:
