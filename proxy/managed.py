@@ -88,14 +88,17 @@ class Keeper:
                 text = f"{held} instances of this client are managed already, {len(self)} of all clients together"
                 raise BadCall("managed", Problem.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))
-        self.restore(Managed(service, instance, spec, owner))
+        self._keep(Managed(service, instance, spec, owner), registered=True)
         for listener in self._agent.on_registration:
             listener()
         return written
 
     def restore(self, managed: Managed) -> None:
         """One that was managed before a restart; its first check is due at once."""
-        managed.begin(self._agent.clock.now())
+        self._keep(managed, registered=False)
+
+    def _keep(self, managed: Managed, *, registered: bool) -> None:
+        managed.begin(self._agent.clock.now(), registered=registered)
         if managed.spec.kind == "http" and self._client is None:
             self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
         place = managed.place

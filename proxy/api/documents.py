@@ -233,7 +233,7 @@ SD_LIST = Doc(
         "healthy_only": {"schema": {"type": "boolean", "default": True}},
     },
 )
-HEALTH = Doc("Whether the process is alive", "Always 200.", (), {200: Answer({"status": "ok"})})
+HEALTH = Doc("Whether the process is alive", "Always 200.", (), {200: Answer({"status": "ok"})}, lenient=True)
 READY = Doc(
     "Whether reads can be answered",
     "`degraded` with reasons where something is missing but reads are answered; 503 where they are not.",
@@ -242,6 +242,7 @@ READY = Doc(
         200: Answer({"status": "degraded", "reasons": ["upstream: connection refused"]}),
         503: Answer({"status": "unready", "reasons": ["upstream: connection refused", "nothing is known"]}),
     },
+    lenient=True,
 )
 _STATUS_EXAMPLE = {
     "version": "1.0.0",
@@ -299,5 +300,9 @@ STATUS = Doc(
     {200: Answer(_STATUS_EXAMPLE)},
 )
 METRICS = Doc(
-    "Prometheus metrics", "`nacos_proxy_*` and the process's own.", (), {200: Answer("…", None, "", TEXT_TYPE)}
+    "Prometheus metrics",
+    "`nacos_proxy_*` and the process's own.",
+    (),
+    {200: Answer("…", None, "", TEXT_TYPE)},
+    lenient=True,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,7 +30,6 @@ _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
 _WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
 _BOUNDS = (("limit", 1000), ("offset", 0))
-_FIRST_WORD = re.compile(r"^\w+", re.MULTILINE)
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -82,7 +80,7 @@ class OpsApi:
     async def ready(self, request: Request) -> HttpReply:
         status, reasons = readiness(self._sight)
         if request.scope.get(STRANGER):  # what is wrong may name accounts and say what the upstream said
-            reasons = list(dict.fromkeys(_FIRST_WORD.findall("\n".join(reasons))))
+            reasons = list(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
         return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
     async def status(self, request: Request) -> HttpReply:
@@ -144,7 +142,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
         state = part.get("state", "off")
         if state not in _WELL:
             reasons.append(f"{name}: {part.get('reason') or state}")
-    reasons += [f"{name} fails: {why}" for name, why in sight.failing().items()]
+    reasons += [f"failing: {name}: {why}" for name, why in sight.failing().items()]
     if refused := sight.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
         if not any(entry.shown is not None for entry in catalog.cache.entries()):
@@ -183,6 +181,7 @@ async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int =
         },
         "push": {"state": "off", **sight.push()},
         "disk": {"state": "off", **sight.disk()},
+        "failing": sight.failing(),
         "subscribers": {"streams": sight.events.readers, "byClient": sight.events.seats.clients},
         "registrations": len(catalog.ledger),
         "lastEventId": catalog.hub.last_id,
@@ -208,7 +207,7 @@ def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[st
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
         "watched": cache.watches(entry, now),
-        "subscribers": entry.watchers.total(),
+        "subscribers": entry.listeners,
         "registeredHere": entry.owned,
         "pendingWrites": len(entry.pending),
         "fromDisk": entry.from_disk,

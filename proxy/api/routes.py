@@ -59,6 +59,7 @@ class Doc:
     body: Mapping[str, Any] | None = None
     body_required: bool = True
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {})
+    lenient: bool = False  # probes and scrapers add parameters of their own, which send no traffic anywhere
 
 
 class Route(APIRoute):
@@ -104,7 +105,7 @@ class Routes:
 
     def add(self, method: str, path: str, endpoint: Endpoint, doc: Doc | None) -> None:
         """What the document does not name among the parameters is refused."""
-        strict = endpoint if doc is None else _strict(endpoint, parameters_of(doc, path))
+        strict = endpoint if doc is None or doc.lenient else _strict(endpoint, parameters_of(doc, path))
         self._table.append((method, path, strict, doc))
 
     @property
@@ -171,7 +172,7 @@ def describe(doc: Doc, path: str) -> dict[str, Any]:
     """FastAPI's arguments for a documented route."""
     answers = {status: _answer(status, answer) for status, answer in doc.answers.items()}
     problems: dict[int, dict[str, Any]] = {}
-    for error in (*doc.errors, unknown("grup", parameters_of(doc, path))):
+    for error in doc.errors if doc.lenient else (*doc.errors, unknown("grup", parameters_of(doc, path))):
         _add_problem(problems, error, path)
     extra: dict[str, Any] = {"parameters": [_parameter(name, path, doc.overrides) for name in doc.parameters]}
     if doc.body is not None:

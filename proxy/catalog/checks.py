@@ -17,6 +17,7 @@ may hold a place for long apart: where all clients have one address, that is wha
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -190,10 +191,13 @@ class Managed:
     last_error: str = ""
     actions: dict[str, int] = field(default_factory=lambda: {})
 
-    def begin(self, now: float) -> None:
-        """It was registered, or read back: its first check is due at once, and a beat when an interval has passed."""
+    def begin(self, now: float, *, registered: bool) -> None:
+        """Its first check is due at once, and a beat when an interval has passed since it was registered.
+
+        One that was read back beats with its first pass: nobody knows what became of it meanwhile.
+        """
         self.due_at, self.heard = now, self.heard or now
-        self.beat_at = now + self._beat_interval
+        self.beat_at = now + self._beat_interval if registered else math.inf
 
     @property
     def passing(self) -> bool:
@@ -229,7 +233,7 @@ class Managed:
         return action
 
     def _passed(self, now: float) -> Action:
-        if not self.passing or not self.actions:
+        if not self.passing or not self.actions or self.beat_at == math.inf:
             self.beat_at = now
         self.failed, self.failing_since = 0, None
         return "beat"

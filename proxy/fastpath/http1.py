@@ -7,7 +7,8 @@
     HTTP/1.0                                    | no chunks: the body as it is, ended by the end of the connection
     a request behind one that has no answer yet | waits; what comes behind it is kept as bytes, and not parsed
     a client that leaves                        | whoever makes its answer is told, also where other requests wait
-    what is refused                             | the answers due before it are whole, and it comes behind them or not
+    trailer fields                              | ignored: they are no headers (RFC 9110 6.5.1)
+    what is refused                             | answers due before it are sent whole; it follows, or is left out
 
 httptools takes the body of a request with `Upgrade` for another protocol's bytes and goes on behind its head. So such
 a head is parsed once more without the fields of the upgrade, by a parser that never saw them.
@@ -16,6 +17,7 @@ a head is parsed once more without the fields of the upgrade, by a parser that n
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -30,9 +32,10 @@ from proxy.fastpath.asgi import App, Message, Receive, Scope, Send
 BETWEEN, HEAD, BODY = 0, 1, 2
 
 PIECE = 8192  # bytes that are parsed at once: no more requests are made of what comes than these hold
-MOST_HELD = 64 << 10  # bytes that wait behind a waiting request; then we stop reading
-GRACE = 1.0  # seconds for the answers to requests that wait, where their client has ended its side
+MOST_HELD = 256 << 10  # bytes that wait behind a waiting request; with more the connection ends behind its answers
+GRACE = 2.0  # seconds for the answers that are due, where their client has ended its side
 
+_NO_TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)
 _OF_AN_UPGRADE = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -112,14 +115,24 @@ class Http1Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client is gone; one that said several things at once and left may hear what can be said at once."""
-        if not self.pipeline or self.scheme == "https":  # a TLS connection cannot be half open
+        """The client says no more: it is gone, or it waits for its answers, as `nc -N` does."""
+        due = cast("RequestResponseCycle | None", self.cycle)
+        if due is None or due.response_complete or not isinstance(cast(object, due), RequestResponseCycle):
             return None
-        self.loop.call_later(GRACE, self.close)
+        if self.scheme == "https" or self._reading is not None:  # a TLS connection cannot be half open
+            return None
+        due.keep_alive, self._refused = False, True  # it is the last
+        self.loop.call_later(GRACE, self._left)
         return True
 
+    def _left(self) -> None:
+        """An answer that has begun is not cut; whoever does not read it is not waited for (`limits`)."""
+        answering = self._answering
+        if answering is None or answering.response_complete or not answering.response_started or self.pipeline:
+            self.close()
+
     def close(self) -> None:
-        """Ends the connection behind what was written."""
+        """Ends the connection when all that was written is sent."""
         self.transport.close()
 
     # reading
@@ -145,8 +158,9 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _hold(self, data: bytes | memoryview) -> None:
         self._held += data
-        if len(self._held) > MOST_HELD:
-            self.flow.pause_reading()
+        if len(self._held) > MOST_HELD:  # not to read would be not to notice that its client leaves
+            self._held.clear()
+            self.refuse(431)
 
     def _feed(self, data: bytes | memoryview) -> None:
         self._unset_keepalive_if_required()
@@ -204,6 +218,7 @@ class Http1Protocol(HttpToolsProtocol):
             return
         self._reading = self.cycle
         self.cycle.transport = cast(asyncio.Transport, self._joined)
+        self.headers = _NO_TRAILERS  # type: ignore[assignment] - its own are the scope's
         if self.pipeline:
             self.flow.resume_reading()  # else nobody would notice that the client leaves
 
@@ -221,7 +236,7 @@ class Http1Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         if cycle.scope["http_version"] != "1.1":
-            cycle.keep_alive = False
+            cycle.keep_alive = cycle.waiting_for_100_continue = False
             app = _unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 

@@ -81,7 +81,7 @@ async def test_background_work_that_fails_is_counted_and_shown() -> None:
     parts = made()
     parts.agent.supervisor.failed("disk", OSError("no space left"))
     sight = sight_of(parts)
-    assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left", NOTE])
+    assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left", NOTE])
     families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
     await parts.agent.close()

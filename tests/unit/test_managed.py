@@ -444,6 +444,15 @@ async def test_what_was_managed_before_a_restart_is_managed_after_it(
     assert registry.sent(Beat)[0].full == WORKER
 
 
+async def test_one_that_is_not_well_after_a_restart_is_not_made_well_by_beats(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    remembered(owner, CheckSpec.parse({"check": {"tcp": "127.0.0.1:1"}, "interval": "60s", "failures": 3}).dump())
+    assert keeper.restore_all() == 1
+    await clock.advance(100)
+    assert registry.sent(Beat) == []
+
+
 @pytest.mark.parametrize(
     "managed",
     [{"check": {"tcp": "192.0.2.1:80"}}, {"check": {}}, {"check": {"ttl": "soon"}}, {"interval": "5s"}, {"else": 1}],

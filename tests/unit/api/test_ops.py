@@ -69,7 +69,7 @@ async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> N
 
 async def test_background_work_that_fails_degrades_and_is_named(world: World) -> None:
     sight = replace(world.sight, failing=lambda: {"disk": "OSError: no space left"})
-    assert readiness(sight) == ("degraded", ["disk fails: OSError: no space left"])
+    assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left"])
 
 
 async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(world: World) -> None:

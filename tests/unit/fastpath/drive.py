@@ -39,6 +39,7 @@ class Service:
         self.drawn = 0
         self.gate = asyncio.Event()
         self.left: list[bytes] = []
+        self.scopes: list[Scope] = []
         self.answers = Answers(AnswersPolicy())
 
     def clock(self) -> float:
@@ -58,6 +59,7 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
+        self.scopes.append(scope)
         path, headers = scope["path"], dict(scope["headers"])
         if path == "/held":
             await self.gate.wait()

@@ -137,20 +137,22 @@ async def test_requests_cut_anywhere_are_answered_in_order(connection: Connectio
     assert not connection.transport.closing
 
 
-async def test_what_comes_behind_a_request_that_waits_is_bounded_and_answered(connection: Connection) -> None:
+async def test_what_comes_behind_a_request_that_waits_is_bounded(connection: Connection) -> None:
+    """Beyond the bound the connection ends: not to read on would be not to notice that its client leaves."""
     one = b"GET /early HTTP/1.1\r\nHost: here\r\n\r\n"
-    sent = 2
-    await connection.say(HELD + one)
-    while connection.transport.reading:
+    sent = len(await connection.say(HELD + one))
+    while not connection.protocol._refused:
+        assert connection.transport.reading
         await connection.say(one * 200)
-        sent += 200
-        assert sent * len(one) <= 2 * MOST_HELD
+        sent += 200 * len(one)
+        assert sent <= 2 * MOST_HELD
+    assert not connection.protocol._held
     connection.service.gate.set()
     answer = await connection.rest()
-    for _ in range(200):
+    for _ in range(20):
         answer += await connection.rest()
-    assert STATUS.findall(answer) == [b"200"] * sent
-    assert connection.transport.reading and connection.service.asked == sent
+    assert STATUS.findall(answer) == [b"200"] * 2
+    assert connection.transport.closing
 
 
 async def test_of_many_small_requests_at_once_few_are_made_at_once(connection: Connection) -> None:
@@ -182,9 +184,27 @@ async def test_who_said_all_and_ended_its_side_hears_what_can_be_answered_at_onc
     assert connection.transport.closing, "and not for what takes longer"
 
 
-async def test_who_ended_its_side_with_nothing_waiting_is_gone(connection: Connection) -> None:
-    await connection.say(HELD)
+async def test_who_ended_its_side_hears_the_answer_that_is_due_and_no_more(connection: Connection) -> None:
+    """As `nc -N` does. One with nothing due is gone."""
     assert not connection.protocol.eof_received()
+    await connection.say(HELD)
+    assert connection.protocol.eof_received() and not connection.transport.closing
+    assert await connection.say(b"GET /early HTTP/1.1\r\n\r\n") == b""
+    connection.service.gate.set()
+    assert STATUS.findall(await connection.rest()) == [b"200"]
+    assert connection.transport.closing
+
+
+async def test_trailers_are_no_headers(connection: Connection) -> None:
+    head = b"POST /headers HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await connection.say(head + b"2\r\nab\r\n0\r\nAuthorization: Bearer admin\r\nHost: evil\r\n\r\n")
+    scopes = [scope for scope in connection.service.scopes if scope["path"] == "/headers"]
+    assert [dict(scope["headers"]) for scope in scopes] == [{b"host": b"here", b"transfer-encoding": b"chunked"}]
+
+
+async def test_an_older_client_is_not_told_to_continue(connection: Connection) -> None:
+    head = b"POST /list HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    assert b"100 Continue" not in await connection.say(head) + await connection.say(b"ab")
 
 
 # refusals
