@@ -49,8 +49,9 @@ def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: Known) -> l
         elif lower == b"accesstoken" and own(text.strip()):
             continue
         elif lower == b"referer":
-            place, mark, query = text.partition("?")
-            value = (place + mark + without_own_parameters(query, own)).encode("latin-1")
+            address, hash_mark, fragment = text.partition("#")
+            place, mark, query = address.partition("?")
+            value = (place + mark + without_own_parameters(query, own) + hash_mark + fragment).encode("latin-1")
         kept.append((name, value))
     return kept
 

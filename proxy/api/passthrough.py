@@ -48,7 +48,7 @@ GONE = (
 )
 MOST_LOGIN = 64 * 1024  # bytes of a login's form
 MOST = 1024  # requests under way at once: `registry.transport` has as many connections for them
-TOO_MANY = "this address has as many requests under way that are passed on as it leaves to others; wait for some to end"
+TOO_MANY = "this address has too many requests at Nacos at once: half of them are left to others. Wait for some to end"
 
 
 class StreamedReply(Protocol):

@@ -128,8 +128,11 @@ class Http1Protocol(HttpToolsProtocol):
     def _left(self) -> None:
         """An answer that has begun is not cut; whoever does not read it is not waited for (`limits`)."""
         answering = self._answering
-        if answering is None or answering.response_complete or not answering.response_started or self.pipeline:
+        if answering is None or answering.response_complete or not answering.response_started:
             self.close()
+        else:
+            self.pipeline.clear()
+            answering.keep_alive = False
 
     def close(self) -> None:
         """Ends the connection when all that was written is sent."""
@@ -248,7 +251,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.data_received(held)
 
     def send_400_response(self, msg: str) -> None:
-        """To a request that is none."""
+        """To what is no HTTP request."""
         self._refuse_with(partial(super().send_400_response, msg))
 
     def refuse(self, status: int) -> None:

@@ -61,6 +61,8 @@ def test_headers_that_hold_a_token_of_ours_are_left_out_and_no_others() -> None:
     assert without_own_headers([*ours, *theirs], own) == theirs
     referer = [(b"referer", b"http://proxy/?access_token=our-own-token&limit=1")]
     assert without_own_headers(referer, own) == [(b"referer", b"http://proxy/?limit=1")]
+    fragment = [(b"referer", b"http://proxy/?access%54oken=our-own-token#part")]
+    assert without_own_headers(fragment, own) == [(b"referer", b"http://proxy/?#part")]
 
 
 @pytest.mark.parametrize(

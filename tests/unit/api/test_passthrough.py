@@ -327,7 +327,7 @@ async def test_one_address_leaves_room_for_others_and_has_it_back_when_it_goes()
     target = "/nacos/v1/cs/configs/listener"
     polls = [await start(passthrough, scope("GET", target)) for _ in range(MOST // 2)]
     refused = await ask(passthrough, "GET", target)
-    assert refused.status == 429 and b"wait for some to end" in refused.body
+    assert refused.status == 429 and b"Wait for some to end" in refused.body
     given, refused = await offered(passthrough, "GET", "/nacos/v1/ns/nothing")
     assert given and refused.status == 429
     other = await start(passthrough, scope("GET", target, client="10.0.0.2"))

@@ -195,6 +195,17 @@ async def test_who_ended_its_side_hears_the_answer_that_is_due_and_no_more(conne
     assert connection.transport.closing
 
 
+async def test_an_answer_that_has_begun_is_not_cut_where_the_client_ended_its_side(connection: Connection) -> None:
+    begun = await connection.say(b"GET /slow HTTP/1.1\r\n\r\n" + b"GET /early HTTP/1.1\r\n\r\n")
+    assert connection.protocol.eof_received()
+    connection.protocol._left()
+    assert not connection.transport.closing
+    connection.service.gate.set()
+    whole = begun + await connection.rest()
+    assert STATUS.findall(whole) == [b"200"] and whole.endswith(b"got 0")
+    assert connection.transport.closing
+
+
 async def test_trailers_are_no_headers(connection: Connection) -> None:
     head = b"POST /headers HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
     await connection.say(head + b"2\r\nab\r\n0\r\nAuthorization: Bearer admin\r\nHost: evil\r\n\r\n")
