@@ -33,12 +33,19 @@ class Home:
     _descriptor: int
     _owner: int
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ours: bool = False) -> None:
+        """`ours`: anybody can put something in its place, so it is neither a link nor somebody else's."""
+        if ours and path.is_symlink():
+            raise UnsafeHome(f"{path} is a link, and anybody could have made it: remove it")
         self.path = path
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags | os.O_NOFOLLOW if ours else flags)
         try:
-            self._owner = self._check_directory(os.fstat(self._descriptor))
+            found = os.fstat(self._descriptor)
+            if ours and found.st_uid != os.geteuid():
+                raise UnsafeHome(_foreign(path, found))
+            self._owner = self._check_directory(found)
         except OSError:
             self.close()
             raise
@@ -51,7 +58,7 @@ class Home:
                 os.fchmod(self._descriptor, stat.S_IMODE(found.st_mode) & ~writable)
                 log.warning("others could write to %s; they cannot any more", self.path)
         elif writable & stat.S_IWOTH:
-            own = Home(self.path / "nacos-proxy")
+            own = Home(self.path / "nacos-proxy", ours=True)
             os.close(self._descriptor)
             self.path, self._descriptor = own.path, own._descriptor
             log.info("anybody can write to %s: the state is in %s", self.path.parent, self.path)

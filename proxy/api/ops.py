@@ -80,7 +80,7 @@ class OpsApi:
     async def ready(self, request: Request) -> HttpReply:
         status, reasons = readiness(self._sight)
         if request.scope.get(STRANGER):  # what is wrong may name accounts and say what the upstream said
-            reasons = list(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
+            reasons = list(dict.fromkeys(reason.partition(":")[0].partition(" ")[0] for reason in reasons))
         return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
     async def status(self, request: Request) -> HttpReply:

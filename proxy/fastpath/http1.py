@@ -126,9 +126,9 @@ class Http1Protocol(HttpToolsProtocol):
         return True
 
     def _left(self) -> None:
-        """An answer that has begun is not cut; whoever does not read it is not waited for (`limits`)."""
+        """An answer of announced length that has begun is not cut; a stream, which has none, has lost its reader."""
         answering = self._answering
-        if answering is None or answering.response_complete or not answering.response_started:
+        if answering is None or answering.response_complete or not answering.expected_content_length:
             self.close()
         else:
             self.pipeline.clear()

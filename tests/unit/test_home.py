@@ -136,6 +136,25 @@ def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own
     assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (12345, 0o700)
 
 
+@ROOT
+@pytest.mark.parametrize("planted", ["link", "directory"])
+def test_what_somebody_else_put_in_the_place_of_our_own_directory_is_not_used(
+    home: Path, tmp_path: Path, planted: str
+) -> None:
+    home.chmod(0o777)
+    precious = tmp_path / "precious"
+    precious.mkdir(0o755)
+    os.chown(precious, 12345, 12345)
+    if planted == "link":
+        (home / "nacos-proxy").symlink_to(precious)
+    else:
+        (home / "nacos-proxy").mkdir(0o777)
+        os.chown(home / "nacos-proxy", 23456, 23456)
+    said = as_user(12345, home, stood_in)
+    assert said.startswith("refused: nacos-proxy is a link" if planted == "link" else "refused: nacos-proxy belongs to")
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o755 and list(precious.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o775])
 def test_nobody_else_may_write_to_a_directory_of_ours_from_now_on(
     home: Path, mode: int, caplog: pytest.LogCaptureFixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from starlette.requests import Request
 
-from proxy.api.ops import Sight, readiness, status_json
+from proxy.api.guard import STRANGER
+from proxy.api.ops import OpsApi, Sight, readiness, status_json
 from proxy.calls import Register
 from proxy.catalog.cache import Cache, CachePolicy
 from proxy.catalog.overlay import OverlayPolicy
@@ -210,3 +213,19 @@ async def test_a_scrape_does_not_change_which_services_are_kept(world: World, pa
     await world.ask("GET", path)
     cache.accept(snapshot(instance(), service=key("c")), 0.0, "poll", asked=0.0)
     assert sorted(entry.key.name for entry in cache.entries()) == ["a", "c"]
+
+
+async def test_who_shows_no_token_is_told_the_parts_alone(world: World) -> None:
+    await world.ask("GET", "/api/v1/services/orders")
+    servers = [
+        {"url": f"http://10.0.0.{n}:8848", "state": state, "error": "locked\nhunter2"}
+        for n, state in ((1, "down"), (2, "up"), (3, "up"))
+    ]
+    sight = replace(
+        world.sight,
+        upstream=lambda: {"servers": servers, "login": {"error": "denied\nappaccount is locked"}},
+        failing=lambda: {"disk": "OSError: no space left"},
+    )
+    request = Request({"type": "http", "method": "GET", "path": "/readyz", "headers": [], STRANGER: True})
+    reply = await OpsApi(sight).ready(request)
+    assert json.loads(reply.body)["reasons"] == ["failing", "login", "node"]

@@ -26,8 +26,8 @@ class Service:
     """An app with one service, 'key'. Its marked reads: /list, and /draw, whose body differs each time.
 
     `asked` counts what reached it. What it answers with depends on `version`, and `change` makes that another.
-    /held waits for `gate`; /early does not wait for the body of its request; /streamed does not say how long it is;
-    /long ends when its client has left, and is in `left` then.
+    /held waits for `gate`; /early does not wait for the body of its request; /streamed and /endless do not say how long
+    they are; /long ends when its client has left, and is in `left` then.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,11 @@ class Service:
         path, headers = scope["path"], dict(scope["headers"])
         if path == "/held":
             await self.gate.wait()
+        if path == "/endless":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"one ", "more_body": True})
+            await self.gate.wait()
+            return
         if path == "/streamed":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             for chunk in (b"one ", b"", b"two"):

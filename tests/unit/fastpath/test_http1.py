@@ -206,6 +206,14 @@ async def test_an_answer_that_has_begun_is_not_cut_where_the_client_ended_its_si
     assert connection.transport.closing
 
 
+async def test_a_stream_whose_reader_ended_its_side_ends(connection: Connection) -> None:
+    """It has no length to be cut short of, and to wait for it would be to hold it for nobody."""
+    await connection.say(b"GET /endless HTTP/1.1\r\n\r\n")
+    assert connection.protocol.eof_received() and not connection.transport.closing
+    connection.protocol._left()
+    assert connection.transport.closing
+
+
 async def test_trailers_are_no_headers(connection: Connection) -> None:
     head = b"POST /headers HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
     await connection.say(head + b"2\r\nab\r\n0\r\nAuthorization: Bearer admin\r\nHost: evil\r\n\r\n")
