@@ -42,7 +42,7 @@ from proxy.errors import Reason, Refused
 from proxy.model import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from proxy.registry.embedded_administration import AT_ONCE, Administration
 from proxy.registry.embedded_keeping import OF_SERVICES, OF_SWITCHES, Keeping, Lasting
-from proxy.registry.embedded_state import Kept, Laid, Service, read_selector
+from proxy.registry.embedded_state import Kept, Laid, Service, no_instances, read_selector, service_not_found
 from proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
 from proxy.wire.administration import CatalogService, SetCluster, SetSwitch
 
@@ -73,6 +73,7 @@ class EmbeddedRegistry:
         self._listing: dict[ServiceKey, Snapshot] = {}
         self._listed_again_at: dict[ServiceKey, float] = {}
         self._watched: set[ServiceKey] | None = None
+        self._changed: list[ServiceKey] = []  # in this step of the loop
         self._told: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._instances = 0
@@ -110,10 +111,15 @@ class EmbeddedRegistry:
         result = self._handlers[type(call)](call, now)
         if isinstance(call, OF_SERVICES):
             self._lasts(call.service)
-            await self.keeping.settled()
         elif isinstance(call, SetSwitch):
             self.keeping.found(OF_SWITCHES, self._administration.switches)
+        else:
+            return result
+        changed, self._changed = self._changed, []
+        try:
             await self.keeping.settled()
+        finally:  # watchers hear of it when it lasts, as the caller does
+            self._tell(changed)
         return result
 
     def _lasts(self, key: ServiceKey) -> None:
@@ -166,11 +172,15 @@ class EmbeddedRegistry:
     def _next(self) -> float:
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def _tell(self, service: Service, now: float) -> None:
+    def _changes(self, service: Service, now: float) -> None:
         if self._limits.listing_delay:
             self._listed_again_at.setdefault(service.key, now + self._limits.listing_delay)
-        if self._watched is not None and service.key in self._watched:
-            self._told.put_nowait(service.key)
+        self._changed.append(service.key)
+
+    def _tell(self, changed: Iterable[ServiceKey]) -> None:
+        for key in changed:
+            if self._watched is not None and key in self._watched:
+                self._told.put_nowait(key)
 
     # time
 
@@ -192,13 +202,15 @@ class EmbeddedRegistry:
                 continue
             before = len(service.places)
             if service.expire(now):
-                self._tell(service, now)
+                self._changes(service, now)
             self._instances -= before - len(service.places)
             if not service.places and service.deadline() <= now:
                 del self._services[key]
                 self._lasts(key)
             else:
                 self._plan(service, service.deadline())
+        changed, self._changed = self._changed, []
+        self._tell(changed)
 
     def _plan(self, service: Service, moment: float) -> None:
         if moment < self._planned.get(service.key, math.inf):
@@ -222,7 +234,7 @@ class EmbeddedRegistry:
     def _get_instance(self, call: GetInstance, now: float) -> Instance:
         snapshot = self._fetch(Fetch(call.service), now)
         if not snapshot.instances:
-            raise _no_instances(call.service, call.cluster)
+            raise no_instances(call.service, call.cluster)
         found = snapshot.find(call.ip, call.port, call.cluster)
         if found is None:
             raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
@@ -239,7 +251,7 @@ class EmbeddedRegistry:
         service.register(call.instance, now)
         self._instances += not known
         self._plan(service, service.deadline_of(call.instance.ip, call.instance.port))
-        self._tell(service, now)
+        self._changes(service, now)
 
     def _create(self, key: ServiceKey, ephemeral: bool, **fields: Any) -> Service:
         if len(self._services) >= self._limits.services:
@@ -253,7 +265,7 @@ class EmbeddedRegistry:
         if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
             self._instances -= 1
             self._plan(service, math.inf if service.places else service.deadline())
-            self._tell(service, now)
+            self._changes(service, now)
 
     def _update(self, call: Update, now: float) -> None:
         service = self._services.get(call.service)
@@ -261,7 +273,7 @@ class EmbeddedRegistry:
         if call.partial:
             self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
-            raise _service_not_found(call)
+            raise service_not_found(call)
         old = service.overlay(key) if call.partial else Laid()
         laid = Laid(
             old.weight if call.weight is None else call.weight,
@@ -270,7 +282,7 @@ class EmbeddedRegistry:
         )
         service.lay(key, laid)
         self._plan(service, service.deadline_of(call.ip, call.port))
-        self._tell(service, now)
+        self._changes(service, now)
 
     def _beat(self, call: Beat, now: float) -> BeatResult:
         service = self._services.get(call.service)
@@ -278,7 +290,7 @@ class EmbeddedRegistry:
         known = service.beat(call.ip, call.port, now) if service is not None else None
         if service is not None and known is not None:
             if service.listed() is not was:
-                self._tell(service, now)
+                self._changes(service, now)
             return self._administration.beaten(service, known)
         if call.full is None:
             return replace(self._administration.beaten(), code=BEAT_NOT_FOUND)
@@ -298,7 +310,7 @@ class EmbeddedRegistry:
             service.lay(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
             self._plan(service, service.deadline_of(key.ip, key.port))
         if changed:
-            self._tell(service, now)
+            self._changes(service, now)
         kind = "ephemeral" if call.ephemeral else "persistent"
         return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
 
@@ -308,7 +320,7 @@ class EmbeddedRegistry:
             text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
             raise Refused(Reason.CHECKER_AT_WORK, text)
         if service.set_health(call.ip, call.port, call.healthy):
-            self._tell(service, now)
+            self._changes(service, now)
 
     # services
 
@@ -332,16 +344,14 @@ class EmbeddedRegistry:
         service.selector = read_selector(call.selector)
         service.changed()
         self._plan(service, service.deadline())
-        self._tell(service, now)
+        self._changes(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:
         """It gives the service metadata of its own, as every change of a service does (NACOS.md 5.5)."""
-        service = self._services.get(call.service)
-        if service is None:
-            raise Refused(Reason.OTHER, f"service not found:{call.service.grouped}")
+        service = self._known(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
         service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
         service.changed()
-        self._tell(service, now)
+        self._changes(service, now)
 
     def _delete_service(self, call: DeleteService, now: float) -> None:
         service = self._known(call.service)
@@ -350,10 +360,10 @@ class EmbeddedRegistry:
             raise Refused(Reason.SERVICE_NOT_EMPTY, text)
         del self._services[call.service]
 
-    def _known(self, key: ServiceKey, unless: str = "") -> Service:
+    def _known(self, key: ServiceKey, unless: str = "", reason: Reason = Reason.SERVICE_NOT_FOUND) -> Service:
         service = self._services.get(key)
         if service is None:
-            raise Refused(Reason.SERVICE_NOT_FOUND, unless or f"service {key.grouped} not found!")
+            raise Refused(reason, unless or f"service {key.grouped} not found!")
         return service
 
     def _list_services(self, call: ListServices, now: float) -> ServicePage:
@@ -385,15 +395,3 @@ class EmbeddedRegistry:
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"
-
-
-def _no_instances(key: ServiceKey, cluster: str) -> Refused:
-    text = f"no ips found for cluster {cluster} in service {key.grouped}"
-    return Refused(Reason.NO_INSTANCES, text, status=404)
-
-
-def _service_not_found(call: Update) -> Refused:
-    key = call.service
-    java = f"Service{{namespace='{key.namespace}', group='{key.group}', name='{key.name}', "
-    java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
-    return Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {key.namespace}, service: {java}")

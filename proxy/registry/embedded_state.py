@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, beat_interval, beat_timeout, delete_timeout
+from proxy.calls import DEFAULT_BEAT_INTERVAL, ServiceInfo, Update, beat_interval, beat_timeout, delete_timeout
 from proxy.errors import Malformed, Reason, Refused
 from proxy.model import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 from proxy.wire.parameters import TRUE
@@ -274,3 +274,15 @@ def read_selector(text: str) -> Mapping[str, Any]:
     if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
         raise Refused(Reason.OTHER, "not match any type of selector!")
     return {"contextType": "NONE", **selector} if selector["type"] == "none" else selector  # pyright: ignore[reportUnknownVariableType]
+
+
+def no_instances(key: ServiceKey, cluster: str) -> Refused:
+    text = f"no ips found for cluster {cluster} in service {key.grouped}"
+    return Refused(Reason.NO_INSTANCES, text, status=404)
+
+
+def service_not_found(call: Update) -> Refused:
+    key = call.service
+    java = f"Service{{namespace='{key.namespace}', group='{key.group}', name='{key.name}', "
+    java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
+    return Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {key.namespace}, service: {java}")

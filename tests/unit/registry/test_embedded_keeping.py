@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -25,9 +26,10 @@ from proxy.errors import Refused
 from proxy.model import Checking, ServiceKey
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.embedded_keeping import OF_SWITCHES, Keeping, Lasting
+from proxy.runtime import spawn, stop
 from proxy.wire.administration import SetCluster, SetSwitch
 from tests.helpers.build import KEY, instance, key
-from tests.helpers.clock import FakeClock
+from tests.helpers.clock import FakeClock, settle
 
 LASTING = instance(metadata={"zone": "a"}, ephemeral=False)
 
@@ -150,6 +152,36 @@ async def test_no_read_waits_for_a_write(written: Written) -> None:
     written.clock.jump(61.0)
     await written.send(Fetch(KEY))  # with which it goes
     assert (written.writes, written.registry.keeping.unwritten) == (1, {KEY: None})
+
+
+async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_gone(written: Written) -> None:
+    """And after its caller, who knows it as a write: the end of what it waited for is all that they share."""
+    registry, done = written.registry, asyncio.Event()
+    registry.keeping.write = done.wait  # type: ignore[assignment]
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async for service in registry.changes():
+            heard.append(f"{service.name} changed")
+
+    async def register(service: ServiceKey) -> None:
+        await registry.send(Register(service, LASTING))
+        heard.append(f"{service.name} answered")
+
+    registry.watch([KEY, key("second")])
+    listening = spawn(listen(), name="listening")
+    await settle()
+    heard.clear()
+    writes = [spawn(register(service), name="write") for service in (KEY, key("second"))]
+    await settle()
+    await registry.send(Fetch(KEY))
+    assert heard == []
+    await stop(writes[1])
+    assert heard == ["second changed"]
+    done.set()
+    await settle()
+    assert heard == ["second changed", "orders answered", "orders changed"]
+    await stop(listening)
 
 
 async def test_without_somebody_who_writes_nothing_waits() -> None:
