@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.logs import printable
+from proxy.model import address_of as plain_address_of
 from proxy.rest_client import RestClient, place_of
 from proxy.spelling import duration
 
@@ -152,10 +153,7 @@ def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str
 
 
 def address_of(host: dict[str, Any]) -> str:
-    """`ip:port`, an IPv6 address in brackets."""
-    bare = ":" in host["ip"] and not host["ip"].startswith("[")
-    ip = f"[{host['ip']}]" if bare else host["ip"]
-    return printable(f"{ip}:{host['port']}")
+    return printable(plain_address_of(host["ip"], host["port"]))
 
 
 def _cells(host: dict[str, Any]) -> tuple[Text, ...]:

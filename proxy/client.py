@@ -24,20 +24,14 @@ import httpx
 
 from proxy.legacy import Metadata, NacosException, NacosRequestException, check, metadata_of, place_of, text_of
 from proxy.masking import shown_url
+from proxy.plain_http import plain_client
 from proxy.subscription import Listener, Subscription
-from proxy.wire.base import CODED, PLAIN, coded
 
 __all__ = ["NacosClient", "NacosException", "NacosRequestException"]
 
 log = logging.getLogger("nacos_proxy.client")
 
 DEFAULT_GROUP_NAME = "DEFAULT_GROUP"
-
-
-def _plain(reply: httpx.Response) -> None:
-    """httpx would unfold a compressed answer without a bound."""
-    if coding := coded(reply.headers.raw):
-        raise httpx.DecodingError(CODED.format(coding))
 
 
 class NacosClient:
@@ -64,15 +58,8 @@ class NacosClient:
             raise NacosException("server_addresses is empty; the proxy's is 127.0.0.1:8840 unless it was set otherwise")
         self.namespace = namespace or ""
         base = address if "://" in address else f"http://{address}"
-        headers = [("user-agent", "Nacos-Proxy-Python-Client"), PLAIN]
-        self._http = httpx.Client(
-            base_url=base,
-            headers=headers,
-            timeout=timeout,
-            transport=transport,
-            trust_env=False,
-            event_hooks={"response": [_plain]},
-        )
+        headers = [("user-agent", "Nacos-Proxy-Python-Client")]
+        self._http = plain_client(base, headers, timeout=timeout, transport=transport)
         self._beats: dict[tuple[str, str, str, int], tuple[threading.Event, threading.Thread]] = {}
         self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
         self._leaving: list[Subscription] = []

@@ -24,7 +24,7 @@ from proxy.model import Change, ServiceKey, Snapshot
 from proxy.registry.embedded import EmbeddedRegistry
 from proxy.registry.embedded_keeping import Keeping
 from proxy.rows import Heard, subscriber_row
-from proxy.runtime import Clock, spawn, stop
+from proxy.runtime import Clock, at_most, spawn, stop
 from proxy.statefile import Batch, StateFile
 
 T = TypeVar("T")
@@ -187,11 +187,7 @@ class Disk:
     async def _soon(self, writing: Coroutine[Any, Any, bool]) -> None:
         """Who is to be answered waits for a write, and not for a disk that hangs."""
         task = spawn(writing, name="state")
-        timer = spawn(self._clock.sleep_until(self._clock.now() + self._policy.patience), name="patience")
-        try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
+        await at_most(self._clock, self._policy.patience, task)
         if not task.done():
             self._fails(f"the disk has not answered for {self._policy.patience:g} s")
 

@@ -121,31 +121,29 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
         "poll_late_seconds": ("How long the service waits whose poll is longest due", round(parts.poller.behind, 3)),
         "prepared_answers": ("Answers that the fast path holds", len(parts.answers)),
     }
-    for name, (text, value) in gauges.items():
-        family = GaugeMetricFamily(f"nacos_proxy_{name}", text)
-        family.add_metric([], value)
-        yield family
+    counters = {
+        "unwritable_rows": ("Rows that are left out of the state file", parts.disk.unwritable if parts.disk else 0),
+        "tenants_refused": ("Tokens and passwords of clients that were refused, with auth = client", refused),
+        "unreadable_hosts": (
+            "Hosts that the upstream lists and nobody can read",
+            parts.registry.unreadable if isinstance(parts.registry, NacosRegistry) else 0,
+        ),
+        "udp_pushes_received": (
+            "Datagrams by which the upstream told of changes",
+            parts.receiver.received if parts.receiver else 0,
+        ),
+    }
+    for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        for name, (text, value) in families.items():
+            family = kind(f"nacos_proxy_{name}", text)
+            family.add_metric([], value)
+            yield family
     failures = CounterMetricFamily(
         "nacos_proxy_background_failures", "Failures of work that goes on all the same", labels=["part"]
     )
     for name, number in parts.agent.supervisor.failures.items():
         failures.add_metric([name], number)
     yield failures
-    unwritable = CounterMetricFamily("nacos_proxy_unwritable_rows", "Rows that are left out of the state file")
-    unwritable.add_metric([], 0 if parts.disk is None else parts.disk.unwritable)
-    yield unwritable
-    turned_away = CounterMetricFamily(
-        "nacos_proxy_tenants_refused", "Tokens and passwords of clients that were refused, with auth = client"
-    )
-    turned_away.add_metric([], refused)
-    yield turned_away
-    registry = parts.registry
-    left_out = CounterMetricFamily("nacos_proxy_unreadable_hosts", "Hosts that the upstream lists and nobody can read")
-    left_out.add_metric([], registry.unreadable if isinstance(registry, NacosRegistry) else 0)
-    yield left_out
-    told = CounterMetricFamily("nacos_proxy_udp_pushes_received", "Datagrams by which the upstream told of changes")
-    told.add_metric([], 0 if parts.receiver is None else parts.receiver.received)
-    yield told
     if parts.udp is not None:
         counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
         for name, number in parts.udp.tallies().items():

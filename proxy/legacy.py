@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 from urllib.parse import quote
 
+from proxy.model import address_of
+
 Metadata: TypeAlias = Mapping[str, str] | str | None
 
 
@@ -61,5 +63,4 @@ def text_of(value: bool) -> str:
 
 def place_of(ip: str, port: int | str) -> str:
     """An instance's place in a path of the proxy's own API."""
-    bare = ":" in ip and not ip.startswith("[")
-    return quote(f"[{ip}]:{port}" if bare else f"{ip}:{port}", safe="[]:.")
+    return quote(address_of(ip, port), safe="[]:.")

@@ -16,7 +16,7 @@ from proxy.agent import Agent, Written
 from proxy.calls import Beat, Deregister, Register
 from proxy.catalog.checks import CheckSpec, Managed, local, startable
 from proxy.catalog.ledger import Place
-from proxy.catalog.turns import room
+from proxy.catalog.shares import Shares
 from proxy.errors import BadCall, Problem, ProxyError
 from proxy.model import Instance, ServiceKey
 from proxy.runtime import spawn, stood_still, stop
@@ -83,8 +83,9 @@ class Keeper:
         """Register for the client at this address, and keep beating. Raises `BadCall` or what the upstream says."""
         self.check(spec)
         if (service, instance.ip, instance.port) not in self._places:
-            held = sum(managed.owner == owner for managed in self)
-            if not room(held, len(self), self._policy.most):
+            shares = Shares(self._policy.most, (managed.owner for managed in self))
+            if not shares.room(owner):
+                held = shares.held(owner)
                 text = f"{held} instances of this client are managed already, {len(self)} of all clients together"
                 raise BadCall("managed", Problem.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))

@@ -52,6 +52,12 @@ def plain_ip(ip: str) -> str:
         return ip
 
 
+def address_of(ip: str, port: int | str) -> str:
+    """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2), however it was registered."""
+    ip = plain_ip(ip)
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
 class ServiceKey(NamedTuple):
     """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API.
 
@@ -125,9 +131,8 @@ class Instance:
 
     @property
     def address(self) -> str:
-        """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2), however it was registered."""
-        ip = plain_ip(self.ip)
-        return f"[{ip}]:{self.port}" if ":" in ip else f"{ip}:{self.port}"
+        """As `address_of`."""
+        return address_of(self.ip, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import httpx
 from httpx_sse import EventSource
 
 from proxy.masking import shown_url
-from proxy.wire.base import CODED, PLAIN, coded
+from proxy.plain_http import plain_client
 
 SILENCE = 40.0  # seconds; a living event stream has a comment every 15
 
@@ -42,12 +42,6 @@ class Problem(Exception):
         return self.status == 429 or self.status >= 500
 
 
-def _plain(reply: httpx.Response) -> None:
-    """httpx would unfold a compressed answer without a bound."""
-    if coding := coded(reply.headers.raw):
-        raise httpx.DecodingError(CODED.format(coding))
-
-
 class RestClient:
     """Talks to the REST API of one proxy: an `http(s)://` URL, `host:port` or `unix:PATH`.
 
@@ -67,21 +61,13 @@ class RestClient:
         if not (token.isascii() and token.isprintable()):
             raise ValueError("an API token has only printable ASCII characters")
         self.local = False  # whether the proxy gave the last answer alone, its upstream being away
-        headers = [PLAIN, *([("authorization", f"Bearer {token}")] if token else [])]
+        headers = [("authorization", f"Bearer {token}")] if token else []
         if server.startswith("unix:"):
             transport = _unix(server.removeprefix("unix:"))
             server = "http://localhost"
         base = server if "://" in server else f"http://{server}"
         try:
-            self._http = httpx.Client(
-                base_url=base,
-                headers=headers,
-                timeout=10.0,
-                transport=transport,
-                trust_env=False,
-                verify=_tls(ca, cert),
-                event_hooks={"response": [_plain]},
-            )
+            self._http = plain_client(base, headers, timeout=10.0, transport=transport, verify=_tls(ca, cert))
         except httpx.InvalidURL as error:
             why = "" if "@" in server else f": {error}"  # it may quote a password for a port
             raise ValueError(f"{shown_url(server)!r} is no URL{why}") from error

@@ -35,7 +35,7 @@ from proxy.api.own_tokens import own_in
 from proxy.credentials import Shown, shown_in
 from proxy.errors import BadCall, NothingKnown, Problem, ProxyError, Reason, Refused, UpstreamError, no_right
 from proxy.registry.rights import Pass
-from proxy.runtime import Clock, Supervisor, spawn, stop
+from proxy.runtime import Clock, Supervisor, at_most, spawn, stop
 
 _LONGEST_BODY = 4096  # bytes of a refusal that are kept
 
@@ -217,12 +217,7 @@ class Tenants:
         self._expected[self._digest(Shown(token))] = None
 
     async def _outcome(self, opening: asyncio.Task[_Place | ProxyError]) -> _Place:
-        clock = self._clock
-        timer = spawn(clock.sleep_until(clock.now() + self._policy.wait), name="tenant's first request")
-        try:
-            await asyncio.wait({opening, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
+        await at_most(self._clock, self._policy.wait, opening)
         outcome = opening.result() if opening.done() else NothingKnown(_unproven("it has not answered in time"))
         if isinstance(outcome, ProxyError):
             raise outcome.with_traceback(None)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -97,9 +96,6 @@ class EventsApi:
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """What was encoded last: ten thousand readers ask for the same, one after the other."""
-
-    def router(self) -> APIRouter:
-        return self.routes().router()
 
     def routes(self) -> Routes:
         routes = Routes("events")
@@ -196,7 +192,7 @@ class EventsApi:
         """Ends all streams, each with the time after which to come back, and answers all long polls."""
         self.closed = True
         for reader in self._readers():
-            self.agent.supervisor.call("event stream", reader.end)
+            reader.end()
         self.polls.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -348,7 +344,7 @@ class _Reader:
                 self._mailbox.straight = None
         except Exception as error:
             self._api.agent.supervisor.failed("event stream", error)
-            self._api.agent.supervisor.call("event stream", self.end)
+            self.end()
             self._gone()
 
     def _write(self, data: bytes) -> None:
@@ -362,7 +358,10 @@ class _Reader:
             self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
-        """The proxy stops, or its client may not listen any longer."""
+        """The proxy stops, or its client may not listen any longer. What that dies of is not the next one's."""
+        self._api.agent.supervisor.call("event stream", self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
         if self._channel is not None:
             self._channel.write(self._channel.frame(self._api.retry_after_stop()))
             self._channel.close()

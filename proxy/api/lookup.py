@@ -13,7 +13,6 @@ from weakref import ref
 
 import orjson
 from cachetools import LRUCache
-from fastapi import APIRouter
 from starlette.requests import Request
 
 from proxy.agent import Agent
@@ -112,9 +111,6 @@ class LookupApi:
         self._luck = luck
         self._draws: LRUCache[Hashable, Draws] = LRUCache(policy.prepared, getsizeof=lambda draws: draws.size)
         self._turns: LRUCache[int, InstanceKey] = LRUCache(policy.turns)
-
-    def router(self) -> APIRouter:
-        return self.routes().router()
 
     def routes(self) -> Routes:
         routes = Routes("lookup")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
@@ -71,8 +70,8 @@ class OpsApi:
             "/": self.page,
         }
 
-    def router(self) -> APIRouter:
-        return operations_routes(self.endpoints).router()
+    def routes(self) -> Routes:
+        return operations_routes(self.endpoints)
 
     async def health(self, request: Request) -> HttpReply:
         return json_reply({"status": "ok"}, headers=_NO_STORE)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, runtime_checkable
@@ -23,11 +22,11 @@ from typing import Protocol, runtime_checkable
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from proxy.api.answers import read_body, send_reply
+from proxy.api.answers import client_of, read_body, send_reply
 from proxy.api.channel import until_gone
 from proxy.api.holding import hold
 from proxy.api.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
-from proxy.catalog.turns import room
+from proxy.catalog.shares import Shares
 from proxy.errors import BadCall, Malformed, ProxyError, Refused
 from proxy.runtime import spawn
 from proxy.wire.base import HttpReply
@@ -79,8 +78,7 @@ class Passthrough:
         self.on_login: Callable[[str], None] = lambda token: None  # hears the token of each login that was answered
         self._gone = ""  # the configuration API that the server behind has not, once that was said
         self._context = context_path.rstrip("/").encode()
-        self._under_way: Counter[str] = Counter()  # requests by address
-        self._in_all = 0
+        self._under_way: Shares[str] = Shares(MOST)  # requests, by address
 
     async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """For a naming call that we do not know: whether the upstream knew it, and answered. Else its body is gone."""
@@ -138,19 +136,15 @@ class Passthrough:
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, *, unless: Container[int] = ()
     ) -> bool:
         """Whether an answer was given: none is where its status would be one of `unless`."""
-        client = (scope.get("client") or ("", 0))[0]
-        if not room(self._under_way[client], self._in_all, MOST):
+        client = client_of(scope)
+        if not self._under_way.room(client):
             await send_reply(send, HttpReply(429, "text/plain;charset=UTF-8", TOO_MANY.encode()))
             return True
-        self._under_way[client] += 1
-        self._in_all += 1
+        self._under_way.take(client)
         try:
             return await self._carry(scope, path, body, send, unless)
         finally:
-            self._in_all -= 1
-            self._under_way[client] -= 1
-            if not self._under_way[client]:
-                del self._under_way[client]
+            self._under_way.give_back(client)
 
     async def _carry(
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, unless: Container[int]

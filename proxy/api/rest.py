@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import orjson
-from fastapi import APIRouter
 from starlette.requests import Request
 
 from proxy.agent import Agent, Written
@@ -63,9 +62,6 @@ class RestApi:
         self._reads = reads
         self._keeper = keeper
         self._max_body = max_body
-
-    def router(self) -> APIRouter:
-        return self.routes().router()
 
     def routes(self) -> Routes:
         routes = Routes("services")

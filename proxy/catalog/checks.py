@@ -19,7 +19,6 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from urllib.parse import urlsplit
 
 from proxy.calls import beat_interval
 from proxy.catalog.ledger import Place
-from proxy.catalog.turns import room
+from proxy.catalog.shares import Shares
 from proxy.errors import BadCall, Problem
 from proxy.model import Instance, ServiceKey
 
@@ -260,10 +259,10 @@ class Managed:
 
 def startable(waiting: Iterable[Managed], running: Iterable[Managed], most: int) -> list[Managed]:
     """The checks that may begin now, the longest overdue first; `most` run at once."""
-    held = Counter(managed.group for managed in running)
+    shares = Shares(most, (managed.group for managed in running))
     chosen: list[Managed] = []
     for managed in sorted(waiting, key=lambda managed: managed.due_at):
-        if room(held[managed.group], held.total(), most):
-            held[managed.group] += 1
+        if shares.room(managed.group):
+            shares.take(managed.group)
             chosen.append(managed)
     return chosen

@@ -13,14 +13,12 @@ subscription that waits hears of the last change alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-from proxy.catalog.turns import Turns, room
+from proxy.catalog.shares import Shares
+from proxy.catalog.turns import Turns
 from proxy.model import ServiceKey, Snapshot
-
-H = TypeVar("H", bound=Hashable)
 
 Address = tuple[str, int]
 
@@ -80,10 +78,9 @@ class Pushes:
         self._policy = policy
         self._by_service: dict[ServiceKey, dict[tuple[Address, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
-        self._held: Counter[str] = Counter()  # bytes that wait, by client
-        self._sockets: Counter[Address] = Counter()  # subscriptions
-        self._clients: Counter[str] = Counter()
-        self._count = 0
+        self._held: Shares[str] = Shares(policy.waiting)  # bytes that wait, by client
+        self._clients: Shares[str] = Shares(policy.most)  # subscriptions, by client
+        self._sockets: Counter[Address] = Counter()  # the same by socket
         self._turns: Turns[_Place] = Turns()
         self._news: dict[ServiceKey, Snapshot] = {}
 
@@ -99,18 +96,20 @@ class Pushes:
             return None
         new = Subscription(service, address, clusters, agent[:_NAMED], app[:_NAMED], now)
         self._by_service.setdefault(service, {})[address, clusters] = new
-        self._count_one(address, 1)
+        self.changes += 1
+        self._clients.take(address[0])
+        self._sockets[address] += 1
         return new
 
     def _may_have(self, address: Address) -> bool:
-        free = room(self._clients[address[0]], self._count, self._policy.most)
-        return free and self._sockets[address] < self._policy.per_socket
+        return self._clients.room(address[0]) and self._sockets[address] < self._policy.per_socket
 
-    def _count_one(self, address: Address, more: int) -> None:
-        self._count += more
+    def _forget(self, address: Address) -> None:
         self.changes += 1
-        _add(self._sockets, address, more)
-        _add(self._clients, address[0], more)
+        self._clients.give_back(address[0])
+        self._sockets[address] -= 1
+        if not self._sockets[address]:
+            del self._sockets[address]
 
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
         """The living subscriptions of a service."""
@@ -120,7 +119,7 @@ class Pushes:
     def changed(self, shown: Snapshot, now: float) -> None:
         """Whoever subscribes the service is to hear of it as it is now."""
         for s in self.of(shown.key, now):
-            self._turns.put((s.service, s.address, s.clusters), now, ((s.address[0], s.address[1]),))
+            self._turns.put((s.service, s.address, s.clusters), now, (s.address,))
             self._news[shown.key] = shown
 
     def next(self) -> tuple[Subscription, Snapshot] | None:
@@ -144,14 +143,14 @@ class Pushes:
         self._settled(subscription.reference)
         subscription.reference = reference
         client, size = subscription.address[0], len(packet) + _OVERHEAD
-        if room(self._held[client], self._held.total() + size, self._policy.waiting):
+        if self._held.room(client, size):
             self._waiting[reference] = Sent(subscription, packet, now)
-            self._held[client] += size
+            self._held.take(client, size)
 
     def _settled(self, reference: int) -> None:
         sent = self._waiting.pop(reference, None)
         if sent is not None:
-            _add(self._held, sent.subscription.address[0], -len(sent.packet) - _OVERHEAD)
+            self._held.give_back(sent.subscription.address[0], len(sent.packet) + _OVERHEAD)
 
     def acked(self, reference: int, sender: Address) -> bool:
         """An acknowledgement came from `sender`; one for somebody else's datagram does not count."""
@@ -188,7 +187,7 @@ class Pushes:
         for service, found in list(self._by_service.items()):
             for place in [p for p, s in found.items() if now - s.seen >= self._policy.lapse]:
                 del found[place]
-                self._count_one(place[0], -1)
+                self._forget(place[0])
             if not found:
                 del self._by_service[service]
                 emptied.append(service)
@@ -199,11 +198,4 @@ class Pushes:
             yield from found.values()
 
     def __len__(self) -> int:
-        return self._count
-
-
-def _add(counter: Counter[H], key: H, more: int) -> None:
-    """Counts, and forgets whom nothing is left of."""
-    counter[key] += more
-    if not counter[key]:
-        del counter[key]
+        return self._clients.total

@@ -21,14 +21,12 @@ OWN: Lane = ("registered here", "")
 READS: Lane = ("reads", "")
 LANES = 8  # streams of one client that are looked at
 UNLIKELY = "unlikely"
+LOOKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
 
 
 def discovery(key: ServiceKey) -> Lane:
     """Where what nobody asks for waits, of a group that someone listens to as a whole."""
     return "discovery", (key.namespace, key.group)
-
-
-LOOKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
 
 
 @dataclass(slots=True)

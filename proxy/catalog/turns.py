@@ -21,16 +21,6 @@ _LOOKED_AT = 1_000  # lanes of one service: more would cost more than they bring
 _JOINED = 8  # lanes that are added while it waits
 
 
-def room(held: int, in_all: int, most: int) -> bool:
-    """Whether somebody who holds `held` of `most` places, of which `in_all` are taken, may have another.
-
-    Nobody has more than it leaves free (a dynamic threshold, as switches share their buffers): one alone gets half, the
-    next half of the rest, and so on; where all take in turn, `n` of them have an `n + 1`th part each. So who comes
-    finds room, whatever a few others hold.
-    """
-    return held < most - in_all
-
-
 class Turns(Generic[K]):
     """What waits for its turn, services among it. Clients and lanes are here only while something waits in them."""
 

@@ -27,7 +27,7 @@ from typing import Any, cast
 from proxy.model import ServiceKey
 from proxy.registry.sdk import Client, PushPolicy, Told, connect, failure
 from proxy.registry.sdk import available as available
-from proxy.runtime import Clock, Supervisor, spawn, stop
+from proxy.runtime import Clock, Supervisor, at_most, spawn, stop
 
 log = logging.getLogger("nacos_proxy.push")
 
@@ -309,16 +309,13 @@ class _Feed:
 
     async def _answers(self, client: Client) -> bool:
         """Whether a query of one of the services comes back in time."""
-        clock = self._push.clock
         key = next(iter(self.subscribed or self._known))
         asked = spawn(self._ask(client, key), name="push probe")
-        timer = spawn(clock.sleep_until(clock.now() + self._push.policy.answer), name="push probe's end")
         try:
-            await asyncio.wait({asked, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await at_most(self._push.clock, self._push.policy.answer, asked)
             return asked.done() and asked.result()
         finally:
             asked.cancel()
-            timer.cancel()
 
     async def _ask(self, client: Client, key: ServiceKey) -> bool:
         error = await failure(lambda: client.get_all_instances(key.name, key.group, None, False))

@@ -80,7 +80,7 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
     app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = Sight(agent, events, metrics, "1.2.3", clock.now())
     for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
-        app.include_router(api.router())
+        app.include_router(api.routes().router())
     yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
     events.close()
     await agent.close()

@@ -10,7 +10,7 @@ from proxy.api.events import EventsPolicy
 from proxy.api.seats import Seats, SeatsPolicy
 from proxy.api.shapes import Change, Snapshot
 from proxy.calls import Deregister, Register
-from proxy.errors import Unreachable
+from proxy.errors import Reason, Refused, Unreachable
 from proxy.wire.base import STREAM, Channel
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -317,6 +317,19 @@ async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
     assert pipe.written[1].startswith(b"<id: e-1\nevent: change\n")
     assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
     assert world.agent.catalog.hub.readers == 1
+
+
+async def test_a_reader_that_fails_to_end_keeps_no_other_from_ending(world: World) -> None:
+    class Broken(Pipe):
+        def close(self) -> None:
+            raise RuntimeError("a bug")
+
+    pipes = Broken(), Pipe()
+    for pipe in pipes:
+        await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda pipe=pipe: pipe})
+    world.events.refuse(Refused(Reason.NO_RIGHT, "token expired!"), KEY)
+    assert pipes[1].closed
+    assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
 
 
 async def test_a_reader_of_many_services_gets_as_much_as_it_reads(world: World) -> None:

@@ -271,7 +271,7 @@ class Keeper:
 async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     keeper = Keeper()
     app = FastAPI()
-    app.include_router(RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper).router())
+    app.include_router(RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper).routes().router())
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
     made = await ask(app, "POST", INSTANCES, json_body=body)
     assert (made.status, made.headers["nacos-proxy-answer"]) == (201, "local")

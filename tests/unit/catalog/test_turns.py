@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.catalog.turns import Lane, Turns, room
+from proxy.catalog.turns import Lane, Turns
 from proxy.model import ServiceKey
 from tests.helpers.build import key
 
@@ -102,30 +102,6 @@ def test_the_oldest_is_told_but_of_the_lanes_that_do_not_count() -> None:
     turns.put(key("c"), 4, [("y", 1)])
     assert turns.oldest(but="unlikely") == 4
     assert turns.oldest(but=None) == 3
-
-
-@given(st.integers(1, 10_000), st.integers(1, 14))
-def test_who_takes_all_that_it_may_leaves_half_of_the_rest(most: int, clients: int) -> None:
-    held = [0] * clients
-    for client in range(clients):
-        free = most - sum(held)
-        while room(held[client], sum(held), most):
-            held[client] += max(1, (most - sum(held) - held[client]) // 2)  # in steps, for speed
-        assert held[client] == (free + 1) // 2
-    assert sum(held) <= most
-    assert all(held[client] >= 1 for client in range(clients) if 2**client <= most)
-
-
-@given(st.integers(1, 1_000), st.integers(1, 20))
-def test_where_all_take_in_turn_each_has_as_much_as_is_left(most: int, clients: int) -> None:
-    held = [0] * clients
-    while any(room(one, sum(held), most) for one in held):
-        for client in range(clients):
-            if room(held[client], sum(held), most):
-                held[client] += 1
-    assert sum(held) <= most
-    assert max(held) - min(held) <= 1
-    assert abs(max(held) - most / (clients + 1)) <= 1
 
 
 def test_who_comes_to_what_waits_adds_a_lane_and_takes_no_place_away() -> None:
