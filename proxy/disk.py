@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.agent import Agent
@@ -76,6 +77,11 @@ class Disk:
         """What lasts of it is written before a write is answered, and read by `restore`."""
         self._registry = registry
         registry.keeping.write = self.keep_registry
+
+    @property
+    def directory(self) -> Path:
+        """Where the state is: below the directory of the settings where anybody could write to that."""
+        return self._file.path.parent
 
     @property
     def unwritable(self) -> int:

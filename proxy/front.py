@@ -68,7 +68,7 @@ class Faces:
 
 
 def faces_of(parts: Parts) -> Faces:
-    """Those of a process that asks the upstream itself."""
+    """Those of these parts."""
     return Faces(
         parts.settings,
         parts.agent,

@@ -67,9 +67,7 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
 
 
 def _push_up(parts: Parts) -> bool | None:
-    if parts.push is None or push_status(parts)["state"] == "unavailable":
-        return None
-    return parts.poller.push_alive
+    return {"ok": True, "lost": False}.get(push_status(parts)["state"])
 
 
 def polling_status(parts: Parts) -> Mapping[str, Any]:
@@ -114,7 +112,7 @@ def _repeated(answers: Answers) -> Iterable[Repeated]:
 def _more_metrics(parts: Parts) -> Iterable[Metric]:
     tenants, refused = parts.tenants()
     gauges = {
-        "tenants": ("Accounts of clients that are open, with auth = client", tenants),
+        "tenants": ("Tenants that are open, with auth = client", tenants),
         "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
         "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
         "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
@@ -123,7 +121,7 @@ def _more_metrics(parts: Parts) -> Iterable[Metric]:
     }
     counters = {
         "unwritable_rows": ("Rows that are left out of the state file", parts.disk.unwritable if parts.disk else 0),
-        "tenants_refused": ("Tokens and passwords of clients that were refused, with auth = client", refused),
+        "tenants_refused": ("Requests whose token or password was refused, with auth = client", refused),
         "unreadable_hosts": (
             "Hosts that the upstream lists and nobody can read",
             parts.registry.unreadable if isinstance(parts.registry, NacosRegistry) else 0,

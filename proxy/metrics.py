@@ -84,7 +84,7 @@ GAUGES = {
     for row in (
         Row("info", ("version",), "1, with the version"),
         Row("upstream_up", (), "1 while the upstream answers"),
-        Row("push_up", (), "1 while changes are pushed to us; absent where push is off or unavailable"),
+        Row("push_up", (), "1 while changes are pushed to us, 0 while push is lost; absent where none is in use"),
         Row("subscribers", (), "Event streams that are open"),
         Row("services", ("state",), "Services in the cache: fresh, stale, expired, missing"),
         Row("services_watched", (), "Services that are kept up to date"),

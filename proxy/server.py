@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import uvicorn
@@ -234,7 +235,7 @@ def run(loaded: Loaded) -> int:
             listener.close()
         raise CannotStart(str(error)) from error
 
-    print(banner(settings), flush=True)
+    print(banner(settings, None if app.parts.disk is None else app.parts.disk.directory), flush=True)
 
     def ready() -> None:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]
@@ -254,14 +255,14 @@ def run(loaded: Loaded) -> int:
     return 0 if server.started else 1
 
 
-def banner(s: Settings) -> str:
+def banner(s: Settings, directory: Path | None) -> str:
     """What an operator has to know of a start: version, upstream, where the state is kept."""
     upstream = (
         f"{EMBEDDED}; name one with --upstream"
         if s.embedded
         else ", ".join(map(shown_origin, s.upstream)) or f"as {shown_origin(s.endpoint)} names it"
     )
-    state = str(s.state_dir) if s.disk else "not kept (disk = false)"
+    state = "not kept (disk = false)" if directory is None else str(directory)
     return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"
 
 

@@ -49,7 +49,7 @@ OTHER_VARIABLES = frozenset({"CONFIG", "SERVER", "SERVER_CA", "SERVER_CERT", "TO
 # Settings of earlier versions, and what to do instead.
 REMOVED = {
     "workers": "there is one process now, and it answers more reads than a host asks for: remove it. Where one core "
-    "is not enough, run another proxy on a port of its own for some of the clients"
+    "is not enough, run another proxy with a port and a state_dir of its own for some of the clients"
 }
 
 
@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         1_000, ge=1, description="Services that nobody registered, in the cache at the most."
     )
     cold_wait: Duration = Field(
-        2.5, description="How long a read of an unknown service waits for the upstream, and a beat."
+        2.5, description="How long a read of an unknown service, or a beat, waits for the upstream."
     )
     overlay_grace: Duration = Field(3.0, description="How long an accepted write shows before the upstream lists it.")
     empty_list_share: float = Field(
@@ -141,7 +141,9 @@ class Settings(BaseSettings):
     poll_interval_subscribed: Duration = Field(1.0, description="How often a service with subscribers is asked for.")
     poll_interval_read: Duration = Field(5.0, description="How often a service that is only read is asked for.")
     poll_safety: Duration = Field(30.0, description="How often either is asked for while push is alive.")
-    poll_budget: float = Field(200.0, gt=0, description="Polls a second in all; who listens shares them fairly.")
+    poll_budget: float = Field(
+        200.0, gt=0, description="Polls a second, shared fairly by all who listen; with auth = client, of each tenant."
+    )
     watch_idle: Duration = Field(600.0, description="How long a service is kept fresh after its last read.")
     # events
     events_history: int = Field(4096, ge=0, description="Events from which a reader can resume.")
@@ -156,14 +158,16 @@ class Settings(BaseSettings):
     allowed_hosts: Several = Field((), description="Names that Host may carry besides this host's own; '*' for any.")
     cors_origins: Several = Field((), description="Origins whose web pages may read the API; '*' for any.")
     max_connections: int = Field(
-        0, ge=0, description="Connections at once, TLS handshakes among them; 0 is no bound but the system's."
+        0, ge=0, description="Connections at once, including TLS handshakes; 0 is no bound but the system's."
     )
     max_head: Size = Field(65_536, description="Largest request head.")
     max_body: Size = Field(1 << 20, description="Largest request body of the naming API.")
-    subscribers_per_client: int = Field(20_000, ge=1, description="Event streams from one address.")
+    subscribers_per_client: int = Field(
+        20_000, ge=1, description="Event streams from one address; with auth = client, from one address and tenant."
+    )
     services_per_client: int = Field(500, ge=1, description="Services that one event stream may name.")
     watched_per_client: int = Field(
-        10_000, ge=1, description="Services that all event streams of one address may name together."
+        10_000, ge=1, description="Services that all streams of one address, or tenant (auth = client), may name."
     )
     # state and process
     state_dir: Path = Field(

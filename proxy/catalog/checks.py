@@ -133,8 +133,8 @@ def _timeout(value: object, interval: float, kept: bool) -> float:
     timeout = seconds("managed.timeout", value)
     if timeout <= most or kept:
         return min(timeout, most)
-    bound = "its interval" if most == interval else f"{LONGEST_TIMEOUT:g} s"
-    text = f"managed.timeout is at most {bound}, which is {most:g} s here, not {timeout:g} s"
+    bound = f"its interval, which is {interval:g} s here" if interval < LONGEST_TIMEOUT else f"{LONGEST_TIMEOUT:g} s"
+    text = f"managed.timeout is at most {bound}, not {timeout:g} s"
     raise BadCall("managed.timeout", Problem.BODY, text)
 
 

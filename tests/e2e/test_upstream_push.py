@@ -45,6 +45,7 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
         told = (await proxy.http.get("/status", headers={"accept": "application/json"})).json()["push"]
         assert (told["state"], told["kind"]) == ("ok", "udp") and told["received"] > 0
         assert (await proxy.http.get("/readyz")).json()["reasons"] == []
+        assert "nacos_proxy_push_up 1.0" in (await proxy.http.get("/metrics")).text
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")

@@ -572,7 +572,7 @@ async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
     finally:
         os.umask(before)
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert (life.disk.directory, stat.S_IMODE(directory.stat().st_mode)) == (directory, 0o700)
     assert modes == {name: 0o600 for name in ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm")}
     await life.ends()
     (tmp_path / "a" / "b" / FILE).chmod(0o644)

@@ -58,6 +58,7 @@ async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path)
     parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
     sight = sight_of(parts)
     assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
+    assert not [family for family in sight.metrics.registry.collect() if family.name == "nacos_proxy_push_up"]
     await parts.agent.close()
 
 

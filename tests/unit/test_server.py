@@ -88,18 +88,17 @@ async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() 
 
 
 def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_path: Path) -> None:
-    alone = banner(Settings(state_dir=tmp_path)).splitlines()
+    alone = banner(Settings(state_dir=tmp_path), tmp_path / "nacos-proxy").splitlines()
     assert alone[0] == f"nacos-proxy {__version__}"
     assert alone[1].startswith("upstream: embedded registry, for development") and "--upstream" in alone[1]
-    assert alone[2] == f"state: {tmp_path}"
-    given = banner(Settings(upstream=("http://app:hush@10.0.0.1:8848", "http://10.0.0.2:8848/nacos"), disk=False))
-    assert given.splitlines()[1:] == [
+    assert alone[2] == f"state: {tmp_path}/nacos-proxy", "where it is, which the settings may not say"
+    given = Settings(upstream=("http://app:hush@10.0.0.1:8848", "http://10.0.0.2:8848/nacos"), disk=False)
+    assert banner(given, None).splitlines()[1:] == [
         "upstream: http://10.0.0.1:8848, http://10.0.0.2:8848",
         "state: not kept (disk = false)",
     ]
-    assert banner(Settings(upstream=(), endpoint="http://names/list?token=hush")).splitlines()[1] == (
-        "upstream: as http://names names it"
-    )
+    named = Settings(upstream=(), endpoint="http://names/list?token=hush")
+    assert banner(named, tmp_path).splitlines()[1] == "upstream: as http://names names it"
 
 
 async def heard(chunks: AsyncIterator[str], text: str) -> bool:

@@ -465,7 +465,6 @@ def test_it_is_watched_as_long_as_anyone_listens() -> None:
 
 
 def test_names_that_nobody_listens_to_any_more_have_no_place_also_where_nobody_asks_what_is_due() -> None:
-    """As in a mirror of another process's catalog."""
     kept = cache()
     for number in range(100):
         kept.watch(key(f"s{number}"), number)
