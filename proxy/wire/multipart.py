@@ -1,5 +1,6 @@
-"""The parameters of a `multipart/form-data` body (RFC 7578), as Nacos 2.5.1 reads them, asked: strict about delimiters,
-UTF-8 whatever a part says, no decoding. Not for: files, which are left out.
+"""The parameters of a `multipart/form-data` body (RFC 7578), as Nacos 2.5.1 and 3.0.3 read them: UTF-8 whatever a part
+says, no decoding, and a delimiter with anything but a line break behind it is the last one. Not for: files, which are
+left out. `tests/conformance/test_multipart.py` asks a real server.
 
 The delimiters are found here and not by `email`, which would take seconds for a megabyte of them; it reads the headers.
 """
@@ -19,13 +20,15 @@ LONGEST_HEAD = 1024  # of Content-Type and a part's headers: `email` takes the s
 
 def read_multipart(content_type: str, body: bytes) -> tuple[tuple[str, str], ...]:
     """Names and values in the order of the parts. Raises `BadCall` for what is cut short, or no such body."""
-    _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary_of(content_type), MOST_PARTS + 1)
+    delimiter = b"--" + boundary_of(content_type)
+    _, first, rest = body.partition(delimiter)  # the first one may stand anywhere, the others begin a line
+    pieces = rest.split(b"\r\n" + delimiter, MOST_PARTS) if first else []
     found: list[tuple[str, str]] = []
-    for piece in pieces:
-        if piece.startswith(b"--"):
+    for number, piece in enumerate(pieces, 1):
+        if not piece.startswith((b"\r\n", b"\n")) and (piece or number == len(pieces)):
             return tuple(found)
         head, blank, value = piece.partition(b"\r\n\r\n")
-        if not (piece.startswith(b"\r\n") and blank and len(head) <= LONGEST_HEAD):
+        if not (head.strip() and blank and len(head) <= LONGEST_HEAD):
             raise _refused("a part of it has no headers, or is cut short")
         if name := part_name(head.decode("utf-8", "replace")):
             found.append((name, value.decode("utf-8", "replace")))

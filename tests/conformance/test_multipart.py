@@ -1,0 +1,53 @@
+"""What `multipart/form-data` bodies mean to the proxy, and to a real 2.x or 3.x (`NACOS_TEST_URL`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.conformance.conftest import REAL
+from tests.helpers.app import serving
+from tests.helpers.multipart import CUT, EMPTY, TAKEN, TYPE
+
+INSTANCE = "/nacos/v1/ns/instance"
+
+
+@pytest.fixture(params=["proxy", *(["NACOS_TEST_URL"] * bool(REAL))])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+    if request.param == "proxy":
+        async with serving(upstream="embedded") as proxy:
+            yield proxy.http
+        return
+    async with httpx.AsyncClient(base_url=REAL[0].partition(",")[0], trust_env=False) as http:
+        if '"version":"1.' in (await http.get("/nacos/v1/console/server/state")).text:
+            pytest.skip("1.x reads the parameters of a POST from its query alone")
+        yield http
+
+
+async def register(http: httpx.AsyncClient, service: str, body: bytes) -> httpx.Response:
+    query = {"serviceName": service, "port": "81"}
+    return await http.post(INSTANCE, params=query, content=body, headers={"content-type": TYPE})
+
+
+@pytest.mark.parametrize("body", TAKEN, ids=range(len(TAKEN)))
+async def test_a_field_is_a_parameter_and_a_file_is_none(server: httpx.AsyncClient, service: str, body: bytes) -> None:
+    reply = await register(server, service, body)
+    assert (reply.status_code, reply.text) == (200, "ok")
+    query = {"serviceName": service, "ip": "10.0.0.1", "port": "81"}
+    assert (await server.get(f"{INSTANCE}/list", params=query)).json()["hosts"][0]["ip"] == "10.0.0.1"
+
+
+@pytest.mark.parametrize("body", EMPTY, ids=range(len(EMPTY)))
+async def test_a_body_without_a_delimiter_has_no_parameters(
+    server: httpx.AsyncClient, service: str, body: bytes
+) -> None:
+    reply = await register(server, service, body)
+    assert (reply.status_code, "ip" in reply.text) == (400, True)
+
+
+@pytest.mark.parametrize("body", CUT, ids=range(len(CUT)))
+async def test_a_body_that_is_cut_short_registers_nothing(server: httpx.AsyncClient, service: str, body: bytes) -> None:
+    assert (await register(server, service, body)).status_code in (400, 500)
+    assert (await server.get(f"{INSTANCE}/list", params={"serviceName": service})).json()["hosts"] == []
