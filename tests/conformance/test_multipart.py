@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
-from tests.conformance.conftest import REAL
-from tests.helpers.app import serving
 from tests.helpers.multipart import CUT, EMPTY, TAKEN, TYPE
 
 INSTANCE = "/nacos/v1/ns/instance"
-
-
-@pytest.fixture(params=["proxy", *(["NACOS_TEST_URL"] * bool(REAL))])
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    if request.param == "proxy":
-        async with serving(upstream="embedded") as proxy:
-            yield proxy.http
-        return
-    async with httpx.AsyncClient(base_url=REAL[0].partition(",")[0], trust_env=False) as http:
-        if '"version":"1.' in (await http.get("/nacos/v1/console/server/state")).text:
-            pytest.skip("1.x reads the parameters of a POST from its query alone")
-        yield http
 
 
 async def register(http: httpx.AsyncClient, service: str, body: bytes) -> httpx.Response:
