@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,8 @@ INSTANCES = [
     {"ip": "backend.local;}", "port": 8083},
     {"ip": "127.0.0.4", "port": 8084, "weight": 0},
 ]
-# What is legal in Nacos and would make nginx or HAProxy refuse the whole file; 127.0.0.1:8081 again by another cluster.
+# What is legal in Nacos, and a load balancer refuses it with its whole file, or reads another address out of it.
+READ_OTHERWISE = ("010.0.0.1", "10.0.0", "0x7f.1", "unix")  # by nginx, which takes them
 TRAPS = [
     {"ip": ip, "port": 8090}
     for ip in (
@@ -120,13 +122,26 @@ def test_nothing_that_is_registered_makes_haproxy_refuse_its_file(trapped: Proxy
     checked(tool("haproxy"), "-c", "-f", str(config))
 
 
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap["ip"])
+def test_nginx_would_refuse_its_file_for_a_trap_or_read_it_otherwise(trap: dict[str, Any], tmp_path: Path) -> None:
+    config = nginx_config(tmp_path, f"server {trap['ip']}:{trap['port']};")
+    command = [tool("nginx"), "-t", "-c", str(config), "-e", "stderr"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode == 0) is (trap["ip"] in READ_OTHERWISE), done.stderr
+
+
+def nginx_config(directory: Path, servers: str) -> Path:
+    (directory / "servers").write_text(servers)
+    config = directory / "nginx.conf"
+    upstream = f"upstream orders {{ include {directory}/servers; }}"
+    config.write_text(f"pid {directory}/pid; error_log stderr; events {{}} http {{ access_log off; {upstream} }}\n")
+    return config
+
+
 def test_nothing_that_is_registered_makes_nginx_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
-    (tmp_path / "servers").write_text(lines(trapped, "nginx"))
-    assert (tmp_path / "servers").read_text().count("server ") == 3
-    config = tmp_path / "nginx.conf"
-    upstream = f"upstream orders {{ include {tmp_path}/servers; }}"
-    config.write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {upstream} }}\n")
-    checked(tool("nginx"), "-t", "-c", str(config), "-e", "stderr")
+    servers = lines(trapped, "nginx")
+    assert servers.count("server ") == 3
+    checked(tool("nginx"), "-t", "-c", str(nginx_config(tmp_path, servers)), "-e", "stderr")
 
 
 def test_prometheus_takes_every_group_whatever_is_registered(trapped: ProxyProcess, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.agent import AgentPolicy
 from proxy.runtime import spawn, stop
 from tests.faults.load import BEAT, CLOCK, INSTANCE, LIST, addresses, until
 from tests.faults.test_upstream_faults import QUICK, metric
@@ -229,14 +230,15 @@ async def test_a_setting_turns_it_off() -> None:
 
 
 @pytest.mark.parametrize("mode", ["blackhole", "slow"])
-async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_sdks_give_up(mode: Mode) -> None:
+async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_clients_give_up(mode: Mode) -> None:
+    """Legacy clients do after 3 s (NACOS.md 10.1)."""
+    assert AgentPolicy().cold_wait < 3.0
     async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
         async with serving(upstream=relay.url, upstream_dialect="v1") as proxy:
             place = {"serviceName": "beating", "ip": "10.0.0.1", "port": "80"}
             assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
             await relay.set(mode)
-            begun = CLOCK.now()
             beat = await proxy.http.put("/nacos/v1/ns/instance/beat", params=place)
-            assert CLOCK.now() - begun < 3.0, "the Node and Go SDKs wait for so long"
+            assert proxy.parts.agent.catalog.breaker.failures == 0, "it has not failed yet"
             assert (beat.json()["code"], beat.headers["nacos-proxy-answer"]) == (10200, "local")
             await until(lambda: proxy.parts.agent.catalog.breaker.failures > 0, "its late failure is counted")

@@ -84,3 +84,13 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
             yield Served(url, http, app.parts, app)
         finally:
             app.parts.events.close()
+
+
+async def heard(chunks: AsyncIterator[str], text: str) -> str:
+    """What a stream says until this text came; how it is cut into chunks says nothing. Raises `EOFError`."""
+    said = ""
+    async for chunk in chunks:
+        said += chunk
+        if text in said:
+            return said
+    raise EOFError(said)

@@ -6,6 +6,10 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections.abc import Coroutine
+from typing import Any
+
+from proxy.runtime import spawn
 
 
 class FakeClock:
@@ -63,3 +67,12 @@ async def settle(rounds: int = 20) -> None:
     """Let the loop run until tasks that only wait for each other have had their turns."""
     for _ in range(rounds):
         await asyncio.sleep(0)
+
+
+async def turns_during(asking: Coroutine[Any, Any, object]) -> int:
+    """How many turns of the loop others have until it is done."""
+    task, turns = spawn(asking, name="asking"), 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns

@@ -60,61 +60,61 @@ def world(*services: Snapshot) -> tuple[Agent, FakeClock]:
 
 
 async def test_what_was_deregistered_here_is_not_found_though_the_upstream_still_finds_it() -> None:
-    worker, clock = world()
-    await worker.read(KEY)
-    await worker.write(Deregister(KEY, A.ip, A.port))
-    for ask in (worker.ask, worker.instance):
+    proxied, clock = world()
+    await proxied.read(KEY)
+    await proxied.write(Deregister(KEY, A.ip, A.port))
+    for ask in (proxied.ask, proxied.instance):
         with pytest.raises(Refused, match="no matched ip found!"):
             await ask(GET)
-    assert await worker.ask(replace(GET, ip=B.ip)) == B
+    assert await proxied.ask(replace(GET, ip=B.ip)) == B
     await clock.advance(3)
-    assert await worker.ask(GET) == A, "after the grace the upstream's word stands"
+    assert await proxied.ask(GET) == A, "after the grace the upstream's word stands"
 
 
 async def test_an_instance_is_shown_as_it_was_registered_and_modified_here() -> None:
-    worker, _ = world(snapshot(B))
+    proxied, _ = world(snapshot(B))
     with pytest.raises(Refused):
-        await worker.ask(GET)
-    await worker.write(Register(KEY, A))
-    await worker.write(Update(KEY, A.ip, A.port, weight=7.0, enabled=False))
-    assert await worker.ask(GET) == replace(A, weight=7.0, enabled=False)
+        await proxied.ask(GET)
+    await proxied.write(Register(KEY, A))
+    await proxied.write(Update(KEY, A.ip, A.port, weight=7.0, enabled=False))
+    assert await proxied.ask(GET) == replace(A, weight=7.0, enabled=False)
 
 
 async def test_lists_of_services_agree_too() -> None:
-    worker, clock = world()
-    await worker.read(KEY)
-    await worker.read(NEW)
-    await worker.write(Deregister(KEY, A.ip, A.port))
-    await worker.write(Register(NEW, A))
-    page = await worker.ask(ListServices("public", "DEFAULT_GROUP"))
+    proxied, clock = world()
+    await proxied.read(KEY)
+    await proxied.read(NEW)
+    await proxied.write(Deregister(KEY, A.ip, A.port))
+    await proxied.write(Register(NEW, A))
+    page = await proxied.ask(ListServices("public", "DEFAULT_GROUP"))
     assert page == ServicePage(2, ("orders", "new"))
-    assert await worker.ask(ServiceNames()) == {"public": (KEY.grouped, NEW.grouped)}
-    details = await worker.ask(ListDetails("public"))
+    assert await proxied.ask(ServiceNames()) == {"public": (KEY.grouped, NEW.grouped)}
+    details = await proxied.ask(ListDetails("public"))
     assert details.count == 2
     assert [row.snapshot.instances for row in details.rows] == [(B,), (A,)]
-    await worker.write(Deregister(KEY, B.ip, B.port))
-    details = await worker.ask(ListDetails("public", ignore_empty=True))
+    await proxied.write(Deregister(KEY, B.ip, B.port))
+    details = await proxied.ask(ListDetails("public", ignore_empty=True))
     assert [row.info.key for row in details.rows] == [NEW]
     await clock.advance(3)
-    assert (await worker.ask(ListServices("public", "DEFAULT_GROUP"))).count == 1
+    assert (await proxied.ask(ListServices("public", "DEFAULT_GROUP"))).count == 1
 
 
 async def test_a_page_that_does_not_hold_all_is_not_added_to() -> None:
-    worker, _ = world(*(snapshot(A, service=key(f"s{n}")) for n in range(5)))
-    await worker.read(NEW)
-    await worker.write(Register(NEW, A))
-    assert (await worker.ask(ListServices("public", "DEFAULT_GROUP", 1, 2))).count == 5
-    other = await worker.ask(ListServices("public", "other"))
+    proxied, _ = world(*(snapshot(A, service=key(f"s{n}")) for n in range(5)))
+    await proxied.read(NEW)
+    await proxied.write(Register(NEW, A))
+    assert (await proxied.ask(ListServices("public", "DEFAULT_GROUP", 1, 2))).count == 5
+    other = await proxied.ask(ListServices("public", "other"))
     assert other == ServicePage(0, ())
 
 
 async def test_what_the_upstream_cannot_say_is_raised_and_other_calls_pass() -> None:
     denied = Refused(Reason.NO_RIGHT, "no", status=403)
     registry = ScriptedRegistry(lambda call: denied if isinstance(call, GetInstance) else {"status": "UP"})
-    worker = agent(registry, FakeClock())
+    proxied = agent(registry, FakeClock())
     with pytest.raises(Refused, match="no"):
-        await worker.ask(GET)
-    assert await worker.ask(Metrics()) == {"status": "UP"}
+        await proxied.ask(GET)
+    assert await proxied.ask(Metrics()) == {"status": "UP"}
     registry.script = lambda call: Unreachable("refused", arrived=False)
     with pytest.raises(Unreachable):
-        await worker.ask(GET)
+        await proxied.ask(GET)

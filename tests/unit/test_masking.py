@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from urllib.parse import parse_qsl, quote, urlencode
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.masking import MASK, is_secret, masked, shown_origin, shown_url
+from tests.helpers.growth import grows_as_its_input
 
 SECRET = "hunter2"
 
@@ -64,11 +64,9 @@ def test_what_is_no_secret_is_shown(pairs: dict[str, str]) -> None:
     assert masked(f"/a?{urlencode(pairs)}") == f"/a?{urlencode(pairs)}"
 
 
-@pytest.mark.parametrize("line", ["a" * 1_000_000, "%41" * 300_000, "a=" * 500_000, "://" * 300_000, "://a" * 250_000])
-def test_a_long_line_takes_no_longer_than_its_length(line: str) -> None:
-    begun = time.perf_counter()
-    masked(line)
-    assert time.perf_counter() - begun < 5
+@pytest.mark.parametrize("piece", ["a", "%41", "a=", "://", "://a"])
+def test_a_long_line_takes_no_longer_than_its_length(piece: str) -> None:
+    assert grows_as_its_input(lambda size: masked(piece * size), 50_000)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,14 @@ from proxy.api.ops import OpsApi, Sight
 from proxy.api.reads import ReadPolicy, Reads
 from proxy.api.rest import RestApi
 from proxy.api.routes import PROBLEM_HANDLERS
+from proxy.calls import Register
+from proxy.errors import ProxyError
 from proxy.metrics import Metrics, Sources
+from proxy.wire.base import HttpReply
 from tests.helpers import build
 from tests.helpers.asgi import Exchange, ask, scope, start
-from tests.helpers.clock import FakeClock
+from tests.helpers.build import KEY, instance
+from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
 
@@ -84,3 +88,16 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
     yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
     events.close()
     await agent.close()
+
+
+async def register(world: World, ip: str, **fields: object) -> None:
+    await world.agent.write(Register(KEY, instance(ip, **fields)))
+    await settle()
+
+
+def ips(rows: list[dict]) -> list[str]:
+    return [row["ip"] for row in rows]
+
+
+def refuse(scope: object, error: ProxyError) -> HttpReply:
+    return HttpReply(error.status, "text/plain", str(error).encode())

@@ -1,4 +1,4 @@
-"""Event streams and long polls, driven by hand."""
+"""Event streams, driven by hand."""
 
 from __future__ import annotations
 
@@ -15,22 +15,13 @@ from proxy.wire.base import STREAM, Channel
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import settle
-from tests.unit.api.conftest import World
+from tests.unit.api.conftest import World, ips, register
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2", cluster="c2", weight=2.0)
 
 
-async def register(world: World, ip: str, **fields: object) -> None:
-    await world.agent.write(Register(KEY, instance(ip, **fields)))
-    await settle()
-
-
 def names(events: list[tuple[str, str, dict]]) -> list[str]:
     return [name for name, _, _ in events]
-
-
-def ips(rows: list[dict]) -> list[str]:
-    return [row["ip"] for row in rows]
 
 
 async def test_a_stream_begins_with_the_snapshot_and_goes_on_with_changes(world: World) -> None:

@@ -7,9 +7,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.answers import whole_body
 from proxy.api.guard import Guard, GuardPolicy, Token, host_name, needed
-from proxy.errors import ProxyError
-from proxy.wire.base import HttpReply
 from tests.helpers.asgi import ask
+from tests.unit.api.conftest import refuse
 
 TOKENS = (Token("reader", "read"), Token("writer", "write"), Token("boss", "admin"))
 
@@ -17,10 +16,6 @@ TOKENS = (Token("reader", "read"), Token("writer", "write"), Token("boss", "admi
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
-
-
-def refuse(scope: Scope, error: ProxyError) -> HttpReply:
-    return HttpReply(error.status, "text/plain", str(error).encode())
 
 
 async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:

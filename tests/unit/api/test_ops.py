@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Coroutine
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -19,9 +16,8 @@ from proxy.calls import Register
 from proxy.catalog.cache import Cache, CachePolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.errors import Unreachable
-from proxy.runtime import spawn
 from tests.helpers.build import KEY, instance, key, snapshot
-from tests.helpers.clock import settle
+from tests.helpers.clock import settle, turns_during
 from tests.unit.api.conftest import World
 
 NASTY = "<script>alert(1)</script>\"'&"
@@ -140,13 +136,6 @@ async def test_others_have_their_turns_while_many_services_are_shown(world: Worl
     for number in range(4_000):
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
         world.agent.catalog.cache.accept(listed, now, "poll", asked=now)
-
-    async def turns_during(asking: Coroutine[Any, Any, object]) -> int:
-        task, turns = spawn(asking, name="asking"), 0
-        while not task.done():
-            await asyncio.sleep(0)
-            turns += 1
-        return turns
 
     assert await turns_during(status_json(world.sight, 0)) == 1
     assert await turns_during(status_json(world.sight, 4000)) > 40

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from proxy.api.shapes import Snapshot
-from proxy.calls import Register
 from proxy.errors import Reason, Refused, Unreachable
 from tests.helpers.build import KEY, instance, snapshot
-from tests.helpers.clock import settle
-from tests.unit.api.conftest import World
-
-
-def ips(rows: list[dict]) -> list[str]:
-    return [row["ip"] for row in rows]
-
+from tests.unit.api.conftest import World, ips, register
 
 A = instance()
-
-
-async def register(world: World, ip: str, **fields: object) -> None:
-    await world.agent.write(Register(KEY, instance(ip, **fields)))
-    await settle()
 
 
 async def test_a_long_poll_with_another_index_answers_at_once(world: World) -> None:

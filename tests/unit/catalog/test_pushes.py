@@ -90,7 +90,9 @@ def test_the_number_of_subscriptions_is_bounded() -> None:
     book = Pushes(PushesPolicy(most=4))
     new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
     assert [subscription is not None for subscription in new] == [True, True, False, False]
-    assert len(book) == 2
+    more = [book.listed(KEY, (f"10.0.0.{number}", 1), "", "a", "", now=0) for number in range(9)]
+    assert [subscription is not None for subscription in more] == [True, True, *[False] * 7]
+    assert len(book) == 4
 
 
 def test_one_client_leaves_subscriptions_to_others_and_gets_its_own_back() -> None:

@@ -198,7 +198,7 @@ async def test_who_ended_its_side_hears_the_answer_that_is_due_and_no_more(conne
 async def test_an_answer_that_has_begun_is_not_cut_where_the_client_ended_its_side(connection: Connection) -> None:
     begun = await connection.say(b"GET /slow HTTP/1.1\r\n\r\n" + b"GET /early HTTP/1.1\r\n\r\n")
     assert connection.protocol.eof_received()
-    connection.protocol._left()
+    connection.loop.advance(GRACE)
     assert not connection.transport.closing
     connection.service.gate.set()
     whole = begun + await connection.rest()
@@ -210,7 +210,7 @@ async def test_a_stream_whose_reader_ended_its_side_ends(connection: Connection)
     """It has no length to be cut short of, and to wait for it would be to hold it for nobody."""
     await connection.say(b"GET /endless HTTP/1.1\r\n\r\n")
     assert connection.protocol.eof_received() and not connection.transport.closing
-    connection.protocol._left()
+    connection.loop.advance(GRACE)
     assert connection.transport.closing
 
 

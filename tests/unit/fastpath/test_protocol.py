@@ -686,8 +686,8 @@ async def test_bytes_that_are_no_http_find_no_answer() -> None:
     connection.protocol, connection.transport = connection.open()
     await connection.warm()
     asked = service.asked
-    for realm in (b"http", b"https", b"http unix", b"https unix"):
-        for said in (b"\n".join((realm, b"/list", b"name=a", b"host", b"here")), GET + realm):
+    for kind in (b"http", b"https", b"http unix", b"https unix"):
+        for said in (b"\n".join((kind, b"/list", b"name=a", b"host", b"here")), GET + kind):
             connection.protocol, connection.transport = connection.open()
             answer = await connection.say(said)
             assert answer.count(b"HTTP/1.1 200 ") == said.startswith(GET), said

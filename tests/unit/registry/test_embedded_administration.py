@@ -5,7 +5,6 @@ The bodies are those of NACOS.md 2.10, 2.14 to 2.16, 3 and 4.2, which were read 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,14 +12,13 @@ from urllib.parse import urlencode
 
 import pytest
 
-from proxy.calls import Call, ListDetails, Metrics, Register
+from proxy.calls import ListDetails, Metrics, Register
 from proxy.errors import Refused
 from proxy.registry.embedded_administration import AT_ONCE
-from proxy.runtime import spawn
 from proxy.wire.administration import Clients, FindClient
 from tests.helpers.asgi import ask
 from tests.helpers.build import instance, key
-from tests.helpers.clock import FakeClock
+from tests.helpers.clock import FakeClock, turns_during
 from tests.helpers.faces import FaceServer
 
 V1, V2, V3 = "/nacos/v1/ns", "/nacos/v2/ns", "/nacos/v3/admin/ns"
@@ -277,16 +275,9 @@ async def test_others_have_their_turns_while_what_names_everything_is_made(serve
     for number in range(3 * AT_ONCE):
         await server.registry.send(Register(key(f"s{number}"), instance()))
 
-    async def turns_during(call: Call[Any]) -> int:
-        task, turns = spawn(server.registry.send(call), name="asking"), 0
-        while not task.done():
-            await asyncio.sleep(0)
-            turns += 1
-        return turns
-
     for call in (Metrics(only_status=False), Clients(), ListDetails("public", size=3 * AT_ONCE)):
-        assert await turns_during(call) > 3
-    assert await turns_during(FindClient("10.0.0.1:80#true")) == 1
+        assert await turns_during(server.registry.send(call)) > 3
+    assert await turns_during(server.registry.send(FindClient("10.0.0.1:80#true"))) == 1
     found = await server.registry.send(FindClient("10.0.0.1:80#true"))
     assert len(found.published) == 3 * AT_ONCE
 

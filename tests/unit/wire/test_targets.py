@@ -58,7 +58,7 @@ def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
         *("-a", "a-", "a..b", ".a", "a.", "a" * 64, ".".join(["a" * 60] * 5), "\u212a", "\u0661.0.0.1", "unix", "UNIX"),
     ],
 )
-def test_what_no_program_takes_for_an_address_is_left_out(ip: str) -> None:
+def test_what_is_no_ip_address_and_no_host_name_is_left_out(ip: str) -> None:
     for write in (text, nginx, haproxy):
         assert write([instance(ip)], KEY) == b""
 
