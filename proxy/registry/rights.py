@@ -1,4 +1,4 @@
-"""What a client may at the upstream: whether its token is taken there, or its name and password.
+"""What a client may do at the upstream: whether its token is taken there, or its name and password.
 
 Not for: who may use this proxy (`api.guard`), our own account (`login`), who is kept as a tenant.
 """

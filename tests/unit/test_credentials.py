@@ -56,7 +56,7 @@ def test_a_form_is_read_too_and_the_query_wins() -> None:
         (Shown("", "app", "x" * 4096), True),
     ],
 )
-def test_what_is_longer_than_anybodys_is_none(shown: Shown, endless: bool) -> None:
+def test_credentials_above_4096_characters_are_refused(shown: Shown, endless: bool) -> None:
     assert shown.endless is endless
 
 

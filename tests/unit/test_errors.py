@@ -188,5 +188,5 @@ def test_one_list_that_cannot_be_read_says_nothing_of_the_upstream_and_no_answer
         (None, False),
     ],
 )
-def test_who_is_not_known_is_told_from_who_may_not(error: ProxyError | None, unknown: bool) -> None:
+def test_an_unknown_token_is_distinguished_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
     assert stranger(error) is unknown

@@ -17,7 +17,7 @@ from tests.helpers.live import ProxyProcess, free_port
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
 TLS = {"tls_cert": str(CERTIFICATES / "server.pem")}
 LONG = 60.0  # a busy machine is not what is looked at
-READY_TO_STRANGERS = (True, '{"status":"ready","reasons":["upstream"]}')  # no token is sent to whoever listens there
+READY_TO_STRANGERS = (True, '{"status":"ready","reasons":["upstream"]}')  # the check sends no token
 READY = (True, '{"status":"ready","reasons":["upstream: embedded registry, for development: no Nacos is behind it"]}')
 
 

@@ -37,7 +37,7 @@ def test_a_line_holds_no_value_of_a_secret_parameter(query: str, line: str) -> N
     assert SECRET not in shown and MASK in shown
 
 
-def test_a_line_is_else_as_it_was() -> None:
+def test_the_rest_of_a_line_is_unchanged() -> None:
     line = 'INFO  1.2.3.4:5 - "GET /nacos/v1/ns/instance/list?serviceName=G@@a&ip=::1&username=app HTTP/1.1"  200\tend'
     assert masked(line) == line
     said = "http://127.0.0.1:8848/nacos: G@@orders of a:80 is gone; see user@example.org"

@@ -145,7 +145,7 @@ async def test_a_change_with_thousands_of_subscribers_is_told_in_pieces_the_last
         assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1"]
 
 
-async def test_a_push_that_cannot_be_made_is_no_end_of_the_others() -> None:
+async def test_one_failing_push_does_not_stop_the_others() -> None:
     def text(call: ReadService, shown: Snapshot) -> bytes:
         if call.clusters == "bad":
             raise ValueError("a bug of ours")

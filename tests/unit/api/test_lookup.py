@@ -57,7 +57,7 @@ async def test_turns_are_kept_per_service_and_view(world: World) -> None:
     assert turns == [b"1", b"2", b"1", b"1"]
 
 
-async def test_clusters_that_a_service_has_not_are_no_turns_of_their_own(world: World) -> None:
+async def test_unknown_clusters_do_not_start_another_rotation(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     target = f"{PICK}?strategy=round_robin&format=text&clusters=DEFAULT,c2"
     turns = [(await world.ask("GET", f"{target}{more}")).body[7:8] for more in ("", ",x1", "&clusters=x2", ",c2")]

@@ -87,7 +87,7 @@ async def test_in_a_form_a_token_of_ours_is_overwritten_and_the_length_stays(siz
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-async def test_in_a_multipart_form_too(size: int) -> None:
+async def test_a_token_of_ours_in_a_multipart_form_is_overwritten(size: int) -> None:
     end = b"--x-y--\r\n"
     sent = await through(part("content", OURS) + part("accessToken", OURS) + end, PARTS, size)
     assert sent == part("content", OURS) + part("___________", "_" * len(OURS)) + end

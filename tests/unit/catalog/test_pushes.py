@@ -168,7 +168,7 @@ def test_who_is_to_hear_takes_turns_by_client_and_hears_of_the_last_change_alone
     assert ("127.0.0.1", "other") in heard[:3]
 
 
-def test_nobody_is_to_hear_of_what_nobody_subscribes() -> None:
+def test_a_change_without_subscribers_queues_nothing() -> None:
     book = pushes()
     book.changed(snapshot(instance()), now=0)
     assert (book.behind, book.next()) == (0, None)

@@ -98,8 +98,8 @@ def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
     assert seen[0] is pinned and set(map(id, seen)) == {id(pinned), id(known), id(unknown)}
 
 
-def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
-    """A scrape did: then went what was asked for all the time, and stayed what nobody asked for."""
+def test_iterating_does_not_change_the_eviction_order() -> None:
+    """A scrape evicted services in use and kept idle ones."""
     kept = shelf()
     used, idle = place(kept, known_entry(), known_entry())
     assert kept.get(used) is not None
@@ -108,7 +108,7 @@ def test_to_look_at_all_of_them_does_not_change_which_goes_first() -> None:
     assert (kept.get(used) is not None, kept.get(idle)) == (True, None)
 
 
-def test_a_watcher_leaves_as_often_as_it_came_and_no_oftener() -> None:
+def test_each_leave_undoes_one_join() -> None:
     entry = known_entry()
     entry.join(READER)
     entry.join(READER)

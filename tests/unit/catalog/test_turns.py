@@ -95,7 +95,7 @@ def test_what_was_dropped_or_put_twice_leaves_no_trace(waiting: dict[str, list[i
     assert (len(turns), turns.take(), turns.oldest(but=None)) == (0, None, math.inf)
 
 
-def test_the_oldest_is_told_but_of_the_lanes_that_do_not_count() -> None:
+def test_oldest_ignores_the_excluded_lane() -> None:
     turns = Turns[ServiceKey]()
     turns.put(key("a"), 3, [("x", "unlikely")])
     turns.put(key("b"), 5, [("x", 1)])

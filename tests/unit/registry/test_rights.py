@@ -1,4 +1,4 @@
-"""What a client may at the upstream: whether its token, or its name and password, is taken there."""
+"""What a client may do at the upstream: whether its token, or its name and password, is taken there."""
 
 from __future__ import annotations
 

@@ -146,8 +146,8 @@ def test_what_a_list_holds_of_its_own_is_passed_on_unless_nothing_could_write_it
 
 
 @pytest.mark.parametrize("moment", [2**63, 2**64 - 1, -1, 1.5])
-def test_a_moment_that_is_none_of_java_s_is_none(moment: float) -> None:
-    """To 2^64 - 1 one more was added with the next change, and the list could not be written any more."""
+def test_a_time_outside_javas_long_is_ignored(moment: float) -> None:
+    """The next change added 1 to 2^64 - 1, and the list could no longer be written."""
     found = read_listing(KEY, {"hosts": [], "lastRefTime": moment, "cacheMillis": moment}).snapshot
     assert (found.last_ref_time, found.cache_millis) == (0, 10_000)
 
