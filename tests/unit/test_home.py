@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from proxy.home import Home, UnsafeHome
 from proxy.statefile import FILE, StateFile
 
 FILES = ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
+REPOSITORY = Path(__file__).parents[2]
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
@@ -76,30 +78,32 @@ def test_a_damaged_file_is_set_aside_over_no_link(home: Path, precious: Path) ->
     state.close()
 
 
-def as_user(uid: int, directory: Path, opened: Callable[[], str]) -> str:
-    """What `opened` says, or the refusal, in a process of another user that stands in the directory."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.chdir(directory)
-            os.setuid(uid)
-            said = opened()
-        except UnsafeHome as error:
-            said = f"refused: {error}"
-        os.write(writing, said.encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        said = told.read()
-    os.waitpid(child, 0)
-    return said
+def as_user(uid: int, directory: Path) -> str:
+    """What `stand_in` prints in a process of its own. It begins as root: only root may be able to read Python."""
+    code = f"from {__name__} import stand_in; stand_in({uid}, {str(directory)!r})"
+    command = [sys.executable, "-c", code]
+    # Coverage would write its data as a user who may not.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env["PYTHONPATH"] = str(REPOSITORY)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
-def stood_in() -> str:
-    home = Home(Path("."))
-    home.own(*FILES)
-    return str(home.path)
+def stand_in(uid: int, directory: str) -> None:
+    """Become the user, in the directory, and print the path of the home made of it, or the refusal."""
+    os.chdir(directory)
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    try:
+        home = Home(Path("."))
+        home.own(*FILES)
+    except UnsafeHome as error:
+        said = f"refused: {error}"
+    else:
+        said = str(home.path)
+    sys.stdout.write(said)
 
 
 @ROOT
@@ -108,7 +112,7 @@ def test_a_file_of_a_third_user_is_not_used(home: Path, name: str) -> None:
     (home / name).touch()
     os.chown(home, 12345, 12345)
     os.chown(home / name, 23456, 23456)
-    said = as_user(12345, home, stood_in)
+    said = as_user(12345, home)
     assert said.startswith(f"refused: {name} belongs to user 23456, and this process is user 12345: chown it to 12345")
 
 
@@ -117,7 +121,7 @@ def test_a_file_of_whom_the_directory_belongs_to_is_used(home: Path) -> None:
     """As on a mount that shows one owner for all files."""
     home.chmod(0o755)
     (home / FILE).touch(0o644)
-    assert as_user(12345, home, stood_in) == "."
+    assert as_user(12345, home) == "."
 
 
 @ROOT
@@ -131,7 +135,7 @@ def test_a_directory_of_somebody_else_is_used_and_said(home: Path, caplog: pytes
 def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own(home: Path) -> None:
     """An `emptyDir` of Kubernetes is one of root's."""
     home.chmod(0o777)
-    assert as_user(12345, home, stood_in) == "nacos-proxy"
+    assert as_user(12345, home) == "nacos-proxy"
     made = (home / "nacos-proxy").stat()
     assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (12345, 0o700)
 
@@ -150,7 +154,7 @@ def test_what_somebody_else_put_in_the_place_of_our_own_directory_is_not_used(
     else:
         (home / "nacos-proxy").mkdir(0o777)
         os.chown(home / "nacos-proxy", 23456, 23456)
-    said = as_user(12345, home, stood_in)
+    said = as_user(12345, home)
     assert said.startswith("refused: nacos-proxy is a link" if planted == "link" else "refused: nacos-proxy belongs to")
     assert stat.S_IMODE(precious.stat().st_mode) == 0o755 and list(precious.iterdir()) == []
 
