@@ -741,7 +741,7 @@ class Hanging(StateFile):
         self.free = threading.Event()
 
     def write_journal(self, rows: list[tuple[Place, Waiting | None]]) -> None:
-        self.free.wait()
+        assert self.free.wait(60)
         super().write_journal(rows)
 
 
