@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -365,19 +367,51 @@ async def test_a_login_that_cannot_be_renewed_now_is_tried_again() -> None:
     assert w.gate.asked == ["app"] * 3 and w.ended == [[]]
 
 
-def texts(root: object) -> list[str]:
+def parts(one: object) -> list[object]:
+    """What an object holds on to, but for what modules hold: a function's globals are one's."""
+    if isinstance(one, types.ModuleType):
+        return []
+    if isinstance(one, types.FunctionType):
+        return [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
+    return gc.get_referents(one)
+
+
+def texts(root: object, most: int = 20_000) -> list[str]:
     """All text that can be reached from an object."""
-    seen, todo, found = set[int](), [root], list[str]()
+    seen, todo, found = dict[int, object](), [root], list[str]()
     while todo:
         one = todo.pop()
         if id(one) in seen or isinstance(one, type):
             continue
-        seen.add(id(one))
-        if isinstance(one, str | bytes):
+        seen[id(one)] = one  # as long as it is alive no other has its number
+        assert len(seen) < most, "there is more than was looked at"
+        if isinstance(one, str | bytes | bytearray):
             found.append(repr(one))
-        elif len(seen) < 20_000 and type(one).__name__ not in ("module", "function"):
-            todo += gc.get_referents(one)
+        else:
+            todo += parts(one)
     return found
+
+
+def keeping(password: str) -> list[Callable[[], object]]:
+    def default(kept: str = password) -> str:
+        return kept
+
+    def keyword(*, kept: str = password) -> str:
+        return kept
+
+    def attribute() -> None: ...
+
+    vars(attribute)["kept"] = password
+    return [lambda: password, lambda: lambda: password, default, keyword, attribute, partial(str, password)]
+
+
+@pytest.mark.parametrize("keep", keeping("hunter2-secret"))
+def test_a_password_that_a_function_keeps_is_found(keep: Callable[[], object]) -> None:
+    w = world()
+    w.gate.views.append(View("a", refused=keep))
+    assert "'hunter2-secret'" in texts(w.tenants)
+    with pytest.raises(AssertionError, match="more than was looked at"):
+        texts(w.tenants, most=10)
 
 
 @pytest.mark.parametrize("known", [True, False])
