@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import tracemalloc
+from functools import cache
 
 import httpx
 import orjson
@@ -77,8 +78,18 @@ FIELDS = (
     b"\r\n".join([b"A:b"] * 3000),
 )
 LENGTHS = (b"0", b"1", b"-1", b"+2", b"2, 2", b"0x2", b"", b"99999999999999999999999", b"18446744073709551615", b"1e3")
-BODIES = (b"ok", LIST) * 5 + (b"", b"[" * 5000, b"<html>", gzip.compress(gzip.compress(bytes(32 << 20))))
 SIZES = (b"%x", b"%x;ext=1", b"%X", b"-%x", b"0%x", b"fffffffffffffffff%x", b"%x;" + b"e" * 3000, b"%xg", b" %x")
+
+
+@cache
+def twice_packed(size: int) -> bytes:
+    """So many zeros in some hundred bytes. They are all in memory while they are packed, so no import does it."""
+    return gzip.compress(gzip.compress(bytes(size)))
+
+
+@cache
+def bodies() -> tuple[bytes, ...]:
+    return (b"ok", LIST) * 5 + (b"", b"[" * 5000, b"<html>", twice_packed(32 << 20))
 
 
 def framed(luck: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
@@ -103,7 +114,7 @@ def answer(luck: random.Random) -> Say:
     before = luck.choice(
         (b"",) * 30 + (b"HTTP/1.1 100 Continue\r\n\r\n" * luck.choice((1, 9, 900)), b"\r\n\r\n", b"\0")
     )
-    lengths, body = framed(luck, luck.choice(BODIES))
+    lengths, body = framed(luck, luck.choice(bodies()))
     fields = [*lengths, *luck.sample(FIELDS, luck.choice((0, 0, 0, 1, 3)))]
     luck.shuffle(fields)
     line = luck.choice(VERSIONS) + b" " + luck.choice(STATUSES) + luck.choice(REASONS)
@@ -145,30 +156,28 @@ async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(caplog: pytest.
             status = await asyncio.wait_for(ended(proxy, method, target % number), LIMIT)
             case = f"case {number}: {method} {target} {said}"
             assert status == 0 or 200 <= status <= 599, case
-            bad = [record for record in caplog.records if record.levelno >= logging.ERROR]
-            bad = [
-                record for record in bad if record.getMessage() != "ASGI callable returned without completing response."
-            ]
-            assert bad == [], f"{case}: {bad}"
+            bad = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+            # What is passed on is sent as it comes: where the upstream's answer is cut, ours is as well. uvicorn then
+            # closes the connection, as it should, and logs that as an error of the app.
+            cut = ["ASGI callable returned without completing response."] if status == 0 else []
+            assert bad == cut and (passed or status), f"{case}: {bad}"
+            caplog.clear()
             seen[status] = seen.get(status, 0) + 1
     print(dict(sorted(seen.items())))
     assert seen[200] > CASES / 20 and seen[502] > CASES / 20, seen
 
 
-BOMB = gzip.compress(gzip.compress(bytes(256 << 20)))
-
-
 @pytest.mark.parametrize("coding", [b"gzip, gzip", b"x-gzip", b"GZIP", b"deflate", b"br", b"zstd", b"other"])
 async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(coding: bytes) -> None:
-    field = b"Content-Encoding: " + coding
-    async with stub(lambda _: ok(BOMB, field)) as upstream, serving(upstream=upstream.url) as proxy:
+    bomb, field = twice_packed(256 << 20), b"Content-Encoding: " + coding
+    async with stub(lambda _: ok(bomb, field)) as upstream, serving(upstream=upstream.url) as proxy:
         tracemalloc.start()
         try:
             for target in ("/nacos/v1/ns/instance/list?serviceName=a", "/api/v1/services/a"):
                 refused = await proxy.http.get(target)
                 assert refused.status_code == 503 and "the answer is compressed" in refused.text
             async with proxy.http.stream("GET", "/nacos/v1/cs/configs?dataId=a&group=b") as reply:
-                assert b"".join([chunk async for chunk in reply.aiter_raw()]) == BOMB
+                assert b"".join([chunk async for chunk in reply.aiter_raw()]) == bomb
                 assert reply.headers["content-encoding"] == coding.decode()
             assert tracemalloc.get_traced_memory()[1] < 8 << 20
         finally:
