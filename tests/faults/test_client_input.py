@@ -7,8 +7,7 @@ Every operation of our own API and of the three dialects, each parameter by name
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +20,6 @@ from proxy.settings import Settings
 from proxy.wire.administration import WHOLE
 from proxy.wire.rest import BEAT_FIELDS, REGISTER_FIELDS, UPDATE_FIELDS
 from proxy.wire.table import ANY
-from tests.faults.test_fuzz import Errors
 from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock
 
@@ -89,14 +87,6 @@ FORM = "application/x-www-form-urlencoded"
 
 def form(pairs: dict[str, str]) -> bytes:
     return "&".join(f"{name}={quote(text.encode('utf-8', 'surrogatepass'))}" for name, text in pairs.items()).encode()
-
-
-@pytest.fixture
-def errors() -> Iterator[list[str]]:
-    handler = Errors()
-    logging.getLogger().addHandler(handler)
-    yield handler.lines
-    logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(params=["on", "off"])

@@ -1,18 +1,13 @@
-"""Bytes that nobody meant: at our socket, with the fast path and without, and as answers of an upstream.
-
-Every run has the same cases, so that what fails is of the change that it came with. NACOS_PROXY_TEST_SEED names another
-seed; 0 draws one, and a failure prints it.
-"""
+"""Bytes that nobody meant: at our socket, with the fast path and without, and as answers of an upstream."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -53,40 +48,8 @@ from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load
 from tests.unit.fastpath.drive import KeptTransport, StillLoop
 
-SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom().randrange(1, 1 << 32)
 CASES = int(os.environ.get("NACOS_PROXY_TEST_CASES", "50000"))  # each is sent to both doors
 HOSTILE = 10_000
-
-
-@pytest.fixture
-def luck() -> random.Random:
-    print(f"NACOS_PROXY_TEST_SEED={SEED}")
-    return random.Random(SEED)
-
-
-class Errors(logging.Handler):
-    """What was logged as an error: an exception that nobody handled among it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.name}: {record.getMessage()} {record.exc_info}")
-
-
-@pytest.fixture
-def errors() -> Iterator[list[str]]:
-    """uvicorn warns of each invalid request, which is right and would fill the report."""
-    handler, root, loud = Errors(), logging.getLogger(), logging.getLogger("uvicorn.error")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
-    root.addHandler(handler)
-    try:
-        yield handler.lines
-    finally:
-        root.removeHandler(handler)
-        loud.setLevel(level)
 
 
 # --- requests ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from tests.helpers.faces import facing
 from tests.helpers.live import ProxyProcess
 
 KILLS = int(os.environ.get("NACOS_PROXY_TEST_KILLS", "50"))
-SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom().randrange(1, 1 << 32)
 CLOCK = SystemClock()
 # The settings of a process that is killed within a second of its start: batches and polls come as often as they can.
 QUICK = (
@@ -34,14 +33,12 @@ def check_file(path: Path) -> str:
 
 
 @pytest.mark.timeout(900)
-async def test_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    print(f"NACOS_PROXY_TEST_SEED={SEED}")
-    luck = random.Random(SEED)
+async def test_kill_at_any_moment_loses_nothing(tmp_path: Path, luck: random.Random) -> None:
     async with facing("v1+v2", listing_delay=0.1) as server:
         proxy = ProxyProcess("--upstream", server.url, *QUICK, state_dir=tmp_path)
         await asyncio.to_thread(proxy.start)
         try:
-            async with Load(proxy.url, "kill", seed=SEED, writers=2, pause=0.05) as load:
+            async with Load(proxy.url, "kill", seed=luck.randrange(1 << 32), writers=2, pause=0.05) as load:
                 load.may_break = True
                 for _ in range(KILLS):
                     # from the first moments of a start to well behind a written batch

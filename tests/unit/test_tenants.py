@@ -141,7 +141,7 @@ async def test_a_token_has_one_view_however_many_ask_at_once() -> None:
     assert other.app == w.gate.views[1].app
 
 
-async def test_who_shows_nothing_is_nobody_and_so_is_everybody_where_no_account_is_needed() -> None:
+async def test_a_request_without_credentials_has_no_tenant_nor_has_any_on_an_open_upstream() -> None:
     w = world()
     assert (await w.visit("")).app is None
     assert (await w.ask("open")).app is None
