@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from proxy.catalog.cache import Cache
 from proxy.catalog.hub import Filter, Hub, Mailbox
@@ -17,6 +17,8 @@ from proxy.model import ServiceKey, Snapshot
 from proxy.runtime import Clock
 
 log = logging.getLogger("nacos_proxy.agent")
+
+AT_ONCE = 50  # services of one listener that are asked for at once
 
 
 class Watching:
@@ -48,7 +50,7 @@ class Watching:
         `client` is the address that shares the budget of polls with others.
         Raises what the upstream says where it refuses to show any of them.
         """
-        failed = await asyncio.gather(*(self._warm(key) for key in interest.keys))
+        failed = await self._warm_all(interest.keys)
         refused = [error for error in failed if self._strict and no_right(error)]
         if refused and len(refused) == len(interest.keys) and refused[0] is not None:
             raise refused[0]
@@ -84,6 +86,17 @@ class Watching:
         """
         entries = (self._cache.get(key) for key in sorted(interest.keys))
         return [entry.shown for entry in entries if entry is not None and entry.shown is not None and not entry.lived]
+
+    async def _warm_all(self, keys: Collection[ServiceKey]) -> list[ProxyError | None]:
+        """A few at once: a task for each of 500 services, of each of 40 streams, would take 80 MiB."""
+        waiting, outcomes = iter(keys), list[ProxyError | None]()
+
+        async def warm_some() -> None:
+            for key in waiting:
+                outcomes.append(await self._warm(key))
+
+        await asyncio.gather(*(warm_some() for _ in range(min(AT_ONCE, len(keys)))))
+        return outcomes
 
     async def _warm(self, key: ServiceKey) -> ProxyError | None:
         try:

@@ -33,18 +33,16 @@ async def whole_body(scope: Scope, receive: Receive, most: int) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and length_of(value) > most:
             raise too_large(most)
-    chunks: list[bytes] = []
-    length, more = 0, True
+    body, more = bytearray(), True  # a list of pieces, of which each may be a byte, takes many times as much
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise BadCall("", Problem.BODY, "the client went away before its request was complete")
-        chunk, more = message.get("body", b""), message.get("more_body", False)
-        length += len(chunk)
-        if length > most:
+        body += message.get("body", b"")
+        if len(body) > most:
             raise too_large(most)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def length_of(value: bytes) -> int:

@@ -29,22 +29,24 @@ async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Rec
     announced = length_of(headers.get(b"content-length", b""))
     if not (0 < announced <= most or b"transfer-encoding" in headers):
         return b"", receive
-    taken: list[Message] = []
-    size, more = 0, True
-    while more and size <= most:
-        message = await receive()
-        taken.append(message)
-        more = message["type"] == "http.request" and message.get("more_body", False)
-        size += len(message.get("body", b""))
-    taken.reverse()
+    body, more = bytearray(), True
+    last: Message | None = None
+    while more and len(body) <= most:
+        last = await receive()
+        more = last["type"] == "http.request" and last.get("more_body", False)
+        body += last.get("body", b"")
+    form = bytes(body)
+    gone = [last] if last is not None and last["type"] == "http.disconnect" else []
+    taken: list[Message] = list(gone)  # the last comes first
+    if form or not gone:
+        taken.append({"type": "http.request", "body": form, "more_body": more or bool(gone)})
 
     async def once_more() -> Message:
         return taken.pop() if taken else await receive()
 
-    if more or size > most:
+    if more or len(form) > most:
         return b"", once_more
-    body = b"".join(m.get("body", b"") for m in reversed(taken))
-    return (body if media == _FORM else _as_form(content_type, body)), once_more
+    return (form if media == _FORM else _as_form(content_type, form)), once_more
 
 
 def _as_form(content_type: bytes, body: bytes) -> bytes:

@@ -146,17 +146,15 @@ class Http:
         return HttpReply(response.status_code, None if kind is None else kind.decode("latin-1"), body)
 
     async def _read(self, response: httpx.Response) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async for chunk in response.aiter_raw():
-                size += len(chunk)
-                if size > self.policy.most:
+                body += chunk
+                if len(body) > self.policy.most:
                     raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.most} bytes")
-                chunks.append(chunk)
         finally:
             await response.aclose()
-        return b"".join(chunks)
+        return bytes(body)
 
 
 @lru_cache(maxsize=128)

@@ -108,10 +108,8 @@ def test_forty_hostile_clients_make_the_proxy_hold_little(what: str, proxy: Prox
         said = said.replace(b"%b", http.get("/api/v1/services/s1").json()["revision"].encode())
         memory = psutil.Process(proxy.pid).memory_info
         before = most = memory().rss
-        left: dict[socket.socket, memoryview] = {}
-        for _ in range(CLIENTS):
-            connection = connections.enter_context(connected(proxy))
-            left[connection] = unsaid(connection, memoryview(said))
+        open_before = [connections.enter_context(connected(proxy)) for _ in range(CLIENTS)]
+        left = {connection: unsaid(connection, memoryview(said)) for connection in open_before}
         quiet = 0
         while quiet < ROUNDS:  # until the proxy has long taken nothing more, while others are served
             unsaid_before = sum(map(len, left.values()))

@@ -12,9 +12,9 @@ from proxy.catalog.hub import Filter, Hub, HubPolicy
 from proxy.catalog.overlay import OverlayPolicy
 from proxy.errors import NothingKnown, Reason, Refused
 from proxy.model import ServiceKey
-from proxy.watching import Watching
+from proxy.watching import AT_ONCE, Watching
 from tests.helpers.build import KEY, instance, key, snapshot
-from tests.helpers.clock import FakeClock
+from tests.helpers.clock import FakeClock, settle
 
 A = instance()
 
@@ -74,3 +74,22 @@ async def test_who_resumes_is_not_told_from_history_of_what_is_refused_now() -> 
         mailbox, start = await world.watching.watch(interest, lambda: None, after)
         assert {event.body.key for event in mailbox.take()} == {other}
         assert KEY not in {shown.key for shown in start}
+
+
+async def test_of_many_services_only_some_are_asked_for_at_once_and_all_in_the_end() -> None:
+    keys = [key(f"s{number}") for number in range(4 * AT_ONCE)]
+    under_way = most = 0
+
+    class Slow(World):
+        async def read(self, service: ServiceKey) -> None:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await settle(3)
+            under_way -= 1
+            await super().read(service)
+
+    world = Slow()
+    world.known = {service: snapshot(A, service=service) for service in keys}
+    _, start = await world.watching.watch(Filter(frozenset(keys)), lambda: None, "")
+    assert (len(start), most) == (4 * AT_ONCE, AT_ONCE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive
 
 from proxy.agent import Agent
 from proxy.api.events import EventsApi, EventsPolicy
@@ -101,3 +103,20 @@ def ips(rows: list[dict]) -> list[str]:
 
 def refuse(scope: object, error: ProxyError) -> HttpReply:
     return HttpReply(error.status, "text/plain", str(error).encode())
+
+
+async def memory_of(read: Callable[[Receive], Awaitable[object]]) -> int:
+    """Bytes that reading a body of 200,000 bytes takes at the most, which comes two by two."""
+    left = 100_000
+
+    async def receive() -> Message:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": b"%02d" % (left % 100), "more_body": left > 0}
+
+    tracemalloc.start()
+    try:
+        await read(receive)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from proxy.api.answers import mark, read_body, send_reply, to_request
+from proxy.api.answers import mark, read_body, send_reply, to_request, whole_body
 from proxy.catalog.look import Freshness, Look, Wants
 from proxy.errors import BadCall
 from proxy.wire.base import REPEATABLE, HttpReply
@@ -14,6 +14,7 @@ from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, agent, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
+from tests.unit.api.conftest import memory_of
 
 FRESH = Look(Freshness.FRESH, snapshot(), age=3.0, ttl=7.0)
 
@@ -41,6 +42,10 @@ async def test_a_body_is_read_whole_up_to_its_bound() -> None:
         with pytest.raises(BadCall) as caught:
             await read_body(request, 3)
         assert caught.value.status == 413
+
+
+async def test_a_body_in_tiny_pieces_takes_little_more_than_its_length() -> None:
+    assert await memory_of(lambda receive: whole_body(scope("POST", "/"), receive, 1 << 20)) < 1 << 20
 
 
 async def test_half_a_body_is_no_body() -> None:

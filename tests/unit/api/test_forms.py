@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope
 
 from proxy.api.answers import whole_body
 from proxy.api.forms import form_of
+from tests.unit.api.conftest import memory_of
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 CHUNKED = {**FORM, "transfer-encoding": "chunked"}
@@ -69,6 +70,22 @@ async def test_no_more_is_held_than_was_asked_for() -> None:
 
     form, _ = await form_of(scope(**CHUNKED), endless, 1000)
     assert (form, taken) == (b"", 1100)
+
+
+async def test_a_form_in_tiny_pieces_takes_little_more_than_its_length() -> None:
+    assert await memory_of(lambda receive: form_of(scope(**CHUNKED), receive, 1 << 20)) < 1 << 20
+
+
+async def test_half_a_form_comes_again_before_its_client_is_gone() -> None:
+    receive = receiving(b"a=", b"b", b"")
+
+    async def cut() -> Message:
+        message = await receive()
+        return message if message.get("body") else {"type": "http.disconnect"}
+
+    form, once_more = await form_of(scope(**CHUNKED), cut, 1000)
+    half = {"type": "http.request", "body": b"a=b", "more_body": True}
+    assert (form, await once_more(), await once_more()) == (b"a=b", half, {"type": "http.disconnect"})
 
 
 async def test_who_goes_away_has_sent_no_form() -> None:
