@@ -146,7 +146,7 @@ def proxy(upstream: str = "embedded", *options: str, name: str = "nacos-proxy") 
     """Our proxy, one process."""
     port = free_port()
     folder = tempfile.TemporaryDirectory()
-    command = [sys.executable, "-m", "proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
+    command = [sys.executable, "-m", "nacos_proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
     command += [folder.name, *options]
     root = str(Path(__file__).resolve().parent.parent)
     return _start(name, port, command, folder, "/healthz", {"PYTHONPATH": root})

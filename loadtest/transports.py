@@ -23,7 +23,7 @@ import uvloop
 from loadtest.report import table
 from loadtest.rounds import Sample, Series, interleave
 from loadtest.wire import percentile
-from proxy.registry.transport import FastTransport, TransportPolicy
+from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 
 HOST = (
     b'{"instanceId":"10.0.0.%d#80#DEFAULT#DEFAULT_GROUP@@a","ip":"10.0.0.%d","port":80,"weight":1.0,"healthy":true,'

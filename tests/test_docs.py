@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from proxy import errors
-from proxy.cli_config import documentation
-from proxy.metrics import METRICS
-from proxy.settings import Settings
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.cli.config import documentation
+from nacos_proxy.frontends.operations.metrics import METRICS
+from nacos_proxy.model import errors
 from tests.helpers.live import Process, ProxyProcess
 
 ROOT = Path(__file__).parent.parent
@@ -215,7 +215,7 @@ def test_the_python_of_the_readme_runs(proxy: ProxyProcess, block: str) -> None:
 
 
 def test_the_commands_of_the_readme_are_those_of_the_program() -> None:
-    from proxy.cli import main
+    from nacos_proxy.cli.main import main
 
     shown = CliRunner().invoke(main, ["--help"]).output
     named = set(re.findall(r"^(?:\.venv/bin/)?nacos-proxy (\w+)", "\n".join(commands()), re.MULTILINE))

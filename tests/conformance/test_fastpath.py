@@ -19,10 +19,10 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.parts import build
-from proxy.runtime import SystemClock
-from proxy.server import App, uvicorn_config
-from proxy.settings import Settings
+from nacos_proxy.app.components import build
+from nacos_proxy.app.server import App, uvicorn_config
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.runtime import SystemClock
 from tests.helpers.app import Served, running, serving
 from tests.helpers.clock import FakeClock
 from tests.helpers.live import ProxyProcess

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from proxy.runtime import SystemClock, spawn, stop
+from nacos_proxy.runtime import SystemClock, spawn, stop
 from tests.e2e.clients import NotBuilt, Sdk, build, required, start
 from tests.e2e.conftest import process
 from tests.helpers.fault import fault_proxy

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
-from proxy.runtime import spawn
+from nacos_proxy.runtime import spawn
 from tests.helpers.app import Served, heard, serving
 from tests.helpers.faces import FaceServer, facing
 

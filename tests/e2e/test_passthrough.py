@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from proxy.runtime import spawn
+from nacos_proxy.runtime import spawn
 from tests.e2e.conftest import process
 from tests.helpers.app import Served, serving
 from tests.helpers.faces import FACES, facing

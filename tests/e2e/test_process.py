@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from proxy.client import NacosClient
+from nacos_proxy.client.client import NacosClient
 from tests.helpers.live import ProxyProcess
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
@@ -81,7 +81,7 @@ def refused(*arguments: str, state_dir: Path) -> str:
     """What a start that cannot be says; its exit code is 2 and no traceback is shown."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
     done = subprocess.run(
-        [sys.executable, "-m", "proxy", "serve", "--state-dir", str(state_dir), *arguments],
+        [sys.executable, "-m", "nacos_proxy", "serve", "--state-dir", str(state_dir), *arguments],
         env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
         capture_output=True,
         text=True,
@@ -299,7 +299,7 @@ ACTIVATE = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.environ["LISTEN_FDS"] = sys.argv[1]
-os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", "nacos_proxy", "serve", *sys.argv[2:]])
 """
 
 
@@ -375,7 +375,7 @@ UNIT = Path(__file__).parent.parent.parent / "deploy" / "nacos-proxy.service"
 
 def test_the_unit_starts_on_no_embedded_registry(tmp_path: Path) -> None:
     (command,) = re.findall(r"^ExecStart=\S+ (.*)$", UNIT.read_text(), re.MULTILINE)
-    run = [sys.executable, "-m", "proxy", *command.split(), "--state-dir", str(tmp_path), "--port", "0"]
+    run = [sys.executable, "-m", "nacos_proxy", *command.split(), "--state-dir", str(tmp_path), "--port", "0"]
     clean = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull}
     done = subprocess.run(run, capture_output=True, text=True, env=clean, timeout=PATIENCE)
     assert done.returncode == 2
@@ -435,7 +435,7 @@ def read_only(state_dir: Path) -> tuple[str, ...]:
     own = ("unshare", "--map-root-user", "--mount", "sh", "-c")
     if shutil.which("unshare") is None or subprocess.run((*own, mounts), capture_output=True).returncode:
         pytest.skip("no file systems of one's own here")
-    return (*own, f'{mounts} && exec "$0" "$@"', sys.executable, "-m", "proxy", "serve")
+    return (*own, f'{mounts} && exec "$0" "$@"', sys.executable, "-m", "nacos_proxy", "serve")
 
 
 @pytest.mark.parametrize("killed", [False, True])

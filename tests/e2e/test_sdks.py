@@ -17,7 +17,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from proxy.runtime import SystemClock
+from nacos_proxy.runtime import SystemClock
 from tests.e2e.clients import BUILDS, NotBuilt, Sdk, build, required, start
 from tests.e2e.conftest import UPSTREAMS, process
 from tests.helpers.app import serving

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from proxy.calls import Fetch
+from nacos_proxy.model.calls import Fetch
 from tests.helpers.app import serving
 from tests.helpers.build import KEY
 from tests.helpers.clock import FakeClock

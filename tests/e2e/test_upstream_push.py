@@ -5,9 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from proxy.registry.nacos import NacosRegistry
-from proxy.registry.push import available
-from proxy.registry.receiver import PushReceiver
+from nacos_proxy.upstream.grpc.push import available
+from nacos_proxy.upstream.nacos.registry import NacosRegistry
+from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from tests.helpers.app import serving
 from tests.helpers.clock import FakeClock
 from tests.helpers.faces import facing

@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 
-from proxy.runtime import SystemClock, spawn, stop
-from proxy.wire.sse import Decoder, Message
+from nacos_proxy.runtime import SystemClock, spawn, stop
+from nacos_proxy.wire.rest.sse import Decoder, Message
 
 LIST = "/nacos/v1/ns/instance/list"
 INSTANCE = "/nacos/v1/ns/instance"

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.server import App, build
-from proxy.settings import Settings
-from proxy.wire.administration import WHOLE
-from proxy.wire.rest import BEAT_FIELDS, REGISTER_FIELDS, UPDATE_FIELDS
-from proxy.wire.table import ANY
+from nacos_proxy.app.server import App, build
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.wire.nacos.administration import WHOLE
+from nacos_proxy.wire.nacos.table import ANY
+from nacos_proxy.wire.rest.bodies import BEAT_FIELDS, REGISTER_FIELDS, UPDATE_FIELDS
 from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proxy.calls import Fetch
-from proxy.model import ServiceKey
-from proxy.runtime import SystemClock
+from nacos_proxy.model.calls import Fetch
+from nacos_proxy.model.services import ServiceKey
+from nacos_proxy.runtime import SystemClock
 from tests.helpers.faces import facing
 from tests.helpers.live import ProxyProcess
 

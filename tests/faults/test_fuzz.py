@@ -15,8 +15,11 @@ import orjson
 import pytest
 from uvicorn.server import ServerState
 
-from proxy.agent import Agent
-from proxy.calls import (
+from nacos_proxy.app.server import App, build, uvicorn_config
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.background.state_rows import dump_snapshot
+from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.calls import (
     Alive,
     Beat,
     Call,
@@ -31,18 +34,13 @@ from proxy.calls import (
     Subscribers,
     Switches,
 )
-from proxy.calls import (
-    ServerState as AskState,
-)
-from proxy.errors import ProxyError
-from proxy.model import Snapshot
-from proxy.registry.nacos import NacosPolicy, NacosRegistry
-from proxy.registry.servers import ServersPolicy
-from proxy.rows import dump_snapshot
-from proxy.server import App, build, uvicorn_config
-from proxy.settings import Settings
-from proxy.wire.query import View
-from proxy.wire.rest import snapshot_json
+from nacos_proxy.model.calls import ServerState as AskState
+from nacos_proxy.model.errors import ProxyError
+from nacos_proxy.model.services import Snapshot
+from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
+from nacos_proxy.upstream.nacos.servers import ServersPolicy
+from nacos_proxy.wire.rest.bodies import snapshot_json
+from nacos_proxy.wire.rest.query import View
 from tests.helpers.build import KEY, agent
 from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.runtime import SystemClock
+from nacos_proxy.runtime import SystemClock
 from tests.faults.load import Load, until
 from tests.helpers.faces import facing
 from tests.helpers.live import ProxyProcess

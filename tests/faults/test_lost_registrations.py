@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.registry.embedded import EmbeddedRegistry
-from proxy.runtime import SystemClock
+from nacos_proxy.runtime import SystemClock
+from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from tests.faults.load import CLOCK, LIST, Load, by_address, until
 from tests.faults.test_upstream_faults import QUICK
 from tests.helpers.app import Served, serving

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.agent import AgentPolicy
-from proxy.runtime import spawn, stop
+from nacos_proxy.core.agent import AgentPolicy
+from nacos_proxy.runtime import spawn, stop
 from tests.faults.load import BEAT, CLOCK, INSTANCE, LIST, addresses, until
 from tests.faults.test_upstream_faults import QUICK, metric
 from tests.helpers.app import Served, serving

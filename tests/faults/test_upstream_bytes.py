@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from tests.helpers.app import Served, serving
-from tests.unit.registry.stub import Request, Say, ok, say, stub
+from tests.unit.upstream.stub import Request, Say, ok, say, stub
 
 CASES = 1500
 LIMIT = 20.0  # seconds in which a call has ended, whatever the upstream does

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.agent import Agent
-from proxy.catalog.hub import Filter, Mailbox, Notice
-from proxy.model import ServiceKey
+from nacos_proxy.catalog.hub import Filter, Mailbox, Notice
+from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.services import ServiceKey
 from tests.faults.load import Follower, Load, number_of, until
 from tests.helpers.app import Served, serving
 from tests.helpers.faces import facing

@@ -12,10 +12,15 @@ from typing import Any
 import httpx
 import uvicorn
 
-from proxy.parts import Parts, build
-from proxy.runtime import Clock, SystemClock, spawn, stop
-from proxy.server import App, uvicorn_config
-from proxy.settings import Settings
+from nacos_proxy.app.components import Parts, build
+from nacos_proxy.app.server import App, uvicorn_config
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.runtime import (
+    Clock,
+    SystemClock,
+    spawn,
+    stop,
+)
 
 PATIENCE = 60.0  # for what hangs: httpx's own 5 s may pass on a busy machine
 

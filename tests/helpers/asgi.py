@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message
 
-from proxy.runtime import spawn
-from proxy.wire.sse import Decoder
+from nacos_proxy.runtime import spawn
+from nacos_proxy.wire.rest.sse import Decoder
 from tests.helpers.clock import settle
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from proxy.runtime import SystemClock
+from nacos_proxy.runtime import SystemClock
 from tests.helpers.live import Process
 
 WAIT_SECONDS = 60.0

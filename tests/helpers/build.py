@@ -5,14 +5,19 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from proxy.agent import Agent, AgentPolicy, Catalog, Follower
-from proxy.catalog.breaker import Breaker, BreakerPolicy
-from proxy.catalog.cache import Cache, CachePolicy
-from proxy.catalog.hub import Hub, HubPolicy
-from proxy.catalog.ledger import Ledger, LedgerPolicy
-from proxy.catalog.overlay import OverlayPolicy
-from proxy.model import Instance, ServiceKey, Snapshot
-from proxy.registry.base import Registry
+from nacos_proxy.catalog.cache import Cache, CachePolicy
+from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
+from nacos_proxy.catalog.hub import Hub, HubPolicy
+from nacos_proxy.catalog.pending_writes import OverlayPolicy
+from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
+from nacos_proxy.core.agent import (
+    Agent,
+    AgentPolicy,
+    Catalog,
+    Follower,
+)
+from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
+from nacos_proxy.upstream.contract import Registry
 from tests.helpers.clock import FakeClock
 
 KEY = ServiceKey("public", "DEFAULT_GROUP", "orders")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Coroutine
 from typing import Any
 
-from proxy.runtime import spawn
+from nacos_proxy.runtime import spawn
 
 
 class FakeClock:

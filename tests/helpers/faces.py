@@ -28,18 +28,39 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from proxy.api.answers import read_body, send_reply, to_request
-from proxy.calls import Beat, CreateService, Deregister, Fetch, GetInstance, Register, ServerState, Update, Write
-from proxy.errors import ProxyError, Reason, Refused
-from proxy.model import Instance, ServiceKey, Snapshot
-from proxy.registry.embedded import EmbeddedRegistry, Limits
-from proxy.runtime import Clock, SystemClock, spawn, stop
-from proxy.wire.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
-from proxy.wire.base import Dialect, HttpReply, HttpRequest, PushAddress, ReadService, ServiceView
-from proxy.wire.rules import LENIENT
-from proxy.wire.shapes import as_json, as_text, error_page
-from proxy.wire.udp import qualifies, write_push
-from proxy.wire.v1 import V1
+from nacos_proxy.frontends.answers import read_body, send_reply, to_request
+from nacos_proxy.model.calls import (
+    Beat,
+    CreateService,
+    Deregister,
+    Fetch,
+    GetInstance,
+    Register,
+    ServerState,
+    Update,
+    Write,
+)
+from nacos_proxy.model.errors import ProxyError, Reason, Refused
+from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
+from nacos_proxy.runtime import (
+    Clock,
+    SystemClock,
+    spawn,
+    stop,
+)
+from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry, Limits
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
+from nacos_proxy.wire.nacos.base import (
+    Dialect,
+    PushAddress,
+    ReadService,
+    ServiceView,
+)
+from nacos_proxy.wire.nacos.rules import LENIENT
+from nacos_proxy.wire.nacos.shapes import as_json, as_text, error_page
+from nacos_proxy.wire.nacos.udp import qualifies, write_push
+from nacos_proxy.wire.nacos.v1 import V1
 from tests.helpers.app import running
 from tests.helpers.pair import asked_by
 from tests.helpers.recordings import load

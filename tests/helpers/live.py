@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from proxy.runtime import SystemClock
+from nacos_proxy.runtime import SystemClock
 
 # For what hangs: a start takes a second or two, and many times that on a busy machine.
 START_SECONDS = 60.0
@@ -181,7 +181,7 @@ class ProxyProcess(Process):
         *arguments: str,
         env: Mapping[str, str] | None = None,
         state_dir: Path | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "proxy", "serve"),
+        command: Sequence[str] = (sys.executable, "-m", "nacos_proxy", "serve"),
     ) -> None:
         self._own_state = None if state_dir else tempfile.TemporaryDirectory(prefix="nacos-proxy-state-")
         self.state_dir = state_dir or Path(self._own_state.name if self._own_state else "")

@@ -9,8 +9,7 @@ from urllib.parse import urlencode
 
 from hypothesis import strategies as st
 
-from proxy.calls import (
-    MAX_METADATA,
+from nacos_proxy.model.calls import (
     Alive,
     BatchMetadata,
     Beat,
@@ -35,15 +34,28 @@ from proxy.calls import (
     Update,
     UpdateService,
 )
-from proxy.errors import BadCall, Malformed, ProxyError, Refused
-from proxy.model import Instance, Selection, ServiceKey, Snapshot
-from proxy.wire.base import (
+from nacos_proxy.model.errors import (
+    BadCall,
+    Malformed,
+    ProxyError,
+    Refused,
+)
+from nacos_proxy.model.limits import MAX_METADATA
+from nacos_proxy.model.services import (
+    Instance,
+    Selection,
+    ServiceKey,
+    Snapshot,
+)
+from nacos_proxy.wire.http import (
     FORM_TYPE,
-    Dialect,
     HttpReply,
     HttpRequest,
-    Operation,
     Pairs,
+)
+from nacos_proxy.wire.nacos.base import (
+    Dialect,
+    Operation,
     ReadInstance,
     ReadService,
     ServiceView,

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from proxy.wire.base import FORM_TYPE, HttpReply, HttpRequest
+from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

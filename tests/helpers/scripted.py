@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from proxy.calls import (
+from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
     Beat,
     BeatResult,
@@ -17,9 +17,9 @@ from proxy.calls import (
     ServicePage,
     Write,
 )
-from proxy.effects import apply
-from proxy.errors import ProxyError, Reason, Refused
-from proxy.model import ServiceKey, Snapshot
+from nacos_proxy.model.effects import apply
+from nacos_proxy.model.errors import ProxyError, Reason, Refused
+from nacos_proxy.model.services import ServiceKey, Snapshot
 
 R = TypeVar("R")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.calls import Deregister, Fetch, GetInstance
-from proxy.errors import Reason, Refused
-from proxy.wire.base import HttpRequest, ReadInstance, ReadService
-from proxy.wire.v1 import V1
+from nacos_proxy.model.calls import Deregister, Fetch, GetInstance
+from nacos_proxy.model.errors import Reason, Refused
+from nacos_proxy.wire.http import HttpRequest
+from nacos_proxy.wire.nacos.base import ReadInstance, ReadService
+from nacos_proxy.wire.nacos.v1 import V1
 from tests.helpers.build import KEY
 from tests.helpers.pair import DialectPair, asked_by
 

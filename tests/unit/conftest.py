@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli import main
+from nacos_proxy.cli.main import main
 from tests.helpers.live import ProxyProcess
 
 Run = Callable[..., Result]

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from proxy.runtime import (
+from nacos_proxy.runtime import (
     LONGEST_PAUSE,
     STEADY,
     Supervisor,

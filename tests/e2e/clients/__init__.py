@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proxy.runtime import spawn, stop
+from nacos_proxy.runtime import spawn, stop
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # for an answer or an event; the machine may be busy, and SDKs try three times

@@ -12,12 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
-from proxy.catalog.cache import Cache, CachePolicy
-from proxy.catalog.look import Freshness
-from proxy.catalog.overlay import OverlayPolicy, fold
-from proxy.errors import Unreachable
-from proxy.model import Change, Instance, ServiceKey, Snapshot
+from nacos_proxy.catalog.cache import Cache, CachePolicy
+from nacos_proxy.catalog.freshness import Freshness
+from nacos_proxy.catalog.pending_writes import OverlayPolicy, fold
+from nacos_proxy.model.calls import (
+    BatchMetadata,
+    Beat,
+    Deregister,
+    Register,
+    SetHealth,
+    Update,
+    Write,
+)
+from nacos_proxy.model.errors import Unreachable
+from nacos_proxy.model.services import (
+    Change,
+    Instance,
+    ServiceKey,
+    Snapshot,
+)
 from tests.helpers.build import KEY, instance, key, snapshot
 
 A, B, C, D = (instance(f"10.0.0.{number}") for number in (1, 2, 3, 4))

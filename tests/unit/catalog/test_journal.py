@@ -6,10 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.calls import Beat, Deregister, Register, Update
-from proxy.catalog.journal import Journal, JournalPolicy, Local, Waiting, place_of
-from proxy.effects import apply
-from proxy.model import Instance
+from nacos_proxy.catalog.journal import (
+    Journal,
+    JournalPolicy,
+    Local,
+    Waiting,
+    place_of,
+)
+from nacos_proxy.model.calls import (
+    Beat,
+    Deregister,
+    Register,
+    Update,
+)
+from nacos_proxy.model.effects import apply
+from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, instance, snapshot
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2")

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.catalog.schedule import Schedule
+from nacos_proxy.catalog.schedule import Schedule
 from tests.helpers.build import key
 
 A, B, C = key("a"), key("b"), key("c")

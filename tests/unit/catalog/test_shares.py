@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.catalog.shares import Shares
+from nacos_proxy.catalog.shares import Shares
 
 
 @given(st.integers(1, 10_000), st.integers(1, 14))

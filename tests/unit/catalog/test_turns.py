@@ -8,8 +8,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.catalog.turns import Lane, Turns
-from proxy.model import ServiceKey
+from nacos_proxy.catalog.turns import Lane, Turns
+from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import key
 
 # Of each client: how many wait in each of its lanes.

@@ -13,11 +13,18 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Send
-from proxy.fastpath.limits import ConnectionLimits, make_limited
-from proxy.fastpath.protocol import make_protocol
-from proxy.fastpath.table import Answers, AnswersPolicy
-from proxy.wire.base import REPEATABLE, Repeatable
+from nacos_proxy.fastpath.asgi import (
+    App,
+    FastPath,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
+from nacos_proxy.fastpath.protocol import make_protocol
+from nacos_proxy.fastpath.table import Answers, AnswersPolicy
+from nacos_proxy.wire.http import REPEATABLE, Repeatable
 
 GET = b"GET /list?name=a HTTP/1.1\r\nHost: here\r\n\r\n"
 

@@ -3,9 +3,17 @@ from typing import Any
 
 import pytest
 
-from proxy.fastpath.asgi import HEAD, FastPath, Message, Receive, Scope, Send, log_path
-from proxy.fastpath.table import AnswersPolicy
-from proxy.wire.base import REPEATABLE, Repeatable
+from nacos_proxy.fastpath.asgi import (
+    HEAD,
+    FastPath,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    log_path,
+)
+from nacos_proxy.fastpath.table import AnswersPolicy
+from nacos_proxy.wire.http import REPEATABLE, Repeatable
 from tests.unit.fastpath.drive import Service, ask
 
 HOST = (b"host", b"here")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from proxy.fastpath.http1 import GRACE, MOST_HELD
-from proxy.fastpath.limits import ConnectionLimits
+from nacos_proxy.fastpath.http1 import GRACE, MOST_HELD
+from nacos_proxy.fastpath.limits import ConnectionLimits
 from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
 UPGRADES = {

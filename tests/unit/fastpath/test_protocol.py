@@ -13,7 +13,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from proxy.fastpath.protocol import make_protocol
+from nacos_proxy.fastpath.protocol import make_protocol
 from tests.unit.fastpath.drive import GET, Connection, Service, settle
 
 KEEP_ALIVE = 5.0

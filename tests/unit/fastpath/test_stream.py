@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from proxy.fastpath.asgi import Receive, Scope, Send
-from proxy.fastpath.stream import LAST_CHUNK, Stream, StreamPolicy
-from proxy.wire.base import STREAM, Channel
+from nacos_proxy.fastpath.asgi import Receive, Scope, Send
+from nacos_proxy.fastpath.stream import LAST_CHUNK, Stream, StreamPolicy
+from nacos_proxy.wire.http import STREAM, Channel
 from tests.unit.fastpath.drive import GET, Connection, Service, settle
 
 EVENTS = b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n"

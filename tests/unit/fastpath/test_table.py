@@ -2,8 +2,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from proxy.fastpath.table import Answer, Answers, AnswersPolicy, repeatable
-from proxy.wire.base import Repeatable
+from nacos_proxy.fastpath.table import (
+    Answer,
+    Answers,
+    AnswersPolicy,
+    repeatable,
+)
+from nacos_proxy.wire.http import Repeatable
 
 HEADERS = [(b"Age", b"0"), (b"Content-Length", b"2"), (b"Cache-Status", b"nacos-proxy; fwd=miss; ttl=10")]
 

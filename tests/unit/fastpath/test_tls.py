@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from uvicorn import Config
 
-from proxy.fastpath.limits import ConnectionLimits, make_limited
-from proxy.fastpath.protocol import make_protocol
-from proxy.fastpath.tls import make_tls
+from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
+from nacos_proxy.fastpath.protocol import make_protocol
+from nacos_proxy.fastpath.tls import make_tls
 from tests.helpers.app import running
 from tests.unit.fastpath.drive import GET, Service
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import BadCall
-from proxy.wire.multipart import MOST_PARTS, boundary_of, read_multipart
+from nacos_proxy.model.errors import BadCall
+from nacos_proxy.wire.multipart import MOST_PARTS, boundary_of, read_multipart
 from tests.helpers.growth import grows_as_its_input
 from tests.helpers.multipart import CUT, EMPTY, END, IP, TAKEN, TYPE, part
 

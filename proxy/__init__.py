@@ -1,5 +1,0 @@
-"""A local caching discovery proxy for Nacos."""
-
-__version__ = "0.1.0"
-
-__all__ = ["__version__"]

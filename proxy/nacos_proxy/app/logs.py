@@ -1,0 +1,58 @@
+"""Where log lines go and how they look. Not for: deciding what is worth a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from types import TracebackType
+from typing import Literal
+
+from nacos_proxy.model.masking import masked
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def printable(text: str) -> str:
+    """Text that came from anybody, safe for a terminal and for one line: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people. A message stays one line whatever it quotes; an error's traceback follows it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(masked(record.message))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: ExceptionInfo) -> str:
+        return masked(super().formatException(ei))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the error with its traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": masked(record.getMessage()),
+        }
+        if record.exc_info:
+            line["error"] = masked(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+def set_up(level: str, style: Literal["text", "json"]) -> None:
+    """For the whole process, to standard error. Libraries are heard from `warning` on, the access log at `info`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("nacos_proxy", "uvicorn.access"):
+        logging.getLogger(name).setLevel(level.upper())

@@ -1,0 +1,92 @@
+"""From the settings to the policy of each part: with `parts` and `server` all that has heard of both.
+
+Not for: defaults and spelling of settings (`settings`), behaviour.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from nacos_proxy import __version__
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.background.udp_push import Network
+from nacos_proxy.catalog.cache import CachePolicy
+from nacos_proxy.catalog.pending_writes import OverlayPolicy
+from nacos_proxy.frontends.auth import GuardPolicy, Token
+from nacos_proxy.frontends.events.streams import EventsPolicy
+from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
+from nacos_proxy.upstream.nacos.login import LoginPolicy
+from nacos_proxy.upstream.nacos.registry import NacosPolicy
+from nacos_proxy.upstream.nacos.servers import ServersPolicy
+
+
+def overlay_policy(s: Settings, grace: float) -> OverlayPolicy:
+    """One node of a cluster lists a write after 0.6 s, another after 1.7 s (DESIGN fact 19): where lists come from more
+    than one, the first that has it settles nothing.
+    """
+    several = len(s.upstream) > 1 or bool(s.endpoint)
+    return OverlayPolicy(settle=min(2.0, grace), grace=grace) if several else OverlayPolicy(grace=grace)
+
+
+def cache_policy(s: Settings) -> CachePolicy:
+    return CachePolicy(
+        ttl=s.cache_ttl,
+        ttl_pushed=max(s.cache_ttl, 1.5 * s.poll_safety),
+        ttl_unknown=s.cache_negative_ttl,
+        stale_if_error=s.cache_stale_if_error,
+        max_services=s.cache_max_services,
+        max_unknown=s.cache_max_unknown,
+        interval_subscribed=s.poll_interval_subscribed,
+        interval_read=s.poll_interval_read,
+        interval_pushed=s.poll_safety,
+        watch_idle=s.watch_idle,
+        suspicious_share=s.empty_list_share,
+        confirm_after=s.empty_list_confirm,
+    )
+
+
+def nacos_policy(s: Settings) -> NacosPolicy:
+    """How the upstream is reached. Raises `BadSettings` for a password file that cannot be read."""
+    urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream
+    identity = (s.identity_key, s.identity_value.get_secret_value()) if s.identity_key else None
+    timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)
+    files = [str(path) if path else "" for path in (s.upstream_tls_ca, s.upstream_tls_cert, s.upstream_tls_key)]
+    return NacosPolicy(
+        ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path, slow=s.upstream_timeout),
+        HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
+        TlsPolicy(*files, verify=s.upstream_tls_verify),
+        login=LoginPolicy(s.username, s.secret()),
+        dialect=s.upstream_dialect,
+    )
+
+
+def events_policy(s: Settings) -> EventsPolicy:
+    return EventsPolicy(
+        heartbeat=s.events_heartbeat,
+        retry=int(s.events_retry * 1000),
+        per_client=s.subscribers_per_client,
+        most=max(s.subscribers_per_client, 20_000),
+        watched=s.watched_per_client,
+        services=s.services_per_client,
+    )
+
+
+def guard_policy(s: Settings) -> GuardPolicy:
+    tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
+    hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
+    return GuardPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
+
+
+def loopback(s: Settings) -> bool:
+    """Whether only this host can connect."""
+    if s.uds is not None or s.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(s.host).is_loopback
+    except ValueError:
+        return False
+
+
+def networks(names: Iterable[str]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(name, strict=False) for name in names)

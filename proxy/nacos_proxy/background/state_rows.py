@@ -1,0 +1,170 @@
+"""What the rows of the state file hold, as JSON of our own: short and complete. Not for: the file itself (`disk`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from nacos_proxy.catalog.journal import Local, Waiting
+from nacos_proxy.catalog.registrations import Place, Registration
+from nacos_proxy.catalog.udp_subscribers import Subscription
+from nacos_proxy.model.calls import (
+    Beat,
+    Deregister,
+    Register,
+    Update,
+)
+from nacos_proxy.model.services import (
+    EMPTY,
+    Checking,
+    Instance,
+    ServiceKey,
+    Snapshot,
+)
+from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Lasting
+from nacos_proxy.upstream.embedded.state import Kept, Laid, Service
+from nacos_proxy.upstream.embedded.switches import SWITCHES
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+UNWRITABLE = (ValueError, TypeError, OverflowError)  # no Unicode text, nested too deep, a number beyond 64 bits
+
+JOURNAL_TABLE = """
+CREATE TABLE IF NOT EXISTS journal (
+    namespace TEXT, grp TEXT, name TEXT, ip TEXT, port INTEGER, number INTEGER, at REAL, body BLOB NOT NULL,
+    PRIMARY KEY (namespace, grp, name, ip, port)
+) WITHOUT ROWID
+"""
+SUBSCRIBER_TABLE = """
+CREATE TABLE IF NOT EXISTS subscriber (
+    namespace TEXT, grp TEXT, name TEXT, clusters TEXT, ip TEXT, port INTEGER, agent TEXT, app TEXT, seen REAL
+)
+"""
+REGISTRY_TABLE = """
+CREATE TABLE IF NOT EXISTS registry (
+    namespace TEXT, grp TEXT, name TEXT, body BLOB NOT NULL, PRIMARY KEY (namespace, grp, name)
+) WITHOUT ROWID
+"""
+ServiceRow = tuple[str, str, str, bytes, float]
+RegistrationRow = tuple[str, str, str, str, int, bytes, float]
+SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
+RegistryRow = tuple[str, str, str, bytes]
+JournalRow = tuple[str, str, str, str, int, int, float, bytes]
+
+_PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
+_KINDS: Mapping[str, type[Local]] = {kind.__name__: kind for kind in (Register, Deregister, Update, Beat)}
+
+
+def _dumps(value: object) -> bytes:
+    """Instances as objects of their fields, which orjson writes by itself. Raises `TypeError`."""
+    return orjson.dumps(value, default=dict)
+
+
+def load_instance(row: Mapping[str, Any]) -> Instance:
+    fields: dict[str, Any] = {**row, "metadata": row["metadata"] or EMPTY, "extra": row["extra"] or EMPTY}
+    return Instance(**fields)
+
+
+def dump_snapshot(snapshot: Snapshot) -> bytes:
+    row: dict[str, Any] = {name: getattr(snapshot, name) for name in _PLAIN_OF_SNAPSHOT}
+    return _dumps({**row, "extra": snapshot.extra, "instances": snapshot.instances})
+
+
+def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
+    row: dict[str, Any] = orjson.loads(body)
+    return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
+
+
+class Heard(NamedTuple):
+    """A registration as it is written: `at` is when its client was last heard of, since 1970."""
+
+    service: ServiceKey
+    instance: Instance
+    beaten: bool
+    managed: Mapping[str, Any] | None
+    at: float
+
+
+def service_row(row: tuple[ServiceKey, Snapshot, float]) -> ServiceRow:
+    key, snapshot, confirmed = row
+    return (key.namespace, key.group, key.name, dump_snapshot(snapshot), confirmed)
+
+
+def registration_row(r: Heard) -> RegistrationRow:
+    body = _dumps({"instance": r.instance, "beaten": r.beaten, "managed": r.managed})
+    key, i = r.service, r.instance
+    return (key.namespace, key.group, key.name, i.ip, i.port, body, r.at)
+
+
+def load_registration(key: ServiceKey, body: bytes) -> Registration:
+    """One of which nothing was heard yet."""
+    row: dict[str, Any] = orjson.loads(body)
+    return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
+
+
+def dump_writes(writes: Iterable[Local]) -> bytes:
+    return _dumps([_dump_write(write) for write in writes])
+
+
+def _dump_write(write: Local) -> dict[str, Any]:
+    return {"kind": type(write).__name__, **{name: getattr(write, name) for name in type(write).__slots__}}
+
+
+def load_writes(key: ServiceKey, body: bytes) -> tuple[Local, ...]:
+    return tuple(_load_write(key, row) for row in orjson.loads(body))
+
+
+def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
+    kind = _KINDS[row.pop("kind")]
+    for name in ("instance", "full"):
+        if row.get(name) is not None:
+            row[name] = load_instance(row[name])
+    return kind(key, **row)
+
+
+def journal_row(row: tuple[Place, Waiting | None]) -> JournalRow:
+    """Without a body where nothing waits of the place any more."""
+    (key, ip, port), waiting = row
+    number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
+    return (key.namespace, key.group, key.name, ip, port, number, at, body)
+
+
+def load_waiting(row: JournalRow) -> tuple[Place, Waiting]:
+    namespace, group, name, ip, port, number, at, body = row
+    key = ServiceKey(namespace, group, name)
+    return (key, ip, port), Waiting(load_writes(key, body), number, at)
+
+
+def subscriber_row(s: Subscription, ahead: float) -> SubscriberRow:
+    """`ahead`: by how much the calendar is ahead of the clock that `seen` was told by."""
+    key, (ip, port) = s.service, s.address
+    return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app, s.seen + ahead)
+
+
+def load_subscriber(row: SubscriberRow) -> Subscription:
+    """Seen at a moment of the calendar."""
+    namespace, group, name, clusters, ip, port, agent, app, seen = row
+    return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))
+
+
+def registry_row(row: tuple[ServiceKey, Lasting | None]) -> RegistryRow:
+    """Without a body where nothing of it lasts any more."""
+    key, lasting = row
+    return (key.namespace, key.group, key.name, b"" if lasting is None else _dumps(lasting))
+
+
+def load_lasting(row: RegistryRow) -> tuple[ServiceKey, Lasting]:
+    namespace, group, name, body = row
+    key, found = ServiceKey(namespace, group, name), orjson.loads(body)
+    if key == OF_SWITCHES:
+        return key, {name: value for name, value in found.items() if name in SWITCHES and _like(value, SWITCHES[name])}
+    checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
+    places = tuple((load_instance(i), healthy, laid and Laid(**laid)) for i, healthy, laid in found.pop("places"))
+    kept = Kept(**found, checks=checks, places=places)
+    Service.of(key, kept, 0.0).listed()  # or its start would fail with what cannot be understood
+    return key, kept
+
+
+def _like(value: object, usual: object) -> bool:
+    return usual is None or type(value) is type(usual)

@@ -1,0 +1,225 @@
+"""The socket of UDP push: sends lists to legacy clients, hears their acknowledgements.
+
+Not for: who is due (`catalog.pushes`), what a datagram looks like (`wire.udp`). Only to loopback and this host's own
+addresses unless a setting allows more: the address in a list call is anybody's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot
+from nacos_proxy.runtime import (
+    Clock,
+    Supervisor,
+    stood_still,
+    stop,
+)
+from nacos_proxy.wire.nacos.base import ReadService
+from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
+
+log = logging.getLogger("nacos_proxy.udp")
+
+_SCOPE = re.compile(r"[0-9A-Za-z_.:@-]{0,15}")  # the name of an interface, or its number
+
+Encode = Callable[[ReadService, Snapshot], bytes]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPolicy:
+    """Networks that may be pushed to besides loopback and this host's own addresses.
+
+    A change is told to `at_once` subscribers in one stretch, and to no more once that has taken `stretch` seconds; the
+    rest follows after `pause` seconds, and so on.
+    """
+
+    allow: tuple[Network, ...] = ()
+    tick: float = 1.0
+    at_once: int = 50
+    stretch: float = 0.002
+    pause: float = 0.01
+
+
+class UdpPush(asyncio.DatagramProtocol):
+    """A follower of the agent's changes. `start`, then `stop`."""
+
+    def __init__(
+        self, pushes: Pushes, encode: Encode, clock: Clock, policy: UdpPolicy, supervisor: Supervisor | None = None
+    ) -> None:
+        self.sent = 0
+        self.refused = 0
+        self.too_large = 0
+        self.pushes = pushes
+        self._encode = encode
+        self._clock = clock
+        self._supervisor = supervisor or Supervisor(clock)
+        self._policy = policy
+        self._transport: asyncio.DatagramTransport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._behind = asyncio.Event()  # some are still to be told
+        self._reference = 0
+        self._six = False
+
+    async def start(self, host: str) -> None:
+        """Opens the socket on a port of the system's choice. Raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
+        self._reference = int(self._clock.wall() * 1e6)  # the Node SDK keeps numbers exact below 2**53 only
+        self._six = ":" in host
+        self._tasks = [
+            self._supervisor.keep(self._run, name="udp push"),
+            self._supervisor.keep(self._tell_all, name="udp changes"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            await stop(task)
+        if self._transport is not None:
+            self._transport.close()
+
+    def listed(self, call: ReadService, snapshot: Snapshot) -> None:
+        """A list was answered; where it names a push address that qualifies, a subscription begins or goes on."""
+        wish = call.push
+        if wish is None or not qualifies(wish.agent):
+            return
+        ip = plain(wish.ip)
+        if not allowed(ip, self._policy.allow) or not self._reaches(ip):
+            self.refused += 1
+            return
+        now = self._clock.now()
+        new = self.pushes.listed(call.service, (ip, wish.port), call.clusters, wish.agent, wish.app, now)
+        if new is not None:
+            self._send(new, snapshot)
+
+    def restore(self, saved: Sequence[Subscription]) -> None:
+        """Subscriptions of before a restart: they hear of changes at once, and lapse where nobody lists any more."""
+        now = self._clock.now()
+        for s in saved:
+            if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
+                self.pushes.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
+
+    def follow(self, change: Change) -> None:
+        """A follower of the agent."""
+        self.pushes.changed(change.after, self._clock.now())
+        if not self._behind.is_set():
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        """To compress a long list for thousands takes seconds, in which nothing else would run."""
+        end = self._clock.now() + self._policy.stretch
+        try:
+            for _ in range(self._policy.at_once):
+                if (told := self.pushes.next()) is None:
+                    break
+                self._send(*told)
+                if self._clock.now() > end:
+                    break
+        finally:  # whatever one push dies of, the others follow
+            if self.pushes.behind:
+                self._behind.set()
+            else:
+                self._behind.clear()
+
+    async def _tell_all(self) -> None:
+        while True:
+            await self._behind.wait()
+            await self._clock.sleep_until(self._clock.now() + self._policy.pause)
+            self._tell_some()
+
+    def tallies(self) -> dict[str, int]:
+        """Datagrams: sent (again counts), acknowledged, given up after no acknowledgement, too large to be sent; and
+        `refused` addresses.
+        """
+        return {
+            "sent": self.sent,
+            "acknowledged": self.pushes.acknowledged,
+            "given_up": self.pushes.given_up,
+            "refused": self.refused,
+            "too_large": self.too_large,
+        }
+
+    def subscribed(self) -> Sequence[ServiceKey]:
+        return [subscription.service for subscription in self.pushes]
+
+    def _send(self, subscription: Subscription, snapshot: Snapshot) -> None:
+        self._reference += 1
+        text = self._encode(ReadService(subscription.service, subscription.clusters), snapshot)
+        packet = write_push(text, self._reference)
+        if packet is None:
+            self.too_large += 1
+            return
+        self.pushes.sent(self._reference, subscription, packet, self._clock.now())
+        self._put(packet, subscription)
+
+    def _put(self, packet: bytes, subscription: Subscription) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            ip, port = subscription.address
+            self._transport.sendto(packet, (f"::ffff:{ip}" if self._six and ":" not in ip else ip, port))
+            self.sent += 1
+
+    def _reaches(self, ip: str) -> bool:
+        """A socket of IPv4 cannot send to IPv6, and uvloop raises where it is asked to; the other way it can."""
+        return self._six or ":" not in ip
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        reference = read_ack(data)
+        if reference is not None:
+            self.pushes.acked(reference, (plain(addr[0]), addr[1]))
+
+    def error_received(self, exc: Exception) -> None:
+        log.debug("udp: %s", exc)
+
+    async def _run(self) -> None:
+        while True:
+            due = self._clock.now() + self._policy.tick
+            await self._clock.sleep_until(due)
+            now = self._clock.now()
+            self.pushes.shift(stood_still(due, now), now)
+            self.pushes.lapse(now)
+            for sent in self.pushes.again(now):
+                self._put(sent.packet, sent.subscription)
+
+
+def plain(ip: str) -> str:
+    """An IPv4 address as such, where it is dressed as one of IPv6; anything else as it is."""
+    try:
+        mapped = getattr(ipaddress.ip_address(ip), "ipv4_mapped", None)
+    except ValueError:
+        return ip
+    return ip if mapped is None else str(mapped)
+
+
+def allowed(ip: str, networks: Sequence[Network]) -> bool:
+    """Loopback, an address of this host, or one that the operator allows; names are never resolved."""
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    # The scope of an IPv6 address is any text to `ipaddress`; one that is no text to the system ends asyncio's socket.
+    if _SCOPE.fullmatch(getattr(address, "scope_id", None) or "") is None:
+        return False
+    if address.is_loopback or any(address in network for network in networks):
+        return True
+    return _is_ours(str(address), socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+
+
+def _is_ours(ip: str, family: int) -> bool:
+    """Only an address of this host can be bound, and of those only a broadcast one refuses to be connected to."""
+    if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
+        return False
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((ip, 0))
+            probe.connect((ip, 9))
+        except OSError:
+            return False
+    return True

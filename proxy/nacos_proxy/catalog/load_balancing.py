@@ -1,0 +1,95 @@
+"""One instance of a snapshot for whoever sends a request now. Luck, turns and keys are arguments.
+
+    strategy     | the choice
+    -------------|------------------------------------------------------------------------------------------
+    weighted     | at random, an instance's share is its share of all weights
+    random       | at random, every instance alike
+    round_robin  | the one behind the last choice, in the order of ip, port, cluster
+    hash         | the same instance for the same key, until that instance goes (weighted rendezvous hashing)
+
+Disabled instances and those of weight 0 are never chosen, by any strategy.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Literal, get_args
+
+from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
+
+Strategy = Literal["weighted", "round_robin", "random", "hash"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+class Choice:
+    """What can be chosen from. Made once per selection; each method is one draw, None where there is nothing."""
+
+    def __init__(self, hosts: Iterable[Instance]) -> None:
+        usable = (host for host in hosts if host.enabled and host.weight > 0)
+        self.hosts = tuple(sorted(usable, key=lambda host: host.key))
+
+    @cached_property
+    def _marks(self) -> list[float]:
+        return list(accumulate(host.weight for host in self.hosts))
+
+    @cached_property
+    def _keys(self) -> list[InstanceKey]:
+        return [host.key for host in self.hosts]
+
+    def weighted(self, luck: float) -> Instance | None:
+        """`luck` is drawn evenly from [0, 1)."""
+        if not self.hosts:
+            return None
+        place = bisect_right(self._marks, luck * self._marks[-1])
+        return self.hosts[min(place, len(self.hosts) - 1)]
+
+    def random(self, luck: float) -> Instance | None:
+        """`luck` is drawn evenly from [0, 1)."""
+        return self.hosts[min(int(luck * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
+
+    def after(self, last: InstanceKey | None) -> Instance | None:
+        """The next in turn behind `last`, also where `last` itself has gone; None begins."""
+        if not self.hosts:
+            return None
+        place = 0 if last is None else bisect_right(self._keys, last)
+        return self.hosts[place % len(self.hosts)]
+
+    def hashed(self, key: str) -> Instance | None:
+        """Rendezvous: the highest score wins, so that an instance that comes or goes moves no key but its own."""
+        return max(self.hosts, key=lambda host: score(key, host), default=None)
+
+
+def score(key: str, host: Instance) -> float:
+    """An instance's score for a key: `-weight / ln(u)`, u in (0, 1) from 8 bytes of BLAKE2b over `key NUL ip:port`.
+
+    So an instance is chosen for a share of the keys that is its share of all weights (Schindelhauer, Schomaker 2005).
+    Any program that computes the same score finds the same instance.
+    """
+    digest = blake2b(f"{key}\0{host.address}".encode("utf-8", "replace"), digest_size=8).digest()
+    u = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
+    return -host.weight / math.log(u) if u < 1.0 else math.inf
+
+
+def why_empty(snapshot: Snapshot, clusters: frozenset[str], healthy_only: bool) -> str:
+    """Why nothing of a snapshot can be chosen, for people."""
+    hosts = snapshot.instances
+    steps: tuple[tuple[str, Callable[[Instance], bool]], ...] = (
+        (f"in the clusters {', '.join(sorted(clusters))}", lambda i: not clusters or i.cluster in clusters),
+        ("enabled", lambda i: i.enabled),
+        ("healthy", lambda i: not healthy_only or i.healthy),
+        ("of a weight above 0", lambda i: i.weight > 0),
+    )
+    if not hosts:
+        return f"{snapshot.key} has no instance"
+    for what, passes in steps:
+        left = tuple(i for i in hosts if passes(i))
+        if not left:
+            number = "its only instance is not" if len(hosts) == 1 else f"none of {len(hosts)} instances is"
+            return f"{snapshot.key}: {number} {what}"
+        hosts = left
+    return ""

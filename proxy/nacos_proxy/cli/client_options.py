@@ -1,0 +1,176 @@
+"""What the commands that ask a running proxy share: their options, and how an answer is shown.
+
+Tables for people, one JSON object a line for programs (`--json`). What a registry holds is anybody's text: it is
+shown with its control characters made visible.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nacos_proxy.app.logs import printable
+from nacos_proxy.app.setting_types import duration
+from nacos_proxy.cli.rest_client import RestClient, place_of
+from nacos_proxy.model.services import address_of as plain_address_of
+
+EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 usage or settings, 3 no proxy answers."
+WIDE = 10_000  # columns where nobody looks: a table in a pipe is not folded
+
+
+class Address(click.ParamType[str]):
+    """`ip:port`, an IPv6 address in brackets."""
+
+    name = "IP:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            place_of(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration, in seconds or as 500ms, 5s, 1m."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(duration(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Weight(click.ParamType[float]):
+    """A finite number; its range is the proxy's to check."""
+
+    name = "NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return weight
+
+
+class Asked:
+    """What every client command is given: the proxy, the namespace and group, and how to show."""
+
+    def __init__(self, client: RestClient, namespace: str, group: str, as_json: bool) -> None:
+        self.client = client
+        self.where = {"namespace": namespace, "group": group}
+        self.as_json = as_json
+
+    def show(self, body: Any, people: Callable[[], None]) -> None:
+        if self.as_json:
+            click.echo(json.dumps(body, ensure_ascii=False))
+        else:
+            people()
+        if self.client.local:
+            warn("Nacos is away: the proxy answered by itself, and sends on what was changed when Nacos is back.")
+
+
+def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with the options that all of them share; the function gets an `Asked` and its own options."""
+    options = (
+        click.option("--server", envvar="NACOS_PROXY_SERVER", default="http://127.0.0.1:8840", show_default=True,
+                     help="The proxy to ask: a URL, or unix:PATH."),
+        click.option("--token", envvar="NACOS_PROXY_TOKEN", default="", help="API token; better in NACOS_PROXY_TOKEN."),
+        click.option("--ca", envvar="NACOS_PROXY_SERVER_CA", default="", help="PEM authorities of an https proxy."),
+        click.option("--cert", envvar="NACOS_PROXY_SERVER_CERT", default="", help="PEM client certificate and key."),
+        click.option("--namespace", envvar="NACOS_PROXY_NAMESPACE", default="", help="Namespace [public]."),
+        click.option("--group", default="", help="Group [DEFAULT_GROUP]."),
+        click.option("--json", "as_json", is_flag=True, help="JSON for programs."),
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def command(
+            server: str, token: str, ca: str, cert: str, namespace: str, group: str, as_json: bool, **more: Any
+        ) -> None:
+            try:
+                client = RestClient(server, token, ca=ca, cert=cert)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+            with client:
+                function(Asked(client, namespace, group, as_json), **more)
+
+        wrapped: Callable[..., None] = command
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return click.command(name, epilog=EXIT_CODES)(wrapped)
+
+    return decorate
+
+
+def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
+    """From `key=value` each. Raises `click.UsageError`."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise click.UsageError(f"--metadata is written key=value, not {pair!r}")
+        found[key] = value
+    return found
+
+
+def console() -> Console:
+    """Standard output as it is now: colours on a terminal only, and not even bold with NO_COLOR."""
+    seen = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
+    return seen if seen.is_terminal else Console(width=WIDE)
+
+
+def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
+    """Instances as a table; `body` says of which service."""
+    title = f"{body['name']}  ({body['namespaceId']})" + ("  STALE" if body.get("stale") else "")
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
+    for column in ("address", "cluster", "weight", "state", "kind", "metadata"):
+        table.add_column(column)
+    for host in hosts:
+        table.add_row(*_cells(host))
+    return table
+
+
+def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str) -> Text:
+    """A changed instance as a line."""
+    cells = "  ".join(str(cell) for cell in _cells(host) if str(cell))
+    return Text(f"{sign} {printable(name)}  {cells}  ({source})", colour)
+
+
+def address_of(host: dict[str, Any]) -> str:
+    return printable(plain_address_of(host["ip"], host["port"]))
+
+
+def _cells(host: dict[str, Any]) -> tuple[Text, ...]:
+    state = "disabled" if not host["enabled"] else "healthy" if host["healthy"] else "unhealthy"
+    colour = {"healthy": "green", "unhealthy": "red", "disabled": "yellow"}[state]
+    metadata = " ".join(f"{k}={'null' if v is None else v}" for k, v in host["metadata"].items())
+    return (
+        Text(address_of(host)),
+        Text(printable(host["clusterName"])),
+        Text(f"{host['weight']:g}"),
+        Text(state, colour),
+        Text("ephemeral" if host["ephemeral"] else "persistent"),
+        Text(printable(metadata)),
+    )
+
+
+def warn(text: object) -> None:
+    """A sentence on standard error; the command goes on."""
+    click.secho(f"nacos-proxy: {printable(str(text))}", fg="yellow", err=True)
+    sys.stderr.flush()

@@ -1,0 +1,126 @@
+"""Settings on the command line: one option for each, `nacos-proxy config`, and their page of the docs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from nacos_proxy.app.setting_types import kind_of, text_of
+from nacos_proxy.app.settings import (
+    REMOVED,
+    Loaded,
+    Settings,
+    load,
+    misspelt,
+)
+from nacos_proxy.model.masking import MASK
+
+# Asked for first in --help; the rest follows in the order of the class.
+COMMON = ("upstream", "host", "port", "uds", "username", "password_file", "state_dir", "log_level")
+
+_EPILOG = (
+    "Every option is also NACOS_PROXY_<NAME> in the environment and <name> in the TOML file. Give secrets there or in "
+    "a file: what stands on the command line can be seen by everybody on this host."
+)
+_DOCS = """\
+# Configuration
+
+Made by `nacos-proxy config --docs`; a test holds it to the code. A flag beats the environment, which beats
+the TOML file (`--config`, `NACOS_PROXY_CONFIG`, or `config.toml` in the user's configuration directory),
+which beats the default. The setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl`
+in the file. An empty variable counts as not set. `nacos-proxy config` prints what is in effect and where each came
+from; `nacos-proxy config --toml` prints it as a file to start from.
+
+Durations are written `500ms`, `5s`, `10m`, `24h`, `7d`, `forever`; sizes `64KiB`, `1MiB`; lists with commas, or as a
+list in the file. On SIGHUP the tokens, the allowed hosts and the log level are read again.
+
+| setting | default | meaning |
+| --- | --- | --- |
+"""
+
+
+def settings_options(function: Callable[..., None]) -> Callable[..., None]:
+    """`--config` and one option for each setting."""
+    names = [*COMMON, *(name for name in Settings.model_fields if name not in COMMON)]
+    for name in reversed(names):
+        field = Settings.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{field.description} [{_default(name) or 'none'}]"
+        if kind_of(field) == "switch":
+            option = click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=text)
+        else:
+            option = click.option(flag, name, default=None, metavar=_metavar(name), help=text)
+        function = option(function)
+    for name in REMOVED:
+        function = click.option(f"--{name.replace('_', '-')}", name, default=None, hidden=True)(function)
+    return click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")(function)
+
+
+def _metavar(name: str) -> str:
+    field = Settings.model_fields[name]
+    kind = kind_of(field)
+    return f"[{'|'.join(get_args(field.annotation))}]" if kind == "choice" else kind.upper()
+
+
+def _default(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.default_factory is not None:
+        return "the user's state directory"
+    return text_of(field.default, kind_of(field))
+
+
+def loaded_from(file: Path | None, flags: dict[str, Any]) -> Loaded:
+    """The settings from what click collected; warns of variables that do nothing. Raises `BadSettings`."""
+    for sentence in misspelt(os.environ):
+        click.secho(f"nacos-proxy: {sentence}", fg="yellow", err=True)
+    return load({name: value for name, value in flags.items() if value is not None}, file)
+
+
+@click.command(epilog=_EPILOG, short_help="Print the effective settings and where each came from.")
+@click.option("--json", "form", flag_value="json", help="For programs.")
+@click.option("--toml", "form", flag_value="toml", help="As a configuration file; secrets are left out.")
+@click.option("--docs", "form", flag_value="docs", help="Print docs/configuration.md.")
+@settings_options
+def config(file: Path | None, form: str | None, **flags: Any) -> None:
+    """Print the effective settings, secrets masked, with where each came from."""
+    if form == "docs":
+        click.echo(documentation(), nl=False)
+        return
+    loaded = loaded_from(file, flags)
+    if form == "json":
+        rows = {row.name: {"value": row.value, "source": row.source} for row in loaded.rows()}
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif form == "toml":
+        click.echo(as_toml(loaded), nl=False)
+    else:
+        width = max(len(name) for name in Settings.model_fields)
+        for row in loaded.rows():
+            line = f"{row.name:<{width}} = {row.value or '-':<28} {row.source}"
+            click.secho(line, bold=row.source != "default")
+
+
+def as_toml(loaded: Loaded) -> str:
+    """A configuration file with the same effect. What is not set, and secrets, stand in it as comments."""
+    lines: list[str] = []
+    for row in loaded.rows():
+        kind = kind_of(Settings.model_fields[row.name])
+        value = row.value if kind in ("switch", "number") else json.dumps(row.value, ensure_ascii=False)
+        silent = MASK in row.value or (not row.value and kind in ("path", "secret"))
+        lines += [f"# {row.description}", f"{'# ' if silent else ''}{row.name} = {value}", ""]
+    return "\n".join(lines)
+
+
+def documentation() -> str:
+    """docs/configuration.md, made from the class."""
+    rows: list[str] = []
+    for name, field in Settings.model_fields.items():
+        default = _default(name)
+        shown = default if field.default_factory is not None else f"`{default}`" if default else "-"
+        choices = f" One of {', '.join(get_args(field.annotation))}." if kind_of(field) == "choice" else ""
+        rows.append(f"| `{name}` | {shown} | {(field.description or '').replace('|', '/')}{choices} |\n")
+    return _DOCS + "".join(rows)

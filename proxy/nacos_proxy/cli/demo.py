@@ -1,0 +1,159 @@
+"""`nacos-proxy demo`: the proxy on the embedded registry, step by step as the curl lines that a person would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import click
+
+from nacos_proxy.cli.client_options import console
+from nacos_proxy.cli.rest_client import RestClient
+
+SERVICE = "shop"  # not a service of README.md, whose lines work beside this one
+V1 = "/nacos/v1/ns/instance"
+
+
+@click.command(short_help="Show what the proxy does; no Nacos is needed.")
+@click.option("--port", default=8840, show_default=True, help="Port to serve on; the next free one where it is taken.")
+@click.option("--once", is_flag=True, help="End after the steps in place of serving on.")
+def demo(port: int, once: bool) -> None:
+    """Show what the proxy does, on a registry of its own: no Nacos is needed."""
+    if not once:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # or the proxy would outlive us
+            signal.signal(number, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nacos-proxy-demo-") as state, _serving(_free(port), state) as url:
+            with RestClient(url) as client:
+                Demo(url, client).steps()
+                if not once:
+                    click.secho(f"\nThe proxy goes on serving at {url}. Open {url}/ and {url}/docs;", bold=True)
+                    click.secho("Ctrl-C ends it.", bold=True)
+                    _beat(client)
+    except KeyboardInterrupt:
+        click.echo("\nbye")
+
+
+def _free(port: int) -> int:
+    for candidate in (*range(port, port + 20), 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    return 0
+
+
+@contextmanager
+def _serving(port: int, state: str) -> Generator[str, None, None]:
+    command = [sys.executable, "-m", "nacos_proxy", "serve", "--upstream", "embedded", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--state-dir", state, "--log-level", "warning"]
+    # Settings of the real thing must not reach the demo; a session of its own, so that Ctrl-C ends us and we end it.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
+    clean["NACOS_PROXY_CONFIG"] = os.devnull
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean, start_new_session=True) as process:
+        assert process.stdout is not None
+        urls = (line.split("listening on ", 1)[1].strip() for line in process.stdout if "listening on " in line)
+        url = next(urls, None)
+        if url is None:
+            raise click.ClickException("the proxy did not start")
+        try:
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
+class Demo:
+    """The steps; each is said, shown as a curl line, done, and its answer printed."""
+
+    def __init__(self, url: str, client: RestClient) -> None:
+        self._url = url
+        self._client = client
+
+    def steps(self) -> None:
+        self._say("1. Two instances register, as any Nacos SDK does it.")
+        for ip in ("10.0.0.1", "10.0.0.2"):
+            self._curl("POST", f"{V1}?serviceName={SERVICE}&ip={ip}&port=8080")
+        self._say("2. A client lists them; the headers say how fresh the answer is.")
+        self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True)
+        self._say("3. The same read again, from memory.")
+        self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True, body=False)
+        self._say("4. A subscriber listens, while a weight changes and an instance leaves.")
+        with self._listening() as heard:
+            self._curl("PATCH", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080", {"weight": 5})
+            heard("change")
+            self._curl("DELETE", f"{V1}?serviceName={SERVICE}&ip=10.0.0.2&port=8080")
+            heard("change")
+        self._say("5. A load balancer asks for one instance.")
+        self._curl("GET", f"/api/v1/services/{SERVICE}/pick?format=text")
+
+    def _say(self, text: str) -> None:
+        click.secho(f"\n{text}", fg="cyan", bold=True)
+
+    def _curl(
+        self, method: str, target: str, json_body: Any = None, *, headers: bool = False, body: bool = True
+    ) -> None:
+        words = ["curl", "-i" if headers else "-s"]
+        words += [] if method == "GET" else ["-X", method]
+        if json_body is not None:
+            words += ["-H", "Content-Type: application/json", "-d", json.dumps(json_body)]
+        click.secho(f"$ {shlex.join(words)} {shlex.quote(self._url + target)}", fg="yellow")
+        reply = self._client.call(method, target, body=json_body)
+        if headers:
+            click.echo(f"HTTP/1.1 {reply.status_code}")
+            for name in ("age", "cache-status", "etag"):
+                click.echo(f"{name}: {reply.headers.get(name, '')}")
+        if body:
+            show(reply.text)
+
+    @contextmanager
+    def _listening(self) -> Generator[Callable[[str], None], None, None]:
+        click.secho(f"$ curl -N {shlex.quote(f'{self._url}/api/v1/events?service={SERVICE}')} &", fg="yellow")
+        with closing(self._client.events({"service": SERVICE})) as events:
+            _, kind, data = next(events)
+            click.secho(f"  event: {kind}, {len(data['hosts'])} instances", fg="green")
+
+            def heard(wanted: str) -> None:
+                kind, data = next((kind, data) for _, kind, data in events if kind == wanted)
+                fields = [name for name in ("added", "modified", "removed") if data[name]]
+                told = {name: [_brief(host) for host in data[name]] for name in fields}
+                click.secho(f"  event: {kind}, {json.dumps(told)}", fg="green")
+
+            yield heard
+
+
+def _brief(host: dict[str, Any]) -> str:
+    return f"{host['ip']}:{host['port']} weight {host['weight']:g}"
+
+
+def show(text: str) -> None:
+    """JSON indented, in colours on a terminal; anything else as it is."""
+    try:
+        pretty = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        click.echo(text)
+        return
+    shown = console()
+    if shown.is_terminal:
+        shown.print_json(pretty)
+    else:
+        click.echo(pretty)
+
+
+def _beat(client: RestClient) -> None:
+    pause = threading.Event()
+    while not pause.wait(5.0):
+        client.call("PUT", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080/beat")

@@ -1,0 +1,121 @@
+"""The command line: `nacos-proxy serve|config|demo|doctor` and the commands that ask a running proxy.
+
+Not for: what a command does (`cli_reads`, `cli_writes`, `cli_config`, `demo`, `doctor`, `server`). Here is the table
+of commands, and what a failure says and exits with. What `serve` and `doctor` need takes a second to import: they
+alone do it, so that the others answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from nacos_proxy import __version__
+from nacos_proxy.app.logs import printable, set_up
+from nacos_proxy.app.settings import BadSettings
+from nacos_proxy.cli.client_options import EXIT_CODES
+from nacos_proxy.cli.config import config, loaded_from, settings_options
+from nacos_proxy.cli.demo import demo
+from nacos_proxy.cli.reads import (
+    get,
+    list_services,
+    pick,
+    watch,
+)
+from nacos_proxy.cli.rest_client import Problem, Unreached
+from nacos_proxy.cli.writes import (
+    beat,
+    deregister,
+    modify,
+    register,
+)
+
+
+class Group(click.Group):
+    """Says what went wrong in a sentence, with the exit code that its kind has."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False  # the commands' contexts take it over
+        try:
+            return super().invoke(ctx)
+        except Problem as error:
+            _fail(str(error), 1)
+        except BadSettings as error:
+            _fail(str(error), 2)
+        except Unreached as error:
+            _fail(str(error), 3)
+        except BrokenPipeError:
+            # who reads us has gone, as `head` does; Python would complain once more when it flushes at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    for line in text.splitlines():
+        click.secho(f"nacos-proxy: {printable(line)}", fg="red", err=True)
+    raise SystemExit(code)
+
+
+@click.group(cls=Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nacos-proxy")
+def main() -> None:
+    """A local caching discovery proxy for Nacos."""
+
+
+@main.command(epilog="Exit codes: 0 stopped as told, 2 bad settings, port taken or state directory in use.")
+@settings_options
+def serve(file: Path | None, **flags: Any) -> None:
+    """Run the proxy until it is told to stop.
+
+    \b
+    nacos-proxy serve                                      on the embedded registry
+    nacos-proxy serve --upstream http://10.0.0.1:8848      in front of a Nacos server
+    nacos-proxy serve --upstream 10.0.0.1:8848,10.0.0.2:8848 --username app --password-file /run/secrets/nacos
+
+    Every option is also NACOS_PROXY_<NAME> in the environment and <name> in the TOML file: `nacos-proxy config`
+    prints what is in effect. Give secrets there or in a file: everybody on this host can see the command line.
+    """
+    from nacos_proxy.app.process import CannotStart
+    from nacos_proxy.app.server import run
+
+    loaded = loaded_from(file, flags)
+    set_up(loaded.settings.log_level, loaded.settings.log_format)
+    # uvicorn raises the signal that stopped it anew after the graceful stop; both kinds end here
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = run(loaded)
+    except CannotStart as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        code = 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise SystemExit(code)
+
+
+@click.command(
+    epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.",
+    short_help="Check upstream, login, push, clock, state and port.",
+)
+@settings_options
+def doctor(file: Path | None, **flags: Any) -> None:
+    """Check the upstream, the login, the push port, the clock, the state directory and our own port.
+
+    It looks at what `serve` would use: the same file and variables.
+    """
+    from nacos_proxy.cli.doctor import examine
+
+    raise SystemExit(examine(loaded_from(file, flags).settings))
+
+
+for _command in (config, demo, doctor, get, list_services, watch, pick, register, deregister, modify, beat):
+    main.add_command(_command)

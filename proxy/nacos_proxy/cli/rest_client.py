@@ -1,0 +1,179 @@
+"""The HTTP of the command line: one call to a running proxy, its answer or its problem as a sentence."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import Generator, Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from httpx_sse import EventSource
+
+from nacos_proxy.client.http import plain_client
+from nacos_proxy.model.masking import shown_url
+
+SILENCE = 40.0  # seconds; a living event stream has a comment every 15
+
+_TODO = {
+    401: "Give an API token: --token, or NACOS_PROXY_TOKEN.",
+    403: "This API token has not the right to do that.",
+    429: "Try again later.",
+}
+
+
+class Unreached(Exception):
+    """No proxy answered; says where it was looked for."""
+
+
+class Problem(Exception):
+    """The proxy said no: its title and detail, and what to do where there is something."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may go well later."""
+        return self.status == 429 or self.status >= 500
+
+
+class RestClient:
+    """Talks to the REST API of one proxy: an `http(s)://` URL, `host:port` or `unix:PATH`.
+
+    `ca` and `cert` are PEM files: whom to trust with an https proxy, and what to show it. Raises `ValueError` for a
+    URL, a token or a file that is none, `Unreached` for a Unix socket where nobody listens.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        token: str = "",
+        *,
+        ca: str = "",
+        cert: str = "",
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("an API token has only printable ASCII characters")
+        self.local = False  # whether the proxy gave the last answer alone, its upstream being away
+        headers = [("authorization", f"Bearer {token}")] if token else []
+        if server.startswith("unix:"):
+            transport = _unix(server.removeprefix("unix:"))
+            server = "http://localhost"
+        base = server if "://" in server else f"http://{server}"
+        try:
+            self._http = plain_client(base, headers, timeout=10.0, transport=transport, verify=_tls(ca, cert))
+        except httpx.InvalidURL as error:
+            why = "" if "@" in server else f": {error}"  # it may quote a password for a port
+            raise ValueError(f"{shown_url(server)!r} is no URL{why}") from error
+        self._place = shown_url(str(self._http.base_url))
+        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
+            raise ValueError(f"{shown_url(server)!r} is no URL of a proxy; one is written like http://127.0.0.1:8840")
+
+    def __enter__(self) -> RestClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def call(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
+    ) -> httpx.Response:
+        """The answer. Raises `Unreached` or `Problem`."""
+        params = {k: v for k, v in (query or {}).items() if v != ""}
+        self.local = False
+        try:
+            reply = self._http.request(method, path, params=params or None, json=body)
+        except httpx.HTTPError as error:
+            raise self._unreached(error) from error
+        if reply.status_code >= 400:
+            raise _problem(reply)
+        self.local = reply.headers.get("nacos-proxy-answer") == "local"
+        return reply
+
+    def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:
+        """The answer's object. Raises `Unreached` or `Problem`."""
+        reply = self.call(method, path, query, body)
+        try:
+            found = reply.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Unreached(f"what answers at {self._place} is no nacos-proxy. Look at --server.")
+        return found  # pyright: ignore[reportUnknownVariableType]
+
+    def events(
+        self, query: Mapping[str, str | list[str]], last_id: str = ""
+    ) -> Generator[tuple[str, str, Any], None, None]:
+        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `Problem`."""
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
+        timeout = httpx.Timeout(10.0, read=SILENCE)
+        try:
+            with self._http.stream("GET", "/api/v1/events", params=query, headers=headers, timeout=timeout) as reply:
+                if reply.status_code >= 400:
+                    reply.read()
+                    raise _problem(reply)
+                for event in EventSource(reply).iter_sse():
+                    if event.data:  # else a `retry` alone
+                        yield event.id, event.event, json.loads(event.data)
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._unreached(error) from error
+
+    def _unreached(self, error: Exception) -> Unreached:
+        reason = str(error) or type(error).__name__
+        text = f"no proxy answers at {self._place}: {reason}. Is `nacos-proxy serve` running there? (--server)"
+        return Unreached(text)
+
+
+def _unix(path: str) -> httpx.BaseTransport:
+    """Looked at before: httpx leaves a socket open that could not connect."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            raise Unreached(f"no proxy answers at unix:{path}: {error.strerror or error}. (--server)") from error
+    return httpx.HTTPTransport(uds=path)
+
+
+def _tls(ca: str, cert: str) -> ssl.SSLContext | bool:
+    if not ca and not cert:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+        if cert:
+            context.load_cert_chain(cert)
+    except OSError as error:
+        raise ValueError(f"{ca or cert} cannot be used: {error.strerror or error}") from error
+    return context
+
+
+def _problem(reply: httpx.Response) -> Problem:
+    try:
+        body: Any = reply.json()
+        title, detail = str(body.get("title", "")), str(body.get("detail", ""))
+    except (ValueError, AttributeError):
+        title, detail = f"{reply.status_code} {reply.reason_phrase}", reply.text[:500].strip()
+    text = f"{title}: {detail}" if detail else title
+    todo = _TODO.get(reply.status_code, "")
+    return Problem(reply.status_code, f"{text}. {todo}".replace("..", ".") if todo else text)
+
+
+def service_path(service: str, *more: str) -> str:
+    """The path of a service, its name percent-encoded, and what stands behind it."""
+    return "/".join(["/api/v1/services", quote(service, safe=""), *more])
+
+
+def place_of(address: str) -> str:
+    """`ip:port` or `[ipv6]:port` as a path segment. Raises `ValueError`."""
+    ip, separator, port = address.rpartition(":")
+    bare = ":" in ip and not (ip.startswith("[") and ip.endswith("]"))
+    if not separator or not (port.isascii() and port.isdecimal()) or not ip or bare:
+        raise ValueError(f"{address!r} is no ip:port; an IPv6 address stands in brackets, as [2001:db8::1]:8080")
+    return quote(address, safe="[]:.")

@@ -1,0 +1,407 @@
+"""Changes to clients as they come: Server-Sent Events.
+
+Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`wire.sse`, `wire.rest`), long polls
+(`polls`). Rules:
+
+- a reader gets its snapshots, then every change behind them; the last snapshot alone carries an id, so that a reader
+  that was cut off among its snapshots gets them all again;
+- nothing waits for a reader: what it cannot take stays in its mailbox, one change per service at most; snapshots and
+  changes become bytes as it reads, about `_PIECE` of them at once;
+- an event is encoded once for all readers with the same view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import orjson
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from nacos_proxy.catalog.hub import (
+    Event,
+    Filter,
+    Mailbox,
+    Notice,
+)
+from nacos_proxy.core.agent import Agent
+from nacos_proxy.frontends.answers import client_of, send_reply, to_query
+from nacos_proxy.frontends.channel import AsgiChannel
+from nacos_proxy.frontends.events.long_polls import Polls
+from nacos_proxy.frontends.events.stream_quota import Seats, SeatsPolicy
+from nacos_proxy.frontends.open_streams import hold
+from nacos_proxy.frontends.rest import documents as docs
+from nacos_proxy.frontends.rest.reads import Bodies
+from nacos_proxy.frontends.rest.routes import Routes
+from nacos_proxy.model.errors import ProxyError
+from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.wire.http import STREAM, Channel, HttpReply
+from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
+from nacos_proxy.wire.rest.problem import plain_problem, problem
+from nacos_proxy.wire.rest.query import (
+    SHORT,
+    Query,
+    View,
+    illegal,
+    missing,
+    read_key,
+    read_list,
+    read_view,
+)
+from nacos_proxy.wire.rest.sse import (
+    CONTENT_TYPE,
+    HEARTBEAT,
+    encode,
+    encode_retry,
+)
+
+_HEADERS = [
+    (b"content-type", CONTENT_TYPE.encode()),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx in between would hold events back
+]
+_SLOTS = 15
+_PIECE = 16 << 10  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EventsPolicy:
+    """`heartbeat` in seconds; `retry` and `retry_spread` in ms: after a stop, readers come back spread over the latter.
+
+    `most` streams and long polls in all, `per_client` from one address, which may name `watched` services in all, and
+    `services` with one of them.
+    """
+
+    heartbeat: float = 15.0
+    retry: int = 2_000
+    retry_spread: int = 5_000
+    most: int = 20_000
+    per_client: int = 20_000
+    watched: int = 10_000
+    services: int = 500
+    prepared: int = 8 << 20
+
+
+def _nobody(namespace: str, group: str) -> None:
+    """Nobody learns the names of a group's services."""
+
+
+class EventsApi:
+    """The endpoints, and all who listen. `discover` and `forget` are told of each who follows a whole group."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        policy: EventsPolicy,
+        *,
+        discover: Callable[[str, str], None] = _nobody,
+        forget: Callable[[str, str], None] = _nobody,
+        luck: Callable[[], float] = random.random,
+    ) -> None:
+        self.closed = False
+        self.agent = agent
+        self.policy = policy
+        self.discover = discover
+        self.forget = forget
+        self._luck = luck
+        self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._next_slot = 0
+        self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
+        self.polls = Polls(agent, self.seats)
+        self._snapshots = Bodies(policy.prepared)
+        self._ticker: asyncio.Task[None] | None = None
+        self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
+        """What was encoded last: ten thousand readers ask for the same, one after the other."""
+
+    def routes(self) -> Routes:
+        routes = Routes("events")
+        routes.add("GET", "/api/v1/services/{service}/watch", self.polls.watch, docs.WATCH)
+        routes.add("GET", "/api/v1/events", self.events, docs.EVENTS)
+        return routes
+
+    # streams
+
+    async def events(self, request: Request) -> HttpReply | _Reader:
+        query = to_query(request.scope)
+        view = read_view(query)
+        interest = self._interest(query, view)
+        after = request.headers.get("last-event-id") or query.text("lastEventId")
+        if self.closed:
+            return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
+        client = client_of(request.scope)
+        self.seats.take(client, interest.keys)
+        reader = _Reader(self, interest, view, after[:100], client)
+        reader.release = hold(request.scope, reader.refuse)
+        return reader
+
+    def _interest(self, query: Query, view: View) -> Filter:
+        names = query.all("service")
+        if not names:
+            raise missing("service")
+        if len(names) > self.policy.services:
+            raise illegal("service", f"Param 'service' is given more than {self.policy.services} times.")
+        if "*" not in names:
+            keys = frozenset(read_key(name, query) for name in names)
+            return Filter(keys, clusters=view.cluster_set, healthy_only=view.healthy_only)
+        if len(names) > 1:
+            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+        group = read_list(query)
+        everything = (group.namespace, group.group)
+        return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
+
+    def add(self, reader: _Reader) -> int:
+        """The slot of a reader whose stream has begun; each slot has its heartbeat at another moment."""
+        self._next_slot = (self._next_slot + 1) % _SLOTS
+        self._slots[self._next_slot][reader] = None
+        if self._ticker is None or self._ticker.done():
+            self._ticker = self.agent.supervisor.keep(self._tick, name="heartbeats")
+        return self._next_slot
+
+    def drop(self, reader: _Reader, slot: int) -> None:
+        self._slots[slot].pop(reader, None)
+
+    async def _tick(self) -> None:
+        clock, turn = self.agent.clock, 0
+        while any(self._slots):
+            await clock.sleep_until(clock.now() + self.policy.heartbeat / _SLOTS)
+            turn = (turn + 1) % _SLOTS
+            for reader in tuple(self._slots[turn]):
+                self.agent.supervisor.call("event stream", reader.beat)
+
+    # bytes
+
+    def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
+        """An event as readers of a view get it; b"" where the view does not show it."""
+        if len(view.clusters) > SHORT:
+            return frame(self._encode(event, view))
+        hub = self.agent.catalog.hub
+        data = hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
+        self.last = (event, view, frame, data)
+        return data
+
+    def _encode(self, event: Event, view: View) -> bytes:
+        number = self.agent.catalog.hub.id_of(event)
+        if isinstance(event.body, Notice):
+            return encode("upstream", notice_json(event.body), number)
+        shown = change_json(event.body, view)
+        return b"" if shown is None else encode("change", orjson.dumps(shown), number)
+
+    def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
+        stale = self.agent.catalog.cache.look(snapshot.key, self.agent.clock.now()).stale
+        more = {"reset": True} if reset else {}
+        data = self._snapshots.of(
+            snapshot, (view, stale, reset), lambda: orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **more})
+        )
+        return encode("snapshot", data, number)
+
+    # the end
+
+    @property
+    def readers(self) -> int:
+        """Streams that have begun."""
+        return sum(len(slot) for slot in self._slots)
+
+    def retry_after_stop(self) -> bytes:
+        return encode_retry(self.policy.retry + int(self._luck() * self.policy.retry_spread))
+
+    def close(self) -> None:
+        """Ends all streams, each with the time after which to come back, and answers all long polls."""
+        self.closed = True
+        for reader in self._readers():
+            reader.end()
+        self.polls.close()
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def refuse(self, why: ProxyError, key: ServiceKey | None = None) -> None:
+        """Who listens to a service, or at all, may not any longer: streams end, long polls are answered with `why`."""
+        for reader in self._readers():
+            if key is None or reader.interest.wants(key):
+                reader.end()
+        self.polls.refuse(why, key)
+
+    def _readers(self) -> list[_Reader]:
+        return [reader for slot in self._slots for reader in slot]
+
+    def __repr__(self) -> str:
+        return f"<EventsApi {self.readers} readers, {len(self.polls)} polls, {len(self.seats.clients)} clients>"
+
+
+def notice_json(notice: Notice) -> bytes:
+    return orjson.dumps({"state": notice.state, "reason": notice.reason})
+
+
+def _nothing() -> None:
+    """A reader needs no waking: what waits for it waits until its connection takes more."""
+
+
+class _Reader:
+    """One stream: an ASGI app that begins it, then what writes each event to it."""
+
+    __slots__ = (
+        "_after",
+        "_api",
+        "_channel",
+        "_client",
+        "_mailbox",
+        "_refused",
+        "_slot",
+        "_view",
+        "_waiting",
+        "interest",
+        "release",
+    )
+
+    def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
+        self._api = api
+        self.interest = interest
+        self._view = view
+        self._after = after
+        self._client: str | None = client
+        self._mailbox: Mailbox | None = None
+        self._channel: Channel | None = None
+        self._waiting: Iterator[bytes] = iter(())  # framed events that are to be written before those of the mailbox
+        self._slot = -1
+        self._refused: ProxyError | None = None
+        self.release = _nothing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            self._gone()
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        try:
+            try:
+                first = await self._begin()
+                if self._refused is not None:
+                    raise self._refused.with_traceback(None)
+            except ProxyError as error:
+                self._gone()
+                await send_reply(send, problem(error, scope["path"]))
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            take: Callable[[], Channel | None] | None = scope.get("extensions", {}).get(STREAM)
+            channel = take() if take is not None else None
+            if channel is not None:
+                self._open(channel, first)
+                return
+            plain = AsgiChannel()
+            self._open(plain, first)
+            await plain.run(receive, send)
+        except BaseException:
+            self._gone()
+            raise
+
+    async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
+        """Listens from now on; what the stream begins with."""
+        api, agent = self._api, self._api.agent
+        self._mailbox, known = await agent.watch(self.interest, _nothing, self._after, self._client or "")
+        if self.interest.everything is not None:
+            api.discover(*self.interest.everything)
+        hub, breaker = agent.catalog.hub, agent.catalog.breaker
+        last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # what waits comes behind them
+        down = b"" if breaker.up else encode("upstream", notice_json(Notice("down", breaker.reason)))
+        return lambda channel: self._first(channel.frame, known, last, reset, down)
+
+    def _first(
+        self, frame: Callable[[bytes], bytes], known: Sequence[Snapshot], last: str, reset: bool, down: bytes
+    ) -> Iterator[bytes]:
+        lead = encode_retry(self._api.policy.retry)
+        for snapshot in known:
+            yield frame(lead + self._api.snapshot(snapshot, self._view, reset, last if snapshot is known[-1] else ""))
+            lead = b""
+        yield frame(lead + down)
+
+    def _open(self, channel: Channel, first: Callable[[Channel], Iterator[bytes]]) -> None:
+        self._channel = channel
+        self._waiting = first(channel)
+        self._slot = self._api.add(self)
+        channel.on_drain(self._flush)
+        channel.farewell(channel.frame(self._api.retry_after_stop()))
+        self._flush()
+        channel.on_close(self._gone)
+        if self._api.closed:
+            self.end()
+
+    def _flush(self) -> None:
+        """What waits, while the reader takes it; events come straight from then on."""
+        assert self._channel is not None and self._mailbox is not None
+        while data := self._some(self._channel, self._mailbox):
+            if not self._channel.write(data):
+                return
+        self._mailbox.straight = self._send
+
+    def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
+        """The next of what waits, in whole events; b"" where nothing does."""
+        api, view, frame = self._api, self._view, channel.frame
+        pieces: list[bytes] = []
+        size = 0
+        while size < _PIECE:
+            piece = next(self._waiting, None)
+            if piece is not None:
+                pieces.append(piece)
+                size += len(piece)
+            elif events := mailbox.take():
+                self._waiting = (api.encoded(event, view, frame) for event in events)
+            else:
+                break
+        return b"".join(pieces)
+
+    def _send(self, event: Event) -> None:
+        """Whatever a reader's events die of is the end of its stream: the readers behind it must get theirs."""
+        try:
+            channel, view = self._channel, self._view
+            assert channel is not None
+            for_event, for_view, frame, data = self._api.last
+            if for_event is not event or for_view is not view or frame is not channel.frame:
+                data = self._api.encoded(event, view, channel.frame)
+            if data and not channel.write(data) and self._mailbox is not None:
+                self._mailbox.straight = None
+        except Exception as error:
+            self._api.agent.supervisor.failed("event stream", error)
+            self.end()
+            self._gone()
+
+    def _write(self, data: bytes) -> None:
+        assert self._channel is not None and self._mailbox is not None
+        if data and not self._channel.write(data):
+            self._mailbox.straight = None
+
+    def beat(self) -> None:
+        """A sign of life, unless it is clear that the reader is slow."""
+        if self._channel is not None and self._mailbox is not None and self._mailbox.straight is not None:
+            self._write(self._channel.frame(HEARTBEAT))
+
+    def end(self) -> None:
+        """The proxy stops, or its client may not listen any longer. What that dies of is not the next one's."""
+        self._api.agent.supervisor.call("event stream", self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        if self._channel is not None:
+            self._channel.write(self._channel.frame(self._api.retry_after_stop()))
+            self._channel.close()
+
+    def refuse(self, why: ProxyError) -> None:
+        """Whoever listens may not any longer; a stream that has not begun ends as it does."""
+        self._refused = why
+        self.end()
+
+    def _gone(self) -> None:
+        """The stream has ended, whoever ended it; harmless when it was said before."""
+        self.release()
+        if self._client is None:
+            return
+        self._api.seats.leave(self._client, self.interest.keys)
+        self._client = None
+        self._waiting = iter(())
+        if self._slot >= 0:
+            self._api.drop(self, self._slot)
+        if self._mailbox is not None:
+            self._mailbox.straight = None
+            self._api.agent.unwatch(self._mailbox)
+            if self.interest.everything is not None:
+                self._api.forget(*self.interest.everything)

@@ -1,0 +1,227 @@
+"""The client of the official Rust SDK's Python binding: how it is made, and how its calls fail.
+
+Not for: subscriptions, what they tell (`push`). What the binding does was seen with 0.8.0, and read in its source: its
+constructor blocks and holds the interpreter's lock meanwhile, 0.1 s where all is well and for ever where a port takes
+connections and says nothing. So no server is named to it that has not answered a call just before. Below HOME it
+writes log files, and panics where it cannot: it gets a place that can be written, whatever the disk is like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from nacos_proxy.private_directory import Home
+
+log = logging.getLogger("nacos_proxy.push")
+
+MODULE = "nacos_sdk_rust_binding_py"
+OFFSET = 1000  # from the HTTP port that the SDK is told to the port that it dials
+
+
+@dataclass(frozen=True, slots=True)
+class PushPolicy:
+    """Seconds and numbers. `servers` are the upstream's URLs; gRPC is at their port + `offset`.
+
+    `port`, where it is given, is the gRPC port of the first one, and the others' are as far from theirs.
+
+    A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
+    `settle`. `home` is where the SDK puts its files, if it can be written.
+    """
+
+    servers: tuple[str, ...]
+    username: str = ""
+    password: str = field(default="", repr=False)
+    home: str = ""
+    offset: int = OFFSET
+    port: int = 0
+    probe: float = 2.0
+    answer: float = 3.0
+    settle: float = 10.0
+    pause: float = 1.0
+    longest_pause: float = 30.0
+    together: int = 100
+    most: int = 20_000
+    namespaces: int = 16
+
+
+Told = Callable[[Any], None]
+
+
+class Client(Protocol):
+    """What is used of the SDK's client."""
+
+    def subscribe(self, service: str, group: str, clusters: list[str] | None, listener: Told, /) -> Awaitable[Any]: ...
+
+    def get_all_instances(
+        self, service: str, group: str, clusters: list[str] | None, subscribe: bool, /
+    ) -> Awaitable[Any]: ...
+
+
+def available() -> bool:
+    """Whether the extra is installed."""
+    return importlib.util.find_spec(MODULE) is not None
+
+
+async def connect(policy: PushPolicy, namespace: str) -> Client:
+    """A client of the SDK for one namespace. Raises `OSError` where no gRPC port answers, else `RuntimeError`."""
+    if policy.port and policy.servers:
+        policy = replace(policy, offset=policy.port - (urlsplit(policy.servers[0]).port or 8848))
+    answering = await asyncio.gather(*(_answers(url, policy) for url in policy.servers))
+    urls = [url for url, answers in zip(policy.servers, answering, strict=True) if answers]
+    if not urls:
+        raise OSError("no gRPC port answers")
+    addresses = ",".join(_address(url, policy.offset) for url in urls)
+    return await asyncio.get_running_loop().run_in_executor(None, _construct, policy, addresses, namespace)
+
+
+async def _answers(url: str, policy: PushPolicy) -> bool:
+    """Whether a call comes back in time. A port that only takes connections would freeze the whole process."""
+    parts = urlsplit(url)
+    try:
+        return await asyncio.wait_for(_check(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer)
+    except (OSError, OverflowError, UnicodeError, EOFError, asyncio.TimeoutError):
+        return False
+
+
+async def _check(host: str, port: int) -> bool:
+    """Sends `CHECK`, and is content with any frame on its stream: headers, data, even a refusal."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(CHECK)
+        while True:
+            head = await reader.readexactly(9)  # length, kind, flags, stream (RFC 9113 4.1)
+            if head[5:] == b"\0\0\0\1":
+                return True
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+    finally:
+        writer.transport.abort()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of a protobuf message, below 128 bytes."""
+    return bytes((number << 3 | 2, len(value))) + value
+
+
+def _header(name: str, value: str) -> bytes:
+    """Literal and not indexed (RFC 7541 6.2.2)."""
+    return b"".join((b"\0", *(bytes((len(text),)) + text.encode() for text in (name, value))))
+
+
+_HEADERS = b"".join(
+    _header(name, value)
+    for name, value in (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/Request/request"),
+        (":authority", "nacos"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    )
+)
+_MESSAGE = _field(2, _field(3, b"ServerCheckRequest")) + _field(3, _field(2, b"{}"))
+
+# What a Nacos client asks a server first, as HTTP/2 without negotiation: settings, headers, data that end the stream.
+CHECK = b"".join(
+    (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        _frame(4, 0, 0, b""),
+        _frame(1, 4, 1, _HEADERS),
+        _frame(0, 1, 1, b"\0" + len(_MESSAGE).to_bytes(4, "big") + _MESSAGE),
+    )
+)
+
+
+_constructing = threading.Lock()
+_constructed = threading.Event()
+
+
+def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
+    """Blocks. The SDK reads HOME and RUST_LOG when its first client is made, and never again."""
+    with _constructing:
+        before = os.environ.get("HOME")
+        moved = bool(policy.home) and not _constructed.is_set()
+        os.environ.setdefault("RUST_LOG", "off")
+        if moved:
+            os.environ["HOME"] = _home(policy.home)
+        try:
+            client = _client(policy, addresses, namespace)
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise RuntimeError(f"the SDK cannot be used: {error}") from error
+        finally:
+            if moved and before is None:
+                del os.environ["HOME"]
+            elif moved and before is not None:
+                os.environ["HOME"] = before
+        _constructed.set()
+        return client
+
+
+def _home(wanted: str) -> str:
+    """Where the SDK's files go: below a temporary directory where the wanted one cannot be written."""
+    try:
+        Home(Path(wanted)).close()
+        tempfile.TemporaryFile(dir=wanted).close()
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror or error, _spare())
+        return _spare()
+    return wanted
+
+
+@cache
+def _spare() -> str:
+    """Gone with the process, like all that is in it. The SDK's threads live as long."""
+    directory = tempfile.mkdtemp(prefix="nacos-proxy-push-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _client(policy: PushPolicy, addresses: str, namespace: str) -> Client:
+    sdk = importlib.import_module(MODULE)
+    options = sdk.ClientOptions(
+        addresses,
+        namespace,
+        app_name="nacos-proxy",
+        username=policy.username or None,
+        password=policy.password or None,
+        naming_push_empty_protection=False,
+    )
+    return sdk.AsyncNacosNamingClient(options)
+
+
+def _address(url: str, offset: int) -> str:
+    """The address from which the SDK finds the gRPC port; it has no way to be told that port."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{(parts.port or 8848) + offset - OFFSET}"
+
+
+async def failure(call: Callable[[], Awaitable[Any]]) -> str:
+    """Why a call of the SDK failed, '' where it did not.
+
+    It raises what it likes, and a panic in Rust is no `Exception`.
+    """
+    try:
+        await call()
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        return str(error) or type(error).__name__
+    return ""

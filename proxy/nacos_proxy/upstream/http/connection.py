@@ -1,0 +1,314 @@
+"""One HTTP/1.1 connection to a server: an `asyncio.Protocol` that carries one exchange at a time.
+
+Not for: which connection to take and for how long to keep it (`transport`), what an answer means (`nacos`).
+
+Rules: the head's waiter is woken at the end of the packet that completes the head, so that a short answer is whole by
+then; an error ends the connection, whoever waits on it gets the same error; a connection is used again only after an
+answer that ended where its framing said, with nothing behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable
+from typing import NamedTuple, cast
+
+import httptools
+import httpx
+
+from nacos_proxy.runtime import spawn
+
+MAX_HEAD = 256 * 1024  # bytes that are no body: status line and headers, trailers, what stands between chunks
+MOST_FIELDS = 500  # headers of one answer: each costs more memory than its bytes
+HIGH_WATER = 256 * 1024  # bytes of body that wait for a reader before the socket is paused
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class Limits(NamedTuple):
+    """`read` and `write`: seconds of each wait; `until`: when the body must have ended, by the loop's clock.
+
+    None: no limit.
+    """
+
+    read: float | None = None
+    write: float | None = None
+    until: float | None = None
+
+
+UNLIMITED = Limits()
+
+
+class Connection(asyncio.Protocol):
+    """`open` until the socket is gone; `used` once an exchange has ended on it; `idle_since` is the pool's note.
+
+    `last`: whatever is under way on it is the last.
+    """
+
+    def __init__(self, on_lost: Callable[[Connection], None]) -> None:
+        self.open = False
+        self.used = False
+        self.last = False
+        self.idle_since = 0.0
+        self.status = 0
+        self.reason = b""
+        self.headers: RawHeaders = []
+        self.complete = True
+        self.began = False  # a byte of the answer has come
+        self._loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._chunks: list[bytes] = []
+        self._waiting = 0  # bytes in _chunks
+        self._overhead = 0  # bytes since the last that were body
+        self._in_head = True
+        self._framed = False
+        self._reusable = True
+        self._bodyless = False
+        self._paused = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._limits = UNLIMITED
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        if self.complete or self._parser is None:  # bytes that nobody asked for
+            self.abort()
+            return
+        self.began = True
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._nonsense(f"the answer is no HTTP: {error}")
+            return
+        if self._overhead > MAX_HEAD and not self.complete:
+            self._nonsense("the head of the answer is too long")
+        elif not self._paused and self._waiting > HIGH_WATER and not self.complete and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        if not self._in_head:
+            self._wake()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        if not self.complete:
+            if self._in_head or self._framed or exc is not None:
+                cause = f": {exc}" if exc is not None else ""
+                if self.began:
+                    self._nonsense(f"the connection was lost in the middle of the answer{cause}")
+                else:
+                    self._fail(httpx.ReadError(f"the connection was lost before the answer{cause}"))
+            else:  # the end of the connection is the end of the body (RFC 9112 6.3)
+                self._reusable = False
+                self._finish()
+        self._parser = None
+        self._wake()
+        self.resume_writing()
+        self._on_lost(self)
+
+    def pause_writing(self) -> None:
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self._reusable = False  # something stands behind the answer
+            return
+        self.headers = []
+        self.reason = b""
+        self._framed = False
+
+    def on_status(self, status: bytes) -> None:
+        if not self.complete:
+            self.reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head or self._error is not None:  # a trailer, or more of what is no answer
+            return
+        self.headers.append((name, value))
+        lower = name.lower()
+        if lower in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+        if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            coding = value[:40].decode("latin-1")
+            self._nonsense(f"the answer has the transfer coding {coding!r}; none but chunked was asked for")
+        elif len(self.headers) > MOST_FIELDS:
+            self._nonsense(f"the answer has more than {MOST_FIELDS} headers")
+
+    def on_headers_complete(self) -> None:
+        if self.complete or self._parser is None or self._error is not None:
+            return
+        self.status = self._parser.get_status_code()
+        if self.status == 101:
+            self._nonsense("the answer switches to another protocol, which nobody asked for")
+        elif not 100 <= self.status <= 599:  # RFC 9110 15
+            self._nonsense(f"the answer has the status {self.status:03}, which HTTP has not")
+        if self.status < 200 or self._error is not None:
+            return
+        self._in_head = False
+        if self._bodyless:  # the parser would wait for the body that a HEAD only announces
+            self._reusable = False
+            self._finish()
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        if not self.complete:
+            self._chunks.append(body)
+            self._waiting += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._in_head or self.complete:  # 1xx: the answer is still to come
+            return
+        if self._parser is None or not self._parser.should_keep_alive():
+            self._reusable = False
+        self._finish()
+
+    # the exchange
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another exchange may follow on this connection: nothing of the last one is left."""
+        ended = self.complete and not self._chunks and not self._paused and self._sender is None
+        return self.open and ended and self._reusable and not self.last and self._error is None
+
+    async def exchange(
+        self, head: bytes, body: bytes | AsyncIterable[bytes], *, bodyless: bool = False, limits: Limits = UNLIMITED
+    ) -> None:
+        """Send a request and wait for the head of its answer. Raises httpx's transport errors.
+
+        `bodyless` is for HEAD. A streamed body goes out beside the wait, its chunks as they are; what its iterator
+        raises is raised here.
+        """
+        self.began = False
+        if self._transport is None or not self.open:
+            raise httpx.ReadError("the connection was lost before the request")
+        self.complete = False
+        self._in_head, self._bodyless, self._overhead, self._limits = True, bodyless, 0, limits
+        self._reusable = True
+        if limits.until is not None:
+            self._deadline = self._loop.call_at(limits.until, self._too_slow)
+        if isinstance(body, bytes):
+            self._transport.write(head + body if body else head)
+        else:
+            self._transport.write(head)
+            self._sender = spawn(self._send(body), name="request body")
+        try:
+            while self._in_head and self._error is None:
+                await self._more()
+        except BaseException:
+            self.abort()
+            raise
+        if self._error is not None and self._in_head:
+            raise self._error
+
+    async def _send(self, body: AsyncIterable[bytes]) -> None:
+        try:
+            async for chunk in body:
+                if self._transport is None or self.complete or not self.open:
+                    return
+                self._transport.write(chunk)
+                if self._drained is not None:
+                    await self._drain(self._drained)
+        except Exception as error:  # the client's stream broke: whoever waits for the answer is told
+            self._fail(error)
+        else:
+            self._sender = None
+
+    async def _drain(self, drained: asyncio.Future[None]) -> None:
+        if self._limits.write is None:
+            await drained
+            return
+        timer = self._loop.call_later(self._limits.write, self._fail, httpx.WriteTimeout("the server takes no more"))
+        try:
+            await drained
+        finally:
+            timer.cancel()
+
+    async def read(self) -> bytes:
+        """The bytes of the body that have come, or the next ones; b"" is its end. Raises httpx's transport errors."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.complete:
+                return b""
+            await self._more()
+        data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
+        self._chunks, self._waiting = [], 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            if self.open:  # uvloop raises for one that is closed
+                self._transport.resume_reading()
+        return data
+
+    def take(self) -> bytes:
+        """The body, where the answer is complete."""
+        data = b"".join(self._chunks)
+        self._chunks, self._waiting = [], 0
+        return data
+
+    async def _more(self) -> None:
+        self._waiter = self._loop.create_future()
+        if self._limits.read is not None:
+            self._read_timer = self._loop.call_later(self._limits.read, self._too_slow)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self._read_timer is not None:
+                self._read_timer.cancel()
+                self._read_timer = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _finish(self) -> None:
+        self.complete = self.used = True
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _nonsense(self, why: str) -> None:
+        self._fail(httpx.RemoteProtocolError(why))
+
+    def _too_slow(self) -> None:
+        self._fail(httpx.ReadTimeout("no answer in time"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+        self.abort()
+        self._wake()
+
+    def abort(self) -> None:
+        """Ends the connection at once; harmless when done before."""
+        self._disarm()
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        self.open = False

@@ -1,0 +1,354 @@
+"""What a server tells of itself, and how it checks: calls that only a registry in this process is asked.
+
+Before a server these paths are passed on as they came, in the dialect that the client chose: so there is a server role
+alone, and its rows stand in tables of their own. Source: NACOS.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nacos_proxy.model.calls import (
+    Alive,
+    Call,
+    Metrics,
+    ServiceInfo,
+    Subscriber,
+    Subscribers,
+)
+from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.services import Checking, InstanceKey, ServiceKey
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.base import Dialect, Operation
+from nacos_proxy.wire.nacos.parameters import Parameters
+from nacos_proxy.wire.nacos.results import (
+    form_required,
+    named_key,
+    param_required,
+    read_service_form,
+)
+from nacos_proxy.wire.nacos.results import write_ok as write_result_ok
+from nacos_proxy.wire.nacos.services import NO_SELECTOR, shown_checker
+from nacos_proxy.wire.nacos.shapes import (
+    as_json,
+    as_object,
+    read_exactly,
+    result,
+)
+from nacos_proxy.wire.nacos.table import ANY
+from nacos_proxy.wire.nacos.v1 import V1
+from nacos_proxy.wire.nacos.v1_services import write_ok
+from nacos_proxy.wire.nacos.v2 import V2
+from nacos_proxy.wire.nacos.v3 import V3
+
+CHECKERS: dict[str, dict[str, Any]] = {
+    "TCP": {"type": "TCP"},
+    "HTTP": {"type": "HTTP", "path": "", "headers": "", "expectedResponseCode": 200},
+    "MYSQL": {"type": "MYSQL", "user": None, "pwd": None, "cmd": None},
+    "NONE": {"type": "NONE"},
+}
+SELECTORS = ("none", "label")
+_CHECKER_CLASS = "com.alibaba.nacos.api.naming.pojo.healthcheck.AbstractHealthChecker"
+
+# --- calls -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SetCluster(Call[None]):
+    """How the persistent instances of a cluster are checked. Raises `Refused` for a service that is not there."""
+
+    service: ServiceKey
+    cluster: str
+    checking: Checking
+
+
+@dataclass(frozen=True, slots=True)
+class SetSwitch(Call[None]):
+    """A switch that is not known changes nothing. Raises `BadCall` for a value that it does not take."""
+
+    entry: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogService(Call[ServiceInfo]):
+    """As `GetService`, refused in other words."""
+
+    service: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who registered something over HTTP: an ip:port, of one kind. `updated` is in ms."""
+
+    ip: str
+    port: int
+    ephemeral: bool
+    updated: int
+    published: tuple[tuple[ServiceKey, InstanceKey], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.ip}:{self.port}#{str(self.ephemeral).lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clients(Call[tuple[Client, ...]]):
+    """All of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindClient(Call[Client]):
+    """Raises `Refused` for a name that nobody has."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publishers(Call[tuple[Client, ...]]):
+    """The clients of a service; `ip` and `port` narrow down what is shown (None: not asked)."""
+
+    service: ServiceKey
+    ip: str | None = None
+    port: int | None = None
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+def _read_checker(text: str) -> dict[str, Any]:
+    """A checker with all its fields; what is of no known type is NONE, as Jackson has it here."""
+    try:
+        given = as_object(read_exactly(text), "healthChecker")
+    except Malformed as error:
+        said = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
+        raise BadCall("healthChecker", Problem.OTHER, said) from error
+    fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
+    own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
+    return {**fields, **own}
+
+
+def _fits(default: Any, value: Any) -> bool:
+    return type(value) is int if isinstance(default, int) else isinstance(value, str)
+
+
+def _read_cluster_v1(request: HttpRequest) -> SetCluster:
+    p = Parameters.filtered(request)
+    metadata = p.check()
+    cluster = p.required("clusterName")
+    p.required("serviceName")
+    for name in ("checkPort", "useInstancePort4Check", "healthChecker"):
+        p.required(name)
+    port, by_instance = p.lenient_integer("checkPort"), p.yes("useInstancePort4Check", default=False)
+    return SetCluster(p.key(), cluster, Checking(_read_checker(p.text("healthChecker")), port, by_instance, metadata))
+
+
+def _read_cluster_v3(request: HttpRequest) -> SetCluster:
+    p = Parameters(request)
+    metadata = p.check()
+    by_instance = p.flag("useInstancePort4Check", True)
+    form_required(p, "serviceName", "clusterName", "checkPort", "useInstancePort4Check", "healthChecker")
+    checker = _read_checker(p.text("healthChecker"))
+    return SetCluster(
+        p.key(), p.text("clusterName"), Checking(checker, p.integer("checkPort", 0), by_instance, metadata)
+    )
+
+
+def _read_switch_v1(request: HttpRequest) -> SetSwitch:
+    p = Parameters(request)
+    for name in ("entry", "value"):
+        if p.raw(name) is None:
+            p.request_param(name)
+    return SetSwitch(p.raw("entry") or "", p.raw("value") or "")
+
+
+def _read_switch(request: HttpRequest) -> SetSwitch:
+    p = Parameters(request)
+    form_required(p, "entry", "value")
+    return SetSwitch(p.raw("entry") or "", p.raw("value") or "")
+
+
+def _read_catalog_service(request: HttpRequest) -> CatalogService:
+    p = Parameters.filtered(request)
+    p.check()
+    return CatalogService(p.key())
+
+
+def _read_client(request: HttpRequest) -> FindClient:
+    p = Parameters(request)
+    p.check()
+    return FindClient(param_required(p, "clientId"))
+
+
+def _read_publishers(request: HttpRequest) -> Publishers:
+    p = Parameters(request)
+    p.check()
+    service = named_key(p) if request.path.startswith("/v2/") else read_service_form(request)
+    return Publishers(service, p.raw("ip"), p.integer("port", 0) if p.text("port") else None)
+
+
+def _read_subscribers(request: HttpRequest) -> Subscribers:
+    return Subscribers(_read_publishers(request).service)
+
+
+# --- replies -----------------------------------------------------------------------------------------------------
+
+
+def _write_server(_call: Metrics, metrics: Any) -> HttpReply:
+    text = f"Hello! I am Nacos-Naming and healthy! total services: {metrics['serviceCount']}, local port:8848"
+    return as_json({"msg": text})
+
+
+def _write_catalog_service(call: CatalogService, info: ServiceInfo) -> HttpReply:
+    key = call.service
+    service = {
+        "name": key.name,
+        "groupName": key.group,
+        "protectThreshold": info.threshold,
+        "selector": dict(info.selector or NO_SELECTOR),
+        "metadata": dict(info.metadata),
+    }
+    clusters = [_cluster(key, name, info.checks.get(name, Checking())) for name in info.clusters]
+    return as_json({"service": service, "clusters": clusters})
+
+
+def _cluster(key: ServiceKey, name: str, checking: Checking) -> dict[str, Any]:
+    return {
+        "serviceName": key.grouped,
+        "name": name,
+        "healthChecker": shown_checker(checking),
+        "defaultPort": 80,
+        "defaultCheckPort": checking.port,
+        "useIPPort4Check": checking.by_instance_port,
+        "metadata": dict(checking.metadata),
+    }
+
+
+def _write_clients(_call: Clients, clients: tuple[Client, ...]) -> HttpReply:
+    return result([client.name for client in clients])
+
+
+def _write_client_v2(_call: FindClient, client: Client) -> HttpReply:
+    return result({**_summary(client), "clientIp": client.ip, "clientPort": str(client.port)})
+
+
+def _write_client_v3(_call: FindClient, client: Client) -> HttpReply:
+    """It says the address of gRPC's clients alone."""
+    nothing = dict.fromkeys(("connectType", "appName", "version", "clientIp"))
+    return result({**_summary(client), **nothing, "clientPort": 0})
+
+
+def _summary(client: Client) -> dict[str, Any]:
+    known = {"clientId": client.name, "ephemeral": client.ephemeral, "lastUpdatedTime": client.updated}
+    return {**known, "clientType": "ipPort"}
+
+
+def _write_published_v2(_call: FindClient, client: Client) -> HttpReply:
+    return result(
+        [
+            {
+                "namespace": key.namespace,
+                "group": key.group,
+                "serviceName": key.name,
+                "registeredInstance": {"ip": i.ip, "port": i.port, "cluster": i.cluster},
+            }
+            for key, i in client.published
+        ]
+    )
+
+
+def _write_published_v3(_call: FindClient, client: Client) -> HttpReply:
+    return result(
+        [
+            {
+                "namespaceId": key.namespace,
+                "groupName": key.group,
+                "serviceName": key.name,
+                "publisherInfo": {"clientId": None, "ip": i.ip, "port": i.port, "clusterName": i.cluster},
+                "subscriberInfo": None,
+            }
+            for key, i in client.published
+        ]
+    )
+
+
+def _publishers(call: Publishers, clients: tuple[Client, ...]) -> list[tuple[str, InstanceKey]]:
+    return [(client.name, i) for client in clients for key, i in client.published if key == call.service]
+
+
+def _write_publishers_v2(call: Publishers, clients: tuple[Client, ...]) -> HttpReply:
+    """Without ip and port nobody is found (NACOS.md 3)."""
+    found = [(name, i) for name, i in _publishers(call, clients) if (i.ip, i.port) == (call.ip, call.port)]
+    return result([{"ip": i.ip, "port": i.port, "cluster": i.cluster, "clientId": name} for name, i in found])
+
+
+def _write_publishers_v3(call: Publishers, clients: tuple[Client, ...]) -> HttpReply:
+    found = [
+        (name, i) for name, i in _publishers(call, clients) if call.ip in (None, i.ip) and call.port in (None, i.port)
+    ]
+    return result([{"clientId": name, "ip": i.ip, "port": i.port, "clusterName": i.cluster} for name, i in found])
+
+
+def _write_subscribers_v2(_call: Subscribers, found: tuple[Subscriber, ...]) -> HttpReply:
+    return result([{"clientId": f"{s.address}#true", "ip": s.ip, "port": s.port} for s in found])
+
+
+def _write_subscribers_v3(_call: Subscribers, found: tuple[Subscriber, ...]) -> HttpReply:
+    rows = [(f"{s.address}#true", s.app, s.agent, s.address) for s in found]
+    return result([dict(zip(("clientId", "appName", "agent", "address"), row, strict=True)) for row in rows])
+
+
+# --- the rows ----------------------------------------------------------------------------------------------------
+
+
+def _say(method: str, path: str, reply: HttpReply) -> Operation[Any, Any]:
+    """An answer that is always the same."""
+    return Operation(method, path, Alive, lambda _: Alive(), lambda _call, _result: reply)
+
+
+_SERVER = Operation(ANY, "/v1/ns/health/server", Metrics, lambda _: Metrics(only_status=False), _write_server)
+
+_ROWS_V1: tuple[Operation[Any, Any], ...] = (
+    Operation("PUT", "/v1/ns/cluster", SetCluster, _read_cluster_v1, write_ok),
+    Operation("PUT", "/v1/ns/operator/switches", SetSwitch, _read_switch_v1, write_ok),
+    Operation("PUT", "/v1/ns/ops/switches", SetSwitch, _read_switch_v1, write_ok),
+    Operation("GET", "/v1/ns/catalog/service", CatalogService, _read_catalog_service, _write_catalog_service),
+    _SERVER,
+    _say("GET", "/v1/ns/health/checkers", as_json(CHECKERS)),
+    _say("GET", "/v1/ns/service/selector/types", as_json({"code": 200, "message": None, "data": list(SELECTORS)})),
+)
+
+
+def _clients(prefix: str, writers: tuple[Any, Any, Any, Any]) -> tuple[Operation[Any, Any], ...]:
+    client, published, publishers, subscribers = writers
+    return (
+        Operation("GET", f"{prefix}/list", Clients, lambda _: Clients(), _write_clients),
+        Operation("GET", prefix, FindClient, _read_client, client),
+        Operation("GET", f"{prefix}/publish/list", FindClient, _read_client, published),
+        Operation("GET", f"{prefix}/subscribe/list", FindClient, _read_client, lambda _call, _client: result([])),
+        Operation("GET", f"{prefix}/service/publisher/list", Publishers, _read_publishers, publishers),
+        Operation("GET", f"{prefix}/service/subscriber/list", Subscribers, _read_subscribers, subscribers),
+    )
+
+
+_ROWS_V2: tuple[Operation[Any, Any], ...] = (
+    Operation("PUT", "/v2/ns/operator/switches", SetSwitch, _read_switch, write_result_ok),
+    Operation("PUT", "/v2/ns/ops/switches", SetSwitch, _read_switch, write_result_ok),
+    *_clients("/v2/ns/client", (_write_client_v2, _write_published_v2, _write_publishers_v2, _write_subscribers_v2)),
+)
+
+_ADMIN = "/v3/admin/ns"
+_ROWS_V3: tuple[Operation[Any, Any], ...] = (
+    Operation("PUT", f"{_ADMIN}/cluster", SetCluster, _read_cluster_v3, write_result_ok),
+    Operation("PUT", f"{_ADMIN}/ops/switches", SetSwitch, _read_switch, write_result_ok),
+    _say("GET", f"{_ADMIN}/health/checkers", result(CHECKERS)),
+    _say("GET", f"{_ADMIN}/service/selector/types", result(list(SELECTORS))),
+    *_clients(f"{_ADMIN}/client", (_write_client_v3, _write_published_v3, _write_publishers_v3, _write_subscribers_v3)),
+)
+
+V1_WHOLE = V1.with_rows(_ROWS_V1)
+V2_WHOLE = V2.with_rows(_ROWS_V2)
+V3_WHOLE = V3.with_rows(_ROWS_V3)
+WHOLE: tuple[Dialect, ...] = (V1_WHOLE, V2_WHOLE, V3_WHOLE)
+"""The dialects of a server with nothing behind it."""

@@ -1,0 +1,49 @@
+"""The login of Nacos, as a client: v1 and v3 differ in the path alone (NACOS.md 7.3, auth.jsonl)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nacos_proxy.model.errors import Malformed, Reason, Refused
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.refusals import read_refusal
+from nacos_proxy.wire.nacos.shapes import as_object, read_json
+
+_DEFAULT_TTL = 18_000.0
+
+
+class Login(NamedTuple):
+    """A token and the seconds for which it holds."""
+
+    token: str
+    ttl: float
+
+
+def write_login(path: str, username: str, password: str) -> HttpRequest:
+    return HttpRequest("POST", path, form=(("username", username), ("password", password)))
+
+
+def read_login(dialect: str, reply: HttpReply) -> Login:
+    """Raises `Refused` and `Malformed`.
+
+    The reason is `GONE` where the server has no login at that path, else `NO_RIGHT`: 2.5.1 answers an unknown user
+    with 500, 3.0.3 a wrong password too, other login types with 200 and a code.
+    """
+    if reply.status == 200:
+        answer = as_object(read_json(reply.body), "login")
+        token, ttl = answer.get("accessToken"), answer.get("tokenTtl", _DEFAULT_TTL)
+        if isinstance(token, str) and token:
+            return Login(token, float(ttl) if type(ttl) in (int, float) and ttl > 0 else _DEFAULT_TTL)
+        if "code" not in answer:
+            raise Malformed("a login without accessToken")
+    refused = read_refusal(dialect, reply, "login")
+    if refused.reason is Reason.GONE or refused.status >= 502:
+        raise refused
+    raise Refused(
+        Reason.NO_RIGHT,
+        refused.text,
+        status=refused.status,
+        dialect=refused.dialect,
+        content_type=refused.content_type,
+        body=refused.body,
+    )

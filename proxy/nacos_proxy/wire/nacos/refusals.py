@@ -1,0 +1,258 @@
+"""An answer that says no, both ways: what a server's refusal means, and how each dialect words an error of ours.
+
+Reading: `read_refusal` finds the reason in status, code and text, whatever the server's age (NACOS.md 1.4, 1.5, 9).
+Writing: `write_text_error` is v1's manner (shape T), `write_result_error` that of v2 and v3 (shape V); both are total.
+A refusal that came in the client's own dialect goes to it unchanged, status, content type and body.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from nacos_proxy.model.errors import (
+    ABSENT,
+    BadCall,
+    Denied,
+    Malformed,
+    Problem,
+    ProxyError,
+    Reason,
+    Refused,
+    stranger,
+)
+from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.shapes import (
+    as_text,
+    check_line,
+    error_page,
+    failure,
+    phrase,
+    read_json,
+)
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+_SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), reason)
+    for pattern, reason in (
+        (r"no matched ip found|instance not (?:exist|found)", Reason.INSTANCE_NOT_FOUND),
+        (r"no ips found", Reason.NO_INSTANCES),
+        (r"cluster \S+ is not found", Reason.CLUSTER_NOT_FOUND),
+        (r"already exists", Reason.SERVICE_EXISTS),
+        (r"is not empty, can't be delete|the service has instances", Reason.SERVICE_NOT_EMPTY),
+        (r"is (?:persistent|ephemeral) service, can't register", Reason.WRONG_KIND),
+        (r"health check is still working", Reason.CHECKER_AT_WORK),
+        (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
+    )
+)
+# What a node of a cluster says when the one that it hands a call on to has died or has just come back (DESIGN fact 19).
+_NO_PEER = re.compile(
+    r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
+    r"|SocketTimeoutException|ConnectException|NoRouteToHostException",
+    re.IGNORECASE,
+)
+_CODED = {
+    10001: Reason.NO_RIGHT,
+    20004: Reason.INSTANCE_NOT_FOUND,
+    20404: Reason.INSTANCE_NOT_FOUND,
+    21003: Reason.INSTANCE_NOT_FOUND,
+    21007: Reason.SERVICE_EXISTS,
+    21008: Reason.SERVICE_NOT_FOUND,
+    21009: Reason.SERVICE_NOT_EMPTY,
+    21011: Reason.CHECKER_AT_WORK,
+    40000: Reason.GONE,
+    40001: Reason.GONE,
+}
+_WRAPPED = re.compile(
+    r"errCode: ?\d+, errMsg: ?(?P<error>.*?)\s*|Code: \d+, Message: (?P<code>.*)\.|caused: (?P<cause>[^;]*);", re.DOTALL
+)
+_LONGEST = 2000  # characters of a text that are kept: some answers are whole pages of a proxy in between
+
+
+def read_refusal(dialect: str, reply: HttpReply, asked: str) -> Refused:
+    """What a server's no means; `asked` (method and path) is for the text where the server is silent.
+
+    An answer without a body is no answer of the dialect: its own words are made when it is written to a client. Nor is
+    a 500 for what is not there, which 1.4.8 says: clients take it for the word of a server in trouble, as we would.
+    """
+    code, text = _dissect(reply.body)
+    text = _unwrap(text) or f"{asked}: {reply.status} {phrase(reply.status)}"
+    reason = _reason(reply.status, code, text)
+    in_trouble = reply.status == 500 and reason in ABSENT
+    return Refused(
+        reason,
+        text,
+        status=404 if in_trouble else reply.status,
+        dialect="" if in_trouble or not reply.body else dialect,
+        content_type=reply.content_type,
+        body=reply.body,
+    )
+
+
+def _reason(status: int, code: int, text: str) -> Reason:
+    if status in (401, 403):
+        return Reason.NO_RIGHT
+    if status in (405, 410, 501) or code in (40000, 40001):
+        return Reason.GONE
+    if status in (400, 500) and _NO_PEER.search(text):
+        return Reason.NO_PEER
+    for pattern, reason in _SAID:
+        if pattern.search(text):
+            return reason
+    return _CODED.get(code, Reason.GONE if status == 404 else Reason.OTHER)
+
+
+def _dissect(body: bytes) -> tuple[int, str]:
+    """Code (0: none) and text of an error page, a Result, a JSON text inside one of these, or plain text."""
+    if body[:1] == b"{":
+        try:
+            answer: dict[str, Any] = read_json(body)
+        except Malformed:
+            answer = {}
+        code, data, message = answer.get("code"), answer.get("data"), answer.get("message")
+        text = data if isinstance(data, str) and data else message
+        if isinstance(text, str) and text[:1] == "{":
+            inner, text = _dissect(text.encode("utf-8", "replace"))
+            return inner or _int(code), text
+        if isinstance(text, str):
+            return _int(code), text[:_LONGEST]
+    return 0, body[: 4 * _LONGEST].decode("utf-8", "replace").strip()[:_LONGEST]
+
+
+def _int(code: Any) -> int:
+    return code if type(code) is int else 0
+
+
+def _unwrap(text: str) -> str:
+    found = _WRAPPED.fullmatch(text)
+    return next((cast(str, part) for part in found.groups() if part is not None), text) if found else text
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+_TEXT_STATUS = {
+    Reason.INSTANCE_NOT_FOUND: 404,
+    Reason.NO_INSTANCES: 404,
+    Reason.CLUSTER_NOT_FOUND: 404,
+    Reason.SERVICE_NOT_FOUND: 400,
+    Reason.SERVICE_EXISTS: 400,
+    Reason.SERVICE_NOT_EMPTY: 400,
+    Reason.WRONG_KIND: 400,
+    Reason.CHECKER_AT_WORK: 400,
+}
+_RESULT_CODE = {
+    Reason.INSTANCE_NOT_FOUND: (404, 20004),
+    Reason.NO_INSTANCES: (404, 20004),
+    Reason.CLUSTER_NOT_FOUND: (404, 30000),
+    Reason.SERVICE_NOT_FOUND: (400, 21008),
+    Reason.SERVICE_EXISTS: (400, 21007),
+    Reason.SERVICE_NOT_EMPTY: (400, 21009),
+    Reason.WRONG_KIND: (400, 30000),
+    Reason.CHECKER_AT_WORK: (400, 30000),
+}
+_PROBLEM_CODE = {
+    Problem.MISSING: 10000,
+    Problem.WEIGHT: 21001,
+    Problem.INSTANCE: 21004,
+    Problem.SELECTOR: 21006,
+}
+_CLASS = {"beat": "com.alibaba.nacos.naming.healthcheck.RsInfo", "instances": "java.util.List"}
+
+
+def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
+    """Shape T where v1 has nothing else for it. `dialect` is the name of the one that writes."""
+    if isinstance(error, BadCall):
+        return _bad_text(request, error, now_ms)
+    if isinstance(error, Denied):
+        return error_page(request, 403, error.text, now_ms)
+    if not isinstance(error, Refused):
+        return as_text(str(error), error.status)
+    if error.dialect == dialect:
+        # r-nacos names no type at all; a server that is Nacos leaves it out of shape P alone
+        kind = error.content_type or (None if error.body.endswith(b"\r\n") else TEXT_TYPE)
+        return HttpReply(error.status, kind, error.body)
+    if error.reason in (Reason.NO_RIGHT, Reason.GONE):
+        return error_page(request, 403 if error.reason is Reason.NO_RIGHT else 410, error.text, now_ms)
+    status = _TEXT_STATUS.get(error.reason, _failing(error.status))
+    if error.reason is Reason.SERVICE_NOT_FOUND and "/catalog/" in request.path:
+        status = 404
+    return as_text(_kind(error), status)
+
+
+def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
+    text = error.text
+    match error.problem:
+        case Problem.ILLEGAL:
+            return check_line(text)
+        case Problem.EMPTY_GROUP:
+            return error_page(request, 400, f"Service name filter error,caused: {text};", now_ms)
+        case Problem.METADATA:
+            said = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
+            return error_page(request, 500, said, now_ms)
+        case Problem.BODY if error.parameter:
+            return error_page(request, 500, f"Server failed, caused: {_unreadable(error)};caused: {text};", now_ms)
+        case _:
+            return as_text(text, error.status)
+
+
+def write_result_error(
+    dialect: str, request: HttpRequest, error: ProxyError, now_ms: int, forbidden: str = "{text}"
+) -> HttpReply:
+    """Shape V where v2 and v3 have nothing else for it; `forbidden` is how the dialect words a 403."""
+    if isinstance(error, BadCall):
+        return _bad_result(request, error, now_ms)
+    if isinstance(error, Denied):
+        return error_page(request, 403, forbidden.format(code=error.status, text=error.text), now_ms)
+    if not isinstance(error, Refused):
+        return failure(error.status, 30000, str(error))
+    if error.dialect == dialect:
+        return HttpReply(error.status, error.content_type, error.body)
+    if error.reason is Reason.NO_RIGHT:  # 3.x says 401 inside of who is unknown, 403 of what he may not (auth.jsonl)
+        code = 401 if stranger(error) else 403
+        return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
+    if error.reason is Reason.GONE:
+        return error_page(request, 410, error.text, now_ms)
+    status, code = _RESULT_CODE.get(error.reason, (_failing(error.status), 30000))
+    if error.reason is Reason.SERVICE_NOT_FOUND:
+        status, code = _unknown_service(request)
+    return failure(status, code, _kind(error))
+
+
+def _unknown_service(request: HttpRequest) -> tuple[int, int]:
+    """Instance calls and lists have a code of their own for it (NACOS.md 3, 4.2)."""
+    if request.path.endswith("/instance/list"):
+        return 404, 30000
+    return (400, 21004) if "/ns/instance" in request.path else (400, 21008)
+
+
+def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
+    match error.problem:
+        case Problem.ILLEGAL:
+            return check_line(error.text)
+        case Problem.METADATA:
+            return error_page(request, 500, f"ErrCode:400, ErrMsg:{error.text}", now_ms)
+        case Problem.BODY if error.parameter:
+            return error_page(request, 500, _unreadable(error), now_ms)
+        case Problem.NOT_A_NUMBER | Problem.NOT_A_BOOLEAN:
+            return failure(500, 30000, None, message=f"Failed to convert value of '{error.parameter}'; {error.text}")
+        case Problem.SWITCH:
+            return failure(500, 30000, error.text)
+        case _:
+            return failure(error.status, _PROBLEM_CODE.get(error.problem, 20002), error.text)
+
+
+def _unreadable(error: BadCall) -> str:
+    said = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
+    return f"errCode: 101, errMsg: {said}, cause error[{error.text}].  "
+
+
+def _kind(error: Refused) -> str:
+    """A kind that does not fit comes from an exception that words itself so (recording "v1 register ephemeral …")."""
+    wrap = error.reason is Reason.WRONG_KIND and not error.text.startswith("errCode:")
+    return f"errCode: 400, errMsg: {error.text.strip()} " if wrap else error.text
+
+
+def _failing(status: int) -> int:
+    """A status that says no: some refusals travel in a 200 (NACOS.md 4.1, 7.3)."""
+    return status if 400 <= status <= 599 else 500

@@ -1,0 +1,192 @@
+"""What v2 and v3 share: forms with Spring's words, and answers as `{code, message, data}` (shape V), both ways.
+
+Source: NACOS.md 1.4, 1.5, 3, 4.2 and the recordings. Not for: paths, which fields an answer has (`v2`, `v3`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from nacos_proxy.model.calls import (
+    BatchMetadata,
+    Call,
+    CreateService,
+    Deregister,
+    Metrics,
+    Register,
+    SetHealth,
+    Update,
+    UpdateService,
+)
+from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey
+from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.nacos.forms import pairs, read_batch
+from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
+from nacos_proxy.wire.nacos.refusals import read_refusal
+from nacos_proxy.wire.nacos.shapes import (
+    as_object,
+    as_strings,
+    read_json,
+    result,
+)
+
+# --- forms -------------------------------------------------------------------------------------------------------
+
+_TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useInstancePort4Check": "Boolean"}
+
+
+def form_required(p: Parameters, *names: str) -> None:
+    """What a form must have, in this order; blank is missing."""
+    for name in names:
+        if not p.text(name):
+            said = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
+            raise BadCall(name, Problem.MISSING, said)
+
+
+def param_required(p: Parameters, name: str, kind: str = "String") -> str:
+    """What a method parameter must have; blank is there."""
+    if p.raw(name) is None:
+        said = f"Required request parameter '{name}' for method parameter type {kind} is not present"
+        raise BadCall(name, Problem.MISSING, said)
+    return p.text(name)
+
+
+def named_key(p: Parameters) -> ServiceKey:
+    """The service of a method parameter `serviceName`."""
+    if not param_required(p, "serviceName"):
+        said = "Param 'serviceName' is illegal, serviceName is blank"
+        raise BadCall("serviceName", Problem.GROUPED_NAME, said)
+    return p.key()
+
+
+def read_instance(p: Parameters, *, weighed: bool = True) -> tuple[ServiceKey, Instance]:
+    """An `InstanceForm`: check, binding, what is missing, weight, in this order."""
+    metadata = p.check()
+    weight = p.double("weight")
+    instance = Instance(
+        p.text("ip"),
+        0,
+        p.text("clusterName", default=DEFAULT_CLUSTER),
+        1.0 if weight is None else weight,
+        p.flag("healthy", True),
+        p.flag("enabled", True),
+        p.flag("ephemeral", True),
+        metadata,
+    )
+    form_required(p, "serviceName", "ip", "port")
+    if weighed:
+        check_weight(instance.weight)
+    return p.key(), replace(instance, port=p.integer("port", 0))
+
+
+def read_register(request: HttpRequest) -> Register:
+    p = Parameters(request)
+    service, instance = read_instance(p)
+    p.rules.instance(instance)
+    return Register(service, instance)
+
+
+def read_deregister(p: Parameters, *, weighed: bool) -> Deregister:
+    service, i = read_instance(p, weighed=weighed)
+    return Deregister(service, i.ip, i.port, i.cluster, i.ephemeral)
+
+
+def read_update(request: HttpRequest, *, partial: bool = False) -> Update:
+    p = Parameters(request)
+    service, i = read_instance(p)
+    if not partial:
+        p.rules.instance(i)
+    weight = i.weight if p.text("weight") else None
+    enabled = i.enabled if p.text("enabled") else None
+    metadata = i.metadata if p.text("metadata") else None
+    return Update(service, i.ip, i.port, i.cluster, weight, enabled, metadata, i.ephemeral, partial)
+
+
+def read_batch_form(request: HttpRequest) -> BatchMetadata:
+    p = Parameters(request)
+    instances = read_instances(p.text("instances"))
+    metadata = p.check()
+    p.check_instances(instances)
+    form_required(p, "serviceName", "metadata")
+    return read_batch(p, instances, metadata, request.method)
+
+
+def read_health(request: HttpRequest) -> SetHealth:
+    p = Parameters(request)
+    p.check()
+    healthy = p.boolean("healthy")
+    form_required(p, "healthy", "serviceName", "ip", "port")
+    cluster = p.text("clusterName", default=DEFAULT_CLUSTER)
+    return SetHealth(p.key(), p.text("ip"), p.integer("port", 0), cluster, healthy is True)
+
+
+def read_create(request: HttpRequest) -> CreateService:
+    p = Parameters(request)
+    metadata = p.check()
+    ephemeral, threshold = p.flag("ephemeral", False), p.finite("protectThreshold", 0.0)
+    form_required(p, "serviceName")
+    return CreateService(p.key(), threshold, metadata, p.selector(), ephemeral)
+
+
+def read_service_update(request: HttpRequest) -> UpdateService:
+    created = read_create(request)
+    return UpdateService(created.service, created.threshold, created.metadata, created.selector)
+
+
+def read_service_form(request: HttpRequest) -> ServiceKey:
+    """A service that a form names and nothing else."""
+    return read_create(request).service
+
+
+def read_metrics(request: HttpRequest) -> Metrics:
+    return Metrics(Parameters(request).flag("onlyStatus", True))
+
+
+def health_form(call: SetHealth) -> Pairs:
+    return pairs(ip=call.ip, port=call.port, clusterName=call.cluster, healthy=call.healthy)
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def write_ok(_call: Any, _result: Any) -> HttpReply:
+    return result("ok")
+
+
+def write_as_is(_call: Any, value: Mapping[str, Any]) -> HttpReply:
+    return result(dict(value))
+
+
+def write_updated(_call: BatchMetadata, updated: tuple[str, ...]) -> HttpReply:
+    return result({"updated": list(updated)})
+
+
+def data_of(dialect: str, call: Call[Any], reply: HttpReply) -> Any:
+    """The data of a success. Raises `Refused`, also for a code in a 200, and `Malformed`."""
+    asked = type(call).__name__
+    if reply.status != 200:
+        raise read_refusal(dialect, reply, asked)
+    answer = as_object(read_json(reply.body), asked)
+    code = answer.get("code")
+    if type(code) is not int:
+        raise Malformed(f"{asked}: an answer without a code")
+    if code != 0:
+        raise read_refusal(dialect, reply, asked)
+    return answer.get("data")
+
+
+def read_ok(dialect: str, call: Call[Any], reply: HttpReply) -> None:
+    if data_of(dialect, call, reply) != "ok":
+        raise Malformed(f"{type(call).__name__}: {reply.body[:200]!r} is not ok")
+
+
+def read_updated(dialect: str, call: BatchMetadata, reply: HttpReply) -> tuple[str, ...]:
+    return as_strings(as_object(data_of(dialect, call, reply), "batch").get("updated"), "updated")
+
+
+def read_mapping(dialect: str, call: Call[Any], reply: HttpReply) -> Mapping[str, Any]:
+    return as_object(data_of(dialect, call, reply), type(call).__name__)

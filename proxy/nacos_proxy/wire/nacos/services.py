@@ -1,0 +1,209 @@
+"""Services, pages of them, subscribers and namespaces as JSON, both ways: what more than one dialect shows.
+
+Not for: lists of hosts (`hosts`), where a page stands in an answer (the dialects).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nacos_proxy.model.calls import ServiceDetail, ServiceInfo, Subscriber
+from nacos_proxy.model.errors import Malformed, Misplaced
+from nacos_proxy.model.services import (
+    EMPTY,
+    GROUP_SEPARATOR,
+    Checking,
+    Instance,
+    ServiceKey,
+    Snapshot,
+)
+from nacos_proxy.wire.nacos.base import ReadPage
+from nacos_proxy.wire.nacos.hosts import (
+    check_named,
+    host_json,
+    read_each,
+    read_metadata,
+)
+from nacos_proxy.wire.nacos.shapes import as_int, as_list, as_object
+
+NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
+
+
+def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
+    """A service as any server shows it: `clusters` is a list on v1, `clusterMap` an object on v2 and v3."""
+    answer = as_object(value, "service")
+    check_named(key, answer.get("name"), answer.get("serviceName"))
+    if (group := answer.get("groupName") or key.group) != key.group:
+        raise Misplaced(f"asked for a service of {key.group!r}, and was told of one of {group!r}")
+    threshold = answer.get("protectThreshold")
+    selector = answer.get("selector")
+    clusters = answer.get("clusters")
+    if clusters is None:
+        shown = _clusters(answer)
+    else:
+        rows = [as_object(item, "cluster") for item in as_list(clusters, "clusters")]
+        shown = {str(row.get("name")): row for row in rows}
+    return ServiceInfo(
+        key,
+        float(threshold) if isinstance(threshold, int | float) else 0.0,
+        read_metadata(answer.get("metadata") or {}),
+        as_object(selector, "selector") if selector else EMPTY,
+        tuple(shown),
+        answer.get("ephemeral") is not False,
+        {name: checking for name, row in shown.items() if (checking := _read_checking(row)) != Checking()},
+    )
+
+
+def _read_checking(value: Any) -> Checking:
+    """How a cluster is checked, as far as the dialect tells: v1 and v2 say nothing of ports."""
+    row = as_object(value, "cluster")
+    checker, port = row.get("healthChecker"), row.get("healthyCheckPort")
+    return Checking(
+        as_object(checker, "healthChecker") if checker else Checking().checker,
+        port if type(port) is int else 80,
+        row.get("useInstancePortForCheck") is not False,
+        read_metadata(row.get("metadata") or {}),
+    )
+
+
+def shown_checker(checking: Checking) -> dict[str, Any]:
+    """The checker as v1 shows it, which leaves out what has no value."""
+    return {name: value for name, value in checking.checker.items() if value is not None}
+
+
+def _clusters(answer: Mapping[str, Any]) -> dict[str, Any]:
+    shown = answer.get("clusterMap")
+    return {} if shown is None else as_object(shown, "clusterMap")
+
+
+def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
+    """`clusterMap` of a service; `ports` adds the fields on the port that v3 has and v2 has not."""
+    shown: dict[str, Any] = {}
+    for name in info.clusters:
+        checking = info.checks.get(name, Checking())
+        port = {"healthyCheckPort": checking.port, "useInstancePortForCheck": checking.by_instance_port}
+        shown[name] = {
+            "clusterName": name,
+            "healthChecker": dict(checking.checker),
+            **(port if ports else {}),
+            "metadata": dict(checking.metadata),
+            "hosts": None,
+        }
+    return shown
+
+
+# --- the catalog: services with their instances ------------------------------------------------------------------
+
+
+def by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
+    found: dict[str, list[Instance]] = {}
+    for instance in instances:
+        found.setdefault(instance.cluster, []).append(instance)
+    return found
+
+
+def view_json(detail: ServiceDetail) -> dict[str, Any]:
+    """The numbers of a service. `triggerFlag` is text, and true where the healthy share is at the threshold."""
+    instances = detail.snapshot.instances
+    healthy = sum(1 for instance in instances if instance.healthy)
+    protected = bool(instances) and healthy <= detail.info.threshold * len(instances)
+    return {
+        "name": detail.info.key.name,
+        "groupName": detail.info.key.group,
+        "clusterCount": len({instance.cluster for instance in instances} | set(detail.info.clusters)),
+        "ipCount": len(instances),
+        "healthyInstanceCount": healthy,
+        "triggerFlag": "true" if protected else "false",
+    }
+
+
+def detail_json(detail: ServiceDetail) -> dict[str, Any]:
+    """A row of v3's list with instances. It never says the threshold, as 3.0.3 never does (v3-only.jsonl)."""
+    key = detail.info.key
+    clusters = {
+        name: {
+            "clusterName": None,
+            "healthChecker": None,
+            "healthyCheckPort": 80,
+            "useInstancePortForCheck": True,
+            "metadata": None,
+            "hosts": [host_json(host, key) for host in hosts],
+        }
+        for name, hosts in by_cluster(detail.snapshot.instances).items()
+    }
+    return {
+        "namespaceId": None,
+        "serviceName": key.name,
+        "groupName": key.group,
+        "clusterMap": clusters,
+        "metadata": dict(detail.info.metadata),
+        "protectThreshold": 0.0,
+        "selector": None,
+        "ephemeral": None,
+    }
+
+
+def read_detail(namespace: str, value: Any) -> ServiceDetail:
+    row = as_object(value, "row")
+    name, group = row.get("serviceName"), row.get("groupName")
+    if not isinstance(name, str) or not isinstance(group, str):
+        raise Malformed("a service without name or group")
+    key = ServiceKey(namespace, group, name)
+    info = read_service(key, row)
+    clusters = _clusters(row).values()
+    hosts = [
+        host for cluster in clusters for host in as_list(as_object(cluster, "cluster").get("hosts") or [], "hosts")
+    ]
+    instances, unreadable = read_each(hosts, key)
+    ephemeral = all(instance.ephemeral for instance in instances)
+    info = ServiceInfo(key, info.threshold, info.metadata, info.selector, info.clusters, ephemeral)
+    masking = bool(info.metadata) or info.threshold > 0
+    shown = Snapshot.of(key, instances, threshold=info.threshold, masking=masking, unreadable=unreadable)
+    return ServiceDetail(info, shown)
+
+
+def page_of(call: ReadPage, instances: Sequence[Instance]) -> tuple[Instance, ...]:
+    start = max(0, (call.page - 1) * call.size)
+    return tuple(instances[start : start + max(0, call.size)])
+
+
+# --- subscribers and namespaces ----------------------------------------------------------------------------------
+
+
+def subscriber_json(subscriber: Subscriber, service: ServiceKey) -> dict[str, Any]:
+    """A subscriber as v1 shows it."""
+    name = subscriber.service
+    return {
+        "addrStr": subscriber.address,
+        "agent": subscriber.agent,
+        "app": subscriber.app,
+        "ip": subscriber.ip,
+        "port": subscriber.port,
+        "namespaceId": subscriber.namespace,
+        "serviceName": name if GROUP_SEPARATOR in name else f"{service.group}{GROUP_SEPARATOR}{name}",
+        "cluster": subscriber.cluster,
+    }
+
+
+def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
+    """A subscriber of v1 (1.4.6 says neither port nor cluster) or v3 (which says neither address nor cluster)."""
+    row = as_object(value, "subscriber")
+    ip, port = str(row.get("ip") or ""), as_int(row.get("port") or 0, "port")
+    name = str(row.get("serviceName") or service.name)
+    return Subscriber(
+        str(row.get("addrStr") or f"{ip}:{port}"),
+        str(row.get("agent") or ""),
+        str(row.get("app") or row.get("appName") or ""),
+        ip,
+        port,
+        str(row.get("namespaceId") or service.namespace),
+        name if GROUP_SEPARATOR in name else f"{row.get('groupName') or service.group}{GROUP_SEPARATOR}{name}",
+        str(row.get("cluster") or ""),
+    )
+
+
+def read_namespaces(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Up to 2.5 the default namespace is called '' here and `public` everywhere else (NACOS.md 1.7)."""
+    rows = [as_object(row, "namespace") for row in as_list(value, "namespaces")]
+    return tuple({**row, "namespace": row.get("namespace") or "public"} for row in rows)

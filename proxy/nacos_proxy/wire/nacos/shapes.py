@@ -1,0 +1,195 @@
+"""The shapes in which Nacos answers, both ways: text, JSON, error page, Result (NACOS.md 1.4).
+
+T is plain text, P a line of the parameter check, J the error page of the web server, V `{code, message, data}`.
+Not for: which of them an error gets (`refusals`), the objects inside (`hosts`, `services`, the dialects).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from http import HTTPStatus
+from typing import Any, cast
+
+import orjson
+
+from nacos_proxy.model.errors import Malformed
+from nacos_proxy.wire.http import (
+    JSON_TYPE,
+    TEXT_TYPE,
+    HttpReply,
+    HttpRequest,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NO_CACHE = (
+    ("Pragma", "no-cache"),
+    ("Expires", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ("Cache-Control", "no-cache,no-store"),
+)
+
+# Result codes and their texts (NACOS.md 1.5).
+CODES: Mapping[int, str] = {
+    0: "success",
+    10000: "parameter missing",
+    10001: "access denied",
+    20002: "parameter validate error",
+    20004: "resource not found",
+    21001: "weight error",
+    21003: "instance not found",
+    21004: "instance error",
+    21006: "selector error",
+    21007: "service already exist",
+    21008: "service not exist",
+    21009: "service delete failure",
+    30000: "server error",
+}
+
+
+def dumps(value: Any) -> bytes:
+    """Compact UTF-8 JSON as Jackson writes it. Never fails: what cannot be UTF-8 becomes question marks."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # lone surrogates, integers beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode("utf-8", "replace")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(orjson.dumps(value)) if isinstance(value, orjson.Fragment) else str(value)
+
+
+def as_json(value: Any, status: int = 200) -> HttpReply:
+    return HttpReply(status, JSON_TYPE, dumps(value))
+
+
+def as_text(text: str, status: int = 200) -> HttpReply:
+    """Shape T."""
+    return HttpReply(status, TEXT_TYPE, text.encode("utf-8", "replace"))
+
+
+def check_line(text: str) -> HttpReply:
+    """Shape P: always 400, without a content type (recording "v1 register, port abc")."""
+    return HttpReply(400, None, f"{text}\r\n".encode("utf-8", "replace"), _NO_CACHE)
+
+
+def error_page(request: HttpRequest, status: int, message: str, now_ms: int) -> HttpReply:
+    """Shape J; of a HEAD it has no body (recording "v1 HEAD list")."""
+    if request.method == "HEAD":
+        return HttpReply(status, JSON_TYPE, b"")
+    page = {
+        "timestamp": (_EPOCH + timedelta(milliseconds=now_ms)).isoformat(timespec="milliseconds"),
+        "status": status,
+        "error": phrase(status),
+        "message": message,
+        "path": request.context + request.path,
+    }
+    return as_json(page, status)
+
+
+def phrase(status: int) -> str:
+    """The words that go with a status, `None` as Spring writes it where there are none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "None"
+
+
+def result(data: Any) -> HttpReply:
+    """Shape V, success."""
+    return as_json({"code": 0, "message": "success", "data": data})
+
+
+def failure(status: int, code: int, data: str | None, message: str = "") -> HttpReply:
+    """Shape V, failure; the message is that of the code unless another is given."""
+    return as_json({"code": code, "message": message or CODES.get(code, "server error"), "data": data}, status)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+DEEPEST = 64  # levels of JSON that are taken over; orjson reads 1,024 of them and writes 254
+_AROUND = 254 - DEEPEST
+_DEEP = f"JSON nested deeper than {DEEPEST} levels"
+
+
+def read_json(text: bytes | str) -> Any:
+    """Any JSON of a server, whatever the content type says: r-nacos sends some without one. Raises `Malformed`.
+
+    What comes from elsewhere and is kept comes through here or `read_exactly`, and can be written again whatever is put
+    around it: a field nested too deep is left out. (No text here is a lone surrogate, and no number infinite or beyond
+    64 bits.)
+    """
+    value = _loads(text)
+    if not _shallow(value) and (value := _pruned(value, DEEPEST)) is _TOO_DEEP:
+        raise Malformed(_DEEP)
+    return value
+
+
+def read_exactly(text: bytes | str) -> Any:
+    """JSON of a client, who is told rather than half understood. Raises `Malformed`."""
+    value = _loads(text)
+    if not _shallow(value):
+        raise Malformed(_DEEP)
+    return value
+
+
+def _loads(text: bytes | str) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError as error:
+        raise Malformed(f"not JSON: {error}") from error
+
+
+_TOO_DEEP = object()
+
+
+def _shallow(value: Any) -> bool:
+    """By writing it, which costs less than to look at each part."""
+    for _ in range(_AROUND):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _pruned(value: Any, levels: int) -> Any:
+    """Without the fields that need more levels. A list does not lose an item: the whole of it goes."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return _TOO_DEEP
+    if isinstance(value, dict):
+        fields = {name: _pruned(item, levels - 1) for name, item in cast("dict[str, Any]", value).items()}
+        return {name: item for name, item in fields.items() if item is not _TOO_DEEP}
+    items = [_pruned(item, levels - 1) for item in cast("list[Any]", value)]
+    return _TOO_DEEP if any(item is _TOO_DEEP for item in items) else items
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Malformed(f"{what} is no object")
+    return cast("dict[str, Any]", value)
+
+
+def as_list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is no list")
+    return cast("list[Any]", value)
+
+
+def as_strings(value: Any, what: str) -> tuple[str, ...]:
+    items = as_list(value, what)
+    if not all(isinstance(item, str) for item in items):
+        raise Malformed(f"{what} holds something else than text")
+    return tuple(items)
+
+
+def as_int(value: Any, what: str) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value[:19])
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Malformed(f"{what} is no whole number")
+    return value

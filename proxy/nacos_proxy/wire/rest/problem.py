@@ -1,0 +1,123 @@
+"""Errors of our own API: RFC 9457 problem documents. Not for: errors in a Nacos dialect (that dialect's own)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import orjson
+
+from nacos_proxy.model.errors import (
+    BadCall,
+    Busy,
+    Denied,
+    Garbled,
+    NothingKnown,
+    ProxyError,
+    Reason,
+    Refused,
+    TooSlow,
+    Unreachable,
+    UpstreamError,
+)
+from nacos_proxy.wire.http import HttpReply, Pairs
+
+PROBLEM_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:nacos-proxy:problem:"
+
+
+class Kind(NamedTuple):
+    """A row of the table: the last part of `type`, and `title`, which never varies for a type (RFC 9457 3.1.4)."""
+
+    slug: str
+    title: str
+
+
+KINDS: dict[type[ProxyError], Kind] = {
+    ProxyError: Kind("internal", "The proxy failed"),
+    BadCall: Kind("bad-call", "The request cannot be carried out as it stands"),
+    Denied: Kind("denied", "The request is not allowed"),
+    NothingKnown: Kind("nothing-known", "Nothing is known of the service and the upstream cannot be asked"),
+    UpstreamError: Kind("upstream-failed", "The upstream failed"),
+    Refused: Kind("upstream-refused", "The upstream refused"),
+    Unreachable: Kind("upstream-unreachable", "The upstream could not be reached"),
+    TooSlow: Kind("upstream-too-slow", "The upstream did not answer in time"),
+    Busy: Kind("upstream-busy", "All connections to the upstream were taken for too long"),
+    Garbled: Kind("upstream-garbled", "The upstream's answer could not be understood"),
+}
+
+# Nacos's dialects give one and the same refusal different statuses; a client of ours sees one.
+_REASON_STATUS = {
+    Reason.INSTANCE_NOT_FOUND: 404,
+    Reason.NO_INSTANCES: 404,
+    Reason.SERVICE_NOT_FOUND: 404,
+    Reason.CLUSTER_NOT_FOUND: 404,
+    Reason.SERVICE_EXISTS: 409,
+    Reason.SERVICE_NOT_EMPTY: 409,
+    Reason.WRONG_KIND: 409,
+    Reason.CHECKER_AT_WORK: 409,
+}
+
+
+def kind_of(error: type[ProxyError]) -> Kind:
+    """The table's row of an error's class, or of the nearest class above it."""
+    return next(KINDS[base] for base in error.__mro__ if base in KINDS)
+
+
+def status_of(error: ProxyError) -> int:
+    """The status to answer with: always an error's, whatever an upstream's refusal carried."""
+    status = _REASON_STATUS.get(error.reason, error.status) if isinstance(error, Refused) else error.status
+    return status if 400 <= status <= 599 else 502
+
+
+def problem(error: ProxyError, path: str) -> HttpReply:
+    """The answer to an error; `path` is that of the request. Total: every `ProxyError` has one."""
+    kind, status = kind_of(type(error)), status_of(error)
+    document: dict[str, Any] = {
+        "type": TYPE_PREFIX + kind.slug,
+        "title": kind.title,
+        "status": status,
+        "detail": str(error),
+        "instance": path,
+    }
+    if isinstance(error, BadCall) and error.parameter:
+        document["parameter"] = error.parameter
+    if isinstance(error, Refused):
+        document["reason"] = error.reason.value
+        document["upstreamStatus"] = error.status
+    if isinstance(error, UpstreamError) and not isinstance(error, Refused):
+        document["arrived"] = error.arrived
+    return document_reply(document, _headers(error, status))
+
+
+def _headers(error: ProxyError, status: int) -> Pairs:
+    if isinstance(error, NothingKnown):
+        return (("retry-after", "1"),)
+    return (("www-authenticate", "Bearer"),) if isinstance(error, Denied) and status == 401 else ()
+
+
+def nothing_to_pick(reason: str, path: str) -> HttpReply:
+    """A choice from nothing; `reason` says what is missing."""
+    kind = Kind("nothing-to-pick", "There is no instance to choose")
+    document = {
+        "type": TYPE_PREFIX + kind.slug,
+        "title": kind.title,
+        "status": 503,
+        "detail": reason,
+        "instance": path,
+    }
+    return document_reply(document)
+
+
+def plain_problem(status: int, detail: str, path: str, headers: Pairs = ()) -> HttpReply:
+    """A problem that says no more than its status (RFC 9457 4.2.1): unknown path, method not allowed, our own fault."""
+    title = HTTPStatus(status).phrase
+    document = {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": path}
+    return document_reply(document, headers)
+
+
+def document_reply(document: dict[str, Any], headers: Pairs = ()) -> HttpReply:
+    # an upstream's text may hold what is no Unicode text; it must not make the answer fail
+    safe = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in document.items()}
+    body = orjson.dumps(safe)
+    return HttpReply(document["status"], PROBLEM_TYPE, body, (("cache-control", "no-store"), *headers))

@@ -1,0 +1,206 @@
+"""What is made of the settings, and in which order it lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nacos_proxy.app.components import (
+    Parts,
+    build,
+    build_tenant,
+    finish,
+    start,
+)
+from nacos_proxy.app.settings import Settings
+from nacos_proxy.background.state_lock import StateLocked
+from nacos_proxy.catalog.hub import Filter
+from nacos_proxy.fastpath.table import Answer
+from nacos_proxy.frontends.nacos.passthrough import Forwarder
+from nacos_proxy.model.calls import Fetch, Register
+from nacos_proxy.model.errors import Unreachable
+from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
+from nacos_proxy.upstream.grpc.push import GrpcPush, available
+from nacos_proxy.upstream.nacos.login import Credential
+from nacos_proxy.upstream.nacos.registry import NacosRegistry
+from nacos_proxy.upstream.nacos.servers import parse_server
+from nacos_proxy.wire.http import Repeatable
+from tests.helpers.build import KEY, instance
+from tests.helpers.clock import FakeClock
+
+UPSTREAM = "http://127.0.0.1:1"
+
+
+def made(clock: FakeClock | None = None, **settings: Any) -> Parts:
+    given = {"disk": False, "udp_push": False, "push": "off", **settings}
+    return build(Settings(**given), clock or FakeClock())
+
+
+async def test_without_an_upstream_the_embedded_registry_serves_and_tells_of_changes() -> None:
+    parts = made()
+    assert isinstance(parts.registry, EmbeddedRegistry)
+    assert parts.push is parts.registry
+    assert parts.forwarder is None
+
+
+async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
+    parts = made(upstream=UPSTREAM)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert isinstance(parts.forwarder, Forwarder)
+    assert parts.push is None
+    await parts.agent.close()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "said", "version", "checks"),
+    [
+        ("embedded", "auto", "", True),
+        ("embedded", "off", "", False),
+        (UPSTREAM, "auto", "", False),
+        (UPSTREAM, "auto", "1.4.8", False),
+        (UPSTREAM, "auto", "2.5.1", True),
+        (UPSTREAM, "on", "1.4.8", True),
+        (UPSTREAM, "off", "3.0.3", False),
+    ],
+)
+async def test_nacos_parameter_check_applies_as_told_else_as_the_servers_behind_have_it(
+    upstream: str, said: str, version: str, checks: bool
+) -> None:
+    parts = made(upstream=upstream, parameter_check=said)
+    if isinstance(parts.registry, NacosRegistry):
+        parts.registry.servers.all[0].spoken.told({"version": version})
+    assert parts.checks() is checks
+    await parts.agent.close()
+
+
+async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None:
+    parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2")
+    assert isinstance(parts.registry, NacosRegistry)
+    assert not parts.agent.suspicious
+    server = parts.registry.servers.all[0]
+    parts.registry.servers.failed(server, parts.clock.now(), Unreachable("refused", arrived=False))
+    assert parts.agent.suspicious
+    await parts.agent.close()
+
+
+async def test_a_tenant_distrusts_another_server_too_until_it_ends() -> None:
+    parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2", auth="client")
+    assert isinstance(parts.registry, NacosRegistry)
+    servers = parts.registry.servers
+    before = len(servers.on_down), len(servers.on_up)
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
+    servers.failed(servers.all[0], parts.clock.now(), Unreachable("refused", arrived=False))
+    assert tenant.agent.suspicious
+    await start(tenant)
+    await finish(tenant)
+    assert (len(servers.on_down), len(servers.on_up)) == before
+    await parts.agent.close()
+
+
+async def test_answers_prepared_while_push_lived_end_with_it() -> None:
+    parts = made()
+    mark = Repeatable(KEY, 0.0, 1e9, "nacos")
+    parts.answers.offer(b"place", Answer(mark, 200, [(b"content-length", b"0")], b""), parts.answers.serial)
+    await start(parts)
+    assert parts.answers.find(b"place", parts.clock.now()) is not None
+    for listener in parts.poller.on_push_lost:
+        listener()
+    assert parts.answers.find(b"place", parts.clock.now()) is None
+    await finish(parts)
+
+
+async def test_an_address_server_counts_as_an_upstream() -> None:
+    parts = made(endpoint="http://127.0.0.1:1/list")
+    assert isinstance(parts.registry, NacosRegistry)
+    await parts.agent.close()
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+@pytest.mark.parametrize("port", [0, 5])
+async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int) -> None:
+    parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert parts.push.hint == parts.registry.hint
+    assert (parts.push.servers, parts.push.policy.port, parts.push.policy.offset) == ((UPSTREAM,), port, 1000)
+    await parts.agent.close()
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
+async def test_push_follows_the_list_of_the_address_server(tmp_path: Path) -> None:
+    parts = made(endpoint="http://127.0.0.1:1/list", push="on", state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert parts.push.servers == ()
+    for port in (2, 3):
+        parts.registry.servers.replace([parse_server(f"127.0.0.1:{port}")])
+        assert parts.push.servers == (f"http://127.0.0.1:{port}",)
+    await parts.agent.close()
+
+
+async def test_a_tenant_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: Path) -> None:
+    parts = made(upstream=UPSTREAM, auth="client", disk=True, state_dir=tmp_path)
+    assert isinstance(parts.registry, NacosRegistry)
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
+    assert tenant.agent.catalog is not parts.agent.catalog
+    assert tenant.disk is None
+    assert (tenant.answers, tenant.clock, tenant.forwarder) == (parts.answers, parts.clock, parts.forwarder)
+    assert "a-token" not in repr(tenant.settings)
+    await start(parts)
+    await finish(parts)
+
+
+async def test_a_state_directory_serves_one_process(tmp_path: Path) -> None:
+    first = made(disk=True, state_dir=tmp_path)
+    with pytest.raises(StateLocked, match="in use by another nacos-proxy"):
+        made(disk=True, state_dir=tmp_path)
+    await start(first)
+    await finish(first)
+
+
+async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Path) -> None:
+    clock = FakeClock()
+    first = made(clock, disk=True, state_dir=tmp_path)
+    await start(first)
+    await first.agent.read(KEY)
+    await first.agent.write(Register(KEY, instance(ephemeral=False)))
+    await finish(first)
+    second = made(clock, upstream=UPSTREAM, disk=True, state_dir=tmp_path)
+    await start(second)
+    look = second.agent.catalog.cache.look(KEY, clock.now())
+    assert look.snapshot is not None and [i.ip for i in look.snapshot.instances] == ["10.0.0.1"]
+    assert look.from_disk
+    assert second.agent.suspicious, "the upstream may have lost its memory meanwhile"
+    await finish(second)
+    assert not first.agent.suspicious, "it knew nothing to be lost"
+
+
+async def test_a_change_reaches_the_answers_before_the_readers() -> None:
+    parts = made()
+    order: list[str] = []
+    forget, parts.answers.forget = parts.answers.forget, lambda key: order.append("answers") or forget(key)  # type: ignore[method-assign]
+    await start(parts)
+    await parts.agent.read(KEY)
+    box = parts.agent.catalog.hub.subscribe(Filter(frozenset({KEY})), lambda: order.append("hub"))
+    await parts.agent.write(Register(KEY, instance()))
+    assert order[:2] == ["answers", "hub"]
+    assert parts.agent.catalog.hub.unsubscribe(box)
+    await finish(parts)
+
+
+async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nacos_proxy.parts")
+    lasting = Register(KEY, instance(ephemeral=False))
+    for hosts in (0, 1):
+        parts = made(disk=True, state_dir=tmp_path)
+        await start(parts)
+        assert len((await parts.registry.send(Fetch(KEY))).instances) == hosts
+        await parts.agent.write(lasting)
+        await finish(parts)
+    assert "end with this process" not in caplog.text
+    made()
+    assert "disk = false: persistent instances and services end with this process" in caplog.text

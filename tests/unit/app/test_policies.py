@@ -1,0 +1,97 @@
+"""Each setting reaches the policy that obeys it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nacos_proxy.app.policies import (
+    cache_policy,
+    events_policy,
+    guard_policy,
+    loopback,
+    nacos_policy,
+    networks,
+)
+from nacos_proxy.app.settings import Settings
+
+CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
+    ("cache_ttl", "3s", lambda s: cache_policy(s).ttl, 3.0),
+    ("cache_negative_ttl", "1s", lambda s: cache_policy(s).ttl_unknown, 1.0),
+    ("cache_stale_if_error", "forever", lambda s: cache_policy(s).stale_if_error, float("inf")),
+    ("cache_max_services", "7", lambda s: cache_policy(s).max_services, 7),
+    ("cache_max_unknown", "6", lambda s: cache_policy(s).max_unknown, 6),
+    ("poll_interval_subscribed", "2s", lambda s: cache_policy(s).interval_subscribed, 2.0),
+    ("poll_interval_read", "9s", lambda s: cache_policy(s).interval_read, 9.0),
+    ("poll_safety", "60s", lambda s: cache_policy(s).interval_pushed, 60.0),
+    ("watch_idle", "1m", lambda s: cache_policy(s).watch_idle, 60.0),
+    ("empty_list_share", "0.25", lambda s: cache_policy(s).suspicious_share, 0.25),
+    ("empty_list_confirm", "2s", lambda s: cache_policy(s).confirm_after, 2.0),
+    ("upstream", "a:1,b:2", lambda s: nacos_policy(s).servers.urls, ("a:1", "b:2")),
+    ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.urls, ()),
+    ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.endpoint, "http://e/list"),
+    ("upstream_context_path", "/", lambda s: nacos_policy(s).servers.context_path, ""),
+    ("upstream_timeout", "2s", lambda s: nacos_policy(s).http.timeouts.reads, 2.0),
+    ("upstream_connect_timeout", "300ms", lambda s: nacos_policy(s).http.timeouts.connect, 0.3),
+    ("upstream_tls_sni", "nacos", lambda s: nacos_policy(s).http.sni, "nacos"),
+    ("upstream_tls_verify", "false", lambda s: nacos_policy(s).tls.verify if nacos_policy(s).tls else None, False),
+    ("upstream_dialect", "v3", lambda s: nacos_policy(s).dialect, "v3"),
+    ("username", "app", lambda s: nacos_policy(s).login.username, "app"),
+    ("identity_key", "x-id", lambda s: nacos_policy(s).http.identity, ("x-id", "")),
+    ("events_heartbeat", "5s", lambda s: events_policy(s).heartbeat, 5.0),
+    ("events_retry", "500ms", lambda s: events_policy(s).retry, 500),
+    ("subscribers_per_client", "3", lambda s: events_policy(s).per_client, 3),
+    ("services_per_client", "4", lambda s: events_policy(s).services, 4),
+    ("watched_per_client", "5", lambda s: events_policy(s).watched, 5),
+    ("allowed_hosts", "proxy.local", lambda s: guard_policy(s).hosts, frozenset({"proxy.local"})),
+    ("context_path", "/discovery", lambda s: guard_policy(s).context_path, "/discovery"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "read", "value"), CASES, ids=[case[0] for case in CASES])
+def test_a_setting_reaches_its_policy(name: str, text: Any, read: Callable[[Settings], Any], value: Any) -> None:
+    assert read(Settings(**{name: text})) == value
+
+
+def test_a_pushed_service_stays_fresh_longer_than_its_safety_poll() -> None:
+    policy = cache_policy(Settings(poll_safety=30.0))
+    assert policy.ttl_pushed > policy.interval_pushed
+
+
+def test_a_password_comes_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("s3cret\n")
+    policy = nacos_policy(Settings(username="app", password_file=file))
+    assert policy.login.password == "s3cret"
+    assert "s3cret" not in repr(policy)
+
+
+def test_tokens_come_with_their_rights_and_are_not_shown() -> None:
+    policy = guard_policy(Settings(tokens="read:12345678,admin:abcdefgh"))
+    assert [(token.secret, token.right) for token in policy.tokens] == [("12345678", "read"), ("abcdefgh", "admin")]
+    assert "12345678" not in repr(policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "only_here"),
+    [
+        ({"host": "127.0.0.1"}, True),
+        ({"host": "127.0.0.2"}, True),
+        ({"host": "::1"}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "::"}, False),
+        ({"host": "10.0.0.1"}, False),
+        ({"host": "proxy.example"}, False),
+        ({"host": "0.0.0.0", "uds": "/run/proxy.sock"}, True),
+    ],
+)
+def test_only_loopback_and_unix_sockets_are_of_this_host_alone(settings: dict[str, str], only_here: bool) -> None:
+    assert loopback(Settings(**settings)) is only_here
+
+
+def test_networks_are_read_with_host_bits_set() -> None:
+    assert [str(network) for network in networks(["10.1.2.3/8", "fd00::1/8"])] == ["10.0.0.0/8", "fd00::/8"]

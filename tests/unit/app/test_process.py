@@ -1,0 +1,306 @@
+"""The process around the app: what it listens on, what it says when it cannot, how it reloads and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from nacos_proxy.app.process import (
+    Address,
+    CannotStart,
+    Server,
+    beyond_loopback,
+    sockets,
+    tls_context,
+    unlink_own,
+    url_of,
+)
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[socket.socket]]:
+    """What a test leaves open is closed."""
+    found: list[socket.socket] = []
+    yield found
+    for listener in found:
+        listener.close()
+
+
+# listening
+
+
+def test_it_listens_at_once_without_delaying_small_answers(opened: list[socket.socket]) -> None:
+    opened += sockets(LOOPBACK)
+    (listener,) = opened
+    assert listener.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
+    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    socket.create_connection(listener.getsockname(), timeout=5).close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_port_is_said_so_even_while_the_other_one_is_only_starting(
+    opened: list[socket.socket], host: str
+) -> None:
+    opened += sockets(Address(host, 0))
+    port = opened[0].getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is taken: another nacos-proxy")):
+        sockets(Address(host, port))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
+    with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):
+        sockets(Address(host, 0))
+
+
+# on a Unix socket
+
+
+def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path, opened: list[socket.socket]) -> None:
+    path = tmp_path / "proxy.sock"
+    opened += sockets(Address("", 0, path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert url_of(opened[0], tls=False) == f"unix:{path}"
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
+    tmp_path: Path, opened: list[socket.socket], umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "proxy.sock").stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize("to", ["file", "proxy.sock", "nothing"])
+def test_a_link_is_no_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
+    (tmp_path / "file").touch(0o640)
+    opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+    (tmp_path / "link").symlink_to(tmp_path / to)
+    with pytest.raises(CannotStart, match="exists and is no socket"):
+        sockets(Address("", 0, tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_unix_socket_left_behind_is_taken_over(tmp_path: Path, opened: list[socket.socket]) -> None:
+    path = tmp_path / "proxy.sock"
+    for dead in sockets(Address("", 0, path)):
+        dead.close()
+    opened += sockets(Address("", 0, path))
+
+
+def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path, opened: list[socket.socket]) -> None:
+    path = tmp_path / "proxy.sock"
+    opened += sockets(Address("", 0, path))
+    with pytest.raises(CannotStart, match="is taken: another nacos-proxy listens there; choose another --uds"):
+        sockets(Address("", 0, path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_unix_socket_whose_owner_is_busy_is_in_use(tmp_path: Path, opened: list[socket.socket]) -> None:
+    path = tmp_path / "proxy.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    opened.append(listener)
+    listener.bind(str(path))
+    listener.listen(0)
+    for _ in range(2):  # one more than it queues
+        client = socket.socket(socket.AF_UNIX)
+        opened.append(client)
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            client.connect(str(path))
+    with pytest.raises(CannotStart, match="is taken"):
+        sockets(Address("", 0, path))
+
+
+def test_a_file_is_not_taken_for_a_socket(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(CannotStart, match="exists and is no socket"):
+        sockets(Address("", 0, path))
+    assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "no/such/directory"])
+def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CannotStart, match=r"cannot listen on .*: [A-Z].+") as refused:
+        sockets(Address("", 0, tmp_path / name))
+    assert "None" not in str(refused.value)
+
+
+# what the address says
+
+
+def test_a_url_is_as_a_person_would_type_it(opened: list[socket.socket]) -> None:
+    opened += [*sockets(LOOPBACK), *sockets(Address("::1", 0))]
+    first, second = (listener.getsockname()[1] for listener in opened)
+    assert url_of(opened[0], tls=False) == f"http://127.0.0.1:{first}"
+    assert url_of(opened[1], tls=True) == f"https://[::1]:{second}"
+
+
+def test_what_other_hosts_can_reach_is_told_by_the_sockets(tmp_path: Path, opened: list[socket.socket]) -> None:
+    opened += [*sockets(LOOPBACK), *sockets(Address("::1", 0)), *sockets(Address("", 0, tmp_path / "s"))]
+    assert beyond_loopback(opened) == []
+    opened += [*sockets(Address("0.0.0.0", 0)), *sockets(Address("::", 0))]
+    assert beyond_loopback(opened) == ["0.0.0.0", "::"]
+
+
+# the server itself
+
+
+class Notified:
+    """A service manager's end of NOTIFY_SOCKET. `said` are the words since it was last asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+
+    def said(self) -> list[str]:
+        words: list[str] = []
+        while True:
+            try:
+                words.append(self.socket.recv(1024).decode())
+            except BlockingIOError:
+                return words
+
+    async def reloaded(self) -> list[str]:
+        """What is said of a reload, once it is over."""
+        words: list[str] = []
+        while "READY=1" not in words:
+            await asyncio.sleep(0.001)
+            words += self.said()
+        return words
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notified]:
+    manager = Notified(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    yield manager
+    manager.socket.close()
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def served(
+    listener: socket.socket, told: list[str], reload: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[Server]:
+    async def nothing() -> None:
+        told.append("reloaded")
+
+    config = uvicorn.Config(_app, lifespan="off", log_config=None)
+    config.load()
+    server = Server(config, lambda: told.append("ready"), lambda: told.append("streams end"), reload or nothing)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listener])
+    try:
+        yield server
+    finally:
+        await server.shutdown([listener])
+
+
+async def test_the_service_manager_is_told_of_every_step(manager: Notified) -> None:
+    told: list[str] = []
+    async with served(sockets(LOOPBACK)[0], told):
+        assert (told, manager.said()) == (["ready"], ["READY=1"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (await manager.reloaded(), told[1:]) == (["RELOADING=1", "READY=1"], ["reloaded"])
+    assert (told[2:], manager.said()) == (["streams end"], ["STOPPING=1"])
+
+
+async def test_without_a_service_manager_it_starts_and_stops_all_the_same() -> None:
+    told: list[str] = []
+    async with served(sockets(LOOPBACK)[0], told):
+        pass
+    assert told == ["ready", "streams end"]
+
+
+async def test_a_reload_that_fails_is_over_all_the_same(manager: Notified, caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise ValueError("no such file")
+
+    async with served(sockets(LOOPBACK)[0], [], fails):
+        assert manager.said() == ["READY=1"]
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await manager.reloaded() == ["RELOADING=1", "READY=1"]
+    assert "no such file" in caplog.text
+
+
+async def test_the_watchdog_is_fed_twice_in_its_time(manager: Notified, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    async with served(sockets(LOOPBACK)[0], []):
+        while manager.said().count("WATCHDOG=1") == 0:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_watchdog_meant_for_another_process_is_not_fed(
+    manager: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
+    async with served(sockets(LOOPBACK)[0], []):
+        await asyncio.sleep(0.01)
+        assert "WATCHDOG=1" not in manager.said()
+
+
+def test_our_unix_socket_can_be_taken_away_and_no_other(
+    tmp_path: Path, opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "proxy.sock"
+    opened += [*sockets(Address("", 0, path)), *sockets(LOOPBACK)]
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    unlink_own(opened)
+    assert path.exists()  # the service manager's, which listens on
+    monkeypatch.delenv("LISTEN_PID")
+    unlink_own(opened)
+    assert not path.exists()
+    unlink_own(opened)
+
+
+# TLS
+
+
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match=f"{tmp_path}/none.pem: No such file"):
+        tls_context(tmp_path / "none.pem", None, None)
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with pytest.raises(CannotStart, match=f"{tmp_path}/bad.pem with {tmp_path}/key.pem"):
+        tls_context(tmp_path / "bad.pem", tmp_path / "key.pem", None)
+
+
+def test_a_bad_authority_is_named(tmp_path: Path, certificate: Path) -> None:
+    assert tls_context(certificate, None, None).verify_mode == ssl.CERT_NONE
+    assert tls_context(certificate, None, certificate).verify_mode == ssl.CERT_REQUIRED
+    with pytest.raises(CannotStart, match=f"{tmp_path}/none.pem"):
+        tls_context(certificate, None, tmp_path / "none.pem")
+
+
+@pytest.fixture
+def certificate() -> Path:
+    return Path(__file__).parents[2] / "certificates" / "server.pem"

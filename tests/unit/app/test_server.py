@@ -1,0 +1,190 @@
+"""The whole program as an app, and what a start and a reload refuse."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from nacos_proxy import __version__
+from nacos_proxy.app.components import build
+from nacos_proxy.app.process import CannotStart
+from nacos_proxy.app.server import (
+    App,
+    banner,
+    check_exposure,
+    create_app,
+    reload_safely,
+    run,
+    uvicorn_config,
+)
+from nacos_proxy.app.settings import Settings, load
+from nacos_proxy.frontends.answers import send_reply
+from nacos_proxy.runtime import spawn
+from nacos_proxy.wire.http import HttpReply
+from tests.helpers.app import heard, running, serving
+from tests.helpers.clock import FakeClock
+
+PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
+LIST = "/nacos/v1/ns/instance/list?serviceName=a"
+
+
+def test_the_app_can_be_made_without_a_process() -> None:
+    app = create_app(Settings(**PLAIN), FakeClock())
+    assert isinstance(app, App)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example"])
+def test_a_start_that_others_could_reach_needs_a_token_or_a_word(host: str) -> None:
+    with pytest.raises(CannotStart, match="--insecure"):
+        check_exposure(Settings(**PLAIN, host=host))
+    check_exposure(Settings(**PLAIN, host=host, insecure=True))
+    check_exposure(Settings(**PLAIN, host=host, tokens="read:12345678"))
+
+
+def test_a_start_with_an_upstream_that_is_no_address_says_so_and_leaves_the_port() -> None:
+    flags = {"disk": False, "port": 0, "upstream": "ftp://x", "push": "off", "udp_push": False}
+    with pytest.raises(CannotStart, match="neither http nor https"):
+        run(load(flags, None, {}))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_connection_outlasts_the_pause_between_two_beats_and_between_two_lists(fast: bool) -> None:
+    """A client that beats every 5 s on a connection that ends after 5 s finds it broken again and again."""
+    app = App(build(Settings(**PLAIN, fast_path=fast), FakeClock()))
+    assert uvicorn_config(app, app.parts.settings).timeout_keep_alive >= 2 * 10
+
+
+async def test_a_reload_changes_who_may_ask_also_for_answers_from_memory(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\n")
+    async with serving(tokens_file=tokens) as proxy:
+        old = {"Authorization": "Bearer first-token"}
+        for _ in range(4):
+            assert (await proxy.http.get(LIST, headers=old)).status_code == 200
+        tokens.write_text("read:other-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert (await proxy.http.get(LIST, headers=old)).status_code == 403
+        assert (await proxy.http.get(LIST, headers={"Authorization": "Bearer other-token"})).status_code == 200
+
+
+def test_a_reload_that_would_open_a_locked_door_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\n")
+    loaded = load({**PLAIN, "tokens_file": str(tokens)}, None, {})
+    app = App(build(loaded.settings, FakeClock()))
+    tokens.write_text("# none\n")
+    reload_safely(app, loaded, [])
+    assert [token.secret for token in app.guard.policy.tokens] == ["first-token"]
+    assert "not reloaded" in caplog.text
+
+
+async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() -> None:
+    async with serving(subscribers_per_client=1) as proxy:
+        async with proxy.http.stream("GET", "/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.1"}) as one:
+            assert one.status_code == 200
+            other = await proxy.http.get("/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.2"})
+            assert other.status_code == 429
+
+
+def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_path: Path) -> None:
+    alone = banner(Settings(state_dir=tmp_path), tmp_path / "nacos-proxy").splitlines()
+    assert alone[0] == f"nacos-proxy {__version__}"
+    assert alone[1].startswith("upstream: embedded registry, for development") and "--upstream" in alone[1]
+    assert alone[2] == f"state: {tmp_path}/nacos-proxy", "where it is, which the settings may not say"
+    given = Settings(upstream=("http://app:hush@10.0.0.1:8848", "http://10.0.0.2:8848/nacos"), disk=False)
+    assert banner(given, None).splitlines()[1:] == [
+        "upstream: http://10.0.0.1:8848, http://10.0.0.2:8848",
+        "state: not kept (disk = false)",
+    ]
+    named = Settings(upstream=(), endpoint="http://names/list?token=hush")
+    assert banner(named, tmp_path).splitlines()[1] == "upstream: as http://names names it"
+
+
+async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_other(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:first-token\nadmin:other-token\n")
+    first, other = ({"Authorization": f"Bearer {name}-token"} for name in ("first", "other"))
+    async with serving(tokens_file=tokens) as proxy:
+        service = "/api/v1/services/a"
+        index = (await proxy.http.get(f"{service}/watch", headers=first)).headers["nacos-proxy-index"]
+        target = f"{service}/watch?wait=60s&index={index}"
+        polls = [spawn(proxy.http.get(target, headers=headers), name="long poll") for headers in (first, other)]
+        async with (
+            proxy.http.stream("GET", "/api/v1/events?service=a", headers=first) as one,
+            proxy.http.stream("GET", "/api/v1/events?service=a", headers=other) as two,
+        ):
+            ended, kept = one.aiter_text(), two.aiter_text()
+            await heard(ended, "event: snapshot")
+            await heard(kept, "event: snapshot")
+            while len(proxy.app.guard.held) < 4:
+                await asyncio.sleep(0)
+            tokens.write_text("read:other-token\n")
+            proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+            assert "retry:" in "".join([chunk async for chunk in ended])
+            assert ((await polls[0]).status_code, polls[1].done()) == (401, False)
+            tokens.write_text("admin:other-token\n")
+            proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+            await proxy.http.post(f"{service}/instances", json={"ip": "10.0.0.1", "port": 80}, headers=other)
+            await heard(kept, "10.0.0.1")
+        assert "10.0.0.1" in (await polls[1]).text
+        while len(proxy.app.guard.held):
+            await asyncio.sleep(0)
+
+
+async def test_a_first_token_ends_what_was_open_without_one(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    async with serving() as proxy, proxy.http.stream("GET", "/api/v1/events?service=a") as stream:
+        chunks = stream.aiter_text()
+        await heard(chunks, "event: snapshot")
+        tokens.write_text("read:first-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert "retry:" in "".join([chunk async for chunk in chunks])
+
+
+async def read_all(http: httpx.AsyncClient, target: str, headers: dict[str, str], begun: asyncio.Event) -> str:
+    """The status of an answer, `cut` where it was cut short; sets `begun` with its first bytes."""
+    async with http.stream("POST", target, data={"a": "b"}, headers=headers) as reply:
+        try:
+            async for _ in reply.aiter_raw():
+                begun.set()
+        except httpx.RemoteProtocolError:
+            return "cut"
+        return str(reply.status_code)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_revoked_token_ends_a_long_poll_that_was_passed_on(tmp_path: Path, begun: bool) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("admin:first-token\n")
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].endswith("/listener"):
+            return await send_reply(send, HttpReply(200, None, b"{}"))
+        await receive()
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        else:
+            asked.set()
+        assert (await receive())["type"] == "http.disconnect"
+        gone.set()
+
+    config = uvicorn.Config(upstream, lifespan="off", log_config=None, ws="none")
+    async with running(config) as url, serving(upstream=url, tokens_file=tokens) as proxy:
+        target, headers = "/nacos/v1/cs/configs/listener", {"Authorization": "Bearer first-token"}
+        whole = spawn(read_all(proxy.http, target, headers, asked if begun else asyncio.Event()), name="long poll")
+        await asked.wait()
+        tokens.write_text("admin:other-token\n")
+        proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
+        assert await whole == ("cut" if begun else "401")
+        await gone.wait()
+        assert len(proxy.app.guard.held) == 0

@@ -1,0 +1,469 @@
+"""Tenants: one view for each account that the upstream knows; bounded, ended when unused or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from nacos_proxy.app.credentials import Shown
+from nacos_proxy.app.tenants import Tenants, TenantsPolicy, Visit
+from nacos_proxy.model.errors import (
+    BadCall,
+    NothingKnown,
+    ProxyError,
+    Reason,
+    Refused,
+    Unreachable,
+)
+from nacos_proxy.runtime import Supervisor, spawn
+from nacos_proxy.upstream.nacos.login import Credential
+from nacos_proxy.upstream.nacos.rights import Pass
+from tests.helpers.asgi import scope as http_scope
+from tests.helpers.clock import FakeClock, settle
+
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+ACCOUNT = "username=app&password=hunter2-secret"
+
+
+def scope(query: str = "", client: str = "127.0.0.1", **headers: str) -> Scope:
+    return http_scope("GET", f"/?{query}", headers, client)
+
+
+async def receive() -> dict[str, Any]:
+    raise AssertionError("there is no body")
+
+
+def refusal(text: str = "token invalid!") -> Refused:
+    return Refused(Reason.NO_RIGHT, text, status=403)
+
+
+@dataclass
+class View:
+    token: str
+    refused: Callable[[Refused], None]
+    busy: bool = False
+    last_read: float = -math.inf
+    ended: list[object] = field(default_factory=list)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def end(self, why: ProxyError | None) -> None:
+        self.ended.append(str(why) if why else "idle")
+
+    async def close(self) -> None:
+        self.ended.append("closed")
+
+
+@dataclass
+class Gate:
+    """Takes what is in `known`; `away`: the upstream is. `wait`: it answers when this is set."""
+
+    clock: FakeClock
+    known: set[str] = field(default_factory=lambda: {"a", "b", "c", "d", "app"})
+    away: bool = False
+    wait: asyncio.Event | None = None
+    asked: list[str] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    fails: list[str] = field(default_factory=list)
+    ttl: float = math.inf
+
+    async def prove(self, shown: Shown) -> Pass | None:
+        who = shown.token or shown.username
+        self.asked.append(who)
+        await asyncio.sleep(0)
+        if self.wait is not None:
+            await self.wait.wait()
+        if self.away:
+            raise Unreachable("no connection", arrived=False)
+        if who == "open":
+            return None
+        if who not in self.known:
+            raise refusal()
+        now = self.clock.now()
+        return Pass(Credential(f"{who}-{len(self.asked)}"), now + 0.9 * self.ttl, now + self.ttl)
+
+    async def open(self, proven: Pass, refused: Callable[[Refused], None]) -> View:
+        if self.fails:
+            raise OSError(self.fails.pop())
+        self.views.append(View(proven.credential.token, refused))
+        return self.views[-1]
+
+
+@dataclass
+class World:
+    clock: FakeClock
+    gate: Gate
+    tenants: Tenants
+
+    async def visit(self, query: str, client: str = "127.0.0.1") -> Visit:
+        return await self.tenants.visit(scope(query, client), receive)
+
+    async def ask(self, token: str, client: str = "127.0.0.1") -> Visit:
+        visit = await self.visit(f"accessToken={token}", client)
+        visit.leave()
+        return visit
+
+    @property
+    def ended(self) -> list[list[object]]:
+        return [view.ended for view in self.gate.views]
+
+
+def world(**policy: Any) -> World:
+    clock = FakeClock()
+    gate = Gate(clock)
+    return World(clock, gate, Tenants(gate, TenantsPolicy(**policy), clock, Supervisor(clock)))
+
+
+async def test_a_token_in_a_form_is_found_and_the_form_is_left_to_be_read() -> None:
+    """As the Go SDK shows it when it registers and beats."""
+    w, body = world(), b"serviceName=DEFAULT_GROUP@@s&beat={}&accessToken=a"
+
+    async def once() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    request = http_scope("PUT", "/", {**FORM, "content-length": str(len(body))})
+    visit = await w.tenants.visit(request, once)
+    assert visit.app == w.gate.views[0].app
+    assert (await visit.receive())["body"] == body
+
+
+# who is let in
+
+
+async def test_a_token_has_one_view_however_many_ask_at_once() -> None:
+    w = world()
+    found = await asyncio.gather(*(w.ask("a") for _ in range(20)))
+    other = await w.ask("b")
+    assert w.gate.asked == ["a", "b"] and len(w.gate.views) == 2
+    assert all(visit.app == w.gate.views[0].app for visit in found)
+    assert other.app == w.gate.views[1].app
+
+
+async def test_a_request_without_credentials_has_no_tenant_nor_has_any_on_an_open_upstream() -> None:
+    w = world()
+    assert (await w.visit("")).app is None
+    assert (await w.ask("open")).app is None
+    await w.ask("open")
+    assert w.gate.asked == ["open"]
+
+
+async def test_an_invented_token_opens_nothing_and_is_refused_from_memory_for_a_while() -> None:
+    w = world()
+    for pause, asked in ((0.0, 1), (4.9, 1), (0.2, 2), (9.9, 2), (0.2, 3)):
+        await w.clock.advance(pause)
+        with pytest.raises(Refused, match="token invalid!"):
+            await w.ask("invented")
+        assert len(w.gate.asked) == asked
+    assert (len(w.tenants), w.gate.views) == (0, [])
+
+
+@pytest.mark.parametrize("query", [f"accessToken={'x' * 5000}", f"username=app&password={'x' * 5000}"])
+async def test_what_is_endless_is_refused_without_asking(query: str) -> None:
+    w = world()
+    with pytest.raises(Refused, match="token invalid!") as refused:
+        await w.visit(query)
+    assert (refused.value.status, w.gate.asked) == (403, [])
+
+
+async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does() -> None:
+    w = world(attempts=3, forgiven=2.0)
+    await w.ask("a", "10.0.0.1")
+    for number in range(3):
+        with pytest.raises(Refused):
+            await w.ask(f"invented-{number}", "10.0.0.1")
+    with pytest.raises(BadCall) as caught:
+        await w.ask("invented-4", "10.0.0.1")
+    assert caught.value.status == 429
+    await w.ask("a", "10.0.0.1")
+    await w.ask("b", "10.0.0.2")
+    await w.clock.advance(2.1)
+    assert (await w.ask("c", "10.0.0.1")).app is not None
+
+
+async def test_many_good_tokens_at_once_are_no_guesses() -> None:
+    """After a restart of the proxy all clients of a host come at once."""
+    w = world(attempts=3, at_once=5)
+    names = [f"good-{number}" for number in range(8)]
+    w.gate.known |= set(names)
+    came = await asyncio.gather(*(w.ask(name) for name in names), return_exceptions=True)
+    assert [type(c) for c in came] == [Visit] * 5 + [NothingKnown] * 3
+    for name in names:
+        assert (await w.ask(name)).app is not None
+
+
+async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_wait_behind_guesses() -> None:
+    """All clients of one host are one address."""
+    w = world(attempts=1, idle=60.0)
+    await w.ask("a")
+    for _ in range(12):
+        await w.clock.advance(6.0)
+    assert len(w.tenants) == 0
+    for number in range(5):
+        with pytest.raises(ProxyError):
+            await w.ask(f"invented-{number}")
+    w.tenants.expect("b")
+    assert (await w.ask("a")).app is not None and (await w.ask("b")).app is not None
+    with pytest.raises(BadCall):
+        await w.ask("c")
+
+
+async def test_thousands_of_invented_tokens_neither_open_nor_fill_anything() -> None:
+    w = world(remembered=100)
+    await w.ask("a", "10.0.0.9")
+    for number in range(2000):
+        with pytest.raises(ProxyError):
+            await w.ask(f"invented-{number}", f"10.0.{number % 7}.1")
+    assert len(w.gate.asked) <= 1 + 7 * 33
+    assert (len(w.tenants), len(w.gate.views)) == (1, 1)
+
+
+async def test_while_the_upstream_is_away_only_those_that_it_took_are_served() -> None:
+    w = world(attempts=2)
+    await w.ask("a")
+    w.gate.away = True
+    for _ in range(5):
+        with pytest.raises(NothingKnown, match="only those that it took before are served meanwhile; try again") as no:
+            await w.ask("b")
+        assert no.value.status == 503
+    assert (await w.ask("a")).app is not None
+    w.gate.away = False
+    assert (await w.ask("b")).app is not None, "that it could not be asked is no refusal"
+
+
+async def test_a_first_request_waits_only_so_long_and_the_next_one_finds_the_outcome() -> None:
+    w = world(wait=2.5)
+    w.gate.wait = asyncio.Event()
+    asking = spawn(w.ask("a"), name="request")
+    await settle()
+    await w.clock.advance(2.6)
+    with pytest.raises(NothingKnown, match="not answered in time"):
+        await asking
+    w.gate.wait.set()
+    await settle()
+    assert (await w.ask("a")).app is not None and w.gate.asked == ["a"]
+
+
+async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
+    w = world()
+    w.gate.fails.append("no socket")
+    with pytest.raises(OSError, match="no socket"):
+        await w.ask("a")
+    assert (await w.ask("a")).app is not None
+
+
+# how long one stays
+
+
+async def test_the_longest_unused_makes_room() -> None:
+    w = world(most=2)
+    for token in ("a", "b", "a", "c"):
+        await w.ask(token)
+    await settle()
+    assert w.ended == [[], ["idle", "closed"], []]
+
+
+async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
+    w = world(most=3)
+    await w.ask("a", "10.0.0.1")
+    for token in ("b", "c", "d"):
+        await w.ask(token, "10.0.0.2")
+    await settle()
+    assert w.ended == [[], ["idle", "closed"], [], []]
+
+
+async def test_what_is_busy_stays_and_one_too_many_is_refused() -> None:
+    w = world(most=2)
+    await w.ask("a")
+    w.gate.views[0].busy = True
+    under_way = await w.visit("accessToken=b")
+    with pytest.raises(BadCall) as caught:
+        await w.ask("c")
+    assert caught.value.status == 429
+    under_way.leave()
+    assert (await w.ask("c")).app is not None
+
+
+async def test_an_idle_one_ends_with_no_need_of_another_request() -> None:
+    w = world(idle=60.0)
+    await w.ask("a")
+    await w.ask("b")
+    w.gate.views[1].busy = True
+    under_way = await w.visit("accessToken=c")
+    await w.ask("d")
+    for _ in range(12):
+        await w.clock.advance(6.0)
+        w.gate.views[3].last_read = w.clock.now()  # it is answered from memory all the time
+    assert w.ended == [["idle", "closed"], [], [], []]
+    under_way.leave()
+    w.gate.views[1].busy = False
+    for _ in range(12):
+        await w.clock.advance(6.0)
+    assert (w.ended, len(w.tenants)) == ([["idle", "closed"]] * 4, 0)
+
+
+async def test_one_whose_token_the_upstream_refuses_ends_at_once() -> None:
+    w = world()
+    await w.ask("a")
+    under_way = await w.visit("accessToken=a")
+    w.gate.views[0].refused(refusal("token expired!"))
+    w.gate.views[0].refused(refusal("token expired!"))
+    await settle()
+    assert w.ended == [["token expired!"]], "what is under way still needs it"
+    await w.ask("a")
+    assert w.gate.asked == ["a", "a"], "what was said of one call is looked into anew"
+    under_way.leave()
+    await settle()
+    assert w.ended[0] == ["token expired!", "closed"]
+
+
+# name and password
+
+
+async def test_an_account_is_logged_in_once_and_again_before_its_token_ends() -> None:
+    w = world()
+    w.gate.ttl = 100.0
+    for _ in range(3):
+        (await w.visit(ACCOUNT)).leave()
+    assert w.gate.asked == ["app"] and len(w.gate.views) == 1
+    await w.clock.advance(91.0)
+    (await w.visit(ACCOUNT)).leave()
+    await settle()
+    await w.clock.advance(20.0)
+    (await w.visit(ACCOUNT)).leave()
+    assert w.gate.asked == ["app", "app"] and w.ended == [[]]
+    await w.clock.advance(200.0)
+    (await w.visit(ACCOUNT)).leave()
+    assert w.gate.asked == ["app"] * 3
+
+
+async def test_a_login_that_is_refused_when_it_is_renewed_ends_the_tenant() -> None:
+    w = world()
+    w.gate.ttl = 100.0
+    (await w.visit(ACCOUNT)).leave()
+    w.gate.known.clear()
+    await w.clock.advance(101.0)
+    with pytest.raises(Refused):
+        await w.visit(ACCOUNT)
+    await settle()
+    assert w.ended == [["token invalid!", "closed"]]
+
+
+async def test_a_login_that_cannot_be_renewed_now_is_tried_again() -> None:
+    w = world(retry=5.0)
+    w.gate.ttl = 100.0
+    (await w.visit(ACCOUNT)).leave()
+    w.gate.away = True
+    await w.clock.advance(91.0)
+    for _ in range(3):
+        (await w.visit(ACCOUNT)).leave()
+        await settle()
+    assert w.gate.asked == ["app", "app"]
+    w.gate.away = False
+    await w.clock.advance(5.1)
+    (await w.visit(ACCOUNT)).leave()
+    await settle()
+    assert w.gate.asked == ["app"] * 3 and w.ended == [[]]
+
+
+def parts(one: object) -> list[object]:
+    """What an object holds on to, but for what modules hold: a function's globals are one's."""
+    if isinstance(one, types.ModuleType):
+        return []
+    if isinstance(one, types.FunctionType):
+        return [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
+    return gc.get_referents(one)
+
+
+def texts(root: object, most: int = 20_000) -> list[str]:
+    """All text that can be reached from an object."""
+    seen, todo, found = dict[int, object](), [root], list[str]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type):
+            continue
+        seen[id(one)] = one  # as long as it is alive no other has its number
+        assert len(seen) < most, "there is more than was looked at"
+        if isinstance(one, str | bytes | bytearray):
+            found.append(repr(one))
+        else:
+            todo += parts(one)
+    return found
+
+
+def keeping(password: str) -> list[Callable[[], object]]:
+    def default(kept: str = password) -> str:
+        return kept
+
+    def keyword(*, kept: str = password) -> str:
+        return kept
+
+    def attribute() -> None: ...
+
+    vars(attribute)["kept"] = password
+    return [lambda: password, lambda: lambda: password, default, keyword, attribute, partial(str, password)]
+
+
+@pytest.mark.parametrize("keep", keeping("hunter2-secret"))
+def test_a_password_that_a_function_keeps_is_found(keep: Callable[[], object]) -> None:
+    w = world()
+    w.gate.views.append(View("a", refused=keep))
+    assert "'hunter2-secret'" in texts(w.tenants)
+    with pytest.raises(AssertionError, match="more than was looked at"):
+        texts(w.tenants, most=10)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_password_is_kept_nowhere(known: bool) -> None:
+    w = world()
+    if not known:
+        w.gate.known.clear()
+        with pytest.raises(Refused):
+            await w.visit(ACCOUNT)
+    else:
+        visit = await w.visit(ACCOUNT)
+        visit.leave()
+        del visit
+    await settle()
+    found = texts(w.tenants)
+    assert found and not [text for text in found if "hunter2" in text]
+
+
+async def test_what_a_password_opens_is_never_repeated_from_memory() -> None:
+    """The fast path keeps whole requests; it looks for the mark in the scope that it handed on."""
+    w = world()
+    asked = scope(ACCOUNT)
+    assert (await w.tenants.visit(asked, receive)).scope is not asked
+    plain = scope("accessToken=a")
+    assert (await w.tenants.visit(plain, receive)).scope is plain
+
+
+async def test_a_stop_ends_streams_and_then_every_view() -> None:
+    w = world()
+    await w.ask("a")
+    w.tenants.end_streams()
+    await w.tenants.close()
+    assert (len(w.tenants), w.ended) == (0, [["idle", "closed"]])
+
+
+async def test_one_that_opens_while_the_proxy_stops_ends_too() -> None:
+    w = world()
+    w.gate.wait = asyncio.Event()
+    asking = spawn(w.ask("a"), name="request")
+    await settle()
+    closing = spawn(w.tenants.close(), name="stop")
+    await settle()
+    w.gate.wait.set()
+    with pytest.raises(NothingKnown, match="stopping"):
+        await asking
+    await closing
+    await settle()
+    assert w.ended == [["closed"]]

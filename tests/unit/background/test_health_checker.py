@@ -1,0 +1,539 @@
+"""Beats on behalf of services: the checks are real, on loopback; the time between them is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from nacos_proxy.background.health_checker import Keeper, ManagedPolicy
+from nacos_proxy.catalog.health_checks import CheckSpec
+from nacos_proxy.catalog.registrations import Registration
+from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.calls import (
+    Beat,
+    Deregister,
+    Register,
+    Update,
+)
+from nacos_proxy.model.errors import BadCall, Unreachable
+from nacos_proxy.model.services import Instance
+from tests.helpers.build import KEY, agent, instance, key
+from tests.helpers.clock import FakeClock, settle
+from tests.helpers.live import free_port
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+WORKER = instance("127.0.0.1", 8080)
+INTERVAL = 5.0
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def registry() -> ScriptedRegistry:
+    return ScriptedRegistry(Shelf())
+
+
+@pytest.fixture
+def owner(registry: ScriptedRegistry, clock: FakeClock) -> Agent:
+    return agent(registry, clock)
+
+
+@pytest.fixture
+async def keeper(owner: Agent) -> AsyncIterator[Keeper]:
+    async with keeping(owner) as keeper:
+        yield keeper
+
+
+@asynccontextmanager
+async def keeping(owner: Agent, **policy: object) -> AsyncIterator[Keeper]:
+    keeper = Keeper(owner, ManagedPolicy(**policy))  # type: ignore[arg-type]
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        await keeper.stop()
+
+
+def ttl(seconds: float = 30.0, **more: object) -> CheckSpec:
+    return CheckSpec("ttl", interval=INTERVAL, ttl=seconds, **more)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[int]:
+    """A server on a free port that gives each request this answer; None: it takes the request and says nothing."""
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        if answer is None:
+            await left.wait()
+        else:
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        left.set()
+        server.close()
+        await settle()
+
+
+def http(port: int, **more: object) -> CheckSpec:
+    return CheckSpec("http", f"http://127.0.0.1:{port}/health", INTERVAL, **more)  # type: ignore[arg-type]
+
+
+def reply(status: str, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", "Content-Length: 0", "Connection: close", *headers, "", ""]).encode()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """A check over a socket needs turns of the loop, not time."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def actions(keeper: Keeper) -> dict[str, int]:
+    (managed,) = keeper
+    return managed.actions
+
+
+# what a check says
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (reply("200 OK"), ""),
+        (reply("204 No Content"), ""),
+        (reply("302 Found", "Location: http://127.0.0.1:1/"), "answered 302"),
+        (reply("429 Too Many Requests"), "answered 429"),
+        (reply("503 Service Unavailable"), "answered 503"),
+        (b"no http\r\n\r\n", "illegal"),
+        (b"", "disconnected"),
+    ],
+)
+async def test_an_http_check_passes_with_2xx_alone(keeper: Keeper, clock: FakeClock, answer: bytes, error: str) -> None:
+    async with answering(answer) as port:
+        await keeper.register(KEY, WORKER, http(port))
+        await clock.advance(1)
+        await until(lambda: actions(keeper))
+    (managed,) = keeper
+    assert error in managed.last_error
+    assert bool(managed.last_error) is bool(error)
+
+
+async def test_a_tcp_check_passes_where_something_listens(keeper: Keeper, clock: FakeClock) -> None:
+    closed = free_port()
+    async with answering(b"") as port:
+        for number, target in ((1, port), (2, closed)):
+            spec = CheckSpec("tcp", f"127.0.0.1:{target}", INTERVAL)
+            await keeper.register(KEY, instance("127.0.0.1", number), spec)
+        await clock.advance(1)
+        await until(lambda: all(managed.actions for managed in keeper))
+    errors = {managed.instance.port: managed.last_error for managed in keeper}
+    assert errors[1] == ""
+    assert "refused" in errors[2] or "Connect call failed" in errors[2]
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nX-Slow: "])
+async def test_a_check_has_one_limit_for_all_of_its_answer(
+    keeper: Keeper, clock: FakeClock, answer: bytes | None
+) -> None:
+    """Silence, or a head that never ends: a limit for each byte would wait for ever."""
+
+    ended = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer or b"")
+        while answer and not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.001)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    await keeper.register(KEY, WORKER, http(server.sockets[0].getsockname()[1], timeout=0.5))
+    await clock.advance(1)
+    await until(lambda: actions(keeper))
+    (managed,) = keeper
+    assert managed.last_error == "no answer in 0.5 s"
+    await ended.wait()
+    server.close()
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:1/\x01", "http://127.0.0.1:99999/", "https://127.0.0.1:1/"])
+async def test_a_check_that_cannot_even_be_made_is_a_failure_like_others(
+    keeper: Keeper, clock: FakeClock, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await keeper.register(KEY, WORKER, CheckSpec("http", target, INTERVAL))
+    await clock.advance(1)
+    await until(lambda: actions(keeper))
+    (managed,) = keeper
+    assert managed.last_error
+    assert managed.due_at > clock.now()
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_ttl_check_lives_on_signs_of_life(keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock) -> None:
+    await keeper.register(KEY, WORKER, ttl(12, failures=1))
+    for _ in range(4):
+        await clock.advance(10)
+        assert keeper.heard(KEY, "127.0.0.1", 8080)
+    assert actions(keeper).keys() == {"beat"}
+    await clock.advance(20)
+    (managed,) = keeper
+    assert (managed.passing, managed.last_error) == (False, "no sign of life for 12 s")
+    assert not keeper.heard(KEY, "127.0.0.2", 8080)
+
+
+# what follows from it
+
+
+async def test_it_registers_and_beats_with_all_that_was_registered(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    full = instance("127.0.0.1", 8080, weight=2.0, cluster="c1", metadata={"zone": "a"})
+    await keeper.register(KEY, full, ttl())
+    await clock.advance(11)
+    assert registry.sent(Register) == [Register(KEY, full)]
+    beats = registry.sent(Beat)
+    assert len(beats) == 3
+    assert [beat.full for beat in beats] == [full] * 3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "seconds"),
+    [({}, 5), ({"preserved.heart.beat.interval": "3000"}, 3), ({"preserved.heart.beat.interval": "1"}, 1)],
+)
+async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock, metadata: dict[str, str], seconds: int
+) -> None:
+    """An interval of ten minutes made a passing instance unhealthy after 15 s, again and again."""
+    await keeper.register(KEY, instance("127.0.0.1", 8080, metadata=metadata), CheckSpec("ttl", interval=600, ttl=3600))
+    await clock.advance(61)
+    assert actions(keeper) == {"beat": 1}, "it was checked once"
+    assert len(registry.sent(Beat)) == 1 + 60 // seconds
+
+
+async def test_a_check_that_is_slow_delays_no_beat(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    async with answering(None) as port:
+        await keeper.register(KEY, WORKER, http(port, timeout=600))
+        await clock.advance(16)
+        assert (actions(keeper), len(registry.sent(Beat))) == ({}, 3)
+        await keeper.stop()
+
+
+@pytest.mark.parametrize(("failures", "interval"), [(1, 1), (3, 60)])
+async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock, failures: int, interval: float
+) -> None:
+    """The first beat waits for the first check that passes, also while there are too few failures to say so."""
+    spec = CheckSpec("tcp", f"127.0.0.1:{free_port()}", interval=interval, failures=failures)
+    remembered(owner, spec.dump())
+    assert keeper.restore_all() == 1
+    await clock.advance(1)
+    await until(lambda: actions(keeper))
+    await clock.advance(100)
+    assert registry.sent(Beat) == []
+
+
+async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_first_pass(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nacos_proxy")
+    await keeper.register(KEY, WORKER, ttl(4, failures=3))
+    await clock.advance(14)  # a pass, two failures that are not yet enough
+    assert actions(keeper) == {"beat": 3}
+    await clock.advance(60)
+    assert (actions(keeper)["beat"], len(registry.sent(Beat))) == (3, 3)
+    keeper.heard(KEY, "127.0.0.1", 8080)
+    await clock.advance(2)
+    assert actions(keeper)["beat"] == 4
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == [
+        f"the check of 127.0.0.1:8080 of {KEY} fails, its beats stop: no sign of life for 4 s",
+        f"the check of 127.0.0.1:8080 of {KEY} passes again",
+    ]
+
+
+async def test_what_failed_too_long_is_deregistered_and_forgotten(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await keeper.register(KEY, WORKER, ttl(1, failures=1, deregister_after=20.0))
+    await clock.advance(24)
+    assert len(keeper) == 1
+    await clock.advance(6)
+    assert [call.ip for call in registry.sent(Deregister)] == ["127.0.0.1"]
+    assert len(keeper) == 0
+
+
+async def test_a_beat_that_does_not_get_through_is_tried_again_with_the_next(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await keeper.register(KEY, WORKER, ttl())
+    working = registry.script
+    registry.script = lambda call: Unreachable("away", arrived=False)
+    await clock.advance(11)
+    registry.script = working
+    await clock.advance(5)
+    (managed,) = keeper
+    assert managed.passing
+    assert isinstance(registry.calls[-1], Beat)
+
+
+async def test_a_beat_brings_what_was_modified_since_not_what_was_registered(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    """A server that lost the instance takes the data of the beat for its registration."""
+    await keeper.register(KEY, WORKER, ttl())
+    await owner.write(Update(KEY, "127.0.0.1", 8080, weight=7.0, enabled=True, partial=True))
+    await clock.advance(6)
+    assert registry.sent(Beat)[-1].full.weight == 7.0
+
+
+async def test_deregistered_by_whatever_way_it_is_not_brought_back(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    """A v1 DELETE does not know that the instance is managed."""
+    await keeper.register(KEY, WORKER, ttl())
+    await clock.advance(1)
+    await owner.write(Deregister(KEY, "127.0.0.1", 8080))
+    await clock.advance(30)
+    assert len(keeper) == 0
+    assert isinstance(registry.calls[-1], Deregister)
+
+
+async def test_one_that_failed_long_is_still_known_when_it_passes_again(
+    keeper: Keeper, owner: Agent, clock: FakeClock
+) -> None:
+    """Silence as long as that makes the ledger forget others; this one has to survive a restart of ours."""
+    await keeper.register(KEY, WORKER, ttl(1, failures=1))
+    await clock.advance(120)
+    owner.catalog.ledger.lapse(clock.now())
+    keeper.heard(KEY, "127.0.0.1", 8080)
+    await clock.advance(6)
+    known = owner.catalog.ledger.find(KEY, "127.0.0.1", 8080)
+    assert known is not None
+    assert known.managed == ttl(1, failures=1).dump()
+
+
+# bounds
+
+
+async def test_slow_checks_do_not_starve_the_others(owner: Agent, clock: FakeClock) -> None:
+    async with answering(None) as port, keeping(owner, at_once=2) as keeper:
+        for number in range(3):
+            await keeper.register(KEY, instance("127.0.0.1", number), http(port, timeout=0.02))
+        await keeper.register(KEY, WORKER, ttl())
+        managed = {m.instance.port: m for m in keeper}
+        while not managed[8080].actions:
+            await clock.advance(6)
+            await asyncio.sleep(0.005)
+        assert managed[8080].passing
+
+
+async def test_checks_that_hang_leave_places_to_others_and_to_those_of_their_owner_that_answer(
+    owner: Agent, clock: FakeClock
+) -> None:
+    async with answering(None) as port, answering(reply("200 OK")) as well, keeping(owner, at_once=8) as keeper:
+        await keeper.register(KEY, WORKER, http(well), "10.0.0.1")
+        await clock.advance(1)
+        await until(lambda: actions(keeper))
+        for number in range(1, 20):
+            await keeper.register(KEY, instance("127.0.0.1", number), http(port, timeout=600), "10.0.0.1")
+        await clock.advance(1)
+        await keeper.register(KEY, instance("127.0.0.1", 9000), http(well), "10.0.0.2")
+        managed = {m.instance.port: m for m in keeper}
+        await clock.advance(5)
+        await until(lambda: managed[8080].actions == {"beat": 2} and managed[9000].actions == {"beat": 1})
+        assert all(managed[number].actions == {} for number in range(1, 20)), "those still hang"
+        await keeper.stop()
+
+
+async def test_one_check_at_a_time_of_an_instance(keeper: Keeper, clock: FakeClock) -> None:
+    asked, ended = 0, asyncio.Event()
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(count, "127.0.0.1", 0)
+    await keeper.register(KEY, WORKER, http(server.sockets[0].getsockname()[1], timeout=600))
+    await clock.advance(1)
+    await until(lambda: asked)
+    await clock.advance(60)
+    assert asked == 1
+    await keeper.stop()
+    await ended.wait()
+    server.close()
+
+
+async def test_no_more_than_the_policy_says(owner: Agent) -> None:
+    async with keeping(owner, most=1) as keeper:
+        await keeper.register(KEY, WORKER, ttl())
+        await keeper.register(KEY, WORKER, ttl(60))
+        with pytest.raises(BadCall, match="1 instances of this client are managed already") as refused:
+            await keeper.register(KEY, instance("127.0.0.1", 2), ttl())
+        assert refused.value.status == 429
+        assert len(keeper) == 1
+
+
+async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> None:
+    async with keeping(owner, most=4) as keeper:
+        for number in range(2):
+            await keeper.register(KEY, instance("127.0.0.1", number), ttl(), "10.0.0.1")
+        with pytest.raises(BadCall, match="2 instances of this client are managed already") as refused:
+            await keeper.register(KEY, instance("127.0.0.1", 9), ttl(), "10.0.0.1")
+        assert refused.value.status == 429
+        await keeper.register(KEY, instance("127.0.0.1", 9), ttl(), "10.0.0.2")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "metadata.google.internal", "0.0.0.0", "[2001:db8::1]"])
+async def test_checks_reach_this_host_only(keeper: Keeper, registry: ScriptedRegistry, host: str) -> None:
+    for spec in (CheckSpec("http", f"http://{host}:80/"), CheckSpec("tcp", f"{host}:80")):
+        with pytest.raises(BadCall, match="managed_allow") as refused:
+            await keeper.register(KEY, WORKER, spec)
+        assert refused.value.status == 403
+    assert registry.calls == []
+
+
+async def test_a_setting_allows_networks(owner: Agent) -> None:
+    async with keeping(owner, allow=(ipaddress.ip_network("192.0.2.0/24"),)) as keeper:
+        keeper.check(CheckSpec("tcp", "192.0.2.1:80"))
+        with pytest.raises(BadCall):
+            keeper.check(CheckSpec("tcp", "198.51.100.1:80"))
+
+
+async def test_a_registration_that_the_upstream_refuses_is_not_managed(
+    keeper: Keeper, registry: ScriptedRegistry
+) -> None:
+    registry.script = lambda call: Unreachable("away", arrived=False)
+    with pytest.raises(Unreachable):
+        await keeper.register(KEY, WORKER, ttl())
+    assert len(keeper) == 0
+
+
+# our own restart and end
+
+
+def remembered(owner: Agent, managed: dict[str, object], worker: Instance = WORKER) -> Registration:
+    registration = Registration(KEY, worker, owner.clock.now(), managed=managed)
+    owner.catalog.ledger.restore(registration)
+    return registration
+
+
+async def test_what_was_managed_before_a_restart_is_managed_after_it(
+    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    remembered(owner, ttl().dump())
+    assert keeper.restore_all() == 1
+    await clock.advance(1)
+    assert registry.sent(Beat)[0].full == WORKER
+
+
+@pytest.mark.parametrize(
+    "managed",
+    [{"check": {"tcp": "192.0.2.1:80"}}, {"check": {}}, {"check": {"ttl": "soon"}}, {"interval": "5s"}, {"else": 1}],
+)
+async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
+    keeper: Keeper, owner: Agent, managed: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The setting that allowed it is gone, or the state file is of another version."""
+    registration = remembered(owner, managed)
+    remembered(owner, ttl().dump(), instance("127.0.0.1", 2))
+    assert keeper.restore_all() == 1
+    assert registration.managed is None
+    assert f"127.0.0.1:8080 of {KEY} is not managed any more" in caplog.text
+
+
+async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(keeper: Keeper, owner: Agent) -> None:
+    check = {"interval": "5s", "timeout": "604800s", "check": {"tcp": "127.0.0.1:80"}, "owner": "10.0.0.1"}
+    registration = remembered(owner, check)
+    assert keeper.restore_all() == 1
+    (managed,) = keeper
+    assert (managed.spec.timeout, managed.owner) == (5.0, "10.0.0.1")
+    assert registration.managed == {**managed.spec.dump(), "owner": "10.0.0.1"}
+
+
+async def test_the_disk_hears_of_a_managed_registration(keeper: Keeper, owner: Agent) -> None:
+    heard: list[object] = []
+
+    def listen() -> None:
+        known = owner.catalog.ledger.find(KEY, "127.0.0.1", 8080)
+        heard.append(known and known.managed)
+
+    owner.on_registration.append(listen)
+    await keeper.register(KEY, WORKER, ttl())
+    assert heard[-1] == ttl().dump()
+
+
+async def test_a_stop_leaves_the_instances_unless_it_is_told_to_deregister_them(
+    owner: Agent, registry: ScriptedRegistry
+) -> None:
+    for deregister, left in ((False, []), (True, ["127.0.0.1", "127.0.0.1"])):
+        keeper = Keeper(owner, ManagedPolicy())
+        keeper.start()
+        await keeper.register(KEY, WORKER, ttl())
+        await keeper.register(key("other"), WORKER, ttl())
+        await keeper.stop(deregister=deregister)
+        assert [call.ip for call in registry.sent(Deregister)] == left
+
+
+async def test_a_stop_does_not_wait_for_an_upstream_that_is_silent(owner: Agent, registry: ScriptedRegistry) -> None:
+    keeper = Keeper(owner, ManagedPolicy(farewell=0.01))
+    keeper.start()
+    for number in range(20):
+        await keeper.register(KEY, instance("127.0.0.1", number), ttl())
+    registry.script = lambda call: asyncio.get_running_loop().create_future()
+    await keeper.stop(deregister=True)
+    assert len(registry.sent(Deregister)) == 20
+
+
+async def test_a_stop_ends_the_checks_under_way(
+    owner: Agent, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with answering(None) as port:
+        keeper = Keeper(owner, ManagedPolicy())
+        keeper.start()
+        await keeper.register(KEY, WORKER, http(port, timeout=600))
+        await clock.advance(1)
+        await keeper.stop()
+    await settle()
+    assert registry.sent(Beat) == []
+    assert "failed" not in caplog.text
+
+
+async def test_a_process_that_stood_still_calls_no_program_dead_that_it_could_not_hear(
+    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await keeper.register(KEY, WORKER, ttl(10, failures=1, deregister_after=20.0))
+    await clock.advance(6)
+    clock.jump(60)
+    await clock.advance(1)
+    assert [managed.passing for managed in keeper] == [True]
+    await clock.advance(10)
+    assert [managed.passing for managed in keeper] == [False]
+    clock.jump(60)
+    await clock.advance(1)
+    assert registry.sent(Deregister) == [], "nor was it looked at for so long"
+    await clock.advance(30)
+    assert len(registry.sent(Deregister)) == 1

@@ -1,0 +1,161 @@
+"""How fresh an entry is, what a request may ask of it, and what the answer says of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.catalog import freshness as module
+from nacos_proxy.catalog.freshness import (
+    Freshness,
+    Look,
+    Wants,
+    cache_headers,
+    freshness,
+)
+from nacos_proxy.model.errors import Unreachable
+from tests.helpers.build import instance, snapshot
+
+ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
+TTL, STALE_IF_ERROR = 10.0, 60.0
+
+
+def look(state: Freshness = Freshness.FRESH, age: float = 3.0, ttl: float = 7.0, **fields: object) -> Look:
+    return Look(state, snapshot(instance()), age, ttl, **fields)  # type: ignore[arg-type]
+
+
+def status_of(given: Look) -> str:
+    return dict(cache_headers(given))["cache-status"]
+
+
+# the table
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of the freshness table in a text, its head and rule left out."""
+    lines = [line.strip().strip("|") for line in text.splitlines()]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.count("|") == 2]
+    first = cells.index(["age", "freshness", "what a read does"])
+    return [row for row in cells[first + 1 :] if not set("".join(row)) <= set("-")][: len(Freshness)]
+
+
+def test_the_docs_print_the_table_of_the_code() -> None:
+    assert rows(ARCHITECTURE.read_text("utf-8")) == rows(module.__doc__ or "")
+
+
+AGES = {
+    "younger than the TTL": [0.0, 5.0, math.nextafter(TTL, 0)],
+    "younger than the TTL + stale-if-error": [TTL, 30.0, math.nextafter(TTL + STALE_IF_ERROR, 0)],
+    "older": [TTL + STALE_IF_ERROR, 1e9, math.inf],
+    "nothing was ever fetched": [None],
+}
+
+
+def test_the_table_is_what_the_function_does() -> None:
+    table = {row[0]: row[1] for row in rows(module.__doc__ or "")}
+    computed = {name: {freshness(age, TTL, STALE_IF_ERROR).name for age in ages} for name, ages in AGES.items()}
+    assert computed == {name: {state} for name, state in table.items()}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2), st.floats(0, 1e5), st.floats(0, 1e5) | st.just(math.inf))
+def test_what_ages_is_never_fresher_again(ages: list[float], ttl: float, stale_if_error: float) -> None:
+    order = [Freshness.FRESH, Freshness.STALE, Freshness.EXPIRED]
+    found = [order.index(freshness(age, ttl, stale_if_error)) for age in sorted(ages)]
+    assert found == sorted(found)
+
+
+def test_without_a_limit_nothing_ever_expires() -> None:
+    assert freshness(1e12, TTL, math.inf) is Freshness.STALE
+
+
+# what a request wants
+
+
+@pytest.mark.parametrize(
+    ("header", "wants"),
+    [
+        ("", Wants()),
+        ("no-cache", Wants(no_cache=True)),
+        ("max-age=5", Wants(max_age=5.0)),
+        ("Max-Age=5, private", Wants(max_age=5.0)),
+        ('max-age="5"', Wants(max_age=5.0)),
+        (" no-cache ,max-age=5", Wants(no_cache=True, max_age=5.0)),
+        ("max-age=0", Wants(no_cache=True, max_age=0.0)),
+        ("max-age=-1", Wants()),
+        ("max-age=", Wants()),
+        ("max-age=soon", Wants()),
+        ("no-store, max-stale=3, x-no-cache", Wants()),
+        (",,=,;", Wants()),
+    ],
+)
+def test_cache_control_is_read_and_what_is_not_understood_ignored(header: str, wants: Wants) -> None:
+    assert Wants.parse(header) == wants
+
+
+@given(st.text())
+def test_no_cache_control_is_too_strange(header: str) -> None:
+    Wants.parse(header)
+
+
+@pytest.mark.parametrize(
+    ("wants", "state", "content"),
+    [
+        (Wants(), Freshness.FRESH, True),
+        (Wants(), Freshness.STALE, True),
+        (Wants(), Freshness.EXPIRED, False),
+        (Wants(), Freshness.MISSING, False),
+        (Wants(no_cache=True), Freshness.FRESH, False),
+        (Wants(max_age=3.0), Freshness.FRESH, True),
+        (Wants(max_age=2.0), Freshness.FRESH, False),
+        (Wants(max_age=3.0), Freshness.STALE, True),
+        (Wants(max_age=100.0), Freshness.EXPIRED, False),
+    ],
+)
+def test_a_look_answers_a_request_that_it_is_fresh_enough_for(wants: Wants, state: Freshness, content: bool) -> None:
+    assert wants.content_with(look(state, age=3.0)) is content
+
+
+# what an answer says
+
+
+def test_a_hit_says_its_age_and_how_long_it_stays_fresh() -> None:
+    assert cache_headers(look(age=3.9, ttl=6.1)) == (("age", "3"), ("cache-status", "nacos-proxy; hit; ttl=6"))
+
+
+def test_a_read_that_waited_for_the_upstream_was_a_miss() -> None:
+    assert status_of(look(age=0.0, ttl=10.0, fetched=True)) == "nacos-proxy; fwd=miss; ttl=10"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, "nacos-proxy; hit; ttl=-5; detail=revalidating"),
+        ({"error": Unreachable("refused", arrived=False)}, "nacos-proxy; hit; ttl=-5; detail=upstream-error"),
+        (
+            {"error": Unreachable("refused", arrived=False), "fetched": True},
+            "nacos-proxy; fwd=stale; ttl=-5; detail=upstream-error",
+        ),
+        ({"from_disk": True}, "nacos-proxy; hit; ttl=-5; detail=disk"),
+        (
+            {"from_disk": True, "error": Unreachable("refused", arrived=False)},
+            "nacos-proxy; hit; ttl=-5; detail=disk",
+        ),
+    ],
+)
+def test_a_stale_answer_says_why_it_is_stale(fields: dict[str, object], status: str) -> None:
+    assert status_of(look(Freshness.STALE, age=15.0, ttl=-5.0, **fields)) == status
+
+
+@given(st.sampled_from(list(Freshness)), st.floats(0, 1e9), st.floats(-1e9, 1e9), st.booleans(), st.booleans())
+def test_the_headers_are_what_their_rfcs_ask_for(
+    state: Freshness, age: float, ttl: float, fetched: bool, from_disk: bool
+) -> None:
+    """RFC 9111 5.1: a number of whole seconds; RFC 9211 2: one item, either `hit` or `fwd`, an integer `ttl`."""
+    headers = dict(cache_headers(look(state, age, ttl, fetched=fetched, from_disk=from_disk)))
+    assert re.fullmatch(r"\d+", headers["age"])
+    assert re.fullmatch(r"nacos-proxy; (hit|fwd=(miss|stale)); ttl=-?\d+(; detail=[a-z-]+)?", headers["cache-status"])

@@ -1,0 +1,245 @@
+"""Accepted writes show at once, and an old list does not bring the old state back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.catalog.pending_writes import (
+    UNHEARD,
+    OverlayPolicy,
+    Pending,
+    add,
+    explained,
+    fold,
+    settle,
+)
+from nacos_proxy.model.calls import (
+    BatchMetadata,
+    Beat,
+    Deregister,
+    Register,
+    SetHealth,
+    Update,
+    Write,
+)
+from nacos_proxy.model.effects import apply
+from nacos_proxy.model.services import Snapshot
+from tests.helpers.build import KEY, instance, snapshot
+
+POLICY = OverlayPolicy(settle=1.0, grace=3.0)
+NOTHING = snapshot()
+X, Y = instance("10.0.0.1"), instance("10.0.0.2")
+
+
+def pending(*writes: Write[Any], since: float = 100.0) -> tuple[Pending, ...]:
+    """What is pending after these writes, a moment apart, the first at `since`."""
+    found: tuple[Pending, ...] = ()
+    for number, write in enumerate(writes):
+        found = add(found, write, since + number / 100)
+    return found
+
+
+def register(found: Any = X) -> Register:
+    return Register(KEY, found)
+
+
+def deregister(found: Any = X, **fields: Any) -> Deregister:
+    return Deregister(KEY, found.ip, found.port, **fields)
+
+
+def update(**fields: Any) -> Update:
+    return Update(KEY, X.ip, X.port, **fields)
+
+
+def beat(full: Any = None) -> Beat:
+    return Beat(KEY, X.ip, X.port, full=full)
+
+
+# until the upstream lists it
+
+
+def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() -> None:
+    some = add(pending(deregister(Y)), register(), UNHEARD)
+    for listed in (NOTHING, snapshot(X)):
+        assert [p.write for p in settle(some, listed, 1e9, POLICY)] == [register()]
+
+
+@pytest.mark.parametrize(
+    ("write", "old", "new"),
+    [
+        (register(), NOTHING, snapshot(X)),
+        (deregister(), snapshot(X, Y), snapshot(Y)),
+        (update(weight=5.0), snapshot(X), snapshot(instance(X.ip, weight=5.0))),
+        (beat(X), NOTHING, snapshot(X)),
+        (beat(), snapshot(instance(X.ip, healthy=False)), snapshot(X)),
+    ],
+    ids=["register", "deregister", "update", "full beat", "beat"],
+)
+def test_a_refresh_with_the_old_list_does_not_bring_it_back(write: Any, old: Snapshot, new: Snapshot) -> None:
+    waiting = pending(write)
+    for asked in (99.5, 100.0, 100.6, 101.9, 102.9):
+        waiting = settle(waiting, old, asked, POLICY)
+        assert fold(old, waiting) == new
+
+
+def test_a_write_is_settled_by_a_list_that_agrees_and_is_young_enough() -> None:
+    assert settle(pending(register()), snapshot(X), 101.0, POLICY) == ()
+
+
+def test_a_list_that_agrees_by_chance_settles_nothing() -> None:
+    """Registered, deregistered: a list from before both looks like one from after both; one from between may follow."""
+    waiting = pending(register(), deregister())
+    waiting = settle(waiting, NOTHING, 100.2, POLICY)
+    assert fold(snapshot(X), settle(waiting, snapshot(X), 100.7, POLICY)) == NOTHING
+
+
+def test_what_the_upstream_never_lists_is_given_up_after_the_grace() -> None:
+    waiting = pending(register())
+    assert settle(waiting, NOTHING, 102.99, POLICY) == waiting
+    assert settle(waiting, NOTHING, 103.0, POLICY) == ()
+
+
+def test_a_list_that_took_long_is_as_old_as_its_question() -> None:
+    """Asked at once after the write and answered after the grace: it still tells of the time before."""
+    waiting = pending(register())
+    assert fold(NOTHING, settle(waiting, NOTHING, 100.1, POLICY)) == snapshot(X)
+
+
+def test_the_upstream_may_change_what_was_settled() -> None:
+    waiting = settle(pending(register()), snapshot(X), 101.0, POLICY)
+    assert fold(NOTHING, settle(waiting, NOTHING, 101.5, POLICY)) == NOTHING
+
+
+def test_writes_that_agree_only_together_are_settled_together() -> None:
+    waiting = pending(register(instance(X.ip, weight=1.0)), update(weight=5.0))
+    assert settle(waiting, snapshot(instance(X.ip, weight=5.0)), 101.5, POLICY) == ()
+
+
+def test_one_of_two_writes_is_settled_while_the_other_waits() -> None:
+    waiting = pending(register(X), register(Y))
+    (left,) = settle(waiting, snapshot(X), 101.5, POLICY)
+    assert left.write == register(Y)
+
+
+# what one write makes of another
+
+
+@pytest.mark.parametrize(
+    ("writes", "left"),
+    [
+        ((register(), deregister()), (deregister(),)),
+        ((deregister(), register()), (register(),)),
+        ((update(weight=2.0), register()), (register(),)),
+        ((update(weight=2.0), update(weight=3.0)), (update(weight=3.0),)),
+        ((update(weight=2.0, partial=True), update(weight=3.0, partial=True)), (update(weight=3.0, partial=True),)),
+        ((beat(), beat()), (beat(),)),
+        ((SetHealth(KEY, X.ip, X.port, "c", True), deregister(ephemeral=False)), (deregister(ephemeral=False),)),
+        ((SetHealth(KEY, X.ip, X.port, "c", True),) * 2, (SetHealth(KEY, X.ip, X.port, "c", True),)),
+        (
+            (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (), {"a": "2", "b": "1"})),
+            (BatchMetadata(KEY, (), {"a": "2", "b": "1"}),),
+        ),
+    ],
+)
+def test_a_later_write_takes_the_place_of_what_it_makes_meaningless(writes: Any, left: Any) -> None:
+    assert tuple(p.write for p in pending(*writes)) == left
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        (register(X), register(Y)),
+        (register(), update(weight=2.0)),
+        (update(weight=2.0, partial=True), update(enabled=False, partial=True)),
+        (update(weight=2.0), update(enabled=False, partial=True)),
+        (update(weight=2.0, cluster="c1"), update(weight=3.0, cluster="c2")),
+        (beat(X), beat()),
+        (register(), deregister(ephemeral=False)),
+        (beat(X), deregister(ephemeral=False)),
+        (deregister(), deregister(ephemeral=False)),
+        (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (), {"b": "1"})),
+        (BatchMetadata(KEY, (), {"a": "1"}), update(weight=2.0)),
+        (register(), BatchMetadata(KEY, (), {"a": "1"})),
+        (SetHealth(KEY, X.ip, X.port, "c", True), deregister()),
+        (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (X.key,), {"a": "2"})),
+    ],
+)
+def test_writes_that_both_mean_something_are_both_kept_in_order(writes: Any) -> None:
+    assert tuple(p.write for p in pending(*writes)) == writes
+
+
+def test_a_second_full_beat_does_not_undo_what_was_modified_since_the_first() -> None:
+    waiting = pending(beat(X), update(weight=5.0), beat(X))
+    assert fold(NOTHING, waiting) == snapshot(instance(X.ip, weight=5.0))
+
+
+def test_a_light_beat_does_not_forget_the_full_one_that_registered() -> None:
+    assert fold(NOTHING, pending(beat(X), beat())) == snapshot(X)
+
+
+# A service is of one kind (NACOS.md 5.1); only deregistrations may be of the other, and then do nothing.
+instances = st.builds(instance, st.sampled_from(["10.0.0.1", "10.0.0.2"]), weight=st.sampled_from([1.0, 2.0]))
+changed = st.builds(
+    Update,
+    st.just(KEY),
+    st.sampled_from(["10.0.0.1", "10.0.0.2"]),
+    st.just(80),
+    weight=st.none() | st.sampled_from([1.0, 3.0]),
+    enabled=st.none() | st.booleans(),
+    metadata=st.none() | st.just({"a": "1"}),
+    partial=st.booleans(),
+)
+writes: Any = st.one_of(
+    st.builds(Register, st.just(KEY), instances),
+    st.builds(
+        Deregister, st.just(KEY), st.sampled_from(["10.0.0.1", "10.0.0.2"]), st.just(80), ephemeral=st.booleans()
+    ),
+    changed,
+    st.builds(
+        Beat, st.just(KEY), st.just("10.0.0.1"), st.just(80), full=st.none() | st.just(instance("10.0.0.1", weight=0.0))
+    ),
+)
+bases = st.lists(instances, max_size=2).map(lambda found: snapshot(*found))
+
+
+@given(bases, st.lists(writes, max_size=200))
+def test_the_number_of_pending_writes_is_bounded_by_the_places_they_are_about(base: Any, made: list[Any]) -> None:
+    assert len(pending(*made)) <= 2 * 16
+
+
+@given(bases, st.lists(writes.filter(lambda w: not isinstance(w, Update) or w.metadata is None), max_size=8))
+def test_leaving_out_what_is_meaningless_changes_nothing(base: Any, made: list[Any]) -> None:
+    """Metadata aside: an update may drop what an earlier one named, which only the server knows."""
+    whole = base
+    for write in made:
+        whole = apply(whole, write)
+    assert fold(base, pending(*made)) == whole
+
+
+@given(bases, st.lists(writes, max_size=8), st.floats(90, 110))
+def test_what_is_pending_ends_at_the_grace_and_never_comes_back(base: Any, made: list[Any], asked: float) -> None:
+    before = pending(*made)
+    after = settle(before, base, asked, POLICY)
+    assert set(map(id, after)) <= set(map(id, before))
+    assert settle(before, base, 104.0, POLICY) == ()
+    assert all(asked - p.since < POLICY.grace for p in after)
+
+
+# lists that shrink
+
+
+def test_deregistrations_of_ours_explain_a_list_that_shrank() -> None:
+    assert explained(pending(deregister(X)), snapshot(X, Y), snapshot(Y), 0.0)
+    assert explained(pending(deregister(X), deregister(Y)), snapshot(X, Y), NOTHING, 0.0)
+    assert explained((), snapshot(X), snapshot(X), 0.0)
+
+
+def test_an_instance_that_nobody_deregistered_here_is_not_explained() -> None:
+    assert not explained(pending(deregister(X)), snapshot(X, Y), NOTHING, 0.0)
+    assert not explained(pending(register(Y)), snapshot(Y), NOTHING, 0.0)
+    assert not explained((), snapshot(X), NOTHING, 0.0)
+    assert explained((), snapshot(X, Y), snapshot(X), 0.5), "no more than the share"

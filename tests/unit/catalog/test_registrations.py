@@ -1,0 +1,271 @@
+"""Which registrations are remembered, and for how long."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy, Registration
+from nacos_proxy.model.calls import (
+    Beat,
+    Deregister,
+    Register,
+    Update,
+)
+from nacos_proxy.model.services import Instance
+from tests.helpers.build import KEY, instance, key
+
+OTHER = key("stock")
+X, Y = instance("10.0.0.1"), instance("10.0.0.2")
+FAST = {"preserved.heart.beat.timeout": "3000", "preserved.ip.delete.timeout": "6000"}
+
+
+def ledger(*registered: Instance, most: int = 100, now: float = 100.0) -> Ledger:
+    found = Ledger(LedgerPolicy(most))
+    for one in registered:
+        assert found.wrote(Register(KEY, one), now)
+    return found
+
+
+def known(of: Ledger, one: Instance = X) -> Registration:
+    found = of.find(KEY, one.ip, one.port)
+    assert found is not None
+    return found
+
+
+def beat(one: Instance = X, full: Instance | None = None) -> Beat:
+    return Beat(KEY, one.ip, one.port, full=full)
+
+
+# what is remembered
+
+
+def test_a_registration_is_remembered_with_all_its_data() -> None:
+    one = instance(weight=2.0, metadata={"a": "1"}, cluster="c1", enabled=False)
+    found = ledger(one)
+    assert (known(found).instance, known(found).heard, known(found).beaten) == (one, 100.0, False)
+    assert (len(found), found.count(KEY), found.count(OTHER)) == (1, 1, 0)
+
+
+def test_registering_the_same_again_is_a_sign_of_life_and_no_change() -> None:
+    found = ledger(X)
+    assert not found.wrote(Register(KEY, X), 110.0)
+    assert (known(found).heard, found.count(KEY)) == (110.0, 1)
+
+
+def test_registering_anew_replaces_the_data_even_in_another_cluster() -> None:
+    """On 2.x ip and port are the instance; the proxy remembers the one that the client named last."""
+    found = ledger(X)
+    assert found.wrote(Register(KEY, instance(cluster="c1", weight=2.0)), 110.0)
+    assert (known(found).instance, len(found)) == (instance(cluster="c1", weight=2.0), 1)
+
+
+def test_what_is_deregistered_is_forgotten() -> None:
+    found = ledger(X, Y)
+    assert found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
+    assert not found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
+    assert (found.find(KEY, X.ip, X.port), found.count(KEY)) == (None, 1)
+    assert found.wrote(Deregister(KEY, Y.ip, Y.port), 101.0)
+    assert found.count(KEY) == 0
+
+
+def test_what_was_modified_is_registered_again_as_it_was_modified() -> None:
+    found = ledger(instance(metadata={"a": "1"}, cluster="c1"))
+    assert found.wrote(Update(KEY, X.ip, X.port, weight=5.0, enabled=False, metadata={"b": "2"}), 101.0)
+    assert known(found).instance == instance(cluster="c1", weight=5.0, enabled=False, metadata={"a": "1", "b": "2"})
+    assert known(found).heard == 100.0
+
+
+def test_an_update_that_changes_nothing_or_nobody_known_is_no_change() -> None:
+    found = ledger(X)
+    assert not found.wrote(Update(KEY, X.ip, X.port), 101.0)
+    assert not found.wrote(Update(KEY, Y.ip, Y.port, weight=2.0), 101.0)
+    assert len(found) == 1
+
+
+# beats
+
+
+def test_a_beat_is_a_sign_of_life_and_tells_that_the_client_beats() -> None:
+    found = ledger(X)
+    assert not found.wrote(beat(), 105.0)
+    assert (known(found).heard, known(found).beaten) == (105.0, True)
+
+
+def test_a_full_beat_does_not_change_what_is_known() -> None:
+    """NACOS.md 2.7: weight and metadata of a beat are not applied to a known instance."""
+    found = ledger(X)
+    found.wrote(beat(full=instance(weight=9.0)), 105.0)
+    assert known(found).instance == X
+
+
+def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_not() -> None:
+    found = ledger()
+    assert not found.wrote(beat(), 100.0)
+    assert len(found) == 0
+    assert found.wrote(beat(full=X), 100.0)
+    assert (known(found).instance, known(found).beaten) == (X, True)
+
+
+# the end
+
+
+def test_who_falls_silent_turns_unhealthy_and_is_then_forgotten() -> None:
+    found = ledger(X)
+    one = known(found)
+    assert [one.healthy(now) for now in (114.9, 115.0)] == [True, False]
+    assert found.lapse(129.9) == []
+    assert found.lapse(130.0) == [one]
+    assert (len(found), found.count(KEY), found.lapse(1e9)) == (0, 0, [])
+
+
+def test_a_gap_in_our_own_time_is_no_silence() -> None:
+    """Who was heard right after it, before anybody noticed the gap, was not heard in the future."""
+    some = ledger(X, Y)
+    some.wrote(beat(Y), 170)
+    some.shift(60, 171)
+    assert (known(some, X).heard, known(some, Y).heard) == (160, 171)
+    assert known(some, X).healthy(174) and not known(some, X).healthy(175)
+    assert known(some, X).unwell_at == 175
+    assert some.lapse(189) == []
+    assert [r.instance for r in some.lapse(190)] == [X]
+
+
+def test_there_is_room_up_to_the_bound() -> None:
+    assert ledger(X, most=2).room
+    assert not ledger(X, Y, most=2).room
+
+
+def test_who_leaves_without_an_answer_is_remembered_as_such_until_it_is_heard_again() -> None:
+    some = ledger(X)
+    known(some).left = True
+    some.wrote(beat(), 101)
+    assert not known(some).left
+    known(some).left = True
+    some.wrote(Register(KEY, X), 102)
+    assert not known(some).left
+
+
+def test_who_beats_stays() -> None:
+    found = ledger(X)
+    for now in range(105, 1000, 5):
+        found.wrote(beat(), float(now))
+        assert found.lapse(float(now)) == []
+    assert len(found.lapse(995.0 + 30.0)) == 1
+
+
+def test_the_times_are_those_of_the_metadata() -> None:
+    found = ledger(X, instance(Y.ip, metadata=FAST))
+    assert not known(found, Y).healthy(103.0)
+    assert [r.instance.ip for r in found.lapse(106.0)] == [Y.ip]
+
+
+def test_a_shorter_time_given_later_counts_at_once() -> None:
+    found = ledger(X, Y)
+    assert found.lapse(101.0) == []
+    found.wrote(Update(KEY, X.ip, X.port, metadata=FAST), 101.0)
+    found.wrote(Register(KEY, instance(Y.ip, metadata=FAST)), 102.0)
+    assert [r.instance.ip for r in found.lapse(106.5)] == [X.ip]
+    assert [r.instance.ip for r in found.lapse(108.0)] == [Y.ip]
+
+
+def test_persistent_instances_never_lapse() -> None:
+    found = ledger(instance(ephemeral=False))
+    assert found.lapse(1e9) == []
+    assert known(found).healthy(1e9) and known(found).alive(1e9)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["register", "fast", "beat", "update", "lapse"]), st.integers(1, 4), st.integers(0, 12)),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_looking_seldom_finds_the_same_as_looking_at_all(made: list[tuple[str, int, int]]) -> None:
+    """`lapse` skips its look while none can have lapsed; that must never hide one."""
+    found, now = ledger(), 100.0
+    for what, number, passed in made:
+        now += passed
+        one = instance(f"10.0.0.{number}", metadata=FAST if what == "fast" else {})
+        if what in ("register", "fast"):
+            found.wrote(Register(KEY, one), now)
+        elif what == "beat":
+            found.wrote(beat(one), now)
+        elif what == "update":
+            found.wrote(Update(KEY, one.ip, one.port, metadata=FAST), now)
+        else:
+            silent = [r.place for r in found if not r.alive(now)]
+            assert [r.place for r in found.lapse(now)] == silent
+            assert all(r.alive(now) for r in found)
+    assert sum(found.count(k) for k in {r.service for r in found}) == len(found)
+
+
+# bounds
+
+
+def test_beyond_its_bound_it_remembers_no_more_and_says_so() -> None:
+    found = ledger(X, most=1)
+    assert not found.full
+    assert not found.wrote(Register(KEY, Y), 100.0)
+    assert not found.wrote(beat(Y, full=Y), 100.0)
+    assert (found.full, len(found), found.find(KEY, Y.ip, Y.port)) == (True, 1, None)
+    assert found.wrote(Register(KEY, instance(X.ip, weight=3.0)), 100.0), "a known one is still followed"
+
+
+def test_room_that_is_made_is_used() -> None:
+    found = ledger(X, most=1)
+    found.wrote(Register(KEY, Y), 100.0)
+    found.wrote(Deregister(KEY, X.ip, X.port), 100.0)
+    assert not found.full
+    assert found.wrote(beat(Y, full=Y), 101.0)
+
+
+# after a start
+
+
+def test_what_is_read_from_disk_counts_as_it_was_written() -> None:
+    found, managed = ledger(), {"check": {"ttl": "30s"}}
+    found.restore(Registration(KEY, X, heard=90.0, beaten=True))
+    found.restore(Registration(KEY, Y, heard=90.0, managed=managed))
+    assert (known(found).heard, known(found).beaten, known(found, Y).managed) == (90.0, True, managed)
+    assert found.count(KEY) == 2
+    assert found.lapse(119.9) == []
+    assert [r.instance for r in found.lapse(120.0)] == [X]
+
+
+def test_a_managed_one_is_its_keepers_until_it_lets_go() -> None:
+    """Its check may fail for long while it is to stay listed as unhealthy."""
+    found = ledger(X)
+    known(found).managed = {"check": {"ttl": "30s"}}
+    assert found.lapse(1000.0) == []
+    known(found).managed = None
+    assert len(found.lapse(1001.0)) == 1
+
+
+def test_what_was_heard_since_the_start_is_not_replaced_from_disk() -> None:
+    found = ledger(instance(weight=7.0))
+    found.restore(Registration(KEY, X, heard=90.0))
+    assert (known(found).instance.weight, known(found).heard, found.count(KEY)) == (7.0, 100.0, 1)
+
+
+def test_what_is_read_from_disk_keeps_the_bound() -> None:
+    found = ledger(X, most=1)
+    found.restore(Registration(OTHER, Y, heard=90.0))
+    assert (len(found), found.full, found.count(OTHER)) == (1, True, 0)
+
+
+def test_a_client_that_was_silent_while_the_proxy_was_away_for_long_has_lapsed() -> None:
+    found = ledger()
+    found.restore(Registration(KEY, X, heard=-math.inf))
+    assert len(found.lapse(0.0)) == 1
+
+
+def test_it_can_be_changed_while_it_is_walked() -> None:
+    found: Any = ledger(X, Y)
+    for registration in found:
+        found.wrote(Deregister(KEY, registration.instance.ip, registration.instance.port), 100.0)
+    assert repr(found) == "<Ledger 0 registrations of 0 services>"

@@ -1,0 +1,174 @@
+"""The bookkeeping of UDP push: subscriptions lapse, datagrams are repeated once, strangers acknowledge nothing."""
+
+from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
+from nacos_proxy.model.services import ServiceKey
+from tests.helpers.build import instance, snapshot
+
+KEY = ServiceKey.of("orders")
+HERE = ("127.0.0.1", 5000)
+
+
+def pushes(**policy: float) -> Pushes:
+    return Pushes(PushesPolicy(lapse=60, again=10, **policy))
+
+
+def test_a_subscription_lives_from_the_last_list() -> None:
+    book = pushes()
+    assert book.listed(KEY, HERE, "", "agent", "", now=0)
+    assert not book.listed(KEY, HERE, "", "agent", "", now=50)
+    assert [s.address for s in book.of(KEY, now=100)] == [HERE]
+    assert book.of(KEY, now=111) == []
+    assert book.lapse(now=111) == [KEY]
+    assert len(book) == 0
+
+
+def test_a_gap_in_our_own_time_is_no_silence() -> None:
+    book = pushes()
+    book.listed(KEY, HERE, "", "agent", "", now=0)
+    book.shift(100, now=120)
+    assert book.lapse(now=120) == []
+    assert book.lapse(now=160) == [KEY]
+    assert book.listed(KEY, HERE, "", "agent", "", now=160)
+    book.shift(100, now=161)
+    assert [s.seen for s in book] == [161], "not later than now"
+
+
+def test_each_clusters_that_one_socket_lists_has_a_subscription_of_its_own() -> None:
+    """An SDK has one socket for all its callers, and they list one service with other clusters each."""
+    book = pushes()
+    assert book.listed(KEY, HERE, "a", "agent", "", now=0)
+    assert book.listed(KEY, HERE, "a,b", "agent", "", now=1)
+    assert not book.listed(KEY, HERE, "a", "agent", "", now=50)
+    assert [s.clusters for s in book.of(KEY, now=50)] == ["a", "a,b"]
+    assert book.lapse(now=61) == []
+    assert ([s.clusters for s in book.of(KEY, now=61)], len(book)) == (["a"], 1)
+
+
+def test_a_datagram_without_an_acknowledgement_is_sent_once_more_and_then_given_up() -> None:
+    book = pushes()
+    book.listed(KEY, HERE, "", "agent", "", now=0)
+    (subscription,) = book.of(KEY, now=0)
+    book.sent(1, subscription, b"x", now=0)
+    assert book.again(now=9) == []
+    assert [s.packet for s in book.again(now=10)] == [b"x"]
+    assert book.again(now=15) == []
+    assert book.again(now=20) == []
+    assert book.given_up == 1
+
+
+def test_an_acknowledgement_ends_the_repeating() -> None:
+    book = pushes()
+    book.listed(KEY, HERE, "", "agent", "", now=0)
+    (subscription,) = book.of(KEY, now=0)
+    book.sent(1, subscription, b"x", now=0)
+    assert not book.acked(1, ("10.0.0.9", 5000))
+    assert book.acked(1, ("127.0.0.1", 6000))
+    assert book.again(now=30) == []
+    assert (book.acknowledged, book.given_up) == (1, 0)
+
+
+def test_a_newer_datagram_takes_the_place_of_an_older_one() -> None:
+    book = pushes()
+    book.listed(KEY, HERE, "", "agent", "", now=0)
+    (subscription,) = book.of(KEY, now=0)
+    book.sent(1, subscription, b"old", now=0)
+    book.sent(2, subscription, b"new", now=1)
+    assert [s.packet for s in book.again(now=20)] == [b"new"]
+
+
+def test_a_newer_datagram_takes_no_place_of_another_subscription() -> None:
+    book = pushes()
+    first, second = (book.listed(KEY, HERE, clusters, "agent", "", now=0) for clusters in ("a", "b"))
+    assert first is not None and second is not None
+    book.sent(1, first, b"first", now=0)
+    book.sent(2, second, b"second", now=0)
+    book.sent(3, first, b"newer", now=1)
+    assert [s.packet for s in book.again(now=20)] == [b"second", b"newer"]
+
+
+def test_the_number_of_subscriptions_is_bounded() -> None:
+    book = Pushes(PushesPolicy(most=4))
+    new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
+    assert [subscription is not None for subscription in new] == [True, True, False, False]
+    more = [book.listed(KEY, (f"10.0.0.{number}", 1), "", "a", "", now=0) for number in range(9)]
+    assert [subscription is not None for subscription in more] == [True, True, *[False] * 7]
+    assert len(book) == 4
+
+
+def test_one_client_leaves_subscriptions_to_others_and_gets_its_own_back() -> None:
+    book = Pushes(PushesPolicy(most=100))
+    evil = [book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0) for port in range(1000)]
+    assert sum(subscription is not None for subscription in evil) == 50
+    assert all(book.listed(KEY, ("10.0.0.2", port), "", "a", "", now=50) for port in range(20))
+    assert len(book.lapse(now=60)) == 0
+    assert len(book) == 20
+    assert all(book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=60) for port in range(20))
+
+
+def test_one_socket_has_a_bound_of_its_own() -> None:
+    book = Pushes(PushesPolicy(per_socket=3))
+    new = [book.listed(ServiceKey.of(f"s{n}"), HERE, "", "a", "", now=0) for n in range(5)]
+    assert [subscription is not None for subscription in new] == [True, True, True, False, False]
+    assert book.listed(KEY, ("127.0.0.1", 5001), "", "a", "", now=0)
+
+
+def test_what_a_client_says_of_itself_is_kept_in_part_and_long_clusters_not_at_all() -> None:
+    book = pushes()
+    known = book.listed(KEY, HERE, "", "a" * 9999, "b" * 9999, now=0)
+    assert known is not None and (len(known.agent), len(known.app)) == (200, 200)
+    book.listed(KEY, HERE, "", "c" * 9999, "d" * 9999, now=1)
+    assert (len(known.agent), len(known.app)) == (200, 200)
+    assert book.listed(KEY, HERE, "c" * 1001, "a", "", now=0) is None
+
+
+def test_datagrams_that_wait_are_bounded_in_bytes_and_one_client_leaves_room_to_others() -> None:
+    book = pushes(waiting=40_000)
+    for number in range(1, 101):
+        client = "10.0.0.1" if number <= 90 else "10.0.0.2"
+        subscription = book.listed(KEY, (client, number), "", "a", "", now=0)
+        assert subscription is not None
+        book.sent(number, subscription, b"x" * 500, now=0)
+    waiting = [s.subscription.address[0] for s in book.again(now=10)]
+    assert (waiting.count("10.0.0.1"), waiting.count("10.0.0.2")) == (20, 10)
+    assert all(book.acked(number, ("10.0.0.1", 0)) for number in range(1, 21))
+    again = book.listed(KEY, ("10.0.0.1", 9999), "", "a", "", now=10)
+    assert again is not None
+    book.sent(9999, again, b"x" * 15_000, now=10)
+    assert book.acked(9999, ("10.0.0.1", 0)), "what was acknowledged leaves its room"
+
+
+def test_only_so_many_are_sent_once_more_at_once() -> None:
+    book = pushes()
+    for number in range(1, 11):
+        subscription = book.listed(KEY, ("127.0.0.1", number), "", "a", "", now=0)
+        assert subscription is not None
+        book.sent(number, subscription, b"x", now=0)
+    assert [len(book.again(now=10, most=4)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_who_is_to_hear_takes_turns_by_client_and_hears_of_the_last_change_alone() -> None:
+    book, other = pushes(), ServiceKey.of("other")
+    for port in range(50):
+        book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0)
+    book.listed(other, HERE, "", "a", "", now=0)
+    gone = book.listed(KEY, HERE, "", "a", "", now=-30)
+    assert gone is not None
+    first, last = snapshot(instance()), snapshot(instance(), instance("10.0.0.2"))
+    book.changed(first, now=1)
+    book.changed(snapshot(instance(), service=other), now=1)
+    book.changed(last, now=1)
+    assert book.behind == 52
+    book.lapse(now=31)
+    heard: list[tuple[str, str]] = []
+    while (told := book.next()) is not None:
+        subscription, shown = told
+        heard.append((subscription.address[0], shown.key.name))
+        assert shown is last or shown.key == other
+    assert (len(heard), book.behind) == (51, 0)
+    assert ("127.0.0.1", "other") in heard[:3]
+
+
+def test_a_change_without_subscribers_queues_nothing() -> None:
+    book = pushes()
+    book.changed(snapshot(instance()), now=0)
+    assert (book.behind, book.next()) == (0, None)

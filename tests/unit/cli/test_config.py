@@ -1,0 +1,93 @@
+"""Settings on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from nacos_proxy.app.settings import Settings, load
+from nacos_proxy.cli.config import COMMON, documentation
+from tests.unit.conftest import Run
+
+PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
+
+
+def test_the_page_of_the_docs_is_what_the_class_says(cli: Run) -> None:
+    assert PAGE.read_text("utf-8") == documentation()
+    assert cli("config", "--docs").output == documentation()
+
+
+def test_every_setting_is_an_option_and_the_common_ones_come_first(cli: Run) -> None:
+    text = cli("serve", "--help").output
+    places = [text.index(f"\n  --{name.replace('_', '-')} ") for name in COMMON]
+    assert places == sorted(places)
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "[auto|on|off]" in text
+    assert str(Path.home()) not in text
+
+
+def test_config_shows_values_and_sources(cli: Run) -> None:
+    shown = cli("config", "--cache-ttl", "3s", "--no-disk", NACOS_PROXY_POLL_SAFETY="1m").output.splitlines()
+    rows = {line.partition(" = ")[0].strip(): line.partition(" = ")[2].split(maxsplit=1) for line in shown}
+    assert list(rows) == list(Settings.model_fields)
+    assert rows["cache_ttl"] == ["3s", "flag --cache-ttl"]
+    assert rows["disk"] == ["false", "flag --disk"]
+    assert rows["poll_safety"] == ["1m", "environment NACOS_PROXY_POLL_SAFETY"]
+    assert rows["port"] == ["8840", "default"]
+
+
+def test_config_masks_secrets_in_every_form(cli: Run) -> None:
+    for form in ((), ("--json",), ("--toml",)):
+        text = cli("config", *form, "--username", "app", NACOS_PROXY_PASSWORD="hush-hush").output
+        assert "hush" not in text
+        assert "********" in text
+
+
+def test_config_masks_who_logs_in_by_a_url_in_every_form(cli: Run) -> None:
+    flags = ("--upstream", "http://app:hush@a:8848,app:hu/sh@b", "--endpoint", "https://app:hush@c/list?sig=hush&x=1")
+    for form in ((), ("--json",), ("--toml",)):
+        text = cli("config", *form, *flags).output
+        assert "hush" not in text and "hu/sh" not in text
+        assert "http://********@a:8848,********@b" in text and "https://********@c/list?sig=********&x=1" in text
+    file = cli("config", "--toml", *flags).output.splitlines()
+    assert [line for line in file if line.startswith("upstream =")] == [], "what is masked is no value"
+
+
+def test_a_url_that_is_refused_is_shown_without_who_logs_in(cli: Run) -> None:
+    for flags in (("--endpoint", "http://app:hu/sh@c"), ("--endpoint", "ftp://app:hush@c"), ("--endpoint", "http://")):
+        refused = cli("config", *flags)
+        assert refused.exit_code != 0 and "a URL is written like" in refused.output
+        assert "hu/sh" not in refused.output and "hush" not in refused.output
+
+
+def test_config_for_programs_is_json(cli: Run) -> None:
+    rows = json.loads(cli("config", "--json", "--upstream", "http://a,http://b").output)
+    assert rows["upstream"] == {"value": "http://a,http://b", "source": "flag --upstream"}
+    assert list(rows) == list(Settings.model_fields)
+
+
+def test_config_as_a_file_has_the_same_effect(cli: Run, tmp_path: Path) -> None:
+    flags = ("--upstream", "http://a,http://b", "--cache-ttl", "90s", "--max-body", "2MiB", "--no-udp-push")
+    more = ("--context-path", "/", "--cache-stale-if-error", "forever", "--uds", str(tmp_path / "s"))
+    file = tmp_path / "config.toml"
+    file.write_text(cli("config", "--toml", *flags, *more).output)
+    given = load({}, file, {}).settings
+    assert (given.upstream, given.cache_ttl, given.max_body) == (("http://a", "http://b"), 90.0, 2 << 20)
+    assert (given.context_path, given.udp_push, given.uds) == ("", False, tmp_path / "s")
+    assert cli("config", "--toml", "--config", str(file)).output == file.read_text()
+
+
+def test_a_misspelt_variable_is_warned_of(cli: Run) -> None:
+    done = cli("config", NACOS_PROXY_CACHE_TLL="1s")
+    assert done.exit_code == 0
+    assert "NACOS_PROXY_CACHE_TLL is no setting and does nothing" in done.stderr
+
+
+def test_the_users_own_file_is_found(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "nacos-proxy").mkdir()
+    (tmp_path / "nacos-proxy" / "config.toml").write_text("port = 1234\n")
+    done = cli("config", "--json", XDG_CONFIG_HOME=str(tmp_path), NACOS_PROXY_CONFIG=None)
+    assert json.loads(done.output)["port"]["value"] == "1234"
+    assert json.loads(cli("config", "--json", NACOS_PROXY_CONFIG=os.devnull).output)["port"]["value"] == "8840"

@@ -1,0 +1,161 @@
+"""What the doctor finds, and what it says to do."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from nacos_proxy.app.settings import BadSettings, Settings
+from nacos_proxy.cli.doctor import (
+    Finding,
+    clock_finding,
+    port_finding,
+    push_finding,
+    state_finding,
+    upstream_findings,
+)
+from nacos_proxy.runtime import SystemClock
+from tests.helpers.app import serving
+from tests.helpers.faces import facing
+from tests.helpers.live import ProxyProcess, free_port
+from tests.unit.conftest import Run
+
+
+async def found(**settings: object) -> dict[str, Finding]:
+    given = Settings(**{"push": "off", **settings})  # type: ignore[arg-type]
+    return {finding.about: finding for finding in await upstream_findings(given, SystemClock())}
+
+
+async def test_a_server_that_is_well_is_ok_in_every_line() -> None:
+    async with serving() as nacos:
+        findings = await found(upstream=nacos.url)
+    assert {about: finding.ok for about, finding in findings.items()} == dict.fromkeys(
+        ("upstream", "version", "login", "push port", "clock"), True
+    )
+    assert findings["upstream"].seen.startswith(f"{nacos.url}/nacos answers in ")
+    assert findings["version"].seen == "2.5.1, answers in v1"
+    assert findings["login"].seen == "services can be read without an account (0 in DEFAULT_GROUP)"
+
+
+async def test_a_server_that_is_not_there_comes_with_questions() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    (finding,) = (await found(upstream=url)).values()
+    assert (finding.about, finding.ok) == ("upstream", False)
+    assert finding.seen == f"{url}/nacos: no connection: Connection refused"
+    assert "is Nacos running there" in finding.todo
+
+
+async def test_every_server_of_the_list_is_looked_at() -> None:
+    given = Settings(upstream=f"http://127.0.0.1:{free_port()},http://127.0.0.1:{free_port()}", push="off")
+    assert [finding.ok for finding in await upstream_findings(given, SystemClock())] == [False, False]
+
+
+async def test_an_address_that_is_none_is_said() -> None:
+    (finding,) = (await found(upstream="ftp://127.0.0.1")).values()
+    assert (finding.ok, finding.todo) == (False, "write it like http://10.0.0.1:8848")
+
+
+async def test_an_address_server_that_is_away_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}/nacos/serverlist"
+    (finding,) = (await found(endpoint=url)).values()
+    assert (finding.about, finding.ok, url in finding.seen) == ("endpoint", False, True)
+
+
+async def test_a_missing_right_is_said_with_what_to_set() -> None:
+    async with serving(tokens="admin:12345678") as nacos:
+        findings = await found(upstream=nacos.url)
+    assert (findings["login"].ok, findings["login"].todo) == (False, "set username and password_file")
+
+
+@pytest.mark.parametrize("face", ["v1+v2", "3.0", "v3"])
+@pytest.mark.parametrize(
+    ("account", "todo"),
+    [
+        ({}, "set username and password_file"),
+        ({"username": "nacos", "password": "wrong"}, "check the password and rights of 'nacos'"),
+        ({"username": "nacos", "password": "right"}, ""),
+    ],
+    ids=["nobody", "wrong password", "right"],
+)
+async def test_a_login_is_tried_whatever_the_server(face: str, account: dict[str, str], todo: str) -> None:
+    async with facing(face, passwords={"nacos": "right"}) as nacos:
+        findings = await found(upstream=nacos.url, **account)
+    assert (findings["login"].todo, findings["login"].ok) == (todo, not todo)
+
+
+@pytest.mark.parametrize("face", ["v1+v2", "3.0", "v3"])
+async def test_another_context_path_is_no_missing_right(face: str) -> None:
+    async with facing(face) as nacos:
+        findings = await found(upstream=f"{nacos.url}/elsewhere")
+    assert "login" not in findings
+    assert (findings["API"].ok, findings["API"].todo.startswith("set upstream_context_path")) == (False, True)
+    assert findings["API"].seen.startswith("there is no Nacos below /elsewhere")
+
+
+async def test_a_password_file_that_is_missing_is_a_bad_setting(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="password_file"):
+        await found(upstream="http://127.0.0.1:1", username="app", password_file=tmp_path / "none")
+
+
+def test_a_closed_push_port_is_a_failure_only_where_push_must_be() -> None:
+    port = free_port()
+    relaxed, forced = push_finding("127.0.0.1", port, "auto"), push_finding("127.0.0.1", port, "on")
+    assert (relaxed.ok, forced.ok) == (True, False)
+    assert "changes are found by polling" in relaxed.seen
+    assert "changes are told by UDP" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
+    assert forced.todo == "open it, or set push_port"
+
+
+def test_an_open_push_port_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as grpc:
+        assert "is open" in push_finding("127.0.0.1", grpc.getsockname()[1], "auto").seen
+
+
+def test_clocks_that_are_apart_are_a_failure(running: ProxyProcess) -> None:
+    clock = SystemClock()
+    assert clock_finding(running.url, clock.wall).ok
+    apart = clock_finding(running.url, lambda: clock.wall() + 60)
+    assert (apart.ok, apart.todo) == (False, "synchronise the clocks (NTP)")
+    nobody = clock_finding(f"http://127.0.0.1:{free_port()}", clock.wall)
+    assert (nobody.ok, nobody.seen.startswith("could not be compared")) == (True, True)
+
+
+def test_the_state_directory_is_writable_or_in_use_or_wrong(tmp_path: Path, running: ProxyProcess) -> None:
+    assert state_finding(Settings(state_dir=tmp_path)).seen == f"{tmp_path} can be written"
+    assert state_finding(Settings(disk=False)).seen == "not kept (disk = false)"
+    used = state_finding(Settings(state_dir=running.state_dir))
+    assert (used.ok, "in use by another nacos-proxy" in used.seen) == (True, True)
+    (tmp_path / "file").write_text("")
+    wrong = state_finding(Settings(state_dir=tmp_path / "file" / "state"))
+    assert (wrong.ok, wrong.todo) == (False, "choose another --state-dir, or mend its rights")
+
+
+def test_a_damaged_state_file_is_said(tmp_path: Path) -> None:
+    state_finding(Settings(state_dir=tmp_path))
+    (file,) = tmp_path.glob("*.sqlite3")
+    file.write_bytes(b"nonsense" * 1000)
+    damaged = state_finding(Settings(state_dir=tmp_path))
+    assert (damaged.ok, damaged.seen) == (False, "the state file was damaged")
+
+
+def test_our_own_port_is_free_or_ours_or_anothers(running: ProxyProcess, tmp_path: Path) -> None:
+    assert port_finding(Settings(port=free_port())).seen.endswith("is free")
+    assert port_finding(Settings(port=running.port)).seen.endswith("has a nacos-proxy")
+    assert port_finding(Settings(uds=tmp_path / "none.sock")).seen.endswith("is free")
+    (tmp_path / "file").write_text("")
+    taken = port_finding(Settings(uds=tmp_path / "file"))
+    assert (taken.ok, taken.todo) == (False, "choose another --port or --uds")
+
+
+def test_the_command_prints_a_line_each_and_what_to_do(cli: Run, tmp_path: Path) -> None:
+    alone = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
+    assert alone.exit_code == 1, "the embedded registry is for development"
+    said = ["FAIL upstream", "     -> name your Nacos", "ok   state", "ok   own port"]
+    assert [line.split(":")[0] for line in alone.output.splitlines()] == said
+    ill = cli("doctor", "--upstream", "http://127.0.0.1:1", "--state-dir", str(tmp_path))
+    assert ill.exit_code == 1
+    assert "FAIL upstream: http://127.0.0.1:1/nacos: " in ill.output
+    assert "     -> is Nacos running there" in ill.output
+    assert cli("doctor", "--port", "x").exit_code == 2

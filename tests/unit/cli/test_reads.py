@@ -1,0 +1,131 @@
+"""get, list, pick, watch against a running proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+from tests.helpers.live import Process, ProxyProcess
+from tests.unit.conftest import Run
+
+
+def watching(proxy: ProxyProcess, *arguments: str) -> Process:
+    environ = {**os.environ, "NACOS_PROXY_SERVER": proxy.url, "COLUMNS": "200"}
+    return Process([sys.executable, "-m", "nacos_proxy", "watch", "--retry", "50ms", *arguments], env=environ)
+
+
+def test_get_shows_a_table_or_json(ask: Run) -> None:
+    ask("register", "shown", "10.0.0.1:80", "--cluster", "c1", "--metadata", "zone=a")
+    ask("register", "shown", "10.0.0.2:80", "--unhealthy")
+    table = ask("get", "shown")
+    assert (table.exit_code, table.output.count("10.0.0."), "zone=a" in table.output) == (0, 2, True)
+    assert "10.0.0.2" not in ask("get", "shown", "--clusters", "c1").output
+    healthy = json.loads(ask("get", "shown", "--healthy-only", "--json").output)
+    assert [host["ip"] for host in healthy["hosts"]] == ["10.0.0.1"]
+
+
+def test_get_shows_disabled_instances_where_it_is_told_to(ask: Run) -> None:
+    ask("register", "off", "10.0.0.1:80", "--disabled")
+    assert ask("get", "off").exit_code == 1
+    assert "disabled" in ask("get", "off", "--all").output
+    assert json.loads(ask("get", "off", "--all", "--json").output)["count"] == 1
+
+
+def test_get_of_what_is_not_there_is_exit_code_1(ask: Run) -> None:
+    done = ask("get", "absent")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "nacos-proxy: DEFAULT_GROUP@@absent has no instance in namespace public\n"
+    as_json = ask("get", "absent", "--json")
+    assert (as_json.exit_code, json.loads(as_json.stdout)["hosts"]) == (1, [])
+
+
+def test_a_bad_name_is_refused_with_the_proxys_words(ask: Run) -> None:
+    done = ask("get", "a@@b@@c!")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("nacos-proxy: The request cannot be carried out as it stands: ")
+
+
+def test_list_prints_names_and_counts_them_apart(ask: Run) -> None:
+    for name in ("l1", "l2"):
+        ask("register", name, "10.0.0.1:80", "--group", "listed")
+    done = ask("list", "--group", "listed")
+    assert (done.stdout, done.stderr) == ("l1\nl2\n", "2 services\n")
+    page = ask("list", "--group", "listed", "--size", "1", "--page", "2")
+    assert (page.stdout, page.stderr) == ("l2\n", "2 services, 1 on page 2\n")
+    assert json.loads(ask("list", "--group", "listed", "--json").output)["services"] == ["l1", "l2"]
+
+
+def test_pick_prints_one_address(ask: Run) -> None:
+    ask("register", "picked", "[2001:db8::1]:80", "--cluster", "six")
+    ask("register", "picked", "10.0.0.1:80")
+    assert ask("pick", "picked", "--clusters", "six").output == "[2001:db8::1]:80\n"
+    hashed = {ask("pick", "picked", "--strategy", "hash", "--key", "user-1").output for _ in range(3)}
+    assert len(hashed) == 1
+    assert json.loads(ask("pick", "picked", "--json").output)["port"] == 80
+    nothing = ask("pick", "nobody")
+    assert (nothing.exit_code, "There is no instance to choose" in nothing.stderr) == (1, True)
+
+
+def test_watch_prints_changes_as_they_come_and_ends_on_ctrl_c(ask: Run, running: ProxyProcess) -> None:
+    ask("register", "watched", "10.0.0.1:80")
+    with watching(running, "watched") as watch:
+        watch.wait_for(re.compile(r"10\.0\.0\.1:80 .*healthy"))
+        ask("modify", "watched", "10.0.0.1:80", "--weight", "5")
+        watch.wait_for(re.compile(r"^~ DEFAULT_GROUP@@watched  10\.0\.0\.1:80  DEFAULT  5  healthy .*\(write\)"))
+        ask("register", "watched", "10.0.0.2:80")
+        watch.wait_for(re.compile(r"^\+ DEFAULT_GROUP@@watched  10\.0\.0\.2:80"))
+        ask("deregister", "watched", "10.0.0.1:80")
+        watch.wait_for(re.compile(r"^- DEFAULT_GROUP@@watched  10\.0\.0\.1:80"))
+        watch.signal(signal.SIGINT)
+        assert watch.wait() == 0
+        assert "Traceback" not in watch.log
+
+
+def test_watch_for_programs_is_one_object_a_line(ask: Run, running: ProxyProcess) -> None:
+    ask("register", "told", "10.0.0.1:80")
+    with watching(running, "told", "--json", "--once", "--healthy-only", "--clusters", "DEFAULT") as watch:
+        watch.wait_for(re.compile(r'"event": "snapshot"'))
+        ask("deregister", "told", "10.0.0.1:80")
+        assert watch.wait() == 0
+        snapshot, change = (json.loads(line) for line in watch.log.splitlines())
+    assert (snapshot["event"], [host["ip"] for host in snapshot["hosts"]]) == ("snapshot", ["10.0.0.1"])
+    assert (change["event"], [host["ip"] for host in change["removed"]]) == ("change", ["10.0.0.1"])
+
+
+def test_watch_ends_when_nobody_reads_any_more(ask: Run, running: ProxyProcess) -> None:
+    ask("register", "unread", "10.0.0.1:80")
+    command = [sys.executable, "-m", "nacos_proxy", "watch", "unread", "--server", running.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert "unread" in watch.stdout.readline()
+        watch.stdout.close()
+        assert watch.wait(60) == 0
+        assert watch.stderr.read() == ""
+
+
+def test_watch_comes_back_after_the_proxy_did(cli: Run) -> None:
+    with ProxyProcess() as proxy:
+        cli("register", "back", "10.0.0.1:80", "--persistent", "--server", proxy.url)
+        with watching(proxy, "back", "--json") as watch:
+            watch.wait_for(re.compile(r'"event": "snapshot".*10\.0\.0\.1'))
+            proxy.terminate()
+            watch.wait_for(re.compile("coming back|Trying again"))
+            seen = len(watch.log.splitlines())
+            proxy.start()
+            watch.wait_for(re.compile(r'"event": "snapshot"'), since=seen)
+            watch.signal(signal.SIGINT)
+            assert watch.wait() == 0
+
+
+def test_watch_of_nothing_that_answers_is_exit_code_3_at_once(cli: Run) -> None:
+    assert cli("watch", "orders", "--server", "http://127.0.0.1:1").exit_code == 3
+    assert cli("watch").exit_code == 2
+
+
+def test_watch_of_a_bad_name_is_exit_code_1_at_once(ask: Run) -> None:
+    assert ask("watch", "a@@b@@c!").exit_code == 1

@@ -1,0 +1,166 @@
+"""The HTTP of the command line: answers, problems, event streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from nacos_proxy.cli.rest_client import (
+    Problem,
+    RestClient,
+    Unreached,
+    place_of,
+    service_path,
+)
+from tests.helpers.live import ProxyProcess
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def client(answer: Answer, token: str = "") -> RestClient:
+    return RestClient("127.0.0.1:8840", token, transport=httpx.MockTransport(answer))
+
+
+def saying(status: int, **more: object) -> Answer:
+    return lambda request: httpx.Response(status, **more)  # type: ignore[arg-type]
+
+
+def stream(*events: str) -> Answer:
+    headers = {"content-type": "text/event-stream"}
+    return lambda request: httpx.Response(200, headers=headers, text="".join(events))
+
+
+def test_a_call_has_its_query_body_and_token() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"ok": 1})
+
+    with client(answer, "12345678") as proxy:
+        assert proxy.json("POST", "/api/v1/x", {"group": "", "cluster": "c"}, {"ip": "10.0.0.1"}) == {"ok": 1}
+    (request,) = seen
+    assert str(request.url) == "http://127.0.0.1:8840/api/v1/x?cluster=c"
+    assert request.headers["authorization"] == "Bearer 12345678"
+    assert request.content == b'{"ip":"10.0.0.1"}'
+
+
+def test_a_problem_is_its_title_and_detail_and_what_to_do() -> None:
+    document = {"title": "The request is not allowed", "detail": "no token was given"}
+    with client(saying(401, json=document)) as proxy, pytest.raises(Problem) as caught:
+        proxy.call("GET", "/")
+    assert str(caught.value) == (
+        "The request is not allowed: no token was given. Give an API token: --token, or NACOS_PROXY_TOKEN."
+    )
+    assert (caught.value.status, caught.value.passing) == (401, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (saying(502, text="<html>bad gateway</html>"), "502 Bad Gateway: <html>bad gateway</html>"),
+        (saying(500, json=["no object"]), '500 Internal Server Error: ["no object"]'),
+        (saying(503, json={"title": "Nothing is known"}), "Nothing is known"),
+    ],
+)
+def test_a_problem_without_a_document_is_its_status_and_text(answer: Answer, text: str) -> None:
+    with client(answer) as proxy, pytest.raises(Problem) as caught:
+        proxy.call("GET", "/")
+    assert (str(caught.value), caught.value.passing) == (text, True)
+
+
+def test_no_answer_says_where_it_was_looked_for() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with client(answer) as proxy, pytest.raises(Unreached, match=r"no proxy answers at http://127.0.0.1:8840: refused"):
+        proxy.call("GET", "/")
+    with client(answer) as proxy, pytest.raises(Unreached):
+        next(proxy.events({"service": "a"}))
+
+
+@pytest.mark.parametrize("answer", [saying(200, text="hello"), saying(200, json=[1])])
+def test_another_program_is_told_from_a_proxy(answer: Answer) -> None:
+    with client(answer) as proxy, pytest.raises(Unreached, match="is no nacos-proxy"):
+        proxy.json("GET", "/")
+
+
+def test_a_compressed_answer_is_not_unfolded() -> None:
+    def packed(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, headers={"content-encoding": "gzip, gzip"}, stream=httpx.ByteStream(b"a bomb"))
+
+    with client(packed) as asking:
+        with pytest.raises(Unreached, match=r"the answer is compressed \(gzip, gzip\)"):
+            asking.json("GET", "/status")
+        with pytest.raises(Unreached, match="the answer is compressed"):
+            list(asking.events({}))
+
+
+def test_events_come_with_id_and_type_and_a_retry_alone_is_none() -> None:
+    answer = stream("retry: 2000\n\n", ": heartbeat\n\n", 'id: e-1\nevent: change\ndata: {"name": "a"}\n\n')
+    with client(answer) as proxy:
+        assert list(proxy.events({"service": "a"})) == [("e-1", "change", {"name": "a"})]
+
+
+def test_a_resumed_stream_says_where_it_was() -> None:
+    seen: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("last-event-id"))
+        return stream("")(request)
+
+    with client(answer) as proxy:
+        assert list(proxy.events({"service": "a"})) + list(proxy.events({"service": "a"}, "e-7")) == []
+    assert seen == [None, "e-7"]
+
+
+def test_a_stream_that_is_refused_or_none_is_an_error() -> None:
+    with client(saying(404, json={"title": "no"})) as proxy, pytest.raises(Problem, match="no"):
+        next(proxy.events({"service": "a"}))
+    with client(saying(200, json={})) as proxy, pytest.raises(Unreached):
+        next(proxy.events({"service": "a"}))
+    with client(stream("data: no json\n\n")) as proxy, pytest.raises(Unreached):
+        next(proxy.events({"service": "a"}))
+
+
+@pytest.mark.parametrize("server", ["ftp://a", "http://", "http://a:b", "http://[::1"])
+def test_what_is_no_url_is_said(server: str) -> None:
+    with pytest.raises(ValueError, match="is no URL"):
+        RestClient(server)
+
+
+@pytest.mark.parametrize("token", ["ä", "a\nb"])
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII"):
+        RestClient("http://a", token)
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.pem cannot be used: No such file"):
+        RestClient("https://a", ca=str(tmp_path / "none.pem"))
+    (tmp_path / "bad.pem").write_text("nothing")
+    with pytest.raises(ValueError, match=r"bad\.pem cannot be used"):
+        RestClient("https://a", cert=str(tmp_path / "bad.pem"))
+
+
+def test_a_unix_socket_is_asked_where_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unreached, match="No such file"):
+        RestClient(f"unix:{tmp_path}/none.sock")
+    with ProxyProcess("--uds", str(tmp_path / "proxy.sock")), RestClient(f"unix:{tmp_path}/proxy.sock") as proxy:
+        assert proxy.json("GET", "/healthz") == {"status": "ok"}
+
+
+def test_names_in_paths_are_encoded() -> None:
+    assert service_path("a/b@@c d") == "/api/v1/services/a%2Fb%40%40c%20d"
+    assert service_path("a", "instances", place_of("10.0.0.1:80")) == "/api/v1/services/a/instances/10.0.0.1:80"
+    assert place_of("[2001:db8::1]:80") == "[2001:db8::1]:80"
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:", ":80", "10.0.0.1:abc", "2001:db8::1:80", "10.0.0.1:²"])
+def test_an_address_is_ip_and_port(address: str) -> None:
+    with pytest.raises(ValueError, match="is no ip:port"):
+        place_of(address)

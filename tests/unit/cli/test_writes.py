@@ -1,0 +1,147 @@
+"""register, deregister, modify, beat against a running proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.live import Process, ProxyProcess
+from tests.unit.conftest import Run
+
+
+def hosts(ask: Run, service: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(ask("get", service, "--all", "--json").stdout)["instances"]
+    return found
+
+
+def test_register_sends_all_that_is_named(ask: Run) -> None:
+    named = ("--weight", "2.5", "--cluster", "c1", "--metadata", "a=b", "--metadata", "c=", "--disabled", "--unhealthy")
+    done = ask("register", "full", "10.0.0.1:80", *named)
+    assert (done.exit_code, done.output) == (0, "registered 10.0.0.1:80 in full\n")
+    (host,) = hosts(ask, "full")
+    assert (host["weight"], host["clusterName"], host["metadata"]) == (2.5, "c1", {"a": "b", "c": ""})
+    assert (host["enabled"], host["healthy"], host["ephemeral"]) == (False, False, True)
+
+
+def test_register_says_as_json_what_was_made(ask: Run) -> None:
+    made = json.loads(ask("register", "made", "[2001:db8::1]:80", "--persistent", "--json").output)
+    assert (made["ip"], made["port"], made["ephemeral"]) == ("2001:db8::1", 80, False)
+
+
+def test_modify_changes_only_what_is_named(ask: Run) -> None:
+    ask("register", "changed", "10.0.0.1:80", "--weight", "2", "--metadata", "a=b")
+    assert ask("modify", "changed", "10.0.0.1:80", "--disabled").output == "changed 10.0.0.1:80 of changed\n"
+    (host,) = hosts(ask, "changed")
+    assert (host["weight"], host["enabled"], host["metadata"]) == (2.0, False, {"a": "b"})
+    assert ask("modify", "changed", "10.0.0.1:80", "--enabled", "--weight", "0", "--metadata", "c=d").exit_code == 0
+    (host,) = hosts(ask, "changed")
+    assert (host["weight"], host["enabled"]) == (0.0, True)
+    assert ask("modify", "changed", "10.0.0.9:80", "--weight", "1").exit_code == 1
+
+
+def test_deregister_of_an_unknown_instance_is_a_success(ask: Run) -> None:
+    ask("register", "left", "10.0.0.1:80")
+    assert ask("deregister", "left", "10.0.0.1:80").output == "deregistered 10.0.0.1:80 from left\n"
+    assert hosts(ask, "left") == []
+    assert ask("deregister", "left", "10.0.0.1:80", "--json").exit_code == 0
+
+
+def test_beat_says_when_the_next_is_due(ask: Run) -> None:
+    ask("register", "alive", "10.0.0.1:80")
+    assert ask("beat", "alive", "10.0.0.1:80").output == "next beat in 5 s\n"
+    several = ask("beat", "alive", "10.0.0.1:80", "--every", "1ms", "--count", "3", "--json")
+    assert [json.loads(line)["clientBeatInterval"] for line in several.output.splitlines()] == [5000] * 3
+
+
+def test_a_beat_that_failed_is_tried_again_with_the_next(cli: Run) -> None:
+    done = cli("beat", "x", "10.0.0.1:80", "--every", "1ms", "--count", "2", "--server", "http://127.0.0.1:1")
+    assert (done.exit_code, done.stderr.count("Trying again.")) == (0, 2)
+    assert cli("beat", "x", "10.0.0.1:80", "--server", "http://127.0.0.1:1").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("register", "x", "10.0.0.1"), "is no ip:port"),
+        (("register", "x", "10.0.0.1:80", "--metadata", "a"), "--metadata is written key=value"),
+        (("register", "x", "10.0.0.1:80", "--weight", "nan"), "'nan' is no number"),
+        (("register", "x", "10.0.0.1:80", "--check-http", "http://a"), "needs --managed"),
+        (("register", "x", "10.0.0.1:80", "--", "sleep", "1"), "needs --managed"),
+        (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
+        (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
+        (("modify", "x", "10.0.0.1:80"), "name what to change"),
+        (("beat", "x", "10.0.0.1:80", "--every", "soon"), "a duration is written like"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(ask: Run, arguments: tuple[str, ...], said: str) -> None:
+    done = ask(*arguments)
+    assert (done.exit_code, said in done.stderr) == (2, True)
+
+
+def test_the_proxys_no_is_exit_code_1_and_names_the_parameter(ask: Run) -> None:
+    done = ask("register", "x", "10.0.0.1:70000")
+    assert (done.exit_code, "port" in done.stderr) == (1, True)
+
+
+def test_a_managed_instance_needs_no_beats(ask: Run) -> None:
+    done = ask("register", "kept", "127.0.0.1:80", "--managed", "--check-tcp", "127.0.0.1:1", "--interval", "1m")
+    assert done.exit_code == 0
+    assert len(hosts(ask, "kept")) == 1
+
+
+def test_a_managed_instance_that_fails_too_long_is_deregistered(ask: Run) -> None:
+    check = ("--managed", "--check-tcp", "127.0.0.1:1", "--interval", "50ms", "--failures", "1")
+    done = ask("register", "lost", "127.0.0.1:80", *check, "--deregister-after", "50ms")
+    assert (done.exit_code, done.output) == (0, "registered 127.0.0.1:80 in lost\n")
+    while hosts(ask, "lost"):
+        pass
+    assert ask("register", "lost", "127.0.0.1:80", *check, "--deregister-after", "soon").exit_code != 0
+
+
+def managed(proxy: ProxyProcess, service: str, script: str, *more: str) -> Process:
+    """A command that the proxy keeps registered while it runs."""
+    words = ["register", service, "127.0.0.1:80", "--managed", "--server", proxy.url, "--", "sh", "-c", script, *more]
+    return Process([sys.executable, "-m", "nacos_proxy", *words])
+
+
+def test_a_command_is_registered_while_it_runs(ask: Run, running: ProxyProcess, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    watch = Process([sys.executable, "-m", "nacos_proxy", "watch", "ran", "--json", "--server", running.url])
+    with watch, managed(running, "ran", 'read line < "$0"; exit 7', str(gate)) as command:
+        watch.wait_for(re.compile(r'"ip": "127\.0\.0\.1", "port": 80'))
+        gate.write_text("go on\n")
+        assert command.wait() == 7
+        watch.wait_for(re.compile(r'"removed": \[\{'))
+        watch.signal(signal.SIGINT)
+        assert watch.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_is_stopped_and_deregistered_when_we_are(
+    ask: Run, running: ProxyProcess, number: signal.Signals
+) -> None:
+    with managed(running, "held", "echo started; exec tail -f /dev/null") as command:
+        command.wait_for(re.compile("started"))
+        command.signal(number)
+        assert command.wait() == 128 + signal.SIGTERM
+    assert hosts(ask, "held") == []
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_command_is_not_left_behind_by_a_stop_while_it_is_being_started(running: ProxyProcess, name: str) -> None:
+    with managed(running, "brief", f"kill -{name} $PPID; exec tail -f /dev/null") as command:
+        assert command.wait() == 128 + signal.SIGTERM
+
+
+def test_a_command_whose_instance_is_refused_is_stopped(ask: Run, running: ProxyProcess) -> None:
+    ask("register", "held2", "127.0.0.9:80", "--persistent")
+    with managed(running, "held2", "exec tail -f /dev/null") as command:
+        assert command.wait() == 1

@@ -1,0 +1,122 @@
+"""The parts of our own API around a registry in a dict, on a clock that stands still."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message, Receive
+
+from nacos_proxy.core.agent import Agent
+from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
+from nacos_proxy.frontends.operations.endpoints import OpsApi, Sight
+from nacos_proxy.frontends.operations.metrics import Metrics, Sources
+from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
+from nacos_proxy.frontends.rest.routes import PROBLEM_HANDLERS
+from nacos_proxy.frontends.rest.services import RestApi
+from nacos_proxy.model.calls import Register
+from nacos_proxy.model.errors import ProxyError
+from nacos_proxy.wire.http import HttpReply
+from tests.helpers import build
+from tests.helpers.asgi import Exchange, ask, scope, start
+from tests.helpers.build import KEY, instance
+from tests.helpers.clock import FakeClock, settle
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+
+class Luck:
+    """Draws what the test puts in, 0.0 otherwise."""
+
+    def __init__(self) -> None:
+        self.next: list[float] = []
+
+    def __call__(self) -> float:
+        return self.next.pop(0) if self.next else 0.0
+
+
+@dataclass
+class World:
+    app: FastAPI
+    agent: Agent
+    registry: ScriptedRegistry
+    shelf: Shelf
+    clock: FakeClock
+    events: EventsApi
+    luck: Luck
+    discovered: list[tuple[str, str, str]]
+    sight: Sight
+
+    async def ask(self, method: str, target: str, **more: Any) -> Exchange:
+        return await ask(self.app, method, target, **more)
+
+    async def start(self, target: str, headers: dict[str, str] | None = None, **more: Any) -> Exchange:
+        return await start(self.app, scope("GET", target, headers, **more))
+
+
+@pytest.fixture
+def events_policy() -> EventsPolicy:
+    return EventsPolicy()
+
+
+@pytest.fixture
+def lookup_policy() -> LookupPolicy:
+    return LookupPolicy()
+
+
+@pytest.fixture
+async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> AsyncIterator[World]:
+    shelf, clock, luck = Shelf(), FakeClock(), Luck()
+    registry = ScriptedRegistry(shelf)
+    agent = build.agent(registry, clock)
+    reads = Reads(agent, ReadPolicy())
+    discovered: list[tuple[str, str, str]] = []
+    events = EventsApi(
+        agent,
+        events_policy,
+        discover=lambda namespace, group: discovered.append(("discover", namespace, group)),
+        forget=lambda namespace, group: discovered.append(("forget", namespace, group)),
+        luck=luck,
+    )
+    metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
+    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
+    sight = Sight(agent, events, metrics, "1.2.3", clock.now())
+    for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
+        app.include_router(api.routes().router())
+    yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
+    events.close()
+    await agent.close()
+
+
+async def register(world: World, ip: str, **fields: object) -> None:
+    await world.agent.write(Register(KEY, instance(ip, **fields)))
+    await settle()
+
+
+def ips(rows: list[dict]) -> list[str]:
+    return [row["ip"] for row in rows]
+
+
+def refuse(scope: object, error: ProxyError) -> HttpReply:
+    return HttpReply(error.status, "text/plain", str(error).encode())
+
+
+async def memory_of(read: Callable[[Receive], Awaitable[object]]) -> int:
+    """Bytes that reading a body of 200,000 bytes takes at the most, which comes two by two."""
+    left = 100_000
+
+    async def receive() -> Message:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": b"%02d" % (left % 100), "more_body": left > 0}
+
+    tracemalloc.start()
+    try:
+        await read(receive)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,204 @@
+"""Picks and lists for load balancers and scrapers."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from nacos_proxy.frontends.discovery.lookup import LookupPolicy
+from nacos_proxy.frontends.rest.shapes import Instance, TargetGroup
+from nacos_proxy.model.errors import Unreachable
+from nacos_proxy.wire.http import REPEATABLE
+from tests.helpers.build import KEY, instance, key, snapshot
+from tests.unit.frontends.conftest import World
+
+A, B = instance("10.0.0.1", 80), instance("10.0.0.2", 80, weight=3.0, cluster="c2")
+PICK = "/api/v1/services/orders/pick"
+
+
+async def test_a_pick_is_an_instance_or_its_address(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A)
+    answer = await world.ask("GET", PICK)
+    Instance.model_validate(answer.json())
+    assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-store", "accept")
+    assert "age" in answer.headers and "etag" not in answer.headers
+    for target, accept in ((f"{PICK}?format=text", ""), (PICK, "text/plain"), (PICK, "text/plain, */*;q=0.1")):
+        text = await world.ask("GET", target, headers={"accept": accept})
+        assert (text.body, text.headers["content-type"]) == (b"10.0.0.1:80", "text/plain;charset=UTF-8")
+    for target, accept in ((f"{PICK}?format=json", "text/plain"), (PICK, "application/json, text/plain")):
+        assert (await world.ask("GET", target, headers={"accept": accept})).json()["ip"] == "10.0.0.1"
+
+
+async def test_an_ipv6_address_is_picked_in_one_pair_of_brackets_and_shown_as_it_was_registered(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance("[2001:DB8::7]", 80))
+    assert (await world.ask("GET", f"{PICK}?format=text")).body == b"[2001:db8::7]:80"
+    assert (await world.ask("GET", PICK)).json()["ip"] == "[2001:DB8::7]"
+
+
+async def test_weights_decide_unless_chance_alone_does(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    for strategy, share in (("weighted", 3), ("random", 2)):
+        world.luck.next = [n / 4 for n in range(4)]
+        picks = [(await world.ask("GET", f"{PICK}?strategy={strategy}&format=text")).body for _ in range(4)]
+        assert Counter(picks)[b"10.0.0.2:80"] == share
+
+
+async def test_turns_are_kept_per_service_and_view(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    world.shelf.services[key("stock")] = snapshot(A, B, service=key("stock"))
+    turns = [
+        (await world.ask("GET", f"/api/v1/services/{name}/pick?strategy=round_robin&format=text")).body[7:8]
+        for name in ("orders", "orders", "stock", "orders")
+    ]
+    assert turns == [b"1", b"2", b"1", b"1"]
+
+
+async def test_unknown_clusters_do_not_start_another_rotation(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    target = f"{PICK}?strategy=round_robin&format=text&clusters=DEFAULT,c2"
+    turns = [(await world.ask("GET", f"{target}{more}")).body[7:8] for more in ("", ",x1", "&clusters=x2", ",c2")]
+    assert turns == [b"1", b"2", b"1", b"2"]
+    other = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text&clusters=c2,x3")).body
+    assert other == b"10.0.0.2:80"
+
+
+async def test_who_asks_for_ever_other_clusters_takes_bounded_memory(world: World) -> None:
+    """4,000 of them took 400 MiB. What the fast path keeps of an answer is held here, too."""
+    hosts = [
+        instance(f"10.0.{n // 250}.{n % 250}", n, cluster=f"c{n % 40}", metadata={"zone": "a" * 50}) for n in range(500)
+    ]
+    world.shelf.services[KEY] = snapshot(*hosts)
+    luck = random.Random(1)
+    marks: list[Any] = []
+    await world.ask("GET", PICK)
+    tracemalloc.start()
+    try:
+        for number in range(1500):
+            named = ",".join(f"c{c}" for c in range(40) if luck.random() < 0.7)
+            answer = await world.ask("GET", f"{PICK}?clusters={named}&clusters=x{number}")
+            marks.append(answer.scope[REPEATABLE])
+            for _ in range(20):
+                marks[-1].draw()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    print(f"{held / 2**20:.1f} MiB")
+    assert held < 32 << 20
+    assert all(b'"ip":"10.0.' in mark.draw() for mark in marks), "what is no longer kept is made anew"
+
+
+async def test_a_key_keeps_its_instance(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B, instance("10.0.0.3"))
+    target = f"{PICK}?strategy=hash&key=user-7&format=text"
+    picks = {(await world.ask("GET", target)).body for _ in range(3)}
+    assert len(picks) == 1
+    missing = await world.ask("GET", f"{PICK}?strategy=hash")
+    assert (missing.status, missing.json()["parameter"]) == (400, "key")
+
+
+async def test_an_empty_choice_says_why(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance("10.0.0.1", healthy=False))
+    answer = await world.ask("GET", PICK)
+    assert (answer.status, answer.json()["type"]) == (503, "urn:nacos-proxy:problem:nothing-to-pick")
+    assert answer.json()["detail"] == "public/DEFAULT_GROUP@@orders: its only instance is not healthy"
+    assert (await world.ask("GET", f"{PICK}?healthy_only=false")).status == 200
+    assert (await world.ask("GET", f"{PICK}?healthy_only=false&clusters=x")).status == 503
+
+
+async def test_the_fast_path_gets_a_function_that_chooses_anew(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[REPEATABLE]
+    world.luck.next = [0.1, 0.9]
+    assert (weighted.kind, weighted.draw(), weighted.draw()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
+    turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[REPEATABLE]
+    assert (turns.draw(), turns.draw()) == (b"10.0.0.2:80", b"10.0.0.1:80")
+    hashed = (await world.ask("GET", f"{PICK}?strategy=hash&key=a")).scope[REPEATABLE]
+    assert hashed.draw is None
+    assert REPEATABLE not in (await world.ask("GET", PICK, headers={"cache-control": "no-cache"})).scope
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [("strategy=best", "strategy"), ("format=xml", "format"), ("healthy_only=?", "healthy_only")],
+)
+async def test_bad_parameters_are_named(world: World, query: str, parameter: str) -> None:
+    answer = await world.ask("GET", f"{PICK}?{query}")
+    assert (answer.status, answer.json()["parameter"], world.registry.calls) == (400, parameter, [])
+
+
+# lists
+
+
+async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -> None:
+    world.shelf.services = {
+        KEY: snapshot(A),
+        key("stock"): snapshot(instance("::1", healthy=False), service=key("stock")),
+    }
+    answer = await world.ask("GET", "/api/v1/sd/prometheus?service=orders&service=stock")
+    for group in answer.json():
+        TargetGroup.model_validate(group)
+    assert [group["targets"] for group in answer.json()] == [["10.0.0.1:80"], ["[::1]:80"]]
+    assert answer.headers["content-type"] == "application/json"
+    assert REPEATABLE not in answer.scope
+    one = await world.ask("GET", "/api/v1/sd/prometheus?service=orders")
+    assert one.scope[REPEATABLE].key == KEY
+
+
+async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:
+    names = [key("a", "g"), key("b", "g"), key("c")]
+    world.shelf.services = {k: snapshot(A, service=k) for k in names}
+    answer = await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=g")
+    assert [group["labels"]["__meta_nacos_service"] for group in answer.json()] == ["a", "b"]
+    world.registry.script = lambda call: Unreachable("gone", arrived=False)
+    known = await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=g")
+    assert len(known.json()) == 2
+    assert (await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=none")).status == 503
+
+
+async def test_one_service_that_is_not_known_fails_the_whole_list(world: World) -> None:
+    """Prometheus keeps its last list on an error; half a list would drop the other half's targets."""
+    world.shelf.services[KEY] = snapshot(A)
+    await world.ask("GET", "/api/v1/services/orders")
+    world.registry.script = lambda call: Unreachable("gone", arrived=False)
+    assert (await world.ask("GET", "/api/v1/sd/prometheus?service=orders&service=stock")).status == 503
+
+
+async def test_lines_for_load_balancers(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B, instance("10.0.0.9", healthy=False))
+    for name, line in (
+        ("text", b"10.0.0.2:80\n"),
+        ("nginx", b"server 10.0.0.2:80 weight=3;\n"),
+        ("haproxy", b"server 10.0.0.2:80 10.0.0.2:80 weight 3 check\n"),
+    ):
+        answer = await world.ask("GET", f"/api/v1/sd/{name}?service=orders&clusters=c2,c9")
+        assert (answer.status, answer.body) == (200, line)
+        tag = {"if-none-match": answer.headers["etag"]}
+        assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders&clusters=c2,c9", headers=tag)).status == 304
+
+
+async def test_a_configuration_without_a_server_is_an_error(world: World) -> None:
+    for name, status in (("text", 200), ("nginx", 503), ("haproxy", 503)):
+        assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders")).status == status
+
+
+@pytest.mark.parametrize("target", ["prometheus", "text", "prometheus?service=*&service=a", "text?service=a&service=b"])
+async def test_lists_need_their_service(world: World, target: str) -> None:
+    answer = await world.ask("GET", f"/api/v1/sd/{target}")
+    assert (answer.status, answer.json()["parameter"]) == (400, "service")
+
+
+class TestBounds:
+    @pytest.fixture
+    def lookup_policy(self) -> LookupPolicy:
+        return LookupPolicy(most=2)
+
+    async def test_one_answer_names_a_bounded_number_of_services(self, world: World) -> None:
+        many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")
+        assert (many.status, many.json()["parameter"]) == (400, "service")
+        world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c"))}
+        group = await world.ask("GET", "/api/v1/sd/prometheus?service=*")
+        assert (group.status, "more than 2" in group.json()["detail"]) == (400, True)

@@ -1,0 +1,53 @@
+"""Bounds of who listens, and that every seat taken is given back."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.frontends.events.stream_quota import Seats, SeatsPolicy
+from nacos_proxy.model.errors import BadCall
+from tests.helpers.build import key
+
+POLICY = SeatsPolicy(most=4, per_client=3, services=5)
+_takes = st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9).map(lambda n: key(f"s{n}")), max_size=4))
+
+
+@given(st.lists(st.one_of(_takes, st.integers(0, 20))))
+def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[object]) -> None:
+    """A tuple takes a seat; a number gives back one of those taken."""
+    seats, taken = Seats(POLICY), []
+    for step in steps:
+        if isinstance(step, tuple):
+            client, keys = step
+            named = set().union(keys, *(k for c, k in taken if c == client))
+            fits = len(taken) < 4 and Counter(c for c, _ in taken)[client] < 3 and len(named) <= 5
+            try:
+                seats.take(client, keys)
+                taken.append((client, keys))
+                assert fits
+            except BadCall as error:
+                assert not fits and error.status == 429
+        elif taken and isinstance(step, int):
+            seats.leave(*taken.pop(step % len(taken)))
+        assert (seats.open, seats.clients) == (len(taken), dict(Counter(c for c, _ in taken)))
+    for seat in taken:
+        seats.leave(*seat)
+    assert (seats.open, seats.clients, seats._services) == (0, {}, {})
+
+
+def test_a_refusal_says_whose_bound_it_was_and_is_counted() -> None:
+    seats = Seats(SeatsPolicy(most=2, per_client=1, services=1))
+    with pytest.raises(BadCall, match="this client has no more than 1 services that it listens to"):
+        seats.take("a", {key("x"), key("y")})
+    seats.take("a", {key("x")})
+    with pytest.raises(BadCall, match="this client has no more than 1 streams open"):
+        seats.take("a", {key("x")})
+    seats.take("b", {key("x")})
+    with pytest.raises(BadCall, match="the proxy has no more than 2 streams open"):
+        seats.take("c", set())
+    assert seats.refused == 3
+    assert repr(seats) == "<Seats 2 taken by 2 clients>"

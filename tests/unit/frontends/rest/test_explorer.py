@@ -1,0 +1,27 @@
+"""`/docs` without the internet."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import FastAPI
+
+from nacos_proxy.frontends.rest.explorer import explorer_router
+from tests.helpers.asgi import ask
+
+
+async def test_everything_the_page_loads_comes_from_this_process() -> None:
+    app = FastAPI(docs_url=None, redoc_url=None)
+    app.include_router(explorer_router())
+    page = await ask(app, "GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert len(loaded) == 4
+    for path in loaded:
+        assert path.startswith("/docs/")
+        asset = await ask(app, "GET", path)
+        assert (asset.status, len(asset.body) > 100) == (200, True)
+    start = await ask(app, "GET", "/docs/start.js")
+    assert b'url: "/openapi.json"' in start.body
+    assert (await ask(app, "GET", "/openapi.json")).status == 200

@@ -1,0 +1,114 @@
+"""How a read is answered, below any route."""
+
+from __future__ import annotations
+
+import tracemalloc
+from functools import partial
+
+from starlette.requests import Request
+
+from nacos_proxy.catalog.freshness import Freshness, Look, Wants
+from nacos_proxy.frontends.rest.reads import (
+    Bodies,
+    ReadPolicy,
+    Reads,
+    oldest,
+    tagged,
+)
+from nacos_proxy.model.services import Snapshot
+from tests.helpers import build
+from tests.helpers.asgi import scope
+from tests.helpers.build import KEY, instance, key, snapshot
+from tests.helpers.clock import FakeClock
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+
+
+def request() -> Request:
+    return Request(scope("GET", "/"))
+
+
+class Maker:
+    """Makes a body and counts how often."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, bool]] = []
+
+    def __call__(self, found: Snapshot, stale: bool) -> object:
+        self.made.append((found.revision, stale))
+        return {"n": len(found.instances)}
+
+
+async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
+    shelf, clock, make = Shelf(snapshot(instance())), FakeClock(), Maker()
+    agent = build.agent(ScriptedRegistry(shelf), clock)
+    reads = Reads(agent, ReadPolicy())
+    for _ in range(3):
+        assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":1}'
+    assert len(make.made) == 1
+    await reads.answer(request(), KEY, "x", ("b",), make)
+    await reads.answer(request(), KEY, "y", ("a",), make)
+    assert len(make.made) == 3
+    shelf.services[KEY] = snapshot(instance(), instance("10.0.0.2"))
+    await clock.advance(11)
+    await reads.answer(request(), KEY, "x", ("a",), make)
+    await clock.advance(0)
+    assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":2}'
+    assert [stale for _, stale in make.made[3:]] == [True, False]
+    await agent.close()
+
+
+async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None:
+    make = Maker()
+    agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
+    reads = Reads(agent, ReadPolicy(prepared=2_000))
+    fresh = partial(Look, Freshness.FRESH, age=0.0, ttl=10.0)
+
+    def ask(found: Snapshot) -> None:
+        reads.reply(request(), fresh(snapshot=found), Wants(), "x", (), make)
+
+    calm = snapshot(instance(), service=key("calm"))
+    ask(calm)
+    for number in range(50):
+        ask(snapshot(instance(weight=number + 1)))
+    made = len(make.made)
+    ask(calm)
+    assert len(make.made) == made
+    await agent.close()
+
+
+async def test_what_a_body_is_asked_for_by_counts_too() -> None:
+    """Small bodies for ever other, long texts of clusters."""
+    bodies, body = Bodies(100_000), b"x"
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            assert bodies.of(snapshot(instance()), (f"{number}" + "c" * 20_000,), lambda: body) == body
+        assert tracemalloc.get_traced_memory()[0] < 150_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:
+    make = Maker()
+    agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
+    reads = Reads(agent, ReadPolicy(prepared=10))
+    for _ in range(2):
+        assert (await reads.answer(request(), KEY, "x", (), make)).status == 200
+    assert len(make.made) == 2
+    await agent.close()
+
+
+def test_of_many_looks_the_oldest_speaks() -> None:
+    looks = [Look(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
+    assert dict(oldest(looks))["age"] == "5"
+    assert [name for name, _ in oldest([])] == ["cache-control"]
+
+
+def test_what_no_one_snapshot_stands_behind_is_compared_by_its_bytes() -> None:
+    first = tagged(request(), b"[1]", (("age", "0"),))
+    (tag,) = [value for name, value in first.headers if name == "etag"]
+    asked = Request(scope("GET", "/", {"if-none-match": f'"x", W/{tag}'}))
+    again = tagged(asked, b"[1]", (("age", "1"),))
+    assert (first.status, again.status, again.body) == (200, 304, b"")
+    assert again.headers == (("age", "1"), ("etag", tag))
+    assert tagged(asked, b"[2]", ()).status == 200

@@ -1,0 +1,205 @@
+"""How routes of our own API are matched, refused and documented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from nacos_proxy.frontends.rest.routes import (
+    ENDPOINTS,
+    PROBLEM_HANDLERS,
+    Routes,
+    on_unexpected,
+)
+from nacos_proxy.model.calls import Register
+from nacos_proxy.model.errors import Garbled
+from nacos_proxy.wire.http import HttpReply
+from tests.helpers.asgi import ask
+from tests.unit.frontends.conftest import World
+
+
+async def echo(request: Request) -> HttpReply:
+    return HttpReply(200, "text/plain", request.path_params["name"].encode())
+
+
+async def garbled(request: Request) -> HttpReply:
+    raise Garbled("what?")
+
+
+async def broken(request: Request) -> HttpReply:
+    raise RuntimeError("a secret")
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    routes = Routes("test")
+    routes.add("GET", "/echo/{name}", echo, None)
+    routes.add("PUT", "/echo/{name}", echo, None)
+    routes.add("GET", "/garbled", garbled, None)
+    routes.add("GET", "/broken", broken, None)
+    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
+    app.include_router(routes.router())
+    return app
+
+
+@pytest.mark.parametrize(("raw", "name"), [("a", "a"), ("a%2Fb", "a/b"), ("a%20%25", "a %"), ("%e5%8c%97", "北")])
+async def test_a_segment_is_decoded_after_it_was_matched(app: FastAPI, raw: str, name: str) -> None:
+    assert (await ask(app, "GET", f"/echo/{raw}")).body.decode() == name
+
+
+async def test_a_slash_ends_a_segment(app: FastAPI) -> None:
+    assert (await ask(app, "GET", "/echo/a/b")).status == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "TRACE", "PROPFIND"])
+async def test_another_method_is_told_which_there_are(app: FastAPI, method: str) -> None:
+    answer = await ask(app, method, "/echo/a")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+async def test_options_tells_what_there_is_and_does_nothing() -> None:
+    """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
+    done: list[str] = []
+
+    async def beat(request: Request) -> HttpReply:
+        done.append(request.method)
+        return HttpReply(200, "text/plain", b"ok")
+
+    routes = Routes("test")
+    routes.add("PUT", "/beat/{name}", beat, None)
+    app = FastAPI()
+    app.include_router(routes.router())
+    for target in ("/beat/a", "/beat/a%2Fb"):
+        answer = await ask(app, "OPTIONS", target)
+        assert (answer.status, answer.headers["allow"], answer.body) == (204, "PUT", b"")
+        assert (await ask(app, "TRACE", target)).status == 405
+    assert done == []
+
+
+async def test_our_errors_are_problems_and_others_tell_nothing(app: FastAPI) -> None:
+    assert (await ask(app, "GET", "/garbled")).json()["detail"] == "what?"
+    with pytest.raises(RuntimeError):
+        await ask(app, "GET", "/broken")  # Starlette raises it again for the server's log, behind the answer
+    answer = await on_unexpected(Request({"type": "http", "method": "GET", "path": "/x"}), RuntimeError("a secret"))
+    assert (answer.status_code, b"secret" in answer.body) == (500, False)
+
+
+# the documentation
+
+
+def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+async def test_every_route_of_the_api_is_documented(world: World) -> None:
+    documented = {(path, method) for path, method, _ in operations(world.app.openapi())}
+    service = "/api/v1/services/{service}"
+    one = service + "/instances/{address}"
+    assert documented == {
+        ("/api/v1/services", "get"),
+        (service, "get"),
+        (service + "/instances", "get"),
+        (service + "/instances", "post"),
+        (one, "get"),
+        (one, "patch"),
+        (one, "delete"),
+        (one + "/beat", "put"),
+        (service + "/pick", "get"),
+        (service + "/watch", "get"),
+        ("/api/v1/events", "get"),
+        ("/api/v1/sd/prometheus", "get"),
+        ("/api/v1/sd/text", "get"),
+        ("/api/v1/sd/nginx", "get"),
+        ("/api/v1/sd/haproxy", "get"),
+        ("/healthz", "get"),
+        ("/readyz", "get"),
+        ("/status", "get"),
+        ("/metrics", "get"),
+    }
+
+
+async def test_every_call_has_a_summary_examples_and_its_errors(world: World) -> None:
+    for path, method, operation in operations(world.app.openapi()):
+        where = f"{method} {path}"
+        assert operation["summary"] and operation["description"], where
+        for name in ("service", "address"):
+            assert (f"{{{name}}}" in path) <= any(p["name"] == name for p in operation["parameters"]), where
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and path.startswith("/api"):
+                examples = answer["content"]["application/problem+json"]["examples"]
+                assert all(e["value"]["status"] == int(status) for e in examples.values()), where
+            elif status in ("200", "201"):
+                assert all(content.get("example") for content in answer["content"].values()), where
+        if path.startswith("/api"):
+            assert {"400", "401", "403"} <= operation["responses"].keys(), where
+            assert {"503", "502"} & operation["responses"].keys(), where
+        if method in ("post", "patch"):
+            assert operation["requestBody"]["content"]["application/json"]["examples"], where
+
+
+async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_others_by_name(world: World) -> None:
+    places = {"service": "orders", "address": "10.0.0.1:80"}
+    for path, method, operation in operations(world.app.openapi()):
+        taken = [p["name"] for p in operation["parameters"] if p["in"] == "query"]
+        if path in ("/healthz", "/readyz", "/metrics"):  # probes and scrapers add what they like
+            assert (await world.ask("GET", f"{path}?verbose")).status == 200
+            continue
+        for name in (
+            "grup",
+            "healthyonly",
+            "metadata.zone",
+            "service-name",
+            "Service",
+            "limit",
+            "key",
+            "index",
+            "cluster",
+        ):
+            for verb in (method.upper(), "HEAD") if method == "get" else (method.upper(),):
+                if name in taken:
+                    continue
+                answer = await world.ask(verb, f"{path.format(**places)}?{name}=1", json_body={})
+                assert (answer.status, answer.headers["content-type"]) == (400, "application/problem+json"), (
+                    path,
+                    name,
+                )
+                if verb != "HEAD":
+                    document = answer.json()
+                    assert document["parameter"] == name
+                    assert all(known in document["detail"] for known in (name, *taken))
+        if "400" in operation["responses"] and path not in ("/api/v1/events", "/api/v1/services/{service}/watch"):
+            for name in (*taken, "accessToken", "access_token", "username", "password"):
+                answer = await world.ask(method.upper(), f"{path.format(**places)}?{name}=1", json_body={})
+                assert b"not known here" not in answer.body, (path, name)
+    assert world.registry.sent(Register) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("grup", "group"), ("healthyOnly", "healthy_only"), ("namespaceId", "namespace"), ("x", None)]
+)
+async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given: str, meant: str | None) -> None:
+    answer = await world.ask("GET", f"/api/v1/services/orders?{given}=a")
+    hint = f"; did you mean '{meant}'?" if meant else "."
+    known = "namespace, group, clusters, healthy_only"
+    assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
+
+
+async def test_a_scope_may_say_whose_endpoints_answer(app: FastAPI) -> None:
+    """The routes are made once; with `auth = client` each tenant has endpoints of its own."""
+    own = Routes("test")
+
+    async def loud(request: Request) -> HttpReply:
+        return HttpReply(200, "text/plain", request.path_params["name"].upper().encode())
+
+    own.add("GET", "/echo/{name}", loud, None)
+    assert (await ask(app, "GET", "/echo/a")).body == b"a"
+    assert (await ask(app, "GET", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"A"
+    assert (await ask(app, "HEAD", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 200
+    assert (await ask(app, "PUT", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"a"
+    assert (await ask(app, "POST", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 405

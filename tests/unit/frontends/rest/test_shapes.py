@@ -1,0 +1,29 @@
+"""The shapes in `/docs` are those of the JSON: every field is named, in its order."""
+
+from __future__ import annotations
+
+from nacos_proxy.frontends.rest.shapes import (
+    Change,
+    Instance,
+    Instances,
+    Snapshot,
+)
+from nacos_proxy.model.services import Change as ModelChange
+from nacos_proxy.wire.nacos.hosts import host_json
+from nacos_proxy.wire.rest.bodies import change_json, instances_json, snapshot_json
+from nacos_proxy.wire.rest.query import View
+from tests.helpers.build import KEY, instance, snapshot
+
+A = snapshot(instance())
+
+
+def test_shapes_name_every_field_in_its_order() -> None:
+    change = change_json(ModelChange(snapshot(), A, "poll"), View())
+    assert change is not None
+    for shape, shown in (
+        (Instance, host_json(instance(), KEY)),
+        (Snapshot, snapshot_json(A, View())),
+        (Instances, instances_json(A, View())),
+        (Change, change),
+    ):
+        assert list(shape.model_fields) == list(shown)

@@ -1,0 +1,231 @@
+"""Who is let in: Host names, tokens and their rights."""
+
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from nacos_proxy.frontends.answers import whole_body
+from nacos_proxy.frontends.auth import (
+    Guard,
+    GuardPolicy,
+    Token,
+    host_name,
+    needed,
+)
+from tests.helpers.asgi import ask
+from tests.unit.frontends.conftest import refuse
+
+TOKENS = (Token("reader", "read"), Token("writer", "write"), Token("boss", "admin"))
+
+
+async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    await Guard(inner, policy, refuse)(scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send)
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost:8840", 200),
+        ("127.0.0.1:8840", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:8840", 200),
+        ("proxy.localhost", 200),
+        ("evil.example:8840", 421),
+        ("10.0.0.1:8840", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("", 200),
+    ],
+)
+async def test_a_rebound_name_is_turned_away_on_loopback(host: str, expected: int) -> None:
+    assert await status(GuardPolicy(), host=host) == expected
+
+
+async def test_a_name_that_the_operator_allows_is_let_in() -> None:
+    assert await status(GuardPolicy(hosts=frozenset({"proxy.internal"})), host="proxy.internal:80") == 200
+    assert await status(GuardPolicy(hosts=frozenset({"*"})), host="anything") == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:8840"}, 200),
+        ({"origin": "https://127.0.0.1:8840", "sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "same-origin"}, 200),
+        ({"sec_fetch_site": "none"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:9000"}, 403),
+        ({"origin": "http://evil.example", "sec_fetch_site": "same-origin"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),
+        ({"origin": "https://console.example"}, 200),
+    ],
+)
+async def test_a_web_page_of_another_site_changes_nothing(headers: dict[str, str], expected: int) -> None:
+    """A form needs no leave of the browser: it is sent, though its answer cannot be read."""
+    policy = GuardPolicy(origins=frozenset({"https://console.example"}))
+    where = {"host": "127.0.0.1:8840", **headers}
+    assert await status(policy, "POST", "/nacos/v1/ns/instance", **where) == expected
+    assert await status(policy, "GET", "/nacos/v1/ns/instance/list", **where) == 200
+
+
+async def test_pages_of_any_site_where_the_operator_allows_them() -> None:
+    policy = GuardPolicy(origins=frozenset({"*"}))
+    assert await status(policy, "DELETE", host="localhost", origin="http://anything.example") == 200
+
+
+async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
+    policy = GuardPolicy(tokens=TOKENS, loopback=False)
+    assert await status(policy, host="10.0.0.1") == 401
+    assert await status(policy, host="10.0.0.1", authorization="Bearer reader") == 200
+
+
+async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some() -> None:
+    """As in a container that is published on a loopback port: there a name can be rebound, too."""
+    policy = GuardPolicy(loopback=False, hosts=frozenset({"proxy"}))
+    assert [await status(policy, host=host) for host in ("proxy:8840", "10.0.0.1", "localhost")] == [200] * 3
+    assert await status(policy, host="evil.example") == 421
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "path", "expected"),
+    [
+        ("reader", "GET", "/api/v1/services", 200),
+        ("reader", "POST", "/api/v1/services/a/instances", 403),
+        ("writer", "POST", "/api/v1/services/a/instances", 200),
+        ("writer", "PUT", "/nacos/v1/ns/instance/beat", 200),
+        ("writer", "POST", "/nacos/v1/cs/configs", 403),
+        ("writer", "DELETE", "/nacos/v1/ns/service", 403),
+        ("boss", "POST", "/nacos/v1/cs/configs", 200),
+        ("stranger", "GET", "/api/v1/services", 401),
+    ],
+)
+async def test_each_token_may_do_what_its_right_says(token: str, method: str, path: str, expected: int) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
+
+
+async def test_nacos_clients_send_the_token_their_own_way() -> None:
+    policy = GuardPolicy(tokens=TOKENS)
+    assert await status(policy, query="accessToken=reader") == 200
+    assert await status(policy, accesstoken="reader") == 200
+    assert await status(policy, query="accessToken=wrong") == 401
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json"])
+async def test_health_is_open_to_probes_and_the_api_page_to_browsers(path: str) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/docs/", "/docs/../status", "/readyz/"])
+async def test_nothing_else_is_open(path: str) -> None:
+    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 401
+
+
+def test_a_token_never_shows_in_a_repr() -> None:
+    assert "reader" not in repr(GuardPolicy(tokens=TOKENS))
+
+
+@pytest.mark.parametrize(("host", "name"), [("A:1", "a"), ("[::1]:1", "::1"), ("x", "x")])
+def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
+    assert host_name(host) == name
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
+@pytest.mark.parametrize(
+    ("method", "path", "right"),
+    [
+        ("POST", "/v1/auth/login", "read"),
+        ("POST", "/v1/auth/users/login", "read"),
+        ("POST", "/v3/auth/user/login", "read"),
+        # an account made at the upstream may do more than the token that made it
+        ("POST", "/v1/auth/users", "admin"),
+        ("POST", "/v1/auth/roles", "admin"),
+        ("PUT", "/v3/auth/user", "admin"),
+        ("POST", "/v1/cs/configs;/auth/login", "admin"),
+        ("POST", "/v1/cs/configs/auth/login", "admin"),
+        ("POST", "/v1/ns/instance", "write"),
+        ("PUT", "/v1/ns/instance/metadata/batch", "write"),
+        ("POST", "/v3/client/ns/instance", "write"),
+        ("PUT", "/v3/admin/ns/instance", "write"),
+        ("POST", "/v1/ns/instances-of-others", "admin"),
+        ("PUT", "/v1/ns/operator/switches", "admin"),
+        ("DELETE", "/v1/auth/login", "admin"),
+    ],
+)
+def test_what_a_call_of_the_nacos_api_needs(context: str, method: str, path: str, right: str) -> None:
+    assert needed(method, context + path, context) == right
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
+def test_our_own_api_needs_write_wherever_the_other_stands(context: str) -> None:
+    assert needed("POST", "/api/v1/services/a/instances", context) == "write"
+
+
+def test_what_is_below_the_context_path_and_nobody_knows_needs_admin() -> None:
+    assert needed("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
+    assert needed("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
+
+
+async def posted(policy: GuardPolicy, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
+    """The status of a form, and what of its body was left for who is behind."""
+    seen = b""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal seen
+        seen = await whole_body(scope, receive, 1 << 20)
+        await inner(scope, receive, send)
+
+    given = {"content-length": str(len(body)), "content-type": "application/x-www-form-urlencoded", **headers}
+    reply = await ask(Guard(app, policy, refuse), method, "/nacos/v1/ns/instance", headers=given, body=body)
+    return reply.status, seen
+
+
+@pytest.mark.parametrize("name", ["accessToken", "access_token"])
+async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behind(name: str) -> None:
+    """As the Go SDK's do."""
+    policy = GuardPolicy(tokens=TOKENS)
+    body = f"serviceName=a&{name}=writer".encode()
+    assert await posted(policy, body) == (200, body)
+    assert (await posted(policy, b"serviceName=a&accessToken=reader"))[0] == 403
+    assert (await posted(policy, b"serviceName=a&accessToken=wrong"))[0] == 401
+    assert (await posted(policy, b"serviceName=a"))[0] == 401
+
+
+async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
+    policy, kind = GuardPolicy(tokens=TOKENS), {"content-type": "multipart/form-data; boundary=b"}
+    body = b'--b\r\nContent-Disposition: form-data; name="accessToken"\r\n\r\n%b\r\n--b--\r\n'
+    assert await posted(policy, body % b"writer", **kind) == (200, body % b"writer")
+    assert (await posted(policy, body % b"reader", **kind))[0] == 403
+    assert (await posted(policy, b"x", **kind))[0] == 401
+
+
+async def test_a_token_that_is_shown_openly_counts_before_one_in_the_form() -> None:
+    policy = GuardPolicy(tokens=TOKENS)
+    assert (await posted(policy, b"accessToken=writer", accesstoken="wrong"))[0] == 401
+    assert (await posted(policy, b"accessToken=theirs", authorization="Bearer writer"))[0] == 200
+
+
+async def test_a_form_that_is_too_long_or_is_none_shows_no_token() -> None:
+    policy = GuardPolicy(tokens=TOKENS, max_form=30)
+    assert (await posted(policy, b"accessToken=writer&a=" + b"x" * 30))[0] == 401
+    kind = {"content-type": "application/json"}
+    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", **kind))[0] == 401
+    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", "GET"))[0] == 401

@@ -1,0 +1,185 @@
+"""The state directory is nobody else's: no link is followed, no file of somebody else is used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nacos_proxy.background.state_file import FILE, StateFile
+from nacos_proxy.private_directory import Home, UnsafeHome
+
+FILES = ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
+REPOSITORY = Path(__file__).parents[2]
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.mkdir(0o700)
+    return path
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    path = tmp_path / "precious"
+    path.write_text("somebody's own")
+    path.chmod(0o644)
+    return path
+
+
+def untouched(path: Path) -> bool:
+    return path.read_text() == "somebody's own" and stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_link_is_followed(home: Path, precious: Path, name: str) -> None:
+    """It was: the file behind `lock` was overwritten, that behind the state file got another mode."""
+    (home / name).symlink_to(precious)
+    with pytest.raises(UnsafeHome, match=f"{home / name} is a link, and to write to it could destroy .*: remove it"):
+        StateFile(home)
+    assert untouched(precious)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_to_nothing_makes_no_file_elsewhere(home: Path, tmp_path: Path, name: str) -> None:
+    (home / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeHome, match="is a link"):
+        StateFile(home)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_with_another_name_elsewhere_is_not_written(home: Path, precious: Path, name: str) -> None:
+    (home / name).hardlink_to(precious)
+    with pytest.raises(UnsafeHome, match="is one file under several names"):
+        StateFile(home)
+    assert untouched(precious)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_is_neither_opened_nor_waited_for(home: Path, name: str) -> None:
+    os.mkfifo(home / name)
+    with pytest.raises(UnsafeHome, match="is no file: remove it"):
+        StateFile(home)
+
+
+def test_a_damaged_file_is_set_aside_over_no_link(home: Path, precious: Path) -> None:
+    (home / FILE).write_text("no database")
+    (home / f"{FILE}.corrupt-1").symlink_to(precious.parent / "nothing")
+    state = StateFile(home)
+    assert state.set_aside == home / f"{FILE}.corrupt-2"
+    state.close()
+
+
+def as_user(uid: int, directory: Path) -> str:
+    """What `stand_in` prints in a process of its own. It begins as root: only root may be able to read Python."""
+    code = f"from {__name__} import stand_in; stand_in({uid}, {str(directory)!r})"
+    command = [sys.executable, "-c", code]
+    # Coverage would write its data as a user who may not.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    env["PYTHONPATH"] = str(REPOSITORY)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def stand_in(uid: int, directory: str) -> None:
+    """Become the user, in the directory, and print the path of the home made of it, or the refusal."""
+    os.chdir(directory)
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    try:
+        home = Home(Path("."))
+        home.own(*FILES)
+    except UnsafeHome as error:
+        said = f"refused: {error}"
+    else:
+        said = str(home.path)
+    sys.stdout.write(said)
+
+
+@ROOT
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_a_third_user_is_not_used(home: Path, name: str) -> None:
+    (home / name).touch()
+    os.chown(home, 12345, 12345)
+    os.chown(home / name, 23456, 23456)
+    said = as_user(12345, home)
+    assert said.startswith(f"refused: {name} belongs to user 23456, and this process is user 12345: chown it to 12345")
+
+
+@ROOT
+def test_a_file_of_whom_the_directory_belongs_to_is_used(home: Path) -> None:
+    """As on a mount that shows one owner for all files."""
+    home.chmod(0o755)
+    (home / FILE).touch(0o644)
+    assert as_user(12345, home) == "."
+
+
+@ROOT
+def test_a_directory_of_somebody_else_is_used_and_said(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.chown(home, 12345, 12345)
+    StateFile(home).close()
+    assert f"{home} belongs to user 12345, and this process is user 0" in caplog.text
+
+
+@ROOT
+def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own(home: Path) -> None:
+    """An `emptyDir` of Kubernetes is one of root's."""
+    home.chmod(0o777)
+    assert as_user(12345, home) == "nacos-proxy"
+    made = (home / "nacos-proxy").stat()
+    assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (12345, 0o700)
+
+
+@ROOT
+@pytest.mark.parametrize("planted", ["link", "directory"])
+def test_what_somebody_else_put_in_the_place_of_our_own_directory_is_not_used(
+    home: Path, tmp_path: Path, planted: str
+) -> None:
+    home.chmod(0o777)
+    precious = tmp_path / "precious"
+    precious.mkdir(0o755)
+    os.chown(precious, 12345, 12345)
+    if planted == "link":
+        (home / "nacos-proxy").symlink_to(precious)
+    else:
+        (home / "nacos-proxy").mkdir(0o777)
+        os.chown(home / "nacos-proxy", 23456, 23456)
+    said = as_user(12345, home)
+    assert said.startswith("refused: nacos-proxy is a link" if planted == "link" else "refused: nacos-proxy belongs to")
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o755 and list(precious.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o775])
+def test_nobody_else_may_write_to_a_directory_of_ours_from_now_on(
+    home: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.chmod(mode)
+    StateFile(home).close()
+    assert stat.S_IMODE(home.stat().st_mode) == mode & ~0o022
+    assert f"others could write to {home}; they cannot any more" in caplog.text
+
+
+def test_files_that_others_could_read_are_ours_alone_from_now_on(home: Path) -> None:
+    StateFile(home).close()
+    for name in ("lock", FILE):
+        (home / name).chmod(0o666)
+    state = StateFile(home)
+    assert {stat.S_IMODE((home / name).stat().st_mode) for name in FILES if (home / name).exists()} == {0o600}
+    state.close()
+
+
+def test_the_directory_itself_may_be_a_link(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    (tmp_path / "link").symlink_to(home)
+    StateFile(tmp_path / "link").close()
+    assert (home / FILE).exists() and caplog.text == ""

@@ -1,0 +1,191 @@
+"""What of the embedded registry outlives its process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nacos_proxy.model.calls import (
+    BatchMetadata,
+    Beat,
+    Call,
+    CreateService,
+    DeleteService,
+    Deregister,
+    Fetch,
+    GetService,
+    Register,
+    SetHealth,
+    Switches,
+    Update,
+    UpdateService,
+)
+from nacos_proxy.model.errors import Refused
+from nacos_proxy.model.services import Checking, ServiceKey
+from nacos_proxy.runtime import spawn, stop
+from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Keeping, Lasting
+from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
+from nacos_proxy.wire.nacos.administration import SetCluster, SetSwitch
+from tests.helpers.build import KEY, instance, key
+from tests.helpers.clock import FakeClock, settle
+
+LASTING = instance(metadata={"zone": "a"}, ephemeral=False)
+
+
+class Written:
+    """What a registry has written; `then` is another one that begins with it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.rows: dict[ServiceKey, Lasting] = {}
+        self.writes = 0
+        self.registry = EmbeddedRegistry(clock)
+        self.registry.keeping.write = self.write
+
+    async def write(self) -> None:
+        keeping = self.registry.keeping
+        taken, keeping.unwritten = keeping.unwritten, {}
+        self.writes += 1
+        for where, lasting in taken.items():
+            self.rows.pop(where, None)
+            if lasting is not None:
+                self.rows[where] = lasting
+
+    async def send(self, *calls: Call[Any]) -> None:
+        for call in calls:
+            await self.registry.send(call)
+
+    def then(self) -> EmbeddedRegistry:
+        again = EmbeddedRegistry(self.clock)
+        again.restore(self.rows.items())
+        return again
+
+
+@pytest.fixture
+def written() -> Written:
+    return Written(FakeClock())
+
+
+async def test_persistent_instances_and_what_was_made_of_them_are_there_again(written: Written) -> None:
+    two = instance("10.0.0.2", cluster="b", ephemeral=False)
+    await written.send(
+        Register(KEY, LASTING),
+        Register(KEY, two),
+        Update(KEY, "10.0.0.1", 80, weight=3.0, enabled=False, metadata={"zone": "b"}, ephemeral=False),
+        BatchMetadata(KEY, (two.key,), {"more": "1"}, ephemeral=False),
+        SetCluster(KEY, "b", Checking({"type": "NONE"})),
+        SetHealth(KEY, "10.0.0.2", 80, "b", False),
+    )
+    before = await written.registry.send(Fetch(KEY))
+    assert await written.then().send(Fetch(KEY)) == before
+    assert [(i.weight, i.enabled, i.healthy, dict(i.metadata)) for i in before.instances] == [
+        (3.0, False, True, {"zone": "b"}),
+        (1.0, True, False, {"more": "1"}),
+    ]
+
+
+async def test_what_a_service_says_of_itself_is_there_again(written: Written) -> None:
+    selector = '{"type":"label","expression":"x"}'
+    await written.send(
+        CreateService(KEY, 0.5, {"owner": "us"}, selector, ephemeral=True),
+        CreateService(key("second")),
+        UpdateService(key("second"), 0.25, {"a": None}),
+        SetCluster(key("second"), "c", Checking({"type": "TCP"}, 81, False, {"m": "1"})),
+    )
+    again = written.then()
+    for service in (KEY, key("second")):
+        assert await again.send(GetService(service)) == await written.registry.send(GetService(service))
+    found = await again.send(GetService(KEY))
+    assert (found.threshold, dict(found.metadata), found.selector["type"]) == (0.5, {"owner": "us"}, "label")
+
+
+async def test_switches_are_there_again(written: Written) -> None:
+    await written.send(SetSwitch("clientBeatInterval", "7000"), SetSwitch("unknown", "1"))
+    assert written.writes == 1
+    assert (await written.then().send(Switches()))["clientBeatInterval"] == 7000
+    assert list(written.rows) == [OF_SWITCHES]
+
+
+async def test_what_is_gone_stays_gone(written: Written) -> None:
+    await written.send(
+        Register(KEY, LASTING), CreateService(key("second")), Deregister(KEY, "10.0.0.1", 80, ephemeral=False)
+    )
+    await written.send(DeleteService(key("second")))
+    assert written.rows == {}
+    await written.send(CreateService(key("empty")))
+    written.clock.jump(61.0)
+    await written.send(Register(KEY, LASTING))  # time took the empty one
+    assert list(written.rows) == [KEY]
+
+
+async def test_an_ephemeral_instance_costs_no_write_and_does_not_last(written: Written) -> None:
+    await written.send(Register(KEY, instance()), Beat(KEY, "10.0.0.1", 80), Deregister(KEY, "10.0.0.1", 80))
+    assert written.writes == 0
+    await written.send(CreateService(key("said"), 0.5, ephemeral=True), Register(key("said"), instance()))
+    assert (written.writes, (await written.then().send(Fetch(key("said")))).instances) == (1, ())
+
+
+async def test_what_says_nothing_new_costs_no_write(written: Written) -> None:
+    for _ in range(3):
+        await written.send(Register(KEY, LASTING), Beat(KEY, "10.0.0.1", 80, ephemeral=False, full=LASTING))
+    assert written.writes == 1
+    with pytest.raises(Refused):
+        await written.send(Register(KEY, instance()))
+    assert written.writes == 1
+
+
+async def test_what_was_restored_counts_and_ends_as_what_was_registered(written: Written) -> None:
+    await written.send(Register(KEY, LASTING), CreateService(key("empty")))
+    again = written.then()
+    assert repr(again) == "<EmbeddedRegistry 2 services, 1 instances>"
+    assert again.keeping.unwritten == {}
+    written.clock.jump(61.0)
+    await again.send(Deregister(KEY, "10.0.0.1", 80, ephemeral=False))
+    assert repr(again) == "<EmbeddedRegistry 1 services, 0 instances>"
+    assert again.keeping.unwritten == {KEY: None, key("empty"): None}
+
+
+async def test_no_read_waits_for_a_write(written: Written) -> None:
+    await written.send(CreateService(KEY))
+    written.clock.jump(61.0)
+    await written.send(Fetch(KEY))  # with which it goes
+    assert (written.writes, written.registry.keeping.unwritten) == (1, {KEY: None})
+
+
+async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_gone(written: Written) -> None:
+    """And after its caller, who knows it as a write: the end of what it waited for is all that they share."""
+    registry, done = written.registry, asyncio.Event()
+    registry.keeping.write = done.wait  # type: ignore[assignment]
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async for service in registry.changes():
+            heard.append(f"{service.name} changed")
+
+    async def register(service: ServiceKey) -> None:
+        await registry.send(Register(service, LASTING))
+        heard.append(f"{service.name} answered")
+
+    registry.watch([KEY, key("second")])
+    listening = spawn(listen(), name="listening")
+    await settle()
+    heard.clear()
+    writes = [spawn(register(service), name="write") for service in (KEY, key("second"))]
+    await settle()
+    await registry.send(Fetch(KEY))
+    assert heard == []
+    await stop(writes[1])
+    assert heard == ["second changed"]
+    done.set()
+    await settle()
+    assert heard == ["second changed", "orders answered", "orders changed"]
+    await stop(listening)
+
+
+async def test_without_somebody_who_writes_nothing_waits() -> None:
+    keeping = Keeping()
+    keeping.found(KEY, {"a": 1})
+    await keeping.settled()
+    assert keeping.unwritten == {KEY: {"a": 1}}

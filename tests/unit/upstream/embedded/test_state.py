@@ -1,0 +1,78 @@
+"""One service of the embedded registry, told the time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nacos_proxy.model.errors import Reason, Refused
+from nacos_proxy.model.services import InstanceKey
+from nacos_proxy.upstream.embedded.state import EMPTY_SERVICE_LIVES, Laid, Service
+from tests.helpers.build import KEY, instance
+
+PLACE = InstanceKey("10.0.0.1", 80, "DEFAULT")
+
+
+def service(*, ephemeral: bool = True) -> Service:
+    return Service(KEY, ephemeral, empty_since=0.0)
+
+
+def test_the_deadline_is_the_next_moment_at_which_something_happens() -> None:
+    one = service()
+    assert one.deadline() == EMPTY_SERVICE_LIVES
+    one.register(instance("10.0.0.1"), 10.0)
+    assert (one.deadline(), one.deadline_of("10.0.0.1", 80)) == (25.0, 25.0)
+    one.register(instance("10.0.0.2"), 12.0)
+    assert (one.deadline(), one.deadline_of("10.0.0.2", 80)) == (25.0, 27.0)
+    assert one.expire(25.0)
+    assert (one.deadline(), one.deadline_of("10.0.0.1", 80)) == (27.0, 40.0)
+    assert one.deadline_of("10.9.9.9", 80) == math.inf
+
+
+def test_a_persistent_service_has_no_deadline_while_it_has_instances() -> None:
+    one = service(ephemeral=False)
+    one.register(instance("10.0.0.1", ephemeral=False), 0.0)
+    assert (one.deadline(), one.deadline_of("10.0.0.1", 80)) == (math.inf, math.inf)
+    assert not one.expire(1e9)
+    one.deregister("10.0.0.1", 80, False, 100.0)
+    assert one.deadline() == 100.0 + EMPTY_SERVICE_LIVES
+
+
+def test_the_other_kind_is_refused_in_the_words_of_nacos() -> None:
+    with pytest.raises(Refused, match="is ephemeral service, can't register persistent instance") as caught:
+        service().register(instance("10.0.0.1", ephemeral=False), 0.0)
+    assert caught.value.reason is Reason.WRONG_KIND
+    with pytest.raises(Refused, match="is persistent service, can't register ephemeral instance"):
+        service(ephemeral=False).register(instance("10.0.0.1"), 0.0)
+
+
+def test_a_modification_lies_over_its_own_cluster_alone_and_goes_with_the_instance() -> None:
+    one = service()
+    one.register(instance("10.0.0.1", weight=3.0), 0.0)
+    one.lay(InstanceKey("10.0.0.1", 80, "c9"), Laid(weight=9.0))
+    assert one.listed().instances[0].weight == 3.0
+    one.lay(PLACE, Laid(weight=5.0))
+    assert one.listed().instances[0].weight == 5.0
+    one.expire(30.0)
+    assert one.laid == {}
+
+
+def test_an_overlay_that_is_not_there_changes_nothing() -> None:
+    one = service()
+    assert one.overlay(PLACE) == Laid()
+    one.register(instance("10.0.0.1", weight=3.0, enabled=False), 0.0)
+    assert one.overlay(PLACE) == Laid(3.0, False)
+    one.lay(PLACE, Laid(4.0))
+    assert one.overlay(PLACE) == Laid(4.0)
+
+
+def test_the_list_is_the_same_object_until_something_a_reader_sees_changes() -> None:
+    one = service()
+    one.register(instance("10.0.0.1"), 0.0)
+    first = one.listed()
+    one.beat("10.0.0.1", 80, 1.0)
+    assert one.listed() is first
+    one.expire(16.0)
+    assert one.listed() is not first
+    assert one.beat("10.9.9.9", 80, 1.0) is None

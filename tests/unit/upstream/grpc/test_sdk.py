@@ -1,0 +1,133 @@
+"""How a client of the SDK is made: where it cannot be, and that the process is left as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nacos_proxy.upstream.grpc.push import PushPolicy
+from nacos_proxy.upstream.grpc.sdk import available, connect, failure
+from tests.helpers.live import RNacos, free_port
+
+needs_sdk = pytest.mark.skipif(not available(), reason="without the extra push")
+
+
+async def test_a_closed_port_is_no_connection() -> None:
+    with pytest.raises(OSError, match="no gRPC port answers"):
+        await connect(PushPolicy((f"http://127.0.0.1:{free_port()}",), offset=0), "public")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:65000", "http://" + "a" * 70 + ".:80"])
+async def test_an_address_that_cannot_be_is_no_connection(url: str) -> None:
+    with pytest.raises(OSError):
+        await connect(PushPolicy((url,)), "public")
+
+
+async def test_a_port_of_its_own_is_that_of_the_first_server_and_the_others_are_as_far_away() -> None:
+    asked: list[int] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("sockname")[1])
+        writer.close()
+
+    listening = [await asyncio.start_server(hang_up, "127.0.0.1", 0) for _ in range(2)]
+    ports = [server.sockets[0].getsockname()[1] for server in listening]
+    servers = tuple(f"http://127.0.0.1:{port - 7}" for port in ports)
+    with pytest.raises(OSError, match="no gRPC port answers"):
+        await connect(PushPolicy(servers, port=ports[0]), "public")
+    for server in listening:
+        server.close()
+    assert sorted(asked) == sorted(ports)
+
+
+async def test_no_server_is_no_connection() -> None:
+    with pytest.raises(OSError):
+        await connect(PushPolicy(()), "public")
+
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", SETTINGS, SETTINGS * 2 + b"\0\0"])
+@pytest.mark.parametrize("hangs_up", [True, False])
+async def test_a_port_that_takes_connections_and_answers_no_call_never_reaches_the_sdk(
+    said: bytes, hangs_up: bool
+) -> None:
+    """The SDK's constructor would wait for ever, and with it the whole process."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        if not hangs_up:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(play, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(OSError, match="no gRPC port answers"):
+            await connect(PushPolicy((f"http://127.0.0.1:{port}",), offset=0, answer=0.2), "public")
+    finally:
+        server.close()
+
+
+@needs_sdk
+async def test_a_server_that_answers_is_dialled_at_its_grpc_port_and_home_is_as_before(
+    rnacos: RNacos, tmp_path: Path
+) -> None:
+    before = dict(os.environ)
+    servers = (f"http://127.0.0.1:{free_port() - 1007}", f"http://127.0.0.1:{rnacos.port - 7}")
+    policy = PushPolicy(servers, home=str(tmp_path / "push"), offset=1007)
+    client = await connect(policy, "public")
+    assert await failure(lambda: client.get_all_instances("sdk-test", "DEFAULT_GROUP", None, False)) == ""
+    assert {**os.environ, "RUST_LOG": ""} == {**before, "RUST_LOG": ""}
+
+
+CONNECTING = """
+import asyncio, os, sys
+from nacos_proxy.upstream.grpc.sdk import PushPolicy, connect, failure
+
+async def main(url, home):
+    client = await connect(PushPolicy((url,), home=home), "public")
+    print(await failure(lambda: client.get_all_instances("sdk-test", "DEFAULT_GROUP", None, False)) or "answered")
+    print(os.listdir(os.environ["TMPDIR"]))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@needs_sdk
+@pytest.mark.parametrize("missing", [False, True])
+def test_where_its_home_cannot_be_written_the_sdk_has_another_until_the_process_ends(
+    rnacos: RNacos, tmp_path: Path, missing: bool
+) -> None:
+    home = Path("/proc/none") if missing else Path("/proc")  # there nobody makes files, root neither
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    command = [sys.executable, "-c", CONNECTING, f"http://127.0.0.1:{rnacos.port}", str(home)]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(spare)}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count(f"{home} cannot be written")) == (0, 1), done.stderr
+    said, made = done.stdout.splitlines()
+    assert (said, made.count("nacos-proxy-push-")) == ("answered", 1)
+    assert list(spare.iterdir()) == []
+
+
+async def test_a_failure_is_told_whatever_was_raised() -> None:
+    class Panic(BaseException):
+        pass
+
+    async def raising(error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+
+    assert await failure(lambda: raising(None)) == ""
+    assert await failure(lambda: raising(RuntimeError("denied"))) == "denied"
+    assert await failure(lambda: raising(Panic())) == "Panic"
+    with pytest.raises(asyncio.CancelledError):
+        await failure(lambda: raising(asyncio.CancelledError()))

@@ -1,0 +1,411 @@
+"""One connection, driven without a socket: what the pool cannot bring about at will."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.runtime import spawn
+from nacos_proxy.upstream.http.connection import (
+    HIGH_WATER,
+    MAX_HEAD,
+    MOST_FIELDS,
+    Connection,
+    Limits,
+)
+from tests.helpers.clock import settle
+
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Wire(asyncio.Transport):
+    """Stands in for the socket. As uvloop's, it raises for what comes after its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.ended = False
+        self.reading = True
+
+    def _alive(self) -> None:
+        if self.ended:
+            raise RuntimeError("the handler is closed")
+
+    def write(self, data: Any) -> None:
+        self._alive()
+        self.sent += data
+
+    def pause_reading(self) -> None:
+        self._alive()
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self._alive()
+        self.reading = True
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+class Joined:
+    """A connection that is open, its wire, and how often it was lost."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.wire = Wire()
+        self.connection = Connection(self._on_lost)
+        self.connection.connection_made(self.wire)
+
+    def _on_lost(self, connection: Connection) -> None:
+        assert connection is self.connection
+        self.lost += 1
+
+    def ask(self, body: Any = b"", **options: Any) -> asyncio.Task[None]:
+        return spawn(self.connection.exchange(HEAD, body, **options), name="exchange")
+
+    def came(self, *pieces: bytes) -> None:
+        for piece in filter(None, pieces):
+            self.connection.data_received(piece)
+
+    async def whole(self) -> bytes:
+        body = b""
+        while chunk := await self.connection.read():
+            body += chunk
+        return body
+
+
+@pytest.fixture
+async def joined() -> Joined:
+    return Joined()
+
+
+async def test_an_exchange_is_whole_at_the_end_of_its_packet(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    assert joined.wire.sent == HEAD
+    joined.came(OK)
+    await task
+    connection = joined.connection
+    assert (connection.status, connection.reason, connection.headers) == (200, b"OK", [(b"Content-Length", b"2")])
+    assert (connection.complete, connection.take(), connection.reusable) == (True, b"ok", True)
+
+
+async def test_the_next_exchange_begins_clean(joined: Joined) -> None:
+    for status, body in ((200, b"one"), (404, b"")):
+        task = joined.ask()
+        await settle()
+        joined.came(b"HTTP/1.1 %d X\r\nX-%d: y\r\nContent-Length: %d\r\n\r\n" % (status, status, len(body)), body)
+        await task
+        assert (joined.connection.status, await joined.whole()) == (status, body)
+        assert joined.connection.headers[0] == (b"X-%d" % status, b"y")
+        assert joined.connection.reusable
+
+
+async def test_what_was_not_read_makes_a_connection_unusable(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(OK)
+    await task
+    assert not joined.connection.reusable
+    assert joined.connection.take() == b"ok"
+    assert joined.connection.reusable
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.booleans())
+def test_any_cut_of_the_bytes_gives_the_same_answer(cuts: list[int], chunked: bool) -> None:
+    body = bytes(range(200))
+    if chunked:
+        framed = b"".join(b"%x\r\n%b\r\n" % (20, body[n : n + 20]) for n in range(0, 200, 20)) + b"0\r\nT: x\r\n\r\n"
+        head = b"HTTP/1.1 200 Fine\r\nA: 1\r\na: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    else:
+        framed, head = body, b"HTTP/1.1 200 Fine\r\nA: 1\r\na: 2\r\nContent-Length: 200\r\n\r\n"
+    wire = b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + head + framed
+
+    async def run() -> None:
+        joined = Joined()
+        task = joined.ask()
+        await asyncio.sleep(0)
+        rest = wire
+        for cut in cuts:
+            if rest[:cut]:
+                joined.came(rest[:cut])
+            rest = rest[cut:]
+        if rest:
+            joined.came(rest)
+        await task
+        assert (joined.connection.reason, await joined.whole()) == (b"Fine", body)
+        assert joined.connection.headers[:2] == [(b"A", b"1"), (b"a", b"2")]
+        assert joined.connection.reusable
+
+    asyncio.run(run())
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_any_bytes_are_an_answer_or_an_error_of_httpx(data: bytes, begun: bool) -> None:
+    async def run() -> None:
+        joined = Joined()
+        task = joined.ask()
+        await asyncio.sleep(0)
+        joined.came((b"HTTP/1.1 200 OK\r\n" if begun else b"") + data)
+        joined.connection.connection_lost(None)
+        try:
+            await task
+            await joined.whole()
+        except httpx.TransportError:
+            pass
+        assert not joined.connection.reusable
+
+    asyncio.run(run())
+
+
+async def test_bytes_that_nobody_asked_for_end_the_connection(joined: Joined) -> None:
+    joined.came(OK)
+    assert (joined.wire.ended, joined.connection.open) == (True, False)
+
+
+async def test_a_second_answer_is_nobodys(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(OK + b"HTTP/1.1 500 Evil\r\nX: evil\r\nContent-Length: 4\r\n\r\nevil")
+    await task
+    connection = joined.connection
+    assert (connection.status, connection.reason, connection.take()) == (200, b"OK", b"ok")
+    assert len(connection.headers) == 1
+    assert not connection.reusable
+
+
+async def test_one_that_was_lost_before_its_exchange_says_so_and_sends_nothing(joined: Joined) -> None:
+    joined.connection.connection_lost(None)
+    joined.wire.ended = True
+    with pytest.raises(httpx.ReadError, match="lost before the request"):
+        await joined.ask()
+    assert (joined.wire.sent, joined.connection.began, joined.lost) == (b"", False, 1)
+
+
+@pytest.mark.parametrize(
+    ("came", "error", "said"),
+    [
+        (b"", httpx.ReadError, "before the answer"),
+        (b"HTTP/1.1 2", httpx.RemoteProtocolError, "in the middle of the answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", httpx.RemoteProtocolError, "in the middle of the answer"),
+    ],
+)
+@pytest.mark.parametrize("cause", [None, ConnectionResetError("reset by peer")])
+async def test_a_loss_says_whether_an_answer_had_begun(
+    joined: Joined, came: bytes, error: type[Exception], said: str, cause: Exception | None
+) -> None:
+    """The pool asks again only where none had."""
+    task = joined.ask()
+    await settle()
+    if came:
+        joined.came(came)
+    joined.connection.connection_lost(cause)
+    with pytest.raises(error, match=said) as raised:
+        await task
+    assert ("reset by peer" in str(raised.value)) is (cause is not None)
+
+
+@pytest.mark.parametrize("cause", [None, ConnectionResetError("reset by peer")])
+async def test_the_end_of_the_connection_is_the_end_of_a_body_unless_it_broke(
+    joined: Joined, cause: Exception | None
+) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(b"HTTP/1.1 200 OK\r\n\r\nwhole?")
+    await task
+    joined.connection.connection_lost(cause)
+    if cause is None:
+        assert await joined.whole() == b"whole?"
+    else:
+        assert await joined.connection.read() == b"whole?"
+        with pytest.raises(httpx.RemoteProtocolError, match="reset by peer"):
+            await joined.connection.read()
+    assert not joined.connection.reusable
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"]
+)
+async def test_what_is_no_body_has_a_bound(joined: Joined, head: bytes) -> None:
+    """An endless header, an endless chunk extension."""
+    task = joined.ask()
+    await settle()
+    joined.came(head)
+    for _ in range(MAX_HEAD // 1000 + 1):
+        if joined.connection.open:
+            joined.came(b"x" * 1000)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await task
+        await joined.connection.read()
+    assert joined.wire.ended
+
+
+async def test_many_early_answers_have_a_bound(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    for _ in range(MAX_HEAD // 20):
+        if joined.connection.open:
+            joined.came(b"HTTP/1.1 102 Wait\r\n\r\n")
+    with pytest.raises(httpx.RemoteProtocolError, match="too long"):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"HTTP/1.1 000 X\r\n\r\n", "the status 000"),
+        (b"HTTP/1.1 099 X\r\n\r\n", "the status 099"),
+        (b"HTTP/1.1 600 X\r\n\r\n", "the status 600"),
+        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the status 999"),
+        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the status 999"),
+        (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "switches to another protocol"),
+        (b"HTTP/1.1 101 X\r\n\r\nwhatever", "switches to another protocol"),
+        (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "transfer coding 'gzip, chunked'"),
+        (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip\r\n\r\n", "transfer coding 'gzip'"),
+        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MOST_FIELDS + 1) + b"\r\n", f"more than {MOST_FIELDS} headers"),
+    ],
+)
+async def test_what_no_server_may_say_ends_the_exchange_and_says_why(joined: Joined, head: bytes, said: str) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(head)
+    with pytest.raises(httpx.RemoteProtocolError, match=said):
+        await task
+    assert joined.wire.ended
+    assert len(joined.connection.headers) <= MOST_FIELDS + 1
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 599 \xff"])
+async def test_a_status_line_needs_no_reason(joined: Joined, line: bytes) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(line + b"\r\nContent-Length: 2\r\n\r\nok")
+    await task
+    assert (joined.connection.complete, joined.connection.take()) == (True, b"ok")
+
+
+async def test_a_body_that_nobody_reads_stops_the_socket_and_reading_starts_it_again(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"x" * HIGH_WATER)
+    await task
+    assert joined.wire.reading
+    joined.came(b"y")
+    assert not joined.wire.reading
+    assert len(await joined.connection.read()) == HIGH_WATER + 1
+    assert joined.wire.reading
+
+
+async def test_what_came_before_the_end_of_a_stopped_socket_can_still_be_read(joined: Joined) -> None:
+    task = joined.ask()
+    await settle()
+    joined.came(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"x" * (HIGH_WATER + 1))
+    await task
+    joined.connection.abort()
+    joined.connection.connection_lost(None)
+    assert len(await joined.connection.read()) == HIGH_WATER + 1
+    with pytest.raises(httpx.RemoteProtocolError):
+        await joined.connection.read()
+
+
+async def test_a_limit_that_is_over_ends_the_connection(joined: Joined) -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(httpx.ReadTimeout):
+        await joined.ask(limits=Limits(until=loop.time() - 1.0))
+    assert joined.wire.ended
+
+
+async def test_a_limit_is_lifted_with_the_end_of_the_answer(joined: Joined) -> None:
+    loop = asyncio.get_running_loop()
+    task = joined.ask(limits=Limits(read=0.5, until=loop.time() + 0.5))
+    await asyncio.sleep(0)
+    joined.came(OK)
+    await task
+    over = asyncio.Event()
+    loop.call_later(0.55, over.set)
+    await over.wait()
+    assert joined.connection.take() == b"ok"
+    assert joined.connection.reusable
+
+
+async def test_a_server_that_takes_no_more_is_a_limit_of_its_own(joined: Joined) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    joined.connection.pause_writing()
+    with pytest.raises(httpx.WriteTimeout, match="takes no more"):
+        await joined.ask(body(), limits=Limits(write=0.01))
+    assert joined.wire.sent == HEAD + b"a"
+
+
+async def test_a_stream_waits_for_the_socket_and_goes_on(joined: Joined) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    joined.connection.pause_writing()
+    task = joined.ask(body())
+    await settle()
+    assert joined.wire.sent == HEAD + b"a"
+    joined.connection.resume_writing()
+    await settle()
+    assert joined.wire.sent == HEAD + b"ab"
+    joined.came(OK)
+    await task
+    assert joined.connection.take() == b"ok"
+    assert joined.connection.reusable
+
+
+async def test_an_answer_before_the_end_of_a_stream_makes_the_connection_unusable(joined: Joined) -> None:
+    ended = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            yield b"a"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = joined.ask(body())
+    await settle()
+    joined.came(OK)
+    await task
+    assert joined.connection.take() == b"ok"
+    assert not joined.connection.reusable
+    joined.connection.abort()
+    await ended.wait()
+
+
+async def test_a_cancelled_exchange_ends_the_connection_and_its_stream(joined: Joined) -> None:
+    ended = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            yield b"a"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = joined.ask(body())
+    await settle()
+    task.cancel()
+    await asyncio.wait([task])
+    await ended.wait()
+    assert joined.wire.ended
+    assert not joined.connection.reusable
+
+
+async def test_an_end_is_harmless_twice_and_told_once(joined: Joined) -> None:
+    joined.connection.abort()
+    joined.connection.abort()
+    joined.connection.connection_lost(None)
+    joined.connection.abort()
+    assert joined.lost == 1

@@ -1,0 +1,392 @@
+"""Calls to a real socket, over TLS where that is the question."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import ssl
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nacos_proxy.model.errors import (
+    Garbled,
+    TooSlow,
+    Unreachable,
+    UpstreamError,
+)
+from nacos_proxy.model.masking import shown_origin
+from nacos_proxy.upstream.http.exchange import (
+    Http,
+    HttpPolicy,
+    Timeouts,
+    TlsPolicy,
+    tls_context,
+)
+from nacos_proxy.upstream.http.transport import FastTransport, Prepared, TransportPolicy
+from nacos_proxy.upstream.nacos.servers import Server, parse_server
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from tests.helpers.fault import MODES, Mode, fault_proxy
+from tests.unit.upstream.stub import Request, Say, Stub, ok, say, stub
+
+CERTIFICATES = Path(__file__).parents[3] / "certificates"
+CA, SERVER, CLIENT, STRANGER = (str(CERTIFICATES / f"{name}.pem") for name in ("ca", "server", "client", "stranger"))
+LIST = HttpRequest("GET", "/v1/ns/instance/list", query=(("serviceName", "g@@a"),))
+WRITE = HttpRequest("POST", "/v1/ns/instance", form=(("ip", "10.0.0.1"), ("metadata", '{"a":"b c"}')))
+
+
+@asynccontextmanager
+async def served(
+    play: Callable[[Request], Say], policy: HttpPolicy | None = None, transport: TransportPolicy | None = None
+) -> AsyncIterator[tuple[Stub, Http, Server]]:
+    async with stub(play) as seen:
+        http = Http(policy or HttpPolicy(), FastTransport(transport or TransportPolicy()))
+        try:
+            yield seen, http, parse_server(seen.url)
+        finally:
+            await http.transport.aclose()
+
+
+async def test_a_request_goes_out_whole_and_its_reply_comes_back() -> None:
+    async with served(lambda _: ok(b'{"hosts":[]}', b"Content-Type: application/json;charset=UTF-8")) as (
+        seen,
+        http,
+        to,
+    ):
+        reply = await http.ask(to, LIST, [("accessToken", "x")], again=True)
+        assert reply == HttpReply(200, "application/json;charset=UTF-8", b'{"hosts":[]}')
+        await http.ask(to, WRITE, again=True)
+    read, write = seen.requests
+    assert read.line == b"GET /nacos/v1/ns/instance/list?serviceName=g%40%40a HTTP/1.1"
+    assert b"\r\naccessToken: x\r\n" in read.head
+    assert b"\r\nUser-Agent: nacos-proxy\r\n" in read.head
+    assert b"ontent-" not in read.head
+    assert write.line == b"POST /nacos/v1/ns/instance HTTP/1.1"
+    assert b"\r\nContent-Type: application/x-www-form-urlencoded\r\n" in write.head
+    assert write.body == b"ip=10.0.0.1&metadata=%7B%22a%22%3A%22b+c%22%7D"
+
+
+async def test_a_query_may_be_as_long_as_what_it_says() -> None:
+    class Target(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            assert isinstance(request, Prepared)
+            return httpx.Response(200, content=request.place.target)
+
+    http, metadata = Http(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
+    reply = await http.ask(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
+    assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
+
+
+async def test_names_that_nobody_has_leave_nothing_behind() -> None:
+    """Whoever asks for a million names takes no memory: of requests, only what is of the server is kept."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=request.url.query)
+
+    http, to = Http(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        for number in range(1500):
+            named = HttpRequest("GET", "/v1/ns/instance/list", (("serviceName", f"g@@{number}-{'x' * 60}"),))
+            assert (await http.ask(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
+            if number in (499, 1499):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 100_000
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 410, 500, 501, 503])
+async def test_any_status_is_a_reply(status: int) -> None:
+    answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nno" % status)
+    async with served(lambda _: answer) as (_, http, to):
+        assert await http.ask(to, LIST, again=True) == HttpReply(status, None, b"no")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ok(b"<html><body>It works!"), "an HTML page with status 200"),
+        (ok(b"\r\n  <!DOCTYPE html>"), "an HTML page with status 200"),
+        (say(b"HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>"), "an HTML page with status 502"),
+        (say(b"HTTP/1.1 302 X\r\nLocation: https://login/\r\nContent-Length: 0\r\n\r\n"), "a redirect with status 302"),
+        (say(b"HTTP/1.1 304 X\r\n\r\n"), "a redirect with status 304"),
+        (say(b"\x00\x01\x02\r\n\r\n"), "the answer is no HTTP"),
+        (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "in the middle of the answer"),
+        (say(b"HTTP/1.1 204 X\r\n\r\n"), "the status 204"),
+        (say(b"HTTP/1.1 205 X\r\nContent-Length: 2\r\n\r\nok"), "the status 205"),
+        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the status 999, which HTTP has not"),
+    ],
+)
+async def test_what_is_no_answer_of_a_server_is_garbled_and_says_what_came(answer: Say, said: str) -> None:
+    async with served(lambda _: answer) as (seen, http, to):
+        with pytest.raises(Garbled, match=said) as raised:
+            await http.ask(to, LIST, again=True)
+        assert str(raised.value).startswith(f"{seen.url}: ")
+
+
+CODINGS = [
+    (b"Content-Encoding: gzip",),
+    (b"Content-Encoding: x-gzip",),
+    (b"content-encoding: GZIP",),
+    (b"Content-Encoding: deflate",),
+    (b"Content-Encoding: br",),
+    (b"Content-Encoding: zstd",),
+    (b"Content-Encoding: gzip, gzip",),
+    (b"Content-Encoding: identity, gzip",),
+    (b"Content-Encoding: gzip", b"Content-Encoding: identity"),
+    (b"Content-Encoding: of-nobody",),
+]
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """Twice packed, a gigabyte fits into a kilobyte."""
+    packed = gzip.compress(gzip.compress(bytes(64 << 20)))
+    assert len(packed) < 1000
+    return packed
+
+
+@pytest.mark.parametrize("fields", CODINGS)
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_compressed_answer_is_refused_before_it_takes_memory(
+    bomb: bytes, fields: tuple[bytes, ...], whole: bool
+) -> None:
+    answer = ok(bomb, *fields)
+    if not whole:
+        answer = say(answer.pieces[0].replace(b"Content-Length: ", b"Content-Length: 1"), then="hang")
+    async with served(lambda _: answer) as (seen, http, to):
+        tracemalloc.start()
+        try:
+            for ask in (lambda: http.ask(to, LIST, again=True), lambda: http.get(seen.url)):
+                with pytest.raises(Garbled, match="the answer is compressed"):
+                    await ask()
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+    assert all(b"\r\nAccept-Encoding: identity\r\n" in request.head for request in seen.requests)
+
+
+async def test_an_answer_that_says_that_it_is_plain_is_taken() -> None:
+    async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
+        assert (await http.ask(to, LIST, again=True)).body == b"[]"
+
+
+async def test_an_answer_has_a_bound() -> None:
+    async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(most=300_000)) as (seen, http, to):
+        with pytest.raises(Garbled, match="more than 300000 bytes"):
+            await http.ask(to, LIST, again=True)
+        with pytest.raises(Garbled, match="more than 300000 bytes"):
+            await http.ask(to, LIST, again=True)
+        assert len(seen.requests) == 2, "nothing that was left over is taken for the next answer"
+
+
+async def test_a_call_has_its_time_however_it_trickles() -> None:
+    trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
+    policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
+    async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
+        await http.ask(to, WRITE, again=True)
+        with pytest.raises(TooSlow, match="no answer in time"):
+            await http.ask(to, LIST, again=True)
+
+
+async def test_reads_and_writes_have_times_of_their_own() -> None:
+    policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
+    answers = {b"GET": say(then="hang"), b"POS": ok()}
+    async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
+        assert (await http.ask(to, WRITE, again=True)).status == 200
+        with pytest.raises(TooSlow):
+            await http.ask(to, LIST, again=True)
+
+
+@pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
+async def test_a_call_that_may_be_sent_twice_survives_a_stale_connection(again: bool, requests: int) -> None:
+    answers = iter([ok(), say(then="close"), ok(b"again")])
+    async with served(lambda _: next(answers)) as (seen, http, to):
+        await http.ask(to, LIST, again=True)
+        call = http.ask(to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
+        if again:
+            assert (await call).body == b"again"
+        else:
+            with pytest.raises(Unreachable) as raised:
+                await call
+            assert raised.value.arrived
+        assert len(seen.requests) == requests
+
+
+async def test_nobody_there_is_unreachable_and_nothing_arrived() -> None:
+    async with stub(lambda _: ok()) as gone:
+        pass
+    http = Http(HttpPolicy(), FastTransport())
+    with pytest.raises(Unreachable) as raised:
+        await http.ask(parse_server(gone.url), WRITE, again=False)
+    assert (str(raised.value), raised.value.arrived) == (f"{gone.url}: no connection: Connection refused", False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_every_fault_of_the_way_is_an_error_of_ours_or_a_reply(mode: Mode) -> None:
+    """Whatever stands between, nothing but an `UpstreamError` comes out, and a write is never called unsent wrongly."""
+    async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
+        transport = FastTransport()
+        await Http(HttpPolicy(), transport).ask(parse_server(way.url), LIST, again=True)
+        await way.set(mode)
+        seconds = 0.5 if mode in ("slow", "blackhole") else 30.0
+        http = Http(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
+        while transport.connections:  # the one that stood is cut
+            await asyncio.sleep(0)
+        for request in (LIST, WRITE):
+            try:
+                reply = await http.ask(parse_server(way.url), request, again=False)
+            except UpstreamError as error:
+                if mode != "reset":  # which may come before or after the request went out
+                    assert error.arrived is (mode != "refuse")
+                assert error.status == (504 if mode in ("slow", "blackhole") else 502)
+            else:
+                assert mode in ("status_500", "empty", "wrong_type"), reply
+        await transport.aclose()
+
+
+# any URL
+
+
+async def test_another_url_gets_nothing_that_is_for_nacos() -> None:
+    policy = HttpPolicy("ours", ("serverIdentity", "secret"), sni="nacos.example")
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, text="10.0.0.1\n")
+
+    http = Http(policy, httpx.MockTransport(answer))
+    assert (await http.get("http://address:8080/nacos/serverlist?x=1")).body == b"10.0.0.1\n"
+    [request] = asked
+    assert "sni_hostname" not in request.extensions
+    assert "secret" not in str(request.headers)
+    assert request.extensions["total"] == policy.timeouts.reads
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://nacos:8848/a?accessToken=secret", "http://nacos:8848"),
+        ("http://user:secret@nacos/a", "http://nacos"),
+        ("http://nacos?token=secret", "http://nacos"),
+        ("http://user:secret@nacos?x=@secret#secret", "http://nacos"),
+        ("https://[::1]:80#secret", "https://[::1]:80"),
+    ],
+)
+async def test_an_error_names_the_server_and_no_secret(url: str, shown: str) -> None:
+    def broken(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no connection")
+
+    assert shown_origin(url) == shown
+    with pytest.raises(Unreachable) as raised:
+        await Http(HttpPolicy(), httpx.MockTransport(broken)).get(url)
+    assert str(raised.value) == f"{shown}: no connection"
+
+
+def test_no_secret_in_a_policy() -> None:
+    assert "secret" not in repr(HttpPolicy(identity=("serverIdentity", "secret")))
+
+
+# TLS
+
+
+@asynccontextmanager
+async def over_tls(
+    policy: TlsPolicy, *, wants: str = "", sni: str = "", certificate: str = SERVER
+) -> AsyncIterator[tuple[Http, Server, list[str | None]]]:
+    """A server with a certificate, which wants one of the authority `wants`; the names that it was asked for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    if wants:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(wants)
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    async with stub(lambda _: ok(b"hello"), context) as seen:
+        http = Http(HttpPolicy(sni=sni), FastTransport(tls=tls_context(policy)))
+        try:
+            yield http, parse_server(seen.url), names
+        finally:
+            await http.transport.aclose()
+
+
+async def said(http: Http, to: Server) -> Any:
+    return (await http.ask(to, LIST, again=True)).body
+
+
+async def test_a_server_of_an_authority_of_ones_own_is_trusted() -> None:
+    async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
+        assert await said(http, to) == b"hello"
+
+
+async def test_a_server_of_nobody_knows_whom_is_not() -> None:
+    async with over_tls(TlsPolicy()) as (http, to, _):
+        with pytest.raises(Unreachable, match="certificate verify failed") as raised:
+            await said(http, to)
+        assert raised.value.arrived is False
+    async with over_tls(TlsPolicy(ca=CA), certificate=STRANGER) as (http, to, _):
+        with pytest.raises(Unreachable, match="certificate verify failed"):
+            await said(http, to)
+
+
+async def test_who_trusts_anyone_trusts_anyone() -> None:
+    async with over_tls(TlsPolicy(verify=False), certificate=STRANGER) as (http, to, _):
+        assert await said(http, to) == b"hello"
+
+
+async def test_a_name_of_its_own_is_sent_and_is_what_the_certificate_must_say() -> None:
+    async with over_tls(TlsPolicy(ca=CA), sni="localhost") as (http, to, names):
+        assert await said(http, to) == b"hello"
+        assert names == ["localhost"]
+    async with over_tls(TlsPolicy(ca=CA), sni="nacos.example") as (http, to, names):
+        with pytest.raises(Unreachable, match=r"nacos\.example"):
+            await said(http, to)
+        assert names == ["nacos.example"]
+
+
+async def test_a_client_certificate_is_shown_where_one_is_wanted() -> None:
+    async with over_tls(TlsPolicy(ca=CA, certificate=CLIENT), wants=CA) as (http, to, _):
+        assert await said(http, to) == b"hello"
+        assert await said(http, to) == b"hello"
+
+
+async def test_without_the_client_certificate_that_is_wanted_the_call_fails() -> None:
+    async with over_tls(TlsPolicy(ca=CA), wants=CA) as (http, to, _):
+        with pytest.raises(Unreachable):
+            await said(http, to)
+    async with over_tls(TlsPolicy(ca=CA, certificate=STRANGER), wants=CA) as (http, to, _):
+        with pytest.raises(Unreachable):
+            await said(http, to)
+
+
+async def test_plain_http_to_a_tls_port_and_the_other_way_round() -> None:
+    async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
+        with pytest.raises(UpstreamError):
+            await said(http, Server(to.origin.replace("https", "http"), to.context))
+    async with served(lambda _: ok()) as (_, http, to):
+        with pytest.raises(UpstreamError):
+            await said(http, Server(to.origin.replace("http", "https"), to.context))
+
+
+@pytest.mark.parametrize("policy", [TlsPolicy(ca="/nowhere.pem"), TlsPolicy(certificate="/nowhere.pem")])
+def test_a_file_that_is_missing_is_said_at_the_start(policy: TlsPolicy) -> None:
+    with pytest.raises(OSError, match=r".+"):
+        tls_context(policy)
+
+
+def test_a_file_that_is_no_certificate_is_said_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "no.pem"
+    path.write_text("no certificate")
+    for policy in (TlsPolicy(ca=str(path)), TlsPolicy(certificate=str(path)), TlsPolicy(ca=CA, certificate=CA)):
+        with pytest.raises(ssl.SSLError):
+            tls_context(policy)

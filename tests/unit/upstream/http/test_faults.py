@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from nacos_proxy.model.errors import (
+    Busy,
+    Garbled,
+    TooSlow,
+    Unreachable,
+    UpstreamError,
+)
+from nacos_proxy.upstream.http.faults import (
+    CAUGHT,
+    FAULTS,
+    Fault,
+    upstream_error,
+)
+
+
+def family(root: type[BaseException]) -> Iterator[type[BaseException]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from family(child)
+
+
+def of_httpx() -> set[type[BaseException]]:
+    """Every exception that httpx defines, public or not, whatever it derives from."""
+    found = {kind for kind in vars(httpx).values() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    for kind in list(found):
+        found |= {child for child in family(kind) if child.__module__.partition(".")[0] == "httpx"}
+    return found
+
+
+def instance(kind: type[BaseException], text: str = "why") -> BaseException:
+    """One as httpx raises it, whatever its constructor wants."""
+    error = kind.__new__(kind)
+    error.args = (text,) if text else ()
+    return error
+
+
+def test_every_exception_of_httpx_has_its_row() -> None:
+    assert len(of_httpx()) > 25
+    assert of_httpx() - set(FAULTS) == set()
+
+
+def test_every_row_is_caught_and_every_catch_is_mapped() -> None:
+    assert [kind for kind in FAULTS if not issubclass(kind, CAUGHT)] == []
+    assert [kind for kind in CAUGHT if kind not in FAULTS] == []
+
+
+@pytest.mark.parametrize("kind", sorted(FAULTS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
+    error = upstream_error(instance(kind), "http://nacos:8848")
+    assert isinstance(error, UpstreamError)
+    assert str(error) == "http://nacos:8848: why"
+    expected: dict[Fault, tuple[type[UpstreamError], bool, int]] = {
+        Fault.NEVER_SENT: (Unreachable, False, 502),
+        Fault.NO_ROOM: (Busy, False, 503),
+        Fault.PERHAPS_SENT: (Unreachable, True, 502),
+        Fault.NO_ANSWER: (TooSlow, True, 504),
+        Fault.NONSENSE: (Garbled, True, 502),
+    }
+    assert (type(error), error.arrived, error.status) == expected[FAULTS[kind]]
+
+
+def test_only_what_cannot_have_arrived_may_be_written_again() -> None:
+    """The dangerous direction: a write that is called unsent and was not."""
+    unsent = {kind for kind, fault in FAULTS.items() if fault in (Fault.NEVER_SENT, Fault.NO_ROOM)}
+    assert unsent == {
+        httpx.ConnectError,
+        httpx.ConnectTimeout,
+        httpx.PoolTimeout,
+        httpx.ProxyError,
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        httpx.InvalidURL,
+        httpx.CookieConflict,
+    }
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late"), ssl.SSLError("tls"), OSError()])
+def test_what_the_system_raises_may_have_been_sent(error: OSError) -> None:
+    assert upstream_error(error, "http://nacos").arrived
+
+
+def test_a_kind_that_is_not_known_may_have_been_sent() -> None:
+    class New(Exception):
+        """Of some version to come."""
+
+    assert upstream_error(New("x"), "s").arrived
+
+
+@pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError])
+def test_a_silent_exception_is_put_into_words(kind: type[BaseException]) -> None:
+    assert str(upstream_error(instance(kind, ""), "http://nacos")) == f"http://nacos: {FAULTS[kind].value}"

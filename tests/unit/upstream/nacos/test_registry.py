@@ -1,0 +1,647 @@
+"""One registry over real sockets: servers with each face, their upgrades, outages, rights and logins."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.model.calls import (
+    Beat,
+    Call,
+    CreateService,
+    DeleteService,
+    Deregister,
+    Fetch,
+    GetInstance,
+    GetService,
+    ListServices,
+    Register,
+    Update,
+    UpdateService,
+)
+from nacos_proxy.model.errors import (
+    Reason,
+    Refused,
+    Unreachable,
+    UpstreamError,
+    away,
+    telling,
+)
+from nacos_proxy.model.services import Instance
+from nacos_proxy.runtime import Clock, spawn
+from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
+from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts
+from nacos_proxy.upstream.nacos.login import LoginPolicy
+from nacos_proxy.upstream.nacos.registry import MEET_AGAIN, NacosPolicy, NacosRegistry
+from nacos_proxy.upstream.nacos.servers import Server, ServersPolicy
+from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
+from nacos_proxy.wire.http import HttpReply
+from tests.helpers.build import KEY, instance, key
+from tests.helpers.clock import FakeClock
+from tests.helpers.faces import FACES, facing
+from tests.helpers.pair import CALLS, ODD_REPLIES
+from tests.unit.upstream.stub import Request, Say, ok, say, stub
+
+QUICK = HttpPolicy(timeouts=Timeouts(reads=10.0, writes=10.0))
+
+
+@asynccontextmanager
+async def registry_of(*urls: str, clock: Clock | None = None, **fields: Any) -> AsyncIterator[NacosRegistry]:
+    policy = NacosPolicy(**{"servers": ServersPolicy(urls), "http": QUICK, **fields})
+    registry = NacosRegistry(policy, clock or FakeClock())
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+# --- what operators see --------------------------------------------------------------------------------------------
+
+
+async def test_the_status_tells_of_each_server_and_of_the_login_and_no_secret() -> None:
+    clock = FakeClock()
+    login = LoginPolicy("nacos", "s3cret")
+    async with facing("v1+v2", clock, passwords={"nacos": "s3cret"}) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=login) as registry:
+            await registry.send(Fetch(KEY))
+            await told(registry)
+            status = registry.status()
+    assert status == {
+        "login": {"enabled": True, "logins": 1, "error": ""},
+        "servers": [
+            {
+                "url": f"{upstream.url}/nacos",
+                "state": "up",
+                "error": "",
+                "latencyMs": 0.0,
+                "version": "2.5.1",
+                "dialects": ["v1"],
+                "outcomes": {"ok": 1},
+            }
+        ],
+    }
+    assert "s3cret" not in json.dumps(status)
+
+
+async def test_the_status_says_which_server_is_down_and_why() -> None:
+    async with registry_of("127.0.0.1:1") as registry:
+        with pytest.raises(Unreachable):
+            await registry.send(Fetch(KEY))
+        [server] = registry.status()["servers"]
+        assert (server["state"], server["outcomes"]) == ("down", {"Unreachable": 1})
+        assert "127.0.0.1:1" in server["error"]
+
+
+async def test_the_status_says_that_a_login_was_refused_and_not_with_which_password() -> None:
+    async with facing("v1+v2", passwords={"nacos": "another"}) as upstream:
+        async with registry_of(upstream.url, login=LoginPolicy("nacos", "s3cret")) as registry:
+            with pytest.raises(Refused, match="the login as 'nacos' was refused"):
+                await registry.send(Fetch(KEY))
+            status = registry.status()
+            assert status["login"]["error"].startswith("the login as 'nacos' was refused")
+            assert "s3cret" not in json.dumps(status)
+
+
+async def told(registry: NacosRegistry) -> None:
+    """Until the server has told its version."""
+    while not registry.servers.all[0].spoken.version:
+        await asyncio.sleep(0.001)
+
+
+# --- every call in front of every server ---------------------------------------------------------------------------
+
+OTHER = key("orders", "other", "dev")
+PERSISTENT = key("disks")
+EMPTY = key("empty")
+A, B, C, D = (instance(f"10.0.0.{n}") for n in range(1, 5))
+
+Step = Call[Any]
+OK: Any = {"hosts": [], "lastRefTime": 1}
+WRITES: list[Step] = [
+    Register(KEY, A),
+    Register(KEY, instance("10.0.0.2", 81, cluster="c1", weight=2.5, metadata={"zone": "a", "k": "v=1,2"})),
+    Register(KEY, instance("10.0.0.3", 82, cluster="c2", healthy=False)),
+    Register(KEY, instance("2001:db8::1", 80, enabled=False)),
+    Register(OTHER, A),
+    Register(PERSISTENT, instance("10.0.0.9", ephemeral=False)),
+    Register(PERSISTENT, instance("10.0.0.8", ephemeral=True)),
+    Update(KEY, "10.0.0.1", 80, weight=7.0, metadata={"a": "1"}),
+    Update(KEY, "10.0.0.1", 80, weight=3.0, partial=True),
+    Update(KEY, "10.0.0.2", 81, "c1", metadata={"b": "2"}, partial=True),
+    Update(KEY, "10.9.9.9", 80, weight=3.0),
+    Update(KEY, "10.9.9.9", 80, weight=3.0, partial=True),
+    Update(key("nobody"), "10.9.9.9", 80, weight=3.0, partial=True),
+    Beat(KEY, "10.0.0.1", 80),
+    Beat(KEY, "10.0.0.3", 82, "c2"),
+    Beat(KEY, "10.0.0.4", 80),
+    Beat(KEY, "10.0.0.4", 80, full=D),
+    Beat(KEY, "10.0.0.4", 80, full=D),
+    Deregister(KEY, "10.0.0.4", 80),
+    Deregister(KEY, "10.0.0.4", 80),
+    Deregister(key("nobody"), "10.0.0.4", 80),
+]
+READS: list[Step] = [
+    Fetch(KEY),
+    Fetch(OTHER),
+    Fetch(PERSISTENT),
+    Fetch(key("nobody")),
+    GetInstance(KEY, "10.0.0.1", 80),
+    GetInstance(KEY, "10.0.0.2", 81, "c1"),
+    GetInstance(KEY, "10.9.9.9", 80),
+    GetInstance(key("nobody"), "10.0.0.1", 80),
+    ListServices("public", "DEFAULT_GROUP"),
+    ListServices("dev", "other", page=1, size=1),
+    ListServices("dev", "other", page=2, size=1),
+]
+SERVICES: list[Step] = [
+    CreateService(EMPTY, 0.6, {"team": "x"}),
+    CreateService(EMPTY),
+    GetService(EMPTY),
+    UpdateService(EMPTY, 0.8, {"team": "y"}),
+    GetService(EMPTY),
+    DeleteService(EMPTY),
+    DeleteService(EMPTY),
+    GetService(EMPTY),
+    DeleteService(KEY),
+    UpdateService(key("nobody")),
+]
+
+
+async def outcome(registry: Any, call: Step) -> Any:
+    """What a call gave, so that two registries can be compared: of a refusal its reason."""
+    try:
+        result = await registry.send(call)
+    except Refused as refused:
+        return refused.reason
+    if isinstance(call, Fetch):
+        return [plain(i) for i in result.instances if i.enabled]
+    if isinstance(call, GetInstance):
+        return result.ip, result.port, result.cluster, result.weight, result.healthy, dict(result.metadata)
+    if isinstance(call, Beat):
+        return result.code
+    if isinstance(call, GetService):
+        return result.key, result.threshold, dict(result.metadata)
+    if isinstance(call, ListServices):
+        return result.count, sorted(result.names)
+    return result
+
+
+def plain(i: Instance) -> tuple[Any, ...]:
+    return i.ip, i.port, i.cluster, i.weight, i.healthy, i.ephemeral, dict(i.metadata)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_every_call_has_the_result_that_it_has_on_the_registry_itself(face: str) -> None:
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing(face, clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        for call in (*WRITES, *READS, *SERVICES, *READS):
+            expected = await outcome(direct, call)
+            got = await outcome(registry, call)
+            assert (call, got) == (call, expected)
+        assert registry.servers.all[0].outcomes.keys() <= {"ok", "refused"}
+
+
+WHOLE = [
+    (face, dialect.name) for face in FACES for dialect in FACES[face].dialects if (face, dialect.name) != ("3.0", "v1")
+]
+
+
+@pytest.mark.parametrize(("face", "dialect"), WHOLE)
+async def test_a_fixed_dialect_gives_the_same_results_where_the_server_has_it(face: str, dialect: str) -> None:
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing(face, clock) as upstream:
+        async with registry_of(upstream.url, clock=clock, dialect=dialect) as registry:
+            for call in (*WRITES, *READS, *SERVICES):
+                expected = await outcome(direct, call)
+                assert (call, await outcome(registry, call)) == (call, expected)
+            assert all(f"/{dialect}/" in line or "/auth/" in line for line in upstream.asked)
+
+
+# --- partial changes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("face", "dialect"), [("v1", "v1"), ("v1+v2", "v1"), ("v1+v2", "v2"), ("3.0", "v3")])
+async def test_a_partial_change_leaves_what_it_does_not_name(face: str, dialect: str) -> None:
+    """Never modified before, disabled, persistent: what a PATCH of the server's would put back to defaults."""
+    clock = FakeClock()
+    off = instance("10.0.0.5", 80, weight=2.5, enabled=False, metadata={"a": "1"})
+    async with facing(face, clock) as upstream:
+        async with registry_of(upstream.url, clock=clock, dialect=dialect) as registry:
+            await upstream.registry.send(Register(KEY, off))
+            await registry.send(Update(KEY, "10.0.0.5", 80, metadata={"b": "2"}, partial=True))
+            [found] = (await upstream.registry.send(Fetch(KEY))).instances
+            assert (found.weight, found.enabled, dict(found.metadata)) == (2.5, False, {"a": "1", "b": "2"})
+            await registry.send(Update(KEY, "10.0.0.5", 80, enabled=True, partial=True))
+            await registry.send(Update(KEY, "10.0.0.5", 80, weight=4.0, partial=True))
+            [found] = (await upstream.registry.send(Fetch(KEY))).instances
+            assert (found.weight, found.enabled, dict(found.metadata)) == (4.0, True, {"a": "1", "b": "2"})
+
+
+# --- which dialect -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("face", "version"), [("v1", ""), ("v1+v2", "2.5.1"), ("3.0", "3.0.3"), ("v3", "3.2.0")])
+async def test_the_version_is_asked_for_with_the_first_call(face: str, version: str) -> None:
+    async with facing(face) as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Fetch(KEY))
+        if version:
+            await told(registry)
+        assert registry.servers.all[0].spoken.version == version
+
+
+async def test_what_a_server_refused_in_one_dialect_is_not_asked_in_it_again() -> None:
+    async with facing("3.0") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Register(KEY, A))
+        await told(registry)
+        await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+        upstream.asked.clear()
+        await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+        await registry.send(Beat(KEY, "10.0.0.1", 80))
+        assert upstream.asked == ["PUT /v3/admin/ns/instance", "PUT /v1/ns/instance/beat"]
+
+
+async def test_a_rolling_upgrade_and_the_way_back_lose_no_call() -> None:
+    """From 2.5 to 3.2 and back, without an outage that anybody saw."""
+    clock = FakeClock()
+    direct = EmbeddedRegistry(clock)
+    async with facing("v1+v2", clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        for face in ("v1+v2", "3.0", "3.0 closed", "v3", "3.0", "v1+v2", "v3", "v1", "v1+v2"):
+            upstream.turn(face)
+            for call in (*WRITES, *READS, *SERVICES):
+                assert (face, call, await outcome(registry, call)) == (face, call, await outcome(direct, call))
+        assert registry.servers.all[0].outcomes.keys() <= {"ok", "refused"}
+
+
+async def test_the_version_is_told_anew_after_an_upgrade() -> None:
+    async with facing("v1+v2") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(Fetch(KEY))
+        await told(registry)
+        upstream.turn("v3")
+        await registry.send(Fetch(KEY))
+        await told(registry)
+        [server] = registry.status()["servers"]
+        assert (server["version"], server["dialects"]) == ("3.2.0", ["v3"])
+
+
+async def test_a_service_created_after_a_downgrade_is_of_the_kind_that_was_asked_for() -> None:
+    """What is still thought of as 3.x would be asked in v1, which creates persistent ones only."""
+    async with facing("3.0") as upstream, registry_of(upstream.url) as registry:
+        await registry.send(CreateService(EMPTY, ephemeral=True))
+        await told(registry)
+        upstream.turn("v1+v2")
+        await registry.send(CreateService(key("next"), ephemeral=True))
+        assert (await upstream.registry.send(GetService(key("next")))).ephemeral
+
+
+# --- what a v3 server shows to whom ----------------------------------------------------------------------------------
+
+
+async def test_without_admin_rights_the_clusters_that_were_seen_or_hinted_at_are_listed() -> None:
+    clock = FakeClock()
+    users = {"nacos": "pw", "reader": "pw"}
+    async with facing("v3", clock, passwords=users) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=LoginPolicy("reader", "pw")) as registry:
+            for number, cluster in enumerate(("DEFAULT", "c1", "c2")):
+                await upstream.registry.send(Register(KEY, instance(f"10.0.0.{number}", cluster=cluster)))
+            assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT"}
+            registry.hint(KEY, ["c1"])
+            await registry.send(Register(KEY, instance("10.0.1.2", cluster="c2")))
+            assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT", "c1", "c2"}
+
+
+async def test_where_the_admin_api_is_hidden_the_client_list_serves() -> None:
+    """As behind a gateway that lets only the client API through, and says 404 to the rest."""
+
+    def play(request: Request) -> Say:
+        if b"/v3/client/" not in request.line:
+            return say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        return ok(b'{"code":0,"message":"success","data":[{"ip":"10.0.0.1","port":80}]}')
+
+    clock = FakeClock()
+    async with stub(play) as gateway, registry_of(gateway.url, clock=clock) as registry:
+        assert [i.ip for i in (await registry.send(Fetch(KEY))).instances] == ["10.0.0.1"]
+        gateway.requests.clear()
+        await registry.send(Fetch(KEY))
+        assert len(gateway.requests) == 1
+
+
+async def test_a_missing_right_says_what_is_needed() -> None:
+    users = {"nacos": "pw", "reader": "pw"}
+    async with facing("v3", passwords=users) as upstream:
+        async with registry_of(upstream.url, login=LoginPolicy("reader", "pw")) as registry:
+            await registry.send(Register(KEY, A))
+            with pytest.raises(Refused, match="needs the admin API of Nacos 3") as caught:
+                await registry.send(Update(KEY, "10.0.0.1", 80, weight=2.0))
+            assert (caught.value.reason, caught.value.status) == (Reason.NO_RIGHT, 403)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_login_works_with_each_face_and_a_token_that_ended_is_renewed(face: str) -> None:
+    clock = FakeClock()
+    async with facing(face, clock, passwords={"nacos": "pw"}) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=LoginPolicy("nacos", "pw")) as registry:
+            await registry.send(Register(KEY, A))
+            assert upstream.users is not None
+            await clock.advance(6)
+            upstream.users.revoke()
+            assert len((await registry.send(Fetch(KEY))).instances) == 1
+            assert registry.session.logins == 2
+
+
+# --- protection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_the_truth_behind_a_list_that_masks_is_fetched(face: str) -> None:
+    clock = FakeClock()
+    async with facing(face, clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
+        await upstream.registry.send(CreateService(KEY, 0.5, ephemeral=True))
+        for number, healthy in enumerate((True, False, False)):
+            await upstream.registry.send(Register(KEY, instance(f"10.0.0.{number}", healthy=healthy)))
+        snapshot = await registry.send(Fetch(KEY))
+        assert [i.healthy for i in snapshot.instances] == [True, False, False]
+        assert (snapshot.threshold, snapshot.select().protected) == (0.5, True)
+        assert await registry.send(Fetch(KEY)) is snapshot
+
+
+# --- several servers -------------------------------------------------------------------------------------------------
+
+
+async def test_registration_and_beats_keep_to_one_server_and_reads_prefer_it() -> None:
+    clock = FakeClock()
+    async with facing("v3", clock) as one, facing("v3", clock) as two:
+        async with registry_of(one.url, two.url, clock=clock) as registry:
+            for number in range(10):
+                await registry.send(Register(KEY, instance(f"10.0.0.{number}")))
+                await registry.send(Beat(KEY, f"10.0.0.{number}", 80))
+            await registry.send(Fetch(KEY))
+            busy, idle = (one, two) if any("POST" in line for line in one.asked) else (two, one)
+            assert not any("instance" in line for line in idle.asked)
+            assert len((await busy.registry.send(Fetch(KEY))).instances) == 10
+
+
+async def test_a_services_own_data_is_asked_of_the_node_that_was_told_it() -> None:
+    """The others hear of it a second later."""
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as one, facing("v1+v2", clock) as two:
+        async with registry_of(one.url, two.url, clock=clock) as registry:
+            for number in range(10):
+                await registry.send(CreateService(key(f"own{number}"), 0.5))
+                assert (await registry.send(GetService(key(f"own{number}")))).threshold == 0.5
+
+
+async def test_a_call_goes_on_to_the_next_server_and_comes_back_when_the_first_is_up() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as up:
+        async with registry_of("127.0.0.1:1", up.url, clock=clock) as registry:
+            for number in range(20):
+                await registry.send(Register(key(f"s{number}"), A))
+            down, _ = registry.servers.all
+            assert not down.up
+            assert registry.status()["servers"][0]["state"] == "down"
+
+
+async def test_no_server_at_all_is_unreachable_and_nothing_arrived() -> None:
+    async with registry_of("127.0.0.1:1", "127.0.0.1:2") as registry:
+        with pytest.raises(Unreachable) as caught:
+            await registry.send(Register(KEY, A))
+        assert not caught.value.arrived
+
+
+@pytest.mark.parametrize("call", [CreateService(EMPTY), DeleteService(EMPTY)])
+async def test_what_says_something_else_the_second_time_is_not_sent_twice(call: Step) -> None:
+    """Both servers take the call and hang up: one of them has seen it, the other never."""
+    async with stub(lambda _: say(then="close")) as one, stub(lambda _: say(then="close")) as two:
+        async with registry_of(one.url, two.url) as registry:
+            with pytest.raises(UpstreamError):
+                await registry.send(call)
+            sent = [request.line for request in (*one.requests, *two.requests) if b"/ns/service" in request.line]
+            assert len(sent) == 1
+
+
+async def test_what_says_the_same_the_second_time_goes_to_the_next_server() -> None:
+    async with stub(lambda _: say(then="close")) as broken, facing("v1") as up:
+        async with registry_of(broken.url, up.url) as registry:
+            for number in range(8):
+                await registry.send(Register(key(f"s{number}"), A))
+            assert len(broken.requests) >= 1
+            assert (await up.registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 8
+
+
+async def test_many_calls_wait_for_one_answer_of_the_address_server() -> None:
+    async with facing("v1") as up, stub(lambda _: ok(up.url.encode())) as addresses:
+        async with registry_of(servers=ServersPolicy(endpoint=f"{addresses.url}/list")) as registry:
+            await asyncio.gather(*(registry.send(Fetch(KEY)) for _ in range(50)))
+            assert len(addresses.requests) == 1
+
+
+async def test_closing_ends_what_runs_beside_the_calls() -> None:
+    before = asyncio.all_tasks()
+    async with stub(lambda request: say(then="hang") if b"/state" in request.line else ok()) as server:
+        async with registry_of(server.url) as registry:
+            await registry.send(Register(KEY, A))
+            await asyncio.sleep(0)
+        names = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert not any("upstream" in name for name in names)
+
+
+async def test_a_version_that_was_not_told_for_want_of_an_answer_is_asked_for_again() -> None:
+    asked = 0
+
+    def play(request: Request) -> Say:
+        nonlocal asked
+        if b"/state" not in request.line:
+            return ok()
+        asked += 1
+        return say(then="close") if asked < 3 else ok(b'{"version":"1.4.6"}')
+
+    async with stub(play) as server, registry_of(server.url) as registry:
+        while not registry.servers.all[0].spoken.version:
+            await registry.send(Register(KEY, A))
+            await asyncio.sleep(0.01)
+        assert registry.servers.all[0].spoken.version == "1.4.6"
+
+
+REDIRECT = (400, "receive invalid redirect request from peer 10.0.0.2")
+NO_PEER = (500, "Server failed, caused: java.net.ConnectException: Connection refused (Connection refused);")
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+@pytest.mark.parametrize(
+    "call", [Register(KEY, A), Deregister(KEY, A.ip, A.port), Update(KEY, A.ip, A.port), Beat(KEY, A.ip, A.port)]
+)
+async def test_where_a_node_misses_its_peer_the_next_one_is_asked(call: Step, said: tuple[int, str]) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/state"):
+            return httpx.Response(200, json={})
+        asked.append(request.url.host)
+        if len(asked) == 1:
+            return httpx.Response(said[0], text=said[1])
+        return httpx.Response(200, json={"code": 10200}) if isinstance(call, Beat) else httpx.Response(200, text="ok")
+
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    await registry.send(call)
+    assert len(asked) == len(set(asked)) == 2
+    assert all(server.up for server in registry.servers.all)
+    await registry.close()
+
+
+@pytest.mark.parametrize("said", [REDIRECT, NO_PEER], ids=["redirect", "refused"])
+async def test_where_all_nodes_miss_their_peer_the_upstream_is_away_for_this_call(said: tuple[int, str]) -> None:
+    policy = NacosPolicy(ServersPolicy(("a", "b", "c")), dialect="v1")
+    transport = httpx.MockTransport(lambda _: httpx.Response(said[0], text=said[1]))
+    registry = NacosRegistry(policy, FakeClock(), transport)
+    with pytest.raises(Refused) as caught:
+        await registry.send(Beat(KEY, A.ip, A.port))
+    assert away(caught.value) and not telling(caught.value, fetching=False)
+    assert all(server.up for server in registry.servers.all)
+    with pytest.raises(Refused):
+        await registry.send(CreateService(KEY))
+    assert sum(sum(server.outcomes.values()) for server in registry.servers.all) == 4, "that is not asked twice"
+    await registry.close()
+
+
+async def test_a_node_that_dies_and_returns_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as up:
+        async with registry_of("127.0.0.1:1", up.url, clock=clock) as registry:
+            for number in range(20):
+                await registry.send(Register(key(f"s{number}"), A))
+            down = registry.servers.all[0]
+            registry.servers.succeeded(down, clock.now())
+            registry.servers.succeeded(down, clock.now())
+    lines = [record.getMessage() for record in caplog.records if "node " in record.getMessage()]
+    assert [line.partition(":1/nacos ")[2][:25] for line in lines] == [
+        "is down: 1 of 2 are up: h",
+        "is back: 2 of 2 are up",
+    ]
+
+
+async def test_hosts_that_cannot_be_read_are_counted_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    hosts: list[Any] = [{"ip": "10.0.0.1", "port": 80}, {"port": 0}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"hosts": hosts, "lastRefTime": 1})
+
+    registry = NacosRegistry(NacosPolicy(ServersPolicy(("a",)), dialect="v1"), FakeClock(), httpx.MockTransport(answer))
+    for _ in range(3):
+        assert len((await registry.send(Fetch(KEY))).instances) == 1
+    assert registry.unreadable == 1 and caplog.text.count("of its hosts, 1: ") == 1
+    hosts.append({"port": 0, "ip": None})
+    await registry.send(Fetch(KEY))
+    assert registry.unreadable == 3 and caplog.text.count("of its hosts, 2: ") == 1
+    del hosts[1:]
+    await registry.send(Fetch(KEY))
+    hosts.append({"port": 0})
+    await registry.send(Fetch(KEY))
+    assert registry.unreadable == 4
+    await registry.close()
+
+
+async def test_one_list_that_cannot_be_read_takes_no_server_down_and_is_asked_of_the_next() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"hosts": 1} if request.url.host == registry.servers.all[0].origin[7:8] else OK)
+
+    policy = NacosPolicy(ServersPolicy(("a", "b")), dialect="v1")
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    for number in range(30):
+        await registry.send(Fetch(key(f"s{number}")))
+    assert all(server.up for server in registry.servers.all)
+    assert registry.servers.all[0].outcomes["Garbled"] > 5
+    await registry.close()
+
+
+# --- hostile answers -------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(CALLS), st.lists(ODD_REPLIES, min_size=1, max_size=4), st.sampled_from(["auto", "v1", "v2", "v3"])
+)
+async def test_whatever_a_server_answers_is_a_result_or_an_upstream_error(
+    call: Step, replies: list[HttpReply], dialect: Any
+) -> None:
+    turns = itertools.cycle(replies)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        reply = next(turns)
+        headers = {"content-type": reply.content_type} if reply.content_type else {}
+        return httpx.Response(reply.status, headers=headers, content=reply.body)
+
+    policy = NacosPolicy(ServersPolicy(("127.0.0.1:8848",)), dialect=dialect)
+    registry = NacosRegistry(policy, FakeClock(), httpx.MockTransport(answer))
+    try:
+        await registry.send(call)
+    except UpstreamError as error:
+        assert str(error)
+    finally:
+        await registry.close()
+
+
+async def passed(registry: NacosRegistry, method: str, query: str, form: bytes = b"") -> str:
+    """Which server answered."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield form
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"%d" % len(form))]
+    async with registry.forward(method, "/v1/cs/configs", query, headers, body()) as reply:
+        return b"".join([chunk async for chunk in reply.body()]).decode()
+
+
+async def test_what_passes_through_is_spread_and_all_about_one_configuration_starts_at_the_same_server() -> None:
+    async with stub(lambda request: ok(b"one")) as one, stub(lambda request: ok(b"other")) as other:
+        async with registry_of(one.url, other.url) as registry:
+            read = [await passed(registry, "GET", f"dataId=d{number}&group=g") for number in range(40)]
+            published = [await passed(registry, "POST", "", b"dataId=d%d&content=x" % n) for n in range(40)]
+        assert read == published
+        assert 5 <= read.count("one") <= 35
+
+
+async def test_what_passes_through_and_is_about_nothing_starts_at_a_server_that_each_proxy_draws() -> None:
+    async with stub(lambda request: ok(b"one")) as one, stub(lambda request: ok(b"other")) as other:
+        drawn: list[set[str]] = []
+        for _ in range(40):
+            async with registry_of(one.url, other.url) as registry:
+                drawn.append({await passed(registry, "GET", "search=blur") for _ in range(2)})
+        assert {"one"} in drawn and {"other"} in drawn
+        assert all(len(servers) == 1 for servers in drawn)
+
+
+async def test_a_server_whose_udp_push_cannot_be_had_is_tried_again_by_one_task_however_often_it_returns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Barred(PushReceiver):
+        tries = 0
+
+        async def meet(self, server: Server) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                raise OSError("no IPv4 address")
+
+    clock = FakeClock()
+    registry = NacosRegistry(NacosPolicy(ServersPolicy(urls=("http://127.0.0.1:1",))), clock)
+    receiver = registry.receiver = Barred(("1.",))
+    (server,) = registry.servers.all
+    trying = [spawn(registry._subscribe(server), name="subscribe") for _ in range(3)]
+    await clock.advance(1.0)
+    assert receiver.tries == 1
+    for _ in range(2):
+        await clock.advance(MEET_AGAIN)
+    await asyncio.gather(*trying)
+    assert receiver.tries == 3
+    assert caplog.text.count("no UDP push from") == 1
+    await registry.close()

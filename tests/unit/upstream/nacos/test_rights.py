@@ -1,0 +1,133 @@
+"""What a client may do at the upstream: whether its token, or its name and password, is taken there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from nacos_proxy.model.calls import Fetch, Register
+from nacos_proxy.model.errors import (
+    ProxyError,
+    Reason,
+    Refused,
+    Unreachable,
+)
+from nacos_proxy.model.services import Snapshot
+from nacos_proxy.upstream.nacos.login import Credential
+from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
+from nacos_proxy.upstream.nacos.rights import (
+    Pass,
+    Telling,
+    prove,
+    take_account,
+    take_token,
+)
+from nacos_proxy.upstream.nacos.servers import ServersPolicy
+from tests.helpers.build import KEY, instance
+from tests.helpers.clock import FakeClock
+from tests.helpers.faces import facing
+
+PASSWORDS = {"nacos": "secret-of-nacos", "app": "secret-of-app"}
+DEAD = "http://127.0.0.1:1"
+
+
+def registry(*urls: str) -> NacosRegistry:
+    return NacosRegistry(NacosPolicy(ServersPolicy(urls)), FakeClock())
+
+
+class Saying:
+    """A registry that says the same to every call."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def send(self, call: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def close(self) -> None: ...
+
+
+def no(text: str, reason: Reason = Reason.NO_RIGHT, status: int = 403) -> Refused:
+    return Refused(reason, text, status=status)
+
+
+@pytest.mark.parametrize("answer", [Snapshot(KEY), no("authorization failed!")])
+async def test_a_token_is_good_where_its_account_is_known_whatever_that_may(answer: Any) -> None:
+    await prove(Saying(answer), "dev")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        no("token invalid!"),
+        no("Code: 401, Message: token expired!."),
+        no("Server failed", Reason.OTHER, 500),
+        no("unknown", Reason.OTHER, 400),
+        Unreachable("no connection", arrived=False),
+    ],
+)
+async def test_anything_else_proves_nothing(answer: ProxyError) -> None:
+    with pytest.raises(type(answer), match=str(answer)):
+        await prove(Saying(answer), "")
+
+
+@pytest.mark.parametrize("face", ["v1", "1.x", "v1+v2", "3.0", "v3"])
+async def test_tokens_and_accounts_are_tried_at_every_generation(face: str) -> None:
+    async with facing(face, passwords=PASSWORDS) as server:
+        assert server.users is not None
+        asked = registry(server.url)
+        good = await take_token(asked, server.users.login("app"), "dev")
+        assert (good.renew_at, good.ends_at) == (math.inf, math.inf)
+        with pytest.raises(Refused) as caught:
+            await take_token(asked, "made-up", "")
+        assert caught.value.reason is Reason.NO_RIGHT
+        account = await take_account(asked, "app", PASSWORDS["app"])
+        now = asked.clock.now()
+        assert account is not None and account.credential.token in server.users.tokens
+        assert (account.renew_at, account.ends_at) == (now + 16_200, now + 18_000)
+        with pytest.raises(Refused, match="the login as 'app' was refused") as wrong:
+            await take_account(asked, "app", "guessed")
+        assert "guessed" not in str(wrong.value) and wrong.value.status == 403
+        await asked.close()
+
+
+async def test_a_login_goes_to_the_next_server_where_one_is_gone() -> None:
+    async with facing("v1+v2", passwords=PASSWORDS) as server:
+        asked = registry(DEAD, server.url)
+        for user in PASSWORDS:
+            assert await take_account(asked, user, PASSWORDS[user]) is not None
+        await asked.close()
+
+
+@pytest.mark.parametrize("urls", [(), (DEAD,)])
+async def test_where_no_server_answers_a_login_fails_as_a_call_would(urls: tuple[str, ...]) -> None:
+    asked = registry(*urls)
+    with pytest.raises(Unreachable):
+        await take_account(asked, "app", "secret-of-app")
+    await asked.close()
+
+
+def test_a_login_that_was_renewed_goes_on_with_the_new_token() -> None:
+    credential = Credential("old")
+    held = Pass(credential, 1.0, 2.0)
+    held.renew(Pass(Credential("new"), 3.0, 4.0))
+    assert (credential.headers[1], held.renew_at, held.ends_at) == (("accessToken", "new"), 3.0, 4.0)
+
+
+async def test_it_is_told_when_the_token_is_not_known_any_more_and_of_no_other_refusal() -> None:
+    told: list[str] = []
+    tell: Callable[[Refused], None] = lambda error: told.append(error.text)  # noqa: E731
+    calls: tuple[Awaitable[Any], ...]
+    for answer in (no("token expired!"), no("authorization failed!"), no("bad", Reason.OTHER, 400)):
+        telling = Telling(Saying(answer), tell)
+        calls = (telling.send(Fetch(KEY)), telling.send(Register(KEY, instance())))
+        for call in calls:
+            with pytest.raises(Refused):
+                await call
+    assert told == ["token expired!"] * 2
+    assert await Telling(Saying(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)

@@ -1,0 +1,184 @@
+"""Parameters of calls, as a client writes them and as a server reads them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nacos_proxy.model.calls import (
+    BatchMetadata,
+    Beat,
+    CreateService,
+    Update,
+)
+from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.services import InstanceKey, ServiceKey
+from nacos_proxy.wire.http import HttpRequest
+from nacos_proxy.wire.nacos.base import PushAddress
+from nacos_proxy.wire.nacos.forms import (
+    bare,
+    batch_form,
+    beat_form,
+    grouped,
+    instance_form,
+    metadata_text,
+    pairs,
+    patched_weight,
+    push_address,
+    read_any_beat,
+    read_batch,
+    service_form,
+    status_key,
+    update_form,
+)
+from nacos_proxy.wire.nacos.parameters import Parameters
+from tests.helpers.build import KEY, instance, key
+
+
+def of(**values: str) -> Parameters:
+    return Parameters(HttpRequest("PUT", "/", tuple(values.items())))
+
+
+# writing
+
+
+def test_what_is_none_is_not_named_and_booleans_are_javas() -> None:
+    assert pairs(a=None, b=True, c=False, d=1, e=2.5, f="") == (
+        ("b", "true"),
+        ("c", "false"),
+        ("d", "1"),
+        ("e", "2.5"),
+        ("f", ""),
+    )
+
+
+def test_v1_names_a_service_with_its_group_and_the_others_without() -> None:
+    service = key("s", "g", "n")
+    assert dict(grouped(service)) == {"serviceName": "g@@s", "groupName": "g", "namespaceId": "n"}
+    assert dict(bare(service)) == {"serviceName": "s", "groupName": "g", "namespaceId": "n"}
+
+
+def test_metadata_travels_as_json_in_utf8() -> None:
+    assert metadata_text({"zone": "北"}) == '{"zone":"北"}'
+    assert "metadata" not in dict(instance_form(instance()))
+
+
+def test_an_update_names_only_what_it_has() -> None:
+    assert set(dict(update_form(Update(KEY, "10.0.0.1", 80)))) == {"ip", "port", "clusterName", "ephemeral"}
+    form = dict(update_form(Update(KEY, "10.0.0.1", 80, weight=0.5, enabled=False, metadata={})))
+    assert (form["weight"], form["enabled"], form["metadata"]) == ("0.5", "false", "{}")
+
+
+def test_a_full_beat_has_the_object_beside_the_light_parameters() -> None:
+    assert "beat" not in dict(beat_form(Beat(KEY, "10.0.0.1", 80)))
+    full = instance(cluster="c1", weight=2.0, metadata={"a": "1"})
+    beat = json.loads(dict(beat_form(Beat(KEY, "10.0.0.1", 80, "c1", full=full)))["beat"])
+    assert beat == {
+        "serviceName": "DEFAULT_GROUP@@orders",
+        "ip": "10.0.0.1",
+        "port": 80,
+        "weight": 2.0,
+        "cluster": "c1",
+        "metadata": {"a": "1"},
+        "ephemeral": True,
+        "scheduled": True,
+    }
+
+
+def test_a_batch_of_all_names_no_instances() -> None:
+    assert dict(batch_form(BatchMetadata(KEY, (), {"a": "1"}))) == {
+        "consistencyType": "ephemeral",
+        "metadata": '{"a":"1"}',
+    }
+    one = BatchMetadata(KEY, (InstanceKey("10.0.0.1", 80, "c1"),), {}, ephemeral=False)
+    assert dict(batch_form(one)) == {
+        "consistencyType": "persist",
+        "metadata": "{}",
+        "instances": '[{"ip":"10.0.0.1","port":80,"clusterName":"c1","ephemeral":false}]',
+    }
+
+
+def test_a_service_names_what_it_has() -> None:
+    assert dict(service_form(CreateService(KEY))) == {"protectThreshold": "0.0"}
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    ("ip", "port", "headers", "found"),
+    [
+        ("10.0.0.9", 5000, {"user-agent": "Nacos-Java-Client:v1.4.6"}, "Nacos-Java-Client:v1.4.6"),
+        ("10.0.0.9", 5000, {"user-agent": "", "client-version": "1.4.6"}, "1.4.6"),
+        ("10.0.0.9", 5000, {}, ""),
+        ("10.0.0.9", 0, {}, None),
+        ("10.0.0.9", 70000, {}, None),
+        ("", 5000, {}, None),
+    ],
+)
+def test_who_wants_pushes_says_where(ip: str, port: int, headers: dict[str, str], found: str | None) -> None:
+    request = HttpRequest("GET", "/", (("app", "shop"),), headers=headers)
+    expected = None if found is None else PushAddress(ip, port, found, "shop")
+    assert push_address(request, Parameters(request), ip, port) == expected
+
+
+def test_a_patched_weight_may_be_out_of_range_but_not_out_of_numbers() -> None:
+    assert patched_weight(None) is None and patched_weight(20_000.0) == 20_000.0
+    with pytest.raises(BadCall):
+        patched_weight(float("inf"))
+
+
+def test_a_light_beat_needs_no_address() -> None:
+    assert read_any_beat(of(serviceName="s"), group_needed=False) == Beat(key("s"), "", 0)
+
+
+def test_a_full_beat_wins_over_the_parameters_but_not_over_the_service() -> None:
+    text = '{"serviceName":"other@@x","ip":"10.0.0.1","port":80}'
+    p = of(serviceName="s", groupName="g", ip="9.9.9.9", port="1", clusterName="c1", beat=text)
+    call = read_any_beat(p, group_needed=False)
+    assert (call.service, call.ip, call.port, call.cluster) == (key("s", "g"), "10.0.0.1", 80, "c1")
+    assert call.full == instance(cluster="c1", weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "group_needed", "problem"),
+    [
+        ({}, False, Problem.MISSING),
+        ({}, True, Problem.MISSING),
+        ({"serviceName": ""}, False, Problem.MISSING),
+        ({"serviceName": ""}, True, Problem.GROUPED_NAME),
+        ({"serviceName": " "}, False, Problem.GROUPED_NAME),
+        ({"serviceName": "s"}, True, Problem.GROUPED_NAME),
+        ({"serviceName": "s", "ip": "a b"}, False, Problem.ILLEGAL),
+        ({"serviceName": "s", "port": "x"}, False, Problem.ILLEGAL),
+        ({"serviceName": "s", "beat": '{"port":99999}'}, False, Problem.ILLEGAL),
+        ({"serviceName": "a b", "beat": "{"}, False, Problem.BODY),
+    ],
+)
+def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, problem: Problem) -> None:
+    with pytest.raises(BadCall) as caught:
+        read_any_beat(of(**values), group_needed=group_needed)
+    assert caught.value.problem is problem
+
+
+def test_a_batch_is_of_one_kind() -> None:
+    everybody = of(serviceName="s", consistencyType="persist")
+    assert read_batch(everybody, (), {}, "PUT") == BatchMetadata(key("s"), (), {}, ephemeral=False)
+    two = (instance(), instance("10.0.0.2", ephemeral=False))
+    found = read_batch(of(serviceName="s"), two, {"a": "1"}, "DELETE")
+    assert (found.remove, found.ephemeral, found.instances) == (True, False, (two[0].key, two[1].key))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("g@@s", ServiceKey("public", "g", "s")), ("n##g@@s", ServiceKey("n", "g", "s")), ("##g@@s", key("s", "g"))],
+)
+def test_statuses_are_asked_by_one_key(text: str, found: ServiceKey) -> None:
+    assert status_key(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "s", "n##s", "@@s", "g@@"])
+def test_a_key_without_group_and_name_is_refused(text: str) -> None:
+    with pytest.raises(BadCall):
+        status_key(text)

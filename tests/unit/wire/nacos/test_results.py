@@ -1,0 +1,194 @@
+"""What v2 and v3 share: the order of a form's checks, and the wrapper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nacos_proxy.model.calls import (
+    CreateService,
+    Fetch,
+    Metrics,
+    SetHealth,
+    Update,
+    UpdateService,
+)
+from nacos_proxy.model.errors import (
+    BadCall,
+    Malformed,
+    Problem,
+    Reason,
+    Refused,
+)
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.parameters import Parameters
+from nacos_proxy.wire.nacos.results import (
+    data_of,
+    form_required,
+    health_form,
+    named_key,
+    param_required,
+    read_batch_form,
+    read_create,
+    read_deregister,
+    read_health,
+    read_instance,
+    read_mapping,
+    read_metrics,
+    read_ok,
+    read_register,
+    read_service_form,
+    read_service_update,
+    read_update,
+    read_updated,
+    write_as_is,
+    write_ok,
+    write_updated,
+)
+from tests.helpers.build import KEY, instance, key
+
+HERE = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
+
+
+def request(method: str = "POST", **values: str) -> HttpRequest:
+    return HttpRequest(method, "/v2/ns/instance", tuple(values.items()))
+
+
+def of(**values: str) -> Parameters:
+    return Parameters(request(**values))
+
+
+def reply(body: bytes, status: int = 200) -> HttpReply:
+    return HttpReply(status, "application/json", body)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "Required parameter 'serviceName' type String is not present"),
+        ({"serviceName": " "}, "Required parameter 'serviceName' type String is not present"),
+        ({"serviceName": "s"}, "Required parameter 'ip' type String is not present"),
+        ({"serviceName": "s", "ip": "x"}, "Required parameter 'port' type Integer is not present"),
+    ],
+)
+def test_a_form_says_what_it_lacks(values: dict[str, str], text: str) -> None:
+    with pytest.raises(BadCall) as caught:
+        form_required(of(**values), "serviceName", "ip", "port")
+    assert (caught.value.text, caught.value.problem) == (text, Problem.MISSING)
+
+
+def test_a_method_parameter_says_it_in_other_words() -> None:
+    text = "Required request parameter 'port' for method parameter type Integer is not present"
+    with pytest.raises(BadCall, match=text):
+        param_required(of(), "port", "Integer")
+    assert param_required(of(port=" 5 "), "port") == "5"
+    with pytest.raises(BadCall, match="serviceName is blank"):
+        named_key(of(serviceName=""))
+    assert named_key(of(serviceName="orders")) == KEY
+
+
+def test_an_instance_has_defaults() -> None:
+    assert read_instance(of(**HERE)) == (KEY, instance())
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"metadata": "{oops", "weight": "abc"}, Problem.METADATA),
+        ({"clusterName": "a b", "weight": "abc"}, Problem.ILLEGAL),
+        ({"weight": "abc"}, Problem.NOT_A_NUMBER),
+        ({"enabled": "maybe"}, Problem.NOT_A_BOOLEAN),
+        ({"weight": "-1"}, Problem.MISSING),
+        ({**HERE, "weight": "-1", "clusterName": "a_b"}, Problem.WEIGHT),
+        ({**HERE, "weight": "NaN"}, Problem.WEIGHT),
+        ({**HERE, "clusterName": "a_b"}, Problem.INSTANCE),
+    ],
+)
+def test_a_registration_is_checked_in_nacoss_order(values: dict[str, str], problem: Problem) -> None:
+    with pytest.raises(BadCall) as caught:
+        read_register(request(**values))
+    assert caught.value.problem is problem
+
+
+def test_a_deregistration_may_look_at_the_weight_or_not() -> None:
+    wrong = of(**HERE, weight="-1", ephemeral="false")
+    assert not read_deregister(wrong, weighed=False).ephemeral
+    with pytest.raises(BadCall):
+        read_deregister(wrong, weighed=True)
+
+
+def test_an_update_names_what_was_named() -> None:
+    assert read_update(request(**HERE)) == Update(KEY, "10.0.0.1", 80)
+    named = read_update(request(**HERE, weight="2", enabled="0", metadata="a=1"), partial=True)
+    assert named == Update(KEY, "10.0.0.1", 80, weight=2.0, enabled=False, metadata={"a": "1"}, partial=True)
+
+
+def test_a_batch_wants_metadata() -> None:
+    with pytest.raises(BadCall, match="'metadata' type String"):
+        read_batch_form(request(serviceName="s"))
+    with pytest.raises(BadCall, match="'port' is illegal"):
+        read_batch_form(request(serviceName="s", metadata="a=1", instances='[{"ip":"x","port":99999}]'))
+    assert read_batch_form(request("DELETE", serviceName="orders", metadata="a=1")).remove
+
+
+def test_health_wants_to_know_it() -> None:
+    with pytest.raises(BadCall, match="'healthy' type Boolean"):
+        read_health(request(**HERE))
+    call = SetHealth(KEY, "10.0.0.1", 80, "DEFAULT", False)
+    assert read_health(request(**HERE, healthy="false")) == call
+    assert read_health(request(serviceName="orders", **dict(health_form(call)))) == call
+
+
+def test_services_have_forms() -> None:
+    made = read_create(request(serviceName="s", protectThreshold="0.5", metadata="a=1", ephemeral="true"))
+    assert made == CreateService(key("s"), 0.5, {"a": "1"}, ephemeral=True)
+    assert read_service_update(request(serviceName="s")) == UpdateService(key("s"))
+    assert read_service_form(request(serviceName="s", groupName="g")) == key("s", "g")
+    assert read_metrics(request(onlyStatus="false")) == Metrics(False)
+    with pytest.raises(BadCall):
+        read_create(request())
+
+
+# answers
+
+
+def test_answers_are_wrapped() -> None:
+    assert write_ok(None, None).body == b'{"code":0,"message":"success","data":"ok"}'
+    assert write_as_is(None, {"a": 1}).body == b'{"code":0,"message":"success","data":{"a":1}}'
+    assert write_updated(None, ("x",)).body == b'{"code":0,"message":"success","data":{"updated":["x"]}}'  # type: ignore[arg-type]
+
+
+def test_data_is_unwrapped() -> None:
+    assert data_of("v2", Fetch(KEY), write_as_is(None, {"a": 1})) == {"a": 1}
+    read_ok("v2", Fetch(KEY), write_ok(None, None))
+    assert read_updated("v2", Fetch(KEY), write_updated(None, ("x",))) == ("x",)  # type: ignore[arg-type]
+    assert read_mapping("v2", Fetch(KEY), write_as_is(None, {"a": 1})) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b'{"code":30000,"message":"server error","data":"x"}', 200, Reason.OTHER),
+        (b'{"code":21008,"message":"service not exist","data":"x"}', 400, Reason.SERVICE_NOT_FOUND),
+        (b"", 404, Reason.GONE),
+    ],
+)
+def test_a_code_is_a_refusal_whatever_the_status(body: bytes, status: int, reason: Reason) -> None:
+    with pytest.raises(Refused) as caught:
+        data_of("v2", Fetch(KEY), reply(body, status))
+    assert (caught.value.reason, caught.value.dialect) == (reason, "v2" if body else "")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"ok", b"[]", b"{}", b'{"code":"0"}', b'{"code":0,"data":"no"}', b'{"code":true}']
+)
+def test_what_is_no_result_is_malformed(body: bytes) -> None:
+    with pytest.raises(Malformed):
+        read_ok("v2", Fetch(KEY), reply(body))
+
+
+@pytest.mark.parametrize("data", ["null", '"x"', "[]", '{"updated":null}', '{"updated":[1]}'])
+def test_a_batch_that_names_nothing_is_malformed(data: Any) -> None:
+    with pytest.raises(Malformed):
+        read_updated("v2", Fetch(KEY), reply(b'{"code":0,"data":%s}' % data.encode()))  # type: ignore[arg-type]

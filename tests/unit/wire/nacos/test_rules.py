@@ -1,0 +1,169 @@
+"""What values are held to with Nacos's parameter check, and without it."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import orjson
+import pytest
+
+from nacos_proxy.model.calls import BatchMetadata, Beat, Register
+from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.services import ServiceKey
+from nacos_proxy.wire.http import HttpRequest
+from nacos_proxy.wire.nacos.base import Dialect, ReadService
+from nacos_proxy.wire.nacos.forms import status_key
+from nacos_proxy.wire.nacos.rules import (
+    LENIENT,
+    LONGEST,
+    NACOS,
+    Rules,
+)
+from nacos_proxy.wire.nacos.v1 import V1
+from nacos_proxy.wire.nacos.v2 import V2
+from nacos_proxy.wire.nacos.v3 import V3
+from nacos_proxy.wire.rest.bodies import read_register, read_update
+from nacos_proxy.wire.rest.query import (
+    Query,
+    read_address,
+    read_key,
+    read_list,
+    read_view,
+)
+from tests.helpers.build import KEY, instance
+
+LONG = {"note": "x" * 5000}
+TAKEN_BY_OLD_SERVERS = [
+    {"serviceName": "用户服务"},
+    {"serviceName": "a b"},
+    {"groupName": "组"},
+    {"namespaceId": "team.one"},
+    {"clusterName": "机房"},
+    {"ip": "主机"},
+    {"port": "70000"},
+    {"metadata": orjson.dumps(LONG).decode()},
+    {"metadata": '{"preserved.heart.beat.interval":"60000"}'},
+    {"metadata": '{"preserved.instance.id.generator":"own"}'},
+]
+NAMES = ["serviceName", "groupName", "namespaceId", "clusterName", "ip"]
+BREAKING = ["a\nb", "a\rb", "b\x00a", "a\x1b[2J", "a\x7f", "a\x85b", "a\u2028b", "x" * (LONGEST + 1)]
+REGISTRATIONS = [(V1, "/v1/ns/instance"), (V2, "/v2/ns/instance"), (V3, "/v3/client/ns/instance")]
+
+
+def read(method: str, path: str, rules: Rules, dialect: Dialect = V1, /, **values: str) -> object:
+    given = {"serviceName": "s", "ip": "10.0.0.1", "port": "80", **values}
+    row = dialect.match(method, path)
+    assert row is not None
+    return row.read_request(HttpRequest(method, path, tuple(given.items()), rules=rules))
+
+
+@pytest.mark.parametrize(("dialect", "path"), REGISTRATIONS, ids=["v1", "v2", "v3"])
+@pytest.mark.parametrize("values", TAKEN_BY_OLD_SERVERS, ids=lambda values: next(iter(values)))
+def test_what_old_servers_take_is_refused_with_the_check_and_passes_without(
+    dialect: Dialect, path: str, values: dict[str, str]
+) -> None:
+    if "own" not in values.get("metadata", "") or dialect is V1:
+        with pytest.raises(BadCall):
+            read("POST", path, NACOS, dialect, **values)
+    call = read("POST", path, LENIENT, dialect, **values)
+    assert isinstance(call, Register)
+    key, i = call.service, call.instance
+    shown = {
+        "serviceName": key.name, "groupName": key.group, "namespaceId": key.namespace, "clusterName": i.cluster,
+        "ip": i.ip, "port": str(i.port), "metadata": orjson.dumps(dict(i.metadata)).decode(),
+    }  # fmt: skip
+    assert values.items() <= shown.items()
+
+
+@pytest.mark.parametrize("text", BREAKING, ids=ascii)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("dialect", "path"), REGISTRATIONS, ids=["v1", "v2", "v3"])
+def test_what_would_break_a_line_or_never_ends_is_refused_without_the_check_too(
+    dialect: Dialect, path: str, name: str, text: str
+) -> None:
+    with pytest.raises(BadCall):
+        read("POST", path, LENIENT, dialect, **{name: text})
+
+
+@pytest.mark.parametrize(("service", "group"), [("g@@a@@b", ""), ("a", "g@@h"), ("a", "g@"), ("a@@b@@", "")], ids=ascii)
+def test_a_name_that_reads_back_as_another_is_refused_without_the_check_too(service: str, group: str) -> None:
+    with pytest.raises(BadCall):
+        read("GET", "/v1/ns/instance/list", LENIENT, serviceName=service, groupName=group)
+
+
+def test_without_the_check_what_no_server_takes_is_still_refused_in_the_words_of_1x() -> None:
+    for values, text in [
+        ({"port": "abc"}, 'For input string: "abc"'),
+        ({"ip": ""}, "Param 'ip' is required."),
+        ({"weight": "10001"}, "instance format invalid: The weights range from 0.0 to 10000.0"),
+        ({"metadata": "{oops"}, "metadata format incorrect:{oops"),
+    ]:
+        with pytest.raises(BadCall) as caught:
+            read("POST", "/v1/ns/instance", LENIENT, **values)
+        assert (caught.value.text, caught.value.status) == (text, 400)
+        reply = V1.write_error(HttpRequest("POST", "/v1/ns/instance"), caught.value, 0)
+        assert (reply.status, reply.body.decode()) == (400, text)
+
+
+def test_without_the_check_lists_beats_and_batches_take_the_same_names() -> None:
+    names = {"serviceName": "服务", "groupName": "组"}
+    listed = read("GET", "/v1/ns/instance/list", LENIENT, **names, clusters="甲,b c")
+    assert isinstance(listed, ReadService) and listed.cluster_set == {"甲", "b c"}
+    full = orjson.dumps({"ip": "主机", "port": 70000, "cluster": "甲", "metadata": LONG}).decode()
+    beat = read("PUT", "/v1/ns/instance/beat", LENIENT, **names, beat=full)
+    assert isinstance(beat, Beat) and beat.full == instance("主机", 70000, cluster="甲", weight=0.0, metadata=LONG)
+    batch = read("PUT", "/v1/ns/instance/metadata/batch", LENIENT, **names, instances=f"[{full}]", metadata='{"a":"b"}')
+    assert isinstance(batch, BatchMetadata) and batch.service == ServiceKey("public", "组", "服务")
+
+
+@pytest.mark.parametrize("port", [2**31, -(2**31) - 1, 10**30])
+def test_a_port_in_json_that_no_int_holds_is_refused_by_both(port: int) -> None:
+    full = orjson.dumps({"ip": "a"}).decode()[:-1] + f',"port":{port}}}'
+    for rules in (NACOS, LENIENT):
+        with pytest.raises(BadCall):
+            read("PUT", "/v1/ns/instance/beat", rules, beat=full)
+
+
+def test_a_status_key_is_held_to_what_is_always_refused() -> None:
+    assert status_key("team.one##组@@服务") == ServiceKey("team.one", "组", "服务")
+    with pytest.raises(BadCall):
+        status_key("g@@a\nb")
+
+
+# our own API
+
+
+def test_our_api_obeys_the_same_switch_in_its_own_words() -> None:
+    text = f"group={quote('组')}&namespace=team.one&clusters={quote('甲')}"
+    with pytest.raises(BadCall):
+        read_key("服务", Query(text))
+    with pytest.raises(BadCall):
+        read_view(Query(text))
+    with pytest.raises(BadCall):
+        read_list(Query(text))
+    query = Query(text, LENIENT)
+    assert read_key("服务", query) == ServiceKey("team.one", "组", "服务")
+    assert read_view(query).cluster_set == {"甲"}
+    assert read_list(query).group == "组"
+    assert read_address("主机:80", LENIENT) == ("主机", 80)
+    with pytest.raises(BadCall, match="'service'"):
+        read_key("a\nb", query)
+
+
+def test_a_body_of_our_api_obeys_it_too() -> None:
+    body = orjson.dumps({"ip": "主机", "port": 80, "cluster": "甲_乙", "metadata": LONG})
+    with pytest.raises(BadCall):
+        read_register(KEY, body)
+    assert read_register(KEY, body, LENIENT).call.instance == instance("主机", 80, cluster="甲_乙", metadata=LONG)
+    more = orjson.dumps({"metadata": LONG})
+    address = read_address("10.0.0.1:80")
+    with pytest.raises(BadCall, match="'metadata'"):
+        read_update(KEY, address, Query(""), more)
+    assert read_update(KEY, address, Query("", LENIENT), more).metadata == LONG
+
+
+def test_a_port_that_nobody_can_connect_to_is_refused_by_our_api_always() -> None:
+    for rules in (NACOS, LENIENT):
+        with pytest.raises(BadCall) as caught:
+            read_register(KEY, b'{"ip":"a","port":70000}', rules)
+        assert caught.value.problem is Problem.ILLEGAL

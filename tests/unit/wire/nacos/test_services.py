@@ -1,0 +1,204 @@
+"""Services, pages, subscribers and namespaces as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nacos_proxy.model.calls import ServiceDetail, ServiceInfo, Subscriber
+from nacos_proxy.model.errors import Malformed, Misplaced
+from nacos_proxy.model.services import Checking, Instance
+from nacos_proxy.wire.nacos.base import ReadPage
+from nacos_proxy.wire.nacos.services import (
+    by_cluster,
+    cluster_map,
+    detail_json,
+    page_of,
+    read_detail,
+    read_namespaces,
+    read_service,
+    read_subscriber,
+    subscriber_json,
+    view_json,
+)
+from tests.helpers.build import KEY, instance, key, snapshot
+from tests.helpers.recordings import load
+
+
+def detail(*instances: Instance, threshold: float = 0.0, **fields: Any) -> ServiceDetail:
+    return ServiceDetail(ServiceInfo(KEY, threshold, **fields), snapshot(*instances))
+
+
+def recorded(name: str, case: str) -> Any:
+    (row,) = [row for row in load(name) if row.case == case]
+    return row.body
+
+
+def test_a_service_of_v1_names_its_clusters_in_a_list() -> None:
+    shown = recorded("r-nacos-0.8.8", "v1 service get")
+    info = read_service(key(shown["name"]), shown)
+    assert info == ServiceInfo(
+        info.key, 0.5, {"owner": "x"}, {"contextType": "NONE", "type": "none"}, ("DEFAULT",), ephemeral=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "clusters"),
+    [("nacos-2.5.1", "v2 service get", ("DEFAULT",)), ("nacos-3.0.3", "v3 admin service get", ("c1", "DEFAULT"))],
+)
+def test_a_service_of_v2_and_v3_names_them_in_a_map(name: str, case: str, clusters: tuple[str, ...]) -> None:
+    shown = recorded(name, case)["data"]
+    info = read_service(key(shown["serviceName"]), shown)
+    assert (info.clusters, info.ephemeral, info.threshold) == (clusters, True, 0.0)
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {"clusters": {}}, {"clusters": [1]}, {"clusterMap": []}, {"metadata": [1]}]
+)
+def test_a_service_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(Malformed):
+        read_service(KEY, value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"name": "carts"}, {"name": "G@@orders"}, {"serviceName": "carts"}, {"name": "orders", "groupName": "G"}]
+)
+def test_an_answer_about_another_service_is_misplaced(value: Any) -> None:
+    with pytest.raises(Misplaced):
+        read_service(KEY, value)
+
+
+def test_what_a_service_does_not_say_has_defaults() -> None:
+    assert read_service(KEY, {"protectThreshold": None, "selector": None, "ephemeral": None}) == ServiceInfo(KEY)
+
+
+def test_a_cluster_map_has_no_hosts() -> None:
+    cluster = {"clusterName": "c1", "healthChecker": {"type": "TCP"}, "metadata": {}, "hosts": None}
+    info = ServiceInfo(KEY, clusters=("c1",))
+    assert cluster_map(info, ports=False) == {"c1": cluster}
+    ports = {"healthyCheckPort": 80, "useInstancePortForCheck": True}
+    assert cluster_map(info, ports=True) == {"c1": {**cluster, **ports}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"clusters": [{"name": "c1", "healthChecker": {"type": "NONE"}, "metadata": {"a": "1"}}, {"name": "c2"}]},
+        {"clusterMap": {"c1": {"healthChecker": {"type": "NONE"}, "metadata": {"a": "1"}, "hosts": None}, "c2": {}}},
+    ],
+)
+def test_a_checker_that_a_server_shows_is_kept(value: Any) -> None:
+    info = read_service(KEY, value)
+    assert (info.clusters, dict(info.checks)) == (
+        ("c1", "c2"),
+        {"c1": Checking({"type": "NONE"}, metadata={"a": "1"})},
+    )
+    assert cluster_map(info, ports=False)["c1"]["healthChecker"] == {"type": "NONE"}
+
+
+def test_v3_also_says_on_which_port_it_is_checked() -> None:
+    row = {"healthChecker": {"type": "TCP"}, "healthyCheckPort": 81, "useInstancePortForCheck": False, "metadata": {}}
+    info = read_service(KEY, {"clusterMap": {"c1": row}})
+    assert info.checks == {"c1": Checking(port=81, by_instance_port=False)}
+
+
+@pytest.mark.parametrize(
+    ("row", "numbers"),
+    [
+        (detail(), (0, 0, 0, "false")),
+        (detail(instance(), instance("10.0.0.2", healthy=False)), (1, 2, 1, "false")),
+        (detail(instance(), instance("10.0.0.2", healthy=False), threshold=0.5), (1, 2, 1, "true")),
+        (detail(instance(healthy=False)), (1, 1, 0, "true")),
+        (detail(instance(cluster="c1"), clusters=("c2",)), (2, 1, 1, "false")),
+    ],
+)
+def test_a_service_in_numbers(row: ServiceDetail, numbers: tuple[int, int, int, str]) -> None:
+    view = view_json(row)
+    assert (view["name"], view["groupName"]) == ("orders", "DEFAULT_GROUP")
+    shown = ("clusterCount", "ipCount", "healthyInstanceCount", "triggerFlag")
+    assert tuple(view[name] for name in shown) == numbers
+
+
+def test_a_detail_comes_back_but_for_the_threshold_that_3_0_3_never_shows() -> None:
+    before = detail(instance(), instance("10.0.0.2", cluster="c1", enabled=False), threshold=0.5, metadata={"a": "1"})
+    after = read_detail("public", detail_json(before))
+    assert after.snapshot.instances == before.snapshot.instances
+    assert (after.info.metadata, after.info.threshold) == ({"a": "1"}, 0.0)
+    assert after.snapshot.masking  # it has metadata of its own
+
+
+def test_a_detail_with_a_threshold_would_be_understood() -> None:
+    shown = {**detail_json(detail(instance())), "protectThreshold": 0.5}
+    assert read_detail("public", shown).snapshot.threshold == 0.5
+
+
+def test_details_of_a_real_server_are_whole_services() -> None:
+    rows = recorded("v3-only", "v3 only: service list with instances")["data"]["pageItems"]
+    found = read_detail("public", rows[0]).snapshot
+    assert [(i.ip, i.cluster, i.healthy, i.enabled) for i in found.instances] == [
+        ("10.0.0.0", "DEFAULT", True, True),
+        ("10.0.0.1", "c1", True, True),
+        ("10.0.0.2", "c1", False, True),
+        ("10.0.0.3", "c2", True, False),
+    ]
+
+
+NO_CLUSTERS: list[Any] = [1, {"hosts": 1}, {"hosts": [1]}]
+NO_DETAILS: list[Any] = [None, {}, {"serviceName": "s"}, {"serviceName": 1, "groupName": "g"}]
+
+
+@pytest.mark.parametrize(
+    "value", NO_DETAILS + [{"serviceName": "s", "groupName": "g", "clusterMap": {"c": wrong}} for wrong in NO_CLUSTERS]
+)
+def test_a_detail_that_is_none_is_malformed(value: Any) -> None:
+    with pytest.raises(Malformed):
+        read_detail("public", value)
+
+
+def test_instances_stand_by_cluster() -> None:
+    one, two = instance(), instance("10.0.0.2", cluster="c1")
+    assert by_cluster([two, one]) == {"c1": [two], "DEFAULT": [one]}
+
+
+@pytest.mark.parametrize(
+    ("page", "size", "ports"), [(1, 2, (1, 2)), (2, 2, (3,)), (0, 2, (1, 2)), (3, 2, ()), (1, -1, ())]
+)
+def test_a_page_is_a_slice(page: int, size: int, ports: tuple[int, ...]) -> None:
+    every = [instance(port=port) for port in (1, 2, 3)]
+    assert tuple(i.port for i in page_of(ReadPage(KEY, page=page, size=size), every)) == ports
+
+
+SUBSCRIBER = Subscriber("10.0.0.9:5000", "Nacos-Java-Client:v1", "shop", "10.0.0.9", 5000, "public", KEY.grouped, "c1")
+
+
+def test_a_subscriber_comes_back() -> None:
+    assert read_subscriber(subscriber_json(SUBSCRIBER, KEY), KEY) == SUBSCRIBER
+
+
+def test_a_subscriber_of_v3_has_neither_address_nor_cluster() -> None:
+    shown = {
+        "namespaceId": "n",
+        "groupName": "g",
+        "serviceName": "s",
+        "ip": "10.0.0.9",
+        "port": 5000,
+        "appName": "shop",
+    }
+    found = read_subscriber(shown, KEY)
+    assert found == Subscriber("10.0.0.9:5000", "", "shop", "10.0.0.9", 5000, "n", "g@@s", "")
+    assert subscriber_json(Subscriber("a", "", "", "", 0, "", "s", ""), key("s", "g"))["serviceName"] == "g@@s"
+
+
+def test_a_subscriber_that_is_none_is_malformed() -> None:
+    with pytest.raises(Malformed):
+        read_subscriber("x", KEY)
+
+
+def test_the_default_namespace_is_public_whatever_the_server_calls_it() -> None:
+    assert read_namespaces([{"namespace": "", "type": 0}, {"namespace": "n"}]) == (
+        {"namespace": "public", "type": 0},
+        {"namespace": "n"},
+    )
+    with pytest.raises(Malformed):
+        read_namespaces({"a": 1})

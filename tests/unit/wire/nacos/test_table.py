@@ -1,0 +1,141 @@
+"""A dialect as a table: which row a path and a call find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nacos_proxy.model.calls import (
+    Call,
+    Deregister,
+    Fetch,
+    GetInstance,
+    Metrics,
+)
+from nacos_proxy.model.errors import Malformed
+from nacos_proxy.model.services import ServiceKey
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.base import Operation
+from nacos_proxy.wire.nacos.shapes import as_text
+from nacos_proxy.wire.nacos.table import (
+    ANY,
+    KEY,
+    Table,
+    sent,
+)
+from nacos_proxy.wire.nacos.v1 import V1
+from nacos_proxy.wire.nacos.v2 import V2
+from nacos_proxy.wire.nacos.v3 import V3
+from tests.helpers.build import KEY as SERVICE
+from tests.helpers.pair import CALLS
+
+
+def row(method: str, path: str, call: type, asks: tuple[type, ...] = (), **roles: Any) -> Operation[Any, Any]:
+    def read(_request: HttpRequest) -> Any:
+        raise NotImplementedError
+
+    return Operation(method, path, call, read, lambda c, r: as_text("ok"), asks=asks, **roles)
+
+
+def ask(call: Any) -> HttpRequest:
+    return HttpRequest("GET", f"/asked/{type(call).__name__}")
+
+
+def reply_of(call: Any, reply: HttpReply) -> Any:
+    return {}[reply.status]
+
+
+LIST = row("GET", "/n/list", Metrics, (Fetch,), write_request=ask, read_reply=reply_of)
+STATUSES = row(ANY, f"/n/statuses{KEY}", Metrics)
+NAMES = row(ANY, "/n/names", Metrics)
+BESIDE = row("GET", "/beside", Metrics)
+
+
+def table(*, slash: bool = True, head: bool = True) -> Table:
+    def say(request: HttpRequest, *_: Any) -> HttpReply:
+        return as_text(request.path)
+
+    rows = [LIST, row("GET", "/n/list", Deregister), STATUSES, NAMES, BESIDE]
+    return Table("t", ["/n"], rows, unknown=say, write_error=say, slash=slash, head=head)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/n/list", LIST),
+        ("GET", "/n/list/", LIST),
+        ("HEAD", "/n/list", LIST),
+        ("POST", "/n/list", None),
+        ("GET", "/n/list//", None),
+        ("PATCH", "/n/names", NAMES),
+        ("DELETE", "/n/statuses/g@@s", STATUSES),
+        ("GET", "/n/statuses", None),
+        ("GET", "/n/statuses/", None),
+        ("GET", "/", None),
+        ("GET", "", None),
+    ],
+)
+def test_a_method_and_path_find_their_row(method: str, path: str, found: Operation[Any, Any] | None) -> None:
+    assert table().match(method, path) is found
+
+
+def test_a_slash_at_the_end_and_head_may_count() -> None:
+    strict = table(slash=False, head=False)
+    assert strict.match("GET", "/n/list/") is None
+    assert strict.match("HEAD", "/n/list") is None
+    assert strict.match("HEAD", "/beside") is BESIDE  # where the naming API is not, HEAD is always answered
+
+
+def test_it_owns_its_prefix_and_no_longer_word() -> None:
+    assert table().owns("/n") and table().owns("/n/anything")
+    assert not table().owns("/names") and not table().owns("/")
+
+
+def test_calls_find_the_row_that_asks_them() -> None:
+    dialect = table()
+    assert dialect.can_ask(Fetch(SERVICE))
+    assert dialect.write_request(Fetch(SERVICE)).path == "/asked/Fetch"
+    assert not dialect.can_ask(Metrics())
+    assert not dialect.can_ask(GetInstance(SERVICE, "10.0.0.1", 80))
+    with pytest.raises(KeyError):
+        dialect.write_request(Metrics())
+
+
+@pytest.mark.parametrize("dialect", [V1, V2, V3], ids=repr)
+@pytest.mark.parametrize("call", CALLS, ids=repr)
+def test_every_call_says_everything_in_its_query_and_only_a_full_beat_has_a_body(
+    dialect: Table, call: Call[Any]
+) -> None:
+    """1.x does not see the form of a POST; a cluster loses a DELETE that has one."""
+    if not dialect.can_ask(call):
+        return
+    request = dialect.write_request(call)
+    assert {name for name, _ in request.form} <= {"beat"}
+    assert "beat" not in dict(request.query)
+    if isinstance(service := getattr(call, "service", None), ServiceKey):
+        assert (
+            service.name
+            in dict(request.query)["serviceName" if "serviceName" in dict(request.query) else "serviceNameParam"]
+        )
+
+
+@pytest.mark.parametrize("dialect", [V1, V2, V3], ids=repr)
+def test_every_call_that_a_dialect_asks_is_among_those(dialect: Table) -> None:
+    asked = {c for o in dialect.operations if o.write_request and o.read_reply for c in o.asks or (o.call,)}
+    assert asked <= {type(call) for call in CALLS}
+
+
+def test_whatever_a_writer_puts_into_a_form_is_sent_in_the_query() -> None:
+    request = HttpRequest("DELETE", "/n", (("a", "1"),), (("b", "2"), ("beat", "{}")))
+    assert sent(request) == HttpRequest("DELETE", "/n", (("a", "1"), ("b", "2")), (("beat", "{}"),))
+
+
+def test_a_reply_that_breaks_its_reader_is_malformed() -> None:
+    with pytest.raises(Malformed, match="Fetch: KeyError"):
+        table().read_reply(Fetch(SERVICE), HttpReply(200, None, b""))
+
+
+def test_it_shows_its_name() -> None:
+    assert repr(table()) == "<dialect t>"
+    assert table().unknown(HttpRequest("GET", "/n/x"), 0).body == b"/n/x"

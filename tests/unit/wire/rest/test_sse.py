@@ -1,0 +1,61 @@
+"""Events as `text/event-stream`, both ways."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nacos_proxy.wire.rest.sse import (
+    HEARTBEAT,
+    Decoder,
+    Message,
+    encode,
+    encode_retry,
+)
+
+LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)
+DATA = st.binary(min_size=1).filter(lambda data: b"\r" not in data)
+
+
+def test_an_event_is_its_id_its_name_and_its_data() -> None:
+    assert encode("change", b'{"a":1}', "e-1") == b'id: e-1\nevent: change\ndata: {"a":1}\n\n'
+    assert encode("change", b"{}") == b"event: change\ndata: {}\n\n"
+    assert encode_retry(2000) == b"retry: 2000\n\n"
+
+
+@given(st.lists(st.tuples(LINE, DATA, LINE), max_size=5), st.integers(1, 20))
+def test_what_is_written_is_read_however_it_is_cut(events: list[tuple[str, bytes, str]], width: int) -> None:
+    stream = encode_retry(5) + HEARTBEAT.join(encode(*event) for event in events)
+    decoder = Decoder()
+    found = [m for i in range(0, len(stream), width) for m in decoder.feed(stream[i : i + width])]
+    assert found == [Message(*event) for event in events]
+    assert decoder.retry == 5
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_all_line_ends_count(end: str) -> None:
+    stream = end.join([": hello", "id:1", "event:x", "data:a", "data: b", "", "data: c", "", ": "])
+    assert Decoder().feed(stream.encode()) == [Message("x", b"a\nb", "1"), Message("message", b"c", "1")]
+
+
+def test_a_carriage_return_at_the_end_waits_for_its_line_feed() -> None:
+    decoder = Decoder()
+    assert decoder.feed(b"data: a\r") == []
+    assert decoder.feed(b"\n\r\n") == [Message("message", b"a")]
+
+
+def test_what_carries_no_data_is_no_event() -> None:
+    decoder = Decoder()
+    assert decoder.feed(b"\xef\xbb\xbfid: 7\nevent: x\n\nretry: soon\nid: a\0b\nunknown: 1\n\n") == []
+    assert (decoder.last_id, decoder.retry) == ("7", None)
+
+
+@pytest.mark.parametrize(("event", "number"), [("a\nb", ""), ("a", "1\r"), ("a", "\0")])
+def test_names_and_ids_cannot_break_out_of_their_line(event: str, number: str) -> None:
+    with pytest.raises(ValueError):
+        encode(event, b"", number)
+
+
+def test_data_of_several_lines_stays_one_event() -> None:
+    assert Decoder().feed(encode("x", b"a\nb\r\nc")) == [Message("x", b"a\nb\nc")]
