@@ -49,11 +49,11 @@ class SystemClock:
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
-async def in_turns(items: Sequence[T], most: int) -> AsyncIterator[T]:
+async def in_turns(items: Sequence[T], max_turn: int) -> AsyncIterator[T]:
     """The items, and after each `most` a turn for everybody else: all of them at once would hold the loop too long."""
     for number, item in enumerate(items, 1):
         yield item
-        if number % most == 0:
+        if number % max_turn == 0:
             await asyncio.sleep(0)
 
 
@@ -88,9 +88,9 @@ def outlive(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T
     return outcome
 
 
-async def at_most(clock: Clock, longest: float, done: asyncio.Future[Any]) -> None:
+async def at_most(clock: Clock, max_delay: float, done: asyncio.Future[Any]) -> None:
     """Returns when that is done, or after `longest` seconds, in which case it goes on."""
-    timer = spawn(clock.sleep_until(clock.now() + longest), name="timer")
+    timer = spawn(clock.sleep_until(clock.now() + max_delay), name="timer")
     try:
         await asyncio.wait({done, timer}, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -271,7 +271,7 @@ async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
                 await door.clock.advance(2.0)
     print({status.decode(): number for status, number in sorted(seen.items())})
     assert seen[b"200"] > CASES / 20 and seen[b"400"] > CASES / 20, seen
-    tallies = fast.app.parts.answers.tallies.values()
+    tallies = fast.app.parts.response_table.tallies.values()
     assert sum(tally.head for tally in tallies) > 0, "the fast path had its part"
     for door in (fast, plain):
         await door.close()
@@ -511,14 +511,14 @@ async def test_no_hostile_answer_takes_the_place_of_a_good_list(
     seeds = (orjson.dumps(GOOD),)
     kept = replaced = 0
     for number in range(HOSTILE // 2):
-        before = one.catalog.cache.look(KEY, clock.now()).snapshot
+        before = one.catalog.cache.lookup(KEY, clock.now()).snapshot
         assert before is not None
         transport.status = luck.choice((200, 200, 200, 200, 302, 404, 500))
         transport.body = lie(luck, seeds)
         one.refresh(KEY)
         while one.fetching:
             await asyncio.sleep(0)
-        after = one.catalog.cache.look(KEY, clock.now()).snapshot
+        after = one.catalog.cache.lookup(KEY, clock.now()).snapshot
         assert after is not None, f"case {number}: {transport.body!r}"
         clock._now += 40.0  # nothing is held back or pending
         if after is before:

@@ -104,9 +104,9 @@ async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_l
         await relay.set("pass")
         await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
         entry = next(e for e in proxy.parts.agent.catalog.cache.entries() if e.key.name == "foreign")
-        await until(lambda: entry.held_since is not None, "the empty list is held back")
+        await until(lambda: entry.quarantined_since is not None, "the empty list is held back")
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
-        await until(lambda: entry.held_since is None, "the second look confirms it")
+        await until(lambda: entry.quarantined_since is None, "the second look confirms it")
         assert (await load.shown("", "foreign")) == frozenset()
 
 

@@ -231,7 +231,7 @@ async def test_a_setting_turns_it_off() -> None:
 
 @pytest.mark.parametrize("mode", ["blackhole", "slow"])
 async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_clients_give_up(mode: Mode) -> None:
-    """Legacy clients do after 3 s (NACOS.md 10.1)."""
+    """Legacy clients do after 3 s (nacos-http.md 10.1)."""
     assert AgentPolicy().cold_wait < 3.0
     async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
         async with serving(upstream=relay.url, upstream_dialect="v1") as proxy:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from nacos_proxy.app.components import Parts, build
+from nacos_proxy.app.components import Components, build
 from nacos_proxy.app.server import App, uvicorn_config
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.runtime import (
@@ -31,7 +31,7 @@ class Served:
 
     url: str
     http: httpx.AsyncClient
-    parts: Parts
+    parts: Components
     app: App
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
-from nacos_proxy.catalog.pending_writes import OverlayPolicy
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
+from nacos_proxy.catalog.pending_writes import PendingPolicy
+from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.core.agent import (
     Agent,
     AgentPolicy,
@@ -46,9 +46,9 @@ def agent(
 ) -> Agent:
     """An agent whose hub follows it, as in the server; luck is always in the middle."""
     catalog = Catalog(
-        Cache(cache or CachePolicy(), OverlayPolicy(), itertools.repeat(0.5).__next__),
+        Cache(cache or CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__),
         Hub(hub or HubPolicy(), epoch),
-        Ledger(LedgerPolicy()),
+        Registrations(RegistrationsPolicy()),
         Breaker(BreakerPolicy()),
     )
     named = {"events": catalog.hub.publish, **{f"follower {n}": follower for n, follower in enumerate(followers)}}

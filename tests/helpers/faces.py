@@ -66,7 +66,7 @@ from tests.helpers.pair import asked_by
 from tests.helpers.recordings import load
 
 LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
-# What 3.0.3 still does in v1 (NACOS.md 4.0).
+# What 3.0.3 still does in v1 (nacos-http.md 4.0).
 STILL_OPEN = frozenset(
     {
         ("POST", "/v1/ns/instance"),
@@ -78,7 +78,7 @@ STILL_OPEN = frozenset(
         *(("POST", path) for path in LOGINS),
     }
 )
-# What needs no token even where all else does (NACOS.md 7.1).
+# What needs no token even where all else does (nacos-http.md 7.1).
 PUBLIC = ("/operator/metrics", "/operator/switches", "/console/", "/core/state")
 NOBODY = "user not found!"
 
@@ -112,7 +112,7 @@ class Users:
     """Who may log in, with which password; who has admin rights; the tokens given, each until when.
 
     `closed`: names of services that only admins may read or write.
-    `identity`: the header by which servers know each other; a request with it passes every check (NACOS.md 7.1).
+    `identity`: the header by which servers know each other; a request with it passes every check (nacos-http.md 7.1).
     """
 
     passwords: Mapping[str, str]
@@ -306,7 +306,7 @@ class FaceServer:
         await self.registry.close()
 
     async def _send(self, call: Any) -> Any:
-        """What the registry says; on a 1.x each cluster at an address is an instance of its own (NACOS.md 5.1)."""
+        """What the registry says; on a 1.x each cluster at an address is an instance of its own (nacos-http.md 5.1)."""
         if self.face is not FACES["1.x"]:
             return await self.registry.send(call)
         result = await self.registry.send(_inside(call))

@@ -143,7 +143,7 @@ def in_order(snapshot: Snapshot, body: Any) -> ServiceView:
 
 # --- values that every dialect lets through ----------------------------------------------------------------------
 
-# No blanks, no CJK, no '@', nothing that a trim would take away: the rest of Unicode is legal (NACOS.md 1.6).
+# No blanks, no CJK, no '@', nothing that a trim would take away: the rest of Unicode is legal (nacos-http.md 1.6).
 _LEGAL = st.characters(exclude_categories=["C", "Z"], exclude_characters="@")
 _WORDS = _LEGAL.filter(lambda c: not "\u4e00" <= c <= "\u9fa5" and not c.isspace())
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -22,7 +22,7 @@ from nacos_proxy.app.policies import (
     overlay_policy,
 )
 from nacos_proxy.app.settings import BadSettings, Settings
-from nacos_proxy.background.health_checker import Keeper, ManagedPolicy
+from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
 from nacos_proxy.background.persistence import Disk, DiskPolicy
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.background.state_file import StateFile
@@ -30,7 +30,7 @@ from nacos_proxy.background.udp_push import UdpPolicy, UdpPush
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
+from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import (
     Agent,
@@ -38,7 +38,7 @@ from nacos_proxy.core.agent import (
     Catalog,
     Follower,
 )
-from nacos_proxy.fastpath.table import Answers, AnswersPolicy
+from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.auth import GuardPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
@@ -63,7 +63,7 @@ CONFIRM_WITHIN = 1.0  # seconds from a start: an upstream that is there says wha
 
 
 @dataclass(slots=True)
-class Parts:
+class Components:
     """Everything that runs, made once. `followers` of a change are called in this order: answers, hub, disk, udp."""
 
     settings: Settings
@@ -71,14 +71,14 @@ class Parts:
     agent: Agent
     registry: Registry
     poller: Poller
-    answers: Answers
+    response_table: ResponseTable
     reads: Reads
     events: EventsApi
-    keeper: Keeper
+    health_checker: HealthChecker
     guard: GuardPolicy
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
-    disk: Disk | None = None
+    persistence: Disk | None = None
     receiver: PushReceiver | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
@@ -87,7 +87,7 @@ class Parts:
     at_end: list[Callable[[], None]] = field(default_factory=lambda: [])
 
 
-def build(s: Settings, clock: Clock) -> Parts:
+def build(s: Settings, clock: Clock) -> Components:
     """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
     supervisor = Supervisor(clock)
     registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
@@ -95,7 +95,7 @@ def build(s: Settings, clock: Clock) -> Parts:
     if s.auth == "client" and isinstance(registry, NacosRegistry):
         # Who shows no token is nobody: neither the server's identity nor what was accepted unchecked is theirs.
         policy, asked = AgentPolicy(s.cold_wait, strict=True), registry.acting_as(NOBODY)
-    answers = Answers(AnswersPolicy())
+    answers = ResponseTable(ResponseTablePolicy())
     parts = _wired(s, clock, asked, policy, guard_policy(s), answers, _checks(s, registry), supervisor, push)
     parts.registry = registry
     if isinstance(registry, Forwarder):
@@ -118,7 +118,7 @@ def _checks(s: Settings, registry: Registry) -> Callable[[], bool]:
             return lambda: said != "off"
 
 
-def _follow(parts: Parts, servers: Servers) -> None:
+def _follow(parts: Components, servers: Servers) -> None:
     """Another server may have lost its memory, too: until `finish` the parts hear of it."""
 
     def changed(_: Server) -> None:
@@ -130,8 +130,8 @@ def _follow(parts: Parts, servers: Servers) -> None:
 
 
 def build_tenant(
-    of: Parts, upstream: NacosRegistry, credential: Credential, refused: Callable[[Refused], None]
-) -> Parts:
+    of: Components, upstream: NacosRegistry, credential: Credential, refused: Callable[[Refused], None]
+) -> Components:
     """Parts of their own for an account; of `of` they share the clock, the servers and the answers' table.
 
     Nothing of them is written to disk: after a start the token is not known any more. `refused` is called when the
@@ -141,7 +141,7 @@ def build_tenant(
     policy = AgentPolicy(settings.cold_wait, strict=True)
     supervisor = of.agent.supervisor
     asked = Telling(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
-    parts = _wired(settings, of.clock, asked, policy, of.guard, of.answers, of.checks, supervisor)
+    parts = _wired(settings, of.clock, asked, policy, of.guard, of.response_table, of.checks, supervisor)
     parts.forwarder = of.forwarder
     _follow(parts, upstream.servers)
     return parts
@@ -152,8 +152,8 @@ def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
     return Catalog(
         Cache(cache_policy(s), overlay_policy(s, grace), random.random),
         Hub(HubPolicy(s.events_history), epoch),
-        Ledger(LedgerPolicy()),
-        Breaker(BreakerPolicy(s.breaker_failures, longest=s.breaker_longest, slow=s.upstream_timeout)),
+        Registrations(RegistrationsPolicy()),
+        Breaker(BreakerPolicy(s.breaker_failures, max_delay=s.breaker_longest, slow=s.upstream_timeout)),
     )
 
 
@@ -163,11 +163,11 @@ def _wired(
     registry: Registry,
     policy: AgentPolicy,
     guard: GuardPolicy,
-    answers: Answers,
+    answers: ResponseTable,
     checks: Callable[[], bool],
     supervisor: Supervisor,
     push: Watchable | None = None,
-) -> Parts:
+) -> Components:
     catalog = make_catalog(
         s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
     )
@@ -180,9 +180,9 @@ def _wired(
     poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
     poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
-    parts = Parts(
+    parts = Components(
         s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
-        Keeper(agent, ManagedPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
+        HealthChecker(agent, HealthCheckerPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
     )  # fmt: skip
     _hide_what_is_refused(agent, answers, events)
     if (disk := _disk(parts)) is not None:
@@ -190,23 +190,23 @@ def _wired(
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
         followers["udp push"] = parts.udp.follow
-        if parts.disk is not None:
-            parts.disk.pushes = parts.udp.pushes
+        if parts.persistence is not None:
+            parts.persistence.pushes = parts.udp.pushes
     return parts
 
 
-def _disk(parts: Parts) -> Disk | None:
+def _disk(parts: Components) -> Disk | None:
     registry = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
     if parts.settings.disk:
-        parts.disk = Disk(StateFile(parts.settings.state_dir), parts.agent, parts.clock, DiskPolicy())
+        parts.persistence = Disk(StateFile(parts.settings.state_dir), parts.agent, parts.clock, DiskPolicy())
         if registry is not None:
-            parts.disk.follow(registry)
+            parts.persistence.follow(registry)
     elif registry is not None:
         log.info("disk = false: persistent instances and services end with this process")
-    return parts.disk
+    return parts.persistence
 
 
-def _hide_what_is_refused(agent: Agent, answers: Answers, events: EventsApi) -> None:
+def _hide_what_is_refused(agent: Agent, answers: ResponseTable, events: EventsApi) -> None:
     """Who may not see a service any more is told it neither from what was prepared nor by what is open."""
     agent.on_barred.append(lambda key, error: answers.forget(key))
     agent.on_barred.append(lambda key, error: events.refuse(error, key))
@@ -243,35 +243,35 @@ def _origins(servers: Servers) -> tuple[str, ...]:
 def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
     view = ServiceView(snapshot, snapshot.select(call.cluster_set))
     body = list_json(view, call.clusters)
-    body.pop("groupName", None)  # a pushed list has none (NACOS.md 6)
+    body.pop("groupName", None)  # a pushed list has none (nacos-http.md 6)
     return orjson.dumps(body)
 
 
-async def start(parts: Parts, *, of_tenant: bool = False) -> None:
+async def start(parts: Components, *, of_tenant: bool = False) -> None:
     """State from disk first, so that the first read has it; then what runs in the background.
 
     The socket of a tenant's UDP push is opened when one asks for it.
     """
-    if parts.disk is not None:
-        if parts.disk.restore():
+    if parts.persistence is not None:
+        if parts.persistence.restore():
             parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
             parts.agent.confirm_until = parts.clock.now() + CONFIRM_WITHIN
-        parts.disk.start()
-    parts.keeper.restore_all()
+        parts.persistence.start()
+    parts.health_checker.restore_all()
     parts.poller.start()
-    parts.keeper.start()
+    parts.health_checker.start()
     if parts.udp is not None and not of_tenant:
         await start_udp(parts)
-        if parts.disk is not None:
-            parts.udp.restore(parts.disk.subscribers())
+        if parts.persistence is not None:
+            parts.udp.restore(parts.persistence.subscribers())
 
 
-async def start_udp(parts: Parts) -> None:
+async def start_udp(parts: Components) -> None:
     if parts.udp is not None:
         await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
 
 
-async def finish(parts: Parts) -> None:
+async def finish(parts: Components) -> None:
     """In the other order; the state is written last, when nothing changes it any more. No step robs the next one."""
     while parts.at_end:
         parts.at_end.pop()()
@@ -286,15 +286,15 @@ async def finish(parts: Parts) -> None:
             supervisor.failed("stop", error)
 
 
-def _last_steps(parts: Parts) -> Iterator[Awaitable[None]]:
+def _last_steps(parts: Components) -> Iterator[Awaitable[None]]:
     if parts.udp is not None:
         yield parts.udp.stop()
-    yield parts.keeper.stop(deregister=parts.settings.managed_deregister)
+    yield parts.health_checker.stop(deregister=parts.settings.managed_deregister)
     yield parts.poller.stop()
     if isinstance(parts.push, GrpcPush):
         yield parts.push.close()
-    if parts.disk is not None:
-        yield parts.disk.close()
+    if parts.persistence is not None:
+        yield parts.persistence.close()
     yield parts.agent.close()
     if parts.registry is not parts.agent.registry:
         yield parts.registry.close()

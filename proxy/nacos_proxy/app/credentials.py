@@ -1,4 +1,4 @@
-"""Whose account a request shows: a token of the upstream's, or name and password (NACOS.md 7.2).
+"""Whose account a request shows: a token of the upstream's, or name and password (nacos-http.md 7.2).
 
 Not for: whether the upstream takes them (`registry.rights`), this proxy's own API tokens (`api.guard`).
 """
@@ -33,7 +33,7 @@ class Shown:
 
 
 def shown_in(scope: Scope, form: bytes, own: Known) -> Shown | None:
-    """What a request shows, as Nacos clients do it (NACOS.md 7.2), the bearer first; None for nothing.
+    """What a request shows, as Nacos clients do it (nacos-http.md 7.2), the bearer first; None for nothing.
 
     A token of this proxy's own is none of the upstream's.
     """

@@ -9,9 +9,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from nacos_proxy import __version__
-from nacos_proxy.app.components import Parts
-from nacos_proxy.fastpath.table import Answers
-from nacos_proxy.frontends.operations.endpoints import Sight
+from nacos_proxy.app.components import Components
+from nacos_proxy.fastpath.table import ResponseTable
+from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Repeated, Sources
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
@@ -19,18 +19,18 @@ from nacos_proxy.upstream.nacos.registry import NacosRegistry
 EMBEDDED = "embedded registry, for development: no Nacos is behind it"
 
 
-def sight_of(parts: Parts) -> Sight:
+def operator_view(parts: Components) -> OperatorView:
     """All that the operations endpoints show."""
     sources = Sources(
         parts.agent,
         __version__,
         push_up=lambda: _push_up(parts),
         subscribers=lambda: parts.events.readers,
-        refused=lambda: parts.events.seats.refused,
-        repeated=lambda: _repeated(parts.answers),
+        refused=lambda: parts.events.quota.refused,
+        repeated=lambda: _repeated(parts.response_table),
         more=lambda: _more_metrics(parts),
     )
-    return Sight(
+    return OperatorView(
         parts.agent,
         parts.events,
         Metrics(sources),
@@ -45,13 +45,13 @@ def sight_of(parts: Parts) -> Sight:
     )
 
 
-def upstream_status(parts: Parts) -> Mapping[str, Any]:
+def upstream_status(parts: Components) -> Mapping[str, Any]:
     if isinstance(parts.registry, NacosRegistry):
         return {"kind": "nacos", **parts.registry.status()}
     return {"kind": "embedded", "note": EMBEDDED}
 
 
-def push_status(parts: Parts) -> Mapping[str, Any]:
+def push_status(parts: Components) -> Mapping[str, Any]:
     if parts.poller.push_alive:
         return {"state": "ok"}
     if parts.receiver is not None and isinstance(parts.registry, NacosRegistry):
@@ -66,11 +66,11 @@ def push_status(parts: Parts) -> Mapping[str, Any]:
     return {"state": "lost", "reason": "polling keeps time"}
 
 
-def _push_up(parts: Parts) -> bool | None:
+def _push_up(parts: Components) -> bool | None:
     return {"ok": True, "lost": False}.get(push_status(parts)["state"])
 
 
-def polling_status(parts: Parts) -> Mapping[str, Any]:
+def polling_status(parts: Components) -> Mapping[str, Any]:
     """Whether `poll_budget` and the upstream's pace suffice for what is watched."""
     if not parts.poller.late:
         return {"state": "ok"}
@@ -79,22 +79,22 @@ def polling_status(parts: Parts) -> Mapping[str, Any]:
     return {"state": "late", "reason": reason}
 
 
-def disk_status(parts: Parts) -> Mapping[str, Any]:
-    if parts.disk is None:
+def disk_status(parts: Components) -> Mapping[str, Any]:
+    if parts.persistence is None:
         return {"state": "off"}
-    return {"state": "failing", "reason": parts.disk.failing} if parts.disk.failing else {"state": "ok"}
+    return {"state": "failing", "reason": parts.persistence.failing} if parts.persistence.failing else {"state": "ok"}
 
 
-def more_status(parts: Parts) -> Mapping[str, Any]:
+def more_status(parts: Components) -> Mapping[str, Any]:
     managed = [
         {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
-        for m in parts.keeper
+        for m in parts.health_checker
     ]
     udp = parts.udp
     return {
         "managed": managed,
         "udpPush": {} if udp is None else {_camel(name): number for name, number in udp.tallies().items()},
-        "fastPath": {"answers": len(parts.answers), "bytes": parts.answers.bytes},
+        "fastPath": {"answers": len(parts.response_table), "bytes": parts.response_table.bytes},
     }
 
 
@@ -103,24 +103,30 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def _repeated(answers: Answers) -> Iterable[Repeated]:
+def _repeated(answers: ResponseTable) -> Iterable[Repeated]:
     for (kind, status), tally in answers.tallies.items():
         yield Repeated(kind, status, "head", tally.head)
         yield Repeated(kind, status, "target", tally.target)
 
 
-def _more_metrics(parts: Parts) -> Iterable[Metric]:
+def _more_metrics(parts: Components) -> Iterable[Metric]:
     tenants, refused = parts.tenants()
     gauges = {
         "tenants": ("Tenants that are open, with auth = client", tenants),
         "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
-        "disk_failing": ("1 while the state cannot be written", int(bool(parts.disk and parts.disk.failing))),
-        "managed_instances": ("Instances that this proxy beats for", len(parts.keeper)),
+        "disk_failing": (
+            "1 while the state cannot be written",
+            int(bool(parts.persistence and parts.persistence.failing)),
+        ),
+        "managed_instances": ("Instances that this proxy beats for", len(parts.health_checker)),
         "poll_late_seconds": ("How long the service waits whose poll is longest due", round(parts.poller.behind, 3)),
-        "prepared_answers": ("Answers that the fast path holds", len(parts.answers)),
+        "prepared_answers": ("Answers that the fast path holds", len(parts.response_table)),
     }
     counters = {
-        "unwritable_rows": ("Rows that are left out of the state file", parts.disk.unwritable if parts.disk else 0),
+        "unwritable_rows": (
+            "Rows that are left out of the state file",
+            parts.persistence.unwritable if parts.persistence else 0,
+        ),
         "tenants_refused": ("Requests whose token or password was refused, with auth = client", refused),
         "unreadable_hosts": (
             "Hosts that the upstream lists and nobody can read",

@@ -12,7 +12,7 @@ from nacos_proxy import __version__
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.udp_push import Network
 from nacos_proxy.catalog.cache import CachePolicy
-from nacos_proxy.catalog.pending_writes import OverlayPolicy
+from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import GuardPolicy, Token
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
@@ -21,12 +21,12 @@ from nacos_proxy.upstream.nacos.registry import NacosPolicy
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 
 
-def overlay_policy(s: Settings, grace: float) -> OverlayPolicy:
-    """One node of a cluster lists a write after 0.6 s, another after 1.7 s (DESIGN fact 19): where lists come from more
+def overlay_policy(s: Settings, grace: float) -> PendingPolicy:
+    """One node of a cluster lists a write after 0.6 s, another after 1.7 s (nacos-http.md, fact 19): where lists come from more
     than one, the first that has it settles nothing.
     """
     several = len(s.upstream) > 1 or bool(s.endpoint)
-    return OverlayPolicy(settle=min(2.0, grace), grace=grace) if several else OverlayPolicy(grace=grace)
+    return PendingPolicy(settle=min(2.0, grace), grace=grace) if several else PendingPolicy(grace=grace)
 
 
 def cache_policy(s: Settings) -> CachePolicy:
@@ -66,7 +66,7 @@ def events_policy(s: Settings) -> EventsPolicy:
         heartbeat=s.events_heartbeat,
         retry=int(s.events_retry * 1000),
         per_client=s.subscribers_per_client,
-        most=max(s.subscribers_per_client, 20_000),
+        max_streams=max(s.subscribers_per_client, 20_000),
         watched=s.watched_per_client,
         services=s.services_per_client,
     )

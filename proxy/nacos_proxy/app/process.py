@@ -38,7 +38,7 @@ class CannotStart(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ListenAddress:
     """Where to listen: a Unix socket where `uds` is given, else host and port (0: any)."""
 
     host: str
@@ -46,7 +46,7 @@ class Address:
     uds: Path | None = None
 
 
-def sockets(address: Address) -> list[socket.socket]:
+def sockets(address: ListenAddress) -> list[socket.socket]:
     """The listening sockets: those that systemd hands over, else new ones. Raises `CannotStart`."""
     inherited = _inherited()
     if inherited:
@@ -64,7 +64,7 @@ def _inherited_number() -> int:
     return int(os.environ.get("LISTEN_FDS", "0")) if ours else 0
 
 
-def _tcp(address: Address) -> socket.socket:
+def _tcp(address: ListenAddress) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     # A socket that does not say TCP keeps Nagle's algorithm under plain asyncio: 40 ms for each answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

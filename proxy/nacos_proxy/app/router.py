@@ -16,13 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy import __version__
-from nacos_proxy.app.components import Parts
-from nacos_proxy.app.operator_view import sight_of
+from nacos_proxy.app.components import Components
+from nacos_proxy.app.operator_view import operator_view
 from nacos_proxy.app.policies import guard_policy
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.fastpath.asgi import FastPath
-from nacos_proxy.fastpath.table import Answers
+from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
 from nacos_proxy.frontends.auth import OPEN_PATHS, Guard, GuardPolicy
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
@@ -57,7 +57,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Faces:
+class RouterDependencies:
     """What a front is made of. `operations` are the endpoints for operators, by path; `checks` says whether Nacos's
     parameter check applies now.
     """
@@ -73,15 +73,15 @@ class Faces:
     on_list: Callable[[ReadService, Snapshot], None] | None = None
 
 
-def faces_of(parts: Parts) -> Faces:
+def router_dependencies(parts: Components) -> RouterDependencies:
     """Those of these parts."""
-    return Faces(
+    return RouterDependencies(
         parts.settings,
         parts.agent,
         parts.reads,
         parts.events,
-        parts.keeper,
-        OpsApi(sight_of(parts)).endpoints,
+        parts.health_checker,
+        OpsApi(operator_view(parts)).endpoints,
         parts.checks,
         parts.forwarder,
         parts.udp.listed if parts.udp is not None else None,
@@ -91,7 +91,7 @@ def faces_of(parts: Parts) -> Faces:
 class View:
     """An ASGI app: one set of parts behind the routes of a front."""
 
-    def __init__(self, front: Front, nacos: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+    def __init__(self, front: Router, nacos: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
         self._front = front
         self._nacos = nacos
         self._endpoints = endpoints
@@ -101,13 +101,13 @@ class View:
         await self._front.serve(self._nacos, scope, receive, send)
 
 
-class Front:
+class Router:
     """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`.
 
     Its routes and their documents take milliseconds to make. Other parts get a `view` of the same.
     """
 
-    def __init__(self, faces: Faces, lifespan: Lifespan | None = None) -> None:
+    def __init__(self, faces: RouterDependencies, lifespan: Lifespan | None = None) -> None:
         self.rest = rest_app(faces, lifespan)
         self._checks = faces.checks
         self._context = faces.settings.context_path.rstrip("/")
@@ -115,7 +115,7 @@ class Front:
         self._remembered = remembered_calls()
         self._nacos = self._nacos_api(faces)
 
-    def _nacos_api(self, faces: Faces) -> NacosApi:
+    def _nacos_api(self, faces: RouterDependencies) -> NacosApi:
         return NacosApi(
             faces.agent,
             WHOLE if faces.settings.embedded else DIALECTS,
@@ -128,7 +128,7 @@ class Front:
             remembered=self._remembered,
         )
 
-    def view(self, faces: Faces) -> View:
+    def view(self, faces: RouterDependencies) -> View:
         """The same for other parts."""
         endpoints = {place: endpoint for routes in routes_of(faces) for place, endpoint in routes.endpoints.items()}
         return View(self, self._nacos_api(faces), endpoints)
@@ -185,7 +185,7 @@ def _without_slash(scope: Scope) -> Scope:
     return {**scope, "path": path[:-1], "raw_path": raw[:-1]}
 
 
-def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
+def rest_app(faces: RouterDependencies, lifespan: Lifespan | None = None) -> FastAPI:
     """Our own API with its documents."""
     app = FastAPI(
         title="nacos-proxy",
@@ -206,7 +206,7 @@ def rest_app(faces: Faces, lifespan: Lifespan | None = None) -> FastAPI:
     return app
 
 
-def routes_of(faces: Faces) -> list[Routes]:
+def routes_of(faces: RouterDependencies) -> list[Routes]:
     """Our own API, but for its documents."""
     return [
         RestApi(faces.agent, faces.reads, faces.keeper, max_body=faces.settings.max_body).routes(),
@@ -223,7 +223,7 @@ def _with_tokens(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def guarded(
-    front: Front, app: ASGIApp, guard: GuardPolicy, answers: Answers, clock: Clock, s: Settings
+    front: Router, app: ASGIApp, guard: GuardPolicy, answers: ResponseTable, clock: Clock, s: Settings
 ) -> tuple[Guard, ASGIApp]:
     """`app` behind the guard, cross-origin rules and the fast path, the outermost; and the guard."""
     keeper = Guard(app, guard, front.refuse)
@@ -236,7 +236,7 @@ def guarded(
     return keeper, FastPath(own, answers, clock.now) if s.fast_path else own
 
 
-def obey(guard: Guard, answers: Answers, s: Settings) -> None:
+def obey(guard: Guard, answers: ResponseTable, s: Settings) -> None:
     """What can change while a process serves: tokens, host names, the log level."""
     guard.obey(guard_policy(s))
     answers.clear()  # who may ask is no longer who asked

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy import __version__
 from nacos_proxy.app.components import (
-    Parts,
+    Components,
     build,
     build_tenant,
     finish,
@@ -34,8 +34,8 @@ from nacos_proxy.app.credentials import Shown
 from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import loopback
 from nacos_proxy.app.process import (
-    Address,
     CannotStart,
+    ListenAddress,
     Server,
     beyond_loopback,
     sockets,
@@ -44,17 +44,17 @@ from nacos_proxy.app.process import (
     url_of,
 )
 from nacos_proxy.app.router import (
-    Front,
-    faces_of,
+    Router,
     guarded,
     obey,
+    router_dependencies,
 )
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_lock import StateLocked
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
-from nacos_proxy.fastpath.table import Answers
+from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.fastpath.tls import make_tls
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
@@ -80,18 +80,18 @@ def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
 class App:
     """Sends each request to whom it belongs, behind the fast path and the guard."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Components) -> None:
         self.parts = parts
         self.clock = parts.clock
-        self.answers = parts.answers
-        self.front = Front(faces_of(parts), self._lifespan)
+        self.answers = parts.response_table
+        self.front = Router(router_dependencies(parts), self._lifespan)
         self.tenants: Tenants | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
             tenants = self.tenants = tenants_of(parts, self.front, parts.registry)
             self.front.passthrough.on_login = tenants.expect
             parts.tenants = lambda: (len(tenants), tenants.refused)
         self.guard, self._entry = guarded(
-            self.front, self._route, parts.guard, parts.answers, parts.clock, parts.settings
+            self.front, self._route, parts.guard, parts.response_table, parts.clock, parts.settings
         )
 
     @asynccontextmanager
@@ -136,7 +136,7 @@ class App:
             visit.leave()
 
 
-def tenants_of(parts: Parts, front: Front, upstream: NacosRegistry) -> Tenants:
+def tenants_of(parts: Components, front: Router, upstream: NacosRegistry) -> Tenants:
     """For `auth = client`: the same upstream, asked with each client's own token and nothing else."""
     policy = TenantsPolicy(wait=parts.settings.cold_wait, max_form=parts.settings.max_body)
     return Tenants(UpstreamGate(parts, front, upstream), policy, parts.clock, parts.agent.supervisor)
@@ -146,8 +146,8 @@ def tenants_of(parts: Parts, front: Front, upstream: NacosRegistry) -> Tenants:
 class UpstreamGate:
     """A `Gate` to the upstream of these parts. While that is down it is not asked: its return is found out by polls."""
 
-    parts: Parts
-    front: Front
+    parts: Components
+    front: Router
     upstream: NacosRegistry
 
     async def prove(self, shown: Shown) -> Pass | None:
@@ -167,9 +167,9 @@ class UpstreamGate:
 class OneTenant:
     """A `Tenant` made of parts of its own."""
 
-    def __init__(self, parts: Parts, front: Front) -> None:
+    def __init__(self, parts: Components, front: Router) -> None:
         self.parts = parts
-        self.app: ASGIApp = front.view(replace(faces_of(parts), on_list=self._listed if parts.udp else None))
+        self.app: ASGIApp = front.view(replace(router_dependencies(parts), on_list=self._listed if parts.udp else None))
         self._starting: asyncio.Task[None] | None = None
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
@@ -182,7 +182,7 @@ class OneTenant:
 
     @property
     def busy(self) -> bool:
-        return self.parts.events.readers > 0 or len(self.parts.keeper) > 0
+        return self.parts.events.readers > 0 or len(self.parts.health_checker) > 0
 
     @property
     def last_read(self) -> float:
@@ -190,7 +190,7 @@ class OneTenant:
 
     def end(self, why: ProxyError | None) -> None:
         if why is not None:
-            self.parts.answers.clear()
+            self.parts.response_table.clear()
             self.parts.events.refuse(why)
         self.parts.events.close()
 
@@ -204,7 +204,7 @@ class Served(Protocol):
     """What `uvicorn_config` serves: an ASGI app with the table that its fast path shares."""
 
     clock: Clock
-    answers: Answers
+    answers: ResponseTable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
@@ -236,7 +236,7 @@ def run(loaded: Loaded) -> int:
     """Serve until told to stop; the exit code. Raises `CannotStart` and `BadSettings`, sentences for the operator."""
     settings = loaded.settings
     check_exposure(settings)
-    address = Address(settings.host, settings.port, settings.uds)
+    address = ListenAddress(settings.host, settings.port, settings.uds)
     tls = own_tls(settings)
     listeners = sockets(address)
     try:
@@ -247,7 +247,7 @@ def run(loaded: Loaded) -> int:
             listener.close()
         raise CannotStart(str(error)) from error
 
-    print(banner(settings, None if app.parts.disk is None else app.parts.disk.directory), flush=True)
+    print(banner(settings, None if app.parts.persistence is None else app.parts.persistence.directory), flush=True)
 
     def ready() -> None:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]

@@ -64,11 +64,11 @@ class TenantsPolicy:
     is how many of both are known.
     """
 
-    most: int = 256
+    max_tenants: int = 256
     idle: float = 900.0
     wait: float = 2.5
     refused: float = 5.0
-    longest_refused: float = 60.0
+    max_refused: float = 60.0
     attempts: int = 32
     at_once: int = 128
     forgiven: float = 2.0
@@ -113,7 +113,7 @@ class Gate(Protocol):
 
 
 @dataclass(slots=True)
-class _Place:
+class _TenantSlot:
     """`tenant` None: the upstream asks nobody for an account. `requests` are those under way."""
 
     key: bytes
@@ -163,8 +163,8 @@ class Tenants:
         self._clock = clock
         self._supervisor = supervisor
         self._digest_key = token_bytes(32)
-        self._places: dict[bytes, _Place] = {}
-        self._opening: dict[bytes, asyncio.Task[_Place | ProxyError]] = {}
+        self._places: dict[bytes, _TenantSlot] = {}
+        self._opening: dict[bytes, asyncio.Task[_TenantSlot | ProxyError]] = {}
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.remembered)
         self._expected: LRUCache[bytes, None] = LRUCache(policy.remembered)  # no guesses: given, or taken before
         self._asking: Counter[str] = Counter()
@@ -193,13 +193,13 @@ class Tenants:
         place.requests += 1
         return Visit(None if place.tenant is None else place.tenant.app, scope, receive, lambda: self._leave(place))
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _TenantSlot) -> None:
         place.requests -= 1
         place.used = self._clock.now()
         if place.ended:
             self._close_unless_busy(place)
 
-    async def _place(self, shown: Shown, address: str) -> _Place:
+    async def _place(self, shown: Shown, address: str) -> _TenantSlot:
         key = self._digest(shown)
         place = self._places.pop(key, None)
         if place is not None:
@@ -231,7 +231,7 @@ class Tenants:
         """The upstream has just given this token to somebody: it is no guess, however many of them there are."""
         self._expected[self._digest(Shown(token))] = None
 
-    async def _outcome(self, opening: asyncio.Task[_Place | ProxyError]) -> _Place:
+    async def _outcome(self, opening: asyncio.Task[_TenantSlot | ProxyError]) -> _TenantSlot:
         await at_most(self._clock, self._policy.wait, opening)
         outcome = opening.result() if opening.done() else NothingKnown(_unproven("it has not answered in time"))
         if isinstance(outcome, ProxyError):
@@ -250,7 +250,7 @@ class Tenants:
             self.refused += 1
             text = "too many tokens and passwords from this address were refused; what was taken before goes on"
             raise BadCall("", Problem.OTHER, text, status=429)
-        if self._asking[address] >= self._policy.at_once or len(self._opening) >= self._policy.most:
+        if self._asking[address] >= self._policy.at_once or len(self._opening) >= self._policy.max_tenants:
             text = f"{len(self._opening)} tokens and passwords are being looked into at once; ask again in a moment"
             raise NothingKnown(text)
         return True
@@ -264,11 +264,11 @@ class Tenants:
         count = min(self._blamed(address) + 1, 2.0 * self._policy.attempts)
         self._attempts[address] = (count, self._clock.now())
 
-    async def _open(self, key: bytes, shown: Shown, address: str, guess: bool) -> _Place | ProxyError:
+    async def _open(self, key: bytes, shown: Shown, address: str, guess: bool) -> _TenantSlot | ProxyError:
         try:
             proven = await self._gate.prove(shown)
             self._make_room()
-            place = _Place(key, address, proven, None, self._clock.now())
+            place = _TenantSlot(key, address, proven, None, self._clock.now())
             if proven is not None:
                 place.tenant = await self._gate.open(proven, lambda error: self._lost(place, error))
         except UpstreamError as error:
@@ -294,12 +294,12 @@ class Tenants:
     def _remember(self, key: bytes, error: Refused) -> None:
         self.refused += 1
         known, policy = self._refusals.get(key), self._policy
-        pause = policy.refused if known is None else min(known.pause * 2, policy.longest_refused)
+        pause = policy.refused if known is None else min(known.pause * 2, policy.max_refused)
         self._refusals[key] = _Refusal(_fresh(error), self._clock.now() + pause, pause)
 
     # renewal of a login
 
-    async def _renewed(self, place: _Place, proven: Pass, shown: Shown) -> None:
+    async def _renewed(self, place: _TenantSlot, proven: Pass, shown: Shown) -> None:
         now = self._clock.now()
         if now < proven.renew_at:
             return
@@ -309,7 +309,7 @@ class Tenants:
         if now >= proven.ends_at and place.renewing is not None:
             await asyncio.wait([place.renewing])
 
-    async def _renew(self, place: _Place, proven: Pass, shown: Shown) -> None:
+    async def _renew(self, place: _TenantSlot, proven: Pass, shown: Shown) -> None:
         try:
             fresh = await self._gate.prove(shown)
         except UpstreamError as error:
@@ -321,13 +321,13 @@ class Tenants:
 
     # ends
 
-    def _lost(self, place: _Place, error: Refused) -> None:
+    def _lost(self, place: _TenantSlot, error: Refused) -> None:
         """The upstream does not know it any more, or so it seems: the next request is looked into anew."""
         if not place.ended:
             place.why = error
             self._end(place, error)
 
-    def _end(self, place: _Place, why: ProxyError | None) -> None:
+    def _end(self, place: _TenantSlot, why: ProxyError | None) -> None:
         place.ended = True
         if self._places.get(place.key) is place:
             del self._places[place.key]
@@ -335,19 +335,19 @@ class Tenants:
             place.tenant.end(why)
         self._close_unless_busy(place)
 
-    def _close_unless_busy(self, place: _Place) -> None:
+    def _close_unless_busy(self, place: _TenantSlot) -> None:
         if place.requests == 0 and (tenant := place.tenant) is not None:
             place.tenant = None
             self._supervisor.once(tenant.close(), name="tenant's end")
 
     def _make_room(self) -> None:
         """The one that was unused for longest goes, of the address that has most."""
-        if len(self._places) < self._policy.most:
+        if len(self._places) < self._policy.max_tenants:
             return
         shares = Counter(place.address for place in self._places.values())
         free = [place for place in self._places.values() if not place.busy]
         if not free:
-            text = f"{self._policy.most} accounts are at work here; no more can be served"
+            text = f"{self._policy.max_tenants} accounts are at work here; no more can be served"
             raise BadCall("", Problem.OTHER, text, status=429)
         self._end(max(free, key=lambda place: shares[place.address]), None)
 
@@ -381,7 +381,7 @@ class Tenants:
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"<Tenants {len(self)} of {self._policy.most}, {len(self._opening)} opening>"
+        return f"<Tenants {len(self)} of {self._policy.max_tenants}, {len(self._opening)} opening>"
 
 
 def _fresh(error: Refused) -> Refused:

@@ -14,12 +14,12 @@ import httpx
 
 from nacos_proxy.background.udp_push import Network, allowed
 from nacos_proxy.catalog.health_checks import (
+    CheckedInstance,
     CheckSpec,
-    Managed,
     local,
     startable,
 )
-from nacos_proxy.catalog.registrations import Place
+from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.core.agent import Agent, Written
 from nacos_proxy.model.calls import Beat, Deregister, Register
@@ -31,7 +31,7 @@ log = logging.getLogger("nacos_proxy.managed")
 
 
 @dataclass(frozen=True, slots=True)
-class ManagedPolicy:
+class HealthCheckerPolicy:
     """`allow` are networks that checks may reach besides this host; at most `most` managed instances.
 
     At most `at_once` checks run at once. Of either number an owner has no more than it leaves free.
@@ -39,22 +39,22 @@ class ManagedPolicy:
     """
 
     allow: tuple[Network, ...] = ()
-    most: int = 2_000
+    max_instances: int = 2_000
     tick: float = 0.25
     at_once: int = 100
     farewell: float = 5.0
 
 
-class Keeper:
+class HealthChecker:
     """The managed instances of one agent: `start`, then `stop`."""
 
-    def __init__(self, agent: Agent, policy: ManagedPolicy) -> None:
+    def __init__(self, agent: Agent, policy: HealthCheckerPolicy) -> None:
         self._agent = agent
         self._policy = policy
-        self._places: dict[Place, Managed] = {}
-        self._running: dict[Place, tuple[Managed, asyncio.Task[None]]] = {}
-        self._beating: dict[Place, asyncio.Task[None]] = {}
-        self._remembered: set[Place] = set()
+        self._places: dict[RegistrationKey, CheckedInstance] = {}
+        self._running: dict[RegistrationKey, tuple[CheckedInstance, asyncio.Task[None]]] = {}
+        self._beating: dict[RegistrationKey, asyncio.Task[None]] = {}
+        self._remembered: set[RegistrationKey] = set()
         self._client: httpx.AsyncClient | None = None  # where there is a use for it: to read the CAs takes a while
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self._forget_deregistered)
@@ -88,35 +88,35 @@ class Keeper:
         """Register for the client at this address, and keep beating. Raises `BadCall` or what the upstream says."""
         self.check(spec)
         if (service, instance.ip, instance.port) not in self._places:
-            shares = Shares(self._policy.most, (managed.owner for managed in self))
+            shares = Shares(self._policy.max_instances, (managed.owner for managed in self))
             if not shares.room(owner):
                 held = shares.held(owner)
                 text = f"{held} instances of this client are managed already, {len(self)} of all clients together"
                 raise BadCall("managed", Problem.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))
-        self._keep(Managed(service, instance, spec, owner), registered=True)
+        self._keep(CheckedInstance(service, instance, spec, owner), registered=True)
         for listener in self._agent.on_registration:
             listener()
         return written
 
-    def restore(self, managed: Managed) -> None:
+    def restore(self, managed: CheckedInstance) -> None:
         """One that was managed before a restart; its first check is due at once."""
         self._keep(managed, registered=False)
 
-    def _keep(self, managed: Managed, *, registered: bool) -> None:
+    def _keep(self, managed: CheckedInstance, *, registered: bool) -> None:
         managed.begin(self._agent.clock.now(), registered=registered)
         if managed.spec.kind == "http" and self._client is None:
             self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
-        place = managed.place
+        place = managed.key
         self._places[place] = managed
-        registration = self._agent.catalog.ledger.find(*place)
+        registration = self._agent.catalog.registrations.find(*place)
         if registration is not None:
             registration.managed = managed.spec.dump() | ({"owner": managed.owner} if managed.owner else {})
             self._remembered.add(place)
 
     def restore_all(self) -> int:
         """All that the ledger says is managed and that may still be; their number."""
-        for registration in self._agent.catalog.ledger:
+        for registration in self._agent.catalog.registrations:
             if registration.managed is None:
                 continue
             where = f"{registration.instance.address} of {registration.service}"
@@ -129,7 +129,7 @@ class Keeper:
                 registration.managed = None
                 log.error("%s is not managed any more, its beats are its own affair: %s", where, error)
                 continue
-            self.restore(Managed(registration.service, registration.instance, spec, owner))
+            self.restore(CheckedInstance(registration.service, registration.instance, spec, owner))
         return len(self._places)
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
@@ -147,7 +147,7 @@ class Keeper:
 
     def _forget_deregistered(self) -> None:
         """However its owner deregistered it: a beat must not bring it back."""
-        ledger = self._agent.catalog.ledger
+        ledger = self._agent.catalog.registrations
         for place in [place for place in self._remembered if ledger.find(*place) is None]:
             self.forget(*place)
 
@@ -168,15 +168,15 @@ class Keeper:
         waiting = [m for place, m in self._places.items() if m.due_at <= now and place not in self._running]
         running = [managed for managed, _ in self._running.values()]
         for managed in startable(waiting, running, self._policy.at_once):
-            task = self._agent.supervisor.once(self._look_after(managed.place, managed), name="check")
-            self._running[managed.place] = managed, task
+            task = self._agent.supervisor.once(self._look_after(managed.key, managed), name="check")
+            self._running[managed.key] = managed, task
 
     def _begin_beats(self, now: float) -> None:
         for place, managed in self._places.items():
             if place not in self._beating and managed.beats(now):
                 self._beating[place] = self._agent.supervisor.once(self._beat(place, managed), name="beat")
 
-    async def _look_after(self, place: Place, managed: Managed) -> None:
+    async def _look_after(self, place: RegistrationKey, managed: CheckedInstance) -> None:
         began = self._agent.clock.now()
         try:
             error = await self._examine(managed)
@@ -194,7 +194,7 @@ class Keeper:
         finally:
             self._running.pop(place, None)
 
-    async def _beat(self, place: Place, managed: Managed) -> None:
+    async def _beat(self, place: RegistrationKey, managed: CheckedInstance) -> None:
         i = self._as_it_is(managed)
         try:
             if self._places.get(place) is not managed:  # deregistered since
@@ -205,20 +205,20 @@ class Keeper:
         finally:
             self._beating.pop(place, None)
 
-    async def _deregister(self, managed: Managed) -> None:
+    async def _deregister(self, managed: CheckedInstance) -> None:
         i = self._as_it_is(managed)
         try:
             await self._agent.write(Deregister(managed.service, i.ip, i.port, i.cluster, i.ephemeral))
         except ProxyError as error:
             log.warning("could not deregister %s of %s: %s", i.address, managed.service, error)
 
-    def _as_it_is(self, managed: Managed) -> Instance:
+    def _as_it_is(self, managed: CheckedInstance) -> Instance:
         """With what was modified since it was registered."""
         i = managed.instance
-        known = self._agent.catalog.ledger.find(managed.service, i.ip, i.port)
+        known = self._agent.catalog.registrations.find(managed.service, i.ip, i.port)
         return i if known is None else known.instance
 
-    async def _examine(self, managed: Managed) -> str:
+    async def _examine(self, managed: CheckedInstance) -> str:
         spec = managed.spec
         if spec.kind == "ttl":
             return managed.expired(self._agent.clock.now())
@@ -241,7 +241,7 @@ class Keeper:
         writer.close()
         return ""
 
-    def __iter__(self) -> Iterator[Managed]:
+    def __iter__(self) -> Iterator[CheckedInstance]:
         return iter(list(self._places.values()))
 
     def __len__(self) -> int:

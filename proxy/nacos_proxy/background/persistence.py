@@ -48,11 +48,11 @@ class DiskPolicy:
     """
 
     every: float = 1.0
-    longest: float = 60.0
+    max_delay: float = 60.0
     patience: float = 1.0
     contacts_every: float = 30.0
     restart: float = 120.0
-    most: int = 20_000
+    max_rows: int = 20_000
     at_once: int = 2_000
 
 
@@ -95,7 +95,7 @@ class Disk:
 
     def mark(self, change: Change) -> None:
         """A follower of the agent: the service is to be written with the next batch."""
-        if len(self._dirty) < self._policy.most:
+        if len(self._dirty) < self._policy.max_rows:
             self._dirty.add(change.key)
 
     def mark_registrations(self) -> None:
@@ -125,8 +125,10 @@ class Disk:
             age = max(0.0, wall - heard - (unwritten if registration.beaten else 0.0))
             registration.heard = now if registration.managed else now - age
             if registration.alive(now):
-                catalog.ledger.restore(registration)
-                catalog.cache.own(registration.service, catalog.ledger.count(registration.service), now)
+                catalog.registrations.restore(registration)
+                catalog.cache.set_local_registrations(
+                    registration.service, catalog.registrations.count(registration.service), now
+                )
         for place, waiting in journal:
             self._agent.outage.restore(place, waiting)
         if services:
@@ -150,7 +152,7 @@ class Disk:
         while True:
             await self._clock.sleep_until(self._clock.now() + pause)
             await self.flush()
-            pause = min(2 * pause, self._policy.longest) if self.failing else self._policy.every
+            pause = min(2 * pause, self._policy.max_delay) if self.failing else self._policy.every
 
     async def flush(self) -> None:
         """Write what is due; a failure is kept in `failing`, and what was not written for the next time."""
@@ -172,7 +174,7 @@ class Disk:
         if not await self._write(self._file.write, batch, lambda: self._keep(batch)):
             return False
         self._rows.update((key, now) for key, *_ in (*batch.services, *batch.contacts))
-        if (beyond := len(self._rows) - self._policy.most) > 0:
+        if (beyond := len(self._rows) - self._policy.max_rows) > 0:
             for key in sorted(self._rows, key=self._rows.__getitem__)[:beyond]:
                 del self._rows[key]
         for key in batch.gone:
@@ -267,22 +269,22 @@ class Disk:
         registrations, gone = None, list[ServiceKey]()
         if now - self._contacts_at >= self._policy.contacts_every:
             self._contacts_at = now
-            known = {entry.key: entry for entry in cache.entries() if entry.shown is not None}
-            moved = [e for e in known.values() if not e.from_disk and e.contact > self._rows.get(e.key, -math.inf)]
+            known = {entry.key: entry for entry in cache.entries() if entry.visible is not None}
+            moved = [e for e in known.values() if not e.from_disk and e.confirmed_at > self._rows.get(e.key, -math.inf)]
             contacts = [(e.key, _wall(e, ahead)) for e in moved if e.key in self._rows]
             self._dirty.update(e.key for e in moved if e.key not in self._rows)
             gone = [key for key in self._rows if key not in known]
-            self._registrations_dirty |= len(self._agent.catalog.ledger) > 0
+            self._registrations_dirty |= len(self._agent.catalog.registrations) > 0
             await asyncio.sleep(0)  # that was some milliseconds, and so is what follows
         if self._registrations_dirty:
             self._registrations_dirty = False
-            ledger = self._agent.catalog.ledger
+            ledger = self._agent.catalog.registrations
             registrations = [Heard(r.service, r.instance, r.beaten, r.managed, ahead + r.heard) for r in ledger]
         services = list[tuple[ServiceKey, Snapshot, float]]()
         while self._dirty and len(services) < self._policy.at_once:
-            if (entry := cache.get(self._dirty.pop())) is not None and entry.shown is not None:
-                services.append((entry.key, entry.shown, _wall(entry, ahead)))
-        return Batch(services, contacts, registrations, gone, self._policy.most)
+            if (entry := cache.get(self._dirty.pop())) is not None and entry.visible is not None:
+                services.append((entry.key, entry.visible, _wall(entry, ahead)))
+        return Batch(services, contacts, registrations, gone, self._policy.max_rows)
 
     async def close(self) -> None:
         """Write the rest, sync, let go of the directory."""
@@ -302,4 +304,4 @@ class Disk:
 
 def _wall(entry: Entry, ahead: float) -> float:
     """When a service was confirmed, since 1970; 0 where it never was. `ahead`: of our clock."""
-    return ahead + entry.contact if entry.contact > -math.inf else 0.0
+    return ahead + entry.confirmed_at if entry.confirmed_at > -math.inf else 0.0

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nacos_proxy.catalog.registrations import Place, Registration
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.calls import ListServices, Metrics
 from nacos_proxy.model.errors import ProxyError
@@ -118,7 +118,7 @@ class Poller:
 
     def _lapse(self, now: float) -> None:
         agent = self._agent
-        for registration in agent.catalog.ledger.lapse(now):
+        for registration in agent.catalog.registrations.expire(now):
             log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
             agent.outage.lapsed(registration)
             agent.owned(registration.service)
@@ -130,7 +130,7 @@ class Poller:
     @property
     def behind(self) -> float:
         """Seconds for which the service waits that is longest due; 0 while the upstream is away, which is not asked."""
-        due = self._agent.catalog.cache.longest_due()
+        due = self._agent.catalog.cache.overdue_since()
         up = self._agent.catalog.breaker.up
         return max(0.0, self._agent.clock.now() - due) if up and due > -math.inf else 0.0
 
@@ -160,7 +160,7 @@ class Poller:
         keys = cache.due(now, left)
         for key in keys:
             entry = cache.get(key)
-            agent.refresh(key, "poll" if entry is None else entry.because)
+            agent.refresh(key, "poll" if entry is None else entry.fetch_cause)
         self._tokens -= len(keys)
         if keys:
             self._last_call = now
@@ -201,7 +201,7 @@ class Poller:
                 log.info("push is alive: changes are told, polling slows down")
             else:
                 log.warning("push is lost: polling keeps time")
-        cache.pushing(alive, now)
+        cache.set_push_alive(alive, now)
         if was and not alive:
             for listener in self.on_push_lost:
                 self._agent.supervisor.call("push", listener)
@@ -220,7 +220,7 @@ class Poller:
     def told(self, key: ServiceKey) -> None:
         """The service is said to have changed."""
         now = self._agent.clock.now()
-        self._agent.catalog.cache.hasten(key, now, "push")
+        self._agent.catalog.cache.invalidate(key, now, "push")
         self._ask_due(now)
 
     # every service of a namespace
@@ -280,7 +280,7 @@ class Poller:
             self._send_at = now + self._policy.doubt
             self._renewing = self._agent.supervisor.once(self._send_all(), name="send on")
 
-    async def _send_one(self, place: Place) -> None:
+    async def _send_one(self, place: RegistrationKey) -> None:
         await self._agent.outage.send_on(place)
 
     async def _send_all(self) -> None:
@@ -296,7 +296,7 @@ class Poller:
         """What was accepted here first: it is the younger."""
         await self._send_all()
         begin = self._agent.clock.now()
-        waiting = [r for r in self._agent.catalog.ledger if r.instance.ephemeral and r.healthy(begin)]
+        waiting = [r for r in self._agent.catalog.registrations if r.instance.ephemeral and r.healthy(begin)]
         await self._spread(waiting, self._renew_one, self._policy.renew_within)
 
     async def _spread(self, items: Sequence[T], work: Callable[[T], Awaitable[None]], longest: float) -> None:

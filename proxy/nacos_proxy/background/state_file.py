@@ -38,7 +38,7 @@ from nacos_proxy.background.state_rows import (
     service_row,
 )
 from nacos_proxy.catalog.journal import Waiting
-from nacos_proxy.catalog.registrations import Place, Registration
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.private_directory import Home
@@ -150,7 +150,7 @@ class StateFile:
         """Snapshots with the wall time of their last confirmation, registrations with that of their last beat."""
         return self._reading(self._read) or ([], [])
 
-    def read_journal(self) -> list[tuple[Place, Waiting]]:
+    def read_journal(self) -> list[tuple[RegistrationKey, Waiting]]:
         """Writes that the upstream has not heard of, in order."""
         return self._reading(self._read_journal) or []
 
@@ -187,7 +187,7 @@ class StateFile:
                 registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))
         return services, registrations
 
-    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[Place, Waiting]]:
+    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[RegistrationKey, Waiting]]:
         return self._rows_of(db, "journal", "ORDER BY number", load_waiting)
 
     def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
@@ -209,7 +209,7 @@ class StateFile:
         except UNREADABLE:
             self.unreadable += 1
 
-    def write_journal(self, rows: list[tuple[Place, Waiting | None]]) -> None:
+    def write_journal(self, rows: list[tuple[RegistrationKey, Waiting | None]]) -> None:
         """Each in place of the one of its place; where nothing waits any more, that one goes."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from nacos_proxy.catalog.journal import Local, Waiting
-from nacos_proxy.catalog.registrations import Place, Registration
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
 from nacos_proxy.model.calls import (
     Beat,
@@ -24,7 +24,7 @@ from nacos_proxy.model.services import (
     Snapshot,
 )
 from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Lasting
-from nacos_proxy.upstream.embedded.state import Kept, Laid, Service
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept, Service
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -123,14 +123,14 @@ def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
     return kind(key, **row)
 
 
-def journal_row(row: tuple[Place, Waiting | None]) -> JournalRow:
+def journal_row(row: tuple[RegistrationKey, Waiting | None]) -> JournalRow:
     """Without a body where nothing waits of the place any more."""
     (key, ip, port), waiting = row
     number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
     return (key.namespace, key.group, key.name, ip, port, number, at, body)
 
 
-def load_waiting(row: JournalRow) -> tuple[Place, Waiting]:
+def load_waiting(row: JournalRow) -> tuple[RegistrationKey, Waiting]:
     namespace, group, name, ip, port, number, at, body = row
     key = ServiceKey(namespace, group, name)
     return (key, ip, port), Waiting(load_writes(key, body), number, at)
@@ -160,7 +160,9 @@ def load_lasting(row: RegistryRow) -> tuple[ServiceKey, Lasting]:
     if key == OF_SWITCHES:
         return key, {name: value for name, value in found.items() if name in SWITCHES and _like(value, SWITCHES[name])}
     checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
-    places = tuple((load_instance(i), healthy, laid and Laid(**laid)) for i, healthy, laid in found.pop("places"))
+    places = tuple(
+        (load_instance(i), healthy, laid and InstanceOverrides(**laid)) for i, healthy, laid in found.pop("places")
+    )
     kept = Kept(**found, checks=checks, places=places)
     Service.of(key, kept, 0.0).listed()  # or its start would fail with what cannot be understood
     return key, kept

@@ -15,7 +15,7 @@ class BreakerPolicy:
 
     failures: int = 3
     pause: float = 0.5
-    longest: float = 5.0
+    max_delay: float = 5.0
     slow: float = 5.0
 
 
@@ -67,7 +67,7 @@ class Breaker:
         return news
 
     def _pause(self) -> float:
-        return min(self._policy.longest, self._policy.pause * 2.0 ** min(self._probes, 16))
+        return min(self._policy.max_delay, self._policy.pause * 2.0 ** min(self._probes, 16))
 
     def __repr__(self) -> str:
         state = "up" if self.up else f"down, next probe at {self._next_probe:g}"

@@ -17,11 +17,11 @@ from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot, Source
 
 Watcher = tuple[str, int]  # a client, by its address, and one of its streams
-OWN: Lane = ("registered here", "")
+REGISTERED_HERE: Lane = ("registered here", "")
 READS: Lane = ("reads", "")
 LANES = 8  # streams of one client that are looked at
 UNLIKELY = "unlikely"
-LOOKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
+RECHECKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
 
 
 def discovery(key: ServiceKey) -> Lane:
@@ -40,28 +40,28 @@ class Entry:
     """
 
     key: ServiceKey
-    word: Snapshot | None = None
-    shown: Snapshot | None = None
-    contact: float = -math.inf
+    upstream_snapshot: Snapshot | None = None
+    visible: Snapshot | None = None
+    confirmed_at: float = -math.inf
     error: ProxyError | None = None
     failures: int = 0
     retry_at: float = -math.inf
     pending: tuple[Pending, ...] = ()
-    held_since: float | None = None
+    quarantined_since: float | None = None
     last_read: float = -math.inf
-    found: float = -math.inf
+    discovered_at: float = -math.inf
     watchers: dict[str, Counter[int]] = field(default_factory=lambda: {})  # by client: its streams
-    owned: int = 0
-    asking: bool = False
-    told: float = -math.inf
-    because: Source = "poll"
-    lived: bool = False
+    local_registrations: int = 0
+    fetching: bool = False
+    notified_at: float = -math.inf
+    fetch_cause: Source = "poll"
+    ever_nonempty: bool = False
     from_disk: bool = False
 
     @property
     def pinned(self) -> bool:
         """Whether it must not be pushed out: someone listens, or registered an instance here."""
-        return bool(self.watchers) or self.owned > 0
+        return bool(self.watchers) or self.local_registrations > 0
 
     def join(self, who: Watcher) -> Lane:
         """One listens from now on; the lane in which it waits for the service."""
@@ -84,13 +84,13 @@ class Entry:
     def listeners(self) -> int:
         return sum(streams.total() for streams in self.watchers.values())
 
-    def second_look(self, now: float) -> float:
+    def next_recheck(self, now: float) -> float:
         """When to ask again for what was told last, infinity where no more is owed to it.
 
         One node of a cluster tells of a change half a second after it, another lists it 1.2 to 1.7 s after it, and an
-        earlier one meanwhile (DESIGN fact 19): it is to be seen within 2 s.
+        earlier one meanwhile (nacos-http.md, fact 19): it is to be seen within 2 s.
         """
-        return next((self.told + after for after in LOOKS if self.told + after > now), math.inf)
+        return next((self.notified_at + after for after in RECHECKS if self.notified_at + after > now), math.inf)
 
     def lanes(self, read_since: float) -> Iterable[Lane]:
         """Where it may wait for its turn, none of which delays the others. Unlikely ones share one of their client."""
@@ -98,25 +98,25 @@ class Entry:
             return ((client, UNLIKELY) for client in self.watchers)
         if self.watchers:  # a few of each client: with all of one, others' would not be looked at
             return ((client, at) for client, streams in self.watchers.items() for at in islice(streams, LANES))
-        if self.owned or self.pending:
-            return (OWN,)
+        if self.local_registrations or self.pending:
+            return (REGISTERED_HERE,)
         return (READS if self.last_read > read_since else discovery(self.key),)
 
     @property
     def unlikely(self) -> bool:
         """Listened to, never seen, and nobody has said that it changed since it was last confirmed."""
-        return not self.lived and not self.owned and self.told <= self.contact
+        return not self.ever_nonempty and not self.local_registrations and self.notified_at <= self.confirmed_at
 
     @property
     def unknown(self) -> bool:
-        return not self.pinned and (self.shown is None or not self.shown.instances)
+        return not self.pinned and (self.visible is None or not self.visible.instances)
 
 
 _peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.__getitem__)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(slots=True)
-class Shelf:
+class EntryStore:
     """Entries under one bound; the pinned ones live outside of it."""
 
     known: LRUCache[ServiceKey, Entry]
@@ -126,7 +126,7 @@ class Shelf:
     def get(self, key: ServiceKey) -> Entry | None:
         return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
 
-    def place(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> None:
         wanted = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
         if wanted.get(entry.key) is entry:
             return

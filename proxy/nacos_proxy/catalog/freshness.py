@@ -38,14 +38,14 @@ def freshness(age: float | None, ttl: float, stale_if_error: float) -> Freshness
 
 
 @dataclass(frozen=True, slots=True)
-class Wants:
+class CacheControl:
     """What a request says of freshness: `no_cache` wants the upstream asked, `max_age` bounds the age (seconds)."""
 
     no_cache: bool = False
     max_age: float | None = None
 
     @classmethod
-    def parse(cls, cache_control: str) -> Wants:
+    def parse(cls, cache_control: str) -> CacheControl:
         """From a request's Cache-Control; what is not understood is ignored (RFC 9111 5.2)."""
         no_cache, max_age = False, None
         for part in cache_control.lower().split(","):
@@ -56,7 +56,7 @@ class Wants:
                 max_age = float(value.strip('"'))
         return cls(no_cache or max_age == 0, max_age)
 
-    def content_with(self, look: Look) -> bool:
+    def satisfied_by(self, look: CacheResult) -> bool:
         """Whether the look may answer without asking the upstream."""
         if self.no_cache or look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
             return False
@@ -64,7 +64,7 @@ class Wants:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CacheResult:
     """What the catalog answers to a read. `age` is in seconds since the upstream last confirmed the snapshot.
 
     `ttl` is how much longer the answer counts as fresh, negative when it no longer does. `error` is younger than the
@@ -84,7 +84,7 @@ class Look:
         return self.freshness is not Freshness.FRESH
 
 
-def cache_headers(look: Look) -> tuple[tuple[str, str], ...]:
+def cache_headers(look: CacheResult) -> tuple[tuple[str, str], ...]:
     """`Age` (RFC 9111 5.1) and `Cache-Status` (RFC 9211), made from the look and nothing else."""
     if look.fetched and not look.stale:
         outcome = "fwd=miss"

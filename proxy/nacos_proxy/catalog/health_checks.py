@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from nacos_proxy.catalog.registrations import Place
+from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.model.errors import BadCall, Problem
 from nacos_proxy.model.heartbeats import beat_interval
@@ -171,7 +171,7 @@ def local(host: str) -> bool:
 
 
 @dataclass(slots=True)
-class Managed:
+class CheckedInstance:
     """An instance that the proxy beats for. `heard` is the last sign of life of a TTL check.
 
     `owner` is the address of the client that registered it. `slow`: its last check took long, or it had none yet.
@@ -203,7 +203,7 @@ class Managed:
         return self.failing_since is None
 
     @property
-    def place(self) -> Place:
+    def key(self) -> RegistrationKey:
         return (self.service, self.instance.ip, self.instance.port)
 
     @property
@@ -257,10 +257,12 @@ class Managed:
         return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
 
 
-def startable(waiting: Iterable[Managed], running: Iterable[Managed], most: int) -> list[Managed]:
+def startable(
+    waiting: Iterable[CheckedInstance], running: Iterable[CheckedInstance], max_running: int
+) -> list[CheckedInstance]:
     """The checks that may begin now, the longest overdue first; `most` run at once."""
-    shares = Shares(most, (managed.group for managed in running))
-    chosen: list[Managed] = []
+    shares = Shares(max_running, (managed.group for managed in running))
+    chosen: list[CheckedInstance] = []
     for managed in sorted(waiting, key=lambda managed: managed.due_at):
         if shares.room(managed.group):
             shares.take(managed.group)

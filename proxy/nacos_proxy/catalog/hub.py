@@ -59,7 +59,7 @@ class Event:
     number: int
     body: Change | Notice
     first: int
-    whole: bool = True
+    resumable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,14 @@ class Filter:
 class Mailbox:
     """One reader's pending events. `wake` is called when something was put into an empty box; it must not block.
 
-    A reader that keeps up, and has taken all that was here, may set `straight`: what is published goes there at once.
+    A reader that keeps up, and has taken all that was here, may set `direct_sink`: events then go there at once.
     """
 
     def __init__(self, interest: Filter, wake: Callable[[], None]) -> None:
         self.filter = interest
         self.client = ""  # whose it is
         self.reset = False
-        self.straight: Callable[[Event], None] | None = None
+        self.direct_sink: Callable[[Event], None] | None = None
         self._wake = wake
         self._pending: dict[ServiceKey | None, Event] = {}
         self._undone: tuple[float, int] = (math.inf, 0)  # from the first change that was undone here to what undid it
@@ -131,7 +131,7 @@ def _marked(events: list[Event], undone: tuple[float, int]) -> list[Event]:
     for event in reversed(events):
         if event.number < undone[1]:
             oldest = min(oldest, undone[0])
-        marked.append(event if event.number < oldest else replace(event, whole=False))
+        marked.append(event if event.number < oldest else replace(event, resumable=False))
         oldest = min(oldest, event.first)
     return marked[::-1]
 
@@ -157,7 +157,7 @@ class Hub:
 
     def id_of(self, event: Event) -> str:
         """What a reader that got the event resumes with. One that is not whole is of an epoch that nobody knows."""
-        return f"{self.epoch}{'' if event.whole else '.part'}-{event.number}"
+        return f"{self.epoch}{'' if event.resumable else '.part'}-{event.number}"
 
     @property
     def last_id(self) -> str:
@@ -170,10 +170,10 @@ class Hub:
         event = Event(self.published, body, self.published)
         self._remember(event)
         for mailbox in list(self._audience(body)):
-            if mailbox.straight is None:
+            if mailbox.direct_sink is None:
                 mailbox.put(event)
             else:
-                mailbox.straight(event)
+                mailbox.direct_sink(event)
         return event
 
     def _remember(self, event: Event) -> None:
@@ -231,7 +231,7 @@ class Hub:
 
     def encoded(self, event: Event, variant: Hashable, encode: Callable[[Event], bytes]) -> bytes:
         """The event's bytes for a variant, made once and shared by all readers that see the same change."""
-        slot = (event.number, id(event.body), event.whole, variant)
+        slot = (event.number, id(event.body), event.resumable, variant)
         kept = self._encoded.get(slot)
         if kept is None:
             # the event is kept with its bytes: while it lives, no other body can have its id

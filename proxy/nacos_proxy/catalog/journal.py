@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacos_proxy.catalog.pending_writes import supersedes
-from nacos_proxy.catalog.registrations import Place
+from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -27,7 +27,7 @@ Local = Register | Deregister | Update | Beat
 class JournalPolicy:
     """At most `most` writes wait."""
 
-    most: int = 20_000
+    max_writes: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Waiting:
     at: float
 
 
-def place_of(write: Local) -> Place:
+def place_of(write: Local) -> RegistrationKey:
     if isinstance(write, Register):
         return (write.service, write.instance.ip, write.instance.port)
     return (write.service, write.ip, write.port)
@@ -49,15 +49,15 @@ class Journal:
     """Bounded by the number of writes. `changed` are the places that the disk does not know as they are."""
 
     def __init__(self, policy: JournalPolicy) -> None:
-        self.changed: set[Place] = set()
+        self.changed: set[RegistrationKey] = set()
         self._policy = policy
-        self._waiting: dict[Place, Waiting] = {}
+        self._waiting: dict[RegistrationKey, Waiting] = {}
         self._count = 0
         self._number = 0
 
     @property
     def room(self) -> bool:
-        return self._count < self._policy.most
+        return self._count < self._policy.max_writes
 
     def add(self, write: Local, at: float) -> None:
         place = place_of(write)
@@ -65,26 +65,26 @@ class Journal:
         self._number += 1
         self._put(place, Waiting((*kept, write), self._number, at))
 
-    def done(self, place: Place, write: Local) -> None:
+    def done(self, place: RegistrationKey, write: Local) -> None:
         """The upstream has heard of it, or never will; harmless where something else took its place meanwhile."""
         known = self._waiting.get(place)
         if known is not None and any(old is write for old in known.writes):
             left = tuple(old for old in known.writes if old is not write)
             self._put(place, Waiting(left, known.number, known.at))
 
-    def lapsed(self, place: Place) -> None:
+    def lapsed(self, place: RegistrationKey) -> None:
         """Its client fell silent: what would bring it back is not sent any more."""
         for write in self.of(place):
             if not isinstance(write, Deregister):
                 self.done(place, write)
 
-    def restore(self, place: Place, waiting: Waiting) -> None:
+    def restore(self, place: RegistrationKey, waiting: Waiting) -> None:
         """As it was read from disk, the oldest first."""
         self._number = max(self._number, waiting.number)
         self._put(place, waiting)
         self.changed.discard(place)
 
-    def _put(self, place: Place, waiting: Waiting) -> None:
+    def _put(self, place: RegistrationKey, waiting: Waiting) -> None:
         before = self._waiting.get(place)
         self._count += len(waiting.writes) - (0 if before is None else len(before.writes))
         self.changed.add(place)
@@ -95,17 +95,17 @@ class Journal:
         else:
             self._waiting.pop(place, None)
 
-    def of(self, place: Place) -> tuple[Local, ...]:
+    def of(self, place: RegistrationKey) -> tuple[Local, ...]:
         known = self._waiting.get(place)
         return () if known is None else known.writes
 
-    def get(self, place: Place) -> Waiting | None:
+    def get(self, place: RegistrationKey) -> Waiting | None:
         return self._waiting.get(place)
 
     def __contains__(self, place: object) -> bool:
         return place in self._waiting
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[RegistrationKey]:
         """The places, the longest unchanged first."""
         return iter(list(self._waiting))
 

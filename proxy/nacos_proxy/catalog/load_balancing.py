@@ -41,16 +41,16 @@ class Choice:
     def _keys(self) -> list[InstanceKey]:
         return [host.key for host in self.hosts]
 
-    def weighted(self, luck: float) -> Instance | None:
-        """`luck` is drawn evenly from [0, 1)."""
+    def weighted(self, rng: float) -> Instance | None:
+        """`rng` is drawn evenly from [0, 1)."""
         if not self.hosts:
             return None
-        place = bisect_right(self._marks, luck * self._marks[-1])
+        place = bisect_right(self._marks, rng * self._marks[-1])
         return self.hosts[min(place, len(self.hosts) - 1)]
 
-    def random(self, luck: float) -> Instance | None:
-        """`luck` is drawn evenly from [0, 1)."""
-        return self.hosts[min(int(luck * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
+    def random(self, rng: float) -> Instance | None:
+        """`rng` is drawn evenly from [0, 1)."""
+        return self.hosts[min(int(rng * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
 
     def after(self, last: InstanceKey | None) -> Instance | None:
         """The next in turn behind `last`, also where `last` itself has gone; None begins."""

@@ -4,7 +4,7 @@ A real server lists a write some 500 ms after it said `ok`. Until then a refresh
 bring it back to readers. A write is *settled* when a list agrees with it that was asked for `settle` after it (an
 older one may agree by chance and be followed by an older state), and *given up* when one that was asked for `grace`
 after it does not agree: then the upstream's word stands. When a list arrived says nothing of how old it is.
-Source: DESIGN fact 1, recordings "v1 list at once after register".
+Source: nacos-http.md, fact 1, recordings "v1 list at once after register".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNHEARD = math.inf  # the moment of a write that the upstream has not heard of: 
 
 
 @dataclass(frozen=True, slots=True)
-class OverlayPolicy:
+class PendingPolicy:
     """Seconds. `grace` 0 trusts every list at once, which suits a registry without a delay."""
 
     settle: float = 1.0
@@ -43,10 +43,10 @@ class Pending:
 
     write: Write[Any]
     since: float
-    place: tuple[str, int] | None
+    address: tuple[str, int] | None
 
 
-def fold(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
+def apply_pending(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
     """The upstream's word with the writes on top, in their order."""
     draft = Draft(base, many=True)
     for entry in pending:
@@ -57,9 +57,9 @@ def fold(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
 def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
     """The pending writes with one more; what it makes meaningless is left out, so their number stays bounded."""
     place = _place(write)
-    if isinstance(write, Beat) and any(p.place == place and p.write == write for p in pending):
+    if isinstance(write, Beat) and any(p.address == place and p.write == write for p in pending):
         return pending  # what the first one did stands where it is, before what was modified since
-    kept = [p for p in pending if p.place != place or not supersedes(write, p.write)]
+    kept = [p for p in pending if p.address != place or not supersedes(write, p.write)]
     kept.append(Pending(write, now, place))
     return tuple(kept)
 
@@ -88,7 +88,7 @@ def supersedes(new: Write[Any], old: Write[Any]) -> bool:
     if isinstance(old, Beat) and old.full is not None:
         return False  # it may be what registered the instance
     if isinstance(new, Update) and isinstance(old, Update):
-        if new.cluster != old.cluster:  # Nacos keeps what it modified by cluster, too (NACOS.md 5.4)
+        if new.cluster != old.cluster:  # Nacos keeps what it modified by cluster, too (nacos-http.md 5.4)
             return False
         return not new.partial or (old.partial and _named(old) <= _named(new))
     return type(new) is type(old)
@@ -111,9 +111,11 @@ def _named(update: Update) -> set[str]:
     return {name for name in ("weight", "enabled", "metadata") if getattr(update, name) is not None}
 
 
-def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: OverlayPolicy) -> tuple[Pending, ...]:
+def drop_confirmed(
+    pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: PendingPolicy
+) -> tuple[Pending, ...]:
     """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
-    if all(asked - entry.since >= policy.settle for entry in pending) and fold(base, pending) == base:
+    if all(asked - entry.since >= policy.settle for entry in pending) and apply_pending(base, pending) == base:
         return ()  # together they agree, though one alone may not: registered, then modified
     kept: list[Pending] = []
     shown = Draft(base, many=True)
@@ -128,11 +130,11 @@ def settle(pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: O
 def explained(pending: Iterable[Pending], before: Snapshot, after: Snapshot, share: float) -> bool:
     """Whether a list lacks no more than this share of the instances, or deregistrations from here account for it."""
     missing = [i for i in before.instances if i.key not in after.by_key]
-    gone = {p.place for p in pending if isinstance(p.write, Deregister)}
+    gone = {p.address for p in pending if isinstance(p.write, Deregister)}
     return len(missing) <= share * len(before.instances) or all((i.ip, i.port) in gone for i in missing)
 
 
-def next_look(pending: Iterable[Pending], policy: OverlayPolicy, now: float) -> float:
+def next_check(pending: Iterable[Pending], policy: PendingPolicy, now: float) -> float:
     """When pending writes want a list, infinity where there are none.
 
     Not sooner than half of `settle`: where one write follows the other, each would want a list of its own.

@@ -21,14 +21,14 @@ from nacos_proxy.model.effects import apply
 from nacos_proxy.model.heartbeats import beat_timeout, delete_timeout
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 
-Place = tuple[ServiceKey, str, int]
+RegistrationKey = tuple[ServiceKey, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerPolicy:
+class RegistrationsPolicy:
     """`most` registrations are remembered; beyond it new ones are served but not remembered."""
 
-    most: int = 20_000
+    max_registrations: int = 20_000
 
 
 @dataclass(slots=True)
@@ -53,34 +53,34 @@ class Registration:
     hidden_until: float = -math.inf
 
     @property
-    def place(self) -> Place:
+    def key(self) -> RegistrationKey:
         return (self.service, self.instance.ip, self.instance.port)
 
     @property
-    def lapses_at(self) -> float:
+    def expires_at(self) -> float:
         """When Nacos drops it unless its client is heard of before; infinity for a persistent one."""
         return self.heard + delete_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
 
     def alive(self, now: float) -> bool:
         """Whether its client counts as alive."""
-        return now < self.lapses_at
+        return now < self.expires_at
 
     @property
-    def unwell_at(self) -> float:
+    def unhealthy_at(self) -> float:
         """When Nacos calls it unhealthy unless its client is heard of before; infinity for a persistent one."""
         return self.heard + beat_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
 
     def healthy(self, now: float) -> bool:
-        return now < self.unwell_at
+        return now < self.unhealthy_at
 
 
-class Ledger:
+class Registrations:
     """Registrations by place. Told of every accepted write and of every beat, it never asks."""
 
-    def __init__(self, policy: LedgerPolicy) -> None:
+    def __init__(self, policy: RegistrationsPolicy) -> None:
         self._policy = policy
-        self._places: dict[Place, Registration] = {}
-        self._of: dict[ServiceKey, dict[Place, Registration]] = {}
+        self._places: dict[RegistrationKey, Registration] = {}
+        self._of: dict[ServiceKey, dict[RegistrationKey, Registration]] = {}
         self._first_lapse = math.inf  # none can lapse before: `lapse` is asked many times a second
         self.full = False
 
@@ -112,14 +112,14 @@ class Ledger:
         return True
 
     def _keep(self, registration: Registration) -> None:
-        self._places[registration.place] = registration
-        self._of.setdefault(registration.service, {})[registration.place] = registration
+        self._places[registration.key] = registration
+        self._of.setdefault(registration.service, {})[registration.key] = registration
         self._expect(registration)
 
     def _expect(self, registration: Registration) -> None:
-        self._first_lapse = min(self._first_lapse, registration.lapses_at)
+        self._first_lapse = min(self._first_lapse, registration.expires_at)
 
-    def _drop(self, place: Place) -> bool:
+    def _drop(self, place: RegistrationKey) -> bool:
         if self._places.pop(place, None) is None:
             return False
         left = self._of[place[0]]
@@ -152,7 +152,7 @@ class Ledger:
     @property
     def room(self) -> bool:
         """Whether one more would be remembered."""
-        return len(self._places) < self._policy.most
+        return len(self._places) < self._policy.max_registrations
 
     def find(self, service: ServiceKey, ip: str, port: int) -> Registration | None:
         return self._places.get((service, ip, port))
@@ -165,15 +165,15 @@ class Ledger:
         """Those of a service; not to be held while the ledger changes."""
         return self._of.get(service, {}).values()
 
-    def lapse(self, now: float) -> list[Registration]:
+    def expire(self, now: float) -> list[Registration]:
         """Forget the ephemeral ones whose clients fell silent; they are given back. A managed one is its keeper's."""
         if now < self._first_lapse:
             return []
         gone = [r for r in self._places.values() if r.managed is None and not r.alive(now)]
         for registration in gone:
-            self._drop(registration.place)
+            self._drop(registration.key)
         # its keeper may let go of a managed one at any time: looked at again before long
-        mortal = (r.lapses_at if r.managed is None else now + 1 for r in self._places.values())
+        mortal = (r.expires_at if r.managed is None else now + 1 for r in self._places.values())
         self._first_lapse = min(mortal, default=math.inf)
         return gone
 
@@ -184,7 +184,7 @@ class Ledger:
 
     def restore(self, registration: Registration) -> None:
         """One read from disk; what was heard since start is not replaced."""
-        if registration.place in self._places:
+        if registration.key in self._places:
             return
         if not self.room:
             self.full = True

@@ -3,7 +3,7 @@
 A subscription lives `lapse` seconds from the last list call that carried its address. One address has a subscription
 for each service and clusters, as on 1.x: an SDK has one socket, and lists a service for each of its callers with other
 clusters. 2.x keeps the last one alone, and the others hear nothing. A datagram that is not acknowledged is sent once
-more after `again` seconds, then given up (NACOS.md 6, DESIGN fact 2).
+more after `again` seconds, then given up (nacos-http.md 6, fact 2).
 
 A client is the IP that is pushed to. Of subscriptions, and of the bytes that wait for an acknowledgement, it has no
 more than it leaves free, and one socket has a bound of its own. Who is to hear of a change takes turns (`turns`): a
@@ -20,7 +20,7 @@ from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.catalog.turns import Turns
 from nacos_proxy.model.services import ServiceKey, Snapshot
 
-Address = tuple[str, int]
+SocketAddress = tuple[str, int]
 
 MOST = 20_000  # subscriptions, also of those that are read back
 _NAMED = 200  # characters of what a client calls itself
@@ -38,7 +38,7 @@ class PushesPolicy:
     lapse: float = 60.0
     again: float = 10.0
     tries: int = 2
-    most: int = MOST
+    max_subscriptions: int = MOST
     per_socket: int = 1_000
     waiting: int = 16 << 20
     said: int = 1_000
@@ -47,7 +47,7 @@ class PushesPolicy:
 @dataclass(slots=True)
 class Subscription:
     service: ServiceKey
-    address: Address
+    address: SocketAddress
     clusters: str
     agent: str
     app: str
@@ -65,7 +65,7 @@ class Sent:
     tries: int = 1
 
 
-_Place = tuple[ServiceKey, Address, str]
+_Place = tuple[ServiceKey, SocketAddress, str]
 
 
 class Pushes:
@@ -76,16 +76,16 @@ class Pushes:
         self.acknowledged = 0
         self.given_up = 0
         self._policy = policy
-        self._by_service: dict[ServiceKey, dict[tuple[Address, str], Subscription]] = {}
+        self._by_service: dict[ServiceKey, dict[tuple[SocketAddress, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
         self._held: Shares[str] = Shares(policy.waiting)  # bytes that wait, by client
-        self._clients: Shares[str] = Shares(policy.most)  # subscriptions, by client
-        self._sockets: Counter[Address] = Counter()  # the same by socket
+        self._clients: Shares[str] = Shares(policy.max_subscriptions)  # subscriptions, by client
+        self._sockets: Counter[SocketAddress] = Counter()  # the same by socket
         self._turns: Turns[_Place] = Turns()
         self._news: dict[ServiceKey, Snapshot] = {}
 
     def listed(
-        self, service: ServiceKey, address: Address, clusters: str, agent: str, app: str, now: float
+        self, service: ServiceKey, address: SocketAddress, clusters: str, agent: str, app: str, now: float
     ) -> Subscription | None:
         """A list call with a push address. The subscription where it is new."""
         known = self._by_service.get(service, {}).get((address, clusters))
@@ -101,10 +101,10 @@ class Pushes:
         self._sockets[address] += 1
         return new
 
-    def _may_have(self, address: Address) -> bool:
+    def _may_have(self, address: SocketAddress) -> bool:
         return self._clients.room(address[0]) and self._sockets[address] < self._policy.per_socket
 
-    def _forget(self, address: Address) -> None:
+    def _forget(self, address: SocketAddress) -> None:
         self.changes += 1
         self._clients.give_back(address[0])
         self._sockets[address] -= 1
@@ -152,7 +152,7 @@ class Pushes:
         if sent is not None:
             self._held.give_back(sent.subscription.address[0], len(sent.packet) + _OVERHEAD)
 
-    def acked(self, reference: int, sender: Address) -> bool:
+    def acked(self, reference: int, sender: SocketAddress) -> bool:
         """An acknowledgement came from `sender`; one for somebody else's datagram does not count."""
         sent = self._waiting.get(reference)
         if sent is None or sent.subscription.address[0] != sender[0]:

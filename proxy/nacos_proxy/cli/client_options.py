@@ -28,7 +28,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 usage or settings, 3
 WIDE = 10_000  # columns where nobody looks: a table in a pipe is not folded
 
 
-class Address(click.ParamType[str]):
+class AddressParameter(click.ParamType[str]):
     """`ip:port`, an IPv6 address in brackets."""
 
     name = "IP:PORT"

@@ -19,7 +19,7 @@ from nacos_proxy.app.policies import nacos_policy
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateFile
 from nacos_proxy.background.state_lock import StateLocked
-from nacos_proxy.cli.rest_client import Problem, RestClient, Unreached
+from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
 from nacos_proxy.model.calls import ListServices, ServerState
 from nacos_proxy.model.errors import ProxyError, Reason, Refused
 from nacos_proxy.model.masking import shown_url
@@ -206,7 +206,7 @@ def port_finding(s: Settings) -> Finding:
     try:
         with RestClient(scheme + where) as client:
             status = client.json("GET", "/healthz")
-    except (Unreached, Problem):
+    except (Unreached, ApiProblem):
         return taken
     return Finding("own port", True, f"{where} has a nacos-proxy") if status.get("status") == "ok" else taken
 

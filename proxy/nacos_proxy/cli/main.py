@@ -27,7 +27,7 @@ from nacos_proxy.cli.reads import (
     pick,
     watch,
 )
-from nacos_proxy.cli.rest_client import Problem, Unreached
+from nacos_proxy.cli.rest_client import ApiProblem, Unreached
 from nacos_proxy.cli.writes import (
     beat,
     deregister,
@@ -47,7 +47,7 @@ class Group(click.Group):
             ctx.color = False  # the commands' contexts take it over
         try:
             return super().invoke(ctx)
-        except Problem as error:
+        except ApiProblem as error:
             _fail(str(error), 1)
         except BadSettings as error:
             _fail(str(error), 2)

@@ -24,7 +24,7 @@ from nacos_proxy.cli.client_options import (
     table_of,
     warn,
 )
-from nacos_proxy.cli.rest_client import Problem, Unreached, service_path
+from nacos_proxy.cli.rest_client import ApiProblem, Unreached, service_path
 
 LONGEST_PAUSE = 10.0  # seconds between two attempts of `watch`
 _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "removed"))
@@ -44,7 +44,7 @@ def get(asked: Asked, service: str, clusters: str, healthy_only: bool, everythin
     if found or asked.as_json:
         asked.show(body, lambda: console().print(table_of(body, found)))
     if not found:
-        raise Problem(404, f"{body['name']} has no instance in namespace {body['namespaceId']}")
+        raise ApiProblem(404, f"{body['name']} has no instance in namespace {body['namespaceId']}")
 
 
 @client_command("list")
@@ -108,8 +108,8 @@ def _follow(asked: Asked, query: dict[str, str | list[str]], once: bool, retry: 
                 if once and kind == "change":
                     return
             warn("the stream ended; coming back")
-        except (Unreached, Problem) as error:
-            if not connected or (isinstance(error, Problem) and not error.passing):
+        except (Unreached, ApiProblem) as error:
+            if not connected or (isinstance(error, ApiProblem) and not error.passing):
                 raise
             warn(f"{error} Trying again.")
         pause.wait(wait)

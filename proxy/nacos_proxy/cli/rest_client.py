@@ -29,7 +29,7 @@ class Unreached(Exception):
     """No proxy answered; says where it was looked for."""
 
 
-class Problem(Exception):
+class ApiProblem(Exception):
     """The proxy said no: its title and detail, and what to do where there is something."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -154,7 +154,7 @@ def _tls(ca: str, cert: str) -> ssl.SSLContext | bool:
     return context
 
 
-def _problem(reply: httpx.Response) -> Problem:
+def _problem(reply: httpx.Response) -> ApiProblem:
     try:
         body: Any = reply.json()
         title, detail = str(body.get("title", "")), str(body.get("detail", ""))
@@ -162,7 +162,7 @@ def _problem(reply: httpx.Response) -> Problem:
         title, detail = f"{reply.status_code} {reply.reason_phrase}", reply.text[:500].strip()
     text = f"{title}: {detail}" if detail else title
     todo = _TODO.get(reply.status_code, "")
-    return Problem(reply.status_code, f"{text}. {todo}".replace("..", ".") if todo else text)
+    return ApiProblem(reply.status_code, f"{text}. {todo}".replace("..", ".") if todo else text)
 
 
 def service_path(service: str, *more: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nacos_proxy.cli.client_options import (
-    Address,
+    AddressParameter,
     Asked,
     Seconds,
     Weight,
@@ -21,7 +21,7 @@ from nacos_proxy.cli.client_options import (
     warn,
 )
 from nacos_proxy.cli.rest_client import (
-    Problem,
+    ApiProblem,
     Unreached,
     place_of,
     service_path,
@@ -33,7 +33,7 @@ COMMAND_BEAT = 5.0  # seconds between two looks at it
 
 @client_command("register")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=Address())
+@click.argument("address", metavar="IP:PORT", type=AddressParameter())
 @click.option("--weight", type=Weight())
 @click.option("--cluster", default="")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE")
@@ -112,13 +112,13 @@ def _runs(child: subprocess.Popen[bytes], seconds: float) -> bool:
 def _quietly(call: Callable[[], object]) -> None:
     try:
         call()
-    except (Problem, Unreached) as error:
+    except (ApiProblem, Unreached) as error:
         warn(error)
 
 
 @client_command("deregister")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=Address())
+@click.argument("address", metavar="IP:PORT", type=AddressParameter())
 @click.option("--cluster", default="")
 @click.option("--ephemeral/--persistent", default=True)
 def deregister(asked: Asked, service: str, address: str, cluster: str, ephemeral: bool) -> None:
@@ -130,7 +130,7 @@ def deregister(asked: Asked, service: str, address: str, cluster: str, ephemeral
 
 @client_command("modify")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=Address())
+@click.argument("address", metavar="IP:PORT", type=AddressParameter())
 @click.option("--cluster", default="")
 @click.option("--weight", type=Weight())
 @click.option("--enabled/--disabled", default=None)
@@ -150,7 +150,7 @@ def modify(asked: Asked, service: str, address: str, cluster: str, weight: float
 
 @client_command("beat")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=Address())
+@click.argument("address", metavar="IP:PORT", type=AddressParameter())
 @click.option("--cluster", default="")
 @click.option("--every", type=Seconds(), help="Keep beating until interrupted.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many beats.")
@@ -163,8 +163,8 @@ def beat(asked: Asked, service: str, address: str, cluster: str, every: float | 
             try:
                 body = asked.client.json("PUT", path, {**asked.where, "cluster": cluster})
                 asked.show(body, lambda body=body: click.echo(f"next beat in {body['clientBeatInterval'] / 1000:g} s"))
-            except (Unreached, Problem) as error:
-                if every is None or (isinstance(error, Problem) and not error.passing):
+            except (Unreached, ApiProblem) as error:
+                if every is None or (isinstance(error, ApiProblem) and not error.passing):
                     raise
                 warn(f"{error} Trying again.")
             left -= 1

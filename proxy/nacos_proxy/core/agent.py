@@ -15,20 +15,20 @@ from typing import Any, TypeVar, cast
 
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker
-from nacos_proxy.catalog.freshness import Freshness, Look, Wants
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.catalog.hub import (
     Filter,
     Hub,
     Mailbox,
     Notice,
 )
-from nacos_proxy.catalog.registrations import Ledger, Registration
+from nacos_proxy.catalog.registrations import Registration, Registrations
 from nacos_proxy.core.counts import Counts
 from nacos_proxy.core.outage import Outage, Written
-from nacos_proxy.core.patch import Modifying
-from nacos_proxy.core.queries import Asking
-from nacos_proxy.core.reregistration import Healing
-from nacos_proxy.core.watch import Watching
+from nacos_proxy.core.patch import Patches
+from nacos_proxy.core.queries import Queries
+from nacos_proxy.core.reregistration import Reregistration
+from nacos_proxy.core.watch import Watches
 from nacos_proxy.model.calls import (
     BEAT_OK,
     Beat,
@@ -80,7 +80,7 @@ Follower = Callable[[Change], object]
 
 @dataclass(frozen=True, slots=True)
 class AgentPolicy:
-    """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (NACOS.md 10.1).
+    """Seconds. A cold read waits at most `cold_wait`: legacy clients give up after 3 s (nacos-http.md 10.1).
 
     `strict`: a service that the upstream refuses to show for want of rights is forgotten, and `on_barred` told.
     `outage_writes`: while the upstream is away, writes about ephemeral instances are accepted here.
@@ -98,7 +98,7 @@ class Catalog:
 
     cache: Cache
     hub: Hub
-    ledger: Ledger
+    registrations: Registrations
     breaker: Breaker
 
 
@@ -125,12 +125,12 @@ class Agent:
         self._policy = policy
         self._followers = followers
         self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
-        self._asking = Asking(catalog.cache, self, clock)
-        self._watching = Watching(catalog.cache, catalog.hub, lambda key: self.read(key), clock, strict=policy.strict)
-        self._modifying = Modifying(catalog.ledger, self)
-        self._healing = Healing(catalog.ledger, self, self._took_back, clock, self.supervisor)
+        self._asking = Queries(catalog.cache, self, clock)
+        self._watching = Watches(catalog.cache, catalog.hub, lambda key: self.read(key), clock, strict=policy.strict)
+        self._patches = Patches(catalog.registrations, self)
+        self._reregistration = Reregistration(catalog.registrations, self, self._took_back, clock, self.supervisor)
         self.outage = Outage(
-            self, catalog.ledger, catalog.cache, catalog.breaker, self._commit, self.counts, clock,
+            self, catalog.registrations, catalog.cache, catalog.breaker, self._commit, self.counts, clock,
             writes=policy.outage_writes,
         )  # fmt: skip
         self._suspicious_until = 0.0
@@ -138,15 +138,15 @@ class Agent:
 
     # read
 
-    async def read(self, key: ServiceKey, wants: Wants = Wants()) -> Look:  # noqa: B008 - a frozen value
+    async def read(self, key: ServiceKey, wants: CacheControl = CacheControl()) -> CacheResult:  # noqa: B008 - a frozen value
         """What is known of a service, as fresh as `wants` asks. Raises `NothingKnown` or what the upstream refused."""
         cache, now = self.catalog.cache, self.clock.now()
         self.touch(key, now)
-        look = cache.look(key, now)
+        look = cache.lookup(key, now)
         if look.from_disk and look.error is None and now < self.confirm_until:
             await self._wait_for(key, self.confirm_until - now)
-            look = replace(found := cache.look(key, self.clock.now()), fetched=not found.from_disk)
-        if wants.content_with(look):
+            look = replace(found := cache.lookup(key, self.clock.now()), fetched=not found.from_disk)
+        if wants.satisfied_by(look):
             if look.stale:
                 self._refresh_behind(key, now)
             Counts.add(self.counts.reads, "stale" if look.stale else "miss" if look.fetched else "hit")
@@ -155,7 +155,7 @@ class Agent:
             self._refresh_behind(key, now)  # who has a snapshot never waits for an upstream that is down
             return self._settle_for(look)
         await self._wait_for(key, self._policy.cold_wait)
-        look = replace(cache.look(key, self.clock.now()), fetched=True)
+        look = replace(cache.lookup(key, self.clock.now()), fetched=True)
         if look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
             return self._settle_for(look)
         Counts.add(self.counts.reads, "stale" if look.stale else "miss")
@@ -171,14 +171,14 @@ class Agent:
             self.touch(shown.key, now)
         return span
 
-    def _explained(self, look: Look) -> Look:
+    def _explained(self, look: CacheResult) -> CacheResult:
         """A stale answer says that the upstream is down, also before it was asked for this very service."""
         breaker = self.catalog.breaker
         if breaker.up or look.error is not None or not look.stale:
             return look
         return replace(look, error=Unreachable(breaker.reason, arrived=False))
 
-    def _settle_for(self, look: Look) -> Look:
+    def _settle_for(self, look: CacheResult) -> CacheResult:
         if look.freshness in (Freshness.STALE, Freshness.FRESH):
             Counts.add(self.counts.reads, "stale")
             return self._explained(look)
@@ -190,7 +190,7 @@ class Agent:
         raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
 
     def _refresh_behind(self, key: ServiceKey, now: float) -> None:
-        if self.catalog.breaker.allows(now) and self.catalog.cache.may_ask(key, now):
+        if self.catalog.breaker.allows(now) and self.catalog.cache.may_refresh(key, now):
             self.refresh(key)
 
     async def _wait_for(self, key: ServiceKey, longest: float) -> None:
@@ -198,7 +198,7 @@ class Agent:
             return
         await at_most(self.clock, longest, self.fetching.get(key) or self._start(key, "poll"))
 
-    async def instance(self, call: GetInstance) -> tuple[Instance, Look | None]:
+    async def instance(self, call: GetInstance) -> tuple[Instance, CacheResult | None]:
         """One instance, from the snapshot where that has it, else from the registry (disabled ones, unknown ones)."""
         look = await self.read(call.service)
         assert look.snapshot is not None
@@ -222,7 +222,7 @@ class Agent:
 
     def _start(self, key: ServiceKey, source: Source) -> asyncio.Task[None]:
         self.catalog.breaker.probing(self.clock.now())
-        self.catalog.cache.ask(key)
+        self.catalog.cache.begin_fetch(key)
         task = self.supervisor.once(self._fetch(key, source), name="fetch")
         self.fetching[key] = task
         return task
@@ -232,7 +232,7 @@ class Agent:
         try:
             word = await self.send(Fetch(key))
             doubtful = self.suspicious
-            missed = await self._healing.lost(word, doubtful=doubtful)
+            missed = await self._reregistration.lost(word, doubtful=doubtful)
         except ProxyError as error:
             barred = self._policy.strict and no_right(error)
             self.catalog.cache.reject(key, error, self.clock.now(), barred=barred)
@@ -246,7 +246,7 @@ class Agent:
         finally:
             self.fetching.pop(key, None)
         change = self.catalog.cache.accept(
-            word, self.clock.now(), source, asked=asked, suspicious=doubtful, missed=missed, wall_ms=self._wall_ms()
+            word, self.clock.now(), source, asked=asked, suspicious=doubtful, missed=missed, now_ms=self._wall_ms()
         )
         Counts.add(self.counts.fetches, "ok")
         self._commit(change)
@@ -269,7 +269,7 @@ class Agent:
         A beat of what is registered here is answered here where no answer comes within `cold_wait`.
         """
         if isinstance(call, Update) and call.partial:
-            return await self._modifying.patch(call)
+            return await self._patches.patch(call)
         answered = asyncio.Event()
         going = outlive(self._write(call, answered), name=type(call).__name__)
         if isinstance(call, Beat):
@@ -299,15 +299,15 @@ class Agent:
             if isinstance(call, Beat) and not await self._brings(call):
                 shows = replace(call, full=None)
             known = isinstance(call, Beat) and self._registered(call)
-            with self._healing.leaving(call) if isinstance(call, Deregister) else nullcontext():
+            with self._reregistration.leaving(call) if isinstance(call, Deregister) else nullcontext():
                 result: Any = await self.send(call)
             written = Written(result)
-            if isinstance(call, Beat) and (healed := await self._healing.heal(call, written.result)):
+            if isinstance(call, Beat) and (healed := await self._reregistration.heal(call, written.result)):
                 written = Written(healed, "healed")
         except ProxyError as error:
             Counts.add(self.counts.writes, type(error).__name__)
             if getattr(error, "arrived", False):
-                self.catalog.cache.hasten(call.service, self.clock.now())
+                self.catalog.cache.invalidate(call.service, self.clock.now())
             return error if answered.is_set() else await self.outage.instead(call, error) or error
         Counts.add(self.counts.writes, "ok")
         if not known or self._registered(call):  # a late beat brings nothing back that was deregistered meanwhile
@@ -315,7 +315,7 @@ class Agent:
         return written
 
     def _registered(self, call: Write[Any]) -> bool:
-        return isinstance(call, Beat) and self.catalog.ledger.find(call.service, call.ip, call.port) is not None
+        return isinstance(call, Beat) and self.catalog.registrations.find(call.service, call.ip, call.port) is not None
 
     async def _brings(self, beat: Beat) -> bool:
         """Whether a full beat registers an instance, which is not so where somebody only disabled it."""
@@ -332,23 +332,23 @@ class Agent:
         now = self.clock.now()
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
-        if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.ledger.wrote(call, now):
+        if isinstance(call, Register | Deregister | Update | Beat) and self.catalog.registrations.wrote(call, now):
             self.owned(call.service)
         self._commit(self.catalog.cache.wrote(shows or call, now, self._wall_ms(), local=local))
-        if isinstance(call, Update) and (hidden := self.catalog.ledger.find(call.service, call.ip, call.port)):
+        if isinstance(call, Update) and (hidden := self.catalog.registrations.find(call.service, call.ip, call.port)):
             if hidden.instance.enabled and hidden.instance.cluster == call.cluster and hidden.alive(now):
                 self.foresee(call.service, hidden.instance)
 
     def foresee(self, service: ServiceKey, instance: Instance) -> None:
         """The upstream will list this instance, which no list shows while it is disabled; what it lists then counts."""
         entry, i = self.catalog.cache.get(service), instance
-        if entry is not None and entry.shown is not None and entry.shown.find(i.ip, i.port) is None:
+        if entry is not None and entry.visible is not None and entry.visible.find(i.ip, i.port) is None:
             as_if = Beat(service, i.ip, i.port, i.cluster, i.ephemeral, full=i)  # has no effect on what is listed
             self._commit(self.catalog.cache.wrote(as_if, self.clock.now(), self._wall_ms()))
 
     def owned(self, service: ServiceKey) -> None:
         """What is remembered of a service's instances has changed."""
-        self.catalog.cache.own(service, self.catalog.ledger.count(service), self.clock.now())
+        self.catalog.cache.set_local_registrations(service, self.catalog.registrations.count(service), self.clock.now())
         for listener in self.on_registration:
             self.supervisor.call("registrations", listener)
 
@@ -359,18 +359,18 @@ class Agent:
 
     async def renew(self, registration: Registration) -> bool:
         """Make sure that the upstream still has it; True where it had to be registered again."""
-        return await self._healing.renew(registration)
+        return await self._reregistration.renew(registration)
 
     async def modify(self, call: Update) -> Written[Instance]:
         """Change only what the call names, named metadata by key. The result is the instance as it will be shown."""
-        return await self._modifying.modify(call)
+        return await self._patches.modify(call)
 
     # watch
 
     async def watch(
         self, interest: Filter, wake: Callable[[], None], after: str = "", client: str = ""
     ) -> tuple[Mailbox, list[Snapshot]]:
-        """As `Watching.watch`."""
+        """As `Watches.watch`."""
         return await self._watching.watch(interest, wake, after, client)
 
     def unwatch(self, mailbox: Mailbox) -> bool:
@@ -414,7 +414,7 @@ class Agent:
 
     def stood_still(self, gap: float) -> None:
         """For so long this process did not run: nobody could be heard, and the upstream heard of nobody from here."""
-        self.catalog.ledger.shift(gap, self.clock.now())
+        self.catalog.registrations.shift(gap, self.clock.now())
         self.suspect()
 
     def _wall_ms(self) -> int:
@@ -422,7 +422,7 @@ class Agent:
 
     async def close(self, tasks: Iterable[asyncio.Task[Any]] = ()) -> None:
         """Ends what is under way and the registry."""
-        await self._healing.close()
+        await self._reregistration.close()
         for task in (*self.fetching.values(), *tasks):
             await stop(task)
         await self.registry.close()

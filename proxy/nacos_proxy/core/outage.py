@@ -26,7 +26,7 @@ from nacos_proxy.catalog.journal import (
     place_of,
 )
 from nacos_proxy.catalog.pending_writes import UNHEARD, Pending
-from nacos_proxy.catalog.registrations import Ledger, Place, Registration
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
 from nacos_proxy.core.counts import Counts
 from nacos_proxy.model.calls import (
     Beat,
@@ -89,7 +89,7 @@ class Outage:
     """
 
     def __init__(
-        self, desk: Desk, ledger: Ledger, cache: Cache, breaker: Breaker, show: Callable[[Change | None], None],
+        self, desk: Desk, ledger: Registrations, cache: Cache, breaker: Breaker, show: Callable[[Change | None], None],
         counts: Counts, clock: Clock, *, writes: bool,
     ) -> None:  # fmt: skip
         self.journal = Journal(JournalPolicy())
@@ -103,9 +103,9 @@ class Outage:
         self._counts = counts
         self._clock = clock
         self._writes = writes
-        self._sending: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
-        self._refusals: dict[Place, int] = {}
-        self._silent: dict[Place, bool] = {}  # what is shown unwell for its silence; True: no longer shown
+        self._sending: WeakValueDictionary[RegistrationKey, asyncio.Lock] = WeakValueDictionary()
+        self._refusals: dict[RegistrationKey, int] = {}
+        self._silent: dict[RegistrationKey, bool] = {}  # what is shown unwell for its silence; True: no longer shown
         self._look_at = -math.inf
 
     # accepting
@@ -181,11 +181,11 @@ class Outage:
             return made is not None and made.ephemeral and room
         return call.ephemeral and (known is not None or isinstance(call, Deregister))
 
-    def _known(self, place: Place) -> Instance | None:
+    def _known(self, place: RegistrationKey) -> Instance | None:
         registration, entry = self._ledger.find(*place), self._cache.get(place[0])
         if registration is not None:
             return registration.instance
-        return None if entry is None or entry.shown is None else entry.shown.find(place[1], place[2])
+        return None if entry is None or entry.visible is None else entry.visible.find(place[1], place[2])
 
     # silence
 
@@ -204,24 +204,24 @@ class Outage:
         self._look_at = math.inf
         for registration in self._ledger:
             if registration.healthy(now):
-                self._look_at = min(self._look_at, registration.unwell_at)
+                self._look_at = min(self._look_at, registration.unhealthy_at)
             elif registration.alive(now):
-                self._look_at = min(self._look_at, registration.lapses_at)
+                self._look_at = min(self._look_at, registration.expires_at)
                 self._mark(registration, gone=False)
             else:  # a managed one: the others are forgotten by now
                 self._mark(registration, gone=True)
 
     def lapsed(self, registration: Registration) -> None:
         """Forgotten for its silence: while the upstream is away it is gone here, too."""
-        waited = registration.place in self.journal
-        self.journal.lapsed(registration.place)
+        waited = registration.key in self.journal
+        self.journal.lapsed(registration.key)
         if self._away:
             self._mark(registration, gone=True)
         if waited:
-            self._ended(registration.place, "lapsed", shown=self._away)
+            self._ended(registration.key, "lapsed", shown=self._away)
 
     def _mark(self, registration: Registration, *, gone: bool) -> None:
-        place, (service, i) = registration.place, (registration.service, registration.instance)
+        place, (service, i) = registration.key, (registration.service, registration.instance)
         if self._silent.get(place) is gone:
             return
         self._silent[place] = gone
@@ -234,12 +234,12 @@ class Outage:
 
     def heard(self, registration: Registration) -> None:
         """Its client lives: its silence is forgotten."""
-        gone = self._silent.pop(registration.place, None)
-        self._look_at = min(self._look_at, registration.unwell_at)
+        gone = self._silent.pop(registration.key, None)
+        self._look_at = min(self._look_at, registration.unhealthy_at)
         if gone and self._writes:
             self._take(Register(registration.service, registration.instance), None)
         elif gone is not None:
-            self._revise(registration.place, lambda p: None if gone or isinstance(p.write, SetHealth) else p)
+            self._revise(registration.key, lambda p: None if gone or isinstance(p.write, SetHealth) else p)
 
     def _release(self, now: float) -> None:
         """The upstream is back: its word counts again, as soon as it had the time to say one."""
@@ -251,7 +251,7 @@ class Outage:
 
     # the return
 
-    async def send_on(self, place: Place) -> bool:
+    async def send_on(self, place: RegistrationKey) -> bool:
         """Send what waits of a place, in order. False where the upstream does not take it now: the rest waits on."""
         turn = self._sending.setdefault(place, asyncio.Lock())
         async with turn:
@@ -260,7 +260,7 @@ class Outage:
                     return False
         return True
 
-    async def _send(self, place: Place, write: Local) -> bool:
+    async def _send(self, place: RegistrationKey, write: Local) -> bool:
         known = self._ledger.find(*place)
         if isinstance(write, Register | Beat) and (known is None or not known.healthy(self._clock.now())):
             self.journal.lapsed(place)
@@ -282,7 +282,7 @@ class Outage:
         self._ended(place, "sent")
         return True
 
-    def _undo(self, place: Place, write: Local) -> None:
+    def _undo(self, place: RegistrationKey, write: Local) -> None:
         self.journal.done(place, write)
         if isinstance(write, Register | Beat):
             self.journal.lapsed(place)
@@ -290,7 +290,7 @@ class Outage:
                 self._desk.owned(place[0])
         self._ended(place, "refused")
 
-    def _ended(self, place: Place, outcome: str, *, shown: bool = False) -> None:
+    def _ended(self, place: RegistrationKey, outcome: str, *, shown: bool = False) -> None:
         """What waits no more: the upstream's lists settle it, or (unless `shown`) it is no longer shown."""
         self._refusals.pop(place, None)
         Counts.add(self._counts.outage, outcome)
@@ -305,9 +305,9 @@ class Outage:
 
         self._revise(place, revised)
 
-    def _revise(self, place: Place, revised: Callable[[Pending], Pending | None]) -> None:
+    def _revise(self, place: RegistrationKey, revised: Callable[[Pending], Pending | None]) -> None:
         def ours(pending: Pending) -> Pending | None:
-            return revised(pending) if pending.place == place[1:] and pending.since == UNHEARD else pending
+            return revised(pending) if pending.address == place[1:] and pending.since == UNHEARD else pending
 
         self._show(self._cache.revise(place[0], ours, self._clock.now(), self._wall_ms()))
 
@@ -316,7 +316,7 @@ class Outage:
 
     # from disk
 
-    def restore(self, place: Place, waiting: Waiting) -> None:
+    def restore(self, place: RegistrationKey, waiting: Waiting) -> None:
         """What waited when the last process ended; of the registrations only those that can still live."""
         now, age = self._clock.now(), max(0.0, self._clock.wall() - waiting.at)
         self.journal.restore(place, waiting)

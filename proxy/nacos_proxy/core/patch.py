@@ -1,4 +1,4 @@
-"""Changes only what a call names: read, merge, replace all. Partial calls are none (DESIGN fact 5, modify.jsonl).
+"""Changes only what a call names: read, merge, replace all. Partial calls are none (nacos-http.md, fact 5, modify.jsonl).
 
 Not for: what the upstream makes of it (`registry`), a client's own PUT or PATCH, which is forwarded as it came.
 """
@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from nacos_proxy.catalog.freshness import Look, Wants
-from nacos_proxy.catalog.registrations import Ledger, Place
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult
+from nacos_proxy.catalog.registrations import RegistrationKey, Registrations
 from nacos_proxy.core.outage import Written
 from nacos_proxy.model.calls import Call, GetInstance, Update
 from nacos_proxy.model.effects import completed
@@ -23,7 +23,7 @@ R = TypeVar("R")
 class Worker(Protocol):
     """Who reads and writes."""
 
-    async def read(self, key: ServiceKey, wants: Wants = ...) -> Look: ...
+    async def read(self, key: ServiceKey, wants: CacheControl = ...) -> CacheResult: ...
 
     async def write(self, call: Update) -> Written[None]: ...
 
@@ -34,13 +34,13 @@ class Worker(Protocol):
         ...
 
 
-class Modifying:
+class Patches:
     """Of one ledger. `len` says of how many instances changes are under way."""
 
-    def __init__(self, ledger: Ledger, worker: Worker) -> None:
+    def __init__(self, ledger: Registrations, worker: Worker) -> None:
         self._ledger = ledger
         self._worker = worker
-        self._turns: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[RegistrationKey, asyncio.Lock] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -73,7 +73,7 @@ class Modifying:
             return await self._worker.write(completed(call, known))
 
     async def _shown(self, call: Update, any_cluster: bool) -> Instance | None:
-        look = await self._worker.read(call.service, Wants(no_cache=True))
+        look = await self._worker.read(call.service, CacheControl(no_cache=True))
         assert look.snapshot is not None
         known = look.snapshot.find(call.ip, call.port, call.cluster)
         return look.snapshot.find(call.ip, call.port) if known is None and any_cluster else known

@@ -1,6 +1,6 @@
 """What the upstream is asked beside its lists, made to agree with the writes that it accepted from here.
 
-A real server shows a write half a second later in every call, not in its lists alone (DESIGN fact 13), a node of a
+A real server shows a write half a second later in every call, not in its lists alone (nacos-http.md, fact 13), a node of a
 cluster up to two seconds later. Not for: whole services (the cache lays pending writes over each list).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
 from nacos_proxy.catalog.cache import Cache
-from nacos_proxy.catalog.pending_writes import fold
+from nacos_proxy.catalog.pending_writes import apply_pending
 from nacos_proxy.model.calls import (
     Call,
     DetailPage,
@@ -36,7 +36,7 @@ class Sender(Protocol):
     async def send(self, call: Call[R]) -> R: ...
 
 
-class Asking:
+class Queries:
     """Over one cache. `ask` is `send` for every call that reads."""
 
     def __init__(self, cache: Cache, upstream: Sender, clock: Clock) -> None:
@@ -107,7 +107,7 @@ class Asking:
         A page that does not hold all names does not tell whether one is missing: only whole ones are added to.
         """
         entries = (self._cache.get(key) for key in self._cache.recent.keys(self._clock.now()))
-        shown = (entry.shown for entry in entries if entry is not None and entry.shown is not None)
+        shown = (entry.visible for entry in entries if entry is not None and entry.visible is not None)
         return [s for s in shown if s.instances and namespace in ("", s.key.namespace) and wanted(s.key)]
 
     def _agreed(self, word: Snapshot) -> Snapshot:
@@ -116,5 +116,5 @@ class Asking:
         if entry is None or not entry.pending:
             return word
         oldest = self._clock.now() - self._cache.recent.grace
-        word = replace(word, by_cluster=entry.word is not None and entry.word.by_cluster)
-        return fold(word, (p for p in entry.pending if p.since > oldest))
+        word = replace(word, by_cluster=entry.upstream_snapshot is not None and entry.upstream_snapshot.by_cluster)
+        return apply_pending(word, (p for p in entry.pending if p.since > oldest))

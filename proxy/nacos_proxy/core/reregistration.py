@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from nacos_proxy.catalog.registrations import Ledger, Place, Registration
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
 from nacos_proxy.core.queries import Sender
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
@@ -38,7 +38,7 @@ from nacos_proxy.model.services import Instance, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stop
 
 R = TypeVar("R")
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 
 log = logging.getLogger("nacos_proxy.healing")
 
@@ -58,12 +58,12 @@ def _poorer(shown: Instance, known: Instance) -> bool:
     return bool(known.metadata and not shown.metadata) or shown.weight == 1.0 != known.weight
 
 
-class Healing:
+class Reregistration:
     """Of one ledger. `registered` is told of what the upstream took back."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Registrations,
         upstream: Sender,
         registered: Callable[[Register], None],
         clock: Clock,
@@ -74,8 +74,8 @@ class Healing:
         self._registered = registered
         self._clock = clock
         self._supervisor = supervisor
-        self._leaving: Counter[Place] = Counter()
-        self._lost: dict[Place, Registration] = {}  # to be brought back, one after the other
+        self._leaving: Counter[RegistrationKey] = Counter()
+        self._lost: dict[RegistrationKey, Registration] = {}  # to be brought back, one after the other
         self._bringing_back: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -90,14 +90,14 @@ class Healing:
             if not self._leaving[place]:
                 del self._leaving[place]
 
-    def _wanted(self, place: Place) -> Registration | None:
+    def _wanted(self, place: RegistrationKey) -> Registration | None:
         known = self._ledger.find(*place)
         unwanted = known is None or known.left or not known.instance.ephemeral or place in self._leaving
         return None if unwanted else known
 
     def _lives(self, registration: Registration) -> bool:
         """Nothing is sent for a client that fell silent: a beat of ours would make it well again for everybody."""
-        return self._wanted(registration.place) is registration and registration.healthy(self._clock.now())
+        return self._wanted(registration.key) is registration and registration.healthy(self._clock.now())
 
     async def heal(self, beat: Beat, result: BeatResult) -> BeatResult | None:
         """What to answer where the upstream does not know the instance and we do; None where its own answer stands.
@@ -115,13 +115,13 @@ class Healing:
             return None
         return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
 
-    async def lost(self, word: Snapshot, *, doubtful: bool) -> dict[Address, float]:
+    async def lost(self, word: Snapshot, *, doubtful: bool) -> dict[HostPort, float]:
         """What beats through this proxy and is not in a list: the upstream has lost it, and gets it back.
 
         With since when it is missed, for readers, who are not to see it go in between. Lists do not show an instance
         that somebody disabled either, so what is missing is looked up first. While `doubtful`, the upstream having
         been away, that tells nothing; then it is lost also where its data is, or its health, by the beats that did
-        not get there. What was registered only now is not missed yet: a server lists it late (DESIGN fact 1).
+        not get there. What was registered only now is not missed yet: a server lists it late (nacos-http.md, fact 1).
         """
         missing = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
         if missing and not doubtful:
@@ -129,17 +129,17 @@ class Healing:
             hidden = await asyncio.gather(*(self._is_hidden(known) for known in looked_up))
             missing = [known for known, there in zip(looked_up, hidden, strict=True) if not there] + rest
         now = self._clock.now()
-        self._lost.update((known.place, known) for known in missing)
+        self._lost.update((known.key, known) for known in missing)
         if missing and (self._bringing_back is None or self._bringing_back.done()):
             self._bringing_back = self._supervisor.once(self._bring_back(), name="bring back")
-        return {known.place[1:]: now if doubtful else known.missed_since for known in missing}
+        return {known.key[1:]: now if doubtful else known.missed_since for known in missing}
 
     def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:
         now, i = self._clock.now(), known.instance
         shown = word.find(i.ip, i.port)
         if shown is not None:
             known.hidden_until = -math.inf
-        lost = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.place)
+        lost = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.key)
         hidden = not doubtful and (now < known.hidden_until or not i.enabled)
         if not lost or hidden or not (shown is None or (doubtful and (_poorer(shown, i) or not shown.healthy))):
             known.missed_since = math.inf
@@ -211,7 +211,7 @@ class Healing:
     async def _register_again(self, known: Registration) -> bool:
         call, i = Register(known.service, known.instance), known.instance
         await self._upstream.send(call)
-        if self._wanted(known.place) is None:
+        if self._wanted(known.key) is None:
             await self._upstream.send(Deregister(known.service, i.ip, i.port, i.cluster, i.ephemeral))
             return False
         log.info("registered %s of %s again: the upstream had lost it", i.address, known.service)

@@ -21,7 +21,7 @@ log = logging.getLogger("nacos_proxy.agent")
 AT_ONCE = 50  # services of one listener that are asked for at once
 
 
-class Watching:
+class Watches:
     """Over one cache and one hub; `read` fetches what is not known yet."""
 
     def __init__(
@@ -85,7 +85,11 @@ class Watching:
         Pushed out of the cache with instances and fetched anew without any, a service is no change to anybody here.
         """
         entries = (self._cache.get(key) for key in sorted(interest.keys))
-        return [entry.shown for entry in entries if entry is not None and entry.shown is not None and not entry.lived]
+        return [
+            entry.visible
+            for entry in entries
+            if entry is not None and entry.visible is not None and not entry.ever_nonempty
+        ]
 
     async def _warm_all(self, keys: Collection[ServiceKey]) -> list[ProxyError | None]:
         """A few at once: a task for each of 500 services, of each of 40 streams, would take 80 MiB."""
@@ -109,8 +113,8 @@ class Watching:
     def _known(self, interest: Filter) -> list[Snapshot]:
         if interest.everything is None:
             listed = (self._cache.get(key) for key in sorted(interest.keys))
-            return [entry.shown for entry in listed if entry is not None and entry.shown is not None]
-        shown = (entry.shown for entry in self._cache.entries() if interest.wants(entry.key))
+            return [entry.visible for entry in listed if entry is not None and entry.visible is not None]
+        shown = (entry.visible for entry in self._cache.entries() if interest.wants(entry.key))
         return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
 
 

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 from nacos_proxy.fastpath.table import (
     Answer,
-    Answers,
     Headers,
-    Place,
+    LookupKey,
+    ResponseTable,
     repeatable,
 )
-from nacos_proxy.wire.http import REPEATABLE, Repeatable
+from nacos_proxy.wire.http import CACHEABLE, Cacheable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -45,7 +45,9 @@ class FastPath:
     `matter` are the request headers, in lower case, on which an answer may depend.
     """
 
-    def __init__(self, app: App, answers: Answers, now: Callable[[], float], matter: Iterable[bytes] = MATTER) -> None:
+    def __init__(
+        self, app: App, answers: ResponseTable, now: Callable[[], float], matter: Iterable[bytes] = MATTER
+    ) -> None:
         self._app = app
         self._answers = answers
         self._now = now
@@ -62,14 +64,14 @@ class FastPath:
             await self._app(scope, receive, recorder.send)
             return
         if HEAD in scope and self._answers.wants(scope[HEAD]) and suits_one_connection(scope):
-            self._answers.offer(scope[HEAD], answer.twin(), self._answers.serial)
+            self._answers.offer(scope[HEAD], answer.copy(), self._answers.serial)
         answer.tally.target += 1
         body = answer.body if answer.draw is None else answer.draw()
         headers = answer.headers if answer.draw is None else answer.sized(len(body))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _target(self, scope: Scope) -> Place:
+    def _target(self, scope: Scope) -> LookupKey:
         kind = socket_kind(scope.get("scheme") == "https", over_unix(scope))
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         matter = self._matter
@@ -81,7 +83,7 @@ def socket_kind(tls: bool, unix: bool) -> bytes:
     return (b"https" if tls else b"http") + (b" unix" if unix else b"")
 
 
-def target_place(kind: bytes, path: bytes, query: bytes, headers: Headers) -> Place:
+def target_place(kind: bytes, path: bytes, query: bytes, headers: Headers) -> LookupKey:
     """Where an answer is found whose request may differ in all that does not matter; `headers` are those that do."""
     parts = [kind, path, query]
     for pair in headers:
@@ -119,14 +121,14 @@ class _Recorder:
 
     __slots__ = ("_answers", "_body", "_head", "_mark", "_places", "_scope", "_send", "_since", "_target")
 
-    def __init__(self, answers: Answers, scope: Scope, target: Place, send: Send) -> None:
+    def __init__(self, answers: ResponseTable, scope: Scope, target: LookupKey, send: Send) -> None:
         self._answers = answers
         self._scope = scope
         self._target = target
         self._send = send
         self._since = answers.serial
-        self._mark: Repeatable | None = None
-        self._places: list[Place] = []
+        self._mark: Cacheable | None = None
+        self._places: list[LookupKey] = []
         self._head: tuple[int, Headers] = (0, ())
         self._body: list[bytes] = []
 
@@ -140,7 +142,7 @@ class _Recorder:
         await self._send(message)
 
     def _start(self, message: Message) -> None:
-        mark: Repeatable | None = self._scope.get(REPEATABLE)
+        mark: Cacheable | None = self._scope.get(CACHEABLE)
         if mark is None or not plain_read(self._scope):
             return
         places = [self._target]
@@ -151,7 +153,7 @@ class _Recorder:
             self._mark = mark
             self._head = (message["status"], list(message.get("headers", ())))
 
-    def _finish(self, mark: Repeatable) -> None:
+    def _finish(self, mark: Cacheable) -> None:
         self._mark = None
         status, headers = self._head
         body = b"".join(self._body)
@@ -160,4 +162,4 @@ class _Recorder:
         tally = self._answers.tally(mark.kind, status)
         answer = Answer(mark, status, headers, body, path=log_path(self._scope), tally=tally)
         for place in self._places:
-            self._answers.offer(place, answer.twin(), self._since)
+            self._answers.offer(place, answer.copy(), self._since)

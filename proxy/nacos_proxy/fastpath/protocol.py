@@ -29,14 +29,14 @@ from nacos_proxy.fastpath.asgi import (
 from nacos_proxy.fastpath.http1 import BETWEEN
 from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
 from nacos_proxy.fastpath.stream import Stream, StreamPolicy
-from nacos_proxy.fastpath.table import Answer, Answers, Place
+from nacos_proxy.fastpath.table import Answer, LookupKey, ResponseTable
 from nacos_proxy.wire.http import STREAM
 
 
 class FastProtocol(LimitedProtocol):
     """One connection. Made by uvicorn; `make_protocol` fills in what its connections share."""
 
-    answers: ClassVar[Answers]
+    answers: ClassVar[ResponseTable]
     now: ClassVar[staticmethod[[], float]]
     streams: ClassVar[StreamPolicy]
     matter: ClassVar[frozenset[bytes]]
@@ -114,7 +114,7 @@ class FastProtocol(LimitedProtocol):
         lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in headers)
         return b"".join((STATUS_LINE[answer.status], *lines, b"\r\n"))
 
-    def _go_the_ordinary_way(self, data: bytes, place: Place) -> None:
+    def _go_the_ordinary_way(self, data: bytes, place: LookupKey) -> None:
         begun = self._begun
         self._short = True
         try:
@@ -125,7 +125,7 @@ class FastProtocol(LimitedProtocol):
             return  # not one whole message
         if self._repeated is not None:
             if self.answers.wants(place):
-                self.answers.offer(place, self._repeated.twin(), self.answers.serial)
+                self.answers.offer(place, self._repeated.copy(), self.answers.serial)
         else:
             self.scope[HEAD] = place  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
@@ -236,7 +236,7 @@ class FastProtocol(LimitedProtocol):
 
 
 def make_protocol(
-    answers: Answers,
+    answers: ResponseTable,
     now: Callable[[], float],
     streams: StreamPolicy = StreamPolicy(),  # noqa: B008 - a frozen value
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a frozen value

@@ -18,10 +18,10 @@ from typing import TypeAlias
 
 from cachetools import LRUCache
 
-from nacos_proxy.wire.http import Repeatable
+from nacos_proxy.wire.http import Cacheable
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
-Place: TypeAlias = bytes | tuple[bytes, ...]
+LookupKey: TypeAlias = bytes | tuple[bytes, ...]
 """Where an answer is found: a whole request head as it came over plain TCP, or what no bytes on a socket are equal to:
 a head with its kind of socket, or a target with its kind of socket and the headers that matter.
 """
@@ -32,7 +32,7 @@ _FORBIDDEN = frozenset({b"connection", b"set-cookie", b"trailer", b"transfer-enc
 
 
 @dataclass(frozen=True, slots=True)
-class AnswersPolicy:
+class ResponseTablePolicy:
     """`size` in bytes, for at most `entries`; longer heads and bodies than these (bytes) are not kept.
 
     `remembered` is how many places are remembered at least between their first and second sight.
@@ -67,7 +67,7 @@ class Answer:
 
     def __init__(
         self,
-        mark: Repeatable,
+        mark: Cacheable,
         status: int,
         headers: Headers,
         body: bytes,
@@ -93,7 +93,7 @@ class Answer:
         self.heads: dict[int, bytes] = {}
         self.defaults: object = None
 
-    def twin(self) -> Answer:
+    def copy(self) -> Answer:
         """The same answer for another place."""
         return Answer(self.mark, self.status, self.headers, self.body, path=self.path, tally=self.tally)
 
@@ -133,15 +133,15 @@ def repeatable(status: int, headers: Headers, body: bytes) -> bool:
     return lengths == [b"%d" % len(body)] or (status == 304 and not lengths and not body)
 
 
-def length(place: Place) -> int:
+def length(place: LookupKey) -> int:
     """Bytes."""
     return len(place) if isinstance(place, bytes) else sum(map(len, place))
 
 
-class Answers:
+class ResponseTable:
     """The table. `tallies` counts by (kind, status); `serial` grows with each change of a key."""
 
-    def __init__(self, policy: AnswersPolicy) -> None:
+    def __init__(self, policy: ResponseTablePolicy) -> None:
         self.policy = policy
         self.tallies: dict[tuple[str, int], Tally] = {}
         self.serial = 0
@@ -150,14 +150,14 @@ class Answers:
         self._known = _Doorkeeper(policy.remembered)
         self._forgotten: deque[Hashable] = deque(maxlen=1024)
 
-    def find(self, place: Place, now: float) -> Answer | None:
+    def find(self, place: LookupKey, now: float) -> Answer | None:
         """The answer of a place, right at `now`; None where there is none, or where it is no longer fresh."""
         answer = self._kept.ready.get(place)
         if answer is None or now < answer.until:
             return answer
         return self._again(place, answer, now)
 
-    def _again(self, place: Place, answer: Answer, now: float) -> Answer | None:
+    def _again(self, place: LookupKey, answer: Answer, now: float) -> Answer | None:
         renewed = answer.mark.renew(now) if answer.mark.renew is not None else None
         if renewed is not None:
             answer.mark = answer.mark._replace(born=renewed[0], valid_until=renewed[1])
@@ -169,11 +169,11 @@ class Answers:
         answer.render(now)
         return answer
 
-    def wants(self, place: Place) -> bool:
+    def wants(self, place: LookupKey) -> bool:
         """Whether an answer for this place would be kept: not too long, and seen before. Remembers it from now on."""
         return length(place) <= self.policy.max_head and self._known.knows(place)
 
-    def offer(self, place: Place, answer: Answer, since: int) -> bool:
+    def offer(self, place: LookupKey, answer: Answer, since: int) -> bool:
         """Keep an answer that was made after `serial` was `since`; it is ours from then on. Says whether it was kept.
 
         `wants` is the caller's to ask: before a response is recorded, which costs more than to ask.
@@ -220,15 +220,15 @@ class Answers:
         return f"<Answers {len(self)} of {len(self._kept.by_key)} keys, {self.bytes} of {self.policy.size} bytes>"
 
 
-class _Kept(LRUCache[Place, Answer]):
+class _Kept(LRUCache[LookupKey, Answer]):
     """The entries, with two views that hold the same: `ready` finds without counting a use, `by_key` for forgetting."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, getsizeof=lambda answer: answer.cost)
-        self.ready: dict[Place, Answer] = {}
-        self.by_key: dict[Hashable, set[Place]] = {}
+        self.ready: dict[LookupKey, Answer] = {}
+        self.by_key: dict[Hashable, set[LookupKey]] = {}
 
-    def put(self, place: Place, answer: Answer) -> None:
+    def put(self, place: LookupKey, answer: Answer) -> None:
         if place in self.ready:
             del self[place]
         self[place] = answer
@@ -239,7 +239,7 @@ class _Kept(LRUCache[Place, Answer]):
         for place in tuple(self.by_key.get(key, ())):
             del self[place]
 
-    def __delitem__(self, place: Place) -> None:
+    def __delitem__(self, place: LookupKey) -> None:
         super().__delitem__(place)
         key = self.ready.pop(place).mark.key
         places = self.by_key[key]
@@ -264,7 +264,7 @@ class _Doorkeeper:
         self._young: set[int] = set()
         self._old: set[int] = set()
 
-    def knows(self, place: Place) -> bool:
+    def knows(self, place: LookupKey) -> bool:
         seen = hash(place)
         if seen in self._young:
             return True

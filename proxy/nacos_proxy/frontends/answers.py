@@ -8,19 +8,19 @@ from functools import partial
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from nacos_proxy.catalog.freshness import Look, Wants
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.errors import BadCall, Problem
 from nacos_proxy.wire.http import (
-    REPEATABLE,
+    CACHEABLE,
+    Cacheable,
     HttpReply,
     HttpRequest,
-    Repeatable,
 )
 from nacos_proxy.wire.nacos.rules import NACOS, RULES
 from nacos_proxy.wire.rest.query import Query
 
-ANY_AGE = Wants()
+ANY_AGE = CacheControl()
 
 
 def client_of(scope: Scope) -> str:
@@ -92,12 +92,12 @@ async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -
     await send({"type": "http.response.body", "body": b"" if head_only else reply.body})
 
 
-def mark(
+def mark_cacheable(
     scope: Scope,
     agent: Agent,
-    look: Look,
+    look: CacheResult,
     kind: str,
-    wants: Wants = ANY_AGE,
+    wants: CacheControl = ANY_AGE,
     draw: Callable[[], bytes] | None = None,
 ) -> None:
     """Let the fast path repeat the answer that follows, where it comes from a fresh entry and the request allows it.
@@ -110,4 +110,4 @@ def mark(
     born, until, renew = now - look.age, now + look.ttl, partial(agent.confirmed, shown)
     if wants.max_age is not None:
         until, renew = min(until, born + wants.max_age), None
-    scope[REPEATABLE] = Repeatable(shown.key, born, until, kind, draw, renew)
+    scope[CACHEABLE] = Cacheable(shown.key, born, until, kind, draw, renew)

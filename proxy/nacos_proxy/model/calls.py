@@ -1,7 +1,7 @@
 """What somebody wants: immutable values. What a write means is `effects.apply`.
 
 A call names its result type: `Fetch` is a `Call[Snapshot]`. A value that exists is valid: the limits that Nacos puts
-on callers (NACOS.md 1.6, 1.7) are checked in the constructors by way of `check_*`, which raise `BadCall`.
+on callers (nacos-http.md 1.6, 1.7) are checked in the constructors by way of `check_*`, which raise `BadCall`.
 Calls that only read a snapshot (a list with its filters, one instance, a pick) are no calls of a registry:
 they are answered from the catalog, which needs `Fetch` alone.
 """
@@ -109,7 +109,7 @@ class Update(Write[None]):
     `partial=False` is a PUT: the server puts what is not named back to its default (weight 1.0, enabled, no
     metadata of the overlay), and an unknown instance is a success. `partial=True` is a PATCH: only what is named
     changes, named metadata replaces the overlay's, and an unknown instance is `Refused`. Source: modify.jsonl.
-    Nulls among the metadata are left out: 2.5.1 fails over one, 3.0.3 drops it (NACOS.md 1.7).
+    Nulls among the metadata are left out: 2.5.1 fails over one, 3.0.3 drops it (nacos-http.md 1.7).
     """
 
     ip: str
@@ -138,7 +138,7 @@ class BeatResult:
 @dataclass(frozen=True, slots=True)
 class Beat(Write[BeatResult]):
     """A heartbeat. With `full` the server registers an instance that it does not know; else it says BEAT_NOT_FOUND.
-    Weight and metadata of `full` are not applied to a known instance (NACOS.md 2.7, recording "beat with weight 1").
+    Weight and metadata of `full` are not applied to a known instance (nacos-http.md 2.7, recording "beat with weight 1").
     """
 
     ip: str

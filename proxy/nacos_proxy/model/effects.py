@@ -164,7 +164,7 @@ class Draft:
             return (), [replace(known, healthy=True)] if alive else []
         if write.full is None:
             return (), []
-        return self._registered(replace(write.full, healthy=True, enabled=True))  # NACOS.md 2.7
+        return self._registered(replace(write.full, healthy=True, enabled=True))  # nacos-http.md 2.7
 
     def _merged(self, write: BatchMetadata) -> list[Instance]:
         if write.remove:

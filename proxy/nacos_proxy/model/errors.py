@@ -25,7 +25,7 @@ class Problem(Enum):
     """What is wrong with a parameter; each dialect words it in its own way."""
 
     MISSING = "missing"
-    ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (NACOS.md 1.6)
+    ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (nacos-http.md 1.6)
     NOT_A_NUMBER = "not a number"
     NOT_A_BOOLEAN = "not a boolean"
     WEIGHT = "weight"
@@ -185,7 +185,7 @@ def no_right(error: BaseException | None) -> bool:
 def stranger(error: BaseException | None) -> bool:
     """Whether the upstream does not know who asks, or no longer: the token, and not what its account may.
 
-    All versions say `authorization failed!` where they know the account (NACOS.md 7.4); 1.4.6 has one more.
+    All versions say `authorization failed!` where they know the account (nacos-http.md 7.4); 1.4.6 has one more.
     """
     text = str(error).lower()
     return no_right(error) and "authorization failed" not in text and "resource name invalid" not in text

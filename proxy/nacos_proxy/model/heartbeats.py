@@ -10,7 +10,7 @@ DEFAULT_BEAT_INTERVAL = 5000  # ms
 
 
 def millis(metadata: Metadata, name: str, default: int) -> int:
-    """A `preserved.*` time in ms; the default where there is none that fits Java's long (NACOS.md 5.6)."""
+    """A `preserved.*` time in ms; the default where there is none that fits Java's long (nacos-http.md 5.6)."""
     text = metadata.get(name) or ""
     return int(text) if text.isdecimal() and text.isascii() and len(text) <= 18 else default
 

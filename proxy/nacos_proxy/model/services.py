@@ -72,7 +72,7 @@ class ServiceKey(NamedTuple):
     def of(cls, service: str, group: str | None = None, namespace: str | None = None) -> ServiceKey:
         """From what callers write: `group@@name` wins over `group`; '' and None are `public` and `DEFAULT_GROUP`.
 
-        Source: NACOS.md 1.7 and the recordings "groupName and prefix disagree", "list namespaceId=public".
+        Source: nacos-http.md 1.7 and the recordings "groupName and prefix disagree", "list namespaceId=public".
         """
         prefix, separator, name = service.partition(GROUP_SEPARATOR)
         if not separator:
@@ -99,7 +99,7 @@ class Checking:
 
 
 class InstanceKey(NamedTuple):
-    """One instance's place in a service. On Nacos 2.x ip and port alone decide (NACOS.md 5.1)."""
+    """One instance's place in a service. On Nacos 2.x ip and port alone decide (nacos-http.md 5.1)."""
 
     ip: str
     port: int
@@ -149,8 +149,8 @@ class Snapshot:
 
     `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
     (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
-    never masks (NACOS.md 5.5). `last_ref_time` is in milliseconds since 1970. `by_cluster`: the server is a 1.x, which
-    keeps one instance for each cluster at an address, where later ones keep one (NACOS.md 5.1). `unreadable` says what
+    never masks (nacos-http.md 5.5). `last_ref_time` is in milliseconds since 1970. `by_cluster`: the server is a 1.x, which
+    keeps one instance for each cluster at an address, where later ones keep one (nacos-http.md 5.1). `unreadable` says what
     is wrong with each host that was left out. These three are no part of equality.
     """
 
@@ -235,7 +235,7 @@ class Snapshot:
         return after
 
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
-        """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, NACOS.md 5.5).
+        """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, nacos-http.md 5.5).
 
         Disabled instances never show. Protection looks at the instances asked for: where their healthy share is at
         or below the threshold, all are shown as healthy; `healthy_only` shows the truly healthy ones, unprotected.

@@ -75,7 +75,7 @@ class HttpRequest(NamedTuple):
 
 
 def form_pairs(content_type: str, body: bytes) -> Pairs:
-    """The parameters of a form of either type (NACOS.md 1.2). Raises `BadCall`, but never of an empty body."""
+    """The parameters of a form of either type (nacos-http.md 1.2). Raises `BadCall`, but never of an empty body."""
     media = content_type.partition(";")[0].strip().lower()
     if media == FORM_TYPE:
         return pairs(body.decode("utf-8", "replace"))
@@ -136,8 +136,8 @@ class HttpReply(NamedTuple):
     headers: Pairs = ()
 
 
-class Repeatable(NamedTuple):
-    """The mark of an answer that may be given again without asking the app, put into the ASGI scope under `REPEATABLE`.
+class Cacheable(NamedTuple):
+    """The mark of an answer that may be given again without asking the app, put into the ASGI scope under `CACHEABLE`.
 
     Set before `http.response.start`, and only for an answer from a fresh entry. `key` names what must not have changed,
     `born` is the moment at which its Age was 0 and `valid_until` the one at which it stops being fresh, both in seconds
@@ -154,7 +154,7 @@ class Repeatable(NamedTuple):
     renew: Callable[[float], tuple[float, float] | None] | None = None
 
 
-REPEATABLE = "nacos_proxy.repeatable"
+CACHEABLE = "nacos_proxy.repeatable"
 
 
 class Channel(Protocol):

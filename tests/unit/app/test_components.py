@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.app.components import (
-    Parts,
+    Components,
     build,
     build_tenant,
     finish,
@@ -26,14 +26,14 @@ from nacos_proxy.upstream.grpc.push import GrpcPush, available
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.servers import parse_server
-from nacos_proxy.wire.http import Repeatable
+from nacos_proxy.wire.http import Cacheable
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
 
 UPSTREAM = "http://127.0.0.1:1"
 
 
-def made(clock: FakeClock | None = None, **settings: Any) -> Parts:
+def made(clock: FakeClock | None = None, **settings: Any) -> Components:
     given = {"disk": False, "udp_push": False, "push": "off", **settings}
     return build(Settings(**given), clock or FakeClock())
 
@@ -101,13 +101,15 @@ async def test_a_tenant_distrusts_another_server_too_until_it_ends() -> None:
 
 async def test_answers_prepared_while_push_lived_end_with_it() -> None:
     parts = made()
-    mark = Repeatable(KEY, 0.0, 1e9, "nacos")
-    parts.answers.offer(b"place", Answer(mark, 200, [(b"content-length", b"0")], b""), parts.answers.serial)
+    mark = Cacheable(KEY, 0.0, 1e9, "nacos")
+    parts.response_table.offer(
+        b"place", Answer(mark, 200, [(b"content-length", b"0")], b""), parts.response_table.serial
+    )
     await start(parts)
-    assert parts.answers.find(b"place", parts.clock.now()) is not None
+    assert parts.response_table.find(b"place", parts.clock.now()) is not None
     for listener in parts.poller.on_push_lost:
         listener()
-    assert parts.answers.find(b"place", parts.clock.now()) is None
+    assert parts.response_table.find(b"place", parts.clock.now()) is None
     await finish(parts)
 
 
@@ -145,8 +147,12 @@ async def test_a_tenant_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: P
     assert isinstance(parts.registry, NacosRegistry)
     tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
     assert tenant.agent.catalog is not parts.agent.catalog
-    assert tenant.disk is None
-    assert (tenant.answers, tenant.clock, tenant.forwarder) == (parts.answers, parts.clock, parts.forwarder)
+    assert tenant.persistence is None
+    assert (tenant.response_table, tenant.clock, tenant.forwarder) == (
+        parts.response_table,
+        parts.clock,
+        parts.forwarder,
+    )
     assert "a-token" not in repr(tenant.settings)
     await start(parts)
     await finish(parts)
@@ -169,7 +175,7 @@ async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Pat
     await finish(first)
     second = made(clock, upstream=UPSTREAM, disk=True, state_dir=tmp_path)
     await start(second)
-    look = second.agent.catalog.cache.look(KEY, clock.now())
+    look = second.agent.catalog.cache.lookup(KEY, clock.now())
     assert look.snapshot is not None and [i.ip for i in look.snapshot.instances] == ["10.0.0.1"]
     assert look.from_disk
     assert second.agent.suspicious, "the upstream may have lost its memory meanwhile"
@@ -180,7 +186,10 @@ async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Pat
 async def test_a_change_reaches_the_answers_before_the_readers() -> None:
     parts = made()
     order: list[str] = []
-    forget, parts.answers.forget = parts.answers.forget, lambda key: order.append("answers") or forget(key)  # type: ignore[method-assign]
+    forget, parts.response_table.forget = (
+        parts.response_table.forget,
+        lambda key: order.append("answers") or forget(key),
+    )  # type: ignore[method-assign]
     await start(parts)
     await parts.agent.read(KEY)
     box = parts.agent.catalog.hub.subscribe(Filter(frozenset({KEY})), lambda: order.append("hub"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.app.components import Parts, build
-from nacos_proxy.app.operator_view import sight_of
+from nacos_proxy.app.components import Components, build
+from nacos_proxy.app.operator_view import operator_view
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.frontends.operations.endpoints import readiness, status_json
 from nacos_proxy.frontends.operations.status_page import page
@@ -20,12 +20,12 @@ from tests.helpers.clock import FakeClock
 NOTE = "upstream: embedded registry, for development: no Nacos is behind it"
 
 
-def made(**settings: Any) -> Parts:
+def made(**settings: Any) -> Components:
     return build(Settings(**{"disk": False, "udp_push": False, "push": "off", **settings}), FakeClock())
 
 
 async def test_the_embedded_registry_is_named_as_such() -> None:
-    sight = sight_of(made())
+    sight = operator_view(made())
     assert (await status_json(sight, 10))["upstream"]["kind"] == "embedded"
     assert readiness(sight) == ("ready", [NOTE])
     assert NOTE.removeprefix("upstream: ") in page(await status_json(sight, 10), [], *readiness(sight)).decode()
@@ -35,7 +35,7 @@ async def test_the_embedded_registry_is_named_as_such() -> None:
 
 async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
     parts = made(upstream="http://127.0.0.1:1", username="app", password="s3cret-word")
-    shown = await status_json(sight_of(parts), 10)
+    shown = await status_json(operator_view(parts), 10)
     assert shown["upstream"]["kind"] == "nacos"
     assert "127.0.0.1:1" in str(shown["upstream"])
     assert "s3cret-word" not in str(shown)
@@ -45,18 +45,21 @@ async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
 async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
     parts = made()
     parts.poller.push_alive = False
-    assert readiness(sight_of(parts)) == ("ready", [NOTE])  # nobody misses what nothing is to be pushed of
+    assert readiness(operator_view(parts)) == ("ready", [NOTE])  # nobody misses what nothing is to be pushed of
     parts.agent.catalog.cache.touch(KEY, 0.0)
-    assert readiness(sight_of(parts)) == ("ready", [NOTE])  # a service that nobody registered is not followed either
+    assert readiness(operator_view(parts)) == (
+        "ready",
+        [NOTE],
+    )  # a service that nobody registered is not followed either
     await parts.agent.write(Register(KEY, instance()))
-    assert readiness(sight_of(parts)) == ("degraded", ["push: polling keeps time", NOTE])
+    assert readiness(operator_view(parts)) == ("degraded", ["push: polling keeps time", NOTE])
     await parts.agent.close()
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
 async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path) -> None:
     parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
-    sight = sight_of(parts)
+    sight = operator_view(parts)
     assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
     assert not [family for family in sight.metrics.registry.collect() if family.name == "nacos_proxy_push_up"]
     await parts.agent.close()
@@ -71,7 +74,7 @@ async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_dema
     parts.agent.catalog.cache.watch(KEY, 0.0)
     assert isinstance(parts.push, GrpcPush)
     parts.push.unavailable = "no gRPC port answers"
-    sight = sight_of(parts)
+    sight = operator_view(parts)
     assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)[0]) == (state, ready)
     shown = {family.name for family in sight.metrics.registry.collect() if family.samples}
     assert ("nacos_proxy_push_up" in shown) is (push == "on")
@@ -81,7 +84,7 @@ async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_dema
 async def test_background_work_that_fails_is_counted_and_shown() -> None:
     parts = made()
     parts.agent.supervisor.failed("disk", OSError("no space left"))
-    sight = sight_of(parts)
+    sight = operator_view(parts)
     assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left", NOTE])
     families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
@@ -92,7 +95,7 @@ async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
     parts = made(udp_push=True)
     assert parts.udp is not None
     parts.udp.sent, parts.udp.too_large = 5, 1
-    sight = sight_of(parts)
+    sight = operator_view(parts)
     shown = {"sent": 5, "acknowledged": 0, "givenUp": 0, "refused": 0, "tooLarge": 1}
     assert (await status_json(sight, 10))["udpPush"] == shown
     families = {family.name: family for family in sight.metrics.registry.collect()}
@@ -101,6 +104,6 @@ async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
 
 
 async def test_without_udp_push_nothing_of_it_is_counted() -> None:
-    sight = sight_of(made())
+    sight = operator_view(made())
     assert (await status_json(sight, 10))["udpPush"] == {}
     assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.registry.collect()}

@@ -18,8 +18,8 @@ import pytest
 import uvicorn
 
 from nacos_proxy.app.process import (
-    Address,
     CannotStart,
+    ListenAddress,
     Server,
     beyond_loopback,
     sockets,
@@ -28,7 +28,7 @@ from nacos_proxy.app.process import (
     url_of,
 )
 
-LOOPBACK = Address("127.0.0.1", 0)
+LOOPBACK = ListenAddress("127.0.0.1", 0)
 
 
 @pytest.fixture
@@ -55,17 +55,17 @@ def test_it_listens_at_once_without_delaying_small_answers(opened: list[socket.s
 def test_a_taken_port_is_said_so_even_while_the_other_one_is_only_starting(
     opened: list[socket.socket], host: str
 ) -> None:
-    opened += sockets(Address(host, 0))
+    opened += sockets(ListenAddress(host, 0))
     port = opened[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is taken: another nacos-proxy")):
-        sockets(Address(host, port))
+        sockets(ListenAddress(host, port))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
     with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):
-        sockets(Address(host, 0))
+        sockets(ListenAddress(host, 0))
 
 
 # on a Unix socket
@@ -73,7 +73,7 @@ def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
 
 def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    opened += sockets(Address("", 0, path))
+    opened += sockets(ListenAddress("", 0, path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert url_of(opened[0], tls=False) == f"unix:{path}"
 
@@ -84,7 +84,7 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
 ) -> None:
     before = os.umask(umask)
     try:
-        opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+        opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
         assert os.umask(umask) == umask
     finally:
         os.umask(before)
@@ -94,25 +94,25 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
 @pytest.mark.parametrize("to", ["file", "proxy.sock", "nothing"])
 def test_a_link_is_no_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
     (tmp_path / "file").touch(0o640)
-    opened += sockets(Address("", 0, tmp_path / "proxy.sock"))
+    opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
     (tmp_path / "link").symlink_to(tmp_path / to)
     with pytest.raises(CannotStart, match="exists and is no socket"):
-        sockets(Address("", 0, tmp_path / "link"))
+        sockets(ListenAddress("", 0, tmp_path / "link"))
     assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
 def test_a_unix_socket_left_behind_is_taken_over(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    for dead in sockets(Address("", 0, path)):
+    for dead in sockets(ListenAddress("", 0, path)):
         dead.close()
-    opened += sockets(Address("", 0, path))
+    opened += sockets(ListenAddress("", 0, path))
 
 
 def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    opened += sockets(Address("", 0, path))
+    opened += sockets(ListenAddress("", 0, path))
     with pytest.raises(CannotStart, match="is taken: another nacos-proxy listens there; choose another --uds"):
-        sockets(Address("", 0, path))
+        sockets(ListenAddress("", 0, path))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
@@ -130,21 +130,21 @@ def test_a_unix_socket_whose_owner_is_busy_is_in_use(tmp_path: Path, opened: lis
         with suppress(BlockingIOError):
             client.connect(str(path))
     with pytest.raises(CannotStart, match="is taken"):
-        sockets(Address("", 0, path))
+        sockets(ListenAddress("", 0, path))
 
 
 def test_a_file_is_not_taken_for_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(CannotStart, match="exists and is no socket"):
-        sockets(Address("", 0, path))
+        sockets(ListenAddress("", 0, path))
     assert path.read_text() == "data"
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "no/such/directory"])
 def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(CannotStart, match=r"cannot listen on .*: [A-Z].+") as refused:
-        sockets(Address("", 0, tmp_path / name))
+        sockets(ListenAddress("", 0, tmp_path / name))
     assert "None" not in str(refused.value)
 
 
@@ -152,16 +152,16 @@ def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, name: str) -> None:
 
 
 def test_a_url_is_as_a_person_would_type_it(opened: list[socket.socket]) -> None:
-    opened += [*sockets(LOOPBACK), *sockets(Address("::1", 0))]
+    opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0))]
     first, second = (listener.getsockname()[1] for listener in opened)
     assert url_of(opened[0], tls=False) == f"http://127.0.0.1:{first}"
     assert url_of(opened[1], tls=True) == f"https://[::1]:{second}"
 
 
 def test_what_other_hosts_can_reach_is_told_by_the_sockets(tmp_path: Path, opened: list[socket.socket]) -> None:
-    opened += [*sockets(LOOPBACK), *sockets(Address("::1", 0)), *sockets(Address("", 0, tmp_path / "s"))]
+    opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0)), *sockets(ListenAddress("", 0, tmp_path / "s"))]
     assert beyond_loopback(opened) == []
-    opened += [*sockets(Address("0.0.0.0", 0)), *sockets(Address("::", 0))]
+    opened += [*sockets(ListenAddress("0.0.0.0", 0)), *sockets(ListenAddress("::", 0))]
     assert beyond_loopback(opened) == ["0.0.0.0", "::"]
 
 
@@ -272,7 +272,7 @@ def test_our_unix_socket_can_be_taken_away_and_no_other(
     tmp_path: Path, opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "proxy.sock"
-    opened += [*sockets(Address("", 0, path)), *sockets(LOOPBACK)]
+    opened += [*sockets(ListenAddress("", 0, path)), *sockets(LOOPBACK)]
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     unlink_own(opened)

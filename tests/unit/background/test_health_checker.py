@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from nacos_proxy.background.health_checker import Keeper, ManagedPolicy
+from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.catalog.registrations import Registration
 from nacos_proxy.core.agent import Agent
@@ -47,14 +47,14 @@ def owner(registry: ScriptedRegistry, clock: FakeClock) -> Agent:
 
 
 @pytest.fixture
-async def keeper(owner: Agent) -> AsyncIterator[Keeper]:
+async def keeper(owner: Agent) -> AsyncIterator[HealthChecker]:
     async with keeping(owner) as keeper:
         yield keeper
 
 
 @asynccontextmanager
-async def keeping(owner: Agent, **policy: object) -> AsyncIterator[Keeper]:
-    keeper = Keeper(owner, ManagedPolicy(**policy))  # type: ignore[arg-type]
+async def keeping(owner: Agent, **policy: object) -> AsyncIterator[HealthChecker]:
+    keeper = HealthChecker(owner, HealthCheckerPolicy(**policy))  # type: ignore[arg-type]
     keeper.start()
     try:
         yield keeper
@@ -103,7 +103,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
-def actions(keeper: Keeper) -> dict[str, int]:
+def actions(keeper: HealthChecker) -> dict[str, int]:
     (managed,) = keeper
     return managed.actions
 
@@ -123,7 +123,9 @@ def actions(keeper: Keeper) -> dict[str, int]:
         (b"", "disconnected"),
     ],
 )
-async def test_an_http_check_passes_with_2xx_alone(keeper: Keeper, clock: FakeClock, answer: bytes, error: str) -> None:
+async def test_an_http_check_passes_with_2xx_alone(
+    keeper: HealthChecker, clock: FakeClock, answer: bytes, error: str
+) -> None:
     async with answering(answer) as port:
         await keeper.register(KEY, WORKER, http(port))
         await clock.advance(1)
@@ -133,7 +135,7 @@ async def test_an_http_check_passes_with_2xx_alone(keeper: Keeper, clock: FakeCl
     assert bool(managed.last_error) is bool(error)
 
 
-async def test_a_tcp_check_passes_where_something_listens(keeper: Keeper, clock: FakeClock) -> None:
+async def test_a_tcp_check_passes_where_something_listens(keeper: HealthChecker, clock: FakeClock) -> None:
     closed = free_port()
     async with answering(b"") as port:
         for number, target in ((1, port), (2, closed)):
@@ -148,7 +150,7 @@ async def test_a_tcp_check_passes_where_something_listens(keeper: Keeper, clock:
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nX-Slow: "])
 async def test_a_check_has_one_limit_for_all_of_its_answer(
-    keeper: Keeper, clock: FakeClock, answer: bytes | None
+    keeper: HealthChecker, clock: FakeClock, answer: bytes | None
 ) -> None:
     """Silence, or a head that never ends: a limit for each byte would wait for ever."""
 
@@ -176,7 +178,7 @@ async def test_a_check_has_one_limit_for_all_of_its_answer(
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:1/\x01", "http://127.0.0.1:99999/", "https://127.0.0.1:1/"])
 async def test_a_check_that_cannot_even_be_made_is_a_failure_like_others(
-    keeper: Keeper, clock: FakeClock, target: str, caplog: pytest.LogCaptureFixture
+    keeper: HealthChecker, clock: FakeClock, target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await keeper.register(KEY, WORKER, CheckSpec("http", target, INTERVAL))
     await clock.advance(1)
@@ -187,7 +189,9 @@ async def test_a_check_that_cannot_even_be_made_is_a_failure_like_others(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_ttl_check_lives_on_signs_of_life(keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock) -> None:
+async def test_a_ttl_check_lives_on_signs_of_life(
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
     await keeper.register(KEY, WORKER, ttl(12, failures=1))
     for _ in range(4):
         await clock.advance(10)
@@ -203,7 +207,7 @@ async def test_a_ttl_check_lives_on_signs_of_life(keeper: Keeper, registry: Scri
 
 
 async def test_it_registers_and_beats_with_all_that_was_registered(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     full = instance("127.0.0.1", 8080, weight=2.0, cluster="c1", metadata={"zone": "a"})
     await keeper.register(KEY, full, ttl())
@@ -219,7 +223,7 @@ async def test_it_registers_and_beats_with_all_that_was_registered(
     [({}, 5), ({"preserved.heart.beat.interval": "3000"}, 3), ({"preserved.heart.beat.interval": "1"}, 1)],
 )
 async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock, metadata: dict[str, str], seconds: int
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock, metadata: dict[str, str], seconds: int
 ) -> None:
     """An interval of ten minutes made a passing instance unhealthy after 15 s, again and again."""
     await keeper.register(KEY, instance("127.0.0.1", 8080, metadata=metadata), CheckSpec("ttl", interval=600, ttl=3600))
@@ -229,7 +233,7 @@ async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
 
 
 async def test_a_check_that_is_slow_delays_no_beat(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     async with answering(None) as port:
         await keeper.register(KEY, WORKER, http(port, timeout=600))
@@ -240,7 +244,7 @@ async def test_a_check_that_is_slow_delays_no_beat(
 
 @pytest.mark.parametrize(("failures", "interval"), [(1, 1), (3, 60)])
 async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
-    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock, failures: int, interval: float
+    keeper: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock, failures: int, interval: float
 ) -> None:
     """The first beat waits for the first check that passes, also while there are too few failures to say so."""
     spec = CheckSpec("tcp", f"127.0.0.1:{free_port()}", interval=interval, failures=failures)
@@ -253,7 +257,7 @@ async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
 
 
 async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_first_pass(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nacos_proxy")
     await keeper.register(KEY, WORKER, ttl(4, failures=3))
@@ -272,7 +276,7 @@ async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_fir
 
 
 async def test_what_failed_too_long_is_deregistered_and_forgotten(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await keeper.register(KEY, WORKER, ttl(1, failures=1, deregister_after=20.0))
     await clock.advance(24)
@@ -283,7 +287,7 @@ async def test_what_failed_too_long_is_deregistered_and_forgotten(
 
 
 async def test_a_beat_that_does_not_get_through_is_tried_again_with_the_next(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await keeper.register(KEY, WORKER, ttl())
     working = registry.script
@@ -297,7 +301,7 @@ async def test_a_beat_that_does_not_get_through_is_tried_again_with_the_next(
 
 
 async def test_a_beat_brings_what_was_modified_since_not_what_was_registered(
-    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     """A server that lost the instance takes the data of the beat for its registration."""
     await keeper.register(KEY, WORKER, ttl())
@@ -307,7 +311,7 @@ async def test_a_beat_brings_what_was_modified_since_not_what_was_registered(
 
 
 async def test_deregistered_by_whatever_way_it_is_not_brought_back(
-    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     """A v1 DELETE does not know that the instance is managed."""
     await keeper.register(KEY, WORKER, ttl())
@@ -319,15 +323,15 @@ async def test_deregistered_by_whatever_way_it_is_not_brought_back(
 
 
 async def test_one_that_failed_long_is_still_known_when_it_passes_again(
-    keeper: Keeper, owner: Agent, clock: FakeClock
+    keeper: HealthChecker, owner: Agent, clock: FakeClock
 ) -> None:
     """Silence as long as that makes the ledger forget others; this one has to survive a restart of ours."""
     await keeper.register(KEY, WORKER, ttl(1, failures=1))
     await clock.advance(120)
-    owner.catalog.ledger.lapse(clock.now())
+    owner.catalog.registrations.expire(clock.now())
     keeper.heard(KEY, "127.0.0.1", 8080)
     await clock.advance(6)
-    known = owner.catalog.ledger.find(KEY, "127.0.0.1", 8080)
+    known = owner.catalog.registrations.find(KEY, "127.0.0.1", 8080)
     assert known is not None
     assert known.managed == ttl(1, failures=1).dump()
 
@@ -365,7 +369,7 @@ async def test_checks_that_hang_leave_places_to_others_and_to_those_of_their_own
         await keeper.stop()
 
 
-async def test_one_check_at_a_time_of_an_instance(keeper: Keeper, clock: FakeClock) -> None:
+async def test_one_check_at_a_time_of_an_instance(keeper: HealthChecker, clock: FakeClock) -> None:
     asked, ended = 0, asyncio.Event()
 
     async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -408,7 +412,7 @@ async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> No
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "metadata.google.internal", "0.0.0.0", "[2001:db8::1]"])
-async def test_checks_reach_this_host_only(keeper: Keeper, registry: ScriptedRegistry, host: str) -> None:
+async def test_checks_reach_this_host_only(keeper: HealthChecker, registry: ScriptedRegistry, host: str) -> None:
     for spec in (CheckSpec("http", f"http://{host}:80/"), CheckSpec("tcp", f"{host}:80")):
         with pytest.raises(BadCall, match="managed_allow") as refused:
             await keeper.register(KEY, WORKER, spec)
@@ -424,7 +428,7 @@ async def test_a_setting_allows_networks(owner: Agent) -> None:
 
 
 async def test_a_registration_that_the_upstream_refuses_is_not_managed(
-    keeper: Keeper, registry: ScriptedRegistry
+    keeper: HealthChecker, registry: ScriptedRegistry
 ) -> None:
     registry.script = lambda call: Unreachable("away", arrived=False)
     with pytest.raises(Unreachable):
@@ -437,12 +441,12 @@ async def test_a_registration_that_the_upstream_refuses_is_not_managed(
 
 def remembered(owner: Agent, managed: dict[str, object], worker: Instance = WORKER) -> Registration:
     registration = Registration(KEY, worker, owner.clock.now(), managed=managed)
-    owner.catalog.ledger.restore(registration)
+    owner.catalog.registrations.restore(registration)
     return registration
 
 
 async def test_what_was_managed_before_a_restart_is_managed_after_it(
-    keeper: Keeper, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     remembered(owner, ttl().dump())
     assert keeper.restore_all() == 1
@@ -455,7 +459,7 @@ async def test_what_was_managed_before_a_restart_is_managed_after_it(
     [{"check": {"tcp": "192.0.2.1:80"}}, {"check": {}}, {"check": {"ttl": "soon"}}, {"interval": "5s"}, {"else": 1}],
 )
 async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
-    keeper: Keeper, owner: Agent, managed: dict[str, object], caplog: pytest.LogCaptureFixture
+    keeper: HealthChecker, owner: Agent, managed: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The setting that allowed it is gone, or the state file is of another version."""
     registration = remembered(owner, managed)
@@ -465,7 +469,9 @@ async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
     assert f"127.0.0.1:8080 of {KEY} is not managed any more" in caplog.text
 
 
-async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(keeper: Keeper, owner: Agent) -> None:
+async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(
+    keeper: HealthChecker, owner: Agent
+) -> None:
     check = {"interval": "5s", "timeout": "604800s", "check": {"tcp": "127.0.0.1:80"}, "owner": "10.0.0.1"}
     registration = remembered(owner, check)
     assert keeper.restore_all() == 1
@@ -474,11 +480,11 @@ async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(kee
     assert registration.managed == {**managed.spec.dump(), "owner": "10.0.0.1"}
 
 
-async def test_the_disk_hears_of_a_managed_registration(keeper: Keeper, owner: Agent) -> None:
+async def test_the_disk_hears_of_a_managed_registration(keeper: HealthChecker, owner: Agent) -> None:
     heard: list[object] = []
 
     def listen() -> None:
-        known = owner.catalog.ledger.find(KEY, "127.0.0.1", 8080)
+        known = owner.catalog.registrations.find(KEY, "127.0.0.1", 8080)
         heard.append(known and known.managed)
 
     owner.on_registration.append(listen)
@@ -490,7 +496,7 @@ async def test_a_stop_leaves_the_instances_unless_it_is_told_to_deregister_them(
     owner: Agent, registry: ScriptedRegistry
 ) -> None:
     for deregister, left in ((False, []), (True, ["127.0.0.1", "127.0.0.1"])):
-        keeper = Keeper(owner, ManagedPolicy())
+        keeper = HealthChecker(owner, HealthCheckerPolicy())
         keeper.start()
         await keeper.register(KEY, WORKER, ttl())
         await keeper.register(key("other"), WORKER, ttl())
@@ -499,7 +505,7 @@ async def test_a_stop_leaves_the_instances_unless_it_is_told_to_deregister_them(
 
 
 async def test_a_stop_does_not_wait_for_an_upstream_that_is_silent(owner: Agent, registry: ScriptedRegistry) -> None:
-    keeper = Keeper(owner, ManagedPolicy(farewell=0.01))
+    keeper = HealthChecker(owner, HealthCheckerPolicy(farewell=0.01))
     keeper.start()
     for number in range(20):
         await keeper.register(KEY, instance("127.0.0.1", number), ttl())
@@ -512,7 +518,7 @@ async def test_a_stop_ends_the_checks_under_way(
     owner: Agent, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with answering(None) as port:
-        keeper = Keeper(owner, ManagedPolicy())
+        keeper = HealthChecker(owner, HealthCheckerPolicy())
         keeper.start()
         await keeper.register(KEY, WORKER, http(port, timeout=600))
         await clock.advance(1)
@@ -523,7 +529,7 @@ async def test_a_stop_ends_the_checks_under_way(
 
 
 async def test_a_process_that_stood_still_calls_no_program_dead_that_it_could_not_hear(
-    keeper: Keeper, registry: ScriptedRegistry, clock: FakeClock
+    keeper: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await keeper.register(KEY, WORKER, ttl(10, failures=1, deregister_after=20.0))
     await clock.advance(6)

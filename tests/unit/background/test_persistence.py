@@ -30,9 +30,9 @@ from nacos_proxy.background.state_rows import (
     load_snapshot,
 )
 from nacos_proxy.catalog.cache import CachePolicy
-from nacos_proxy.catalog.freshness import Freshness, Wants
+from nacos_proxy.catalog.freshness import CacheControl, Freshness
 from nacos_proxy.catalog.journal import Waiting
-from nacos_proxy.catalog.registrations import Place
+from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy
 from nacos_proxy.model.calls import (
@@ -76,10 +76,10 @@ class Life:
         self.disk = Disk(self.file, self.agent, clock, policy)
 
     def names(self) -> list[str]:
-        return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.shown is not None)
+        return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.visible is not None)
 
     def registered(self) -> list[str]:
-        return sorted(r.instance.address for r in self.agent.catalog.ledger)
+        return sorted(r.instance.address for r in self.agent.catalog.registrations)
 
     async def ends(self) -> None:
         await self.disk.close()
@@ -177,7 +177,7 @@ async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: Fak
     await first.ends()
     second = Life(tmp_path, clock)
     second.disk.restore()
-    look = second.agent.catalog.cache.look(KEY, clock.now())
+    look = second.agent.catalog.cache.lookup(KEY, clock.now())
     assert look.snapshot is not None and look.snapshot.instances == ()
     await second.ends()
 
@@ -226,7 +226,7 @@ async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path
     await first.ends()
     second = Life(tmp_path, FakeClock(wall=0.0))
     second.disk.restore()
-    assert second.agent.catalog.cache.look(KEY, second.clock.now()).age == 0.0
+    assert second.agent.catalog.cache.lookup(KEY, second.clock.now()).age == 0.0
     await second.ends()
 
 
@@ -234,7 +234,7 @@ async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path
 
 
 async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
-    policy = DiskPolicy(most=3)
+    policy = DiskPolicy(max_rows=3)
     life = Life(
         tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(6))), policy=policy
     )
@@ -250,9 +250,9 @@ async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_w
     tmp_path: Path, clock: FakeClock
 ) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(name)) for name in "abc"))
-    life = Life(tmp_path, clock, shelf=shelf, policy=DiskPolicy(most=2))
+    life = Life(tmp_path, clock, shelf=shelf, policy=DiskPolicy(max_rows=2))
     for name in "abca":
-        await life.agent.read(key(name), Wants(no_cache=True))
+        await life.agent.read(key(name), CacheControl(no_cache=True))
         await life.disk.flush()
         await clock.advance(31)
     await life.ends()
@@ -276,7 +276,7 @@ async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: F
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.agent.read(key("empty"))
     await clock.advance(POLICY.contacts_every)
-    await life.agent.read(key("empty"), Wants(no_cache=True))
+    await life.agent.read(key("empty"), CacheControl(no_cache=True))
     await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["empty"]
     await life.ends()
@@ -337,7 +337,7 @@ async def test_registrations_survive_and_their_services_are_kept_watched(tmp_pat
     await first.ends()
     second = Life(tmp_path, clock)
     second.disk.restore()
-    (known,) = second.agent.catalog.ledger
+    (known,) = second.agent.catalog.registrations
     assert (known.instance, known.beaten) == (instance("10.0.0.1", metadata={"zone": "a"}), True)
     assert second.agent.catalog.cache.watched(KEY, clock.now())
     await second.ends()
@@ -369,7 +369,7 @@ async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_r
     await register(first, "10.0.0.2", beat=False)
     await register(first, "10.0.0.3", beat=False, ephemeral=False)
     await register(first, "10.0.0.4", beat=False)
-    managed = first.agent.catalog.ledger.find(KEY, "10.0.0.4", 80)
+    managed = first.agent.catalog.registrations.find(KEY, "10.0.0.4", 80)
     assert managed is not None
     managed.managed = {"check": {"ttl": "30s"}}
     await first.ends()
@@ -728,7 +728,7 @@ async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True, shelf=Shelf(snapshot(instance())))
     file = Broken(tmp_path / "broken", clock)
-    disk = Disk(file, life.agent, clock, DiskPolicy(longest=8.0))
+    disk = Disk(file, life.agent, clock, DiskPolicy(max_delay=8.0))
     await life.agent.read(KEY)
     await outage(life)
     disk.start()
@@ -758,7 +758,7 @@ class Hanging(StateFile):
         super().__init__(directory)
         self.free = threading.Event()
 
-    def write_journal(self, rows: list[tuple[Place, Waiting | None]]) -> None:
+    def write_journal(self, rows: list[tuple[RegistrationKey, Waiting | None]]) -> None:
         assert self.free.wait(60)
         super().write_journal(rows)
 
@@ -797,7 +797,7 @@ async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Pa
         await life.agent.read(key(f"s{n}"))
     await disk.flush()
     assert [len(batch.services) for batch in file.batches] == [20, 20, 10]
-    shown = {entry.key: entry.shown for entry in life.agent.catalog.cache.entries()}
+    shown = {entry.key: entry.visible for entry in life.agent.catalog.cache.entries()}
     assert all(shown[k] is s for batch in file.batches for k, s, _ in batch.services)
     assert len(rows(tmp_path / "file")) == 50
     await disk.close()

@@ -151,7 +151,7 @@ async def test_what_is_due_is_asked_for_no_faster_than_the_budget_allows_and_non
         await world.clock.advance(0.1)
         world.calls()
         for service in services:
-            world.cache.hasten(service, world.clock.now())
+            world.cache.invalidate(service, world.clock.now())
         begin = len(world.registry.calls)
         await world.clock.advance(4)
         assert len(world.registry.calls) - begin <= 50
@@ -187,9 +187,9 @@ async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_long
         await world.agent.write(Register(KEY, B))
         await world.clock.advance(29)
         entry = world.cache.get(KEY)
-        assert (world.agent.catalog.ledger.count(KEY), entry.owned) == (1, 1)
+        assert (world.agent.catalog.registrations.count(KEY), entry.owned) == (1, 1)
         await world.clock.advance(1.2)
-        assert (world.agent.catalog.ledger.count(KEY), entry.owned) == (0, 0)
+        assert (world.agent.catalog.registrations.count(KEY), entry.owned) == (0, 0)
 
 
 async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -732,7 +732,7 @@ async def test_a_process_that_stood_still_forgets_nobody_whose_beats_it_could_no
         world.clock.jump(60)
         await world.clock.advance(0.2)
         assert "stood still for 60" in caplog.text
-        ledger, now = world.agent.catalog.ledger, world.clock.now()
+        ledger, now = world.agent.catalog.registrations, world.clock.now()
         assert [(r.healthy(now), round(now - r.heard)) for r in ledger] == [(True, 12)] * 2
         assert world.agent.suspicious
         await world.clock.advance(31)
@@ -768,7 +768,7 @@ async def test_a_turn_that_is_a_little_late_is_no_gap() -> None:
         await registered(world, 1)
         world.clock.jump(0.9)
         await world.clock.advance(0.2)
-        (registration,) = world.agent.catalog.ledger
+        (registration,) = world.agent.catalog.registrations
         assert round(world.clock.now() - registration.heard, 1) == 1.1
         assert not world.agent.suspicious
 

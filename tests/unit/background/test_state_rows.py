@@ -25,7 +25,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.services import EMPTY, Checking
 from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES
-from nacos_proxy.upstream.embedded.state import Kept, Laid
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 from tests.helpers.build import KEY, instance
 
@@ -65,7 +65,8 @@ def test_what_cannot_be_understood_says_so(body: bytes) -> None:
 KEPT = Kept(
     False, True, 0.5, {"a": None}, {"type": "label", "expression": "x"},
     {"c": Checking({"type": "TCP"}, 81, False, {"m": "1"})},
-    ((replace(A, ephemeral=False), False, Laid(2.0, False, {"b": "2"})), (instance(ephemeral=False), True, None)),
+    ((replace(A, ephemeral=False), False, InstanceOverrides(2.0, False, {"b": "2"})),
+     (instance(ephemeral=False), True, None)),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.freshness import Freshness
-from nacos_proxy.catalog.pending_writes import OverlayPolicy, fold
+from nacos_proxy.catalog.pending_writes import PendingPolicy, apply_pending
 from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
@@ -38,7 +38,7 @@ AWAY = Unreachable("connection refused", arrived=False)
 WALL = 1_800_000_000_000
 
 
-def cache(luck: float = 0.5, overlay: OverlayPolicy = OverlayPolicy(), **policy: Any) -> Cache:  # noqa: B008
+def cache(luck: float = 0.5, overlay: PendingPolicy = PendingPolicy(), **policy: Any) -> Cache:  # noqa: B008
     return Cache(CachePolicy(**policy), overlay, itertools.repeat(luck).__next__)
 
 
@@ -48,7 +48,7 @@ def listed(kept: Cache, now: float, *hosts: Instance, service: ServiceKey = KEY,
 
 
 def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance, ...] | None:
-    found = kept.look(service, now).snapshot
+    found = kept.lookup(service, now).snapshot
     return None if found is None else found.instances
 
 
@@ -78,46 +78,46 @@ def read(kept: Cache, now: float, service: ServiceKey = KEY) -> None:
 def test_a_snapshot_grows_stale_and_at_last_expires(age: float, state: Freshness) -> None:
     kept = cache(ttl=10, stale_if_error=100)
     listed(kept, 1000, A)
-    look = kept.look(KEY, 1000 + age)
+    look = kept.lookup(KEY, 1000 + age)
     assert (look.freshness, look.age, look.ttl) == (state, age, 10 - age)
 
 
 def test_a_snapshot_may_be_served_stale_for_ever() -> None:
     kept = cache(stale_if_error=math.inf)
     listed(kept, 0, A)
-    assert kept.look(KEY, 1e12).freshness is Freshness.STALE
+    assert kept.lookup(KEY, 1e12).freshness is Freshness.STALE
 
 
 def test_nothing_is_known_of_what_was_never_fetched() -> None:
     kept = cache()
-    assert kept.look(KEY, 0).freshness is Freshness.MISSING
+    assert kept.lookup(KEY, 0).freshness is Freshness.MISSING
     kept.touch(KEY, 0)
     kept.reject(KEY, AWAY, 0)
-    assert (kept.look(KEY, 0).freshness, kept.look(KEY, 0).error) == (Freshness.MISSING, AWAY)
+    assert (kept.lookup(KEY, 0).freshness, kept.lookup(KEY, 0).error) == (Freshness.MISSING, AWAY)
 
 
 def test_a_service_that_nobody_registered_is_known_to_be_empty_for_a_shorter_time() -> None:
     kept = cache(ttl=10, ttl_unknown=2)
     listed(kept, 0)
-    assert kept.look(KEY, 1.9).freshness is Freshness.FRESH
-    assert kept.look(KEY, 2).freshness is Freshness.STALE
+    assert kept.lookup(KEY, 1.9).freshness is Freshness.FRESH
+    assert kept.lookup(KEY, 2).freshness is Freshness.STALE
     kept.watch(KEY, 2)
-    assert kept.look(KEY, 9).freshness is Freshness.FRESH
+    assert kept.lookup(KEY, 9).freshness is Freshness.FRESH
 
 
 def test_a_snapshot_lasts_longer_while_changes_are_pushed() -> None:
     kept = cache(ttl=10, ttl_pushed=45)
     listed(kept, 0, A)
-    kept.pushing(True, 1)
-    assert kept.look(KEY, 44).freshness is Freshness.FRESH
-    kept.pushing(False, 44)
-    assert kept.look(KEY, 44).freshness is Freshness.STALE
+    kept.set_push_alive(True, 1)
+    assert kept.lookup(KEY, 44).freshness is Freshness.FRESH
+    kept.set_push_alive(False, 44)
+    assert kept.lookup(KEY, 44).freshness is Freshness.STALE
 
 
 def test_what_was_shown_is_confirmed_by_each_list_without_a_change() -> None:
     kept = cache(ttl=10)
     read(kept, 100.0)
-    first = kept.look(KEY, 100.0).snapshot
+    first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
     assert kept.confirmed(first, 103.0) == (100.0, 110.0)
     listed(kept, 105.0, A)
@@ -131,7 +131,7 @@ def test_what_was_shown_is_confirmed_by_each_list_without_a_change() -> None:
 def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
     kept = cache(ttl=10)
     read(kept, 100.0)
-    first = kept.look(KEY, 100.0).snapshot
+    first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
     kept.reject(KEY, AWAY, 101.0)
     assert kept.confirmed(first, 102.0) is None
@@ -139,7 +139,7 @@ def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
 
 def test_looking_is_no_reading() -> None:
     kept = cache()
-    kept.look(KEY, 0)
+    kept.lookup(KEY, 0)
     assert len(kept) == 0
     assert not kept.watched(KEY, 0)
 
@@ -148,10 +148,10 @@ def test_a_failure_leaves_the_snapshot_and_is_forgotten_with_the_next_list() -> 
     kept = cache()
     listed(kept, 0, A)
     kept.reject(KEY, AWAY, 5)
-    look = kept.look(KEY, 6)
+    look = kept.lookup(KEY, 6)
     assert (shown(kept, 6), look.error, look.age) == ((A,), AWAY, 6)
     listed(kept, 7, A)
-    assert (kept.look(KEY, 7).error, kept.look(KEY, 7).age) == (None, 0)
+    assert (kept.lookup(KEY, 7).error, kept.lookup(KEY, 7).age) == (None, 0)
 
 
 # --- what is published ---------------------------------------------------------------------------------------------
@@ -174,24 +174,24 @@ def test_learning_that_a_service_is_empty_is_no_change() -> None:
 
 def test_a_list_without_a_moment_gets_that_of_the_change() -> None:
     kept = cache()
-    kept.accept(snapshot(A, last_ref_time=0), 0, "poll", asked=0, wall_ms=5_000)
-    kept.accept(snapshot(A, last_ref_time=0), 1, "poll", asked=1, wall_ms=6_000)
-    first = kept.look(KEY, 1).snapshot
+    kept.accept(snapshot(A, last_ref_time=0), 0, "poll", asked=0, now_ms=5_000)
+    kept.accept(snapshot(A, last_ref_time=0), 1, "poll", asked=1, now_ms=6_000)
+    first = kept.lookup(KEY, 1).snapshot
     assert first is not None and first.last_ref_time == 5_000
-    kept.accept(snapshot(B, last_ref_time=0), 2, "poll", asked=2, wall_ms=7_000)
-    second = kept.look(KEY, 2).snapshot
+    kept.accept(snapshot(B, last_ref_time=0), 2, "poll", asked=2, now_ms=7_000)
+    second = kept.lookup(KEY, 2).snapshot
     assert second is not None and second.last_ref_time == 7_000
 
 
 def test_the_moment_of_a_service_never_goes_back() -> None:
     """SDKs call a list "out of date data" that is older than the last; a server's clock may be behind ours."""
     kept = cache()
-    kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", asked=0, wall_ms=5_000)
+    kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", asked=0, now_ms=5_000)
     moments: list[int] = []
     kept.wrote(Register(KEY, B), 1, 6_000)
     for now, hosts, wall in ((2, (B,), 5_500), (3, (A,), 7_000), (4, (A, B), 0)):
-        kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", asked=now + 5, wall_ms=wall)
-        look = kept.look(KEY, now).snapshot
+        kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", asked=now + 5, now_ms=wall)
+        look = kept.lookup(KEY, now).snapshot
         assert look is not None
         moments.append(look.last_ref_time)
     assert moments == [6_001, 7_000, 7_001]
@@ -213,7 +213,7 @@ def test_the_very_same_list_is_accepted_without_being_compared() -> None:
     compared.clear()
     assert kept.accept(word, 1, "poll", asked=1) is None
     assert compared == []
-    assert kept.look(KEY, 1).age == 0
+    assert kept.lookup(KEY, 1).age == 0
 
 
 # --- own writes ----------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_write_shows_in_the_very_next_look_and_is_published_at_once() -> None:
     assert change is not None
     assert (change.added, change.source, change.after.last_ref_time) == ((B,), "write", WALL)
     assert shown(kept, 1) == (A, B)
-    assert kept.look(KEY, 1).age == 1  # the upstream has confirmed nothing
+    assert kept.lookup(KEY, 1).age == 1  # the upstream has confirmed nothing
 
 
 def test_an_old_list_does_not_bring_back_what_was_before_the_write() -> None:
@@ -250,7 +250,7 @@ def test_a_list_that_was_asked_for_before_the_write_cannot_undo_it_however_late_
 
 
 def test_a_write_that_the_upstream_never_lists_ends_after_its_grace() -> None:
-    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 3.9, A) is None
@@ -260,7 +260,7 @@ def test_a_write_that_the_upstream_never_lists_ends_after_its_grace() -> None:
 
 
 def test_a_settled_write_gives_way_to_the_next_list() -> None:
-    kept = cache(overlay=OverlayPolicy(settle=1, grace=30))
+    kept = cache(overlay=PendingPolicy(settle=1, grace=30))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     listed(kept, 2, A, B)
@@ -269,7 +269,7 @@ def test_a_settled_write_gives_way_to_the_next_list() -> None:
 
 
 def test_a_list_that_agrees_too_early_may_be_followed_by_an_old_one() -> None:
-    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 1.5, A, B) is None  # one server of several
@@ -288,7 +288,7 @@ def test_what_the_upstream_lists_beside_a_pending_write_shows() -> None:
 
 def test_a_write_to_a_service_that_was_never_fetched_shows_with_its_first_list() -> None:
     kept = cache()
-    kept.own(KEY, 1, 0)
+    kept.set_local_registrations(KEY, 1, 0)
     assert wrote(kept, Register(KEY, B), 0) is None
     assert kept.due(0, 10) == [KEY]
     change = listed(kept, 0.2, A)
@@ -326,7 +326,7 @@ def test_a_light_beat_does_not_take_away_the_beat_that_registered() -> None:
 
 
 def test_enabling_an_instance_that_no_list_shows_makes_the_service_due_soon() -> None:
-    kept = cache(overlay=OverlayPolicy(settle=1, grace=3))
+    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
     read(kept, 0)
     wrote(kept, Update(KEY, C.ip, C.port, enabled=True), 1)
     assert kept.due(1.9, 10) == []
@@ -334,7 +334,7 @@ def test_enabling_an_instance_that_no_list_shows_makes_the_service_due_soon() ->
 
 
 def test_a_written_service_is_looked_at_again_when_the_write_should_be_listed_and_when_its_grace_ends() -> None:
-    kept = cache(overlay=OverlayPolicy(settle=1, grace=3), interval_read=100)
+    kept = cache(overlay=PendingPolicy(settle=1, grace=3), interval_read=100)
     read(kept, 0)
     wrote(kept, Register(KEY, B), 1)
     assert kept.due(1.99, 10) == []
@@ -348,7 +348,7 @@ def test_a_written_service_is_looked_at_again_when_the_write_should_be_listed_an
 
 
 def test_without_grace_each_list_is_trusted_at_once() -> None:
-    kept = cache(overlay=OverlayPolicy(grace=0))
+    kept = cache(overlay=PendingPolicy(grace=0))
     word = snapshot(A)
     kept.accept(word, 0, "poll", asked=0)
     assert wrote(kept, Register(KEY, B), 1) is not None
@@ -378,7 +378,7 @@ def test_asking_for_many_unknown_names_pushes_out_nothing_and_is_not_polled() ->
     for number in range(10_000):
         name = key(f"no{number}")
         kept.touch(name, 1)
-        kept.ask(name)
+        kept.begin_fetch(name)
         listed(kept, 1, service=name)
     assert len(kept) == 15
     assert all(shown(kept, 1, key(f"real{number}")) == (A,) for number in range(10))
@@ -408,14 +408,14 @@ def test_pinned_services_have_no_bound_and_come_back_under_one_when_let_go() -> 
     kept = cache(max_services=2, max_unknown=2)
     services = [key(f"s{number}") for number in range(6)]
     for number, service in enumerate(services):
-        (kept.watch if number % 2 else kept.own)(service, *(() if number % 2 else (1,)), now=0)  # type: ignore[operator]
+        (kept.watch if number % 2 else kept.set_local_registrations)(service, *(() if number % 2 else (1,)), now=0)  # type: ignore[operator]
         listed(kept, 0, A, service=service)
     assert len(kept) == 6
     for number, service in enumerate(services):
         if number % 2:
             kept.unwatch(service, 1)
         else:
-            kept.own(service, 0, 1)
+            kept.set_local_registrations(service, 0, 1)
     assert len(kept) == 2
     assert repr(kept).startswith("<Cache 0 pinned, 2 known, 0 unknown")
 
@@ -434,8 +434,8 @@ def test_the_schedule_does_not_grow_with_what_is_done_to_one_service() -> None:
     read(kept, 0)
     for number in range(10_000):
         now = number / 1000
-        kept.hasten(KEY, now)
-        kept.ask(KEY)
+        kept.invalidate(KEY, now)
+        kept.begin_fetch(KEY)
         listed(kept, now, A)
         kept.touch(KEY, now)
     schedule = kept._schedule
@@ -504,7 +504,7 @@ def test_who_registered_here_is_watched_without_being_read() -> None:
     kept = cache()
     kept.restore(snapshot(A), 100, 0)
     assert kept.next_due() == math.inf
-    kept.own(KEY, 1, 0)
+    kept.set_local_registrations(KEY, 1, 0)
     assert kept.due(0, 10) == [KEY]
     listed(kept, 0, A)
     assert kept.next_due() == pytest.approx(5)
@@ -532,7 +532,7 @@ def test_who_listens_to_many_names_that_nobody_registered_delays_nobody_else() -
     kept = cache(interval_subscribed=1.0)
     for number in range(200):
         kept.watch(key(f"no{number}"), 0)
-        kept.ask(key(f"no{number}"))
+        kept.begin_fetch(key(f"no{number}"))
         listed(kept, 0, service=key(f"no{number}"))
     for number in range(10):
         read(kept, 0, key(f"real{number}"))
@@ -548,12 +548,12 @@ def test_who_listens_to_many_names_that_nobody_registered_delays_nobody_else() -
 
 
 def test_what_a_hint_told_of_is_looked_after_for_some_seconds() -> None:
-    """The node that is asked may list it later than the one that told of it (DESIGN fact 19)."""
+    """The node that is asked may list it later than the one that told of it (nacos-http.md, fact 19)."""
     kept = cache()
     kept.watch(KEY, 0)
-    kept.pushing(True, 0)
+    kept.set_push_alive(True, 0)
     listed(kept, 0, A)
-    kept.hasten(KEY, 10, "push")
+    kept.invalidate(KEY, 10, "push")
     looks: list[float] = []
     for _ in range(7):
         looks.append(kept.next_due())
@@ -561,7 +561,7 @@ def test_what_a_hint_told_of_is_looked_after_for_some_seconds() -> None:
         listed(kept, looks[-1], A)
     assert [round(look - 10, 6) for look in looks[:6]] == [0, 0.4, 0.8, 1.2, 2, 4]
     assert looks[6] > 40, "then at the pace of push again"
-    kept.hasten(KEY, 100, "push")
+    kept.invalidate(KEY, 100, "push")
     assert kept.due(100, 9) == [KEY]
     listed(kept, 100, A, B)
     assert kept.next_due() == 100.4, "what it brought may be an earlier change than the one that was told"
@@ -572,9 +572,9 @@ def test_a_name_that_nobody_registered_and_that_is_said_to_have_changed_misses_n
     names = [key(f"no{number}") for number in range(8)]
     for name in names:
         kept.watch(name, 0)
-        kept.ask(name)
+        kept.begin_fetch(name)
         listed(kept, 0, service=name)
-        kept.hasten(name, 1, "push")
+        kept.invalidate(name, 1, "push")
     assert len(kept.due(1, 8)) == 8
 
 
@@ -585,11 +585,11 @@ def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
     assert kept.due(10, 10) == [KEY]
     kept.touch(KEY, 11)
     kept.watch(KEY, 12)
-    kept.own(KEY, 1, 13)
-    kept.hasten(KEY, 14)
+    kept.set_local_registrations(KEY, 1, 13)
+    kept.invalidate(KEY, 14)
     wrote(kept, Register(KEY, B), 15)
-    kept.pushing(True, 16)
-    kept.pushing(False, 17)
+    kept.set_push_alive(True, 16)
+    kept.set_push_alive(False, 17)
     assert kept.due(1000, 10) == []
     listed(kept, 1000, A, asked=999)
     assert len(kept.due(2000, 10)) == 1
@@ -598,23 +598,23 @@ def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
 def test_a_fetch_for_a_reader_counts_as_asking_too() -> None:
     kept = cache()
     read(kept, 0)
-    kept.ask(KEY)
+    kept.begin_fetch(KEY)
     assert kept.due(100, 10) == []
-    assert not kept.may_ask(KEY, 100)
+    assert not kept.may_refresh(KEY, 100)
     kept.reject(KEY, AWAY, 100)
-    assert not kept.may_ask(KEY, 100)
-    assert kept.may_ask(KEY, 110)
+    assert not kept.may_refresh(KEY, 100)
+    assert kept.may_refresh(KEY, 110)
 
 
 def test_a_hint_makes_it_due_at_once_and_says_why() -> None:
     kept = cache()
     read(kept, 0)
-    kept.hasten(KEY, 1, "push")
+    kept.invalidate(KEY, 1, "push")
     entry = kept.get(KEY)
     assert entry is not None
-    assert (kept.due(1, 10), entry.because) == ([KEY], "push")
+    assert (kept.due(1, 10), entry.fetch_cause) == ([KEY], "push")
     listed(kept, 1.1, A, asked=1)
-    assert entry.because == "poll"
+    assert entry.fetch_cause == "poll"
     assert kept.next_due() == 1.4, "it brought nothing: looked at once more"
 
 
@@ -622,20 +622,20 @@ def test_a_hint_during_a_fetch_that_was_asked_before_is_not_lost() -> None:
     kept = cache()
     read(kept, 0)
     assert kept.due(5, 10) == [KEY]
-    kept.hasten(KEY, 5.2, "push")
+    kept.invalidate(KEY, 5.2, "push")
     listed(kept, 5.4, A, asked=5)
     entry = kept.get(KEY)
     assert entry is not None
-    assert (kept.due(5.4, 10), entry.because) == ([KEY], "push")
+    assert (kept.due(5.4, 10), entry.fetch_cause) == ([KEY], "push")
     listed(kept, 5.7, B, asked=5.5)
     assert kept.next_due() == pytest.approx(6.0), "once more for what was told last"
 
 
 def test_a_hint_of_what_nobody_watches_changes_nothing() -> None:
     kept = cache()
-    kept.hasten(KEY, 0)
+    kept.invalidate(KEY, 0)
     listed(kept, 0)
-    kept.hasten(KEY, 0)
+    kept.invalidate(KEY, 0)
     assert kept.next_due() == math.inf
 
 
@@ -643,22 +643,22 @@ def test_while_pushed_it_is_looked_at_rarely_and_at_its_old_pace_as_soon_as_push
     kept = cache()
     read(kept, 0)
     kept.watch(KEY, 0)
-    kept.pushing(True, 0.5)
+    kept.set_push_alive(True, 0.5)
     assert kept.due(1, 10) == [KEY]
     listed(kept, 1, A)
     assert kept.next_due() == pytest.approx(31)
-    kept.pushing(False, 10)
+    kept.set_push_alive(False, 10)
     assert kept.due(10, 10) == [KEY]
 
 
 def test_losing_push_does_not_shorten_the_wait_after_a_failure() -> None:
     kept = cache()
     read(kept, 0)
-    kept.pushing(True, 0)
+    kept.set_push_alive(True, 0)
     kept.due(5, 10)
     kept.reject(KEY, AWAY, 5)
     before = kept.next_due()
-    kept.pushing(False, 5)
+    kept.set_push_alive(False, 5)
     assert kept.next_due() == before
 
 
@@ -686,7 +686,7 @@ def test_watched_keys_tell_when_they_changed() -> None:
 def waits(kept: Cache, failures: int) -> list[float]:
     now, found = 0.0, []
     for _ in range(failures):
-        kept.ask(KEY)
+        kept.begin_fetch(KEY)
         kept.reject(KEY, AWAY, now)
         found.append(kept.next_due() - now)
         now = kept.next_due()
@@ -694,22 +694,22 @@ def waits(kept: Cache, failures: int) -> list[float]:
 
 
 def test_failures_are_tried_again_later_each_time_up_to_a_bound() -> None:
-    kept = cache(luck=1.0, interval_read=5, longest_back_off=60)
+    kept = cache(rng=1.0, interval_read=5, longest_back_off=60)
     read(kept, 0)
     assert waits(kept, 6) == pytest.approx([10, 20, 40, 60, 60, 60])
 
 
 def test_no_two_wait_alike_after_a_failure() -> None:
-    kept = cache(luck=0.0, interval_read=5, longest_back_off=60)
+    kept = cache(rng=0.0, interval_read=5, longest_back_off=60)
     read(kept, 0)
     assert waits(kept, 4) == pytest.approx([5, 10, 20, 30])
 
 
 def test_a_failure_while_pushed_is_tried_again_at_the_pace_of_polling() -> None:
-    kept = cache(luck=1.0)
+    kept = cache(rng=1.0)
     kept.watch(KEY, 0)
     listed(kept, 0, A)
-    kept.pushing(True, 0)
+    kept.set_push_alive(True, 0)
     assert waits(kept, 3) == pytest.approx([2, 4, 8])
 
 
@@ -729,11 +729,11 @@ def test_success_ends_the_back_off() -> None:
     waits(kept, 5)
     listed(kept, 100, A)
     assert kept.next_due() == pytest.approx(105)
-    assert kept.may_ask(KEY, 100)
+    assert kept.may_refresh(KEY, 100)
 
 
 def test_when_the_upstream_is_back_what_failed_does_not_wait_for_its_back_off() -> None:
-    kept = cache(luck=0.5)
+    kept = cache(rng=0.5)
     kept.touch(key("unwatched"), 0)
     kept.reject(key("unwatched"), AWAY, 0)
     read(kept, 0)
@@ -741,7 +741,7 @@ def test_when_the_upstream_is_back_what_failed_does_not_wait_for_its_back_off() 
     assert kept.next_due() > 100
     kept.recovered(100)
     assert kept.next_due() == 102.5
-    assert kept.may_ask(KEY, 100) and kept.may_ask(key("unwatched"), 100)
+    assert kept.may_refresh(KEY, 100) and kept.may_refresh(key("unwatched"), 100)
 
 
 # --- lists that cannot be ------------------------------------------------------------------------------------------
@@ -782,16 +782,16 @@ def test_another_look_before_its_time_confirms_nothing() -> None:
 def test_reads_do_not_ask_again_and_again_for_what_is_held_back() -> None:
     kept = held(confirm_after=5)
     listed(kept, 100, suspicious=True)
-    assert kept.look(KEY, 101).freshness is Freshness.STALE
-    assert not kept.may_ask(KEY, 104.9)
-    assert kept.may_ask(KEY, 105)
+    assert kept.lookup(KEY, 101).freshness is Freshness.STALE
+    assert not kept.may_refresh(KEY, 104.9)
+    assert kept.may_refresh(KEY, 105)
 
 
 def test_a_held_snapshot_is_as_old_as_it_is() -> None:
     kept = held(confirm_after=5)
     kept.reject(KEY, AWAY, 50)
     listed(kept, 100, suspicious=True)
-    look = kept.look(KEY, 101)
+    look = kept.lookup(KEY, 101)
     assert (look.age, look.error) == (101, None)
 
 
@@ -821,10 +821,10 @@ def test_deregistrations_through_this_proxy_are_never_held_back() -> None:
     assert listed(kept, 100, D, suspicious=True) is None
     assert shown(kept, 100) == (D,)
     entry = kept.get(KEY)
-    assert entry is not None and entry.held_since is None
+    assert entry is not None and entry.quarantined_since is None
     wrote(kept, Deregister(KEY, D.ip, D.port), 101)
     listed(kept, 102, suspicious=True)
-    assert (shown(kept, 102), entry.held_since) == ((), None)
+    assert (shown(kept, 102), entry.quarantined_since) == ((), None)
 
 
 def at(*hosts: Instance, since: float) -> dict[tuple[str, int], float]:
@@ -866,7 +866,7 @@ def test_a_list_that_lacks_most_of_who_will_be_registered_again_is_held_back() -
 
 
 def test_a_registry_that_lists_at_once_is_believed_at_once() -> None:
-    kept = cache(overlay=OverlayPolicy(grace=0.0))
+    kept = cache(overlay=PendingPolicy(grace=0.0))
     listed(kept, 0, A, B, C)
     assert listed(kept, 100, A, B, missed=at(C, since=100)) is not None
     assert shown(kept, 100) == (A, B)
@@ -885,10 +885,10 @@ def test_a_write_shows_while_a_list_is_held_back() -> None:
 def test_a_restored_snapshot_is_as_old_as_it_was_and_says_where_it_came_from() -> None:
     kept = cache()
     kept.restore(snapshot(A), 3600, 100)
-    look = kept.look(KEY, 101)
+    look = kept.lookup(KEY, 101)
     assert (look.freshness, look.age, look.from_disk) == (Freshness.STALE, 3601, True)
     assert listed(kept, 102, A) is None
-    assert not kept.look(KEY, 102).from_disk
+    assert not kept.lookup(KEY, 102).from_disk
 
 
 def test_what_the_upstream_said_since_start_is_not_replaced_from_disk() -> None:
@@ -958,7 +958,7 @@ OPERATIONS = st.one_of(
 def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_change_once(
     operations: list[tuple[str, Any, Any]], grace: float
 ) -> None:
-    kept = cache(overlay=OverlayPolicy(grace=grace), stale_if_error=math.inf)
+    kept = cache(overlay=PendingPolicy(grace=grace), stale_if_error=math.inf)
     now, last_contact = 0.0, -math.inf
     last: Snapshot | None = None
     for what, value, more in operations:
@@ -968,7 +968,7 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
                 word = Snapshot.of(KEY, value, last_ref_time=1)
                 asked = now - 2 if what == "late list" else now
                 missed = at(*(last.instances if last and what == "list that lacks" else ()), since=now)
-                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, missed=missed, wall_ms=1)
+                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, missed=missed, now_ms=1)
             case "write":
                 change = kept.wrote(value, now, 1)
             case "fail":
@@ -978,10 +978,10 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
             case "restore":
                 kept.restore(Snapshot.of(KEY, value, last_ref_time=1), 10, now)
                 if last is None:
-                    last = kept.look(KEY, now).snapshot
+                    last = kept.lookup(KEY, now).snapshot
             case _:
                 (kept.watch if value else kept.unwatch)(KEY, now)
-        look = kept.look(KEY, now).snapshot
+        look = kept.lookup(KEY, now).snapshot
         if change is not None:
             assert change.before == (last if last is not None else Snapshot(KEY))
             assert change.before != change.after
@@ -990,12 +990,12 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
             assert look == last or (last is None and look == Snapshot(KEY))
         last = look
         entry = kept.get(KEY)
-        if entry is not None and entry.shown is not None:
-            assert entry.word is not None
-            assert entry.shown == fold(entry.word, entry.pending)
+        if entry is not None and entry.visible is not None:
+            assert entry.upstream_snapshot is not None
+            assert entry.visible == apply_pending(entry.upstream_snapshot, entry.pending)
             assert len(entry.pending) <= 20
-            assert entry.contact >= last_contact
-            last_contact = entry.contact
+            assert entry.confirmed_at >= last_contact
+            last_contact = entry.confirmed_at
         assert (KEY in kept.watched_keys()) >= (entry is not None and entry.pinned)
 
 
@@ -1040,7 +1040,7 @@ def test_of_a_service_that_nobody_knows_only_what_registered_here_is_shown_and_s
     assert shown(kept, 1) is None
     change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
     assert change is not None and change.added == (B,)
-    assert kept.look(KEY, 1).freshness is Freshness.STALE
+    assert kept.lookup(KEY, 1).freshness is Freshness.STALE
     change = listed(kept, 2, A, C)
     assert change is not None and change.added == (C,), "A left here, and the upstream will hear of it"
     assert shown(kept, 2) == (B, C)
@@ -1048,7 +1048,7 @@ def test_of_a_service_that_nobody_knows_only_what_registered_here_is_shown_and_s
 
 
 def test_it_is_kept_also_where_lists_are_trusted_at_once() -> None:
-    kept = cache(overlay=OverlayPolicy(grace=0))
+    kept = cache(overlay=PendingPolicy(grace=0))
     listed(kept, 0, A)
     kept.wrote(Register(KEY, B), 1, WALL, local=True)
     listed(kept, 100, A)
@@ -1062,7 +1062,7 @@ def test_what_its_reader_is_barred_from_is_forgotten_and_shows_again_with_the_ne
     kept.watch(KEY, 0)
     listed(kept, 0, A)
     kept.reject(KEY, AWAY, 5, barred=True)
-    assert (kept.look(KEY, 5).freshness, kept.look(KEY, 5).error) == (Freshness.MISSING, AWAY)
+    assert (kept.lookup(KEY, 5).freshness, kept.lookup(KEY, 5).error) == (Freshness.MISSING, AWAY)
     assert kept.watched(KEY, 5), "who listens hears of it when it may be seen again"
     change = listed(kept, 7, A)
     assert change is not None and change.after.instances == (A,)

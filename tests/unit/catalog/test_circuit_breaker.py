@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 
-POLICY = BreakerPolicy(failures=3, pause=0.5, longest=5.0)
+POLICY = BreakerPolicy(failures=3, pause=0.5, max_delay=5.0)
 
 
 def lost(now: float = 100.0, policy: BreakerPolicy = POLICY) -> Breaker:
@@ -133,7 +133,7 @@ def test_transitions_alternate_and_the_next_probe_is_never_far(steps: list[tuple
         if news:
             told.append(breaker.up)
         assert told[-1] == breaker.up
-        assert breaker.allows(now + POLICY.longest)
+        assert breaker.allows(now + POLICY.max_delay)
         assert breaker.allows(math.inf)
     assert all(a != b for a, b in itertools.pairwise(told))
 

@@ -6,11 +6,11 @@ from cachetools import LRUCache
 
 from nacos_proxy.catalog.entries import (
     LANES,
-    OWN,
     READS,
+    REGISTERED_HERE,
     UNLIKELY,
     Entry,
-    Shelf,
+    EntryStore,
     discovery,
 )
 from nacos_proxy.model.services import ServiceKey
@@ -20,22 +20,22 @@ READER = ("127.0.0.1", 1)
 NAMES = (key(f"s{number}") for number in itertools.count())
 
 
-def shelf(known: int = 2, unknown: int = 2) -> Shelf:
-    return Shelf(LRUCache(known), LRUCache(unknown))
+def shelf(known: int = 2, unknown: int = 2) -> EntryStore:
+    return EntryStore(LRUCache(known), LRUCache(unknown))
 
 
 def known_entry() -> Entry:
     service = next(NAMES)
-    return Entry(service, shown=snapshot(instance(), service=service))
+    return Entry(service, visible=snapshot(instance(), service=service))
 
 
 def unknown_entry() -> Entry:
     return Entry(next(NAMES))
 
 
-def place(on: Shelf, *entries: Entry) -> list[ServiceKey]:
+def place(on: EntryStore, *entries: Entry) -> list[ServiceKey]:
     for entry in entries:
-        on.place(entry)
+        on.put(entry)
     return [entry.key for entry in entries]
 
 
@@ -61,7 +61,7 @@ def test_who_is_listened_to_or_registered_here_is_never_pushed_out() -> None:
     kept = shelf(known=1, unknown=1)
     listened, owned = known_entry(), unknown_entry()
     listened.join(READER)
-    owned.owned = 1
+    owned.local_registrations = 1
     place(kept, listened, owned, *(known_entry() for _ in range(5)), *(unknown_entry() for _ in range(5)))
     assert kept.get(listened.key) is listened
     assert kept.get(owned.key) is owned
@@ -76,8 +76,8 @@ def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None
         entry.watchers.clear()
         if change == "pinned":
             entry.join(READER)
-        entry.shown = snapshot(instance(), service=entry.key) if change != "unknown" else None
-        kept.place(entry)
+        entry.visible = snapshot(instance(), service=entry.key) if change != "unknown" else None
+        kept.put(entry)
         assert kept.get(entry.key) is entry
         assert len(kept) == 1
         assert [len(part) for part in (kept.pinned, kept.known, kept.unknown)] == [
@@ -87,7 +87,7 @@ def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None
 
 def test_an_emptied_service_counts_as_unknown_until_someone_listens() -> None:
     entry = unknown_entry()
-    entry.shown = snapshot(service=entry.key)
+    entry.visible = snapshot(service=entry.key)
     assert entry.unknown
     entry.join(READER)
     assert not entry.unknown and entry.pinned
@@ -102,7 +102,7 @@ def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
     for entry in kept:
         seen.append(entry)
         entry.watchers.clear()
-        kept.place(entry)
+        kept.put(entry)
     assert seen[0] is pinned and set(map(id, seen)) == {id(pinned), id(known), id(unknown)}
 
 
@@ -128,18 +128,18 @@ def test_each_leave_undoes_one_join() -> None:
 def test_an_entry_waits_by_who_wants_it() -> None:
     """Streams each have a lane, unlikely names one for each client, and reads and discovery one for themselves."""
     entry = known_entry()
-    entry.lived = True
+    entry.ever_nonempty = True
     assert entry.lanes(read_since=0) == (discovery(entry.key),)
     entry.last_read = 1
     assert entry.lanes(read_since=0) == (READS,)
-    entry.last_read, entry.owned = -1, 1
-    assert entry.lanes(read_since=0) == (OWN,)
+    entry.last_read, entry.local_registrations = -1, 1
+    assert entry.lanes(read_since=0) == (REGISTERED_HERE,)
     other = ("10.0.0.1", 7)
     assert (entry.join(READER), entry.join(other)) == (READER, other)
     assert list(entry.lanes(read_since=0)) == [READER, other]
     for stream in range(1000):  # of one client a few are looked at, so that others' are
         entry.join((READER[0], 100 + stream))
     assert len(list(entry.lanes(read_since=0))) == LANES + 1 and other in entry.lanes(read_since=0)
-    entry.lived, entry.owned = False, 0
+    entry.ever_nonempty, entry.local_registrations = False, 0
     assert entry.join(other) == ("10.0.0.1", UNLIKELY)
     assert list(entry.lanes(read_since=0)) == [("127.0.0.1", UNLIKELY), ("10.0.0.1", UNLIKELY)]

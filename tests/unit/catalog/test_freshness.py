@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog import freshness as module
 from nacos_proxy.catalog.freshness import (
+    CacheControl,
+    CacheResult,
     Freshness,
-    Look,
-    Wants,
     cache_headers,
     freshness,
 )
@@ -25,11 +25,11 @@ ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 TTL, STALE_IF_ERROR = 10.0, 60.0
 
 
-def look(state: Freshness = Freshness.FRESH, age: float = 3.0, ttl: float = 7.0, **fields: object) -> Look:
-    return Look(state, snapshot(instance()), age, ttl, **fields)  # type: ignore[arg-type]
+def look(state: Freshness = Freshness.FRESH, age: float = 3.0, ttl: float = 7.0, **fields: object) -> CacheResult:
+    return CacheResult(state, snapshot(instance()), age, ttl, **fields)  # type: ignore[arg-type]
 
 
-def status_of(given: Look) -> str:
+def status_of(given: CacheResult) -> str:
     return dict(cache_headers(given))["cache-status"]
 
 
@@ -79,45 +79,47 @@ def test_without_a_limit_nothing_ever_expires() -> None:
 @pytest.mark.parametrize(
     ("header", "wants"),
     [
-        ("", Wants()),
-        ("no-cache", Wants(no_cache=True)),
-        ("max-age=5", Wants(max_age=5.0)),
-        ("Max-Age=5, private", Wants(max_age=5.0)),
-        ('max-age="5"', Wants(max_age=5.0)),
-        (" no-cache ,max-age=5", Wants(no_cache=True, max_age=5.0)),
-        ("max-age=0", Wants(no_cache=True, max_age=0.0)),
-        ("max-age=-1", Wants()),
-        ("max-age=", Wants()),
-        ("max-age=soon", Wants()),
-        ("no-store, max-stale=3, x-no-cache", Wants()),
-        (",,=,;", Wants()),
+        ("", CacheControl()),
+        ("no-cache", CacheControl(no_cache=True)),
+        ("max-age=5", CacheControl(max_age=5.0)),
+        ("Max-Age=5, private", CacheControl(max_age=5.0)),
+        ('max-age="5"', CacheControl(max_age=5.0)),
+        (" no-cache ,max-age=5", CacheControl(no_cache=True, max_age=5.0)),
+        ("max-age=0", CacheControl(no_cache=True, max_age=0.0)),
+        ("max-age=-1", CacheControl()),
+        ("max-age=", CacheControl()),
+        ("max-age=soon", CacheControl()),
+        ("no-store, max-stale=3, x-no-cache", CacheControl()),
+        (",,=,;", CacheControl()),
     ],
 )
-def test_cache_control_is_read_and_what_is_not_understood_ignored(header: str, wants: Wants) -> None:
-    assert Wants.parse(header) == wants
+def test_cache_control_is_read_and_what_is_not_understood_ignored(header: str, wants: CacheControl) -> None:
+    assert CacheControl.parse(header) == wants
 
 
 @given(st.text())
 def test_no_cache_control_is_too_strange(header: str) -> None:
-    Wants.parse(header)
+    CacheControl.parse(header)
 
 
 @pytest.mark.parametrize(
     ("wants", "state", "content"),
     [
-        (Wants(), Freshness.FRESH, True),
-        (Wants(), Freshness.STALE, True),
-        (Wants(), Freshness.EXPIRED, False),
-        (Wants(), Freshness.MISSING, False),
-        (Wants(no_cache=True), Freshness.FRESH, False),
-        (Wants(max_age=3.0), Freshness.FRESH, True),
-        (Wants(max_age=2.0), Freshness.FRESH, False),
-        (Wants(max_age=3.0), Freshness.STALE, True),
-        (Wants(max_age=100.0), Freshness.EXPIRED, False),
+        (CacheControl(), Freshness.FRESH, True),
+        (CacheControl(), Freshness.STALE, True),
+        (CacheControl(), Freshness.EXPIRED, False),
+        (CacheControl(), Freshness.MISSING, False),
+        (CacheControl(no_cache=True), Freshness.FRESH, False),
+        (CacheControl(max_age=3.0), Freshness.FRESH, True),
+        (CacheControl(max_age=2.0), Freshness.FRESH, False),
+        (CacheControl(max_age=3.0), Freshness.STALE, True),
+        (CacheControl(max_age=100.0), Freshness.EXPIRED, False),
     ],
 )
-def test_a_look_answers_a_request_that_it_is_fresh_enough_for(wants: Wants, state: Freshness, content: bool) -> None:
-    assert wants.content_with(look(state, age=3.0)) is content
+def test_a_look_answers_a_request_that_it_is_fresh_enough_for(
+    wants: CacheControl, state: Freshness, content: bool
+) -> None:
+    assert wants.satisfied_by(look(state, age=3.0)) is content
 
 
 # what an answer says

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.catalog.health_checks import (
+    CheckedInstance,
     CheckSpec,
-    Managed,
     local,
     seconds,
     startable,
@@ -15,8 +15,8 @@ from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Instance, ServiceKey
 
 
-def managed(**spec: object) -> Managed:
-    return Managed(ServiceKey.of("orders"), Instance("127.0.0.1", 80), CheckSpec("tcp", "127.0.0.1:80", **spec))  # type: ignore[arg-type]
+def managed(**spec: object) -> CheckedInstance:
+    return CheckedInstance(ServiceKey.of("orders"), Instance("127.0.0.1", 80), CheckSpec("tcp", "127.0.0.1:80", **spec))  # type: ignore[arg-type]
 
 
 def test_it_beats_while_the_check_passes() -> None:
@@ -44,7 +44,7 @@ def test_it_is_never_deregistered_unless_asked_for() -> None:
 
 
 def test_a_ttl_check_fails_without_a_sign_of_life() -> None:
-    instance = Managed(ServiceKey.of("o"), Instance("127.0.0.1", 80), CheckSpec("ttl", ttl=30), heard=100)
+    instance = CheckedInstance(ServiceKey.of("o"), Instance("127.0.0.1", 80), CheckSpec("ttl", ttl=30), heard=100)
     assert instance.expired(now=129) == ""
     assert instance.expired(now=130) == "no sign of life for 30 s"
 
@@ -115,10 +115,11 @@ def test_a_timeout_that_is_too_long_is_told_its_bound() -> None:
 GROUPS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=120)
 
 
-def checks_of(groups: list[tuple[str, bool]]) -> list[Managed]:
+def checks_of(groups: list[tuple[str, bool]]) -> list[CheckedInstance]:
     of = managed()
     return [
-        Managed(of.service, of.instance, of.spec, owner, slow=slow, due_at=n) for n, (owner, slow) in enumerate(groups)
+        CheckedInstance(of.service, of.instance, of.spec, owner, slow=slow, due_at=n)
+        for n, (owner, slow) in enumerate(groups)
     ]
 
 

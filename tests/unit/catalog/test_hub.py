@@ -69,7 +69,7 @@ def test_a_reader_that_keeps_up_gets_every_event_once_and_in_order() -> None:
     heard: list[Any] = []
     for body in (step(1, 2), DOWN, step(1, 2, OTHER), UP, step(2, 1)):
         found.publish(body)
-        heard += [(event.number, event.body, event.whole) for event in box.take()]
+        heard += [(event.number, event.body, event.resumable) for event in box.take()]
     assert heard == [
         (1, step(1, 2), True), (2, DOWN, True), (3, step(1, 2, OTHER), True), (4, UP, True), (5, step(2, 1), True)
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_change_that_is_undone_before_it_is_read_leaves_nothing() -> None:
     found.publish(step(2, 1))
     assert (len(box), box.take(), woken) == (0, [], [1])
     found.publish(step(1, 3))
-    assert (woken, [(e.number, e.body, e.whole) for e in box.take()]) == ([1, 1], [(3, step(1, 3), True)])
+    assert (woken, [(e.number, e.body, e.resumable) for e in box.take()]) == ([1, 1], [(3, step(1, 3), True)])
 
 
 def test_of_several_notices_the_last_one_counts() -> None:
@@ -184,7 +184,7 @@ def test_an_event_ahead_of_an_older_change_is_not_whole() -> None:
     for body in (step(1, 2), step(1, 2, OTHER), step(2, 3)):
         found.publish(body)
     events = box.take()
-    assert [(event.number, event.whole) for event in events] == [(2, False), (3, True)]
+    assert [(event.number, event.resumable) for event in events] == [(2, False), (3, True)]
     assert found.subscribe(BOTH, quiet, found.id_of(events[0])).reset
     assert not found.subscribe(BOTH, quiet, found.id_of(events[1])).reset
 
@@ -195,9 +195,9 @@ def test_an_event_between_a_change_and_its_undoing_is_not_whole() -> None:
     box = found.subscribe(BOTH, quiet)
     for body in (step(1, 2), step(1, 2, OTHER), step(2, 1)):
         found.publish(body)
-    assert [(event.number, event.whole) for event in box.take()] == [(2, False)]
+    assert [(event.number, event.resumable) for event in box.take()] == [(2, False)]
     found.publish(DOWN)
-    assert [(event.number, event.whole) for event in box.take()] == [(4, True)]
+    assert [(event.number, event.resumable) for event in box.take()] == [(4, True)]
 
 
 # coming back

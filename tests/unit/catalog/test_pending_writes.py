@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.pending_writes import (
     UNHEARD,
-    OverlayPolicy,
     Pending,
+    PendingPolicy,
     add,
+    apply_pending,
+    drop_confirmed,
     explained,
-    fold,
-    settle,
 )
 from nacos_proxy.model.calls import (
     BatchMetadata,
@@ -30,7 +30,7 @@ from nacos_proxy.model.effects import apply
 from nacos_proxy.model.services import Snapshot
 from tests.helpers.build import KEY, instance, snapshot
 
-POLICY = OverlayPolicy(settle=1.0, grace=3.0)
+POLICY = PendingPolicy(settle=1.0, grace=3.0)
 NOTHING = snapshot()
 X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 
@@ -65,7 +65,7 @@ def beat(full: Any = None) -> Beat:
 def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() -> None:
     some = add(pending(deregister(Y)), register(), UNHEARD)
     for listed in (NOTHING, snapshot(X)):
-        assert [p.write for p in settle(some, listed, 1e9, POLICY)] == [register()]
+        assert [p.write for p in drop_confirmed(some, listed, 1e9, POLICY)] == [register()]
 
 
 @pytest.mark.parametrize(
@@ -82,46 +82,46 @@ def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() ->
 def test_a_refresh_with_the_old_list_does_not_bring_it_back(write: Any, old: Snapshot, new: Snapshot) -> None:
     waiting = pending(write)
     for asked in (99.5, 100.0, 100.6, 101.9, 102.9):
-        waiting = settle(waiting, old, asked, POLICY)
-        assert fold(old, waiting) == new
+        waiting = drop_confirmed(waiting, old, asked, POLICY)
+        assert apply_pending(old, waiting) == new
 
 
 def test_a_write_is_settled_by_a_list_that_agrees_and_is_young_enough() -> None:
-    assert settle(pending(register()), snapshot(X), 101.0, POLICY) == ()
+    assert drop_confirmed(pending(register()), snapshot(X), 101.0, POLICY) == ()
 
 
 def test_a_list_that_agrees_by_chance_settles_nothing() -> None:
     """Registered, deregistered: a list from before both looks like one from after both; one from between may follow."""
     waiting = pending(register(), deregister())
-    waiting = settle(waiting, NOTHING, 100.2, POLICY)
-    assert fold(snapshot(X), settle(waiting, snapshot(X), 100.7, POLICY)) == NOTHING
+    waiting = drop_confirmed(waiting, NOTHING, 100.2, POLICY)
+    assert apply_pending(snapshot(X), drop_confirmed(waiting, snapshot(X), 100.7, POLICY)) == NOTHING
 
 
 def test_what_the_upstream_never_lists_is_given_up_after_the_grace() -> None:
     waiting = pending(register())
-    assert settle(waiting, NOTHING, 102.99, POLICY) == waiting
-    assert settle(waiting, NOTHING, 103.0, POLICY) == ()
+    assert drop_confirmed(waiting, NOTHING, 102.99, POLICY) == waiting
+    assert drop_confirmed(waiting, NOTHING, 103.0, POLICY) == ()
 
 
 def test_a_list_that_took_long_is_as_old_as_its_question() -> None:
     """Asked at once after the write and answered after the grace: it still tells of the time before."""
     waiting = pending(register())
-    assert fold(NOTHING, settle(waiting, NOTHING, 100.1, POLICY)) == snapshot(X)
+    assert apply_pending(NOTHING, drop_confirmed(waiting, NOTHING, 100.1, POLICY)) == snapshot(X)
 
 
 def test_the_upstream_may_change_what_was_settled() -> None:
-    waiting = settle(pending(register()), snapshot(X), 101.0, POLICY)
-    assert fold(NOTHING, settle(waiting, NOTHING, 101.5, POLICY)) == NOTHING
+    waiting = drop_confirmed(pending(register()), snapshot(X), 101.0, POLICY)
+    assert apply_pending(NOTHING, drop_confirmed(waiting, NOTHING, 101.5, POLICY)) == NOTHING
 
 
 def test_writes_that_agree_only_together_are_settled_together() -> None:
     waiting = pending(register(instance(X.ip, weight=1.0)), update(weight=5.0))
-    assert settle(waiting, snapshot(instance(X.ip, weight=5.0)), 101.5, POLICY) == ()
+    assert drop_confirmed(waiting, snapshot(instance(X.ip, weight=5.0)), 101.5, POLICY) == ()
 
 
 def test_one_of_two_writes_is_settled_while_the_other_waits() -> None:
     waiting = pending(register(X), register(Y))
-    (left,) = settle(waiting, snapshot(X), 101.5, POLICY)
+    (left,) = drop_confirmed(waiting, snapshot(X), 101.5, POLICY)
     assert left.write == register(Y)
 
 
@@ -174,14 +174,14 @@ def test_writes_that_both_mean_something_are_both_kept_in_order(writes: Any) -> 
 
 def test_a_second_full_beat_does_not_undo_what_was_modified_since_the_first() -> None:
     waiting = pending(beat(X), update(weight=5.0), beat(X))
-    assert fold(NOTHING, waiting) == snapshot(instance(X.ip, weight=5.0))
+    assert apply_pending(NOTHING, waiting) == snapshot(instance(X.ip, weight=5.0))
 
 
 def test_a_light_beat_does_not_forget_the_full_one_that_registered() -> None:
-    assert fold(NOTHING, pending(beat(X), beat())) == snapshot(X)
+    assert apply_pending(NOTHING, pending(beat(X), beat())) == snapshot(X)
 
 
-# A service is of one kind (NACOS.md 5.1); only deregistrations may be of the other, and then do nothing.
+# A service is of one kind (nacos-http.md 5.1); only deregistrations may be of the other, and then do nothing.
 instances = st.builds(instance, st.sampled_from(["10.0.0.1", "10.0.0.2"]), weight=st.sampled_from([1.0, 2.0]))
 changed = st.builds(
     Update,
@@ -217,15 +217,15 @@ def test_leaving_out_what_is_meaningless_changes_nothing(base: Any, made: list[A
     whole = base
     for write in made:
         whole = apply(whole, write)
-    assert fold(base, pending(*made)) == whole
+    assert apply_pending(base, pending(*made)) == whole
 
 
 @given(bases, st.lists(writes, max_size=8), st.floats(90, 110))
 def test_what_is_pending_ends_at_the_grace_and_never_comes_back(base: Any, made: list[Any], asked: float) -> None:
     before = pending(*made)
-    after = settle(before, base, asked, POLICY)
+    after = drop_confirmed(before, base, asked, POLICY)
     assert set(map(id, after)) <= set(map(id, before))
-    assert settle(before, base, 104.0, POLICY) == ()
+    assert drop_confirmed(before, base, 104.0, POLICY) == ()
     assert all(asked - p.since < POLICY.grace for p in after)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy, Registration
+from nacos_proxy.catalog.registrations import Registration, Registrations, RegistrationsPolicy
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -23,14 +23,14 @@ X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 FAST = {"preserved.heart.beat.timeout": "3000", "preserved.ip.delete.timeout": "6000"}
 
 
-def ledger(*registered: Instance, most: int = 100, now: float = 100.0) -> Ledger:
-    found = Ledger(LedgerPolicy(most))
+def ledger(*registered: Instance, most: int = 100, now: float = 100.0) -> Registrations:
+    found = Registrations(RegistrationsPolicy(most))
     for one in registered:
         assert found.wrote(Register(KEY, one), now)
     return found
 
 
-def known(of: Ledger, one: Instance = X) -> Registration:
+def known(of: Registrations, one: Instance = X) -> Registration:
     found = of.find(KEY, one.ip, one.port)
     assert found is not None
     return found
@@ -96,7 +96,7 @@ def test_a_beat_is_a_sign_of_life_and_tells_that_the_client_beats() -> None:
 
 
 def test_a_full_beat_does_not_change_what_is_known() -> None:
-    """NACOS.md 2.7: weight and metadata of a beat are not applied to a known instance."""
+    """nacos-http.md 2.7: weight and metadata of a beat are not applied to a known instance."""
     found = ledger(X)
     found.wrote(beat(full=instance(weight=9.0)), 105.0)
     assert known(found).instance == X
@@ -117,9 +117,9 @@ def test_who_falls_silent_turns_unhealthy_and_is_then_forgotten() -> None:
     found = ledger(X)
     one = known(found)
     assert [one.healthy(now) for now in (114.9, 115.0)] == [True, False]
-    assert found.lapse(129.9) == []
-    assert found.lapse(130.0) == [one]
-    assert (len(found), found.count(KEY), found.lapse(1e9)) == (0, 0, [])
+    assert found.expire(129.9) == []
+    assert found.expire(130.0) == [one]
+    assert (len(found), found.count(KEY), found.expire(1e9)) == (0, 0, [])
 
 
 def test_a_gap_in_our_own_time_is_no_silence() -> None:
@@ -129,9 +129,9 @@ def test_a_gap_in_our_own_time_is_no_silence() -> None:
     some.shift(60, 171)
     assert (known(some, X).heard, known(some, Y).heard) == (160, 171)
     assert known(some, X).healthy(174) and not known(some, X).healthy(175)
-    assert known(some, X).unwell_at == 175
-    assert some.lapse(189) == []
-    assert [r.instance for r in some.lapse(190)] == [X]
+    assert known(some, X).unhealthy_at == 175
+    assert some.expire(189) == []
+    assert [r.instance for r in some.expire(190)] == [X]
 
 
 def test_there_is_room_up_to_the_bound() -> None:
@@ -153,28 +153,28 @@ def test_who_beats_stays() -> None:
     found = ledger(X)
     for now in range(105, 1000, 5):
         found.wrote(beat(), float(now))
-        assert found.lapse(float(now)) == []
-    assert len(found.lapse(995.0 + 30.0)) == 1
+        assert found.expire(float(now)) == []
+    assert len(found.expire(995.0 + 30.0)) == 1
 
 
 def test_the_times_are_those_of_the_metadata() -> None:
     found = ledger(X, instance(Y.ip, metadata=FAST))
     assert not known(found, Y).healthy(103.0)
-    assert [r.instance.ip for r in found.lapse(106.0)] == [Y.ip]
+    assert [r.instance.ip for r in found.expire(106.0)] == [Y.ip]
 
 
 def test_a_shorter_time_given_later_counts_at_once() -> None:
     found = ledger(X, Y)
-    assert found.lapse(101.0) == []
+    assert found.expire(101.0) == []
     found.wrote(Update(KEY, X.ip, X.port, metadata=FAST), 101.0)
     found.wrote(Register(KEY, instance(Y.ip, metadata=FAST)), 102.0)
-    assert [r.instance.ip for r in found.lapse(106.5)] == [X.ip]
-    assert [r.instance.ip for r in found.lapse(108.0)] == [Y.ip]
+    assert [r.instance.ip for r in found.expire(106.5)] == [X.ip]
+    assert [r.instance.ip for r in found.expire(108.0)] == [Y.ip]
 
 
 def test_persistent_instances_never_lapse() -> None:
     found = ledger(instance(ephemeral=False))
-    assert found.lapse(1e9) == []
+    assert found.expire(1e9) == []
     assert known(found).healthy(1e9) and known(found).alive(1e9)
 
 
@@ -198,8 +198,8 @@ def test_looking_seldom_finds_the_same_as_looking_at_all(made: list[tuple[str, i
         elif what == "update":
             found.wrote(Update(KEY, one.ip, one.port, metadata=FAST), now)
         else:
-            silent = [r.place for r in found if not r.alive(now)]
-            assert [r.place for r in found.lapse(now)] == silent
+            silent = [r.key for r in found if not r.alive(now)]
+            assert [r.key for r in found.expire(now)] == silent
             assert all(r.alive(now) for r in found)
     assert sum(found.count(k) for k in {r.service for r in found}) == len(found)
 
@@ -233,17 +233,17 @@ def test_what_is_read_from_disk_counts_as_it_was_written() -> None:
     found.restore(Registration(KEY, Y, heard=90.0, managed=managed))
     assert (known(found).heard, known(found).beaten, known(found, Y).managed) == (90.0, True, managed)
     assert found.count(KEY) == 2
-    assert found.lapse(119.9) == []
-    assert [r.instance for r in found.lapse(120.0)] == [X]
+    assert found.expire(119.9) == []
+    assert [r.instance for r in found.expire(120.0)] == [X]
 
 
 def test_a_managed_one_is_its_keepers_until_it_lets_go() -> None:
     """Its check may fail for long while it is to stay listed as unhealthy."""
     found = ledger(X)
     known(found).managed = {"check": {"ttl": "30s"}}
-    assert found.lapse(1000.0) == []
+    assert found.expire(1000.0) == []
     known(found).managed = None
-    assert len(found.lapse(1001.0)) == 1
+    assert len(found.expire(1001.0)) == 1
 
 
 def test_what_was_heard_since_the_start_is_not_replaced_from_disk() -> None:
@@ -261,7 +261,7 @@ def test_what_is_read_from_disk_keeps_the_bound() -> None:
 def test_a_client_that_was_silent_while_the_proxy_was_away_for_long_has_lapsed() -> None:
     found = ledger()
     found.restore(Registration(KEY, X, heard=-math.inf))
-    assert len(found.lapse(0.0)) == 1
+    assert len(found.expire(0.0)) == 1
 
 
 def test_it_can_be_changed_while_it_is_walked() -> None:

@@ -87,7 +87,7 @@ def test_a_newer_datagram_takes_no_place_of_another_subscription() -> None:
 
 
 def test_the_number_of_subscriptions_is_bounded() -> None:
-    book = Pushes(PushesPolicy(most=4))
+    book = Pushes(PushesPolicy(max_subscriptions=4))
     new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
     assert [subscription is not None for subscription in new] == [True, True, False, False]
     more = [book.listed(KEY, (f"10.0.0.{number}", 1), "", "a", "", now=0) for number in range(9)]
@@ -96,7 +96,7 @@ def test_the_number_of_subscriptions_is_bounded() -> None:
 
 
 def test_one_client_leaves_subscriptions_to_others_and_gets_its_own_back() -> None:
-    book = Pushes(PushesPolicy(most=100))
+    book = Pushes(PushesPolicy(max_subscriptions=100))
     evil = [book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0) for port in range(1000)]
     assert sum(subscription is not None for subscription in evil) == 50
     assert all(book.listed(KEY, ("10.0.0.2", port), "", "a", "", now=50) for port in range(20))

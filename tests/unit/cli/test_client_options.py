@@ -12,7 +12,7 @@ from rich.console import Console
 
 from nacos_proxy.cli.client_options import (
     WIDE,
-    Address,
+    AddressParameter,
     Asked,
     Seconds,
     Weight,
@@ -79,10 +79,10 @@ def test_metadata_is_pairs() -> None:
 
 
 def test_parameters_are_read_or_refused() -> None:
-    assert Address().convert("[::1]:80", None, None) == "[::1]:80"
+    assert AddressParameter().convert("[::1]:80", None, None) == "[::1]:80"
     assert Seconds().convert("500ms", None, None) == 0.5
     assert Weight().convert("2.5", None, None) == 2.5
-    for kind, wrong in ((Address(), "10.0.0.1"), (Seconds(), "soon"), (Weight(), "nan"), (Weight(), "heavy")):
+    for kind, wrong in ((AddressParameter(), "10.0.0.1"), (Seconds(), "soon"), (Weight(), "nan"), (Weight(), "heavy")):
         with pytest.raises(click.UsageError):
             kind.convert(wrong, None, None)
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from nacos_proxy.cli.rest_client import (
-    Problem,
+    ApiProblem,
     RestClient,
     Unreached,
     place_of,
@@ -50,7 +50,7 @@ def test_a_call_has_its_query_body_and_token() -> None:
 
 def test_a_problem_is_its_title_and_detail_and_what_to_do() -> None:
     document = {"title": "The request is not allowed", "detail": "no token was given"}
-    with client(saying(401, json=document)) as proxy, pytest.raises(Problem) as caught:
+    with client(saying(401, json=document)) as proxy, pytest.raises(ApiProblem) as caught:
         proxy.call("GET", "/")
     assert str(caught.value) == (
         "The request is not allowed: no token was given. Give an API token: --token, or NACOS_PROXY_TOKEN."
@@ -67,7 +67,7 @@ def test_a_problem_is_its_title_and_detail_and_what_to_do() -> None:
     ],
 )
 def test_a_problem_without_a_document_is_its_status_and_text(answer: Answer, text: str) -> None:
-    with client(answer) as proxy, pytest.raises(Problem) as caught:
+    with client(answer) as proxy, pytest.raises(ApiProblem) as caught:
         proxy.call("GET", "/")
     assert (str(caught.value), caught.value.passing) == (text, True)
 
@@ -119,7 +119,7 @@ def test_a_resumed_stream_says_where_it_was() -> None:
 
 
 def test_a_stream_that_is_refused_or_none_is_an_error() -> None:
-    with client(saying(404, json={"title": "no"})) as proxy, pytest.raises(Problem, match="no"):
+    with client(saying(404, json={"title": "no"})) as proxy, pytest.raises(ApiProblem, match="no"):
         next(proxy.events({"service": "a"}))
     with client(saying(200, json={})) as proxy, pytest.raises(Unreached):
         next(proxy.events({"service": "a"}))

@@ -12,13 +12,13 @@ import pytest
 
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.freshness import (
+    CacheControl,
+    CacheResult,
     Freshness,
-    Look,
-    Wants,
     cache_headers,
 )
 from nacos_proxy.catalog.hub import Filter, Notice
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
+from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.core.agent import AgentPolicy, Written
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
@@ -51,7 +51,7 @@ from tests.helpers.scripted import ScriptedRegistry, Shelf
 
 A, B, C = (instance(f"10.0.0.{number}") for number in (1, 2, 3))
 AWAY = Unreachable("connection refused", arrived=False)
-NO_CACHE = Wants(no_cache=True)
+NO_CACHE = CacheControl(no_cache=True)
 
 
 class World:
@@ -85,7 +85,7 @@ class World:
             with pytest.raises(Unreachable):
                 await self.agent.send(Metrics())
 
-    async def read(self, *wants: Wants) -> Look:
+    async def read(self, *wants: CacheControl) -> CacheResult:
         return await self.agent.read(KEY, *wants)
 
     def fetches(self) -> int:
@@ -124,7 +124,7 @@ async def world() -> AsyncIterator[World]:
     await made.agent.close()
 
 
-def status(look: Look) -> str:
+def status(look: CacheResult) -> str:
     return dict(cache_headers(look))["cache-status"]
 
 
@@ -245,8 +245,8 @@ async def test_no_cache_waits_for_the_upstream(world: World) -> None:
 async def test_max_age_asks_only_for_what_is_older(world: World) -> None:
     await world.read()
     await world.clock.advance(3)
-    assert (await world.read(Wants(max_age=3))).age == 3
-    assert (await world.read(Wants(max_age=2))).age == 0
+    assert (await world.read(CacheControl(max_age=3))).age == 3
+    assert (await world.read(CacheControl(max_age=2))).age == 0
     assert world.fetches() == 2
 
 
@@ -329,7 +329,7 @@ async def test_nobody_waits_for_an_upstream_that_is_down_where_a_snapshot_is_the
     await world.lose()
     world.hold(Call)
     await world.clock.advance(100)  # a probe would be allowed
-    for wants in (NO_CACHE, Wants(), Wants(max_age=1)):
+    for wants in (NO_CACHE, CacheControl(), CacheControl(max_age=1)):
         look = await asyncio.wait_for(world.read(wants), 60)  # the clock stands still: who waited would hang
         assert (look.freshness, look.age, look.fetched) == (Freshness.STALE, 100, False)
     await settle()
@@ -393,7 +393,7 @@ async def test_a_write_shows_in_the_very_next_read_and_is_published_before_the_u
     world.registry.script = lambda call: old if isinstance(call, Fetch) else world.shelf(call)
     assert await world.agent.write(Register(KEY, C)) == Written(None)
     assert [(change.added, change.source) for change in world.changes[1:]] == [((C,), "write")]
-    for wants in (Wants(), NO_CACHE):
+    for wants in (CacheControl(), NO_CACHE):
         look = await world.read(wants)
         assert look.snapshot is not None and look.snapshot.instances == (A, B, C)
     assert len(world.changes) == 2
@@ -434,7 +434,7 @@ async def test_who_goes_away_does_not_cancel_his_write(world: World) -> None:
     await held.release()
     look = await world.read()
     assert look.snapshot is not None and C in look.snapshot.instances
-    assert world.agent.catalog.ledger.count(KEY) == 1
+    assert world.agent.catalog.registrations.count(KEY) == 1
 
 
 async def test_a_put_that_enables_what_was_registered_here_brings_it_back_into_the_list(world: World) -> None:
@@ -475,7 +475,7 @@ async def test_a_refused_write_changes_nothing_and_says_what_the_upstream_said(w
     with pytest.raises(Refused) as raised:
         await world.agent.write(Register(KEY, C))
     assert raised.value is refusal
-    assert (len(world.changes), world.agent.catalog.ledger.count(KEY)) == (1, 0)
+    assert (len(world.changes), world.agent.catalog.registrations.count(KEY)) == (1, 0)
     assert world.agent.counts.writes == {"Refused": 1}
 
 
@@ -522,12 +522,12 @@ async def test_a_follower_that_raises_robs_neither_those_behind_it_nor_the_write
 
 
 async def test_a_write_that_the_upstream_accepted_is_answered_whatever_fails_here(world: World) -> None:
-    class Failing(Ledger):
+    class Failing(Registrations):
         def wrote(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
             raise RuntimeError("a bug")
 
     await world.read()
-    world.agent.catalog = replace(world.agent.catalog, ledger=Failing(LedgerPolicy()))
+    world.agent.catalog = replace(world.agent.catalog, registrations=Failing(RegistrationsPolicy()))
     assert (await world.agent.write(Register(KEY, C))).how == "upstream"
     assert world.agent.supervisor.failing == {"write": "RuntimeError: a bug"}
 
@@ -544,7 +544,7 @@ async def test_what_hears_of_a_recovery_does_not_rob_what_hears_of_it_next(world
 
 async def test_registrations_are_told_of_when_what_is_remembered_changed(world: World) -> None:
     told: list[int] = []
-    world.agent.on_registration.append(lambda: told.append(world.agent.catalog.ledger.count(KEY)))
+    world.agent.on_registration.append(lambda: told.append(world.agent.catalog.registrations.count(KEY)))
     await world.agent.write(Register(KEY, C))
     await world.agent.write(Beat(KEY, C.ip, C.port, full=C))
     await world.agent.write(Deregister(KEY, C.ip, C.port))
@@ -565,7 +565,7 @@ async def test_a_beat_for_what_the_upstream_lost_registers_it_again_and_is_answe
 async def test_a_beat_for_what_nobody_registered_here_is_answered_as_the_upstream_does(world: World) -> None:
     written = await world.agent.write(Beat(KEY, C.ip, C.port))
     assert written == Written(BeatResult(BEAT_NOT_FOUND))
-    assert (world.registry.sent(Register), world.agent.catalog.ledger.count(KEY)) == ([], 0)
+    assert (world.registry.sent(Register), world.agent.catalog.registrations.count(KEY)) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(wor
     await world.clock.advance(20)
     world.fail(error)
     assert await world.agent.write(Beat(KEY, C.ip, C.port)) == Written(BeatResult(), "local")
-    known = world.agent.catalog.ledger.find(KEY, C.ip, C.port)
+    known = world.agent.catalog.registrations.find(KEY, C.ip, C.port)
     assert known is not None and known.heard == world.clock.now()
     assert world.agent.counts.local_beats == 1
     with pytest.raises(type(error)):
@@ -598,7 +598,7 @@ async def test_a_beat_is_answered_here_while_the_upstream_does_not_answer_it(wor
 async def test_a_beat_that_is_not_answered_in_time_is_answered_here_and_its_late_answer_counts(
     world: World, late: Any, how: str
 ) -> None:
-    """At the start of a black hole it waited for 5 s, and legacy clients give up after 3 (NACOS.md 10.1)."""
+    """At the start of a black hole it waited for 5 s, and legacy clients give up after 3 (nacos-http.md 10.1)."""
     await world.agent.write(Register(KEY, C))
     held = world.hold(Beat)
     begun, failures = world.clock.now(), world.agent.catalog.breaker.failures
@@ -607,7 +607,7 @@ async def test_a_beat_that_is_not_answered_in_time_is_answered_here_and_its_late
     assert not beat.done()
     await world.clock.advance(0.2)
     assert await beat == Written(BeatResult(), "local")
-    known = world.agent.catalog.ledger.find(KEY, C.ip, C.port)
+    known = world.agent.catalog.registrations.find(KEY, C.ip, C.port)
     assert known is not None and begun + 2.4 < known.heard < begun + 2.7
     assert world.agent.counts.local_beats == 1
     registered = len(world.registry.sent(Register))
@@ -635,7 +635,7 @@ async def test_a_late_beat_brings_nothing_back_that_was_deregistered_meanwhile(w
     held.waiting = [(future, BeatResult()) for future, _ in held.waiting]
     await held.release()
     await settle()
-    assert world.agent.catalog.ledger.find(KEY, C.ip, C.port) is None
+    assert world.agent.catalog.registrations.find(KEY, C.ip, C.port) is None
     assert C not in (await world.read()).snapshot.instances  # type: ignore[union-attr]
 
 
@@ -731,7 +731,7 @@ async def test_two_that_modify_one_instance_at_once_do_not_undo_each_other(world
         world.agent.modify(Update(KEY, A.ip, A.port, metadata={"b": "2"})),
     )
     assert world.shelf.of(KEY).find(A.ip, A.port) == instance(A.ip, weight=9.0, metadata={"a": "1", "b": "2"})
-    assert len(world.agent._modifying) == 0
+    assert len(world.agent._patches) == 0
 
 
 async def test_modify_means_the_instance_of_the_cluster_that_is_named(world: World) -> None:
@@ -947,11 +947,11 @@ async def test_closing_ends_what_is_under_way_and_the_registry() -> None:
     assert not [task for task in asyncio.all_tasks() if task.get_name() == f"fetch {KEY}"]
 
 
-async def _result(task: Awaitable[Look]) -> Look:
+async def _result(task: Awaitable[CacheResult]) -> CacheResult:
     return await task
 
 
-async def _asked(world: World) -> Look:
+async def _asked(world: World) -> CacheResult:
     """After the upstream was asked, whether the reader waited for that or not."""
     world.agent.refresh(KEY)
     await settle()
@@ -982,11 +982,11 @@ async def test_a_full_beat_does_not_bring_back_what_somebody_disabled(world: Wor
     world.shelf.services[KEY] = snapshot(A, B)
     unlisted(world)
     await world.agent.write(beat)
-    await world.read(Wants(no_cache=True))
+    await world.read(CacheControl(no_cache=True))
     for _ in range(3):
         await world.clock.advance(2)
         await world.agent.write(beat)
-        look = await world.read(Wants(no_cache=True))
+        look = await world.read(CacheControl(no_cache=True))
         assert look.snapshot is not None and look.snapshot.find(C.ip, C.port) is None
 
 
@@ -1004,14 +1004,14 @@ async def test_a_full_beat_of_what_was_never_heard_of_here_is_looked_up_first(wo
 async def test_what_somebody_disables_is_gone_for_readers_with_the_first_list_without_it(world: World) -> None:
     await world.agent.write(Register(KEY, C))
     await world.agent.write(Beat(KEY, C.ip, C.port))
-    await world.read(Wants(no_cache=True))
+    await world.read(CacheControl(no_cache=True))
     await world.clock.advance(10)
     await world.agent.write(Beat(KEY, C.ip, C.port))
-    await world.read(Wants(no_cache=True))
+    await world.read(CacheControl(no_cache=True))
     world.changes.clear()
     world.shelf.services[KEY] = snapshot(A, B)
     unlisted(world)
-    look = await world.read(Wants(no_cache=True))
+    look = await world.read(CacheControl(no_cache=True))
     assert look.snapshot == snapshot(A, B)
     assert [change.removed for change in world.changes] == [(C,)]
     assert world.registry.sent(Register) == [Register(KEY, C)]
@@ -1022,10 +1022,10 @@ async def test_the_only_instance_of_a_service_is_gone_as_soon_as_any_other_when_
     await world.agent.write(Register(KEY, C))
     await world.clock.advance(10)
     await world.agent.write(Beat(KEY, C.ip, C.port))
-    await world.read(Wants(no_cache=True))
+    await world.read(CacheControl(no_cache=True))
     world.shelf.services.clear()
     unlisted(world)
-    look = await world.read(Wants(no_cache=True))
+    look = await world.read(CacheControl(no_cache=True))
     assert look.snapshot is not None and look.snapshot.instances == ()
 
 
@@ -1042,6 +1042,6 @@ async def test_who_may_not_see_a_service_any_more_is_told_once_it_is_forgotten()
     world.agent.refresh(KEY)
     await settle()
     assert told == [KEY]
-    assert world.agent.catalog.cache.look(KEY, world.clock.now()).freshness is Freshness.MISSING
+    assert world.agent.catalog.cache.lookup(KEY, world.clock.now()).freshness is Freshness.MISSING
     with pytest.raises(Refused):
         await world.read()

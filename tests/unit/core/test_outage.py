@@ -319,7 +319,7 @@ async def test_a_second_outage_finds_the_silent_again(world: World) -> None:
 
 
 async def test_a_managed_one_that_went_comes_back_with_its_check(world: World) -> None:
-    for registration in world.agent.catalog.ledger:
+    for registration in world.agent.catalog.registrations:
         registration.managed = {"check": {}}
     await world.lose()
     await world.clock.advance(31)
@@ -390,7 +390,7 @@ async def test_what_the_upstream_refuses_is_told_counted_and_no_longer_shown(
     await world.beats(B, C, seconds=10)
     assert await world.lists() == [A.ip, B.ip]
     assert world.counts == {"accepted": 2, "refused": 2}
-    assert world.agent.catalog.ledger.find(KEY, C.ip, C.port) is None
+    assert world.agent.catalog.registrations.find(KEY, C.ip, C.port) is None
     assert sum("is refused, and undone" in record.getMessage() for record in caplog.records) == 2
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
-from nacos_proxy.core.reregistration import LOOKED_UP, Healing
+from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.core.reregistration import LOOKED_UP, Reregistration
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
@@ -38,10 +38,10 @@ class World:
     def __init__(self) -> None:
         self.shelf = Shelf()
         self.registry = ScriptedRegistry(self.shelf)
-        self.ledger = Ledger(LedgerPolicy())
+        self.ledger = Registrations(RegistrationsPolicy())
         self.clock = FakeClock()
         self.back: list[Register] = []
-        self.healing = Healing(self.ledger, self.registry, self.back.append, self.clock, Supervisor(self.clock))
+        self.healing = Reregistration(self.ledger, self.registry, self.back.append, self.clock, Supervisor(self.clock))
         self.ledger.wrote(Register(KEY, MINE), self.clock.now())
 
     @property

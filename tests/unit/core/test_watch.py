@@ -9,8 +9,8 @@ import pytest
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.hub import Filter, Hub, HubPolicy
-from nacos_proxy.catalog.pending_writes import OverlayPolicy
-from nacos_proxy.core.watch import AT_ONCE, Watching
+from nacos_proxy.catalog.pending_writes import PendingPolicy
+from nacos_proxy.core.watch import AT_ONCE, Watches
 from nacos_proxy.model.errors import NothingKnown, Reason, Refused
 from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -21,9 +21,9 @@ A = instance()
 
 class World:
     def __init__(self, strict: bool = False) -> None:
-        self.cache = Cache(CachePolicy(), OverlayPolicy(), itertools.repeat(0.5).__next__)
+        self.cache = Cache(CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__)
         self.hub = Hub(HubPolicy(), "e")
-        self.watching = Watching(self.cache, self.hub, self.read, FakeClock(), strict=strict)
+        self.watching = Watches(self.cache, self.hub, self.read, FakeClock(), strict=strict)
         self.known: dict[ServiceKey, Any] = {KEY: snapshot(A)}
 
     async def read(self, service: ServiceKey) -> None:

@@ -23,8 +23,8 @@ from nacos_proxy.fastpath.asgi import (
 )
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
-from nacos_proxy.fastpath.table import Answers, AnswersPolicy
-from nacos_proxy.wire.http import REPEATABLE, Repeatable
+from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
+from nacos_proxy.wire.http import CACHEABLE, Cacheable
 
 GET = b"GET /list?name=a HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -47,7 +47,7 @@ class Service:
         self.gate = asyncio.Event()
         self.left: list[bytes] = []
         self.scopes: list[Scope] = []
-        self.answers = Answers(AnswersPolicy())
+        self.answers = ResponseTable(ResponseTablePolicy())
 
     def clock(self) -> float:
         return self.now
@@ -95,7 +95,7 @@ class Service:
         drawing = path == "/draw" and scope["method"] == "GET"
         if path in ("/list", "/draw") and self.now < self.valid_until:
             draw = self.draw if drawing else None
-            scope[REPEATABLE] = Repeatable("key", self.born, self.valid_until, "list", draw)
+            scope[CACHEABLE] = Cacheable("key", self.born, self.valid_until, "list", draw)
         if drawing:
             status, body = 200, self.draw()
         await send({"type": "http.response.start", "status": status, "headers": self._headers(status, body, etag)})

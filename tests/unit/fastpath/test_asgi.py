@@ -12,8 +12,8 @@ from nacos_proxy.fastpath.asgi import (
     Send,
     log_path,
 )
-from nacos_proxy.fastpath.table import AnswersPolicy
-from nacos_proxy.wire.http import REPEATABLE, Repeatable
+from nacos_proxy.fastpath.table import ResponseTablePolicy
+from nacos_proxy.wire.http import CACHEABLE, Cacheable
 from tests.unit.fastpath.drive import Service, ask
 
 HOST = (b"host", b"here")
@@ -166,7 +166,7 @@ async def test_a_body_in_pieces_is_kept_whole() -> None:
 
     async def pieces(scope: Scope, receive: Receive, send: Send) -> None:
         asked.append(1)
-        scope[REPEATABLE] = Repeatable("key", 0.0, 2000.0)
+        scope[CACHEABLE] = Cacheable("key", 0.0, 2000.0)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
         for body in (b"abc", b"def"):
             await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -200,7 +200,7 @@ async def test_an_answer_cut_short_is_not_kept() -> None:
     service = Service()
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[REPEATABLE] = Repeatable("key", 0.0, 2000.0)
+        scope[CACHEABLE] = Cacheable("key", 0.0, 2000.0)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
         await send({"type": "http.response.body", "body": b"abc"})
 
@@ -240,7 +240,7 @@ async def test_a_head_that_ends_its_connection_is_left_to_the_server(version: st
 
 async def test_a_place_too_long_is_not_kept() -> None:
     service = Service()
-    await times(service, 4, "/list?" + "x" * AnswersPolicy().max_head)
+    await times(service, 4, "/list?" + "x" * ResponseTablePolicy().max_head)
     assert service.asked == 4
 
 

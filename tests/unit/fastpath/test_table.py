@@ -4,21 +4,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nacos_proxy.fastpath.table import (
     Answer,
-    Answers,
-    AnswersPolicy,
+    ResponseTable,
+    ResponseTablePolicy,
     repeatable,
 )
-from nacos_proxy.wire.http import Repeatable
+from nacos_proxy.wire.http import Cacheable
 
 HEADERS = [(b"Age", b"0"), (b"Content-Length", b"2"), (b"Cache-Status", b"nacos-proxy; fwd=miss; ttl=10")]
 
 
 def answer(key: object = "a", born: float = 0.0, valid_until: float = 10.0, body: bytes = b"{}") -> Answer:
-    return Answer(Repeatable(key, born, valid_until), 200, HEADERS, body)
+    return Answer(Cacheable(key, born, valid_until), 200, HEADERS, body)
 
 
-def table(**policy: int) -> Answers:
-    return Answers(AnswersPolicy(**policy))
+def table(**policy: int) -> ResponseTable:
+    return ResponseTable(ResponseTablePolicy(**policy))
 
 
 def test_what_was_offered_is_found() -> None:
@@ -39,7 +39,7 @@ def test_an_answer_is_gone_when_it_is_no_longer_fresh() -> None:
 
 def test_an_answer_that_is_confirmed_stays_and_says_how_old_it_is_now() -> None:
     answers, spans = table(), iter([(4.0, 14.0), (4.0, 14.0), None])
-    mark = Repeatable("a", 0.0, 10.0, renew=lambda now: next(spans) if now >= 5 else None)
+    mark = Cacheable("a", 0.0, 10.0, renew=lambda now: next(spans) if now >= 5 else None)
     answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
     found = answers.find(b"head", 3.5)
     assert found is not None and found.headers[0] == (b"age", b"3")
@@ -50,7 +50,7 @@ def test_an_answer_that_is_confirmed_stays_and_says_how_old_it_is_now() -> None:
 
 def test_an_answer_that_is_confirmed_no_more_lasts_as_long_as_it_was_told() -> None:
     answers = table()
-    mark = Repeatable("a", 0.0, 10.0, renew=lambda now: None)
+    mark = Cacheable("a", 0.0, 10.0, renew=lambda now: None)
     answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
     assert answers.find(b"head", 9.9) is not None
     assert answers.find(b"head", 10.0) is None
@@ -202,7 +202,7 @@ def test_a_drawn_body_has_its_own_length() -> None:
 
 def test_twins_share_their_tally_and_nothing_that_is_rendered() -> None:
     first = answer()
-    second = first.twin()
+    second = first.copy()
     first.render(5.0)
     second.render(7.0)
     assert (first.headers[0], second.headers[0]) == ((b"age", b"5"), (b"age", b"7"))

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
-from nacos_proxy.frontends.operations.endpoints import OpsApi, Sight
+from nacos_proxy.frontends.operations.endpoints import OperatorView, OpsApi
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
 from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
 from nacos_proxy.frontends.rest.routes import PROBLEM_HANDLERS
@@ -49,7 +49,7 @@ class World:
     events: EventsApi
     luck: Luck
     discovered: list[tuple[str, str, str]]
-    sight: Sight
+    sight: OperatorView
 
     async def ask(self, method: str, target: str, **more: Any) -> Exchange:
         return await ask(self.app, method, target, **more)
@@ -80,11 +80,11 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
         events_policy,
         discover=lambda namespace, group: discovered.append(("discover", namespace, group)),
         forget=lambda namespace, group: discovered.append(("forget", namespace, group)),
-        luck=luck,
+        rng=luck,
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
     app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
-    sight = Sight(agent, events, metrics, "1.2.3", clock.now())
+    sight = OperatorView(agent, events, metrics, "1.2.3", clock.now())
     for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
         app.include_router(api.routes().router())
     yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)

@@ -6,23 +6,23 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from nacos_proxy.catalog.freshness import Freshness, Look, Wants
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.frontends.answers import (
-    mark,
+    mark_cacheable,
     read_body,
     send_reply,
     to_request,
     whole_body,
 )
 from nacos_proxy.model.errors import BadCall
-from nacos_proxy.wire.http import REPEATABLE, HttpReply
+from nacos_proxy.wire.http import CACHEABLE, HttpReply
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, agent, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 from tests.unit.frontends.conftest import memory_of
 
-FRESH = Look(Freshness.FRESH, snapshot(), age=3.0, ttl=7.0)
+FRESH = CacheResult(Freshness.FRESH, snapshot(), age=3.0, ttl=7.0)
 
 
 def sending(*messages: Message, headers: dict[str, str] | None = None) -> Request:
@@ -81,20 +81,20 @@ def test_a_request_becomes_a_value() -> None:
 @pytest.mark.parametrize(
     ("look", "wants", "until"),
     [
-        (FRESH, Wants(), 107.0),
-        (FRESH, Wants(max_age=5), 102.0),
-        (FRESH, Wants(max_age=50), 107.0),
-        (FRESH, Wants(no_cache=True), None),
-        (Look(Freshness.STALE, snapshot(), 11.0, -1.0), Wants(), None),
-        (Look(Freshness.MISSING, None, 0.0, 0.0), Wants(), None),
+        (FRESH, CacheControl(), 107.0),
+        (FRESH, CacheControl(max_age=5), 102.0),
+        (FRESH, CacheControl(max_age=50), 107.0),
+        (FRESH, CacheControl(no_cache=True), None),
+        (CacheResult(Freshness.STALE, snapshot(), 11.0, -1.0), CacheControl(), None),
+        (CacheResult(Freshness.MISSING, None, 0.0, 0.0), CacheControl(), None),
     ],
 )
 def test_only_fresh_answers_that_the_request_would_take_again_are_marked(
-    look: Look, wants: Wants, until: float | None
+    look: CacheResult, wants: CacheControl, until: float | None
 ) -> None:
     marked = scope("GET", "/")
-    mark(marked, agent(ScriptedRegistry(Shelf()), FakeClock(100.0)), look, "list", wants)
+    mark_cacheable(marked, agent(ScriptedRegistry(Shelf()), FakeClock(100.0)), look, "list", wants)
     if until is None:
-        assert REPEATABLE not in marked
+        assert CACHEABLE not in marked
     else:
-        assert marked[REPEATABLE][:5] == (KEY, 97.0, until, "list", None)
+        assert marked[CACHEABLE][:5] == (KEY, 97.0, until, "list", None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Ledger, LedgerPolicy
+from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.model import calls
 from nacos_proxy.model.calls import (
     Beat,
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_name_is_said_in_the_words_of_nacos(service: Servic
 
 
 def test_the_first_that_fails_is_the_one_that_is_named() -> None:
-    """Namespace, service name, group: NACOS.md 1.6."""
+    """Namespace, service name, group: nacos-http.md 1.6."""
     assert "namespaceId" in refused(check_service, ServiceKey("n/n", "g@", "a b"))
     assert "serviceName" in refused(check_service, ServiceKey("n", "g@", "a b"))
 
@@ -213,9 +213,9 @@ def test_no_time_that_a_client_gives_breaks_who_counts_with_it(text: str) -> Non
     metadata = dict.fromkeys(
         ("preserved.heart.beat.interval", "preserved.heart.beat.timeout", "preserved.ip.delete.timeout"), text
     )
-    ledger = Ledger(LedgerPolicy())
+    ledger = Registrations(RegistrationsPolicy())
     ledger.wrote(Register(KEY, instance(metadata=metadata)), 100.0)
-    ledger.lapse(1e6)
+    ledger.expire(1e6)
     assert all(r.alive(100.0) in (True, False) and r.healthy(100.0) in (True, False) for r in ledger)
     orjson.dumps([beat_interval(metadata), beat_timeout(metadata), delete_timeout(metadata)])
 

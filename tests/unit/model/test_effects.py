@@ -165,7 +165,7 @@ def test_a_batch_of_metadata_is_merged_into_those_named_or_into_all() -> None:
 
 
 def test_removing_metadata_is_not_foreseen() -> None:
-    """Keys that came with the registration stay (NACOS.md 2.8), and a list does not say which those are."""
+    """Keys that came with the registration stay (nacos-http.md 2.8), and a list does not say which those are."""
     service = snapshot(instance(metadata={"a": "1"}))
     assert apply(service, BatchMetadata(KEY, (), {"a": ""}, remove=True)) is service
 
@@ -225,7 +225,7 @@ writes: Any = st.one_of(
 
 
 def test_on_a_1x_each_cluster_at_an_address_is_an_instance_of_its_own() -> None:
-    """NACOS.md 5.1: there the cluster is part of an instance's key, later ip and port alone are."""
+    """nacos-http.md 5.1: there the cluster is part of an instance's key, later ip and port alone are."""
     one, two = instance(), instance(cluster="c2")
     both = Snapshot.of(KEY, [one, two], by_cluster=True)
     alone = Snapshot.of(KEY, [one], by_cluster=True)

@@ -232,7 +232,7 @@ def test_a_list_shows_what_the_recorded_servers_showed(service: Snapshot, row: R
 def test_a_selection_follows_the_rules_of_nacos(
     service: Snapshot, clusters: frozenset[str], healthy_only: bool
 ) -> None:
-    """NACOS.md 5.5, said once more without the code's own words."""
+    """nacos-http.md 5.5, said once more without the code's own words."""
     shown = service.select(clusters, healthy_only)
     asked = [i for i in service.instances if i.enabled and (not clusters or i.cluster in clusters)]
     sound = [i for i in asked if i.healthy]

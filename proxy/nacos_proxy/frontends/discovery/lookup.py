@@ -15,10 +15,10 @@ import orjson
 from cachetools import LRUCache
 from starlette.requests import Request
 
-from nacos_proxy.catalog.freshness import Look, cache_headers
+from nacos_proxy.catalog.freshness import CacheResult, cache_headers
 from nacos_proxy.catalog.load_balancing import STRATEGIES, Choice, why_empty
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import mark, to_query
+from nacos_proxy.frontends.answers import mark_cacheable, to_query
 from nacos_proxy.frontends.rest import documents as docs
 from nacos_proxy.frontends.rest.reads import (
     Reads,
@@ -66,7 +66,7 @@ class LookupPolicy:
 
     prepared: int = 16 << 20
     turns: int = 10_000
-    most: int = 1_000
+    max_services: int = 1_000
 
 
 class Draws:
@@ -81,11 +81,11 @@ class Draws:
         self._text = as_text
         self._bytes: dict[InstanceKey, bytes] = {}
 
-    def weighted(self, luck: float) -> bytes:
-        return self.body(self.choice.weighted(luck))
+    def weighted(self, rng: float) -> bytes:
+        return self.body(self.choice.weighted(rng))
 
-    def at_random(self, luck: float) -> bytes:
-        return self.body(self.choice.random(luck))
+    def at_random(self, rng: float) -> bytes:
+        return self.body(self.choice.random(rng))
 
     def hashed(self, key: str) -> bytes:
         return self.body(self.choice.hashed(key))
@@ -123,15 +123,15 @@ def _told(host: Instance) -> int:
 
 
 class LookupApi:
-    """The endpoints. `luck()` draws evenly from [0, 1)."""
+    """The endpoints. `rng()` draws evenly from [0, 1)."""
 
     def __init__(
-        self, agent: Agent, reads: Reads, policy: LookupPolicy, luck: Callable[[], float] = random.random
+        self, agent: Agent, reads: Reads, policy: LookupPolicy, rng: Callable[[], float] = random.random
     ) -> None:
         self._agent = agent
         self._reads = reads
         self._policy = policy
-        self._luck = luck
+        self._rng = rng
         self._draws: LRUCache[Hashable, Draws] = LRUCache(policy.prepared, getsizeof=lambda draws: draws.size)
         self._turns: LRUCache[int, InstanceKey] = LRUCache(policy.turns)
 
@@ -164,7 +164,7 @@ class LookupApi:
         again = Again(draws, lambda: self._prepared(shown, view, as_text))
         draw = self._draw(strategy, again, hash((key, view)), query.text("key"))
         repeat = None if strategy == "hash" else draw
-        mark(request.scope, self._agent, look, "pick", wants, repeat)
+        mark_cacheable(request.scope, self._agent, look, "pick", wants, repeat)
         return HttpReply(200, TEXT_TYPE if as_text else JSON_TYPE, draw(), (*cache_headers(look), *NO_STORE))
 
     def _prepared(self, snapshot: Snapshot, view: View, as_text: bool) -> Draws:
@@ -178,17 +178,17 @@ class LookupApi:
 
     def _draw(self, strategy: str, again: Again, turn: int, key: str) -> Callable[[], bytes]:
         """A function that chooses anew each time; the fast path calls it too."""
-        luck = self._luck
+        rng = self._rng
         match strategy:
             case "random":
-                return lambda: again.draws().at_random(luck())
+                return lambda: again.draws().at_random(rng())
             case "hash":
                 body = again.draws().hashed(key)
                 return lambda: body
             case "round_robin":
                 return lambda: self._next(again.draws(), turn)
             case _:
-                return lambda: again.draws().weighted(luck())
+                return lambda: again.draws().weighted(rng())
 
     def _next(self, draws: Draws, turn: int) -> bytes:
         host = draws.choice.after(self._turns.get(turn))
@@ -226,7 +226,7 @@ class LookupApi:
         wants = wants_of(request)
         looks = await asyncio.gather(*(self._agent.read(key, wants) for key in keys))
         if len(looks) == 1:
-            mark(request.scope, self._agent, looks[0], "sd_prometheus", wants)
+            mark_cacheable(request.scope, self._agent, looks[0], "sd_prometheus", wants)
         groups = [group for look in looks for group in _groups(look, view)]
         return tagged(request, orjson.dumps(groups), oldest(looks))
 
@@ -234,8 +234,8 @@ class LookupApi:
         names = query.all("service")
         if not names:
             raise missing("service")
-        if len(names) > self._policy.most:
-            raise illegal("service", f"Param 'service' is given more than {self._policy.most} times.")
+        if len(names) > self._policy.max_services:
+            raise illegal("service", f"Param 'service' is given more than {self._policy.max_services} times.")
         if "*" not in names:
             return [read_key(name, query) for name in names]
         if len(names) > 1:
@@ -246,18 +246,18 @@ class LookupApi:
         group = read_list(query)
         names: list[str] = []
         try:
-            for page in range(1, self._policy.most // 500 + 2):
+            for page in range(1, self._policy.max_services // 500 + 2):
                 found = await self._agent.ask(ListServices(group.namespace, group.group, page, 500))
                 names += found.names
                 if len(names) >= found.count or not found.names:
                     break
         except UpstreamError as error:
-            entries = (e.shown for e in self._agent.catalog.cache.entries())
+            entries = (e.visible for e in self._agent.catalog.cache.entries())
             names = sorted(s.key.name for s in entries if s is not None and _of(s.key, group) and s.instances)
             if not names:
                 raise NothingKnown(f"no services are known here and the upstream cannot be asked: {error}") from error
-        if len(names) > self._policy.most:
-            text = f"the group has more than {self._policy.most} services: name those that are wanted"
+        if len(names) > self._policy.max_services:
+            text = f"the group has more than {self._policy.max_services} services: name those that are wanted"
             raise BadCall("service", Problem.OTHER, text)
         return [ServiceKey(group.namespace, group.group, name) for name in names]
 
@@ -266,7 +266,7 @@ def _of(key: ServiceKey, group: ListServices) -> bool:
     return (key.namespace, key.group) == (group.namespace, group.group)
 
 
-def _groups(look: Look, view: View) -> list[dict[str, object]]:
+def _groups(look: CacheResult, view: View) -> list[dict[str, object]]:
     assert look.snapshot is not None
     return prometheus(view.of(look.snapshot).hosts, look.snapshot.key)
 

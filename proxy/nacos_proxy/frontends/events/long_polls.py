@@ -15,7 +15,7 @@ from nacos_proxy.catalog.hub import Filter, Mailbox
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.channel import until_gone
-from nacos_proxy.frontends.events.stream_quota import Seats
+from nacos_proxy.frontends.events.stream_quota import StreamQuota
 from nacos_proxy.frontends.open_streams import hold
 from nacos_proxy.frontends.rest.services import json_reply, target
 from nacos_proxy.model.errors import NothingKnown, ProxyError
@@ -44,7 +44,7 @@ class _Poll:
 class Polls:
     """The endpoint, and all who wait."""
 
-    def __init__(self, agent: Agent, seats: Seats) -> None:
+    def __init__(self, agent: Agent, seats: StreamQuota) -> None:
         self.closed = False
         self.agent = agent
         self.seats = seats
@@ -93,7 +93,7 @@ class Polls:
                 await stop(end)
 
     def _watched(self, key: ServiceKey, view: View) -> HttpReply:
-        look = self.agent.catalog.cache.look(key, self.agent.clock.now())
+        look = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
         if look.snapshot is None:  # it was refused meanwhile
             raise look.error or NothingKnown("this service was forgotten meanwhile")
         tag = etag(look.snapshot.revision, view.clusters, view.healthy_only, "stale" if look.stale else "")

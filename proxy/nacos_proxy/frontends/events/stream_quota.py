@@ -15,18 +15,18 @@ from nacos_proxy.model.services import ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
-class SeatsPolicy:
+class StreamQuotaPolicy:
     """`most` streams and long polls in all, `per_client` from one address, which may name `services` in all."""
 
-    most: int = 20_000
+    max_streams: int = 20_000
     per_client: int = 20_000
     services: int = 10_000
 
 
-class Seats:
+class StreamQuota:
     """Each `take` that did not raise wants one `leave` with the same arguments."""
 
-    def __init__(self, policy: SeatsPolicy) -> None:
+    def __init__(self, policy: StreamQuotaPolicy) -> None:
         self.refused = 0
         self.open = 0
         self._policy = policy
@@ -38,7 +38,7 @@ class Seats:
         held = self._services.get(client, Counter[ServiceKey]())
         services = len(held) + sum(1 for key in keys if key not in held)
         for whose, number, most, what in (
-            ("the proxy", self.open + 1, self._policy.most, "streams open"),
+            ("the proxy", self.open + 1, self._policy.max_streams, "streams open"),
             ("this client", self._clients[client] + 1, self._policy.per_client, "streams open"),
             ("this client", services, self._policy.services, "services that it listens to"),
         ):

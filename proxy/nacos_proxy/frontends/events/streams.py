@@ -31,7 +31,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of, send_reply, to_query
 from nacos_proxy.frontends.channel import AsgiChannel
 from nacos_proxy.frontends.events.long_polls import Polls
-from nacos_proxy.frontends.events.stream_quota import Seats, SeatsPolicy
+from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.frontends.open_streams import hold
 from nacos_proxy.frontends.rest import documents as docs
 from nacos_proxy.frontends.rest.reads import Bodies
@@ -78,7 +78,7 @@ class EventsPolicy:
     heartbeat: float = 15.0
     retry: int = 2_000
     retry_spread: int = 5_000
-    most: int = 20_000
+    max_streams: int = 20_000
     per_client: int = 20_000
     watched: int = 10_000
     services: int = 500
@@ -99,18 +99,18 @@ class EventsApi:
         *,
         discover: Callable[[str, str], None] = _nobody,
         forget: Callable[[str, str], None] = _nobody,
-        luck: Callable[[], float] = random.random,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         self.closed = False
         self.agent = agent
         self.policy = policy
         self.discover = discover
         self.forget = forget
-        self._luck = luck
+        self._rng = rng
         self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
-        self.seats = Seats(SeatsPolicy(policy.most, policy.per_client, policy.watched))
-        self.polls = Polls(agent, self.seats)
+        self.quota = StreamQuota(StreamQuotaPolicy(policy.max_streams, policy.per_client, policy.watched))
+        self.polls = Polls(agent, self.quota)
         self._snapshots = Bodies(policy.prepared)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
@@ -132,7 +132,7 @@ class EventsApi:
         if self.closed:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
         client = client_of(request.scope)
-        self.seats.take(client, interest.keys)
+        self.quota.take(client, interest.keys)
         reader = _Reader(self, interest, view, after[:100], client)
         reader.release = hold(request.scope, reader.refuse)
         return reader
@@ -190,7 +190,7 @@ class EventsApi:
         return b"" if shown is None else encode("change", orjson.dumps(shown), number)
 
     def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
-        stale = self.agent.catalog.cache.look(snapshot.key, self.agent.clock.now()).stale
+        stale = self.agent.catalog.cache.lookup(snapshot.key, self.agent.clock.now()).stale
         more = {"reset": True} if reset else {}
         data = self._snapshots.of(
             snapshot, (view, stale, reset), lambda: orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **more})
@@ -205,7 +205,7 @@ class EventsApi:
         return sum(len(slot) for slot in self._slots)
 
     def retry_after_stop(self) -> bytes:
-        return encode_retry(self.policy.retry + int(self._luck() * self.policy.retry_spread))
+        return encode_retry(self.policy.retry + int(self._rng() * self.policy.retry_spread))
 
     def close(self) -> None:
         """Ends all streams, each with the time after which to come back, and answers all long polls."""
@@ -227,7 +227,7 @@ class EventsApi:
         return [reader for slot in self._slots for reader in slot]
 
     def __repr__(self) -> str:
-        return f"<EventsApi {self.readers} readers, {len(self.polls)} polls, {len(self.seats.clients)} clients>"
+        return f"<EventsApi {self.readers} readers, {len(self.polls)} polls, {len(self.quota.clients)} clients>"
 
 
 def notice_json(notice: Notice) -> bytes:
@@ -333,7 +333,7 @@ class _Reader:
         while data := self._some(self._channel, self._mailbox):
             if not self._channel.write(data):
                 return
-        self._mailbox.straight = self._send
+        self._mailbox.direct_sink = self._send
 
     def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
         """The next of what waits, in whole events; b"" where nothing does."""
@@ -360,7 +360,7 @@ class _Reader:
             if for_event is not event or for_view is not view or frame is not channel.frame:
                 data = self._api.encoded(event, view, channel.frame)
             if data and not channel.write(data) and self._mailbox is not None:
-                self._mailbox.straight = None
+                self._mailbox.direct_sink = None
         except Exception as error:
             self._api.agent.supervisor.failed("event stream", error)
             self.end()
@@ -369,11 +369,11 @@ class _Reader:
     def _write(self, data: bytes) -> None:
         assert self._channel is not None and self._mailbox is not None
         if data and not self._channel.write(data):
-            self._mailbox.straight = None
+            self._mailbox.direct_sink = None
 
     def beat(self) -> None:
         """A sign of life, unless it is clear that the reader is slow."""
-        if self._channel is not None and self._mailbox is not None and self._mailbox.straight is not None:
+        if self._channel is not None and self._mailbox is not None and self._mailbox.direct_sink is not None:
             self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
@@ -395,13 +395,13 @@ class _Reader:
         self.release()
         if self._client is None:
             return
-        self._api.seats.leave(self._client, self.interest.keys)
+        self._api.quota.leave(self._client, self.interest.keys)
         self._client = None
         self._waiting = iter(())
         if self._slot >= 0:
             self._api.drop(self, self._slot)
         if self._mailbox is not None:
-            self._mailbox.straight = None
+            self._mailbox.direct_sink = None
             self._api.agent.unwatch(self._mailbox)
             if self.interest.everything is not None:
                 self._api.forget(*self.interest.everything)

@@ -14,11 +14,11 @@ from typing import Any, cast
 from cachetools import LRUCache
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nacos_proxy.catalog.freshness import Look, Wants, cache_headers
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import (
     header,
-    mark,
+    mark_cacheable,
     send_reply,
     to_request,
     whole_body,
@@ -173,19 +173,19 @@ class NacosApi:
     async def _perform(self, call: Any, scope: Scope) -> tuple[Any, Pairs]:
         agent = self._agent
         if isinstance(call, ReadService):
-            wants = Wants.parse(header(scope, b"cache-control").decode("latin-1"))
+            wants = CacheControl.parse(header(scope, b"cache-control").decode("latin-1"))
             look = await agent.read(call.service, wants)
             assert look.snapshot is not None
             if self._on_list is not None:
                 self._on_list(call, look.snapshot)
             if call.push is None:
-                mark(scope, agent, look, "list", wants)
+                mark_cacheable(scope, agent, look, "list", wants)
             return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
         if isinstance(call, ReadInstance):
             instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
             if found is not None:
-                wants = Wants.parse(header(scope, b"cache-control").decode("latin-1"))
-                mark(scope, agent, found, "instance", wants)
+                wants = CacheControl.parse(header(scope, b"cache-control").decode("latin-1"))
+                mark_cacheable(scope, agent, found, "instance", wants)
             return instance, _headers(found)
         if isinstance(call, Write):
             if isinstance(call, Beat) and self._on_beat is not None:
@@ -206,7 +206,7 @@ class NacosApi:
         return int(self._agent.clock.wall() * 1000)
 
 
-def _headers(look: Look | None) -> Pairs:
+def _headers(look: CacheResult | None) -> Pairs:
     if look is None or look.snapshot is None:
         return ()
     return (*cache_headers(look), ("etag", etag(look.snapshot.revision)))

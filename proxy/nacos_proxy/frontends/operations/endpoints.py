@@ -41,7 +41,7 @@ def _nothing() -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class OperatorView:
     """What operators are shown. The functions give JSON without secrets, made anew each time.
 
     `upstream`: servers, dialect and the like, `note` where something is to be said of it; `push`, `polling` and `disk`:
@@ -65,7 +65,7 @@ class Sight:
 class OpsApi:
     """The endpoints."""
 
-    def __init__(self, sight: Sight) -> None:
+    def __init__(self, sight: OperatorView) -> None:
         self._sight = sight
         self.endpoints: dict[str, Endpoint] = {
             "/healthz": self.health,
@@ -130,7 +130,7 @@ def operations_routes(endpoints: Mapping[str, Endpoint]) -> Routes:
     return routes
 
 
-def readiness(sight: Sight) -> tuple[str, list[str]]:
+def readiness(sight: OperatorView) -> tuple[str, list[str]]:
     """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read.
 
     Nodes of the upstream that are down are named; as long as half of them are up that alone degrades nothing.
@@ -139,7 +139,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
     reasons: list[str] = []
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
-        if not any(entry.shown is not None for entry in catalog.cache.entries()):
+        if not any(entry.visible is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
     parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()))
     for name, part in parts:
@@ -149,9 +149,9 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
     reasons += [f"failing: {name}: {why}" for name, why in sight.failing().items()]
     if refused := sight.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
-        if not any(entry.shown is not None for entry in catalog.cache.entries()):
+        if not any(entry.visible is not None for entry in catalog.cache.entries()):
             return "unready", [*reasons, "cache: nothing is known yet"]
-    if catalog.ledger.full:
+    if catalog.registrations.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if sight.events.closed:
         reasons.append("stopping")
@@ -163,7 +163,7 @@ def readiness(sight: Sight) -> tuple[str, list[str]]:
     return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
 
 
-async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
+async def status_json(sight: OperatorView, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
     """Everything in one object; of the services `limit` from `offset` on, in the order of their names.
 
     `hosts` of each service are shown. The services are read in turns: what changes meanwhile may show or not.
@@ -186,8 +186,8 @@ async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int =
         "push": {"state": "off", **sight.push()},
         "disk": {"state": "off", **sight.disk()},
         "failing": sight.failing(),
-        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.seats.clients},
-        "registrations": len(catalog.ledger),
+        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.quota.clients},
+        "registrations": len(catalog.registrations),
         "lastEventId": catalog.hub.last_id,
         "counts": asdict(agent.counts),
         **sight.more(),
@@ -199,9 +199,9 @@ async def status_json(sight: Sight, limit: int, offset: int = 0, *, hosts: int =
     }
 
 
-def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
+def _service_json(sight: OperatorView, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
     cache = sight.agent.catalog.cache
-    look, shown = cache.look_at(entry, now), entry.shown
+    look, shown = cache.result_of(entry, now), entry.visible
     instances = shown.instances if shown is not None else ()
     row: dict[str, Any] = {
         "service": entry.key.grouped,
@@ -212,7 +212,7 @@ def _service_json(sight: Sight, entry: Entry, now: float, hosts: int) -> dict[st
         "healthy": sum(1 for i in instances if i.healthy),
         "watched": cache.watches(entry, now),
         "subscribers": entry.listeners,
-        "registeredHere": entry.owned,
+        "registeredHere": entry.local_registrations,
         "pendingWrites": len(entry.pending),
         "fromDisk": entry.from_disk,
         "error": str(entry.error) if entry.error is not None else None,

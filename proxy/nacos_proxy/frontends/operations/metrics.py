@@ -109,9 +109,9 @@ async def census(agent: Agent) -> Census:
     """Counted in turns: there may be 10,000 services."""
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
-        found.states[cache.look_at(entry, now).freshness] += 1
+        found.states[cache.result_of(entry, now).freshness] += 1
         found.watched += cache.watches(entry, now)
-        found.instances += len(entry.shown.instances) if entry.shown is not None else 0
+        found.instances += len(entry.visible.instances) if entry.visible is not None else 0
     return found
 
 
@@ -158,7 +158,7 @@ class ProxyCollector(Collector):
             ("subscribers", sources.subscribers()),
             ("services_watched", self.census.watched),
             ("instances", self.census.instances),
-            ("registrations", len(catalog.ledger)),
+            ("registrations", len(catalog.registrations)),
             ("outage_writes_waiting", len(sources.agent.outage.journal)),
         ):
             yield _gauge(name, [((), value)])

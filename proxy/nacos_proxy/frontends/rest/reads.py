@@ -13,9 +13,9 @@ import orjson
 from cachetools import LRUCache
 from starlette.requests import Request
 
-from nacos_proxy.catalog.freshness import Look, Wants, cache_headers
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import mark
+from nacos_proxy.frontends.answers import mark_cacheable
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
@@ -25,9 +25,9 @@ from nacos_proxy.wire.rest.bodies import etag, tag_matches
 REVALIDATE = ("cache-control", "private, max-age=0, must-revalidate")
 
 
-def wants_of(request: Request) -> Wants:
+def wants_of(request: Request) -> CacheControl:
     """What the request says of freshness."""
-    return Wants.parse(",".join(request.headers.getlist("cache-control")))
+    return CacheControl.parse(",".join(request.headers.getlist("cache-control")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Reads:
     def reply(
         self,
         request: Request,
-        look: Look,
-        wants: Wants,
+        look: CacheResult,
+        wants: CacheControl,
         kind: str,
         variant: tuple[object, ...],
         make: Callable[[Snapshot, bool], object],
@@ -95,7 +95,7 @@ class Reads:
         """The same from a look that was taken before."""
         snapshot = look.snapshot
         assert snapshot is not None
-        mark(request.scope, self._agent, look, kind, wants)
+        mark_cacheable(request.scope, self._agent, look, kind, wants)
         tag = etag(snapshot.revision, *variant, "stale" if look.stale else "")
         headers = (*cache_headers(look), ("etag", tag), REVALIDATE)
         if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
@@ -117,6 +117,6 @@ def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_T
     return HttpReply(200, media, body, headers)
 
 
-def oldest(looks: list[Look]) -> Pairs:
+def oldest(looks: list[CacheResult]) -> Pairs:
     """Headers for an answer made from several looks: those of the oldest."""
     return (*cache_headers(max(looks, key=lambda look: look.age)), REVALIDATE) if looks else (REVALIDATE,)

@@ -24,7 +24,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply, to_query
-from nacos_proxy.frontends.rest.shapes import PARAMETERS, Problem
+from nacos_proxy.frontends.rest.shapes import PARAMETERS, ProblemDocument
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.wire.http import JSON_TYPE, HttpReply
 from nacos_proxy.wire.rest.problem import PROBLEM_TYPE, plain_problem, problem
@@ -212,7 +212,7 @@ def _add_problem(problems: dict[int, dict[str, Any]], error: ProxyError, path: s
 @cache
 def _problem_schema() -> dict[str, Any]:
     """Made once: there are a hundred places for it, and each making takes a millisecond of the start."""
-    return TypeAdapter(Problem).json_schema()
+    return TypeAdapter(ProblemDocument).json_schema()
 
 
 def _parameter(name: str, path: str, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

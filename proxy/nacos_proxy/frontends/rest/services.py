@@ -58,7 +58,7 @@ from nacos_proxy.wire.rest.bodies import (
     snapshot_json,
 )
 from nacos_proxy.wire.rest.query import (
-    Address,
+    InstanceAddress,
     Query,
     read_address,
     read_cluster,
@@ -73,7 +73,7 @@ _INSTANCE = _SERVICE + "/instances/{address}"
 
 
 class Managing(Protocol):
-    """Who beats for services that cannot: `managed.Keeper` is one."""
+    """Who beats for services that cannot: `managed.HealthChecker` is one."""
 
     async def register(
         self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
@@ -142,7 +142,7 @@ class RestApi:
                 return host_json(known, key)
 
             return self._reads.reply(request, look, wants, "instance", (ip, port, cluster), make)
-        owned = self._agent.catalog.ledger.find(key, ip, port)
+        owned = self._agent.catalog.registrations.find(key, ip, port)
         cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
         asked, _ = await self._agent.instance(GetInstance(key, ip, port, cluster))
         return json_reply(host_json(asked, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
@@ -166,7 +166,7 @@ class RestApi:
 
     def _known(self, call: ListServices) -> ServicePage:
         entries = self._agent.catalog.cache.entries()
-        shown = (entry.shown for entry in entries if entry.key.namespace == call.namespace)
+        shown = (entry.visible for entry in entries if entry.key.namespace == call.namespace)
         names = sorted(s.key.name for s in shown if s is not None and s.instances and s.key.group == call.group)
         first = (call.page - 1) * call.size
         return ServicePage(len(names), tuple(names[first : first + call.size]))
@@ -177,7 +177,7 @@ class RestApi:
         key, query = target(request)
         registering = read_register(key, await json_body(request, self._max_body), query.rules)
         given = registering.call.instance
-        instance = replace(given, ip=(await self._registered(key, Address(given.ip, given.port))).ip)
+        instance = replace(given, ip=(await self._registered(key, InstanceAddress(given.ip, given.port))).ip)
         written: Written[None]
         if registering.managed is None:
             written = await self._agent.write(Register(key, instance))
@@ -216,10 +216,10 @@ class RestApi:
             raise Refused(Reason.INSTANCE_NOT_FOUND, docs.NOT_REGISTERED, status=404)
         return json_reply(beat_json(written.result), headers=_how(written))
 
-    async def _addressed(self, request: Request, key: ServiceKey, query: Query) -> Address:
+    async def _addressed(self, request: Request, key: ServiceKey, query: Query) -> InstanceAddress:
         return await self._registered(key, read_address(request.path_params["address"], query.rules))
 
-    async def _registered(self, key: ServiceKey, address: Address) -> Address:
+    async def _registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
         """The address as its instance was registered, for a write: servers keep each spelling of one apart."""
         if ":" not in address.ip:
             return address
@@ -229,14 +229,14 @@ class RestApi:
             listed = None
         return self._spelt(key, address, listed or Snapshot(key))
 
-    def _spelt(self, key: ServiceKey, address: Address, listed: Snapshot) -> Address:
+    def _spelt(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
         """The same of what is listed, and of what was registered here: a disabled instance is in no list."""
         ip, port = address
         spelt = listed.spelt(ip, port)
         if ":" in ip and spelt == ip and listed.find(ip, port) is None:
-            ours = (registration.instance for registration in self._agent.catalog.ledger.of(key))
+            ours = (registration.instance for registration in self._agent.catalog.registrations.of(key))
             spelt = Snapshot.of(key, ours).spelt(ip, port)
-        return Address(spelt, port)
+        return InstanceAddress(spelt, port)
 
 
 def target(request: Request) -> tuple[ServiceKey, Query]:

@@ -93,7 +93,7 @@ class BeatAnswer(_Open):
     lightBeatEnabled: bool
 
 
-class Problem(BaseModel):
+class ProblemDocument(BaseModel):
     """RFC 9457."""
 
     type: str

@@ -23,7 +23,7 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.runtime import Clock, in_turns
-from nacos_proxy.upstream.embedded.state import Place, Registered, Service
+from nacos_proxy.upstream.embedded.state import InstanceAddress, Registered, Service
 from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, turned
 from nacos_proxy.wire.nacos.administration import (
     Client,
@@ -77,7 +77,7 @@ class Administration:
     async def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
         if call.only_status:
             return {"status": "UP"}
-        instances, ephemeral, persistent = 0, set[Place](), set[Place]()
+        instances, ephemeral, persistent = 0, set[InstanceAddress](), set[InstanceAddress]()
         async for service in in_turns(list(self._services.values()), AT_ONCE):
             instances += len(service.places)
             (ephemeral if service.ephemeral else persistent).update(service.places)
@@ -103,7 +103,7 @@ class Administration:
         default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
         return ({**default, "quota": 200, "configCount": 0, "type": 0},)
 
-    # who registered what: a client is an ip:port of one kind (NACOS.md 5.1)
+    # who registered what: a client is an ip:port of one kind (nacos-http.md 5.1)
 
     async def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
         found = Found()
@@ -149,7 +149,7 @@ class Found:
     heard: dict[Who, float] = field(default_factory=lambda: {})
     published: dict[Who, list[tuple[ServiceKey, InstanceKey]]] = field(default_factory=lambda: {})
 
-    def look(self, service: Service, places: Iterable[Place]) -> None:
+    def look(self, service: Service, places: Iterable[InstanceAddress]) -> None:
         for place in places:
             known, who = service.places[place], (*place, service.ephemeral)
             self.heard[who] = max(known.heard, self.heard.get(who, known.heard))

@@ -61,8 +61,8 @@ from nacos_proxy.upstream.embedded.persistence import (
     Lasting,
 )
 from nacos_proxy.upstream.embedded.state import (
+    InstanceOverrides,
     Kept,
-    Laid,
     Service,
     no_instances,
     read_selector,
@@ -298,13 +298,13 @@ class EmbeddedRegistry:
             self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
             raise service_not_found(call)
-        old = service.overlay(key) if call.partial else Laid()
-        laid = Laid(
+        old = service.overrides_of(key) if call.partial else InstanceOverrides()
+        laid = InstanceOverrides(
             old.weight if call.weight is None else call.weight,
             old.enabled if call.enabled is None else call.enabled,
             old.metadata if call.metadata is None else call.metadata,
         )
-        service.lay(key, laid)
+        service.override(key, laid)
         self._plan(service, service.deadline_of(call.ip, call.port))
         self._changes(service, now)
 
@@ -329,9 +329,9 @@ class EmbeddedRegistry:
         keys = call.instances or tuple(i.key for i in service.listed().instances)
         changed = [key for key in keys if service.has(key)]
         for key in changed:
-            old = service.overlay(key)
+            old = service.overrides_of(key)
             kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
-            service.lay(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
+            service.override(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
             self._plan(service, service.deadline_of(key.ip, key.port))
         if changed:
             self._changes(service, now)
@@ -371,7 +371,7 @@ class EmbeddedRegistry:
         self._changes(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:
-        """It gives the service metadata of its own, as every change of a service does (NACOS.md 5.5)."""
+        """It gives the service metadata of its own, as every change of a service does (nacos-http.md 5.5)."""
         service = self._known(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
         service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
         service.changed()

@@ -1,6 +1,6 @@
 """What the embedded registry knows of its services, told the time. Not for: calls' dispatch, tasks (`embedded`).
 
-As in Nacos 2.5.1 (NACOS.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a
+As in Nacos 2.5.1 (nacos-http.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a
 whole; what was registered and what a modification laid over it are kept apart, and a listed instance is their sum.
 """
 
@@ -31,12 +31,12 @@ from nacos_proxy.model.services import (
 from nacos_proxy.wire.nacos.parameters import TRUE
 from nacos_proxy.wire.nacos.shapes import read_exactly
 
-Place = tuple[str, int]
+InstanceAddress = tuple[str, int]
 
 CLIENT_LIVES = 180.0  # seconds of an ip:port that is silent, whatever its instances say of themselves
 UNCHECKED = "enableClientBeat"  # in the metadata of an instance or a service: beats are not asked for
 
-EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (NACOS.md 2.10)
+EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (nacos-http.md 2.10)
 
 
 @dataclass(slots=True)
@@ -52,8 +52,8 @@ class Registered:
     unhealthy_after: float = 15.0
     gone_after: float = 30.0
 
-    def timed(self, laid: Laid | None, *, checked: bool) -> None:
-        """The overlay's times count before the registration's (NACOS.md 5.6). `checked`: as its service has it."""
+    def timed(self, laid: InstanceOverrides | None, *, checked: bool) -> None:
+        """The overlay's times count before the registration's (nacos-http.md 5.6). `checked`: as its service has it."""
         metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
         checked = checked and (metadata.get(UNCHECKED) or "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
@@ -70,7 +70,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Laid:
+class InstanceOverrides:
     """What PUT, PATCH and the metadata batch lay over a registration (modify.jsonl)."""
 
     weight: float = 1.0
@@ -88,7 +88,7 @@ class Kept:
     metadata: Metadata
     selector: Mapping[str, Any]
     checks: Mapping[str, Checking]
-    places: tuple[tuple[Instance, bool, Laid | None], ...]
+    places: tuple[tuple[Instance, bool, InstanceOverrides | None], ...]
 
 
 @dataclass(slots=True)
@@ -101,8 +101,8 @@ class Service:
     threshold: float = 0.0
     metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
-    places: dict[Place, Registered] = field(default_factory=lambda: {})
-    laid: dict[InstanceKey, Laid] = field(default_factory=lambda: {})
+    places: dict[InstanceAddress, Registered] = field(default_factory=lambda: {})
+    overrides: dict[InstanceKey, InstanceOverrides] = field(default_factory=lambda: {})
     checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)
     empty_since: float = math.inf
     _listed: Snapshot | None = None
@@ -114,7 +114,7 @@ class Service:
         if not self.explicit and (self.ephemeral or not self.places):
             return None
         places = () if self.ephemeral else self.places.values()
-        lasting = tuple((known.instance, known.healthy, self.laid.get(known.instance.key)) for known in places)
+        lasting = tuple((known.instance, known.healthy, self.overrides.get(known.instance.key)) for known in places)
         return Kept(
             self.ephemeral, self.explicit, self.threshold, self.metadata, self.selector, self.checks, lasting
         )  # fmt: skip
@@ -128,7 +128,7 @@ class Service:
             made.register(replace(instance, ephemeral=k.ephemeral), now)
             made.places[(instance.ip, instance.port)].healthy = healthy
             if laid is not None:
-                made.lay(instance.key, laid)
+                made.override(instance.key, laid)
         return made
 
     # writes
@@ -143,9 +143,9 @@ class Service:
         place = (instance.ip, instance.port)
         known = self.places.get(place)
         if known is not None and known.instance.cluster != instance.cluster:
-            self.laid.pop(known.instance.key, None)
+            self.overrides.pop(known.instance.key, None)
         registered = self.places[place] = Registered(instance, now, instance.healthy)
-        registered.timed(self.laid.get(instance.key), checked=self._checked())
+        registered.timed(self.overrides.get(instance.key), checked=self._checked())
         self.empty_since = math.inf
         self._listed = None
 
@@ -154,27 +154,27 @@ class Service:
         if known is None or known.instance.ephemeral != ephemeral:
             return False
         del self.places[(ip, port)]
-        self.laid.pop(known.instance.key, None)
+        self.overrides.pop(known.instance.key, None)
         self.empty_since = math.inf if self.places else now
         self._listed = None
         return True
 
-    def lay(self, key: InstanceKey, laid: Laid) -> None:
+    def override(self, key: InstanceKey, laid: InstanceOverrides) -> None:
         """Over an instance that is there; over another it changes nothing that anybody could see."""
         if self.has(key):
-            self.laid[key] = laid
+            self.overrides[key] = laid
             self.places[(key.ip, key.port)].timed(laid, checked=self._checked())
             self._listed = None
 
-    def overlay(self, key: InstanceKey) -> Laid:
+    def overrides_of(self, key: InstanceKey) -> InstanceOverrides:
         """What lies over an instance; where nothing does, one that changes nothing.
 
         Nacos puts weight and enabled back then; who names the metadata alone means the metadata alone.
         """
         known = self.places.get((key.ip, key.port))
-        if key in self.laid or known is None:
-            return self.laid.get(key, Laid())
-        return Laid(known.instance.weight, known.instance.enabled)
+        if key in self.overrides or known is None:
+            return self.overrides.get(key, InstanceOverrides())
+        return InstanceOverrides(known.instance.weight, known.instance.enabled)
 
     def has(self, key: InstanceKey) -> bool:
         known = self.places.get((key.ip, key.port))
@@ -201,14 +201,14 @@ class Service:
         return True
 
     def interval(self, known: Registered, default: int = DEFAULT_BEAT_INTERVAL) -> int:
-        laid = self.laid.get(known.instance.key)
+        laid = self.overrides.get(known.instance.key)
         return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})}, default)
 
     def changed(self) -> None:
         """Of the service itself."""
         self._listed = None
         for known in self.places.values():
-            known.timed(self.laid.get(known.instance.key), checked=self._checked())
+            known.timed(self.overrides.get(known.instance.key), checked=self._checked())
 
     def _checked(self) -> bool:
         return (self.metadata.get(UNCHECKED) or "").lower() != "true"
@@ -223,7 +223,7 @@ class Service:
         for place, known in list(self.places.items()):
             if now >= known.gone_at():
                 del self.places[place]
-                self.laid.pop(known.instance.key, None)
+                self.overrides.pop(known.instance.key, None)
                 self.empty_since = math.inf if self.places else now
                 changed = True
             elif known.healthy and now >= known.unhealthy_at():
@@ -262,7 +262,7 @@ class Service:
 
     def _sum(self, known: Registered) -> Instance:
         instance = replace(known.instance, healthy=known.healthy)
-        laid = self.laid.get(instance.key)
+        laid = self.overrides.get(instance.key)
         if laid is None:
             return instance
         metadata = {**instance.metadata, **laid.metadata}

@@ -1,6 +1,6 @@
 """What the embedded registry says of itself, as Nacos 2.5.1 does, and how a switch is turned.
 
-Source: recordings "v1 operator switches", "v1 server state"; NACOS.md 2.14 (`SwitchManager`)."""
+Source: recordings "v1 operator switches", "v1 server state"; nacos-http.md 2.14 (`SwitchManager`)."""
 
 from __future__ import annotations
 

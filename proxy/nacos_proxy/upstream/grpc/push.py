@@ -205,7 +205,7 @@ class _Feed:
     def want(self, key: ServiceKey) -> None:
         if key in self.subscribed:
             self._push.tell(key)  # its changes were of no interest for a while
-        elif key not in self._known and self.asked < self._push.policy.most:
+        elif key not in self._known and self.asked < self._push.policy.max_services:
             self._known.add(key)
             self.asked += 1
             self._queue(key)

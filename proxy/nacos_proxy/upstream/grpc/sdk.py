@@ -54,7 +54,7 @@ class PushPolicy:
     pause: float = 1.0
     longest_pause: float = 30.0
     together: int = 100
-    most: int = 20_000
+    max_services: int = 20_000
     namespaces: int = 16
 
 

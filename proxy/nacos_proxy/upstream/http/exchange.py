@@ -55,7 +55,7 @@ class HttpPolicy:
 
     agent: str = "nacos-proxy"
     identity: tuple[str, str] | None = field(default=None, repr=False)
-    most: int = 64 * 1024 * 1024
+    max_body: int = 64 * 1024 * 1024
     sni: str = ""
     timeouts: Timeouts = Timeouts()
 
@@ -162,8 +162,8 @@ class Http:
         try:
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > self.policy.most:
-                    raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.most} bytes")
+                if len(body) > self.policy.max_body:
+                    raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.max_body} bytes")
         finally:
             await response.aclose()
         return bytes(body)

@@ -23,7 +23,7 @@ _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 
 @dataclass(slots=True)
-class Spoken:
+class Capabilities:
     """What is known of one server. `version` is '' until it has told one, `dialect` the last that worked.
 
     `asked_at` is when it was last asked for its version; it is asked again after `forget`. `checks` says that it is
@@ -40,9 +40,9 @@ class Spoken:
     def plan(self, call: Call[Any], order: tuple[DialectName, ...]) -> list[DialectName]:
         """The dialects to try, in order; all of them again where each has been refused."""
         kind = type(call)
-        if self.version[:2] in ("3.", "4."):  # there all of v2's naming API is gone (NACOS.md 4.0)
+        if self.version[:2] in ("3.", "4."):  # there all of v2's naming API is gone (nacos-http.md 4.0)
             order = tuple(name for name in order if name != "v2") or order
-        # v1 creates persistent services only (NACOS.md 2.10), and v3 alone has pages with instances
+        # v1 creates persistent services only (nacos-http.md 2.10), and v3 alone has pages with instances
         if isinstance(call, ListDetails) or (isinstance(call, CreateService) and call.ephemeral):
             order = tuple(reversed(order))
         left: list[DialectName] = [name for name in order if (name, kind) not in self._gone] if self._gone else []

@@ -43,7 +43,7 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.nacos import service_pages as pages
-from nacos_proxy.upstream.nacos.response_cache import Memory
+from nacos_proxy.upstream.nacos.response_cache import ResponseCache
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos import v1, v2, v3
 from nacos_proxy.wire.nacos.base import Dialect
@@ -63,7 +63,7 @@ SHORT_BEAT = 2048  # characters of values; a longer one is made anew each time
 CROWD = 50  # services named alike from which on a page of them costs more than a service's own lists
 
 
-class Line(Protocol):
+class Client(Protocol):
     """A way to one server: raw requests, and other calls in whatever dialect it takes them."""
 
     async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply: ...
@@ -73,7 +73,7 @@ class Line(Protocol):
     def subscribing(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]: ...
 
 
-class Speech:
+class DialectClient:
     """A dialect that says a call in one request; `say` is where the others differ.
 
     `composed` are the calls that it says although the dialect has none for them.
@@ -81,16 +81,16 @@ class Speech:
 
     composed: tuple[type, ...] = ()
 
-    def __init__(self, dialect: Dialect, memory: Memory, clock: Clock) -> None:
+    def __init__(self, dialect: Dialect, memory: ResponseCache, clock: Clock) -> None:
         self.dialect = dialect
         self.memory = memory
         self.clock = clock
         self._beats: LRUCache[int, tuple[Beat, HttpRequest]] = LRUCache(BEATS)
 
-    def can_say(self, call: Call[Any]) -> bool:
+    def can_execute(self, call: Call[Any]) -> bool:
         return isinstance(call, self.composed) or self.dialect.can_ask(call)
 
-    async def say(self, line: Line, call: Call[R]) -> R:
+    async def execute(self, line: Client, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and what the line raises."""
         reply = await line.ask(self._request(call), again=not isinstance(call, ONCE))
         return self.dialect.read_reply(call, reply)
@@ -107,7 +107,7 @@ class Speech:
             self._beats[id(call)] = (call, request)
         return request
 
-    async def info(self, line: Line, key: ServiceKey) -> ServiceInfo | None:
+    async def info(self, line: Client, key: ServiceKey) -> ServiceInfo | None:
         """A service's threshold and metadata, asked now and then; None where the server does not tell."""
         info, due = self.memory.info(key, self.clock.now())
         if not due:
@@ -118,11 +118,11 @@ class Speech:
             info = None
         return self.memory.learned(key, info, self.clock.now())
 
-    async def merge(self, line: Line, call: Update) -> Update:
+    async def merge(self, line: Client, call: Update) -> Update:
         """A partial change as one that names all."""
         return completed(call, await self.known(line, call))
 
-    async def known(self, line: Line, call: Update) -> Instance:
+    async def known(self, line: Client, call: Update) -> Instance:
         """The instance that is to be changed, as the server shows it. Raises `Refused` where there is none."""
         return await line.send(GetInstance(call.service, call.ip, call.port, call.cluster))
 
@@ -143,7 +143,7 @@ def calm(hosts: Sequence[Instance]) -> bool:
 
 
 def unmasked(parsed: Parsed, healthy: Parsed | None, info: ServiceInfo | None) -> Snapshot:
-    """The truth behind a list that may be under protection (NACOS.md 5.5, protection.jsonl).
+    """The truth behind a list that may be under protection (nacos-http.md 5.5, protection.jsonl).
 
     Where the threshold is not told it is the lowest one at which the server would have masked as it did.
     """
@@ -162,7 +162,7 @@ def unmasked(parsed: Parsed, healthy: Parsed | None, info: ServiceInfo | None) -
     return replace(snapshot, threshold=min(1.0, math.nextafter(share, 1.0)), masking=True)
 
 
-class ListSpeech(Speech):
+class ListDialectClient(DialectClient):
     """v1 and v2: their lists show a whole service.
 
     Their PATCH changes more than is named: v2's wants everything named, v1's puts weight and enabled back where
@@ -174,7 +174,7 @@ class ListSpeech(Speech):
     def __init__(
         self,
         dialect: Dialect,
-        memory: Memory,
+        memory: ResponseCache,
         clock: Clock,
         write: Callable[..., HttpRequest],
         read: Callable[[ServiceKey, HttpReply], Listing],
@@ -183,22 +183,22 @@ class ListSpeech(Speech):
         self._write = write
         self._read = read
 
-    async def say(self, line: Line, call: Call[Any]) -> Any:
+    async def execute(self, line: Client, call: Call[Any]) -> Any:
         if isinstance(call, Fetch):
             return await self._fetch(line, call.service)
         if isinstance(call, ListDetails):
             return await pages.details(line, call)
         if isinstance(call, Update) and call.partial:
-            return await super().say(line, await self.merge(line, call))
-        return await super().say(line, call)
+            return await super().execute(line, await self.merge(line, call))
+        return await super().execute(line, call)
 
-    async def known(self, line: Line, call: Update) -> Instance:
+    async def known(self, line: Client, call: Update) -> Instance:
         """From the list, which hides disabled ones alone; one instance is shown without enabled and ephemeral."""
         listed = (await self._list(line, call.service, healthy_only=False)).listing.snapshot
         found = listed.find(call.ip, call.port, call.cluster)
         return found or replace(await super().known(line, call), enabled=False)
 
-    async def _fetch(self, line: Line, key: ServiceKey) -> Snapshot:
+    async def _fetch(self, line: Client, key: ServiceKey) -> Snapshot:
         parsed = await self._list(line, key, healthy_only=False)
         if parsed.calm and not parsed.listing.protected:
             return parsed.listing.snapshot
@@ -206,7 +206,7 @@ class ListSpeech(Speech):
         info = await self.info(line, key)
         return self.memory.made(key, "list", (parsed, healthy, info), lambda: unmasked(parsed, healthy, info))
 
-    async def _list(self, line: Line, key: ServiceKey, *, healthy_only: bool) -> Parsed:
+    async def _list(self, line: Client, key: ServiceKey, *, healthy_only: bool) -> Parsed:
         request, millis = self._write(key, healthy_only=healthy_only), None
         if self.dialect.name == "v1":
             request, millis = line.subscribing(key, request)
@@ -220,12 +220,12 @@ class ListSpeech(Speech):
         return Parsed(Listing(self.stamped(snapshot), protected), calm(snapshot.instances))
 
 
-class V3Speech(Speech):
+class V3DialectClient(DialectClient):
     """v3: the client API shows some clusters, the admin API all; changes are the admin API's alone."""
 
     composed = (ServiceNames,)
 
-    async def say(self, line: Line, call: Call[Any]) -> Any:
+    async def execute(self, line: Client, call: Call[Any]) -> Any:
         match call:
             case Fetch():
                 return await self._fetch(line, call.service)
@@ -242,9 +242,9 @@ class V3Speech(Speech):
             case _:
                 return await self._explained(line, call)
 
-    async def _explained(self, line: Line, call: Call[R]) -> R:
+    async def _explained(self, line: Client, call: Call[R]) -> R:
         try:
-            return await super().say(line, call)
+            return await super().execute(line, call)
         except Refused as refused:
             path = self.dialect.write_request(call).path
             if refused.reason is not Reason.NO_RIGHT or not path.startswith(ADMIN):
@@ -258,10 +258,10 @@ class V3Speech(Speech):
                 body=refused.body,
             ) from refused
 
-    async def _instance(self, line: Line, call: GetInstance) -> Instance:
+    async def _instance(self, line: Client, call: GetInstance) -> Instance:
         """Without admin rights as the client list shows it, which hides disabled ones: to those who ask it is not."""
         try:
-            return await super().say(line, call)
+            return await super().execute(line, call)
         except Refused as refused:
             if refused.reason is not Reason.NO_RIGHT:
                 raise
@@ -271,7 +271,7 @@ class V3Speech(Speech):
                 raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404) from refused
             return found
 
-    async def _full_beat(self, line: Line, call: Beat, full: Instance) -> BeatResult:
+    async def _full_beat(self, line: Client, call: Beat, full: Instance) -> BeatResult:
         """A heart beat of v3 is always light: what the server does not know is registered in a second step."""
         result = await self._explained(line, call)
         if result.code != BEAT_NOT_FOUND:
@@ -279,7 +279,7 @@ class V3Speech(Speech):
         await line.send(Register(call.service, replace(full, ephemeral=call.ephemeral)))
         return replace(result, code=BEAT_OK)
 
-    async def _fetch(self, line: Line, key: ServiceKey) -> Snapshot:
+    async def _fetch(self, line: Client, key: ServiceKey) -> Snapshot:
         if self.clock.now() >= self.memory.barred_until:
             try:
                 return await self._as_admin(line, key)
@@ -291,7 +291,7 @@ class V3Speech(Speech):
             return snapshot
         return await self._as_client(line, key)
 
-    async def _as_admin(self, line: Line, key: ServiceKey) -> Snapshot:
+    async def _as_admin(self, line: Client, key: ServiceKey) -> Snapshot:
         if not self.memory.crowded(key):
             call = v3.details_of(key)
             reply = await line.ask(self.dialect.write_request(call))
@@ -303,7 +303,7 @@ class V3Speech(Speech):
                 return await self._with_threshold(line, key, (page,), lambda: found or Snapshot(key))
         return await self._by_cluster(line, key)
 
-    async def _by_cluster(self, line: Line, key: ServiceKey) -> Snapshot:
+    async def _by_cluster(self, line: Client, key: ServiceKey) -> Snapshot:
         try:
             info = await line.send(GetService(key))
         except Refused as refused:
@@ -314,7 +314,7 @@ class V3Speech(Speech):
         hosts = await asyncio.gather(*(self._cluster(line, key, cluster) for cluster in info.clusters))
         return await self._with_threshold(line, key, tuple(hosts), lambda: v3.snapshot(key, *hosts))
 
-    async def _cluster(self, line: Line, key: ServiceKey, cluster: str) -> Hosts:
+    async def _cluster(self, line: Client, key: ServiceKey, cluster: str) -> Hosts:
         reply = await line.ask(v3.write_admin_list(key, cluster))
         try:
             return self.memory.parsed(key, ("cluster", cluster), reply, lambda reply: v3.read_hosts(key, reply))
@@ -324,7 +324,7 @@ class V3Speech(Speech):
             raise
 
     async def _with_threshold(
-        self, line: Line, key: ServiceKey, parts: tuple[Any, ...], make: Callable[[], Snapshot]
+        self, line: Client, key: ServiceKey, parts: tuple[Any, ...], make: Callable[[], Snapshot]
     ) -> Snapshot:
         """These lists show raw health and never the threshold; it matters where one is unhealthy."""
         raw = self.memory.made(key, "raw", parts, lambda: self.stamped(make()))
@@ -336,17 +336,17 @@ class V3Speech(Speech):
         changed = {"threshold": info.threshold, "masking": masking}
         return self.memory.made(key, "true", (raw, info), lambda: replace(raw, **changed))
 
-    async def _as_client(self, line: Line, key: ServiceKey) -> Snapshot:
+    async def _as_client(self, line: Client, key: ServiceKey) -> Snapshot:
         reply = await line.ask(v3.write_client_list(key, self.memory.clusters(key)))
         hosts = self.memory.parsed(key, "client", reply, lambda reply: v3.read_hosts(key, reply))
         self.memory.saw_hosts(key, hosts.instances)
         return self.memory.made(key, "client", (hosts,), lambda: self.stamped(v3.snapshot(key, hosts)))
 
 
-def speeches(memory: Memory, clock: Clock) -> dict[str, Speech]:
+def dialect_clients(memory: ResponseCache, clock: Clock) -> dict[str, DialectClient]:
     """One of each dialect, by its name."""
     return {
-        "v1": ListSpeech(v1.V1, memory, clock, v1.write_list, v1.read_list),
-        "v2": ListSpeech(v2.V2, memory, clock, v2.write_list, v2.read_list),
-        "v3": V3Speech(v3.V3, memory, clock),
+        "v1": ListDialectClient(v1.V1, memory, clock, v1.write_list, v1.read_list),
+        "v2": ListDialectClient(v2.V2, memory, clock, v2.write_list, v2.read_list),
+        "v3": V3DialectClient(v3.V3, memory, clock),
     }

@@ -134,7 +134,7 @@ async def _whole(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[byt
 Outcome = Callable[[Server, UpstreamError | None], None]
 
 
-class Passing:
+class ForwardedResponse:
     """An answer on its way; `body` yields it as it comes. Raises what the transport would as our errors."""
 
     def __init__(self, response: httpx.Response, server: Server, outcome: Outcome) -> None:
@@ -217,7 +217,7 @@ async def passing(
     candidates: Iterable[Server],
     outcome: Outcome,
     call: tuple[str, str, str, Iterable[tuple[bytes, bytes]], AsyncIterator[bytes]],
-) -> AsyncGenerator[Passing]:
+) -> AsyncGenerator[ForwardedResponse]:
     """The answer to `call`: method, raw path behind the context path, raw query, headers, body.
 
     `outcome` is told how each server did. Raises `BadCall`, `UpstreamError`s, and what the body raises.
@@ -245,7 +245,7 @@ async def passing(
             continue
         outcome(server, _trouble(server, response.status_code))
         try:
-            yield Passing(response, server, outcome)
+            yield ForwardedResponse(response, server, outcome)
         finally:
             await response.aclose()
         return

@@ -31,7 +31,7 @@ from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos import v1, v3
 from nacos_proxy.wire.nacos.login import Login
 
-AUTH_DISABLED = "AUTH_DISABLED"  # what a server says for a token where it asks for none (NACOS.md 7.3)
+AUTH_DISABLED = "AUTH_DISABLED"  # what a server says for a token where it asks for none (nacos-http.md 7.3)
 
 Ask = Callable[[HttpRequest], Awaitable[HttpReply]]
 

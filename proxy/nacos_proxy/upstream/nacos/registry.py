@@ -65,16 +65,16 @@ from nacos_proxy.upstream.http.exchange import (
 )
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
-from nacos_proxy.upstream.nacos.dialect_client import ONCE, speeches
-from nacos_proxy.upstream.nacos.forwarding import Passing, passing, subject
+from nacos_proxy.upstream.nacos.dialect_client import ONCE, dialect_clients
+from nacos_proxy.upstream.nacos.forwarding import ForwardedResponse, passing, subject
 from nacos_proxy.upstream.nacos.login import (
     Ask,
     Credential,
     LoginPolicy,
     Session,
 )
-from nacos_proxy.upstream.nacos.response_cache import Memory, MemoryPolicy
-from nacos_proxy.upstream.nacos.server_client import ServerLine
+from nacos_proxy.upstream.nacos.response_cache import ResponseCache, ResponseCachePolicy
+from nacos_proxy.upstream.nacos.server_client import ServerClient
 from nacos_proxy.upstream.nacos.servers import (
     Server,
     Servers,
@@ -100,7 +100,7 @@ class NacosPolicy:
     tls: TlsPolicy | None = None
     transport: TransportPolicy = field(default_factory=TransportPolicy)
     login: LoginPolicy = field(default_factory=LoginPolicy)
-    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    response_cache: ResponseCachePolicy = field(default_factory=ResponseCachePolicy)
     dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
 
 
@@ -116,7 +116,7 @@ class NacosRegistry:
         self.policy = policy
         self.clock = clock
         self.http = Http(policy.http, transport or FastTransport(policy.transport, tls))
-        self._voice = _Voice(self, None)
+        self._voice = AuthenticatedClient(self, None)
         self._listed_at = float("-inf")
         self._listing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
@@ -135,7 +135,7 @@ class NacosRegistry:
 
     def acting_as(self, credential: Credential) -> Registry:
         """The same servers for a client that shows its own token: nothing that others were shown is used for it."""
-        return _Voice(self, credential)
+        return AuthenticatedClient(self, credential)
 
     def asks_plainly(self, server: Server) -> Ask:
         """What asks a server without any token, as a login is asked for."""
@@ -149,7 +149,7 @@ class NacosRegistry:
     @asynccontextmanager
     async def forward(
         self, method: str, path: str, query: str, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
-    ) -> AsyncGenerator[Passing]:
+    ) -> AsyncGenerator[ForwardedResponse]:
         """The answer to what is passed through. `path` is raw and starts behind the context path.
 
         Raises `BadCall` for what would leave the context path, else `UpstreamError`s.
@@ -309,14 +309,14 @@ def _status(server: Server) -> dict[str, Any]:
     }
 
 
-class _Voice:
+class AuthenticatedClient:
     """A `Registry` over shared servers with one set of rights: this proxy's own, or a client's."""
 
     def __init__(self, registry: NacosRegistry, credential: Credential | None) -> None:
         self.registry = registry
         self.credential = credential
-        self.memory = Memory(registry.policy.memory)
-        self.speeches = speeches(self.memory, registry.clock)
+        self.memory = ResponseCache(registry.policy.response_cache)
+        self.dialect_clients = dialect_clients(self.memory, registry.clock)
 
     async def send(self, call: Call[R]) -> R:
         registry = self.registry
@@ -360,10 +360,12 @@ class _Voice:
         registry.succeeded(server, registry.clock.now() - begin)
         return result
 
-    def line(self, server: Server) -> ServerLine:
+    def line(self, server: Server) -> ServerClient:
         registry = self.registry
         http, session = registry.http, registry.session
-        return ServerLine(server, http, self.speeches, registry.order, session, self.credential, registry.receiver)
+        return ServerClient(
+            server, http, self.dialect_clients, registry.order, session, self.credential, registry.receiver
+        )
 
     def _note(self, call: Call[Any], result: object, server: Server, keys: tuple[Hashable, ...]) -> None:
         match call:

@@ -31,7 +31,7 @@ _MOMENTS = re.compile(rb'"(?:lastRefTime":\s*\d+|checksum":\s*"[^"\\]*")')
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPolicy:
+class ResponseCachePolicy:
     """Numbers and seconds. A service's own data is asked again after `info`, a missing right is tried after `bar`.
 
     `unknown` is how many services are remembered of which no instance was ever seen: whoever asks for a million names
@@ -70,10 +70,10 @@ class _Service:
     crowded: bool = False
 
 
-class Memory:
+class ResponseCache:
     """One for each set of rights: what one credential was shown is not used for another."""
 
-    def __init__(self, policy: MemoryPolicy = MemoryPolicy()) -> None:
+    def __init__(self, policy: ResponseCachePolicy = ResponseCachePolicy()) -> None:
         self.barred_until = float("-inf")
         self.parses = 0
         self._policy = policy

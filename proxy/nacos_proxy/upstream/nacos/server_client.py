@@ -20,7 +20,7 @@ from nacos_proxy.model.errors import (
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.http.exchange import Http
 from nacos_proxy.upstream.nacos.capabilities import DialectName
-from nacos_proxy.upstream.nacos.dialect_client import Speech
+from nacos_proxy.upstream.nacos.dialect_client import DialectClient
 from nacos_proxy.upstream.nacos.login import Credential, Session, token_headers
 from nacos_proxy.upstream.nacos.servers import Server
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
@@ -34,12 +34,12 @@ UNPUSHED = 3000  # `defaultCacheMillis` of 1.x, in ms
 
 
 @dataclass(frozen=True, slots=True)
-class ServerLine:
+class ServerClient:
     """Implements `speech.Line`. `credential` None: this proxy's own login."""
 
     server: Server
     http: Http
-    speeches: dict[str, Speech]
+    dialect_clients: dict[str, DialectClient]
     order: tuple[DialectName, ...]
     session: Session
     credential: Credential | None
@@ -53,7 +53,7 @@ class ServerLine:
         while (name := self._next(call, tried)) is not None:
             tried.add(name)
             try:
-                result = await self._say(self.speeches[name], call)
+                result = await self._execute(self.dialect_clients[name], call)
             except Refused as refused:
                 if refused.reason is not Reason.GONE:
                     raise
@@ -67,13 +67,13 @@ class ServerLine:
 
     def _next(self, call: Call[Any], tried: set[str]) -> DialectName | None:
         for name in self.server.spoken.plan(call, self.order):
-            if name not in tried and self.speeches[name].can_say(call):
+            if name not in tried and self.dialect_clients[name].can_execute(call):
                 return name
         return None
 
-    async def _say(self, speech: Speech, call: Call[R]) -> R:
+    async def _execute(self, speech: DialectClient, call: Call[R]) -> R:
         try:
-            return await speech.say(self, call)
+            return await speech.execute(self, call)
         except Malformed as error:
             if isinstance(error, Misplaced):
                 self.http.renew(self.server)

@@ -31,7 +31,7 @@ from nacos_proxy.model.errors import (
     UpstreamError,
 )
 from nacos_proxy.model.masking import shown_url
-from nacos_proxy.upstream.nacos.capabilities import Spoken
+from nacos_proxy.upstream.nacos.capabilities import Capabilities
 
 DEFAULT_PORT = 8848
 MOST_SERVERS = 100  # lines of an address server's answer that count
@@ -90,7 +90,7 @@ class Server:
     error: str = ""
     latency: float = 0.0
     outcomes: dict[str, int] = field(default_factory=lambda: {})
-    spoken: Spoken = field(default_factory=Spoken)
+    spoken: Capabilities = field(default_factory=Capabilities)
 
     @property
     def url(self) -> str:

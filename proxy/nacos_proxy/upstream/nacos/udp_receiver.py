@@ -1,4 +1,4 @@
-"""UDP push from the upstream, as legacy clients get it (NACOS.md 6): 1.x has no other, later servers still do it.
+"""UDP push from the upstream, as legacy clients get it (nacos-http.md 6): 1.x has no other, later servers still do it.
 
 A subscription is some parameters of the list that is polled anyway, so it costs the upstream no call and lasts as long
 as the polls go on. What comes is a hint and no more: the list stays the one source, and polling keeps its pace, since

@@ -1,7 +1,7 @@
 """What a server tells of itself, and how it checks: calls that only a registry in this process is asked.
 
 Before a server these paths are passed on as they came, in the dialect that the client chose: so there is a server role
-alone, and its rows stand in tables of their own. Source: NACOS.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
+alone, and its rows stand in tables of their own. Source: nacos-http.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _publishers(call: Publishers, clients: tuple[Client, ...]) -> list[tuple[str
 
 
 def _write_publishers_v2(call: Publishers, clients: tuple[Client, ...]) -> HttpReply:
-    """Without ip and port nobody is found (NACOS.md 3)."""
+    """Without ip and port nobody is found (nacos-http.md 3)."""
     found = [(name, i) for name, i in _publishers(call, clients) if (i.ip, i.port) == (call.ip, call.port)]
     return result([{"ip": i.ip, "port": i.port, "cluster": i.cluster, "clientId": name} for name, i in found])
 

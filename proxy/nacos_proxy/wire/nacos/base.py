@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class PushAddress:
-    """Where a legacy client wants its UDP push (NACOS.md 6); `agent` is its User-Agent, else its Client-Version."""
+    """Where a legacy client wants its UDP push (nacos-http.md 6); `agent` is its User-Agent, else its Client-Version."""
 
     ip: str
     port: int

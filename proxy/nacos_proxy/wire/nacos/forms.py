@@ -134,12 +134,12 @@ def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> Pus
 
 
 def patched_weight(weight: float | None) -> float | None:
-    """A patch does not look at the range (NACOS.md 1.7), but what is no number cannot be kept."""
+    """A patch does not look at the range (nacos-http.md 1.7), but what is no number cannot be kept."""
     return weight if weight is None or isfinite(weight) else check_weight(float("nan"))
 
 
 def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
-    """A beat of v1 or v2. The service is that of the parameters, whatever the object inside says (NACOS.md 10.1, 3)."""
+    """A beat of v1 or v2. The service is that of the parameters, whatever the object inside says (nacos-http.md 10.1, 3)."""
     cluster = p.text("clusterName", default=DEFAULT_CLUSTER)
     full = read_beat(p.text("beat"), cluster)
     p.check(address=False)

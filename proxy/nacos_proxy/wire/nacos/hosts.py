@@ -45,7 +45,7 @@ _written: dict[tuple[_Fields, str], tuple[Metadata, Any]] = {}
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
     """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then a server's own.
 
-    Metadata is in the order of its keys: legacy clients compare hosts as text (NACOS.md 10.1).
+    Metadata is in the order of its keys: legacy clients compare hosts as text (nacos-http.md 10.1).
     """
     meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
     host: dict[str, Any] = {
@@ -137,7 +137,7 @@ def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
 def check_named(key: ServiceKey, *said: object) -> None:
     """What an answer says of whose it is, bare or with the group; what is no text says nothing. Raises `Misplaced`.
 
-    1.x shows `dom` and the hosts' `serviceName` bare to most agents (NACOS.md 2.6). Servers trim what they are asked.
+    1.x shows `dom` and the hosts' `serviceName` bare to most agents (nacos-http.md 2.6). Servers trim what they are asked.
     """
     for name in said:
         if not isinstance(name, str) or name in (key.grouped, key.name) or not (name := name.strip()):
@@ -231,7 +231,7 @@ def _port(value: Any) -> int:
 
 
 def _weight(value: Any) -> float:
-    """Nacos can hold NaN and shows it as text (NACOS.md 1.7): 0, that is no traffic, for what is not finite."""
+    """Nacos can hold NaN and shows it as text (nacos-http.md 1.7): 0, that is no traffic, for what is not finite."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -264,7 +264,7 @@ _LONGEST = (1 << 63) - 1  # Java's; to a moment one is added for each change, an
 
 
 class Listing(NamedTuple):
-    """A list as a server showed it. `protected`: health is masked and needs a second look (NACOS.md 5.5)."""
+    """A list as a server showed it. `protected`: health is masked and needs a second look (nacos-http.md 5.5)."""
 
     snapshot: Snapshot
     protected: bool

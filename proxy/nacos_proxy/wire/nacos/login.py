@@ -1,4 +1,4 @@
-"""The login of Nacos, as a client: v1 and v3 differ in the path alone (NACOS.md 7.3, auth.jsonl)."""
+"""The login of Nacos, as a client: v1 and v3 differ in the path alone (nacos-http.md 7.3, auth.jsonl)."""
 
 from __future__ import annotations
 

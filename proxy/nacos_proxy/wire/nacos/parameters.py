@@ -1,4 +1,4 @@
-"""Request parameters as a Nacos server reads them (NACOS.md 1.2, 1.6, 1.7): Java's numbers and booleans, metadata,
+"""Request parameters as a Nacos server reads them (nacos-http.md 1.2, 1.6, 1.7): Java's numbers and booleans, metadata,
 names, and the parameter check that comes before every controller.
 
 The order is Nacos's: what the check must parse (metadata, beat, instances) fails first, then the check itself, then

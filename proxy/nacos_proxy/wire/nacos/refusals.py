@@ -1,6 +1,6 @@
 """An answer that says no, both ways: what a server's refusal means, and how each dialect words an error of ours.
 
-Reading: `read_refusal` finds the reason in status, code and text, whatever the server's age (NACOS.md 1.4, 1.5, 9).
+Reading: `read_refusal` finds the reason in status, code and text, whatever the server's age (nacos-http.md 1.4, 1.5, 9).
 Writing: `write_text_error` is v1's manner (shape T), `write_result_error` that of v2 and v3 (shape V); both are total.
 A refusal that came in the client's own dialect goes to it unchanged, status, content type and body.
 """
@@ -46,7 +46,7 @@ _SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
         (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
     )
 )
-# What a node of a cluster says when the one that it hands a call on to has died or has just come back (DESIGN fact 19).
+# What a node of a cluster says when the one that it hands a call on to has died or has just come back (nacos-http.md, fact 19).
 _NO_PEER = re.compile(
     r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
     r"|SocketTimeoutException|ConnectException|NoRouteToHostException",
@@ -220,7 +220,7 @@ def write_result_error(
 
 
 def _unknown_service(request: HttpRequest) -> tuple[int, int]:
-    """Instance calls and lists have a code of their own for it (NACOS.md 3, 4.2)."""
+    """Instance calls and lists have a code of their own for it (nacos-http.md 3, 4.2)."""
     if request.path.endswith("/instance/list"):
         return 404, 30000
     return (400, 21004) if "/ns/instance" in request.path else (400, 21008)
@@ -254,5 +254,5 @@ def _kind(error: Refused) -> str:
 
 
 def _failing(status: int) -> int:
-    """A status that says no: some refusals travel in a 200 (NACOS.md 4.1, 7.3)."""
+    """A status that says no: some refusals travel in a 200 (nacos-http.md 4.1, 7.3)."""
     return status if 400 <= status <= 599 else 500

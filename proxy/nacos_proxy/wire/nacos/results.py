@@ -1,6 +1,6 @@
 """What v2 and v3 share: forms with Spring's words, and answers as `{code, message, data}` (shape V), both ways.
 
-Source: NACOS.md 1.4, 1.5, 3, 4.2 and the recordings. Not for: paths, which fields an answer has (`v2`, `v3`).
+Source: nacos-http.md 1.4, 1.5, 3, 4.2 and the recordings. Not for: paths, which fields an answer has (`v2`, `v3`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a caller's values must be before they become a call: Nacos's parameter check, or what holds without it.
 
-Servers from 2.3 on have that check (NACOS.md 1.6). Older ones and r-nacos take metadata of any length, Chinese names
+Servers from 2.3 on have that check (nacos-http.md 1.6). Older ones and r-nacos take metadata of any length, Chinese names
 and namespaces with dots, and refuse themselves what they do not take. Some values are refused all the same: a control
 character, which would break lines of logs and of other programs' files; a name too long to be remembered for strangers;
 a service whose `group@@name` reads back as another one. Not for: what is missing, or no number (the dialects).

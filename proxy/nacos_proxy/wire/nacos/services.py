@@ -204,6 +204,6 @@ def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
 
 
 def read_namespaces(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Up to 2.5 the default namespace is called '' here and `public` everywhere else (NACOS.md 1.7)."""
+    """Up to 2.5 the default namespace is called '' here and `public` everywhere else (nacos-http.md 1.7)."""
     rows = [as_object(row, "namespace") for row in as_list(value, "namespaces")]
     return tuple({**row, "namespace": row.get("namespace") or "public"} for row in rows)

@@ -1,4 +1,4 @@
-"""The shapes in which Nacos answers, both ways: text, JSON, error page, Result (NACOS.md 1.4).
+"""The shapes in which Nacos answers, both ways: text, JSON, error page, Result (nacos-http.md 1.4).
 
 T is plain text, P a line of the parameter check, J the error page of the web server, V `{code, message, data}`.
 Not for: which of them an error gets (`refusals`), the objects inside (`hosts`, `services`, the dialects).
@@ -29,7 +29,7 @@ _NO_CACHE = (
     ("Cache-Control", "no-cache,no-store"),
 )
 
-# Result codes and their texts (NACOS.md 1.5).
+# Result codes and their texts (nacos-http.md 1.5).
 CODES: Mapping[int, str] = {
     0: "success",
     10000: "parameter missing",

@@ -23,7 +23,7 @@ _IN_BODY = frozenset({"beat"})
 def sent(request: HttpRequest) -> HttpRequest:
     """A request with its parameters where official SDKs have them: the object of a full beat in the body, all else in
     the query. 1.x does not see the form of a POST, and in a cluster a DELETE with a form is lost on its way to the
-    responsible node (NACOS.md 10.3, DESIGN fact 12).
+    responsible node (nacos-http.md 10.3, fact 12).
     """
     given = (*request.query, *request.form)
     query = tuple(pair for pair in given if pair[0] not in _IN_BODY)

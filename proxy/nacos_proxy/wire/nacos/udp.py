@@ -1,4 +1,4 @@
-"""UDP push as legacy clients get it, both ways: who qualifies, the datagram, its acknowledgement (NACOS.md 6). Pure."""
+"""UDP push as legacy clients get it, both ways: who qualifies, the datagram, its acknowledgement (nacos-http.md 6). Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VERSION = re.compile(r":v(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", re.ASCII)
 
 
 def qualifies(agent: str) -> bool:
-    """Whether a User-Agent gets pushes; Python clients never do (NACOS.md 6)."""
+    """Whether a User-Agent gets pushes; Python clients never do (nacos-http.md 6)."""
     least = next((version for prefix, version in _LEAST if agent.startswith(prefix)), None)
     if least is None:
         return False

@@ -1,7 +1,7 @@
 """Nacos v1 HTTP, both roles: as a server exactly what 2.5.1 answers, as a client what 1.x, 2.x, 3.0 and r-nacos take.
 
 Failures are plain text (shape T), the parameter check answers without a content type (P), filters with an error page
-(J). Here stand the instances; all else of v1 is in `v1_services`. Source of a rule: NACOS.md 2 and the recordings.
+(J). Here stand the instances; all else of v1 is in `v1_services`. Source of a rule: nacos-http.md 2 and the recordings.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpRe
 
 
 def write_list(key: ServiceKey, *, healthy_only: bool = False) -> HttpRequest:
-    """The list of a whole service. `healthy_only` shows what protection hides (NACOS.md 5.5)."""
+    """The list of a whole service. `healthy_only` shows what protection hides (nacos-http.md 5.5)."""
     return HttpRequest("GET", _LIST, (*grouped(key), *pairs(healthyOnly=healthy_only)))
 
 

@@ -1,6 +1,6 @@
 """v1 beyond instances: services, health, operator, catalog, console; both roles. The rows go into the table of `v1`.
 
-Source: NACOS.md 2.10 to 2.17.
+Source: nacos-http.md 2.10 to 2.17.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def answered(call: Call[Any], reply: HttpReply) -> bytes:
 
 
 def done(call: Call[Any], reply: HttpReply) -> None:
-    """A write that answers `ok`; cluster members that hand a call on say the same as JSON (NACOS.md 1.3)."""
+    """A write that answers `ok`; cluster members that hand a call on say the same as JSON (nacos-http.md 1.3)."""
     if answered(call, reply).strip().strip(b'"') != b"ok":
         raise Malformed(f"{type(call).__name__}: {reply.body[:200]!r} is not ok")
 
@@ -302,7 +302,7 @@ def _read_subscribed(call: Subscribers, reply: HttpReply) -> tuple[Subscriber, .
 
 
 def _read_names_reply(call: ServiceNames, reply: HttpReply) -> Mapping[str, tuple[str, ...]]:
-    """1.x writes `services` with bare names, 2.2.3 and later the key that a build tool made of it (NACOS.md 2.13)."""
+    """1.x writes `services` with bare names, 2.2.3 and later the key that a build tool made of it (nacos-http.md 2.13)."""
     answer = as_object(value_of(call, reply), "names")
     found = as_object(answer.get("META-INF/services", answer.get("services")), "services")
     return {namespace: tuple(map(_full, as_strings(names, "names"))) for namespace, names in found.items()}

@@ -1,7 +1,7 @@
 """Nacos v2 HTTP, both roles: as a server exactly what 2.5.1 answers; 3.0 has it switched off, 3.2 no more.
 
 Answers are `{code, message, data}` (shape V) but for beats, statuses and PATCH, which stand bare. The list is v1's.
-Source of a rule: NACOS.md 3 and the recordings.
+Source of a rule: nacos-http.md 3 and the recordings.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _write_services(_call: ListServices, page: ServicePage) -> HttpReply:
 
 
 def _write_metrics(call: Metrics, value: Any) -> HttpReply:
-    """v2 says less than v1 here (NACOS.md 3)."""
+    """v2 says less than v1 here (nacos-http.md 3)."""
     return write_as_is(call, {n: v for n, v in value.items() if n != "responsibleInstanceCount" and v is not None})
 
 
@@ -258,7 +258,7 @@ def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpRe
 
 
 def write_list(key: ServiceKey, *, healthy_only: bool = False) -> HttpRequest:
-    """The list of a whole service. `healthy_only` shows what protection hides (NACOS.md 5.5)."""
+    """The list of a whole service. `healthy_only` shows what protection hides (nacos-http.md 5.5)."""
     return HttpRequest("GET", _LIST, (*bare(key), *pairs(healthyOnly=healthy_only)))
 
 

@@ -2,7 +2,7 @@
 
 Answers are `{code, message, data}` (shape V). A beat is a registration with `heartBeat=true`; code 21003 in a 200 says
 that the instance is not registered. Changing an instance is a matter of the admin API, which wants rights even where
-the client API is open. Source of a rule: NACOS.md 4 and the recordings nacos-3.0.3, v3-only, protection, modify.
+the client API is open. Source of a rule: nacos-http.md 4 and the recordings nacos-3.0.3, v3-only, protection, modify.
 
 No single call shows a whole service to everybody, so the parts are functions for a registry to combine:
 `write_client_list` (the clusters named, health masked, no disabled ones), `write_admin_list` (one cluster, the truth),

@@ -1,6 +1,6 @@
 """v3 beyond instances: services, the catalog, health, operator, state; both roles. The rows go into the table of `v3`.
 
-Source: NACOS.md 4.2, 4.3 and the recordings nacos-3.0.3, v3-only.
+Source: nacos-http.md 4.2, 4.3 and the recordings nacos-3.0.3, v3-only.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
 
 
 def _write_page(page: int, size: int, count: int, items: list[dict[str, Any]]) -> HttpReply:
-    """One page too many where the count is a multiple of the size, and none of nothing (NACOS.md 4.2)."""
+    """One page too many where the count is a multiple of the size, and none of nothing (nacos-http.md 4.2)."""
     available = count // size + 1 if count else 0
     return result({"totalCount": count, "pageNumber": page, "pagesAvailable": available, "pageItems": items})
 

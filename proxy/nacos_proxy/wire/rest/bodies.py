@@ -37,7 +37,7 @@ from nacos_proxy.wire.nacos.hosts import hosts_json, list_json
 from nacos_proxy.wire.nacos.rules import NACOS, Rules
 from nacos_proxy.wire.nacos.shapes import read_exactly
 from nacos_proxy.wire.rest.query import (
-    Address,
+    InstanceAddress,
     Query,
     View,
     checked,
@@ -153,7 +153,7 @@ def read_register(service: ServiceKey, body: bytes, rules: Rules = NACOS) -> Reg
     return Registering(Register(service, instance), managed)
 
 
-def read_update(service: ServiceKey, address: Address, query: Query, body: bytes) -> Update:
+def read_update(service: ServiceKey, address: InstanceAddress, query: Query, body: bytes) -> Update:
     """A PATCH: only what the body names changes."""
     fields = read_object(body, UPDATE_FIELDS, query.rules)
     if not fields:
@@ -162,12 +162,12 @@ def read_update(service: ServiceKey, address: Address, query: Query, body: bytes
     return Update(service, address.ip, address.port, cluster, partial=True, **fields)
 
 
-def read_deregister(service: ServiceKey, address: Address, query: Query) -> Deregister:
+def read_deregister(service: ServiceKey, address: InstanceAddress, query: Query) -> Deregister:
     cluster = read_cluster(query) or DEFAULT_CLUSTER
     return Deregister(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
 
 
-def read_beat(service: ServiceKey, address: Address, query: Query, body: bytes) -> Beat:
+def read_beat(service: ServiceKey, address: InstanceAddress, query: Query, body: bytes) -> Beat:
     """With a body a full beat, which registers an unknown instance; without one a light beat."""
     cluster = read_cluster(query) or DEFAULT_CLUSTER
     if not body.strip():

@@ -1,6 +1,6 @@
 """The parameters of our own API: what stands in a path and in a query string → values, checked.
 
-Not for: bodies (`rest`). Errors name the parameter as our API calls it; the rules are Nacos's own (NACOS.md 1.6).
+Not for: bodies (`rest`). Errors name the parameter as our API calls it; the rules are Nacos's own (nacos-http.md 1.6).
 """
 
 from __future__ import annotations
@@ -197,19 +197,19 @@ def read_cluster(query: Query) -> str:
     return cluster
 
 
-class Address(NamedTuple):
+class InstanceAddress(NamedTuple):
     ip: str
     port: int
 
 
-def read_address(text: str, rules: Rules = NACOS) -> Address:
+def read_address(text: str, rules: Rules = NACOS) -> InstanceAddress:
     """`ip:port` of a path, an IPv6 address in brackets or without them, in whichever spelling (`model.plain_ip`)."""
     match = _ADDRESS.fullmatch(text)
     bare = "" if match is None else match["bare"] or ""
     if match is None or (":" in bare and plain_ip(f"[{bare}]").startswith("[")):  # without brackets nothing but IPv6
         wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
         raise illegal("address", wanted, text)
-    return Address(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
+    return InstanceAddress(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
 
 
 def read_ip(ip: str, rules: Rules) -> str:

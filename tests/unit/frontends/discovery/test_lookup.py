@@ -12,7 +12,7 @@ import pytest
 from nacos_proxy.frontends.discovery.lookup import LookupPolicy
 from nacos_proxy.frontends.rest.shapes import Instance, TargetGroup
 from nacos_proxy.model.errors import Unreachable
-from nacos_proxy.wire.http import REPEATABLE
+from nacos_proxy.wire.http import CACHEABLE
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.unit.frontends.conftest import World
 
@@ -80,7 +80,7 @@ async def test_who_asks_for_ever_other_clusters_takes_bounded_memory(world: Worl
         for number in range(1500):
             named = ",".join(f"c{c}" for c in range(40) if luck.random() < 0.7)
             answer = await world.ask("GET", f"{PICK}?clusters={named}&clusters=x{number}")
-            marks.append(answer.scope[REPEATABLE])
+            marks.append(answer.scope[CACHEABLE])
             for _ in range(20):
                 marks[-1].draw()
         held = tracemalloc.get_traced_memory()[0]
@@ -111,14 +111,14 @@ async def test_an_empty_choice_says_why(world: World) -> None:
 
 async def test_the_fast_path_gets_a_function_that_chooses_anew(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
-    weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[REPEATABLE]
+    weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[CACHEABLE]
     world.luck.next = [0.1, 0.9]
     assert (weighted.kind, weighted.draw(), weighted.draw()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
-    turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[REPEATABLE]
+    turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[CACHEABLE]
     assert (turns.draw(), turns.draw()) == (b"10.0.0.2:80", b"10.0.0.1:80")
-    hashed = (await world.ask("GET", f"{PICK}?strategy=hash&key=a")).scope[REPEATABLE]
+    hashed = (await world.ask("GET", f"{PICK}?strategy=hash&key=a")).scope[CACHEABLE]
     assert hashed.draw is None
-    assert REPEATABLE not in (await world.ask("GET", PICK, headers={"cache-control": "no-cache"})).scope
+    assert CACHEABLE not in (await world.ask("GET", PICK, headers={"cache-control": "no-cache"})).scope
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -
         TargetGroup.model_validate(group)
     assert [group["targets"] for group in answer.json()] == [["10.0.0.1:80"], ["[::1]:80"]]
     assert answer.headers["content-type"] == "application/json"
-    assert REPEATABLE not in answer.scope
+    assert CACHEABLE not in answer.scope
     one = await world.ask("GET", "/api/v1/sd/prometheus?service=orders")
-    assert one.scope[REPEATABLE].key == KEY
+    assert one.scope[CACHEABLE].key == KEY
 
 
 async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:
@@ -194,7 +194,7 @@ async def test_lists_need_their_service(world: World, target: str) -> None:
 class TestBounds:
     @pytest.fixture
     def lookup_policy(self) -> LookupPolicy:
-        return LookupPolicy(most=2)
+        return LookupPolicy(max_services=2)
 
     async def test_one_answer_names_a_bounded_number_of_services(self, world: World) -> None:
         many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")

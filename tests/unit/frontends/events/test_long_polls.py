@@ -29,7 +29,7 @@ async def test_a_long_poll_waits_for_the_first_change_that_shows(world: World) -
     await poll.ended()
     assert ips(poll.json()["hosts"]) == ["10.0.0.9"]
     assert poll.headers["nacos-proxy-index"] not in ("", index)
-    assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
+    assert world.events.quota.clients == {} and world.agent.catalog.hub.readers == 0
 
 
 async def test_a_long_poll_ends_unchanged_when_its_time_is_over(world: World) -> None:
@@ -54,7 +54,7 @@ async def test_a_long_poll_whose_client_leaves_is_forgotten(world: World) -> Non
 async def test_a_long_poll_of_what_nobody_can_know_is_503(world: World) -> None:
     world.registry.script = lambda call: Unreachable("refused", arrived=False)
     answer = await world.ask("GET", "/api/v1/services/orders/watch")
-    assert (answer.status, world.events.seats.clients) == (503, {})
+    assert (answer.status, world.events.quota.clients) == (503, {})
 
 
 async def test_a_long_poll_on_what_is_refused_meanwhile_is_answered_with_the_refusal(world: World) -> None:

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.frontends.events.stream_quota import Seats, SeatsPolicy
+from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.model.errors import BadCall
 from tests.helpers.build import key
 
-POLICY = SeatsPolicy(most=4, per_client=3, services=5)
+POLICY = StreamQuotaPolicy(max_streams=4, per_client=3, services=5)
 _takes = st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9).map(lambda n: key(f"s{n}")), max_size=4))
 
 
 @given(st.lists(st.one_of(_takes, st.integers(0, 20))))
 def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[object]) -> None:
     """A tuple takes a seat; a number gives back one of those taken."""
-    seats, taken = Seats(POLICY), []
+    seats, taken = StreamQuota(POLICY), []
     for step in steps:
         if isinstance(step, tuple):
             client, keys = step
@@ -40,7 +40,7 @@ def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[ob
 
 
 def test_a_refusal_says_whose_bound_it_was_and_is_counted() -> None:
-    seats = Seats(SeatsPolicy(most=2, per_client=1, services=1))
+    seats = StreamQuota(StreamQuotaPolicy(max_streams=2, per_client=1, services=1))
     with pytest.raises(BadCall, match="this client has no more than 1 services that it listens to"):
         seats.take("a", {key("x"), key("y")})
     seats.take("a", {key("x")})

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nacos_proxy.frontends.events.stream_quota import Seats, SeatsPolicy
+from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.frontends.rest.shapes import Change, Snapshot
 from nacos_proxy.model.calls import Deregister, Register
@@ -193,7 +193,7 @@ async def test_who_leaves_is_forgotten(world: World) -> None:
     assert repr(world.events) == "<EventsApi 1 readers, 0 polls, 1 clients>"
     await stream.leave()
     assert (world.events.readers, world.agent.catalog.hub.readers, entry.listeners) == (0, 0, 0)
-    assert world.events.seats.clients == {}
+    assert world.events.quota.clients == {}
 
 
 async def test_when_the_proxy_stops_streams_say_when_to_come_back(world: World) -> None:
@@ -211,7 +211,7 @@ async def test_when_the_proxy_stops_streams_say_when_to_come_back(world: World) 
 
 async def test_head_begins_no_stream(world: World) -> None:
     answer = await world.ask("HEAD", "/api/v1/events?service=orders")
-    assert (answer.status, answer.body, world.events.seats.clients) == (200, b"", {})
+    assert (answer.status, answer.body, world.events.quota.clients) == (200, b"", {})
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_bad_subscriptions_are_named(world: World, query: str, parameter: 
         await stream.leave()
         return
     assert (stream.status, stream.json()["parameter"]) == (400, parameter)
-    assert world.events.seats.clients == {}
+    assert world.events.quota.clients == {}
 
 
 # a channel of the connection's own
@@ -291,7 +291,7 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     assert pipe.written[3:] == [b"<:\n\n>"]
     assert pipe.last_words == b"<retry: 2000\n\n>"
     pipe.gone()
-    assert world.events.seats.clients == {} and world.agent.catalog.hub.readers == 0
+    assert world.events.quota.clients == {} and world.agent.catalog.hub.readers == 0
 
 
 async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
@@ -390,7 +390,7 @@ async def test_a_stream_that_begins_while_the_proxy_stops_ends_at_once(world: Wo
     gate.set()
     await stream.ended()
     assert stream.complete and stream.body.startswith(b"retry: 2000\n\nid: e-0\nevent: snapshot")
-    assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.seats.clients == {}
+    assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.quota.clients == {}
 
 
 async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) -> None:
@@ -402,7 +402,7 @@ async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) ->
 
     with pytest.raises(OSError):
         await world.app(scope("GET", "/api/v1/events?service=*"), receive, gone)  # type: ignore[arg-type]
-    assert (world.events.seats.clients, world.agent.catalog.hub.readers) == ({}, 0)
+    assert (world.events.quota.clients, world.agent.catalog.hub.readers) == ({}, 0)
     assert [what for what, *_ in world.discovered] == ["discover", "forget"]
 
 
@@ -412,7 +412,7 @@ async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) ->
 class TestLimits:
     @pytest.fixture
     def events_policy(self) -> EventsPolicy:
-        return EventsPolicy(most=3, per_client=2)
+        return EventsPolicy(max_streams=3, per_client=2)
 
     async def test_one_client_has_its_bound_and_the_proxy_another(self, world: World) -> None:
         target = "/api/v1/events?service=orders"
@@ -422,16 +422,16 @@ class TestLimits:
         streams.append(await world.start(target, client="10.0.0.1"))
         full = await world.ask("GET", target, client="10.0.0.2")
         assert (full.status, "the proxy has no more than 3" in full.json()["detail"]) == (429, True)
-        assert world.events.seats.refused == 2
+        assert world.events.quota.refused == 2
         await streams.pop().leave()
         streams.append(await world.start(target, client="10.0.0.2"))
         for stream in streams:
             await stream.leave()
-        assert world.events.seats.clients == {}
+        assert world.events.quota.clients == {}
 
     async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
-        world.events.seats = world.events.polls.seats = Seats(SeatsPolicy(services=3))
+        world.events.quota = world.events.polls.seats = StreamQuota(StreamQuotaPolicy(services=3))
         streams = [
             await world.start("/api/v1/events?service=a&service=b"),
             await world.start("/api/v1/events?service=a&service=c"),
@@ -444,4 +444,4 @@ class TestLimits:
         streams.append(await world.start("/api/v1/events?service=a&service=d"))
         for stream in streams:
             await stream.leave()
-        assert world.events.seats.clients == {}
+        assert world.events.quota.clients == {}

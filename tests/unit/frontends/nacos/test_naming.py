@@ -20,7 +20,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import Denied, Unreachable
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.wire.http import FORM_TYPE, REPEATABLE, HttpReply
+from nacos_proxy.wire.http import CACHEABLE, FORM_TYPE, HttpReply
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.rules import LENIENT, RULES
 from nacos_proxy.wire.nacos.v1 import V1
@@ -82,7 +82,7 @@ async def test_a_list_says_how_old_it_is_and_may_be_repeated(world: World) -> No
     await exchange.ended()
     assert (exchange.status, exchange.headers["content-type"]) == (200, "application/json")
     assert {"age", "cache-status", "etag"} <= exchange.headers.keys()
-    assert exchange.scope[REPEATABLE].key == build.KEY
+    assert exchange.scope[CACHEABLE].key == build.KEY
     assert world.listed == [ReadService(build.KEY)]
 
 
@@ -90,7 +90,7 @@ async def test_a_list_with_a_push_address_is_not_repeated_without_us(world: Worl
     target = f"{LIST}&clientIP=127.0.0.1&udpPort=5000"
     exchange = await start(world.api, scope("GET", target, {"user-agent": "Nacos-Java-Client:v1.4.6"}))
     await exchange.ended()
-    assert REPEATABLE not in exchange.scope
+    assert CACHEABLE not in exchange.scope
     assert world.listed[0].push is not None
 
 

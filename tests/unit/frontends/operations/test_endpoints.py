@@ -11,11 +11,11 @@ from prometheus_client import generate_latest
 from starlette.requests import Request
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
-from nacos_proxy.catalog.pending_writes import OverlayPolicy
+from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import STRANGER
 from nacos_proxy.frontends.operations.endpoints import (
+    OperatorView,
     OpsApi,
-    Sight,
     readiness,
     status_json,
 )
@@ -65,7 +65,7 @@ async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> N
     assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
     late = replace(world.sight, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
     assert readiness(late) == ("degraded", ["polling: services wait 51 s for their turn"])
-    world.agent.catalog.ledger.full = True
+    world.agent.catalog.registrations.full = True
     world.events.close()
     status, reasons = readiness(world.sight)
     assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
@@ -84,7 +84,7 @@ async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(
 
 
 async def test_nodes_that_are_down_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
-    def sight(*states: str) -> Sight:
+    def sight(*states: str) -> OperatorView:
         servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
         return replace(world.sight, upstream=lambda: {"servers": servers})
 
@@ -199,11 +199,11 @@ async def test_from_the_page_one_comes_to_the_rest_with_the_same_token(world: Wo
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/", "/readyz"])
 async def test_a_scrape_does_not_change_which_services_are_kept(world: World, path: str) -> None:
-    cache = Cache(CachePolicy(max_services=2), OverlayPolicy(), lambda: 0.5)
+    cache = Cache(CachePolicy(max_services=2), PendingPolicy(), lambda: 0.5)
     world.agent.catalog.cache = cache
     for name in "ab":
         cache.accept(snapshot(instance(), service=key(name)), 0.0, "poll", asked=0.0)
-    assert cache.look(key("a"), 0.0).snapshot is not None
+    assert cache.lookup(key("a"), 0.0).snapshot is not None
     await world.ask("GET", path)
     cache.accept(snapshot(instance(), service=key("c")), 0.0, "poll", asked=0.0)
     assert sorted(entry.key.name for entry in cache.entries()) == ["a", "c"]

@@ -7,7 +7,7 @@ from functools import partial
 
 from starlette.requests import Request
 
-from nacos_proxy.catalog.freshness import Freshness, Look, Wants
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.frontends.rest.reads import (
     Bodies,
     ReadPolicy,
@@ -61,10 +61,10 @@ async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     reads = Reads(agent, ReadPolicy(prepared=2_000))
-    fresh = partial(Look, Freshness.FRESH, age=0.0, ttl=10.0)
+    fresh = partial(CacheResult, Freshness.FRESH, age=0.0, ttl=10.0)
 
     def ask(found: Snapshot) -> None:
-        reads.reply(request(), fresh(snapshot=found), Wants(), "x", (), make)
+        reads.reply(request(), fresh(snapshot=found), CacheControl(), "x", (), make)
 
     calm = snapshot(instance(), service=key("calm"))
     ask(calm)
@@ -99,7 +99,7 @@ async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() ->
 
 
 def test_of_many_looks_the_oldest_speaks() -> None:
-    looks = [Look(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
+    looks = [CacheResult(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
     assert dict(oldest(looks))["age"] == "5"
     assert [name for name, _ in oldest([])] == ["cache-control"]
 

@@ -33,7 +33,7 @@ from nacos_proxy.model.errors import (
 )
 from nacos_proxy.model.services import Instance as ModelInstance
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.wire.http import REPEATABLE
+from nacos_proxy.wire.http import CACHEABLE
 from tests.helpers.asgi import Exchange, ask
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.unit.frontends.conftest import World
@@ -111,15 +111,15 @@ async def test_no_cache_asks_the_upstream_and_max_age_bounds_the_age(world: Worl
 async def test_only_what_may_be_repeated_is_marked_for_the_fast_path(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     fresh = await world.ask("GET", "/api/v1/services/orders")
-    mark = fresh.scope[REPEATABLE]
+    mark = fresh.scope[CACHEABLE]
     assert (mark.key, mark.born, mark.valid_until, mark.kind) == (KEY, 1000.0, 1010.0, "snapshot")
     asked = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "no-cache"})
-    assert REPEATABLE not in asked.scope
+    assert CACHEABLE not in asked.scope
     young = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "max-age=4"})
-    assert young.scope[REPEATABLE].valid_until == 1004.0
+    assert young.scope[CACHEABLE].valid_until == 1004.0
     await world.clock.advance(11)
     stale = await world.ask("GET", "/api/v1/services/orders")
-    assert REPEATABLE not in stale.scope
+    assert CACHEABLE not in stale.scope
 
 
 async def test_a_stale_snapshot_says_so_in_body_header_and_tag(world: World) -> None:
@@ -202,7 +202,7 @@ async def test_an_ipv6_address_is_found_however_it_is_spelt_and_shown_as_it_was_
 
 
 async def test_a_disabled_instance_that_was_registered_here_is_found_by_any_spelling(world: World) -> None:
-    world.agent.catalog.ledger.wrote(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
+    world.agent.catalog.registrations.wrote(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
     assert (await world.ask("DELETE", "/api/v1/services/orders/instances/2001:db8::7:80")).status == 204
     assert world.registry.calls[-1] == Deregister(KEY, "[2001:db8::7]", 80)
 
@@ -219,7 +219,7 @@ async def test_an_instance_that_lists_hide_is_asked_of_the_upstream(world: World
     answer = await world.ask("GET", "/api/v1/services/orders/instances/10.0.0.3:80")
     assert (answer.status, answer.json()["enabled"]) == (200, False)
     assert answer.headers["cache-status"] == "nacos-proxy; fwd=uri-miss"
-    assert REPEATABLE not in answer.scope
+    assert CACHEABLE not in answer.scope
 
 
 async def test_while_the_upstream_is_down_nobody_waits_for_the_names_of_services(world: World) -> None:

@@ -1,6 +1,6 @@
 """What the embedded registry tells of itself, as a client hears it: through the dialects, without a socket.
 
-The bodies are those of NACOS.md 2.10, 2.14 to 2.16, 3 and 4.2, which were read in 2.5.1's and 3.0.3's source.
+The bodies are those of nacos-http.md 2.10, 2.14 to 2.16, 3 and 4.2, which were read in 2.5.1's and 3.0.3's source.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ async def test_health_is_set_by_hand_where_nothing_checks(server: Server) -> Non
 
 
 async def test_a_cluster_that_was_set_gives_the_service_protection(server: Server) -> None:
-    """From then on it has metadata of its own: with none healthy all are shown as healthy (NACOS.md 5.5)."""
+    """From then on it has metadata of its own: with none healthy all are shown as healthy (nacos-http.md 5.5)."""
     await server.register(healthy="false")
     _, before = await server.ask("GET", f"{V1}/instance/list", serviceName="orders")
     assert (before["hosts"][0]["healthy"], before["reachProtectionThreshold"]) == (False, False)

@@ -124,7 +124,7 @@ async def test_a_delete_timeout_below_the_beat_timeout_removes_without_a_word(
 async def test_an_ip_and_port_silent_for_three_minutes_goes_whatever_it_says_of_itself(
     registry: EmbeddedRegistry, clock: FakeClock, metadata: dict[str, str], states: list[bool]
 ) -> None:
-    """With enableClientBeat its beats are not missed until then (NACOS.md 5.6)."""
+    """With enableClientBeat its beats are not missed until then (nacos-http.md 5.6)."""
     await registry.send(Register(KEY, instance("10.0.0.1", metadata=metadata)))
     seen: list[bool] = []
     for passed in (20.0, 159.0, 1.0):

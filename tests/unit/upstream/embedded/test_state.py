@@ -8,7 +8,7 @@ import pytest
 
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.services import InstanceKey
-from nacos_proxy.upstream.embedded.state import EMPTY_SERVICE_LIVES, Laid, Service
+from nacos_proxy.upstream.embedded.state import EMPTY_SERVICE_LIVES, InstanceOverrides, Service
 from tests.helpers.build import KEY, instance
 
 PLACE = InstanceKey("10.0.0.1", 80, "DEFAULT")
@@ -50,21 +50,21 @@ def test_the_other_kind_is_refused_in_the_words_of_nacos() -> None:
 def test_a_modification_lies_over_its_own_cluster_alone_and_goes_with_the_instance() -> None:
     one = service()
     one.register(instance("10.0.0.1", weight=3.0), 0.0)
-    one.lay(InstanceKey("10.0.0.1", 80, "c9"), Laid(weight=9.0))
+    one.override(InstanceKey("10.0.0.1", 80, "c9"), InstanceOverrides(weight=9.0))
     assert one.listed().instances[0].weight == 3.0
-    one.lay(PLACE, Laid(weight=5.0))
+    one.override(PLACE, InstanceOverrides(weight=5.0))
     assert one.listed().instances[0].weight == 5.0
     one.expire(30.0)
-    assert one.laid == {}
+    assert one.overrides == {}
 
 
 def test_an_overlay_that_is_not_there_changes_nothing() -> None:
     one = service()
-    assert one.overlay(PLACE) == Laid()
+    assert one.overrides_of(PLACE) == InstanceOverrides()
     one.register(instance("10.0.0.1", weight=3.0, enabled=False), 0.0)
-    assert one.overlay(PLACE) == Laid(3.0, False)
-    one.lay(PLACE, Laid(4.0))
-    assert one.overlay(PLACE) == Laid(4.0)
+    assert one.overrides_of(PLACE) == InstanceOverrides(3.0, False)
+    one.override(PLACE, InstanceOverrides(4.0))
+    assert one.overrides_of(PLACE) == InstanceOverrides(4.0)
 
 
 def test_the_list_is_the_same_object_until_something_a_reader_sees_changes() -> None:

@@ -293,7 +293,7 @@ async def test_five_thousand_services_are_subscribed_to_at_once_but_not_all_toge
 
 async def test_more_services_than_it_may_hold_are_left_to_the_poller() -> None:
     sdk, clock = Sdk(), FakeClock()
-    async with pushing(sdk, clock, PushPolicy(POLICY.servers, most=3)) as (push, _):
+    async with pushing(sdk, clock, PushPolicy(POLICY.servers, max_services=3)) as (push, _):
         push.watch([key("a"), key("b")])
         await clock.advance(20)
         assert push.alive

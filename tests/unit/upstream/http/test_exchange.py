@@ -181,7 +181,7 @@ async def test_an_answer_that_says_that_it_is_plain_is_taken() -> None:
 
 
 async def test_an_answer_has_a_bound() -> None:
-    async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(most=300_000)) as (seen, http, to):
+    async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(max_body=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
             await http.ask(to, LIST, again=True)
         with pytest.raises(Garbled, match="more than 300000 bytes"):

@@ -10,14 +10,14 @@ from nacos_proxy.model.calls import (
     Register,
     Update,
 )
-from nacos_proxy.upstream.nacos.capabilities import ORDER, Spoken
+from nacos_proxy.upstream.nacos.capabilities import ORDER, Capabilities
 from tests.helpers.build import KEY
 
 FETCH = Fetch(KEY)
 
 
 def test_nothing_is_known_at_first_and_the_oldest_dialect_comes_first() -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     assert (spoken.plan(FETCH, ORDER), spoken.version, spoken.dialects) == (["v1", "v2", "v3"], "", [])
 
 
@@ -28,7 +28,7 @@ def test_nothing_is_known_at_first_and_the_oldest_dialect_comes_first() -> None:
 def test_servers_have_the_parameter_check_from_2_3_on_and_are_not_known_to_before_they_tell(
     version: str, checks: bool
 ) -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     assert not spoken.checks
     spoken.told({"version": version})
     assert spoken.checks is checks
@@ -37,14 +37,14 @@ def test_servers_have_the_parameter_check_from_2_3_on_and_are_not_known_to_befor
 
 
 def test_a_refusal_counts_for_its_kind_of_call_alone() -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     assert not spoken.gone("v1", Update)
     assert spoken.plan(Update(KEY, "10.0.0.1", 80), ORDER) == ["v2", "v3"]
     assert spoken.plan(FETCH, ORDER) == ["v1", "v2", "v3"]
 
 
 def test_where_every_dialect_was_refused_all_are_tried_again() -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     for name in ORDER:
         spoken.gone(name, Fetch)
     assert spoken.plan(FETCH, ORDER) == ["v1", "v2", "v3"]
@@ -52,7 +52,7 @@ def test_where_every_dialect_was_refused_all_are_tried_again() -> None:
 
 
 def test_a_refusal_of_what_worked_forgets_all_but_itself() -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     spoken.told({"version": "3.0.3"})
     spoken.asked_at = 7.0
     spoken.worked("v1", Fetch)
@@ -65,26 +65,26 @@ def test_a_refusal_of_what_worked_forgets_all_but_itself() -> None:
 
 @pytest.mark.parametrize(("version", "plan"), [("3.0.3", ["v1", "v3"]), ("2.5.1", ["v1", "v2", "v3"])])
 def test_a_server_of_3_is_not_asked_in_v2(version: str, plan: list[str]) -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     spoken.told({"version": version})
     assert spoken.plan(FETCH, ORDER) == plan
     assert spoken.plan(FETCH, ("v2",)) == ["v2"]  # the setting says so
 
 
 def test_an_ephemeral_service_is_created_in_the_newest_dialect() -> None:
-    assert Spoken().plan(CreateService(KEY, ephemeral=True), ORDER) == ["v3", "v2", "v1"]
-    assert Spoken().plan(CreateService(KEY), ORDER) == ["v1", "v2", "v3"]
+    assert Capabilities().plan(CreateService(KEY, ephemeral=True), ORDER) == ["v3", "v2", "v1"]
+    assert Capabilities().plan(CreateService(KEY), ORDER) == ["v1", "v2", "v3"]
 
 
 @pytest.mark.parametrize("state", [{}, {"version": None}, {"version": ""}])
 def test_a_server_that_tells_no_version_has_none(state: dict[str, str | None]) -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     spoken.told(state)
     assert spoken.version == ""
 
 
 def test_what_works_is_shown() -> None:
-    spoken = Spoken()
+    spoken = Capabilities()
     spoken.worked("v3", Fetch)
     spoken.worked("v1", Register)
     assert (spoken.dialects, spoken.dialect) == (["v1", "v3"], "v1")

@@ -26,10 +26,10 @@ from nacos_proxy.upstream.nacos.dialect_client import (
     BEATS,
     CROWD,
     NEEDS_ADMIN,
-    Speech,
-    speeches,
+    DialectClient,
+    dialect_clients,
 )
-from nacos_proxy.upstream.nacos.response_cache import Memory, MemoryPolicy
+from nacos_proxy.upstream.nacos.response_cache import ResponseCache, ResponseCachePolicy
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock
@@ -43,9 +43,9 @@ class Line:
     def __init__(self, face: str, dialect: str, *, admin: bool = True) -> None:
         self.clock = FakeClock()
         self.server = FaceServer(face, self.clock)
-        self.memory = Memory(MemoryPolicy(info=30.0, bar=60.0))
-        self.speeches = speeches(self.memory, self.clock)
-        self.speech: Speech = self.speeches[dialect]
+        self.memory = ResponseCache(ResponseCachePolicy(info=30.0, bar=60.0))
+        self.dialect_clients = dialect_clients(self.memory, self.clock)
+        self.speech: DialectClient = self.dialect_clients[dialect]
         self.admin = admin
         self.asked: list[str] = []
         self.again: list[bool] = []
@@ -66,7 +66,7 @@ class Line:
         return request, None
 
     async def say(self, call: Call[Any]) -> Any:
-        return await self.speech.say(self, call)
+        return await self.speech.execute(self, call)
 
     async def there(self, *calls: Call[Any]) -> None:
         """Past the line."""

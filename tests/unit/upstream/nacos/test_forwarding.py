@@ -28,7 +28,7 @@ from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.forwarding import (
-    Passing,
+    ForwardedResponse,
     announced,
     end_to_end,
     passing,
@@ -564,7 +564,7 @@ async def test_a_transport_of_a_tests_own_will_do() -> None:
     """Any of httpx's: the passage knows no more than its interface."""
     through = Upstream("http://nacos")
     through.http = Http(HttpPolicy(), httpx.MockTransport(lambda request: httpx.Response(200, text=request.method)))
-    answer: Passing
+    answer: ForwardedResponse
     async with through.passing("GET", "/a") as answer:
         assert [chunk async for chunk in answer.body()] == [b"GET"]
 

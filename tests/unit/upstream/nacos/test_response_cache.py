@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.model.calls import ServiceInfo
 from nacos_proxy.model.services import Snapshot
-from nacos_proxy.upstream.nacos.response_cache import Memory, MemoryPolicy, digest
+from nacos_proxy.upstream.nacos.response_cache import ResponseCache, ResponseCachePolicy, digest
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.build import KEY, instance, key
 
@@ -47,7 +47,7 @@ def test_no_bytes_break_it(one: bytes, two: bytes) -> None:
 
 
 def test_an_unchanged_answer_is_parsed_once_and_a_refusal_each_time() -> None:
-    memory = Memory()
+    memory = ResponseCache()
     reads: list[int] = []
 
     def read(reply: HttpReply) -> object:
@@ -63,7 +63,7 @@ def test_an_unchanged_answer_is_parsed_once_and_a_refusal_each_time() -> None:
 
 
 def test_what_is_made_of_the_same_parts_is_the_same() -> None:
-    memory = Memory()
+    memory = ResponseCache()
     part, other = object(), object()
     first = memory.made(KEY, "s", (part,), lambda: Snapshot(KEY))
     assert memory.made(KEY, "s", (part,), lambda: Snapshot(KEY)) is first
@@ -72,7 +72,7 @@ def test_what_is_made_of_the_same_parts_is_the_same() -> None:
 
 
 def test_a_services_own_data_is_asked_for_again_after_a_while() -> None:
-    memory = Memory(MemoryPolicy(info=30.0))
+    memory = ResponseCache(ResponseCachePolicy(info=30.0))
     assert memory.info(KEY, 0.0) == (None, True)
     info = ServiceInfo(KEY, 0.5, clusters=("c1",))
     assert memory.learned(KEY, info, 0.0) is info
@@ -84,7 +84,7 @@ def test_a_services_own_data_is_asked_for_again_after_a_while() -> None:
 
 
 def test_clusters_are_remembered_up_to_a_bound_default_first() -> None:
-    memory = Memory(MemoryPolicy(clusters=4))
+    memory = ResponseCache(ResponseCachePolicy(clusters=4))
     assert memory.clusters(KEY) == ("DEFAULT",)
     memory.saw_hosts(KEY, [instance(cluster="c1")])
     memory.saw(KEY, ["c2", "", "a,b", "c1", "c3", "c4"])
@@ -93,7 +93,7 @@ def test_clusters_are_remembered_up_to_a_bound_default_first() -> None:
 
 
 def test_it_holds_no_more_services_than_it_may() -> None:
-    memory = Memory(MemoryPolicy(services=10))
+    memory = ResponseCache(ResponseCachePolicy(services=10))
     for number in range(100):
         memory.saw(key(f"s{number}"), ["c1"])
         memory.crowd(key(f"s{number}"))
@@ -102,7 +102,7 @@ def test_it_holds_no_more_services_than_it_may() -> None:
 
 
 def test_names_without_an_instance_take_no_room_from_the_services() -> None:
-    memory = Memory(MemoryPolicy(services=10, unknown=5))
+    memory = ResponseCache(ResponseCachePolicy(services=10, unknown=5))
     reply = HttpReply(200, None, b'{"hosts":[]}')
     memory.saw_hosts(KEY, [instance(cluster="c1")])
     first = memory.parsed(KEY, "list", reply, lambda _: object())
@@ -118,7 +118,7 @@ def test_names_without_an_instance_take_no_room_from_the_services() -> None:
 
 
 def test_what_is_known_of_a_name_stays_known_when_its_first_instance_is_seen() -> None:
-    memory = Memory(MemoryPolicy(unknown=1))
+    memory = ResponseCache(ResponseCachePolicy(unknown=1))
     info = ServiceInfo(KEY, 0.5)
     memory.learned(KEY, info, 0.0)
     memory.saw_hosts(KEY, [instance()])
@@ -127,7 +127,7 @@ def test_what_is_known_of_a_name_stays_known_when_its_first_instance_is_seen() -
 
 
 def test_answers_of_clusters_that_come_and_go_are_bounded() -> None:
-    memory = Memory(MemoryPolicy(clusters=4))
+    memory = ResponseCache(ResponseCachePolicy(clusters=4))
     for _ in range(2):
         for number in range(1000):
             memory.parsed(KEY, ("cluster", number), HttpReply(200, None, b"x"), lambda _: object())
@@ -135,7 +135,7 @@ def test_answers_of_clusters_that_come_and_go_are_bounded() -> None:
 
 
 def test_a_missing_right_is_tried_again_after_a_while() -> None:
-    memory = Memory(MemoryPolicy(bar=60.0))
+    memory = ResponseCache(ResponseCachePolicy(bar=60.0))
     assert memory.barred_until < 0
     memory.bar(100.0)
     assert memory.barred_until == 160.0

@@ -307,7 +307,7 @@ def test_each_is_asked_once_and_no_more_than_the_attempts() -> None:
 
 
 def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
-    """A registration and its beats: a server does not hand them on (NACOS.md 1.3)."""
+    """A registration and its beats: a server does not hand them on (nacos-http.md 1.3)."""
     servers = three()
     service = key("s")
     instance = (service, "10.0.0.1", 80)

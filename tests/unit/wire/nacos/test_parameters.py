@@ -1,4 +1,4 @@
-"""Parameters as Nacos reads them; the words are those of the recordings and of NACOS.md 1.6, 1.7."""
+"""Parameters as Nacos reads them; the words are those of the recordings and of nacos-http.md 1.6, 1.7."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from nacos_proxy.wire.rest.bodies import (
     snapshot_json,
     tag_matches,
 )
-from nacos_proxy.wire.rest.query import Address, Query, View
+from nacos_proxy.wire.rest.query import InstanceAddress, Query, View
 from tests.helpers.build import KEY, instance, snapshot
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2", cluster="c2")
@@ -134,7 +134,7 @@ def test_beat_timeouts_out_of_order_are_refused() -> None:
 
 
 def test_a_beat_is_light_without_a_body_and_full_with_one() -> None:
-    place, query = Address("10.0.0.1", 80), Query("ephemeral=false&cluster=c")
+    place, query = InstanceAddress("10.0.0.1", 80), Query("ephemeral=false&cluster=c")
     light = read_beat(KEY, place, query, b" \n")
     assert (light.full, light.ephemeral, light.cluster) == (None, False, "c")
     full = read_beat(KEY, place, query, b'{"weight":2}')

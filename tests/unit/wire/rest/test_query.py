@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.rest.query import (
-    Address,
+    InstanceAddress,
     Query,
     View,
     read_address,
@@ -93,7 +93,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 @given(st.sampled_from(["10.0.0.1", "my-host", "2001:db8::1", "::1", "fe80::1%eth0"]), st.integers(0, 65535))
 def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None:
-    assert read_address(instance(ip, port).address) == Address(ip, port)
+    assert read_address(instance(ip, port).address) == InstanceAddress(ip, port)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None
     ["2001:db8::7:80", "[2001:db8::7]:80", "[2001:DB8::7]:80", "2001:db8:0:0:0:0:0:7:80", "[2001:0db8::0007]:80"],
 )
 def test_an_ipv6_address_is_read_in_every_spelling(text: str) -> None:
-    assert read_address(text) == Address("2001:db8::7", 80)
+    assert read_address(text) == InstanceAddress("2001:db8::7", 80)
 
 
 @pytest.mark.parametrize("ip", ["10.0.0.1:80", "[2001:db8::7", "x::y", "a]b", "[a:b]"])
 def test_what_was_registered_as_no_address_has_a_path_too(ip: str) -> None:
-    assert read_address(instance(ip, 80).address) == Address(ip, 80)
+    assert read_address(instance(ip, 80).address) == InstanceAddress(ip, 80)
 
 
 @pytest.mark.parametrize(
