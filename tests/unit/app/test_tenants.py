@@ -264,7 +264,7 @@ async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
 
 
 async def test_the_longest_unused_makes_room() -> None:
-    w = world(most=2)
+    w = world(max_tenants=2)
     for token in ("a", "b", "a", "c"):
         await w.ask(token)
     await settle()
@@ -272,7 +272,7 @@ async def test_the_longest_unused_makes_room() -> None:
 
 
 async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
-    w = world(most=3)
+    w = world(max_tenants=3)
     await w.ask("a", "10.0.0.1")
     for token in ("b", "c", "d"):
         await w.ask(token, "10.0.0.2")
@@ -281,7 +281,7 @@ async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
 
 
 async def test_what_is_busy_stays_and_one_too_many_is_refused() -> None:
-    w = world(most=2)
+    w = world(max_tenants=2)
     await w.ask("a")
     w.gate.views[0].busy = True
     under_way = await w.visit("accessToken=b")

@@ -392,7 +392,7 @@ async def test_one_check_at_a_time_of_an_instance(keeper: HealthChecker, clock: 
 
 
 async def test_no_more_than_the_policy_says(owner: Agent) -> None:
-    async with keeping(owner, most=1) as keeper:
+    async with keeping(owner, max_instances=1) as keeper:
         await keeper.register(KEY, WORKER, ttl())
         await keeper.register(KEY, WORKER, ttl(60))
         with pytest.raises(BadCall, match="1 instances of this client are managed already") as refused:
@@ -402,7 +402,7 @@ async def test_no_more_than_the_policy_says(owner: Agent) -> None:
 
 
 async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> None:
-    async with keeping(owner, most=4) as keeper:
+    async with keeping(owner, max_instances=4) as keeper:
         for number in range(2):
             await keeper.register(KEY, instance("127.0.0.1", number), ttl(), "10.0.0.1")
         with pytest.raises(BadCall, match="2 instances of this client are managed already") as refused:

@@ -187,9 +187,9 @@ async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_long
         await world.agent.write(Register(KEY, B))
         await world.clock.advance(29)
         entry = world.cache.get(KEY)
-        assert (world.agent.catalog.registrations.count(KEY), entry.owned) == (1, 1)
+        assert (world.agent.catalog.registrations.count(KEY), entry.local_registrations) == (1, 1)
         await world.clock.advance(1.2)
-        assert (world.agent.catalog.registrations.count(KEY), entry.owned) == (0, 0)
+        assert (world.agent.catalog.registrations.count(KEY), entry.local_registrations) == (0, 0)
 
 
 async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -318,7 +318,7 @@ async def test_an_upstream_that_is_down_is_tried_rarely_and_by_one_call_at_a_tim
         await world.clock.advance(60)
         calls = world.calls()
         assert 60 / 5 <= len(calls) <= 60 / 5 + 5
-        assert all(world.cache.look(service, world.clock.now()).snapshot is not None for service in services)
+        assert all(world.cache.lookup(service, world.clock.now()).snapshot is not None for service in services)
 
 
 async def test_an_upstream_that_is_back_is_noticed_and_all_is_fresh_soon_after() -> None:
@@ -329,7 +329,7 @@ async def test_an_upstream_that_is_back_is_noticed_and_all_is_fresh_soon_after()
         world.registry.script = world.shelf
         await world.clock.advance(12)
         assert world.agent.catalog.breaker.up
-        assert all(not world.cache.look(service, world.clock.now()).stale for service in services)
+        assert all(not world.cache.lookup(service, world.clock.now()).stale for service in services)
 
 
 # --- push ----------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ AWAY = Unreachable("connection refused", arrived=False)
 WALL = 1_800_000_000_000
 
 
-def cache(luck: float = 0.5, overlay: PendingPolicy = PendingPolicy(), **policy: Any) -> Cache:  # noqa: B008
-    return Cache(CachePolicy(**policy), overlay, itertools.repeat(luck).__next__)
+def cache(rng: float = 0.5, overlay: PendingPolicy = PendingPolicy(), **policy: Any) -> Cache:  # noqa: B008
+    return Cache(CachePolicy(**policy), overlay, itertools.repeat(rng).__next__)
 
 
 def listed(kept: Cache, now: float, *hosts: Instance, service: ServiceKey = KEY, **more: Any) -> Change | None:
@@ -445,9 +445,9 @@ def test_the_schedule_does_not_grow_with_what_is_done_to_one_service() -> None:
 # --- what is due ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("luck", "moment"), [(0.0, 4.5), (0.5, 5.0), (1.0, 5.5)])
-def test_a_service_that_is_read_is_due_after_its_interval_give_or_take_a_tenth(luck: float, moment: float) -> None:
-    kept = cache(luck)
+@pytest.mark.parametrize(("rng", "moment"), [(0.0, 4.5), (0.5, 5.0), (1.0, 5.5)])
+def test_a_service_that_is_read_is_due_after_its_interval_give_or_take_a_tenth(rng: float, moment: float) -> None:
+    kept = cache(rng)
     read(kept, 0)
     assert kept.next_due() == pytest.approx(moment)
 
@@ -694,13 +694,13 @@ def waits(kept: Cache, failures: int) -> list[float]:
 
 
 def test_failures_are_tried_again_later_each_time_up_to_a_bound() -> None:
-    kept = cache(rng=1.0, interval_read=5, longest_back_off=60)
+    kept = cache(rng=1.0, interval_read=5, max_back_off=60)
     read(kept, 0)
     assert waits(kept, 6) == pytest.approx([10, 20, 40, 60, 60, 60])
 
 
 def test_no_two_wait_alike_after_a_failure() -> None:
-    kept = cache(rng=0.0, interval_read=5, longest_back_off=60)
+    kept = cache(rng=0.0, interval_read=5, max_back_off=60)
     read(kept, 0)
     assert waits(kept, 4) == pytest.approx([5, 10, 20, 30])
 
