@@ -1,7 +1,7 @@
 # One line each: install what is missing, then do it. PYTHON=python3.12 chooses another interpreter, ARGS goes to pytest.
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PIP := .venv/bin/python -m pip --disable-pip-version-check -q
-.PHONY: install run test lint bench
+.PHONY: install run test coverage lint bench
 
 install: .venv/.installed
 
@@ -10,6 +10,9 @@ run: install
 
 test: install
 	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest $(ARGS)
+
+coverage: install
+	NACOS_PROXY_TEST_RNACOS= .venv/bin/coverage run -m pytest $(ARGS) && .venv/bin/coverage combine -q && .venv/bin/coverage json -q && .venv/bin/python .ci/coverage_floors.py coverage.json
 
 lint: install
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/pyright && .venv/bin/lint-imports
