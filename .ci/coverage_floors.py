@@ -1,4 +1,4 @@
-"""Fails if a folder of proxy/nacos_proxy is covered less than its floor in pyproject.toml: `coverage_floors.py REPORT.json`.
+"""Fails if a folder of proxy/nacos_proxy is covered less than its floor in pyproject.toml: `coverage_floors.py REPORT`.
 
 The percentage counts lines and branches together, as `coverage report` does.
 """
