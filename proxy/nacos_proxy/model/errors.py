@@ -21,8 +21,8 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Problem(Enum):
-    """What is wrong with a parameter; each dialect words it in its own way."""
+class Violation(Enum):
+    """What is wrong with a parameter (`BadCall`). Each dialect has its own words and codes for it."""
 
     MISSING = "missing"
     ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (nacos-http.md 1.6)
@@ -40,7 +40,7 @@ class Problem(Enum):
 
 
 class Reason(Enum):
-    """Why a server said no, where a Nacos client could tell; the dialects have their own status and code for each."""
+    """Why a server refused a call (`Refused`). Each dialect has its own status and code for it."""
 
     INSTANCE_NOT_FOUND = "instance not found"
     NO_INSTANCES = "no instances"
@@ -78,10 +78,10 @@ class BadCall(ProxyError):
 
     status = 400
 
-    def __init__(self, parameter: str, problem: Problem, text: str, *, value: str = "", status: int = 400) -> None:
+    def __init__(self, parameter: str, violation: Violation, text: str, *, value: str = "", status: int = 400) -> None:
         super().__init__(text)
         self.parameter = parameter
-        self.problem = problem
+        self.violation = violation
         self.text = text
         self.value = value
         self.status = status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import beat_interval, beat_timeout, delete_timeout
 from nacos_proxy.model.services import (
     Instance,
@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def _illegal(parameter: str, why: str) -> BadCall:
-    return BadCall(parameter, Problem.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
+    return BadCall(parameter, Violation.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
 
 
 def _length(text: str) -> int:
@@ -102,7 +102,7 @@ def check_metadata(metadata: Metadata) -> None:
 def check_weight(weight: float) -> float:
     if math.isnan(weight) or not 0.0 <= weight <= MAX_WEIGHT:
         text = "instance format invalid: The weights range from 0.0 to 10000.0"
-        raise BadCall("weight", Problem.WEIGHT, text, value=str(weight))
+        raise BadCall("weight", Violation.WEIGHT, text, value=str(weight))
     return weight
 
 
@@ -110,7 +110,7 @@ def check_instance(instance: Instance) -> None:
     """What Nacos asks of a registration beyond its parameter check (`checkInstanceIsLegal`)."""
     if _REGISTRABLE_CLUSTER.fullmatch(instance.cluster) is None:
         only = "Instance 'clusterName' should be characters with only 0-9a-zA-Z-."
-        raise BadCall("clusterName", Problem.INSTANCE, f"{only} (current: {instance.cluster})")
+        raise BadCall("clusterName", Violation.INSTANCE, f"{only} (current: {instance.cluster})")
     if min(beat_timeout(instance.metadata), delete_timeout(instance.metadata)) < beat_interval(instance.metadata):
         text = "Instance 'heart beat interval' must less than 'heart beat timeout' and 'ip delete timeout'."
-        raise BadCall("metadata", Problem.INSTANCE, text)
+        raise BadCall("metadata", Violation.INSTANCE, text)

@@ -11,7 +11,7 @@ from email.message import Message
 from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 
 MULTIPART_TYPE = "multipart/form-data"
 MOST_PARTS = 100
@@ -65,4 +65,4 @@ def _parameter(message: Message, name: str, header: str) -> str | None:
 
 
 def _refused(why: str) -> BadCall:
-    return BadCall("", Problem.BODY, f"the body is no {MULTIPART_TYPE}: {why}")
+    return BadCall("", Violation.BODY, f"the body is no {MULTIPART_TYPE}: {why}")

@@ -22,7 +22,7 @@ from nacos_proxy.model.calls import (
     Update,
     Write,
 )
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import (
     beat_interval,
     beat_timeout,
@@ -177,7 +177,7 @@ def test_a_weight_within_its_range(weight: float) -> None:
 def test_a_weight_outside_of_it_is_refused(weight: float) -> None:
     with pytest.raises(BadCall) as caught:
         check_weight(weight)
-    assert (caught.value.parameter, caught.value.problem) == ("weight", Problem.WEIGHT)
+    assert (caught.value.parameter, caught.value.violation) == ("weight", Violation.WEIGHT)
 
 
 # metadata

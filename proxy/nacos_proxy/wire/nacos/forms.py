@@ -16,7 +16,7 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -152,9 +152,9 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     if name is None or not (name or group_needed):
         missing = "Required request parameter 'serviceName' for method parameter type String is not present"
         said = missing if group_needed else "Param 'serviceName' is required."
-        raise BadCall("serviceName", Problem.MISSING, said)
+        raise BadCall("serviceName", Violation.MISSING, said)
     if group_needed or not name.strip():
-        check_grouped(name, Problem.GROUPED_NAME)
+        check_grouped(name, Violation.GROUPED_NAME)
     if full is None:
         return Beat(p.key(), p.text("ip"), p.integer("port", 0), cluster, p.yes("ephemeral", default=True))
     return Beat(p.key(), full.ip, full.port, full.cluster, full.ephemeral, full)
@@ -171,7 +171,7 @@ def status_key(key: str) -> ServiceKey:
     namespace, separator, name = key.partition("##")
     if not separator:
         namespace, name = "", key
-    check_grouped(name, Problem.GROUPED_NAME)
+    check_grouped(name, Violation.GROUPED_NAME)
     group, _, service = name.partition(GROUP_SEPARATOR)
     found = ServiceKey.of(service, group, namespace)
     plain_service(found)  # no version has a parameter check here

@@ -20,7 +20,7 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
@@ -44,14 +44,14 @@ def form_required(p: Parameters, *names: str) -> None:
     for name in names:
         if not p.text(name):
             said = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
-            raise BadCall(name, Problem.MISSING, said)
+            raise BadCall(name, Violation.MISSING, said)
 
 
 def param_required(p: Parameters, name: str, kind: str = "String") -> str:
     """What a method parameter must have; blank is there."""
     if p.raw(name) is None:
         said = f"Required request parameter '{name}' for method parameter type {kind} is not present"
-        raise BadCall(name, Problem.MISSING, said)
+        raise BadCall(name, Violation.MISSING, said)
     return p.text(name)
 
 
@@ -59,7 +59,7 @@ def named_key(p: Parameters) -> ServiceKey:
     """The service of a method parameter `serviceName`."""
     if not param_required(p, "serviceName"):
         said = "Param 'serviceName' is illegal, serviceName is blank"
-        raise BadCall("serviceName", Problem.GROUPED_NAME, said)
+        raise BadCall("serviceName", Violation.GROUPED_NAME, said)
     return p.key()
 
 

@@ -20,10 +20,10 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import (
     BadCall,
-    Problem,
     ProxyError,
     Reason,
     Refused,
+    Violation,
 )
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
@@ -123,7 +123,7 @@ def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
     generator = metadata.get("preserved.instance.id.generator", "simple")
     if p.rules is NACOS and generator not in ("simple", "snowflake"):
         said = "caused: The InstanceIdGenerator type is not found ;"
-        raise BadCall("metadata", Problem.OTHER, said, status=500)
+        raise BadCall("metadata", Violation.OTHER, said, status=500)
     return p, service, instance
 
 

@@ -33,9 +33,9 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.errors import (
     BadCall,
     Malformed,
-    Problem,
     Reason,
     Refused,
+    Violation,
 )
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -135,7 +135,7 @@ def _read_names(request: HttpRequest) -> ServiceNames:
 def _read_health(request: HttpRequest) -> SetHealth:
     p, _ = _checked(request)
     if not p.text("healthy", "valid"):
-        raise BadCall("healthy", Problem.MISSING, "Param 'healthy' is required.")
+        raise BadCall("healthy", Violation.MISSING, "Param 'healthy' is required.")
     service = p.required_key()
     ip, port = p.required_address()
     cluster = p.text("clusterName", default=DEFAULT_CLUSTER)

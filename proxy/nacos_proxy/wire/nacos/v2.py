@@ -30,7 +30,7 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import Malformed, Problem, ProxyError
+from nacos_proxy.model.errors import Malformed, ProxyError, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -148,7 +148,7 @@ def _read_patch(request: HttpRequest) -> Update:
     for parameter, kind in (("port", "Integer"), ("weight", "Double"), ("enabled", "Boolean"), ("metadata", "String")):
         param_required(p, parameter, kind)
     weight, enabled = p.double("weight"), p.boolean("enabled")
-    check_grouped(name, Problem.GROUPED_NAME)
+    check_grouped(name, Violation.GROUPED_NAME)
     if weight is not None:
         check_weight(weight)
     named = metadata if p.text("metadata") else None

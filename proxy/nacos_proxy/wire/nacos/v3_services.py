@@ -30,7 +30,7 @@ from nacos_proxy.model.calls import (
     Switches,
     UpdateService,
 )
-from nacos_proxy.model.errors import BadCall, Misplaced, Problem
+from nacos_proxy.model.errors import BadCall, Misplaced, Violation
 from nacos_proxy.model.services import (
     DEFAULT_NAMESPACE,
     GROUP_SEPARATOR,
@@ -84,7 +84,7 @@ def _page(p: Parameters) -> tuple[int, int]:
     for name, value in (("pageNo", page), ("pageSize", size)):
         if value < 1:
             said = f"Required parameter '{name}' should be positive integer, current is {value}"
-            raise BadCall(name, Problem.OTHER, said, value=str(value))
+            raise BadCall(name, Violation.OTHER, said, value=str(value))
     return page, size
 
 

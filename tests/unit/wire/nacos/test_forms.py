@@ -12,7 +12,7 @@ from nacos_proxy.model.calls import (
     CreateService,
     Update,
 )
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.base import PushAddress
@@ -142,24 +142,24 @@ def test_a_full_beat_wins_over_the_parameters_but_not_over_the_service() -> None
 
 
 @pytest.mark.parametrize(
-    ("values", "group_needed", "problem"),
+    ("values", "group_needed", "violation"),
     [
-        ({}, False, Problem.MISSING),
-        ({}, True, Problem.MISSING),
-        ({"serviceName": ""}, False, Problem.MISSING),
-        ({"serviceName": ""}, True, Problem.GROUPED_NAME),
-        ({"serviceName": " "}, False, Problem.GROUPED_NAME),
-        ({"serviceName": "s"}, True, Problem.GROUPED_NAME),
-        ({"serviceName": "s", "ip": "a b"}, False, Problem.ILLEGAL),
-        ({"serviceName": "s", "port": "x"}, False, Problem.ILLEGAL),
-        ({"serviceName": "s", "beat": '{"port":99999}'}, False, Problem.ILLEGAL),
-        ({"serviceName": "a b", "beat": "{"}, False, Problem.BODY),
+        ({}, False, Violation.MISSING),
+        ({}, True, Violation.MISSING),
+        ({"serviceName": ""}, False, Violation.MISSING),
+        ({"serviceName": ""}, True, Violation.GROUPED_NAME),
+        ({"serviceName": " "}, False, Violation.GROUPED_NAME),
+        ({"serviceName": "s"}, True, Violation.GROUPED_NAME),
+        ({"serviceName": "s", "ip": "a b"}, False, Violation.ILLEGAL),
+        ({"serviceName": "s", "port": "x"}, False, Violation.ILLEGAL),
+        ({"serviceName": "s", "beat": '{"port":99999}'}, False, Violation.ILLEGAL),
+        ({"serviceName": "a b", "beat": "{"}, False, Violation.BODY),
     ],
 )
-def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, problem: Problem) -> None:
+def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, violation: Violation) -> None:
     with pytest.raises(BadCall) as caught:
         read_any_beat(of(**values), group_needed=group_needed)
-    assert caught.value.problem is problem
+    assert caught.value.violation is violation
 
 
 def test_a_batch_is_of_one_kind() -> None:
