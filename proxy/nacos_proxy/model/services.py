@@ -9,7 +9,7 @@ import hashlib
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -145,13 +145,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A service at one moment: every cluster, healthy or not, disabled ones where the source shows them.
+    """A service at one moment: every cluster, healthy or not, disabled instances where the source shows them.
 
-    `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
-    (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
-    never masks (nacos-http.md 5.5). `last_ref_time` is in milliseconds since 1970. `by_cluster`: the server is a 1.x, which
-    keeps one instance for each cluster at an address, where later ones keep one (nacos-http.md 5.1). `unreadable` says what
-    is wrong with each host that was left out. These three are no part of equality.
+    `instances` are sorted by key and carry their true health. `threshold` is the protection threshold (0.0 to 1.0).
+    A threshold of 0.0 masks health only if the service has metadata of its own; `masking` says that it has
+    (nacos-http.md 5.5). `cache_millis` is how often clients poll, in ms. `extra` holds a server's unknown fields.
+
+    Not compared: `last_ref_time` is in ms since 1970. `by_cluster` marks a 1.x server, which keeps one instance per
+    cluster at an address; later servers keep one per address (nacos-http.md 5.1). `unreadable` has one text for each
+    host that was left out. `index` spares the constructor's caller a second `by_key`, if it has one at hand.
     """
 
     key: ServiceKey
@@ -163,12 +165,17 @@ class Snapshot:
     last_ref_time: int = field(default=0, compare=False)
     by_cluster: bool = field(default=False, compare=False)
     unreadable: tuple[str, ...] = field(default=(), compare=False)
+    index: InitVar[Mapping[InstanceKey, Instance] | None] = None
+
+    def __post_init__(self, index: Mapping[InstanceKey, Instance] | None) -> None:
+        if index is not None:
+            object.__setattr__(self, "by_key", index)
 
     @classmethod
     def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:
-        """A snapshot with its instances put in order; of two with one key the later counts."""
-        by_key = {instance.key: instance for instance in instances}
-        return cls(key, tuple(by_key[k] for k in sorted(by_key)), **fields)
+        """Sorts the instances. If two have the same key, the later one wins."""
+        index = _sorted({instance.key: instance for instance in instances})
+        return cls(key, tuple(index.values()), **fields, index=index)
 
     @cached_property
     def revision(self) -> str:
@@ -218,21 +225,16 @@ class Snapshot:
         return next(same, ip)
 
     def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
-        return replace(self, instances=Snapshot.of(self.key, instances).instances)
+        return self.with_by_key({instance.key: instance for instance in instances})
 
     def with_by_key(self, by_key: Mapping[InstanceKey, Instance]) -> Snapshot:
-        """As `with_instances`, of instances that lie by their key already."""
-        ordered = {key: by_key[key] for key in sorted(by_key)}
-        after = replace(self, instances=tuple(ordered.values()))
-        after.__dict__["by_key"] = ordered  # where cached_property keeps it: to make it anew is what costs most
-        return after
+        """As `with_instances`, for instances that are indexed already."""
+        index = _sorted(by_key)
+        return replace(self, instances=tuple(index.values()), index=index)
 
     def dated(self, last_ref_time: int) -> Snapshot:
-        """The same at another moment."""
-        after = replace(self, last_ref_time=last_ref_time)
-        known = ("by_key", "by_address", "revision")
-        after.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
-        return after
+        """The same snapshot with another time."""
+        return replace(self, last_ref_time=last_ref_time, index=self.by_key)
 
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
         """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, nacos-http.md 5.5).
@@ -251,6 +253,10 @@ class Snapshot:
     def _protects(self, share: float) -> bool:
         # Nacos compares two Java floats: 29 of 100 are at a threshold of 0.29, which 0.29 * 100 in doubles is not.
         return _float32(share) <= _float32(min(1.0, self.threshold))
+
+
+def _sorted(by_key: Mapping[InstanceKey, Instance]) -> Mapping[InstanceKey, Instance]:
+    return {key: by_key[key] for key in sorted(by_key)}
 
 
 def _float32(number: float) -> float:
