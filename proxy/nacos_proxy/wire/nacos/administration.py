@@ -37,8 +37,7 @@ from nacos_proxy.wire.nacos.shapes import (
     result,
 )
 from nacos_proxy.wire.nacos.table import ANY
-from nacos_proxy.wire.nacos.v1 import V1
-from nacos_proxy.wire.nacos.v1_services import write_ok
+from nacos_proxy.wire.nacos.v1 import V1, write_ok
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
 

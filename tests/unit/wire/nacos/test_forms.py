@@ -10,6 +10,7 @@ from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
     CreateService,
+    Register,
     Update,
 )
 from nacos_proxy.model.errors import BadCall, Violation
@@ -21,13 +22,13 @@ from nacos_proxy.wire.nacos.forms import (
     batch_form,
     beat_form,
     grouped,
-    instance_form,
     metadata_text,
     pairs,
     patched_weight,
     push_address,
     read_any_beat,
     read_batch,
+    register_form,
     service_form,
     status_key,
     update_form,
@@ -61,7 +62,7 @@ def test_v1_names_a_service_with_its_group_and_the_others_without() -> None:
 
 def test_metadata_travels_as_json_in_utf8() -> None:
     assert metadata_text({"zone": "北"}) == '{"zone":"北"}'
-    assert "metadata" not in dict(instance_form(instance()))
+    assert "metadata" not in dict(register_form(Register(KEY, instance())))
 
 
 def test_an_update_names_only_what_it_has() -> None:

@@ -22,11 +22,11 @@ from nacos_proxy.model.errors import (
     Violation,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.forms import health_form
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.results import (
     data_of,
     form_required,
-    health_form,
     named_key,
     param_required,
     read_batch_form,
