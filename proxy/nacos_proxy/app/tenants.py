@@ -36,11 +36,11 @@ from nacos_proxy.frontends.own_tokens import own_in
 from nacos_proxy.model.errors import (
     BadCall,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     UpstreamError,
+    Violation,
     no_right,
 )
 from nacos_proxy.runtime import (
@@ -249,7 +249,7 @@ class Tenants:
         if self._blamed(address) > self._policy.attempts - 1:
             self.refused += 1
             text = "too many tokens and passwords from this address were refused; what was taken before goes on"
-            raise BadCall("", Problem.OTHER, text, status=429)
+            raise BadCall("", Violation.OTHER, text, status=429)
         if self._asking[address] >= self._policy.at_once or len(self._opening) >= self._policy.max_tenants:
             text = f"{len(self._opening)} tokens and passwords are being looked into at once; ask again in a moment"
             raise NothingKnown(text)
@@ -348,7 +348,7 @@ class Tenants:
         free = [place for place in self._places.values() if not place.busy]
         if not free:
             text = f"{self._policy.max_tenants} accounts are at work here; no more can be served"
-            raise BadCall("", Problem.OTHER, text, status=429)
+            raise BadCall("", Violation.OTHER, text, status=429)
         self._end(max(free, key=lambda place: shares[place.address]), None)
 
     async def _sweep(self) -> None:

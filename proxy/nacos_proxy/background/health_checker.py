@@ -23,7 +23,7 @@ from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.core.agent import Agent, Written
 from nacos_proxy.model.calls import Beat, Deregister, Register
-from nacos_proxy.model.errors import BadCall, Problem, ProxyError
+from nacos_proxy.model.errors import BadCall, ProxyError, Violation
 from nacos_proxy.model.services import Instance, ServiceKey
 from nacos_proxy.runtime import spawn, stood_still, stop
 
@@ -80,7 +80,7 @@ class HealthChecker:
         """Raises `BadCall` for a check that may not be made from here."""
         if spec.kind != "ttl" and not local(spec.host) and not allowed(spec.host, self._policy.allow):
             text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
-            raise BadCall("managed.check", Problem.BODY, text, status=403)
+            raise BadCall("managed.check", Violation.BODY, text, status=403)
 
     async def register(
         self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
@@ -92,7 +92,7 @@ class HealthChecker:
             if not shares.room(owner):
                 held = shares.held(owner)
                 text = f"{held} instances of this client are managed already, {len(self)} of all clients together"
-                raise BadCall("managed", Problem.OTHER, text, status=429)
+                raise BadCall("managed", Violation.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))
         self._keep(CheckedInstance(service, instance, spec, owner), registered=True)
         for listener in self._agent.on_registration:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import Instance, ServiceKey
 
@@ -52,7 +52,9 @@ def seconds(parameter: str, value: object) -> float:
     except (ValueError, KeyError):
         result = -1.0
     if not 0 < result < 86_400 * 366:
-        raise BadCall(parameter, Problem.BODY, f"{parameter} is a duration such as '5s' or '500ms', not {text[:40]!r}")
+        raise BadCall(
+            parameter, Violation.BODY, f"{parameter} is a duration such as '5s' or '500ms', not {text[:40]!r}"
+        )
     return result
 
 
@@ -81,19 +83,19 @@ class CheckSpec:
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
             raise BadCall(
-                "managed", Problem.BODY, f"managed has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}"
+                "managed", Violation.BODY, f"managed has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}"
             )
         check = _mapping("managed.check", managed.get("check"))
         if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
             raise BadCall(
                 "managed.check",
-                Problem.BODY,
+                Violation.BODY,
                 'managed.check is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}',
             )
         kind, value = next(iter(check.items()))
         failures = managed.get("failures", 3)
         if not isinstance(failures, int) or not 1 <= failures <= 1000:
-            raise BadCall("managed.failures", Problem.BODY, "managed.failures is a number from 1 to 1000")
+            raise BadCall("managed.failures", Violation.BODY, "managed.failures is a number from 1 to 1000")
         interval = seconds("managed.interval", managed.get("interval", 5))
         return cls(
             kind,  # pyright: ignore[reportArgumentType] - one of the three, as checked above
@@ -122,7 +124,7 @@ class CheckSpec:
 
 def _mapping(parameter: str, body: object) -> Mapping[str, Any]:
     if not isinstance(body, dict):
-        raise BadCall(parameter, Problem.BODY, f"{parameter} is an object")
+        raise BadCall(parameter, Violation.BODY, f"{parameter} is an object")
     return body  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -135,19 +137,19 @@ def _timeout(value: object, interval: float, kept: bool) -> float:
         return min(timeout, most)
     bound = f"its interval, which is {interval:g} s here" if interval < LONGEST_TIMEOUT else f"{LONGEST_TIMEOUT:g} s"
     text = f"managed.timeout is at most {bound}, not {timeout:g} s"
-    raise BadCall("managed.timeout", Problem.BODY, text)
+    raise BadCall("managed.timeout", Violation.BODY, text)
 
 
 def _target(kind: str, value: object) -> str:
     text = value if isinstance(value, str) and value.isprintable() else ""
     if kind == "http" and not _is_url(text):
         raise BadCall(
-            "managed.check.http", Problem.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
+            "managed.check.http", Violation.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
         )
     if kind == "tcp":
         host, _, port = text.rpartition(":")
         if not host or _NUMBER.fullmatch(port) is None or not 0 < int(port) < 65536:
-            raise BadCall("managed.check.tcp", Problem.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
+            raise BadCall("managed.check.tcp", Violation.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
     return "" if kind == "ttl" else text
 
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.wire.http import (
     CACHEABLE,
     Cacheable,
@@ -42,7 +42,7 @@ async def whole_body(scope: Scope, receive: Receive, most: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise BadCall("", Problem.BODY, "the client went away before its request was complete")
+            raise BadCall("", Violation.BODY, "the client went away before its request was complete")
         body += message.get("body", b"")
         if len(body) > most:
             raise too_large(most)
@@ -56,7 +56,7 @@ def length_of(value: bytes) -> int:
 
 
 def too_large(most: int) -> BadCall:
-    return BadCall("", Problem.BODY, f"the body is longer than {most} bytes", status=413)
+    return BadCall("", Violation.BODY, f"the body is longer than {most} bytes", status=413)
 
 
 def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") -> HttpRequest:

@@ -5,11 +5,13 @@ Not for: what stands in a form (`wire`), bodies that are read where they are use
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from starlette.types import Message, Receive, Scope
 
 from nacos_proxy.frontends.answers import length_of
 from nacos_proxy.model.errors import BadCall
-from nacos_proxy.wire.http import FORM_TYPE, encoded, form_pairs
+from nacos_proxy.wire.http import FORM_TYPE, form_pairs
 from nacos_proxy.wire.multipart import MULTIPART_TYPE
 
 _FORM, _MULTIPART = FORM_TYPE.encode(), MULTIPART_TYPE.encode()
@@ -51,6 +53,6 @@ async def form_of(scope: Scope, receive: Receive, most: int) -> tuple[bytes, Rec
 
 def _as_form(content_type: bytes, body: bytes) -> bytes:
     try:
-        return encoded(form_pairs(content_type.decode("latin-1"), body)).encode()
+        return urlencode(form_pairs(content_type.decode("latin-1"), body)).encode()
     except BadCall:  # said where the form is read to be used
         return b""

@@ -18,7 +18,7 @@ from starlette.types import Scope
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.wire.http import FORM_TYPE
 from nacos_proxy.wire.multipart import (
-    LONGEST_HEAD,
+    MAX_HEAD,
     MULTIPART_TYPE,
     boundary_of,
     part_name,
@@ -100,7 +100,7 @@ def _blank_pair(pair: bytes, own: Known) -> bytes:
 def _blank_part(part: bytes, own: Known) -> bytes:
     """A part of another name, and nothing in it. Its name is read as the guard reads it."""
     head, empty_line, value = part.partition(b"\r\n\r\n")
-    if len(head) > LONGEST_HEAD or not own(value.decode("utf-8", "replace").strip()):
+    if len(head) > MAX_HEAD or not own(value.decode("utf-8", "replace").strip()):
         return part
     if part_name(head.decode("utf-8", "replace")) not in TOKENS:
         return part

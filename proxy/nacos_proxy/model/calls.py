@@ -1,9 +1,8 @@
-"""What somebody wants: immutable values. What a write means is `effects.apply`.
+"""Calls to a registry, as immutable values. `effects.apply` says what a write does.
 
-A call names its result type: `Fetch` is a `Call[Snapshot]`. A value that exists is valid: the limits that Nacos puts
-on callers (nacos-http.md 1.6, 1.7) are checked in the constructors by way of `check_*`, which raise `BadCall`.
-Calls that only read a snapshot (a list with its filters, one instance, a pick) are no calls of a registry:
-they are answered from the catalog, which needs `Fetch` alone.
+A call names its result type: `Fetch` is a `Call[Snapshot]`. Constructors check nothing: the front ends check a caller's
+values (`limits`, `wire.nacos.rules`) before they construct a call. Reads of a snapshot (a filtered list, a pick) are
+not calls to a registry: the catalog answers them and needs only `Fetch`.
 """
 
 from __future__ import annotations
@@ -31,27 +30,24 @@ BEAT_OK = 10200
 BEAT_NOT_FOUND = 20404
 
 
-# --- calls -----------------------------------------------------------------------------------------------------
-
-
 class Call(Generic[R]):
-    """Something that a `Registry` can be asked; `R` is the type of its result."""
+    """A call that a `Registry` can execute; `R` is the type of its result."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch(Call[Snapshot]):
-    """The whole service: all clusters, true health. An unknown service is an empty snapshot, never an error."""
+    """Fetches the whole service: all clusters, true health. An unknown service is an empty snapshot, not an error."""
 
     service: ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
 class GetInstance(Call[Instance]):
-    """One instance, straight from the registry: it also finds disabled ones that lists hide.
+    """Gets one instance from the registry, even a disabled one, which lists hide.
 
-    Raises `Refused` with `Reason.NO_INSTANCES` (the service or cluster has none) or `Reason.INSTANCE_NOT_FOUND`.
+    Raises `Refused` with `Reason.NO_INSTANCES` (the service or cluster is empty) or `Reason.INSTANCE_NOT_FOUND`.
     """
 
     service: ServiceKey
@@ -62,7 +58,7 @@ class GetInstance(Call[Instance]):
 
 @dataclass(frozen=True, slots=True)
 class ServicePage:
-    """One page of service names (bare, without the group) and the number of all."""
+    """One page of service names (without the group), and the total number of services."""
 
     count: int
     names: tuple[str, ...]
@@ -70,7 +66,7 @@ class ServicePage:
 
 @dataclass(frozen=True, slots=True)
 class ListServices(Call[ServicePage]):
-    """Names of one group; `page` counts from 1 (0 means 1, too), a page past the end is empty."""
+    """Lists the names of one group. `page` counts from 1, and 0 also means 1. A page past the end is empty."""
 
     namespace: str
     group: str
@@ -80,21 +76,21 @@ class ListServices(Call[ServicePage]):
 
 @dataclass(frozen=True, slots=True)
 class Write(Call[R]):
-    """A call that changes one service; `apply` says how."""
+    """A call that changes one service; `effects.apply` says how."""
 
     service: ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
 class Register(Write[None]):
-    """Upsert. Idempotent: it may be sent again when it may have arrived."""
+    """Adds or replaces an instance. Idempotent, so it may be retried if its outcome is unknown."""
 
     instance: Instance
 
 
 @dataclass(frozen=True, slots=True)
 class Deregister(Write[None]):
-    """Idempotent; of an unknown instance it is a success. `cluster` is ignored by Nacos 2.x and later."""
+    """Removes an instance. Idempotent: an unknown instance is a success. Nacos 2.x and later ignore `cluster`."""
 
     ip: str
     port: int
@@ -104,12 +100,12 @@ class Deregister(Write[None]):
 
 @dataclass(frozen=True, slots=True)
 class Update(Write[None]):
-    """Weight, enabled and metadata of an instance; None is "not named". Idempotent.
+    """Changes weight, enabled and metadata of an instance; None means not given. Idempotent.
 
-    `partial=False` is a PUT: the server puts what is not named back to its default (weight 1.0, enabled, no
-    metadata of the overlay), and an unknown instance is a success. `partial=True` is a PATCH: only what is named
-    changes, named metadata replaces the overlay's, and an unknown instance is `Refused`. Source: modify.jsonl.
-    Nulls among the metadata are left out: 2.5.1 fails over one, 3.0.3 drops it (nacos-http.md 1.7).
+    `partial=False` is a PUT: the server resets what is not given (weight 1.0, enabled, no added metadata), and an
+    unknown instance is a success. `partial=True` is a PATCH: only the given values change, given metadata replaces the
+    metadata added before, and an unknown instance is `Refused`. Source: modify.jsonl.
+    Nulls in the metadata are dropped: 2.5.1 fails on them, 3.0.3 drops them (nacos-http.md 1.7).
     """
 
     ip: str
@@ -127,7 +123,7 @@ class Update(Write[None]):
 
 @dataclass(frozen=True, slots=True)
 class BeatResult:
-    """`interval` in ms; `code` is BEAT_OK or BEAT_NOT_FOUND; `extra` what else the server says."""
+    """The answer to a beat. `code` is BEAT_OK or BEAT_NOT_FOUND; `interval` is in ms; `extra` has other fields."""
 
     code: int = BEAT_OK
     interval: int = DEFAULT_BEAT_INTERVAL
@@ -137,8 +133,10 @@ class BeatResult:
 
 @dataclass(frozen=True, slots=True)
 class Beat(Write[BeatResult]):
-    """A heartbeat. With `full` the server registers an instance that it does not know; else it says BEAT_NOT_FOUND.
-    Weight and metadata of `full` are not applied to a known instance (nacos-http.md 2.7, recording "beat with weight 1").
+    """A heartbeat. If the server does not know the instance, it registers `full`, or answers BEAT_NOT_FOUND without it.
+
+    A known instance keeps its weight and metadata, whatever `full` has (nacos-http.md 2.7, recording "beat with
+    weight 1").
     """
 
     ip: str
@@ -150,9 +148,9 @@ class Beat(Write[BeatResult]):
 
 @dataclass(frozen=True, slots=True)
 class BatchMetadata(Write[tuple[str, ...]]):
-    """Merge keys into (or with `remove`, take keys from) the overlays of many instances.
+    """Adds metadata to many instances, or removes it (`remove`). No `instances` means all of the service.
 
-    `instances` empty means all. The result names each one changed: `ip:port:unknown:cluster:ephemeral`.
+    The result names each changed instance as `ip:port:unknown:cluster:ephemeral`.
     """
 
     instances: tuple[InstanceKey, ...]
@@ -163,7 +161,7 @@ class BatchMetadata(Write[tuple[str, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class SetHealth(Write[None]):
-    """Health by hand: only of persistent instances whose cluster has no health checker."""
+    """Sets the health of a persistent instance. Only for clusters without a health checker."""
 
     ip: str
     port: int
@@ -173,7 +171,7 @@ class SetHealth(Write[None]):
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
-    """A service's own data. `selector` is the JSON object that the server showed, for example `{"type": "none"}`."""
+    """A service's own data. `selector` is the server's JSON object, for example `{"type": "none"}`."""
 
     key: ServiceKey
     threshold: float = 0.0
@@ -181,7 +179,7 @@ class ServiceInfo:
     selector: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     clusters: tuple[str, ...] = ()
     ephemeral: bool = True
-    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)  # of the clusters that have their own
+    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)  # only of clusters with their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +191,7 @@ class GetService(Call[ServiceInfo]):
 
 @dataclass(frozen=True, slots=True)
 class CreateService(Call[None]):
-    """Raises `Refused` with `Reason.SERVICE_EXISTS`. On v1 a created service is persistent."""
+    """Raises `Refused` with `Reason.SERVICE_EXISTS`. v1 creates only persistent services."""
 
     service: ServiceKey
     threshold: float = 0.0
@@ -204,7 +202,7 @@ class CreateService(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class UpdateService(Call[None]):
-    """All three are replaced. Raises `Refused` with `Reason.SERVICE_NOT_FOUND`."""
+    """Replaces all three values. Raises `Refused` with `Reason.SERVICE_NOT_FOUND`."""
 
     service: ServiceKey
     threshold: float = 0.0
@@ -221,14 +219,14 @@ class DeleteService(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class ServiceNames(Call[Mapping[str, tuple[str, ...]]]):
-    """Namespace -> `group@@name`s; '' asks for all namespaces."""
+    """Lists `group@@name` by namespace; '' means all namespaces."""
 
     namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceDetail:
-    """A row of the admin list: a service with its instances (all, also disabled ones)."""
+    """A row of the admin list: a service with all its instances, disabled ones included."""
 
     info: ServiceInfo
     snapshot: Snapshot
@@ -242,7 +240,7 @@ class DetailPage:
 
 @dataclass(frozen=True, slots=True)
 class ListDetails(Call[DetailPage]):
-    """Services whose name and group contain the given texts ('' matches all), with their instances."""
+    """Lists services whose name and group contain the given texts ('' matches all), with their instances."""
 
     namespace: str
     name_part: str = ""
@@ -250,12 +248,12 @@ class ListDetails(Call[DetailPage]):
     page: int = 1
     size: int = 100
     ignore_empty: bool = False
-    with_instances: bool = True  # False: only the numbers are wanted; a registry may give the instances all the same
+    with_instances: bool = True  # False: counts are enough; the registry may still return instances
 
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """Who asked a list with a push address, as `service/subscribers` shows it."""
+    """A client that read a list and gave a push address, as `service/subscribers` shows it."""
 
     address: str
     agent: str
@@ -276,31 +274,31 @@ class Subscribers(Call[tuple[Subscriber, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Metrics(Call[Mapping[str, Any]]):
-    """The server's own metrics object, `{"status": "UP"}` where only the status is asked."""
+    """The server's own metrics object; `{"status": "UP"}` with `only_status`."""
 
     only_status: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Switches(Call[Mapping[str, Any]]):
-    """The server's switch object as it shows it."""
+    """The server's switches, as the server's own JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState(Call[Mapping[str, str | None]]):
-    """Version, mode and the like, a flat map."""
+    """Version, mode and the like, as a flat map."""
 
 
 @dataclass(frozen=True, slots=True)
 class Namespaces(Call[tuple[Mapping[str, Any], ...]]):
-    """The namespaces as objects with at least `namespace` (`public` for the default one) and `namespaceShowName`."""
+    """The namespaces, as objects with at least `namespace` (`public` for the default one) and `namespaceShowName`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alive(Call[None]):
-    """Does the process that answers live? Nobody else need be asked."""
+    """Is the answering process alive? Nothing else is checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready(Call[None]):
-    """Can the registry serve? Raises an `UpstreamError` that says why not."""
+    """Can the registry serve requests? Raises an `UpstreamError` that says why not."""

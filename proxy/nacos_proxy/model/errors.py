@@ -1,19 +1,18 @@
-"""What can go wrong, and whose fault it is.
+"""Errors, by whose fault they are.
 
     ProxyError
     ├─ BadCall            the caller's fault; names the parameter               400
-    ├─ Denied             no token, or not the right to do this                 401, 403
-    ├─ NothingKnown       no snapshot here, and nobody to ask                   503
-    └─ UpstreamError      the other side's fault
-       ├─ Refused         it answered, and said no: status and text kept        as given
-       ├─ Unreachable     no answer; `arrived` says whether it may have come    502
-       ├─ TooSlow         no answer in time; it may have arrived                504
-       │  └─ Busy         it waited in vain for a connection of ours            503
-       └─ Garbled         an answer that is none                                502
+    ├─ Denied             the token is missing, or lacks the right              401, 403
+    ├─ NothingKnown       no snapshot here, and no upstream to ask              503
+    └─ UpstreamError      the upstream's fault
+       ├─ Refused         the upstream refused; its status and text are kept    as given
+       ├─ Unreachable     no answer; `arrived`: the call may have arrived       502
+       ├─ TooSlow         no answer in time; the call may have arrived          504
+       │  └─ Busy         all our connections stayed in use; nothing was sent   503
+       └─ Garbled         the answer cannot be understood                       502
 
-Each carries what the edge needs: the status, the parameter, and whether a write may have arrived, which alone
-decides whether it may be tried on the next server. A decoder raises `Malformed`, which never leaves the role that
-called it: from a client's bytes it becomes `BadCall`, from a server's `Garbled`.
+Each error has an HTTP status. `arrived` alone decides whether a write may be retried on the next server.
+Decoders raise `Malformed`; their caller turns it into `BadCall` (a client's bytes) or `Garbled` (a server's).
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Problem(Enum):
-    """What is wrong with a parameter; each dialect words it in its own way."""
+class Violation(Enum):
+    """What is wrong with a parameter (`BadCall`). Each dialect has its own words and codes for it."""
 
     MISSING = "missing"
     ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (nacos-http.md 1.6)
@@ -30,17 +29,17 @@ class Problem(Enum):
     NOT_A_BOOLEAN = "not a boolean"
     WEIGHT = "weight"
     METADATA = "metadata"
-    INSTANCE = "instance"  # an instance that Nacos does not accept: cluster with '_', heart beat times out of order
-    GROUPED_NAME = "grouped name"  # v2 beat and patch want group@@name
+    INSTANCE = "instance"  # Nacos rejects the instance: cluster with '_', heartbeat times in the wrong order
+    GROUPED_NAME = "grouped name"  # v2 beat and patch require group@@name
     EMPTY_GROUP = "empty group"  # v1 '@@x'
     SELECTOR = "selector"
-    SWITCH = "switch"  # a value that a server's switch does not take
-    BODY = "body"  # not JSON, too large, not of the right shape
+    SWITCH = "switch"  # a value that the switch does not accept
+    BODY = "body"  # not JSON, too large, or of the wrong shape
     OTHER = "other"
 
 
 class Reason(Enum):
-    """Why a server said no, where a Nacos client could tell; the dialects have their own status and code for each."""
+    """Why a server refused a call (`Refused`). Each dialect has its own status and code for it."""
 
     INSTANCE_NOT_FOUND = "instance not found"
     NO_INSTANCES = "no instances"
@@ -51,7 +50,7 @@ class Reason(Enum):
     CHECKER_AT_WORK = "health check still working"
     CLUSTER_NOT_FOUND = "cluster not found"
     NO_RIGHT = "no right"
-    NO_PEER = "no peer"  # the node asked another one, which is gone or has just come: of the call it says nothing
+    NO_PEER = "no peer"  # the node failed to forward the call to a peer that is down or just starting
     GONE = "gone"
     OTHER = "other"
 
@@ -60,35 +59,35 @@ ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOU
 
 
 class ProxyError(Exception):
-    """The root. `str()` is a sentence for people, without secrets."""
+    """The root. `str()` is a message for people, without secrets."""
 
     status = 500
 
 
 class Malformed(Exception):
-    """What was read cannot be understood; says what and where."""
+    """The input cannot be understood. The message says what is wrong, and where."""
 
 
 class Misplaced(Malformed):
-    """The answer to another question than was asked: what comes on that connection is out of step."""
+    """The answer belongs to another request: the connection is out of step."""
 
 
 class BadCall(ProxyError):
-    """The caller's fault. `parameter` is the name that the caller used, '' when it is the whole body."""
+    """The caller's fault. `parameter` is the name that the caller used, or '' for the whole body."""
 
     status = 400
 
-    def __init__(self, parameter: str, problem: Problem, text: str, *, value: str = "", status: int = 400) -> None:
+    def __init__(self, parameter: str, violation: Violation, text: str, *, value: str = "", status: int = 400) -> None:
         super().__init__(text)
         self.parameter = parameter
-        self.problem = problem
+        self.violation = violation
         self.text = text
         self.value = value
         self.status = status
 
 
 class Denied(ProxyError):
-    """No token (401) or not the right to do this (403), said by this proxy, not by the upstream."""
+    """This proxy (not the upstream) denies the call: the token is missing (401) or lacks the right (403)."""
 
     def __init__(self, text: str, *, status: int = 403) -> None:
         super().__init__(text)
@@ -97,23 +96,23 @@ class Denied(ProxyError):
 
 
 class NothingKnown(ProxyError):
-    """A read for which there is no snapshot here and nobody to ask; `__cause__` says why."""
+    """There is no snapshot to answer a read, and no upstream to ask; `__cause__` says why."""
 
     status = 503
 
 
 class UpstreamError(ProxyError):
-    """The other side's fault. `arrived`: may the call have had its effect?"""
+    """The upstream's fault. `arrived`: the call may have taken effect."""
 
     status = 502
     arrived = False
 
 
 class Refused(UpstreamError):
-    """The upstream answered, and said no.
+    """The upstream refused the call.
 
-    `dialect` ('v1', 'v2', 'v3', '' for the embedded registry) tells in which dialect `status`, `content_type` and
-    `body` are; a client of that dialect gets them unchanged. `text` is the message without its wrapping.
+    `status`, `content_type` and `body` are in `dialect` ('v1', 'v2', 'v3'; '' for the embedded registry). A client of
+    the same dialect gets them unchanged. `text` is the message without its wrapping.
     """
 
     def __init__(
@@ -144,23 +143,23 @@ class Unreachable(UpstreamError):
 
 
 class TooSlow(UpstreamError):
-    """No answer in time; the call may have arrived."""
+    """No answer in time. The call may have arrived."""
 
     status = 504
     arrived = True
 
 
 class Busy(TooSlow):
-    """All our connections to the server were taken for too long. It was not asked, so it has not failed."""
+    """All our connections to the server stayed in use too long. Nothing was sent, so the server has not failed."""
 
     status = 503
     arrived = False
 
 
 class Garbled(UpstreamError):
-    """An answer that is none: not HTTP, not JSON, not the JSON that was asked for.
+    """The answer is not HTTP, not JSON, or not the expected JSON.
 
-    `answered`: it was an answer of HTTP and no page of something in between, so somebody is there.
+    `answered`: the server itself sent an HTTP answer (not some gateway an error page), so the server is up.
     """
 
     arrived = True
@@ -171,32 +170,33 @@ class Garbled(UpstreamError):
 
 
 def away(error: ProxyError | None) -> bool:
-    """Whether an upstream that says this, or nothing, cannot be counted on."""
+    """Whether the outcome of a call (None: success) shows that the upstream is unavailable."""
     if isinstance(error, Refused):
         return error.status >= 500 or error.reason is Reason.NO_PEER
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 
 def no_right(error: BaseException | None) -> bool:
-    """Whether the upstream does not let this client do it."""
+    """Whether the upstream denied the call to this client."""
     return isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
 
 
 def stranger(error: BaseException | None) -> bool:
-    """Whether the upstream does not know who asks, or no longer: the token, and not what its account may.
+    """Whether the upstream rejected the token itself (unknown or expired), not the rights of its account.
 
-    All versions say `authorization failed!` where they know the account (nacos-http.md 7.4); 1.4.6 has one more.
+    If they know the account, all versions answer `authorization failed!`, or 1.4.6 `resource name invalid`
+    (nacos-http.md 7.4).
     """
     text = str(error).lower()
     return no_right(error) and "authorization failed" not in text and "resource name invalid" not in text
 
 
 def telling(error: ProxyError | None, *, fetching: bool) -> bool:
-    """Whether an outcome says anything of the upstream as a whole.
+    """Whether an outcome counts for or against the upstream as a whole.
 
-    One list that cannot be read does not: it is there, and all else may be well. To calls that are no fetch 500 is also
-    the word for bad parameters, a node that misses its peer is there itself, and what waited in our own queue was not
-    even asked.
+    A single unreadable list does not count: the server answered. For calls other than fetches, 500 and 501 do not
+    count, because they also mean bad parameters; nor does a node that cannot reach a peer, since the node itself is up.
+    `Busy` never counts: nothing was sent.
     """
     if fetching:
         return not isinstance(error, Busy) and not (isinstance(error, Garbled) and error.answered)

@@ -1,66 +1,44 @@
-"""What Nacos accepts: lengths, characters and ranges of the values in a call."""
+"""What Nacos accepts: lengths, characters and ranges of the values in a call (nacos-http.md 1.6, 1.7)."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import beat_interval, beat_timeout, delete_timeout
-from nacos_proxy.model.services import (
-    Instance,
-    Metadata,
-    ServiceKey,
-)
+from nacos_proxy.model.services import Instance, Metadata, ServiceKey
 
 MAX_WEIGHT = 10_000.0
+MAX_METADATA = 1024  # characters, keys and values together
 
-
-MAX_METADATA = 1024
-
-
-# Java's Character.isWhitespace: no blank that does not break a line (U+00A0), nor U+0085.
+# Java's Character.isWhitespace, which excludes the no-break spaces and U+0085.
 _SPACES = "".join(map(chr, {*range(0x2000, 0x200B)} - {0x2007}))
-
-
 BLANK = f"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \u1680\u2028\u2029\u205f\u3000{_SPACES}"
 
-
-_NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
-
-
-# As Java reads them: its dot is no line's end, its \s no blank beyond ASCII.
+# As Java reads these patterns: `.` matches no line terminator, and `\s` only ASCII.
 _SERVICE = re.compile(r"(?!@)[^\n\r\u0085\u2028\u2029]((?!@@)[^\u4E00-\u9FA5\s])*", re.ASCII)
-
-
+_NAMESPACE = re.compile(r"[\w-]+", re.ASCII)
 _GROUP = re.compile(r"[a-zA-Z0-9\-_:.]*")
-
-
 _CLUSTER = re.compile(r"[0-9a-zA-Z\-_]+")
-
-
 _REGISTRABLE_CLUSTER = re.compile(r"[0-9a-zA-Z-]+")
-
-
 _IP = re.compile(r"[^\u4E00-\u9FA5\s]*", re.ASCII)
-
-
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def _illegal(parameter: str, why: str) -> BadCall:
-    return BadCall(parameter, Problem.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
+    return BadCall(parameter, Violation.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
 
 
 def _length(text: str) -> int:
-    """As Java counts it: a character beyond the first 65,536 is two."""
+    """The length in UTF-16 units, as Java counts it."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
     if len(value) <= limit and value.isascii() and pattern.fullmatch(value) is not None:
         return
-    if not value.strip(BLANK):  # never checked: that something is required is another's to say
+    if not value.strip(BLANK):  # a blank value passes: whether it is required is checked elsewhere
         return
     if _length(value) > limit:
         raise _illegal(parameter, f"the param length should not exceed {limit}.")
@@ -69,7 +47,7 @@ def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]
 
 
 def check_service(key: ServiceKey) -> None:
-    """Namespace, service name, group, in Nacos's order; the first that fails raises `BadCall` in Nacos's words."""
+    """Checks namespace, service name and group, in Nacos's order. Raises `BadCall` with Nacos's message."""
     _check_text("namespaceId/tenant", key.namespace, 64, _NAMESPACE)
     _check_text("serviceName", key.name, 512, _SERVICE)
     _check_text("group", key.group, 128, _GROUP)
@@ -84,7 +62,7 @@ def check_ip(ip: str) -> None:
 
 
 def check_port(port: str | int) -> int:
-    """The port as a number. 0 is legal (recording "port 0"); blanks and signs that Java's parser refuses are not."""
+    """The port as a number. 0 is legal (recording "port 0"). Raises `BadCall` for what Java's parser rejects."""
     try:
         number = int(port) if isinstance(port, int) or _NUMBER.fullmatch(port) else -1
     except ValueError:
@@ -102,15 +80,15 @@ def check_metadata(metadata: Metadata) -> None:
 def check_weight(weight: float) -> float:
     if math.isnan(weight) or not 0.0 <= weight <= MAX_WEIGHT:
         text = "instance format invalid: The weights range from 0.0 to 10000.0"
-        raise BadCall("weight", Problem.WEIGHT, text, value=str(weight))
+        raise BadCall("weight", Violation.WEIGHT, text, value=str(weight))
     return weight
 
 
 def check_instance(instance: Instance) -> None:
-    """What Nacos asks of a registration beyond its parameter check (`checkInstanceIsLegal`)."""
+    """What Nacos requires of a registration beyond its parameter check (`checkInstanceIsLegal`)."""
     if _REGISTRABLE_CLUSTER.fullmatch(instance.cluster) is None:
         only = "Instance 'clusterName' should be characters with only 0-9a-zA-Z-."
-        raise BadCall("clusterName", Problem.INSTANCE, f"{only} (current: {instance.cluster})")
+        raise BadCall("clusterName", Violation.INSTANCE, f"{only} (current: {instance.cluster})")
     if min(beat_timeout(instance.metadata), delete_timeout(instance.metadata)) < beat_interval(instance.metadata):
         text = "Instance 'heart beat interval' must less than 'heart beat timeout' and 'ip delete timeout'."
-        raise BadCall("metadata", Problem.INSTANCE, text)
+        raise BadCall("metadata", Violation.INSTANCE, text)

@@ -1,7 +1,4 @@
-"""What a service looks like: immutable values, no behaviour beyond comparing and choosing.
-
-Not for: calls (`calls`), anything that travels (`wire`), freshness (`catalog`).
-"""
+"""Services, instances, snapshots and changes: immutable values that can be compared and filtered."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import hashlib
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -25,12 +22,12 @@ Source = Literal["poll", "push", "write", "disk"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
-# Nacos keeps a null among the values, as clients send it (asked of 2.5.1).
+# Nacos stores null values as clients send them (tried with 2.5.1).
 Metadata: TypeAlias = Mapping[str, str | None]
 
 
 def texts(metadata: Metadata) -> Metadata:
-    """Without the nulls, for who cannot have them."""
+    """The metadata without its nulls."""
     if None not in metadata.values():
         return metadata
     return {name: text for name, text in metadata.items() if text is not None}
@@ -38,10 +35,10 @@ def texts(metadata: Metadata) -> Metadata:
 
 @lru_cache(maxsize=16_384)
 def plain_ip(ip: str) -> str:
-    """The one spelling of an IPv6 address (RFC 5952), without brackets; any other text as it is.
+    """The canonical form of an IPv6 address (RFC 5952), without brackets. Any other text is returned unchanged.
 
-    Clients register one as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers keep each spelling as an
-    instance of its own, and show it as it was registered (asked of 2.5.1).
+    Clients register one address as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers treat each form as
+    a separate instance, and show it as registered (tried with 2.5.1).
     """
     bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
     if ":" not in bare:
@@ -53,15 +50,15 @@ def plain_ip(ip: str) -> str:
 
 
 def address_of(ip: str, port: int | str) -> str:
-    """`ip:port`, an IPv6 address in brackets (RFC 3986 3.2.2), however it was registered."""
+    """`ip:port`, with an IPv6 address in its canonical form and in brackets (RFC 3986 3.2.2)."""
     ip = plain_ip(ip)
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 class ServiceKey(NamedTuple):
-    """A service's address. `str()` gives `namespace/group@@name`, the text of logs and of our own API.
+    """The key of a service. `str()` gives `namespace/group@@name`, as in logs and in our own API.
 
-    A tuple, because all that is known lies by it: its hash and comparison are C's.
+    A tuple, because it is the key of most tables here, and tuples hash and compare in C.
     """
 
     namespace: str
@@ -70,7 +67,7 @@ class ServiceKey(NamedTuple):
 
     @classmethod
     def of(cls, service: str, group: str | None = None, namespace: str | None = None) -> ServiceKey:
-        """From what callers write: `group@@name` wins over `group`; '' and None are `public` and `DEFAULT_GROUP`.
+        """The key that a caller means. `group@@name` wins over `group`; '' and None mean `public` and `DEFAULT_GROUP`.
 
         Source: nacos-http.md 1.7 and the recordings "groupName and prefix disagree", "list namespaceId=public".
         """
@@ -90,7 +87,7 @@ class ServiceKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """How a server checks the persistent instances of a cluster: the checker's JSON object, on which port."""
+    """How a server checks the persistent instances of a cluster: the checker's JSON object, and the port."""
 
     checker: Mapping[str, Any] = field(default_factory=lambda: {"type": "TCP"})
     port: int = 80
@@ -99,7 +96,7 @@ class Checking:
 
 
 class InstanceKey(NamedTuple):
-    """One instance's place in a service. On Nacos 2.x ip and port alone decide (nacos-http.md 5.1)."""
+    """The key of an instance in its service. Nacos 2.x compares only ip and port (nacos-http.md 5.1)."""
 
     ip: str
     port: int
@@ -108,10 +105,10 @@ class InstanceKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One instance as a server shows it. Lenient on purpose: callers' limits are checked by `calls`.
+    """One instance as a server shows it. Lenient on purpose: `limits` checks what callers register.
 
-    `instance_id` is '' where it is the ordinary `ip#port#cluster#group@@name`, which the wire then writes.
-    `extra` holds a server's fields that we do not know, as parsed JSON; they are passed on unharmed.
+    `instance_id` is '' if it is the usual `ip#port#cluster#group@@name`, which `wire` then writes.
+    `extra` has the server's fields that we do not know, as parsed JSON; they are passed on unchanged.
     """
 
     ip: str
@@ -137,7 +134,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a reader sees of a snapshot: the hosts after its filters, in order, and whether protection masks health."""
+    """The hosts of a snapshot that pass a reader's filters, in order; `protected`: protection masks their health."""
 
     hosts: tuple[Instance, ...]
     protected: bool = False
@@ -145,13 +142,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A service at one moment: every cluster, healthy or not, disabled ones where the source shows them.
+    """A service at one moment: every cluster, healthy or not, disabled instances where the source shows them.
 
-    `instances` are sorted by key and carry their true health. `threshold` is the service's protection threshold
-    (0.0..1.0); `masking` says that the service has metadata of its own, without which a threshold of 0.0
-    never masks (nacos-http.md 5.5). `last_ref_time` is in milliseconds since 1970. `by_cluster`: the server is a 1.x, which
-    keeps one instance for each cluster at an address, where later ones keep one (nacos-http.md 5.1). `unreadable` says what
-    is wrong with each host that was left out. These three are no part of equality.
+    `instances` are sorted by key and carry their true health. `threshold` is the protection threshold (0.0 to 1.0).
+    A threshold of 0.0 masks health only if the service has metadata of its own; `masking` says that it has
+    (nacos-http.md 5.5). `cache_millis` is how often clients poll, in ms. `extra` holds a server's unknown fields.
+
+    Not compared: `last_ref_time` is in ms since 1970. `by_cluster` marks a 1.x server, which keeps one instance per
+    cluster at an address; later servers keep one per address (nacos-http.md 5.1). `unreadable` has one text for each
+    host that was left out. `index` spares the constructor's caller a second `by_key`, if it has one at hand.
     """
 
     key: ServiceKey
@@ -163,16 +162,21 @@ class Snapshot:
     last_ref_time: int = field(default=0, compare=False)
     by_cluster: bool = field(default=False, compare=False)
     unreadable: tuple[str, ...] = field(default=(), compare=False)
+    index: InitVar[Mapping[InstanceKey, Instance] | None] = None
+
+    def __post_init__(self, index: Mapping[InstanceKey, Instance] | None) -> None:
+        if index is not None:
+            object.__setattr__(self, "by_key", index)
 
     @classmethod
     def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:
-        """A snapshot with its instances put in order; of two with one key the later counts."""
-        by_key = {instance.key: instance for instance in instances}
-        return cls(key, tuple(by_key[k] for k in sorted(by_key)), **fields)
+        """Sorts the instances. If two have the same key, the later one wins."""
+        index = _sorted({instance.key: instance for instance in instances})
+        return cls(key, tuple(index.values()), **fields, index=index)
 
     @cached_property
     def revision(self) -> str:
-        """16 hex digits over what clients can see; the same after a restart, but not ordered."""
+        """A hash (16 hex digits) of what clients can see. Stable across restarts, but not ordered."""
         text = orjson.dumps(self._content(), option=orjson.OPT_SORT_KEYS)
         return hashlib.blake2b(text, digest_size=8).hexdigest()
 
@@ -196,49 +200,44 @@ class Snapshot:
 
     @cached_property
     def by_address(self) -> Mapping[tuple[str, int], tuple[InstanceKey, ...]]:
-        """Who is at an address, in order: one on Nacos 2.x, maybe one of each cluster elsewhere."""
+        """The keys at each address, in order. Nacos 2.x has one per address, 1.x one per cluster."""
         found: dict[tuple[str, int], tuple[InstanceKey, ...]] = {}
-        for i in self.instances:
-            address = (i.ip, i.port)
-            found[address] = (*found.get(address, ()), i.key)
+        for key in self.by_key:
+            address = (key.ip, key.port)
+            found[address] = (*found.get(address, ()), key)
         return found
 
     def find(self, ip: str, port: int, cluster: str | None = None) -> Instance | None:
-        """The instance at ip:port, of that cluster if one is named, else of any."""
+        """The instance at ip:port, in the given cluster or else in any."""
         if cluster is not None:
             return self.by_key.get(InstanceKey(ip, port, cluster))
         keys = self.by_address.get((ip, port))
         return self.by_key[keys[0]] if keys else None
 
     def spelt(self, ip: str, port: int) -> str:
-        """`ip` as an instance at that address was registered; as given where none was."""
+        """`ip` in the form in which an instance at that address is registered; unchanged if there is none."""
         if ":" not in ip or (ip, port) in self.by_address:
             return ip
         same = (i.ip for i in self.instances if i.port == port and plain_ip(i.ip) == plain_ip(ip))
         return next(same, ip)
 
     def with_instances(self, instances: Iterable[Instance]) -> Snapshot:
-        return replace(self, instances=Snapshot.of(self.key, instances).instances)
+        return self.with_by_key({instance.key: instance for instance in instances})
 
     def with_by_key(self, by_key: Mapping[InstanceKey, Instance]) -> Snapshot:
-        """As `with_instances`, of instances that lie by their key already."""
-        ordered = {key: by_key[key] for key in sorted(by_key)}
-        after = replace(self, instances=tuple(ordered.values()))
-        after.__dict__["by_key"] = ordered  # where cached_property keeps it: to make it anew is what costs most
-        return after
+        """As `with_instances`, for instances that are indexed already."""
+        index = _sorted(by_key)
+        return replace(self, instances=tuple(index.values()), index=index)
 
     def dated(self, last_ref_time: int) -> Snapshot:
-        """The same at another moment."""
-        after = replace(self, last_ref_time=last_ref_time)
-        known = ("by_key", "by_address", "revision")
-        after.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
-        return after
+        """The same snapshot with another time."""
+        return replace(self, last_ref_time=last_ref_time, index=self.by_key)
 
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
-        """What `instance/list` shows, filtered exactly as Nacos 2.5.1 does (protection.jsonl, nacos-http.md 5.5).
+        """Filters as `instance/list` of Nacos 2.5.1 does (protection.jsonl, nacos-http.md 5.5).
 
-        Disabled instances never show. Protection looks at the instances asked for: where their healthy share is at
-        or below the threshold, all are shown as healthy; `healthy_only` shows the truly healthy ones, unprotected.
+        Disabled instances are never listed. Protection: if the healthy share of the requested instances is at or below
+        the threshold, all are listed as healthy. `healthy_only` lists the truly healthy ones, without protection.
         """
         hosts = tuple(i for i in self.instances if i.enabled and (not clusters or i.cluster in clusters))
         healthy = tuple(i for i in hosts if i.healthy)
@@ -249,8 +248,12 @@ class Snapshot:
         return Selection(hosts)
 
     def _protects(self, share: float) -> bool:
-        # Nacos compares two Java floats: 29 of 100 are at a threshold of 0.29, which 0.29 * 100 in doubles is not.
+        # Nacos compares Java floats: there, 29 of 100 equals a threshold of 0.29. As doubles they would differ.
         return _float32(share) <= _float32(min(1.0, self.threshold))
+
+
+def _sorted(by_key: Mapping[InstanceKey, Instance]) -> Mapping[InstanceKey, Instance]:
+    return {key: by_key[key] for key in sorted(by_key)}
 
 
 def _float32(number: float) -> float:
@@ -259,7 +262,7 @@ def _float32(number: float) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """From one snapshot of a service to the next. Exists only where something a client can see differs."""
+    """The step from one snapshot of a service to the next. At least one thing that clients can see differs."""
 
     before: Snapshot
     after: Snapshot
@@ -287,14 +290,14 @@ class Change:
 
 
 def diff(before: Snapshot | None, after: Snapshot, source: Source) -> Change | None:
-    """The change from `before` to `after`; None where no client could tell them apart.
+    """The change from `before` to `after`; None if no client could tell them apart.
 
-    Where nothing was known (`before` is None) all instances are new; learning that there are none is no change.
+    If nothing was known (`before` is None), all instances are new; a first snapshot without instances is no change.
     """
     before = before if before is not None else replace(after, instances=())
     return None if before == after else Change(before, after, source)
 
 
 def merge(first: Change, second: Change) -> Change | None:
-    """Two changes of one service, one after the other, as one; None where the second undoes the first."""
+    """Two successive changes of a service as one; None if the second undoes the first."""
     return diff(first.before, second.after, second.source)

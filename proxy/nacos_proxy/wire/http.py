@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import lru_cache
-from typing import NamedTuple, Protocol
-from urllib.parse import quote_plus, unquote
 
-from nacos_proxy.model.services import (
-    EMPTY,
-)
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote, urlencode
+
+from nacos_proxy.model.services import EMPTY
 from nacos_proxy.wire.multipart import MULTIPART_TYPE, read_multipart
 from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
 JSON_TYPE = "application/json"
-
-
 TEXT_TYPE = "text/plain;charset=UTF-8"
-
-
 FORM_TYPE = "application/x-www-form-urlencoded"
-
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 class HttpRequest(NamedTuple):
-    """A request without its connection. `path` starts behind the context path: `/v1/ns/instance/list`.
+    """A request without its connection. `path` starts after the context path: `/v1/ns/instance/list`.
 
-    `headers` has lower-case names. `query` and `form` are decoded pairs in the order of the wire. `context` is the
-    context path that stood before the path; error pages show both. `rules` is what its values are held to.
+    Names in `headers` are lower case. `query` and `form` are decoded pairs in their original order. `context` is the
+    context path (error pages show it). `rules` are the checks for the values.
     """
 
     method: str
@@ -51,13 +44,13 @@ class HttpRequest(NamedTuple):
         context: str = "/nacos",
         rules: Rules = NACOS,
     ) -> HttpRequest:
-        """From the raw query string and body; the body counts only where it is a form. Raises `BadCall`."""
+        """Parses the raw query string, and the body if it is a form. Raises `BadCall`."""
         form = form_pairs(headers.get("content-type", ""), body)
         return cls(method, path, pairs(query), form, headers, context, rules)
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Query and form as one; of a name in both, or twice, the first counts, the query before the form."""
+        """Query and form together. If a name is given twice, the first value wins, the query before the form."""
         merged: dict[str, str] = {}
         for name, value in (*self.query, *self.form):
             merged.setdefault(name, value)
@@ -65,17 +58,17 @@ class HttpRequest(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Path and query as they go on the wire."""
-        return f"{self.path}?{encoded(self.query)}" if self.query else self.path
+        """Path and query, encoded."""
+        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
     @property
     def body(self) -> bytes:
-        """The form as it goes on the wire, with `FORM_TYPE`; empty where there is none."""
-        return encoded(self.form).encode()
+        """The form, encoded as `FORM_TYPE`; empty if there is none."""
+        return urlencode(self.form).encode()
 
 
 def form_pairs(content_type: str, body: bytes) -> Pairs:
-    """The parameters of a form of either type (nacos-http.md 1.2). Raises `BadCall`, but never of an empty body."""
+    """The parameters of a URL-encoded or multipart form (nacos-http.md 1.2). Raises `BadCall`, except for no body."""
     media = content_type.partition(";")[0].strip().lower()
     if media == FORM_TYPE:
         return pairs(body.decode("utf-8", "replace"))
@@ -83,7 +76,7 @@ def form_pairs(content_type: str, body: bytes) -> Pairs:
 
 
 def pairs(text: str) -> Pairs:
-    """As `urllib.parse.parse_qsl` reads them, blank values kept, at half its cost."""
+    """As `urllib.parse.parse_qsl` with blank values kept, at half its cost."""
     if not text:
         return ()
     if "+" in text:
@@ -95,7 +88,7 @@ def pairs(text: str) -> Pairs:
 
 
 def first_of(*texts: bytes) -> dict[str, str]:
-    """Parameters by name, of several the first that says something, as servers read them (UTF-8)."""
+    """Parameters by name, decoded as UTF-8. If a name occurs more than once, its first non-empty value wins."""
     found: dict[str, str] = {}
     for text in texts:
         for name, value in pairs(text.decode("utf-8", "replace")):
@@ -103,32 +96,19 @@ def first_of(*texts: bytes) -> dict[str, str]:
     return found
 
 
-def encoded(pairs: Pairs) -> str:
-    """As `urllib.parse.urlencode` writes them; what is short comes again and again."""
-    return "&".join([f"{_quoted(n)}={_quoted(v) if len(v) < _SHORT else quote_plus(v)}" for n, v in pairs])
-
-
-_SHORT = 64
-
-
-_quoted = lru_cache(maxsize=2048)(quote_plus)  # the names that are asked for have no end, so it stays below 1 MiB
-
-
-PLAIN = ("Accept-Encoding", "identity")  # what we ask every server for: a few bytes of gzip can unfold to gigabytes
-
-
-CODED = "the answer is compressed ({}), although that was not asked for: turn it off in what answers there"
+PLAIN = ("Accept-Encoding", "identity")  # sent to every server: a few bytes of gzip can expand to gigabytes
+CODED = "the answer is compressed ({}), although we asked for an uncompressed one: turn compression off at the server"
 
 
 def coded(fields: Iterable[tuple[bytes, bytes]]) -> str:
-    """The content codings of an answer as its raw headers name them, '' where it is plain (RFC 9110 8.4)."""
+    """The content codings that the raw headers of an answer name; '' if it is not compressed (RFC 9110 8.4)."""
     named = (value for name, value in fields if name.lower() == b"content-encoding")
     codings = (part.strip().lower() for value in named for part in value.split(b","))
     return ", ".join(coding[:40].decode("latin-1") for coding in codings if coding not in (b"", b"identity"))
 
 
 class HttpReply(NamedTuple):
-    """An answer. `content_type` None means that the header is absent, which some Nacos refusals are."""
+    """An answer. `content_type` None: no such header, as in some refusals of Nacos."""
 
     status: int
     content_type: str | None
@@ -137,13 +117,13 @@ class HttpReply(NamedTuple):
 
 
 class Cacheable(NamedTuple):
-    """The mark of an answer that may be given again without asking the app, put into the ASGI scope under `CACHEABLE`.
+    """Marks an answer that the fast path may repeat without asking the app. Stored in the ASGI scope as `CACHEABLE`.
 
-    Set before `http.response.start`, and only for an answer from a fresh entry. `key` names what must not have changed,
-    `born` is the moment at which its Age was 0 and `valid_until` the one at which it stops being fresh, both in seconds
-    of the app's monotonic clock; `kind` counts it in the metrics. `draw` makes the body anew for each answer where the
-    choice is the answer (`pick`); its length may differ each time. `renew` is asked now and then, with the moment, and
-    gives `born` and `valid_until` as they are by then; None where what the answer was made of is not confirmed.
+    Set before `http.response.start`, and only for answers from a fresh entry. The answer is dropped when `key` changes.
+    `born` is when its Age was 0 and `valid_until` when it stops being fresh, both in seconds of the app's monotonic
+    clock. `kind` is its label in the metrics. `draw` makes a new body for each answer, of any length, if the body is a
+    choice (`pick`). `renew` is called now and then with the current time; it gives `born` and `valid_until` as of then,
+    or None if the entry is not confirmed.
     """
 
     key: Hashable
@@ -158,37 +138,37 @@ CACHEABLE = "nacos_proxy.repeatable"
 
 
 class Channel(Protocol):
-    """A response body that goes straight to the transport, without a task: for streams with many idle readers.
+    """A response body written straight to the transport, without a task: for streams with many idle readers.
 
-    Got from `take = scope["extensions"][STREAM]`, after `http.response.start` was sent without a content-length:
-    `take()` gives a `Channel`, or None where this request cannot have one (then send it the ordinary way). From then
-    on the app sends no more and returns; the connection keeps the channel alive. Chunks are framed once with `frame`
-    and may be shared by all channels.
+    First send `http.response.start` without a content-length. Then call `scope["extensions"][STREAM]()`: it returns a
+    `Channel`, or None if this request cannot have one; then send the body the ordinary way. With a channel the app
+    sends nothing more and returns; the connection keeps the channel alive. Frame a chunk once with `frame` and write it
+    to any number of channels.
     """
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """The bytes as they travel (chunked coding, RFC 9112 7.1); of b"" it is b""."""
+        """The bytes in chunked coding (RFC 9112 7.1); b"" for b""."""
         ...
 
     def write(self, chunk: bytes) -> bool:
-        """Hands framed bytes over, always. False: the reader is slow, write no more until `on_drain` calls; or gone."""
+        """Always accepts framed bytes. False: the reader is slow or gone; write nothing until `on_drain` calls back."""
         ...
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """`callback` is called each time when a slow reader has caught up."""
+        """`callback` is called whenever a slow reader has caught up."""
         ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """`callback` is called once, when the stream has ended, whoever ended it; at once if it has ended already."""
+        """`callback` is called once, when either side ends the stream; at once if it has ended already."""
         ...
 
     def farewell(self, chunk: bytes) -> None:
-        """Framed bytes to write before the end, where this server ends the stream because it stops."""
+        """Framed bytes to write last if this server ends the stream because it shuts down."""
         ...
 
     def close(self) -> None:
-        """Ends the stream as it should be; the connection can carry the next request. Harmless when done before."""
+        """Ends the stream properly, so that the connection can carry the next request. May be called again."""
         ...
 
 

@@ -37,11 +37,11 @@ from nacos_proxy.model.errors import (
     Busy,
     Garbled,
     NothingKnown,
-    Problem,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
+    Violation,
 )
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import spawn, stop
@@ -785,7 +785,7 @@ async def test_its_loss_and_its_return_are_told_once_each(world: World) -> None:
         (Refused(Reason.OTHER, "caused: bad weight", status=500), Register(KEY, A), False),
         (Refused(Reason.OTHER, "bad gateway", status=502), Register(KEY, A), True),
         (Refused(Reason.NO_RIGHT, "authorization failed!", status=403), Fetch(KEY), False),
-        (BadCall("ip", Problem.ILLEGAL, "illegal"), Register(KEY, A), False),
+        (BadCall("ip", Violation.ILLEGAL, "illegal"), Register(KEY, A), False),
         (Garbled("HTML"), Metrics(), True),
         (Garbled("HTML"), Fetch(KEY), True),
         (Refused(Reason.NO_PEER, "receive invalid redirect request", status=400), Beat(KEY, A.ip, A.port), False),

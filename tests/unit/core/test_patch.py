@@ -14,7 +14,7 @@ from nacos_proxy.model.calls import (
     Register,
     Update,
 )
-from nacos_proxy.model.errors import BadCall, Problem, Refused
+from nacos_proxy.model.errors import BadCall, Refused, Violation
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, agent, instance, snapshot
 from tests.helpers.clock import FakeClock
@@ -86,7 +86,7 @@ async def shown(worker: Agent) -> tuple[Instance, ...]:
 async def test_one_that_failed_lets_the_next_one_change() -> None:
     shelf = Shelf(snapshot(A))
     registry = ScriptedRegistry(
-        lambda call: BadCall("weight", Problem.WEIGHT, "no") if isinstance(call, Update) else shelf(call)
+        lambda call: BadCall("weight", Violation.WEIGHT, "no") if isinstance(call, Update) else shelf(call)
     )
     worker = agent(registry, FakeClock())
     modifying = Patches(worker.catalog.registrations, worker)

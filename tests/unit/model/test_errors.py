@@ -17,13 +17,13 @@ from nacos_proxy.model.errors import (
     Garbled,
     Malformed,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
     UpstreamError,
+    Violation,
     stranger,
     telling,
 )
@@ -36,7 +36,7 @@ from nacos_proxy.wire.rest.problem import PROBLEM_TYPE, problem
 TEXT = "something <went> wrong"
 SAMPLES: dict[type[ProxyError], list[ProxyError]] = {
     ProxyError: [ProxyError(TEXT)],
-    BadCall: [BadCall(parameter, kind, TEXT, value="x") for kind in Problem for parameter in ("ip", "")],
+    BadCall: [BadCall(parameter, kind, TEXT, value="x") for kind in Violation for parameter in ("ip", "")],
     Denied: [Denied(TEXT), Denied(TEXT, status=401)],
     NothingKnown: [NothingKnown(TEXT)],
     UpstreamError: [UpstreamError(TEXT)],
@@ -154,8 +154,8 @@ def test_an_error_of_our_own_api_is_a_problem_document(kind: type[ProxyError]) -
         assert TEXT.encode() in reply.body
 
 
-@given(st.text(st.characters(), max_size=30), st.sampled_from(list(Problem)), st.sampled_from(list(Reason)))
-def test_no_text_is_too_strange_to_be_answered_with(text: str, kind: Problem, reason: Reason) -> None:
+@given(st.text(st.characters(), max_size=30), st.sampled_from(list(Violation)), st.sampled_from(list(Reason)))
+def test_no_text_is_too_strange_to_be_answered_with(text: str, kind: Violation, reason: Reason) -> None:
     """Texts of callers and of upstreams get into it, lone surrogates and control characters too."""
     for error in (BadCall(text, kind, text, value=text), Refused(reason, text), Garbled(text), Denied(text)):
         for write in WRITERS.values():

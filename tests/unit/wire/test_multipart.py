@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.model.errors import BadCall
-from nacos_proxy.wire.multipart import MOST_PARTS, boundary_of, read_multipart
+from nacos_proxy.wire.multipart import MAX_PARTS, boundary_of, read_multipart
 from tests.helpers.growth import grows_as_its_input
 from tests.helpers.multipart import CUT, EMPTY, END, IP, TAKEN, TYPE, part
 
@@ -43,7 +43,7 @@ def test_a_body_without_a_delimiter_has_no_parameters(body: bytes) -> None:
     assert read_multipart(TYPE, body) == ()
 
 
-LONG = [IP * (MOST_PARTS + 1) + END, part("a" * 2000, "1") + END]
+LONG = [IP * (MAX_PARTS + 1) + END, part("a" * 2000, "1") + END]
 
 
 @pytest.mark.parametrize("body", [*CUT, *LONG], ids=range(len(CUT) + len(LONG)))

@@ -32,8 +32,8 @@ from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import (
     BadCall,
     NothingKnown,
-    Problem,
     UpstreamError,
+    Violation,
 )
 from nacos_proxy.model.services import (
     Instance,
@@ -258,7 +258,7 @@ class LookupApi:
                 raise NothingKnown(f"no services are known here and the upstream cannot be asked: {error}") from error
         if len(names) > self._policy.max_services:
             text = f"the group has more than {self._policy.max_services} services: name those that are wanted"
-            raise BadCall("service", Problem.OTHER, text)
+            raise BadCall("service", Violation.OTHER, text)
         return [ServiceKey(group.namespace, group.group, name) for name in names]
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import ServiceKey
 
 
@@ -44,7 +44,7 @@ class StreamQuota:
         ):
             if number > most:
                 self.refused += 1
-                raise BadCall("", Problem.OTHER, f"{whose} has no more than {most} {what}", status=429)
+                raise BadCall("", Violation.OTHER, f"{whose} has no more than {most} {what}", status=429)
         self.open += 1
         self._clients[client] += 1
         self._services.setdefault(client, Counter()).update(keys)

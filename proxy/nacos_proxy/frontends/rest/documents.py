@@ -10,12 +10,12 @@ from nacos_proxy.model.errors import (
     BadCall,
     Denied,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
+    Violation,
 )
 from nacos_proxy.model.services import (
     Change,
@@ -45,16 +45,16 @@ _SNAPSHOT_JSON = snapshot_json(_AFTER, View())
 _CHANGE_JSON = change_json(Change(_BEFORE, _AFTER, "push"), View())
 
 _BAD_NAME = BadCall(
-    "service", Problem.ILLEGAL, "Param 'service' is illegal, illegal characters should not appear in it."
+    "service", Violation.ILLEGAL, "Param 'service' is illegal, illegal characters should not appear in it."
 )
-_BAD_FLAG = BadCall("healthy_only", Problem.ILLEGAL, "Param 'healthy_only' is illegal, it must be true or false.")
-_BAD_PORT = BadCall("port", Problem.ILLEGAL, "Param 'port' is illegal, the value should be between 0 and 65535.")
-_UNKNOWN_FIELD = unknown("weigth", UPDATE_FIELDS, Problem.BODY)
+_BAD_FLAG = BadCall("healthy_only", Violation.ILLEGAL, "Param 'healthy_only' is illegal, it must be true or false.")
+_BAD_PORT = BadCall("port", Violation.ILLEGAL, "Param 'port' is illegal, the value should be between 0 and 65535.")
+_UNKNOWN_FIELD = unknown("weigth", UPDATE_FIELDS, Violation.BODY)
 _NOT_JSON = BadCall(
-    "", Problem.BODY, "the body must be JSON and say so with 'Content-Type: application/json'", status=415
+    "", Violation.BODY, "the body must be JSON and say so with 'Content-Type: application/json'", status=415
 )
-_TOO_LARGE = BadCall("", Problem.BODY, "the body is longer than 1048576 bytes", status=413)
-_TOO_MANY = BadCall("", Problem.OTHER, "this client has 1000 streams open already", status=429)
+_TOO_LARGE = BadCall("", Violation.BODY, "the body is longer than 1048576 bytes", status=413)
+_TOO_MANY = BadCall("", Violation.OTHER, "this client has 1000 streams open already", status=429)
 _NO_TOKEN = Denied("no API token: send it as 'Authorization: Bearer TOKEN'", status=401)
 _NO_RIGHT = Denied("the API token has the right 'read', this needs 'write'")
 _DENIED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
@@ -106,7 +106,7 @@ SERVICES = Doc(
         304: _UNCHANGED,
     },
     (
-        BadCall("page", Problem.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
+        BadCall("page", Violation.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
         *(_NO_TOKEN, _DENIED, _NOTHING),
     ),
 )
@@ -197,7 +197,7 @@ PICK = Doc(
     "`key` on its instance while others come and go. 503 where there is nothing to choose from, with the reason.",
     (*_WHERE, "strategy", "key", *_VIEW, "format"),
     {200: Answer(_INSTANCE_JSON, shapes.Instance, "As JSON, or as text", also={TEXT_TYPE: "10.0.0.5:8080"})},
-    (*READ_ERRORS, BadCall("key", Problem.MISSING, "Param 'key' is required.")),
+    (*READ_ERRORS, BadCall("key", Violation.MISSING, "Param 'key' is required.")),
     overrides={"healthy_only": {"schema": {"type": "boolean", "default": True}}},
 )
 WATCH = Doc(
@@ -206,7 +206,11 @@ WATCH = Doc(
     "unchanged when `wait` is over. The header `Nacos-Proxy-Index` is the next `index`.",
     (*_WHERE, "index", "wait", *_VIEW),
     {200: Answer(_SNAPSHOT_JSON, shapes.Snapshot)},
-    (*READ_ERRORS, BadCall("wait", Problem.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s."), _TOO_MANY),
+    (
+        *READ_ERRORS,
+        BadCall("wait", Violation.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s."),
+        _TOO_MANY,
+    ),
 )
 _EVENTS_EXAMPLE = (
     'retry: 2000\n\nid: 1f0c9ab2-17\nevent: snapshot\ndata: {"name":"DEFAULT_GROUP@@orders","hosts":[],…}\n\n'

@@ -31,12 +31,12 @@ from nacos_proxy.model.errors import (
     BadCall,
     Garbled,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
+    Violation,
 )
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -182,7 +182,9 @@ class RestApi:
         if registering.managed is None:
             written = await self._agent.write(Register(key, instance))
         elif self._keeper is None:
-            raise BadCall("managed", Problem.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
+            raise BadCall(
+                "managed", Violation.OTHER, "Param 'managed' is not possible: this proxy does not beat itself."
+            )
         else:
             spec = CheckSpec.parse(registering.managed)
             written = await self._keeper.register(key, instance, spec, client_of(request.scope))
@@ -256,7 +258,7 @@ def _want_json(request: Request) -> None:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != JSON_TYPE and not media.endswith("+json"):
         text = f"the body must be JSON and say so with 'Content-Type: application/json', not '{media[:100]}'"
-        raise BadCall("", Problem.BODY, text, status=415)
+        raise BadCall("", Violation.BODY, text, status=415)
 
 
 def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> HttpReply:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.wire.nacos.parameters import TRUE
 from nacos_proxy.wire.nacos.shapes import read_exactly
 
@@ -95,7 +95,7 @@ def turned(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, 
 
 
 def _refused(text: str) -> BadCall:
-    return BadCall("value", Problem.SWITCH, text)
+    return BadCall("value", Violation.SWITCH, text)
 
 
 def _true(value: str) -> bool:

@@ -28,11 +28,11 @@ import httpx
 
 from nacos_proxy.model.errors import (
     BadCall,
-    Problem,
     Reason,
     Refused,
     Unreachable,
     UpstreamError,
+    Violation,
 )
 from nacos_proxy.upstream.http.connection import RawHeaders
 from nacos_proxy.upstream.http.exchange import Http
@@ -77,7 +77,7 @@ def _check_reading(path: str) -> None:
 
 
 def _refused(why: str) -> BadCall:
-    return BadCall("path", Problem.OTHER, f"this path is not passed on: {why}")
+    return BadCall("path", Violation.OTHER, f"this path is not passed on: {why}")
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
@@ -96,11 +96,11 @@ def announced(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     lengths = {value.strip() for name, value in headers if name.lower() == b"content-length"}
     codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
     if codings and (lengths or codings != [b"chunked"]):
-        raise BadCall("Transfer-Encoding", Problem.OTHER, "only chunked is passed on, and not with a Content-Length")
+        raise BadCall("Transfer-Encoding", Violation.OTHER, "only chunked is passed on, and not with a Content-Length")
     if codings:
         return None
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
-        raise BadCall("Content-Length", Problem.OTHER, "the Content-Length is not one number")
+        raise BadCall("Content-Length", Violation.OTHER, "the Content-Length is not one number")
     return int(lengths.pop()) if lengths else 0
 
 
@@ -186,7 +186,7 @@ class Upload:
 
 
 def _wrong_length(length: int) -> BadCall:
-    return BadCall("Content-Length", Problem.OTHER, f"the body is not of the {length} bytes that were announced")
+    return BadCall("Content-Length", Violation.OTHER, f"the body is not of the {length} bytes that were announced")
 
 
 def _request(
@@ -207,7 +207,7 @@ def _failed(error: BaseException, server: Server, upload: Upload | None) -> Upst
     if upload is not None and upload.broken is error:
         raise error
     if isinstance(error, httpx.LocalProtocolError):
-        raise BadCall("headers", Problem.OTHER, "a header holds what no header may") from error
+        raise BadCall("headers", Violation.OTHER, "a header holds what no header may") from error
     return upstream_error(error, server.origin)
 
 
@@ -224,7 +224,7 @@ async def passing(
     """
     method, path, query, headers, body = call
     if _METHOD.fullmatch(method) is None or method in ("CONNECT", "TRACE"):
-        raise BadCall("method", Problem.OTHER, f"{method[:20]!r} is not passed on", status=405)
+        raise BadCall("method", Violation.OTHER, f"{method[:20]!r} is not passed on", status=405)
     target = safe_target(path, query)
     length = announced(headers)
     fields = [field for field in end_to_end(headers) if field[0].lower() != b"content-length"]

@@ -17,7 +17,7 @@ from nacos_proxy.model.calls import (
     Subscriber,
     Subscribers,
 )
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.services import Checking, InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect, Operation
@@ -37,8 +37,7 @@ from nacos_proxy.wire.nacos.shapes import (
     result,
 )
 from nacos_proxy.wire.nacos.table import ANY
-from nacos_proxy.wire.nacos.v1 import V1
-from nacos_proxy.wire.nacos.v1_services import write_ok
+from nacos_proxy.wire.nacos.v1 import V1, write_ok
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
 
@@ -123,7 +122,7 @@ def _read_checker(text: str) -> dict[str, Any]:
         given = as_object(read_exactly(text), "healthChecker")
     except Malformed as error:
         said = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
-        raise BadCall("healthChecker", Problem.OTHER, said) from error
+        raise BadCall("healthChecker", Violation.OTHER, said) from error
     fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
     own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
     return {**fields, **own}

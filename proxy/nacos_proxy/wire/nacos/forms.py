@@ -1,22 +1,27 @@
-"""What the dialects share of a call's parameters: as a client writes them, and as a server reads them.
-
-Not for: names that only one dialect has, the order in which a controller checks (the dialects).
-"""
+"""Parameters that more than one dialect has: the client role writes them, the server role reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
+from typing import Any
 
 from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
     CreateService,
+    Deregister,
+    GetInstance,
+    ListServices,
+    Metrics,
+    Register,
+    SetHealth,
+    Subscribers,
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -34,6 +39,18 @@ from nacos_proxy.wire.nacos.shapes import dumps
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
+def sends(
+    method: str, path: str, *forms: Callable[[Any], Pairs], service: Callable[[ServiceKey], Pairs] | None = None
+) -> Callable[[Any], HttpRequest]:
+    """Writes a call as a request: first the names of its service, then the parameters of each form."""
+
+    def write(call: Any) -> HttpRequest:
+        named = service(call.service) if service is not None else ()
+        return HttpRequest(method, path, (*named, *(pair for form in forms for pair in form(call))))
+
+    return write
+
+
 def text(value: bool | float | str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -41,17 +58,17 @@ def text(value: bool | float | str) -> str:
 
 
 def pairs(**values: bool | float | str | None) -> Pairs:
-    """Named parameters; what is None is not named."""
+    """The parameters that are not None."""
     return tuple((name, text(value)) for name, value in values.items() if value is not None)
 
 
 def bare(key: ServiceKey) -> Pairs:
-    """A service as v2 and v3 want it: the name without its group."""
+    """A service as v2 and v3 name it: the name without its group."""
     return (("serviceName", key.name), ("groupName", key.group), ("namespaceId", key.namespace))
 
 
 def grouped(key: ServiceKey) -> Pairs:
-    """A service as v1 wants it; `groupName` as well, which r-nacos heeds more than the prefix."""
+    """A service as v1 names it, plus `groupName`, because r-nacos prefers that to the prefix."""
     return (("serviceName", key.grouped), ("groupName", key.group), ("namespaceId", key.namespace))
 
 
@@ -59,7 +76,16 @@ def metadata_text(metadata: Metadata) -> str:
     return dumps(dict(metadata)).decode()
 
 
-def instance_form(instance: Instance) -> Pairs:
+def address_form(call: GetInstance | Deregister | SetHealth | Update | Beat) -> Pairs:
+    return pairs(ip=call.ip, port=call.port, clusterName=call.cluster)
+
+
+def deregister_form(call: Deregister | Beat) -> Pairs:
+    return (*address_form(call), *pairs(ephemeral=call.ephemeral))
+
+
+def register_form(call: Register) -> Pairs:
+    instance = call.instance
     return pairs(
         ip=instance.ip,
         port=instance.port,
@@ -73,22 +99,21 @@ def instance_form(instance: Instance) -> Pairs:
 
 
 def update_form(call: Update) -> Pairs:
-    return pairs(
-        ip=call.ip,
-        port=call.port,
-        clusterName=call.cluster,
-        weight=call.weight,
-        enabled=call.enabled,
-        ephemeral=call.ephemeral,
-        metadata=None if call.metadata is None else metadata_text(call.metadata),
+    return (
+        *address_form(call),
+        *pairs(
+            weight=call.weight,
+            enabled=call.enabled,
+            ephemeral=call.ephemeral,
+            metadata=None if call.metadata is None else metadata_text(call.metadata),
+        ),
     )
 
 
 def beat_form(call: Beat) -> Pairs:
-    """A light beat, and the `beat` object beside it where the call has the whole instance."""
-    form = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
+    """A light beat; if the call has the whole instance, the `beat` object as well."""
     if call.full is None:
-        return form
+        return deregister_form(call)
     beat = {
         "serviceName": call.service.grouped,
         "ip": call.ip,
@@ -99,7 +124,11 @@ def beat_form(call: Beat) -> Pairs:
         "ephemeral": call.ephemeral,
         "scheduled": True,
     }
-    return (*form, ("beat", dumps(beat).decode()))
+    return (*deregister_form(call), ("beat", dumps(beat).decode()))
+
+
+def health_form(call: SetHealth) -> Pairs:
+    return (*address_form(call), *pairs(healthy=call.healthy))
 
 
 def batch_form(call: BatchMetadata) -> Pairs:
@@ -122,11 +151,28 @@ def service_form(call: CreateService | UpdateService) -> Pairs:
     )
 
 
+def created_service_form(call: CreateService) -> Pairs:
+    """v2 and v3 can create both kinds of service; v1 has no `ephemeral`."""
+    return (*service_form(call), *pairs(ephemeral=call.ephemeral))
+
+
+def page_form(call: ListServices | Subscribers) -> Pairs:
+    return pairs(pageNo=call.page, pageSize=call.size)
+
+
+def group_form(call: ListServices) -> Pairs:
+    return pairs(groupName=call.group, namespaceId=call.namespace)
+
+
+def metrics_form(call: Metrics) -> Pairs:
+    return pairs(onlyStatus=call.only_status)
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
 def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> PushAddress | None:
-    """Where a list's caller wants to be pushed to; the agent is the User-Agent, else the Client-Version."""
+    """The UDP push address that a list request names; None if it names none."""
     if not ip or not 0 < port <= 65535:
         return None
     agent = request.headers.get("user-agent") or request.headers.get("client-version", "")
@@ -134,12 +180,15 @@ def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> Pus
 
 
 def patched_weight(weight: float | None) -> float | None:
-    """A patch does not look at the range (nacos-http.md 1.7), but what is no number cannot be kept."""
+    """A patch accepts any range (nacos-http.md 1.7), but NaN and infinity cannot be stored. Raises `BadCall`."""
     return weight if weight is None or isfinite(weight) else check_weight(float("nan"))
 
 
 def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
-    """A beat of v1 or v2. The service is that of the parameters, whatever the object inside says (nacos-http.md 10.1, 3)."""
+    """A beat of v1 or v2. The parameters name the service; the `beat` object's name is ignored (nacos-http.md 10.1, 3).
+
+    `group_needed`: v2 requires `group@@name`.
+    """
     cluster = p.text("clusterName", default=DEFAULT_CLUSTER)
     full = read_beat(p.text("beat"), cluster)
     p.check(address=False)
@@ -152,9 +201,9 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     if name is None or not (name or group_needed):
         missing = "Required request parameter 'serviceName' for method parameter type String is not present"
         said = missing if group_needed else "Param 'serviceName' is required."
-        raise BadCall("serviceName", Problem.MISSING, said)
+        raise BadCall("serviceName", Violation.MISSING, said)
     if group_needed or not name.strip():
-        check_grouped(name, Problem.GROUPED_NAME)
+        check_grouped(name, Violation.GROUPED_NAME)
     if full is None:
         return Beat(p.key(), p.text("ip"), p.integer("port", 0), cluster, p.yes("ephemeral", default=True))
     return Beat(p.key(), full.ip, full.port, full.cluster, full.ephemeral, full)
@@ -167,12 +216,12 @@ def read_batch(p: Parameters, instances: Sequence[Instance], metadata: Metadata,
 
 
 def status_key(key: str) -> ServiceKey:
-    """`[namespace##]group@@service` of a statuses call."""
+    """Reads `[namespace##]group@@service`, the key of a statuses call."""
     namespace, separator, name = key.partition("##")
     if not separator:
         namespace, name = "", key
-    check_grouped(name, Problem.GROUPED_NAME)
+    check_grouped(name, Violation.GROUPED_NAME)
     group, _, service = name.partition(GROUP_SEPARATOR)
     found = ServiceKey.of(service, group, namespace)
-    plain_service(found)  # no version has a parameter check here
+    plain_service(found)  # Nacos has no parameter check here, in any version
     return found

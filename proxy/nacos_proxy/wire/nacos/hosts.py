@@ -31,8 +31,9 @@ from nacos_proxy.model.services import (
     ServiceKey,
     Snapshot,
 )
+from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.nacos.base import ServiceView
-from nacos_proxy.wire.nacos.shapes import dumps
+from nacos_proxy.wire.nacos.shapes import as_json, dumps
 
 LARGE = 100  # hosts from which on it pays to look for what was read or written before
 _REMEMBERED = 16_384  # hosts; beyond that all is forgotten, which costs one reading more
@@ -295,22 +296,23 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
     return Listing(snapshot, protected)
 
 
-def statuses_json(snapshot: Snapshot) -> dict[str, Any]:
+def write_statuses(_call: Any, view: ServiceView) -> HttpReply:
     """Every instance with its health, as `instance/statuses` shows it."""
-    return {"ips": [f"{i.ip}:{i.port}_{'true' if i.healthy else 'false'}" for i in snapshot.instances]}
+    instances = view.snapshot.instances
+    return as_json({"ips": [f"{i.ip}:{i.port}_{'true' if i.healthy else 'false'}" for i in instances]})
 
 
 _BEAT = frozenset({"clientBeatInterval", "code", "lightBeatEnabled"})
 
 
-def beat_json(beat: BeatResult) -> dict[str, Any]:
-    """What a beat is answered on v1 and v2, neither of which wraps it."""
+def write_beat(_call: Any, beat: BeatResult) -> HttpReply:
+    """The answer to a beat on v1 and v2; neither wraps it."""
     answer = {"clientBeatInterval": beat.interval, "code": beat.code, "lightBeatEnabled": beat.light}
-    return {**answer, **{name: beat.extra[name] for name in beat.extra if name not in answer}}
+    return as_json({**answer, **{name: beat.extra[name] for name in beat.extra if name not in answer}})
 
 
 def read_beat_result(value: Any) -> BeatResult:
-    """The other direction of `beat_json`; 1.4.6 leaves lightBeatEnabled out. Raises `Malformed`."""
+    """The other direction of `write_beat`; 1.4.6 leaves lightBeatEnabled out. Raises `Malformed`."""
     answer = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     code, interval = answer.get("code"), answer.get("clientBeatInterval", DEFAULT_BEAT_INTERVAL)
     if type(code) is not int or type(interval) is not int:

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
     EMPTY,
@@ -72,7 +72,7 @@ class Parameters:
         if name:
             p._values["serviceName"] = name
         if GROUP_SEPARATOR in name:
-            check_grouped(name, Problem.EMPTY_GROUP)
+            check_grouped(name, Violation.EMPTY_GROUP)
         return p
 
     def check(self, *, address: bool = True, clusters: bool = False) -> Metadata:
@@ -97,7 +97,7 @@ class Parameters:
         except BadCall as error:
             if self.rules is NACOS:
                 raise
-            raise BadCall("metadata", Problem.OTHER, error.text, value=error.value) from None
+            raise BadCall("metadata", Violation.OTHER, error.text, value=error.value) from None
 
     def check_address(self) -> None:
         self.rules.ip(self._untrimmed("ip"))
@@ -115,24 +115,24 @@ class Parameters:
 
     def required(self, name: str) -> str:
         if not self.raw(name):
-            raise BadCall(name, Problem.MISSING, f"Param '{name}' is required.")
+            raise BadCall(name, Violation.MISSING, f"Param '{name}' is required.")
         return self.text(name)
 
     def request_param(self, name: str) -> str:
         """A parameter that Spring wants, not the controller itself: other words for the same lack."""
         if not self.raw(name):
-            raise BadCall(name, Problem.MISSING, f"Parameter '{name}' is missing")
+            raise BadCall(name, Violation.MISSING, f"Parameter '{name}' is missing")
         return self.text(name)
 
     def required_key(self) -> ServiceKey:
         if not self.required("serviceName"):
-            check_grouped("", Problem.GROUPED_NAME)
+            check_grouped("", Violation.GROUPED_NAME)
         return self.key()
 
     def required_address(self) -> tuple[str, int]:
         ip = self.required("ip")
         if not ip:
-            raise BadCall("ip", Problem.MISSING, "Param 'ip' is required.")
+            raise BadCall("ip", Violation.MISSING, "Param 'ip' is required.")
         return ip, to_int("port", self.required("port"))
 
     # values
@@ -153,7 +153,7 @@ class Parameters:
             return default
         found = _SPRING.get(value.lower())
         if found is None:
-            raise BadCall(name, Problem.NOT_A_BOOLEAN, f"Invalid boolean value '{value}'", value=value, status=500)
+            raise BadCall(name, Violation.NOT_A_BOOLEAN, f"Invalid boolean value '{value}'", value=value, status=500)
         return found
 
     def flag(self, name: str, default: bool) -> bool:
@@ -194,17 +194,17 @@ class Parameters:
         except (Malformed, TypeError, KeyError):
             kind = None
         if kind not in ("none", "label"):
-            raise BadCall("selector", Problem.SELECTOR, "not match any type of selector!")
+            raise BadCall("selector", Violation.SELECTOR, "not match any type of selector!")
         return unquote_plus(text)
 
 
-def check_grouped(name: str, problem: Problem) -> None:
+def check_grouped(name: str, violation: Violation) -> None:
     """`group@@name` with both parts, as `NamingUtils.checkServiceNameFormat` wants it."""
     parts = split(name, GROUP_SEPARATOR)
     if len(parts) <= 1:
-        raise BadCall("serviceName", problem, UNGROUPED, value=name)
+        raise BadCall("serviceName", violation, UNGROUPED, value=name)
     if not parts[0]:
-        raise BadCall("serviceName", problem, "Param 'serviceName' is illegal, groupName can't be empty", value=name)
+        raise BadCall("serviceName", violation, "Param 'serviceName' is illegal, groupName can't be empty", value=name)
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -229,7 +229,7 @@ def to_double(name: str, value: str) -> float:
 
 
 def _no_number(name: str, value: str) -> BadCall:
-    return BadCall(name, Problem.NOT_A_NUMBER, f'For input string: "{value}"', value=value)
+    return BadCall(name, Violation.NOT_A_NUMBER, f'For input string: "{value}"', value=value)
 
 
 # --- what stands in a parameter as JSON --------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def _pairs(text: str) -> dict[str, str | None]:
         parts = split(piece, "=")
         if len(parts) != 2:
             said = f"metadata format incorrect:{text}"
-            raise BadCall("metadata", Problem.METADATA, said, value=text, status=500)
+            raise BadCall("metadata", Violation.METADATA, said, value=text, status=500)
         found[parts[0]] = parts[1]
     return found
 
@@ -354,4 +354,4 @@ def _whole(text: str) -> int:
 
 
 def _unreadable(name: str, why: str) -> BadCall:
-    return BadCall(name, Problem.BODY, why, status=500)
+    return BadCall(name, Violation.BODY, why, status=500)

@@ -15,10 +15,10 @@ from nacos_proxy.model.errors import (
     BadCall,
     Denied,
     Malformed,
-    Problem,
     ProxyError,
     Reason,
     Refused,
+    Violation,
     stranger,
 )
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
@@ -151,11 +151,11 @@ _RESULT_CODE = {
     Reason.WRONG_KIND: (400, 30000),
     Reason.CHECKER_AT_WORK: (400, 30000),
 }
-_PROBLEM_CODE = {
-    Problem.MISSING: 10000,
-    Problem.WEIGHT: 21001,
-    Problem.INSTANCE: 21004,
-    Problem.SELECTOR: 21006,
+_VIOLATION_CODE = {
+    Violation.MISSING: 10000,
+    Violation.WEIGHT: 21001,
+    Violation.INSTANCE: 21004,
+    Violation.SELECTOR: 21006,
 }
 _CLASS = {"beat": "com.alibaba.nacos.naming.healthcheck.RsInfo", "instances": "java.util.List"}
 
@@ -182,15 +182,15 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
 
 def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
     text = error.text
-    match error.problem:
-        case Problem.ILLEGAL:
+    match error.violation:
+        case Violation.ILLEGAL:
             return check_line(text)
-        case Problem.EMPTY_GROUP:
+        case Violation.EMPTY_GROUP:
             return error_page(request, 400, f"Service name filter error,caused: {text};", now_ms)
-        case Problem.METADATA:
+        case Violation.METADATA:
             said = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
             return error_page(request, 500, said, now_ms)
-        case Problem.BODY if error.parameter:
+        case Violation.BODY if error.parameter:
             return error_page(request, 500, f"Server failed, caused: {_unreadable(error)};caused: {text};", now_ms)
         case _:
             return as_text(text, error.status)
@@ -227,19 +227,19 @@ def _unknown_service(request: HttpRequest) -> tuple[int, int]:
 
 
 def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
-    match error.problem:
-        case Problem.ILLEGAL:
+    match error.violation:
+        case Violation.ILLEGAL:
             return check_line(error.text)
-        case Problem.METADATA:
+        case Violation.METADATA:
             return error_page(request, 500, f"ErrCode:400, ErrMsg:{error.text}", now_ms)
-        case Problem.BODY if error.parameter:
+        case Violation.BODY if error.parameter:
             return error_page(request, 500, _unreadable(error), now_ms)
-        case Problem.NOT_A_NUMBER | Problem.NOT_A_BOOLEAN:
+        case Violation.NOT_A_NUMBER | Violation.NOT_A_BOOLEAN:
             return failure(500, 30000, None, message=f"Failed to convert value of '{error.parameter}'; {error.text}")
-        case Problem.SWITCH:
+        case Violation.SWITCH:
             return failure(500, 30000, error.text)
         case _:
-            return failure(error.status, _PROBLEM_CODE.get(error.problem, 20002), error.text)
+            return failure(error.status, _VIOLATION_CODE.get(error.violation, 20002), error.text)
 
 
 def _unreadable(error: BadCall) -> str:

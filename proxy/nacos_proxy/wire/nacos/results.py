@@ -5,28 +5,36 @@ Source: nacos-http.md 1.4, 1.5, 3, 4.2 and the recordings. Not for: paths, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nacos_proxy.model.calls import (
     BatchMetadata,
     Call,
     CreateService,
+    DeleteService,
     Deregister,
+    GetInstance,
+    GetService,
     Metrics,
     Register,
+    ServiceInfo,
     SetHealth,
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey
-from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
-from nacos_proxy.wire.nacos.forms import pairs, read_batch
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.base import Operation
+from nacos_proxy.wire.nacos.forms import bare, created_service_form, read_batch, sends, service_form
+from nacos_proxy.wire.nacos.hosts import read_asked
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
 from nacos_proxy.wire.nacos.refusals import read_refusal
+from nacos_proxy.wire.nacos.services import read_service
 from nacos_proxy.wire.nacos.shapes import (
     as_object,
     as_strings,
@@ -44,14 +52,14 @@ def form_required(p: Parameters, *names: str) -> None:
     for name in names:
         if not p.text(name):
             said = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
-            raise BadCall(name, Problem.MISSING, said)
+            raise BadCall(name, Violation.MISSING, said)
 
 
 def param_required(p: Parameters, name: str, kind: str = "String") -> str:
     """What a method parameter must have; blank is there."""
     if p.raw(name) is None:
         said = f"Required request parameter '{name}' for method parameter type {kind} is not present"
-        raise BadCall(name, Problem.MISSING, said)
+        raise BadCall(name, Violation.MISSING, said)
     return p.text(name)
 
 
@@ -59,7 +67,7 @@ def named_key(p: Parameters) -> ServiceKey:
     """The service of a method parameter `serviceName`."""
     if not param_required(p, "serviceName"):
         said = "Param 'serviceName' is illegal, serviceName is blank"
-        raise BadCall("serviceName", Problem.GROUPED_NAME, said)
+        raise BadCall("serviceName", Violation.GROUPED_NAME, said)
     return p.key()
 
 
@@ -146,10 +154,6 @@ def read_metrics(request: HttpRequest) -> Metrics:
     return Metrics(Parameters(request).flag("onlyStatus", True))
 
 
-def health_form(call: SetHealth) -> Pairs:
-    return pairs(ip=call.ip, port=call.port, clusterName=call.cluster, healthy=call.healthy)
-
-
 # --- answers -----------------------------------------------------------------------------------------------------
 
 
@@ -190,3 +194,62 @@ def read_updated(dialect: str, call: BatchMetadata, reply: HttpReply) -> tuple[s
 
 def read_mapping(dialect: str, call: Call[Any], reply: HttpReply) -> Mapping[str, Any]:
     return as_object(data_of(dialect, call, reply), type(call).__name__)
+
+
+def read_instance_reply(dialect: str, call: GetInstance, reply: HttpReply) -> Instance:
+    return read_asked(call, data_of(dialect, call, reply))
+
+
+def read_service_reply(dialect: str, call: GetService, reply: HttpReply) -> ServiceInfo:
+    return read_service(call.service, data_of(dialect, call, reply))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def service_rows(
+    dialect: str,
+    path: str,
+    read_key: Callable[[HttpRequest], ServiceKey],
+    write_service: Callable[[GetService, ServiceInfo], HttpReply],
+) -> tuple[Operation[Any, Any], ...]:
+    """Create, change, delete and show a service. `read_key` reads the service of the last two."""
+    ok = partial(read_ok, dialect)
+    return (
+        Operation(
+            "POST",
+            path,
+            CreateService,
+            read_create,
+            write_ok,
+            sends("POST", path, created_service_form, service=bare),
+            ok,
+        ),
+        Operation(
+            "PUT",
+            path,
+            UpdateService,
+            read_service_update,
+            write_ok,
+            sends("PUT", path, service_form, service=bare),
+            ok,
+        ),
+        Operation(
+            "DELETE",
+            path,
+            DeleteService,
+            lambda request: DeleteService(read_key(request)),
+            write_ok,
+            sends("DELETE", path, service=bare),
+            ok,
+        ),
+        Operation(
+            "GET",
+            path,
+            GetService,
+            lambda request: GetService(read_key(request)),
+            write_service,
+            sends("GET", path, service=bare),
+            partial(read_service_reply, dialect),
+        ),
+    )

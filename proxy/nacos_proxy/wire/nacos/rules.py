@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import (
     check_cluster,
     check_instance,
@@ -60,7 +60,7 @@ def _plain(parameter: str, value: str) -> None:
 
 
 def _illegal(parameter: str, why: str) -> BadCall:
-    return BadCall(parameter, Problem.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
+    return BadCall(parameter, Violation.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
 
 
 def plain_service(key: ServiceKey) -> None:
@@ -82,7 +82,7 @@ def _plain_ip(ip: str) -> None:
 def _any_int(port: str | int) -> None:
     """The controllers read what is text; of JSON a number may have any length."""
     if isinstance(port, int) and port not in _INT:
-        raise BadCall("port", Problem.NOT_A_NUMBER, f'For input string: "{str(port)[:20]}"')
+        raise BadCall("port", Violation.NOT_A_NUMBER, f'For input string: "{str(port)[:20]}"')
 
 
 def _anything(_value: object) -> None:

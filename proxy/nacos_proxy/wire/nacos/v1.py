@@ -1,89 +1,131 @@
-"""Nacos v1 HTTP, both roles: as a server exactly what 2.5.1 answers, as a client what 1.x, 2.x, 3.0 and r-nacos take.
+"""Nacos v1 over HTTP, both roles. The server answers exactly as 2.5.1; the client suits 1.x, 2.x, 3.0 and r-nacos.
 
-Failures are plain text (shape T), the parameter check answers without a content type (P), filters with an error page
-(J). Here stand the instances; all else of v1 is in `v1_services`. Source of a rule: nacos-http.md 2 and the recordings.
+Errors are plain text (shape T). The parameter check answers without a content type (P), filters with an error page (J).
+Sources: nacos-http.md 2 and the recordings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nacos_proxy.model.calls import (
+    Alive,
     BatchMetadata,
     Beat,
     BeatResult,
+    Call,
+    CreateService,
+    DeleteService,
     Deregister,
+    DetailPage,
     Fetch,
     GetInstance,
+    GetService,
+    ListDetails,
+    ListServices,
+    Metrics,
+    Namespaces,
+    Ready,
     Register,
+    ServerState,
+    ServiceInfo,
+    ServiceNames,
+    ServicePage,
+    SetHealth,
+    Subscriber,
+    Subscribers,
+    Switches,
     Update,
+    UpdateService,
 )
-from nacos_proxy.model.errors import (
-    BadCall,
-    Problem,
-    ProxyError,
-    Reason,
-    Refused,
-)
+from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Reason, Refused, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
+    DEFAULT_GROUP,
+    DEFAULT_NAMESPACE,
+    GROUP_SEPARATOR,
+    Checking,
     Instance,
     ServiceKey,
     Snapshot,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import (
-    Operation,
-    ReadInstance,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
+    address_form,
     batch_form,
     beat_form,
+    deregister_form,
+    group_form,
     grouped,
-    instance_form,
+    health_form,
+    metrics_form,
+    page_form,
     pairs,
     patched_weight,
     push_address,
     read_any_beat,
     read_batch,
+    register_form,
+    sends,
+    service_form,
     status_key,
     update_form,
 )
 from nacos_proxy.wire.nacos.hosts import (
     Listing,
-    beat_json,
     host_json,
     list_json,
     read_asked,
     read_beat_result,
     read_listing,
-    statuses_json,
+    write_beat,
+    write_statuses,
 )
 from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
-from nacos_proxy.wire.nacos.refusals import write_text_error
+from nacos_proxy.wire.nacos.refusals import read_refusal, write_text_error
 from nacos_proxy.wire.nacos.rules import NACOS
+from nacos_proxy.wire.nacos.services import (
+    NO_SELECTOR,
+    by_cluster,
+    page_of,
+    read_namespaces,
+    read_service,
+    read_subscriber,
+    shown_checker,
+    subscriber_json,
+    view_json,
+)
 from nacos_proxy.wire.nacos.shapes import (
+    as_int,
     as_json,
+    as_list,
     as_object,
     as_strings,
     as_text,
     error_page,
+    read_json,
 )
 from nacos_proxy.wire.nacos.table import ANY, Table
-from nacos_proxy.wire.nacos.v1_services import (
-    READINESS,
-    ROWS,
-    done,
-    value_of,
-    write_ok,
-)
 
 _INSTANCE = "/v1/ns/instance"
 _LIST = "/v1/ns/instance/list"
+_BATCH = "/v1/ns/instance/metadata/batch"
+_BEAT = "/v1/ns/instance/beat"
+_SERVICE = "/v1/ns/service"
+_SERVICES = "/v1/ns/service/list"
+_SUBSCRIBERS = "/v1/ns/service/subscribers"
+_NAMES = "/v1/ns/service/names"
+_METRICS = "/v1/ns/operator/metrics"
+_SWITCHES = "/v1/ns/operator/switches"
+_HEALTH = "/v1/ns/health/instance"
+_LIVENESS = "/v1/console/health/liveness"
+_READINESS = "/v1/console/health/readiness"
+_STATE = "/v1/console/server/state"
+_NAMESPACES = "/v1/console/namespaces"
 
 # --- server role: requests ---------------------------------------------------------------------------------------
 
@@ -123,7 +165,7 @@ def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
     generator = metadata.get("preserved.instance.id.generator", "simple")
     if p.rules is NACOS and generator not in ("simple", "snowflake"):
         said = "caused: The InstanceIdGenerator type is not found ;"
-        raise BadCall("metadata", Problem.OTHER, said, status=500)
+        raise BadCall("metadata", Violation.OTHER, said, status=500)
     return p, service, instance
 
 
@@ -178,7 +220,169 @@ def _read_statuses(request: HttpRequest) -> ReadService:
     return ReadService(status_key(p.request_param("key")), everything=True)
 
 
+def _checked(request: HttpRequest) -> tuple[Parameters, Mapping[str, str | None]]:
+    p = Parameters.filtered(request)
+    return p, p.check()
+
+
+def _read_create(request: HttpRequest) -> CreateService:
+    p, metadata = _checked(request)
+    p.request_param("serviceName")
+    return CreateService(p.key(), p.finite("protectThreshold", 0.0), metadata, p.selector())
+
+
+def _read_service_update(request: HttpRequest) -> UpdateService:
+    p, metadata = _checked(request)
+    service = p.required_key()
+    p.required("protectThreshold")
+    return UpdateService(service, p.lenient_double("protectThreshold"), metadata, p.selector())
+
+
+def _read_service_delete(request: HttpRequest) -> DeleteService:
+    p, _ = _checked(request)
+    p.request_param("serviceName")
+    return DeleteService(p.key())
+
+
+def _read_service_get(request: HttpRequest) -> GetService:
+    p, _ = _checked(request)
+    p.request_param("serviceName")
+    return GetService(p.key())
+
+
+def _read_services(request: HttpRequest) -> ListServices:
+    p, _ = _checked(request)
+    p.required("pageNo")
+    p.required("pageSize")
+    key = p.key()
+    return ListServices(key.namespace, key.group, p.lenient_integer("pageNo"), p.lenient_integer("pageSize"))
+
+
+def _read_subscribers(request: HttpRequest) -> Subscribers:
+    p, _ = _checked(request)
+    page, size = p.lenient_integer("pageNo", 1), p.lenient_integer("pageSize", 1000)
+    return Subscribers(p.required_key(), page, size)
+
+
+def _read_names(request: HttpRequest) -> ServiceNames:
+    p, _ = _checked(request)
+    return ServiceNames(p.text("namespaceId"))
+
+
+def _read_health(request: HttpRequest) -> SetHealth:
+    p, _ = _checked(request)
+    if not p.text("healthy", "valid"):
+        raise BadCall("healthy", Violation.MISSING, "Param 'healthy' is required.")
+    service = p.required_key()
+    ip, port = p.required_address()
+    cluster = p.text("clusterName", default=DEFAULT_CLUSTER)
+    return SetHealth(service, ip, port, cluster, p.yes("healthy", "valid", default=False))
+
+
+def _read_metrics(request: HttpRequest) -> Metrics:
+    return Metrics(Parameters(request).exactly_true("onlyStatus", default=True))
+
+
+def _read_catalog(request: HttpRequest) -> ListDetails:
+    p, _ = _checked(request)
+    namespace = p.text("namespaceId", default=DEFAULT_NAMESPACE)
+    name, group = p.text("serviceNameParam"), p.text("groupNameParam")
+    page, size = p.lenient_integer("pageNo"), p.lenient_integer("pageSize")
+    ignore_empty, with_instances = p.yes("hasIpCount", default=False), p.yes("withInstances", default=False)
+    return ListDetails(namespace, name, group, page, size, ignore_empty, with_instances)
+
+
+def _read_catalog_instances(request: HttpRequest) -> ReadPage:
+    p, _ = _checked(request)
+    p.request_param("serviceName")
+    p.request_param("clusterName")
+    p.request_param("pageNo")
+    p.request_param("pageSize")
+    cluster, page, size = p.text("clusterName"), p.integer("pageNo", 1), p.integer("pageSize", 10)
+    return ReadPage(p.key(), cluster, everything=True, page=page, size=size)
+
+
 # --- server role: replies ----------------------------------------------------------------------------------------
+
+
+def write_ok(_call: Any, _result: Any) -> HttpReply:
+    return as_text("ok")
+
+
+def _write_as_is(_call: Any, value: Mapping[str, Any]) -> HttpReply:
+    return as_json(dict(value))
+
+
+def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
+    return as_json(
+        {
+            "namespaceId": call.service.namespace,
+            "groupName": call.service.group,
+            "name": call.service.name,
+            "protectThreshold": info.threshold,
+            "metadata": dict(info.metadata),
+            "selector": dict(info.selector or NO_SELECTOR),
+            "clusters": [_cluster(name, info.checks.get(name, Checking())) for name in info.clusters],
+        }
+    )
+
+
+def _cluster(name: str, checking: Checking) -> dict[str, Any]:
+    return {"name": name, "healthChecker": shown_checker(checking), "metadata": dict(checking.metadata)}
+
+
+def _write_services(_call: ListServices, page: ServicePage) -> HttpReply:
+    return as_json({"count": page.count, "doms": list(page.names)})
+
+
+def _write_subscribers(call: Subscribers, found: tuple[Subscriber, ...]) -> HttpReply:
+    return as_json({"subscribers": [subscriber_json(s, call.service) for s in found], "count": len(found)})
+
+
+def _write_names(_call: ServiceNames, names: Mapping[str, tuple[str, ...]]) -> HttpReply:
+    shown = {namespace: list(found) for namespace, found in names.items()}
+    return as_json({"META-INF/services": shown, "count": sum(map(len, shown.values()))})
+
+
+def _write_catalog(call: ListDetails, page: DetailPage) -> HttpReply:
+    if not call.with_instances:
+        return as_json({"count": page.count, "serviceList": [view_json(row) for row in page.rows]})
+    return as_json([_detail(row.info, row.snapshot) for row in page.rows])
+
+
+def _detail(info: ServiceInfo, snapshot: Snapshot) -> dict[str, Any]:
+    nothing = {"clusterName": None, "healthChecker": None, "metadata": None}
+    clusters = {
+        name: {**nothing, "hosts": [_address_info(host) for host in hosts]}
+        for name, hosts in by_cluster(snapshot.instances).items()
+    }
+    service = {"namespace": None, "serviceName": info.key.name, "groupName": info.key.group, "clusterMap": clusters}
+    return {**service, "metadata": dict(info.metadata), "protectThreshold": 0.0, "selector": None, "ephemeral": None}
+
+
+def _address_info(host: Instance) -> dict[str, Any]:
+    shown = {"valid": host.healthy, "metadata": dict(host.metadata), "port": host.port, "ip": host.ip}
+    return {**shown, "weight": host.weight, "enabled": host.enabled}
+
+
+def _write_catalog_instances(call: ReadPage, view: ServiceView) -> HttpReply:
+    every = view.snapshot.instances
+    if not every:
+        raise Refused(Reason.SERVICE_NOT_FOUND, f"service {call.service.grouped} is not found!", status=404)
+    found = [instance for instance in every if instance.cluster == call.clusters]
+    if not found:
+        raise Refused(Reason.CLUSTER_NOT_FOUND, f"cluster {call.clusters} is not found!", status=404)
+    shown = [host_json(host, call.service) for host in page_of(call, found)]
+    return as_json({"list": shown, "count": len(found)})
+
+
+def _write_namespaces(_call: Namespaces, found: tuple[Mapping[str, Any], ...]) -> HttpReply:
+    rows = [{**row, "namespace": "" if row["namespace"] == DEFAULT_NAMESPACE else row["namespace"]} for row in found]
+    return as_json({"code": 200, "message": None, "data": rows})
+
+
+def _write_up(_call: Any, _result: None) -> HttpReply:
+    return as_text("OK")
 
 
 def _write_list(call: ReadService, view: ServiceView) -> HttpReply:
@@ -191,16 +395,8 @@ def _write_instance(call: ReadInstance, instance: Instance) -> HttpReply:
     return as_json({"service": call.service.grouped, **{name: host[name] for name in shown}, **instance.extra})
 
 
-def _write_beat(_call: Beat, beat: BeatResult) -> HttpReply:
-    return as_json(beat_json(beat))
-
-
 def _write_updated(_call: BatchMetadata, updated: tuple[str, ...]) -> HttpReply:
     return as_json({"updated": list(updated)})
-
-
-def _write_statuses(_call: ReadService, view: ServiceView) -> HttpReply:
-    return as_json(statuses_json(view.snapshot))
 
 
 def _unknown(request: HttpRequest, now_ms: int) -> HttpReply:
@@ -209,7 +405,7 @@ def _unknown(request: HttpRequest, now_ms: int) -> HttpReply:
 
 
 def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
-    if request.path.startswith(READINESS):
+    if request.path.startswith(_READINESS):
         return as_text(str(error), 500)
     return write_text_error("v1", request, error, now_ms)
 
@@ -217,39 +413,42 @@ def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpRe
 # --- client role -------------------------------------------------------------------------------------------------
 
 
+def _body(call: Call[Any], reply: HttpReply) -> bytes:
+    """The body of a success. Raises `Refused`."""
+    if reply.status != 200:
+        raise read_refusal("v1", reply, type(call).__name__)
+    return reply.body
+
+
+def _done(call: Call[Any], reply: HttpReply) -> None:
+    """A write that answers `ok`; cluster members that hand a call on say the same as JSON (nacos-http.md 1.3)."""
+    if _body(call, reply).strip().strip(b'"') != b"ok":
+        raise Malformed(f"{type(call).__name__}: {reply.body[:200]!r} is not ok")
+
+
+def _value(call: Call[Any], reply: HttpReply) -> Any:
+    return read_json(_body(call, reply))
+
+
 def write_list(key: ServiceKey, *, healthy_only: bool = False) -> HttpRequest:
-    """The list of a whole service. `healthy_only` shows what protection hides (nacos-http.md 5.5)."""
+    """The list of a whole service. `healthy_only` shows which hosts are healthy under protection (nacos-http.md 5.5)."""
     return HttpRequest("GET", _LIST, (*grouped(key), *pairs(healthyOnly=healthy_only)))
 
 
 def read_list(key: ServiceKey, reply: HttpReply) -> Listing:
-    """The snapshot and whether its health is masked. Raises `Malformed` and `Refused`."""
-    return read_listing(key, value_of(Fetch(key), reply))
+    """The snapshot, and whether protection masks its health. Raises `Malformed` and `Refused`."""
+    return read_listing(key, _value(Fetch(key), reply))
 
 
 def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
     return read_list(call.service, reply).snapshot
 
 
-def _write_get(call: GetInstance) -> HttpRequest:
-    address = pairs(ip=call.ip, port=call.port, clusterName=call.cluster)
-    return HttpRequest("GET", _INSTANCE, (*grouped(call.service), *address))
-
-
 def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    """r-nacos says `error` with a 500 for an instance that it does not know; a client hears Nacos's words."""
+    """r-nacos answers 500 `error` for an unknown instance; clients get Nacos's own message."""
     if reply.status == 500 and reply.body == b"error":
         raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
-    return read_asked(call, value_of(call, reply))
-
-
-def _write_register(call: Register) -> HttpRequest:
-    return HttpRequest("POST", _INSTANCE, (*grouped(call.service), *instance_form(call.instance)))
-
-
-def _write_deregister(call: Deregister) -> HttpRequest:
-    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _INSTANCE, (*grouped(call.service), *query))
+    return read_asked(call, _value(call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:
@@ -257,21 +456,65 @@ def _write_update(call: Update) -> HttpRequest:
     return HttpRequest(method, _INSTANCE, (*grouped(call.service), *update_form(call)))
 
 
-def _write_beat_request(call: Beat) -> HttpRequest:
-    return HttpRequest("PUT", f"{_INSTANCE}/beat", (*grouped(call.service), *beat_form(call)))
-
-
 def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
-    return read_beat_result(value_of(call, reply))
+    return read_beat_result(_value(call, reply))
 
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", (*grouped(call.service), *batch_form(call)))
+    return HttpRequest(method, _BATCH, (*grouped(call.service), *batch_form(call)))
 
 
 def _read_updated(call: BatchMetadata, reply: HttpReply) -> tuple[str, ...]:
-    return as_strings(as_object(value_of(call, reply), "batch").get("updated"), "updated")
+    return as_strings(as_object(_value(call, reply), "batch").get("updated"), "updated")
+
+
+def _mapping(call: Call[Any], reply: HttpReply) -> Mapping[str, Any]:
+    return as_object(_value(call, reply), type(call).__name__)
+
+
+def _read_up(call: Alive | Ready, reply: HttpReply) -> None:
+    _body(call, reply)
+
+
+def _read_service_reply(call: GetService, reply: HttpReply) -> ServiceInfo:
+    return read_service(call.service, _value(call, reply))
+
+
+def _read_deleted(call: DeleteService, reply: HttpReply) -> None:
+    """r-nacos refuses with a 500 in words of its own; a client hears Nacos's."""
+    try:
+        _done(call, reply)
+    except Refused as refused:
+        if refused.status != 500 or refused.reason is not Reason.SERVICE_NOT_EMPTY:
+            raise
+        said = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
+        raise Refused(refused.reason, said, status=400) from refused
+
+
+def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
+    answer = as_object(_value(call, reply), "page")
+    return ServicePage(as_int(answer.get("count"), "count"), as_strings(answer.get("doms"), "doms"))
+
+
+def _read_subscribers_reply(call: Subscribers, reply: HttpReply) -> tuple[Subscriber, ...]:
+    rows = as_list(as_object(_value(call, reply), "subscribers").get("subscribers"), "subscribers")
+    return tuple(read_subscriber(row, call.service) for row in rows)
+
+
+def _read_names_reply(call: ServiceNames, reply: HttpReply) -> Mapping[str, tuple[str, ...]]:
+    """1.x writes `services` with bare names, 2.2.3 and later the key that a build tool made of it (nacos-http.md 2.13)."""
+    answer = as_object(_value(call, reply), "names")
+    found = as_object(answer.get("META-INF/services", answer.get("services")), "services")
+    return {namespace: tuple(map(_full, as_strings(names, "names"))) for namespace, names in found.items()}
+
+
+def _full(name: str) -> str:
+    return name if GROUP_SEPARATOR in name else f"{DEFAULT_GROUP}{GROUP_SEPARATOR}{name}"
+
+
+def _read_namespaces_reply(call: Namespaces, reply: HttpReply) -> tuple[Mapping[str, Any], ...]:
+    return read_namespaces(_mapping(call, reply).get("data"))
 
 
 def login_request(username: str, password: str) -> HttpRequest:
@@ -285,15 +528,36 @@ def login_reply(reply: HttpReply) -> Login:
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
-_BATCH = f"{_INSTANCE}/metadata/batch"
-
 _ROWS: tuple[Operation[Any, Any], ...] = (
-    Operation("POST", _INSTANCE, Register, _read_register, write_ok, _write_register, done),
-    Operation("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok, _write_deregister, done),
-    Operation("PUT", _INSTANCE, Update, _read_update, write_ok, _write_update, done),
+    Operation(
+        "POST",
+        _INSTANCE,
+        Register,
+        _read_register,
+        write_ok,
+        sends("POST", _INSTANCE, register_form, service=grouped),
+        _done,
+    ),
+    Operation(
+        "DELETE",
+        _INSTANCE,
+        Deregister,
+        _read_deregister,
+        write_ok,
+        sends("DELETE", _INSTANCE, deregister_form, service=grouped),
+        _done,
+    ),
+    Operation("PUT", _INSTANCE, Update, _read_update, write_ok, _write_update, _done),
     Operation("PATCH", _INSTANCE, Update, _read_patch, write_ok),
     Operation(
-        "GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _write_get, _read_get_reply, asks=(GetInstance,)
+        "GET",
+        _INSTANCE,
+        ReadInstance,
+        _read_get,
+        _write_instance,
+        sends("GET", _INSTANCE, address_form, service=grouped),
+        _read_get_reply,
+        asks=(GetInstance,),
     ),
     Operation(
         "GET",
@@ -305,11 +569,97 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
         _read_fetch,
         asks=(Fetch,),
     ),
-    Operation("PUT", f"{_INSTANCE}/beat", Beat, _read_beat, _write_beat, _write_beat_request, _read_beat_reply),
+    Operation(
+        "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
+    ),
     Operation("PUT", _BATCH, BatchMetadata, _read_batch, _write_updated, _write_batch, _read_updated),
     Operation("DELETE", _BATCH, BatchMetadata, _read_batch, _write_updated),
-    Operation(ANY, f"{_INSTANCE}/statuses", ReadService, _read_statuses, _write_statuses),
-    *ROWS,
+    Operation(ANY, f"{_INSTANCE}/statuses", ReadService, _read_statuses, write_statuses),
+    Operation(
+        "POST",
+        _SERVICE,
+        CreateService,
+        _read_create,
+        write_ok,
+        sends("POST", _SERVICE, service_form, service=grouped),
+        _done,
+    ),
+    Operation(
+        "PUT",
+        _SERVICE,
+        UpdateService,
+        _read_service_update,
+        write_ok,
+        sends("PUT", _SERVICE, service_form, service=grouped),
+        _done,
+    ),
+    Operation(
+        "DELETE",
+        _SERVICE,
+        DeleteService,
+        _read_service_delete,
+        write_ok,
+        sends("DELETE", _SERVICE, service=grouped),
+        _read_deleted,
+    ),
+    Operation(
+        "GET",
+        _SERVICE,
+        GetService,
+        _read_service_get,
+        _write_service,
+        sends("GET", _SERVICE, service=grouped),
+        _read_service_reply,
+    ),
+    Operation(
+        "GET",
+        _SERVICES,
+        ListServices,
+        _read_services,
+        _write_services,
+        sends("GET", _SERVICES, page_form, group_form),
+        _read_page,
+    ),
+    Operation(
+        "GET",
+        _SUBSCRIBERS,
+        Subscribers,
+        _read_subscribers,
+        _write_subscribers,
+        sends("GET", _SUBSCRIBERS, page_form, service=grouped),
+        _read_subscribers_reply,
+    ),
+    Operation(
+        ANY,
+        _NAMES,
+        ServiceNames,
+        _read_names,
+        _write_names,
+        sends("GET", _NAMES, lambda call: pairs(namespaceId=call.namespace or None)),
+        _read_names_reply,
+    ),
+    Operation(
+        "PUT", _HEALTH, SetHealth, _read_health, write_ok, sends("PUT", _HEALTH, health_form, service=grouped), _done
+    ),
+    Operation("PUT", "/v1/ns/health", SetHealth, _read_health, write_ok),
+    Operation("GET", _METRICS, Metrics, _read_metrics, _write_as_is, sends("GET", _METRICS, metrics_form), _mapping),
+    Operation("GET", "/v1/ns/ops/metrics", Metrics, _read_metrics, _write_as_is),
+    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), _write_as_is, sends("GET", _SWITCHES), _mapping),
+    Operation("GET", "/v1/ns/ops/switches", Switches, lambda _: Switches(), _write_as_is),
+    Operation("GET", "/v1/ns/catalog/services", ListDetails, _read_catalog, _write_catalog),
+    Operation(ANY, "/v1/ns/catalog/instances", ReadPage, _read_catalog_instances, _write_catalog_instances),
+    Operation("GET", _LIVENESS, Alive, lambda _: Alive(), _write_up, sends("GET", _LIVENESS), _read_up),
+    Operation("GET", _READINESS, Ready, lambda _: Ready(), _write_up, sends("GET", _READINESS), _read_up),
+    Operation("GET", _STATE, ServerState, lambda _: ServerState(), _write_as_is, sends("GET", _STATE), _mapping),
+    Operation(
+        "GET",
+        _NAMESPACES,
+        Namespaces,
+        lambda _: Namespaces(),
+        _write_namespaces,
+        sends("GET", _NAMESPACES),
+        _read_namespaces_reply,
+    ),
 )
 
 V1 = Table("v1", ["/v1/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=True, head=False)

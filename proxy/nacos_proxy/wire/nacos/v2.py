@@ -14,8 +14,6 @@ from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
     BeatResult,
-    CreateService,
-    DeleteService,
     Deregister,
     Fetch,
     GetInstance,
@@ -28,9 +26,8 @@ from nacos_proxy.model.calls import (
     SetHealth,
     Switches,
     Update,
-    UpdateService,
 )
-from nacos_proxy.model.errors import Malformed, Problem, ProxyError
+from nacos_proxy.model.errors import Malformed, ProxyError, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -47,46 +44,50 @@ from nacos_proxy.wire.nacos.base import (
     ServiceView,
 )
 from nacos_proxy.wire.nacos.forms import (
+    address_form,
     bare,
     batch_form,
     beat_form,
+    deregister_form,
+    group_form,
     grouped,
-    instance_form,
+    health_form,
+    metrics_form,
+    page_form,
     pairs,
     push_address,
     read_any_beat,
-    service_form,
+    register_form,
+    sends,
     status_key,
     update_form,
 )
 from nacos_proxy.wire.nacos.hosts import (
     Listing,
-    beat_json,
     host_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_listing,
-    statuses_json,
+    write_beat,
+    write_statuses,
 )
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped
 from nacos_proxy.wire.nacos.refusals import read_refusal, write_result_error
 from nacos_proxy.wire.nacos.results import (
     data_of,
-    health_form,
     named_key,
     param_required,
     read_batch_form,
-    read_create,
     read_deregister,
     read_health,
+    read_instance_reply,
     read_mapping,
     read_metrics,
     read_ok,
     read_register,
-    read_service_update,
     read_update,
     read_updated,
+    service_rows,
     write_as_is,
     write_ok,
     write_updated,
@@ -95,11 +96,9 @@ from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
     cluster_map,
     page_of,
-    read_service,
 )
 from nacos_proxy.wire.nacos.shapes import (
     as_int,
-    as_json,
     as_object,
     as_strings,
     as_text,
@@ -111,7 +110,15 @@ from nacos_proxy.wire.nacos.table import ANY, KEY, Table
 
 _INSTANCE = "/v2/ns/instance"
 _LIST = "/v2/ns/instance/list"
+_BATCH = "/v2/ns/instance/metadata/batch"
+_BEAT = "/v2/ns/instance/beat"
 _SERVICE = "/v2/ns/service"
+_SERVICES = "/v2/ns/service/list"
+_METRICS = "/v2/ns/operator/metrics"
+_SWITCHES = "/v2/ns/operator/switches"
+_HEALTH = "/v2/ns/health/instance"
+_OK = partial(read_ok, "v2")
+_MAPPING = partial(read_mapping, "v2")
 
 # --- server role: requests ---------------------------------------------------------------------------------------
 
@@ -148,7 +155,7 @@ def _read_patch(request: HttpRequest) -> Update:
     for parameter, kind in (("port", "Integer"), ("weight", "Double"), ("enabled", "Boolean"), ("metadata", "String")):
         param_required(p, parameter, kind)
     weight, enabled = p.double("weight"), p.boolean("enabled")
-    check_grouped(name, Problem.GROUPED_NAME)
+    check_grouped(name, Violation.GROUPED_NAME)
     if weight is not None:
         check_weight(weight)
     named = metadata if p.text("metadata") else None
@@ -173,7 +180,7 @@ def _read_services(request: HttpRequest) -> ListServices:
     return ListServices(key.namespace, key.group, page, min(500, size))
 
 
-def _key(request: HttpRequest) -> ServiceKey:
+def _read_key(request: HttpRequest) -> ServiceKey:
     p = Parameters(request)
     p.check()
     return named_key(p)
@@ -204,14 +211,6 @@ def _write_instance(call: ReadInstance, instance: Instance) -> HttpReply:
 
 def _write_patched(_call: Update, _result: None) -> HttpReply:
     return as_text("ok")
-
-
-def _write_beat(_call: Beat, beat: BeatResult) -> HttpReply:
-    return as_json(beat_json(beat))
-
-
-def _write_statuses(_call: ReadService, view: ServiceView) -> HttpReply:
-    return as_json(statuses_json(view.snapshot))
 
 
 def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
@@ -271,24 +270,6 @@ def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
     return read_list(call.service, reply).snapshot
 
 
-def _write_get(call: GetInstance) -> HttpRequest:
-    address = pairs(ip=call.ip, port=call.port, clusterName=call.cluster)
-    return HttpRequest("GET", _INSTANCE, (*bare(call.service), *address))
-
-
-def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_asked(call, data_of("v2", call, reply))
-
-
-def _write_register(call: Register) -> HttpRequest:
-    return HttpRequest("POST", _INSTANCE, (*bare(call.service), *instance_form(call.instance)))
-
-
-def _write_deregister(call: Deregister) -> HttpRequest:
-    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _INSTANCE, (*bare(call.service), *query))
-
-
 def _write_update(call: Update) -> HttpRequest:
     """A partial one is refused by servers unless it names everything; it may be read, merged and put instead."""
     if not call.partial:
@@ -297,7 +278,7 @@ def _write_update(call: Update) -> HttpRequest:
     return HttpRequest("PATCH", _INSTANCE, query)
 
 
-def _read_updated_instance(call: Update, reply: HttpReply) -> None:
+def _read_update_reply(call: Update, reply: HttpReply) -> None:
     if not call.partial:
         return read_ok("v2", call, reply)
     if reply.status != 200:
@@ -305,10 +286,6 @@ def _read_updated_instance(call: Update, reply: HttpReply) -> None:
     if reply.body.strip() != b"ok":
         raise Malformed(f"Update: {reply.body[:200]!r} is not ok")
     return None
-
-
-def _write_beat_request(call: Beat) -> HttpRequest:
-    return HttpRequest("PUT", f"{_INSTANCE}/beat", (*grouped(call.service), *beat_form(call)))
 
 
 def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
@@ -319,27 +296,7 @@ def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
 
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, f"{_INSTANCE}/metadata/batch", (*bare(call.service), *batch_form(call)))
-
-
-def _write_service_form(call: CreateService | UpdateService) -> HttpRequest:
-    create = isinstance(call, CreateService)
-    kind = pairs(ephemeral=call.ephemeral) if create else ()
-    query = (*bare(call.service), *service_form(call), *kind)
-    return HttpRequest("POST" if create else "PUT", _SERVICE, query)
-
-
-def _write_health(call: SetHealth) -> HttpRequest:
-    return HttpRequest("PUT", "/v2/ns/health/instance", (*bare(call.service), *health_form(call)))
-
-
-def _read_service_reply(call: GetService, reply: HttpReply) -> ServiceInfo:
-    return read_service(call.service, data_of("v2", call, reply))
-
-
-def _write_services_request(call: ListServices) -> HttpRequest:
-    query = pairs(pageNo=call.page, pageSize=call.size, groupName=call.group, namespaceId=call.namespace)
-    return HttpRequest("GET", f"{_SERVICE}/list", query)
+    return HttpRequest(method, _BATCH, (*bare(call.service), *batch_form(call)))
 
 
 def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
@@ -349,70 +306,62 @@ def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
-_BEAT = f"{_INSTANCE}/beat"
-_BATCH = f"{_INSTANCE}/metadata/batch"
-_METRICS = "/v2/ns/operator/metrics"
-_SWITCHES = "/v2/ns/operator/switches"
-_OK = partial(read_ok, "v2")
-_MAPPING = partial(read_mapping, "v2")
-
 _ROWS: tuple[Operation[Any, Any], ...] = (
-    Operation("POST", _INSTANCE, Register, read_register, write_ok, _write_register, _OK),
-    Operation("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok, _write_deregister, _OK),
-    Operation("PUT", _INSTANCE, Update, read_update, write_ok, _write_update, _read_updated_instance),
-    Operation("PATCH", _INSTANCE, Update, _read_patch, _write_patched),
-    Operation("GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _write_get, _read_get_reply, (GetInstance,)),
     Operation(
-        "GET", _LIST, ReadService, _read_list, _write_list, lambda c: write_list(c.service), _read_fetch, (Fetch,)
+        "POST", _INSTANCE, Register, read_register, write_ok, sends("POST", _INSTANCE, register_form, service=bare), _OK
     ),
-    Operation("PUT", _BEAT, Beat, _read_beat, _write_beat, _write_beat_request, _read_beat_reply),
-    Operation("PUT", _BATCH, BatchMetadata, read_batch_form, write_updated, _write_batch, partial(read_updated, "v2")),
-    Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
-    Operation(ANY, f"{_INSTANCE}/statuses{KEY}", ReadService, _read_statuses, _write_statuses),
-    Operation("POST", _SERVICE, CreateService, read_create, write_ok, _write_service_form, _OK),
-    Operation("PUT", _SERVICE, UpdateService, read_service_update, write_ok, _write_service_form, _OK),
     Operation(
         "DELETE",
-        _SERVICE,
-        DeleteService,
-        lambda request: DeleteService(_key(request)),
+        _INSTANCE,
+        Deregister,
+        _read_deregister,
         write_ok,
-        lambda call: HttpRequest("DELETE", _SERVICE, bare(call.service)),
+        sends("DELETE", _INSTANCE, deregister_form, service=bare),
         _OK,
     ),
+    Operation("PUT", _INSTANCE, Update, read_update, write_ok, _write_update, _read_update_reply),
+    Operation("PATCH", _INSTANCE, Update, _read_patch, _write_patched),
     Operation(
         "GET",
-        _SERVICE,
-        GetService,
-        lambda request: GetService(_key(request)),
-        _write_service,
-        lambda call: HttpRequest("GET", _SERVICE, bare(call.service)),
-        _read_service_reply,
+        _INSTANCE,
+        ReadInstance,
+        _read_get,
+        _write_instance,
+        sends("GET", _INSTANCE, address_form, service=bare),
+        partial(read_instance_reply, "v2"),
+        asks=(GetInstance,),
     ),
     Operation(
-        "GET", f"{_SERVICE}/list", ListServices, _read_services, _write_services, _write_services_request, _read_page
+        "GET",
+        _LIST,
+        ReadService,
+        _read_list,
+        _write_list,
+        lambda call: write_list(call.service),
+        _read_fetch,
+        asks=(Fetch,),
     ),
-    Operation("PUT", "/v2/ns/health/instance", SetHealth, read_health, write_ok, _write_health, _OK),
+    Operation(
+        "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
+    ),
+    Operation("PUT", _BATCH, BatchMetadata, read_batch_form, write_updated, _write_batch, partial(read_updated, "v2")),
+    Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
+    Operation(ANY, f"{_INSTANCE}/statuses{KEY}", ReadService, _read_statuses, write_statuses),
+    *service_rows("v2", _SERVICE, _read_key, _write_service),
+    Operation(
+        "GET",
+        _SERVICES,
+        ListServices,
+        _read_services,
+        _write_services,
+        sends("GET", _SERVICES, page_form, group_form),
+        _read_page,
+    ),
+    Operation("PUT", _HEALTH, SetHealth, read_health, write_ok, sends("PUT", _HEALTH, health_form, service=bare), _OK),
     Operation("PUT", "/v2/ns/health", SetHealth, read_health, write_ok),
-    Operation(
-        "GET",
-        _METRICS,
-        Metrics,
-        read_metrics,
-        _write_metrics,
-        lambda call: HttpRequest("GET", _METRICS, pairs(onlyStatus=call.only_status)),
-        _MAPPING,
-    ),
+    Operation("GET", _METRICS, Metrics, read_metrics, _write_metrics, sends("GET", _METRICS, metrics_form), _MAPPING),
     Operation("GET", "/v2/ns/ops/metrics", Metrics, read_metrics, _write_metrics),
-    Operation(
-        "GET",
-        _SWITCHES,
-        Switches,
-        lambda _: Switches(),
-        write_as_is,
-        lambda _: HttpRequest("GET", _SWITCHES),
-        _MAPPING,
-    ),
+    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), write_as_is, sends("GET", _SWITCHES), _MAPPING),
     Operation("GET", "/v2/ns/ops/switches", Switches, lambda _: Switches(), write_as_is),
     Operation(ANY, "/v2/ns/catalog/instances", ReadPage, _read_catalog, _write_catalog),
 )

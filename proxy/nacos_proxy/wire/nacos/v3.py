@@ -12,6 +12,7 @@ and `ListDetails`, or `Fetch`, by `service/list?withInstances=true` (everything 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -20,50 +21,57 @@ from typing import Any
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
+    Alive,
     BatchMetadata,
     Beat,
     BeatResult,
     Deregister,
+    DetailPage,
     Fetch,
     GetInstance,
+    GetService,
+    ListDetails,
+    ListServices,
+    Metrics,
+    Namespaces,
+    Ready,
     Register,
+    ServerState,
+    ServiceInfo,
+    ServicePage,
+    SetHealth,
+    Subscriber,
+    Subscribers,
+    Switches,
     Update,
 )
-from nacos_proxy.model.errors import (
-    Malformed,
-    ProxyError,
-    Reason,
-    Refused,
-)
+from nacos_proxy.model.errors import BadCall, Malformed, Misplaced, ProxyError, Reason, Refused, Violation
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
+    DEFAULT_NAMESPACE,
     EMPTY,
+    GROUP_SEPARATOR,
     Instance,
     ServiceKey,
     Snapshot,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import (
-    Operation,
-    ReadInstance,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
+    address_form,
     bare,
     batch_form,
-    instance_form,
+    deregister_form,
+    health_form,
+    metrics_form,
+    page_form,
     pairs,
+    register_form,
+    sends,
     update_form,
 )
-from nacos_proxy.wire.nacos.hosts import (
-    Hosts,
-    host_json,
-    hosts_json,
-    read_asked,
-    read_each,
-)
+from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_each
 from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.refusals import write_result_error
@@ -72,36 +80,55 @@ from nacos_proxy.wire.nacos.results import (
     form_required,
     read_batch_form,
     read_deregister,
+    read_health,
     read_instance,
+    read_instance_reply,
+    read_mapping,
+    read_metrics,
     read_ok,
     read_register,
+    read_service_form,
     read_update,
     read_updated,
+    service_rows,
+    write_as_is,
     write_ok,
     write_updated,
 )
-from nacos_proxy.wire.nacos.shapes import (
-    as_list,
-    error_page,
-    failure,
-    result,
+from nacos_proxy.wire.nacos.services import (
+    NO_SELECTOR,
+    cluster_map,
+    detail_json,
+    read_detail,
+    read_namespaces,
+    read_subscriber,
+    view_json,
 )
+from nacos_proxy.wire.nacos.shapes import as_int, as_list, as_object, error_page, failure, result
 from nacos_proxy.wire.nacos.table import Table
-from nacos_proxy.wire.nacos.v3_services import (
-    READINESS,
-    ROWS,
-    SERVICES,
-    details_of,
-    find,
-    read_details,
-    write_details,
-)
 
 _CLIENT = "/v3/client/ns/instance"
 _INSTANCE = "/v3/admin/ns/instance"
-_FORBIDDEN = "Code: {code}, Message: {text}."
+_INSTANCES = "/v3/admin/ns/instance/list"
+_BATCH = "/v3/admin/ns/instance/metadata/batch"
+_SERVICE = "/v3/admin/ns/service"
+_SERVICES = "/v3/admin/ns/service/list"
+_SUBSCRIBERS = "/v3/admin/ns/service/subscribers"
+_HEALTH = "/v3/admin/ns/health/instance"
+_METRICS = "/v3/admin/ns/ops/metrics"
+_SWITCHES = "/v3/admin/ns/ops/switches"
+_STATE = "/v3/admin/core/state"
+_LIVENESS = "/v3/admin/core/state/liveness"
+_READINESS = "/v3/admin/core/state/readiness"
+_NAMESPACES = "/v3/admin/core/namespace/list"
 
-# --- server role: requests ---------------------------------------------------------------------------------------
+_FORBIDDEN = "Code: {code}, Message: {text}."
+_PAGE = 500
+_REGEX = re.compile(r"[\\^$|?*+()\[\]{}]+")
+_OK = partial(read_ok, "v3")
+_MAPPING = partial(read_mapping, "v3")
+
+# --- server role: requests --------------------------------------------------------------------------------------------
 
 
 def _read_register_or_beat(request: HttpRequest) -> Register | Beat:
@@ -148,7 +175,31 @@ def _read_get(request: HttpRequest) -> ReadInstance:
     return ReadInstance(service, i.ip, i.port, i.cluster)
 
 
-# --- server role: replies ----------------------------------------------------------------------------------------
+def _page(p: Parameters) -> tuple[int, int]:
+    page, size = p.integer("pageNo", 1), p.integer("pageSize", 100)
+    for name, value in (("pageNo", page), ("pageSize", size)):
+        if value < 1:
+            said = f"Required parameter '{name}' should be positive integer, current is {value}"
+            raise BadCall(name, Violation.OTHER, said, value=str(value))
+    return page, size
+
+
+def _read_details(request: HttpRequest) -> ListDetails:
+    p = Parameters(request)
+    p.check()
+    ignore_empty, with_instances = p.flag("ignoreEmptyService", False), p.flag("withInstances", False)
+    page, size = _page(p)
+    namespace = p.text("namespaceId", default=DEFAULT_NAMESPACE)
+    name, group = p.text("serviceNameParam"), p.text("groupNameParam")
+    # with instances, ignoreEmptyService is accepted and without effect (recording "… with ignoreEmpty")
+    return ListDetails(namespace, name, group, page, size, ignore_empty and not with_instances, with_instances)
+
+
+def _read_subscribers(request: HttpRequest) -> Subscribers:
+    return Subscribers(read_service_form(request), *_page(Parameters(request)))
+
+
+# --- server role: replies ---------------------------------------------------------------------------------------------
 
 
 def _write_registered(_call: Register | Beat, answer: BeatResult | None) -> HttpReply:
@@ -176,20 +227,66 @@ def _write_instance(call: ReadInstance, instance: Instance) -> HttpReply:
     return result(host_json(instance, call.service))
 
 
+def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
+    return result(
+        {
+            "namespaceId": call.service.namespace,
+            "serviceName": call.service.name,
+            "groupName": call.service.group,
+            "clusterMap": cluster_map(info, ports=True),
+            "metadata": dict(info.metadata),
+            "protectThreshold": info.threshold,
+            "selector": dict(info.selector or NO_SELECTOR),
+            "ephemeral": info.ephemeral,
+        }
+    )
+
+
+def _write_page(page: int, size: int, count: int, items: list[dict[str, Any]]) -> HttpReply:
+    """One page too many where the count is a multiple of the size, and none of nothing (nacos-http.md 4.2)."""
+    available = count // size + 1 if count else 0
+    return result({"totalCount": count, "pageNumber": page, "pagesAvailable": available, "pageItems": items})
+
+
+def _write_details(call: ListDetails, page: DetailPage) -> HttpReply:
+    show = detail_json if call.with_instances else view_json
+    return _write_page(call.page, call.size, page.count, [show(row) for row in page.rows])
+
+
+def _write_subscribers(call: Subscribers, found: tuple[Subscriber, ...]) -> HttpReply:
+    items: list[dict[str, Any]] = []
+    for s in found:
+        group, separator, name = s.service.partition(GROUP_SEPARATOR)
+        items.append(
+            {
+                "namespaceId": s.namespace,
+                "groupName": group if separator else call.service.group,
+                "serviceName": name if separator else s.service,
+                "ip": s.ip,
+                "port": s.port,
+                "agent": s.agent,
+                "appName": s.app,
+            }
+        )
+    return _write_page(call.page, call.size, len(items), items)
+
+
+def _write_namespaces(_call: Namespaces, found: Iterable[Any]) -> HttpReply:
+    return result([dict(row) for row in found])
+
+
 def _unknown(request: HttpRequest, now_ms: int) -> HttpReply:
     message = f"No endpoint {request.method} {request.context}{request.path}."
     return error_page(request, 404, message, now_ms)
 
 
 def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
-    if request.path == READINESS:
+    if request.path == _READINESS:
         return failure(200, 30000, None, message=str(error))
     return write_result_error("v3", request, error, now_ms, _FORBIDDEN)
 
 
-# --- client role -------------------------------------------------------------------------------------------------
-
-_OK = partial(read_ok, "v3")
+# --- client role ------------------------------------------------------------------------------------------------------
 
 
 def write_client_list(key: ServiceKey, clusters: Iterable[str] = ()) -> HttpRequest:
@@ -199,7 +296,7 @@ def write_client_list(key: ServiceKey, clusters: Iterable[str] = ()) -> HttpRequ
 
 def write_admin_list(key: ServiceKey, cluster: str = DEFAULT_CLUSTER) -> HttpRequest:
     """The list of one cluster as it is; refused with `Reason.CLUSTER_NOT_FOUND` where there is no such cluster."""
-    return HttpRequest("GET", f"{_INSTANCE}/list", (*bare(key), *pairs(clusterName=cluster)))
+    return HttpRequest("GET", _INSTANCES, (*bare(key), *pairs(clusterName=cluster)))
 
 
 def read_hosts(key: ServiceKey, reply: HttpReply) -> Hosts:
@@ -229,9 +326,8 @@ def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
 
 def _write_register(call: Register | Beat) -> HttpRequest:
     if isinstance(call, Register):
-        return HttpRequest("POST", _CLIENT, (*bare(call.service), *instance_form(call.instance)))
-    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, heartBeat=True)
-    return HttpRequest("POST", _CLIENT, (*bare(call.service), *query))
+        return HttpRequest("POST", _CLIENT, (*bare(call.service), *register_form(call)))
+    return HttpRequest("POST", _CLIENT, (*bare(call.service), *address_form(call), *pairs(heartBeat=True)))
 
 
 def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | None:
@@ -246,29 +342,78 @@ def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | No
     return BeatResult(BEAT_OK, interval) if isinstance(call, Beat) else None
 
 
-def _write_deregister(call: Deregister) -> HttpRequest:
-    query = pairs(ip=call.ip, port=call.port, clusterName=call.cluster, ephemeral=call.ephemeral)
-    return HttpRequest("DELETE", _CLIENT, (*bare(call.service), *query))
-
-
 def _write_update(call: Update) -> HttpRequest:
     """Not even the partial one is partial: the server puts weight and enabled back where they are not named."""
     path = f"{_INSTANCE}/partial" if call.partial else _INSTANCE
     return HttpRequest("PUT", path, (*bare(call.service), *update_form(call)))
 
 
-def _write_get(call: GetInstance) -> HttpRequest:
-    address = pairs(ip=call.ip, port=call.port, clusterName=call.cluster)
-    return HttpRequest("GET", _INSTANCE, (*bare(call.service), *address))
-
-
-def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_asked(call, data_of("v3", call, reply))
-
-
 def _write_batch(call: BatchMetadata) -> HttpRequest:
     method = "DELETE" if call.remove else "PUT"
     return HttpRequest(method, _BATCH, (*bare(call.service), *batch_form(call)))
+
+
+def details_of(key: ServiceKey, page: int = 1, size: int = _PAGE) -> ListDetails:
+    """The call whose pages have a service among those named alike.
+
+    The server puts the text into a regular expression: a name with signs of one is looked for by its longest piece.
+    """
+    pieces = (piece.lstrip("@") for piece in _REGEX.split(key.name))
+    return ListDetails(key.namespace, max(pieces, key=len), key.group, page, size)
+
+
+def find(key: ServiceKey, page: DetailPage) -> Snapshot | None:
+    """The service itself on such a page; None where it is not there. Raises `Misplaced` for a page of other names."""
+    if strange := [row.info.key.name for row in page.rows if details_of(key).name_part not in row.info.key.name]:
+        raise Misplaced(f"asked for services named like {key.name!r}, and was told of {strange[0]!r}")
+    return next((row.snapshot for row in page.rows if row.info.key == key), None)
+
+
+def write_details(call: ListDetails) -> HttpRequest:
+    query = pairs(
+        pageNo=call.page,
+        pageSize=call.size,
+        namespaceId=call.namespace,
+        serviceNameParam=call.name_part or None,
+        groupNameParam=call.group_part or None,
+        ignoreEmptyService=call.ignore_empty or None,
+        withInstances=True,
+    )
+    return HttpRequest("GET", _SERVICES, query)
+
+
+def read_details(call: ListDetails, reply: HttpReply) -> DetailPage:
+    answer = as_object(data_of("v3", call, reply), "page")
+    rows = as_list(answer.get("pageItems"), "pageItems")
+    return DetailPage(
+        as_int(answer.get("totalCount"), "totalCount"), tuple(read_detail(call.namespace, row) for row in rows)
+    )
+
+
+def _write_services(call: ListServices) -> HttpRequest:
+    """v3 refuses a page below 1, which v1 takes for the first one."""
+    page, size = max(1, call.page), max(1, call.size)
+    query = pairs(pageNo=page, pageSize=size, namespaceId=call.namespace, groupNameParam=call.group)
+    return HttpRequest("GET", _SERVICES, query)
+
+
+def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
+    """Groups are matched in part, too: what is of another group is left out of the page and of its count."""
+    answer = as_object(data_of("v3", call, reply), "page")
+    rows = [as_object(row, "row") for row in as_list(answer.get("pageItems"), "pageItems")]
+    names = tuple(str(row["name"]) for row in rows if row.get("groupName") == call.group)
+    return ServicePage(
+        as_int(answer.get("totalCount"), "totalCount") - len(rows) + len(names), names[: max(0, call.size)]
+    )
+
+
+def _read_subscribers_reply(call: Subscribers, reply: HttpReply) -> tuple[Subscriber, ...]:
+    rows = as_list(as_object(data_of("v3", call, reply), "page").get("pageItems"), "pageItems")
+    return tuple(read_subscriber(row, call.service) for row in rows)
+
+
+def _read_namespaces_reply(call: Namespaces, reply: HttpReply) -> tuple[Any, ...]:
+    return read_namespaces(data_of("v3", call, reply))
 
 
 def login_request(username: str, password: str) -> HttpRequest:
@@ -280,9 +425,7 @@ def login_reply(reply: HttpReply) -> Login:
     return read_login("v3", reply)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
-
-_BATCH = f"{_INSTANCE}/metadata/batch"
+# --- the table --------------------------------------------------------------------------------------------------------
 
 _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation(
@@ -295,7 +438,15 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
         _read_registered,
         asks=(Register, Beat),
     ),
-    Operation("DELETE", _CLIENT, Deregister, _read_deregister, write_ok, _write_deregister, _OK),
+    Operation(
+        "DELETE",
+        _CLIENT,
+        Deregister,
+        _read_deregister,
+        write_ok,
+        sends("DELETE", _CLIENT, deregister_form, service=bare),
+        _OK,
+    ),
     Operation("GET", f"{_CLIENT}/list", ReadService, _read_list, _write_list),
     Operation("POST", _INSTANCE, Register, read_register, write_ok),
     Operation("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok),
@@ -303,10 +454,45 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation("PUT", f"{_INSTANCE}/partial", Update, _read_partial, write_ok),
     Operation("PUT", _BATCH, BatchMetadata, read_batch_form, write_updated, _write_batch, partial(read_updated, "v3")),
     Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
-    Operation("GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _write_get, _read_get_reply, (GetInstance,)),
-    Operation("GET", f"{_INSTANCE}/list", ReadService, _read_admin_list, _write_admin_list),
-    *ROWS,
-    Operation("GET", SERVICES, Fetch, _read_list, _write_list, _write_fetch, _read_fetch),
+    Operation(
+        "GET",
+        _INSTANCE,
+        ReadInstance,
+        _read_get,
+        _write_instance,
+        sends("GET", _INSTANCE, address_form, service=bare),
+        partial(read_instance_reply, "v3"),
+        asks=(GetInstance,),
+    ),
+    Operation("GET", _INSTANCES, ReadService, _read_admin_list, _write_admin_list),
+    *service_rows("v3", _SERVICE, read_service_form, _write_service),
+    Operation("GET", _SERVICES, ListDetails, _read_details, _write_details, write_details, read_details),
+    Operation("GET", _SERVICES, ListServices, _read_details, _write_details, _write_services, _read_services),
+    Operation(
+        "GET",
+        _SUBSCRIBERS,
+        Subscribers,
+        _read_subscribers,
+        _write_subscribers,
+        sends("GET", _SUBSCRIBERS, page_form, service=bare),
+        _read_subscribers_reply,
+    ),
+    Operation("PUT", _HEALTH, SetHealth, read_health, write_ok, sends("PUT", _HEALTH, health_form, service=bare), _OK),
+    Operation("GET", _METRICS, Metrics, read_metrics, write_as_is, sends("GET", _METRICS, metrics_form), _MAPPING),
+    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), write_as_is, sends("GET", _SWITCHES), _MAPPING),
+    Operation("GET", _STATE, ServerState, lambda _: ServerState(), write_as_is, sends("GET", _STATE), _MAPPING),
+    Operation("GET", _LIVENESS, Alive, lambda _: Alive(), write_ok, sends("GET", _LIVENESS), _OK),
+    Operation("GET", _READINESS, Ready, lambda _: Ready(), write_ok, sends("GET", _READINESS), _OK),
+    Operation(
+        "GET",
+        _NAMESPACES,
+        Namespaces,
+        lambda _: Namespaces(),
+        _write_namespaces,
+        sends("GET", _NAMESPACES),
+        _read_namespaces_reply,
+    ),
+    Operation("GET", _SERVICES, Fetch, _read_list, _write_list, _write_fetch, _read_fetch),
 )
 
 V3 = Table(

@@ -21,7 +21,7 @@ from nacos_proxy.model.calls import (
     ServicePage,
     Update,
 )
-from nacos_proxy.model.errors import BadCall, Malformed, Problem
+from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
@@ -80,7 +80,7 @@ def _metadata(name: str, value: object) -> Mapping[str, str]:
     # JSON has text keys only
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         text = f"Param '{name}' is illegal, it must be an object whose values are texts."
-        raise BadCall(name, Problem.METADATA, text)
+        raise BadCall(name, Violation.METADATA, text)
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -89,7 +89,7 @@ def _as_it_is(name: str, value: object) -> object:
 
 
 def _wrong_type(name: str, wanted: str) -> BadCall:
-    return BadCall(name, Problem.BODY, f"Param '{name}' is illegal, it must be {wanted}.")
+    return BadCall(name, Violation.BODY, f"Param '{name}' is illegal, it must be {wanted}.")
 
 
 _FIELDS: dict[str, Callable[[str, object], Any]] = {
@@ -115,13 +115,13 @@ def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str,
     try:
         value = read_exactly(body)
     except Malformed as error:
-        raise BadCall("", Problem.BODY, f"The body is {error}") from None
+        raise BadCall("", Violation.BODY, f"The body is {error}") from None
     if not isinstance(value, dict):
-        raise BadCall("", Problem.BODY, "The body must be a JSON object.")
+        raise BadCall("", Violation.BODY, "The body must be a JSON object.")
     given: dict[str, object] = value  # pyright: ignore[reportUnknownVariableType]
     for name in given:
         if name not in fields:
-            raise unknown(name, fields, Problem.BODY)
+            raise unknown(name, fields, Violation.BODY)
     found = {name: _FIELDS[name](name, item) for name, item in given.items()}
     checked(rules.metadata, found.get("metadata", EMPTY))
     return found
@@ -157,7 +157,7 @@ def read_update(service: ServiceKey, address: InstanceAddress, query: Query, bod
     """A PATCH: only what the body names changes."""
     fields = read_object(body, UPDATE_FIELDS, query.rules)
     if not fields:
-        raise BadCall("", Problem.BODY, f"The body names nothing to change; known are: {', '.join(UPDATE_FIELDS)}.")
+        raise BadCall("", Violation.BODY, f"The body names nothing to change; known are: {', '.join(UPDATE_FIELDS)}.")
     cluster = read_cluster(query) or DEFAULT_CLUSTER
     return Update(service, address.ip, address.port, cluster, partial=True, **fields)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nacos_proxy.model.calls import ListServices
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import check_port
 from nacos_proxy.model.services import (
     Selection,
@@ -90,7 +90,7 @@ class Query:
         return text
 
 
-def unknown(name: str, known: Collection[str], problem: Problem = Problem.ILLEGAL) -> BadCall:
+def unknown(name: str, known: Collection[str], problem: Violation = Violation.ILLEGAL) -> BadCall:
     """A misspelt name that was ignored would send traffic elsewhere, unseen."""
     name = name[:100]
     close = get_close_matches(name, known, 1)
@@ -99,12 +99,12 @@ def unknown(name: str, known: Collection[str], problem: Problem = Problem.ILLEGA
     return BadCall(name, problem, text)
 
 
-def illegal(parameter: str, text: str, value: str = "", problem: Problem = Problem.ILLEGAL) -> BadCall:
+def illegal(parameter: str, text: str, value: str = "", problem: Violation = Violation.ILLEGAL) -> BadCall:
     return BadCall(parameter, problem, text, value=value[:200])
 
 
 def missing(parameter: str) -> BadCall:
-    return BadCall(parameter, Problem.MISSING, f"Param '{parameter}' is required.")
+    return BadCall(parameter, Violation.MISSING, f"Param '{parameter}' is required.")
 
 
 def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> None:
@@ -114,7 +114,7 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
     except BadCall as error:
         ours = parameter or _OUR_NAMES.get(error.parameter, error.parameter)
         text = error.text.replace(f"'{error.parameter}'", f"'{ours}'")
-        raise BadCall(ours, error.problem, text, value=error.value, status=error.status) from None
+        raise BadCall(ours, error.violation, text, value=error.value, status=error.status) from None
 
 
 def read_key(service: str, query: Query) -> ServiceKey:

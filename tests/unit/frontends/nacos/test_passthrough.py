@@ -14,9 +14,9 @@ from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.nacos.passthrough import MOST, NOT_THERE, Passthrough
 from nacos_proxy.model.errors import (
     BadCall,
-    Problem,
     TooSlow,
     Unreachable,
+    Violation,
 )
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.asgi import Exchange, ask, scope, start
@@ -105,7 +105,7 @@ async def test_a_call_that_the_upstream_knows_is_its_to_answer(status: int) -> N
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(404), Answer(405), Answer(410), Answer(501), BadCall("", Problem.OTHER, "no")]
+    "answer", [Answer(404), Answer(405), Answer(410), Answer(501), BadCall("", Violation.OTHER, "no")]
 )
 async def test_one_that_it_does_not_know_either_is_left_to_the_caller(answer: Answer | Exception) -> None:
     given, reply = await offered(Passthrough(Upstream(lambda path: answer)), "GET", "/nacos/v1/ns/nothing")
@@ -138,7 +138,7 @@ async def test_without_an_upstream_every_path_is_unknown() -> None:
     [
         (Unreachable("http://a:1: refused", arrived=False), 502),
         (TooSlow("http://a:1: no answer in time"), 504),
-        (BadCall("path", Problem.OTHER, "this path is not passed on: it has a dot segment"), 400),
+        (BadCall("path", Violation.OTHER, "this path is not passed on: it has a dot segment"), 400),
     ],
 )
 async def test_a_fault_before_the_answer_has_its_status_and_says_what_it_was(error: Exception, status: int) -> None:

@@ -10,9 +10,10 @@ from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
     CreateService,
+    Register,
     Update,
 )
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.base import PushAddress
@@ -21,13 +22,13 @@ from nacos_proxy.wire.nacos.forms import (
     batch_form,
     beat_form,
     grouped,
-    instance_form,
     metadata_text,
     pairs,
     patched_weight,
     push_address,
     read_any_beat,
     read_batch,
+    register_form,
     service_form,
     status_key,
     update_form,
@@ -61,7 +62,7 @@ def test_v1_names_a_service_with_its_group_and_the_others_without() -> None:
 
 def test_metadata_travels_as_json_in_utf8() -> None:
     assert metadata_text({"zone": "北"}) == '{"zone":"北"}'
-    assert "metadata" not in dict(instance_form(instance()))
+    assert "metadata" not in dict(register_form(Register(KEY, instance())))
 
 
 def test_an_update_names_only_what_it_has() -> None:
@@ -142,24 +143,24 @@ def test_a_full_beat_wins_over_the_parameters_but_not_over_the_service() -> None
 
 
 @pytest.mark.parametrize(
-    ("values", "group_needed", "problem"),
+    ("values", "group_needed", "violation"),
     [
-        ({}, False, Problem.MISSING),
-        ({}, True, Problem.MISSING),
-        ({"serviceName": ""}, False, Problem.MISSING),
-        ({"serviceName": ""}, True, Problem.GROUPED_NAME),
-        ({"serviceName": " "}, False, Problem.GROUPED_NAME),
-        ({"serviceName": "s"}, True, Problem.GROUPED_NAME),
-        ({"serviceName": "s", "ip": "a b"}, False, Problem.ILLEGAL),
-        ({"serviceName": "s", "port": "x"}, False, Problem.ILLEGAL),
-        ({"serviceName": "s", "beat": '{"port":99999}'}, False, Problem.ILLEGAL),
-        ({"serviceName": "a b", "beat": "{"}, False, Problem.BODY),
+        ({}, False, Violation.MISSING),
+        ({}, True, Violation.MISSING),
+        ({"serviceName": ""}, False, Violation.MISSING),
+        ({"serviceName": ""}, True, Violation.GROUPED_NAME),
+        ({"serviceName": " "}, False, Violation.GROUPED_NAME),
+        ({"serviceName": "s"}, True, Violation.GROUPED_NAME),
+        ({"serviceName": "s", "ip": "a b"}, False, Violation.ILLEGAL),
+        ({"serviceName": "s", "port": "x"}, False, Violation.ILLEGAL),
+        ({"serviceName": "s", "beat": '{"port":99999}'}, False, Violation.ILLEGAL),
+        ({"serviceName": "a b", "beat": "{"}, False, Violation.BODY),
     ],
 )
-def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, problem: Problem) -> None:
+def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, violation: Violation) -> None:
     with pytest.raises(BadCall) as caught:
         read_any_beat(of(**values), group_needed=group_needed)
-    assert caught.value.problem is problem
+    assert caught.value.violation is violation
 
 
 def test_a_batch_is_of_one_kind() -> None:

@@ -21,7 +21,6 @@ from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.hosts import (
     LARGE,
     Hosts,
-    beat_json,
     host_json,
     hosts_json,
     list_json,
@@ -31,7 +30,8 @@ from nacos_proxy.wire.nacos.hosts import (
     read_host,
     read_listing,
     read_metadata,
-    statuses_json,
+    write_beat,
+    write_statuses,
 )
 from nacos_proxy.wire.nacos.shapes import dumps, read_json
 from tests.helpers.build import KEY, instance, snapshot
@@ -235,7 +235,8 @@ def test_a_list_that_is_none_is_malformed(value: Any) -> None:
 
 def test_statuses_show_everybody() -> None:
     shown = snapshot(instance(), instance("10.0.0.2", healthy=False, enabled=False))
-    assert statuses_json(shown) == {"ips": ["10.0.0.1:80_true", "10.0.0.2:80_false"]}
+    view = ServiceView(shown, shown.select())
+    assert read_json(write_statuses(None, view).body) == {"ips": ["10.0.0.1:80_true", "10.0.0.2:80_false"]}
 
 
 @given(
@@ -248,8 +249,9 @@ def test_statuses_show_everybody() -> None:
     )
 )
 def test_an_answer_to_a_beat_comes_back_as_it_was(beat: BeatResult) -> None:
-    assert list(beat_json(beat))[:3] == ["clientBeatInterval", "code", "lightBeatEnabled"]
-    assert read_beat_result(beat_json(beat)) == beat
+    answer = read_json(write_beat(None, beat).body)
+    assert list(answer)[:3] == ["clientBeatInterval", "code", "lightBeatEnabled"]
+    assert read_beat_result(answer) == beat
 
 
 def test_an_answer_to_a_beat_without_lightbeat_is_that_of_1_4_6() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.forms import metadata_text
@@ -63,12 +63,12 @@ def test_a_service_is_named_by_prefix_or_group(values: dict[str, str], key: Serv
 def test_the_name_filter_refuses_half_a_name(name: str, text: str) -> None:
     with pytest.raises(BadCall, match=text) as caught:
         Parameters.filtered(HttpRequest("GET", "/", (("serviceName", name),)))
-    assert caught.value.problem is Problem.EMPTY_GROUP
+    assert caught.value.violation is Violation.EMPTY_GROUP
 
 
 def test_the_name_filter_trims() -> None:
     assert Parameters.filtered(HttpRequest("GET", "/", (("serviceName", " s "),))).check() == {}
-    assert refused(serviceName=" s ").problem is Problem.ILLEGAL
+    assert refused(serviceName=" s ").violation is Violation.ILLEGAL
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_the_name_filter_trims() -> None:
 )
 def test_the_check_finds_the_first_that_is_illegal(values: dict[str, str], parameter: str, text: str) -> None:
     error = refused(**values)
-    assert (error.parameter, error.problem) == (parameter, Problem.ILLEGAL)
+    assert (error.parameter, error.violation) == (parameter, Violation.ILLEGAL)
     assert error.text.startswith(f"Param '{parameter}' is illegal, ") and text in error.text
 
 
 def test_what_the_check_must_parse_fails_before_the_check() -> None:
-    assert refused(metadata="{oops", namespaceId="a b").problem is Problem.METADATA
+    assert refused(metadata="{oops", namespaceId="a b").violation is Violation.METADATA
 
 
 def test_clusters_of_a_list_are_checked_one_by_one() -> None:
@@ -129,9 +129,9 @@ def test_instances_inside_a_parameter_are_checked_too() -> None:
     ],
 )
 def test_a_grouped_name_has_two_parts(name: str, text: str) -> None:
-    check_grouped("g@@s", Problem.GROUPED_NAME)
+    check_grouped("g@@s", Violation.GROUPED_NAME)
     with pytest.raises(BadCall) as caught:
-        check_grouped(name, Problem.GROUPED_NAME)
+        check_grouped(name, Violation.GROUPED_NAME)
     assert caught.value.text == text
 
 
@@ -142,7 +142,7 @@ def test_what_v1_wants_it_asks_for_in_its_own_words() -> None:
     for values in ({}, {"ip": ""}):
         with pytest.raises(BadCall) as caught:
             of(**values).required("ip")
-        assert (caught.value.text, caught.value.problem) == ("Param 'ip' is required.", Problem.MISSING)
+        assert (caught.value.text, caught.value.violation) == ("Param 'ip' is required.", Violation.MISSING)
     with pytest.raises(BadCall, match=r"Parameter 'key' is missing"):
         of().request_param("key")
     assert of(ip=" x ").required("ip") == of(ip=" x ").request_param("ip") == "x"
@@ -185,7 +185,7 @@ def test_a_boolean_of_v2_is_springs(text: str, value: bool) -> None:
 def test_a_boolean_that_is_none_is_refused_by_v2() -> None:
     with pytest.raises(BadCall, match="maybe") as caught:
         of(a="maybe").flag("a", True)
-    assert caught.value.problem is Problem.NOT_A_BOOLEAN
+    assert caught.value.violation is Violation.NOT_A_BOOLEAN
 
 
 @pytest.mark.parametrize("text", ["x", "", "1.0", "0x1", "\uff11", "99999999999", "1 "])
@@ -207,7 +207,7 @@ def test_a_number_is_javas(text: str, value: float) -> None:
 def test_what_is_no_number_is_said_in_javas_words(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         to_double("weight", text)
-    assert (caught.value.text, caught.value.problem) == (f'For input string: "{text}"', Problem.NOT_A_NUMBER)
+    assert (caught.value.text, caught.value.violation) == (f'For input string: "{text}"', Violation.NOT_A_NUMBER)
 
 
 def test_numbers_have_defaults_and_lenient_sisters() -> None:
@@ -237,7 +237,7 @@ def test_a_selector_may_be_encoded_once_more(text: str, value: str) -> None:
 def test_a_selector_of_no_known_type_is_refused(text: str) -> None:
     with pytest.raises(BadCall, match="not match any type of selector!") as caught:
         of(selector=text).selector()
-    assert caught.value.problem is Problem.SELECTOR
+    assert caught.value.violation is Violation.SELECTOR
 
 
 # metadata, beats, instances
@@ -329,7 +329,7 @@ ODD_BEATS = [
 def test_a_beat_that_is_none_is_the_callers_fault(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         read_beat(text)
-    assert (caught.value.parameter, caught.value.problem, caught.value.status) == ("beat", Problem.BODY, 500)
+    assert (caught.value.parameter, caught.value.violation, caught.value.status) == ("beat", Violation.BODY, 500)
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[null]", "x", '[{"port":"x"}]'])

@@ -16,13 +16,13 @@ from nacos_proxy.model.errors import (
     Denied,
     Garbled,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
     UpstreamError,
+    Violation,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect
@@ -41,7 +41,7 @@ PATHS = {
 }
 ERRORS: list[ProxyError] = [
     ProxyError("something"),
-    BadCall("ip", Problem.MISSING, "Param 'ip' is required."),
+    BadCall("ip", Violation.MISSING, "Param 'ip' is required."),
     Denied("no token"),
     NothingKnown("nothing is known"),
     UpstreamError("the other side"),
@@ -201,7 +201,7 @@ def test_every_error_has_an_answer_in_every_dialect(dialect: Dialect, error: Pro
         (TooSlow("x"), 504),
         (Denied("x"), 403),
         (Denied("x", status=401), 403),
-        (BadCall("", Problem.BODY, "too long", status=413), 413),
+        (BadCall("", Violation.BODY, "too long", status=413), 413),
     ],
     ids=repr,
 )
@@ -261,27 +261,27 @@ def test_every_reason_stands_in_the_table_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "v1", "v2"),
+    ("violation", "v1", "v2"),
     [
-        (Problem.MISSING, 400, (400, 10000)),
-        (Problem.ILLEGAL, 400, (400, "P")),
-        (Problem.NOT_A_NUMBER, 400, (500, 30000)),
-        (Problem.NOT_A_BOOLEAN, 400, (500, 30000)),
-        (Problem.WEIGHT, 400, (400, 21001)),
-        (Problem.METADATA, 500, (500, None)),
-        (Problem.INSTANCE, 400, (400, 21004)),
-        (Problem.GROUPED_NAME, 400, (400, 20002)),
-        (Problem.EMPTY_GROUP, 400, (400, 20002)),
-        (Problem.SELECTOR, 400, (400, 21006)),
-        (Problem.SWITCH, 400, (500, 30000)),
-        (Problem.BODY, 500, (500, None)),
-        (Problem.OTHER, 400, (400, 20002)),
+        (Violation.MISSING, 400, (400, 10000)),
+        (Violation.ILLEGAL, 400, (400, "P")),
+        (Violation.NOT_A_NUMBER, 400, (500, 30000)),
+        (Violation.NOT_A_BOOLEAN, 400, (500, 30000)),
+        (Violation.WEIGHT, 400, (400, 21001)),
+        (Violation.METADATA, 500, (500, None)),
+        (Violation.INSTANCE, 400, (400, 21004)),
+        (Violation.GROUPED_NAME, 400, (400, 20002)),
+        (Violation.EMPTY_GROUP, 400, (400, 20002)),
+        (Violation.SELECTOR, 400, (400, 21006)),
+        (Violation.SWITCH, 400, (500, 30000)),
+        (Violation.BODY, 500, (500, None)),
+        (Violation.OTHER, 400, (400, 20002)),
     ],
 )
 def test_every_problem_has_the_status_and_code_of_its_dialect(
-    problem: Problem, v1: int, v2: tuple[int, int | str | None]
+    violation: Violation, v1: int, v2: tuple[int, int | str | None]
 ) -> None:
-    error = BadCall("beat", problem, "why")
+    error = BadCall("beat", violation, "why")
     assert write(V1, error).status == v1
     for dialect in (V2, V3):
         reply = write(dialect, error)
@@ -291,7 +291,7 @@ def test_every_problem_has_the_status_and_code_of_its_dialect(
 
 def test_every_problem_stands_in_the_table_above() -> None:
     mark = next(m for m in test_every_problem_has_the_status_and_code_of_its_dialect.pytestmark)  # type: ignore[attr-defined]
-    assert {case[0] for case in mark.args[1]} == set(Problem)
+    assert {case[0] for case in mark.args[1]} == set(Violation)
 
 
 def test_an_unknown_service_has_another_code_where_the_call_is_about_the_service() -> None:

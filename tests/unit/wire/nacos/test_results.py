@@ -17,16 +17,16 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.errors import (
     BadCall,
     Malformed,
-    Problem,
     Reason,
     Refused,
+    Violation,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.forms import health_form
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.results import (
     data_of,
     form_required,
-    health_form,
     named_key,
     param_required,
     read_batch_form,
@@ -75,7 +75,7 @@ def reply(body: bytes, status: int = 200) -> HttpReply:
 def test_a_form_says_what_it_lacks(values: dict[str, str], text: str) -> None:
     with pytest.raises(BadCall) as caught:
         form_required(of(**values), "serviceName", "ip", "port")
-    assert (caught.value.text, caught.value.problem) == (text, Problem.MISSING)
+    assert (caught.value.text, caught.value.violation) == (text, Violation.MISSING)
 
 
 def test_a_method_parameter_says_it_in_other_words() -> None:
@@ -93,22 +93,22 @@ def test_an_instance_has_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "problem"),
+    ("values", "violation"),
     [
-        ({"metadata": "{oops", "weight": "abc"}, Problem.METADATA),
-        ({"clusterName": "a b", "weight": "abc"}, Problem.ILLEGAL),
-        ({"weight": "abc"}, Problem.NOT_A_NUMBER),
-        ({"enabled": "maybe"}, Problem.NOT_A_BOOLEAN),
-        ({"weight": "-1"}, Problem.MISSING),
-        ({**HERE, "weight": "-1", "clusterName": "a_b"}, Problem.WEIGHT),
-        ({**HERE, "weight": "NaN"}, Problem.WEIGHT),
-        ({**HERE, "clusterName": "a_b"}, Problem.INSTANCE),
+        ({"metadata": "{oops", "weight": "abc"}, Violation.METADATA),
+        ({"clusterName": "a b", "weight": "abc"}, Violation.ILLEGAL),
+        ({"weight": "abc"}, Violation.NOT_A_NUMBER),
+        ({"enabled": "maybe"}, Violation.NOT_A_BOOLEAN),
+        ({"weight": "-1"}, Violation.MISSING),
+        ({**HERE, "weight": "-1", "clusterName": "a_b"}, Violation.WEIGHT),
+        ({**HERE, "weight": "NaN"}, Violation.WEIGHT),
+        ({**HERE, "clusterName": "a_b"}, Violation.INSTANCE),
     ],
 )
-def test_a_registration_is_checked_in_nacoss_order(values: dict[str, str], problem: Problem) -> None:
+def test_a_registration_is_checked_in_nacoss_order(values: dict[str, str], violation: Violation) -> None:
     with pytest.raises(BadCall) as caught:
         read_register(request(**values))
-    assert caught.value.problem is problem
+    assert caught.value.violation is violation
 
 
 def test_a_deregistration_may_look_at_the_weight_or_not() -> None:

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from nacos_proxy.model.calls import BatchMetadata, Beat, Register
-from nacos_proxy.model.errors import BadCall, Problem
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect, ReadService
@@ -166,4 +166,4 @@ def test_a_port_that_nobody_can_connect_to_is_refused_by_our_api_always() -> Non
     for rules in (NACOS, LENIENT):
         with pytest.raises(BadCall) as caught:
             read_register(KEY, b'{"ip":"a","port":70000}', rules)
-        assert caught.value.problem is Problem.ILLEGAL
+        assert caught.value.violation is Violation.ILLEGAL

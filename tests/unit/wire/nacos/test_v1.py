@@ -25,9 +25,9 @@ from nacos_proxy.model.errors import (
     BadCall,
     Garbled,
     Malformed,
-    Problem,
     Reason,
     Refused,
+    Violation,
 )
 from nacos_proxy.model.services import (
     Instance,
@@ -398,5 +398,7 @@ def test_an_upstream_that_makes_no_sense_is_a_502_in_plain_text() -> None:
 
 
 def test_a_problem_of_the_whole_body_has_no_parameter() -> None:
-    reply = V1.write_error(HttpRequest("POST", "/v1/ns/instance"), BadCall("", Problem.BODY, "too long", status=413), 0)
+    reply = V1.write_error(
+        HttpRequest("POST", "/v1/ns/instance"), BadCall("", Violation.BODY, "too long", status=413), 0
+    )
     assert (reply.status, reply.body) == (413, b"too long")

@@ -34,8 +34,7 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.errors import Misplaced, Unreachable
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.v3 import V3
-from nacos_proxy.wire.nacos.v3_services import details_of, find
+from nacos_proxy.wire.nacos.v3 import V3, details_of, find
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.pair import CLUSTERS, IPS, KEYS, METADATA, PORTS, DialectPair, answer_again
 from tests.helpers.recordings import Row, comparable, load

@@ -13,13 +13,13 @@ from nacos_proxy.model.errors import (
     Denied,
     Garbled,
     NothingKnown,
-    Problem,
     ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
     UpstreamError,
+    Violation,
 )
 from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.rest.problem import (
@@ -31,8 +31,8 @@ from nacos_proxy.wire.rest.problem import (
 
 SAMPLES: list[tuple[ProxyError, int]] = [
     (ProxyError("?"), 500),
-    (BadCall("port", Problem.ILLEGAL, "bad"), 400),
-    (BadCall("", Problem.BODY, "large", status=413), 413),
+    (BadCall("port", Violation.ILLEGAL, "bad"), 400),
+    (BadCall("", Violation.BODY, "large", status=413), 413),
     (Denied("no token", status=401), 401),
     (Denied("no right"), 403),
     (NothingKnown("nothing"), 503),
