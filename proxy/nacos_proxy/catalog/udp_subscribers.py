@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nacos_proxy.catalog.fair_queue import FairQueue
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.catalog.turns import Turns
 from nacos_proxy.model.services import ServiceKey, Snapshot
 
 SocketAddress = tuple[str, int]
@@ -81,7 +81,7 @@ class Pushes:
         self._held: Shares[str] = Shares(policy.waiting)  # bytes that wait, by client
         self._clients: Shares[str] = Shares(policy.max_subscriptions)  # subscriptions, by client
         self._sockets: Counter[SocketAddress] = Counter()  # the same by socket
-        self._turns: Turns[_Place] = Turns()
+        self._turns: FairQueue[_Place] = FairQueue()
         self._news: dict[ServiceKey, Snapshot] = {}
 
     def listed(

@@ -119,13 +119,13 @@ def test_what_was_shown_is_confirmed_by_each_list_without_a_change() -> None:
     read(kept, 100.0)
     first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
-    assert kept.confirmed(first, 103.0) == (100.0, 110.0)
+    assert kept.fresh_interval(first, 103.0) == (100.0, 110.0)
     listed(kept, 105.0, A)
-    assert kept.confirmed(first, 112.0) == (105.0, 115.0)
-    assert kept.confirmed(first, 115.0) is None  # stale
+    assert kept.fresh_interval(first, 112.0) == (105.0, 115.0)
+    assert kept.fresh_interval(first, 115.0) is None  # stale
     listed(kept, 116.0, A, B)
-    assert kept.confirmed(first, 116.0) is None  # another one
-    assert kept.confirmed(snapshot(service=key("other")), 116.0) is None
+    assert kept.fresh_interval(first, 116.0) is None  # another one
+    assert kept.fresh_interval(snapshot(service=key("other")), 116.0) is None
 
 
 def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
@@ -134,7 +134,7 @@ def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
     first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
     kept.reject(KEY, AWAY, 101.0)
-    assert kept.confirmed(first, 102.0) is None
+    assert kept.fresh_interval(first, 102.0) is None
 
 
 def test_looking_is_no_reading() -> None:
@@ -694,13 +694,13 @@ def waits(kept: Cache, failures: int) -> list[float]:
 
 
 def test_failures_are_tried_again_later_each_time_up_to_a_bound() -> None:
-    kept = cache(rng=1.0, interval_read=5, max_back_off=60)
+    kept = cache(rng=1.0, interval_read=5)
     read(kept, 0)
     assert waits(kept, 6) == pytest.approx([10, 20, 40, 60, 60, 60])
 
 
 def test_no_two_wait_alike_after_a_failure() -> None:
-    kept = cache(rng=0.0, interval_read=5, max_back_off=60)
+    kept = cache(rng=0.0, interval_read=5)
     read(kept, 0)
     assert waits(kept, 4) == pytest.approx([5, 10, 20, 30])
 
@@ -739,7 +739,7 @@ def test_when_the_upstream_is_back_what_failed_does_not_wait_for_its_back_off() 
     read(kept, 0)
     waits(kept, 8)
     assert kept.next_due() > 100
-    kept.recovered(100)
+    kept.retry_failed(100)
     assert kept.next_due() == 102.5
     assert kept.may_refresh(KEY, 100) and kept.may_refresh(key("unwatched"), 100)
 
