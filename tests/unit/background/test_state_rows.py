@@ -16,7 +16,7 @@ from nacos_proxy.background.state_rows import (
     load_writes,
     registry_row,
 )
-from nacos_proxy.catalog.journal import Journal, JournalPolicy, Local
+from nacos_proxy.catalog.journal import Journal, Local
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -45,7 +45,7 @@ def test_a_write_comes_back_as_it_was() -> None:
 
 
 def test_what_waits_of_a_place_comes_back_and_what_is_done_has_no_body() -> None:
-    journal = Journal(JournalPolicy())
+    journal = Journal()
     journal.add(WRITES[0], 7.0)
     place, gone = (KEY, "::1", 80), (KEY, "::2", 80)
     kept, done = (journal_row((p, journal.get(p))) for p in (place, gone))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 
-POLICY = BreakerPolicy(failures=3, pause=0.5, max_delay=5.0)
+POLICY = BreakerPolicy(failures=3, max_delay=5.0)
 
 
 def lost(now: float = 100.0, policy: BreakerPolicy = POLICY) -> Breaker:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.journal import (
     Journal,
-    JournalPolicy,
     Local,
     Waiting,
     place_of,
@@ -29,8 +28,8 @@ HERE, GONE = Register(KEY, A), Deregister(KEY, A.ip, A.port)
 HEAVY = Update(KEY, A.ip, A.port, weight=9.0)
 
 
-def journal(*writes: Local, most: int = 100) -> Journal:
-    made = Journal(JournalPolicy(most))
+def journal(*writes: Local, max_writes: int = 100) -> Journal:
+    made = Journal(max_writes)
     for write in writes:
         made.add(write, 0.0)
     return made
@@ -82,7 +81,7 @@ def test_of_who_fell_silent_only_deregistrations_are_sent() -> None:
 
 
 def test_it_is_bounded_by_the_number_of_writes() -> None:
-    made = journal(HERE, most=2)
+    made = journal(HERE, max_writes=2)
     assert made.room
     made.add(HEAVY, 0.0)
     assert not made.room
@@ -101,7 +100,7 @@ def test_the_disk_is_told_which_places_changed_and_what_was_read_goes_on_in_orde
     assert (list(again), again.changed) == (list(made), set())
     again.add(HEAVY, 5.0)
     assert again.get(PLACE) == Waiting((HERE, HEAVY), 3, 5.0)
-    assert repr(again) == "<Journal 3 writes of 2 places>"
+    assert repr(again) == "<Journal 3 writes of 2 instances>"
 
 
 def test_a_place_is_that_of_the_instance() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Registration, Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registration, Registrations
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -23,8 +23,8 @@ X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 FAST = {"preserved.heart.beat.timeout": "3000", "preserved.ip.delete.timeout": "6000"}
 
 
-def ledger(*registered: Instance, most: int = 100, now: float = 100.0) -> Registrations:
-    found = Registrations(RegistrationsPolicy(most))
+def ledger(*registered: Instance, max_registrations: int = 100, now: float = 100.0) -> Registrations:
+    found = Registrations(max_registrations)
     for one in registered:
         assert found.wrote(Register(KEY, one), now)
     return found
@@ -135,8 +135,8 @@ def test_a_gap_in_our_own_time_is_no_silence() -> None:
 
 
 def test_there_is_room_up_to_the_bound() -> None:
-    assert ledger(X, most=2).room
-    assert not ledger(X, Y, most=2).room
+    assert ledger(X, max_registrations=2).room
+    assert not ledger(X, Y, max_registrations=2).room
 
 
 def test_who_leaves_without_an_answer_is_remembered_as_such_until_it_is_heard_again() -> None:
@@ -208,7 +208,7 @@ def test_looking_seldom_finds_the_same_as_looking_at_all(made: list[tuple[str, i
 
 
 def test_beyond_its_bound_it_remembers_no_more_and_says_so() -> None:
-    found = ledger(X, most=1)
+    found = ledger(X, max_registrations=1)
     assert not found.full
     assert not found.wrote(Register(KEY, Y), 100.0)
     assert not found.wrote(beat(Y, full=Y), 100.0)
@@ -217,7 +217,7 @@ def test_beyond_its_bound_it_remembers_no_more_and_says_so() -> None:
 
 
 def test_room_that_is_made_is_used() -> None:
-    found = ledger(X, most=1)
+    found = ledger(X, max_registrations=1)
     found.wrote(Register(KEY, Y), 100.0)
     found.wrote(Deregister(KEY, X.ip, X.port), 100.0)
     assert not found.full
@@ -253,7 +253,7 @@ def test_what_was_heard_since_the_start_is_not_replaced_from_disk() -> None:
 
 
 def test_what_is_read_from_disk_keeps_the_bound() -> None:
-    found = ledger(X, most=1)
+    found = ledger(X, max_registrations=1)
     found.restore(Registration(OTHER, Y, heard=90.0))
     assert (len(found), found.full, found.count(OTHER)) == (1, True, 0)
 
@@ -268,4 +268,4 @@ def test_it_can_be_changed_while_it_is_walked() -> None:
     found: Any = ledger(X, Y)
     for registration in found:
         found.wrote(Deregister(KEY, registration.instance.ip, registration.instance.port), 100.0)
-    assert repr(found) == "<Ledger 0 registrations of 0 services>"
+    assert repr(found) == "<Registrations 0 instances of 0 services>"

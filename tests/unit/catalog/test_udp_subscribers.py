@@ -143,7 +143,7 @@ def test_only_so_many_are_sent_once_more_at_once() -> None:
         subscription = book.listed(KEY, ("127.0.0.1", number), "", "a", "", now=0)
         assert subscription is not None
         book.sent(number, subscription, b"x", now=0)
-    assert [len(book.again(now=10, most=4)) for _ in range(4)] == [4, 4, 2, 0]
+    assert [len(book.again(now=10, limit=4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
 def test_who_is_to_hear_takes_turns_by_client_and_hears_of_the_last_change_alone() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.model import calls
 from nacos_proxy.model.calls import (
     Beat,
@@ -213,7 +213,7 @@ def test_no_time_that_a_client_gives_breaks_who_counts_with_it(text: str) -> Non
     metadata = dict.fromkeys(
         ("preserved.heart.beat.interval", "preserved.heart.beat.timeout", "preserved.ip.delete.timeout"), text
     )
-    ledger = Registrations(RegistrationsPolicy())
+    ledger = Registrations()
     ledger.wrote(Register(KEY, instance(metadata=metadata)), 100.0)
     ledger.expire(1e6)
     assert all(r.alive(100.0) in (True, False) and r.healthy(100.0) in (True, False) for r in ledger)
