@@ -14,7 +14,7 @@ import pytest
 
 from nacos_proxy.model.calls import ListDetails, Metrics, Register
 from nacos_proxy.model.errors import Refused
-from nacos_proxy.upstream.embedded.administration import AT_ONCE
+from nacos_proxy.upstream.embedded.administration import BATCH
 from nacos_proxy.wire.nacos.administration import Clients, FindClient
 from tests.helpers.asgi import ask
 from tests.helpers.build import instance, key
@@ -272,14 +272,14 @@ async def test_the_clients_of_a_service_are_narrowed_down_on_v3_and_named_whole_
 
 async def test_others_have_their_turns_while_what_names_everything_is_made(server: Server) -> None:
     """With 10,000 services of 10 instances the list of clients held everybody up for 1.9 s."""
-    for number in range(3 * AT_ONCE):
+    for number in range(3 * BATCH):
         await server.registry.send(Register(key(f"s{number}"), instance()))
 
-    for call in (Metrics(only_status=False), Clients(), ListDetails("public", size=3 * AT_ONCE)):
+    for call in (Metrics(only_status=False), Clients(), ListDetails("public", size=3 * BATCH)):
         assert await turns_during(server.registry.send(call)) > 3
     assert await turns_during(server.registry.send(FindClient("10.0.0.1:80#true"))) == 1
     found = await server.registry.send(FindClient("10.0.0.1:80#true"))
-    assert len(found.published) == 3 * AT_ONCE
+    assert len(found.published) == 3 * BATCH
 
 
 @pytest.mark.parametrize("name", ["10.0.0.1:80", "10.0.0.1:080#true", "10.0.0.1:80#false", "10.0.0.1:x#true", "", "#"])

@@ -51,9 +51,9 @@ def test_a_modification_lies_over_its_own_cluster_alone_and_goes_with_the_instan
     one = service()
     one.register(instance("10.0.0.1", weight=3.0), 0.0)
     one.override(InstanceKey("10.0.0.1", 80, "c9"), InstanceOverrides(weight=9.0))
-    assert one.listed().instances[0].weight == 3.0
+    assert one.snapshot().instances[0].weight == 3.0
     one.override(PLACE, InstanceOverrides(weight=5.0))
-    assert one.listed().instances[0].weight == 5.0
+    assert one.snapshot().instances[0].weight == 5.0
     one.expire(30.0)
     assert one.overrides == {}
 
@@ -70,9 +70,9 @@ def test_an_overlay_that_is_not_there_changes_nothing() -> None:
 def test_the_list_is_the_same_object_until_something_a_reader_sees_changes() -> None:
     one = service()
     one.register(instance("10.0.0.1"), 0.0)
-    first = one.listed()
+    first = one.snapshot()
     one.beat("10.0.0.1", 80, 1.0)
-    assert one.listed() is first
+    assert one.snapshot() is first
     one.expire(16.0)
-    assert one.listed() is not first
+    assert one.snapshot() is not first
     assert one.beat("10.9.9.9", 80, 1.0) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.model.errors import BadCall
-from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, turned
+from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, with_switch
 from tests.helpers.recordings import load
 
 
@@ -41,7 +41,7 @@ def test_it_has_the_fields_of_the_recording_in_their_order(case: str, ours: Mapp
     ],
 )
 def test_an_entry_turns_its_switch_and_no_other(entry: str, value: str, changed: Mapping[str, Any]) -> None:
-    assert turned(SWITCHES, entry, value) == {**SWITCHES, **changed}
+    assert with_switch(SWITCHES, entry, value) == {**SWITCHES, **changed}
     assert SWITCHES["masters"] is None
 
 
@@ -71,5 +71,5 @@ def test_an_entry_turns_its_switch_and_no_other(entry: str, value: str, changed:
 )
 def test_a_value_that_a_switch_does_not_take_is_refused_in_nacoss_words(entry: str, value: str, said: str) -> None:
     with pytest.raises(BadCall) as caught:
-        turned(SWITCHES, entry, value)
+        with_switch(SWITCHES, entry, value)
     assert caught.value.text == said
