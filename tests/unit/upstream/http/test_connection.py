@@ -15,9 +15,9 @@ from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.http.connection import (
     HIGH_WATER,
     MAX_HEAD,
-    MOST_FIELDS,
+    MAX_HEADERS,
     Connection,
-    Limits,
+    ExchangeLimits,
 )
 from tests.helpers.clock import settle
 
@@ -94,7 +94,7 @@ async def test_an_exchange_is_whole_at_the_end_of_its_packet(joined: Joined) -> 
     await task
     connection = joined.connection
     assert (connection.status, connection.reason, connection.headers) == (200, b"OK", [(b"Content-Length", b"2")])
-    assert (connection.complete, connection.take(), connection.reusable) == (True, b"ok", True)
+    assert (connection.complete, connection.take_body(), connection.reusable) == (True, b"ok", True)
 
 
 async def test_the_next_exchange_begins_clean(joined: Joined) -> None:
@@ -114,7 +114,7 @@ async def test_what_was_not_read_makes_a_connection_unusable(joined: Joined) -> 
     joined.came(OK)
     await task
     assert not joined.connection.reusable
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
@@ -176,7 +176,7 @@ async def test_a_second_answer_is_nobodys(joined: Joined) -> None:
     joined.came(OK + b"HTTP/1.1 500 Evil\r\nX: evil\r\nContent-Length: 4\r\n\r\nevil")
     await task
     connection = joined.connection
-    assert (connection.status, connection.reason, connection.take()) == (200, b"OK", b"ok")
+    assert (connection.status, connection.reason, connection.take_body()) == (200, b"OK", b"ok")
     assert len(connection.headers) == 1
     assert not connection.reusable
 
@@ -193,8 +193,8 @@ async def test_one_that_was_lost_before_its_exchange_says_so_and_sends_nothing(j
     ("came", "error", "said"),
     [
         (b"", httpx.ReadError, "before the answer"),
-        (b"HTTP/1.1 2", httpx.RemoteProtocolError, "in the middle of the answer"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", httpx.RemoteProtocolError, "in the middle of the answer"),
+        (b"HTTP/1.1 2", httpx.RemoteProtocolError, "during the answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", httpx.RemoteProtocolError, "during the answer"),
     ],
 )
 @pytest.mark.parametrize("cause", [None, ConnectionResetError("reset by peer")])
@@ -260,16 +260,16 @@ async def test_many_early_answers_have_a_bound(joined: Joined) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (b"HTTP/1.1 000 X\r\n\r\n", "the status 000"),
-        (b"HTTP/1.1 099 X\r\n\r\n", "the status 099"),
-        (b"HTTP/1.1 600 X\r\n\r\n", "the status 600"),
-        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the status 999"),
-        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the status 999"),
+        (b"HTTP/1.1 000 X\r\n\r\n", "the invalid status 000"),
+        (b"HTTP/1.1 099 X\r\n\r\n", "the invalid status 099"),
+        (b"HTTP/1.1 600 X\r\n\r\n", "the invalid status 600"),
+        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the invalid status 999"),
+        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the invalid status 999"),
         (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "switches to another protocol"),
         (b"HTTP/1.1 101 X\r\n\r\nwhatever", "switches to another protocol"),
         (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "transfer coding 'gzip, chunked'"),
         (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip\r\n\r\n", "transfer coding 'gzip'"),
-        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MOST_FIELDS + 1) + b"\r\n", f"more than {MOST_FIELDS} headers"),
+        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MAX_HEADERS + 1) + b"\r\n", f"more than {MAX_HEADERS} headers"),
     ],
 )
 async def test_what_no_server_may_say_ends_the_exchange_and_says_why(joined: Joined, head: bytes, said: str) -> None:
@@ -279,7 +279,7 @@ async def test_what_no_server_may_say_ends_the_exchange_and_says_why(joined: Joi
     with pytest.raises(httpx.RemoteProtocolError, match=said):
         await task
     assert joined.wire.ended
-    assert len(joined.connection.headers) <= MOST_FIELDS + 1
+    assert len(joined.connection.headers) <= MAX_HEADERS + 1
 
 
 @pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 599 \xff"])
@@ -288,7 +288,7 @@ async def test_a_status_line_needs_no_reason(joined: Joined, line: bytes) -> Non
     await settle()
     joined.came(line + b"\r\nContent-Length: 2\r\n\r\nok")
     await task
-    assert (joined.connection.complete, joined.connection.take()) == (True, b"ok")
+    assert (joined.connection.complete, joined.connection.take_body()) == (True, b"ok")
 
 
 async def test_a_body_that_nobody_reads_stops_the_socket_and_reading_starts_it_again(joined: Joined) -> None:
@@ -318,20 +318,20 @@ async def test_what_came_before_the_end_of_a_stopped_socket_can_still_be_read(jo
 async def test_a_limit_that_is_over_ends_the_connection(joined: Joined) -> None:
     loop = asyncio.get_running_loop()
     with pytest.raises(httpx.ReadTimeout):
-        await joined.ask(limits=Limits(until=loop.time() - 1.0))
+        await joined.ask(limits=ExchangeLimits(until=loop.time() - 1.0))
     assert joined.wire.ended
 
 
 async def test_a_limit_is_lifted_with_the_end_of_the_answer(joined: Joined) -> None:
     loop = asyncio.get_running_loop()
-    task = joined.ask(limits=Limits(read=0.5, until=loop.time() + 0.5))
+    task = joined.ask(limits=ExchangeLimits(read=0.5, until=loop.time() + 0.5))
     await asyncio.sleep(0)
     joined.came(OK)
     await task
     over = asyncio.Event()
     loop.call_later(0.55, over.set)
     await over.wait()
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
@@ -341,8 +341,8 @@ async def test_a_server_that_takes_no_more_is_a_limit_of_its_own(joined: Joined)
         yield b"b"
 
     joined.connection.pause_writing()
-    with pytest.raises(httpx.WriteTimeout, match="takes no more"):
-        await joined.ask(body(), limits=Limits(write=0.01))
+    with pytest.raises(httpx.WriteTimeout, match="stopped reading"):
+        await joined.ask(body(), limits=ExchangeLimits(write=0.01))
     assert joined.wire.sent == HEAD + b"a"
 
 
@@ -360,7 +360,7 @@ async def test_a_stream_waits_for_the_socket_and_goes_on(joined: Joined) -> None
     assert joined.wire.sent == HEAD + b"ab"
     joined.came(OK)
     await task
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
@@ -378,7 +378,7 @@ async def test_an_answer_before_the_end_of_a_stream_makes_the_connection_unusabl
     await settle()
     joined.came(OK)
     await task
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert not joined.connection.reusable
     joined.connection.abort()
     await ended.wait()

@@ -29,7 +29,7 @@ from nacos_proxy.upstream.http.exchange import (
     TlsPolicy,
     tls_context,
 )
-from nacos_proxy.upstream.http.transport import FastTransport, Prepared, TransportPolicy
+from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
 from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from tests.helpers.fault import MODES, Mode, fault_proxy
@@ -75,8 +75,8 @@ async def test_a_request_goes_out_whole_and_its_reply_comes_back() -> None:
 async def test_a_query_may_be_as_long_as_what_it_says() -> None:
     class Target(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            assert isinstance(request, Prepared)
-            return httpx.Response(200, content=request.place.target)
+            assert isinstance(request, PreparedRequest)
+            return httpx.Response(200, content=request.target)
 
     http, metadata = Http(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
     reply = await http.ask(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
@@ -119,11 +119,11 @@ async def test_any_status_is_a_reply(status: int) -> None:
         (say(b"HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>"), "an HTML page with status 502"),
         (say(b"HTTP/1.1 302 X\r\nLocation: https://login/\r\nContent-Length: 0\r\n\r\n"), "a redirect with status 302"),
         (say(b"HTTP/1.1 304 X\r\n\r\n"), "a redirect with status 304"),
-        (say(b"\x00\x01\x02\r\n\r\n"), "the answer is no HTTP"),
-        (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "in the middle of the answer"),
+        (say(b"\x00\x01\x02\r\n\r\n"), "the answer is not valid HTTP"),
+        (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "during the answer"),
         (say(b"HTTP/1.1 204 X\r\n\r\n"), "the status 204"),
         (say(b"HTTP/1.1 205 X\r\nContent-Length: 2\r\n\r\nok"), "the status 205"),
-        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the status 999, which HTTP has not"),
+        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the invalid status 999"),
     ],
 )
 async def test_what_is_no_answer_of_a_server_is_garbled_and_says_what_came(answer: Say, said: str) -> None:

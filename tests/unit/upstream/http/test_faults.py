@@ -62,7 +62,7 @@ def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
         Fault.NO_ROOM: (Busy, False, 503),
         Fault.PERHAPS_SENT: (Unreachable, True, 502),
         Fault.NO_ANSWER: (TooSlow, True, 504),
-        Fault.NONSENSE: (Garbled, True, 502),
+        Fault.INVALID_ANSWER: (Garbled, True, 502),
     }
     assert (type(error), error.arrived, error.status) == expected[FAULTS[kind]]
 
