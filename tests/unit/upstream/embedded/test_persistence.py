@@ -35,7 +35,7 @@ LASTING = instance(metadata={"zone": "a"}, ephemeral=False)
 
 
 class Written:
-    """What a registry has written; `then` is another one that begins with it."""
+    """What a registry has written; `then` returns another one that restores it."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -70,7 +70,7 @@ def written() -> Written:
     return Written(FakeClock())
 
 
-async def test_persistent_instances_and_what_was_made_of_them_are_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_persistent_instances_with_their_overrides(written: Written) -> None:
     two = instance("10.0.0.2", cluster="b", ephemeral=False)
     await written.send(
         Register(KEY, LASTING),
@@ -88,7 +88,7 @@ async def test_persistent_instances_and_what_was_made_of_them_are_there_again(wr
     ]
 
 
-async def test_what_a_service_says_of_itself_is_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_the_data_of_services(written: Written) -> None:
     selector = '{"type":"label","expression":"x"}'
     await written.send(
         CreateService(KEY, 0.5, {"owner": "us"}, selector, ephemeral=True),
@@ -103,14 +103,14 @@ async def test_what_a_service_says_of_itself_is_there_again(written: Written) ->
     assert (found.threshold, dict(found.metadata), found.selector["type"]) == (0.5, {"owner": "us"}, "label")
 
 
-async def test_switches_are_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_switches(written: Written) -> None:
     await written.send(SetSwitch("clientBeatInterval", "7000"), SetSwitch("unknown", "1"))
     assert written.writes == 1
     assert (await written.then().send(Switches()))["clientBeatInterval"] == 7000
     assert list(written.rows) == [SWITCHES_KEY]
 
 
-async def test_what_is_gone_stays_gone(written: Written) -> None:
+async def test_registry_persists_removals(written: Written) -> None:
     await written.send(
         Register(KEY, LASTING), CreateService(key("second")), Deregister(KEY, "10.0.0.1", 80, ephemeral=False)
     )
@@ -122,14 +122,14 @@ async def test_what_is_gone_stays_gone(written: Written) -> None:
     assert list(written.rows) == [KEY]
 
 
-async def test_an_ephemeral_instance_costs_no_write_and_does_not_last(written: Written) -> None:
+async def test_registry_does_not_persist_ephemeral_instances(written: Written) -> None:
     await written.send(Register(KEY, instance()), Beat(KEY, "10.0.0.1", 80), Deregister(KEY, "10.0.0.1", 80))
     assert written.writes == 0
     await written.send(CreateService(key("said"), 0.5, ephemeral=True), Register(key("said"), instance()))
     assert (written.writes, (await written.then().send(Fetch(key("said")))).instances) == (1, ())
 
 
-async def test_what_says_nothing_new_costs_no_write(written: Written) -> None:
+async def test_registry_writes_nothing_without_a_change(written: Written) -> None:
     for _ in range(3):
         await written.send(Register(KEY, LASTING), Beat(KEY, "10.0.0.1", 80, ephemeral=False, full=LASTING))
     assert written.writes == 1
@@ -138,7 +138,7 @@ async def test_what_says_nothing_new_costs_no_write(written: Written) -> None:
     assert written.writes == 1
 
 
-async def test_what_was_restored_counts_and_ends_as_what_was_registered(written: Written) -> None:
+async def test_registry_restore_counts_and_expires_like_registrations(written: Written) -> None:
     await written.send(Register(KEY, LASTING), CreateService(key("empty")))
     again = written.then()
     assert repr(again) == "<EmbeddedRegistry 2 services, 1 instances>"
@@ -149,15 +149,17 @@ async def test_what_was_restored_counts_and_ends_as_what_was_registered(written:
     assert again.persistent_state.unwritten == {KEY: None, key("empty"): None}
 
 
-async def test_no_read_waits_for_a_write(written: Written) -> None:
+async def test_registry_reads_do_not_wait_for_writes(written: Written) -> None:
     await written.send(CreateService(KEY))
     written.clock.jump(61.0)
     await written.send(Fetch(KEY))  # with which it goes
     assert (written.writes, written.registry.persistent_state.unwritten) == (1, {KEY: None})
 
 
-async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_gone(written: Written) -> None:
-    """And after its caller, who knows it as a write: the end of what it waited for is all that they share."""
+async def test_registry_notifies_watchers_once_a_write_is_persistent_even_if_its_caller_is_gone(
+    written: Written,
+) -> None:
+    """They are notified after the caller got its answer; both wait for the same write."""
     registry, done = written.registry, asyncio.Event()
     registry.persistent_state.set_writer(done.wait)  # type: ignore[arg-type]
     heard: list[str] = []
@@ -186,14 +188,14 @@ async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_
     await stop(listening)
 
 
-async def test_without_somebody_who_writes_nothing_waits() -> None:
+async def test_persistent_state_flush_returns_without_a_writer() -> None:
     state = PersistentState()
     state.update(KEY, {"a": 1})
     await state.flush()
     assert state.unwritten == {KEY: {"a": 1}}
 
 
-async def test_persistent_state_keeps_changes_unwritten_until_they_are_written() -> None:
+async def test_persistent_state_write_changes_keeps_changes_until_they_are_written() -> None:
     state = PersistentState()
     state.update(KEY, {"a": 1})
     state.update(key("second"), {"b": 1})
