@@ -318,13 +318,8 @@ class Cache:
                 due = entry.confirmed_at + self._base_interval(entry) * self._jitter()
                 self._schedule_by(entry, max(due, entry.retry_at), now)
 
-    def watched(self, key: ServiceKey, now: float) -> bool:
-        """Whether someone listens to it, has read it lately, or registered an instance of it here."""
-        entry = self._store.get(key)
-        return entry is not None and self.watches(entry, now)
-
     def watches(self, entry: Entry, now: float) -> bool:
-        """Like `watched`, for one of `entries`."""
+        """Whether someone listens to the service, has read it lately, or registered an instance of it here."""
         if entry.pinned or (entry.pending and entry.visible is not None):
             return True
         return entry.ever_nonempty and now - max(entry.last_read, entry.discovered_at) < self._policy.watch_idle

@@ -52,6 +52,11 @@ def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance,
     return None if found is None else found.instances
 
 
+def watched(kept: Cache, service: ServiceKey, now: float) -> bool:
+    entry = kept.get(service)
+    return entry is not None and kept.watches(entry, now)
+
+
 def wrote(kept: Cache, write: Write[Any], now: float) -> Change | None:
     return kept.wrote(write, now, WALL)
 
@@ -141,7 +146,7 @@ def test_cache_lookup_watches_nothing() -> None:
     kept = cache()
     kept.lookup(KEY, 0)
     assert len(kept) == 0
-    assert not kept.watched(KEY, 0)
+    assert not watched(kept, KEY, 0)
 
 
 def test_cache_reject_keeps_the_snapshot_and_accept_clears_the_error() -> None:
@@ -472,9 +477,9 @@ def test_cache_watched_while_anyone_listens() -> None:
     kept.watch(KEY, 0)
     listed(kept, 0)
     kept.unwatch(KEY, 1)
-    assert kept.watched(KEY, 1e6)
+    assert watched(kept, KEY, 1e6)
     kept.unwatch(KEY, 1e6)
-    assert not kept.watched(KEY, 1e6 + 60)
+    assert not watched(kept, KEY, 1e6 + 60)
 
 
 def test_cache_unwatch_removes_unknown_names_from_the_schedule() -> None:
@@ -514,8 +519,8 @@ def test_cache_due_lists_an_emptied_service_while_it_is_read() -> None:
     kept = cache(watch_idle=60)
     read(kept, 0)
     listed(kept, 5)
-    assert kept.watched(KEY, 59) and kept.due(10, 10) == [KEY]
-    assert not kept.watched(KEY, 60)
+    assert watched(kept, KEY, 59) and kept.due(10, 10) == [KEY]
+    assert not watched(kept, KEY, 60)
 
 
 def test_cache_due_honours_the_budget_and_the_order() -> None:
@@ -1063,7 +1068,7 @@ def test_cache_reject_barred_hides_the_snapshot_until_the_next_list() -> None:
     listed(kept, 0, A)
     kept.reject(KEY, AWAY, 5, barred=True)
     assert (kept.lookup(KEY, 5).freshness, kept.lookup(KEY, 5).error) == (Freshness.MISSING, AWAY)
-    assert kept.watched(KEY, 5), "who listens hears of it when it may be seen again"
+    assert watched(kept, KEY, 5), "who listens hears of it when it may be seen again"
     change = listed(kept, 7, A)
     assert change is not None and change.after.instances == (A,)
     assert shown(kept, 7) == (A,)
