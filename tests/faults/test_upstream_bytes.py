@@ -190,4 +190,4 @@ async def test_an_invalid_http_status_is_a_fault_of_the_upstream(status: str, me
     async with stub(play) as upstream, serving(upstream=upstream.url, upstream_dialect="v1") as proxy:
         reply = await proxy.http.request(method, target % 1)
         assert reply.status_code == 502
-        assert f"the answer has the status {status}, which HTTP has not" in reply.text
+        assert f"the answer has the invalid status {status}" in reply.text

@@ -9,7 +9,7 @@ from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.core.agent import (
     Agent,
     AgentPolicy,
@@ -48,7 +48,7 @@ def agent(
     catalog = Catalog(
         Cache(cache or CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__),
         Hub(hub or HubPolicy(), epoch),
-        Registrations(RegistrationsPolicy()),
+        Registrations(),
         Breaker(BreakerPolicy()),
     )
     named = {"events": catalog.hub.publish, **{f"follower {n}": follower for n, follower in enumerate(followers)}}

@@ -30,7 +30,7 @@ from nacos_proxy.background.udp_push import UdpPolicy, UdpPush
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import (
     Agent,
@@ -152,7 +152,7 @@ def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
     return Catalog(
         Cache(cache_policy(s), overlay_policy(s, grace), random.random),
         Hub(HubPolicy(s.events_history), epoch),
-        Registrations(RegistrationsPolicy()),
+        Registrations(),
         Breaker(BreakerPolicy(s.breaker_failures, max_delay=s.breaker_longest, slow=s.upstream_timeout)),
     )
 

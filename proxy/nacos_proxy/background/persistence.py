@@ -30,7 +30,6 @@ from nacos_proxy.runtime import (
     spawn,
     stop,
 )
-from nacos_proxy.upstream.embedded.persistence import Keeping
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ class Disk:
     def follow(self, registry: EmbeddedRegistry) -> None:
         """What lasts of it is written before a write is answered, and read by `restore`."""
         self._registry = registry
-        registry.keeping.write = self.keep_registry
+        registry.persistent_state.set_writer(self.keep_registry)
 
     @property
     def directory(self) -> Path:
@@ -158,7 +157,7 @@ class Disk:
         """Write what is due; a failure is kept in `failing`, and what was not written for the next time."""
         if self._agent.outage.journal.changed and not await self._keep_journal():
             return
-        if self._registry is not None and not await self._keep_registry(self._registry.keeping):
+        if self._registry is not None and not await self._keep_registry(self._registry):
             return
         if self.pushes is not None and not await self._keep_subscribers(self.pushes):
             return
@@ -195,7 +194,7 @@ class Disk:
     async def keep_registry(self) -> None:
         """As `keep`, of what lasts of the embedded registry."""
         if self._registry is not None and not self.failing:
-            await self._soon(self._keep_registry(self._registry.keeping))
+            await self._soon(self._keep_registry(self._registry))
 
     async def _soon(self, writing: Coroutine[Any, Any, bool]) -> None:
         """Who is to be answered waits for a write, and not for a disk that hangs."""
@@ -204,20 +203,11 @@ class Disk:
         if not task.done():
             self._fails(f"the disk has not answered for {self._policy.patience:g} s")
 
-    async def _keep_registry(self, keeping: Keeping) -> bool:
-        """Where nothing is left to write, what another call has taken is: the thread does one after the other."""
-        if not keeping.unwritten and not keeping.writing:
-            return True
-        taken, keeping.unwritten = keeping.unwritten, {}
-
-        def again() -> None:
-            keeping.unwritten = {**taken, **keeping.unwritten}
-
-        keeping.writing += 1
-        try:
-            return await self._write(self._file.write_registry, list(taken.items()), again)
-        finally:
-            keeping.writing -= 1
+    async def _keep_registry(self, registry: EmbeddedRegistry) -> bool:
+        """The thread writes one batch after the other, as `write_changes` demands."""
+        return await registry.persistent_state.write_changes(
+            lambda rows: self._write(self._file.write_registry, rows, lambda: None)
+        )
 
     async def _keep_subscribers(self, pushes: Pushes) -> bool:
         now, before = self._clock.now(), self._subscribers

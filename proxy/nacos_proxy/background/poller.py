@@ -88,7 +88,7 @@ class Poller:
         keep = self._agent.supervisor.keep
         self._running = keep(self._run, name="poller")
         if (push := self._push) is not None:
-            self._agent.catalog.cache.covers = push.covers
+            self._agent.catalog.cache.set_push_coverage(push.covers)
             self._hears = True
             self._listening = keep(lambda: self._listen(push), name="push")
         self._agent.on_recovery.append(self._renew_all)
@@ -255,7 +255,7 @@ class Poller:
             self._asked_names.discard((namespace, group))
         cache, now = self._agent.catalog.cache, self._agent.clock.now()
         for name in names:
-            cache.found(ServiceKey(namespace, group, name), now)
+            cache.discovered(ServiceKey(namespace, group, name), now)
 
     async def _names(self, namespace: str, group: str) -> list[str]:
         size, most = self._policy.discover_page, self._policy.discover_most

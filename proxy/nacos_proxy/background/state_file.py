@@ -42,7 +42,7 @@ from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.private_directory import Home
-from nacos_proxy.upstream.embedded.persistence import Lasting
+from nacos_proxy.upstream.embedded.persistence import PersistentValue
 
 T = TypeVar("T")
 R = TypeVar("R", bound="tuple[Any, ...]")
@@ -158,7 +158,7 @@ class StateFile:
         """Who wanted UDP pushes when that was last written."""
         return self._reading(self._read_subscribers) or []
 
-    def read_registry(self) -> list[tuple[ServiceKey, Lasting]]:
+    def read_registry(self) -> list[tuple[ServiceKey, PersistentValue]]:
         """What lasts of the embedded registry."""
         return self._reading(lambda db: self._rows_of(db, "registry", "", load_lasting)) or []
 
@@ -215,7 +215,7 @@ class StateFile:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
 
-    def write_registry(self, rows: list[tuple[ServiceKey, Lasting | None]]) -> None:
+    def write_registry(self, rows: list[tuple[ServiceKey, PersistentValue | None]]) -> None:
         """Each in place of the one before; one of which nothing lasts goes."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO registry VALUES (?,?,?,?)", rows, registry_row)

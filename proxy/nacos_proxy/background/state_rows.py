@@ -23,8 +23,8 @@ from nacos_proxy.model.services import (
     ServiceKey,
     Snapshot,
 )
-from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Lasting
-from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept, Service
+from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentValue
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -148,23 +148,23 @@ def load_subscriber(row: SubscriberRow) -> Subscription:
     return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))
 
 
-def registry_row(row: tuple[ServiceKey, Lasting | None]) -> RegistryRow:
+def registry_row(row: tuple[ServiceKey, PersistentValue | None]) -> RegistryRow:
     """Without a body where nothing of it lasts any more."""
     key, lasting = row
     return (key.namespace, key.group, key.name, b"" if lasting is None else _dumps(lasting))
 
 
-def load_lasting(row: RegistryRow) -> tuple[ServiceKey, Lasting]:
+def load_lasting(row: RegistryRow) -> tuple[ServiceKey, PersistentValue]:
     namespace, group, name, body = row
     key, found = ServiceKey(namespace, group, name), orjson.loads(body)
-    if key == OF_SWITCHES:
+    if key == SWITCHES_KEY:
         return key, {name: value for name, value in found.items() if name in SWITCHES and _like(value, SWITCHES[name])}
     checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
     places = tuple(
         (load_instance(i), healthy, laid and InstanceOverrides(**laid)) for i, healthy, laid in found.pop("places")
     )
-    kept = Kept(**found, checks=checks, places=places)
-    Service.of(key, kept, 0.0).listed()  # or its start would fail with what cannot be understood
+    kept = PersistentService(**found, checks=checks, places=places)
+    Service.of(key, kept, 0.0).snapshot()  # or its start would fail with what cannot be understood
     return key, kept
 
 

@@ -1,14 +1,14 @@
-"""What this host knows of each service: entries, freshness, bounds, and what is due to be asked again.
+"""What this host knows of each service: its snapshot, how fresh it is, and when to fetch it again.
 
-Not for: fetching (it says what is due and never asks), the network, the clock (it is told `now`, seconds of one
-monotonic clock). Rules of this file:
+The cache never fetches; it says what is due, and is told the outcome and the time (`now`: seconds of one monotonic
+clock). Its rules:
 
-- a failure never touches a snapshot: `accept` and `reject` are two doors (value and error lie side by side, and the
-  error is the younger where both are there);
-- what readers see is the upstream's word with the pending writes on top; only `_show` sets it;
-- services that nobody registered have a bound of their own, so that asking for a million names pushes out nothing;
-- what is planned is what is watched: the schedule has a place for each watched service, due or being asked for;
-- what is due takes turns by client, so that no listener delays another.
+- Only `accept` sets a snapshot of the upstream, only `reject` an error; if both exist, the error is newer.
+- Readers see the upstream's snapshot with the pending writes applied; only `_set_visible` sets that.
+- Unknown services have a bound of their own, so that requests for a million names evict no real service.
+- Invariant: a key is scheduled if and only if it is watched. While it waits in the queue, or is being fetched, it has
+  no due time.
+- Clients take turns in what is due, so that no listener delays another.
 """
 
 from __future__ import annotations
@@ -21,13 +21,8 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from nacos_proxy.catalog.entries import (
-    UNLIKELY,
-    Entry,
-    EntryStore,
-    Watcher,
-    discovery,
-)
+from nacos_proxy.catalog.entries import UNLIKELY, Entry, EntryStore, Watcher, discovery_lane
+from nacos_proxy.catalog.fair_queue import FairQueue
 from nacos_proxy.catalog.freshness import CacheResult, Freshness, freshness
 from nacos_proxy.catalog.pending_writes import (
     UNHEARD,
@@ -39,24 +34,20 @@ from nacos_proxy.catalog.pending_writes import (
     explained,
     next_check,
 )
-from nacos_proxy.catalog.recent_writes import Recent
+from nacos_proxy.catalog.recent_writes import RecentWrites
 from nacos_proxy.catalog.schedule import Schedule
-from nacos_proxy.catalog.turns import Turns
+from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.calls import Beat, Register, Write
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import (
-    Change,
-    ServiceKey,
-    Snapshot,
-    Source,
-    diff,
-)
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot, Source, diff
+
+MAX_BACKOFF = 60.0  # seconds until a fetch that keeps failing is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """Seconds and numbers. `ttl_pushed` holds where changes are pushed to us, `ttl_unknown` for empty services."""
+    """Seconds and numbers. `ttl_pushed` applies while changes are pushed to us, `ttl_unknown` to unknown services."""
 
     ttl: float = 10.0
     ttl_pushed: float = 45.0
@@ -68,77 +59,76 @@ class CachePolicy:
     interval_read: float = 5.0
     interval_pushed: float = 30.0
     watch_idle: float = 600.0
-    max_back_off: float = 60.0
     suspicious_share: float = 0.5
     confirm_after: float = 5.0
 
 
 class Cache:
-    """The entries of all services, bounded. `rng()` draws from [0, 1) and spreads the polls."""
+    """The entries of all services, bounded. `rng()` draws from [0, 1); it spreads the polls over time."""
 
-    def __init__(self, policy: CachePolicy, overlay: PendingPolicy, rng: Callable[[], float]) -> None:
+    def __init__(self, policy: CachePolicy, pending_policy: PendingPolicy, rng: Callable[[], float]) -> None:
         self.pushed = False
-        self.covers: Callable[[ServiceKey], bool] = lambda _: True  # whether what is pushed to us has this service
-        self.recent = Recent(overlay.grace)
+        self.recent_writes = RecentWrites(pending_policy.grace)
+        self._covered_by_push: Callable[[ServiceKey], bool] = lambda _: True
         self._policy = policy
-        self._overlay = overlay
+        self._pending_policy = pending_policy
         self._rng = rng
-        self._shelf = EntryStore(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
+        self._store = EntryStore(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
         self._schedule = Schedule()
-        self._turns: Turns[ServiceKey] = Turns()
+        self._queue: FairQueue[ServiceKey] = FairQueue()
 
-    # reading
+    # reads
 
     def lookup(self, key: ServiceKey, now: float) -> CacheResult:
-        """What is known of a service. Changes nothing but who goes last; `touch` says that it was read."""
-        return self.result_of(self._shelf.get(key), now)
+        """What is known of a service. It changes only the eviction order; `touch` records that someone read it."""
+        return self.result_of(self._store.get(key), now)
 
     def result_of(self, entry: Entry | None, now: float) -> CacheResult:
-        """The same of one of `entries`, which is no use of it."""
+        """Like `lookup`, for one of `entries`; it does not change the eviction order."""
         if entry is None or entry.visible is None:
             error = entry.error if entry is not None else None
             return CacheResult(Freshness.MISSING, None, 0.0, 0.0, error)
         age, ttl = now - entry.confirmed_at, self._ttl(entry)
-        if entry.from_disk:  # nobody knows what happened while this proxy did not run
+        if entry.from_disk:  # never fresh: the upstream may have changed while this proxy did not run
             ttl = min(ttl, age)
         state = freshness(age, ttl, self._policy.stale_if_error)
         return CacheResult(state, entry.visible, age, ttl - age, entry.error, from_disk=entry.from_disk)
 
-    def confirmed(self, shown: Snapshot, now: float) -> tuple[float, float] | None:
-        """Since when and until when a snapshot that was shown is fresh; None where it is not, or is another by now."""
-        look = self.lookup(shown.key, now)
-        if look.snapshot is not shown or look.stale or look.error is not None:
+    def fresh_interval(self, visible: Snapshot, now: float) -> tuple[float, float] | None:
+        """From when until when this snapshot is fresh. None if it is not, or if readers see another one by now."""
+        result = self.lookup(visible.key, now)
+        if result.snapshot is not visible or result.stale or result.error is not None:
             return None
-        return now - look.age, now + look.ttl
+        return now - result.age, now + result.ttl
 
     def touch(self, key: ServiceKey, now: float) -> None:
-        """A reader asked for the service: it is watched from now on, until nobody has asked for a while."""
-        entry = self._entry(key)
+        """A reader asked for the service: it is watched until nobody has asked for `watch_idle` seconds."""
+        entry = self._get_or_create(key)
         entry.last_read = now
-        self._keep(entry, now)
+        self._ensure_scheduled(entry, now)
 
     def may_refresh(self, key: ServiceKey, now: float) -> bool:
-        """Whether a read of a stale snapshot is reason enough to ask the upstream now."""
-        entry = self._shelf.get(key)
+        """Whether a read of a stale snapshot may start a fetch now."""
+        entry = self._store.get(key)
         return entry is None or (not entry.fetching and entry.retry_at <= now)
 
     def _ttl(self, entry: Entry) -> float:
         if entry.unknown:
             return self._policy.ttl_unknown
-        return self._policy.ttl_pushed if self.pushed and self.covers(entry.key) else self._policy.ttl
+        return self._policy.ttl_pushed if self._is_pushed(entry) else self._policy.ttl
 
-    # the upstream's word
+    # the life of an entry: fetch, then accept or reject
 
     def begin_fetch(self, key: ServiceKey) -> None:
-        """A fetch begins: the service is not due again until `accept` or `reject` ends it."""
-        entry = self._entry(key)
+        """A fetch begins: the service has no due time until `accept` or `reject` ends it."""
+        entry = self._get_or_create(key)
         entry.fetching = True
         if key in self._schedule:
-            self._schedule.plan(key, math.inf)
+            self._schedule.put(key, math.inf)
 
     def accept(
         self,
-        word: Snapshot,
+        snapshot: Snapshot,
         now: float,
         source: Source,
         *,
@@ -147,276 +137,289 @@ class Cache:
         missed: Mapping[tuple[str, int], float] = MappingProxyType({}),
         now_ms: int = 0,
     ) -> Change | None:
-        """A list arrived that was asked for at `asked`. The change that readers see, or None.
+        """A fetch that began at `asked` succeeded. Returns the change that readers see, or None.
 
-        `suspicious`: the upstream was away or is another one now; a list that then lost more than the policy's share
-        of a service is held back until a second one says the same `confirm_after` seconds later. `missed` are
-        addresses that will be registered again, by when they were first missed, which is suspicious, too: readers
-        go on seeing them as after a write at that moment. `now_ms` dates a change.
+        `suspicious`: the upstream was away, or another server answers now. A list that then lacks more than
+        `suspicious_share` of the instances is quarantined: it counts only if a list that is `confirm_after` seconds
+        younger lacks them, too. `missed` are addresses that will be reregistered, each with the time since when the
+        upstream lacks it. They make a list suspicious, and readers go on seeing them as if registered at that time.
+        `now_ms` dates the change.
         """
-        entry = self._entry(word.key)
-        self._keep_showing(entry, missed)
+        entry = self._get_or_create(snapshot.key)
+        self._keep_visible(entry, missed)
         entry.fetching, entry.error, entry.failures = False, None, 0
-        if self._quarantine(entry, word, now, suspicious or bool(missed)):
-            entry.retry_at = (
-                now if entry.quarantined_since is None else entry.quarantined_since
-            ) + self._policy.confirm_after
-            self._plan(entry, entry.retry_at, now)
-            return None
+        if self._lost_too_much(entry, snapshot, now, suspicious=suspicious or bool(missed)):
+            since = now if entry.quarantined_since is None else entry.quarantined_since
+            if now - since < self._policy.confirm_after:
+                entry.quarantined_since, entry.retry_at = since, since + self._policy.confirm_after
+                self._schedule_at(entry, entry.retry_at, now)
+                return None
         entry.quarantined_since, entry.retry_at, entry.from_disk, entry.confirmed_at = None, -math.inf, False, now
-        pending = drop_confirmed(entry.pending, word, asked, self._overlay) if entry.pending else ()
-        # a registry gives the very same object where nothing changed: then nothing need be compared
-        same = word is entry.upstream_snapshot and pending == entry.pending
-        entry.upstream_snapshot, entry.pending = word, pending
-        change = None if same else self._show(entry, apply_pending(word, pending), source, now_ms)
-        self._shelf.put(entry)
-        anew = entry.notified_at > asked
-        entry.fetch_cause = entry.fetch_cause if anew else "poll"
-        self._plan(entry, now if anew else min(self._next(entry, now), entry.next_recheck(now)), now)
+        pending = drop_confirmed(entry.pending, snapshot, asked, self._pending_policy) if entry.pending else ()
+        # a registry returns the very same object if nothing changed, which saves comparing it
+        unchanged = snapshot is entry.upstream_snapshot and pending == entry.pending
+        entry.upstream_snapshot, entry.pending = snapshot, pending
+        change = None if unchanged else self._set_visible(entry, apply_pending(snapshot, pending), source, now_ms)
+        self._store.put(entry)
+        if entry.notified_at > asked:  # it changed again during the fetch
+            self._schedule_at(entry, now, now)
+        else:
+            entry.fetch_cause = "poll"
+            self._schedule_at(entry, min(self._next_poll(entry, now), entry.next_recheck(now)), now)
         return change
 
-    def _keep_showing(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:
-        for (ip, port), since in missed.items() if self._overlay.grace > 0 else ():
-            if entry.visible is not None and (seen := entry.visible.find(ip, port)) is not None:
-                entry.pending = add(entry.pending, Register(entry.key, seen), since)
+    def _keep_visible(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:
+        if self._pending_policy.grace <= 0 or entry.visible is None:
+            return
+        for (ip, port), since in missed.items():
+            if (instance := entry.visible.find(ip, port)) is not None:
+                entry.pending = add(entry.pending, Register(entry.key, instance), since)
 
-    def _quarantine(self, entry: Entry, word: Snapshot, now: float, suspicious: bool) -> bool:
-        before, doubted = entry.visible, suspicious or entry.from_disk or entry.quarantined_since is not None
-        if before is None or not doubted:
+    def _lost_too_much(self, entry: Entry, snapshot: Snapshot, now: float, *, suspicious: bool) -> bool:
+        """Whether a list lacks more than the policy's share of what readers see, for no known reason."""
+        if entry.visible is None or not (suspicious or entry.from_disk or entry.quarantined_since is not None):
             return False
-        if explained(entry.pending, before, word, self._policy.suspicious_share):
+        if explained(entry.pending, entry.visible, snapshot, self._policy.suspicious_share):
             return False
-        if freshness(now - entry.confirmed_at, self._ttl(entry), self._policy.stale_if_error) is Freshness.EXPIRED:
-            return False  # nobody is served what would be kept
-        if entry.quarantined_since is None:
-            entry.quarantined_since = now
-        return now - entry.quarantined_since < self._policy.confirm_after
+        # an expired snapshot is served to nobody, so there is nothing to protect
+        state = freshness(now - entry.confirmed_at, self._ttl(entry), self._policy.stale_if_error)
+        return state is not Freshness.EXPIRED
 
     def reject(self, key: ServiceKey, error: ProxyError, now: float, *, barred: bool = False) -> None:
-        """A fetch failed. The next attempt is put off, longer each time. The snapshot stays, unless it is `barred`."""
-        entry = self._entry(key)
+        """A fetch failed: the next one is put off, longer each time. `barred`: readers lose the snapshot, too."""
+        entry = self._get_or_create(key)
         if barred:
             entry.upstream_snapshot, entry.visible, entry.pending = None, None, ()
-            self._shelf.put(entry)
+            self._store.put(entry)
         entry.fetching, entry.error, entry.failures = False, error, entry.failures + 1
-        wait = min(self._pace(entry) * 2.0 ** min(entry.failures, 16), self._policy.max_back_off)
-        entry.retry_at = now + wait * (0.5 + self._rng() / 2)
-        self._plan(entry, entry.retry_at, now)
+        backoff = Backoff(self._base_interval(entry), MAX_BACKOFF, jitter=0.5)
+        entry.retry_at = now + backoff.delay(entry.failures, self._rng)
+        self._schedule_at(entry, entry.retry_at, now)
 
-    def recovered(self, now: float) -> None:
-        """The upstream is back: what failed meanwhile may be asked again at once, and is soon, spread over a while."""
-        for entry in self._shelf:
+    def retry_failed(self, now: float) -> None:
+        """The upstream is back: failed fetches may be retried at once, and their polls are spread over an interval."""
+        for entry in self._store:
             if entry.failures:
                 entry.retry_at = now
-                self._plan(entry, now + self._rng() * self._pace(entry), now)
+                self._schedule_at(entry, now + self._rng() * self._base_interval(entry), now)
+
+    def invalidate(self, key: ServiceKey, now: float, cause: Source = "poll") -> None:
+        """Someone reports a change of the service: it is due at once, or again right after the fetch under way."""
+        if (entry := self._store.get(key)) is not None:
+            entry.notified_at, entry.fetch_cause = now, cause
+            self._schedule_at(entry, now, now)
+
+    # writes
 
     def wrote(self, write: Write[Any], now: float, now_ms: int, *, local: bool = False) -> Change | None:
-        """The upstream accepted a write (`local`: will hear of it): readers see it at once. The change, or None."""
-        entry = self._entry(write.service)
+        """A write was accepted: readers see it at once. Returns the change, or None.
+
+        `local`: it was accepted here while the upstream was away, which will hear of it later.
+        """
+        entry = self._get_or_create(write.service)
         before = entry.visible if entry.visible is not None else Snapshot(write.service)
         after = apply(before, write)
-        if local and entry.visible is None and after.instances:  # all that is known of the service, and stale
+        if local and entry.visible is None and after.instances:  # the write is all that is known, so it starts stale
             entry.upstream_snapshot = entry.visible = before
             entry.confirmed_at = now - self._policy.ttl_pushed
-        # A write that shows nothing here may still be news to the upstream, which lists it late: an instance that it
-        # had lost, a disabled one that no list shows. Beats come too often to be followed for that.
-        if local or (self._overlay.grace > 0 and (after is not before or not isinstance(write, Beat))):
+        # A write that changes nothing here may still change the upstream, which lists it late: it may have lost the
+        # instance, or lists no disabled ones. Beats are too frequent for that check.
+        if local or (self._pending_policy.grace > 0 and (after is not before or not isinstance(write, Beat))):
             entry.pending = add(entry.pending, write, UNHEARD if local else now)
-            self.recent.note(entry.key, now)
-            self._plan(entry, min(self._schedule.moment(entry.key), now + self._overlay.settle), now)
+            self.recent_writes.add(entry.key, now)
+            self._schedule_by(entry, now + self._pending_policy.settle, now)
         if entry.visible is None or after is before:
             return None
-        if self._overlay.grace <= 0 and not local:
+        if self._pending_policy.grace <= 0 and not local:
             entry.upstream_snapshot = after
-        change = self._show(entry, after, "write", now_ms)
-        self._shelf.put(entry)
+        change = self._set_visible(entry, after, "write", now_ms)
+        self._store.put(entry)
         return change
 
     def revise(
         self, key: ServiceKey, revised: Callable[[Pending], Pending | None], now: float, now_ms: int
     ) -> Change | None:
-        """The pending writes of a service become others, or none; readers see what is left of them."""
-        entry = self._entry(key)
+        """Replaces or drops (None) each pending write of a service. Returns the change that readers see, or None."""
+        entry = self._get_or_create(key)
         entry.pending = tuple(p for p in map(revised, entry.pending) if p is not None)
-        self._plan(entry, min(self._schedule.moment(key), now + self._overlay.settle), now)
+        self._schedule_by(entry, now + self._pending_policy.settle, now)
         if entry.upstream_snapshot is None:
             return None
-        change = self._show(entry, apply_pending(entry.upstream_snapshot, entry.pending), "write", now_ms)
-        self._shelf.put(entry)
+        change = self._set_visible(entry, apply_pending(entry.upstream_snapshot, entry.pending), "write", now_ms)
+        self._store.put(entry)
         return change
 
     def restore(self, snapshot: Snapshot, age: float, now: float) -> None:
-        """A state from disk, `age` seconds old. What the upstream said since start is never replaced by it."""
-        entry = self._entry(snapshot.key)
+        """A snapshot from disk, `age` seconds old. It never replaces one that came from the upstream since start."""
+        entry = self._get_or_create(snapshot.key)
         if entry.visible is None:
             entry.upstream_snapshot = snapshot
-            self._show(entry, apply_pending(snapshot, entry.pending), "disk", 0)
+            self._set_visible(entry, apply_pending(snapshot, entry.pending), "disk", 0)
             entry.confirmed_at, entry.from_disk = now - age, True
-            self._shelf.put(entry)
+            self._store.put(entry)
 
-    def _show(self, entry: Entry, shown: Snapshot, source: Source, now_ms: int) -> Change | None:
-        change = diff(entry.visible, shown, source)
+    def _set_visible(self, entry: Entry, snapshot: Snapshot, source: Source, now_ms: int) -> Change | None:
+        change = diff(entry.visible, snapshot, source)
         if change is None and entry.visible is not None:
             return None
-        # SDKs ignore a list that is older than the one they have, and the clocks of servers and of this host differ
+        # SDKs ignore a list that is older than the last one, and the clocks of servers and of this host differ
         earliest = entry.visible.last_ref_time + 1 if entry.visible is not None else 0
-        shown = shown.dated(max(now_ms or shown.last_ref_time, earliest))
-        change = None if change is None else replace(change, after=shown)
-        entry.visible = shown
-        entry.ever_nonempty = entry.ever_nonempty or bool(shown.instances)
-        return change
+        snapshot = snapshot.dated(max(now_ms or snapshot.last_ref_time, earliest))
+        entry.visible = snapshot
+        entry.ever_nonempty = entry.ever_nonempty or bool(snapshot.instances)
+        return None if change is None else replace(change, after=snapshot)
 
     # watching
 
-    def watch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
+    def watch(self, key: ServiceKey, now: float, watcher: Watcher = ("", 0)) -> None:
         """Someone listens to the service from now on."""
-        entry = self._entry(key)
-        lane = entry.join(who)
-        self._shelf.put(entry)
-        if self._turns.join(key, lane):
-            return
-        moment = max(now, entry.confirmed_at + self._interval(entry), entry.retry_at)
-        self._plan(entry, min(self._schedule.moment(key), moment), now)
+        entry = self._get_or_create(key)
+        lane = entry.add_watcher(watcher)
+        self._store.put(entry)
+        if not self._queue.add_lane(key, lane):
+            self._schedule_by(entry, max(now, entry.confirmed_at + self._poll_interval(entry), entry.retry_at), now)
 
-    def unwatch(self, key: ServiceKey, now: float, who: Watcher = ("", 0)) -> None:
-        entry = self._entry(key)
-        entry.leave(who)
+    def unwatch(self, key: ServiceKey, now: float, watcher: Watcher = ("", 0)) -> None:
+        """A listener is gone. For `watch_idle` seconds the service stays watched, as after a read."""
+        entry = self._get_or_create(key)
+        entry.remove_watcher(watcher)
         entry.last_read = max(entry.last_read, now)
-        self._shelf.put(entry)
+        self._store.put(entry)
         if not self.watches(entry, now):
             self._schedule.drop(key)
 
-    def found(self, key: ServiceKey, now: float) -> None:
-        """The upstream has this name, and someone listens to all that it has: also to what nobody asks for."""
-        if (entry := self._shelf.get(key)) is not None and self.watches(entry, now):
+    def discovered(self, key: ServiceKey, now: float) -> None:
+        """The upstream lists this name in a group that someone listens to as a whole."""
+        if (entry := self._store.get(key)) is not None and self.watches(entry, now):
             entry.discovered_at = now
-            self._keep(entry, now)
+            self._ensure_scheduled(entry, now)
         else:
-            self._turns.put(key, now, (discovery(key),))
+            self._queue.put(key, now, (discovery_lane(key),))
 
     def set_local_registrations(self, key: ServiceKey, number: int, now: float) -> None:
         """How many instances of the service are registered through this proxy."""
-        entry = self._entry(key)
+        entry = self._get_or_create(key)
         entry.local_registrations = number
         entry.last_read = max(entry.last_read, now)
-        self._shelf.put(entry)
-        self._keep(entry, now)
+        self._store.put(entry)
+        self._ensure_scheduled(entry, now)
 
-    def invalidate(self, key: ServiceKey, now: float, because: Source = "poll") -> None:
-        """The service is said to have changed: it is due at once, or again after the fetch that is under way."""
-        if (entry := self._shelf.get(key)) is not None:
-            entry.notified_at, entry.fetch_cause = now, because
-            self._plan(entry, now, now)
+    def set_push_coverage(self, covers: Callable[[ServiceKey], bool]) -> None:
+        """`covers(key)` says whether changes of a service are pushed to us, while push is alive at all."""
+        self._covered_by_push = covers
 
     def set_push_alive(self, alive: bool, now: float) -> None:
-        """Whether changes are told to us. Where they no longer are, what is watched is due at its old pace again."""
+        """Whether changes are pushed to us. Without push, watched services are polled at their base interval again."""
         if alive == self.pushed:
             return
         self.pushed = alive
         for key in () if alive else tuple(self._schedule.keys()):
-            entry = self._shelf.get(key)
-            if entry is not None:
-                moment = max(entry.confirmed_at + self._pace(entry) * self._jitter(), entry.retry_at)
-                self._plan(entry, min(self._schedule.moment(key), moment), now)
+            if (entry := self._store.get(key)) is not None:
+                due = entry.confirmed_at + self._base_interval(entry) * self._jitter()
+                self._schedule_by(entry, max(due, entry.retry_at), now)
+
+    def watches(self, entry: Entry, now: float) -> bool:
+        """Whether someone listens to the service, has read it lately, or registered an instance of it here."""
+        if entry.pinned or (entry.pending and entry.visible is not None):
+            return True
+        return entry.ever_nonempty and now - max(entry.last_read, entry.discovered_at) < self._policy.watch_idle
+
+    # what is due
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
-        """At most `budget` services whose turn it is; none is due again until its fetch ends."""
-        self._line_up(now)
+        """At most `budget` services to fetch now. None of them is due again until its fetch ends."""
+        self._enqueue_due(now)
         keys: list[ServiceKey] = []
-        while len(keys) < budget and (turn := self._turns.take()) is not None:
+        while len(keys) < budget and (turn := self._queue.take()) is not None:
             key, lane = turn
-            entry = self._shelf.get(key)
-            if lane == discovery(key) and key not in self._schedule:
-                entry = self._entry(key)
+            entry = self._store.get(key)
+            if lane == discovery_lane(key) and key not in self._schedule:
+                entry = self._get_or_create(key)
                 entry.discovered_at = now
             elif entry is None or not self.watches(entry, now):
                 self._schedule.drop(key)
                 continue
-            elif self._schedule.moment(key) < math.inf:  # planned anew
+            elif self._schedule.due_at(key) < math.inf:  # it got a new due time while it waited
                 continue
             if not entry.fetching:
                 entry.fetching = True
                 keys.append(key)
         return keys
 
-    def _line_up(self, now: float) -> None:
-        while (moment := self._schedule.next()) <= now and (key := self._schedule.take(now)) is not None:
-            entry = self._shelf.get(key)
+    def _enqueue_due(self, now: float) -> None:
+        while (due := self._schedule.next_due()) <= now and (key := self._schedule.take(now)) is not None:
+            entry = self._store.get(key)
             if entry is None or not self.watches(entry, now):
                 self._schedule.drop(key)
             else:
-                self._turns.put(key, moment, entry.lanes(now - self._policy.watch_idle))
+                self._queue.put(key, due, entry.lanes(now - self._policy.watch_idle))
 
     def next_due(self) -> float:
-        """When `due` may have something, infinity for never."""
-        return -math.inf if self._turns else self._schedule.next()
+        """When `due` may next have something, infinity for never."""
+        return -math.inf if self._queue else self._schedule.next_due()
 
     def overdue_since(self) -> float:
-        """Since when the service waits that waits longest, infinity for none; unlikely ones do not count."""
-        return min(self._schedule.next(), self._turns.oldest(but=UNLIKELY))
+        """Since when the most overdue service waits, infinity for none. Unlikely services do not count."""
+        return min(self._schedule.next_due(), self._queue.oldest(but=UNLIKELY))
 
-    def watched(self, key: ServiceKey, now: float) -> bool:
-        """Someone listens, or has read it lately, or registered an instance of it here."""
-        entry = self._shelf.get(key)
-        return entry is not None and self.watches(entry, now)
+    def _is_pushed(self, entry: Entry) -> bool:
+        return self.pushed and self._covered_by_push(entry.key)
 
-    def watches(self, entry: Entry, now: float) -> bool:
-        """The same of one of `entries`."""
-        if entry.pinned or (entry.pending and entry.visible is not None):
-            return True
-        return entry.ever_nonempty and now - max(entry.last_read, entry.discovered_at) < self._policy.watch_idle
-
-    def _pace(self, entry: Entry) -> float:
+    def _base_interval(self, entry: Entry) -> float:
         return self._policy.interval_subscribed if entry.watchers else self._policy.interval_read
 
-    def _interval(self, entry: Entry) -> float:
-        return self._policy.interval_pushed if self.pushed and self.covers(entry.key) else self._pace(entry)
+    def _poll_interval(self, entry: Entry) -> float:
+        return self._policy.interval_pushed if self._is_pushed(entry) else self._base_interval(entry)
 
     def _jitter(self) -> float:
         return 0.9 + self._rng() / 5
 
-    def _next(self, entry: Entry, now: float) -> float:
-        return min(now + self._interval(entry) * self._jitter(), next_check(entry.pending, self._overlay, now))
+    def _next_poll(self, entry: Entry, now: float) -> float:
+        poll = now + self._poll_interval(entry) * self._jitter()
+        return min(poll, next_check(entry.pending, self._pending_policy, now))
 
-    def _keep(self, entry: Entry, now: float) -> None:
-        """It is watched, maybe since now: it has a place in the schedule."""
+    def _ensure_scheduled(self, entry: Entry, now: float) -> None:
         if entry.key not in self._schedule:
-            self._plan(entry, max(entry.confirmed_at + self._interval(entry), entry.retry_at), now)
+            self._schedule_at(entry, max(entry.confirmed_at + self._poll_interval(entry), entry.retry_at), now)
 
-    def _plan(self, entry: Entry, moment: float, now: float) -> None:
+    def _schedule_by(self, entry: Entry, due: float, now: float) -> None:
+        """Schedules it at `due`, unless it is due earlier."""
+        self._schedule_at(entry, min(self._schedule.due_at(entry.key), due), now)
+
+    def _schedule_at(self, entry: Entry, due: float, now: float) -> None:
         if not self.watches(entry, now):
             self._schedule.drop(entry.key)
         else:
-            self._schedule.plan(entry.key, math.inf if entry.fetching else moment)
+            self._schedule.put(entry.key, math.inf if entry.fetching else due)
 
-    def _entry(self, key: ServiceKey) -> Entry:
-        entry = self._shelf.get(key)
+    def _get_or_create(self, key: ServiceKey) -> Entry:
+        entry = self._store.get(key)
         if entry is None:
             entry = Entry(key)
-            self._shelf.put(entry)
+            self._store.put(entry)
         return entry
 
-    # for operators, and for who listens to the upstream
+    # for operators, and for push
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, the pinned first. Not to be changed by the caller."""
-        return iter(self._shelf)
+        """All entries, the pinned ones first. Callers must not change them."""
+        return iter(self._store)
 
     def get(self, key: ServiceKey) -> Entry | None:
-        return self._shelf.get(key)
+        return self._store.get(key)
 
     def watched_keys(self) -> Collection[ServiceKey]:
-        """What is kept fresh, as a view; one that is no longer watched leaves it when its turn comes."""
+        """A view of the services that are kept fresh. One that is no longer watched leaves it when it is next due."""
         return self._schedule.keys()
 
     @property
     def watched_changes(self) -> int:
-        """Grows whenever a service comes into `watched_keys` or leaves it."""
+        """Grows whenever a service enters or leaves `watched_keys`."""
         return self._schedule.changes
 
     def __len__(self) -> int:
-        return len(self._shelf)
+        return len(self._store)
 
     def __repr__(self) -> str:
-        counts = f"{len(self._shelf.pinned)} pinned, {len(self._shelf.known)} known, {len(self._shelf.unknown)} unknown"
+        counts = f"{len(self._store.pinned)} pinned, {len(self._store.known)} known, {len(self._store.unknown)} unknown"
         return f"<Cache {counts}, next due {self.next_due():g}>"

@@ -1,4 +1,4 @@
-"""One service's entry, and the bounds under which entries are kept. Not for: what becomes of an entry (`cache`)."""
+"""One service's entry in the cache, and the store that bounds the number of entries."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from typing import cast
 
 from cachetools import Cache, LRUCache
 
+from nacos_proxy.catalog.fair_queue import Lane
 from nacos_proxy.catalog.pending_writes import Pending
-from nacos_proxy.catalog.turns import Lane
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot, Source
 
 Watcher = tuple[str, int]  # a client, by its address, and one of its streams
 REGISTERED_HERE: Lane = ("registered here", "")
 READS: Lane = ("reads", "")
-LANES = 8  # streams of one client that are looked at
-UNLIKELY = "unlikely"
-RECHECKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after something was told
+MAX_LANES = 8  # streams of one client that are considered
+UNLIKELY = "unlikely"  # the lane of a client for services that probably do not exist
+RECHECKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after a notification
 
 
-def discovery(key: ServiceKey) -> Lane:
-    """Where what nobody asks for waits, of a group that someone listens to as a whole."""
+def discovery_lane(key: ServiceKey) -> Lane:
+    """Where a service waits that nobody asked for by name, but somebody listens to its whole group."""
     return "discovery", (key.namespace, key.group)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One service. `word` is the upstream's own list, `shown` what readers see; `contact` when it was last confirmed.
+    """One service; all times are in seconds of the monotonic clock.
 
-    `asking`: a fetch is under way. `told`: when somebody last said that it changed, and `because` who did. `retry_at`
-    is before when a stale read alone is no reason to ask again: the last fetch failed, or its list is held back.
-    `lived` says that instances were seen, which no asking for names brings about. `found`: when the upstream last had
-    its name for someone who listens to all that there is.
+    `upstream_snapshot` is the upstream's last list, `visible` what readers see, `confirmed_at` when the upstream last
+    confirmed it. `error` and `failures` are those of the fetches since then.
+
+    `fetching`: a fetch is under way. `notified_at`: when someone last said that the service changed, `fetch_cause` who
+    did. Before `retry_at` a stale read is no reason to fetch: the last fetch failed, or its list is quarantined.
+    `ever_nonempty`: instances were seen; merely asking for a name does not set it. `discovered_at`: when the upstream
+    last listed the name for a client that listens to the whole group.
     """
 
     key: ServiceKey
@@ -60,18 +63,31 @@ class Entry:
 
     @property
     def pinned(self) -> bool:
-        """Whether it must not be pushed out: someone listens, or registered an instance here."""
+        """Whether it must not be evicted: someone listens, or registered an instance here."""
         return bool(self.watchers) or self.local_registrations > 0
 
-    def join(self, who: Watcher) -> Lane:
-        """One listens from now on; the lane in which it waits for the service."""
-        client, stream = who
-        self.watchers.setdefault(client, Counter())[stream] += 1
-        return (client, UNLIKELY) if self.unlikely else who
+    @property
+    def unlikely(self) -> bool:
+        """Whether the service probably does not exist: it was never seen, and nobody reported a change of it since."""
+        return not self.ever_nonempty and not self.local_registrations and self.notified_at <= self.confirmed_at
 
-    def leave(self, who: Watcher) -> None:
-        """One that listened no longer does; harmless where it did not."""
-        client, stream = who
+    @property
+    def unknown(self) -> bool:
+        return not self.pinned and (self.visible is None or not self.visible.instances)
+
+    @property
+    def listeners(self) -> int:
+        return sum(streams.total() for streams in self.watchers.values())
+
+    def add_watcher(self, watcher: Watcher) -> Lane:
+        """Someone listens from now on. Returns the lane in which the service waits for it."""
+        client, stream = watcher
+        self.watchers.setdefault(client, Counter())[stream] += 1
+        return (client, UNLIKELY) if self.unlikely else watcher
+
+    def remove_watcher(self, watcher: Watcher) -> None:
+        """A listener is gone; no effect if it did not listen."""
+        client, stream = watcher
         streams = self.watchers.get(client, Counter[int]())
         if streams[stream] > 1:
             streams[stream] -= 1
@@ -80,36 +96,23 @@ class Entry:
         if not streams:
             self.watchers.pop(client, None)
 
-    @property
-    def listeners(self) -> int:
-        return sum(streams.total() for streams in self.watchers.values())
-
     def next_recheck(self, now: float) -> float:
-        """When to ask again for what was told last, infinity where no more is owed to it.
+        """When to fetch again after the last notification, infinity after the last recheck.
 
-        One node of a cluster tells of a change half a second after it, another lists it 1.2 to 1.7 s after it, and an
-        earlier one meanwhile (nacos-http.md, fact 19): it is to be seen within 2 s.
+        In a cluster, one node reports a change after half a second. Another lists it only after 1.2 to 1.7 s, and may
+        list an older state meanwhile (nacos-http.md, fact 19). Readers are to see the change within 2 s.
         """
         return next((self.notified_at + after for after in RECHECKS if self.notified_at + after > now), math.inf)
 
     def lanes(self, read_since: float) -> Iterable[Lane]:
-        """Where it may wait for its turn, none of which delays the others. Unlikely ones share one of their client."""
+        """The lanes in which it may wait for its poll. All unlikely services of a client share one lane."""
         if self.watchers and self.unlikely:
             return ((client, UNLIKELY) for client in self.watchers)
-        if self.watchers:  # a few of each client: with all of one, others' would not be looked at
-            return ((client, at) for client, streams in self.watchers.items() for at in islice(streams, LANES))
+        if self.watchers:  # a few of each client: all streams of one would leave no room to compare those of others
+            return ((client, at) for client, streams in self.watchers.items() for at in islice(streams, MAX_LANES))
         if self.local_registrations or self.pending:
             return (REGISTERED_HERE,)
-        return (READS if self.last_read > read_since else discovery(self.key),)
-
-    @property
-    def unlikely(self) -> bool:
-        """Listened to, never seen, and nobody has said that it changed since it was last confirmed."""
-        return not self.ever_nonempty and not self.local_registrations and self.notified_at <= self.confirmed_at
-
-    @property
-    def unknown(self) -> bool:
-        return not self.pinned and (self.visible is None or not self.visible.instances)
+        return (READS if self.last_read > read_since else discovery_lane(self.key),)
 
 
 _peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.__getitem__)  # pyright: ignore[reportUnknownMemberType]
@@ -117,7 +120,10 @@ _peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.
 
 @dataclass(slots=True)
 class EntryStore:
-    """Entries under one bound; the pinned ones live outside of it."""
+    """All entries: the pinned ones without a bound, the known and the unknown services under one each.
+
+    Unknown services have a bound of their own, so that requests for a million invented names evict no real service.
+    """
 
     known: LRUCache[ServiceKey, Entry]
     unknown: LRUCache[ServiceKey, Entry]
@@ -127,19 +133,20 @@ class EntryStore:
         return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
 
     def put(self, entry: Entry) -> None:
-        wanted = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
-        if wanted.get(entry.key) is entry:
+        """Adds an entry, or moves it to where it belongs after a change."""
+        target = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
+        if target.get(entry.key) is entry:
             return
-        for shelf in (self.pinned, self.known, self.unknown):
-            if shelf is not wanted:
-                shelf.pop(entry.key, None)
-        wanted[entry.key] = entry
+        for entries in (self.pinned, self.known, self.unknown):
+            if entries is not target:
+                entries.pop(entry.key, None)
+        target[entry.key] = entry
 
     def __iter__(self) -> Iterator[Entry]:
-        """To look at all of them, as a scrape does, is no use of any: it must not change which go first."""
+        """All entries, the pinned ones first. Unlike `get`, it does not count as a use for the eviction order."""
         yield from list(self.pinned.values())
-        for shelf in (self.known, self.unknown):
-            yield from [_peek(shelf, key) for key in shelf]
+        for entries in (self.known, self.unknown):
+            yield from [_peek(entries, key) for key in entries]
 
     def __len__(self) -> int:
         return len(self.pinned) + len(self.known) + len(self.unknown)

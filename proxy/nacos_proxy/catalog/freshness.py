@@ -1,6 +1,6 @@
-"""How fresh an entry is, and what a read is told of it. Not for: keeping entries (`cache`).
+"""How fresh an entry is, and the headers that tell a reader so.
 
-Freshness is a function of an entry's age; nothing flips a flag when time passes:
+Freshness is a function of an entry's age; no flag is set when time passes:
 
     age                                              | freshness | what a read does
     -------------------------------------------------|-----------|------------------------------------------
@@ -39,14 +39,14 @@ def freshness(age: float | None, ttl: float, stale_if_error: float) -> Freshness
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """What a request says of freshness: `no_cache` wants the upstream asked, `max_age` bounds the age (seconds)."""
+    """A request's demands: `no_cache` wants an answer of the upstream, `max_age` bounds the age in seconds."""
 
     no_cache: bool = False
     max_age: float | None = None
 
     @classmethod
     def parse(cls, cache_control: str) -> CacheControl:
-        """From a request's Cache-Control; what is not understood is ignored (RFC 9111 5.2)."""
+        """From a request's Cache-Control header; unknown directives are ignored (RFC 9111 5.2)."""
         no_cache, max_age = False, None
         for part in cache_control.lower().split(","):
             name, _, value = part.strip().partition("=")
@@ -56,19 +56,20 @@ class CacheControl:
                 max_age = float(value.strip('"'))
         return cls(no_cache or max_age == 0, max_age)
 
-    def satisfied_by(self, look: CacheResult) -> bool:
-        """Whether the look may answer without asking the upstream."""
-        if self.no_cache or look.freshness in (Freshness.MISSING, Freshness.EXPIRED):
+    def satisfied_by(self, result: CacheResult) -> bool:
+        """Whether the cached result may be the answer, without asking the upstream."""
+        if self.no_cache or result.freshness in (Freshness.MISSING, Freshness.EXPIRED):
             return False
-        return self.max_age is None or look.age <= self.max_age
+        return self.max_age is None or result.age <= self.max_age
 
 
 @dataclass(frozen=True, slots=True)
 class CacheResult:
-    """What the catalog answers to a read. `age` is in seconds since the upstream last confirmed the snapshot.
+    """The cache's answer to a read. `age`: seconds since the upstream last confirmed the snapshot.
 
-    `ttl` is how much longer the answer counts as fresh, negative when it no longer does. `error` is younger than the
-    snapshot where both are there. `fetched`: this read waited for the upstream. `from_disk`: not confirmed since start.
+    `ttl` is how many seconds longer the answer is fresh; it is negative for a stale one. If there are both a snapshot
+    and an `error`, the error is newer. `fetched`: this read waited for the upstream. `from_disk`: the snapshot was
+    restored, and the upstream has not confirmed it since.
     """
 
     freshness: Freshness
@@ -84,16 +85,11 @@ class CacheResult:
         return self.freshness is not Freshness.FRESH
 
 
-def cache_headers(look: CacheResult) -> tuple[tuple[str, str], ...]:
-    """`Age` (RFC 9111 5.1) and `Cache-Status` (RFC 9211), made from the look and nothing else."""
-    if look.fetched and not look.stale:
-        outcome = "fwd=miss"
-    elif look.stale:
-        outcome = "fwd=stale" if look.fetched else "hit"
-    else:
-        outcome = "hit"
-    status = f"{PROXY_NAME}; {outcome}; ttl={int(look.ttl)}"
-    if look.stale:
-        detail = "disk" if look.from_disk else "upstream-error" if look.error is not None else "revalidating"
+def cache_headers(result: CacheResult) -> tuple[tuple[str, str], ...]:
+    """`Age` (RFC 9111 5.1) and `Cache-Status` (RFC 9211)."""
+    outcome = "hit" if not result.fetched else "fwd=stale" if result.stale else "fwd=miss"
+    status = f"{PROXY_NAME}; {outcome}; ttl={int(result.ttl)}"
+    if result.stale:
+        detail = "disk" if result.from_disk else "upstream-error" if result.error is not None else "revalidating"
         status += f"; detail={detail}"
-    return (("age", str(max(0, int(look.age)))), ("cache-status", status))
+    return (("age", str(max(0, int(result.age)))), ("cache-status", status))

@@ -1,17 +1,17 @@
-"""Heartbeats on behalf of services: what a check's results mean. Told the time and the results, it never looks.
+"""Health checks of instances that the proxy beats for: their settings, and what the results mean.
 
 result            | while passing        | while failing
 ------------------|----------------------|------------------------------------------------------
 pass              | passing              | passing again: a beat at once
-fail              | after n in a row:    | silence: the registry turns the instance unhealthy;
+fail              | after n in a row:    | silence: the registry marks the instance unhealthy;
                   | failing              | after `deregister_after` seconds of it: deregister
 
-Beats have a time of their own: while an instance passes, it beats as often as Nacos expects, however seldom it is
-looked at.
+Beats are independent of the interval of the checks: while an instance passes, it beats as often as Nacos expects.
 
-Only so many checks run at once. A group of them has no more places than it leaves free, so that no group, nor a few,
-can keep the others waiting. A group is an owner's checks that answered quickly the last time, or its others, those that
-may hold a place for long apart: where all clients have one address, that is what tells them apart.
+A bounded number of checks run at once. `Shares` divides them among groups, so that a few groups cannot keep the others
+waiting. A group is an owner (a client's address) with one of three speeds: checks that ended quickly the last time,
+slow ones with a short timeout, and slow ones with a long timeout. So checks are separated by speed even if all clients
+share one address.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nacos_proxy.model.services import Instance, ServiceKey
 Kind = Literal["http", "tcp", "ttl"]
 Action = Literal["beat", "silence", "deregister"]
 
-LONGEST_TIMEOUT = 60.0  # seconds
-OFTENEST_BEAT = 1.0  # seconds between two beats, whatever the metadata says
-QUICK = 1.0  # seconds in which a check has to end to count as quick
-LONG = 5.0  # seconds of a timeout beyond which a check that is not quick holds a place for long
+MAX_TIMEOUT = 60.0  # seconds
+MIN_BEAT_INTERVAL = 1.0  # seconds, whatever the metadata says
+QUICK = 1.0  # seconds within which a check ends that counts as quick
+LONG = 5.0  # seconds; a longer timeout counts as long
 
-_NUMBER = re.compile(r"[0-9]{1,5}")  # of more digits Python may refuse to make one
+_PORT = re.compile(r"[0-9]{1,5}")  # Python refuses to convert a very long number
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -60,9 +60,9 @@ def seconds(parameter: str, value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """What to look at, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL.
+    """What to check, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL.
 
-    `timeout` is at most `interval` and at most 60 s: who waits for an answer holds a place of the others.
+    `timeout` is at most `interval` and at most 60 s, because the number of checks that run at once is bounded.
     """
 
     kind: Kind
@@ -75,9 +75,9 @@ class CheckSpec:
 
     @classmethod
     def parse(cls, body: object, *, kept: bool = False) -> CheckSpec:
-        """From the `managed` object of a registration. Raises `BadCall` that names what is wrong.
+        """From the `managed` object of a registration. Raises `BadCall`, which names the wrong field.
 
-        `kept`: it was accepted before, by a version that knew no bound for `timeout`, and is shortened.
+        `kept`: it was read back from disk. An older version may have accepted a longer `timeout`, which is shortened.
         """
         managed = _mapping("managed", body)
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
@@ -98,7 +98,7 @@ class CheckSpec:
             raise BadCall("managed.failures", Violation.BODY, "managed.failures is a number from 1 to 1000")
         interval = seconds("managed.interval", managed.get("interval", 5))
         return cls(
-            kind,  # pyright: ignore[reportArgumentType] - one of the three, as checked above
+            kind,  # pyright: ignore[reportArgumentType] - one of the three kinds, as checked above
             _target(kind, value),
             interval,
             _timeout(managed.get("timeout"), interval, kept),
@@ -129,13 +129,13 @@ def _mapping(parameter: str, body: object) -> Mapping[str, Any]:
 
 
 def _timeout(value: object, interval: float, kept: bool) -> float:
-    most = min(interval, LONGEST_TIMEOUT)
+    longest = min(interval, MAX_TIMEOUT)
     if value is None:
-        return min(2.0, most)
+        return min(2.0, longest)
     timeout = seconds("managed.timeout", value)
-    if timeout <= most or kept:
-        return min(timeout, most)
-    bound = f"its interval, which is {interval:g} s here" if interval < LONGEST_TIMEOUT else f"{LONGEST_TIMEOUT:g} s"
+    if timeout <= longest or kept:
+        return min(timeout, longest)
+    bound = f"its interval, which is {interval:g} s here" if interval < MAX_TIMEOUT else f"{MAX_TIMEOUT:g} s"
     text = f"managed.timeout is at most {bound}, not {timeout:g} s"
     raise BadCall("managed.timeout", Violation.BODY, text)
 
@@ -148,22 +148,22 @@ def _target(kind: str, value: object) -> str:
         )
     if kind == "tcp":
         host, _, port = text.rpartition(":")
-        if not host or _NUMBER.fullmatch(port) is None or not 0 < int(port) < 65536:
+        if not host or _PORT.fullmatch(port) is None or not 0 < int(port) < 65536:
             raise BadCall("managed.check.tcp", Violation.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
     return "" if kind == "ttl" else text
 
 
 def _is_url(text: str) -> bool:
     try:
-        parts = urlsplit(text)  # raises for brackets that are no address
-        _ = parts.port  # raises for one that is none
+        parts = urlsplit(text)  # raises if brackets hold no address
+        _ = parts.port  # raises if it is no port
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
 
 
 def local(host: str) -> bool:
-    """Whether a host is certainly this one, without asking a resolver."""
+    """Whether a host is certainly this one; names are not resolved."""
     if host.lower() == "localhost":
         return True
     try:
@@ -174,9 +174,9 @@ def local(host: str) -> bool:
 
 @dataclass(slots=True)
 class CheckedInstance:
-    """An instance that the proxy beats for. `heard` is the last sign of life of a TTL check.
+    """An instance that the proxy beats for. `owner` is the address of the client that registered it.
 
-    `owner` is the address of the client that registered it. `slow`: its last check took long, or it had none yet.
+    `heard` is the last sign of life of a TTL check. `slow`: the last check took long, or there was none yet.
     """
 
     service: ServiceKey
@@ -193,9 +193,10 @@ class CheckedInstance:
     actions: dict[str, int] = field(default_factory=lambda: {})
 
     def begin(self, now: float, *, registered: bool) -> None:
-        """Its first check is due at once, and a beat when an interval has passed since it was registered.
+        """The first check is due at once, the first beat an interval after the instance was registered.
 
-        One that was read back beats with its first pass: nobody knows what became of it meanwhile.
+        One that was read back from disk (not `registered` now) beats as soon as it passes: the upstream may have
+        removed it meanwhile.
         """
         self.due_at, self.heard = now, self.heard or now
         self.beat_at = now + self._beat_interval if registered else math.inf
@@ -210,22 +211,22 @@ class CheckedInstance:
 
     @property
     def group(self) -> Hashable:
-        """With what it shares its places."""
+        """The group that shares the bounded number of checks with others."""
         return self.owner, self.slow, self.slow and self.spec.timeout > LONG
 
     @property
     def _beat_interval(self) -> float:
-        return max(OFTENEST_BEAT, beat_interval(self.instance.metadata) / 1000)
+        return max(MIN_BEAT_INTERVAL, beat_interval(self.instance.metadata) / 1000)
 
     def beats(self, now: float) -> bool:
-        """Whether a beat is due; then the next one is due an interval later."""
+        """Whether a beat is due. If so, the next one is due an interval later."""
         if not self.passing or now < self.beat_at:
             return False
         self.beat_at = now + self._beat_interval
         return True
 
     def result(self, error: str, now: float, took: float = 0.0) -> Action:
-        """A check ended after so many seconds ('' for a pass): what to do now. Sets when the next one is due."""
+        """A check ended after `took` seconds; `error` is '' for a pass. Returns what to do, and schedules the next."""
         self.due_at = now + self.spec.interval
         self.last_error = error
         self.slow = took > QUICK
@@ -249,24 +250,24 @@ class CheckedInstance:
         return "deregister" if long else "silence"
 
     def shift(self, gap: float, now: float) -> None:
-        """For so long nothing was looked at and nobody could be heard: that is neither silence nor failure."""
+        """This process stood still for `gap` seconds, which counts neither as silence nor as failing."""
         self.heard = min(now, self.heard + gap)
         if self.failing_since is not None:
             self.failing_since = min(now, self.failing_since + gap)
 
     def expired(self, now: float) -> str:
-        """The error of a TTL check, '' while its last sign of life is young enough."""
+        """The error of a TTL check; '' while the last sign of life is recent enough."""
         return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
 
 
 def startable(
     waiting: Iterable[CheckedInstance], running: Iterable[CheckedInstance], max_running: int
 ) -> list[CheckedInstance]:
-    """The checks that may begin now, the longest overdue first; `most` run at once."""
-    shares = Shares(max_running, (managed.group for managed in running))
+    """The checks that may start now, the most overdue first, so that at most `max_running` run at once."""
+    shares = Shares(max_running, (checked.group for checked in running))
     chosen: list[CheckedInstance] = []
-    for managed in sorted(waiting, key=lambda managed: managed.due_at):
-        if shares.room(managed.group):
-            shares.take(managed.group)
-            chosen.append(managed)
+    for checked in sorted(waiting, key=lambda checked: checked.due_at):
+        if shares.room(checked.group):
+            shares.take(checked.group)
+            chosen.append(checked)
     return chosen

@@ -1,12 +1,12 @@
-"""Changes to those who want to hear: ids, history, resume, mailboxes. Not for: sockets, encodings, what has changed.
+"""Publishes changes to readers: event ids, history, resuming, mailmailboxes.
 
-A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event; one that does not
-has at most one pending change per service, the newest state merged into it, so its bound is the number of services.
-A slow reader may thus never see a state that came and went; it always sees the last state of each service.
+A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event. A slow one has at
+most one pending change per service, into which newer changes are merged. So its memory is bounded by the number of
+services; it may miss a state that came and went, but always gets the last state of each service.
 
-A reader resumes behind an id, so an id promises that all up to it was heard. In the middle of what a slow reader is
-sent that is not so: where 1 and 3 became one change of a service, 2 of another goes out before it. Such an event gets
-an id of another epoch: whoever comes back with it starts from new snapshots.
+A reader resumes after an id, so an id promises that the reader got everything up to it. In the middle of what a slow
+reader is sent, that does not hold: if changes 1 and 3 of one service were merged, change 2 of another service goes out
+before them. Such an event gets an id of an unknown epoch, so that a reader resuming there starts from new snapshots.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ UpstreamState = Literal["up", "down"]
 
 @dataclass(frozen=True, slots=True)
 class HubPolicy:
-    """`history` events can be resumed from, fewer where they hold more than `hosts` instances in all.
-
-    `encoded` is how many bytes of encodings are kept.
-    """
+    """How much is kept: `history` events with at most `hosts` instances in all, and `encoded` bytes of encodings."""
 
     history: int = 4096
     hosts: int = 100_000
@@ -39,9 +36,9 @@ class HubPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """The upstream was lost or is back, in the stream's order among the changes.
+    """The upstream was lost or is back. It has its place in the stream among the changes.
 
-    Of several that wait for a reader the last one counts: it is the whole state, and one too many does no harm.
+    Of several that wait for a reader only the last is sent: it is the whole state, and a repeated one does no harm.
     """
 
     state: UpstreamState
@@ -50,10 +47,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change or a notice with its place in the stream.
+    """A change or a notice with its number in the stream.
 
-    `first` is the number of the first change that was merged into it. A reader that got an event which is not `whole`
-    has not heard all up to its number.
+    `first` is the number of the first change that was merged into it. `resumable`: a reader that got this event has
+    got everything up to its number.
     """
 
     number: int
@@ -64,7 +61,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a reader listens to: services by key, or all of a (namespace, group) (`everything`), and what of them."""
+    """What a reader listens to: services by key, or all of a (namespace, group) (`everything`), and which instances."""
 
     keys: frozenset[ServiceKey] = frozenset()
     everything: tuple[str, str] | None = None
@@ -76,22 +73,30 @@ class Filter:
 
 
 class Mailbox:
-    """One reader's pending events. `wake` is called when something was put into an empty box; it must not block.
+    """One reader's pending events. `wake` is called when an event arrives in an empty mailbox; it must not block.
 
-    A reader that keeps up, and has taken all that was here, may set `direct_sink`: events then go there at once.
+    A reader that keeps up, and has taken all that was pending, may attach a sink: events then go there at once.
     """
 
     def __init__(self, interest: Filter, wake: Callable[[], None]) -> None:
         self.filter = interest
-        self.client = ""  # whose it is
+        self.client = ""  # the reader's address
         self.reset = False
-        self.direct_sink: Callable[[Event], None] | None = None
+        self.sink: Callable[[Event], None] | None = None  # set by `attach` and `detach` only
         self._wake = wake
         self._pending: dict[ServiceKey | None, Event] = {}
         self._undone: tuple[float, int] = (math.inf, 0)  # from the first change that was undone here to what undid it
 
+    def attach(self, sink: Callable[[Event], None]) -> None:
+        """The hub hands each event to `sink` from now on, and nothing is kept here."""
+        self.sink = sink
+
+    def detach(self) -> None:
+        """Events are kept here again; no effect without a sink."""
+        self.sink = None
+
     def put(self, event: Event) -> None:
-        """Adds an event; a change of a service that waits here already becomes one with it."""
+        """Adds an event. A change is merged into one of the same service that waits here."""
         empty = not self._pending
         key = event.body.key if isinstance(event.body, Change) else None
         waiting = self._pending.pop(key, None)
@@ -106,12 +111,12 @@ class Mailbox:
             self._wake()
 
     def drop(self, key: ServiceKey) -> None:
-        """Its reader is told of this service in another way."""
+        """Removes a pending change, because its reader gets a snapshot of the service instead."""
         self._pending.pop(key, None)
 
     def take(self) -> list[Event]:
-        """All that waits, in the order of the ids; the box is empty afterwards."""
-        if len(self._pending) == 1 and not self._undone[1]:  # what a reader that keeps up has
+        """Removes all pending events, in the order of their numbers."""
+        if len(self._pending) == 1 and not self._undone[1]:  # the common case of a reader that keeps up
             events = list(self._pending.values())
             self._pending.clear()
             return events
@@ -125,7 +130,7 @@ class Mailbox:
 
 
 def _marked(events: list[Event], undone: tuple[float, int]) -> list[Event]:
-    """Events in order; not whole are those behind which a change of a lower number is still to come, or was undone."""
+    """Marks the events after which a change with a lower number follows, or was undone, as not resumable."""
     marked: list[Event] = []
     oldest = math.inf
     for event in reversed(events):
@@ -144,7 +149,7 @@ class _Readers:
 
 
 class Hub:
-    """The one place where events are numbered. `epoch` tells this run's ids from those of another."""
+    """Numbers events and delivers them. `epoch` tells the ids of this run from those of another."""
 
     def __init__(self, policy: HubPolicy, epoch: str) -> None:
         self.epoch = epoch
@@ -153,27 +158,24 @@ class Hub:
         self._history: deque[Event] = deque()
         self._hosts = 0
         self._readers = _Readers()
-        self._encoded: LRUCache[Hashable, tuple[Event, bytes]] = LRUCache(policy.encoded, getsizeof=_size)
+        self._encoded: LRUCache[Hashable, bytes] = LRUCache(policy.encoded, getsizeof=_size)
 
     def id_of(self, event: Event) -> str:
-        """What a reader that got the event resumes with. One that is not whole is of an epoch that nobody knows."""
+        """The id from which a reader of this event resumes; of an unknown epoch if the event is not resumable."""
         return f"{self.epoch}{'' if event.resumable else '.part'}-{event.number}"
 
     @property
     def last_id(self) -> str:
-        """The id that a snapshot taken now carries: the stream goes on behind it."""
+        """The id for a snapshot taken now: the stream continues after it."""
         return f"{self.epoch}-{self.published}"
 
     def publish(self, body: Change | Notice) -> Event:
-        """Number it, keep it, put it into every mailbox that wants it."""
+        """Numbers it, keeps it in the history, and delivers it to every mailbox that wants it."""
         self.published += 1
         event = Event(self.published, body, self.published)
         self._remember(event)
         for mailbox in list(self._audience(body)):
-            if mailbox.direct_sink is None:
-                mailbox.put(event)
-            else:
-                mailbox.direct_sink(event)
+            (mailbox.sink or mailbox.put)(event)
         return event
 
     def _remember(self, event: Event) -> None:
@@ -191,10 +193,10 @@ class Hub:
         return {**listeners, **every} if listeners and every else listeners or every or ()
 
     def subscribe(self, interest: Filter, wake: Callable[[], None], after: str = "") -> Mailbox:
-        """A mailbox that hears from now on, filled with what came behind the id `after`.
+        """A mailbox that gets events from now on, filled with those after the id `after`.
 
-        Where that is no longer known (another epoch, or older than the history), the mailbox is marked `reset`:
-        its reader must start from new snapshots.
+        If these are not known any more (another epoch, or older than the history), the mailbox is marked `reset`: its
+        reader must start from new snapshots.
         """
         mailbox = Mailbox(interest, wake)
         if after:
@@ -211,7 +213,7 @@ class Hub:
         return mailbox
 
     def unsubscribe(self, mailbox: Mailbox) -> bool:
-        """Harmless when it was done before; whether it was not."""
+        """Stops delivering to a mailbox. False if it was unsubscribed before."""
         if mailbox not in self._readers.all:
             return False
         del self._readers.all[mailbox]
@@ -230,15 +232,17 @@ class Hub:
         return list(islice(self._history, kept - missed, None)) if missed <= kept else None
 
     def encoded(self, event: Event, variant: Hashable, encode: Callable[[Event], bytes]) -> bytes:
-        """The event's bytes for a variant, made once and shared by all readers that see the same change."""
-        slot = (event.number, id(event.body), event.resumable, variant)
-        kept = self._encoded.get(slot)
-        if kept is None:
-            # the event is kept with its bytes: while it lives, no other body can have its id
-            kept = (event, encode(event))
-            if _size(kept) <= self._policy.encoded:
-                self._encoded[slot] = kept
-        return kept[1]
+        """The event's bytes for a variant, encoded once for all readers that see the same change.
+
+        Readers with the same first and last number got the same changes of a service, so they see the same merged one.
+        """
+        slot = (event.number, event.first, event.resumable, variant)
+        data = self._encoded.get(slot)
+        if data is None:
+            data = encode(event)
+            if _size(data) <= self._policy.encoded:
+                self._encoded[slot] = data
+        return data
 
     @property
     def readers(self) -> int:
@@ -252,15 +256,15 @@ def _hosts(event: Event) -> int:
     return 1 + len(event.body.after.instances) if isinstance(event.body, Change) else 1
 
 
-def _size(kept: tuple[Event, bytes]) -> int:
-    return 200 + len(kept[1]) + 100 * _hosts(kept[0])  # with what is around the bytes, and the event's own index
+def _size(data: bytes) -> int:
+    return 200 + len(data)  # with the overhead of an entry
 
 
 K = TypeVar("K")
 
 
 def _discard(index: dict[K, dict[Mailbox, None]], key: K, mailbox: Mailbox) -> None:
-    boxes = index.get(key, {})
-    boxes.pop(mailbox, None)
-    if not boxes:
+    mailboxes = index.get(key, {})
+    mailboxes.pop(mailbox, None)
+    if not mailboxes:
         index.pop(key, None)

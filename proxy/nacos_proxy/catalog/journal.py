@@ -1,7 +1,7 @@
-"""Writes that were accepted here while the upstream was away, in their order, until it has heard of them.
+"""Writes that were accepted here while the upstream was away, in order, until they are sent to it.
 
-Not for: what may be accepted, or when they are sent (`outage`). Of each place only what still means something is kept:
-a registration stands for all before it, but for a deregistration from another cluster, which 1.x servers tell apart.
+For each ip:port of a service only the writes that still matter are kept. A registration supersedes all before it,
+except a deregistration from another cluster: servers 1.x keep an instance for each cluster.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from nacos_proxy.model.calls import (
 Local = Register | Deregister | Update | Beat
 
 
-@dataclass(frozen=True, slots=True)
-class JournalPolicy:
-    """At most `most` writes wait."""
-
-    max_writes: int = 20_000
+MAX_WRITES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waits of one place. `number` orders the places, `at` is when the last write was accepted (since 1970)."""
+    """The writes that wait for one key. `number` orders the keys; `at` is when the last write came (s since 1970)."""
 
     writes: tuple[Local, ...]
     number: int
@@ -40,73 +36,74 @@ class Waiting:
 
 
 def place_of(write: Local) -> RegistrationKey:
+    """The key of the registration that a write is about."""
     if isinstance(write, Register):
         return (write.service, write.instance.ip, write.instance.port)
     return (write.service, write.ip, write.port)
 
 
 class Journal:
-    """Bounded by the number of writes. `changed` are the places that the disk does not know as they are."""
+    """At most `max_writes` writes, by key. `changed`: the keys whose state on disk is out of date."""
 
-    def __init__(self, policy: JournalPolicy) -> None:
+    def __init__(self, max_writes: int = MAX_WRITES) -> None:
         self.changed: set[RegistrationKey] = set()
-        self._policy = policy
+        self._max_writes = max_writes
         self._waiting: dict[RegistrationKey, Waiting] = {}
         self._count = 0
         self._number = 0
 
     @property
     def room(self) -> bool:
-        return self._count < self._policy.max_writes
+        return self._count < self._max_writes
 
     def add(self, write: Local, at: float) -> None:
-        place = place_of(write)
-        kept = [old for old in self.of(place) if not supersedes(write, old) or _of_another_cluster(old, write)]
+        key = place_of(write)
+        kept = [old for old in self.of(key) if not supersedes(write, old) or _of_another_cluster(old, write)]
         self._number += 1
-        self._put(place, Waiting((*kept, write), self._number, at))
+        self._put(key, Waiting((*kept, write), self._number, at))
 
-    def done(self, place: RegistrationKey, write: Local) -> None:
-        """The upstream has heard of it, or never will; harmless where something else took its place meanwhile."""
-        known = self._waiting.get(place)
+    def done(self, key: RegistrationKey, write: Local) -> None:
+        """Removes a write: it was sent, or never will be. No effect if another one superseded it meanwhile."""
+        known = self._waiting.get(key)
         if known is not None and any(old is write for old in known.writes):
             left = tuple(old for old in known.writes if old is not write)
-            self._put(place, Waiting(left, known.number, known.at))
+            self._put(key, Waiting(left, known.number, known.at))
 
-    def lapsed(self, place: RegistrationKey) -> None:
-        """Its client fell silent: what would bring it back is not sent any more."""
-        for write in self.of(place):
+    def lapsed(self, key: RegistrationKey) -> None:
+        """The client fell silent: removes the writes that would register the instance again."""
+        for write in self.of(key):
             if not isinstance(write, Deregister):
-                self.done(place, write)
+                self.done(key, write)
 
-    def restore(self, place: RegistrationKey, waiting: Waiting) -> None:
-        """As it was read from disk, the oldest first."""
+    def restore(self, key: RegistrationKey, waiting: Waiting) -> None:
+        """Adds what was read from disk; to be called in the order of the numbers."""
         self._number = max(self._number, waiting.number)
-        self._put(place, waiting)
-        self.changed.discard(place)
+        self._put(key, waiting)
+        self.changed.discard(key)
 
-    def _put(self, place: RegistrationKey, waiting: Waiting) -> None:
-        before = self._waiting.get(place)
+    def _put(self, key: RegistrationKey, waiting: Waiting) -> None:
+        before = self._waiting.get(key)
         self._count += len(waiting.writes) - (0 if before is None else len(before.writes))
-        self.changed.add(place)
+        self.changed.add(key)
         if before is not None and before.number != waiting.number:
-            del self._waiting[place]  # it goes to the end
+            del self._waiting[key]  # so that it moves to the end
         if waiting.writes:
-            self._waiting[place] = waiting
+            self._waiting[key] = waiting
         else:
-            self._waiting.pop(place, None)
+            self._waiting.pop(key, None)
 
-    def of(self, place: RegistrationKey) -> tuple[Local, ...]:
-        known = self._waiting.get(place)
+    def of(self, key: RegistrationKey) -> tuple[Local, ...]:
+        known = self._waiting.get(key)
         return () if known is None else known.writes
 
-    def get(self, place: RegistrationKey) -> Waiting | None:
-        return self._waiting.get(place)
+    def get(self, key: RegistrationKey) -> Waiting | None:
+        return self._waiting.get(key)
 
-    def __contains__(self, place: object) -> bool:
-        return place in self._waiting
+    def __contains__(self, key: object) -> bool:
+        return key in self._waiting
 
     def __iter__(self) -> Iterator[RegistrationKey]:
-        """The places, the longest unchanged first."""
+        """The keys, the least recently changed first."""
         return iter(list(self._waiting))
 
     def __len__(self) -> int:
@@ -114,7 +111,7 @@ class Journal:
         return self._count
 
     def __repr__(self) -> str:
-        return f"<Journal {self._count} writes of {len(self._waiting)} places>"
+        return f"<Journal {self._count} writes of {len(self._waiting)} instances>"
 
 
 def _of_another_cluster(old: Write[Any], new: Local) -> bool:

@@ -1,13 +1,13 @@
-"""One instance of a snapshot for whoever sends a request now. Luck, turns and keys are arguments.
+"""Chooses one instance of a snapshot for a request. Random numbers, the last choice and keys are arguments.
 
     strategy     | the choice
     -------------|------------------------------------------------------------------------------------------
-    weighted     | at random, an instance's share is its share of all weights
+    weighted     | at random, in proportion to the weights
     random       | at random, every instance alike
-    round_robin  | the one behind the last choice, in the order of ip, port, cluster
+    round_robin  | the one after the last choice, in the order of ip, port, cluster
     hash         | the same instance for the same key, until that instance goes (weighted rendezvous hashing)
 
-Disabled instances and those of weight 0 are never chosen, by any strategy.
+No strategy chooses a disabled instance or one of weight 0.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ Strategy = Literal["weighted", "round_robin", "random", "hash"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
-class Choice:
-    """What can be chosen from. Made once per selection; each method is one draw, None where there is nothing."""
+class Candidates:
+    """The instances to choose from. Each method makes one choice; None if there are no candidates."""
 
     def __init__(self, hosts: Iterable[Instance]) -> None:
         usable = (host for host in hosts if host.enabled and host.weight > 0)
         self.hosts = tuple(sorted(usable, key=lambda host: host.key))
 
     @cached_property
-    def _marks(self) -> list[float]:
+    def _cumulative_weights(self) -> list[float]:
         return list(accumulate(host.weight for host in self.hosts))
 
     @cached_property
     def _keys(self) -> list[InstanceKey]:
         return [host.key for host in self.hosts]
 
-    def weighted(self, rng: float) -> Instance | None:
-        """`rng` is drawn evenly from [0, 1)."""
+    def weighted(self, draw: float) -> Instance | None:
+        """`draw` is a random number from [0, 1)."""
         if not self.hosts:
             return None
-        place = bisect_right(self._marks, rng * self._marks[-1])
-        return self.hosts[min(place, len(self.hosts) - 1)]
+        index = bisect_right(self._cumulative_weights, draw * self._cumulative_weights[-1])
+        return self.hosts[min(index, len(self.hosts) - 1)]
 
-    def random(self, rng: float) -> Instance | None:
-        """`rng` is drawn evenly from [0, 1)."""
-        return self.hosts[min(int(rng * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
+    def random(self, draw: float) -> Instance | None:
+        """`draw` is a random number from [0, 1)."""
+        return self.hosts[min(int(draw * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
 
     def after(self, last: InstanceKey | None) -> Instance | None:
-        """The next in turn behind `last`, also where `last` itself has gone; None begins."""
+        """The next one after `last`, even if `last` is gone; None starts from the first."""
         if not self.hosts:
             return None
-        place = 0 if last is None else bisect_right(self._keys, last)
-        return self.hosts[place % len(self.hosts)]
+        index = 0 if last is None else bisect_right(self._keys, last)
+        return self.hosts[index % len(self.hosts)]
 
     def hashed(self, key: str) -> Instance | None:
-        """Rendezvous: the highest score wins, so that an instance that comes or goes moves no key but its own."""
+        """Rendezvous hashing: the highest score wins, so an instance that comes or goes moves only its own keys."""
         return max(self.hosts, key=lambda host: score(key, host), default=None)
 
 
 def score(key: str, host: Instance) -> float:
     """An instance's score for a key: `-weight / ln(u)`, u in (0, 1) from 8 bytes of BLAKE2b over `key NUL ip:port`.
 
-    So an instance is chosen for a share of the keys that is its share of all weights (Schindelhauer, Schomaker 2005).
-    Any program that computes the same score finds the same instance.
+    Each instance gets keys in proportion to its weight (Schindelhauer, Schomaker 2005). Any program that computes the
+    same score finds the same instance.
     """
     digest = blake2b(f"{key}\0{host.address}".encode("utf-8", "replace"), digest_size=8).digest()
     u = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
@@ -76,7 +76,7 @@ def score(key: str, host: Instance) -> float:
 
 
 def why_empty(snapshot: Snapshot, clusters: frozenset[str], healthy_only: bool) -> str:
-    """Why nothing of a snapshot can be chosen, for people."""
+    """Why no instance of a snapshot can be chosen, for people."""
     hosts = snapshot.instances
     steps: tuple[tuple[str, Callable[[Instance], bool]], ...] = (
         (f"in the clusters {', '.join(sorted(clusters))}", lambda i: not clusters or i.cluster in clusters),

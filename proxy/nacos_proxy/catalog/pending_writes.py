@@ -1,10 +1,11 @@
-"""Accepted writes that the upstream does not list yet, folded over its word.
+"""Accepted writes that the upstream does not list yet, applied to its snapshots.
 
-A real server lists a write some 500 ms after it said `ok`. Until then a refresh brings the old list, and must not
-bring it back to readers. A write is *settled* when a list agrees with it that was asked for `settle` after it (an
-older one may agree by chance and be followed by an older state), and *given up* when one that was asked for `grace`
-after it does not agree: then the upstream's word stands. When a list arrived says nothing of how old it is.
-Source: nacos-http.md, fact 1, recordings "v1 list at once after register".
+A real server lists a write some 500 ms after it answered `ok`. Until then a fetch returns the old list, which readers
+must not see again. A pending write ends in one of two ways. It is confirmed by a list that agrees with it and was
+asked for `settle` seconds after it or later; an older list may agree by chance and be followed by an older state. It is
+given up when a list that was asked for `grace` seconds after it or later does not agree: then the upstream is right.
+What counts is when a list was asked for, not when it arrived.
+Source: nacos-http.md, fact 1; recordings "v1 list at once after register".
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.effects import Draft
 from nacos_proxy.model.services import Snapshot
 
-UNHEARD = math.inf  # the moment of a write that the upstream has not heard of: no list of it settles that
+UNHEARD = math.inf  # `since` of a write that was not sent to the upstream yet, so no list can confirm it
 
 
 @dataclass(frozen=True, slots=True)
 class PendingPolicy:
-    """Seconds. `grace` 0 trusts every list at once, which suits a registry without a delay."""
+    """Seconds. `grace` 0 trusts every list at once, for a registry that lists writes without a delay."""
 
     settle: float = 1.0
     grace: float = 3.0
@@ -39,7 +40,7 @@ class PendingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A write, when the upstream accepted it (or `UNHEARD`), and the address that it is about (`_place`)."""
+    """A write, when the upstream accepted it (or `UNHEARD`), and the ip and port that it is about, if any."""
 
     write: Write[Any]
     since: float
@@ -47,24 +48,24 @@ class Pending:
 
 
 def apply_pending(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
-    """The upstream's word with the writes on top, in their order."""
+    """The upstream's snapshot with the writes applied, in their order."""
     draft = Draft(base, many=True)
-    for entry in pending:
-        draft.apply(entry.write)
+    for one in pending:
+        draft.apply(one.write)
     return draft.snapshot
 
 
 def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
-    """The pending writes with one more; what it makes meaningless is left out, so their number stays bounded."""
-    place = _place(write)
-    if isinstance(write, Beat) and any(p.address == place and p.write == write for p in pending):
-        return pending  # what the first one did stands where it is, before what was modified since
-    kept = [p for p in pending if p.address != place or not supersedes(write, p.write)]
-    kept.append(Pending(write, now, place))
+    """The pending writes with one more, without those that it supersedes, so their number stays bounded."""
+    address = _address(write)
+    if isinstance(write, Beat) and any(p.address == address and p.write == write for p in pending):
+        return pending  # the first one keeps its place, before any modification that followed it
+    kept = [p for p in pending if p.address != address or not supersedes(write, p.write)]
+    kept.append(Pending(write, now, address))
     return tuple(kept)
 
 
-def _place(write: Write[Any]) -> tuple[str, int] | None:
+def _address(write: Write[Any]) -> tuple[str, int] | None:
     match write:
         case Register():
             return (write.instance.ip, write.instance.port)
@@ -75,27 +76,27 @@ def _place(write: Write[Any]) -> tuple[str, int] | None:
 
 
 def supersedes(new: Write[Any], old: Write[Any]) -> bool:
-    """Whether an older write about the same address means nothing any more."""
+    """Whether a write makes an older one about the same address irrelevant."""
     if isinstance(new, BatchMetadata) and isinstance(old, BatchMetadata):
         alike = (new.instances, new.remove, new.ephemeral) == (old.instances, old.remove, old.ephemeral)
         return alike and old.metadata.keys() <= new.metadata.keys()
-    if _place(new) is None:
+    if _address(new) is None:
         return new == old
     if isinstance(new, Register):
         return True
     if isinstance(new, Deregister):
         return _ephemeral(old) == new.ephemeral
     if isinstance(old, Beat) and old.full is not None:
-        return False  # it may be what registered the instance
+        return False  # it may have registered the instance
     if isinstance(new, Update) and isinstance(old, Update):
-        if new.cluster != old.cluster:  # Nacos keeps what it modified by cluster, too (nacos-http.md 5.4)
+        if new.cluster != old.cluster:  # Nacos keeps modifications by cluster, too (nacos-http.md 5.4)
             return False
         return not new.partial or (old.partial and _named(old) <= _named(new))
     return type(new) is type(old)
 
 
 def _ephemeral(write: Write[Any]) -> bool:
-    """Of which kind the instance is that a write is about: a deregistration of the other kind leaves it there."""
+    """Whether the write is about an ephemeral instance; a deregistration of the other kind does not remove it."""
     match write:
         case Register():
             return write.instance.ephemeral
@@ -114,30 +115,30 @@ def _named(update: Update) -> set[str]:
 def drop_confirmed(
     pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: PendingPolicy
 ) -> tuple[Pending, ...]:
-    """What stays pending after the upstream listed `base`, asked for at `asked`: neither settled nor given up."""
-    if all(asked - entry.since >= policy.settle for entry in pending) and apply_pending(base, pending) == base:
-        return ()  # together they agree, though one alone may not: registered, then modified
+    """What stays pending after the upstream listed `base`, asked for at `asked`: neither confirmed nor given up."""
+    if all(asked - p.since >= policy.settle for p in pending) and apply_pending(base, pending) == base:
+        return ()  # they agree together, though one alone may not: registered, then modified
     kept: list[Pending] = []
-    shown = Draft(base, many=True)
-    for entry in pending:
-        agreed = asked - entry.since >= policy.settle and shown.shows(entry.write)
-        if not agreed and asked - entry.since < policy.grace:
-            kept.append(entry)
-            shown.apply(entry.write)
+    visible = Draft(base, many=True)
+    for one in pending:
+        confirmed = asked - one.since >= policy.settle and visible.shows(one.write)
+        if not confirmed and asked - one.since < policy.grace:
+            kept.append(one)
+            visible.apply(one.write)
     return tuple(kept)
 
 
 def explained(pending: Iterable[Pending], before: Snapshot, after: Snapshot, share: float) -> bool:
-    """Whether a list lacks no more than this share of the instances, or deregistrations from here account for it."""
+    """Whether `after` lacks at most this share of the instances, or only those that were deregistered from here."""
     missing = [i for i in before.instances if i.key not in after.by_key]
-    gone = {p.address for p in pending if isinstance(p.write, Deregister)}
-    return len(missing) <= share * len(before.instances) or all((i.ip, i.port) in gone for i in missing)
+    deregistered = {p.address for p in pending if isinstance(p.write, Deregister)}
+    return len(missing) <= share * len(before.instances) or all((i.ip, i.port) in deregistered for i in missing)
 
 
 def next_check(pending: Iterable[Pending], policy: PendingPolicy, now: float) -> float:
-    """When pending writes want a list, infinity where there are none.
+    """When to fetch a list that may confirm pending writes, infinity if there are none.
 
-    Not sooner than half of `settle`: where one write follows the other, each would want a list of its own.
+    Not sooner than in half of `settle`, so that a series of writes does not cause a fetch for each of them.
     """
     waits = [p.since + (policy.settle if p.since + policy.settle > now else policy.grace) for p in pending]
     return max(now + policy.settle / 2, min(waits)) if waits else math.inf

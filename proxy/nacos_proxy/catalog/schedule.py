@@ -1,8 +1,4 @@
-"""When each service is to be asked for again. Not for: who is worth asking for, or how often (`cache`).
-
-A service has one moment; planning it anew replaces that. What was replaced stays in the heap until its time comes, or
-until there is more of it than of what counts: so the heap is bounded by the services, however often they are planned.
-"""
+"""When each service is to be fetched again. The cache decides which services, and how often."""
 
 from __future__ import annotations
 
@@ -12,64 +8,68 @@ from collections.abc import KeysView
 
 from nacos_proxy.model.services import ServiceKey
 
-_SPARE = 64
+_SLACK = 64  # replaced entries that the heap may hold in addition to as many as there are services
 
 
 class Schedule:
-    """Services by the moment at which they are due. `changes` counts those that came and went."""
+    """Services by the time at which they are due. `changes` counts the services that were added or dropped.
+
+    A service has one due time; scheduling it again replaces that. A replaced time stays in the heap until it passes,
+    or until there are too many of them. So the heap is bounded by the number of services, however often they move.
+    """
 
     def __init__(self) -> None:
         self.changes = 0
-        self._moments: dict[ServiceKey, float] = {}
+        self._due: dict[ServiceKey, float] = {}
         self._heap: list[tuple[float, ServiceKey]] = []
 
-    def plan(self, key: ServiceKey, moment: float) -> None:
-        """Due at `moment` and no other; with infinity it has a place here and waits to be planned."""
-        known = self._moments.get(key)
+    def put(self, key: ServiceKey, due: float) -> None:
+        """Sets when a service is due; infinity: it is kept here until it gets another due time."""
+        known = self._due.get(key)
         if known is None:
             self.changes += 1
-        elif known == moment:
+        elif known == due:
             return
-        self._moments[key] = moment
-        if moment < math.inf:
-            heapq.heappush(self._heap, (moment, key))
-            if len(self._heap) > _SPARE + 2 * len(self._moments):
-                self._heap = [(at, planned) for planned, at in self._moments.items() if at < math.inf]
+        self._due[key] = due
+        if due < math.inf:
+            heapq.heappush(self._heap, (due, key))
+            if len(self._heap) > _SLACK + 2 * len(self._due):
+                self._heap = [(at, service) for service, at in self._due.items() if at < math.inf]
                 heapq.heapify(self._heap)
 
     def drop(self, key: ServiceKey) -> None:
-        """No longer to be asked for; harmless where it is not planned."""
-        if self._moments.pop(key, None) is not None:
+        """Removes a service; no effect if it is not scheduled."""
+        if self._due.pop(key, None) is not None:
             self.changes += 1
 
     def take(self, now: float) -> ServiceKey | None:
-        """The one that is most overdue, which then waits to be planned; None where none is due."""
-        if self.next() > now:
+        """The most overdue service, whose due time becomes infinity; None if none is due."""
+        if self.next_due() > now:
             return None
         _, key = heapq.heappop(self._heap)
-        self._moments[key] = math.inf
+        self._due[key] = math.inf
         return key
 
-    def next(self) -> float:
-        """When the next one is due, infinity for never."""
+    def next_due(self) -> float:
+        """When the next service is due, infinity for never."""
         heap = self._heap
-        while heap and self._moments.get(heap[0][1]) != heap[0][0]:
+        while heap and self._due.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else math.inf
 
-    def moment(self, key: ServiceKey) -> float:
-        """When it is due, infinity where it waits or is not planned."""
-        return self._moments.get(key, math.inf)
+    def due_at(self, key: ServiceKey) -> float:
+        """When a service is due; infinity if it has no due time or is not scheduled."""
+        return self._due.get(key, math.inf)
 
     def keys(self) -> KeysView[ServiceKey]:
-        """All that have a place here, due or waiting."""
-        return self._moments.keys()
+        """All scheduled services, including those without a due time."""
+        return self._due.keys()
 
     def __contains__(self, key: ServiceKey) -> bool:
-        return key in self._moments
+        return key in self._due
 
     def __len__(self) -> int:
-        return len(self._moments)
+        return len(self._due)
 
     def __repr__(self) -> str:
-        return f"<Schedule {len(self)} services, {len(self._heap)} moments>"
+        return f"<Schedule {len(self)} services, {len(self._heap)} times>"

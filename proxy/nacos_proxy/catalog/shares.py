@@ -1,4 +1,4 @@
-"""How much of what is bounded each of several holds. Not for: what is done one after the other (`turns`)."""
+"""How much of a bounded resource each client may hold, so that a few cannot take all of it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Shares(Generic[K]):
-    """Of `most` units nobody has more than was free before (a dynamic threshold, as switches share their buffers).
+    """Of `capacity` units no holder gets more than are still free (a dynamic threshold, as in switch buffers).
 
-    One alone gets half, the next half of the rest, and so on; where all take in turn, `n` of them have an `n + 1`th
-    part each. So who comes finds room, whatever a few others hold.
+    One holder alone gets half, the next half of the rest, and so on. If `n` holders take turns, each gets 1/(n + 1).
+    So there is always room for another one, whatever a few hold.
     """
 
-    def __init__(self, most: int, holders: Iterable[K] = ()) -> None:
-        """`holders` have a unit each already."""
-        self._most = most
+    def __init__(self, capacity: int, holders: Iterable[K] = ()) -> None:
+        """`holders` have one unit each already."""
+        self._capacity = capacity
         self._held = Counter(holders)
         self.total = self._held.total()
 
-    def held(self, who: K) -> int:
-        return self._held[who]
+    def held(self, holder: K) -> int:
+        return self._held[holder]
 
-    def room(self, who: K, units: int = 1) -> bool:
-        """Whether so many more are within the share."""
-        return self._held[who] + units <= self._most - self.total
+    def room(self, holder: K, units: int = 1) -> bool:
+        """Whether the holder may take this many more."""
+        return self._held[holder] + units <= self._capacity - self.total
 
-    def take(self, who: K, units: int = 1) -> None:
-        self._held[who] += units
+    def take(self, holder: K, units: int = 1) -> None:
+        self._held[holder] += units
         self.total += units
 
-    def give_back(self, who: K, units: int = 1) -> None:
-        """Who has nothing left is forgotten."""
-        self._held[who] -= units
+    def give_back(self, holder: K, units: int = 1) -> None:
+        self._held[holder] -= units
         self.total -= units
-        if not self._held[who]:
-            del self._held[who]
+        if not self._held[holder]:
+            del self._held[holder]
 
     def __repr__(self) -> str:
-        return f"<Shares {self.total} of {self._most}, held by {len(self._held)}>"
+        return f"<Shares {self.total} of {self._capacity}, {len(self._held)} holders>"

@@ -1,13 +1,12 @@
-"""Who wants UDP pushes, what was sent, and what must be sent again. Told the time; not for: sockets, encodings.
+"""Who gets UDP pushes, which datagrams wait for an acknowledgement, and which must be sent again.
 
-A subscription lives `lapse` seconds from the last list call that carried its address. One address has a subscription
-for each service and clusters, as on 1.x: an SDK has one socket, and lists a service for each of its callers with other
-clusters. 2.x keeps the last one alone, and the others hear nothing. A datagram that is not acknowledged is sent once
-more after `again` seconds, then given up (nacos-http.md 6, fact 2).
+A subscription expires `lapse` seconds after the last list call that carried its address. An address has one for each
+service and set of clusters, as on 1.x: an SDK has one socket, and lists a service with other clusters for each of its
+callers. (2.x keeps only the last one, so its other callers get no pushes.) A datagram without an acknowledgement is
+sent once more after `again` seconds, then given up (nacos-http.md 6, fact 2).
 
-A client is the IP that is pushed to. Of subscriptions, and of the bytes that wait for an acknowledgement, it has no
-more than it leaves free, and one socket has a bound of its own. Who is to hear of a change takes turns (`turns`): a
-subscription that waits hears of the last change alone.
+A client is an IP address. `Shares` bounds its subscriptions and its bytes that wait for an acknowledgement; one socket
+has a bound of its own, too. Clients take turns in what is pushed, and a waiting subscription gets only the last state.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nacos_proxy.catalog.fair_queue import FairQueue
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.catalog.turns import Turns
 from nacos_proxy.model.services import ServiceKey, Snapshot
 
 SocketAddress = tuple[str, int]
 
-MOST = 20_000  # subscriptions, also of those that are read back
-_NAMED = 200  # characters of what a client calls itself
-_OVERHEAD = 500  # bytes of what is kept of a datagram beside it
+MOST = 20_000  # subscriptions, including those that are read from disk
+_MAX_NAME = 200  # characters of a client's agent and app that are kept
+_OVERHEAD = 500  # bytes that are kept with each datagram
 
 
 @dataclass(frozen=True, slots=True)
 class PushesPolicy:
-    """Seconds and numbers. At most `most` subscriptions, `per_socket` of one IP and port.
+    """Seconds and numbers. `per_socket` bounds the subscriptions of one IP and port.
 
-    `waiting` bytes are kept of datagrams without an acknowledgement; what goes beyond them is sent once. `said` is how
-    long the clusters of a subscription may be, in characters; of longer ones nobody is told.
+    `waiting` bytes of datagrams are kept until they are acknowledged; datagrams beyond that are sent only once. `said`
+    is the maximum length of a subscription's clusters, in characters; with longer ones there is no subscription.
     """
 
     lapse: float = 60.0
@@ -57,7 +56,7 @@ class Subscription:
 
 @dataclass(slots=True)
 class Sent:
-    """A datagram on its way."""
+    """A datagram that was not acknowledged yet."""
 
     subscription: Subscription
     packet: bytes
@@ -65,43 +64,43 @@ class Sent:
     tries: int = 1
 
 
-_Place = tuple[ServiceKey, SocketAddress, str]
+_Key = tuple[ServiceKey, SocketAddress, str]  # a subscription, by service, address and clusters
 
 
 class Pushes:
-    """The bookkeeping of UDP push."""
+    """The subscriptions of UDP push, and the datagrams on their way."""
 
     def __init__(self, policy: PushesPolicy) -> None:
-        self.changes = 0  # grows with each subscription that comes or goes
+        self.changes = 0  # grows with each subscription that is added or removed
         self.acknowledged = 0
         self.given_up = 0
         self._policy = policy
         self._by_service: dict[ServiceKey, dict[tuple[SocketAddress, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
-        self._held: Shares[str] = Shares(policy.waiting)  # bytes that wait, by client
+        self._bytes: Shares[str] = Shares(policy.waiting)  # of waiting datagrams, by client
         self._clients: Shares[str] = Shares(policy.max_subscriptions)  # subscriptions, by client
-        self._sockets: Counter[SocketAddress] = Counter()  # the same by socket
-        self._turns: Turns[_Place] = Turns()
-        self._news: dict[ServiceKey, Snapshot] = {}
+        self._sockets: Counter[SocketAddress] = Counter()  # subscriptions, by socket
+        self._queue: FairQueue[_Key] = FairQueue()
+        self._to_push: dict[ServiceKey, Snapshot] = {}  # of the services in the queue, the last state
 
     def listed(
         self, service: ServiceKey, address: SocketAddress, clusters: str, agent: str, app: str, now: float
     ) -> Subscription | None:
-        """A list call with a push address. The subscription where it is new."""
+        """A list call came with a push address. Returns the subscription if it is new."""
         known = self._by_service.get(service, {}).get((address, clusters))
         if known is not None:
-            known.agent, known.app, known.seen = agent[:_NAMED], app[:_NAMED], now
+            known.agent, known.app, known.seen = agent[:_MAX_NAME], app[:_MAX_NAME], now
             return None
-        if not self._may_have(address) or len(clusters) > self._policy.said:
+        if not self._room(address) or len(clusters) > self._policy.said:
             return None
-        new = Subscription(service, address, clusters, agent[:_NAMED], app[:_NAMED], now)
+        new = Subscription(service, address, clusters, agent[:_MAX_NAME], app[:_MAX_NAME], now)
         self._by_service.setdefault(service, {})[address, clusters] = new
         self.changes += 1
         self._clients.take(address[0])
         self._sockets[address] += 1
         return new
 
-    def _may_have(self, address: SocketAddress) -> bool:
+    def _room(self, address: SocketAddress) -> bool:
         return self._clients.room(address[0]) and self._sockets[address] < self._policy.per_socket
 
     def _forget(self, address: SocketAddress) -> None:
@@ -112,63 +111,63 @@ class Pushes:
             del self._sockets[address]
 
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
-        """The living subscriptions of a service."""
+        """The subscriptions of a service that have not expired."""
         found = self._by_service.get(service, {}).values()
         return [s for s in found if now - s.seen < self._policy.lapse]
 
-    def changed(self, shown: Snapshot, now: float) -> None:
-        """Whoever subscribes the service is to hear of it as it is now."""
-        for s in self.of(shown.key, now):
-            self._turns.put((s.service, s.address, s.clusters), now, (s.address,))
-            self._news[shown.key] = shown
+    def changed(self, snapshot: Snapshot, now: float) -> None:
+        """Queues a push of this state to all subscribers of the service."""
+        for s in self.of(snapshot.key, now):
+            self._queue.put((s.service, s.address, s.clusters), now, (s.address,))
+            self._to_push[snapshot.key] = snapshot
 
     def next(self) -> tuple[Subscription, Snapshot] | None:
-        """Who is to hear of what now; None where nobody is."""
-        while (turn := self._turns.take()) is not None:
+        """The next subscription to push to, and the state; None if the queue is empty."""
+        while (turn := self._queue.take()) is not None:
             (service, address, clusters), _ = turn
-            found, shown = self._by_service.get(service, {}).get((address, clusters)), self._news[service]
-            if not self._turns:
-                self._news.clear()
-            if found is not None:
-                return found, shown
+            subscription, snapshot = self._by_service.get(service, {}).get((address, clusters)), self._to_push[service]
+            if not self._queue:
+                self._to_push.clear()
+            if subscription is not None:
+                return subscription, snapshot
         return None
 
     @property
     def behind(self) -> int:
-        """How many are still to hear of a change."""
-        return len(self._turns)
+        """How many pushes wait in the queue."""
+        return len(self._queue)
 
     def sent(self, reference: int, subscription: Subscription, packet: bytes, now: float) -> None:
-        """A datagram went out; an older one for the same subscription no longer needs an answer."""
-        self._settled(subscription.reference)
+        """A datagram went out. An older one of the same subscription needs no acknowledgement any more."""
+        self._discard(subscription.reference)
         subscription.reference = reference
         client, size = subscription.address[0], len(packet) + _OVERHEAD
-        if self._held.room(client, size):
+        if self._bytes.room(client, size):
             self._waiting[reference] = Sent(subscription, packet, now)
-            self._held.take(client, size)
+            self._bytes.take(client, size)
 
-    def _settled(self, reference: int) -> None:
+    def _discard(self, reference: int) -> None:
         sent = self._waiting.pop(reference, None)
         if sent is not None:
-            self._held.give_back(sent.subscription.address[0], len(sent.packet) + _OVERHEAD)
+            self._bytes.give_back(sent.subscription.address[0], len(sent.packet) + _OVERHEAD)
 
     def acked(self, reference: int, sender: SocketAddress) -> bool:
-        """An acknowledgement came from `sender`; one for somebody else's datagram does not count."""
+        """An acknowledgement came. False if it is for an unknown datagram, or one that went to another IP."""
         sent = self._waiting.get(reference)
         if sent is None or sent.subscription.address[0] != sender[0]:
             return False
-        self._settled(reference)
+        self._discard(reference)
         self.acknowledged += 1
         return True
 
-    def again(self, now: float, most: int = 500) -> list[Sent]:
-        """At most `most` datagrams to send once more now; those that had all their tries are given up."""
+    def again(self, now: float, limit: int = 500) -> list[Sent]:
+        """At most `limit` datagrams to send again now; those without tries left are given up."""
         due: list[Sent] = []
         for reference, sent in list(self._waiting.items()):
-            if now - sent.at < self._policy.again or len(due) >= most:
+            if now - sent.at < self._policy.again or len(due) >= limit:
                 continue
             if sent.tries >= self._policy.tries:
-                self._settled(reference)
+                self._discard(reference)
                 self.given_up += 1
                 continue
             sent.tries += 1
@@ -177,25 +176,25 @@ class Pushes:
         return due
 
     def shift(self, gap: float, now: float) -> None:
-        """For so long nobody could be heard: that is no silence."""
+        """This process stood still for `gap` seconds, which does not count as silence."""
         for subscription in self:
             subscription.seen = min(now, subscription.seen + gap)
 
     def lapse(self, now: float) -> list[ServiceKey]:
-        """Forget who no longer lists; the services that nobody subscribes any more."""
+        """Removes the expired subscriptions. Returns the services that have no subscribers any more."""
         emptied: list[ServiceKey] = []
-        for service, found in list(self._by_service.items()):
-            for place in [p for p, s in found.items() if now - s.seen >= self._policy.lapse]:
-                del found[place]
-                self._forget(place[0])
-            if not found:
+        for service, subscriptions in list(self._by_service.items()):
+            for key in [key for key, s in subscriptions.items() if now - s.seen >= self._policy.lapse]:
+                del subscriptions[key]
+                self._forget(key[0])
+            if not subscriptions:
                 del self._by_service[service]
                 emptied.append(service)
         return emptied
 
     def __iter__(self) -> Iterator[Subscription]:
-        for found in self._by_service.values():
-            yield from found.values()
+        for subscriptions in self._by_service.values():
+            yield from subscriptions.values()
 
     def __len__(self) -> int:
         return self._clients.total

@@ -167,7 +167,7 @@ class Agent:
 
     def confirmed(self, shown: Snapshot, now: float) -> tuple[float, float] | None:
         """As the cache says; what is told to be fresh still counts as read."""
-        if (span := self.catalog.cache.confirmed(shown, now)) is not None:
+        if (span := self.catalog.cache.fresh_interval(shown, now)) is not None:
             self.touch(shown.key, now)
         return span
 
@@ -398,7 +398,7 @@ class Agent:
         elif not isinstance(error, BadCall) and breaker.succeeded(now):
             log.warning("upstream is back")
             self.suspect()
-            self.catalog.cache.recovered(now)
+            self.catalog.cache.retry_failed(now)
             self.catalog.hub.publish(Notice("up", ""))
             for listener in self.on_recovery:
                 self.supervisor.call("recovery", listener)

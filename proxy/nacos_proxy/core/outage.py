@@ -20,7 +20,6 @@ from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker
 from nacos_proxy.catalog.journal import (
     Journal,
-    JournalPolicy,
     Local,
     Waiting,
     place_of,
@@ -92,7 +91,7 @@ class Outage:
         self, desk: Desk, ledger: Registrations, cache: Cache, breaker: Breaker, show: Callable[[Change | None], None],
         counts: Counts, clock: Clock, *, writes: bool,
     ) -> None:  # fmt: skip
-        self.journal = Journal(JournalPolicy())
+        self.journal = Journal()
         self.kept: Callable[[], Awaitable[None]] | None = None
         self.checks: Callable[[], bool] = lambda: True
         self._desk = desk

@@ -106,7 +106,7 @@ class Queries:
 
         A page that does not hold all names does not tell whether one is missing: only whole ones are added to.
         """
-        entries = (self._cache.get(key) for key in self._cache.recent.keys(self._clock.now()))
+        entries = (self._cache.get(key) for key in self._cache.recent_writes.keys(self._clock.now()))
         shown = (entry.visible for entry in entries if entry is not None and entry.visible is not None)
         return [s for s in shown if s.instances and namespace in ("", s.key.namespace) and wanted(s.key)]
 
@@ -115,6 +115,6 @@ class Queries:
         entry = self._cache.get(word.key)
         if entry is None or not entry.pending:
             return word
-        oldest = self._clock.now() - self._cache.recent.grace
+        oldest = self._clock.now() - self._cache.recent_writes.grace
         word = replace(word, by_cluster=entry.upstream_snapshot is not None and entry.upstream_snapshot.by_cluster)
         return apply_pending(word, (p for p in entry.pending if p.since > oldest))

@@ -16,7 +16,7 @@ from nacos_proxy.background.state_rows import (
     load_writes,
     registry_row,
 )
-from nacos_proxy.catalog.journal import Journal, JournalPolicy, Local
+from nacos_proxy.catalog.journal import Journal, Local
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -24,8 +24,8 @@ from nacos_proxy.model.calls import (
     Update,
 )
 from nacos_proxy.model.services import EMPTY, Checking
-from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES
-from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept
+from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 from tests.helpers.build import KEY, instance
 
@@ -45,7 +45,7 @@ def test_a_write_comes_back_as_it_was() -> None:
 
 
 def test_what_waits_of_a_place_comes_back_and_what_is_done_has_no_body() -> None:
-    journal = Journal(JournalPolicy())
+    journal = Journal()
     journal.add(WRITES[0], 7.0)
     place, gone = (KEY, "::1", 80), (KEY, "::2", 80)
     kept, done = (journal_row((p, journal.get(p))) for p in (place, gone))
@@ -62,7 +62,7 @@ def test_what_cannot_be_understood_says_so(body: bytes) -> None:
         load_writes(KEY, body)
 
 
-KEPT = Kept(
+KEPT = PersistentService(
     False, True, 0.5, {"a": None}, {"type": "label", "expression": "x"},
     {"c": Checking({"type": "TCP"}, 81, False, {"m": "1"})},
     ((replace(A, ephemeral=False), False, InstanceOverrides(2.0, False, {"b": "2"})),
@@ -75,11 +75,11 @@ ODD: list[dict[str, Any]] = [{"ip": 1}, {"metadata": ["a"]}, {"metadata": "ab"}]
 
 def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
     assert load_lasting(registry_row((KEY, KEPT))) == (KEY, KEPT)
-    assert load_lasting(registry_row((KEY, Kept(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[1] == Kept(
-        True, True, 0.0, {}, {"type": "none"}, {}, ()
-    )
+    assert load_lasting(registry_row((KEY, PersistentService(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[
+        1
+    ] == PersistentService(True, True, 0.0, {}, {"type": "none"}, {}, ())
     odd = {**SWITCHES, "unknown": 1, "clientBeatInterval": "soon"}
-    assert load_lasting(registry_row((OF_SWITCHES, odd)))[1] == {
+    assert load_lasting(registry_row((SWITCHES_KEY, odd)))[1] == {
         name: value for name, value in SWITCHES.items() if name != "clientBeatInterval"
     }
     assert registry_row((KEY, None))[-1] == b""
@@ -96,7 +96,7 @@ def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
     ],
 )
 def test_what_cannot_be_understood_of_the_registry_says_so(body: bytes) -> None:
-    for place in (KEY, OF_SWITCHES):
+    for place in (KEY, SWITCHES_KEY):
         if place == KEY or body[:1] != b"{":
             with pytest.raises(UNREADABLE):
                 load_lasting((*place, body))

@@ -1,4 +1,4 @@
-"""The catalog's entries: how fresh, how bounded, when due, what readers see of writes and of lists that cannot be."""
+"""The cache: freshness, bounds, what is due, pending writes, and the quarantine of suspicious lists."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ AWAY = Unreachable("connection refused", arrived=False)
 WALL = 1_800_000_000_000
 
 
-def cache(rng: float = 0.5, overlay: PendingPolicy = PendingPolicy(), **policy: Any) -> Cache:  # noqa: B008
-    return Cache(CachePolicy(**policy), overlay, itertools.repeat(rng).__next__)
+def cache(rng: float = 0.5, pending_policy: PendingPolicy = PendingPolicy(), **policy: Any) -> Cache:  # noqa: B008
+    return Cache(CachePolicy(**policy), pending_policy, itertools.repeat(rng).__next__)
 
 
 def listed(kept: Cache, now: float, *hosts: Instance, service: ServiceKey = KEY, **more: Any) -> Change | None:
-    """The upstream listed these hosts, at once when it was asked unless `asked` says otherwise."""
+    """The upstream listed these hosts; unless `asked` is given, it was asked at `now`."""
     return kept.accept(snapshot(*hosts, service=service), now, "poll", **{"asked": now, **more})
 
 
@@ -52,17 +52,22 @@ def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance,
     return None if found is None else found.instances
 
 
+def watched(kept: Cache, service: ServiceKey, now: float) -> bool:
+    entry = kept.get(service)
+    return entry is not None and kept.watches(entry, now)
+
+
 def wrote(kept: Cache, write: Write[Any], now: float) -> Change | None:
     return kept.wrote(write, now, WALL)
 
 
 def read(kept: Cache, now: float, service: ServiceKey = KEY) -> None:
-    """Read once and filled: what watches a service that nobody listens to."""
+    """Reads and fills a service once, so that it is watched without a listener."""
     kept.touch(service, now)
     listed(kept, now, A, service=service)
 
 
-# --- how fresh -----------------------------------------------------------------------------------------------------
+# --- freshness -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -75,20 +80,20 @@ def read(kept: Cache, now: float, service: ServiceKey = KEY) -> None:
         (110, Freshness.EXPIRED),
     ],
 )
-def test_a_snapshot_grows_stale_and_at_last_expires(age: float, state: Freshness) -> None:
+def test_cache_lookup_finds_a_snapshot_stale_and_then_expired(age: float, state: Freshness) -> None:
     kept = cache(ttl=10, stale_if_error=100)
     listed(kept, 1000, A)
-    look = kept.lookup(KEY, 1000 + age)
-    assert (look.freshness, look.age, look.ttl) == (state, age, 10 - age)
+    result = kept.lookup(KEY, 1000 + age)
+    assert (result.freshness, result.age, result.ttl) == (state, age, 10 - age)
 
 
-def test_a_snapshot_may_be_served_stale_for_ever() -> None:
+def test_cache_lookup_never_expires_without_a_stale_if_error_limit() -> None:
     kept = cache(stale_if_error=math.inf)
     listed(kept, 0, A)
     assert kept.lookup(KEY, 1e12).freshness is Freshness.STALE
 
 
-def test_nothing_is_known_of_what_was_never_fetched() -> None:
+def test_cache_lookup_finds_nothing_before_the_first_fetch() -> None:
     kept = cache()
     assert kept.lookup(KEY, 0).freshness is Freshness.MISSING
     kept.touch(KEY, 0)
@@ -96,7 +101,7 @@ def test_nothing_is_known_of_what_was_never_fetched() -> None:
     assert (kept.lookup(KEY, 0).freshness, kept.lookup(KEY, 0).error) == (Freshness.MISSING, AWAY)
 
 
-def test_a_service_that_nobody_registered_is_known_to_be_empty_for_a_shorter_time() -> None:
+def test_cache_lookup_uses_a_shorter_ttl_for_unknown_services() -> None:
     kept = cache(ttl=10, ttl_unknown=2)
     listed(kept, 0)
     assert kept.lookup(KEY, 1.9).freshness is Freshness.FRESH
@@ -105,7 +110,7 @@ def test_a_service_that_nobody_registered_is_known_to_be_empty_for_a_shorter_tim
     assert kept.lookup(KEY, 9).freshness is Freshness.FRESH
 
 
-def test_a_snapshot_lasts_longer_while_changes_are_pushed() -> None:
+def test_cache_lookup_uses_a_longer_ttl_while_push_is_alive() -> None:
     kept = cache(ttl=10, ttl_pushed=45)
     listed(kept, 0, A)
     kept.set_push_alive(True, 1)
@@ -114,50 +119,50 @@ def test_a_snapshot_lasts_longer_while_changes_are_pushed() -> None:
     assert kept.lookup(KEY, 44).freshness is Freshness.STALE
 
 
-def test_what_was_shown_is_confirmed_by_each_list_without_a_change() -> None:
+def test_cache_fresh_interval_moves_with_each_list_without_a_change() -> None:
     kept = cache(ttl=10)
     read(kept, 100.0)
     first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
-    assert kept.confirmed(first, 103.0) == (100.0, 110.0)
+    assert kept.fresh_interval(first, 103.0) == (100.0, 110.0)
     listed(kept, 105.0, A)
-    assert kept.confirmed(first, 112.0) == (105.0, 115.0)
-    assert kept.confirmed(first, 115.0) is None  # stale
+    assert kept.fresh_interval(first, 112.0) == (105.0, 115.0)
+    assert kept.fresh_interval(first, 115.0) is None  # stale
     listed(kept, 116.0, A, B)
-    assert kept.confirmed(first, 116.0) is None  # another one
-    assert kept.confirmed(snapshot(service=key("other")), 116.0) is None
+    assert kept.fresh_interval(first, 116.0) is None  # another one
+    assert kept.fresh_interval(snapshot(service=key("other")), 116.0) is None
 
 
-def test_what_could_not_be_asked_for_since_is_confirmed_no_longer() -> None:
+def test_cache_fresh_interval_is_none_after_a_failed_fetch() -> None:
     kept = cache(ttl=10)
     read(kept, 100.0)
     first = kept.lookup(KEY, 100.0).snapshot
     assert first is not None
     kept.reject(KEY, AWAY, 101.0)
-    assert kept.confirmed(first, 102.0) is None
+    assert kept.fresh_interval(first, 102.0) is None
 
 
-def test_looking_is_no_reading() -> None:
+def test_cache_lookup_watches_nothing() -> None:
     kept = cache()
     kept.lookup(KEY, 0)
     assert len(kept) == 0
-    assert not kept.watched(KEY, 0)
+    assert not watched(kept, KEY, 0)
 
 
-def test_a_failure_leaves_the_snapshot_and_is_forgotten_with_the_next_list() -> None:
+def test_cache_reject_keeps_the_snapshot_and_accept_clears_the_error() -> None:
     kept = cache()
     listed(kept, 0, A)
     kept.reject(KEY, AWAY, 5)
-    look = kept.lookup(KEY, 6)
-    assert (shown(kept, 6), look.error, look.age) == ((A,), AWAY, 6)
+    result = kept.lookup(KEY, 6)
+    assert (shown(kept, 6), result.error, result.age) == ((A,), AWAY, 6)
     listed(kept, 7, A)
     assert (kept.lookup(KEY, 7).error, kept.lookup(KEY, 7).age) == (None, 0)
 
 
-# --- what is published ---------------------------------------------------------------------------------------------
+# --- changes ---------------------------------------------------------------------------------------------
 
 
-def test_the_first_list_is_a_change_from_nothing_and_the_same_list_is_none() -> None:
+def test_cache_accept_returns_a_change_for_the_first_list_and_none_for_the_same() -> None:
     kept = cache()
     change = listed(kept, 0, A, B)
     assert change is not None
@@ -166,13 +171,13 @@ def test_the_first_list_is_a_change_from_nothing_and_the_same_list_is_none() -> 
     assert kept.accept(snapshot(A, B, last_ref_time=7), 2, "poll", asked=2) is None
 
 
-def test_learning_that_a_service_is_empty_is_no_change() -> None:
+def test_cache_accept_returns_no_change_for_an_empty_service() -> None:
     kept = cache()
     assert listed(kept, 0) is None
     assert shown(kept, 0) == ()
 
 
-def test_a_list_without_a_moment_gets_that_of_the_change() -> None:
+def test_cache_accept_dates_a_list_without_a_time_by_the_change() -> None:
     kept = cache()
     kept.accept(snapshot(A, last_ref_time=0), 0, "poll", asked=0, now_ms=5_000)
     kept.accept(snapshot(A, last_ref_time=0), 1, "poll", asked=1, now_ms=6_000)
@@ -183,21 +188,21 @@ def test_a_list_without_a_moment_gets_that_of_the_change() -> None:
     assert second is not None and second.last_ref_time == 7_000
 
 
-def test_the_moment_of_a_service_never_goes_back() -> None:
-    """SDKs call a list "out of date data" that is older than the last; a server's clock may be behind ours."""
+def test_cache_accept_never_dates_a_service_earlier() -> None:
+    """SDKs refuse a list that is older than the last as "out of date data"; a server's clock may be behind ours."""
     kept = cache()
     kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", asked=0, now_ms=5_000)
     moments: list[int] = []
     kept.wrote(Register(KEY, B), 1, 6_000)
     for now, hosts, wall in ((2, (B,), 5_500), (3, (A,), 7_000), (4, (A, B), 0)):
         kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", asked=now + 5, now_ms=wall)
-        look = kept.lookup(KEY, now).snapshot
-        assert look is not None
-        moments.append(look.last_ref_time)
+        result = kept.lookup(KEY, now).snapshot
+        assert result is not None
+        moments.append(result.last_ref_time)
     assert moments == [6_001, 7_000, 7_001]
 
 
-def test_the_very_same_list_is_accepted_without_being_compared() -> None:
+def test_cache_accept_does_not_compare_the_very_same_list() -> None:
     compared: list[object] = []
 
     class Word(Snapshot):
@@ -216,10 +221,10 @@ def test_the_very_same_list_is_accepted_without_being_compared() -> None:
     assert kept.lookup(KEY, 1).age == 0
 
 
-# --- own writes ----------------------------------------------------------------------------------------------------
+# --- pending writes -------------------------------------------------------------------------------------------------
 
 
-def test_a_write_shows_in_the_very_next_look_and_is_published_at_once() -> None:
+def test_cache_wrote_shows_in_the_next_lookup_and_returns_the_change() -> None:
     kept = cache()
     listed(kept, 0, A)
     change = wrote(kept, Register(KEY, B), 1)
@@ -229,7 +234,7 @@ def test_a_write_shows_in_the_very_next_look_and_is_published_at_once() -> None:
     assert kept.lookup(KEY, 1).age == 1  # the upstream has confirmed nothing
 
 
-def test_an_old_list_does_not_bring_back_what_was_before_the_write() -> None:
+def test_cache_accept_of_an_old_list_does_not_undo_a_pending_write() -> None:
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
@@ -241,7 +246,7 @@ def test_an_old_list_does_not_bring_back_what_was_before_the_write() -> None:
     assert shown(kept, 2.1) == (B,)
 
 
-def test_a_list_that_was_asked_for_before_the_write_cannot_undo_it_however_late_it_comes() -> None:
+def test_cache_accept_of_a_list_requested_before_the_write_does_not_undo_it() -> None:
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
@@ -249,8 +254,8 @@ def test_a_list_that_was_asked_for_before_the_write_cannot_undo_it_however_late_
     assert shown(kept, 9) == (A, B)
 
 
-def test_a_write_that_the_upstream_never_lists_ends_after_its_grace() -> None:
-    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
+def test_cache_accept_gives_up_a_write_that_is_not_listed_within_the_grace() -> None:
+    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 3.9, A) is None
@@ -259,8 +264,8 @@ def test_a_write_that_the_upstream_never_lists_ends_after_its_grace() -> None:
     assert (change.removed, change.source) == ((B,), "poll")
 
 
-def test_a_settled_write_gives_way_to_the_next_list() -> None:
-    kept = cache(overlay=PendingPolicy(settle=1, grace=30))
+def test_cache_accept_lets_the_next_list_replace_a_confirmed_write() -> None:
+    kept = cache(pending_policy=PendingPolicy(settle=1, grace=30))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     listed(kept, 2, A, B)
@@ -268,8 +273,8 @@ def test_a_settled_write_gives_way_to_the_next_list() -> None:
     assert shown(kept, 2.5) == (A,)
 
 
-def test_a_list_that_agrees_too_early_may_be_followed_by_an_old_one() -> None:
-    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
+def test_cache_accept_does_not_confirm_a_write_by_a_list_that_agrees_too_early() -> None:
+    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 1.5, A, B) is None  # one server of several
@@ -277,7 +282,7 @@ def test_a_list_that_agrees_too_early_may_be_followed_by_an_old_one() -> None:
     assert shown(kept, 1.6) == (A, B)
 
 
-def test_what_the_upstream_lists_beside_a_pending_write_shows() -> None:
+def test_cache_accept_shows_other_changes_beside_a_pending_write() -> None:
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
@@ -286,7 +291,7 @@ def test_what_the_upstream_lists_beside_a_pending_write_shows() -> None:
     assert change.added == (C,) and shown(kept, 1.5) == (A, B, C)
 
 
-def test_a_write_to_a_service_that_was_never_fetched_shows_with_its_first_list() -> None:
+def test_cache_wrote_to_an_unfetched_service_shows_with_its_first_list() -> None:
     kept = cache()
     kept.set_local_registrations(KEY, 1, 0)
     assert wrote(kept, Register(KEY, B), 0) is None
@@ -296,7 +301,7 @@ def test_a_write_to_a_service_that_was_never_fetched_shows_with_its_first_list()
     assert change.added == (A, B)
 
 
-def test_registering_again_what_the_upstream_had_lost_holds_until_it_is_listed() -> None:
+def test_cache_wrote_of_a_reregistration_holds_until_it_is_listed() -> None:
     kept = cache()
     listed(kept, 0, A, B)
     assert wrote(kept, Register(KEY, B), 1) is None  # it shows already
@@ -304,7 +309,7 @@ def test_registering_again_what_the_upstream_had_lost_holds_until_it_is_listed()
     assert shown(kept, 1.3) == (A, B)
 
 
-def test_a_beat_that_shows_nothing_is_not_followed() -> None:
+def test_cache_wrote_of_a_beat_without_effect_is_not_pending() -> None:
     kept = cache()
     read(kept, 0)
     before = kept.next_due()
@@ -315,7 +320,7 @@ def test_a_beat_that_shows_nothing_is_not_followed() -> None:
     assert entry is not None and entry.pending == ()
 
 
-def test_a_light_beat_does_not_take_away_the_beat_that_registered() -> None:
+def test_cache_wrote_of_a_light_beat_keeps_the_full_beat_pending() -> None:
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Beat(KEY, B.ip, B.port, full=B), 1)
@@ -325,16 +330,16 @@ def test_a_light_beat_does_not_take_away_the_beat_that_registered() -> None:
     assert shown(kept, 1.3) == (A, B)
 
 
-def test_enabling_an_instance_that_no_list_shows_makes_the_service_due_soon() -> None:
-    kept = cache(overlay=PendingPolicy(settle=1, grace=3))
+def test_cache_wrote_of_an_unlisted_instance_makes_the_service_due_soon() -> None:
+    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
     read(kept, 0)
     wrote(kept, Update(KEY, C.ip, C.port, enabled=True), 1)
     assert kept.due(1.9, 10) == []
     assert kept.due(2, 10) == [KEY]
 
 
-def test_a_written_service_is_looked_at_again_when_the_write_should_be_listed_and_when_its_grace_ends() -> None:
-    kept = cache(overlay=PendingPolicy(settle=1, grace=3), interval_read=100)
+def test_cache_due_after_a_write_when_it_should_be_listed_and_when_its_grace_ends() -> None:
+    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3), interval_read=100)
     read(kept, 0)
     wrote(kept, Register(KEY, B), 1)
     assert kept.due(1.99, 10) == []
@@ -347,8 +352,8 @@ def test_a_written_service_is_looked_at_again_when_the_write_should_be_listed_an
     assert kept.next_due() > 50
 
 
-def test_without_grace_each_list_is_trusted_at_once() -> None:
-    kept = cache(overlay=PendingPolicy(grace=0))
+def test_cache_without_grace_trusts_each_list_at_once() -> None:
+    kept = cache(pending_policy=PendingPolicy(grace=0))
     word = snapshot(A)
     kept.accept(word, 0, "poll", asked=0)
     assert wrote(kept, Register(KEY, B), 1) is not None
@@ -357,7 +362,7 @@ def test_without_grace_each_list_is_trusted_at_once() -> None:
     assert shown(kept, 1.1) == (A,)
 
 
-def test_pending_writes_stay_few_however_often_one_instance_is_written() -> None:
+def test_cache_wrote_keeps_few_pending_writes_of_one_instance() -> None:
     kept = cache()
     listed(kept, 0, A)
     for number in range(1000):
@@ -371,7 +376,7 @@ def test_pending_writes_stay_few_however_often_one_instance_is_written() -> None
 # --- bounds --------------------------------------------------------------------------------------------------------
 
 
-def test_asking_for_many_unknown_names_pushes_out_nothing_and_is_not_polled() -> None:
+def test_cache_touch_of_many_unknown_names_evicts_nothing_and_polls_nothing() -> None:
     kept = cache(max_services=10, max_unknown=5)
     for number in range(10):
         read(kept, 0, key(f"real{number}"))
@@ -387,7 +392,7 @@ def test_asking_for_many_unknown_names_pushes_out_nothing_and_is_not_polled() ->
     assert {service.name for service in kept.due(1, 10_000)} == set()
 
 
-def test_failing_to_ask_for_unknown_names_is_not_polled_either() -> None:
+def test_cache_reject_of_unknown_names_polls_nothing() -> None:
     kept = cache(max_unknown=5)
     for number in range(100):
         kept.touch(key(f"no{number}"), 1)
@@ -396,7 +401,7 @@ def test_failing_to_ask_for_unknown_names_is_not_polled_either() -> None:
     assert len(kept) == 5
 
 
-def test_writing_to_unknown_names_is_not_polled_either() -> None:
+def test_cache_wrote_to_unknown_names_polls_nothing() -> None:
     kept = cache(max_unknown=5)
     for number in range(100):
         wrote(kept, Deregister(key(f"no{number}"), "10.0.0.1", 80), 1)
@@ -404,7 +409,7 @@ def test_writing_to_unknown_names_is_not_polled_either() -> None:
     assert len(kept) == 5
 
 
-def test_pinned_services_have_no_bound_and_come_back_under_one_when_let_go() -> None:
+def test_cache_keeps_pinned_services_without_a_bound_until_they_are_unpinned() -> None:
     kept = cache(max_services=2, max_unknown=2)
     services = [key(f"s{number}") for number in range(6)]
     for number, service in enumerate(services):
@@ -420,7 +425,7 @@ def test_pinned_services_have_no_bound_and_come_back_under_one_when_let_go() -> 
     assert repr(kept).startswith("<Cache 0 pinned, 2 known, 0 unknown")
 
 
-def test_a_service_that_becomes_known_moves_to_the_known_ones() -> None:
+def test_cache_accept_moves_a_service_that_becomes_known() -> None:
     kept = cache(max_unknown=1)
     listed(kept, 0)
     listed(kept, 1, A)
@@ -429,7 +434,7 @@ def test_a_service_that_becomes_known_moves_to_the_known_ones() -> None:
     assert repr(kept).startswith("<Cache 0 pinned, 1 known, 1 unknown")
 
 
-def test_the_schedule_does_not_grow_with_what_is_done_to_one_service() -> None:
+def test_cache_schedule_does_not_grow_with_the_operations_on_one_service() -> None:
     kept = cache()
     read(kept, 0)
     for number in range(10_000):
@@ -446,13 +451,13 @@ def test_the_schedule_does_not_grow_with_what_is_done_to_one_service() -> None:
 
 
 @pytest.mark.parametrize(("rng", "moment"), [(0.0, 4.5), (0.5, 5.0), (1.0, 5.5)])
-def test_a_service_that_is_read_is_due_after_its_interval_give_or_take_a_tenth(rng: float, moment: float) -> None:
+def test_cache_due_lists_a_read_service_after_its_interval_with_jitter(rng: float, moment: float) -> None:
     kept = cache(rng)
     read(kept, 0)
     assert kept.next_due() == pytest.approx(moment)
 
 
-def test_a_service_with_subscribers_is_due_sooner_from_now_on() -> None:
+def test_cache_watch_makes_a_service_due_sooner() -> None:
     kept = cache()
     read(kept, 0)
     kept.watch(KEY, 0.2)
@@ -466,18 +471,18 @@ def test_a_service_with_subscribers_is_due_sooner_from_now_on() -> None:
     assert kept.next_due() == pytest.approx(7)
 
 
-def test_it_is_watched_as_long_as_anyone_listens() -> None:
+def test_cache_watched_while_anyone_listens() -> None:
     kept = cache(watch_idle=60)
     kept.watch(KEY, 0)
     kept.watch(KEY, 0)
     listed(kept, 0)
     kept.unwatch(KEY, 1)
-    assert kept.watched(KEY, 1e6)
+    assert watched(kept, KEY, 1e6)
     kept.unwatch(KEY, 1e6)
-    assert not kept.watched(KEY, 1e6 + 60)
+    assert not watched(kept, KEY, 1e6 + 60)
 
 
-def test_names_that_nobody_listens_to_any_more_have_no_place_also_where_nobody_asks_what_is_due() -> None:
+def test_cache_unwatch_removes_unknown_names_from_the_schedule() -> None:
     kept = cache()
     for number in range(100):
         kept.watch(key(f"s{number}"), number)
@@ -485,7 +490,7 @@ def test_names_that_nobody_listens_to_any_more_have_no_place_also_where_nobody_a
     assert list(kept.watched_keys()) == []
 
 
-def test_what_nobody_has_read_for_long_is_no_longer_asked_for() -> None:
+def test_cache_due_omits_services_that_were_not_read_for_long() -> None:
     kept = cache(watch_idle=60, interval_read=5)
     read(kept, 0)
     kept.touch(KEY, 10)
@@ -500,7 +505,7 @@ def test_what_nobody_has_read_for_long_is_no_longer_asked_for() -> None:
     assert kept.due(300, 10) == [KEY]
 
 
-def test_who_registered_here_is_watched_without_being_read() -> None:
+def test_cache_set_local_registrations_watches_a_service_without_reads() -> None:
     kept = cache()
     kept.restore(snapshot(A), 100, 0)
     assert kept.next_due() == math.inf
@@ -510,15 +515,15 @@ def test_who_registered_here_is_watched_without_being_read() -> None:
     assert kept.next_due() == pytest.approx(5)
 
 
-def test_a_service_that_was_emptied_is_still_asked_for_while_it_is_read() -> None:
+def test_cache_due_lists_an_emptied_service_while_it_is_read() -> None:
     kept = cache(watch_idle=60)
     read(kept, 0)
     listed(kept, 5)
-    assert kept.watched(KEY, 59) and kept.due(10, 10) == [KEY]
-    assert not kept.watched(KEY, 60)
+    assert watched(kept, KEY, 59) and kept.due(10, 10) == [KEY]
+    assert not watched(kept, KEY, 60)
 
 
-def test_what_is_due_honours_the_budget_and_goes_by_how_long_it_waits() -> None:
+def test_cache_due_honours_the_budget_and_the_order() -> None:
     kept = cache()
     for number in range(10):
         read(kept, number, key(f"s{number}"))
@@ -528,7 +533,7 @@ def test_what_is_due_honours_the_budget_and_goes_by_how_long_it_waits() -> None:
     assert len(kept.due(100, 100)) == 5
 
 
-def test_who_listens_to_many_names_that_nobody_registered_delays_nobody_else() -> None:
+def test_cache_due_is_not_delayed_by_a_listener_of_many_unlikely_names() -> None:
     kept = cache(interval_subscribed=1.0)
     for number in range(200):
         kept.watch(key(f"no{number}"), 0)
@@ -547,8 +552,8 @@ def test_who_listens_to_many_names_that_nobody_registered_delays_nobody_else() -
     assert all(asked[f"no{number}"] >= 1 for number in range(200))
 
 
-def test_what_a_hint_told_of_is_looked_after_for_some_seconds() -> None:
-    """The node that is asked may list it later than the one that told of it (nacos-http.md, fact 19)."""
+def test_cache_invalidate_is_followed_by_rechecks_for_some_seconds() -> None:
+    """The node that is asked may list a change later than the one that reported it (nacos-http.md, fact 19)."""
     kept = cache()
     kept.watch(KEY, 0)
     kept.set_push_alive(True, 0)
@@ -567,7 +572,7 @@ def test_what_a_hint_told_of_is_looked_after_for_some_seconds() -> None:
     assert kept.next_due() == 100.4, "what it brought may be an earlier change than the one that was told"
 
 
-def test_a_name_that_nobody_registered_and_that_is_said_to_have_changed_misses_no_turn() -> None:
+def test_cache_invalidate_of_an_unlikely_name_misses_no_turn() -> None:
     kept = cache()
     names = [key(f"no{number}") for number in range(8)]
     for name in names:
@@ -578,7 +583,7 @@ def test_a_name_that_nobody_registered_and_that_is_said_to_have_changed_misses_n
     assert len(kept.due(1, 8)) == 8
 
 
-def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
+def test_cache_due_omits_a_service_that_is_being_fetched() -> None:
     kept = cache()
     read(kept, 0)
     kept.watch(KEY, 0)
@@ -595,7 +600,7 @@ def test_what_is_being_asked_for_is_not_due_whatever_happens_to_it() -> None:
     assert len(kept.due(2000, 10)) == 1
 
 
-def test_a_fetch_for_a_reader_counts_as_asking_too() -> None:
+def test_cache_begin_fetch_by_a_read_postpones_the_poll() -> None:
     kept = cache()
     read(kept, 0)
     kept.begin_fetch(KEY)
@@ -606,7 +611,7 @@ def test_a_fetch_for_a_reader_counts_as_asking_too() -> None:
     assert kept.may_refresh(KEY, 110)
 
 
-def test_a_hint_makes_it_due_at_once_and_says_why() -> None:
+def test_cache_invalidate_makes_a_service_due_at_once_with_its_cause() -> None:
     kept = cache()
     read(kept, 0)
     kept.invalidate(KEY, 1, "push")
@@ -618,7 +623,7 @@ def test_a_hint_makes_it_due_at_once_and_says_why() -> None:
     assert kept.next_due() == 1.4, "it brought nothing: looked at once more"
 
 
-def test_a_hint_during_a_fetch_that_was_asked_before_is_not_lost() -> None:
+def test_cache_invalidate_during_a_fetch_causes_another_fetch() -> None:
     kept = cache()
     read(kept, 0)
     assert kept.due(5, 10) == [KEY]
@@ -631,7 +636,7 @@ def test_a_hint_during_a_fetch_that_was_asked_before_is_not_lost() -> None:
     assert kept.next_due() == pytest.approx(6.0), "once more for what was told last"
 
 
-def test_a_hint_of_what_nobody_watches_changes_nothing() -> None:
+def test_cache_invalidate_of_an_unwatched_service_changes_nothing() -> None:
     kept = cache()
     kept.invalidate(KEY, 0)
     listed(kept, 0)
@@ -639,7 +644,7 @@ def test_a_hint_of_what_nobody_watches_changes_nothing() -> None:
     assert kept.next_due() == math.inf
 
 
-def test_while_pushed_it_is_looked_at_rarely_and_at_its_old_pace_as_soon_as_push_is_lost() -> None:
+def test_cache_set_push_alive_slows_polling_down_until_push_is_lost() -> None:
     kept = cache()
     read(kept, 0)
     kept.watch(KEY, 0)
@@ -651,7 +656,7 @@ def test_while_pushed_it_is_looked_at_rarely_and_at_its_old_pace_as_soon_as_push
     assert kept.due(10, 10) == [KEY]
 
 
-def test_losing_push_does_not_shorten_the_wait_after_a_failure() -> None:
+def test_cache_set_push_alive_does_not_shorten_a_backoff() -> None:
     kept = cache()
     read(kept, 0)
     kept.set_push_alive(True, 0)
@@ -662,7 +667,7 @@ def test_losing_push_does_not_shorten_the_wait_after_a_failure() -> None:
     assert kept.next_due() == before
 
 
-def test_watched_keys_tell_when_they_changed() -> None:
+def test_cache_watched_changes_grows_with_watched_keys() -> None:
     kept = cache(watch_idle=60)
     before = kept.watched_changes
     read(kept, 0)
@@ -693,19 +698,19 @@ def waits(kept: Cache, failures: int) -> list[float]:
     return found
 
 
-def test_failures_are_tried_again_later_each_time_up_to_a_bound() -> None:
-    kept = cache(rng=1.0, interval_read=5, max_back_off=60)
+def test_cache_reject_backs_off_up_to_a_maximum() -> None:
+    kept = cache(rng=1.0, interval_read=5)
     read(kept, 0)
     assert waits(kept, 6) == pytest.approx([10, 20, 40, 60, 60, 60])
 
 
-def test_no_two_wait_alike_after_a_failure() -> None:
-    kept = cache(rng=0.0, interval_read=5, max_back_off=60)
+def test_cache_reject_backs_off_with_jitter() -> None:
+    kept = cache(rng=0.0, interval_read=5)
     read(kept, 0)
     assert waits(kept, 4) == pytest.approx([5, 10, 20, 30])
 
 
-def test_a_failure_while_pushed_is_tried_again_at_the_pace_of_polling() -> None:
+def test_cache_reject_while_push_is_alive_backs_off_from_the_base_interval() -> None:
     kept = cache(rng=1.0)
     kept.watch(KEY, 0)
     listed(kept, 0, A)
@@ -713,7 +718,7 @@ def test_a_failure_while_pushed_is_tried_again_at_the_pace_of_polling() -> None:
     assert waits(kept, 3) == pytest.approx([2, 4, 8])
 
 
-def test_it_fails_a_million_times_without_overflow() -> None:
+def test_cache_reject_stands_a_million_failures() -> None:
     kept = cache()
     read(kept, 0)
     entry = kept.get(KEY)
@@ -723,7 +728,7 @@ def test_it_fails_a_million_times_without_overflow() -> None:
     assert kept.next_due() <= 60
 
 
-def test_success_ends_the_back_off() -> None:
+def test_cache_accept_ends_the_backoff() -> None:
     kept = cache()
     read(kept, 0)
     waits(kept, 5)
@@ -732,19 +737,19 @@ def test_success_ends_the_back_off() -> None:
     assert kept.may_refresh(KEY, 100)
 
 
-def test_when_the_upstream_is_back_what_failed_does_not_wait_for_its_back_off() -> None:
+def test_cache_retry_failed_ends_the_backoff() -> None:
     kept = cache(rng=0.5)
     kept.touch(key("unwatched"), 0)
     kept.reject(key("unwatched"), AWAY, 0)
     read(kept, 0)
     waits(kept, 8)
     assert kept.next_due() > 100
-    kept.recovered(100)
+    kept.retry_failed(100)
     assert kept.next_due() == 102.5
     assert kept.may_refresh(KEY, 100) and kept.may_refresh(key("unwatched"), 100)
 
 
-# --- lists that cannot be ------------------------------------------------------------------------------------------
+# --- quarantine ------------------------------------------------------------------------------------------
 
 
 def held(**policy: Any) -> Cache:
@@ -754,7 +759,7 @@ def held(**policy: Any) -> Cache:
     return kept
 
 
-def test_an_empty_list_after_an_outage_is_held_back_until_a_second_look_says_the_same() -> None:
+def test_cache_accept_quarantines_an_empty_list_after_an_outage_until_it_is_confirmed() -> None:
     kept = held(confirm_after=5)
     assert listed(kept, 100, suspicious=True) is None
     assert shown(kept, 100) == (A, B, C, D)
@@ -764,7 +769,7 @@ def test_an_empty_list_after_an_outage_is_held_back_until_a_second_look_says_the
     assert change.removed == (A, B, C, D)
 
 
-def test_a_held_list_that_recovers_never_shows() -> None:
+def test_cache_accept_never_shows_a_quarantined_list_that_recovers() -> None:
     kept = held(confirm_after=5)
     assert listed(kept, 100, suspicious=True) is None
     assert listed(kept, 102, A, B, C) is not None
@@ -772,14 +777,14 @@ def test_a_held_list_that_recovers_never_shows() -> None:
     assert listed(kept, 200) is not None  # long after the outage an empty list is an empty list
 
 
-def test_another_look_before_its_time_confirms_nothing() -> None:
+def test_cache_accept_of_a_second_list_too_early_does_not_end_the_quarantine() -> None:
     kept = held(confirm_after=5)
     for now in (100, 101, 104.9):
         assert listed(kept, now, suspicious=True) is None
     assert listed(kept, 105, suspicious=True) is not None
 
 
-def test_reads_do_not_ask_again_and_again_for_what_is_held_back() -> None:
+def test_cache_may_refresh_is_false_during_a_quarantine() -> None:
     kept = held(confirm_after=5)
     listed(kept, 100, suspicious=True)
     assert kept.lookup(KEY, 101).freshness is Freshness.STALE
@@ -787,34 +792,34 @@ def test_reads_do_not_ask_again_and_again_for_what_is_held_back() -> None:
     assert kept.may_refresh(KEY, 105)
 
 
-def test_a_held_snapshot_is_as_old_as_it_is() -> None:
+def test_cache_lookup_gives_the_true_age_during_a_quarantine() -> None:
     kept = held(confirm_after=5)
     kept.reject(KEY, AWAY, 50)
     listed(kept, 100, suspicious=True)
-    look = kept.lookup(KEY, 101)
-    assert (look.age, look.error) == (101, None)
+    result = kept.lookup(KEY, 101)
+    assert (result.age, result.error) == (101, None)
 
 
 @pytest.mark.parametrize(
     ("share", "left", "is_held"), [(0.5, 2, False), (0.5, 1, True), (0.0, 3, True), (1.0, 0, False)]
 )
-def test_how_much_a_list_may_lose_is_settable(share: float, left: int, is_held: bool) -> None:
+def test_cache_accept_quarantines_by_the_share_of_the_policy(share: float, left: int, is_held: bool) -> None:
     kept = held(suspicious_share=share)
     assert (listed(kept, 100, *(A, B, C, D)[:left], suspicious=True) is None) is is_held
 
 
-def test_without_an_outage_an_empty_list_is_believed() -> None:
+def test_cache_accept_believes_an_empty_list_without_an_outage() -> None:
     kept = held()
     assert listed(kept, 100) is not None
     assert shown(kept, 100) == ()
 
 
-def test_an_expired_snapshot_is_not_kept_against_the_upstream() -> None:
+def test_cache_accept_does_not_quarantine_over_an_expired_snapshot() -> None:
     kept = held(ttl=10, stale_if_error=50)
     assert listed(kept, 100, suspicious=True) is not None
 
 
-def test_deregistrations_through_this_proxy_are_never_held_back() -> None:
+def test_cache_accept_does_not_quarantine_deregistrations_from_here() -> None:
     kept = held()
     for gone in (A, B, C):
         assert wrote(kept, Deregister(KEY, gone.ip, gone.port), 99) is not None
@@ -831,7 +836,7 @@ def at(*hosts: Instance, since: float) -> dict[tuple[str, int], float]:
     return {(host.ip, host.port): since for host in hosts}
 
 
-def test_who_will_be_registered_again_never_goes_also_where_the_rest_of_the_list_is_believed() -> None:
+def test_cache_accept_keeps_missed_instances_even_if_it_believes_the_list() -> None:
     kept = held()
     assert listed(kept, 100, A, B, C, missed=at(D, since=100)) is None
     assert shown(kept, 100) == (A, B, C, D)
@@ -843,7 +848,7 @@ def test_who_will_be_registered_again_never_goes_also_where_the_rest_of_the_list
     assert entry is not None and entry.pending == ()
 
 
-def test_who_is_missed_for_longer_than_a_write_is_waited_for_goes() -> None:
+def test_cache_accept_drops_instances_that_are_missed_longer_than_the_grace() -> None:
     kept = held(confirm_after=5)
     listed(kept, 100, A, B, C, missed=at(D, since=100))
     change = listed(kept, 103, A, B, C, missed=at(D, since=100))
@@ -851,7 +856,7 @@ def test_who_is_missed_for_longer_than_a_write_is_waited_for_goes() -> None:
     assert listed(kept, 104, A, B, C, missed=at(D, since=104)) is None  # readers have not seen it any more
 
 
-def test_whose_data_was_lost_is_shown_with_it() -> None:
+def test_cache_accept_shows_missed_instances_with_their_data() -> None:
     kept = cache()
     rich = instance(weight=2.0, metadata={"zone": "a"})
     listed(kept, 0, rich, B)
@@ -859,20 +864,20 @@ def test_whose_data_was_lost_is_shown_with_it() -> None:
     assert shown(kept, 100) == (rich, B)
 
 
-def test_a_list_that_lacks_most_of_who_will_be_registered_again_is_held_back() -> None:
+def test_cache_accept_quarantines_a_list_that_misses_most_instances() -> None:
     kept = held(confirm_after=5)
     assert listed(kept, 100, A, missed=at(B, since=100)) is None
     assert shown(kept, 100) == (A, B, C, D)
 
 
-def test_a_registry_that_lists_at_once_is_believed_at_once() -> None:
-    kept = cache(overlay=PendingPolicy(grace=0.0))
+def test_cache_accept_without_grace_drops_missed_instances_at_once() -> None:
+    kept = cache(pending_policy=PendingPolicy(grace=0.0))
     listed(kept, 0, A, B, C)
     assert listed(kept, 100, A, B, missed=at(C, since=100)) is not None
     assert shown(kept, 100) == (A, B)
 
 
-def test_a_write_shows_while_a_list_is_held_back() -> None:
+def test_cache_wrote_shows_during_a_quarantine() -> None:
     kept = held()
     listed(kept, 100, suspicious=True)
     assert wrote(kept, Deregister(KEY, A.ip, A.port), 101) is not None
@@ -882,23 +887,23 @@ def test_a_write_shows_while_a_list_is_held_back() -> None:
 # --- from disk -----------------------------------------------------------------------------------------------------
 
 
-def test_a_restored_snapshot_is_as_old_as_it_was_and_says_where_it_came_from() -> None:
+def test_cache_restore_keeps_the_age_and_marks_the_snapshot_as_from_disk() -> None:
     kept = cache()
     kept.restore(snapshot(A), 3600, 100)
-    look = kept.lookup(KEY, 101)
-    assert (look.freshness, look.age, look.from_disk) == (Freshness.STALE, 3601, True)
+    result = kept.lookup(KEY, 101)
+    assert (result.freshness, result.age, result.from_disk) == (Freshness.STALE, 3601, True)
     assert listed(kept, 102, A) is None
     assert not kept.lookup(KEY, 102).from_disk
 
 
-def test_what_the_upstream_said_since_start_is_not_replaced_from_disk() -> None:
+def test_cache_restore_never_replaces_a_snapshot_of_the_upstream() -> None:
     kept = cache()
     listed(kept, 0, A)
     kept.restore(snapshot(B), 1, 1)
     assert shown(kept, 1) == (A,)
 
 
-def test_a_restored_service_is_asked_for_as_soon_as_it_is_read() -> None:
+def test_cache_restore_makes_a_service_due_with_its_first_read() -> None:
     kept = cache()
     kept.restore(snapshot(A), 3600, 0)
     assert kept.due(1, 10) == []
@@ -906,7 +911,7 @@ def test_a_restored_service_is_asked_for_as_soon_as_it_is_read() -> None:
     assert kept.due(2, 10) == [KEY]
 
 
-def test_the_first_list_after_a_restart_is_not_believed_when_it_is_empty() -> None:
+def test_cache_accept_quarantines_an_empty_first_list_after_a_restart() -> None:
     kept = cache(confirm_after=5)
     kept.restore(snapshot(A, B), 10, 0)
     assert listed(kept, 1) is None
@@ -915,7 +920,7 @@ def test_the_first_list_after_a_restart_is_not_believed_when_it_is_empty() -> No
     assert shown(kept, 6) == ()
 
 
-# --- any order of things -------------------------------------------------------------------------------------------
+# --- any sequence -------------------------------------------------------------------------------------------
 
 PLACES = [("10.0.0.1", 80), ("10.0.0.2", 80), ("10.0.0.3", 80)]
 INSTANCES = st.builds(
@@ -955,10 +960,10 @@ OPERATIONS = st.one_of(
 
 
 @given(st.lists(OPERATIONS, max_size=40), st.sampled_from([0.0, 3.0]))
-def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_change_once(
+def test_cache_always_shows_the_upstream_snapshot_with_the_pending_writes(
     operations: list[tuple[str, Any, Any]], grace: float
 ) -> None:
-    kept = cache(overlay=PendingPolicy(grace=grace), stale_if_error=math.inf)
+    kept = cache(pending_policy=PendingPolicy(grace=grace), stale_if_error=math.inf)
     now, last_contact = 0.0, -math.inf
     last: Snapshot | None = None
     for what, value, more in operations:
@@ -981,14 +986,14 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
                     last = kept.lookup(KEY, now).snapshot
             case _:
                 (kept.watch if value else kept.unwatch)(KEY, now)
-        look = kept.lookup(KEY, now).snapshot
+        visible = kept.lookup(KEY, now).snapshot
         if change is not None:
             assert change.before == (last if last is not None else Snapshot(KEY))
             assert change.before != change.after
-            assert change.after == look
+            assert change.after == visible
         else:
-            assert look == last or (last is None and look == Snapshot(KEY))
-        last = look
+            assert visible == last or (last is None and visible == Snapshot(KEY))
+        last = visible
         entry = kept.get(KEY)
         if entry is not None and entry.visible is not None:
             assert entry.upstream_snapshot is not None
@@ -999,10 +1004,10 @@ def test_whatever_happens_readers_see_the_word_with_the_writes_on_top_and_every_
         assert (KEY in kept.watched_keys()) >= (entry is not None and entry.pinned)
 
 
-# --- writes that the upstream has not heard of -----------------------------------------------------------------------
+# --- unsent writes -----------------------------------------------------------------------
 
 
-def test_no_list_undoes_what_the_upstream_has_not_heard_of_however_old_it_is() -> None:
+def test_cache_accept_never_undoes_an_unsent_write() -> None:
     kept = cache()
     listed(kept, 0, A)
     change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
@@ -1013,7 +1018,7 @@ def test_no_list_undoes_what_the_upstream_has_not_heard_of_however_old_it_is() -
         assert shown(kept, now) == (B,)
 
 
-def test_once_it_has_heard_of_it_its_lists_count_again_after_the_grace() -> None:
+def test_cache_revise_of_a_sent_write_lets_lists_count_after_the_grace() -> None:
     kept = cache()
     listed(kept, 0, A)
     kept.wrote(Register(KEY, B), 1, WALL, local=True)
@@ -1025,7 +1030,7 @@ def test_once_it_has_heard_of_it_its_lists_count_again_after_the_grace() -> None
     assert shown(kept, 103) == (A,)
 
 
-def test_what_it_refused_is_no_longer_shown() -> None:
+def test_cache_revise_of_a_refused_write_hides_it() -> None:
     kept = cache()
     listed(kept, 0, A)
     kept.wrote(Register(KEY, B), 1, WALL, local=True)
@@ -1034,7 +1039,7 @@ def test_what_it_refused_is_no_longer_shown() -> None:
     assert kept.revise(KEY, lambda p: None, 2, WALL) is None
 
 
-def test_of_a_service_that_nobody_knows_only_what_registered_here_is_shown_and_stale() -> None:
+def test_cache_wrote_locally_to_an_unknown_service_shows_it_stale() -> None:
     kept = cache()
     assert kept.wrote(Deregister(KEY, A.ip, A.port), 1, WALL, local=True) is None
     assert shown(kept, 1) is None
@@ -1047,8 +1052,8 @@ def test_of_a_service_that_nobody_knows_only_what_registered_here_is_shown_and_s
     assert kept.revise(key("other"), lambda p: p, 2, WALL) is None
 
 
-def test_it_is_kept_also_where_lists_are_trusted_at_once() -> None:
-    kept = cache(overlay=PendingPolicy(grace=0))
+def test_cache_wrote_locally_stays_pending_without_grace() -> None:
+    kept = cache(pending_policy=PendingPolicy(grace=0))
     listed(kept, 0, A)
     kept.wrote(Register(KEY, B), 1, WALL, local=True)
     listed(kept, 100, A)
@@ -1057,13 +1062,13 @@ def test_it_is_kept_also_where_lists_are_trusted_at_once() -> None:
     assert shown(kept, 100) == (A,)
 
 
-def test_what_its_reader_is_barred_from_is_forgotten_and_shows_again_with_the_next_list() -> None:
+def test_cache_reject_barred_hides_the_snapshot_until_the_next_list() -> None:
     kept = cache()
     kept.watch(KEY, 0)
     listed(kept, 0, A)
     kept.reject(KEY, AWAY, 5, barred=True)
     assert (kept.lookup(KEY, 5).freshness, kept.lookup(KEY, 5).error) == (Freshness.MISSING, AWAY)
-    assert kept.watched(KEY, 5), "who listens hears of it when it may be seen again"
+    assert watched(kept, KEY, 5), "who listens hears of it when it may be seen again"
     change = listed(kept, 7, A)
     assert change is not None and change.after.instances == (A,)
     assert shown(kept, 7) == (A,)

@@ -1,4 +1,4 @@
-"""When the upstream counts as lost, and how it is tried again."""
+"""When the upstream counts as down, and when it is probed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 
-POLICY = BreakerPolicy(failures=3, pause=0.5, max_delay=5.0)
+POLICY = BreakerPolicy(failures=3, max_delay=5.0)
 
 
 def lost(now: float = 100.0, policy: BreakerPolicy = POLICY) -> Breaker:
@@ -21,13 +21,13 @@ def lost(now: float = 100.0, policy: BreakerPolicy = POLICY) -> Breaker:
     return breaker
 
 
-def test_it_opens_after_so_many_failures_in_a_row_and_says_so_once() -> None:
+def test_breaker_failed_opens_once_after_consecutive_failures() -> None:
     breaker = Breaker(POLICY)
     assert [breaker.failed(100.0 + n, "refused") for n in range(5)] == [False, False, True, False, False]
     assert (breaker.up, breaker.since, breaker.reason) == (False, 102.0, "refused")
 
 
-def test_an_answer_in_between_starts_the_count_anew() -> None:
+def test_breaker_succeeded_resets_the_count_of_failures() -> None:
     breaker = Breaker(POLICY)
     for _ in range(10):
         assert not breaker.failed(100.0, "refused")
@@ -36,7 +36,7 @@ def test_an_answer_in_between_starts_the_count_anew() -> None:
     assert breaker.up
 
 
-def test_calls_without_an_answer_in_time_count_where_nothing_at_all_is_answered() -> None:
+def test_breaker_failed_counts_timeouts_only_if_nothing_is_answered() -> None:
     breaker = Breaker(POLICY)
     breaker.succeeded(99.5)
     for second in range(60):  # of ten calls each second one is answered
@@ -48,26 +48,26 @@ def test_calls_without_an_answer_in_time_count_where_nothing_at_all_is_answered(
     assert [breaker.failed(165.0, "no answer in time", slow=True) for _ in range(3)] == [False, False, True]
 
 
-def test_what_is_refused_counts_however_young_the_last_answer_is() -> None:
+def test_breaker_failed_counts_refused_connections_at_once() -> None:
     breaker = Breaker(POLICY)
     breaker.succeeded(100.0)
     assert [breaker.failed(100.1, "refused") for _ in range(3)] == [False, False, True]
 
 
-def test_it_closes_with_the_first_answer_and_says_so_once() -> None:
+def test_breaker_succeeded_closes_once() -> None:
     breaker = lost()
     assert [breaker.succeeded(101.0), breaker.succeeded(102.0)] == [True, False]
     assert (breaker.up, breaker.since, breaker.reason, breaker.failures) == (True, 101.0, "", 0)
 
 
-def test_while_up_everything_may_go_out() -> None:
+def test_breaker_allows_everything_while_up() -> None:
     breaker = Breaker(POLICY)
     breaker.probing(100.0)
     breaker.failed(100.0, "refused")
     assert breaker.allows(100.0)
 
 
-def test_while_down_one_goes_out_after_the_pause_and_nobody_with_it() -> None:
+def test_breaker_allows_one_probe_when_it_is_due() -> None:
     breaker = lost(100.0)
     assert not breaker.allows(100.49)
     assert breaker.allows(100.5)
@@ -75,7 +75,7 @@ def test_while_down_one_goes_out_after_the_pause_and_nobody_with_it() -> None:
     assert not breaker.allows(100.5)
 
 
-def test_the_pause_doubles_with_each_probe_in_vain_up_to_the_longest() -> None:
+def test_breaker_probes_back_off_up_to_the_maximum() -> None:
     breaker, now, pauses = lost(0.0), 0.0, []
     for _ in range(7):
         moment = next(n / 8 for n in range(int(now * 8), 10_000) if breaker.allows(n / 8))
@@ -86,20 +86,20 @@ def test_the_pause_doubles_with_each_probe_in_vain_up_to_the_longest() -> None:
     assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
 
-def test_a_hundred_calls_that_fail_together_do_not_lengthen_the_first_pause() -> None:
+def test_breaker_failed_many_times_at_once_does_not_delay_the_first_probe() -> None:
     breaker = Breaker(POLICY)
     assert [breaker.failed(100.0, "refused") for _ in range(100)].count(True) == 1
     assert breaker.allows(100.5)
 
 
-def test_writes_that_keep_failing_do_not_put_off_the_probe() -> None:
+def test_breaker_failed_while_down_does_not_put_off_the_probe() -> None:
     breaker = lost(100.0)
     for tenth in range(1, 6):
         breaker.failed(100.0 + tenth / 10, "no answer in time")
     assert breaker.allows(100.5)
 
 
-def test_the_next_loss_begins_with_the_shortest_pause_again() -> None:
+def test_breaker_probes_start_from_the_first_delay_after_each_loss() -> None:
     breaker = lost(100.0)
     for _ in range(10):
         breaker.probing(101.0)
@@ -110,7 +110,7 @@ def test_the_next_loss_begins_with_the_shortest_pause_again() -> None:
 
 
 @pytest.mark.parametrize("probes", [1000, 5000])
-def test_no_number_of_probes_is_too_many(probes: int) -> None:
+def test_breaker_stands_any_number_of_probes(probes: int) -> None:
     breaker = lost(0.0)
     for _ in range(probes):
         breaker.probing(0.0)
@@ -118,7 +118,7 @@ def test_no_number_of_probes_is_too_many(probes: int) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["failed", "succeeded", "probing"]), st.floats(0, 3)), max_size=60))
-def test_transitions_alternate_and_the_next_probe_is_never_far(steps: list[tuple[str, float]]) -> None:
+def test_breaker_transitions_alternate_and_the_next_probe_is_never_far(steps: list[tuple[str, float]]) -> None:
     breaker, now, told = Breaker(POLICY), 0.0, [True]
     for step, passed in steps:
         now += passed
@@ -138,6 +138,6 @@ def test_transitions_alternate_and_the_next_probe_is_never_far(steps: list[tuple
     assert all(a != b for a, b in itertools.pairwise(told))
 
 
-def test_its_repr_shows_what_an_operator_wants_to_know() -> None:
+def test_breaker_repr_shows_the_state() -> None:
     assert repr(Breaker(POLICY)) == "<Breaker up, 0 failures>"
     assert repr(lost(100.0)) == "<Breaker down, next probe at 100.5, 3 failures>"

@@ -1,17 +1,17 @@
-"""Under which bound an entry is kept: pinned ones under none, names that nobody registered under one of their own."""
+"""Entries, their lanes, and which of them the store evicts."""
 
 import itertools
 
 from cachetools import LRUCache
 
 from nacos_proxy.catalog.entries import (
-    LANES,
+    MAX_LANES,
     READS,
     REGISTERED_HERE,
     UNLIKELY,
     Entry,
     EntryStore,
-    discovery,
+    discovery_lane,
 )
 from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import instance, key, snapshot
@@ -20,7 +20,7 @@ READER = ("127.0.0.1", 1)
 NAMES = (key(f"s{number}") for number in itertools.count())
 
 
-def shelf(known: int = 2, unknown: int = 2) -> EntryStore:
+def store(known: int = 2, unknown: int = 2) -> EntryStore:
     return EntryStore(LRUCache(known), LRUCache(unknown))
 
 
@@ -39,8 +39,8 @@ def place(on: EntryStore, *entries: Entry) -> list[ServiceKey]:
     return [entry.key for entry in entries]
 
 
-def test_names_that_nobody_registered_push_out_each_other_and_nothing_else() -> None:
-    kept = shelf()
+def test_entry_store_evicts_unknown_services_only_for_unknown_services() -> None:
+    kept = store()
     real = place(kept, known_entry(), known_entry())
     names = place(kept, *(unknown_entry() for _ in range(1_000)))
     assert all(kept.get(name) is not None for name in real)
@@ -48,8 +48,8 @@ def test_names_that_nobody_registered_push_out_each_other_and_nothing_else() -> 
     assert len(kept) == 4
 
 
-def test_known_services_push_out_the_one_that_was_looked_at_longest_ago() -> None:
-    kept = shelf(known=2)
+def test_entry_store_evicts_the_least_recently_used_known_service() -> None:
+    kept = store(known=2)
     first, second = place(kept, known_entry(), known_entry())
     assert kept.get(first) is not None
     place(kept, known_entry())
@@ -57,10 +57,10 @@ def test_known_services_push_out_the_one_that_was_looked_at_longest_ago() -> Non
     assert kept.get(second) is None
 
 
-def test_who_is_listened_to_or_registered_here_is_never_pushed_out() -> None:
-    kept = shelf(known=1, unknown=1)
+def test_entry_store_never_evicts_pinned_entries() -> None:
+    kept = store(known=1, unknown=1)
     listened, owned = known_entry(), unknown_entry()
-    listened.join(READER)
+    listened.add_watcher(READER)
     owned.local_registrations = 1
     place(kept, listened, owned, *(known_entry() for _ in range(5)), *(unknown_entry() for _ in range(5)))
     assert kept.get(listened.key) is listened
@@ -68,14 +68,14 @@ def test_who_is_listened_to_or_registered_here_is_never_pushed_out() -> None:
     assert len(kept) == 4
 
 
-def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None:
-    kept = shelf()
+def test_entry_store_put_moves_an_entry_that_changed() -> None:
+    kept = store()
     entry = unknown_entry()
     place(kept, entry)
     for change in ("known", "pinned", "known", "unknown"):
         entry.watchers.clear()
         if change == "pinned":
-            entry.join(READER)
+            entry.add_watcher(READER)
         entry.visible = snapshot(instance(), service=entry.key) if change != "unknown" else None
         kept.put(entry)
         assert kept.get(entry.key) is entry
@@ -85,18 +85,18 @@ def test_an_entry_moves_when_what_is_known_of_it_changes_and_stays_one() -> None
         ]
 
 
-def test_an_emptied_service_counts_as_unknown_until_someone_listens() -> None:
+def test_entry_unknown_holds_for_an_empty_service_until_someone_listens() -> None:
     entry = unknown_entry()
     entry.visible = snapshot(service=entry.key)
     assert entry.unknown
-    entry.join(READER)
+    entry.add_watcher(READER)
     assert not entry.unknown and entry.pinned
 
 
-def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
-    kept = shelf()
+def test_entry_store_iterates_pinned_entries_first_while_entries_move() -> None:
+    kept = store()
     pinned, known, unknown = known_entry(), known_entry(), unknown_entry()
-    pinned.join(READER)
+    pinned.add_watcher(READER)
     place(kept, unknown, known, pinned)
     seen = []
     for entry in kept:
@@ -106,9 +106,9 @@ def test_entries_come_pinned_first_and_may_move_meanwhile() -> None:
     assert seen[0] is pinned and set(map(id, seen)) == {id(pinned), id(known), id(unknown)}
 
 
-def test_iterating_does_not_change_the_eviction_order() -> None:
+def test_entry_store_iteration_does_not_change_the_eviction_order() -> None:
     """A scrape evicted services in use and kept idle ones."""
-    kept = shelf()
+    kept = store()
     used, idle = place(kept, known_entry(), known_entry())
     assert kept.get(used) is not None
     assert {entry.key for entry in kept} == {used, idle}
@@ -116,30 +116,30 @@ def test_iterating_does_not_change_the_eviction_order() -> None:
     assert (kept.get(used) is not None, kept.get(idle)) == (True, None)
 
 
-def test_each_leave_undoes_one_join() -> None:
+def test_entry_remove_watcher_undoes_one_add_watcher() -> None:
     entry = known_entry()
-    entry.join(READER)
-    entry.join(READER)
+    entry.add_watcher(READER)
+    entry.add_watcher(READER)
     for left in (1, 0, 0):
-        entry.leave(READER)
+        entry.remove_watcher(READER)
         assert (entry.listeners, entry.pinned) == (left, left > 0)
 
 
-def test_an_entry_waits_by_who_wants_it() -> None:
-    """Streams each have a lane, unlikely names one for each client, and reads and discovery one for themselves."""
+def test_entry_lanes_depend_on_who_wants_the_service() -> None:
+    """A stream has a lane of its own; the unlikely services of a client share one, and so do reads and discovery."""
     entry = known_entry()
     entry.ever_nonempty = True
-    assert entry.lanes(read_since=0) == (discovery(entry.key),)
+    assert entry.lanes(read_since=0) == (discovery_lane(entry.key),)
     entry.last_read = 1
     assert entry.lanes(read_since=0) == (READS,)
     entry.last_read, entry.local_registrations = -1, 1
     assert entry.lanes(read_since=0) == (REGISTERED_HERE,)
     other = ("10.0.0.1", 7)
-    assert (entry.join(READER), entry.join(other)) == (READER, other)
+    assert (entry.add_watcher(READER), entry.add_watcher(other)) == (READER, other)
     assert list(entry.lanes(read_since=0)) == [READER, other]
-    for stream in range(1000):  # of one client a few are looked at, so that others' are
-        entry.join((READER[0], 100 + stream))
-    assert len(list(entry.lanes(read_since=0))) == LANES + 1 and other in entry.lanes(read_since=0)
+    for stream in range(1000):  # only a few of one client count, so that others are considered
+        entry.add_watcher((READER[0], 100 + stream))
+    assert len(list(entry.lanes(read_since=0))) == MAX_LANES + 1 and other in entry.lanes(read_since=0)
     entry.ever_nonempty, entry.local_registrations = False, 0
-    assert entry.join(other) == ("10.0.0.1", UNLIKELY)
+    assert entry.add_watcher(other) == ("10.0.0.1", UNLIKELY)
     assert list(entry.lanes(read_since=0)) == [("127.0.0.1", UNLIKELY), ("10.0.0.1", UNLIKELY)]

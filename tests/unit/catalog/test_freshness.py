@@ -1,4 +1,4 @@
-"""How fresh an entry is, what a request may ask of it, and what the answer says of it."""
+"""Freshness by age, Cache-Control of requests, and the headers of answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 TTL, STALE_IF_ERROR = 10.0, 60.0
 
 
-def look(state: Freshness = Freshness.FRESH, age: float = 3.0, ttl: float = 7.0, **fields: object) -> CacheResult:
+def cached(state: Freshness = Freshness.FRESH, age: float = 3.0, ttl: float = 7.0, **fields: object) -> CacheResult:
     return CacheResult(state, snapshot(instance()), age, ttl, **fields)  # type: ignore[arg-type]
 
 
@@ -44,7 +44,7 @@ def rows(text: str) -> list[list[str]]:
     return [row for row in cells[first + 1 :] if not set("".join(row)) <= set("-")][: len(Freshness)]
 
 
-def test_the_docs_print_the_table_of_the_code() -> None:
+def test_freshness_table_in_the_docs_is_that_of_the_code() -> None:
     assert rows(ARCHITECTURE.read_text("utf-8")) == rows(module.__doc__ or "")
 
 
@@ -56,20 +56,20 @@ AGES = {
 }
 
 
-def test_the_table_is_what_the_function_does() -> None:
+def test_freshness_follows_its_table() -> None:
     table = {row[0]: row[1] for row in rows(module.__doc__ or "")}
     computed = {name: {freshness(age, TTL, STALE_IF_ERROR).name for age in ages} for name, ages in AGES.items()}
     assert computed == {name: {state} for name, state in table.items()}
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=2), st.floats(0, 1e5), st.floats(0, 1e5) | st.just(math.inf))
-def test_what_ages_is_never_fresher_again(ages: list[float], ttl: float, stale_if_error: float) -> None:
+def test_freshness_never_improves_with_age(ages: list[float], ttl: float, stale_if_error: float) -> None:
     order = [Freshness.FRESH, Freshness.STALE, Freshness.EXPIRED]
     found = [order.index(freshness(age, ttl, stale_if_error)) for age in sorted(ages)]
     assert found == sorted(found)
 
 
-def test_without_a_limit_nothing_ever_expires() -> None:
+def test_freshness_never_expires_without_a_limit() -> None:
     assert freshness(1e12, TTL, math.inf) is Freshness.STALE
 
 
@@ -77,7 +77,7 @@ def test_without_a_limit_nothing_ever_expires() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "wants"),
+    ("header", "cache_control"),
     [
         ("", CacheControl()),
         ("no-cache", CacheControl(no_cache=True)),
@@ -93,17 +93,17 @@ def test_without_a_limit_nothing_ever_expires() -> None:
         (",,=,;", CacheControl()),
     ],
 )
-def test_cache_control_is_read_and_what_is_not_understood_ignored(header: str, wants: CacheControl) -> None:
-    assert CacheControl.parse(header) == wants
+def test_cache_control_parse_ignores_unknown_directives(header: str, cache_control: CacheControl) -> None:
+    assert CacheControl.parse(header) == cache_control
 
 
 @given(st.text())
-def test_no_cache_control_is_too_strange(header: str) -> None:
+def test_cache_control_parse_accepts_any_text(header: str) -> None:
     CacheControl.parse(header)
 
 
 @pytest.mark.parametrize(
-    ("wants", "state", "content"),
+    ("cache_control", "state", "content"),
     [
         (CacheControl(), Freshness.FRESH, True),
         (CacheControl(), Freshness.STALE, True),
@@ -116,21 +116,21 @@ def test_no_cache_control_is_too_strange(header: str) -> None:
         (CacheControl(max_age=100.0), Freshness.EXPIRED, False),
     ],
 )
-def test_a_look_answers_a_request_that_it_is_fresh_enough_for(
-    wants: CacheControl, state: Freshness, content: bool
+def test_cache_control_satisfied_by_a_result_that_is_fresh_enough(
+    cache_control: CacheControl, state: Freshness, content: bool
 ) -> None:
-    assert wants.satisfied_by(look(state, age=3.0)) is content
+    assert cache_control.satisfied_by(cached(state, age=3.0)) is content
 
 
 # what an answer says
 
 
-def test_a_hit_says_its_age_and_how_long_it_stays_fresh() -> None:
-    assert cache_headers(look(age=3.9, ttl=6.1)) == (("age", "3"), ("cache-status", "nacos-proxy; hit; ttl=6"))
+def test_cache_headers_of_a_hit_give_age_and_ttl() -> None:
+    assert cache_headers(cached(age=3.9, ttl=6.1)) == (("age", "3"), ("cache-status", "nacos-proxy; hit; ttl=6"))
 
 
-def test_a_read_that_waited_for_the_upstream_was_a_miss() -> None:
-    assert status_of(look(age=0.0, ttl=10.0, fetched=True)) == "nacos-proxy; fwd=miss; ttl=10"
+def test_cache_headers_of_a_read_that_waited_for_the_upstream_say_miss() -> None:
+    assert status_of(cached(age=0.0, ttl=10.0, fetched=True)) == "nacos-proxy; fwd=miss; ttl=10"
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,15 @@ def test_a_read_that_waited_for_the_upstream_was_a_miss() -> None:
         ),
     ],
 )
-def test_a_stale_answer_says_why_it_is_stale(fields: dict[str, object], status: str) -> None:
-    assert status_of(look(Freshness.STALE, age=15.0, ttl=-5.0, **fields)) == status
+def test_cache_headers_of_a_stale_answer_give_the_reason(fields: dict[str, object], status: str) -> None:
+    assert status_of(cached(Freshness.STALE, age=15.0, ttl=-5.0, **fields)) == status
 
 
 @given(st.sampled_from(list(Freshness)), st.floats(0, 1e9), st.floats(-1e9, 1e9), st.booleans(), st.booleans())
-def test_the_headers_are_what_their_rfcs_ask_for(
+def test_cache_headers_conform_to_their_rfcs(
     state: Freshness, age: float, ttl: float, fetched: bool, from_disk: bool
 ) -> None:
     """RFC 9111 5.1: a number of whole seconds; RFC 9211 2: one item, either `hit` or `fwd`, an integer `ttl`."""
-    headers = dict(cache_headers(look(state, age, ttl, fetched=fetched, from_disk=from_disk)))
+    headers = dict(cache_headers(cached(state, age, ttl, fetched=fetched, from_disk=from_disk)))
     assert re.fullmatch(r"\d+", headers["age"])
     assert re.fullmatch(r"nacos-proxy; (hit|fwd=(miss|stale)); ttl=-?\d+(; detail=[a-z-]+)?", headers["cache-status"])

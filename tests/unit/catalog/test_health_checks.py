@@ -1,4 +1,4 @@
-"""What the results of a managed instance's checks mean."""
+"""The settings of health checks, and what their results mean."""
 
 import pytest
 from hypothesis import given
@@ -19,13 +19,13 @@ def managed(**spec: object) -> CheckedInstance:
     return CheckedInstance(ServiceKey.of("orders"), Instance("127.0.0.1", 80), CheckSpec("tcp", "127.0.0.1:80", **spec))  # type: ignore[arg-type]
 
 
-def test_it_beats_while_the_check_passes() -> None:
+def test_checked_instance_result_beats_while_the_check_passes() -> None:
     instance = managed(interval=5)
     assert instance.result("", now=10) == "beat"
     assert instance.due_at == 15
 
 
-def test_it_falls_silent_after_the_given_number_of_failures_in_a_row() -> None:
+def test_checked_instance_result_is_silence_after_consecutive_failures() -> None:
     instance = managed(failures=3)
     assert [instance.result("refused", now=n) for n in range(4)] == ["beat", "beat", "silence", "silence"]
     assert not instance.passing
@@ -33,17 +33,17 @@ def test_it_falls_silent_after_the_given_number_of_failures_in_a_row() -> None:
     assert instance.passing
 
 
-def test_it_is_deregistered_when_it_has_failed_for_too_long() -> None:
+def test_checked_instance_result_deregisters_after_failing_for_too_long() -> None:
     instance = managed(failures=1, deregister_after=10)
     assert [instance.result("refused", now=n) for n in (0, 9, 10)] == ["silence", "silence", "deregister"]
 
 
-def test_it_is_never_deregistered_unless_asked_for() -> None:
+def test_checked_instance_result_never_deregisters_by_default() -> None:
     instance = managed(failures=1)
     assert [instance.result("refused", now=n) for n in (0, 1e9)] == ["silence", "silence"]
 
 
-def test_a_ttl_check_fails_without_a_sign_of_life() -> None:
+def test_checked_instance_expired_without_a_sign_of_life() -> None:
     instance = CheckedInstance(ServiceKey.of("o"), Instance("127.0.0.1", 80), CheckSpec("ttl", ttl=30), heard=100)
     assert instance.expired(now=129) == ""
     assert instance.expired(now=130) == "no sign of life for 30 s"
@@ -57,7 +57,7 @@ def test_a_ttl_check_fails_without_a_sign_of_life() -> None:
         {"check": {"ttl": "30s"}, "deregisterAfter": "2m"},
     ],
 )
-def test_what_a_client_wrote_survives_being_written_down(body: dict[str, object]) -> None:
+def test_check_spec_dump_is_read_by_parse(body: dict[str, object]) -> None:
     spec = CheckSpec.parse(body)
     assert CheckSpec.parse(spec.dump()) == spec
 
@@ -90,7 +90,7 @@ def test_what_a_client_wrote_survives_being_written_down(body: dict[str, object]
         ({"check": {"ttl": "30s"}, "colour": "red"}, "managed"),
     ],
 )
-def test_a_bad_check_is_refused_with_the_name_of_what_is_wrong(body: object, parameter: str) -> None:
+def test_check_spec_parse_names_the_wrong_field(body: object, parameter: str) -> None:
     with pytest.raises(BadCall) as caught:
         CheckSpec.parse(body)
     assert caught.value.parameter == parameter
@@ -100,11 +100,11 @@ def test_a_bad_check_is_refused_with_the_name_of_what_is_wrong(body: object, par
     ("body", "timeout"),
     [({}, 2.0), ({"interval": "500ms"}, 0.5), ({"timeout": "5s"}, 5.0), ({"interval": "2m", "timeout": "60s"}, 60.0)],
 )
-def test_a_timeout_is_no_longer_than_its_interval(body: dict[str, object], timeout: float) -> None:
+def test_check_spec_timeout_is_at_most_its_interval(body: dict[str, object], timeout: float) -> None:
     assert CheckSpec.parse({"check": {"ttl": "30s"}, **body}).timeout == timeout
 
 
-def test_a_timeout_that_is_too_long_is_told_its_bound() -> None:
+def test_check_spec_parse_names_the_bound_of_a_timeout() -> None:
     with pytest.raises(BadCall, match="at most its interval, which is 5 s here, not 86400 s"):
         CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"})
     with pytest.raises(BadCall, match="at most 60 s"):
@@ -124,10 +124,10 @@ def checks_of(groups: list[tuple[str, bool]]) -> list[CheckedInstance]:
 
 
 @given(GROUPS, GROUPS, st.integers(32, 128))
-def test_checks_begin_within_the_bound_and_every_group_gets_a_place(
+def test_startable_keeps_the_bound_and_starts_checks_of_every_group(
     before: list[tuple[str, bool]], waiting: list[tuple[str, bool]], most: int
 ) -> None:
-    """Six groups are tried here; each takes half of what is left at the most, so that of 32 places the last has one."""
+    """Each of the six groups takes at most half of what is left, so the last one still gets 1 of 32."""
     running = startable(checks_of(before), [], most)
     begun = startable(checks_of(waiting), running, most)
     assert len(running) + len(begun) <= most
@@ -140,7 +140,7 @@ def test_checks_begin_within_the_bound_and_every_group_gets_a_place(
         )
 
 
-def test_a_check_is_among_its_owners_that_take_as_long() -> None:
+def test_checked_instance_group_depends_on_owner_and_speed() -> None:
     quick, slow, long = managed(timeout=2.0), managed(timeout=5.0), managed(timeout=60.0)
     for check in (quick, slow, long):
         assert check.slow, "nothing is known of it yet"
@@ -151,7 +151,7 @@ def test_a_check_is_among_its_owners_that_take_as_long() -> None:
     assert long.group == quick.group
 
 
-def test_a_group_has_no_more_places_than_it_leaves_free() -> None:
+def test_startable_gives_a_group_no_more_than_it_leaves_free() -> None:
     evil = checks_of([("evil", True)] * 100)
     running = startable(evil, [], 100)
     assert len(running) == 50
@@ -161,7 +161,7 @@ def test_a_group_has_no_more_places_than_it_leaves_free() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("5s", 5.0), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0), (3, 3.0), ("2.5", 2.5)]
 )
-def test_durations_are_read_as_people_write_them(text: object, value: float) -> None:
+def test_seconds_reads_durations_as_people_write_them(text: object, value: float) -> None:
     assert seconds("x", text) == value
 
 
@@ -169,5 +169,5 @@ def test_durations_are_read_as_people_write_them(text: object, value: float) -> 
     ("host", "here"),
     [("localhost", True), ("127.0.0.1", True), ("::1", True), ("10.0.0.1", False), ("example.org", False)],
 )
-def test_only_certain_names_count_as_this_host(host: str, here: bool) -> None:
+def test_local_holds_for_certain_names_only(host: str, here: bool) -> None:
     assert local(host) is here

@@ -1,4 +1,4 @@
-"""Every event once, in order, with one id; slow readers converge; who comes back misses nothing or is told so."""
+"""Every event arrives once and in order; slow readers converge; a resuming reader misses nothing, or is reset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UP, DOWN = Notice("up", ""), Notice("down", "refused")
 
 
 def quiet() -> None:
-    """Nobody need be woken."""
+    """No reader needs to be woken."""
 
 
 def state(weight: float, service: ServiceKey = KEY) -> Snapshot:
@@ -55,7 +55,7 @@ def numbers(events: list[Event]) -> list[int]:
 # publishing
 
 
-def test_an_event_gets_the_next_number_whoever_listens() -> None:
+def test_hub_publish_numbers_events_even_without_readers() -> None:
     found = hub()
     assert found.last_id == "e-0"
     first, second = found.publish(step(1, 2)), found.publish(DOWN)
@@ -63,182 +63,182 @@ def test_an_event_gets_the_next_number_whoever_listens() -> None:
     assert found.published == 2
 
 
-def test_a_reader_that_keeps_up_gets_every_event_once_and_in_order() -> None:
+def test_hub_publish_delivers_every_event_once_and_in_order() -> None:
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     heard: list[Any] = []
     for body in (step(1, 2), DOWN, step(1, 2, OTHER), UP, step(2, 1)):
         found.publish(body)
-        heard += [(event.number, event.body, event.resumable) for event in box.take()]
+        heard += [(event.number, event.body, event.resumable) for event in mailbox.take()]
     assert heard == [
         (1, step(1, 2), True), (2, DOWN, True), (3, step(1, 2, OTHER), True), (4, UP, True), (5, step(2, 1), True)
     ]  # fmt: skip
-    assert (box.take(), len(box)) == ([], 0)
+    assert (mailbox.take(), len(mailbox)) == ([], 0)
 
 
-def test_a_reader_hears_of_nothing_that_it_did_not_ask_for() -> None:
+def test_hub_publish_delivers_only_what_the_filter_wants() -> None:
     found = hub()
-    box = found.subscribe(Filter(frozenset({OTHER})), quiet)
+    mailbox = found.subscribe(Filter(frozenset({OTHER})), quiet)
     found.publish(step(1, 2))
     found.publish(step(1, 2, key("stock", group="g")))
     found.publish(step(1, 2, key("stock", namespace="dev")))
-    assert box.take() == []
+    assert mailbox.take() == []
 
 
-def test_a_reader_of_everything_hears_of_every_service_of_its_group() -> None:
+def test_hub_publish_delivers_all_services_of_a_group_to_a_reader_of_everything() -> None:
     found = hub()
-    box = found.subscribe(EVERYTHING, quiet)
+    mailbox = found.subscribe(EVERYTHING, quiet)
     for service in (KEY, OTHER, key("new"), key("new", group="g"), key("new", namespace="dev")):
         found.publish(step(1, 2, service))
-    assert numbers(box.take()) == [1, 2, 3]
+    assert numbers(mailbox.take()) == [1, 2, 3]
 
 
-def test_who_asks_for_a_service_and_for_everything_hears_once() -> None:
+def test_hub_publish_delivers_once_to_a_reader_of_a_service_and_its_group() -> None:
     found, woken = hub(), []
-    box = found.subscribe(Filter(frozenset({KEY}), ("public", "DEFAULT_GROUP")), lambda: woken.append(1))
+    mailbox = found.subscribe(Filter(frozenset({KEY}), ("public", "DEFAULT_GROUP")), lambda: woken.append(1))
     found.publish(step(1, 2))
-    assert (numbers(box.take()), woken) == ([1], [1])
+    assert (numbers(mailbox.take()), woken) == ([1], [1])
 
 
-def test_who_has_left_hears_nothing_and_leaves_nothing_behind() -> None:
+def test_hub_unsubscribe_leaves_nothing_behind() -> None:
     found = hub()
-    boxes = [found.subscribe(interest, quiet) for interest in (BOTH, EVERYTHING, BOTH)]
+    mailboxes = [found.subscribe(interest, quiet) for interest in (BOTH, EVERYTHING, BOTH)]
     assert found.readers == 3
-    for box in (*boxes, boxes[0]):
-        found.unsubscribe(box)
+    for mailbox in (*mailboxes, mailboxes[0]):
+        found.unsubscribe(mailbox)
     found.publish(step(1, 2))
     found.publish(DOWN)
-    assert (found.readers, [len(box) for box in boxes]) == (0, [0, 0, 0])
+    assert (found.readers, [len(mailbox) for mailbox in mailboxes]) == (0, [0, 0, 0])
     assert repr(found) == "<Hub e-2, 0 readers, 2 kept>"
 
 
-def test_a_reader_may_leave_or_come_while_an_event_goes_round() -> None:
+def test_hub_publish_allows_readers_to_come_and_go_meanwhile() -> None:
     found = hub()
-    boxes: list[Mailbox] = []
+    mailboxes: list[Mailbox] = []
 
     def leave_and_come() -> None:
-        found.unsubscribe(boxes[0])
-        boxes.append(found.subscribe(BOTH, quiet))
+        found.unsubscribe(mailboxes[0])
+        mailboxes.append(found.subscribe(BOTH, quiet))
 
-    boxes += [found.subscribe(BOTH, leave_and_come), found.subscribe(BOTH, quiet)]
+    mailboxes += [found.subscribe(BOTH, leave_and_come), found.subscribe(BOTH, quiet)]
     found.publish(step(1, 2))
-    assert [len(box) for box in boxes] == [1, 1, 0]
+    assert [len(mailbox) for mailbox in mailboxes] == [1, 1, 0]
     found.publish(step(2, 3))
-    assert [len(box) for box in boxes] == [1, 1, 1]
+    assert [len(mailbox) for mailbox in mailboxes] == [1, 1, 1]
 
 
 # mailboxes
 
 
-def test_a_reader_is_woken_when_its_empty_box_fills_and_not_again() -> None:
+def test_mailbox_wakes_its_reader_only_if_it_was_empty() -> None:
     found, woken = hub(), []
-    box = found.subscribe(BOTH, lambda: woken.append(1))
+    mailbox = found.subscribe(BOTH, lambda: woken.append(1))
     found.publish(step(1, 2))
     found.publish(step(1, 2, OTHER))
     assert woken == [1]
-    box.take()
+    mailbox.take()
     found.publish(step(2, 3))
     assert woken == [1, 1]
 
 
-def test_a_slow_reader_has_one_change_of_each_service_waiting() -> None:
+def test_mailbox_merges_the_changes_of_a_service() -> None:
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     for weight in range(1, 100):
         found.publish(step(weight, weight + 1))
         found.publish(step(weight, weight + 1, OTHER))
-    assert len(box) == 2
-    events = box.take()
+    assert len(mailbox) == 2
+    events = mailbox.take()
     assert [(event.number, event.body) for event in events] == [(197, step(1, 100)), (198, step(1, 100, OTHER))]
 
 
-def test_a_change_that_is_undone_before_it_is_read_leaves_nothing() -> None:
+def test_mailbox_drops_a_change_that_is_undone_before_it_is_read() -> None:
     found, woken = hub(), []
-    box = found.subscribe(BOTH, lambda: woken.append(1))
+    mailbox = found.subscribe(BOTH, lambda: woken.append(1))
     found.publish(step(1, 2))
     found.publish(step(2, 1))
-    assert (len(box), box.take(), woken) == (0, [], [1])
+    assert (len(mailbox), mailbox.take(), woken) == (0, [], [1])
     found.publish(step(1, 3))
-    assert (woken, [(e.number, e.body, e.resumable) for e in box.take()]) == ([1, 1], [(3, step(1, 3), True)])
+    assert (woken, [(e.number, e.body, e.resumable) for e in mailbox.take()]) == ([1, 1], [(3, step(1, 3), True)])
 
 
-def test_of_several_notices_the_last_one_counts() -> None:
+def test_mailbox_keeps_only_the_last_notice() -> None:
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     for notice in (DOWN, UP, DOWN, UP):
         found.publish(notice)
-    assert [(event.number, event.body) for event in box.take()] == [(4, UP)]
+    assert [(event.number, event.body) for event in mailbox.take()] == [(4, UP)]
 
 
-def test_a_notice_keeps_its_place_among_the_changes() -> None:
+def test_mailbox_take_keeps_notices_in_order_among_the_changes() -> None:
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     for body in (step(1, 2), DOWN, step(1, 2, OTHER), step(2, 3)):
         found.publish(body)
-    assert [event.body for event in box.take()] == [DOWN, step(1, 2, OTHER), step(1, 3)]
+    assert [event.body for event in mailbox.take()] == [DOWN, step(1, 2, OTHER), step(1, 3)]
 
 
-def test_an_event_ahead_of_an_older_change_is_not_whole() -> None:
+def test_mailbox_take_marks_an_event_before_an_older_change_as_not_resumable() -> None:
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     for body in (step(1, 2), step(1, 2, OTHER), step(2, 3)):
         found.publish(body)
-    events = box.take()
+    events = mailbox.take()
     assert [(event.number, event.resumable) for event in events] == [(2, False), (3, True)]
     assert found.subscribe(BOTH, quiet, found.id_of(events[0])).reset
     assert not found.subscribe(BOTH, quiet, found.id_of(events[1])).reset
 
 
-def test_an_event_between_a_change_and_its_undoing_is_not_whole() -> None:
-    """Whoever resumed behind it would be told of the undoing of what it never saw, or, worse, of nothing at all."""
+def test_mailbox_take_marks_an_event_between_a_change_and_its_undoing_as_not_resumable() -> None:
+    """A reader resuming after it would see the undoing of a change that it never saw, or, worse, nothing at all."""
     found = hub()
-    box = found.subscribe(BOTH, quiet)
+    mailbox = found.subscribe(BOTH, quiet)
     for body in (step(1, 2), step(1, 2, OTHER), step(2, 1)):
         found.publish(body)
-    assert [(event.number, event.resumable) for event in box.take()] == [(2, False)]
+    assert [(event.number, event.resumable) for event in mailbox.take()] == [(2, False)]
     found.publish(DOWN)
-    assert [(event.number, event.resumable) for event in box.take()] == [(4, True)]
+    assert [(event.number, event.resumable) for event in mailbox.take()] == [(4, True)]
 
 
 # coming back
 
 
-def test_who_comes_back_gets_what_it_missed_and_goes_on() -> None:
+def test_hub_subscribe_after_an_id_delivers_what_was_missed() -> None:
     found = hub()
     for body in (step(1, 2), DOWN, step(1, 2, OTHER), step(1, 2, key("third"))):
         found.publish(body)
-    box = found.subscribe(BOTH, quiet, "e-1")
-    assert (box.reset, numbers(box.take())) == (False, [2, 3])
+    mailbox = found.subscribe(BOTH, quiet, "e-1")
+    assert (mailbox.reset, numbers(mailbox.take())) == (False, [2, 3])
     found.publish(step(2, 3))
-    assert numbers(box.take()) == [5]
+    assert numbers(mailbox.take()) == [5]
 
 
-def test_who_missed_nothing_is_not_reset() -> None:
+def test_hub_subscribe_after_the_last_id_does_not_reset() -> None:
     found = hub()
     found.publish(step(1, 2))
-    box = found.subscribe(BOTH, quiet, found.last_id)
-    assert (box.reset, len(box)) == (False, 0)
+    mailbox = found.subscribe(BOTH, quiet, found.last_id)
+    assert (mailbox.reset, len(mailbox)) == (False, 0)
 
 
-def test_who_is_new_gets_nothing_old() -> None:
+def test_hub_subscribe_without_an_id_delivers_nothing_old() -> None:
     found = hub()
     found.publish(step(1, 2))
-    box = found.subscribe(BOTH, quiet)
-    assert (box.reset, len(box)) == (False, 0)
+    mailbox = found.subscribe(BOTH, quiet)
+    assert (mailbox.reset, len(mailbox)) == (False, 0)
 
 
 @pytest.mark.parametrize("after", ["x-1", "e-3", "e-", "e", "-1", "e-x", "e-1-1", "e--1", "e-+1", "e- 1", "1", "\0"])
-def test_an_id_that_is_not_of_this_run_means_a_new_start(after: str) -> None:
+def test_hub_subscribe_resets_after_an_id_of_another_run(after: str) -> None:
     found = hub()
     found.publish(step(1, 2))
     found.publish(step(2, 3))
-    box = found.subscribe(BOTH, quiet, after)
-    assert (box.reset, len(box)) == (True, 0)
+    mailbox = found.subscribe(BOTH, quiet, after)
+    assert (mailbox.reset, len(mailbox)) == (True, 0)
     found.publish(step(3, 4))
-    assert numbers(box.take()) == [3]
+    assert numbers(mailbox.take()) == [3]
 
 
-def test_an_epoch_may_hold_what_parts_it_from_the_number() -> None:
+def test_hub_subscribe_accepts_an_epoch_with_a_hyphen() -> None:
     found = Hub(HubPolicy(), "a-b")
     found.publish(step(1, 2))
     assert len(found.subscribe(BOTH, quiet, "a-b-0")) == 1
@@ -248,22 +248,22 @@ def test_an_epoch_may_hold_what_parts_it_from_the_number() -> None:
 @pytest.mark.parametrize(
     ("after", "reset", "missed"), [("e-6", True, []), ("e-7", False, [8, 9, 10]), ("e-10", False, [])]
 )
-def test_the_history_is_bounded_in_events(after: str, reset: bool, missed: list[int]) -> None:
+def test_hub_history_is_bounded_in_events(after: str, reset: bool, missed: list[int]) -> None:
     found = hub(history=3)
     for weight in range(10):
         found.publish(step(weight, weight + 1, key(f"s{weight}")))
-    box = found.subscribe(EVERYTHING, quiet, after)
-    assert (box.reset, numbers(box.take())) == (reset, missed)
+    mailbox = found.subscribe(EVERYTHING, quiet, after)
+    assert (mailbox.reset, numbers(mailbox.take())) == (reset, missed)
 
 
-def test_without_a_history_only_who_missed_nothing_goes_on() -> None:
+def test_hub_subscribe_without_a_history_resumes_only_if_nothing_was_missed() -> None:
     found = hub(history=0)
     found.publish(step(1, 2))
     assert (found.subscribe(BOTH, quiet, "e-0").reset, found.subscribe(BOTH, quiet, "e-1").reset) == (True, False)
 
 
-def test_the_history_is_bounded_in_instances() -> None:
-    """A thousand-instance service that changes each second holds gigabytes otherwise."""
+def test_hub_history_is_bounded_in_instances() -> None:
+    """Otherwise a service of a thousand instances that changes each second would take gigabytes."""
     found = hub(hosts=30)
     for weight in range(10):
         big = [snapshot(*(instance(port=n + 1, weight=w) for n in range(9))) for w in (weight, weight + 1)]
@@ -285,7 +285,7 @@ def weight_of(event: Event) -> bytes:
     return b"%g" % event.body.after.instances[0].weight
 
 
-def test_an_event_is_encoded_once_for_all_with_the_same_variant() -> None:
+def test_hub_encoded_encodes_once_for_each_variant() -> None:
     found, made = hub(), []
 
     def encode(event: Event) -> bytes:
@@ -298,27 +298,19 @@ def test_an_event_is_encoded_once_for_all_with_the_same_variant() -> None:
     assert made == [1, 1]
 
 
-def test_a_merged_change_is_not_taken_for_the_one_with_its_number() -> None:
+def test_hub_encoded_tells_a_merged_change_from_a_single_one_with_its_number() -> None:
     found = hub()
-    boxes = [found.subscribe(BOTH, quiet) for _ in range(2)]
+    mailboxes = [found.subscribe(BOTH, quiet) for _ in range(2)]
     one = diff(snapshot(), snapshot(instance()), "poll")
     two = diff(snapshot(instance()), snapshot(instance(), instance("10.0.0.2")), "poll")
     assert one is not None and two is not None
     found.publish(one)
-    boxes[0].take()
+    mailboxes[0].take()
     found.publish(two)
-    assert [found.encoded(box.take()[0], "v", added_by) for box in boxes] == [b"1", b"2"]
+    assert [found.encoded(mailbox.take()[0], "v", added_by) for mailbox in mailboxes] == [b"1", b"2"]
 
 
-def test_bytes_are_never_taken_for_those_of_a_body_that_is_gone() -> None:
-    """The body's address is part of the slot, and addresses are used again."""
-    found = hub(encoded=2_000)
-    for weight in range(500):
-        event = Event(1, step(weight, weight + 1), 1)
-        assert found.encoded(event, "v", weight_of) == weight_of(event)
-
-
-def test_the_bytes_that_are_kept_are_bounded() -> None:
+def test_hub_encoded_keeps_a_bounded_number_of_bytes() -> None:
     found, made = hub(encoded=10_000), []
 
     def encode(event: Event) -> bytes:
@@ -345,7 +337,7 @@ class Reader:
         self.last_id = of.last_id
         self.heard: list[int] = []
         self.resets = 0
-        self.box = of.subscribe(self.interest, quiet)
+        self.mailbox = of.subscribe(self.interest, quiet)
 
     @staticmethod
     def view(found: Snapshot) -> object:
@@ -353,7 +345,7 @@ class Reader:
 
     def drain(self, most: int) -> None:
         """Gets up to `most` of what waits; if there was more, the connection is lost with it."""
-        events = self.box.take()
+        events = self.mailbox.take()
         for event in events[:most]:
             self.hear(event)
         if len(events) > most:
@@ -369,10 +361,10 @@ class Reader:
         self.last_id = self.hub.id_of(event)
 
     def come_back(self) -> None:
-        self.hub.unsubscribe(self.box)
-        self.box = self.hub.subscribe(self.interest, quiet, self.last_id)
+        self.hub.unsubscribe(self.mailbox)
+        self.mailbox = self.hub.subscribe(self.interest, quiet, self.last_id)
         self.heard = []
-        if self.box.reset:
+        if self.mailbox.reset:
             self.resets += 1
             self.holds = {key: self.view(found) for key, found in self.truth.items()}
             self.last_id = self.hub.last_id
@@ -401,7 +393,7 @@ def live(script: list[Any], **policy: int) -> Reader:
             truth[key(name)] = after
             if change is not None:
                 found.publish(change)
-        assert len(reader.box) <= len(truth)
+        assert len(reader.mailbox) <= len(truth)
     reader.drain(99)
     return reader
 
@@ -414,19 +406,43 @@ A_UNSEEN = ("a", "c2", 2.0)
 @example([A1, 99, A2, B1, A1, 99, A2, "cut"])  # undone while it waited, then done again while the reader was away
 @example([A1, B1, A_UNSEEN, 1])  # cut off ahead of a change whose last part the view does not show
 @settings(max_examples=200)
-def test_every_reader_ends_with_the_last_state_of_each_service(script: list[Any]) -> None:
+def test_hub_brings_every_reader_to_the_last_state_of_each_service(script: list[Any]) -> None:
     reader = live(script)
     assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
 
 
 @given(life)
-def test_so_does_one_whose_history_is_gone(script: list[Any]) -> None:
+def test_hub_brings_every_reader_to_the_last_state_without_a_history(script: list[Any]) -> None:
     reader = live(script, history=2)
     assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}
 
 
+@given(st.lists(st.integers(1, 3) | st.tuples(st.integers(0, 2), st.booleans()), max_size=60))
+def test_hub_encoded_gives_every_reader_the_bytes_of_what_it_sees(script: list[Any]) -> None:
+    """The numbers of the first and the last change that were merged identify the merged one."""
+    found, weight = hub(), 1
+
+    def encode(event: Event) -> bytes:
+        assert isinstance(event.body, Change)
+        return repr((event.body.before, event.body.after)).encode()
+
+    mailboxes = [found.subscribe(BOTH, quiet) for _ in range(3)]
+    for what in script:
+        if isinstance(what, int):
+            if what != weight:
+                found.publish(step(weight, what))
+            weight = what
+            continue
+        number, resumes = what
+        for event in mailboxes[number].take():
+            assert found.encoded(event, "v", encode) == encode(event)
+        if resumes:
+            found.unsubscribe(mailboxes[number])
+            mailboxes[number] = found.subscribe(BOTH, quiet, f"e-{found.published // 2}")
+
+
 @given(st.lists(published, max_size=20))
-def test_who_is_cut_off_after_each_event_resumes_without_a_reset(script: list[Any]) -> None:
+def test_hub_subscribe_resumes_after_each_event_without_a_reset(script: list[Any]) -> None:
     reader = live([part for event in script for part in (event, 99, "cut")])
     assert reader.resets == 0
     assert reader.holds == {name: reader.view(found) for name, found in reader.truth.items()}

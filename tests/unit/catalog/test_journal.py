@@ -1,4 +1,4 @@
-"""Writes that wait for the upstream: in order, of each place only what still means something."""
+"""Writes that wait for the upstream: in order, and only those that still matter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from nacos_proxy.catalog.journal import (
     Journal,
-    JournalPolicy,
     Local,
     Waiting,
     place_of,
@@ -29,8 +28,8 @@ HERE, GONE = Register(KEY, A), Deregister(KEY, A.ip, A.port)
 HEAVY = Update(KEY, A.ip, A.port, weight=9.0)
 
 
-def journal(*writes: Local, most: int = 100) -> Journal:
-    made = Journal(JournalPolicy(most))
+def journal(*writes: Local, max_writes: int = 100) -> Journal:
+    made = Journal(max_writes)
     for write in writes:
         made.add(write, 0.0)
     return made
@@ -48,23 +47,23 @@ def journal(*writes: Local, most: int = 100) -> Journal:
         ([GONE, Beat(KEY, A.ip, A.port, full=A)], [GONE, Beat(KEY, A.ip, A.port, full=A)]),
     ],
 )
-def test_of_a_place_only_what_still_means_something_is_kept(writes: list[Local], left: list[Local]) -> None:
+def test_journal_add_keeps_only_the_writes_that_still_matter(writes: list[Local], left: list[Local]) -> None:
     made = journal(*writes)
     assert (list(made.of(PLACE)), len(made)) == (left, len(left))
 
 
-def test_a_deregistration_from_another_cluster_is_not_forgotten_for_a_registration() -> None:
-    """1.x has one address in two clusters."""
+def test_journal_add_keeps_a_deregistration_from_another_cluster() -> None:
+    """On 1.x one address may be in two clusters."""
     blue = Deregister(KEY, A.ip, A.port, "blue")
     assert journal(blue, HERE).of(PLACE) == (blue, HERE)
 
 
-def test_what_was_written_last_is_sent_last() -> None:
+def test_journal_add_moves_a_key_to_the_end() -> None:
     made = journal(HERE, Register(KEY, B), GONE)
     assert list(made) == [(KEY, B.ip, B.port), PLACE]
 
 
-def test_what_is_done_is_forgotten_but_not_what_took_its_place_meanwhile() -> None:
+def test_journal_done_removes_only_the_write_that_was_sent() -> None:
     made = journal(HERE)
     made.add(GONE, 0.0)
     made.done(PLACE, HERE)
@@ -74,15 +73,15 @@ def test_what_is_done_is_forgotten_but_not_what_took_its_place_meanwhile() -> No
     made.done(PLACE, GONE)
 
 
-def test_of_who_fell_silent_only_deregistrations_are_sent() -> None:
+def test_journal_lapsed_keeps_only_deregistrations() -> None:
     blue = Deregister(KEY, A.ip, A.port, "blue")
     made = journal(blue, HERE, HEAVY)
     made.lapsed(PLACE)
     assert made.of(PLACE) == (blue,)
 
 
-def test_it_is_bounded_by_the_number_of_writes() -> None:
-    made = journal(HERE, most=2)
+def test_journal_room_is_bounded_by_the_number_of_writes() -> None:
+    made = journal(HERE, max_writes=2)
     assert made.room
     made.add(HEAVY, 0.0)
     assert not made.room
@@ -90,7 +89,7 @@ def test_it_is_bounded_by_the_number_of_writes() -> None:
     assert made.room
 
 
-def test_the_disk_is_told_which_places_changed_and_what_was_read_goes_on_in_order() -> None:
+def test_journal_restore_keeps_the_order_and_marks_nothing_as_changed() -> None:
     made = journal(HERE, Register(KEY, B))
     assert made.changed == {PLACE, (KEY, B.ip, B.port)}
     again = journal()
@@ -101,10 +100,10 @@ def test_the_disk_is_told_which_places_changed_and_what_was_read_goes_on_in_orde
     assert (list(again), again.changed) == (list(made), set())
     again.add(HEAVY, 5.0)
     assert again.get(PLACE) == Waiting((HERE, HEAVY), 3, 5.0)
-    assert repr(again) == "<Journal 3 writes of 2 places>"
+    assert repr(again) == "<Journal 3 writes of 2 instances>"
 
 
-def test_a_place_is_that_of_the_instance() -> None:
+def test_place_of_is_the_key_of_the_instance() -> None:
     assert {place_of(write) for write in (HERE, GONE, HEAVY)} == {PLACE}
 
 
@@ -131,9 +130,7 @@ _writes = st.one_of(
 
 
 @given(st.lists(_instances, max_size=2, unique_by=lambda i: i.ip), st.lists(_writes, max_size=12))
-def test_what_is_sent_brings_the_upstream_where_all_the_writes_would_have(
-    base: list[Instance], writes: list[Local]
-) -> None:
+def test_journal_sends_the_effect_of_all_writes(base: list[Instance], writes: list[Local]) -> None:
     made = journal(*writes)
     shown = sent = snapshot(*base)
     for write in writes:

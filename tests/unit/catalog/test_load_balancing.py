@@ -1,4 +1,4 @@
-"""One instance of many."""
+"""How one instance is chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.load_balancing import Choice, why_empty
+from nacos_proxy.catalog.load_balancing import Candidates, why_empty
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import instance, snapshot
 
@@ -26,69 +26,71 @@ def hosts(weights: list[float]) -> list[Instance]:
 
 
 @given(WEIGHTS)
-def test_weighted_gives_each_its_share_of_all_luck(weights: list[float]) -> None:
-    choice, draws = Choice(hosts(weights)), 2000
-    counts = count(choice.weighted((n + 0.5) / draws) for n in range(draws))
-    for host in choice.hosts:
+def test_candidates_weighted_chooses_in_proportion_to_the_weights(weights: list[float]) -> None:
+    candidates, draws = Candidates(hosts(weights)), 2000
+    counts = count(candidates.weighted((n + 0.5) / draws) for n in range(draws))
+    for host in candidates.hosts:
         assert counts[host.ip] / draws == pytest.approx(host.weight / sum(weights), abs=1.5 / draws)
 
 
 @given(st.integers(1, 9))
-def test_random_gives_all_the_same_share(number: int) -> None:
-    choice = Choice(hosts([float(n + 1) for n in range(number)]))
-    counts = count(choice.random((n + 0.5) / (number * 10)) for n in range(number * 10))
+def test_candidates_random_chooses_every_instance_alike(number: int) -> None:
+    candidates = Candidates(hosts([float(n + 1) for n in range(number)]))
+    counts = count(candidates.random((n + 0.5) / (number * 10)) for n in range(number * 10))
     assert set(counts.values()) == {10}
 
 
 @given(st.floats(0, 1, exclude_max=True), st.text(), WEIGHTS)
-def test_weight_zero_and_disabled_are_never_chosen(luck: float, key: str, weights: list[float]) -> None:
+def test_candidates_exclude_weight_zero_and_disabled_instances(draw: float, key: str, weights: list[float]) -> None:
     usable = hosts(weights)
-    choice = Choice([*usable, instance("10.0.1.1", weight=0.0), instance("10.0.1.2", enabled=False)])
-    for chosen in (choice.weighted(luck), choice.random(luck), choice.after(None), choice.hashed(key)):
+    candidates = Candidates([*usable, instance("10.0.1.1", weight=0.0), instance("10.0.1.2", enabled=False)])
+    for chosen in (candidates.weighted(draw), candidates.random(draw), candidates.after(None), candidates.hashed(key)):
         assert chosen in usable
 
 
-def test_turns_go_round_in_order_and_survive_that_one_goes() -> None:
-    choice = Choice(reversed(hosts([1, 1, 1])))
-    first = choice.after(None)
+def test_candidates_after_goes_round_even_if_the_last_one_is_gone() -> None:
+    candidates = Candidates(reversed(hosts([1, 1, 1])))
+    first = candidates.after(None)
     assert first is not None
     turns = [first]
     for _ in range(5):
-        turns.append(choice.after(turns[-1].key))  # type: ignore[arg-type]
+        turns.append(candidates.after(turns[-1].key))  # type: ignore[arg-type]
     assert [host.ip[-1] for host in turns] == ["0", "1", "2", "0", "1", "2"]
-    gone = Choice(host for host in choice.hosts if host.ip != "10.0.0.1")
-    follower = gone.after(choice.hosts[1].key)
+    gone = Candidates(host for host in candidates.hosts if host.ip != "10.0.0.1")
+    follower = gone.after(candidates.hosts[1].key)
     assert follower is not None and follower.ip == "10.0.0.2"
 
 
 @given(st.integers(2, 8), st.data())
-def test_hash_moves_only_the_keys_of_the_instance_that_goes(number: int, data: st.DataObject) -> None:
+def test_candidates_hashed_moves_only_the_keys_of_a_removed_instance(number: int, data: st.DataObject) -> None:
     before = hosts([float(data.draw(st.integers(1, 5))) for _ in range(number)])
     gone = data.draw(st.sampled_from(before))
-    choice, rest = Choice(before), Choice(host for host in before if host is not gone)
+    candidates, rest = Candidates(before), Candidates(host for host in before if host is not gone)
     for key in KEYS[:100]:
-        chosen = choice.hashed(key)
+        chosen = candidates.hashed(key)
         if chosen is not gone:
             assert rest.hashed(key) == chosen
 
 
-def test_hash_gives_each_instance_its_share_of_keys() -> None:
-    choice = Choice(hosts([1.0, 3.0]))
-    counts = count(choice.hashed(f"user-{n}") for n in range(4000))
+def test_candidates_hashed_gives_keys_in_proportion_to_the_weights() -> None:
+    candidates = Candidates(hosts([1.0, 3.0]))
+    counts = count(candidates.hashed(f"user-{n}") for n in range(4000))
     assert counts["10.0.0.1"] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
-def test_hash_is_the_same_everywhere_and_does_not_look_at_health_or_cluster() -> None:
-    chosen = Choice(hosts([1, 1, 1])).hashed("user-1")
+def test_candidates_hashed_is_stable_and_ignores_health_and_cluster() -> None:
+    chosen = Candidates(hosts([1, 1, 1])).hashed("user-1")
     assert chosen is not None and chosen.ip == "10.0.0.1"
-    moved = Choice(instance(h.ip, cluster="c", metadata={"a": "1"}) for h in hosts([1, 1, 1]))
+    moved = Candidates(instance(h.ip, cluster="c", metadata={"a": "1"}) for h in hosts([1, 1, 1]))
     again = moved.hashed("user-1")
     assert again is not None and again.ip == chosen.ip
 
 
-def test_from_nothing_nothing_is_chosen() -> None:
-    choice = Choice([])
-    assert (choice.weighted(0.5), choice.random(0.5), choice.after(None), choice.hashed("a")) == (None,) * 4
+def test_candidates_choose_nothing_from_nothing() -> None:
+    candidates = Candidates([])
+    assert (candidates.weighted(0.5), candidates.random(0.5), candidates.after(None), candidates.hashed("a")) == (
+        None,
+    ) * 4
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_from_nothing_nothing_is_chosen() -> None:
         ([instance()], "", True, ""),
     ],
 )
-def test_an_empty_choice_has_its_reason(
+def test_why_empty_names_the_reason(
     given_hosts: list[Instance], clusters: str, healthy_only: bool, reason: str
 ) -> None:
     wanted = frozenset(part for part in clusters.split(",") if part)

@@ -36,7 +36,7 @@ X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 
 
 def pending(*writes: Write[Any], since: float = 100.0) -> tuple[Pending, ...]:
-    """What is pending after these writes, a moment apart, the first at `since`."""
+    """What is pending after these writes, at short intervals from `since`."""
     found: tuple[Pending, ...] = ()
     for number, write in enumerate(writes):
         found = add(found, write, since + number / 100)
@@ -62,7 +62,7 @@ def beat(full: Any = None) -> Beat:
 # until the upstream lists it
 
 
-def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() -> None:
+def test_drop_confirmed_keeps_unsent_writes() -> None:
     some = add(pending(deregister(Y)), register(), UNHEARD)
     for listed in (NOTHING, snapshot(X)):
         assert [p.write for p in drop_confirmed(some, listed, 1e9, POLICY)] == [register()]
@@ -79,47 +79,47 @@ def test_what_the_upstream_has_not_heard_of_is_neither_settled_nor_given_up() ->
     ],
     ids=["register", "deregister", "update", "full beat", "beat"],
 )
-def test_a_refresh_with_the_old_list_does_not_bring_it_back(write: Any, old: Snapshot, new: Snapshot) -> None:
+def test_drop_confirmed_keeps_a_write_against_an_old_list(write: Any, old: Snapshot, new: Snapshot) -> None:
     waiting = pending(write)
     for asked in (99.5, 100.0, 100.6, 101.9, 102.9):
         waiting = drop_confirmed(waiting, old, asked, POLICY)
         assert apply_pending(old, waiting) == new
 
 
-def test_a_write_is_settled_by_a_list_that_agrees_and_is_young_enough() -> None:
+def test_drop_confirmed_drops_a_write_that_a_new_enough_list_shows() -> None:
     assert drop_confirmed(pending(register()), snapshot(X), 101.0, POLICY) == ()
 
 
-def test_a_list_that_agrees_by_chance_settles_nothing() -> None:
-    """Registered, deregistered: a list from before both looks like one from after both; one from between may follow."""
+def test_drop_confirmed_keeps_writes_if_an_old_list_agrees_by_chance() -> None:
+    """A list from before a registration and a deregistration looks like one from after both."""
     waiting = pending(register(), deregister())
     waiting = drop_confirmed(waiting, NOTHING, 100.2, POLICY)
     assert apply_pending(snapshot(X), drop_confirmed(waiting, snapshot(X), 100.7, POLICY)) == NOTHING
 
 
-def test_what_the_upstream_never_lists_is_given_up_after_the_grace() -> None:
+def test_drop_confirmed_gives_up_a_write_after_the_grace() -> None:
     waiting = pending(register())
     assert drop_confirmed(waiting, NOTHING, 102.99, POLICY) == waiting
     assert drop_confirmed(waiting, NOTHING, 103.0, POLICY) == ()
 
 
-def test_a_list_that_took_long_is_as_old_as_its_question() -> None:
-    """Asked at once after the write and answered after the grace: it still tells of the time before."""
+def test_drop_confirmed_counts_from_when_the_list_was_asked_for() -> None:
+    """It was asked for at once after the write and came after the grace, so it may show an older state."""
     waiting = pending(register())
     assert apply_pending(NOTHING, drop_confirmed(waiting, NOTHING, 100.1, POLICY)) == snapshot(X)
 
 
-def test_the_upstream_may_change_what_was_settled() -> None:
+def test_drop_confirmed_lets_the_upstream_change_a_confirmed_write() -> None:
     waiting = drop_confirmed(pending(register()), snapshot(X), 101.0, POLICY)
     assert apply_pending(NOTHING, drop_confirmed(waiting, NOTHING, 101.5, POLICY)) == NOTHING
 
 
-def test_writes_that_agree_only_together_are_settled_together() -> None:
+def test_drop_confirmed_drops_writes_that_agree_only_together() -> None:
     waiting = pending(register(instance(X.ip, weight=1.0)), update(weight=5.0))
     assert drop_confirmed(waiting, snapshot(instance(X.ip, weight=5.0)), 101.5, POLICY) == ()
 
 
-def test_one_of_two_writes_is_settled_while_the_other_waits() -> None:
+def test_drop_confirmed_drops_one_of_two_writes() -> None:
     waiting = pending(register(X), register(Y))
     (left,) = drop_confirmed(waiting, snapshot(X), 101.5, POLICY)
     assert left.write == register(Y)
@@ -145,7 +145,7 @@ def test_one_of_two_writes_is_settled_while_the_other_waits() -> None:
         ),
     ],
 )
-def test_a_later_write_takes_the_place_of_what_it_makes_meaningless(writes: Any, left: Any) -> None:
+def test_add_replaces_superseded_writes(writes: Any, left: Any) -> None:
     assert tuple(p.write for p in pending(*writes)) == left
 
 
@@ -168,16 +168,16 @@ def test_a_later_write_takes_the_place_of_what_it_makes_meaningless(writes: Any,
         (BatchMetadata(KEY, (), {"a": "1"}), BatchMetadata(KEY, (X.key,), {"a": "2"})),
     ],
 )
-def test_writes_that_both_mean_something_are_both_kept_in_order(writes: Any) -> None:
+def test_add_keeps_writes_that_both_matter_in_order(writes: Any) -> None:
     assert tuple(p.write for p in pending(*writes)) == writes
 
 
-def test_a_second_full_beat_does_not_undo_what_was_modified_since_the_first() -> None:
+def test_add_of_a_second_full_beat_keeps_modifications_since_the_first() -> None:
     waiting = pending(beat(X), update(weight=5.0), beat(X))
     assert apply_pending(NOTHING, waiting) == snapshot(instance(X.ip, weight=5.0))
 
 
-def test_a_light_beat_does_not_forget_the_full_one_that_registered() -> None:
+def test_add_of_a_light_beat_keeps_the_full_one() -> None:
     assert apply_pending(NOTHING, pending(beat(X), beat())) == snapshot(X)
 
 
@@ -207,13 +207,13 @@ bases = st.lists(instances, max_size=2).map(lambda found: snapshot(*found))
 
 
 @given(bases, st.lists(writes, max_size=200))
-def test_the_number_of_pending_writes_is_bounded_by_the_places_they_are_about(base: Any, made: list[Any]) -> None:
+def test_add_bounds_the_number_by_the_addresses(base: Any, made: list[Any]) -> None:
     assert len(pending(*made)) <= 2 * 16
 
 
 @given(bases, st.lists(writes.filter(lambda w: not isinstance(w, Update) or w.metadata is None), max_size=8))
-def test_leaving_out_what_is_meaningless_changes_nothing(base: Any, made: list[Any]) -> None:
-    """Metadata aside: an update may drop what an earlier one named, which only the server knows."""
+def test_add_drops_only_writes_without_effect(base: Any, made: list[Any]) -> None:
+    """Except for metadata: an update may drop what an earlier one named, which only the server knows."""
     whole = base
     for write in made:
         whole = apply(whole, write)
@@ -221,7 +221,7 @@ def test_leaving_out_what_is_meaningless_changes_nothing(base: Any, made: list[A
 
 
 @given(bases, st.lists(writes, max_size=8), st.floats(90, 110))
-def test_what_is_pending_ends_at_the_grace_and_never_comes_back(base: Any, made: list[Any], asked: float) -> None:
+def test_drop_confirmed_ends_every_write_at_the_grace(base: Any, made: list[Any], asked: float) -> None:
     before = pending(*made)
     after = drop_confirmed(before, base, asked, POLICY)
     assert set(map(id, after)) <= set(map(id, before))
@@ -232,13 +232,13 @@ def test_what_is_pending_ends_at_the_grace_and_never_comes_back(base: Any, made:
 # lists that shrink
 
 
-def test_deregistrations_of_ours_explain_a_list_that_shrank() -> None:
+def test_explained_by_deregistrations_from_here() -> None:
     assert explained(pending(deregister(X)), snapshot(X, Y), snapshot(Y), 0.0)
     assert explained(pending(deregister(X), deregister(Y)), snapshot(X, Y), NOTHING, 0.0)
     assert explained((), snapshot(X), snapshot(X), 0.0)
 
 
-def test_an_instance_that_nobody_deregistered_here_is_not_explained() -> None:
+def test_explained_is_false_for_an_instance_that_was_not_deregistered_here() -> None:
     assert not explained(pending(deregister(X)), snapshot(X, Y), NOTHING, 0.0)
     assert not explained(pending(register(Y)), snapshot(Y), NOTHING, 0.0)
     assert not explained((), snapshot(X), NOTHING, 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Registration, Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registration, Registrations
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -23,8 +23,8 @@ X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 FAST = {"preserved.heart.beat.timeout": "3000", "preserved.ip.delete.timeout": "6000"}
 
 
-def ledger(*registered: Instance, most: int = 100, now: float = 100.0) -> Registrations:
-    found = Registrations(RegistrationsPolicy(most))
+def ledger(*registered: Instance, max_registrations: int = 100, now: float = 100.0) -> Registrations:
+    found = Registrations(max_registrations)
     for one in registered:
         assert found.wrote(Register(KEY, one), now)
     return found
@@ -43,27 +43,27 @@ def beat(one: Instance = X, full: Instance | None = None) -> Beat:
 # what is remembered
 
 
-def test_a_registration_is_remembered_with_all_its_data() -> None:
+def test_registrations_wrote_remembers_all_data_of_an_instance() -> None:
     one = instance(weight=2.0, metadata={"a": "1"}, cluster="c1", enabled=False)
     found = ledger(one)
     assert (known(found).instance, known(found).heard, known(found).beaten) == (one, 100.0, False)
     assert (len(found), found.count(KEY), found.count(OTHER)) == (1, 1, 0)
 
 
-def test_registering_the_same_again_is_a_sign_of_life_and_no_change() -> None:
+def test_registrations_wrote_again_is_a_sign_of_life_and_no_change() -> None:
     found = ledger(X)
     assert not found.wrote(Register(KEY, X), 110.0)
     assert (known(found).heard, found.count(KEY)) == (110.0, 1)
 
 
-def test_registering_anew_replaces_the_data_even_in_another_cluster() -> None:
-    """On 2.x ip and port are the instance; the proxy remembers the one that the client named last."""
+def test_registrations_wrote_replaces_the_data_even_in_another_cluster() -> None:
+    """On 2.x ip and port identify an instance; the proxy remembers the last one."""
     found = ledger(X)
     assert found.wrote(Register(KEY, instance(cluster="c1", weight=2.0)), 110.0)
     assert (known(found).instance, len(found)) == (instance(cluster="c1", weight=2.0), 1)
 
 
-def test_what_is_deregistered_is_forgotten() -> None:
+def test_registrations_wrote_forgets_what_is_deregistered() -> None:
     found = ledger(X, Y)
     assert found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
     assert not found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
@@ -72,14 +72,14 @@ def test_what_is_deregistered_is_forgotten() -> None:
     assert found.count(KEY) == 0
 
 
-def test_what_was_modified_is_registered_again_as_it_was_modified() -> None:
+def test_registrations_wrote_applies_updates() -> None:
     found = ledger(instance(metadata={"a": "1"}, cluster="c1"))
     assert found.wrote(Update(KEY, X.ip, X.port, weight=5.0, enabled=False, metadata={"b": "2"}), 101.0)
     assert known(found).instance == instance(cluster="c1", weight=5.0, enabled=False, metadata={"a": "1", "b": "2"})
     assert known(found).heard == 100.0
 
 
-def test_an_update_that_changes_nothing_or_nobody_known_is_no_change() -> None:
+def test_registrations_wrote_of_an_update_without_effect_is_no_change() -> None:
     found = ledger(X)
     assert not found.wrote(Update(KEY, X.ip, X.port), 101.0)
     assert not found.wrote(Update(KEY, Y.ip, Y.port, weight=2.0), 101.0)
@@ -89,20 +89,20 @@ def test_an_update_that_changes_nothing_or_nobody_known_is_no_change() -> None:
 # beats
 
 
-def test_a_beat_is_a_sign_of_life_and_tells_that_the_client_beats() -> None:
+def test_registrations_wrote_of_a_beat_is_a_sign_of_life() -> None:
     found = ledger(X)
     assert not found.wrote(beat(), 105.0)
     assert (known(found).heard, known(found).beaten) == (105.0, True)
 
 
-def test_a_full_beat_does_not_change_what_is_known() -> None:
+def test_registrations_wrote_of_a_full_beat_does_not_change_a_known_instance() -> None:
     """nacos-http.md 2.7: weight and metadata of a beat are not applied to a known instance."""
     found = ledger(X)
     found.wrote(beat(full=instance(weight=9.0)), 105.0)
     assert known(found).instance == X
 
 
-def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_not() -> None:
+def test_registrations_wrote_of_a_full_beat_registers_an_unknown_instance() -> None:
     found = ledger()
     assert not found.wrote(beat(), 100.0)
     assert len(found) == 0
@@ -113,7 +113,7 @@ def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_not() 
 # the end
 
 
-def test_who_falls_silent_turns_unhealthy_and_is_then_forgotten() -> None:
+def test_registrations_expire_removes_silent_instances_after_they_are_unhealthy() -> None:
     found = ledger(X)
     one = known(found)
     assert [one.healthy(now) for now in (114.9, 115.0)] == [True, False]
@@ -122,8 +122,8 @@ def test_who_falls_silent_turns_unhealthy_and_is_then_forgotten() -> None:
     assert (len(found), found.count(KEY), found.expire(1e9)) == (0, 0, [])
 
 
-def test_a_gap_in_our_own_time_is_no_silence() -> None:
-    """Who was heard right after it, before anybody noticed the gap, was not heard in the future."""
+def test_registrations_shift_does_not_count_a_standstill_as_silence() -> None:
+    """An instance that beat before the gap was noticed does not get a time in the future."""
     some = ledger(X, Y)
     some.wrote(beat(Y), 170)
     some.shift(60, 171)
@@ -134,12 +134,12 @@ def test_a_gap_in_our_own_time_is_no_silence() -> None:
     assert [r.instance for r in some.expire(190)] == [X]
 
 
-def test_there_is_room_up_to_the_bound() -> None:
-    assert ledger(X, most=2).room
-    assert not ledger(X, Y, most=2).room
+def test_registrations_room_ends_at_the_maximum() -> None:
+    assert ledger(X, max_registrations=2).room
+    assert not ledger(X, Y, max_registrations=2).room
 
 
-def test_who_leaves_without_an_answer_is_remembered_as_such_until_it_is_heard_again() -> None:
+def test_registration_left_is_reset_by_the_next_sign_of_life() -> None:
     some = ledger(X)
     known(some).left = True
     some.wrote(beat(), 101)
@@ -149,7 +149,7 @@ def test_who_leaves_without_an_answer_is_remembered_as_such_until_it_is_heard_ag
     assert not known(some).left
 
 
-def test_who_beats_stays() -> None:
+def test_registrations_expire_keeps_instances_that_beat() -> None:
     found = ledger(X)
     for now in range(105, 1000, 5):
         found.wrote(beat(), float(now))
@@ -157,13 +157,13 @@ def test_who_beats_stays() -> None:
     assert len(found.expire(995.0 + 30.0)) == 1
 
 
-def test_the_times_are_those_of_the_metadata() -> None:
+def test_registrations_expire_after_the_times_in_the_metadata() -> None:
     found = ledger(X, instance(Y.ip, metadata=FAST))
     assert not known(found, Y).healthy(103.0)
     assert [r.instance.ip for r in found.expire(106.0)] == [Y.ip]
 
 
-def test_a_shorter_time_given_later_counts_at_once() -> None:
+def test_registrations_expire_honours_a_shorter_time_that_came_later() -> None:
     found = ledger(X, Y)
     assert found.expire(101.0) == []
     found.wrote(Update(KEY, X.ip, X.port, metadata=FAST), 101.0)
@@ -172,7 +172,7 @@ def test_a_shorter_time_given_later_counts_at_once() -> None:
     assert [r.instance.ip for r in found.expire(108.0)] == [Y.ip]
 
 
-def test_persistent_instances_never_lapse() -> None:
+def test_registrations_expire_never_removes_persistent_instances() -> None:
     found = ledger(instance(ephemeral=False))
     assert found.expire(1e9) == []
     assert known(found).healthy(1e9) and known(found).alive(1e9)
@@ -185,8 +185,8 @@ steps = st.lists(
 
 
 @given(steps)
-def test_looking_seldom_finds_the_same_as_looking_at_all(made: list[tuple[str, int, int]]) -> None:
-    """`lapse` skips its look while none can have lapsed; that must never hide one."""
+def test_registrations_expire_misses_none_by_its_shortcut(made: list[tuple[str, int, int]]) -> None:
+    """`expire` returns at once while none can have expired, which must not hide any."""
     found, now = ledger(), 100.0
     for what, number, passed in made:
         now += passed
@@ -207,8 +207,8 @@ def test_looking_seldom_finds_the_same_as_looking_at_all(made: list[tuple[str, i
 # bounds
 
 
-def test_beyond_its_bound_it_remembers_no_more_and_says_so() -> None:
-    found = ledger(X, most=1)
+def test_registrations_wrote_beyond_the_maximum_is_not_remembered() -> None:
+    found = ledger(X, max_registrations=1)
     assert not found.full
     assert not found.wrote(Register(KEY, Y), 100.0)
     assert not found.wrote(beat(Y, full=Y), 100.0)
@@ -216,8 +216,8 @@ def test_beyond_its_bound_it_remembers_no_more_and_says_so() -> None:
     assert found.wrote(Register(KEY, instance(X.ip, weight=3.0)), 100.0), "a known one is still followed"
 
 
-def test_room_that_is_made_is_used() -> None:
-    found = ledger(X, most=1)
+def test_registrations_wrote_uses_room_that_was_made() -> None:
+    found = ledger(X, max_registrations=1)
     found.wrote(Register(KEY, Y), 100.0)
     found.wrote(Deregister(KEY, X.ip, X.port), 100.0)
     assert not found.full
@@ -227,7 +227,7 @@ def test_room_that_is_made_is_used() -> None:
 # after a start
 
 
-def test_what_is_read_from_disk_counts_as_it_was_written() -> None:
+def test_registrations_restore_keeps_all_fields() -> None:
     found, managed = ledger(), {"check": {"ttl": "30s"}}
     found.restore(Registration(KEY, X, heard=90.0, beaten=True))
     found.restore(Registration(KEY, Y, heard=90.0, managed=managed))
@@ -237,8 +237,8 @@ def test_what_is_read_from_disk_counts_as_it_was_written() -> None:
     assert [r.instance for r in found.expire(120.0)] == [X]
 
 
-def test_a_managed_one_is_its_keepers_until_it_lets_go() -> None:
-    """Its check may fail for long while it is to stay listed as unhealthy."""
+def test_registrations_expire_leaves_managed_ones_to_their_health_checker() -> None:
+    """Its check may fail for long while it stays listed as unhealthy."""
     found = ledger(X)
     known(found).managed = {"check": {"ttl": "30s"}}
     assert found.expire(1000.0) == []
@@ -246,26 +246,26 @@ def test_a_managed_one_is_its_keepers_until_it_lets_go() -> None:
     assert len(found.expire(1001.0)) == 1
 
 
-def test_what_was_heard_since_the_start_is_not_replaced_from_disk() -> None:
+def test_registrations_restore_never_replaces_a_newer_registration() -> None:
     found = ledger(instance(weight=7.0))
     found.restore(Registration(KEY, X, heard=90.0))
     assert (known(found).instance.weight, known(found).heard, found.count(KEY)) == (7.0, 100.0, 1)
 
 
-def test_what_is_read_from_disk_keeps_the_bound() -> None:
-    found = ledger(X, most=1)
+def test_registrations_restore_keeps_the_bound() -> None:
+    found = ledger(X, max_registrations=1)
     found.restore(Registration(OTHER, Y, heard=90.0))
     assert (len(found), found.full, found.count(OTHER)) == (1, True, 0)
 
 
-def test_a_client_that_was_silent_while_the_proxy_was_away_for_long_has_lapsed() -> None:
+def test_registrations_restore_of_a_long_silent_client_expires() -> None:
     found = ledger()
     found.restore(Registration(KEY, X, heard=-math.inf))
     assert len(found.expire(0.0)) == 1
 
 
-def test_it_can_be_changed_while_it_is_walked() -> None:
+def test_registrations_may_change_while_iterated() -> None:
     found: Any = ledger(X, Y)
     for registration in found:
         found.wrote(Deregister(KEY, registration.instance.ip, registration.instance.port), 100.0)
-    assert repr(found) == "<Ledger 0 registrations of 0 services>"
+    assert repr(found) == "<Registrations 0 instances of 0 services>"

@@ -1,4 +1,4 @@
-"""The bookkeeping of UDP push: subscriptions lapse, datagrams are repeated once, strangers acknowledge nothing."""
+"""UDP push: subscriptions expire, datagrams are repeated once, and only their receiver acknowledges them."""
 
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.model.services import ServiceKey
@@ -12,7 +12,7 @@ def pushes(**policy: float) -> Pushes:
     return Pushes(PushesPolicy(lapse=60, again=10, **policy))
 
 
-def test_a_subscription_lives_from_the_last_list() -> None:
+def test_pushes_lapse_counts_from_the_last_list_call() -> None:
     book = pushes()
     assert book.listed(KEY, HERE, "", "agent", "", now=0)
     assert not book.listed(KEY, HERE, "", "agent", "", now=50)
@@ -22,7 +22,7 @@ def test_a_subscription_lives_from_the_last_list() -> None:
     assert len(book) == 0
 
 
-def test_a_gap_in_our_own_time_is_no_silence() -> None:
+def test_pushes_shift_does_not_count_a_standstill_as_silence() -> None:
     book = pushes()
     book.listed(KEY, HERE, "", "agent", "", now=0)
     book.shift(100, now=120)
@@ -33,8 +33,8 @@ def test_a_gap_in_our_own_time_is_no_silence() -> None:
     assert [s.seen for s in book] == [161], "not later than now"
 
 
-def test_each_clusters_that_one_socket_lists_has_a_subscription_of_its_own() -> None:
-    """An SDK has one socket for all its callers, and they list one service with other clusters each."""
+def test_pushes_listed_makes_a_subscription_for_each_set_of_clusters() -> None:
+    """An SDK has one socket for all its callers, each of which may list a service with other clusters."""
     book = pushes()
     assert book.listed(KEY, HERE, "a", "agent", "", now=0)
     assert book.listed(KEY, HERE, "a,b", "agent", "", now=1)
@@ -44,7 +44,7 @@ def test_each_clusters_that_one_socket_lists_has_a_subscription_of_its_own() -> 
     assert ([s.clusters for s in book.of(KEY, now=61)], len(book)) == (["a"], 1)
 
 
-def test_a_datagram_without_an_acknowledgement_is_sent_once_more_and_then_given_up() -> None:
+def test_pushes_again_repeats_an_unacknowledged_datagram_once() -> None:
     book = pushes()
     book.listed(KEY, HERE, "", "agent", "", now=0)
     (subscription,) = book.of(KEY, now=0)
@@ -56,7 +56,7 @@ def test_a_datagram_without_an_acknowledgement_is_sent_once_more_and_then_given_
     assert book.given_up == 1
 
 
-def test_an_acknowledgement_ends_the_repeating() -> None:
+def test_pushes_acked_ends_the_repeating() -> None:
     book = pushes()
     book.listed(KEY, HERE, "", "agent", "", now=0)
     (subscription,) = book.of(KEY, now=0)
@@ -67,7 +67,7 @@ def test_an_acknowledgement_ends_the_repeating() -> None:
     assert (book.acknowledged, book.given_up) == (1, 0)
 
 
-def test_a_newer_datagram_takes_the_place_of_an_older_one() -> None:
+def test_pushes_sent_replaces_an_older_datagram() -> None:
     book = pushes()
     book.listed(KEY, HERE, "", "agent", "", now=0)
     (subscription,) = book.of(KEY, now=0)
@@ -76,7 +76,7 @@ def test_a_newer_datagram_takes_the_place_of_an_older_one() -> None:
     assert [s.packet for s in book.again(now=20)] == [b"new"]
 
 
-def test_a_newer_datagram_takes_no_place_of_another_subscription() -> None:
+def test_pushes_sent_keeps_datagrams_of_other_subscriptions() -> None:
     book = pushes()
     first, second = (book.listed(KEY, HERE, clusters, "agent", "", now=0) for clusters in ("a", "b"))
     assert first is not None and second is not None
@@ -86,7 +86,7 @@ def test_a_newer_datagram_takes_no_place_of_another_subscription() -> None:
     assert [s.packet for s in book.again(now=20)] == [b"second", b"newer"]
 
 
-def test_the_number_of_subscriptions_is_bounded() -> None:
+def test_pushes_listed_bounds_the_number_of_subscriptions() -> None:
     book = Pushes(PushesPolicy(max_subscriptions=4))
     new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
     assert [subscription is not None for subscription in new] == [True, True, False, False]
@@ -95,7 +95,7 @@ def test_the_number_of_subscriptions_is_bounded() -> None:
     assert len(book) == 4
 
 
-def test_one_client_leaves_subscriptions_to_others_and_gets_its_own_back() -> None:
+def test_pushes_listed_leaves_room_for_other_clients() -> None:
     book = Pushes(PushesPolicy(max_subscriptions=100))
     evil = [book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0) for port in range(1000)]
     assert sum(subscription is not None for subscription in evil) == 50
@@ -105,14 +105,14 @@ def test_one_client_leaves_subscriptions_to_others_and_gets_its_own_back() -> No
     assert all(book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=60) for port in range(20))
 
 
-def test_one_socket_has_a_bound_of_its_own() -> None:
+def test_pushes_listed_bounds_the_subscriptions_of_a_socket() -> None:
     book = Pushes(PushesPolicy(per_socket=3))
     new = [book.listed(ServiceKey.of(f"s{n}"), HERE, "", "a", "", now=0) for n in range(5)]
     assert [subscription is not None for subscription in new] == [True, True, True, False, False]
     assert book.listed(KEY, ("127.0.0.1", 5001), "", "a", "", now=0)
 
 
-def test_what_a_client_says_of_itself_is_kept_in_part_and_long_clusters_not_at_all() -> None:
+def test_pushes_listed_shortens_names_and_refuses_long_clusters() -> None:
     book = pushes()
     known = book.listed(KEY, HERE, "", "a" * 9999, "b" * 9999, now=0)
     assert known is not None and (len(known.agent), len(known.app)) == (200, 200)
@@ -121,7 +121,7 @@ def test_what_a_client_says_of_itself_is_kept_in_part_and_long_clusters_not_at_a
     assert book.listed(KEY, HERE, "c" * 1001, "a", "", now=0) is None
 
 
-def test_datagrams_that_wait_are_bounded_in_bytes_and_one_client_leaves_room_to_others() -> None:
+def test_pushes_sent_bounds_the_bytes_that_wait() -> None:
     book = pushes(waiting=40_000)
     for number in range(1, 101):
         client = "10.0.0.1" if number <= 90 else "10.0.0.2"
@@ -137,16 +137,16 @@ def test_datagrams_that_wait_are_bounded_in_bytes_and_one_client_leaves_room_to_
     assert book.acked(9999, ("10.0.0.1", 0)), "what was acknowledged leaves its room"
 
 
-def test_only_so_many_are_sent_once_more_at_once() -> None:
+def test_pushes_again_honours_its_limit() -> None:
     book = pushes()
     for number in range(1, 11):
         subscription = book.listed(KEY, ("127.0.0.1", number), "", "a", "", now=0)
         assert subscription is not None
         book.sent(number, subscription, b"x", now=0)
-    assert [len(book.again(now=10, most=4)) for _ in range(4)] == [4, 4, 2, 0]
+    assert [len(book.again(now=10, limit=4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
-def test_who_is_to_hear_takes_turns_by_client_and_hears_of_the_last_change_alone() -> None:
+def test_pushes_next_takes_turns_by_client_and_gives_only_the_last_state() -> None:
     book, other = pushes(), ServiceKey.of("other")
     for port in range(50):
         book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0)
@@ -168,7 +168,7 @@ def test_who_is_to_hear_takes_turns_by_client_and_hears_of_the_last_change_alone
     assert ("127.0.0.1", "other") in heard[:3]
 
 
-def test_a_change_without_subscribers_queues_nothing() -> None:
+def test_pushes_changed_without_subscribers_queues_nothing() -> None:
     book = pushes()
     book.changed(snapshot(instance()), now=0)
     assert (book.behind, book.next()) == (0, None)

@@ -18,7 +18,7 @@ from nacos_proxy.catalog.freshness import (
     cache_headers,
 )
 from nacos_proxy.catalog.hub import Filter, Notice
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.core.agent import AgentPolicy, Written
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
@@ -527,7 +527,7 @@ async def test_a_write_that_the_upstream_accepted_is_answered_whatever_fails_her
             raise RuntimeError("a bug")
 
     await world.read()
-    world.agent.catalog = replace(world.agent.catalog, registrations=Failing(RegistrationsPolicy()))
+    world.agent.catalog = replace(world.agent.catalog, registrations=Failing())
     assert (await world.agent.write(Register(KEY, C))).how == "upstream"
     assert world.agent.supervisor.failing == {"write": "RuntimeError: a bug"}
 

@@ -483,4 +483,4 @@ async def test_what_it_was_told_while_it_was_being_sent_is_sent_behind_it(world:
 async def test_a_beat_of_nobody_is_answered_as_the_upstream_does(world: World) -> None:
     assert (await world.agent.write(Beat(KEY, "10.0.0.9", 80))).result.code == BEAT_NOT_FOUND
     await settle()
-    assert repr(world.outage) == "<Outage <Journal 0 writes of 0 places>, 0 silent>"
+    assert repr(world.outage) == "<Outage <Journal 0 writes of 0 instances>, 0 silent>"

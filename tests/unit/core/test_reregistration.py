@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.core.reregistration import LOOKED_UP, Reregistration
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
@@ -38,7 +38,7 @@ class World:
     def __init__(self) -> None:
         self.shelf = Shelf()
         self.registry = ScriptedRegistry(self.shelf)
-        self.ledger = Registrations(RegistrationsPolicy())
+        self.ledger = Registrations()
         self.clock = FakeClock()
         self.back: list[Register] = []
         self.healing = Reregistration(self.ledger, self.registry, self.back.append, self.clock, Supervisor(self.clock))

@@ -39,10 +39,10 @@ async def test_what_cannot_be_fetched_has_no_snapshot_and_is_watched_all_the_sam
     other = key("other")
     mailbox, start = await world.watching.watch(Filter(frozenset({KEY, other})), lambda: None, "")
     assert [s.instances for s in start] == [(A,)]
-    assert world.cache.watched(other, 0)
+    assert other in world.cache.watched_keys()
     assert world.watching.unwatch(mailbox) is True
     assert world.watching.unwatch(mailbox) is False
-    assert not world.cache.watched(other, 0)
+    assert other not in world.cache.watched_keys()
 
 
 REFUSED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)

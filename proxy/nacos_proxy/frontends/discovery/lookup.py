@@ -16,7 +16,7 @@ from cachetools import LRUCache
 from starlette.requests import Request
 
 from nacos_proxy.catalog.freshness import CacheResult, cache_headers
-from nacos_proxy.catalog.load_balancing import STRATEGIES, Choice, why_empty
+from nacos_proxy.catalog.load_balancing import STRATEGIES, Candidates, why_empty
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable, to_query
 from nacos_proxy.frontends.rest import documents as docs
@@ -73,7 +73,7 @@ class Draws:
     """The choices of one view of one snapshot, and the bytes of each. `size`: of all that, in bytes, at the most."""
 
     def __init__(self, snapshot: Snapshot, view: View, as_text: bool) -> None:
-        self.choice = Choice(view.of(snapshot).hosts)
+        self.choice = Candidates(view.of(snapshot).hosts)
         self.size = (
             1000 + len(view.clusters) + sum(_HOST + (0 if as_text else _told(host)) for host in self.choice.hosts)
         )

@@ -333,7 +333,7 @@ class _Reader:
         while data := self._some(self._channel, self._mailbox):
             if not self._channel.write(data):
                 return
-        self._mailbox.direct_sink = self._send
+        self._mailbox.attach(self._send)
 
     def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
         """The next of what waits, in whole events; b"" where nothing does."""
@@ -360,7 +360,7 @@ class _Reader:
             if for_event is not event or for_view is not view or frame is not channel.frame:
                 data = self._api.encoded(event, view, channel.frame)
             if data and not channel.write(data) and self._mailbox is not None:
-                self._mailbox.direct_sink = None
+                self._mailbox.detach()
         except Exception as error:
             self._api.agent.supervisor.failed("event stream", error)
             self.end()
@@ -369,11 +369,11 @@ class _Reader:
     def _write(self, data: bytes) -> None:
         assert self._channel is not None and self._mailbox is not None
         if data and not self._channel.write(data):
-            self._mailbox.direct_sink = None
+            self._mailbox.detach()
 
     def beat(self) -> None:
         """A sign of life, unless it is clear that the reader is slow."""
-        if self._channel is not None and self._mailbox is not None and self._mailbox.direct_sink is not None:
+        if self._channel is not None and self._mailbox is not None and self._mailbox.sink is not None:
             self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
@@ -401,7 +401,7 @@ class _Reader:
         if self._slot >= 0:
             self._api.drop(self, self._slot)
         if self._mailbox is not None:
-            self._mailbox.direct_sink = None
+            self._mailbox.detach()
             self._api.agent.unwatch(self._mailbox)
             if self.interest.everything is not None:
                 self._api.forget(*self.interest.everything)

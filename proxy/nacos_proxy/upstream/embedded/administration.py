@@ -1,7 +1,4 @@
-"""What the embedded registry tells of itself: switches, metrics, state, namespaces, and who registered what.
-
-Not for: instances and services (`embedded`), what a switch takes (`switches`).
-"""
+"""The administrative calls of the embedded registry: switches, metrics, state, namespaces, clients."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.runtime import Clock, in_turns
-from nacos_proxy.upstream.embedded.state import InstanceAddress, Registered, Service
-from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, turned
+from nacos_proxy.upstream.embedded.state import Address, Registered, Service
+from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, with_switch
 from nacos_proxy.wire.nacos.administration import (
     Client,
     Clients,
@@ -33,14 +30,14 @@ from nacos_proxy.wire.nacos.administration import (
     SetSwitch,
 )
 
-AT_ONCE = 100  # services that are looked at before others have their turn; one may have many instances
+BATCH = 100  # services that are read before other tasks get a turn; one may have many instances
 
 
 class Administration:
-    """Reads the registry's services; the switches are its own. `handlers` take a call and the moment.
+    """Reads the registry's services, and owns the switches. `handlers` and `slow` take a call and the time.
 
-    Of the switches, `clientBeatInterval`, `lightBeatEnabled` and `check` (no instance expires) are obeyed here; the
-    others are kept and shown.
+    Only the switches `clientBeatInterval`, `lightBeatEnabled` and `check` (off: no instance expires) have an effect;
+    the others are stored and shown.
     """
 
     def __init__(self, services: Mapping[ServiceKey, Service], clock: Clock) -> None:
@@ -64,23 +61,23 @@ class Administration:
     def checking(self) -> bool:
         return bool(self.switches["healthCheckEnabled"])
 
-    def beaten(self, service: Service | None = None, known: Registered | None = None) -> BeatResult:
-        """What a beat is told."""
+    def beat_result(self, service: Service | None = None, known: Registered | None = None) -> BeatResult:
+        """The answer to a beat."""
         interval = self.switches["clientBeatInterval"] or DEFAULT_BEAT_INTERVAL
         if service is not None and known is not None:
             interval = service.interval(known, interval)
         return BeatResult(interval=interval, light=self.switches["lightBeatEnabled"])
 
     def _set_switch(self, call: SetSwitch, now: float) -> None:
-        self.switches = turned(self.switches, call.entry, call.value)
+        self.switches = with_switch(self.switches, call.entry, call.value)
 
     async def _metrics(self, call: Metrics, now: float) -> Mapping[str, Any]:
         if call.only_status:
             return {"status": "UP"}
-        instances, ephemeral, persistent = 0, set[InstanceAddress](), set[InstanceAddress]()
-        async for service in in_turns(list(self._services.values()), AT_ONCE):
-            instances += len(service.places)
-            (ephemeral if service.ephemeral else persistent).update(service.places)
+        instances, ephemeral, persistent = 0, set[Address](), set[Address]()
+        async for service in in_turns(list(self._services.values()), BATCH):
+            instances += len(service.instances)
+            (ephemeral if service.ephemeral else persistent).update(service.instances)
         clients = len(ephemeral) + len(persistent)
         return {
             "status": "UP",
@@ -99,58 +96,58 @@ class Administration:
         }
 
     def _namespaces(self, call: Namespaces, now: float) -> tuple[Mapping[str, Any], ...]:
-        """Namespaces are made elsewhere in Nacos: to register in one does not make it (recording "v1 namespaces")."""
+        """Only the default one: registering in a namespace does not create it (recording "v1 namespaces")."""
         default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
         return ({**default, "quota": 200, "configCount": 0, "type": 0},)
 
-    # who registered what: a client is an ip:port of one kind (nacos-http.md 5.1)
+    # clients and what they registered: a client is an ip:port of one kind (nacos-http.md 5.1)
 
     async def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
-        found = Found()
-        async for service in in_turns(list(self._services.values()), AT_ONCE):
-            found.look(service, service.places)
+        index = _ClientIndex()
+        async for service in in_turns(list(self._services.values()), BATCH):
+            index.add(service, service.instances)
         clients: list[Client] = []
-        async for who in in_turns(list(found.heard), 10 * AT_ONCE):
-            clients.append(self._client(found, who, now))
+        async for key in in_turns(list(index.heard), 10 * BATCH):
+            clients.append(self._client(index, key, now))
         return tuple(clients)
 
     def _publishers(self, call: Publishers, now: float) -> tuple[Client, ...]:
-        found = Found()
+        index = _ClientIndex()
         if (service := self._services.get(call.service)) is not None:
-            found.look(service, service.places)
-        return tuple(self._client(found, who, now) for who in found.heard)
+            index.add(service, service.instances)
+        return tuple(self._client(index, key, now) for key in index.heard)
 
     def _find_client(self, call: FindClient, now: float) -> Client:
-        address, _, kind = call.name.partition("#")
-        ip, _, port = address.rpartition(":")
-        found = Found()
+        name, _, kind = call.name.partition("#")
+        ip, _, port = name.rpartition(":")
+        index = _ClientIndex()
         if port.isascii() and port.isdecimal() and len(port) <= 5:
-            place = (ip, int(port))
+            address = (ip, int(port))
             for service in self._services.values():
-                if place in service.places and str(service.ephemeral).lower() == kind:
-                    found.look(service, (place,))
-        clients = [self._client(found, who, now) for who in found.heard]
+                if address in service.instances and str(service.ephemeral).lower() == kind:
+                    index.add(service, (address,))
+        clients = [self._client(index, key, now) for key in index.heard]
         if not clients or clients[0].name != call.name:
             raise Refused(Reason.INSTANCE_NOT_FOUND, f"clientId [ {call.name} ] not exist", status=404)
         return clients[0]
 
-    def _client(self, found: Found, who: Who, now: float) -> Client:
-        updated = int((self._clock.wall() - now + found.heard[who]) * 1000)
-        return Client(*who, updated, tuple(found.published[who]))
+    def _client(self, index: _ClientIndex, key: _ClientKey, now: float) -> Client:
+        updated = int((self._clock.wall() - now + index.heard[key]) * 1000)
+        return Client(*key, updated, tuple(index.published[key]))
 
 
-Who = tuple[str, int, bool]
+_ClientKey = tuple[str, int, bool]  # ip, port, ephemeral
 
 
 @dataclass(slots=True)
-class Found:
-    """Clients, when each was last heard of, and what it published."""
+class _ClientIndex:
+    """When each client was last heard of, and which instances it published."""
 
-    heard: dict[Who, float] = field(default_factory=lambda: {})
-    published: dict[Who, list[tuple[ServiceKey, InstanceKey]]] = field(default_factory=lambda: {})
+    heard: dict[_ClientKey, float] = field(default_factory=lambda: {})
+    published: dict[_ClientKey, list[tuple[ServiceKey, InstanceKey]]] = field(default_factory=lambda: {})
 
-    def look(self, service: Service, places: Iterable[InstanceAddress]) -> None:
-        for place in places:
-            known, who = service.places[place], (*place, service.ephemeral)
-            self.heard[who] = max(known.heard, self.heard.get(who, known.heard))
-            self.published.setdefault(who, []).append((service.key, known.instance.key))
+    def add(self, service: Service, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            known, key = service.instances[address], (*address, service.ephemeral)
+            self.heard[key] = max(known.heard, self.heard.get(key, known.heard))
+            self.published.setdefault(key, []).append((service.key, known.instance.key))

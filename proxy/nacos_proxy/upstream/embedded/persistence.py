@@ -1,7 +1,7 @@
-"""What of the embedded registry outlives its process, and which of it is not written yet. Not for: rows (`rows`).
+"""What of the embedded registry outlives the process, and which changes of it are not written yet.
 
-Kept are persistent instances with what was laid over them, what a service says of itself (metadata, threshold,
-selector, how its clusters are checked), and the switches. An ephemeral instance is registered again by its client.
+That is: persistent instances with their overrides, the data of services (metadata, threshold, selector, the health
+checks of their clusters), and the switches. Ephemeral instances are registered again by their clients.
 """
 
 from __future__ import annotations
@@ -21,44 +21,69 @@ from nacos_proxy.model.calls import (
     UpdateService,
 )
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.upstream.embedded.state import Kept
+from nacos_proxy.upstream.embedded.state import PersistentService
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 from nacos_proxy.wire.nacos.administration import SetCluster
 
-Lasting = Kept | Mapping[str, Any]
+PersistentValue = PersistentService | Mapping[str, Any]
 """A service, or the switches."""
 
-OF_SWITCHES = ServiceKey("", "", "")  # the place of the switches among the services; none is named so
-OF_SERVICES = (
+SWITCHES_KEY = ServiceKey("", "", "")  # the key of the switches; no service has it
+SERVICE_WRITES = (
     *(Register, Deregister, Update, Beat, BatchMetadata, SetHealth),
     *(CreateService, UpdateService, DeleteService, SetCluster),
 )
 
 
-class Keeping:
-    """`unwritten` is for whoever writes it (None: it is gone), who sets `write`: what is answered waits for that."""
+class PersistentState:
+    """What is to outlive the process, by service. `unwritten` are the changes that are not written yet (None: gone)."""
 
     def __init__(self) -> None:
-        self.unwritten: dict[ServiceKey, Lasting | None] = {}
-        self.writing = 0  # writes under way
-        self.write: Callable[[], Awaitable[None]] | None = None
-        self._known: dict[ServiceKey, Lasting] = {OF_SWITCHES: SWITCHES}
+        self.unwritten: dict[ServiceKey, PersistentValue | None] = {}
+        self._values: dict[ServiceKey, PersistentValue] = {SWITCHES_KEY: SWITCHES}
+        self._writes_under_way = 0
+        self._writer: Callable[[], Awaitable[None]] | None = None
 
-    def known(self, key: ServiceKey, lasting: Lasting) -> None:
-        """It is written."""
-        self._known[key] = lasting
+    def set_writer(self, writer: Callable[[], Awaitable[None]]) -> None:
+        """`writer` is to call `write_changes`; the answer to a write waits for it."""
+        self._writer = writer
 
-    def found(self, key: ServiceKey, lasting: Lasting | None) -> None:
-        """So it is now (None: nothing of it is to last)."""
-        if self._known.get(key) == lasting:
+    def restore(self, key: ServiceKey, value: PersistentValue) -> None:
+        """Adds a value that was read back."""
+        self._values[key] = value
+
+    def update(self, key: ServiceKey, value: PersistentValue | None) -> None:
+        """Sets the current value; None: nothing of it is to outlive the process."""
+        if self._values.get(key) == value:
             return
-        self.unwritten[key] = lasting
-        if lasting is None:
-            del self._known[key]
+        self.unwritten[key] = value
+        if value is None:
+            del self._values[key]
         else:
-            self._known[key] = lasting
+            self._values[key] = value
 
-    async def settled(self) -> None:
-        """What is not written yet is, as far as it can be."""
-        if (self.unwritten or self.writing) and self.write is not None:
-            await self.write()
+    async def flush(self) -> None:
+        """Waits until all changes are written, if there is a writer."""
+        if (self.unwritten or self._writes_under_way) and self._writer is not None:
+            await self._writer()
+
+    async def write_changes(
+        self, write: Callable[[list[tuple[ServiceKey, PersistentValue | None]]], Awaitable[bool]]
+    ) -> bool:
+        """Hands the unwritten changes to `write`; they stay unwritten unless it returns True. Returns whether it did.
+
+        `write` must write in the order of its calls. It is called without changes while another call is under way, so
+        that its end is the end of that one, too.
+        """
+        if not self.unwritten and not self._writes_under_way:
+            return True
+        taken, self.unwritten = self.unwritten, {}
+        self._writes_under_way += 1
+        written = False
+        try:
+            written = await write(list(taken.items()))
+        finally:
+            self._writes_under_way -= 1
+            if not written:
+                self.unwritten = {**taken, **self.unwritten}
+        return written

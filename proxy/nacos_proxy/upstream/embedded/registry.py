@@ -1,7 +1,6 @@
-"""A registry in this process: the contract of a real Nacos server without one, with beats that expire.
+"""A registry in this process that fulfils the contract of a real Nacos server, including instances that expire.
 
-Not for: HTTP (the dialects), freshness (there is nothing to refresh). Time comes from the clock it was given; what time
-does is worked out on each call and by one task that sleeps until the next deadline, so that watchers hear of it.
+Each call first expires what is due. While anyone watches, a task does the same at each deadline, to notify watchers.
 """
 
 from __future__ import annotations
@@ -53,16 +52,16 @@ from nacos_proxy.runtime import (
     stood_still,
     stop,
 )
-from nacos_proxy.upstream.embedded.administration import AT_ONCE, Administration
+from nacos_proxy.upstream.embedded.administration import BATCH, Administration
 from nacos_proxy.upstream.embedded.persistence import (
-    OF_SERVICES,
-    OF_SWITCHES,
-    Keeping,
-    Lasting,
+    SERVICE_WRITES,
+    SWITCHES_KEY,
+    PersistentState,
+    PersistentValue,
 )
 from nacos_proxy.upstream.embedded.state import (
     InstanceOverrides,
-    Kept,
+    PersistentService,
     Service,
     no_instances,
     read_selector,
@@ -72,12 +71,12 @@ from nacos_proxy.wire.nacos.administration import CatalogService, SetCluster, Se
 
 R = TypeVar("R")
 
-TICK = 1.0  # seconds between two looks at what time does, while anybody watches
+TICK = 1.0  # seconds between two checks for what has expired, while anyone watches
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much it holds; beyond that it refuses. `listing_delay` seconds pass until a list shows a write (tests)."""
+    """How much it holds; it refuses more. A list shows a write only after `listing_delay` seconds (for tests)."""
 
     instances: int = 100_000
     services: int = 50_000
@@ -93,17 +92,17 @@ class EmbeddedRegistry:
         self._limits = limits
         self._services: dict[ServiceKey, Service] = {}
         self._deadlines: list[tuple[float, ServiceKey]] = []
-        self._planned: dict[ServiceKey, float] = {}
-        self._listing: dict[ServiceKey, Snapshot] = {}
-        self._listed_again_at: dict[ServiceKey, float] = {}
-        self._watched: set[ServiceKey] | None = None
-        self._changed: list[ServiceKey] = []  # in this step of the loop
-        self._told: asyncio.Queue[ServiceKey] = asyncio.Queue()
+        self._scheduled: dict[ServiceKey, float] = {}  # the deadline that counts; the heap may hold replaced ones
+        self._delayed_lists: dict[ServiceKey, Snapshot] = {}
+        self._delayed_until: dict[ServiceKey, float] = {}
+        self._watched: set[ServiceKey] = set()
+        self._changed: list[ServiceKey] = []  # by the call that is being handled
+        self._notifications: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._instances = 0
-        self._swept = 0.0
+        self._expired_at = 0.0
         self._administration = Administration(self._services, clock)
-        self.keeping = Keeping()
+        self.persistent_state = PersistentState()
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
             Fetch: self._fetch,
             GetInstance: self._get_instance,
@@ -127,40 +126,40 @@ class EmbeddedRegistry:
         self._slow = slow | self._administration.slow
 
     async def send(self, call: Call[R]) -> R:
-        """The result of the call; what is to last is written by then. Raises `Refused`."""
+        """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`."""
         now = self._clock.now()
-        self._sweep(now)
+        self._expire_due(now)
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
         result = self._handlers[type(call)](call, now)
-        if isinstance(call, OF_SERVICES):
-            self._lasts(call.service)
+        if isinstance(call, SERVICE_WRITES):
+            self._persist(call.service)
         elif isinstance(call, SetSwitch):
-            self.keeping.found(OF_SWITCHES, self._administration.switches)
+            self.persistent_state.update(SWITCHES_KEY, self._administration.switches)
         else:
             return result
         changed, self._changed = self._changed, []
         try:
-            await self.keeping.settled()
-        finally:  # watchers hear of it when it lasts, as the caller does
-            self._tell(changed)
+            await self.persistent_state.flush()
+        finally:  # watchers, like the caller, learn of a change only once it is written
+            self._notify(changed)
         return result
 
-    def _lasts(self, key: ServiceKey) -> None:
+    def _persist(self, key: ServiceKey) -> None:
         service = self._services.get(key)
-        self.keeping.found(key, None if service is None else service.kept())
+        self.persistent_state.update(key, None if service is None else service.persistent())
 
-    def restore(self, kept: Iterable[tuple[ServiceKey, Lasting]]) -> None:
-        """What was written; to be called before anything else is."""
+    def restore(self, values: Iterable[tuple[ServiceKey, PersistentValue]]) -> None:
+        """Loads what an earlier process wrote; to be called before anything else."""
         now = self._clock.now()
-        for key, lasting in kept:
-            self.keeping.known(key, lasting)
-            if isinstance(lasting, Kept):
-                service = self._services[key] = Service.of(key, lasting, now)
-                self._instances += len(service.places)
-                self._plan(service, service.deadline())
+        for key, value in values:
+            self.persistent_state.restore(key, value)
+            if isinstance(value, PersistentService):
+                service = self._services[key] = Service.of(key, value, now)
+                self._instances += len(service.instances)
+                self._schedule(service, service.deadline())
             else:
-                self._administration.switches = {**self._administration.switches, **lasting}
+                self._administration.switches = {**self._administration.switches, **value}
 
     async def close(self) -> None:
         await stop(self._task)
@@ -175,71 +174,69 @@ class EmbeddedRegistry:
         return True
 
     def watch(self, services: Collection[ServiceKey]) -> None:
-        known, self._watched = self._watched or set(), set(services)
-        for key in self._watched - known:  # what changed before this moment nobody has told
-            self._told.put_nowait(key)
+        before, self._watched = self._watched, set(services)
+        for key in self._watched - before:  # it may have changed before it was watched
+            self._notifications.put_nowait(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
-        """Yields watched services as they change; the first caller starts the task that lets time expire them."""
+        """Yields watched services as they change. The first call starts the task that expires instances in time."""
         if self._task is None:
-            self._swept = self._clock.now()
+            self._expired_at = self._clock.now()
             self._task = self._supervisor.keep(self._tick, name="embedded registry")
         while True:
-            yield await self._told.get()
+            yield await self._notifications.get()
 
     async def _tick(self) -> None:
         while True:
             now = self._clock.now()
-            self._sweep(now)
-            await self._clock.sleep_until(min(now + TICK, max(now + 0.05, self._next())))
+            self._expire_due(now)
+            deadline = self._deadlines[0][0] if self._deadlines else math.inf
+            await self._clock.sleep_until(min(now + TICK, max(now + 0.05, deadline)))
 
-    def _next(self) -> float:
-        return self._deadlines[0][0] if self._deadlines else math.inf
-
-    def _changes(self, service: Service, now: float) -> None:
+    def _mark_changed(self, service: Service, now: float) -> None:
         if self._limits.listing_delay:
-            self._listed_again_at.setdefault(service.key, now + self._limits.listing_delay)
+            self._delayed_until.setdefault(service.key, now + self._limits.listing_delay)
         self._changed.append(service.key)
 
-    def _tell(self, changed: Iterable[ServiceKey]) -> None:
+    def _notify(self, changed: Iterable[ServiceKey]) -> None:
         for key in changed:
-            if self._watched is not None and key in self._watched:
-                self._told.put_nowait(key)
+            if key in self._watched:
+                self._notifications.put_nowait(key)
 
     # time
 
-    def _sweep(self, now: float) -> None:
-        if self._task is not None and (gap := stood_still(self._swept + TICK, now)):
-            for service in self._services.values():  # who beat meanwhile was not heard
+    def _expire_due(self, now: float) -> None:
+        if self._task is not None and (gap := stood_still(self._expired_at + TICK, now)):
+            for service in self._services.values():  # beats that came meanwhile were not read
                 service.shift(gap, now)
-        self._swept = now
+        self._expired_at = now
         while self._deadlines and self._deadlines[0][0] <= now:
-            moment, key = heapq.heappop(self._deadlines)
-            if self._planned.get(key) != moment:
+            deadline, key = heapq.heappop(self._deadlines)
+            if self._scheduled.get(key) != deadline:
                 continue
-            del self._planned[key]
+            del self._scheduled[key]
             service = self._services.get(key)
             if service is None:
                 continue
-            if service.places and not self._administration.checking:
-                self._plan(service, now + 1.0)
+            if service.instances and not self._administration.checking:
+                self._schedule(service, now + 1.0)
                 continue
-            before = len(service.places)
+            before = len(service.instances)
             if service.expire(now):
-                self._changes(service, now)
-            self._instances -= before - len(service.places)
-            if not service.places and service.deadline() <= now:
+                self._mark_changed(service, now)
+            self._instances -= before - len(service.instances)
+            if not service.instances and service.deadline() <= now:
                 del self._services[key]
-                self._lasts(key)
+                self._persist(key)
             else:
-                self._plan(service, service.deadline())
+                self._schedule(service, service.deadline())
         changed, self._changed = self._changed, []
-        self._tell(changed)
+        self._notify(changed)
 
-    def _plan(self, service: Service, moment: float) -> None:
-        if moment < self._planned.get(service.key, math.inf):
-            self._planned[service.key] = moment
-            heapq.heappush(self._deadlines, (moment, service.key))
+    def _schedule(self, service: Service, deadline: float) -> None:
+        if deadline < self._scheduled.get(service.key, math.inf):
+            self._scheduled[service.key] = deadline
+            heapq.heappush(self._deadlines, (deadline, service.key))
 
     # instances
 
@@ -248,12 +245,12 @@ class EmbeddedRegistry:
         if service is None:
             return Snapshot(call.service)
         if not self._limits.listing_delay:
-            return service.listed()
+            return service.snapshot()
         key = call.service
-        if key not in self._listing or now >= self._listed_again_at.get(key, math.inf):
-            self._listed_again_at.pop(key, None)
-            self._listing[key] = service.listed()
-        return self._listing[key]
+        if key not in self._delayed_lists or now >= self._delayed_until.get(key, math.inf):
+            self._delayed_until.pop(key, None)
+            self._delayed_lists[key] = service.snapshot()
+        return self._delayed_lists[key]
 
     def _get_instance(self, call: GetInstance, now: float) -> Instance:
         snapshot = self._fetch(Fetch(call.service), now)
@@ -267,29 +264,29 @@ class EmbeddedRegistry:
     def _register(self, call: Register, now: float) -> None:
         check_instance(call.instance)
         service = self._services.get(call.service)
-        known = service is not None and (call.instance.ip, call.instance.port) in service.places
+        known = service is not None and (call.instance.ip, call.instance.port) in service.instances
         if not known and self._instances >= self._limits.instances:
             raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.instances} instances already")
         if service is None:
             service = self._create(call.service, call.instance.ephemeral)
         service.register(call.instance, now)
         self._instances += not known
-        self._plan(service, service.deadline_of(call.instance.ip, call.instance.port))
-        self._changes(service, now)
+        self._schedule(service, service.deadline_of(call.instance.ip, call.instance.port))
+        self._mark_changed(service, now)
 
     def _create(self, key: ServiceKey, ephemeral: bool, **fields: Any) -> Service:
         if len(self._services) >= self._limits.services:
             raise Refused(Reason.OTHER, f"the embedded registry holds {self._limits.services} services already")
         service = self._services[key] = Service(key, ephemeral, empty_since=self._clock.now(), **fields)
-        self._plan(service, service.deadline())
+        self._schedule(service, service.deadline())
         return service
 
     def _deregister(self, call: Deregister, now: float) -> None:
         service = self._services.get(call.service)
         if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
             self._instances -= 1
-            self._plan(service, math.inf if service.places else service.deadline())
-            self._changes(service, now)
+            self._schedule(service, math.inf if service.instances else service.deadline())
+            self._mark_changed(service, now)
 
     def _update(self, call: Update, now: float) -> None:
         service = self._services.get(call.service)
@@ -299,42 +296,42 @@ class EmbeddedRegistry:
         if service is None:
             raise service_not_found(call)
         old = service.overrides_of(key) if call.partial else InstanceOverrides()
-        laid = InstanceOverrides(
+        overrides = InstanceOverrides(
             old.weight if call.weight is None else call.weight,
             old.enabled if call.enabled is None else call.enabled,
             old.metadata if call.metadata is None else call.metadata,
         )
-        service.override(key, laid)
-        self._plan(service, service.deadline_of(call.ip, call.port))
-        self._changes(service, now)
+        service.override(key, overrides)
+        self._schedule(service, service.deadline_of(call.ip, call.port))
+        self._mark_changed(service, now)
 
     def _beat(self, call: Beat, now: float) -> BeatResult:
         service = self._services.get(call.service)
-        was = service.listed() if service is not None else None
+        before = service.snapshot() if service is not None else None
         known = service.beat(call.ip, call.port, now) if service is not None else None
         if service is not None and known is not None:
-            if service.listed() is not was:
-                self._changes(service, now)
-            return self._administration.beaten(service, known)
+            if service.snapshot() is not before:
+                self._mark_changed(service, now)
+            return self._administration.beat_result(service, known)
         if call.full is None:
-            return replace(self._administration.beaten(), code=BEAT_NOT_FOUND)
+            return replace(self._administration.beat_result(), code=BEAT_NOT_FOUND)
         self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
         service = self._services[call.service]
-        return self._administration.beaten(service, service.places[(call.ip, call.port)])
+        return self._administration.beat_result(service, service.instances[(call.ip, call.port)])
 
     def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
         if service is None:
             return ()
-        keys = call.instances or tuple(i.key for i in service.listed().instances)
+        keys = call.instances or tuple(i.key for i in service.snapshot().instances)
         changed = [key for key in keys if service.has(key)]
         for key in changed:
             old = service.overrides_of(key)
             kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
             service.override(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
-            self._plan(service, service.deadline_of(key.ip, key.port))
+            self._schedule(service, service.deadline_of(key.ip, key.port))
         if changed:
-            self._changes(service, now)
+            self._mark_changed(service, now)
         kind = "ephemeral" if call.ephemeral else "persistent"
         return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
 
@@ -344,50 +341,56 @@ class EmbeddedRegistry:
             text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
             raise Refused(Reason.CHECKER_AT_WORK, text)
         if service.set_health(call.ip, call.port, call.healthy):
-            self._changes(service, now)
+            self._mark_changed(service, now)
 
     # services
 
     def _get_service(self, call: GetService, now: float) -> ServiceInfo:
         key = call.service
         text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
-        return self._known(key, text).info()
+        return self._existing(key, text).info()
 
     def _catalog_service(self, call: CatalogService, now: float) -> ServiceInfo:
-        return self._known(call.service, f"service {call.service.grouped} is not found!").info()
+        return self._existing(call.service, f"service {call.service.grouped} is not found!").info()
 
     def _create_service(self, call: CreateService, now: float) -> None:
         if call.service in self._services:
             raise Refused(Reason.SERVICE_EXISTS, f"specified service {call.service.grouped} already exists!")
-        more = {"explicit": True, "threshold": call.threshold, "metadata": call.metadata}
-        self._create(call.service, call.ephemeral, selector=read_selector(call.selector), **more)
+        self._create(
+            call.service,
+            call.ephemeral,
+            explicit=True,
+            threshold=call.threshold,
+            metadata=call.metadata,
+            selector=read_selector(call.selector),
+        )
 
     def _update_service(self, call: UpdateService, now: float) -> None:
-        service = self._known(call.service)
+        service = self._existing(call.service)
         service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
         service.selector = read_selector(call.selector)
         service.changed()
-        self._plan(service, service.deadline())
-        self._changes(service, now)
+        self._schedule(service, service.deadline())
+        self._mark_changed(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:
-        """It gives the service metadata of its own, as every change of a service does (nacos-http.md 5.5)."""
-        service = self._known(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
+        """Like every change of a service, it makes the service explicit (nacos-http.md 5.5)."""
+        service = self._existing(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
         service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
         service.changed()
-        self._changes(service, now)
+        self._mark_changed(service, now)
 
     def _delete_service(self, call: DeleteService, now: float) -> None:
-        service = self._known(call.service)
-        if service.places:
+        service = self._existing(call.service)
+        if service.instances:
             text = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
             raise Refused(Reason.SERVICE_NOT_EMPTY, text)
         del self._services[call.service]
 
-    def _known(self, key: ServiceKey, unless: str = "", reason: Reason = Reason.SERVICE_NOT_FOUND) -> Service:
+    def _existing(self, key: ServiceKey, text: str = "", reason: Reason = Reason.SERVICE_NOT_FOUND) -> Service:
         service = self._services.get(key)
         if service is None:
-            raise Refused(reason, unless or f"service {key.grouped} not found!")
+            raise Refused(reason, text or f"service {key.grouped} not found!")
         return service
 
     def _list_services(self, call: ListServices, now: float) -> ServicePage:
@@ -403,19 +406,19 @@ class EmbeddedRegistry:
         return {namespace: tuple(names) for namespace, names in found.items()}
 
     async def _details(self, call: ListDetails, now: float) -> DetailPage:
-        found = [
+        matching = [
             s
             for s in self._services.values()
             if s.key.namespace == call.namespace
             and call.name_part in s.key.name
             and call.group_part in s.key.group
-            and not (call.ignore_empty and not s.places)
+            and not (call.ignore_empty and not s.instances)
         ]
         first = (max(1, call.page) - 1) * call.size
         rows: list[ServiceDetail] = []
-        async for s in in_turns(found[first : first + call.size], AT_ONCE):
+        async for s in in_turns(matching[first : first + call.size], BATCH):
             rows.append(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)))
-        return DetailPage(len(found), tuple(rows))
+        return DetailPage(len(matching), tuple(rows))
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

@@ -1,7 +1,7 @@
-"""What the embedded registry knows of its services, told the time. Not for: calls' dispatch, tasks (`embedded`).
+"""One service of the embedded registry: its instances, their overrides and their deadlines. The time is an argument.
 
-As in Nacos 2.5.1 (nacos-http.md 5): an instance of a service is its ip:port; a service is ephemeral or persistent as a
-whole; what was registered and what a modification laid over it are kept apart, and a listed instance is their sum.
+As in Nacos 2.5.1 (nacos-http.md 5): an instance is identified by its ip:port, and a service is ephemeral or persistent
+as a whole. Registrations and modifications (overrides) are stored apart; a list shows an instance with its overrides.
 """
 
 from __future__ import annotations
@@ -31,47 +31,51 @@ from nacos_proxy.model.services import (
 from nacos_proxy.wire.nacos.parameters import TRUE
 from nacos_proxy.wire.nacos.shapes import read_exactly
 
-InstanceAddress = tuple[str, int]
+Address = tuple[str, int]
 
-CLIENT_LIVES = 180.0  # seconds of an ip:port that is silent, whatever its instances say of themselves
-UNCHECKED = "enableClientBeat"  # in the metadata of an instance or a service: beats are not asked for
-
-EMPTY_SERVICE_LIVES = 60.0  # seconds, also one that was created explicitly (nacos-http.md 2.10)
+MAX_SILENCE = 180.0  # seconds until a silent ip:port is removed, whatever its metadata says
+UNCHECKED = "enableClientBeat"  # "true" in the metadata of an instance or a service: it need not beat
+EMPTY_SERVICE_LIVES = 60.0  # seconds, even if it was created explicitly (nacos-http.md 2.10)
 
 
 @dataclass(slots=True)
 class Registered:
-    """A registration: the instance as it came, when it was last heard of, and whether it counts as alive.
+    """An instance as it was registered, when it last beat, and its health.
 
-    Seconds of silence until it is unhealthy, and until it goes, are kept: many are looked at together.
+    `unhealthy_after` and `removed_after` are seconds of silence. They are stored because reading them from the metadata
+    for each look at a large service would be slow.
     """
 
     instance: Instance
     heard: float
     healthy: bool
     unhealthy_after: float = 15.0
-    gone_after: float = 30.0
+    removed_after: float = 30.0
 
-    def timed(self, laid: InstanceOverrides | None, *, checked: bool) -> None:
-        """The overlay's times count before the registration's (nacos-http.md 5.6). `checked`: as its service has it."""
-        metadata = {**self.instance.metadata, **(laid.metadata if laid else {})}
+    def metadata(self, overrides: InstanceOverrides | None) -> Metadata:
+        """With its overrides, which take precedence (nacos-http.md 5.6)."""
+        return {**self.instance.metadata, **overrides.metadata} if overrides else self.instance.metadata
+
+    def set_timeouts(self, overrides: InstanceOverrides | None, *, checked: bool) -> None:
+        """From the metadata. `checked`: whether the service requires beats."""
+        metadata = self.metadata(overrides)
         checked = checked and (metadata.get(UNCHECKED) or "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
-        self.gone_after = min(CLIENT_LIVES, delete_timeout(metadata) / 1000 if checked else math.inf)
+        self.removed_after = min(MAX_SILENCE, delete_timeout(metadata) / 1000 if checked else math.inf)
 
     def unhealthy_at(self) -> float:
         return self.heard + self.unhealthy_after
 
-    def gone_at(self) -> float:
-        return self.heard + self.gone_after
+    def removed_at(self) -> float:
+        return self.heard + self.removed_after
 
-    def next_at(self) -> float:
-        return min(self.unhealthy_at(), self.gone_at()) if self.healthy else self.gone_at()
+    def deadline(self) -> float:
+        return min(self.unhealthy_at(), self.removed_at()) if self.healthy else self.removed_at()
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceOverrides:
-    """What PUT, PATCH and the metadata batch lay over a registration (modify.jsonl)."""
+    """What PUT, PATCH and the metadata batch change of an instance (recordings modify.jsonl)."""
 
     weight: float = 1.0
     enabled: bool = True
@@ -79,8 +83,11 @@ class InstanceOverrides:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What of a service outlives the process: of each persistent instance whether it is well, and what lies over it."""
+class PersistentService:
+    """What of a service outlives the process; `places` are its persistent instances, their health and overrides.
+
+    The state file has an object with these field names.
+    """
 
     ephemeral: bool
     explicit: bool
@@ -93,7 +100,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Service:
-    """One service. `explicit`: it has metadata of its own, without which a threshold of 0 never masks."""
+    """One service. `explicit`: it was created or modified itself; otherwise a threshold of 0 never masks."""
 
     key: ServiceKey
     ephemeral: bool
@@ -101,114 +108,129 @@ class Service:
     threshold: float = 0.0
     metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
-    places: dict[InstanceAddress, Registered] = field(default_factory=lambda: {})
+    instances: dict[Address, Registered] = field(default_factory=lambda: {})
     overrides: dict[InstanceKey, InstanceOverrides] = field(default_factory=lambda: {})
     checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)
     empty_since: float = math.inf
-    _listed: Snapshot | None = None
+    _snapshot: Snapshot | None = None
 
-    # what lasts
+    # persistence
 
-    def kept(self) -> Kept | None:
-        """None where nothing of it does."""
-        if not self.explicit and (self.ephemeral or not self.places):
+    def persistent(self) -> PersistentService | None:
+        """What of it outlives the process, None for nothing."""
+        if not self.explicit and (self.ephemeral or not self.instances):
             return None
-        places = () if self.ephemeral else self.places.values()
-        lasting = tuple((known.instance, known.healthy, self.overrides.get(known.instance.key)) for known in places)
-        return Kept(
-            self.ephemeral, self.explicit, self.threshold, self.metadata, self.selector, self.checks, lasting
-        )  # fmt: skip
+        instances = () if self.ephemeral else self.instances.values()
+        return PersistentService(
+            self.ephemeral,
+            self.explicit,
+            self.threshold,
+            self.metadata,
+            self.selector,
+            self.checks,
+            tuple((known.instance, known.healthy, self.overrides.get(known.instance.key)) for known in instances),
+        )
 
     @classmethod
-    def of(cls, key: ServiceKey, kept: Kept, now: float) -> Service:
-        """The other direction of `kept`."""
-        k = kept
-        made = cls(key, k.ephemeral, k.explicit, k.threshold, k.metadata, k.selector, checks=k.checks, empty_since=now)
-        for instance, healthy, laid in kept.places:
-            made.register(replace(instance, ephemeral=k.ephemeral), now)
-            made.places[(instance.ip, instance.port)].healthy = healthy
-            if laid is not None:
-                made.override(instance.key, laid)
-        return made
+    def of(cls, key: ServiceKey, stored: PersistentService, now: float) -> Service:
+        """The inverse of `persistent`."""
+        service = cls(
+            key,
+            stored.ephemeral,
+            stored.explicit,
+            stored.threshold,
+            stored.metadata,
+            stored.selector,
+            checks=stored.checks,
+            empty_since=now,
+        )
+        for instance, healthy, overrides in stored.places:
+            service.register(replace(instance, ephemeral=stored.ephemeral), now)
+            service.instances[(instance.ip, instance.port)].healthy = healthy
+            if overrides is not None:
+                service.override(instance.key, overrides)
+        return service
 
     # writes
 
     def register(self, instance: Instance, now: float) -> None:
-        """Upsert by ip:port. Raises `Refused` where the service is of the other kind."""
+        """Adds or replaces the instance at its ip:port. Raises `Refused` if the service is of the other kind."""
         if instance.ephemeral != self.ephemeral:
             kinds = ("ephemeral", "persistent")
             ours, theirs = kinds if self.ephemeral else reversed(kinds)
             text = f"errCode: 400, errMsg: Current service {self.key.grouped} is {ours} service, "
             raise Refused(Reason.WRONG_KIND, text + f"can't register {theirs} instance. ")
-        place = (instance.ip, instance.port)
-        known = self.places.get(place)
+        address = (instance.ip, instance.port)
+        known = self.instances.get(address)
         if known is not None and known.instance.cluster != instance.cluster:
             self.overrides.pop(known.instance.key, None)
-        registered = self.places[place] = Registered(instance, now, instance.healthy)
-        registered.timed(self.overrides.get(instance.key), checked=self._checked())
+        registered = self.instances[address] = Registered(instance, now, instance.healthy)
+        registered.set_timeouts(self.overrides.get(instance.key), checked=self._checked())
         self.empty_since = math.inf
-        self._listed = None
+        self._snapshot = None
 
     def deregister(self, ip: str, port: int, ephemeral: bool, now: float) -> bool:
-        known = self.places.get((ip, port))
+        known = self.instances.get((ip, port))
         if known is None or known.instance.ephemeral != ephemeral:
             return False
-        del self.places[(ip, port)]
-        self.overrides.pop(known.instance.key, None)
-        self.empty_since = math.inf if self.places else now
-        self._listed = None
+        self._remove(known, now)
         return True
 
-    def override(self, key: InstanceKey, laid: InstanceOverrides) -> None:
-        """Over an instance that is there; over another it changes nothing that anybody could see."""
+    def _remove(self, known: Registered, now: float) -> None:
+        del self.instances[(known.instance.ip, known.instance.port)]
+        self.overrides.pop(known.instance.key, None)
+        self.empty_since = math.inf if self.instances else now
+        self._snapshot = None
+
+    def override(self, key: InstanceKey, overrides: InstanceOverrides) -> None:
+        """Modifies an instance; no effect if it is not registered."""
         if self.has(key):
-            self.overrides[key] = laid
-            self.places[(key.ip, key.port)].timed(laid, checked=self._checked())
-            self._listed = None
+            self.overrides[key] = overrides
+            self.instances[(key.ip, key.port)].set_timeouts(overrides, checked=self._checked())
+            self._snapshot = None
 
     def overrides_of(self, key: InstanceKey) -> InstanceOverrides:
-        """What lies over an instance; where nothing does, one that changes nothing.
+        """The overrides of an instance; without any, those that change nothing.
 
-        Nacos puts weight and enabled back then; who names the metadata alone means the metadata alone.
+        Nacos itself resets weight and enabled then, though the caller named only the metadata.
         """
-        known = self.places.get((key.ip, key.port))
+        known = self.instances.get((key.ip, key.port))
         if key in self.overrides or known is None:
             return self.overrides.get(key, InstanceOverrides())
         return InstanceOverrides(known.instance.weight, known.instance.enabled)
 
     def has(self, key: InstanceKey) -> bool:
-        known = self.places.get((key.ip, key.port))
+        known = self.instances.get((key.ip, key.port))
         return known is not None and known.instance.cluster == key.cluster
 
     def beat(self, ip: str, port: int, now: float) -> Registered | None:
-        """Renews an ephemeral instance; None where there is none to renew."""
-        known = self.places.get((ip, port))
+        """Records a beat of an ephemeral instance; None if there is none."""
+        known = self.instances.get((ip, port))
         if known is None or not known.instance.ephemeral:
             return None
         known.heard = now
         if not known.healthy:
             known.healthy = True
-            self._listed = None
+            self._snapshot = None
         return known
 
     def set_health(self, ip: str, port: int, healthy: bool) -> bool:
-        """By hand, of a persistent instance; whether a list differs now."""
-        known = self.places.get((ip, port))
+        """Sets the health of a persistent instance. Returns whether the list changed."""
+        known = self.instances.get((ip, port))
         if known is None or known.instance.ephemeral or known.healthy == healthy:
             return False
         known.healthy = healthy
-        self._listed = None
+        self._snapshot = None
         return True
 
     def interval(self, known: Registered, default: int = DEFAULT_BEAT_INTERVAL) -> int:
-        laid = self.overrides.get(known.instance.key)
-        return beat_interval({**known.instance.metadata, **(laid.metadata if laid else {})}, default)
+        return beat_interval(known.metadata(self.overrides.get(known.instance.key)), default)
 
     def changed(self) -> None:
-        """Of the service itself."""
-        self._listed = None
-        for known in self.places.values():
-            known.timed(self.overrides.get(known.instance.key), checked=self._checked())
+        """To be called after a change of the service's own data."""
+        self._snapshot = None
+        for known in self.instances.values():
+            known.set_timeouts(self.overrides.get(known.instance.key), checked=self._checked())
 
     def _checked(self) -> bool:
         return (self.metadata.get(UNCHECKED) or "").lower() != "true"
@@ -216,57 +238,54 @@ class Service:
     # time
 
     def expire(self, now: float) -> bool:
-        """What time has done: silent instances turn unhealthy, then go. True where a list differs now."""
+        """Marks silent instances unhealthy, then removes them. Returns whether the list changed."""
         if not self.ephemeral:
             return False
         changed = False
-        for place, known in list(self.places.items()):
-            if now >= known.gone_at():
-                del self.places[place]
-                self.overrides.pop(known.instance.key, None)
-                self.empty_since = math.inf if self.places else now
+        for known in list(self.instances.values()):
+            if now >= known.removed_at():
+                self._remove(known, now)
                 changed = True
             elif known.healthy and now >= known.unhealthy_at():
                 known.healthy = False
+                self._snapshot = None
                 changed = True
-        if changed:
-            self._listed = None
         return changed
 
     def shift(self, gap: float, now: float) -> None:
-        """For so long nobody could be heard: that is no silence."""
-        for known in self.places.values():
+        """This process stood still for `gap` seconds, which does not count as silence."""
+        for known in self.instances.values():
             known.heard = min(now, known.heard + gap)
 
     def deadline_of(self, ip: str, port: int) -> float:
-        """The same, as far as one instance matters."""
-        known = self.places.get((ip, port))
-        return known.next_at() if known is not None and self.ephemeral else math.inf
+        """When `expire` may next have something to do with one instance."""
+        known = self.instances.get((ip, port))
+        return known.deadline() if known is not None and self.ephemeral else math.inf
 
     def deadline(self) -> float:
         """When `expire` may next have something to do."""
-        if not self.places:
+        if not self.instances:
             return self.empty_since + EMPTY_SERVICE_LIVES
         if not self.ephemeral:
             return math.inf
-        return min(p.next_at() for p in self.places.values())
+        return min(known.deadline() for known in self.instances.values())
 
     # reads
 
-    def listed(self) -> Snapshot:
-        """The service as it is now; the same object while nothing changed."""
-        if self._listed is None:
-            instances = [self._sum(known) for known in self.places.values()]
-            self._listed = Snapshot.of(self.key, instances, threshold=self.threshold, masking=self.explicit)
-        return self._listed
+    def snapshot(self) -> Snapshot:
+        """The service as lists show it; the same object while nothing changed."""
+        if self._snapshot is None:
+            instances = [self._with_overrides(known) for known in self.instances.values()]
+            self._snapshot = Snapshot.of(self.key, instances, threshold=self.threshold, masking=self.explicit)
+        return self._snapshot
 
-    def _sum(self, known: Registered) -> Instance:
+    def _with_overrides(self, known: Registered) -> Instance:
         instance = replace(known.instance, healthy=known.healthy)
-        laid = self.overrides.get(instance.key)
-        if laid is None:
+        overrides = self.overrides.get(instance.key)
+        if overrides is None:
             return instance
-        metadata = {**instance.metadata, **laid.metadata}
-        return replace(instance, weight=laid.weight, enabled=laid.enabled, metadata=metadata)
+        metadata = known.metadata(overrides)
+        return replace(instance, weight=overrides.weight, enabled=overrides.enabled, metadata=metadata)
 
     def info(self) -> ServiceInfo:
         return ServiceInfo(
@@ -274,11 +293,11 @@ class Service:
         )
 
     def clusters(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(known.instance.cluster for known in self.places.values()))
+        return tuple(dict.fromkeys(known.instance.cluster for known in self.instances.values()))
 
 
 def read_selector(text: str) -> Mapping[str, Any]:
-    """Which clients see which instances, as a service shows it. Raises `Refused`."""
+    """The selector of a service (which clients see which instances) as its JSON object. Raises `Refused`."""
     if not text:
         return {"type": "none", "contextType": "NONE"}
     try:

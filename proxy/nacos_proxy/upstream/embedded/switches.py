@@ -1,6 +1,7 @@
-"""What the embedded registry says of itself, as Nacos 2.5.1 does, and how a switch is turned.
+"""The switches of the embedded registry and the values that they take, and its server state; as in Nacos 2.5.1.
 
-Source: recordings "v1 operator switches", "v1 server state"; nacos-http.md 2.14 (`SwitchManager`)."""
+Source: recordings "v1 operator switches", "v1 server state"; nacos-http.md 2.14 (`SwitchManager`).
+"""
 
 from __future__ import annotations
 
@@ -77,15 +78,13 @@ STATE: Mapping[str, str | None] = {
 }
 
 
-# --- turning one -------------------------------------------------------------------------------------------------
-
 _CLIENTS = {"java": "Java", "python": "Python", "c": "C", "go": "Go", "csharp": "CSharp"}
 _LONG = re.compile(r"[+-]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?[fFdD]?")
 
 
-def turned(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, Any]:
-    """The switches after a PUT; the same where nothing has this name. Raises `BadCall` in Nacos's words."""
+def with_switch(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, Any]:
+    """The switches after a PUT; unchanged if there is none of this name. Raises `BadCall` with Nacos's text."""
     if entry == "pushVersion":
         return {**switches, **_push_version(value)}
     if entry not in _ENTRIES:
@@ -112,10 +111,10 @@ def _long(value: str) -> int:
     return int(value)
 
 
-def _at_least(least: int, text: str) -> Callable[[str], int]:
+def _at_least(minimum: int, text: str) -> Callable[[str], int]:
     def read(value: str) -> int:
         number = _long(value)
-        if number < least:
+        if number < minimum:
             raise _refused(text)
         return number
 
@@ -162,7 +161,7 @@ def _health_params(checked: bool, **defaults: float) -> Callable[[str], dict[str
             found = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
         except (Malformed, ValueError, TypeError, AttributeError):
             raise _refused("json param invalid.") from None
-        if any(not abs(number) < 1 << 31 for number in found.values()):  # NaN, too, which a text can name
+        if any(not abs(number) < 1 << 31 for number in found.values()):  # excludes NaN, too
             raise _refused("json param invalid.")
         if checked and found["min"] < 500:
             raise _refused("min check time for http or tcp is too small(<500)")

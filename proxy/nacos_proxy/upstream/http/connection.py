@@ -1,10 +1,8 @@
 """One HTTP/1.1 connection to a server: an `asyncio.Protocol` that carries one exchange at a time.
 
-Not for: which connection to take and for how long to keep it (`transport`), what an answer means (`nacos`).
-
-Rules: the head's waiter is woken at the end of the packet that completes the head, so that a short answer is whole by
-then; an error ends the connection, whoever waits on it gets the same error; a connection is used again only after an
-answer that ended where its framing said, with nothing behind it.
+- Whoever waits for the head is woken at the end of the packet that completes it; a short answer is complete by then.
+- An error ends the connection, and is raised to whoever waits on it.
+- A connection is reused only if the last answer ended where its framing said, with no bytes after it.
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ import httpx
 
 from nacos_proxy.runtime import spawn
 
-MAX_HEAD = 256 * 1024  # bytes that are no body: status line and headers, trailers, what stands between chunks
-MOST_FIELDS = 500  # headers of one answer: each costs more memory than its bytes
-HIGH_WATER = 256 * 1024  # bytes of body that wait for a reader before the socket is paused
+MAX_HEAD = 256 * 1024  # bytes that are not body: status line, headers, trailers, chunk framing
+MAX_HEADERS = 500  # of one answer: each costs more memory than its bytes
+HIGH_WATER = 256 * 1024  # bytes of body that wait for a reader until the socket is paused
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 
-class Limits(NamedTuple):
+class ExchangeLimits(NamedTuple):
     """`read` and `write`: seconds of each wait; `until`: when the body must have ended, by the loop's clock.
 
     None: no limit.
@@ -36,19 +34,19 @@ class Limits(NamedTuple):
     until: float | None = None
 
 
-UNLIMITED = Limits()
+UNLIMITED = ExchangeLimits()
 
 
 class Connection(asyncio.Protocol):
-    """`open` until the socket is gone; `used` once an exchange has ended on it; `idle_since` is the pool's note.
+    """`open` until the socket is closed; `used` once an exchange has ended on it; `idle_since` is set by the pool.
 
-    `last`: whatever is under way on it is the last.
+    `retired`: it is not reused after the exchange that is under way.
     """
 
     def __init__(self, on_lost: Callable[[Connection], None]) -> None:
         self.open = False
         self.used = False
-        self.last = False
+        self.retired = False
         self.idle_since = 0.0
         self.status = 0
         self.reason = b""
@@ -60,8 +58,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
-        self._waiting = 0  # bytes in _chunks
-        self._overhead = 0  # bytes since the last that were body
+        self._buffered = 0  # bytes in _chunks
+        self._overhead = 0  # bytes since the last byte of body
         self._in_head = True
         self._framed = False
         self._reusable = True
@@ -78,11 +76,11 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         self.open = True
 
     def data_received(self, data: bytes) -> None:
-        if self.complete or self._parser is None:  # bytes that nobody asked for
+        if self.complete or self._parser is None:  # no exchange is under way
             self.abort()
             return
         self.began = True
@@ -90,11 +88,11 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._nonsense(f"the answer is no HTTP: {error}")
+            self._fail_protocol(f"the answer is not valid HTTP: {error}")
             return
         if self._overhead > MAX_HEAD and not self.complete:
-            self._nonsense("the head of the answer is too long")
-        elif not self._paused and self._waiting > HIGH_WATER and not self.complete and self._transport is not None:
+            self._fail_protocol("the head of the answer is too long")
+        elif not self._paused and self._buffered > HIGH_WATER and not self.complete and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         if not self._in_head:
@@ -109,7 +107,7 @@ class Connection(asyncio.Protocol):
             if self._in_head or self._framed or exc is not None:
                 cause = f": {exc}" if exc is not None else ""
                 if self.began:
-                    self._nonsense(f"the connection was lost in the middle of the answer{cause}")
+                    self._fail_protocol(f"the connection was lost during the answer{cause}")
                 else:
                     self._fail(httpx.ReadError(f"the connection was lost before the answer{cause}"))
             else:  # the end of the connection is the end of the body (RFC 9112 6.3)
@@ -132,7 +130,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self.complete:
-            self._reusable = False  # something stands behind the answer
+            self._reusable = False  # bytes follow the answer
             return
         self.headers = []
         self.reason = b""
@@ -143,7 +141,7 @@ class Connection(asyncio.Protocol):
             self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head or self._error is not None:  # a trailer, or more of what is no answer
+        if not self._in_head or self._error is not None:  # a trailer, or the rest of an invalid answer
             return
         self.headers.append((name, value))
         lower = name.lower()
@@ -151,22 +149,22 @@ class Connection(asyncio.Protocol):
             self._framed = True
         if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
             coding = value[:40].decode("latin-1")
-            self._nonsense(f"the answer has the transfer coding {coding!r}; none but chunked was asked for")
-        elif len(self.headers) > MOST_FIELDS:
-            self._nonsense(f"the answer has more than {MOST_FIELDS} headers")
+            self._fail_protocol(f"the answer has the transfer coding {coding!r}, only chunked is supported")
+        elif len(self.headers) > MAX_HEADERS:
+            self._fail_protocol(f"the answer has more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
         if self.complete or self._parser is None or self._error is not None:
             return
         self.status = self._parser.get_status_code()
         if self.status == 101:
-            self._nonsense("the answer switches to another protocol, which nobody asked for")
+            self._fail_protocol("the answer switches to another protocol, which was not requested")
         elif not 100 <= self.status <= 599:  # RFC 9110 15
-            self._nonsense(f"the answer has the status {self.status:03}, which HTTP has not")
+            self._fail_protocol(f"the answer has the invalid status {self.status:03}")
         if self.status < 200 or self._error is not None:
             return
         self._in_head = False
-        if self._bodyless:  # the parser would wait for the body that a HEAD only announces
+        if self._bodyless:  # the parser would wait for the body, which an answer to HEAD does not have
             self._reusable = False
             self._finish()
 
@@ -174,10 +172,10 @@ class Connection(asyncio.Protocol):
         self._overhead = 0
         if not self.complete:
             self._chunks.append(body)
-            self._waiting += len(body)
+            self._buffered += len(body)
 
     def on_message_complete(self) -> None:
-        if self._in_head or self.complete:  # 1xx: the answer is still to come
+        if self._in_head or self.complete:  # after 1xx the answer is still to come
             return
         if self._parser is None or not self._parser.should_keep_alive():
             self._reusable = False
@@ -187,17 +185,22 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another exchange may follow on this connection: nothing of the last one is left."""
+        """Whether another exchange may follow: nothing of the last one is left."""
         ended = self.complete and not self._chunks and not self._paused and self._sender is None
-        return self.open and ended and self._reusable and not self.last and self._error is None
+        return self.open and ended and self._reusable and not self.retired and self._error is None
 
     async def exchange(
-        self, head: bytes, body: bytes | AsyncIterable[bytes], *, bodyless: bool = False, limits: Limits = UNLIMITED
+        self,
+        head: bytes,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        bodyless: bool = False,
+        limits: ExchangeLimits = UNLIMITED,
     ) -> None:
-        """Send a request and wait for the head of its answer. Raises httpx's transport errors.
+        """Sends a request and waits for the head of its answer. Raises httpx's transport errors.
 
-        `bodyless` is for HEAD. A streamed body goes out beside the wait, its chunks as they are; what its iterator
-        raises is raised here.
+        `bodyless` is for HEAD. A streamed body is sent concurrently, its chunks unchanged; an exception of its
+        iterator is raised here.
         """
         self.began = False
         if self._transport is None or not self.open:
@@ -206,7 +209,7 @@ class Connection(asyncio.Protocol):
         self._in_head, self._bodyless, self._overhead, self._limits = True, bodyless, 0, limits
         self._reusable = True
         if limits.until is not None:
-            self._deadline = self._loop.call_at(limits.until, self._too_slow)
+            self._deadline = self._loop.call_at(limits.until, self._time_out)
         if isinstance(body, bytes):
             self._transport.write(head + body if body else head)
         else:
@@ -214,7 +217,7 @@ class Connection(asyncio.Protocol):
             self._sender = spawn(self._send(body), name="request body")
         try:
             while self._in_head and self._error is None:
-                await self._more()
+                await self._wait()
         except BaseException:
             self.abort()
             raise
@@ -229,7 +232,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(chunk)
                 if self._drained is not None:
                     await self._drain(self._drained)
-        except Exception as error:  # the client's stream broke: whoever waits for the answer is told
+        except Exception as error:  # the client's stream broke: raised to whoever waits for the answer
             self._fail(error)
         else:
             self._sender = None
@@ -238,38 +241,39 @@ class Connection(asyncio.Protocol):
         if self._limits.write is None:
             await drained
             return
-        timer = self._loop.call_later(self._limits.write, self._fail, httpx.WriteTimeout("the server takes no more"))
+        timer = self._loop.call_later(
+            self._limits.write, self._fail, httpx.WriteTimeout("the server stopped reading the request")
+        )
         try:
             await drained
         finally:
             timer.cancel()
 
     async def read(self) -> bytes:
-        """The bytes of the body that have come, or the next ones; b"" is its end. Raises httpx's transport errors."""
+        """The next bytes of the body, waiting for them if need be; b"" at its end. Raises httpx's transport errors."""
         while not self._chunks:
             if self._error is not None:
                 raise self._error
             if self.complete:
                 return b""
-            await self._more()
-        data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
-        self._chunks, self._waiting = [], 0
+            await self._wait()
+        data = self.take_body()
         if self._paused and self._transport is not None:
             self._paused = False
-            if self.open:  # uvloop raises for one that is closed
+            if self.open:  # uvloop raises if it is closed
                 self._transport.resume_reading()
         return data
 
-    def take(self) -> bytes:
-        """The body, where the answer is complete."""
-        data = b"".join(self._chunks)
-        self._chunks, self._waiting = [], 0
+    def take_body(self) -> bytes:
+        """The bytes of the body that have come, which is all of it once the answer is complete."""
+        data = b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
+        self._chunks, self._buffered = [], 0
         return data
 
-    async def _more(self) -> None:
+    async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
         if self._limits.read is not None:
-            self._read_timer = self._loop.call_later(self._limits.read, self._too_slow)
+            self._read_timer = self._loop.call_later(self._limits.read, self._time_out)
         try:
             await self._waiter
         finally:
@@ -291,10 +295,10 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _nonsense(self, why: str) -> None:
-        self._fail(httpx.RemoteProtocolError(why))
+    def _fail_protocol(self, reason: str) -> None:
+        self._fail(httpx.RemoteProtocolError(reason))
 
-    def _too_slow(self) -> None:
+    def _time_out(self) -> None:
         self._fail(httpx.ReadTimeout("no answer in time"))
 
     def _fail(self, error: Exception) -> None:
@@ -304,7 +308,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def abort(self) -> None:
-        """Ends the connection at once; harmless when done before."""
+        """Ends the connection at once. May be called again."""
         self._disarm()
         sender, self._sender = self._sender, None
         if sender is not None:

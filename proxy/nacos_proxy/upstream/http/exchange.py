@@ -1,7 +1,4 @@
-"""One call over HTTP to one server: a dialect's request in, its reply out, and every fault as one of our errors.
-
-Not for: which server (`servers`), whether to try again (`nacos`), what a reply means (`wire`).
-"""
+"""One call over HTTP to one server: takes a dialect's request, returns the reply, raises every fault as our error."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.http.transport import (
     FastTransport,
-    Fields,
-    Place,
-    Prepared,
+    HeaderBlock,
+    Origin,
+    PreparedRequest,
 )
 from nacos_proxy.upstream.nacos.servers import Server
 from nacos_proxy.wire.http import (
@@ -34,7 +31,7 @@ from nacos_proxy.wire.http import (
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. `reads` and `writes` are for a whole call; `passing` limits each wait of a passed-through request.
+    """Seconds. `reads` and `writes` are for a whole call; `passing` limits each wait of a forwarded request.
 
     `passing` is None because long polls of the configuration API are silent for 30 s.
     """
@@ -47,10 +44,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class HttpPolicy:
-    """What every request carries, and how large an answer may be (bytes).
+    """What requests carry; `max_body` is the largest answer, in bytes. `sni` is the server's name for TLS.
 
-    `identity` is the header by which Nacos knows its own (`nacos.core.auth.server.identity.key` and `.value`); a
-    request with it passes every check, so it goes only with this proxy's own calls. `sni` names the host for TLS.
+    `identity` is the header that Nacos servers send to each other (`nacos.core.auth.server.identity.key` and
+    `.value`). A request with it passes every check, so only this proxy's own calls carry it.
     """
 
     agent: str = "nacos-proxy"
@@ -62,7 +59,7 @@ class HttpPolicy:
 
 @dataclass(frozen=True, slots=True)
 class TlsPolicy:
-    """Files in PEM. `verify` False trusts anyone, which is for tests alone."""
+    """Files in PEM. `verify=False` trusts every server; for tests only."""
 
     ca: str = ""
     certificate: str = ""
@@ -71,7 +68,7 @@ class TlsPolicy:
 
 
 def tls_context(policy: TlsPolicy) -> ssl.SSLContext:
-    """Raises `OSError` (`ssl.SSLError`) for a file that is missing or no PEM."""
+    """Raises `OSError` (`ssl.SSLError`) if a file is missing or not PEM."""
     context = ssl.create_default_context(cafile=policy.ca or None)
     if policy.certificate:
         context.load_cert_chain(policy.certificate, policy.key or None)
@@ -85,7 +82,7 @@ Headers = Sequence[tuple[str, str]]
 
 
 class Http:
-    """Calls to servers through one transport; httpx's client on top would cost more than the call."""
+    """Calls to servers through one transport. An httpx client on top would cost more than the call."""
 
     def __init__(self, policy: HttpPolicy, transport: httpx.AsyncBaseTransport) -> None:
         self.policy = policy
@@ -100,40 +97,40 @@ class Http:
             "stream": True,
             **self._sni,
         }
-        self._fields = lru_cache(maxsize=1024)(self._make_fields)  # of each token and each length of a body
+        self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
     async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
         """The reply, whatever its status. `again`: the call may be sent twice.
 
-        Raises `Unreachable`, `TooSlow` and `Garbled`: for what is no HTTP, is compressed, or has more bytes than the
-        policy allows, and for HTML, redirects and other statuses that come from something in between.
+        Raises `Unreachable`, `TooSlow` and `Garbled`: the answer is not valid HTTP, is compressed or too large, or is
+        HTML, a redirect or another status that no Nacos gives, so it comes from a proxy in between.
         """
         method, content = request.method, request.body if request.form else b""
         extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
 
         def make() -> httpx.Request:
-            place = _place(server.origin)._replace(target=f"{server.context}{request.target}".encode("ascii"))
+            origin, target = _origin(server.origin), f"{server.context}{request.target}".encode("ascii")
             agent = request.headers.get("user-agent", self.policy.agent)
-            fields = self._fields(method, place.netloc, agent, tuple(headers), len(content))
-            return Prepared(method, place, fields, content, extensions)
+            block = self._header_block(method, origin.netloc, agent, tuple(headers), len(content))
+            return PreparedRequest(method, origin, target, block, content, extensions)
 
         return await self._send(make, server.origin)
 
-    def _make_fields(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> Fields:
+    def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
         fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
         if length:
             fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
             fields.append(("Content-Length", str(length)))
-        return Fields.of(httpx.Headers(fields))
+        return HeaderBlock.of(httpx.Headers(fields))
 
     def renew(self, server: Server) -> None:
-        """No connection to it is used again: it answered another question than was asked."""
+        """Reuses no connection to it, because it answered another request than the one it got."""
         if isinstance(self.transport, FastTransport):
             self.transport.renew(httpx.URL(server.origin))
 
     async def get(self, url: str) -> HttpReply:
-        """The reply of any URL, in the time of a read, with nothing that is for a server of Nacos alone."""
+        """The reply of any URL, within the timeout of a read, without what is only for Nacos servers."""
         return await self._send(
             lambda: httpx.Request(
                 "GET", url, headers=[("User-Agent", self.policy.agent), PLAIN], extensions=self._reads
@@ -149,7 +146,6 @@ class Http:
                 await response.aclose()
                 raise httpx.DecodingError(CODED.format(coding))
             stream = response.stream
-            # It is all here already, or has to be read.
             body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
@@ -170,16 +166,18 @@ class Http:
 
 
 @lru_cache(maxsize=128)
-def _place(origin: str) -> Place:
-    """Of a server, not of a request: the names that are asked for have no end."""
-    return Place.of(httpx.URL(origin))
+def _origin(url: str) -> Origin:
+    return Origin.of(httpx.URL(url))
 
 
 def _check(status: int, body: bytes, server: str) -> None:
-    """The content type tells nothing here: r-nacos calls some of its answers HTML, others it does not name."""
+    """Raises `Garbled` for answers that no Nacos gives. The content type does not tell: r-nacos's are often wrong."""
     if body[:100].lstrip()[:1] == b"<":
-        raise Garbled(f"{server}: an HTML page with status {status}: something in between answers")
-    if 300 <= status < 400:
-        raise Garbled(f"{server}: a redirect with status {status}: something in between answers")
-    if 200 < status < 300:
-        raise Garbled(f"{server}: the status {status}, which no Nacos gives: something in between answers")
+        answer = f"an HTML page with status {status}"
+    elif 300 <= status < 400:
+        answer = f"a redirect with status {status}"
+    elif 200 < status < 300:
+        answer = f"the status {status}"
+    else:
+        return
+    raise Garbled(f"{server}: the answer is {answer}, which is not from Nacos; check for a proxy in between")

@@ -1,7 +1,4 @@
-"""What an exception of httpx means to a caller: whose fault, and may the call have arrived? One literal table.
-
-Not for: answers that say no (`wire.refusals`), retries (`nacos`).
-"""
+"""What an exception of httpx means to a caller: which error it becomes, and whether the call may have arrived."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Fault(Enum):
     NO_ROOM = "no connection became free in time"
     PERHAPS_SENT = "the connection was lost"
     NO_ANSWER = "no answer in time"
-    NONSENSE = "the answer is none"
+    INVALID_ANSWER = "the answer is invalid"
 
 
 FAULTS: Mapping[type[BaseException], Fault] = {
@@ -54,18 +51,18 @@ FAULTS: Mapping[type[BaseException], Fault] = {
     httpx.ReadTimeout: Fault.NO_ANSWER,
     httpx.WriteTimeout: Fault.NO_ANSWER,
     httpx.TimeoutException: Fault.NO_ANSWER,
-    httpx.ProtocolError: Fault.NONSENSE,
-    httpx.RemoteProtocolError: Fault.NONSENSE,
-    httpx.DecodingError: Fault.NONSENSE,
-    httpx.TooManyRedirects: Fault.NONSENSE,
-    httpx.HTTPStatusError: Fault.NONSENSE,
+    httpx.ProtocolError: Fault.INVALID_ANSWER,
+    httpx.RemoteProtocolError: Fault.INVALID_ANSWER,
+    httpx.DecodingError: Fault.INVALID_ANSWER,
+    httpx.TooManyRedirects: Fault.INVALID_ANSWER,
+    httpx.HTTPStatusError: Fault.INVALID_ANSWER,
 }
 
 CAUGHT = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, OSError)
 
 
 def upstream_error(error: BaseException, server: str) -> UpstreamError:
-    """The error that a caller gets; `server` is its address, for people. Total over `CAUGHT`."""
+    """The error that a caller gets for any of `CAUGHT`; `server` is the address for its text."""
     fault = next((FAULTS[base] for base in type(error).__mro__ if base in FAULTS), Fault.PERHAPS_SENT)
     text = f"{server}: {str(error) or fault.value}"
     match fault:
@@ -77,5 +74,5 @@ def upstream_error(error: BaseException, server: str) -> UpstreamError:
             return Unreachable(text, arrived=True)
         case Fault.NO_ANSWER:
             return TooSlow(text)
-        case Fault.NONSENSE:
+        case Fault.INVALID_ANSWER:
             return Garbled(text)

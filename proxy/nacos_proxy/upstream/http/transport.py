@@ -1,16 +1,24 @@
-"""A fast transport under httpx's own interface: connections kept alive per server, httptools reads the answers.
+"""A fast transport with httpx's interface: a pool of connections for each server, answers parsed by httptools.
 
-Not for: retries on other servers, logins (`nacos`). It stands in for httpx's default transport because that costs most
-of a forwarded call (figures: docs/decisions/0004-a-transport-of-our-own.md). HTTP/1.1 only, no proxies, no redirects.
+It replaces httpx's default transport, which takes most of the time of a forwarded call (figures:
+docs/decisions/0004-a-transport-of-our-own.md). HTTP/1.1 only, no proxies, no redirects, no retries on other servers.
 
-Extensions of a request that it obeys: `timeout` as httpx fills it (seconds or None, `read` limits each wait), `total`
-(seconds from when there is a connection to the end of the body, second tries included; what waits for a connection is
-not the server's fault), `idempotent` (whether it may be sent a second time; not given, its method says), `stream`
-(True: it may last long), `target` (path and query as they are to be sent, in place of the URL's), `sni_hostname`.
+It obeys these extensions of a request:
 
-Rules: who waits for a connection is served in order and before who comes later; no more connections than the policy
-allows, those that are being opened among them; a request is sent a second time only where the server closed a
-connection that had been idle, without a byte of an answer; closed, it opens nothing more.
+- `timeout`: as httpx sets it; seconds or None; `read` limits each wait.
+- `total`: seconds from when there is a connection to the end of the body, including a second attempt. Waiting for a
+  connection is not the server's fault, and does not count.
+- `idempotent`: whether the request may be sent a second time; by default its method decides.
+- `stream`: True if the request may last long.
+- `target`: path and query exactly as they are to be sent, instead of the URL's.
+- `sni_hostname`: the server's name for TLS.
+
+Rules:
+
+- Requests that wait for a connection are served in order.
+- The policy's maximum includes connections that are being opened.
+- A request is sent a second time only if the server closed an idle connection without a byte of an answer.
+- Once closed, the transport opens no connection.
 """
 
 from __future__ import annotations
@@ -26,19 +34,33 @@ from typing import Any, NamedTuple, cast
 import httpx
 
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.http.connection import Connection, Limits
+from nacos_proxy.upstream.http.connection import Connection, ExchangeLimits
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
-Origin = tuple[str, str, int, str, bool]
+
+class Origin(NamedTuple):
+    """A server: scheme, host and port (RFC 6454). `netloc` is the value of the Host header."""
+
+    scheme: str
+    host: str
+    port: int
+    netloc: bytes
+
+    @classmethod
+    def of(cls, url: httpx.URL) -> Origin:
+        return cls(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc)
+
+
+_PoolKey = tuple[Origin, str, bool]  # the origin, the server's name for TLS, and whether it is for streams
 
 
 @dataclass(frozen=True, slots=True)
 class TransportPolicy:
-    """`connections` at most to one server; an idle one is not used again after `keep_alive` seconds.
+    """At most `connections` to one server; one that was idle for `keep_alive` seconds is not reused.
 
-    `streams` are the connections to one server for requests that may last long. They are counted apart, so that long
-    polls cannot keep short calls waiting.
+    `streams` bounds the connections to one server for requests that may last long. They are counted separately, so that
+    long polls cannot block short calls.
     """
 
     connections: int = 64
@@ -47,22 +69,22 @@ class TransportPolicy:
 
 
 class _Pool:
-    """The connections to one server, last used first."""
+    """The connections to one server; the last used one is taken first."""
 
-    def __init__(self, origin: Origin, policy: TransportPolicy, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, key: _PoolKey, policy: TransportPolicy, tls: ssl.SSLContext | None) -> None:
         self.connections: set[Connection] = set()
         self.loop = asyncio.get_running_loop()
-        self._origin = origin
-        self._most = policy.streams if origin[-1] else policy.connections
+        self._origin, self._server_name, stream = key
+        self._max_connections = policy.streams if stream else policy.connections
         self._keep_alive = policy.keep_alive
         self._tls = tls
         self._closed = False
         self._idle: list[Connection] = []
-        self._opening = 0  # room that is taken for connections to come
+        self._opening = 0  # connections that are being opened
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def take(self, connect: float | None, wait: float | None, *, fresh: bool = False) -> Connection:
-        """A connection for one exchange, open. Raises `ConnectError`, `ConnectTimeout`, `PoolTimeout`."""
+        """An open connection for one exchange. Raises `ConnectError`, `ConnectTimeout`, `PoolTimeout`."""
         while True:
             self._drop_old()
             while self._idle and not fresh:
@@ -78,19 +100,15 @@ class _Pool:
                 return await self._open(connect)
             if given.open and not fresh:
                 return given
-            if given in self.connections:  # else the server closed it, and its room is somebody else's
-                self._replace(given)
+            if given in self.connections:  # else the server closed it, and another request took its room
+                self.connections.discard(given)
+                given.abort()
+                self._opening += 1
                 return await self._open(connect)
-
-    def _replace(self, connection: Connection) -> None:
-        """Its room is taken for a new one."""
-        self.connections.discard(connection)
-        connection.abort()
-        self._opening += 1
 
     @property
     def _room(self) -> bool:
-        return len(self.connections) + self._opening < self._most and not self._closed
+        return len(self.connections) + self._opening < self._max_connections and not self._closed
 
     def _drop_old(self) -> None:
         oldest = self.loop.time() - self._keep_alive
@@ -98,25 +116,25 @@ class _Pool:
             self._idle.pop(0).abort()
 
     async def _wait(self, limit: float | None) -> Connection | None:
-        """A connection that somebody gave back, or None: room is taken for a new one."""
+        """A connection that was given back; None: there is room for a new one, which counts as being opened."""
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
         waiter: asyncio.Future[Connection | None] = self.loop.create_future()
         self._waiters.append(waiter)
-        timer = self.loop.call_later(limit, _expire, waiter) if limit is not None else None
+        timer = self.loop.call_later(limit, _time_out, waiter) if limit is not None else None
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                given = waiter.result()  # handed over in the moment of the cancellation
-                self.give(given) if given is not None else self._pass_on()
+                given = waiter.result()  # handed over just before the cancellation
+                self.give(given) if given is not None else self._release_room()
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     async def _open(self, limit: float | None) -> Connection:
-        """Into room that was taken before."""
+        """Opens a connection, which `_opening` counts already."""
         connection = Connection(self._lost)
         # Not wait_for: up to Python 3.11 it may swallow a cancellation.
         connecting = spawn(self._connect(connection), name="connection")
@@ -125,34 +143,37 @@ class _Pool:
             if not connecting.done():
                 raise httpx.ConnectTimeout("no connection in time")
             if (error := connecting.result()) is not None:
-                raise httpx.ConnectError(f"no connection: {_why(error)}") from error
+                raise httpx.ConnectError(f"no connection: {_reason(error)}") from error
             if not connection.open or self._closed:
                 raise httpx.ConnectError("the connection was closed at once")
         except BaseException:
             connecting.cancel()
             connection.abort()
-            self._pass_on()
+            self._release_room()
             raise
         self._opening -= 1
         self.connections.add(connection)
         return connection
 
     async def _connect(self, connection: Connection) -> Exception | None:
-        _, host, port, name, _ = self._origin
         try:
             await self.loop.create_connection(
-                lambda: connection, host, port, ssl=self._tls, server_hostname=name if self._tls else None
+                lambda: connection,
+                self._origin.host,
+                self._origin.port,
+                ssl=self._tls,
+                server_hostname=self._server_name if self._tls else None,
             )
-        except (OSError, ValueError) as error:  # ValueError: a name that DNS or TLS cannot have
+        except (OSError, ValueError) as error:  # ValueError: the name is invalid for DNS or TLS
             return error
         return None
 
     def give(self, connection: Connection) -> None:
-        """Back from an exchange."""
+        """Takes a connection back after an exchange."""
         if not connection.reusable or self._closed:
             connection.abort()
             return
-        if (waiter := self._first()) is not None:
+        if (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
             return
         connection.idle_since = self.loop.time()
@@ -160,9 +181,9 @@ class _Pool:
         self._drop_old()
 
     def renew(self) -> None:
-        """None of the connections is used for another exchange."""
+        """Reuses none of the connections."""
         for connection in self.connections:
-            connection.last = True
+            connection.retired = True
         for connection in self._idle[:]:
             connection.abort()
 
@@ -170,27 +191,27 @@ class _Pool:
         self._closed = True
         for connection in list(self.connections):
             connection.abort()
-        while (waiter := self._first()) is not None:
+        while (waiter := self._next_waiter()) is not None:
             waiter.set_exception(httpx.ConnectError("the transport is closed"))
 
     def _lost(self, connection: Connection) -> None:
         self.connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._next()
+        self._offer_room()
 
-    def _pass_on(self) -> None:
-        """Room that was taken is not needed."""
+    def _release_room(self) -> None:
+        """A connection is not opened after all."""
         self._opening -= 1
-        self._next()
+        self._offer_room()
 
-    def _next(self) -> None:
-        """Where there is room, it is the first waiter's, for a connection of its own."""
-        while self._room and (waiter := self._first()) is not None:
+    def _offer_room(self) -> None:
+        """Lets waiters open connections while there is room."""
+        while self._room and (waiter := self._next_waiter()) is not None:
             self._opening += 1
             waiter.set_result(None)
 
-    def _first(self) -> asyncio.Future[Connection | None] | None:
+    def _next_waiter(self) -> asyncio.Future[Connection | None] | None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -198,20 +219,20 @@ class _Pool:
         return None
 
 
-def _why(error: Exception) -> str:
-    """In words that do not name the server, as asyncio's do: whoever tells of the error names it."""
+def _reason(error: Exception) -> str:
+    """A text without the server's address, which asyncio's texts have: whoever reports the error adds it."""
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
         return os.strerror(error.errno or 0)
     return getattr(error, "strerror", None) or str(error)
 
 
-def _expire(waiter: asyncio.Future[Connection | None]) -> None:
+def _time_out(waiter: asyncio.Future[Connection | None]) -> None:
     if not waiter.done():
         waiter.set_exception(httpx.PoolTimeout("no connection became free in time"))
 
 
 class _Body(httpx.AsyncByteStream):
-    """The rest of an answer; its connection goes back when it has ended."""
+    """The body of an answer; its end gives the connection back to the pool."""
 
     def __init__(self, pool: _Pool, connection: Connection) -> None:
         self._pool = pool
@@ -228,29 +249,15 @@ class _Body(httpx.AsyncByteStream):
             self._pool.give(connection)
 
 
-class Place(NamedTuple):
-    """Where a request goes. `target` is what stands in its first line."""
-
-    scheme: str
-    host: str
-    port: int
-    netloc: bytes
-    target: bytes
-
-    @classmethod
-    def of(cls, url: httpx.URL) -> Place:
-        return cls(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc, url.raw_path)
-
-
-class Fields(NamedTuple):
-    """Headers, and as they go on the wire, with the empty line behind them."""
+class HeaderBlock(NamedTuple):
+    """Headers, and their bytes in a request, including the empty line at the end."""
 
     headers: httpx.Headers
     lines: bytes
 
     @classmethod
-    def of(cls, headers: httpx.Headers) -> Fields:
-        """Raises `LocalProtocolError` where one would end its line (RFC 9112 11.1)."""
+    def of(cls, headers: httpx.Headers) -> HeaderBlock:
+        """Raises `LocalProtocolError` if a header contains a line break (RFC 9112 11.1)."""
         raw = headers.raw
         lines = b"".join([b"%b: %b\r\n" % field for field in raw])
         if lines.count(b"\n") != len(raw) or lines.count(b"\r") != len(raw) or b"\0" in lines:
@@ -258,109 +265,109 @@ class Fields(NamedTuple):
         return cls(headers, lines + b"\r\n")
 
 
-class Prepared(httpx.Request):
-    """A request whose parts are complete: to work them out again, as httpx does, costs more than all else of a call.
+class PreparedRequest(httpx.Request):
+    """A request with its parts ready to send: httpx computes them anew, which costs more than the rest of a call.
 
-    `fields` are sent as they are, `Host` and `Content-Length` among them, and may be shared: nobody changes them.
+    `target` is path and query. `block` is sent unchanged, with `Host` and `Content-Length`. Requests may share it.
     """
 
-    def __init__(self, method: str, place: Place, fields: Fields, body: bytes, extensions: dict[str, Any]) -> None:
+    def __init__(
+        self, method: str, origin: Origin, target: bytes, block: HeaderBlock, body: bytes, extensions: dict[str, Any]
+    ) -> None:
         self.method = method
-        self.headers = fields.headers
+        self.headers = block.headers
         self.stream = httpx.ByteStream(body)
         self.extensions = extensions
-        self.place = place
-        self.fields = fields
+        self.origin = origin
+        self.target = target
+        self.block = block
 
     @property
     def url(self) -> httpx.URL:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """For transports that are not ours: to parse one costs as much as all else of a call."""
-        place = self.place
-        return httpx.URL(f"{place.scheme}://{place.netloc.decode('ascii')}{place.target.decode('ascii')}")
+        """For transports other than ours; parsing it costs as much as the rest of a call."""
+        return httpx.URL(f"{self.origin.scheme}://{self.origin.netloc.decode('ascii')}{self.target.decode('ascii')}")
 
 
 class FastTransport(httpx.AsyncBaseTransport):
-    """Use it below an `httpx.AsyncClient`, or call `handle_async_request` itself with prepared requests."""
+    """Use it under an `httpx.AsyncClient`, or call `handle_async_request` directly with prepared requests."""
 
     def __init__(self, policy: TransportPolicy = TransportPolicy(), tls: ssl.SSLContext | None = None) -> None:
         self._policy = policy
         self._tls = tls
-        self._pools: dict[Origin, _Pool] = {}
+        self._pools: dict[_PoolKey, _Pool] = {}
         self._closed = False
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return sum(len(pool.connections) for pool in self._pools.values())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         extensions: Mapping[str, Any] = request.extensions
         timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
-        place = request.place if isinstance(request, Prepared) else Place.of(request.url)
-        head, body = _head(request, place), _body(request)
-        pool, bodyless = self._pool(place, extensions), request.method == "HEAD"
+        origin = request.origin if isinstance(request, PreparedRequest) else Origin.of(request.url)
+        head, body = _head(request), _body(request)
+        pool, bodyless = self._pool(origin, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
-        waits = _within(timeout.get("connect"), total), _within(timeout.get("pool"), total)
+        waits = _shorter(timeout.get("connect"), total), _shorter(timeout.get("pool"), total)
         connection = await pool.take(*waits)
         until = pool.loop.time() + total if total is not None else None
-        limits = Limits(timeout.get("read"), timeout.get("write"), until)
+        limits = ExchangeLimits(timeout.get("read"), timeout.get("write"), until)
         try:
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         except httpx.ReadError as lost:
-            # The server closed an idle connection in the moment in which it was taken (RFC 9112 9.3.1).
-            if not (connection.used and not connection.began and isinstance(body, bytes) and _again(request)):
+            # the server may close an idle connection just when it is taken (RFC 9112 9.3.1)
+            if not (connection.used and not connection.began and isinstance(body, bytes) and _idempotent(request)):
                 raise
             try:
                 connection = await pool.take(*waits, fresh=True)
             except httpx.TransportError:
-                raise lost from None  # the first one may have arrived, which no connection would deny
+                raise lost from None  # not a connection error, which would deny that the first attempt may have arrived
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         if connection.complete:
-            response = _response(connection, httpx.ByteStream(connection.take()))
+            response = _response(connection, httpx.ByteStream(connection.take_body()))
             pool.give(connection)
             return response
         return _response(connection, _Body(pool, connection))
 
     def renew(self, server: httpx.URL) -> None:
-        """No connection to this server is used again: on one of them answers are out of step with requests."""
-        place = Place.of(server)
-        for origin, pool in self._pools.items():
-            if origin[:3] == (place.scheme, place.host, place.port):
+        """Reuses no connection to this server, because answers and requests on one of them are out of step."""
+        renewed = Origin.of(server)
+        for (origin, _, _), pool in self._pools.items():
+            if origin == renewed:
                 pool.renew()
 
-    def _pool(self, place: Place, extensions: Mapping[str, Any]) -> _Pool:
-        scheme, host = place.scheme, place.host
-        if scheme not in ("http", "https") or not host:
-            raise httpx.UnsupportedProtocol(f"neither http nor https: {scheme!r}")
+    def _pool(self, origin: Origin, extensions: Mapping[str, Any]) -> _Pool:
+        if origin.scheme not in ("http", "https") or not origin.host:
+            raise httpx.UnsupportedProtocol(f"neither http nor https: {origin.scheme!r}")
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
-        name, stream = str(extensions.get("sni_hostname") or host), extensions.get("stream") is True
-        origin = (scheme, host, place.port, name, stream)
-        pool = self._pools.get(origin)
+        key = origin, str(extensions.get("sni_hostname") or origin.host), extensions.get("stream") is True
+        pool = self._pools.get(key)
         if pool is None:
-            tls = (self._tls or ssl.create_default_context()) if scheme == "https" else None
-            pool = self._pools[origin] = _Pool(origin, self._policy, tls)
+            tls = (self._tls or ssl.create_default_context()) if origin.scheme == "https" else None
+            pool = self._pools[key] = _Pool(key, self._policy, tls)
         return pool
 
     async def aclose(self) -> None:
-        """Ends all connections, those in use too, and returns when their sockets are closed."""
+        """Ends all connections, even those in use, and waits until their sockets are closed."""
         self._closed = True
         for pool in self._pools.values():
             pool.close()
-        for _ in range(100):  # each needs a turn or two of the loop, over TLS some more
+        for _ in range(100):  # each takes an iteration or two of the loop, over TLS a few more
             if not self.connections:
                 break
             await asyncio.sleep(0)
         self._pools.clear()
 
 
-def _within(limit: float | None, total: float | None) -> float | None:
+def _shorter(limit: float | None, total: float | None) -> float | None:
     return total if limit is None else limit if total is None else min(limit, total)
 
 
-def _again(request: httpx.Request) -> bool:
-    said: bool | None = request.extensions.get("idempotent")
-    return request.method in IDEMPOTENT if said is None else said
+def _idempotent(request: httpx.Request) -> bool:
+    given: bool | None = request.extensions.get("idempotent")
+    return request.method in IDEMPOTENT if given is None else given
 
 
 def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Response:
@@ -368,13 +375,15 @@ def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Re
     return httpx.Response(connection.status, headers=connection.headers, stream=stream, extensions=extensions)
 
 
-def _head(request: httpx.Request, place: Place) -> bytes:
-    """Request line and headers. Raises `LocalProtocolError` where a part would end its line (RFC 9112 11.1)."""
-    target: bytes = request.extensions.get("target") or place.target
+def _head(request: httpx.Request) -> bytes:
+    """Request line and headers. Raises `LocalProtocolError` if a part contains a line break (RFC 9112 11.1)."""
+    if isinstance(request, PreparedRequest):
+        target, block = request.target, request.block
+    else:
+        target, block = request.extensions.get("target") or request.url.raw_path, HeaderBlock.of(request.headers)
     if b" " in target or b"\n" in target or b"\r" in target or b"\0" in target:
         raise httpx.LocalProtocolError("a line break in the head of a request")
-    fields = request.fields if isinstance(request, Prepared) else Fields.of(request.headers)
-    return b"%b %b HTTP/1.1\r\n%b" % (request.method.encode("ascii"), target, fields.lines)
+    return b"%b %b HTTP/1.1\r\n%b" % (request.method.encode("ascii"), target, block.lines)
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:

@@ -1,4 +1,4 @@
-"""What the embedded registry tells of itself, as a client hears it: through the dialects, without a socket.
+"""The administrative calls of the embedded registry, in each dialect, without a socket.
 
 The bodies are those of nacos-http.md 2.10, 2.14 to 2.16, 3 and 4.2, which were read in 2.5.1's and 3.0.3's source.
 """
@@ -14,7 +14,7 @@ import pytest
 
 from nacos_proxy.model.calls import ListDetails, Metrics, Register
 from nacos_proxy.model.errors import Refused
-from nacos_proxy.upstream.embedded.administration import AT_ONCE
+from nacos_proxy.upstream.embedded.administration import BATCH
 from nacos_proxy.wire.nacos.administration import Clients, FindClient
 from tests.helpers.asgi import ask
 from tests.helpers.build import instance, key
@@ -32,7 +32,7 @@ CHECKERS = {
 
 
 class Server:
-    """One registry with the faces of 2.5.1 and 3.0.3."""
+    """One registry behind the APIs of 2.5.1 and 3.0.3."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -65,14 +65,14 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-async def test_it_tells_its_health_and_how_many_services_it_has(server: Server) -> None:
+async def test_administration_metrics_tell_the_health_and_the_number_of_services(server: Server) -> None:
     await server.register()
     text = "Hello! I am Nacos-Naming and healthy! total services: 1, local port:8848"
     assert await server.ask("GET", f"{V1}/health/server") == (200, {"msg": text})
     assert await server.ask("POST", f"{V1}/health/server/") == (200, {"msg": text})
 
 
-async def test_it_names_its_checkers_and_its_selectors(server: Server) -> None:
+async def test_administration_names_its_checkers_and_selectors(server: Server) -> None:
     assert await server.ask("GET", f"{V1}/health/checkers") == (200, CHECKERS)
     assert (await server.ask("GET", f"{V3}/health/checkers"))[1]["data"] == CHECKERS
     types = {"code": 200, "message": None, "data": ["none", "label"]}
@@ -89,7 +89,7 @@ def cluster(**more: Any) -> dict[str, Any]:
     return {**given, "healthChecker": NONE, **more}
 
 
-async def test_how_a_cluster_is_checked_shows_in_every_dialect(server: Server) -> None:
+async def test_set_cluster_shows_in_every_dialect(server: Server) -> None:
     await server.register(ephemeral="false")
     http = '{"type":"HTTP","path":"/up"}'
     assert await server.ask("PUT", f"{V1}/cluster", **cluster(healthChecker=http, metadata="a=1")) == (200, "ok")
@@ -104,7 +104,7 @@ async def test_how_a_cluster_is_checked_shows_in_every_dialect(server: Server) -
     assert v3["data"]["clusterMap"] == {"DEFAULT": {**shown, **ports}}
 
 
-async def test_the_catalog_shows_a_service_with_its_clusters(server: Server) -> None:
+async def test_catalog_service_shows_a_service_with_its_clusters(server: Server) -> None:
     await server.ask("POST", f"{V1}/service", serviceName="orders", protectThreshold=0.5, metadata="a=1")
     await server.register(ephemeral="false")
     mysql = '{"type":"MYSQL","user":"u"}'
@@ -134,7 +134,7 @@ async def test_the_catalog_shows_a_service_with_its_clusters(server: Server) -> 
     )
 
 
-async def test_what_is_not_there_is_said_in_nacoss_words(server: Server) -> None:
+async def test_administration_reports_missing_services_with_the_text_of_nacos(server: Server) -> None:
     said = await server.ask("GET", f"{V1}/catalog/service", serviceName="orders")
     assert said == (404, "service DEFAULT_GROUP@@orders is not found!")
     said = await server.ask("PUT", f"{V1}/cluster", **cluster())
@@ -143,7 +143,7 @@ async def test_what_is_not_there_is_said_in_nacoss_words(server: Server) -> None
     assert (status, said["code"]) == (400, 30000)
 
 
-async def test_health_is_set_by_hand_where_nothing_checks(server: Server) -> None:
+async def test_set_health_works_without_a_checker(server: Server) -> None:
     await server.register(ephemeral="false")
     sick = {"serviceName": "orders", "ip": "10.0.0.1", "port": 80, "healthy": "false"}
     working = (400, "health check is still working, service: DEFAULT_GROUP@@orders, cluster: DEFAULT")
@@ -160,8 +160,8 @@ async def test_health_is_set_by_hand_where_nothing_checks(server: Server) -> Non
     assert found["healthy"] is True
 
 
-async def test_a_cluster_that_was_set_gives_the_service_protection(server: Server) -> None:
-    """From then on it has metadata of its own: with none healthy all are shown as healthy (nacos-http.md 5.5)."""
+async def test_set_cluster_makes_the_service_explicit(server: Server) -> None:
+    """From then on it is protected: if none is healthy, all are shown as healthy (nacos-http.md 5.5)."""
     await server.register(healthy="false")
     _, before = await server.ask("GET", f"{V1}/instance/list", serviceName="orders")
     assert (before["hosts"][0]["healthy"], before["reachProtectionThreshold"]) == (False, False)
@@ -176,7 +176,7 @@ async def test_a_cluster_that_was_set_gives_the_service_protection(server: Serve
 @pytest.mark.parametrize(
     ("path", "ok"), [(f"{V1}/operator/switches", False), (f"{V2}/ops/switches", True), (f"{V3}/ops/switches", True)]
 )
-async def test_a_switch_that_was_turned_shows(server: Server, path: str, ok: bool) -> None:
+async def test_set_switch_shows_in_the_switches(server: Server, path: str, ok: bool) -> None:
     said = await server.ask("PUT", path, entry="defaultCacheMillis", value="4000")
     assert said == (200, {"code": 0, "message": "success", "data": "ok"} if ok else "ok")
     _, shown = await server.ask("GET", path)
@@ -187,7 +187,7 @@ async def test_a_switch_that_was_turned_shows(server: Server, path: str, ok: boo
     assert (status, refused) == ((500, {"code": 30000, "message": "server error", "data": text}) if ok else (400, text))
 
 
-async def test_the_switches_of_beats_are_obeyed(server: Server) -> None:
+async def test_set_switch_of_beats_takes_effect(server: Server) -> None:
     await server.register()
     beat = {"serviceName": "orders", "ip": "10.0.0.1", "port": 80}
     await server.ask("PUT", f"{V1}/operator/switches", entry="clientBeatInterval", value="3000")
@@ -197,7 +197,7 @@ async def test_the_switches_of_beats_are_obeyed(server: Server) -> None:
         assert said == {"clientBeatInterval": 3000, "code": code, "lightBeatEnabled": False}
 
 
-async def test_without_the_health_check_nothing_expires_until_it_is_back(server: Server) -> None:
+async def test_set_switch_check_off_stops_expiry(server: Server) -> None:
     await server.register()
     await server.ask("PUT", f"{V1}/operator/switches", entry="check", value="false")
     await server.clock.advance(100.0)
@@ -212,7 +212,7 @@ async def test_without_the_health_check_nothing_expires_until_it_is_back(server:
 # --- clients -----------------------------------------------------------------------------------------------------
 
 
-async def test_who_registered_over_http_is_a_client_of_its_kind(server: Server) -> None:
+async def test_clients_lists_who_registered_over_http(server: Server) -> None:
     await server.register()
     await server.register("stock")
     await server.register("fixed", ephemeral="false")
@@ -223,7 +223,7 @@ async def test_who_registered_over_http_is_a_client_of_its_kind(server: Server) 
     assert [metrics[n] for n in ("instanceCount", "clientCount", "ephemeralIpPortClientCount")] == [3, 2, 1]
 
 
-async def test_a_client_is_told_of_with_what_it_registered(server: Server) -> None:
+async def test_find_client_shows_what_it_registered(server: Server) -> None:
     await server.register(clusterName="c1")
     await server.clock.advance(2.0)
     await server.ask("PUT", f"{V1}/instance/beat", serviceName="orders", ip="10.0.0.1", port=80)
@@ -249,12 +249,12 @@ async def test_a_client_is_told_of_with_what_it_registered(server: Server) -> No
 
 @pytest.mark.parametrize("path", ["client", "client/publish/list", "client/subscribe/list"])
 @pytest.mark.parametrize("below", [V2, V3])
-async def test_a_client_that_is_not_there_is_no_resource(server: Server, below: str, path: str) -> None:
+async def test_find_client_refuses_an_unknown_client(server: Server, below: str, path: str) -> None:
     said = {"code": 20004, "message": "resource not found", "data": "clientId [ x ] not exist"}
     assert await server.ask("GET", f"{below}/{path}", clientId="x") == (404, said)
 
 
-async def test_the_clients_of_a_service_are_narrowed_down_on_v3_and_named_whole_on_v2(server: Server) -> None:
+async def test_publishers_are_filtered_on_v3_and_complete_on_v2(server: Server) -> None:
     await server.register()
     await server.register(ip="10.0.0.2")
     await server.register("stock", ip="10.0.0.3")
@@ -270,26 +270,26 @@ async def test_the_clients_of_a_service_are_narrowed_down_on_v3_and_named_whole_
     assert (await server.ask("GET", f"{V2}/client/service/subscriber/list", **service))[1]["data"] == []
 
 
-async def test_others_have_their_turns_while_what_names_everything_is_made(server: Server) -> None:
-    """With 10,000 services of 10 instances the list of clients held everybody up for 1.9 s."""
-    for number in range(3 * AT_ONCE):
+async def test_administration_lets_other_tasks_run_during_long_calls(server: Server) -> None:
+    """With 10,000 services of 10 instances the list of clients blocked all others for 1.9 s."""
+    for number in range(3 * BATCH):
         await server.registry.send(Register(key(f"s{number}"), instance()))
 
-    for call in (Metrics(only_status=False), Clients(), ListDetails("public", size=3 * AT_ONCE)):
+    for call in (Metrics(only_status=False), Clients(), ListDetails("public", size=3 * BATCH)):
         assert await turns_during(server.registry.send(call)) > 3
     assert await turns_during(server.registry.send(FindClient("10.0.0.1:80#true"))) == 1
     found = await server.registry.send(FindClient("10.0.0.1:80#true"))
-    assert len(found.published) == 3 * AT_ONCE
+    assert len(found.published) == 3 * BATCH
 
 
 @pytest.mark.parametrize("name", ["10.0.0.1:80", "10.0.0.1:080#true", "10.0.0.1:80#false", "10.0.0.1:x#true", "", "#"])
-async def test_a_client_goes_by_its_very_name(server: Server, name: str) -> None:
+async def test_find_client_needs_the_exact_name(server: Server, name: str) -> None:
     await server.register()
     with pytest.raises(Refused, match="not exist"):
         await server.registry.send(FindClient(name))
 
 
-async def test_what_is_too_large_to_write_at_once_is_answered_whole(server: Server) -> None:
+async def test_clients_answers_a_large_list_completely(server: Server) -> None:
     for number in range(150):
         await server.register(f"s{number}", f"10.0.1.{number}")
     _, clients = await server.ask("GET", f"{V2}/client/list")

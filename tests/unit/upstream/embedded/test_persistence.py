@@ -25,7 +25,7 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.errors import Refused
 from nacos_proxy.model.services import Checking, ServiceKey
 from nacos_proxy.runtime import spawn, stop
-from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Keeping, Lasting
+from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentState, PersistentValue
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from nacos_proxy.wire.nacos.administration import SetCluster, SetSwitch
 from tests.helpers.build import KEY, instance, key
@@ -35,23 +35,25 @@ LASTING = instance(metadata={"zone": "a"}, ephemeral=False)
 
 
 class Written:
-    """What a registry has written; `then` is another one that begins with it."""
+    """What a registry has written; `then` returns another one that restores it."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
-        self.rows: dict[ServiceKey, Lasting] = {}
+        self.rows: dict[ServiceKey, PersistentValue] = {}
         self.writes = 0
         self.registry = EmbeddedRegistry(clock)
-        self.registry.keeping.write = self.write
+        self.registry.persistent_state.set_writer(self.write)
 
     async def write(self) -> None:
-        keeping = self.registry.keeping
-        taken, keeping.unwritten = keeping.unwritten, {}
         self.writes += 1
-        for where, lasting in taken.items():
+        await self.registry.persistent_state.write_changes(self.write_rows)
+
+    async def write_rows(self, rows: list[tuple[ServiceKey, PersistentValue | None]]) -> bool:
+        for where, value in rows:
             self.rows.pop(where, None)
-            if lasting is not None:
-                self.rows[where] = lasting
+            if value is not None:
+                self.rows[where] = value
+        return True
 
     async def send(self, *calls: Call[Any]) -> None:
         for call in calls:
@@ -68,7 +70,7 @@ def written() -> Written:
     return Written(FakeClock())
 
 
-async def test_persistent_instances_and_what_was_made_of_them_are_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_persistent_instances_with_their_overrides(written: Written) -> None:
     two = instance("10.0.0.2", cluster="b", ephemeral=False)
     await written.send(
         Register(KEY, LASTING),
@@ -86,7 +88,7 @@ async def test_persistent_instances_and_what_was_made_of_them_are_there_again(wr
     ]
 
 
-async def test_what_a_service_says_of_itself_is_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_the_data_of_services(written: Written) -> None:
     selector = '{"type":"label","expression":"x"}'
     await written.send(
         CreateService(KEY, 0.5, {"owner": "us"}, selector, ephemeral=True),
@@ -101,14 +103,14 @@ async def test_what_a_service_says_of_itself_is_there_again(written: Written) ->
     assert (found.threshold, dict(found.metadata), found.selector["type"]) == (0.5, {"owner": "us"}, "label")
 
 
-async def test_switches_are_there_again(written: Written) -> None:
+async def test_registry_restore_brings_back_switches(written: Written) -> None:
     await written.send(SetSwitch("clientBeatInterval", "7000"), SetSwitch("unknown", "1"))
     assert written.writes == 1
     assert (await written.then().send(Switches()))["clientBeatInterval"] == 7000
-    assert list(written.rows) == [OF_SWITCHES]
+    assert list(written.rows) == [SWITCHES_KEY]
 
 
-async def test_what_is_gone_stays_gone(written: Written) -> None:
+async def test_registry_persists_removals(written: Written) -> None:
     await written.send(
         Register(KEY, LASTING), CreateService(key("second")), Deregister(KEY, "10.0.0.1", 80, ephemeral=False)
     )
@@ -120,14 +122,14 @@ async def test_what_is_gone_stays_gone(written: Written) -> None:
     assert list(written.rows) == [KEY]
 
 
-async def test_an_ephemeral_instance_costs_no_write_and_does_not_last(written: Written) -> None:
+async def test_registry_does_not_persist_ephemeral_instances(written: Written) -> None:
     await written.send(Register(KEY, instance()), Beat(KEY, "10.0.0.1", 80), Deregister(KEY, "10.0.0.1", 80))
     assert written.writes == 0
     await written.send(CreateService(key("said"), 0.5, ephemeral=True), Register(key("said"), instance()))
     assert (written.writes, (await written.then().send(Fetch(key("said")))).instances) == (1, ())
 
 
-async def test_what_says_nothing_new_costs_no_write(written: Written) -> None:
+async def test_registry_writes_nothing_without_a_change(written: Written) -> None:
     for _ in range(3):
         await written.send(Register(KEY, LASTING), Beat(KEY, "10.0.0.1", 80, ephemeral=False, full=LASTING))
     assert written.writes == 1
@@ -136,28 +138,30 @@ async def test_what_says_nothing_new_costs_no_write(written: Written) -> None:
     assert written.writes == 1
 
 
-async def test_what_was_restored_counts_and_ends_as_what_was_registered(written: Written) -> None:
+async def test_registry_restore_counts_and_expires_like_registrations(written: Written) -> None:
     await written.send(Register(KEY, LASTING), CreateService(key("empty")))
     again = written.then()
     assert repr(again) == "<EmbeddedRegistry 2 services, 1 instances>"
-    assert again.keeping.unwritten == {}
+    assert again.persistent_state.unwritten == {}
     written.clock.jump(61.0)
     await again.send(Deregister(KEY, "10.0.0.1", 80, ephemeral=False))
     assert repr(again) == "<EmbeddedRegistry 1 services, 0 instances>"
-    assert again.keeping.unwritten == {KEY: None, key("empty"): None}
+    assert again.persistent_state.unwritten == {KEY: None, key("empty"): None}
 
 
-async def test_no_read_waits_for_a_write(written: Written) -> None:
+async def test_registry_reads_do_not_wait_for_writes(written: Written) -> None:
     await written.send(CreateService(KEY))
     written.clock.jump(61.0)
     await written.send(Fetch(KEY))  # with which it goes
-    assert (written.writes, written.registry.keeping.unwritten) == (1, {KEY: None})
+    assert (written.writes, written.registry.persistent_state.unwritten) == (1, {KEY: None})
 
 
-async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_gone(written: Written) -> None:
-    """And after its caller, who knows it as a write: the end of what it waited for is all that they share."""
+async def test_registry_notifies_watchers_once_a_write_is_persistent_even_if_its_caller_is_gone(
+    written: Written,
+) -> None:
+    """They are notified after the caller got its answer; both wait for the same write."""
     registry, done = written.registry, asyncio.Event()
-    registry.keeping.write = done.wait  # type: ignore[assignment]
+    registry.persistent_state.set_writer(done.wait)  # type: ignore[arg-type]
     heard: list[str] = []
 
     async def listen() -> None:
@@ -184,8 +188,27 @@ async def test_watchers_hear_of_a_write_when_it_lasts_also_where_its_caller_has_
     await stop(listening)
 
 
-async def test_without_somebody_who_writes_nothing_waits() -> None:
-    keeping = Keeping()
-    keeping.found(KEY, {"a": 1})
-    await keeping.settled()
-    assert keeping.unwritten == {KEY: {"a": 1}}
+async def test_persistent_state_flush_returns_without_a_writer() -> None:
+    state = PersistentState()
+    state.update(KEY, {"a": 1})
+    await state.flush()
+    assert state.unwritten == {KEY: {"a": 1}}
+
+
+async def test_persistent_state_write_changes_keeps_changes_until_they_are_written() -> None:
+    state = PersistentState()
+    state.update(KEY, {"a": 1})
+    state.update(key("second"), {"b": 1})
+
+    async def fail(rows: list[tuple[ServiceKey, PersistentValue | None]]) -> bool:
+        state.update(KEY, {"a": 2})
+        return False
+
+    async def succeed(rows: list[tuple[ServiceKey, PersistentValue | None]]) -> bool:
+        assert rows == [(KEY, {"a": 2}), (key("second"), {"b": 1})]
+        return True
+
+    assert not await state.write_changes(fail)
+    assert state.unwritten == {KEY: {"a": 2}, key("second"): {"b": 1}}
+    assert await state.write_changes(succeed)
+    assert state.unwritten == {}

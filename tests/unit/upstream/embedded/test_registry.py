@@ -1,4 +1,4 @@
-"""The registry in this process, on a clock that stands still: time, kinds, limits, and what watchers hear."""
+"""The embedded registry with a fake clock: expiry, kinds, limits, and notifications."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def refusal(registry: EmbeddedRegistry, call: Call[Any]) -> Reason:
         ({"preserved.heart.beat.timeout": "6000", "preserved.ip.delete.timeout": "8000"}, 6, 8),
     ],
 )
-async def test_a_silent_instance_turns_unhealthy_and_then_goes(
+async def test_registry_marks_a_silent_instance_unhealthy_and_then_removes_it(
     registry: EmbeddedRegistry, clock: FakeClock, metadata: dict[str, str], unhealthy: int, gone: int
 ) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", metadata=metadata)))
@@ -104,7 +104,7 @@ async def test_a_silent_instance_turns_unhealthy_and_then_goes(
     assert (await registry.send(Beat(KEY, "10.0.0.1", 80))).code == BEAT_NOT_FOUND
 
 
-async def test_a_delete_timeout_below_the_beat_timeout_removes_without_a_word(
+async def test_registry_removes_an_instance_with_a_delete_timeout_below_the_beat_timeout(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", metadata={"preserved.ip.delete.timeout": "6000"})))
@@ -121,7 +121,7 @@ async def test_a_delete_timeout_below_the_beat_timeout_removes_without_a_word(
         ({"enableClientBeat": "false"}, [False]),
     ],
 )
-async def test_an_ip_and_port_silent_for_three_minutes_goes_whatever_it_says_of_itself(
+async def test_registry_removes_a_client_after_three_minutes_of_silence(
     registry: EmbeddedRegistry, clock: FakeClock, metadata: dict[str, str], states: list[bool]
 ) -> None:
     """With enableClientBeat its beats are not missed until then (nacos-http.md 5.6)."""
@@ -133,7 +133,7 @@ async def test_an_ip_and_port_silent_for_three_minutes_goes_whatever_it_says_of_
     assert seen == states
 
 
-async def test_a_service_may_say_that_the_beats_of_its_instances_are_not_missed(
+async def test_registry_does_not_miss_beats_of_an_unchecked_service(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
     await registry.send(Register(KEY, A))
@@ -146,7 +146,7 @@ async def test_a_service_may_say_that_the_beats_of_its_instances_are_not_missed(
     assert await listed(registry) == ()
 
 
-async def test_beats_keep_an_instance_and_heal_one_that_was_silent(
+async def test_registry_beat_keeps_an_instance_and_makes_it_healthy_again(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
     await registry.send(Register(KEY, A))
@@ -160,7 +160,7 @@ async def test_beats_keep_an_instance_and_heal_one_that_was_silent(
     assert [i.healthy for i in await listed(registry)] == [True]
 
 
-async def test_registering_again_counts_as_a_beat(registry: EmbeddedRegistry, clock: FakeClock) -> None:
+async def test_registry_register_again_counts_as_a_beat(registry: EmbeddedRegistry, clock: FakeClock) -> None:
     await registry.send(Register(KEY, A))
     await clock.advance(29)
     await registry.send(Register(KEY, A))
@@ -168,7 +168,7 @@ async def test_registering_again_counts_as_a_beat(registry: EmbeddedRegistry, cl
     assert [i.healthy for i in await listed(registry)] == [True]
 
 
-async def test_an_unhealthy_registration_stays_so_until_its_first_beat(
+async def test_registry_register_unhealthy_lasts_until_the_first_beat(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", healthy=False)))
@@ -178,16 +178,14 @@ async def test_an_unhealthy_registration_stays_so_until_its_first_beat(
     assert [i.healthy for i in await listed(registry)] == [True]
 
 
-async def test_a_persistent_instance_never_goes_and_knows_no_beat(registry: EmbeddedRegistry, clock: FakeClock) -> None:
+async def test_registry_never_removes_a_persistent_instance(registry: EmbeddedRegistry, clock: FakeClock) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", ephemeral=False)))
     await clock.advance(86_400)
     assert [i.healthy for i in await listed(registry)] == [True]
     assert (await registry.send(Beat(KEY, "10.0.0.1", 80))).code == BEAT_NOT_FOUND
 
 
-async def test_the_times_of_a_modification_count_before_those_of_the_registration(
-    registry: EmbeddedRegistry, clock: FakeClock
-) -> None:
+async def test_registry_update_times_take_precedence(registry: EmbeddedRegistry, clock: FakeClock) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", metadata={"preserved.heart.beat.timeout": "20000"})))
     await registry.send(BatchMetadata(KEY, (), {"preserved.heart.beat.timeout": "6000"}))
     await clock.advance(6)
@@ -197,10 +195,8 @@ async def test_the_times_of_a_modification_count_before_those_of_the_registratio
     assert await listed(registry) == ()
 
 
-async def test_instances_of_one_service_expire_each_in_its_own_time(
-    registry: EmbeddedRegistry, clock: FakeClock
-) -> None:
-    """Also one whose times are shorter than those of the instances before it."""
+async def test_registry_expires_each_instance_in_its_own_time(registry: EmbeddedRegistry, clock: FakeClock) -> None:
+    """Including one whose times are shorter than those of the instances before it."""
     for number in range(5):
         await registry.send(Register(KEY, instance(f"10.0.0.{number}")))
         await clock.advance(1)
@@ -213,7 +209,7 @@ async def test_instances_of_one_service_expire_each_in_its_own_time(
         assert len(await listed(registry)) == left
 
 
-async def test_an_empty_service_is_forgotten_after_a_while(registry: EmbeddedRegistry, clock: FakeClock) -> None:
+async def test_registry_forgets_an_empty_service_after_a_while(registry: EmbeddedRegistry, clock: FakeClock) -> None:
     await registry.send(CreateService(KEY, 0.5))
     await registry.send(Register(key("other"), A))
     await registry.send(Deregister(key("other"), "10.0.0.1", 80))
@@ -223,7 +219,7 @@ async def test_an_empty_service_is_forgotten_after_a_while(registry: EmbeddedReg
     assert (await registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 0
 
 
-async def test_a_beat_answers_with_the_interval_of_the_instance(registry: EmbeddedRegistry) -> None:
+async def test_registry_beat_returns_the_interval_of_the_instance(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", metadata={"preserved.heart.beat.interval": "3000"})))
     assert (await registry.send(Beat(KEY, "10.0.0.1", 80))).interval == 3000
     await registry.send(Update(KEY, "10.0.0.1", 80, metadata={"preserved.heart.beat.interval": "2000"}))
@@ -232,7 +228,9 @@ async def test_a_beat_answers_with_the_interval_of_the_instance(registry: Embedd
     assert (await registry.send(Beat(KEY, "10.0.0.2", 80))).interval == 5000
 
 
-async def test_a_full_beat_registers_what_is_not_known_and_changes_nothing_else(registry: EmbeddedRegistry) -> None:
+async def test_registry_full_beat_registers_an_unknown_instance_and_changes_no_known_one(
+    registry: EmbeddedRegistry,
+) -> None:
     full = instance("10.0.0.1", weight=3.0, metadata={"a": "1"}, healthy=False, enabled=False)
     assert (await registry.send(Beat(KEY, "10.0.0.1", 80, full=full))).code == BEAT_OK
     [found] = await listed(registry)
@@ -244,14 +242,14 @@ async def test_a_full_beat_registers_what_is_not_known_and_changes_nothing_else(
 # --- names, kinds, places --------------------------------------------------------------------------------------------
 
 
-async def test_a_service_is_of_one_kind_as_a_whole(registry: EmbeddedRegistry) -> None:
+async def test_registry_register_refuses_the_other_kind(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, A))
     assert await refusal(registry, Register(KEY, instance("10.0.0.9", ephemeral=False))) is Reason.WRONG_KIND
     await registry.send(Deregister(KEY, "10.0.0.1", 80, ephemeral=False))
     assert len(await listed(registry)) == 1
 
 
-async def test_an_instance_registered_in_another_cluster_moves_there(registry: EmbeddedRegistry) -> None:
+async def test_registry_register_in_another_cluster_moves_the_instance(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, A))
     await registry.send(Update(KEY, "10.0.0.1", 80, weight=5.0))
     await registry.send(Register(KEY, instance("10.0.0.1", cluster="c1")))
@@ -259,7 +257,7 @@ async def test_an_instance_registered_in_another_cluster_moves_there(registry: E
     assert (found.cluster, found.weight) == ("c1", 1.0)
 
 
-async def test_namespaces_groups_and_names_are_apart(registry: EmbeddedRegistry) -> None:
+async def test_registry_separates_namespaces_groups_and_names(registry: EmbeddedRegistry) -> None:
     places = [KEY, key(group="g"), key(namespace="dev"), key("other")]
     for number, service in enumerate(places):
         await registry.send(Register(service, instance(f"10.0.0.{number}")))
@@ -271,14 +269,14 @@ async def test_namespaces_groups_and_names_are_apart(registry: EmbeddedRegistry)
 
 
 @pytest.mark.parametrize(("page", "names"), [(0, "ab"), (1, "ab"), (2, "c"), (3, ""), (-1, "ab")])
-async def test_pages_of_names(registry: EmbeddedRegistry, page: int, names: str) -> None:
+async def test_registry_list_services_returns_pages(registry: EmbeddedRegistry, page: int, names: str) -> None:
     for name in "abc":
         await registry.send(Register(key(name), A))
     found = await registry.send(ListServices("public", "DEFAULT_GROUP", page, 2))
     assert (found.count, "".join(found.names)) == (3, names)
 
 
-async def test_an_illegal_instance_is_the_callers_fault(registry: EmbeddedRegistry) -> None:
+async def test_registry_register_refuses_an_illegal_instance(registry: EmbeddedRegistry) -> None:
     with pytest.raises(BadCall):
         await registry.send(Register(KEY, instance("10.0.0.1", cluster="a_b")))
     assert (await registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 0
@@ -287,7 +285,7 @@ async def test_an_illegal_instance_is_the_callers_fault(registry: EmbeddedRegist
 # --- overlays (modify.jsonl) -----------------------------------------------------------------------------------------
 
 
-async def test_a_modification_lies_over_the_registration_until_it_is_gone(registry: EmbeddedRegistry) -> None:
+async def test_registry_update_overrides_the_registration_until_it_is_removed(registry: EmbeddedRegistry) -> None:
     """Every step of the recording "modify" of 2.5.1."""
 
     async def shown() -> tuple[float, dict[str, str]] | None:
@@ -316,7 +314,7 @@ async def test_a_modification_lies_over_the_registration_until_it_is_gone(regist
     assert await shown() == (1.0, {})
 
 
-async def test_a_first_partial_change_leaves_what_it_does_not_name(registry: EmbeddedRegistry) -> None:
+async def test_registry_partial_update_keeps_what_it_does_not_name(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", weight=2.5, enabled=False)))
     await registry.send(Update(KEY, "10.0.0.1", 80, metadata={"a": "1"}, partial=True))
     await registry.send(BatchMetadata(KEY, (), {"b": "2"}))
@@ -324,7 +322,7 @@ async def test_a_first_partial_change_leaves_what_it_does_not_name(registry: Emb
     assert (found.weight, found.enabled, dict(found.metadata)) == (2.5, False, {"a": "1", "b": "2"})
 
 
-async def test_a_batch_merges_and_takes_away_what_it_had_put(registry: EmbeddedRegistry) -> None:
+async def test_registry_batch_metadata_merges_and_removes(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, instance("10.0.0.1", metadata={"a": "1"})))
     await registry.send(Register(KEY, B))
     one = InstanceKey("10.0.0.1", 80, "DEFAULT")
@@ -338,7 +336,7 @@ async def test_a_batch_merges_and_takes_away_what_it_had_put(registry: EmbeddedR
     assert await registry.send(BatchMetadata(key("nobody"), (), {"a": "1"})) == ()
 
 
-async def test_who_is_not_there_cannot_be_changed(registry: EmbeddedRegistry) -> None:
+async def test_registry_update_of_a_missing_instance(registry: EmbeddedRegistry) -> None:
     unknown = Update(KEY, "10.9.9.9", 80, weight=2.0)
     assert await refusal(registry, unknown) is Reason.SERVICE_NOT_FOUND
     await registry.send(Register(KEY, A))
@@ -354,7 +352,7 @@ async def test_who_is_not_there_cannot_be_changed(registry: EmbeddedRegistry) ->
 # --- services --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_life_of_a_service_of_its_own(registry: EmbeddedRegistry) -> None:
+async def test_registry_create_update_and_delete_service(registry: EmbeddedRegistry) -> None:
     await registry.send(CreateService(KEY, 0.5, {"team": "x"}, ephemeral=True))
     assert await refusal(registry, CreateService(KEY)) is Reason.SERVICE_EXISTS
     info = await registry.send(GetService(KEY))
@@ -371,7 +369,9 @@ async def test_the_life_of_a_service_of_its_own(registry: EmbeddedRegistry) -> N
         assert await refusal(registry, CreateService(KEY, selector=selector)) is Reason.OTHER
 
 
-async def test_at_the_threshold_a_list_shows_all_as_healthy(registry: EmbeddedRegistry, clock: FakeClock) -> None:
+async def test_registry_fetch_at_the_threshold_shows_all_as_healthy(
+    registry: EmbeddedRegistry, clock: FakeClock
+) -> None:
     await registry.send(CreateService(KEY, 0.5, ephemeral=True))
     await registry.send(Register(KEY, A))
     await registry.send(Register(KEY, B))
@@ -385,7 +385,7 @@ async def test_at_the_threshold_a_list_shows_all_as_healthy(registry: EmbeddedRe
     assert not (await registry.send(Fetch(KEY))).select().protected
 
 
-async def test_a_page_of_details(registry: EmbeddedRegistry) -> None:
+async def test_registry_list_details_returns_pages(registry: EmbeddedRegistry) -> None:
     await registry.send(CreateService(key("empty")))
     for name in ("orders", "orders-eu", "disks"):
         await registry.send(Register(key(name), A))
@@ -395,7 +395,7 @@ async def test_a_page_of_details(registry: EmbeddedRegistry) -> None:
     assert (await registry.send(ListDetails("public", group_part="none"))).count == 0
 
 
-async def test_what_it_says_of_itself(registry: EmbeddedRegistry) -> None:
+async def test_registry_answers_administrative_calls(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, A))
     await registry.send(Register(key("disks"), instance("10.0.0.9", ephemeral=False)))
     metrics = await registry.send(Metrics(only_status=False))
@@ -412,7 +412,7 @@ async def test_what_it_says_of_itself(registry: EmbeddedRegistry) -> None:
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-async def test_it_holds_no_more_than_its_limits_and_has_room_again_when_something_goes(clock: FakeClock) -> None:
+async def test_registry_keeps_its_limits(clock: FakeClock) -> None:
     registry = EmbeddedRegistry(clock, Limits(instances=2, services=2))
     await registry.send(Register(KEY, A))
     await registry.send(Register(key("b"), A))
@@ -425,13 +425,13 @@ async def test_it_holds_no_more_than_its_limits_and_has_room_again_when_somethin
     assert len(await listed(registry)) == 2
 
 
-async def test_a_refused_registration_leaves_no_service_behind(clock: FakeClock) -> None:
+async def test_registry_register_refused_leaves_no_service(clock: FakeClock) -> None:
     registry = EmbeddedRegistry(clock, Limits(instances=0))
     assert await refusal(registry, Register(KEY, A)) is Reason.OTHER
     assert (await registry.send(ListServices("public", "DEFAULT_GROUP"))).count == 0
 
 
-async def test_with_a_listing_delay_a_list_shows_a_write_later_and_the_first_list_at_once(clock: FakeClock) -> None:
+async def test_registry_listing_delay_delays_all_but_the_first_list(clock: FakeClock) -> None:
     registry = EmbeddedRegistry(clock, Limits(listing_delay=0.5))
     await registry.send(Register(KEY, A))
     assert await listed(registry) == (A,)
@@ -449,7 +449,7 @@ async def test_with_a_listing_delay_a_list_shows_a_write_later_and_the_first_lis
 # --- watchers --------------------------------------------------------------------------------------------------------
 
 
-async def test_watchers_hear_of_what_they_watch_also_of_what_time_does(
+async def test_registry_changes_yields_watched_services_including_expiry(
     registry: EmbeddedRegistry, clock: FakeClock
 ) -> None:
     assert isinstance(registry, Watchable) and registry.alive
@@ -483,7 +483,7 @@ async def test_watchers_hear_of_what_they_watch_also_of_what_time_does(
         await stop(listening)
 
 
-async def test_closing_ends_the_task(clock: FakeClock) -> None:
+async def test_registry_close_ends_the_task(clock: FakeClock) -> None:
     before = asyncio.all_tasks()
     registry = EmbeddedRegistry(clock)
     listening = spawn(anext(registry.changes()), name="listening")  # type: ignore[arg-type]
@@ -493,7 +493,7 @@ async def test_closing_ends_the_task(clock: FakeClock) -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_an_unchanged_service_is_the_same_snapshot(registry: EmbeddedRegistry) -> None:
+async def test_registry_fetch_returns_the_same_snapshot_while_unchanged(registry: EmbeddedRegistry) -> None:
     await registry.send(Register(KEY, A))
     first = await registry.send(Fetch(KEY))
     await registry.send(Beat(KEY, "10.0.0.1", 80))
@@ -522,7 +522,7 @@ _WRITES = st.lists(
 
 
 @given(_WRITES)
-async def test_what_apply_predicts_of_the_first_change_is_what_is_listed(writes: list[Any]) -> None:
+async def test_registry_fetch_lists_what_apply_predicts(writes: list[Any]) -> None:
     """From any state to the next: a prediction starts at what the server lists."""
     registry = EmbeddedRegistry(FakeClock())
     modified: set[str] = set()
@@ -542,9 +542,7 @@ async def test_what_apply_predicts_of_the_first_change_is_what_is_listed(writes:
     assert isinstance(before if writes else Snapshot(KEY), Snapshot)
 
 
-async def test_a_process_that_stood_still_calls_nobody_silent_whom_it_could_not_hear(
-    registry: EmbeddedRegistry, clock: FakeClock
-) -> None:
+async def test_registry_does_not_count_a_standstill_as_silence(registry: EmbeddedRegistry, clock: FakeClock) -> None:
     watching = spawn(_watch(registry), name="watching")
     await registry.send(Register(KEY, A))
     await clock.advance(10)

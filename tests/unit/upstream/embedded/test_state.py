@@ -1,4 +1,4 @@
-"""One service of the embedded registry, told the time."""
+"""One service of the embedded registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def service(*, ephemeral: bool = True) -> Service:
     return Service(KEY, ephemeral, empty_since=0.0)
 
 
-def test_the_deadline_is_the_next_moment_at_which_something_happens() -> None:
+def test_service_deadline_is_when_something_happens_next() -> None:
     one = service()
     assert one.deadline() == EMPTY_SERVICE_LIVES
     one.register(instance("10.0.0.1"), 10.0)
@@ -30,7 +30,7 @@ def test_the_deadline_is_the_next_moment_at_which_something_happens() -> None:
     assert one.deadline_of("10.9.9.9", 80) == math.inf
 
 
-def test_a_persistent_service_has_no_deadline_while_it_has_instances() -> None:
+def test_service_deadline_is_never_for_a_persistent_service_with_instances() -> None:
     one = service(ephemeral=False)
     one.register(instance("10.0.0.1", ephemeral=False), 0.0)
     assert (one.deadline(), one.deadline_of("10.0.0.1", 80)) == (math.inf, math.inf)
@@ -39,7 +39,7 @@ def test_a_persistent_service_has_no_deadline_while_it_has_instances() -> None:
     assert one.deadline() == 100.0 + EMPTY_SERVICE_LIVES
 
 
-def test_the_other_kind_is_refused_in_the_words_of_nacos() -> None:
+def test_service_register_refuses_the_other_kind_with_the_text_of_nacos() -> None:
     with pytest.raises(Refused, match="is ephemeral service, can't register persistent instance") as caught:
         service().register(instance("10.0.0.1", ephemeral=False), 0.0)
     assert caught.value.reason is Reason.WRONG_KIND
@@ -47,18 +47,18 @@ def test_the_other_kind_is_refused_in_the_words_of_nacos() -> None:
         service(ephemeral=False).register(instance("10.0.0.1"), 0.0)
 
 
-def test_a_modification_lies_over_its_own_cluster_alone_and_goes_with_the_instance() -> None:
+def test_service_override_holds_for_its_cluster_and_ends_with_the_instance() -> None:
     one = service()
     one.register(instance("10.0.0.1", weight=3.0), 0.0)
     one.override(InstanceKey("10.0.0.1", 80, "c9"), InstanceOverrides(weight=9.0))
-    assert one.listed().instances[0].weight == 3.0
+    assert one.snapshot().instances[0].weight == 3.0
     one.override(PLACE, InstanceOverrides(weight=5.0))
-    assert one.listed().instances[0].weight == 5.0
+    assert one.snapshot().instances[0].weight == 5.0
     one.expire(30.0)
     assert one.overrides == {}
 
 
-def test_an_overlay_that_is_not_there_changes_nothing() -> None:
+def test_service_overrides_of_without_overrides_change_nothing() -> None:
     one = service()
     assert one.overrides_of(PLACE) == InstanceOverrides()
     one.register(instance("10.0.0.1", weight=3.0, enabled=False), 0.0)
@@ -67,12 +67,12 @@ def test_an_overlay_that_is_not_there_changes_nothing() -> None:
     assert one.overrides_of(PLACE) == InstanceOverrides(4.0)
 
 
-def test_the_list_is_the_same_object_until_something_a_reader_sees_changes() -> None:
+def test_service_snapshot_is_the_same_object_while_unchanged() -> None:
     one = service()
     one.register(instance("10.0.0.1"), 0.0)
-    first = one.listed()
+    first = one.snapshot()
     one.beat("10.0.0.1", 80, 1.0)
-    assert one.listed() is first
+    assert one.snapshot() is first
     one.expire(16.0)
-    assert one.listed() is not first
+    assert one.snapshot() is not first
     assert one.beat("10.9.9.9", 80, 1.0) is None

@@ -1,4 +1,4 @@
-"""What the embedded registry says of itself is what 2.5.1 was recorded to say, and its switches turn as there."""
+"""Switches and server state are those of the recordings of 2.5.1, and switches take the same values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from nacos_proxy.model.errors import BadCall
-from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, turned
+from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, with_switch
 from tests.helpers.recordings import load
 
 
 @pytest.mark.parametrize(("case", "ours"), [("v1 operator switches", SWITCHES), ("v1 server state", STATE)])
-def test_it_has_the_fields_of_the_recording_in_their_order(case: str, ours: Mapping[str, Any]) -> None:
+def test_switches_and_state_have_the_fields_of_the_recordings_in_order(case: str, ours: Mapping[str, Any]) -> None:
     [recorded] = [row.body for row in load("nacos-2.5.1") if row.case == case]
     assert list(ours) == list(recorded)
     assert {name for name in ours if type(ours[name]) is not type(recorded[name])} == set()
@@ -40,8 +40,8 @@ def test_it_has_the_fields_of_the_recording_in_their_order(case: str, ours: Mapp
         ("", "", {}),
     ],
 )
-def test_an_entry_turns_its_switch_and_no_other(entry: str, value: str, changed: Mapping[str, Any]) -> None:
-    assert turned(SWITCHES, entry, value) == {**SWITCHES, **changed}
+def test_with_switch_sets_one_switch(entry: str, value: str, changed: Mapping[str, Any]) -> None:
+    assert with_switch(SWITCHES, entry, value) == {**SWITCHES, **changed}
     assert SWITCHES["masters"] is None
 
 
@@ -69,7 +69,7 @@ def test_an_entry_turns_its_switch_and_no_other(entry: str, value: str, changed:
         ("tcpHealthParams", '{"factor":2}', "malformed factor"),
     ],
 )
-def test_a_value_that_a_switch_does_not_take_is_refused_in_nacoss_words(entry: str, value: str, said: str) -> None:
+def test_with_switch_refuses_a_wrong_value_with_the_text_of_nacos(entry: str, value: str, said: str) -> None:
     with pytest.raises(BadCall) as caught:
-        turned(SWITCHES, entry, value)
+        with_switch(SWITCHES, entry, value)
     assert caught.value.text == said

@@ -1,4 +1,4 @@
-"""One connection, driven without a socket: what the pool cannot bring about at will."""
+"""One connection without a socket, for cases that the pool cannot produce at will."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.http.connection import (
     HIGH_WATER,
     MAX_HEAD,
-    MOST_FIELDS,
+    MAX_HEADERS,
     Connection,
-    Limits,
+    ExchangeLimits,
 )
 from tests.helpers.clock import settle
 
@@ -26,7 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Wire(asyncio.Transport):
-    """Stands in for the socket. As uvloop's, it raises for what comes after its end."""
+    """Stands in for the socket. Like uvloop's, it raises after its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Wire(asyncio.Transport):
 
 
 class Joined:
-    """A connection that is open, its wire, and how often it was lost."""
+    """An open connection, its socket, and how often it was lost."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -86,7 +86,7 @@ async def joined() -> Joined:
     return Joined()
 
 
-async def test_an_exchange_is_whole_at_the_end_of_its_packet(joined: Joined) -> None:
+async def test_connection_exchange_is_complete_at_the_end_of_its_packet(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     assert joined.wire.sent == HEAD
@@ -94,10 +94,10 @@ async def test_an_exchange_is_whole_at_the_end_of_its_packet(joined: Joined) -> 
     await task
     connection = joined.connection
     assert (connection.status, connection.reason, connection.headers) == (200, b"OK", [(b"Content-Length", b"2")])
-    assert (connection.complete, connection.take(), connection.reusable) == (True, b"ok", True)
+    assert (connection.complete, connection.take_body(), connection.reusable) == (True, b"ok", True)
 
 
-async def test_the_next_exchange_begins_clean(joined: Joined) -> None:
+async def test_connection_exchange_starts_without_leftovers(joined: Joined) -> None:
     for status, body in ((200, b"one"), (404, b"")):
         task = joined.ask()
         await settle()
@@ -108,18 +108,18 @@ async def test_the_next_exchange_begins_clean(joined: Joined) -> None:
         assert joined.connection.reusable
 
 
-async def test_what_was_not_read_makes_a_connection_unusable(joined: Joined) -> None:
+async def test_connection_with_an_unread_body_is_not_reusable(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     joined.came(OK)
     await task
     assert not joined.connection.reusable
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.booleans())
-def test_any_cut_of_the_bytes_gives_the_same_answer(cuts: list[int], chunked: bool) -> None:
+def test_connection_reads_the_same_answer_from_any_packets(cuts: list[int], chunked: bool) -> None:
     body = bytes(range(200))
     if chunked:
         framed = b"".join(b"%x\r\n%b\r\n" % (20, body[n : n + 20]) for n in range(0, 200, 20)) + b"0\r\nT: x\r\n\r\n"
@@ -148,7 +148,7 @@ def test_any_cut_of_the_bytes_gives_the_same_answer(cuts: list[int], chunked: bo
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_any_bytes_are_an_answer_or_an_error_of_httpx(data: bytes, begun: bool) -> None:
+def test_connection_turns_any_bytes_into_an_answer_or_an_httpx_error(data: bytes, begun: bool) -> None:
     async def run() -> None:
         joined = Joined()
         task = joined.ask()
@@ -165,23 +165,23 @@ def test_any_bytes_are_an_answer_or_an_error_of_httpx(data: bytes, begun: bool) 
     asyncio.run(run())
 
 
-async def test_bytes_that_nobody_asked_for_end_the_connection(joined: Joined) -> None:
+async def test_connection_ends_on_unexpected_bytes(joined: Joined) -> None:
     joined.came(OK)
     assert (joined.wire.ended, joined.connection.open) == (True, False)
 
 
-async def test_a_second_answer_is_nobodys(joined: Joined) -> None:
+async def test_connection_with_a_second_answer_is_not_reusable(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     joined.came(OK + b"HTTP/1.1 500 Evil\r\nX: evil\r\nContent-Length: 4\r\n\r\nevil")
     await task
     connection = joined.connection
-    assert (connection.status, connection.reason, connection.take()) == (200, b"OK", b"ok")
+    assert (connection.status, connection.reason, connection.take_body()) == (200, b"OK", b"ok")
     assert len(connection.headers) == 1
     assert not connection.reusable
 
 
-async def test_one_that_was_lost_before_its_exchange_says_so_and_sends_nothing(joined: Joined) -> None:
+async def test_connection_exchange_on_a_lost_connection_sends_nothing(joined: Joined) -> None:
     joined.connection.connection_lost(None)
     joined.wire.ended = True
     with pytest.raises(httpx.ReadError, match="lost before the request"):
@@ -193,15 +193,15 @@ async def test_one_that_was_lost_before_its_exchange_says_so_and_sends_nothing(j
     ("came", "error", "said"),
     [
         (b"", httpx.ReadError, "before the answer"),
-        (b"HTTP/1.1 2", httpx.RemoteProtocolError, "in the middle of the answer"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", httpx.RemoteProtocolError, "in the middle of the answer"),
+        (b"HTTP/1.1 2", httpx.RemoteProtocolError, "during the answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", httpx.RemoteProtocolError, "during the answer"),
     ],
 )
 @pytest.mark.parametrize("cause", [None, ConnectionResetError("reset by peer")])
-async def test_a_loss_says_whether_an_answer_had_begun(
+async def test_connection_lost_says_whether_an_answer_had_begun(
     joined: Joined, came: bytes, error: type[Exception], said: str, cause: Exception | None
 ) -> None:
-    """The pool asks again only where none had."""
+    """The pool repeats a request only if no byte of an answer came."""
     task = joined.ask()
     await settle()
     if came:
@@ -213,9 +213,7 @@ async def test_a_loss_says_whether_an_answer_had_begun(
 
 
 @pytest.mark.parametrize("cause", [None, ConnectionResetError("reset by peer")])
-async def test_the_end_of_the_connection_is_the_end_of_a_body_unless_it_broke(
-    joined: Joined, cause: Exception | None
-) -> None:
+async def test_connection_lost_ends_an_unframed_body_unless_it_broke(joined: Joined, cause: Exception | None) -> None:
     task = joined.ask()
     await settle()
     joined.came(b"HTTP/1.1 200 OK\r\n\r\nwhole?")
@@ -233,7 +231,7 @@ async def test_the_end_of_the_connection_is_the_end_of_a_body_unless_it_broke(
 @pytest.mark.parametrize(
     "head", [b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"]
 )
-async def test_what_is_no_body_has_a_bound(joined: Joined, head: bytes) -> None:
+async def test_connection_bounds_the_head(joined: Joined, head: bytes) -> None:
     """An endless header, an endless chunk extension."""
     task = joined.ask()
     await settle()
@@ -247,7 +245,7 @@ async def test_what_is_no_body_has_a_bound(joined: Joined, head: bytes) -> None:
     assert joined.wire.ended
 
 
-async def test_many_early_answers_have_a_bound(joined: Joined) -> None:
+async def test_connection_bounds_informational_answers(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     for _ in range(MAX_HEAD // 20):
@@ -260,38 +258,38 @@ async def test_many_early_answers_have_a_bound(joined: Joined) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (b"HTTP/1.1 000 X\r\n\r\n", "the status 000"),
-        (b"HTTP/1.1 099 X\r\n\r\n", "the status 099"),
-        (b"HTTP/1.1 600 X\r\n\r\n", "the status 600"),
-        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the status 999"),
-        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the status 999"),
+        (b"HTTP/1.1 000 X\r\n\r\n", "the invalid status 000"),
+        (b"HTTP/1.1 099 X\r\n\r\n", "the invalid status 099"),
+        (b"HTTP/1.1 600 X\r\n\r\n", "the invalid status 600"),
+        (b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok", "the invalid status 999"),
+        (b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 999 X\r\n\r\n", "the invalid status 999"),
         (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "switches to another protocol"),
         (b"HTTP/1.1 101 X\r\n\r\nwhatever", "switches to another protocol"),
         (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "transfer coding 'gzip, chunked'"),
         (b"HTTP/1.1 200 X\r\nTransfer-Encoding: gzip\r\n\r\n", "transfer coding 'gzip'"),
-        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MOST_FIELDS + 1) + b"\r\n", f"more than {MOST_FIELDS} headers"),
+        (b"HTTP/1.1 200 X\r\n" + b"a:b\r\n" * (MAX_HEADERS + 1) + b"\r\n", f"more than {MAX_HEADERS} headers"),
     ],
 )
-async def test_what_no_server_may_say_ends_the_exchange_and_says_why(joined: Joined, head: bytes, said: str) -> None:
+async def test_connection_refuses_invalid_answers_with_the_reason(joined: Joined, head: bytes, said: str) -> None:
     task = joined.ask()
     await settle()
     joined.came(head)
     with pytest.raises(httpx.RemoteProtocolError, match=said):
         await task
     assert joined.wire.ended
-    assert len(joined.connection.headers) <= MOST_FIELDS + 1
+    assert len(joined.connection.headers) <= MAX_HEADERS + 1
 
 
 @pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 599 \xff"])
-async def test_a_status_line_needs_no_reason(joined: Joined, line: bytes) -> None:
+async def test_connection_accepts_a_status_line_without_a_reason(joined: Joined, line: bytes) -> None:
     task = joined.ask()
     await settle()
     joined.came(line + b"\r\nContent-Length: 2\r\n\r\nok")
     await task
-    assert (joined.connection.complete, joined.connection.take()) == (True, b"ok")
+    assert (joined.connection.complete, joined.connection.take_body()) == (True, b"ok")
 
 
-async def test_a_body_that_nobody_reads_stops_the_socket_and_reading_starts_it_again(joined: Joined) -> None:
+async def test_connection_pauses_reading_while_the_body_is_not_read(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     joined.came(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"x" * HIGH_WATER)
@@ -303,7 +301,7 @@ async def test_a_body_that_nobody_reads_stops_the_socket_and_reading_starts_it_a
     assert joined.wire.reading
 
 
-async def test_what_came_before_the_end_of_a_stopped_socket_can_still_be_read(joined: Joined) -> None:
+async def test_connection_read_after_the_end_of_a_paused_socket(joined: Joined) -> None:
     task = joined.ask()
     await settle()
     joined.came(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", b"x" * (HIGH_WATER + 1))
@@ -315,38 +313,38 @@ async def test_what_came_before_the_end_of_a_stopped_socket_can_still_be_read(jo
         await joined.connection.read()
 
 
-async def test_a_limit_that_is_over_ends_the_connection(joined: Joined) -> None:
+async def test_connection_exchange_limit_ends_the_connection(joined: Joined) -> None:
     loop = asyncio.get_running_loop()
     with pytest.raises(httpx.ReadTimeout):
-        await joined.ask(limits=Limits(until=loop.time() - 1.0))
+        await joined.ask(limits=ExchangeLimits(until=loop.time() - 1.0))
     assert joined.wire.ended
 
 
-async def test_a_limit_is_lifted_with_the_end_of_the_answer(joined: Joined) -> None:
+async def test_connection_exchange_limit_ends_with_the_answer(joined: Joined) -> None:
     loop = asyncio.get_running_loop()
-    task = joined.ask(limits=Limits(read=0.5, until=loop.time() + 0.5))
+    task = joined.ask(limits=ExchangeLimits(read=0.5, until=loop.time() + 0.5))
     await asyncio.sleep(0)
     joined.came(OK)
     await task
     over = asyncio.Event()
     loop.call_later(0.55, over.set)
     await over.wait()
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
-async def test_a_server_that_takes_no_more_is_a_limit_of_its_own(joined: Joined) -> None:
+async def test_connection_exchange_write_limit_ends_a_blocked_upload(joined: Joined) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"a"
         yield b"b"
 
     joined.connection.pause_writing()
-    with pytest.raises(httpx.WriteTimeout, match="takes no more"):
-        await joined.ask(body(), limits=Limits(write=0.01))
+    with pytest.raises(httpx.WriteTimeout, match="stopped reading"):
+        await joined.ask(body(), limits=ExchangeLimits(write=0.01))
     assert joined.wire.sent == HEAD + b"a"
 
 
-async def test_a_stream_waits_for_the_socket_and_goes_on(joined: Joined) -> None:
+async def test_connection_exchange_stream_waits_for_the_socket(joined: Joined) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"a"
         yield b"b"
@@ -360,41 +358,33 @@ async def test_a_stream_waits_for_the_socket_and_goes_on(joined: Joined) -> None
     assert joined.wire.sent == HEAD + b"ab"
     joined.came(OK)
     await task
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert joined.connection.reusable
 
 
-async def test_an_answer_before_the_end_of_a_stream_makes_the_connection_unusable(joined: Joined) -> None:
+async def endless_body(ended: asyncio.Event) -> AsyncIterator[bytes]:
+    try:
+        yield b"a"
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
+async def test_connection_with_an_answer_before_the_end_of_the_stream_is_not_reusable(joined: Joined) -> None:
     ended = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            yield b"a"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    task = joined.ask(body())
+    task = joined.ask(endless_body(ended))
     await settle()
     joined.came(OK)
     await task
-    assert joined.connection.take() == b"ok"
+    assert joined.connection.take_body() == b"ok"
     assert not joined.connection.reusable
     joined.connection.abort()
     await ended.wait()
 
 
-async def test_a_cancelled_exchange_ends_the_connection_and_its_stream(joined: Joined) -> None:
+async def test_connection_exchange_cancelled_ends_the_connection_and_the_stream(joined: Joined) -> None:
     ended = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            yield b"a"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    task = joined.ask(body())
+    task = joined.ask(endless_body(ended))
     await settle()
     task.cancel()
     await asyncio.wait([task])
@@ -403,7 +393,7 @@ async def test_a_cancelled_exchange_ends_the_connection_and_its_stream(joined: J
     assert not joined.connection.reusable
 
 
-async def test_an_end_is_harmless_twice_and_told_once(joined: Joined) -> None:
+async def test_connection_abort_may_be_repeated_and_is_reported_once(joined: Joined) -> None:
     joined.connection.abort()
     joined.connection.abort()
     joined.connection.connection_lost(None)

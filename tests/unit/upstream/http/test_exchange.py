@@ -1,4 +1,4 @@
-"""Calls to a real socket, over TLS where that is the question."""
+"""Calls over a real socket, some over TLS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nacos_proxy.upstream.http.exchange import (
     TlsPolicy,
     tls_context,
 )
-from nacos_proxy.upstream.http.transport import FastTransport, Prepared, TransportPolicy
+from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
 from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from tests.helpers.fault import MODES, Mode, fault_proxy
@@ -53,7 +53,7 @@ async def served(
             await http.transport.aclose()
 
 
-async def test_a_request_goes_out_whole_and_its_reply_comes_back() -> None:
+async def test_http_ask_sends_the_request_and_returns_the_reply() -> None:
     async with served(lambda _: ok(b'{"hosts":[]}', b"Content-Type: application/json;charset=UTF-8")) as (
         seen,
         http,
@@ -72,19 +72,19 @@ async def test_a_request_goes_out_whole_and_its_reply_comes_back() -> None:
     assert write.body == b"ip=10.0.0.1&metadata=%7B%22a%22%3A%22b+c%22%7D"
 
 
-async def test_a_query_may_be_as_long_as_what_it_says() -> None:
+async def test_http_ask_allows_a_long_query() -> None:
     class Target(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            assert isinstance(request, Prepared)
-            return httpx.Response(200, content=request.place.target)
+            assert isinstance(request, PreparedRequest)
+            return httpx.Response(200, content=request.target)
 
     http, metadata = Http(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
     reply = await http.ask(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
     assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
 
 
-async def test_names_that_nobody_has_leave_nothing_behind() -> None:
-    """Whoever asks for a million names takes no memory: of requests, only what is of the server is kept."""
+async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
+    """Requests for a million names take no memory: only what belongs to the server is cached."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=request.url.query)
@@ -105,7 +105,7 @@ async def test_names_that_nobody_has_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 410, 500, 501, 503])
-async def test_any_status_is_a_reply(status: int) -> None:
+async def test_http_ask_returns_any_status(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nno" % status)
     async with served(lambda _: answer) as (_, http, to):
         assert await http.ask(to, LIST, again=True) == HttpReply(status, None, b"no")
@@ -119,14 +119,14 @@ async def test_any_status_is_a_reply(status: int) -> None:
         (say(b"HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>"), "an HTML page with status 502"),
         (say(b"HTTP/1.1 302 X\r\nLocation: https://login/\r\nContent-Length: 0\r\n\r\n"), "a redirect with status 302"),
         (say(b"HTTP/1.1 304 X\r\n\r\n"), "a redirect with status 304"),
-        (say(b"\x00\x01\x02\r\n\r\n"), "the answer is no HTTP"),
-        (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "in the middle of the answer"),
+        (say(b"\x00\x01\x02\r\n\r\n"), "the answer is not valid HTTP"),
+        (say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="close"), "during the answer"),
         (say(b"HTTP/1.1 204 X\r\n\r\n"), "the status 204"),
         (say(b"HTTP/1.1 205 X\r\nContent-Length: 2\r\n\r\nok"), "the status 205"),
-        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the status 999, which HTTP has not"),
+        (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the invalid status 999"),
     ],
 )
-async def test_what_is_no_answer_of_a_server_is_garbled_and_says_what_came(answer: Say, said: str) -> None:
+async def test_http_ask_raises_garbled_for_answers_that_are_not_from_nacos(answer: Say, said: str) -> None:
     async with served(lambda _: answer) as (seen, http, to):
         with pytest.raises(Garbled, match=said) as raised:
             await http.ask(to, LIST, again=True)
@@ -149,7 +149,7 @@ CODINGS = [
 
 @pytest.fixture(scope="module")
 def bomb() -> bytes:
-    """Twice packed, a gigabyte fits into a kilobyte."""
+    """Compressed twice, a gigabyte fits into a kilobyte."""
     packed = gzip.compress(gzip.compress(bytes(64 << 20)))
     assert len(packed) < 1000
     return packed
@@ -157,7 +157,7 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("fields", CODINGS)
 @pytest.mark.parametrize("whole", [True, False])
-async def test_a_compressed_answer_is_refused_before_it_takes_memory(
+async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
     bomb: bytes, fields: tuple[bytes, ...], whole: bool
 ) -> None:
     answer = ok(bomb, *fields)
@@ -175,12 +175,12 @@ async def test_a_compressed_answer_is_refused_before_it_takes_memory(
     assert all(b"\r\nAccept-Encoding: identity\r\n" in request.head for request in seen.requests)
 
 
-async def test_an_answer_that_says_that_it_is_plain_is_taken() -> None:
+async def test_http_ask_accepts_the_identity_encoding() -> None:
     async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
         assert (await http.ask(to, LIST, again=True)).body == b"[]"
 
 
-async def test_an_answer_has_a_bound() -> None:
+async def test_http_ask_bounds_the_answer() -> None:
     async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(max_body=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
             await http.ask(to, LIST, again=True)
@@ -189,7 +189,7 @@ async def test_an_answer_has_a_bound() -> None:
         assert len(seen.requests) == 2, "nothing that was left over is taken for the next answer"
 
 
-async def test_a_call_has_its_time_however_it_trickles() -> None:
+async def test_http_ask_limits_the_total_time_of_a_trickling_answer() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
     policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
     async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
@@ -198,7 +198,7 @@ async def test_a_call_has_its_time_however_it_trickles() -> None:
             await http.ask(to, LIST, again=True)
 
 
-async def test_reads_and_writes_have_times_of_their_own() -> None:
+async def test_http_ask_has_separate_timeouts_for_reads_and_writes() -> None:
     policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
     answers = {b"GET": say(then="hang"), b"POS": ok()}
     async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
@@ -208,7 +208,7 @@ async def test_reads_and_writes_have_times_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
-async def test_a_call_that_may_be_sent_twice_survives_a_stale_connection(again: bool, requests: int) -> None:
+async def test_http_ask_again_survives_a_stale_connection(again: bool, requests: int) -> None:
     answers = iter([ok(), say(then="close"), ok(b"again")])
     async with served(lambda _: next(answers)) as (seen, http, to):
         await http.ask(to, LIST, again=True)
@@ -222,7 +222,7 @@ async def test_a_call_that_may_be_sent_twice_survives_a_stale_connection(again: 
         assert len(seen.requests) == requests
 
 
-async def test_nobody_there_is_unreachable_and_nothing_arrived() -> None:
+async def test_http_ask_without_a_server_is_unreachable_and_did_not_arrive() -> None:
     async with stub(lambda _: ok()) as gone:
         pass
     http = Http(HttpPolicy(), FastTransport())
@@ -232,8 +232,8 @@ async def test_nobody_there_is_unreachable_and_nothing_arrived() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_every_fault_of_the_way_is_an_error_of_ours_or_a_reply(mode: Mode) -> None:
-    """Whatever stands between, nothing but an `UpstreamError` comes out, and a write is never called unsent wrongly."""
+async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode: Mode) -> None:
+    """Every fault raises an `UpstreamError`, and none calls a write unsent that was sent."""
     async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
         transport = FastTransport()
         await Http(HttpPolicy(), transport).ask(parse_server(way.url), LIST, again=True)
@@ -257,7 +257,7 @@ async def test_every_fault_of_the_way_is_an_error_of_ours_or_a_reply(mode: Mode)
 # any URL
 
 
-async def test_another_url_gets_nothing_that_is_for_nacos() -> None:
+async def test_http_get_sends_nothing_that_is_only_for_nacos() -> None:
     policy = HttpPolicy("ours", ("serverIdentity", "secret"), sni="nacos.example")
     asked: list[httpx.Request] = []
 
@@ -283,7 +283,7 @@ async def test_another_url_gets_nothing_that_is_for_nacos() -> None:
         ("https://[::1]:80#secret", "https://[::1]:80"),
     ],
 )
-async def test_an_error_names_the_server_and_no_secret(url: str, shown: str) -> None:
+async def test_http_get_error_names_the_server_and_no_secret(url: str, shown: str) -> None:
     def broken(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no connection")
 
@@ -293,7 +293,7 @@ async def test_an_error_names_the_server_and_no_secret(url: str, shown: str) -> 
     assert str(raised.value) == f"{shown}: no connection"
 
 
-def test_no_secret_in_a_policy() -> None:
+def test_http_policy_repr_shows_no_secret() -> None:
     assert "secret" not in repr(HttpPolicy(identity=("serverIdentity", "secret")))
 
 
@@ -304,7 +304,7 @@ def test_no_secret_in_a_policy() -> None:
 async def over_tls(
     policy: TlsPolicy, *, wants: str = "", sni: str = "", certificate: str = SERVER
 ) -> AsyncIterator[tuple[Http, Server, list[str | None]]]:
-    """A server with a certificate, which wants one of the authority `wants`; the names that it was asked for."""
+    """A server that requires a client certificate of the authority `wants`; yields the names that it was asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     if wants:
@@ -324,12 +324,12 @@ async def said(http: Http, to: Server) -> Any:
     return (await http.ask(to, LIST, again=True)).body
 
 
-async def test_a_server_of_an_authority_of_ones_own_is_trusted() -> None:
+async def test_tls_context_trusts_the_given_authority() -> None:
     async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
         assert await said(http, to) == b"hello"
 
 
-async def test_a_server_of_nobody_knows_whom_is_not() -> None:
+async def test_tls_context_does_not_trust_an_unknown_authority() -> None:
     async with over_tls(TlsPolicy()) as (http, to, _):
         with pytest.raises(Unreachable, match="certificate verify failed") as raised:
             await said(http, to)
@@ -339,12 +339,12 @@ async def test_a_server_of_nobody_knows_whom_is_not() -> None:
             await said(http, to)
 
 
-async def test_who_trusts_anyone_trusts_anyone() -> None:
+async def test_tls_context_without_verify_trusts_every_server() -> None:
     async with over_tls(TlsPolicy(verify=False), certificate=STRANGER) as (http, to, _):
         assert await said(http, to) == b"hello"
 
 
-async def test_a_name_of_its_own_is_sent_and_is_what_the_certificate_must_say() -> None:
+async def test_http_sni_is_sent_and_must_match_the_certificate() -> None:
     async with over_tls(TlsPolicy(ca=CA), sni="localhost") as (http, to, names):
         assert await said(http, to) == b"hello"
         assert names == ["localhost"]
@@ -354,13 +354,13 @@ async def test_a_name_of_its_own_is_sent_and_is_what_the_certificate_must_say() 
         assert names == ["nacos.example"]
 
 
-async def test_a_client_certificate_is_shown_where_one_is_wanted() -> None:
+async def test_tls_context_presents_the_client_certificate() -> None:
     async with over_tls(TlsPolicy(ca=CA, certificate=CLIENT), wants=CA) as (http, to, _):
         assert await said(http, to) == b"hello"
         assert await said(http, to) == b"hello"
 
 
-async def test_without_the_client_certificate_that_is_wanted_the_call_fails() -> None:
+async def test_http_ask_fails_without_a_required_client_certificate() -> None:
     async with over_tls(TlsPolicy(ca=CA), wants=CA) as (http, to, _):
         with pytest.raises(Unreachable):
             await said(http, to)
@@ -369,7 +369,7 @@ async def test_without_the_client_certificate_that_is_wanted_the_call_fails() ->
             await said(http, to)
 
 
-async def test_plain_http_to_a_tls_port_and_the_other_way_round() -> None:
+async def test_http_ask_with_the_wrong_scheme_raises_our_errors() -> None:
     async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
         with pytest.raises(UpstreamError):
             await said(http, Server(to.origin.replace("https", "http"), to.context))
@@ -379,12 +379,12 @@ async def test_plain_http_to_a_tls_port_and_the_other_way_round() -> None:
 
 
 @pytest.mark.parametrize("policy", [TlsPolicy(ca="/nowhere.pem"), TlsPolicy(certificate="/nowhere.pem")])
-def test_a_file_that_is_missing_is_said_at_the_start(policy: TlsPolicy) -> None:
+def test_tls_context_raises_for_a_missing_file(policy: TlsPolicy) -> None:
     with pytest.raises(OSError, match=r".+"):
         tls_context(policy)
 
 
-def test_a_file_that_is_no_certificate_is_said_at_the_start(tmp_path: Path) -> None:
+def test_tls_context_raises_for_a_file_that_is_not_a_certificate(tmp_path: Path) -> None:
     path = tmp_path / "no.pem"
     path.write_text("no certificate")
     for policy in (TlsPolicy(ca=str(path)), TlsPolicy(certificate=str(path)), TlsPolicy(ca=CA, certificate=CA)):

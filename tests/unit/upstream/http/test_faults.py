@@ -36,24 +36,24 @@ def of_httpx() -> set[type[BaseException]]:
 
 
 def instance(kind: type[BaseException], text: str = "why") -> BaseException:
-    """One as httpx raises it, whatever its constructor wants."""
+    """An exception as httpx raises it, whatever its constructor needs."""
     error = kind.__new__(kind)
     error.args = (text,) if text else ()
     return error
 
 
-def test_every_exception_of_httpx_has_its_row() -> None:
+def test_faults_contain_every_exception_of_httpx() -> None:
     assert len(of_httpx()) > 25
     assert of_httpx() - set(FAULTS) == set()
 
 
-def test_every_row_is_caught_and_every_catch_is_mapped() -> None:
+def test_faults_and_caught_agree() -> None:
     assert [kind for kind in FAULTS if not issubclass(kind, CAUGHT)] == []
     assert [kind for kind in CAUGHT if kind not in FAULTS] == []
 
 
 @pytest.mark.parametrize("kind", sorted(FAULTS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
-def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
+def test_upstream_error_follows_the_table(kind: type[BaseException]) -> None:
     error = upstream_error(instance(kind), "http://nacos:8848")
     assert isinstance(error, UpstreamError)
     assert str(error) == "http://nacos:8848: why"
@@ -62,13 +62,13 @@ def test_a_row_says_whose_fault_it_is(kind: type[BaseException]) -> None:
         Fault.NO_ROOM: (Busy, False, 503),
         Fault.PERHAPS_SENT: (Unreachable, True, 502),
         Fault.NO_ANSWER: (TooSlow, True, 504),
-        Fault.NONSENSE: (Garbled, True, 502),
+        Fault.INVALID_ANSWER: (Garbled, True, 502),
     }
     assert (type(error), error.arrived, error.status) == expected[FAULTS[kind]]
 
 
-def test_only_what_cannot_have_arrived_may_be_written_again() -> None:
-    """The dangerous direction: a write that is called unsent and was not."""
+def test_upstream_error_allows_repeating_only_what_cannot_have_arrived() -> None:
+    """The dangerous mistake would be to call a write unsent that was sent."""
     unsent = {kind for kind, fault in FAULTS.items() if fault in (Fault.NEVER_SENT, Fault.NO_ROOM)}
     assert unsent == {
         httpx.ConnectError,
@@ -83,17 +83,17 @@ def test_only_what_cannot_have_arrived_may_be_written_again() -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late"), ssl.SSLError("tls"), OSError()])
-def test_what_the_system_raises_may_have_been_sent(error: OSError) -> None:
+def test_upstream_error_of_an_os_error_may_have_arrived(error: OSError) -> None:
     assert upstream_error(error, "http://nacos").arrived
 
 
-def test_a_kind_that_is_not_known_may_have_been_sent() -> None:
+def test_upstream_error_of_an_unknown_exception_may_have_arrived() -> None:
     class New(Exception):
-        """Of some version to come."""
+        """Of a future version."""
 
     assert upstream_error(New("x"), "s").arrived
 
 
 @pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError])
-def test_a_silent_exception_is_put_into_words(kind: type[BaseException]) -> None:
+def test_upstream_error_describes_an_exception_without_text(kind: type[BaseException]) -> None:
     assert str(upstream_error(instance(kind, ""), "http://nacos")) == f"http://nacos: {FAULTS[kind].value}"

@@ -41,7 +41,7 @@ async def ask(
     return response
 
 
-async def test_a_request_goes_out_as_httpx_made_it_and_the_answer_comes_back() -> None:
+async def test_transport_sends_the_request_of_httpx_unchanged() -> None:
     async with served(lambda _: ok(b"hello", b"X-A: 1", b"x-a: 2")) as (server, transport):
         response = await ask(transport, f"{server.url}/a/b?c=d%20e", "POST", content=b"x=1", headers={"K": "v"})
         assert (response.status_code, response.content, response.reason_phrase) == (200, b"hello", "OK")
@@ -53,19 +53,19 @@ async def test_a_request_goes_out_as_httpx_made_it_and_the_answer_comes_back() -
         assert b"\r\nHost: 127.0.0.1:" in request.head
 
 
-async def test_it_serves_httpx_own_client() -> None:
+async def test_transport_works_under_an_httpx_client() -> None:
     async with served(lambda _: ok(b"[1]")) as (server, transport), httpx.AsyncClient(transport=transport) as client:
         assert (await client.get(server.url)).json() == [1]
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_transport_reuses_a_connection() -> None:
     async with served(lambda _: ok()) as (server, transport):
         for _ in range(5):
             await ask(transport, server.url)
         assert server.connections == transport.connections == 1
 
 
-async def test_an_idle_connection_grows_too_old() -> None:
+async def test_transport_does_not_reuse_an_old_connection() -> None:
     async with served(lambda _: ok(), TransportPolicy(keep_alive=-1.0)) as (server, transport):
         await ask(transport, server.url)
         await ask(transport, server.url)
@@ -89,7 +89,7 @@ async def test_an_idle_connection_grows_too_old() -> None:
     ],
     ids=["empty", "long", "chunked", "trailer", "closed", "1.0", "204", "304", "100", "103", "byte by byte"],
 )
-async def test_a_body_ends_where_its_framing_says(answer: Say, body: bytes) -> None:
+async def test_transport_ends_a_body_by_its_framing(answer: Say, body: bytes) -> None:
     async with served(lambda _: answer) as (server, transport):
         response = await ask(transport, server.url)
         assert response.content == body
@@ -97,14 +97,14 @@ async def test_a_body_ends_where_its_framing_says(answer: Say, body: bytes) -> N
         assert "trailer" not in response.headers
 
 
-async def test_a_head_has_no_body_and_its_connection_ends() -> None:
+async def test_transport_head_has_no_body_and_ends_its_connection() -> None:
     async with served(lambda _: say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")) as (server, transport):
         response = await ask(transport, server.url, "HEAD")
         assert (response.content, response.headers["content-length"]) == (b"", "10")
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
+async def test_transport_does_not_reuse_a_connection_that_the_server_closes() -> None:
     answer = say(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", then="close")
     async with served(lambda _: answer) as (server, transport):
         await ask(transport, server.url)
@@ -112,7 +112,7 @@ async def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
         assert server.connections == 2
 
 
-async def test_bytes_behind_an_answer_end_the_connection() -> None:
+async def test_transport_ends_a_connection_with_bytes_after_the_answer() -> None:
     smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     async with served(lambda _: say(smuggled)) as (server, transport):
         for _ in range(2):
@@ -152,7 +152,7 @@ async def test_bytes_behind_an_answer_end_the_connection() -> None:
         *("long trailer", "reset without length"),
     ],
 )
-async def test_what_is_no_answer_is_an_error(answer: Say, error: type[Exception]) -> None:
+async def test_transport_raises_for_invalid_answers(answer: Say, error: type[Exception]) -> None:
     async with served(lambda _: answer) as (server, transport):
         with pytest.raises(error):
             await ask(transport, server.url, "POST")
@@ -160,7 +160,7 @@ async def test_what_is_no_answer_is_an_error(answer: Say, error: type[Exception]
 
 
 def closes_second(*, on: int = 2) -> Callable[[Request], Say]:
-    """Keeps the connection after the first answer, and drops the request that comes as number `on`."""
+    """Keeps the connection after the first answer, and closes it on request number `on`."""
     count = 0
 
     def play(_: Request) -> Say:
@@ -171,14 +171,14 @@ def closes_second(*, on: int = 2) -> Callable[[Request], Say]:
     return play
 
 
-async def test_a_stale_connection_costs_a_safe_request_nothing() -> None:
+async def test_transport_repeats_a_safe_request_after_a_stale_connection() -> None:
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
         assert (await ask(transport, server.url)).content == b"ok"
         assert (server.connections, len(server.requests)) == (2, 3)
 
 
-async def test_a_stale_connection_is_not_worth_a_second_write() -> None:
+async def test_transport_does_not_repeat_a_write_after_a_stale_connection() -> None:
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
         with pytest.raises(httpx.ReadError):
@@ -186,13 +186,13 @@ async def test_a_stale_connection_is_not_worth_a_second_write() -> None:
         assert len(server.requests) == 2
 
 
-async def test_a_write_that_is_called_idempotent_goes_again() -> None:
+async def test_transport_repeats_a_write_that_is_marked_idempotent() -> None:
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
         assert (await ask(transport, server.url, "POST", extensions={"idempotent": True})).content == b"ok"
 
 
-async def test_a_call_that_says_something_else_the_second_time_goes_once_whatever_its_method() -> None:
+async def test_transport_does_not_repeat_a_read_that_is_marked_not_idempotent() -> None:
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
         with pytest.raises(httpx.ReadError):
@@ -200,7 +200,7 @@ async def test_a_call_that_says_something_else_the_second_time_goes_once_whateve
         assert len(server.requests) == 2
 
 
-async def test_a_streamed_body_goes_once() -> None:
+async def test_transport_does_not_repeat_a_streamed_body() -> None:
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
         with pytest.raises(httpx.ReadError):
@@ -208,8 +208,8 @@ async def test_a_streamed_body_goes_once() -> None:
         assert len(server.requests) == 2
 
 
-async def test_a_half_answer_is_no_reason_to_ask_again() -> None:
-    """The server may have done what it was told."""
+async def test_transport_does_not_repeat_after_half_an_answer() -> None:
+    """The server may have carried out the request."""
     answers = iter([ok(), say(b"HTTP/1.1 2", then="close")])
     async with served(lambda _: next(answers)) as (server, transport):
         await ask(transport, server.url)
@@ -218,8 +218,8 @@ async def test_a_half_answer_is_no_reason_to_ask_again() -> None:
         assert len(server.requests) == 2
 
 
-async def test_where_nobody_is_there_for_the_second_time_the_first_may_have_arrived() -> None:
-    """A server that took a write and died: the write was sent, whatever the second try says."""
+async def test_transport_reports_the_first_failure_if_the_second_attempt_finds_no_server() -> None:
+    """A server took a write and died: the write was sent, whatever the second attempt finds."""
     async with served(closes_second()) as (server, transport):
         await ask(transport, server.url)
 
@@ -233,14 +233,14 @@ async def test_where_nobody_is_there_for_the_second_time_the_first_may_have_arri
         assert len(server.requests) == 2
 
 
-async def test_a_fresh_connection_is_not_tried_again() -> None:
+async def test_transport_does_not_repeat_on_a_fresh_connection() -> None:
     async with served(closes_second(on=1)) as (server, transport):
         with pytest.raises(httpx.ReadError):
             await ask(transport, server.url)
         assert len(server.requests) == 1
 
 
-async def test_nobody_listens() -> None:
+async def test_transport_raises_connect_error_without_a_server() -> None:
     async with served(lambda _: ok()) as (server, _):
         url = server.url
     with pytest.raises(httpx.ConnectError, match=r"^no connection: Connection refused$"):
@@ -248,14 +248,14 @@ async def test_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64, ".a"])
-async def test_a_name_that_cannot_be_is_no_connection(host: str) -> None:
+async def test_transport_raises_connect_error_for_an_invalid_name(host: str) -> None:
     with pytest.raises(httpx.ConnectError, match=r"^no connection: "):
         await ask(FastTransport(), f"http://{host}:80/")
 
 
 @pytest.mark.parametrize("timeout", [{"timeout": {"read": 0.05}}, {"timeout": {}, "extensions": {"total": 0.05}}])
 @pytest.mark.parametrize("pieces", [(), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",)])
-async def test_silence_ends_in_time(timeout: Any, pieces: tuple[bytes, ...]) -> None:
+async def test_transport_read_timeout_ends_silence(timeout: Any, pieces: tuple[bytes, ...]) -> None:
     async with served(lambda _: ok()) as (server, transport):
         await ask(transport, server.url)
         server.play = lambda _: say(*pieces, then="hang")
@@ -264,7 +264,7 @@ async def test_silence_ends_in_time(timeout: Any, pieces: tuple[bytes, ...]) -> 
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_the_total_limit_ends_a_trickle() -> None:
+async def test_transport_total_limit_ends_a_trickling_answer() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 2000, then="hang")
     async with served(lambda _: ok()) as (server, transport):
         await ask(transport, server.url)
@@ -273,13 +273,13 @@ async def test_the_total_limit_ends_a_trickle() -> None:
             await ask(transport, server.url, timeout={"read": 60.0}, extensions={"total": 0.05})
 
 
-async def test_a_connection_is_waited_for_and_handed_on() -> None:
+async def test_transport_pool_hands_a_connection_to_a_waiter() -> None:
     async with served(lambda _: ok(), TransportPolicy(connections=1)) as (server, transport):
         await asyncio.gather(*(ask(transport, server.url) for _ in range(10)))
         assert server.connections == 1
 
 
-async def test_the_wait_for_a_connection_has_an_end() -> None:
+async def test_transport_pool_timeout_ends_the_wait() -> None:
     async with served(lambda _: say(then="hang"), TransportPolicy(connections=1)) as (server, transport):
         holder = spawn(ask(transport, server.url), name="call")
         while not server.requests:
@@ -290,7 +290,7 @@ async def test_the_wait_for_a_connection_has_an_end() -> None:
         await asyncio.wait([holder])
 
 
-async def test_who_waits_gets_the_room_of_a_lost_connection() -> None:
+async def test_transport_pool_gives_the_room_of_a_lost_connection_to_a_waiter() -> None:
     async with served(closes_second(on=1), TransportPolicy(connections=1)) as (server, transport):
         lost, found = await asyncio.gather(
             ask(transport, server.url), ask(transport, server.url), return_exceptions=True
@@ -299,7 +299,7 @@ async def test_who_waits_gets_the_room_of_a_lost_connection() -> None:
         assert isinstance(found, httpx.Response)
 
 
-async def test_a_caller_who_goes_away_takes_its_connection_along() -> None:
+async def test_transport_cancelled_call_ends_its_connection() -> None:
     async with served(lambda _: say(then="hang")) as (server, transport):
         caller = spawn(ask(transport, server.url), name="call")
         while not server.requests:
@@ -309,7 +309,7 @@ async def test_a_caller_who_goes_away_takes_its_connection_along() -> None:
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_who_waits_is_served_in_order_and_before_who_comes_later() -> None:
+async def test_transport_pool_serves_waiters_in_order() -> None:
     served_order: list[bytes] = []
 
     def play(request: Request) -> Say:
@@ -326,8 +326,8 @@ async def test_who_waits_is_served_in_order_and_before_who_comes_later() -> None
 
 
 @pytest.mark.parametrize("then", ["keep", "close", "abort"])
-async def test_there_are_never_more_connections_than_allowed(then: Any) -> None:
-    """Lost, refused and used-up ones make room for exactly one each, whoever comes in between."""
+async def test_transport_pool_keeps_its_maximum(then: Any) -> None:
+    """A lost, refused or used-up connection makes room for exactly one, whoever comes meanwhile."""
     most = 0
 
     def play(_: Request) -> Say:
@@ -351,8 +351,8 @@ async def test_there_are_never_more_connections_than_allowed(then: Any) -> None:
             assert server.connections == 60
 
 
-async def test_a_connection_that_is_lost_on_its_way_to_who_waits_is_not_used() -> None:
-    """The server closes right behind its answer and does not say so: the next in line opens one of its own."""
+async def test_transport_pool_does_not_use_a_connection_lost_during_the_handover() -> None:
+    """The server closes right after its answer, unannounced: the next waiter opens a connection of its own."""
 
     def play(_: Request) -> Say:
         return Say(ok().pieces, "close")
@@ -363,7 +363,7 @@ async def test_a_connection_that_is_lost_on_its_way_to_who_waits_is_not_used() -
         assert transport.connections <= 1
 
 
-async def test_what_lasts_long_does_not_keep_short_calls_waiting() -> None:
+async def test_transport_streams_do_not_block_short_calls() -> None:
     def play(request: Request) -> Say:
         return say(then="hang") if b"/long" in request.line else ok()
 
@@ -378,7 +378,7 @@ async def test_what_lasts_long_does_not_keep_short_calls_waiting() -> None:
         await asyncio.wait(polls)
 
 
-async def test_a_close_ends_connections_calls_and_waits() -> None:
+async def test_transport_aclose_ends_connections_calls_and_waits() -> None:
     async with served(lambda _: say(then="hang"), TransportPolicy(connections=1)) as (server, transport):
         calls = [spawn(ask(transport, server.url), name="call") for _ in range(3)]
         while not server.requests:
@@ -392,7 +392,7 @@ async def test_a_close_ends_connections_calls_and_waits() -> None:
         assert server.connections == 1
 
 
-async def test_a_close_while_a_connection_is_being_opened_leaves_none() -> None:
+async def test_transport_aclose_while_opening_leaves_no_connection() -> None:
     async with served(lambda _: ok()) as (server, transport):
         call = spawn(ask(transport, server.url), name="call")
         await asyncio.sleep(0)
@@ -403,8 +403,8 @@ async def test_a_close_while_a_connection_is_being_opened_leaves_none() -> None:
         assert server.requests == []
 
 
-async def test_a_cancellation_at_any_moment_leaves_the_pool_as_it_was() -> None:
-    """One more turn of the loop each time, until the call ends by itself: no room is lost, nothing is stuck."""
+async def test_transport_pool_survives_a_cancellation_at_any_moment() -> None:
+    """Cancels one iteration of the loop later each time, until the call ends by itself: no room is lost."""
     async with served(lambda _: ok(b"x" * 500_000), TransportPolicy(connections=1)) as (server, transport):
         for turns in itertools.count():
             call = spawn(ask(transport, server.url), name="call")
@@ -420,7 +420,7 @@ async def test_a_cancellation_at_any_moment_leaves_the_pool_as_it_was() -> None:
         assert transport.connections == 1
 
 
-async def test_a_waiter_who_goes_away_takes_no_connection_along() -> None:
+async def test_transport_pool_loses_no_connection_to_a_cancelled_waiter() -> None:
     async with served(lambda _: ok(), TransportPolicy(connections=1)) as (server, transport):
         callers = [spawn(ask(transport, server.url), name="call") for _ in range(3)]
         await asyncio.sleep(0)
@@ -435,7 +435,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_a_streamed_body_goes_out_in_chunks() -> None:
+async def test_transport_sends_a_streamed_body_in_chunks() -> None:
     async with served(lambda _: ok()) as (server, transport):
         await ask(transport, server.url, "POST", content=chunks(b"ab", b"", b"c" * 300_000))
         await ask(transport, server.url, "POST", content=chunks(b"ab", b"cd"), headers={"Content-Length": "4"})
@@ -443,7 +443,7 @@ async def test_a_streamed_body_goes_out_in_chunks() -> None:
         assert server.connections == 1
 
 
-async def test_an_answer_before_the_end_of_the_body_is_the_answer() -> None:
+async def test_transport_returns_an_answer_before_the_end_of_the_body() -> None:
     gate = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -459,7 +459,7 @@ async def test_an_answer_before_the_end_of_the_body_is_the_answer() -> None:
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_a_body_that_breaks_breaks_the_call() -> None:
+async def test_transport_raises_the_exception_of_a_streamed_body() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"ab"
         raise EOFError("the client went away")
@@ -470,7 +470,7 @@ async def test_a_body_that_breaks_breaks_the_call() -> None:
         assert server.requests == []
 
 
-async def test_an_answer_that_nobody_reads_does_not_fill_the_memory() -> None:
+async def test_transport_bounds_an_unread_answer() -> None:
     size = 30_000_000
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
     async with served(lambda _: say(head, *[b"x" * 100_000] * (size // 100_000))) as (server, transport):
@@ -483,7 +483,7 @@ async def test_an_answer_that_nobody_reads_does_not_fill_the_memory() -> None:
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_a_streamed_answer_comes_as_it_comes_and_gives_its_connection_back() -> None:
+async def test_transport_streams_an_answer_and_takes_its_connection_back() -> None:
     pieces = (b"HTTP/1.1 200 OK\r\nContent-Length: 600000\r\n\r\n", *[b"x" * 60_000] * 10)
     async with served(lambda _: say(*pieces)) as (server, transport):
         for _ in range(2):
@@ -492,7 +492,7 @@ async def test_a_streamed_answer_comes_as_it_comes_and_gives_its_connection_back
         assert server.connections == 1
 
 
-async def test_what_was_not_read_of_an_answer_is_not_the_beginning_of_the_next() -> None:
+async def test_transport_does_not_reuse_a_connection_with_an_unread_answer() -> None:
     pieces = (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", b"cd")
     async with served(lambda _: say(*pieces)) as (server, transport):
         response = await transport.handle_async_request(httpx.Request("GET", server.url))
@@ -503,19 +503,19 @@ async def test_what_was_not_read_of_an_answer_is_not_the_beginning_of_the_next()
 
 
 @pytest.mark.parametrize("headers", [{"X": "a\r\nEvil: 1"}, {"X": "a\nb"}, {"X": "a\0"}, {"X\r\nY": "a"}])
-async def test_a_header_cannot_end_its_line(headers: dict[str, str]) -> None:
+async def test_transport_refuses_a_header_with_a_line_break(headers: dict[str, str]) -> None:
     async with served(lambda _: ok()) as (server, transport):
         with pytest.raises(httpx.LocalProtocolError):
             await ask(transport, server.url, headers=headers)
         assert server.requests == []
 
 
-async def test_only_http_and_https() -> None:
+async def test_transport_refuses_other_schemes() -> None:
     with pytest.raises(httpx.UnsupportedProtocol, match="'ftp'"):
         await ask(FastTransport(), "ftp://127.0.0.1/secret")
 
 
-async def test_over_tls_a_connection_is_used_again_and_a_close_leaves_none() -> None:
+async def test_transport_reuses_and_closes_a_connection_over_tls() -> None:
     certificates = Path(__file__).parents[3] / "certificates"
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(certificates / "server.pem")
@@ -539,7 +539,7 @@ async def test_over_tls_a_connection_is_used_again_and_a_close_leaves_none() -> 
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
-async def test_a_handshake_that_nobody_answers_ends_in_time() -> None:
+async def test_transport_connect_timeout_ends_an_unanswered_handshake() -> None:
     async with served(lambda _: say(then="hang")) as (server, _):
         transport = FastTransport(tls=ssl.create_default_context())
         url = server.url.replace("http", "https")

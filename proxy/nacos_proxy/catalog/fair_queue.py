@@ -1,9 +1,9 @@
-"""Whose turn it is among what is due: clients take turns, and within a client its lanes do. Polls and pushes use it.
+"""A fair queue of what is due: clients take turns, and within a client its lanes do. Polls and UDP pushes use it.
 
-Not for: when something is due (`schedule`), how much of it is done at once (`poller`, `udp`). A lane is one reader of
-a client, or whatever else is to have a share of its own. What is due waits in one lane, the emptiest of those that it
-may wait in, and moves up in the order in which it came; so who listens to thousands of services delays itself, and a
-service that several listen to waits where it waits least. Who comes to it meanwhile adds a lane and takes none away.
+A lane is one stream of a client, or anything else that deserves a share of its own. A key waits in the emptiest of the
+lanes that it may wait in, and each lane is first in, first out. So a client that listens to thousands of services
+delays only itself, and a service with several listeners waits where the wait is shortest. A listener that arrives
+meanwhile adds a lane to the key; the key keeps its place in the others.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
-Lane = tuple[Hashable, Hashable]  # a client, and one of its lanes
+Lane = tuple[Hashable, Hashable]  # a client, and the name of one of its lanes
 
-_LOOKED_AT = 1_000  # lanes of one service: more would cost more than they bring
-_JOINED = 8  # lanes that are added while it waits
+_MAX_COMPARED = 1_000  # lanes of one key: comparing more costs more than it gains
+_MAX_ADDED = 8  # lanes that are added to a key while it waits
 
 
-class Turns(Generic[K]):
-    """What waits for its turn, services among it. Clients and lanes are here only while something waits in them."""
+class FairQueue(Generic[K]):
+    """Keys that wait for their turn. Clients and lanes exist here only while something waits in them."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[Hashable, OrderedDict[Hashable, OrderedDict[K, float]]] = OrderedDict()
         self._lanes: dict[K, list[Lane]] = {}
 
     def put(self, key: K, due: float, lanes: Iterable[Lane]) -> None:
-        """It waits since `due` (seconds) in the emptiest of these lanes; harmless where it waits already."""
+        """Queues a key, due since `due` (seconds), in the emptiest of these lanes. No effect if it waits already."""
         if key in self._lanes:
             return
-        lane = min(islice(lanes, _LOOKED_AT), key=self._ahead)
+        lane = min(islice(lanes, _MAX_COMPARED), key=self._turns_ahead)
         self._lanes[key] = [lane]
         self._add(key, lane, due)
 
-    def join(self, key: K, lane: Lane) -> bool:
-        """Whether it waits already; then it waits in this lane as well, and keeps its place in the others."""
+    def add_lane(self, key: K, lane: Lane) -> bool:
+        """If the key waits already, lets it wait in this lane as well. Returns whether it waits."""
         lanes = self._lanes.get(key)
         if lanes is None:
             return False
-        if lane not in lanes and len(lanes) <= _JOINED:
+        if lane not in lanes and len(lanes) <= _MAX_ADDED:
             client, name = lanes[0]
             self._add(key, lane, self._clients[client][name][key])
             lanes.append(lane)
@@ -59,8 +59,8 @@ class Turns(Generic[K]):
         if not lanes:
             del self._clients[client]
 
-    def _ahead(self, lane: Lane) -> int:
-        """How many turns of its client come before the end of a lane."""
+    def _turns_ahead(self, lane: Lane) -> int:
+        """How many turns the lane's client takes until the end of this lane."""
         lanes = self._clients.get(lane[0])
         if lanes is None:
             return 0
@@ -68,7 +68,7 @@ class Turns(Generic[K]):
         return (len(queue) + 1) * len(lanes)
 
     def take(self) -> tuple[K, Lane] | None:
-        """The one whose turn it is, and the lane that it waited in; None where none waits."""
+        """Removes the key whose turn it is, with the lane that it waited in; None if nothing waits."""
         if not self._clients:
             return None
         client, lanes = self._clients.popitem(last=False)
@@ -83,13 +83,8 @@ class Turns(Generic[K]):
                 self._remove(key, other)
         return key, (client, lane)
 
-    def drop(self, key: K) -> None:
-        """It does not wait any more; harmless where it did not."""
-        for lane in self._lanes.pop(key, ()):
-            self._remove(key, lane)
-
     def oldest(self, but: Hashable) -> float:
-        """Since when the one waits that waits longest, infinity for none; lanes of the name `but` do not count."""
+        """The earliest `due` of what waits, infinity for nothing; lanes named `but` do not count."""
         queues = (queue for lanes in self._clients.values() for lane, queue in lanes.items() if lane != but)
         return min((next(iter(queue.values())) for queue in queues), default=math.inf)
 
