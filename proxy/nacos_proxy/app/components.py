@@ -32,12 +32,7 @@ from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
-from nacos_proxy.core.agent import (
-    Agent,
-    AgentPolicy,
-    Catalog,
-    Follower,
-)
+from nacos_proxy.core.agent import Agent, AgentPolicy, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.auth import GuardPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
@@ -171,12 +166,9 @@ def _wired(
     catalog = make_catalog(
         s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
     )
-    followers: dict[str, Follower] = {
-        "prepared answers": lambda change: answers.forget(change.key),
-        "events": catalog.hub.publish,
-    }
-    agent = Agent(registry, catalog, clock, policy, followers, supervisor)
-    agent.outage.checks = checks
+    agent = Agent(registry, catalog, clock, policy, supervisor, checks)
+    agent.follow("prepared answers", lambda change: answers.forget(change.key))
+    agent.follow("events", catalog.hub.publish)
     poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
     poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
@@ -186,10 +178,10 @@ def _wired(
     )  # fmt: skip
     _hide_what_is_refused(agent, answers, events)
     if (disk := _disk(parts)) is not None:
-        followers["disk"] = disk.mark
+        agent.follow("disk", disk.mark)
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
-        followers["udp push"] = parts.udp.follow
+        agent.follow("udp push", parts.udp.follow)
         if parts.persistence is not None:
             parts.persistence.pushes = parts.udp.pushes
     return parts
@@ -254,8 +246,7 @@ async def start(parts: Components, *, of_tenant: bool = False) -> None:
     """
     if parts.persistence is not None:
         if parts.persistence.restore():
-            parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
-            parts.agent.confirm_until = parts.clock.now() + CONFIRM_WITHIN
+            parts.agent.restored(CONFIRM_WITHIN)
         parts.persistence.start()
     parts.health_checker.restore_all()
     parts.poller.start()

@@ -95,8 +95,7 @@ class HealthChecker:
                 raise BadCall("managed", Problem.OTHER, text, status=429)
         written = await self._agent.write(Register(service, instance))
         self._keep(CheckedInstance(service, instance, spec, owner), registered=True)
-        for listener in self._agent.on_registration:
-            listener()
+        self._agent.registrations_changed(service)
         return written
 
     def restore(self, managed: CheckedInstance) -> None:

@@ -76,7 +76,7 @@ class Disk:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
-        agent.outage.kept = self.keep
+        agent.outage.persist_with(self.keep)
 
     def follow(self, registry: EmbeddedRegistry) -> None:
         """What lasts of it is written before a write is answered, and read by `restore`."""

@@ -75,7 +75,7 @@ class Poller:
         self._behind: dict[asyncio.Task[None], None] = {}
         self._steps: dict[str, Callable[[float], None]] = {  # of each turn; one that fails does not rob the next
             "following push": self._follow_push,
-            "outage": agent.outage.turn,
+            "outage": agent.outage.check_silence,
             "registrations": self._lapse,
             "sending on": self._send_on,
             "discovery": self._ask_names,
@@ -120,8 +120,8 @@ class Poller:
         agent = self._agent
         for registration in agent.catalog.registrations.expire(now):
             log.info("%s of %s beats no more: forgotten", registration.instance.address, registration.service)
-            agent.outage.lapsed(registration)
-            agent.owned(registration.service)
+            agent.outage.expired(registration)
+            agent.registrations_changed(registration.service)
 
     def _poll(self, now: float) -> None:
         if not self._ask_due(now):
@@ -281,7 +281,7 @@ class Poller:
             self._renewing = self._agent.supervisor.once(self._send_all(), name="send on")
 
     async def _send_one(self, place: RegistrationKey) -> None:
-        await self._agent.outage.send_on(place)
+        await self._agent.outage.send_waiting(place)
 
     async def _send_all(self) -> None:
         await self._spread(list(self._agent.outage.journal), self._send_one, self._policy.send_pause)

@@ -435,7 +435,7 @@ async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp
         ("10.0.0.9", 3.0, {"zone": "c"})
     ]
     for place in second.agent.outage.journal:
-        assert await second.agent.outage.send_on(place)
+        assert await second.agent.outage.send_waiting(place)
     await second.disk.flush()
     assert rows(tmp_path, "journal") == []
     await second.ends()
@@ -453,7 +453,7 @@ async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
     second = Life(tmp_path, clock, local=True)
     second.disk.restore()
     for place in second.agent.outage.journal:
-        await second.agent.outage.send_on(place)
+        await second.agent.outage.send_waiting(place)
     assert second.registry.calls == [WAITING[2]]
     await second.ends()
 

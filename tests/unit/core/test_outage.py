@@ -54,12 +54,17 @@ class World:
     """An agent with its poller. `lists` is what readers see."""
 
     def __init__(self, *, writes: bool = True) -> None:
+        self.checked = True
         self.clock = FakeClock()
         self.shelf = Shelf()
         self.registry = ScriptedRegistry(self.shelf)
         self.changes: list[Change] = []
         self.agent: Agent = agent(
-            self.registry, self.clock, self.changes.append, policy=AgentPolicy(outage_writes=writes)
+            self.registry,
+            self.clock,
+            self.changes.append,
+            policy=AgentPolicy(outage_writes=writes),
+            checks=lambda: self.checked,
         )
         self.poller = Poller(self.agent, PollPolicy())
         self.poller.start()
@@ -225,7 +230,7 @@ async def test_what_nacos_would_refuse_is_refused(world: World) -> None:
 async def test_what_only_nacos_would_refuse_is_accepted_before_a_server_without_its_check(world: World) -> None:
     """r-nacos takes it in peace, and so it is taken in an outage."""
     await world.lose()
-    world.outage.checks = lambda: False
+    world.checked = False
     odd = instance("10.0.0.5", metadata={"preserved.heart.beat.timeout": "1"})
     assert (await world.agent.write(Register(KEY, odd))).how == "local"
 
@@ -251,7 +256,7 @@ async def test_it_is_on_disk_before_it_is_answered(world: World) -> None:
     async def keep() -> None:
         kept.append(len(world.outage.journal))
 
-    world.outage.kept = keep
+    world.outage.persist_with(keep)
     await world.lose()
     await world.agent.write(Register(KEY, C))
     assert kept == [1]
@@ -391,7 +396,7 @@ async def test_what_the_upstream_refuses_is_told_counted_and_no_longer_shown(
     assert await world.lists() == [A.ip, B.ip]
     assert world.counts == {"accepted": 2, "refused": 2}
     assert world.agent.catalog.registrations.find(KEY, C.ip, C.port) is None
-    assert sum("is refused, and undone" in record.getMessage() for record in caplog.records) == 2
+    assert sum("it is undone" in record.getMessage() for record in caplog.records) == 2
 
 
 async def test_a_node_that_refuses_only_at_first_gets_it(world: World) -> None:
@@ -476,7 +481,7 @@ async def test_what_it_was_told_while_it_was_being_sent_is_sent_behind_it(world:
         return world.shelf(call)
 
     world.registry.script = lambda call: late(call) if isinstance(call, Register) else world.shelf(call)
-    assert await world.outage.send_on(place)
+    assert await world.outage.send_waiting(place)
     assert world.sent() == [Register(KEY, C), leave(C)]
 
 

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.core.patch import Patches
 from nacos_proxy.model.calls import (
     Fetch,
     GetInstance,
@@ -26,7 +25,7 @@ A = instance(weight=3.0, metadata={"zone": "a"})
 async def test_what_is_not_named_is_sent_as_it_is_shown() -> None:
     registry = ScriptedRegistry(Shelf(snapshot(A)))
     worker = agent(registry, FakeClock())
-    after = await Patches(worker.catalog.registrations, worker).modify(Update(KEY, A.ip, A.port, metadata={"v": "2"}))
+    after = await worker.modify(Update(KEY, A.ip, A.port, metadata={"v": "2"}))
     (sent,) = registry.sent(Update)
     assert (sent.weight, sent.enabled, sent.metadata, sent.partial) == (3.0, True, {"zone": "a", "v": "2"}, False)
     assert after.result == instance(weight=3.0, metadata={"zone": "a", "v": "2"})
@@ -37,28 +36,26 @@ async def test_a_second_change_of_an_instance_waits_for_the_first_and_one_of_ano
     other = instance("10.0.0.2")
     shelf = Shelf(snapshot(A, other))
     worker = agent(ScriptedRegistry(shelf), FakeClock())
-    modifying = Patches(worker.catalog.registrations, worker)
     changes = [
         Update(KEY, A.ip, A.port, weight=9.0),
         Update(KEY, A.ip, A.port, metadata={"v": "2"}),
         Update(KEY, other.ip, other.port, enabled=True, weight=2.0),
     ]
-    await asyncio.gather(*map(modifying.modify, changes))
+    await asyncio.gather(*map(worker.modify, changes))
     assert shelf.of(KEY).instances == (
         instance(weight=9.0, metadata={"zone": "a", "v": "2"}),
         instance("10.0.0.2", weight=2.0),
     )
-    assert len(modifying) == 0
+    assert len(worker._patches) == 0
 
 
 async def test_the_cluster_that_is_named_is_meant_and_no_other() -> None:
     shelf = Shelf(snapshot(instance(cluster="c1")))
     worker = agent(ScriptedRegistry(shelf), FakeClock())
-    modifying = Patches(worker.catalog.registrations, worker)
     await worker.write(Register(KEY, instance(cluster="c1")))
     with pytest.raises(Refused, match="no matched ip found!"):
-        await modifying.modify(Update(KEY, A.ip, A.port, cluster="c2", weight=9.0))
-    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.cluster == "c1"
+        await worker.modify(Update(KEY, A.ip, A.port, cluster="c2", weight=9.0))
+    assert (await worker.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.cluster == "c1"
     await worker.close()
 
 
@@ -68,11 +65,10 @@ async def test_what_is_enabled_again_shows_in_the_next_read_though_no_list_showe
     shelf = Shelf(snapshot())
     registry = ScriptedRegistry(lambda call: hidden if isinstance(call, GetInstance) else shelf(call))
     worker = agent(registry, FakeClock())
-    modifying = Patches(worker.catalog.registrations, worker)
     await worker.read(KEY)
-    await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", weight=5.0))
+    await worker.modify(Update(KEY, hidden.ip, hidden.port, "c1", weight=5.0))
     assert (await shown(worker)) == ()
-    await modifying.modify(Update(KEY, hidden.ip, hidden.port, "c1", enabled=True))
+    await worker.modify(Update(KEY, hidden.ip, hidden.port, "c1", enabled=True))
     assert (await shown(worker)) == (instance("10.0.0.9", cluster="c1", weight=5.0),)
     await worker.close()
 
@@ -89,24 +85,22 @@ async def test_one_that_failed_lets_the_next_one_change() -> None:
         lambda call: BadCall("weight", Problem.WEIGHT, "no") if isinstance(call, Update) else shelf(call)
     )
     worker = agent(registry, FakeClock())
-    modifying = Patches(worker.catalog.registrations, worker)
     with pytest.raises(BadCall):
-        await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))
+        await worker.modify(Update(KEY, A.ip, A.port, weight=9.0))
     registry.script = shelf
-    assert (await modifying.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.weight == 9.0
+    assert (await worker.modify(Update(KEY, A.ip, A.port, weight=9.0))).result.weight == 9.0
 
 
 async def test_what_no_list_shows_is_known_from_its_registration_or_asked_for() -> None:
     hidden = instance("10.0.0.9", enabled=False, weight=4.0)
     registry = ScriptedRegistry(lambda call: snapshot() if isinstance(call, Fetch) else None)
     worker = agent(registry, FakeClock())
-    modifying = Patches(worker.catalog.registrations, worker)
     worker.catalog.registrations.wrote(Register(KEY, hidden), 0.0)
-    assert (await modifying.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).result.weight == 4.0
+    assert (await worker.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).result.weight == 4.0
     assert registry.sent(GetInstance) == []
     registry.script = Shelf(snapshot())
     with pytest.raises(Refused, match="no matched ip found!"):
-        await modifying.modify(Update(KEY, "10.0.0.8", 80, enabled=True))
+        await worker.modify(Update(KEY, "10.0.0.8", 80, enabled=True))
 
 
 async def test_a_patch_reads_what_the_one_before_it_wrote() -> None:

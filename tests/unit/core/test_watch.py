@@ -10,7 +10,7 @@ import pytest
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.hub import Filter, Hub, HubPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.core.watch import AT_ONCE, Watches
+from nacos_proxy.core.watch import MAX_READS, Watches
 from nacos_proxy.model.errors import NothingKnown, Reason, Refused
 from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -77,7 +77,7 @@ async def test_who_resumes_is_not_told_from_history_of_what_is_refused_now() -> 
 
 
 async def test_of_many_services_only_some_are_asked_for_at_once_and_all_in_the_end() -> None:
-    keys = [key(f"s{number}") for number in range(4 * AT_ONCE)]
+    keys = [key(f"s{number}") for number in range(4 * MAX_READS)]
     under_way = most = 0
 
     class Slow(World):
@@ -92,4 +92,4 @@ async def test_of_many_services_only_some_are_asked_for_at_once_and_all_in_the_e
     world = Slow()
     world.known = {service: snapshot(A, service=service) for service in keys}
     _, start = await world.watching.watch(Filter(frozenset(keys)), lambda: None, "")
-    assert (len(start), most) == (4 * AT_ONCE, AT_ONCE)
+    assert (len(start), most) == (4 * MAX_READS, MAX_READS)
