@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nacos_proxy.background.state_file import FILE, StateFile
-from nacos_proxy.private_directory import Home, UnsafeHome
+from nacos_proxy.private_directory import PrivateDirectory, UnsafeDirectory
 
 FILES = ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
 REPOSITORY = Path(__file__).parents[2]
@@ -42,7 +42,9 @@ def untouched(path: Path) -> bool:
 def test_no_link_is_followed(home: Path, precious: Path, name: str) -> None:
     """It was: the file behind `lock` was overwritten, that behind the state file got another mode."""
     (home / name).symlink_to(precious)
-    with pytest.raises(UnsafeHome, match=f"{home / name} is a link, and to write to it could destroy .*: remove it"):
+    with pytest.raises(
+        UnsafeDirectory, match=f"{home / name} is a link, and writing to it could destroy .*: remove it"
+    ):
         StateFile(home)
     assert untouched(precious)
 
@@ -50,7 +52,7 @@ def test_no_link_is_followed(home: Path, precious: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_link_to_nothing_makes_no_file_elsewhere(home: Path, tmp_path: Path, name: str) -> None:
     (home / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnsafeHome, match="is a link"):
+    with pytest.raises(UnsafeDirectory, match="is a link"):
         StateFile(home)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -58,7 +60,7 @@ def test_a_link_to_nothing_makes_no_file_elsewhere(home: Path, tmp_path: Path, n
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_with_another_name_elsewhere_is_not_written(home: Path, precious: Path, name: str) -> None:
     (home / name).hardlink_to(precious)
-    with pytest.raises(UnsafeHome, match="is one file under several names"):
+    with pytest.raises(UnsafeDirectory, match="is one file under several names"):
         StateFile(home)
     assert untouched(precious)
 
@@ -66,7 +68,7 @@ def test_a_file_with_another_name_elsewhere_is_not_written(home: Path, precious:
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_file_is_neither_opened_nor_waited_for(home: Path, name: str) -> None:
     os.mkfifo(home / name)
-    with pytest.raises(UnsafeHome, match="is no file: remove it"):
+    with pytest.raises(UnsafeDirectory, match="is no file: remove it"):
         StateFile(home)
 
 
@@ -84,7 +86,7 @@ def as_user(uid: int, directory: Path) -> str:
     command = [sys.executable, "-c", code]
     # Coverage would write its data as a user who may not.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    env["PYTHONPATH"] = str(REPOSITORY)
+    env["PYTHONPATH"] = f"{REPOSITORY / 'proxy'}:{REPOSITORY}"
     ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -97,9 +99,9 @@ def stand_in(uid: int, directory: str) -> None:
     os.setgid(uid)
     os.setuid(uid)
     try:
-        home = Home(Path("."))
+        home = PrivateDirectory(Path("."))
         home.own(*FILES)
-    except UnsafeHome as error:
+    except UnsafeDirectory as error:
         said = f"refused: {error}"
     else:
         said = str(home.path)

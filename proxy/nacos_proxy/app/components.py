@@ -23,7 +23,7 @@ from nacos_proxy.app.policies import (
 )
 from nacos_proxy.app.settings import BadSettings, Settings
 from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
-from nacos_proxy.background.persistence import Disk, DiskPolicy
+from nacos_proxy.background.persistence import Persistence, PersistencePolicy
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.background.state_file import StateFile
 from nacos_proxy.background.udp_push import UdpPolicy, UdpPush
@@ -73,7 +73,7 @@ class Components:
     guard: GuardPolicy
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
-    persistence: Disk | None = None
+    persistence: Persistence | None = None
     receiver: PushReceiver | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
@@ -83,7 +83,7 @@ class Components:
 
 
 def build(s: Settings, clock: Clock) -> Components:
-    """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
+    """The parts, wired, nothing started. Raises `StateLocked`, `ValueError` for settings that cannot be."""
     supervisor = Supervisor(clock)
     registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
     policy, asked = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes), registry
@@ -177,23 +177,21 @@ def _wired(
         HealthChecker(agent, HealthCheckerPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
     )  # fmt: skip
     _hide_what_is_refused(agent, answers, events)
-    if (disk := _disk(parts)) is not None:
-        agent.follow("disk", disk.mark)
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
+    if (persistence := _persistence(parts)) is not None:
+        agent.follow("disk", persistence.mark)
+    if parts.udp is not None:
         agent.follow("udp push", parts.udp.follow)
-        if parts.persistence is not None:
-            parts.persistence.pushes = parts.udp.pushes
     return parts
 
 
-def _disk(parts: Components) -> Disk | None:
-    registry = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
+def _persistence(parts: Components) -> Persistence | None:
+    embedded = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
     if parts.settings.disk:
-        parts.persistence = Disk(StateFile(parts.settings.state_dir), parts.agent, parts.clock, DiskPolicy())
-        if registry is not None:
-            parts.persistence.follow(registry)
-    elif registry is not None:
+        file, pushes = StateFile(parts.settings.state_dir), None if parts.udp is None else parts.udp.pushes
+        parts.persistence = Persistence(file, parts.agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
+    elif embedded is not None:
         log.info("disk = false: persistent instances and services end with this process")
     return parts.persistence
 

@@ -20,9 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.background.persistence import Disk, DiskPolicy
-from nacos_proxy.background.state_file import FILE, Batch, StateFile
-from nacos_proxy.background.state_lock import StateLocked
+from nacos_proxy.background.persistence import (
+    CONTACTS_EVERY,
+    EVERY,
+    PATIENCE,
+    Persistence,
+    PersistencePolicy,
+)
+from nacos_proxy.background.state_file import FILE, Batch, StateFile, StateLocked
 from nacos_proxy.background.state_rows import (
     JOURNAL_TABLE,
     REGISTRY_TABLE,
@@ -57,15 +62,15 @@ from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
-POLICY = DiskPolicy()
+POLICY = PersistencePolicy()
 
 
 class Life:
     """An agent and its disk between a start and an end; `ends` is a graceful stop, `killed` is none."""
 
     def __init__(
-        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: DiskPolicy = POLICY,
-        local: bool = False, **more: Any,
+        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: PersistencePolicy = POLICY,
+        local: bool = False, pushes: Pushes | None = None, **more: Any,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.registry = ScriptedRegistry(shelf or Shelf())
@@ -73,7 +78,7 @@ class Life:
             self.registry, clock, lambda change: self.disk.mark(change), policy=AgentPolicy(outage_writes=local), **more
         )
         self.file = StateFile(directory)
-        self.disk = Disk(self.file, self.agent, clock, policy)
+        self.disk = Persistence(self.file, self.agent, policy, pushes=pushes)
 
     def names(self) -> list[str]:
         return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.visible is not None)
@@ -187,7 +192,7 @@ async def test_batches_are_written_behind_by_the_clock(tmp_path: Path, clock: Fa
     life.disk.start()
     await life.agent.read(KEY)
     assert rows(tmp_path) == []
-    await clock.advance(POLICY.every)
+    await clock.advance(EVERY)
     while not life.disk.written:
         await asyncio.sleep(0)
     assert [row[2] for row in rows(tmp_path)] == ["orders"]
@@ -234,7 +239,7 @@ async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path
 
 
 async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
-    policy = DiskPolicy(max_rows=3)
+    policy = PersistencePolicy(max_rows=3)
     life = Life(
         tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(6))), policy=policy
     )
@@ -250,7 +255,7 @@ async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_w
     tmp_path: Path, clock: FakeClock
 ) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(name)) for name in "abc"))
-    life = Life(tmp_path, clock, shelf=shelf, policy=DiskPolicy(max_rows=2))
+    life = Life(tmp_path, clock, shelf=shelf, policy=PersistencePolicy(max_rows=2))
     for name in "abca":
         await life.agent.read(key(name), CacheControl(no_cache=True))
         await life.disk.flush()
@@ -275,7 +280,7 @@ async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: F
     """What is confirmed unchanged is no change that anybody is told of, and known all the same."""
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.agent.read(key("empty"))
-    await clock.advance(POLICY.contacts_every)
+    await clock.advance(CONTACTS_EVERY)
     await life.agent.read(key("empty"), CacheControl(no_cache=True))
     await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["empty"]
@@ -297,7 +302,7 @@ async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock,
     await life.disk.flush()
     for by in (jump, -jump):
         clock.oversleep(by)
-        await clock.advance(POLICY.contacts_every)
+        await clock.advance(CONTACTS_EVERY)
         await life.disk.flush()
         assert len(rows(tmp_path)) == 1
     await life.ends()
@@ -314,7 +319,7 @@ async def test_a_row_goes_when_its_service_leaves_memory(tmp_path: Path, clock: 
         await life.agent.read(key(name))
         await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["a", "b", "c"]
-    await clock.advance(POLICY.contacts_every)
+    await clock.advance(CONTACTS_EVERY)
     await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["b", "c"]
     await life.ends()
@@ -493,8 +498,7 @@ class Own:
         self.registry = EmbeddedRegistry(clock)
         self.agent = agent(self.registry, clock)
         self.file = StateFile(directory)
-        self.disk = Disk(self.file, self.agent, clock, POLICY)
-        self.disk.follow(self.registry)
+        self.disk = Persistence(self.file, self.agent, POLICY, embedded=self.registry)
         self.disk.restore()
 
 
@@ -653,7 +657,7 @@ def test_a_file_of_a_later_version_is_set_aside(tmp_path: Path, caplog: pytest.L
     alter(tmp_path, "PRAGMA user_version=99")
     later = StateFile(tmp_path)
     assert later.set_aside is not None
-    assert "it is of version 99, this proxy reads 1" in caplog.text
+    assert "its version is 99, this proxy reads version 1" in caplog.text
     later.close()
 
 
@@ -728,7 +732,7 @@ async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True, shelf=Shelf(snapshot(instance())))
     file = Broken(tmp_path / "broken", clock)
-    disk = Disk(file, life.agent, clock, DiskPolicy(max_delay=8.0))
+    disk = Persistence(file, life.agent, PersistencePolicy(max_delay=8.0))
     await life.agent.read(KEY)
     await outage(life)
     disk.start()
@@ -768,10 +772,10 @@ async def test_nobody_waits_for_a_disk_that_hangs(
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True)
     file = Hanging(tmp_path / "file")
-    disk = Disk(file, life.agent, clock, POLICY)
+    disk = Persistence(file, life.agent, POLICY)
     await outage(life)
     first = spawn(life.agent.write(WAITING[2]), name="first")
-    await clock.advance(POLICY.patience - 0.1)
+    await clock.advance(PATIENCE - 0.1)
     assert not first.done(), "what is acknowledged is to be on disk"
     await clock.advance(0.1)
     assert (await first).how == "local"
@@ -791,7 +795,7 @@ async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Pa
     shelf = Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50)))
     life = Life(tmp_path / "unused", clock, shelf=shelf)
     file = Broken(tmp_path / "file", clock)
-    disk = Disk(file, life.agent, clock, DiskPolicy(at_once=20))
+    disk = Persistence(file, life.agent, PersistencePolicy(max_batch=20))
     file.fault = None
     for n in range(50):
         await life.agent.read(key(f"s{n}"))
@@ -810,7 +814,7 @@ async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
     life = Life(tmp_path / "unused", clock, shelf=Shelf(snapshot(instance())))
     file = Broken(tmp_path / "file", clock)
     file.fault = RuntimeError("a bug")
-    disk = Disk(file, life.agent, clock, POLICY)
+    disk = Persistence(file, life.agent, POLICY)
     await life.agent.read(KEY)
     await disk.flush()
     assert (disk.failing, "RuntimeError: a bug" in caplog.text) == ("a bug", True)
@@ -863,8 +867,8 @@ async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, 
 
 
 async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, clock: FakeClock) -> None:
-    life, pushes = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance()))), Pushes(PushesPolicy())
-    life.disk.pushes = pushes
+    pushes = Pushes(PushesPolicy())
+    life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
     await life.agent.read(KEY)
     await outage(life)
@@ -913,20 +917,19 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_the_subscription(
     tmp_path: Path, clock: FakeClock
 ) -> None:
-    life, pushes = Life(tmp_path, clock), Pushes(PushesPolicy())
-    life.disk.pushes = pushes
+    pushes = Pushes(PushesPolicy())
+    life = Life(tmp_path, clock, pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
     await life.disk.flush()
     assert len(rows(tmp_path, "subscriber")) == 1, "a kill would leave it"
     await life.ends()
 
-    life = Life(tmp_path, clock)
+    life = Life(tmp_path, clock, pushes=pushes)
     (found,) = life.disk.subscribers()
     assert (found.service, found.address, found.clusters) == (KEY, ("127.0.0.1", 5000), "c1,c2")
     assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
     await clock.advance(300.0)
     assert life.disk.subscribers() == [], "whose port it is by now nobody knows"
-    life.disk.pushes = pushes
     pushes.lapse(clock.now() + 60.0)
     await life.ends()
     assert rows(tmp_path, "subscriber") == []
