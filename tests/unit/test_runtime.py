@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from nacos_proxy.runtime import (
-    LONGEST_PAUSE,
+    RESTART,
     STEADY,
     Supervisor,
     SystemClock,
@@ -214,7 +214,7 @@ async def test_a_loop_that_fails_begins_anew_after_a_pause_that_grows() -> None:
     task = supervisor.keep(work, name="disk")
     await clock.advance(40)
     assert begun == [0, 1, 3, 7, 15, 25, 35]
-    assert max(b - a for a, b in itertools.pairwise(begun)) == LONGEST_PAUSE
+    assert max(b - a for a, b in itertools.pairwise(begun)) == RESTART.maximum
     assert supervisor.failures == {"disk": 7}
     assert supervisor.failing == {"disk": "OSError: no space left"}
     await stop(task)

@@ -99,7 +99,7 @@ def build(s: Settings, clock: Clock) -> Components:
         _follow(parts, registry.servers)
         parts.receiver = registry.receiver
         if parts.receiver is not None:
-            parts.receiver.hint = parts.poller.told
+            parts.receiver.hint = parts.poller.notified
     return parts
 
 
