@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import httpx
 
 from nacos_proxy.background.udp_push import Network, allowed
-from nacos_proxy.catalog.health_checks import (
-    CheckedInstance,
-    CheckSpec,
-    local,
-    startable,
-)
+from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, local, startable
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.core.agent import Agent, Written

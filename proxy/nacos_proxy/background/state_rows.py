@@ -10,19 +10,8 @@ import orjson
 from nacos_proxy.catalog.journal import Local, Waiting
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
-from nacos_proxy.model.services import (
-    EMPTY,
-    Checking,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
+from nacos_proxy.model.services import EMPTY, Checking, Instance, ServiceKey, Snapshot
 from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES, Lasting
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept, Service
 from nacos_proxy.upstream.embedded.switches import SWITCHES

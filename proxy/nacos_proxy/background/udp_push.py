@@ -17,12 +17,7 @@ from typing import Any
 
 from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot
-from nacos_proxy.runtime import (
-    Clock,
-    Supervisor,
-    stood_still,
-    stop,
-)
+from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
 
@@ -136,7 +131,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self._send_some()
 
     def tallies(self) -> dict[str, int]:
-        """Numbers of datagrams (`sent` counts repeated ones, `given_up` were not acknowledged) and of `refused` addresses."""
+        """Numbers of datagrams (`sent` counts repeated ones, `given_up` had no acknowledgement) and refused addresses."""
         return {
             "sent": self.sent,
             "acknowledged": self.pushes.acknowledged,

@@ -14,31 +14,13 @@ from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from nacos_proxy.catalog.journal import (
-    Journal,
-    JournalPolicy,
-    Local,
-    Waiting,
-    place_of,
-)
+from nacos_proxy.catalog.journal import Journal, JournalPolicy, Local, Waiting, place_of
 from nacos_proxy.catalog.pending_writes import UNHEARD, Pending
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
 from nacos_proxy.core.send import Sender
-from nacos_proxy.model.calls import (
-    Beat,
-    BeatResult,
-    Deregister,
-    Register,
-    SetHealth,
-    Write,
-)
-from nacos_proxy.model.errors import (
-    BadCall,
-    ProxyError,
-    Refused,
-    away,
-)
+from nacos_proxy.model.calls import Beat, BeatResult, Deregister, Register, SetHealth, Write
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, away
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Instance

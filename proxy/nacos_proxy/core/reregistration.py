@@ -17,22 +17,8 @@ from dataclasses import replace
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
 from nacos_proxy.core.commit import Committer
 from nacos_proxy.core.send import Sender
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    BEAT_OK,
-    Beat,
-    BeatResult,
-    Deregister,
-    GetInstance,
-    Register,
-)
-from nacos_proxy.model.errors import (
-    ABSENT,
-    ProxyError,
-    Reason,
-    Refused,
-    away,
-)
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Deregister, GetInstance, Register
+from nacos_proxy.model.errors import ABSENT, ProxyError, Reason, Refused, away
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import Instance, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stop

@@ -14,12 +14,7 @@ from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPo
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.catalog.registrations import Registration
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.errors import BadCall, Unreachable
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, agent, instance, key

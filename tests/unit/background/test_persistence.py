@@ -20,42 +20,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.background.persistence import (
-    CONTACTS_EVERY,
-    EVERY,
-    PATIENCE,
-    Persistence,
-    PersistencePolicy,
-)
+from nacos_proxy.background.persistence import CONTACTS_EVERY, EVERY, PATIENCE, Persistence, PersistencePolicy
 from nacos_proxy.background.state_file import FILE, Batch, StateFile, StateLocked
-from nacos_proxy.background.state_rows import (
-    JOURNAL_TABLE,
-    REGISTRY_TABLE,
-    dump_snapshot,
-    load_snapshot,
-)
+from nacos_proxy.background.state_rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.freshness import CacheControl, Freshness
 from nacos_proxy.catalog.journal import Waiting
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy
-from nacos_proxy.model.calls import (
-    Beat,
-    CreateService,
-    Deregister,
-    Fetch,
-    Metrics,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
 from nacos_proxy.model.errors import Unreachable
-from nacos_proxy.model.services import (
-    Instance,
-    ServiceKey,
-    Snapshot,
-    diff,
-)
+from nacos_proxy.model.services import Instance, ServiceKey, Snapshot, diff
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from tests.helpers.build import KEY, agent, instance, key, snapshot

@@ -13,23 +13,8 @@ import pytest
 
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.catalog.hub import Filter
-from nacos_proxy.model.calls import (
-    BEAT_OK,
-    Beat,
-    Call,
-    Deregister,
-    Fetch,
-    GetInstance,
-    ListServices,
-    Metrics,
-    Register,
-)
-from nacos_proxy.model.errors import (
-    Busy,
-    Reason,
-    Refused,
-    Unreachable,
-)
+from nacos_proxy.model.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
+from nacos_proxy.model.errors import Busy, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import spawn
 from tests.helpers.build import KEY, agent, instance, key, snapshot

@@ -17,12 +17,7 @@ from nacos_proxy.background.state_rows import (
     registry_row,
 )
 from nacos_proxy.catalog.journal import Journal, JournalPolicy, Local
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.services import EMPTY, Checking
 from nacos_proxy.upstream.embedded.persistence import OF_SWITCHES
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, Kept

@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.catalog.cache import CachePolicy
-from nacos_proxy.catalog.freshness import (
-    CacheControl,
-    CacheResult,
-    Freshness,
-    cache_headers,
-)
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness, cache_headers
 from nacos_proxy.catalog.hub import Filter, Notice
 from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
 from nacos_proxy.core.agent import AgentPolicy, Written

@@ -23,15 +23,7 @@ from nacos_proxy.model.calls import (  # fmt: skip
     Register,
     Update,
 )
-from nacos_proxy.model.errors import (
-    BadCall,
-    NothingKnown,
-    ProxyError,
-    Reason,
-    Refused,
-    TooSlow,
-    Unreachable,
-)
+from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.model.services import Change, ServiceKey
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle

@@ -7,12 +7,7 @@ import asyncio
 import pytest
 
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.model.calls import (
-    Fetch,
-    GetInstance,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Fetch, GetInstance, Register, Update
 from nacos_proxy.model.errors import BadCall, Problem, Refused
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, agent, instance, snapshot
