@@ -15,7 +15,7 @@ from tests.faults.load import Load, until
 from tests.helpers.faces import facing
 from tests.helpers.live import ProxyProcess
 
-KILLS = int(os.environ.get("NACOS_PROXY_TEST_KILLS", "50"))
+KILLS = int(os.environ.get("NACOS_PROXY_TEST_KILLS", "12"))
 CLOCK = SystemClock()
 # The settings of a process that is killed within a second of its start: batches and polls come as often as they can.
 QUICK = (

@@ -65,7 +65,7 @@ def world() -> World:
     return World()
 
 
-async def test_it_is_registered_again_with_all_its_data_and_its_client_hears_that_all_is_well(world: World) -> None:
+async def test_reregister_sends_all_data_and_answers_that_all_is_well(world: World) -> None:
     result = await world.reregistration.reregister(BEAT, BeatResult(BEAT_NOT_FOUND, light=False, extra={"x": 1}))
     assert result == BeatResult(BEAT_OK, 2000, light=False, extra={"x": 1})
     assert world.registry.calls == [Register(KEY, MINE)]
@@ -73,32 +73,32 @@ async def test_it_is_registered_again_with_all_its_data_and_its_client_hears_tha
     assert (world.committer.counts.healed, world.sender.suspicious) == (1, True)
 
 
-async def test_an_answer_that_says_all_is_well_stands(world: World) -> None:
+async def test_reregister_does_nothing_if_the_upstream_knows_the_instance(world: World) -> None:
     assert await world.reregistration.reregister(BEAT, BeatResult()) is None
     assert world.registry.calls == []
 
 
-async def test_what_was_not_registered_here_or_is_persistent_is_not_healed(world: World) -> None:
+async def test_reregister_ignores_what_was_not_registered_here_or_is_persistent(world: World) -> None:
     assert await world.reregistration.reregister(Beat(KEY, "10.0.0.9", 80), LOST) is None
     world.registrations.wrote(Register(KEY, instance("10.0.0.8", ephemeral=False)), 0)
     assert await world.reregistration.reregister(Beat(KEY, "10.0.0.8", 80), LOST) is None
     assert world.registry.calls == []
 
 
-async def test_where_the_upstream_refuses_the_client_hears_that_it_is_not_registered(world: World) -> None:
+async def test_reregister_that_is_refused_leaves_the_answer_that_it_is_not_registered(world: World) -> None:
     world.registry.script = lambda call: Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
     assert await world.reregistration.reregister(BEAT, LOST) is None
     assert (world.changes, world.committer.counts.healed) == ([], 0)
 
 
-async def test_an_upstream_that_is_gone_again_is_the_callers_matter(world: World) -> None:
+async def test_reregister_raises_if_the_upstream_is_gone_again(world: World) -> None:
     world.registry.script = lambda call: Unreachable("reset", arrived=True)
     with pytest.raises(Unreachable):
         await world.reregistration.reregister(BEAT, LOST)
     assert (world.changes, world.committer.counts.healed) == ([], 0)
 
 
-async def test_a_beat_that_finds_nothing_while_its_owner_deregisters_heals_nothing(world: World) -> None:
+async def test_reregister_does_nothing_while_its_owner_is_deregistering(world: World) -> None:
     leave = Deregister(KEY, MINE.ip, MINE.port)
     with world.reregistration.deregistering(leave), world.reregistration.deregistering(leave):
         assert await world.reregistration.reregister(BEAT, LOST) is None
@@ -107,7 +107,7 @@ async def test_a_beat_that_finds_nothing_while_its_owner_deregisters_heals_nothi
     assert await world.reregistration.reregister(BEAT, LOST) is not None
 
 
-async def test_what_is_deregistered_while_it_is_registered_again_is_taken_away_again(world: World) -> None:
+async def test_reregister_takes_back_what_is_deregistered_meanwhile(world: World) -> None:
     release = asyncio.Event()
 
     async def late(call: Call[Any]) -> Any:
@@ -124,7 +124,7 @@ async def test_what_is_deregistered_while_it_is_registered_again_is_taken_away_a
     assert (world.changes, world.committer.counts.healed) == ([], 0)
 
 
-async def test_a_renewal_registers_only_what_the_upstream_does_not_know(world: World) -> None:
+async def test_renew_registers_only_what_the_upstream_does_not_know(world: World) -> None:
     world.shelf.services[KEY] = snapshot(MINE)
     assert await world.reregistration.renew(world.registration) is False
     assert world.registry.sent(Register) == []
@@ -134,23 +134,21 @@ async def test_a_renewal_registers_only_what_the_upstream_does_not_know(world: W
 
 
 @pytest.mark.parametrize("metadata", [{}, dict(MINE.metadata)])
-async def test_a_renewal_makes_whole_what_a_light_beat_brought_back_without_its_data(
-    world: World, metadata: dict[str, str]
-) -> None:
+async def test_renew_restores_data_that_a_light_beat_did_not_bring_back(world: World, metadata: dict[str, str]) -> None:
     """r-nacos 0.8.8 registers on any beat, with weight 1 and the metadata that it still has."""
     world.shelf.services[KEY] = snapshot(instance(MINE.ip, MINE.port, metadata=metadata))
     assert await world.reregistration.renew(world.registration) is True
     assert world.shelf.of(KEY).instances == (MINE,)
 
 
-async def test_a_renewal_leaves_alone_what_somebody_changed_at_the_upstream(world: World) -> None:
+async def test_renew_leaves_alone_what_somebody_changed_at_the_upstream(world: World) -> None:
     changed = replace(MINE, weight=9.0, metadata={"by": "the console"})
     world.shelf.services[KEY] = snapshot(changed)
     assert await world.reregistration.renew(world.registration) is False
     assert world.shelf.of(KEY).instances == (changed,)
 
 
-async def test_a_renewal_asks_with_a_beat_where_it_may_not_look(world: World) -> None:
+async def test_renew_sends_a_beat_if_it_may_not_look_up(world: World) -> None:
     denied = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
     world.registry.script = lambda call: denied if isinstance(call, GetInstance) else world.shelf(call)
     assert await world.reregistration.renew(world.registration) is True
@@ -161,7 +159,7 @@ async def test_a_renewal_asks_with_a_beat_where_it_may_not_look(world: World) ->
 ADDRESS = (MINE.ip, MINE.port)
 
 
-async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_gets_it_back(world: World) -> None:
+async def test_missing_from_finds_what_beats_here_and_registers_it_again(world: World) -> None:
     world.registrations.wrote(BEAT, world.clock.now())
     assert not await world.reregistration.missing_from(snapshot(), suspicious=False), (
         "registered just now: a server lists it late"
@@ -179,7 +177,7 @@ async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_g
     await world.reregistration.close()
 
 
-async def test_what_is_there_and_not_listed_was_disabled_and_is_looked_up_once(world: World) -> None:
+async def test_missing_from_looks_up_a_disabled_instance_once(world: World) -> None:
     """Lists show no disabled instance; the call for one does (recording "v1 get disabled")."""
     world.registrations.wrote(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
@@ -193,7 +191,7 @@ async def test_what_is_there_and_not_listed_was_disabled_and_is_looked_up_once(w
     await world.reregistration.close()
 
 
-async def test_where_hidden_ones_may_not_be_looked_at_a_beat_tells_whether_it_is_there(world: World) -> None:
+async def test_missing_from_sends_a_beat_if_hidden_instances_may_not_be_looked_up(world: World) -> None:
     world.registrations.wrote(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
     untold = Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
@@ -205,7 +203,7 @@ async def test_where_hidden_ones_may_not_be_looked_at_a_beat_tells_whether_it_is
     assert world.registry.sent(Register) == []
 
 
-async def test_what_was_disabled_through_this_proxy_is_not_missed(world: World) -> None:
+async def test_missing_from_ignores_what_was_disabled_through_this_proxy(world: World) -> None:
     world.registrations.wrote(BEAT, world.clock.now())
     world.registrations.wrote(Update(KEY, MINE.ip, MINE.port, enabled=False), world.clock.now())
     await world.clock.advance(6)
@@ -213,7 +211,7 @@ async def test_what_was_disabled_through_this_proxy_is_not_missed(world: World) 
     assert world.registry.calls == []
 
 
-async def test_a_list_that_lacks_a_crowd_costs_few_lookups(world: World) -> None:
+async def test_missing_from_looks_up_only_a_few_of_many(world: World) -> None:
     for number in range(40):
         world.registrations.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
         world.registrations.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
@@ -223,7 +221,7 @@ async def test_a_list_that_lacks_a_crowd_costs_few_lookups(world: World) -> None
     await world.reregistration.close()
 
 
-async def test_after_an_outage_it_is_missed_anew_with_each_list_until_the_upstream_has_it(world: World) -> None:
+async def test_missing_from_a_suspicious_list_counts_anew_with_each_list(world: World) -> None:
     world.registrations.wrote(BEAT, world.clock.now())
     for passed in (1006, 1008):
         await world.clock.advance(passed - world.clock.now())
@@ -235,7 +233,7 @@ async def test_after_an_outage_it_is_missed_anew_with_each_list_until_the_upstre
     ("weight", "metadata", "whole"),
     [(1.0, {}, False), (1.0, MINE.metadata, False), (3.0, {}, False), (9.0, {"by": "the console"}, True)],
 )
-async def test_after_an_outage_its_data_is_missed_too(
+async def test_missing_from_a_suspicious_list_includes_what_lacks_its_data(
     world: World, weight: float, metadata: dict[str, str], whole: bool
 ) -> None:
     """r-nacos makes an instance of a light beat: without metadata or, where it keeps that over a restart, with it."""
@@ -248,7 +246,7 @@ async def test_after_an_outage_its_data_is_missed_too(
     assert world.shelf.of(KEY).instances == (word.instances if whole else (MINE,))
 
 
-async def test_many_that_are_missed_in_many_lists_are_brought_back_one_after_the_other(world: World) -> None:
+async def test_missing_from_many_lists_registers_again_one_after_the_other(world: World) -> None:
     services = [key(f"s{number}") for number in range(20)]
     for service in services:
         world.registrations.wrote(Register(service, MINE), world.clock.now())
@@ -260,7 +258,7 @@ async def test_many_that_are_missed_in_many_lists_are_brought_back_one_after_the
     assert [call.service for call in world.registry.sent(Register)] == services
 
 
-async def test_an_upstream_that_is_away_is_not_asked_for_each_that_it_may_have_lost(world: World) -> None:
+async def test_missing_from_stops_registering_again_if_the_upstream_is_away(world: World) -> None:
     world.registry.script = lambda call: Unreachable("refused", arrived=False)
     for number in range(20):
         world.registrations.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
@@ -271,7 +269,7 @@ async def test_an_upstream_that_is_away_is_not_asked_for_each_that_it_may_have_l
     assert len(world.registry.calls) == 1
 
 
-async def test_after_an_outage_who_beats_here_is_no_less_well_for_the_beats_that_were_lost(world: World) -> None:
+async def test_missing_from_a_suspicious_list_sends_a_beat_for_what_is_unhealthy_there(world: World) -> None:
     world.registrations.wrote(BEAT, world.clock.now())
     await world.clock.advance(6)
     word = world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
@@ -281,7 +279,7 @@ async def test_after_an_outage_who_beats_here_is_no_less_well_for_the_beats_that
     assert [type(call) for call in world.registry.calls] == [GetInstance, Beat]
 
 
-async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed(world: World) -> None:
+async def test_missing_from_ignores_what_fell_silent_or_never_beat_or_left(world: World) -> None:
     await world.clock.advance(6)
     assert not await world.reregistration.missing_from(snapshot(), suspicious=True), "it never beat"
     world.registrations.wrote(BEAT, world.clock.now())
@@ -293,13 +291,13 @@ async def test_a_list_without_what_fell_silent_or_never_beat_or_left_is_believed
     assert world.registry.calls == []
 
 
-async def test_a_renewal_is_no_sign_of_life_of_the_client(world: World) -> None:
+async def test_renew_is_no_sign_of_life_of_the_client(world: World) -> None:
     await world.clock.advance(10)
     await world.reregistration.renew(world.registration)
     assert world.registration.heard == 1000
 
 
-async def test_a_renewal_leaves_what_was_deregistered_meanwhile(world: World) -> None:
+async def test_renew_does_not_register_what_was_deregistered_meanwhile(world: World) -> None:
     registration = world.registration
     world.registry.script = lambda call: world.deregister() or world.shelf(call)
     assert await world.reregistration.renew(registration) is False
@@ -308,14 +306,14 @@ async def test_a_renewal_leaves_what_was_deregistered_meanwhile(world: World) ->
     assert len(world.registry.calls) == 1
 
 
-async def test_for_a_client_that_fell_silent_nothing_is_sent(world: World) -> None:
+async def test_renew_sends_nothing_for_a_client_that_fell_silent(world: World) -> None:
     """A beat of ours would make it well again for everybody; registered again it would be there for good."""
     await world.clock.advance(15)
     assert await world.reregistration.renew(world.registration) is False
     assert world.registry.calls == []
 
 
-async def test_a_client_that_falls_silent_while_it_is_looked_at_gets_no_beat_of_ours(world: World) -> None:
+async def test_renew_sends_no_beat_for_a_client_that_falls_silent_meanwhile(world: World) -> None:
     world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
     world.registry.script = lambda call: late(call)
 
@@ -327,7 +325,7 @@ async def test_a_client_that_falls_silent_while_it_is_looked_at_gets_no_beat_of_
     assert [type(call) for call in world.registry.calls] == [GetInstance]
 
 
-async def test_what_its_owner_wanted_gone_is_not_kept_alive_though_the_upstream_did_not_answer_him(
+async def test_renew_ignores_what_its_owner_deregistered_though_the_upstream_did_not_answer(
     world: World,
 ) -> None:
     world.registration.left = True
