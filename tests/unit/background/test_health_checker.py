@@ -118,7 +118,7 @@ def actions(checker: HealthChecker) -> dict[str, int]:
         (b"", "disconnected"),
     ],
 )
-async def test_an_http_check_passes_with_2xx_alone(
+async def test_http_check_passes_only_with_2xx(
     checker: HealthChecker, clock: FakeClock, answer: bytes, error: str
 ) -> None:
     async with answering(answer) as port:
@@ -130,7 +130,7 @@ async def test_an_http_check_passes_with_2xx_alone(
     assert bool(managed.last_error) is bool(error)
 
 
-async def test_a_tcp_check_passes_where_something_listens(checker: HealthChecker, clock: FakeClock) -> None:
+async def test_tcp_check_passes_if_something_listens(checker: HealthChecker, clock: FakeClock) -> None:
     closed = free_port()
     async with answering(b"") as port:
         for number, target in ((1, port), (2, closed)):
@@ -144,7 +144,7 @@ async def test_a_tcp_check_passes_where_something_listens(checker: HealthChecker
 
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nX-Slow: "])
-async def test_a_check_has_one_limit_for_all_of_its_answer(
+async def test_http_check_has_one_time_limit_for_the_whole_answer(
     checker: HealthChecker, clock: FakeClock, answer: bytes | None
 ) -> None:
     """Silence, or a head that never ends: a limit for each byte would wait for ever."""
@@ -172,7 +172,7 @@ async def test_a_check_has_one_limit_for_all_of_its_answer(
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:1/\x01", "http://127.0.0.1:99999/", "https://127.0.0.1:1/"])
-async def test_a_check_that_cannot_even_be_made_is_a_failure_like_others(
+async def test_check_that_raises_is_a_failure(
     checker: HealthChecker, clock: FakeClock, target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await checker.register(KEY, WORKER, CheckSpec("http", target, INTERVAL))
@@ -184,7 +184,7 @@ async def test_a_check_that_cannot_even_be_made_is_a_failure_like_others(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_ttl_check_lives_on_signs_of_life(
+async def test_ttl_check_passes_while_heard_is_called(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await checker.register(KEY, WORKER, ttl(12, failures=1))
@@ -201,7 +201,7 @@ async def test_a_ttl_check_lives_on_signs_of_life(
 # what follows from it
 
 
-async def test_it_registers_and_beats_with_all_that_was_registered(
+async def test_register_sends_beats_with_all_data(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     full = instance("127.0.0.1", 8080, weight=2.0, cluster="c1", metadata={"zone": "a"})
@@ -217,7 +217,7 @@ async def test_it_registers_and_beats_with_all_that_was_registered(
     ("metadata", "seconds"),
     [({}, 5), ({"preserved.heart.beat.interval": "3000"}, 3), ({"preserved.heart.beat.interval": "1"}, 1)],
 )
-async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
+async def test_beats_are_as_frequent_as_nacos_expects_however_rare_the_checks(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock, metadata: dict[str, str], seconds: int
 ) -> None:
     """An interval of ten minutes made a passing instance unhealthy after 15 s, again and again."""
@@ -229,7 +229,7 @@ async def test_however_seldom_it_is_checked_it_beats_as_nacos_expects(
     assert len(registry.sent(Beat)) == 1 + 60 // seconds
 
 
-async def test_a_check_that_is_slow_delays_no_beat(
+async def test_beats_are_not_delayed_by_a_slow_check(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     async with answering(None) as port:
@@ -240,7 +240,7 @@ async def test_a_check_that_is_slow_delays_no_beat(
 
 
 @pytest.mark.parametrize(("failures", "interval"), [(1, 1), (3, 60)])
-async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
+async def test_restore_of_a_failing_instance_sends_no_beat(
     checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock, failures: int, interval: float
 ) -> None:
     """The first beat waits for the first check that passes, also while there are too few failures to say so."""
@@ -253,7 +253,7 @@ async def test_what_was_failing_is_not_brought_to_life_by_a_restart(
     assert registry.sent(Beat) == []
 
 
-async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_first_pass(
+async def test_beats_stop_after_failures_in_a_row_and_return_with_the_first_pass(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nacos_proxy")
@@ -272,7 +272,7 @@ async def test_after_failures_in_a_row_the_beats_stop_and_come_back_with_the_fir
     ]
 
 
-async def test_what_failed_too_long_is_deregistered_and_forgotten(
+async def test_check_that_fails_too_long_deregisters_the_instance(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await checker.register(KEY, WORKER, ttl(1, failures=1, deregister_after=20.0))
@@ -283,7 +283,7 @@ async def test_what_failed_too_long_is_deregistered_and_forgotten(
     assert len(checker) == 0
 
 
-async def test_a_beat_that_does_not_get_through_is_tried_again_with_the_next(
+async def test_beat_that_fails_is_followed_by_the_next_one(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await checker.register(KEY, WORKER, ttl())
@@ -297,7 +297,7 @@ async def test_a_beat_that_does_not_get_through_is_tried_again_with_the_next(
     assert isinstance(registry.calls[-1], Beat)
 
 
-async def test_a_beat_brings_what_was_modified_since_not_what_was_registered(
+async def test_beat_has_the_data_that_was_modified_since(
     checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     """A server that lost the instance takes the data of the beat for its registration."""
@@ -307,7 +307,7 @@ async def test_a_beat_brings_what_was_modified_since_not_what_was_registered(
     assert registry.sent(Beat)[-1].full.weight == 7.0
 
 
-async def test_deregistered_by_whatever_way_it_is_not_brought_back(
+async def test_beat_is_not_sent_for_an_instance_that_was_deregistered_in_any_way(
     checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     """A v1 DELETE does not know that the instance is managed."""
@@ -319,7 +319,7 @@ async def test_deregistered_by_whatever_way_it_is_not_brought_back(
     assert isinstance(registry.calls[-1], Deregister)
 
 
-async def test_one_that_failed_long_is_still_known_when_it_passes_again(
+async def test_check_that_failed_long_is_still_known_when_it_passes_again(
     checker: HealthChecker, owner: Agent, clock: FakeClock
 ) -> None:
     """Silence as long as that makes the ledger forget others; this one has to survive a restart of ours."""
@@ -336,7 +336,7 @@ async def test_one_that_failed_long_is_still_known_when_it_passes_again(
 # bounds
 
 
-async def test_slow_checks_do_not_starve_the_others(owner: Agent, clock: FakeClock) -> None:
+async def test_checks_that_are_slow_do_not_starve_the_others(owner: Agent, clock: FakeClock) -> None:
     async with answering(None) as port, checking(owner, max_checks=2) as checker:
         for number in range(3):
             await checker.register(KEY, instance("127.0.0.1", number), http(port, timeout=0.02))
@@ -348,7 +348,7 @@ async def test_slow_checks_do_not_starve_the_others(owner: Agent, clock: FakeClo
         assert managed[8080].passing
 
 
-async def test_checks_that_hang_leave_places_to_others_and_to_those_of_their_owner_that_answer(
+async def test_checks_that_hang_leave_room_for_others_and_for_checks_of_their_owner_that_answer(
     owner: Agent, clock: FakeClock
 ) -> None:
     async with answering(None) as port, answering(reply("200 OK")) as well, checking(owner, max_checks=8) as checker:
@@ -366,7 +366,7 @@ async def test_checks_that_hang_leave_places_to_others_and_to_those_of_their_own
         await checker.stop()
 
 
-async def test_one_check_at_a_time_of_an_instance(checker: HealthChecker, clock: FakeClock) -> None:
+async def test_checks_of_one_instance_do_not_overlap(checker: HealthChecker, clock: FakeClock) -> None:
     asked, ended = 0, asyncio.Event()
 
     async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -388,7 +388,7 @@ async def test_one_check_at_a_time_of_an_instance(checker: HealthChecker, clock:
     server.close()
 
 
-async def test_no_more_than_the_policy_says(owner: Agent) -> None:
+async def test_register_refuses_more_than_max_instances(owner: Agent) -> None:
     async with checking(owner, max_instances=1) as checker:
         await checker.register(KEY, WORKER, ttl())
         await checker.register(KEY, WORKER, ttl(60))
@@ -398,7 +398,7 @@ async def test_no_more_than_the_policy_says(owner: Agent) -> None:
         assert len(checker) == 1
 
 
-async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> None:
+async def test_register_leaves_room_for_other_clients(owner: Agent) -> None:
     async with checking(owner, max_instances=4) as checker:
         for number in range(2):
             await checker.register(KEY, instance("127.0.0.1", number), ttl(), "10.0.0.1")
@@ -409,7 +409,7 @@ async def test_one_client_leaves_managed_instances_to_others(owner: Agent) -> No
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "metadata.google.internal", "0.0.0.0", "[2001:db8::1]"])
-async def test_checks_reach_this_host_only(checker: HealthChecker, registry: ScriptedRegistry, host: str) -> None:
+async def test_validate_refuses_other_hosts(checker: HealthChecker, registry: ScriptedRegistry, host: str) -> None:
     for spec in (CheckSpec("http", f"http://{host}:80/"), CheckSpec("tcp", f"{host}:80")):
         with pytest.raises(BadCall, match="managed_allow") as refused:
             await checker.register(KEY, WORKER, spec)
@@ -417,14 +417,14 @@ async def test_checks_reach_this_host_only(checker: HealthChecker, registry: Scr
     assert registry.calls == []
 
 
-async def test_a_setting_allows_networks(owner: Agent) -> None:
+async def test_validate_accepts_networks_of_the_setting(owner: Agent) -> None:
     async with checking(owner, allow=(ipaddress.ip_network("192.0.2.0/24"),)) as checker:
         checker.validate(CheckSpec("tcp", "192.0.2.1:80"))
         with pytest.raises(BadCall):
             checker.validate(CheckSpec("tcp", "198.51.100.1:80"))
 
 
-async def test_a_registration_that_the_upstream_refuses_is_not_managed(
+async def test_register_that_the_upstream_refuses_is_not_checked(
     checker: HealthChecker, registry: ScriptedRegistry
 ) -> None:
     registry.script = lambda call: Unreachable("away", arrived=False)
@@ -442,7 +442,7 @@ def remembered(owner: Agent, managed: dict[str, object], worker: Instance = WORK
     return registration
 
 
-async def test_what_was_managed_before_a_restart_is_managed_after_it(
+async def test_restore_all_finds_what_was_checked_before_a_restart(
     checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     remembered(owner, ttl().dump())
@@ -455,7 +455,7 @@ async def test_what_was_managed_before_a_restart_is_managed_after_it(
     "managed",
     [{"check": {"tcp": "192.0.2.1:80"}}, {"check": {}}, {"check": {"ttl": "soon"}}, {"interval": "5s"}, {"else": 1}],
 )
-async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
+async def test_restore_all_logs_and_skips_a_check_that_is_not_allowed_any_more(
     checker: HealthChecker, owner: Agent, managed: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The setting that allowed it is gone, or the state file is of another version."""
@@ -466,7 +466,7 @@ async def test_what_may_not_be_managed_any_more_is_said_and_the_start_goes_on(
     assert f"127.0.0.1:8080 of {KEY} is not managed any more and has to beat by itself" in caplog.text
 
 
-async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(
+async def test_restore_all_shortens_a_timeout_of_an_older_version_and_keeps_the_owner(
     checker: HealthChecker, owner: Agent
 ) -> None:
     check = {"interval": "5s", "timeout": "604800s", "check": {"tcp": "127.0.0.1:80"}, "owner": "10.0.0.1"}
@@ -477,7 +477,7 @@ async def test_a_timeout_of_an_older_version_is_shortened_and_the_owner_kept(
     assert registration.managed == {**managed.spec.dump(), "owner": "10.0.0.1"}
 
 
-async def test_the_disk_hears_of_a_managed_registration(checker: HealthChecker, owner: Agent) -> None:
+async def test_register_calls_on_registration_when_the_check_is_known(checker: HealthChecker, owner: Agent) -> None:
     heard: list[object] = []
 
     def listen() -> None:
@@ -489,9 +489,7 @@ async def test_the_disk_hears_of_a_managed_registration(checker: HealthChecker, 
     assert heard[-1] == ttl().dump()
 
 
-async def test_a_stop_leaves_the_instances_unless_it_is_told_to_deregister_them(
-    owner: Agent, registry: ScriptedRegistry
-) -> None:
+async def test_stop_deregisters_only_on_demand(owner: Agent, registry: ScriptedRegistry) -> None:
     for deregister, left in ((False, []), (True, ["127.0.0.1", "127.0.0.1"])):
         checker = HealthChecker(owner, HealthCheckerPolicy())
         checker.start()
@@ -501,7 +499,7 @@ async def test_a_stop_leaves_the_instances_unless_it_is_told_to_deregister_them(
         assert [call.ip for call in registry.sent(Deregister)] == left
 
 
-async def test_a_stop_does_not_wait_for_an_upstream_that_is_silent(owner: Agent, registry: ScriptedRegistry) -> None:
+async def test_stop_does_not_wait_for_an_upstream_that_is_silent(owner: Agent, registry: ScriptedRegistry) -> None:
     checker = HealthChecker(owner, HealthCheckerPolicy(max_stop=0.01))
     checker.start()
     for number in range(20):
@@ -511,7 +509,7 @@ async def test_a_stop_does_not_wait_for_an_upstream_that_is_silent(owner: Agent,
     assert len(registry.sent(Deregister)) == 20
 
 
-async def test_a_stop_ends_the_checks_under_way(
+async def test_stop_ends_the_checks_in_flight(
     owner: Agent, registry: ScriptedRegistry, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with answering(None) as port:
@@ -525,7 +523,7 @@ async def test_a_stop_ends_the_checks_under_way(
     assert "failed" not in caplog.text
 
 
-async def test_a_process_that_stood_still_calls_no_program_dead_that_it_could_not_hear(
+async def test_ttl_check_does_not_count_the_time_in_which_the_process_stood_still(
     checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
 ) -> None:
     await checker.register(KEY, WORKER, ttl(10, failures=1, deregister_after=20.0))

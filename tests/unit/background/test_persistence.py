@@ -118,13 +118,13 @@ _snapshots = st.builds(
 
 
 @given(_snapshots)
-def test_a_snapshot_comes_back_as_it_was(was: Snapshot) -> None:
+def test_load_snapshot_reverses_dump_snapshot(was: Snapshot) -> None:
     back = load_snapshot(KEY, dump_snapshot(was))
     assert back == was
     assert (back.revision, back.last_ref_time) == (was.revision, was.last_ref_time)
 
 
-async def test_a_restart_serves_the_last_known_state_with_its_age(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_serves_the_last_known_state_with_its_age(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"zone": "a"}))))
     known = (await first.agent.read(KEY)).snapshot
     await first.ends()
@@ -137,7 +137,7 @@ async def test_a_restart_serves_the_last_known_state_with_its_age(tmp_path: Path
     await second.ends()
 
 
-async def test_what_was_fetched_since_the_start_is_not_replaced(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_does_not_replace_what_was_fetched_since_the_start(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance("10.0.0.1"))))
     await first.agent.read(KEY)
     await first.ends()
@@ -150,7 +150,7 @@ async def test_what_was_fetched_since_the_start_is_not_replaced(tmp_path: Path, 
     await second.ends()
 
 
-async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_keeps_an_emptied_service_empty(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await first.agent.read(KEY)
     await first.disk.flush()
@@ -163,7 +163,7 @@ async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: Fak
     await second.ends()
 
 
-async def test_batches_are_written_behind_by_the_clock(tmp_path: Path, clock: FakeClock) -> None:
+async def test_start_writes_batches_periodically(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     life.disk.start()
     await life.agent.read(KEY)
@@ -175,7 +175,7 @@ async def test_batches_are_written_behind_by_the_clock(tmp_path: Path, clock: Fa
     await life.ends()
 
 
-async def test_a_batch_costs_one_write_and_nothing_is_written_for_nothing(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_once_for_a_batch_and_not_at_all_without_changes(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50))))
     for n in range(50):
         await life.agent.read(key(f"s{n}"))
@@ -186,7 +186,7 @@ async def test_a_batch_costs_one_write_and_nothing_is_written_for_nothing(tmp_pa
     await life.ends()
 
 
-async def test_a_confirmation_without_a_change_makes_the_state_younger(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_confirmations_without_a_change(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     await life.disk.flush()
@@ -201,7 +201,9 @@ async def test_a_confirmation_without_a_change_makes_the_state_younger(tmp_path:
     await life.ends()
 
 
-async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_with_a_clock_that_was_set_back_makes_nothing_younger_than_now(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await first.agent.read(KEY)
     await first.ends()
@@ -214,7 +216,7 @@ async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path
 # bounds
 
 
-async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
     policy = PersistencePolicy(max_rows=3)
     life = Life(
         tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(6))), policy=policy
@@ -227,7 +229,7 @@ async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock:
     assert [row[2] for row in rows(tmp_path)] == ["s3", "s4", "s5"]
 
 
-async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_when_it_is_confirmed(
+async def test_flush_writes_a_service_again_whose_row_was_dropped_for_newer_ones(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(name)) for name in "abc"))
@@ -240,7 +242,7 @@ async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_w
     assert [row[2] for row in rows(tmp_path)] == ["a", "c"]
 
 
-async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_gives_a_small_cache_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "zyxw")))
     for name in "zyxw":
         await first.agent.read(key(name))
@@ -252,7 +254,7 @@ async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, cl
     await second.ends()
 
 
-async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_a_service_that_never_changes(tmp_path: Path, clock: FakeClock) -> None:
     """What is confirmed unchanged is no change that anybody is told of, and known all the same."""
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.agent.read(key("empty"))
@@ -263,7 +265,7 @@ async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: F
     await life.ends()
 
 
-async def test_a_stop_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_close_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.disk.flush()
     await life.agent.read(key("empty"))
@@ -272,7 +274,7 @@ async def test_a_stop_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -
 
 
 @pytest.mark.parametrize("jump", [30 * 86_400, -30 * 86_400])
-async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock, jump: float) -> None:
+async def test_flush_drops_no_row_when_the_clock_jumps(tmp_path: Path, clock: FakeClock, jump: float) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     await life.disk.flush()
@@ -288,7 +290,7 @@ async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock,
     await second.ends()
 
 
-async def test_a_row_goes_when_its_service_leaves_memory(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_the_row_of_a_service_that_left_memory(tmp_path: Path, clock: FakeClock) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(n)) for n in "abc"))
     life = Life(tmp_path, clock, shelf=shelf, cache=CachePolicy(max_services=2))
     for name in "abc":
@@ -311,7 +313,7 @@ async def register(life: Life, *ips: str, beat: bool = True, **fields: Any) -> N
             await life.agent.write(Beat(KEY, ip, 80))
 
 
-async def test_registrations_survive_and_their_services_are_kept_watched(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_keeps_registrations_and_watches_their_services(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock)
     await register(first, "10.0.0.1", "10.0.0.2", metadata={"zone": "a"})
     await first.agent.write(Deregister(KEY, "10.0.0.2", 80))
@@ -324,7 +326,7 @@ async def test_registrations_survive_and_their_services_are_kept_watched(tmp_pat
     await second.ends()
 
 
-async def test_a_beating_client_is_not_forgotten_by_a_kill(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_after_a_kill_does_not_forget_a_beating_client(tmp_path: Path, clock: FakeClock) -> None:
     """Beats are written down every 30 s only, after which Nacos itself drops a client that is silent."""
     first = Life(tmp_path, clock)
     await register(first, "10.0.0.1")
@@ -342,7 +344,7 @@ async def test_a_beating_client_is_not_forgotten_by_a_kill(tmp_path: Path, clock
     await second.ends()
 
 
-async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_remembered(
+async def test_restore_after_a_long_time_keeps_only_persistent_and_managed_instances(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     first = Life(tmp_path, clock)
@@ -361,7 +363,7 @@ async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_r
     await second.ends()
 
 
-async def test_the_last_registration_that_leaves_is_gone_from_the_file(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_the_last_registration(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock)
     await register(life, "10.0.0.1")
     await life.disk.flush()
@@ -396,7 +398,7 @@ def waiting(life: Life) -> list[Any]:
     return [write for place in journal for write in journal.of(place)]
 
 
-async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_journal_makes_an_accepted_write_survive_a_kill(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, local=True)
     await register(first, "10.0.0.1")
     await first.disk.flush()
@@ -422,7 +424,7 @@ async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp
     await second.ends()
 
 
-async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
+async def test_restore_after_a_long_time_does_not_register_clients_that_cannot_be_alive(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     first = Life(tmp_path, clock, local=True)
@@ -439,7 +441,7 @@ async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
     await second.ends()
 
 
-async def test_a_file_of_before_has_no_journal_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_adds_the_journal_to_an_older_file(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "DROP TABLE journal")
     life = Life(tmp_path, clock, local=True)
@@ -450,7 +452,7 @@ async def test_a_file_of_before_has_no_journal_and_gets_one(tmp_path: Path, cloc
     await life.ends()
 
 
-async def test_a_journal_that_cannot_be_written_is_a_degraded_state_and_written_later(
+async def test_persist_journal_that_fails_is_a_degraded_state_and_written_later(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     life = Life(tmp_path, clock, local=True)
@@ -481,7 +483,9 @@ class Own:
 LASTING = instance(ephemeral=False)
 
 
-async def test_of_writes_at_once_none_is_answered_before_it_is_on_disk(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_makes_concurrent_writes_wait_until_they_are_on_disk(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     """The first takes what all have changed; the others found nothing left to write, and did not wait."""
     life, answered = Own(tmp_path, clock), list[list[Any]]()
 
@@ -494,7 +498,7 @@ async def test_of_writes_at_once_none_is_answered_before_it_is_on_disk(tmp_path:
     await life.disk.close()
 
 
-async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_makes_a_persistent_instance_survive_a_kill(tmp_path: Path, clock: FakeClock) -> None:
     first = Own(tmp_path, clock)
     await asyncio.gather(*(first.agent.write(Register(key(f"s{n}"), LASTING)) for n in range(5)))
     await first.agent.write(Register(KEY, instance()))
@@ -511,7 +515,7 @@ async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: 
     await third.disk.close()
 
 
-async def test_what_time_takes_leaves_the_file_with_the_next_batch(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_what_the_embedded_registry_expired(tmp_path: Path, clock: FakeClock) -> None:
     life = Own(tmp_path, clock)
     await life.registry.send(CreateService(KEY))
     assert [row[:3] for row in rows(tmp_path, "registry")] == [tuple(KEY)]
@@ -522,7 +526,7 @@ async def test_what_time_takes_leaves_the_file_with_the_next_batch(tmp_path: Pat
     await life.disk.close()
 
 
-async def test_a_file_of_before_has_no_registry_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_adds_the_registry_to_an_older_file(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "DROP TABLE registry")
     life = Own(tmp_path, clock)
@@ -531,7 +535,7 @@ async def test_a_file_of_before_has_no_registry_and_gets_one(tmp_path: Path, clo
     await life.disk.close()
 
 
-async def test_a_row_of_the_registry_that_nobody_understands_costs_that_row_alone(
+async def test_restore_leaves_out_only_a_registry_row_that_cannot_be_understood(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Own(tmp_path, clock)
@@ -545,7 +549,7 @@ async def test_a_row_of_the_registry_that_nobody_understands_costs_that_row_alon
     await second.disk.close()
 
 
-async def test_a_registry_on_a_disk_that_fails_answers_and_is_written_later(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_on_a_disk_that_fails_is_written_later(tmp_path: Path, clock: FakeClock) -> None:
     life = Own(tmp_path, clock)
     alter(tmp_path, "DROP TABLE registry")
     for name in "ab":
@@ -560,7 +564,7 @@ async def test_a_registry_on_a_disk_that_fails_answers_and_is_written_later(tmp_
 # whose it is
 
 
-async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None:
+async def test_state_file_cannot_be_read_by_others(tmp_path: Path, clock: FakeClock) -> None:
     directory = tmp_path / "a" / "b"
     before = os.umask(0)
     try:
@@ -578,7 +582,7 @@ async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None
     assert stat.S_IMODE((directory / FILE).stat().st_mode) == 0o600
 
 
-def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_state_file_of_a_second_process_names_the_first(tmp_path: Path) -> None:
     first = StateFile(tmp_path)
     with pytest.raises(StateLocked, match=rf"{tmp_path} is in use by another nacos-proxy \(process {os.getpid()}\)"):
         StateFile(tmp_path)
@@ -589,7 +593,7 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
 # a kill, damage, a full disk
 
 
-async def test_a_kill_leaves_the_last_finished_batch_whole(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_after_a_kill_has_the_last_finished_batch(tmp_path: Path, clock: FakeClock) -> None:
     """The bytes as they lie there at the moment of a kill: the file with its write-ahead log, not checkpointed."""
     life = Life(tmp_path / "living", clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "abc")))
     for name in "abc":
@@ -606,7 +610,7 @@ async def test_a_kill_leaves_the_last_finished_batch_whole(tmp_path: Path, clock
 
 
 @pytest.mark.parametrize("damage", [b"no database at all", b"SQLite format 3\0" + bytes(5000), None])
-async def test_a_damaged_file_is_set_aside_and_said_so(
+async def test_restore_sets_a_damaged_file_aside_and_logs_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, damage: bytes | None
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
@@ -628,7 +632,7 @@ async def test_a_damaged_file_is_set_aside_and_said_so(
     third.close()
 
 
-def test_a_file_of_a_later_version_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_restore_sets_a_file_of_a_later_version_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     StateFile(tmp_path).close()
     alter(tmp_path, "PRAGMA user_version=99")
     later = StateFile(tmp_path)
@@ -638,7 +642,7 @@ def test_a_file_of_a_later_version_is_set_aside(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"instances": [1]}', b'{"instances": [], "more": 1}', b"null"])
-async def test_a_row_that_cannot_be_understood_costs_that_row_alone(
+async def test_restore_leaves_out_only_a_row_that_cannot_be_understood(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(name)) for name in "ab")))
@@ -667,7 +671,7 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_full_disk_is_a_degraded_state_and_ends_by_itself(
+async def test_flush_on_a_full_disk_is_a_degraded_state_that_ends_by_itself(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
@@ -703,7 +707,7 @@ class Broken(StateFile):
         super().write(batch)
 
 
-async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_it(
+async def test_start_retries_a_disk_that_fails_ever_later_and_nobody_waits_for_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True, shelf=Shelf(snapshot(instance())))
@@ -743,7 +747,7 @@ class Hanging(StateFile):
         super().write_journal(rows)
 
 
-async def test_nobody_waits_for_a_disk_that_hangs(
+async def test_persist_journal_does_not_wait_for_a_disk_that_hangs(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True)
@@ -766,7 +770,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(
     await life.ends()
 
 
-async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_hands_over_references_in_parts(tmp_path: Path, clock: FakeClock) -> None:
     """To make rows of 10,000 services held everybody up for most of a second."""
     shelf = Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50)))
     life = Life(tmp_path / "unused", clock, shelf=shelf)
@@ -784,7 +788,7 @@ async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Pa
     await life.ends()
 
 
-async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
+async def test_flush_that_fails_unexpectedly_is_a_degraded_state(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, shelf=Shelf(snapshot(instance())))
@@ -801,7 +805,7 @@ async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
     await life.ends()
 
 
-async def test_a_start_with_a_full_disk_reads_the_sound_file_and_keeps_it(
+async def test_restore_on_a_full_disk_reads_the_file_and_keeps_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
@@ -821,7 +825,7 @@ async def test_a_start_with_a_full_disk_reads_the_sound_file_and_keeps_it(
     assert [path.name for path in tmp_path.iterdir() if "corrupt" in path.name] == []
 
 
-async def test_a_full_disk_at_the_end_still_lets_go_of_the_directory(
+async def test_close_on_a_full_disk_releases_the_directory(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
@@ -831,7 +835,7 @@ async def test_a_full_disk_at_the_end_still_lets_go_of_the_directory(
     StateFile(tmp_path).close()
 
 
-async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, clock: FakeClock) -> None:
+async def test_state_file_that_another_program_holds_is_not_set_aside(tmp_path: Path, clock: FakeClock) -> None:
     StateFile(tmp_path).close()
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -842,7 +846,7 @@ async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, 
     state.close()
 
 
-async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, clock: FakeClock) -> None:
+async def test_state_file_that_cannot_be_written_is_read_completely(tmp_path: Path, clock: FakeClock) -> None:
     pushes = Pushes(PushesPolicy())
     life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
@@ -860,7 +864,7 @@ async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, cl
     state.close()
 
 
-async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Path, clock: FakeClock) -> None:
+async def test_close_writes_a_batch_that_was_cancelled(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     cut = asyncio.get_running_loop().create_task(life.disk.flush())
@@ -871,7 +875,7 @@ async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Pa
     assert len(rows(tmp_path)) == 1
 
 
-async def test_a_service_gone_from_the_cache_keeps_its_last_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_mark_of_a_service_that_left_the_cache_keeps_its_last_row(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock)
     await life.disk.flush()
     alter(tmp_path, "INSERT INTO service VALUES ('public', 'g', 'orders', '{}', ?)", clock.wall())
@@ -890,9 +894,7 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 # subscribers of UDP push
 
 
-async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_the_subscription(
-    tmp_path: Path, clock: FakeClock
-) -> None:
+async def test_subscribers_survive_a_restart_until_their_subscription_ends(tmp_path: Path, clock: FakeClock) -> None:
     pushes = Pushes(PushesPolicy())
     life = Life(tmp_path, clock, pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
@@ -911,9 +913,7 @@ async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_
     assert rows(tmp_path, "subscriber") == []
 
 
-async def test_a_row_of_a_subscriber_that_nobody_understands_costs_that_row_alone(
-    tmp_path: Path, clock: FakeClock
-) -> None:
+async def test_subscribers_leaves_out_only_a_row_that_cannot_be_understood(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 'x', 'agent', '', 9e9)")
     alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 5000, 'agent', '', 9e9)")

@@ -28,7 +28,7 @@ def names(file: StateFile) -> list[str]:
     return [known.key.name for known, _ in file.read()[0]]
 
 
-def test_a_batch_adds_and_takes_away(tmp_path: Path) -> None:
+def test_write_adds_and_deletes_rows_of_a_batch(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(batch("a", "b", "c"))
     file.write(batch(gone=(key("b"), key("never"))))
@@ -39,7 +39,7 @@ def test_a_batch_adds_and_takes_away(tmp_path: Path) -> None:
     again.close()
 
 
-def test_beyond_the_most_the_longest_unconfirmed_go(tmp_path: Path) -> None:
+def test_write_keeps_max_rows_of_the_services_confirmed_last(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(batch("a", "b", "c", max_rows=2))
     assert names(file) == ["b", "c"]
@@ -57,7 +57,7 @@ NESTED = json.loads("[" * 400 + "]" * 400)
         snapshot(instance(extra={"a": NESTED})),
     ],
 )
-def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
+def test_write_leaves_out_only_a_row_that_cannot_be_written_and_logs_it_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoilt: Snapshot
 ) -> None:
     file, good = StateFile(tmp_path), snapshot(instance("10.0.0.2"), service=key("b"))
@@ -74,7 +74,7 @@ def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
     file.close()
 
 
-def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone(tmp_path: Path) -> None:
+def test_write_journal_and_write_subscribers_leave_out_only_what_cannot_be_written(tmp_path: Path) -> None:
     file, place = StateFile(tmp_path), (KEY, "10.0.0.1", 80)
     writes = [Register(KEY, instance("10.0.0.9", metadata={"a": "\ud800"})), Deregister(KEY, "10.0.0.1", 80)]
     file.write_journal([((KEY, "10.0.0.9", 80), Waiting((writes[0],), 1, 1.0)), (place, Waiting((writes[1],), 2, 1.0))])
@@ -86,7 +86,7 @@ def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone
     file.close()
 
 
-def test_no_more_subscribers_are_read_back_than_there_may_be(tmp_path: Path) -> None:
+def test_read_subscribers_reads_no_more_than_there_may_be(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     one = Subscription(ServiceKey.of("orders"), ("127.0.0.1", 1), "", "a", "", 0.0)
     file.write_subscribers([subscriber_row(replace(one, address=("127.0.0.1", n)), 0.0) for n in range(MOST + 10)])
