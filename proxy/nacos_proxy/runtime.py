@@ -1,6 +1,6 @@
-"""The one place that reads the time or starts a task. Everything else is told the time, or is handed a `Clock`.
+"""The only module that reads the time or starts a task. All others get the time, or a `Clock`, as an argument.
 
-Background work runs under a `Supervisor`: what it raises is told and does not end it.
+Background work runs under a `Supervisor`: an exception is logged and counted, and the work goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from nacos_proxy.model.backoff import Backoff
+
 T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.runtime")
@@ -21,10 +23,10 @@ _running: set[asyncio.Task[Any]] = set()
 
 
 class Clock(Protocol):
-    """Time for the edges. The pure core gets `now` as an argument."""
+    """Time for code that may await. Pure code gets `now` as an argument."""
 
     def now(self) -> float:
-        """Seconds of a clock that never goes back."""
+        """Seconds of a monotonic clock."""
         ...
 
     def wall(self) -> float:
@@ -50,27 +52,30 @@ class SystemClock:
 
 
 async def in_turns(items: Sequence[T], max_turn: int) -> AsyncIterator[T]:
-    """The items, and after each `most` a turn for everybody else: all of them at once would hold the loop too long."""
+    """The items; after every `max_turn` of them the event loop runs other tasks, which would else wait too long."""
     for number, item in enumerate(items, 1):
         yield item
         if number % max_turn == 0:
             await asyncio.sleep(0)
 
 
-STEADY = 60.0  # seconds without a failure after which a loop counts as well again
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds until a loop that failed begins anew
-STOOD_STILL = 1.0  # seconds that a loop's turn may be late; beyond, this process did not run
+STEADY = 60.0  # seconds without a failure after which a loop counts as healthy again
+RESTART = Backoff(initial=1.0, maximum=10.0)  # until a loop that failed starts again
+STOOD_STILL = 1.0  # seconds that a loop's turn may be late; if it is later, this process did not run
 
 
 def stood_still(due: float, now: float) -> float:
-    """For how long this process did not run, by a turn that was `due`: what is silent since may only be unheard."""
+    """Seconds for which this process did not run, given a turn that was `due`; 0 if it did.
+
+    Clients that seem to have been silent in that time may just not have been heard.
+    """
     return now - due if now - due > STOOD_STILL else 0.0
 
 
 def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-    """Start a task that is kept alive until it ends, and whose failure is logged with its cause."""
+    """Start a task. It is referenced until it ends, and its failure is logged with its traceback."""
     task = _start(coroutine, name)
-    task.add_done_callback(_finished)
+    task.add_done_callback(_log_failure)
     return task
 
 
@@ -82,14 +87,14 @@ def _start(coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
 
 
 def outlive(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-    """What a task gives that goes on where whoever waits for it is cancelled: a `shield` without its callbacks."""
+    """The outcome of a task that goes on if whoever awaits it is cancelled: a `shield` without its callbacks."""
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    spawn(_tell(coroutine, outcome), name=name)
+    spawn(_forward(coroutine, outcome), name=name)
     return outcome
 
 
 async def at_most(clock: Clock, max_delay: float, done: asyncio.Future[Any]) -> None:
-    """Returns when that is done, or after `longest` seconds, in which case it goes on."""
+    """Returns when `done` is done, or after `max_delay` seconds, in which case it goes on."""
     timer = spawn(clock.sleep_until(clock.now() + max_delay), name="timer")
     try:
         await asyncio.wait({done, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +102,7 @@ async def at_most(clock: Clock, max_delay: float, done: asyncio.Future[Any]) -> 
         timer.cancel()
 
 
-async def _tell(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
+async def _forward(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
     try:
         result = await coroutine
     except asyncio.CancelledError:
@@ -111,14 +116,14 @@ async def _tell(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -
         outcome.set_result(result)
 
 
-def _finished(task: asyncio.Task[Any]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("task %s failed: %r", task.get_name(), error, exc_info=error)
 
 
 @dataclass(slots=True)
 class _Failing:
-    """Since its first failure after a quiet time: the last one, its moment, and the kinds that were logged."""
+    """A name that has failed lately: its last failure, when that was, and the kinds that were logged."""
 
     text: str
     at: float
@@ -126,9 +131,9 @@ class _Failing:
 
 
 class Supervisor:
-    """Background work and followers, by name. `failures` counts what each has raised since the start.
+    """Runs background work and followers, by name. `failures` counts the exceptions of each since the start.
 
-    An exception is logged with its cause once for each kind, until the name has been quiet for `STEADY` seconds.
+    Each kind of exception is logged with its traceback once, until the name has not failed for `STEADY` seconds.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -138,28 +143,28 @@ class Supervisor:
 
     @property
     def failing(self) -> Mapping[str, str]:
-        """What has failed within the last `STEADY` seconds, and why."""
+        """The names that failed within the last `STEADY` seconds, and why."""
         return {name: failing.text for name, failing in self._failing.items()}
 
     def keep(self, work: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> asyncio.Task[None]:
-        """Start a loop that begins anew after a pause when it fails, until it returns or its task is cancelled."""
+        """Start a loop. If it fails, it starts again after a pause, until it returns or its task is cancelled."""
         return spawn(self._keep(work, name), name=name)
 
     def once(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start work that ends by itself, and is done again when it is due again."""
+        """Start work that ends by itself; a failure is counted and logged."""
         task = _start(work, name)
         task.add_done_callback(self._ended)
         return task
 
     def call(self, name: str, function: Callable[..., Any], *args: Any, **more: Any) -> None:
-        """Call a follower: what it raises is neither its caller's fault nor that of the followers behind it."""
+        """Call a follower. An exception of it affects neither the caller nor the followers after it."""
         try:
             function(*args, **more)
         except Exception as error:
             self.failed(name, error)
 
     def failed(self, name: str, error: Exception) -> None:
-        """Count and tell a failure."""
+        """Count and log a failure."""
         self.failures[name] += 1
         known = self._failing.get(name)
         if known is None:
@@ -182,17 +187,18 @@ class Supervisor:
             self.failed(task.get_name(), error)
 
     async def _keep(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        pause = 0.0
+        failures = 0
         while True:
             begun = self._clock.now()
-            if await self._well(work(), name):
+            if await self._succeeds(work(), name):
                 return
             now = self._clock.now()
-            pause = min(max(FIRST_PAUSE, 0.0 if now - begun > STEADY else 2 * pause), LONGEST_PAUSE)
-            await self._clock.sleep_until(now + pause)
+            failures = 0 if now - begun > STEADY else failures
+            await self._clock.sleep_until(now + RESTART.delay(failures))
+            failures += 1
 
-    async def _well(self, work: Coroutine[Any, Any, None], name: str) -> bool:
-        """Whether it ended well. A cancellation from within is a failure as any other; one of this task goes on."""
+    async def _succeeds(self, work: Coroutine[Any, Any, None], name: str) -> bool:
+        """Whether it ended without an exception. If `work` cancels itself, that is a failure like any other."""
         task = _start(work, name)
         try:
             await asyncio.wait([task])
@@ -209,7 +215,7 @@ class Supervisor:
 
 
 async def stop(task: asyncio.Task[Any] | None) -> None:
-    """Cancel a task and wait until it has ended; harmless for None and for one that is done."""
+    """Cancel a task and wait until it has ended; no effect on None or a task that is done."""
     if task is None or task.done():
         return
     task.cancel()

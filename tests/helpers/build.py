@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
@@ -35,6 +36,16 @@ def snapshot(*instances: Instance, service: ServiceKey = KEY, **fields: Any) -> 
     return Snapshot.of(service, instances, **{"last_ref_time": 1_795_519_064_000, **fields})
 
 
+def make_catalog(cache: CachePolicy | None = None, hub: HubPolicy | None = None, epoch: str = "e") -> Catalog:
+    """An empty catalog; random numbers are always in the middle."""
+    return Catalog(
+        Cache(cache or CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__),
+        Hub(hub or HubPolicy(), epoch),
+        Registrations(),
+        Breaker(BreakerPolicy()),
+    )
+
+
 def agent(
     registry: Registry,
     clock: FakeClock,
@@ -43,13 +54,12 @@ def agent(
     hub: HubPolicy | None = None,
     epoch: str = "e",
     policy: AgentPolicy = AgentPolicy(),  # noqa: B008 - a frozen value
+    checks: Callable[[], bool] = lambda: True,
 ) -> Agent:
-    """An agent whose hub follows it, as in the server; luck is always in the middle."""
-    catalog = Catalog(
-        Cache(cache or CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__),
-        Hub(hub or HubPolicy(), epoch),
-        Registrations(),
-        Breaker(BreakerPolicy()),
-    )
-    named = {"events": catalog.hub.publish, **{f"follower {n}": follower for n, follower in enumerate(followers)}}
-    return Agent(registry, catalog, clock, policy, named)
+    """An agent whose hub follows it, as in the server."""
+    catalog = make_catalog(cache, hub, epoch)
+    made = Agent(registry, catalog, clock, policy, checks=checks)
+    made.follow("events", catalog.hub.publish)
+    for n, follower in enumerate(followers):
+        made.follow(f"follower {n}", follower)
+    return made

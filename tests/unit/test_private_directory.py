@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nacos_proxy.background.state_file import FILE, StateFile
-from nacos_proxy.private_directory import Home, UnsafeHome
+from nacos_proxy.private_directory import PrivateDirectory, UnsafeDirectory
 
 FILES = ("lock", FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal")
 REPOSITORY = Path(__file__).parents[2]
@@ -39,34 +39,36 @@ def untouched(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_link_is_followed(home: Path, precious: Path, name: str) -> None:
+def test_open_follows_no_link(home: Path, precious: Path, name: str) -> None:
     """It was: the file behind `lock` was overwritten, that behind the state file got another mode."""
     (home / name).symlink_to(precious)
-    with pytest.raises(UnsafeHome, match=f"{home / name} is a link, and to write to it could destroy .*: remove it"):
+    with pytest.raises(
+        UnsafeDirectory, match=f"{home / name} is a link, and writing to it could destroy .*: remove it"
+    ):
         StateFile(home)
     assert untouched(precious)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_link_to_nothing_makes_no_file_elsewhere(home: Path, tmp_path: Path, name: str) -> None:
+def test_open_creates_no_file_through_a_dangling_link(home: Path, tmp_path: Path, name: str) -> None:
     (home / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnsafeHome, match="is a link"):
+    with pytest.raises(UnsafeDirectory, match="is a link"):
         StateFile(home)
     assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_with_another_name_elsewhere_is_not_written(home: Path, precious: Path, name: str) -> None:
+def test_open_refuses_a_file_with_several_names(home: Path, precious: Path, name: str) -> None:
     (home / name).hardlink_to(precious)
-    with pytest.raises(UnsafeHome, match="is one file under several names"):
+    with pytest.raises(UnsafeDirectory, match="is one file under several names"):
         StateFile(home)
     assert untouched(precious)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_neither_opened_nor_waited_for(home: Path, name: str) -> None:
+def test_open_refuses_a_pipe_without_waiting_for_it(home: Path, name: str) -> None:
     os.mkfifo(home / name)
-    with pytest.raises(UnsafeHome, match="is no file: remove it"):
+    with pytest.raises(UnsafeDirectory, match="is no file: remove it"):
         StateFile(home)
 
 
@@ -84,7 +86,7 @@ def as_user(uid: int, directory: Path) -> str:
     command = [sys.executable, "-c", code]
     # Coverage would write its data as a user who may not.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    env["PYTHONPATH"] = str(REPOSITORY)
+    env["PYTHONPATH"] = f"{REPOSITORY / 'proxy'}:{REPOSITORY}"
     ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -97,9 +99,9 @@ def stand_in(uid: int, directory: str) -> None:
     os.setgid(uid)
     os.setuid(uid)
     try:
-        home = Home(Path("."))
+        home = PrivateDirectory(Path("."))
         home.own(*FILES)
-    except UnsafeHome as error:
+    except UnsafeDirectory as error:
         said = f"refused: {error}"
     else:
         said = str(home.path)
@@ -108,7 +110,7 @@ def stand_in(uid: int, directory: str) -> None:
 
 @ROOT
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_a_third_user_is_not_used(home: Path, name: str) -> None:
+def test_open_refuses_a_file_of_a_third_user(home: Path, name: str) -> None:
     (home / name).touch()
     os.chown(home, 12345, 12345)
     os.chown(home / name, 23456, 23456)
@@ -117,7 +119,7 @@ def test_a_file_of_a_third_user_is_not_used(home: Path, name: str) -> None:
 
 
 @ROOT
-def test_a_file_of_whom_the_directory_belongs_to_is_used(home: Path) -> None:
+def test_open_accepts_a_file_of_the_owner_of_the_directory(home: Path) -> None:
     """As on a mount that shows one owner for all files."""
     home.chmod(0o755)
     (home / FILE).touch(0o644)
@@ -125,14 +127,16 @@ def test_a_file_of_whom_the_directory_belongs_to_is_used(home: Path) -> None:
 
 
 @ROOT
-def test_a_directory_of_somebody_else_is_used_and_said(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_private_directory_of_somebody_else_is_used_with_a_warning(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     os.chown(home, 12345, 12345)
     StateFile(home).close()
     assert f"{home} belongs to user 12345, and this process is user 0" in caplog.text
 
 
 @ROOT
-def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own(home: Path) -> None:
+def test_private_directory_moves_to_a_subdirectory_if_anybody_can_write(home: Path) -> None:
     """An `emptyDir` of Kubernetes is one of root's."""
     home.chmod(0o777)
     assert as_user(12345, home) == "nacos-proxy"
@@ -142,7 +146,7 @@ def test_in_a_directory_that_anybody_can_write_to_the_state_is_in_one_of_our_own
 
 @ROOT
 @pytest.mark.parametrize("planted", ["link", "directory"])
-def test_what_somebody_else_put_in_the_place_of_our_own_directory_is_not_used(
+def test_private_directory_refuses_a_subdirectory_that_somebody_else_made(
     home: Path, tmp_path: Path, planted: str
 ) -> None:
     home.chmod(0o777)
@@ -160,7 +164,7 @@ def test_what_somebody_else_put_in_the_place_of_our_own_directory_is_not_used(
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o775])
-def test_nobody_else_may_write_to_a_directory_of_ours_from_now_on(
+def test_private_directory_closes_a_directory_of_ours_to_others(
     home: Path, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     home.chmod(mode)
@@ -169,7 +173,7 @@ def test_nobody_else_may_write_to_a_directory_of_ours_from_now_on(
     assert f"others could write to {home}; they cannot any more" in caplog.text
 
 
-def test_files_that_others_could_read_are_ours_alone_from_now_on(home: Path) -> None:
+def test_own_closes_files_to_others(home: Path) -> None:
     StateFile(home).close()
     for name in ("lock", FILE):
         (home / name).chmod(0o666)
@@ -178,7 +182,7 @@ def test_files_that_others_could_read_are_ours_alone_from_now_on(home: Path) -> 
     state.close()
 
 
-def test_the_directory_itself_may_be_a_link(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_private_directory_may_itself_be_a_link(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     (tmp_path / "link").symlink_to(home)
     StateFile(tmp_path / "link").close()

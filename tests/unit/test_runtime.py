@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from nacos_proxy.runtime import (
-    LONGEST_PAUSE,
+    RESTART,
     STEADY,
     Supervisor,
     SystemClock,
@@ -29,7 +29,7 @@ async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def test_a_task_that_nobody_holds_lives_until_it_ends() -> None:
+async def test_spawn_keeps_a_task_alive_until_it_ends() -> None:
     done: list[int] = []
     gate = asyncio.Event()
 
@@ -47,7 +47,7 @@ async def test_a_task_that_nobody_holds_lives_until_it_ends() -> None:
     assert done == [1]
 
 
-async def test_a_failure_is_logged_with_the_name_of_the_task_and_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+async def test_spawn_logs_a_failure_with_the_name_of_the_task_and_its_cause(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         try:
             raise KeyError("inner")
@@ -63,7 +63,7 @@ async def test_a_failure_is_logged_with_the_name_of_the_task_and_its_cause(caplo
     assert isinstance(record.exc_info[1].__cause__, KeyError)
 
 
-async def test_what_takes_too_long_is_not_waited_for_and_goes_on() -> None:
+async def test_at_most_returns_in_time_and_lets_the_task_go_on() -> None:
     clock, done = FakeClock(), asyncio.get_running_loop().create_future()
     waiting = spawn(at_most(clock, 2.0, done), name="waiting")
     await clock.advance(1.9)
@@ -74,7 +74,7 @@ async def test_what_takes_too_long_is_not_waited_for_and_goes_on() -> None:
     await at_most(clock, 2.0, done)
 
 
-async def test_neither_a_result_nor_a_cancellation_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_spawn_logs_neither_a_result_nor_a_cancellation(caplog: pytest.LogCaptureFixture) -> None:
     async def give() -> int:
         return 7
 
@@ -101,7 +101,7 @@ async def test_stop_waits_until_the_task_has_cleaned_up() -> None:
     assert (steps, task.done()) == (["cleaned up"], True)
 
 
-async def test_stop_is_harmless_where_there_is_nothing_to_stop(caplog: pytest.LogCaptureFixture) -> None:
+async def test_stop_has_no_effect_on_none_or_a_task_that_is_done(caplog: pytest.LogCaptureFixture) -> None:
     async def give() -> int:
         return 7
 
@@ -127,7 +127,7 @@ async def test_stop_does_not_raise_what_a_task_fails_with_at_its_end(caplog: pyt
     assert [r.getMessage() for r in caplog.records] == ["task work failed: OSError('no space left')"]
 
 
-async def test_what_outlives_its_waiter_gives_its_result_to_one_that_waits_still() -> None:
+async def test_outlive_gives_its_result_to_a_waiter_that_is_left() -> None:
     gate, done = asyncio.Event(), list[int]()
 
     async def work() -> int:
@@ -146,7 +146,7 @@ async def test_what_outlives_its_waiter_gives_its_result_to_one_that_waits_still
     assert gone.cancelled() and done == [1, 1]
 
 
-async def test_what_outlives_its_waiter_fails_for_both(caplog: pytest.LogCaptureFixture) -> None:
+async def test_outlive_raises_for_its_waiter_and_logs_the_failure(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> int:
         raise OSError("no space left")
 
@@ -156,7 +156,7 @@ async def test_what_outlives_its_waiter_fails_for_both(caplog: pytest.LogCapture
     assert [r.getMessage() for r in caplog.records] == ["task work failed: OSError('no space left')"]
 
 
-async def test_who_waits_for_a_task_that_is_cancelled_is_cancelled_too() -> None:
+async def test_outlive_cancels_its_waiter_if_the_task_is_cancelled() -> None:
     waiting = outlive(forever(), name="forever")
     await settle()
     [task] = [task for task in asyncio.all_tasks() if task.get_name() == "forever"]
@@ -164,13 +164,13 @@ async def test_who_waits_for_a_task_that_is_cancelled_is_cancelled_too() -> None
     assert waiting.cancelled()
 
 
-async def test_a_task_that_never_began_is_stopped_too() -> None:
+async def test_stop_ends_a_task_that_never_began() -> None:
     task = spawn(forever(), name="forever")
     await stop(task)
     assert task.cancelled()
 
 
-async def test_the_machines_clock_never_goes_back_and_does_not_sleep_for_what_has_passed() -> None:
+async def test_system_clock_is_monotonic_and_does_not_sleep_until_a_past_moment() -> None:
     clock = SystemClock()
     before = clock.now()
     await clock.sleep_until(before - 100)
@@ -179,13 +179,13 @@ async def test_the_machines_clock_never_goes_back_and_does_not_sleep_for_what_ha
     assert clock.wall() > 1_700_000_000
 
 
-def test_only_a_turn_that_is_late_by_more_than_a_second_says_that_the_process_stood_still() -> None:
+def test_stood_still_is_zero_unless_a_turn_is_more_than_a_second_late() -> None:
     assert stood_still(10.0, 11.0) == 0.0
     assert stood_still(10.0, 9.0) == 0.0
     assert stood_still(10.0, 12.5) == 2.5
 
 
-async def test_what_is_looked_at_in_turns_lets_others_have_theirs() -> None:
+async def test_in_turns_lets_other_tasks_run() -> None:
     taken: list[str] = []
 
     async def others() -> None:
@@ -203,7 +203,7 @@ async def test_what_is_looked_at_in_turns_lets_others_have_theirs() -> None:
 # supervision
 
 
-async def test_a_loop_that_fails_begins_anew_after_a_pause_that_grows() -> None:
+async def test_keep_restarts_a_loop_that_fails_after_growing_pauses() -> None:
     clock, begun = FakeClock(), list[float]()
     supervisor = Supervisor(clock)
 
@@ -214,13 +214,13 @@ async def test_a_loop_that_fails_begins_anew_after_a_pause_that_grows() -> None:
     task = supervisor.keep(work, name="disk")
     await clock.advance(40)
     assert begun == [0, 1, 3, 7, 15, 25, 35]
-    assert max(b - a for a, b in itertools.pairwise(begun)) == LONGEST_PAUSE
+    assert max(b - a for a, b in itertools.pairwise(begun)) == RESTART.maximum
     assert supervisor.failures == {"disk": 7}
     assert supervisor.failing == {"disk": "OSError: no space left"}
     await stop(task)
 
 
-async def test_a_loop_that_ran_well_for_long_begins_anew_soon() -> None:
+async def test_keep_restarts_a_loop_soon_that_ran_well_for_long() -> None:
     clock, begun = FakeClock(), list[float]()
 
     async def work() -> None:
@@ -235,7 +235,7 @@ async def test_a_loop_that_ran_well_for_long_begins_anew_soon() -> None:
     await stop(task)
 
 
-async def test_a_loop_that_is_cancelled_from_within_begins_anew() -> None:
+async def test_keep_restarts_a_loop_that_is_cancelled_from_within() -> None:
     clock, begun = FakeClock(), list[float]()
     supervisor = Supervisor(clock)
 
@@ -254,7 +254,7 @@ async def test_a_loop_that_is_cancelled_from_within_begins_anew() -> None:
     assert task.cancelled()
 
 
-async def test_a_loop_ends_when_it_returns_and_when_it_is_stopped() -> None:
+async def test_keep_ends_when_the_loop_returns_or_is_stopped() -> None:
     clock, ended = FakeClock(), list[str]()
     supervisor = Supervisor(clock)
 
@@ -274,7 +274,7 @@ async def test_a_loop_ends_when_it_returns_and_when_it_is_stopped() -> None:
     assert (ended, supervisor.failures) == (["returned", "stopped"], {})
 
 
-async def test_what_fails_is_logged_once_for_each_kind_until_it_was_quiet(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_logs_each_kind_once_until_the_name_was_quiet(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     supervisor = Supervisor(clock)
 
@@ -302,7 +302,7 @@ async def test_what_fails_is_logged_once_for_each_kind_until_it_was_quiet(caplog
     assert supervisor.failures == {"events": 8}
 
 
-async def test_work_that_ends_by_itself_fails_for_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+async def test_once_affects_nobody_else_if_its_work_fails(caplog: pytest.LogCaptureFixture) -> None:
     supervisor = Supervisor(FakeClock())
 
     async def fail() -> None:

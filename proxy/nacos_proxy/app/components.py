@@ -23,7 +23,7 @@ from nacos_proxy.app.policies import (
 )
 from nacos_proxy.app.settings import BadSettings, Settings
 from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
-from nacos_proxy.background.persistence import Disk, DiskPolicy
+from nacos_proxy.background.persistence import Persistence, PersistencePolicy
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.background.state_file import StateFile
 from nacos_proxy.background.udp_push import UdpPolicy, UdpPush
@@ -32,12 +32,7 @@ from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
-from nacos_proxy.core.agent import (
-    Agent,
-    AgentPolicy,
-    Catalog,
-    Follower,
-)
+from nacos_proxy.core.agent import Agent, AgentPolicy, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.auth import GuardPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
@@ -78,7 +73,7 @@ class Components:
     guard: GuardPolicy
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
-    persistence: Disk | None = None
+    persistence: Persistence | None = None
     receiver: PushReceiver | None = None
     udp: UdpPush | None = None
     forwarder: Forwarder | None = None
@@ -88,7 +83,7 @@ class Components:
 
 
 def build(s: Settings, clock: Clock) -> Components:
-    """The parts, wired, nothing started. Raises `disk.StateLocked`, `ValueError` for settings that cannot be."""
+    """The parts, wired, nothing started. Raises `StateLocked`, `ValueError` for settings that cannot be."""
     supervisor = Supervisor(clock)
     registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
     policy, asked = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes), registry
@@ -104,7 +99,7 @@ def build(s: Settings, clock: Clock) -> Components:
         _follow(parts, registry.servers)
         parts.receiver = registry.receiver
         if parts.receiver is not None:
-            parts.receiver.hint = parts.poller.told
+            parts.receiver.hint = parts.poller.notified
     return parts
 
 
@@ -171,12 +166,9 @@ def _wired(
     catalog = make_catalog(
         s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
     )
-    followers: dict[str, Follower] = {
-        "prepared answers": lambda change: answers.forget(change.key),
-        "events": catalog.hub.publish,
-    }
-    agent = Agent(registry, catalog, clock, policy, followers, supervisor)
-    agent.outage.checks = checks
+    agent = Agent(registry, catalog, clock, policy, supervisor, checks)
+    agent.follow("prepared answers", lambda change: answers.forget(change.key))
+    agent.follow("events", catalog.hub.publish)
     poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
     poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
@@ -185,23 +177,21 @@ def _wired(
         HealthChecker(agent, HealthCheckerPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
     )  # fmt: skip
     _hide_what_is_refused(agent, answers, events)
-    if (disk := _disk(parts)) is not None:
-        followers["disk"] = disk.mark
     if s.udp_push:
         parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
-        followers["udp push"] = parts.udp.follow
-        if parts.persistence is not None:
-            parts.persistence.pushes = parts.udp.pushes
+    if (persistence := _persistence(parts)) is not None:
+        agent.follow("disk", persistence.mark)
+    if parts.udp is not None:
+        agent.follow("udp push", parts.udp.follow)
     return parts
 
 
-def _disk(parts: Components) -> Disk | None:
-    registry = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
+def _persistence(parts: Components) -> Persistence | None:
+    embedded = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
     if parts.settings.disk:
-        parts.persistence = Disk(StateFile(parts.settings.state_dir), parts.agent, parts.clock, DiskPolicy())
-        if registry is not None:
-            parts.persistence.follow(registry)
-    elif registry is not None:
+        file, pushes = StateFile(parts.settings.state_dir), None if parts.udp is None else parts.udp.pushes
+        parts.persistence = Persistence(file, parts.agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
+    elif embedded is not None:
         log.info("disk = false: persistent instances and services end with this process")
     return parts.persistence
 
@@ -254,8 +244,7 @@ async def start(parts: Components, *, of_tenant: bool = False) -> None:
     """
     if parts.persistence is not None:
         if parts.persistence.restore():
-            parts.agent.suspect()  # nobody knows what the upstream went through meanwhile
-            parts.agent.confirm_until = parts.clock.now() + CONFIRM_WITHIN
+            parts.agent.restored(CONFIRM_WITHIN)
         parts.persistence.start()
     parts.health_checker.restore_all()
     parts.poller.start()

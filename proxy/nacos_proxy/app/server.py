@@ -51,7 +51,7 @@ from nacos_proxy.app.router import (
 )
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
-from nacos_proxy.background.state_lock import StateLocked
+from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.table import ResponseTable

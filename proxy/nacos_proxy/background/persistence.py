@@ -1,8 +1,8 @@
-"""The last known state, written behind and read at a cold start. Not for: deciding what is fresh (the cache does).
+"""The last known state on disk: written in the background, read at a cold start.
 
-One thread of its own makes the rows and touches the file: neither a slow disk nor a state of 10,000 services delays a
-reader. A failure to write is a degraded state, never an error of a request. What is known is on disk: a service gets
-its row when the upstream has confirmed it, changed or not, and loses it when it leaves memory; no clock decides.
+A thread of its own makes the rows and touches the file, so that neither a slow disk nor a state of 10,000 services
+delays a reader. A failure to write never fails a request; it is reported as a degraded state. A service gets its row
+when the upstream has confirmed it, changed or not, and loses it when it leaves memory, but never because of its age.
 """
 
 from __future__ import annotations
@@ -17,83 +17,88 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nacos_proxy.background.state_file import Batch, StateFile
-from nacos_proxy.background.state_lock import StateLocked
-from nacos_proxy.background.state_rows import Heard, subscriber_row
+from nacos_proxy.background.state_file import Batch, StateFile, StateLocked
+from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot
-from nacos_proxy.runtime import (
-    Clock,
-    at_most,
-    spawn,
-    stop,
-)
+from nacos_proxy.runtime import at_most, spawn, stop
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 
 T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.disk")
 
+EVERY = 1.0  # seconds between writes
+PATIENCE = 1.0  # seconds that an answer waits for a write; a disk that takes longer counts as failing
+CONTACTS_EVERY = 30.0  # seconds between writes of the times at which services were confirmed and clients were heard
+MAX_RESTART = 120.0  # seconds; a UDP subscription does not survive a restart that takes longer
+
 
 @dataclass(frozen=True, slots=True)
-class DiskPolicy:
-    """Seconds; after a `restart` that takes longer no subscription counts as alive.
+class PersistencePolicy:
+    """A disk that fails is tried again ever later, up to every `max_delay` seconds.
 
-    A disk that fails is tried again after `every`, then ever later, up to `longest`; one that has kept a write waiting
-    for `patience` counts as failing. At most `most` services are kept, each until it leaves memory: no clock drops what
-    is still known. A batch has at most `at_once` of them: to collect them holds the loop for some milliseconds.
+    At most `max_rows` services are kept. A batch has at most `max_batch` of them, because collecting them blocks the
+    loop for some milliseconds.
     """
 
-    every: float = 1.0
     max_delay: float = 60.0
-    patience: float = 1.0
-    contacts_every: float = 30.0
-    restart: float = 120.0
     max_rows: int = 20_000
-    at_once: int = 2_000
+    max_batch: int = 2_000
 
 
-class Disk:
-    """Follows an agent's changes and writes them behind. `restore`, then `start`, at the end `close`."""
+class Persistence:
+    """Follows an agent's changes. Call `restore`, then `start`, at the end `close`.
 
-    def __init__(self, file: StateFile, agent: Agent, clock: Clock, policy: DiskPolicy) -> None:
+    `pushes` are the subscriptions of UDP push and `embedded` is the embedded registry, if these are to be kept, too.
+    `failing` says why nothing can be written now, '' if all is well.
+    """
+
+    def __init__(
+        self,
+        file: StateFile,
+        agent: Agent,
+        policy: PersistencePolicy,
+        *,
+        pushes: Pushes | None = None,
+        embedded: EmbeddedRegistry | None = None,
+    ) -> None:
         self.failing = file.trouble
         self.written = 0
-        self.pushes: Pushes | None = None  # whose subscriptions are kept, too
-        self._registry: EmbeddedRegistry | None = None
-        self._subscribers = (0, -math.inf)  # the changes that are written, and when
         self._file = file
         self._agent = agent
-        self._clock = clock
+        self._clock = agent.clock
         self._policy = policy
+        self._backoff = Backoff(EVERY, policy.max_delay)
+        self._pushes = pushes
+        self._pushes_written = (0, -math.inf)  # the number of changes that are written, and when
+        self._embedded = embedded
         self._dirty: set[ServiceKey] = set()
-        self._rows: dict[ServiceKey, float] = {}  # what has a row, and when it was confirmed as that row says
+        self._rows: dict[ServiceKey, float] = {}  # services that have a row: when that row says they were confirmed
         self._registrations_dirty = False
         self._contacts_at = -math.inf
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
-        agent.outage.kept = self.keep
-
-    def follow(self, registry: EmbeddedRegistry) -> None:
-        """What lasts of it is written before a write is answered, and read by `restore`."""
-        self._registry = registry
-        registry.persistent_state.set_writer(self.keep_registry)
+        agent.outage.persist_with(self.persist_journal)
+        if embedded is not None:
+            embedded.persistent_state.set_writer(self.persist_registry)
 
     @property
     def directory(self) -> Path:
-        """Where the state is: below the directory of the settings where anybody could write to that."""
+        """Where the state is: a subdirectory of the configured one if anybody can write to that."""
         return self._file.path.parent
 
     @property
     def unwritable(self) -> int:
-        """How often a row was left out because it cannot be written."""
+        """The number of rows that were left out because they cannot be written."""
         return self._file.unwritable
 
     def mark(self, change: Change) -> None:
-        """A follower of the agent: the service is to be written with the next batch."""
+        """A follower of the agent: write the service with the next batch."""
         if len(self._dirty) < self._policy.max_rows:
             self._dirty.add(change.key)
 
@@ -101,11 +106,11 @@ class Disk:
         self._registrations_dirty = True
 
     def restore(self) -> int:
-        """Fill the catalog with what the file knows; the number of services. Nothing fetched since is replaced."""
+        """Fill the catalog from the file, without replacing what was fetched since. Returns the number of services."""
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
-            if self._registry is not None:
-                self._registry.restore(self._file.read_registry())
+            if self._embedded is not None:
+                self._embedded.restore(self._file.read_registry())
         except sqlite3.Error as error:
             log.error("the state file could not be read: %s; starting without it", error)
             return 0
@@ -115,28 +120,28 @@ class Disk:
             log.error("%d rows of the state file could not be understood and were left out", self._file.unreadable)
         now, wall = self._clock.now(), self._clock.wall()
         catalog = self._agent.catalog
-        for snapshot, contact in services:
+        for snapshot, confirmed_at in services:
             self._rows[snapshot.key] = -math.inf
-            catalog.cache.restore(snapshot, max(0.0, wall - contact), now)
-        # Beats are written down so seldom that the last ones before a kill are not in the file.
-        unwritten = self._policy.contacts_every + self._policy.every
-        for registration, heard in registrations:
-            age = max(0.0, wall - heard - (unwritten if registration.beaten else 0.0))
+            catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now)
+        for registration, heard_at in registrations:
+            # The last beats before a kill are not in the file, because beats are written so rarely.
+            unwritten = CONTACTS_EVERY + EVERY if registration.beaten else 0.0
+            age = max(0.0, wall - heard_at - unwritten)
             registration.heard = now if registration.managed else now - age
             if registration.alive(now):
                 catalog.registrations.restore(registration)
                 catalog.cache.set_local_registrations(
                     registration.service, catalog.registrations.count(registration.service), now
                 )
-        for place, waiting in journal:
-            self._agent.outage.restore(place, waiting)
+        for key, waiting in journal:
+            self._agent.outage.restore(key, waiting)
         if services:
             log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
 
     def subscribers(self) -> list[Subscription]:
-        """Who wanted UDP pushes shortly before: they list again within 10 s, and changes come before that."""
-        since = self._clock.wall() - self._policy.contacts_every - self._policy.restart
+        """The recent subscriptions of UDP push: their clients list again within 10 s, but changes may come earlier."""
+        since = self._clock.wall() - CONTACTS_EVERY - MAX_RESTART
         try:
             return [s for s in self._file.read_subscribers() if s.seen >= since]
         except sqlite3.Error as error:
@@ -147,30 +152,30 @@ class Disk:
         self._task = self._agent.supervisor.keep(self._run, name="disk")
 
     async def _run(self) -> None:
-        pause = self._policy.every
+        failures = 0
         while True:
-            await self._clock.sleep_until(self._clock.now() + pause)
+            await self._clock.sleep_until(self._clock.now() + self._backoff.delay(failures))
             await self.flush()
-            pause = min(2 * pause, self._policy.max_delay) if self.failing else self._policy.every
+            failures = failures + 1 if self.failing else 0
 
     async def flush(self) -> None:
-        """Write what is due; a failure is kept in `failing`, and what was not written for the next time."""
-        if self._agent.outage.journal.changed and not await self._keep_journal():
+        """Write what is due. A failure is kept in `failing`; what was not written is written next time."""
+        if self._agent.outage.journal.changed and not await self._write_journal():
             return
-        if self._registry is not None and not await self._keep_registry(self._registry):
+        if self._embedded is not None and not await self._write_registry(self._embedded):
             return
-        if self.pushes is not None and not await self._keep_subscribers(self.pushes):
+        if self._pushes is not None and not await self._write_subscribers(self._pushes):
             return
-        while await self._write_some():
+        while await self._write_batch():
             pass
 
-    async def _write_some(self) -> bool:
-        """Whether it is written, and there is more."""
+    async def _write_batch(self) -> bool:
+        """Whether a batch was written and there is more."""
         now = self._clock.now()
         batch = await self._batch()
         if batch.empty and not self.failing:
             return False
-        if not await self._write(self._file.write, batch, lambda: self._keep(batch)):
+        if not await self._write(self._file.write, batch, lambda: self._mark_again(batch)):
             return False
         self._rows.update((key, now) for key, *_ in (*batch.services, *batch.contacts))
         if (beyond := len(self._rows) - self._policy.max_rows) > 0:
@@ -178,60 +183,60 @@ class Disk:
                 del self._rows[key]
         for key in batch.gone:
             self._rows.pop(key, None)
-        return len(batch.services) == self._policy.at_once
+        return len(batch.services) == self._policy.max_batch
 
-    async def keep(self) -> None:
-        """The journal of the agent's outage is on disk when this returns. Nobody waits for a disk that fails."""
+    async def persist_journal(self) -> None:
+        """Returns when the journal of the agent's outage is on disk, or at once if the disk fails."""
         if not self.failing:
-            await self._soon(self._keep_journal())
+            await self._write_within_patience(self._write_journal())
 
-    async def _keep_journal(self) -> bool:
+    async def _write_journal(self) -> bool:
         journal = self._agent.outage.journal
-        places, journal.changed = journal.changed, set()
-        rows = [(place, journal.get(place)) for place in places]
-        return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(places))
+        keys, journal.changed = journal.changed, set()
+        rows = [(key, journal.get(key)) for key in keys]
+        return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(keys))
 
-    async def keep_registry(self) -> None:
-        """As `keep`, of what lasts of the embedded registry."""
-        if self._registry is not None and not self.failing:
-            await self._soon(self._keep_registry(self._registry))
+    async def persist_registry(self) -> None:
+        """Returns when the state of the embedded registry is on disk, or at once if the disk fails."""
+        if self._embedded is not None and not self.failing:
+            await self._write_within_patience(self._write_registry(self._embedded))
 
-    async def _soon(self, writing: Coroutine[Any, Any, bool]) -> None:
-        """Who is to be answered waits for a write, and not for a disk that hangs."""
+    async def _write_within_patience(self, writing: Coroutine[Any, Any, bool]) -> None:
         task = spawn(writing, name="state")
-        await at_most(self._clock, self._policy.patience, task)
+        await at_most(self._clock, PATIENCE, task)
         if not task.done():
-            self._fails(f"the disk has not answered for {self._policy.patience:g} s")
+            self._failed(f"the disk has not answered for {PATIENCE:g} s")
 
-    async def _keep_registry(self, registry: EmbeddedRegistry) -> bool:
+    async def _write_registry(self, registry: EmbeddedRegistry) -> bool:
         """The thread writes one batch after the other, as `write_changes` demands."""
         return await registry.persistent_state.write_changes(
             lambda rows: self._write(self._file.write_registry, rows, lambda: None)
         )
 
-    async def _keep_subscribers(self, pushes: Pushes) -> bool:
-        now, before = self._clock.now(), self._subscribers
-        aged = len(pushes) and now - before[1] >= self._policy.contacts_every
+    async def _write_subscribers(self, pushes: Pushes) -> bool:
+        now, before = self._clock.now(), self._pushes_written
+        aged = len(pushes) and now - before[1] >= CONTACTS_EVERY
         if pushes.changes == before[0] and not aged:
             return True
-        self._subscribers = (pushes.changes, now)
+        self._pushes_written = (pushes.changes, now)
 
-        def again() -> None:
-            self._subscribers = before
+        def put_back() -> None:
+            self._pushes_written = before
 
         rows = [subscriber_row(s, self._clock.wall() - now) for s in pushes]
-        return await self._write(self._file.write_subscribers, rows, again)
+        return await self._write(self._file.write_subscribers, rows, put_back)
 
-    async def _write(self, write: Callable[[T], None], what: T, again: Callable[[], None]) -> bool:
+    async def _write(self, write: Callable[[T], None], what: T, put_back: Callable[[], None]) -> bool:
+        """Whether it was written. If not, `put_back` marks it to be written again."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, write, what)
         except asyncio.CancelledError:  # it may not have begun: `close` writes it again
-            again()
+            put_back()
             raise
-        except Exception as error:  # whatever it dies of, it is not written
-            again()
-            foreseen = isinstance(error, sqlite3.Error | OSError | StateLocked)
-            self._fails(str(error) or type(error).__name__, None if foreseen else error)
+        except Exception as error:
+            put_back()
+            expected = isinstance(error, sqlite3.Error | OSError | StateLocked)
+            self._failed(str(error) or type(error).__name__, None if expected else error)
             return False
         self.written += 1
         if self.failing:
@@ -239,51 +244,53 @@ class Disk:
             self.failing = ""
         return True
 
-    def _fails(self, why: str, unforeseen: Exception | None = None) -> None:
+    def _failed(self, why: str, unexpected: Exception | None = None) -> None:
         if not self.failing:
-            text = "the state cannot be written: %s; serving goes on without, tries come ever later"
-            log.error(text, why, exc_info=unforeseen)
+            text = "the state cannot be written: %s; serving goes on without it, and writing is tried ever more rarely"
+            log.error(text, why, exc_info=unexpected)
         self.failing = why
 
-    def _keep(self, batch: Batch) -> None:
+    def _mark_again(self, batch: Batch) -> None:
         self._dirty.update(key for key, *_ in batch.services)
         if batch.contacts or batch.gone:
             self._contacts_at = -math.inf
         self._registrations_dirty |= batch.registrations is not None
 
     async def _batch(self) -> Batch:
-        """References only: the thread makes rows of them."""
-        now, wall, cache = self._clock.now(), self._clock.wall(), self._agent.catalog.cache
-        ahead = wall - now
+        """Collects references only: the thread makes rows of them."""
+        now, cache = self._clock.now(), self._agent.catalog.cache
+        ahead = self._clock.wall() - now
         contacts = list[tuple[ServiceKey, float]]()
         registrations, gone = None, list[ServiceKey]()
-        if now - self._contacts_at >= self._policy.contacts_every:
+        if now - self._contacts_at >= CONTACTS_EVERY:
             self._contacts_at = now
             known = {entry.key: entry for entry in cache.entries() if entry.visible is not None}
             moved = [e for e in known.values() if not e.from_disk and e.confirmed_at > self._rows.get(e.key, -math.inf)]
-            contacts = [(e.key, _wall(e, ahead)) for e in moved if e.key in self._rows]
+            contacts = [(e.key, _confirmed_at(e, ahead)) for e in moved if e.key in self._rows]
             self._dirty.update(e.key for e in moved if e.key not in self._rows)
             gone = [key for key in self._rows if key not in known]
             self._registrations_dirty |= len(self._agent.catalog.registrations) > 0
-            await asyncio.sleep(0)  # that was some milliseconds, and so is what follows
+            await asyncio.sleep(0)  # that took some milliseconds, and so does what follows
         if self._registrations_dirty:
             self._registrations_dirty = False
-            ledger = self._agent.catalog.registrations
-            registrations = [Heard(r.service, r.instance, r.beaten, r.managed, ahead + r.heard) for r in ledger]
+            registrations = [
+                SavedRegistration(r.service, r.instance, r.beaten, r.managed, ahead + r.heard)
+                for r in self._agent.catalog.registrations
+            ]
         services = list[tuple[ServiceKey, Snapshot, float]]()
-        while self._dirty and len(services) < self._policy.at_once:
+        while self._dirty and len(services) < self._policy.max_batch:
             if (entry := cache.get(self._dirty.pop())) is not None and entry.visible is not None:
-                services.append((entry.key, entry.visible, _wall(entry, ahead)))
+                services.append((entry.key, entry.visible, _confirmed_at(entry, ahead)))
         return Batch(services, contacts, registrations, gone, self._policy.max_rows)
 
     async def close(self) -> None:
-        """Write the rest, sync, let go of the directory."""
+        """Write the rest, sync, release the directory."""
         await stop(self._task)
         self._contacts_at = -math.inf
-        self._subscribers = (self._subscribers[0], -math.inf)
+        self._pushes_written = (self._pushes_written[0], -math.inf)
         try:
             await self.flush()
-        except Exception as error:  # what is not written must not keep the rest from ending
+        except Exception as error:  # the file must be closed all the same
             self._agent.supervisor.failed("disk", error)
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
@@ -292,6 +299,6 @@ class Disk:
         self._thread.shutdown()
 
 
-def _wall(entry: Entry, ahead: float) -> float:
-    """When a service was confirmed, since 1970; 0 where it never was. `ahead`: of our clock."""
+def _confirmed_at(entry: Entry, ahead: float) -> float:
+    """When a service was confirmed, since 1970; 0 if it never was. `ahead`: by how much 1970 time leads our clock."""
     return ahead + entry.confirmed_at if entry.confirmed_at > -math.inf else 0.0

@@ -1,13 +1,18 @@
-"""The state file: SQLite in WAL mode (docs/decisions), as blocking calls. Not for: what is written when (`disk`).
+"""The state file: SQLite in WAL mode (docs/decisions), as blocking calls.
 
-A kill at any moment leaves the last finished batch whole, a batch costs one write however many services changed, and
-the standard library brings it. Rules of this file: a damaged file is set aside and said so, a sound one that cannot be
-opened now (disk full, locked by another program) never; a row that cannot be understood costs that row alone; nothing
-secret is written; modes are 0600, 0700, and nobody else's file or link is touched (`home`).
+After a kill at any moment the last finished batch is complete, a batch costs one write however many services changed,
+and SQLite comes with Python.
+
+- A damaged file is set aside and logged; one that cannot be opened now (disk full, locked by another program) is not.
+- A row that cannot be understood costs only that row.
+- Nothing secret is written. Modes are 0600 and 0700, and nobody else's file or link is touched (`private_directory`).
+- One process at a time uses a state directory.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import sqlite3
@@ -18,14 +23,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from nacos_proxy.background.state_lock import OF_THE_DISK, lock
 from nacos_proxy.background.state_rows import (
     JOURNAL_TABLE,
     REGISTRY_TABLE,
     SUBSCRIBER_TABLE,
     UNREADABLE,
     UNWRITABLE,
-    Heard,
+    SavedRegistration,
     SubscriberRow,
     journal_row,
     load_lasting,
@@ -41,7 +45,7 @@ from nacos_proxy.catalog.journal import Waiting
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.private_directory import Home
+from nacos_proxy.private_directory import PrivateDirectory
 from nacos_proxy.upstream.embedded.persistence import PersistentValue
 
 T = TypeVar("T")
@@ -51,6 +55,7 @@ log = logging.getLogger("nacos_proxy.disk")
 
 VERSION = 1
 FILE = "state.sqlite3"
+LOCK_FILE = "lock"
 _BESIDE = tuple(FILE + suffix for suffix in ("-wal", "-shm", "-journal"))
 _FILES = (FILE, *_BESIDE)
 
@@ -64,18 +69,45 @@ CREATE TABLE IF NOT EXISTS registration (
 ) WITHOUT ROWID;
 """
 
-# The longest unheard of go first where there are more services than the policy allows.
+_DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+# If there are more services than the policy allows, those that were confirmed longest ago go first.
 _TRIM = """
 DELETE FROM service WHERE (namespace, grp, name) IN
     (SELECT namespace, grp, name FROM service ORDER BY contact DESC LIMIT -1 OFFSET ?)
 """
 
 
+class StateLocked(Exception):
+    """Another process holds the state directory."""
+
+
+def lock(directory: PrivateDirectory) -> int:
+    """The descriptor that holds the directory until it is closed. Raises `StateLocked`, `OSError`."""
+    try:
+        descriptor = directory.open(LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or not (directory.path / LOCK_FILE).exists():
+            raise
+        descriptor = directory.open(LOCK_FILE, os.O_RDONLY)  # a file that cannot be written can still be locked
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        text = f"the state directory {directory.path} is in use by another nacos-proxy (process {holder})"
+        raise StateLocked(f"{text}; give this one its own --state-dir") from error
+    with suppress(OSError):  # a full disk; the lock itself needs no room
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
 class StateFile:
-    """The file, as blocking calls. Used by one thread. `trouble` says why it cannot be opened now, '' if it is open.
+    """The file, for one thread. `trouble` says why it cannot be opened now, '' if it is open.
 
     `patience`: seconds to wait for another program that holds the file. Raises `StateLocked`, and `OSError` for a
-    directory that is a mistake; a disk that is full or read-only is trouble.
+    directory that cannot be used; a disk that is full or read-only is only trouble.
     """
 
     def __init__(self, directory: Path, *, patience: float = 5.0) -> None:
@@ -85,7 +117,7 @@ class StateFile:
         self.unreadable = 0
         self.unwritable = 0
         self._patience = patience
-        self._home: Home | None = None
+        self._directory: PrivateDirectory | None = None
         self._lock: int | None = None
         self._db: sqlite3.Connection | None = None
         try:
@@ -93,43 +125,43 @@ class StateFile:
         except sqlite3.OperationalError as error:
             self.trouble = str(error)
         except OSError as error:
-            if error.errno not in OF_THE_DISK:
+            if error.errno not in _DISK_ERRORS:
                 raise
             self.trouble = f"{error.strerror}: {directory}"
 
     def _opened(self) -> sqlite3.Connection:
-        """The connection, made where there is none. An `OperationalError` is the disk's fault, not the file's."""
-        if self._home is None:
-            self._home = Home(self.path.parent)
-            self.path = self._home.path / FILE
-        self._home.own(*_FILES)
+        """The connection, opened if there is none. An `OperationalError` is the disk's fault, not the file's."""
+        if self._directory is None:
+            self._directory = PrivateDirectory(self.path.parent)
+            self.path = self._directory.path / FILE
+        self._directory.own(*_FILES)
         if self._lock is None:
-            self._lock = lock(self._home)
+            self._lock = lock(self._directory)
         if self._db is None:
             try:
-                self._db = self._open(self._home)
+                self._db = self._open(self._directory)
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
                 self.set_aside = self._put_aside(error)
-                self._db = self._open(self._home)
+                self._db = self._open(self._directory)
             self.trouble = ""
         return self._db
 
-    def _open(self, home: Home) -> sqlite3.Connection:
-        os.close(home.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives the files beside it the same mode
+    def _open(self, directory: PrivateDirectory) -> sqlite3.Connection:
+        os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives the files beside it the same mode
         db = sqlite3.connect(self.path, self._patience, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"it is of version {version}, this proxy reads {VERSION}")
+                raise sqlite3.DatabaseError(f"its version is {version}, this proxy reads version {VERSION}")
             if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its check failed")
             if not version:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
-            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE, REGISTRY_TABLE):  # files of before have none
+            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE, REGISTRY_TABLE):  # older files do not have them
                 db.execute(table)
         except sqlite3.DatabaseError:
             db.close()
@@ -147,19 +179,19 @@ class StateFile:
         return aside
 
     def read(self) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
-        """Snapshots with the wall time of their last confirmation, registrations with that of their last beat."""
+        """Snapshots with the time when they were confirmed, registrations with that of their last beat, since 1970."""
         return self._reading(self._read) or ([], [])
 
     def read_journal(self) -> list[tuple[RegistrationKey, Waiting]]:
-        """Writes that the upstream has not heard of, in order."""
+        """Writes that wait for the upstream, in order."""
         return self._reading(self._read_journal) or []
 
     def read_subscribers(self) -> list[Subscription]:
-        """Who wanted UDP pushes when that was last written."""
+        """The subscriptions of UDP push, when they were last written."""
         return self._reading(self._read_subscribers) or []
 
     def read_registry(self) -> list[tuple[ServiceKey, PersistentValue]]:
-        """What lasts of the embedded registry."""
+        """The state of the embedded registry that survives a restart."""
         return self._reading(lambda db: self._rows_of(db, "registry", "", load_lasting)) or []
 
     def _reading(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
@@ -167,7 +199,7 @@ class StateFile:
             return read(self._db)
         if not self.path.exists():
             return None
-        # What cannot be written can still be read, without room for its journal as the last checkpoint left it.
+        # A file that cannot be written can still be read. Without room for SQLite's journal: as of the last checkpoint.
         with suppress(sqlite3.OperationalError), closing(self._readable("")) as db:
             return read(db)
         with closing(self._readable("&immutable=1")) as db:
@@ -194,7 +226,7 @@ class StateFile:
         return self._rows_of(db, "subscriber", f"LIMIT {MOST}", load_subscriber)
 
     def _rows_of(self, db: sqlite3.Connection, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
-        """Of a table that a file of before has not, and cannot get where it cannot be written."""
+        """The rows of a table; none if it is missing from an older file that cannot be written."""
         found: list[T] = []
         if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
             for row in db.execute(f"SELECT * FROM {table} {order}"):
@@ -210,19 +242,19 @@ class StateFile:
             self.unreadable += 1
 
     def write_journal(self, rows: list[tuple[RegistrationKey, Waiting | None]]) -> None:
-        """Each in place of the one of its place; where nothing waits any more, that one goes."""
+        """Replaces the row of each instance; where nothing waits any more, the row is deleted."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
 
     def write_registry(self, rows: list[tuple[ServiceKey, PersistentValue | None]]) -> None:
-        """Each in place of the one before; one of which nothing lasts goes."""
+        """Replaces the row of each service; where there is nothing to keep, the row is deleted."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO registry VALUES (?,?,?,?)", rows, registry_row)
             cursor.execute("DELETE FROM registry WHERE length(body) = 0")
 
     def write_subscribers(self, rows: list[SubscriberRow]) -> None:
-        """All that there are."""
+        """Replaces all rows."""
         with self._transaction() as cursor:
             cursor.execute("DELETE FROM subscriber")
             self._put(cursor, "INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?,?)", rows, tuple)
@@ -236,7 +268,7 @@ class StateFile:
                 yield cursor
                 cursor.execute("COMMIT")
             except sqlite3.Error:
-                if db.in_transaction:  # SQLite has ended it by itself after a full disk
+                if db.in_transaction:  # after a full disk, SQLite has ended it by itself
                     cursor.execute("ROLLBACK")
                 raise
 
@@ -251,20 +283,20 @@ class StateFile:
                 self._put(cursor, sql, batch.registrations, registration_row)
             self._put(cursor, "DELETE FROM service WHERE namespace=? AND grp=? AND name=?", batch.gone, tuple)
             if batch.services:
-                cursor.execute(_TRIM, (batch.most,))
+                cursor.execute(_TRIM, (batch.max_rows,))
 
     def _put(self, cursor: sqlite3.Cursor, sql: str, rows: list[R], make: Callable[[R], tuple[Any, ...]]) -> None:
-        """One by one: a row that cannot be written is left out, and the others are not."""
+        """One by one: only a row that cannot be written is left out."""
         for row in rows:
             try:
                 cursor.execute(sql, make(row))
             except UNWRITABLE as error:
                 self.unwritable += 1
                 if self.unwritable == 1:
-                    log.error("what cannot be written is left out of the state file: %s: %.300r", error, row[0])
+                    log.error("a row cannot be written and is left out of the state file: %s: %.300r", error, row[0])
 
     def close(self) -> None:
-        """Checkpoints and syncs the file, then lets go of the directory."""
+        """Checkpoints and syncs the file, then releases the directory."""
         try:
             if self._db is not None:
                 with closing(self._db):
@@ -273,23 +305,23 @@ class StateFile:
         finally:
             if self._lock is not None:
                 os.close(self._lock)
-            if self._home is not None:
-                self._home.close()
+            if self._directory is not None:
+                self._directory.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What to write at once, made into rows by the thread that writes. All of it is immutable.
+    """What to write at once; the thread that writes makes rows of it. All of it is immutable.
 
-    `services` and `contacts` have the moment of the last confirmation (since 1970; 0: never); `registrations` None
-    means that they are as they were.
+    `services` and `contacts` come with the time of the last confirmation (since 1970; 0: never). `registrations` None:
+    they have not changed.
     """
 
     services: list[tuple[ServiceKey, Snapshot, float]]
     contacts: list[tuple[ServiceKey, float]]
-    registrations: list[Heard] | None
+    registrations: list[SavedRegistration] | None
     gone: list[ServiceKey]
-    most: int
+    max_rows: int
 
     @property
     def empty(self) -> bool:

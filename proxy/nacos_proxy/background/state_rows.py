@@ -1,4 +1,4 @@
-"""What the rows of the state file hold, as JSON of our own: short and complete. Not for: the file itself (`disk`)."""
+"""The rows of the state file: values of this package as compact, complete JSON, and back."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ import orjson
 from nacos_proxy.catalog.journal import Local, Waiting
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
-from nacos_proxy.model.services import (
-    EMPTY,
-    Checking,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
+from nacos_proxy.model.services import EMPTY, Checking, Instance, ServiceKey, Snapshot
 from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentValue
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service
 from nacos_proxy.upstream.embedded.switches import SWITCHES
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
-UNWRITABLE = (ValueError, TypeError, OverflowError)  # no Unicode text, nested too deep, a number beyond 64 bits
+UNWRITABLE = (ValueError, TypeError, OverflowError)  # not Unicode, nested too deeply, a number beyond 64 bits
 
 JOURNAL_TABLE = """
 CREATE TABLE IF NOT EXISTS journal (
@@ -57,7 +46,7 @@ _KINDS: Mapping[str, type[Local]] = {kind.__name__: kind for kind in (Register, 
 
 
 def _dumps(value: object) -> bytes:
-    """Instances as objects of their fields, which orjson writes by itself. Raises `TypeError`."""
+    """orjson writes an `Instance` as an object of its fields by itself. Raises `TypeError`."""
     return orjson.dumps(value, default=dict)
 
 
@@ -76,14 +65,14 @@ def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
     return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
 
 
-class Heard(NamedTuple):
-    """A registration as it is written: `at` is when its client was last heard of, since 1970."""
+class SavedRegistration(NamedTuple):
+    """A registration as it is written. `heard_at`: when its client was last heard, in seconds since 1970."""
 
     service: ServiceKey
     instance: Instance
     beaten: bool
     managed: Mapping[str, Any] | None
-    at: float
+    heard_at: float
 
 
 def service_row(row: tuple[ServiceKey, Snapshot, float]) -> ServiceRow:
@@ -91,14 +80,14 @@ def service_row(row: tuple[ServiceKey, Snapshot, float]) -> ServiceRow:
     return (key.namespace, key.group, key.name, dump_snapshot(snapshot), confirmed)
 
 
-def registration_row(r: Heard) -> RegistrationRow:
+def registration_row(r: SavedRegistration) -> RegistrationRow:
     body = _dumps({"instance": r.instance, "beaten": r.beaten, "managed": r.managed})
     key, i = r.service, r.instance
-    return (key.namespace, key.group, key.name, i.ip, i.port, body, r.at)
+    return (key.namespace, key.group, key.name, i.ip, i.port, body, r.heard_at)
 
 
 def load_registration(key: ServiceKey, body: bytes) -> Registration:
-    """One of which nothing was heard yet."""
+    """The caller sets when its client was last heard."""
     row: dict[str, Any] = orjson.loads(body)
     return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
 
@@ -124,7 +113,7 @@ def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
 
 
 def journal_row(row: tuple[RegistrationKey, Waiting | None]) -> JournalRow:
-    """Without a body where nothing waits of the place any more."""
+    """Without a body if nothing waits for the upstream any more."""
     (key, ip, port), waiting = row
     number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
     return (key.namespace, key.group, key.name, ip, port, number, at, body)
@@ -137,19 +126,19 @@ def load_waiting(row: JournalRow) -> tuple[RegistrationKey, Waiting]:
 
 
 def subscriber_row(s: Subscription, ahead: float) -> SubscriberRow:
-    """`ahead`: by how much the calendar is ahead of the clock that `seen` was told by."""
+    """`ahead`: by how much 1970 time leads the clock of `seen`."""
     key, (ip, port) = s.service, s.address
     return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app, s.seen + ahead)
 
 
 def load_subscriber(row: SubscriberRow) -> Subscription:
-    """Seen at a moment of the calendar."""
+    """`seen` is in seconds since 1970."""
     namespace, group, name, clusters, ip, port, agent, app, seen = row
     return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))
 
 
 def registry_row(row: tuple[ServiceKey, PersistentValue | None]) -> RegistryRow:
-    """Without a body where nothing of it lasts any more."""
+    """Without a body if there is nothing to keep."""
     key, lasting = row
     return (key.namespace, key.group, key.name, b"" if lasting is None else _dumps(lasting))
 
@@ -158,15 +147,18 @@ def load_lasting(row: RegistryRow) -> tuple[ServiceKey, PersistentValue]:
     namespace, group, name, body = row
     key, found = ServiceKey(namespace, group, name), orjson.loads(body)
     if key == SWITCHES_KEY:
-        return key, {name: value for name, value in found.items() if name in SWITCHES and _like(value, SWITCHES[name])}
+        return key, {
+            name: value for name, value in found.items() if name in SWITCHES and _same_type(value, SWITCHES[name])
+        }
     checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
     places = tuple(
-        (load_instance(i), healthy, laid and InstanceOverrides(**laid)) for i, healthy, laid in found.pop("places")
+        (load_instance(i), healthy, overrides and InstanceOverrides(**overrides))
+        for i, healthy, overrides in found.pop("places")
     )
     kept = PersistentService(**found, checks=checks, places=places)
-    Service.of(key, kept, 0.0).snapshot()  # or its start would fail with what cannot be understood
+    Service.of(key, kept, 0.0).snapshot()  # raises here, not at the start of the registry, if it cannot be understood
     return key, kept
 
 
-def _like(value: object, usual: object) -> bool:
-    return usual is None or type(value) is type(usual)
+def _same_type(value: object, default: object) -> bool:
+    return default is None or type(value) is type(default)

@@ -1,7 +1,7 @@
-"""The socket of UDP push: sends lists to legacy clients, hears their acknowledgements.
+"""The socket of UDP push: sends lists to legacy clients and receives their acknowledgements.
 
-Not for: who is due (`catalog.pushes`), what a datagram looks like (`wire.udp`). Only to loopback and this host's own
-addresses unless a setting allows more: the address in a list call is anybody's text.
+It sends only to loopback and this host's own addresses unless a setting allows more, because a client may name any
+address in a list call.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from typing import Any
 
 from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot
-from nacos_proxy.runtime import (
-    Clock,
-    Supervisor,
-    stood_still,
-    stop,
-)
+from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
 
 log = logging.getLogger("nacos_proxy.udp")
 
-_SCOPE = re.compile(r"[0-9A-Za-z_.:@-]{0,15}")  # the name of an interface, or its number
+_SCOPE = re.compile(r"[0-9A-Za-z_.:@-]{0,15}")  # the name or number of an interface
 
 Encode = Callable[[ReadService, Snapshot], bytes]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,16 +31,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class UdpPolicy:
-    """Networks that may be pushed to besides loopback and this host's own addresses.
+    """`allow`: networks that may be pushed to besides loopback and this host's own addresses.
 
-    A change is told to `at_once` subscribers in one stretch, and to no more once that has taken `stretch` seconds; the
-    rest follows after `pause` seconds, and so on.
+    A change is sent to at most `max_sends` subscribers in a row, and for at most `max_busy` seconds; the others follow
+    after a pause of `pause` seconds, and so on.
     """
 
     allow: tuple[Network, ...] = ()
     tick: float = 1.0
-    at_once: int = 50
-    stretch: float = 0.002
+    max_sends: int = 50
+    max_busy: float = 0.002
     pause: float = 0.01
 
 
@@ -65,19 +60,19 @@ class UdpPush(asyncio.DatagramProtocol):
         self._policy = policy
         self._transport: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._behind = asyncio.Event()  # some are still to be told
+        self._backlog = asyncio.Event()  # set while some subscribers are still waiting for a change
         self._reference = 0
-        self._six = False
+        self._ipv6 = False
 
     async def start(self, host: str) -> None:
-        """Opens the socket on a port of the system's choice. Raises `OSError`."""
+        """Open the socket on a free port. Raises `OSError`."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
         self._reference = int(self._clock.wall() * 1e6)  # the Node SDK keeps numbers exact below 2**53 only
-        self._six = ":" in host
+        self._ipv6 = ":" in host
         self._tasks = [
             self._supervisor.keep(self._run, name="udp push"),
-            self._supervisor.keep(self._tell_all, name="udp changes"),
+            self._supervisor.keep(self._send_backlog, name="udp changes"),
         ]
 
     async def stop(self) -> None:
@@ -87,21 +82,21 @@ class UdpPush(asyncio.DatagramProtocol):
             self._transport.close()
 
     def listed(self, call: ReadService, snapshot: Snapshot) -> None:
-        """A list was answered; where it names a push address that qualifies, a subscription begins or goes on."""
-        wish = call.push
-        if wish is None or not qualifies(wish.agent):
+        """A list was answered. If the call names a push address that qualifies, a subscription begins or goes on."""
+        target = call.push
+        if target is None or not qualifies(target.agent):
             return
-        ip = plain(wish.ip)
+        ip = plain(target.ip)
         if not allowed(ip, self._policy.allow) or not self._reaches(ip):
             self.refused += 1
             return
         now = self._clock.now()
-        new = self.pushes.listed(call.service, (ip, wish.port), call.clusters, wish.agent, wish.app, now)
+        new = self.pushes.listed(call.service, (ip, target.port), call.clusters, target.agent, target.app, now)
         if new is not None:
             self._send(new, snapshot)
 
     def restore(self, saved: Sequence[Subscription]) -> None:
-        """Subscriptions of before a restart: they hear of changes at once, and lapse where nobody lists any more."""
+        """Subscriptions from before a restart. They expire if their clients do not list any more."""
         now = self._clock.now()
         for s in saved:
             if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
@@ -110,35 +105,33 @@ class UdpPush(asyncio.DatagramProtocol):
     def follow(self, change: Change) -> None:
         """A follower of the agent."""
         self.pushes.changed(change.after, self._clock.now())
-        if not self._behind.is_set():
-            self._tell_some()
+        if not self._backlog.is_set():
+            self._send_some()
 
-    def _tell_some(self) -> None:
-        """To compress a long list for thousands takes seconds, in which nothing else would run."""
-        end = self._clock.now() + self._policy.stretch
+    def _send_some(self) -> None:
+        """Compressing a long list for thousands of subscribers takes seconds, in which nothing else would run."""
+        end = self._clock.now() + self._policy.max_busy
         try:
-            for _ in range(self._policy.at_once):
-                if (told := self.pushes.next()) is None:
+            for _ in range(self._policy.max_sends):
+                if (push := self.pushes.next()) is None:
                     break
-                self._send(*told)
+                self._send(*push)
                 if self._clock.now() > end:
                     break
-        finally:  # whatever one push dies of, the others follow
+        finally:  # an exception in one push must not stop the others
             if self.pushes.behind:
-                self._behind.set()
+                self._backlog.set()
             else:
-                self._behind.clear()
+                self._backlog.clear()
 
-    async def _tell_all(self) -> None:
+    async def _send_backlog(self) -> None:
         while True:
-            await self._behind.wait()
+            await self._backlog.wait()
             await self._clock.sleep_until(self._clock.now() + self._policy.pause)
-            self._tell_some()
+            self._send_some()
 
     def tallies(self) -> dict[str, int]:
-        """Datagrams: sent (again counts), acknowledged, given up after no acknowledgement, too large to be sent; and
-        `refused` addresses.
-        """
+        """Numbers of datagrams (`sent` counts repeated ones, `given_up` had no acknowledgement) and refused addresses."""
         return {
             "sent": self.sent,
             "acknowledged": self.pushes.acknowledged,
@@ -163,12 +156,12 @@ class UdpPush(asyncio.DatagramProtocol):
     def _put(self, packet: bytes, subscription: Subscription) -> None:
         if self._transport is not None and not self._transport.is_closing():
             ip, port = subscription.address
-            self._transport.sendto(packet, (f"::ffff:{ip}" if self._six and ":" not in ip else ip, port))
+            self._transport.sendto(packet, (f"::ffff:{ip}" if self._ipv6 and ":" not in ip else ip, port))
             self.sent += 1
 
     def _reaches(self, ip: str) -> bool:
-        """A socket of IPv4 cannot send to IPv6, and uvloop raises where it is asked to; the other way it can."""
-        return self._six or ":" not in ip
+        """An IPv4 socket cannot send to IPv6 (uvloop raises); an IPv6 socket can send to IPv4."""
+        return self._ipv6 or ":" not in ip
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         reference = read_ack(data)
@@ -190,7 +183,7 @@ class UdpPush(asyncio.DatagramProtocol):
 
 
 def plain(ip: str) -> str:
-    """An IPv4 address as such, where it is dressed as one of IPv6; anything else as it is."""
+    """An IPv4-mapped IPv6 address as an IPv4 address; any other text unchanged."""
     try:
         mapped = getattr(ipaddress.ip_address(ip), "ipv4_mapped", None)
     except ValueError:
@@ -199,12 +192,12 @@ def plain(ip: str) -> str:
 
 
 def allowed(ip: str, networks: Sequence[Network]) -> bool:
-    """Loopback, an address of this host, or one that the operator allows; names are never resolved."""
+    """Whether it is loopback, an address of this host, or allowed by the operator. Names are never resolved."""
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return False
-    # The scope of an IPv6 address is any text to `ipaddress`; one that is no text to the system ends asyncio's socket.
+    # `ipaddress` accepts any text as the scope of an IPv6 address; one that the system rejects closes asyncio's socket.
     if _SCOPE.fullmatch(getattr(address, "scope_id", None) or "") is None:
         return False
     if address.is_loopback or any(address in network for network in networks):
@@ -213,7 +206,7 @@ def allowed(ip: str, networks: Sequence[Network]) -> bool:
 
 
 def _is_ours(ip: str, family: int) -> bool:
-    """Only an address of this host can be bound, and of those only a broadcast one refuses to be connected to."""
+    """Only an address of this host can be bound; of these, only a broadcast address refuses a connection."""
     if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
         return False
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -17,8 +17,7 @@ import click
 from nacos_proxy.app.logs import printable
 from nacos_proxy.app.policies import nacos_policy
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.background.state_file import StateFile
-from nacos_proxy.background.state_lock import StateLocked
+from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
 from nacos_proxy.model.calls import ListServices, ServerState
 from nacos_proxy.model.errors import ProxyError, Reason, Refused

@@ -86,7 +86,7 @@ class RestClient:
     def call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
     ) -> httpx.Response:
-        """The answer. Raises `Unreached` or `Problem`."""
+        """The answer. Raises `Unreached` or `Violation`."""
         params = {k: v for k, v in (query or {}).items() if v != ""}
         self.local = False
         try:
@@ -99,7 +99,7 @@ class RestClient:
         return reply
 
     def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:
-        """The answer's object. Raises `Unreached` or `Problem`."""
+        """The answer's object. Raises `Unreached` or `Violation`."""
         reply = self.call(method, path, query, body)
         try:
             found = reply.json()
@@ -112,7 +112,7 @@ class RestClient:
     def events(
         self, query: Mapping[str, str | list[str]], last_id: str = ""
     ) -> Generator[tuple[str, str, Any], None, None]:
-        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `Problem`."""
+        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `Violation`."""
         headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
         timeout = httpx.Timeout(10.0, read=SILENCE)
         try:

@@ -1,4 +1,4 @@
-"""The walks of a request: read, fetch, write, watch, commit; reregistration and patches; `Agent` is their facade.
+"""What happens to a request, one file each: read, query, fetch, send, write, patch, watch, commit; `Agent` joins them.
 
 Only this room knows both the catalog and the upstream, and only it changes the catalog.
 Never here: HTTP, settings, files.

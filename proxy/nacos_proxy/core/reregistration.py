@@ -1,7 +1,7 @@
-"""Keeps alive what was registered through this proxy: registers again what was lost.
+"""Reregistration: an instance that beats through this proxy and that the upstream has lost is registered again.
 
-Not for: what happens while the upstream is away (`outage`), whom to ask on its return (the poller). A client that
-beats is answered as if nothing had been; the last word is always that of its owner: what he deregisters stays away.
+The client notices nothing: its beat is answered as if the instance had been there. Only the owner can end this: what he
+deregisters stays away.
 """
 
 from __future__ import annotations
@@ -10,100 +10,73 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
-from nacos_proxy.core.queries import Sender
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    BEAT_OK,
-    Beat,
-    BeatResult,
-    Deregister,
-    GetInstance,
-    Register,
-)
-from nacos_proxy.model.errors import (
-    ABSENT,
-    ProxyError,
-    Reason,
-    Refused,
-    away,
-)
+from nacos_proxy.core.commit import Committer
+from nacos_proxy.core.send import Sender
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Deregister, GetInstance, Register
+from nacos_proxy.model.errors import ABSENT, ProxyError, Reason, Refused, away
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import Instance, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stop
 
-R = TypeVar("R")
-HostPort = tuple[str, int]
-
 log = logging.getLogger("nacos_proxy.healing")
 
-
-LISTED_WITHIN = 5.0  # seconds until every server lists what it took
-LOOKED_UP = 16  # instances that one list lacks; where it lacks more it is more likely that they are lost
-HIDDEN_FOR = 30.0  # seconds for which an instance that exists and is not listed is believed to be disabled
-
-
-def _untold(error: ProxyError) -> bool:
-    """Whether an instance was not found for want of rights to look at those that lists hide (v3 without admin)."""
-    return isinstance(error.__cause__, Refused) and error.__cause__.reason is Reason.NO_RIGHT
-
-
-def _poorer(shown: Instance, known: Instance) -> bool:
-    """Whether it may be what a server made of a light beat: r-nacos does so, and keeps metadata over a restart."""
-    return bool(known.metadata and not shown.metadata) or shown.weight == 1.0 != known.weight
+LISTED_WITHIN = 5.0  # seconds until every server lists what it accepted (nacos-http.md, fact 1)
+MAX_LOOKUPS = 16  # instances looked up for one list; if it lacks more, they are more likely lost than disabled
+HIDDEN_FOR = 30.0  # seconds for which an instance that exists and is not listed is taken for disabled
 
 
 class Reregistration:
-    """Of one ledger. `registered` is told of what the upstream took back."""
+    """Keeps registrations alive at the upstream."""
 
     def __init__(
         self,
-        ledger: Registrations,
-        upstream: Sender,
-        registered: Callable[[Register], None],
+        registrations: Registrations,
+        sender: Sender,
+        committer: Committer,
         clock: Clock,
         supervisor: Supervisor,
     ) -> None:
-        self._ledger = ledger
-        self._upstream = upstream
-        self._registered = registered
+        self._registrations = registrations
+        self._sender = sender
+        self._committer = committer
         self._clock = clock
         self._supervisor = supervisor
-        self._leaving: Counter[RegistrationKey] = Counter()
-        self._lost: dict[RegistrationKey, Registration] = {}  # to be brought back, one after the other
-        self._bringing_back: asyncio.Task[None] | None = None
+        self._deregistering: Counter[RegistrationKey] = Counter()
+        self._lost: dict[RegistrationKey, Registration] = {}  # to be registered again, one after the other
+        self._task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def leaving(self, call: Deregister) -> Generator[None, None, None]:
-        """While a deregistration is under way, a beat that finds nothing is no reason to register again."""
-        place = (call.service, call.ip, call.port)
-        self._leaving[place] += 1
+    def deregistering(self, call: Deregister) -> Generator[None, None, None]:
+        """While a deregistration is in flight, a beat that finds nothing does not register the instance again."""
+        key = (call.service, call.ip, call.port)
+        self._deregistering[key] += 1
         try:
             yield
         finally:
-            self._leaving[place] -= 1
-            if not self._leaving[place]:
-                del self._leaving[place]
+            self._deregistering[key] -= 1
+            if not self._deregistering[key]:
+                del self._deregistering[key]
 
-    def _wanted(self, place: RegistrationKey) -> Registration | None:
-        known = self._ledger.find(*place)
-        unwanted = known is None or known.left or not known.instance.ephemeral or place in self._leaving
+    def _wanted(self, key: RegistrationKey) -> Registration | None:
+        """The registration, unless its owner has ended it or is ending it, or it is persistent."""
+        known = self._registrations.find(*key)
+        unwanted = known is None or known.left or not known.instance.ephemeral or key in self._deregistering
         return None if unwanted else known
 
-    def _lives(self, registration: Registration) -> bool:
-        """Nothing is sent for a client that fell silent: a beat of ours would make it well again for everybody."""
+    def _is_alive(self, registration: Registration) -> bool:
+        """Nothing is sent for a client that fell silent: a beat of ours would make it healthy again for everybody."""
         return self._wanted(registration.key) is registration and registration.healthy(self._clock.now())
 
-    async def heal(self, beat: Beat, result: BeatResult) -> BeatResult | None:
-        """What to answer where the upstream does not know the instance and we do; None where its own answer stands.
+    async def reregister(self, beat: Beat, result: BeatResult) -> BeatResult | None:
+        """Register again if the upstream does not know the instance of a beat. None if its own answer stands.
 
-        Raises what the upstream says to the new registration, but for a refusal: then the client, which hears that it
-        is not registered, knows best what to do.
+        Raises what the upstream says to the new registration. A refusal is not raised: the client, which then hears
+        that it is not registered, knows best what to do.
         """
         known = self._wanted((beat.service, beat.ip, beat.port))
         if result.code != BEAT_NOT_FOUND or known is None:
@@ -115,105 +88,119 @@ class Reregistration:
             return None
         return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
 
-    async def lost(self, word: Snapshot, *, doubtful: bool) -> dict[HostPort, float]:
-        """What beats through this proxy and is not in a list: the upstream has lost it, and gets it back.
+    async def missing_from(self, snapshot: Snapshot, *, suspicious: bool) -> dict[tuple[str, int], float]:
+        """Addresses that beat through this proxy and are missing from a list, and since when they are missing.
 
-        With since when it is missed, for readers, who are not to see it go in between. Lists do not show an instance
-        that somebody disabled either, so what is missing is looked up first. While `doubtful`, the upstream having
-        been away, that tells nothing; then it is lost also where its data is, or its health, by the beats that did
-        not get there. What was registered only now is not missed yet: a server lists it late (nacos-http.md, fact 1).
+        The upstream has lost them; they are registered again, and readers should not see them go in the meantime.
+        Lists do not show disabled instances either, so what is missing is looked up first. While `suspicious`, because
+        the upstream was away, a lookup proves nothing. Then an instance also counts as lost if it lacks its data or is
+        unhealthy, because its beats did not get through. What was registered just now is not missing yet: a server
+        lists it late.
         """
-        missing = [known for known in self._ledger.of(word.key) if self._lacks(word, known, doubtful)]
-        if missing and not doubtful:
-            looked_up, rest = missing[:LOOKED_UP], missing[LOOKED_UP:]
+        missing = [r for r in self._registrations.of(snapshot.key) if self._is_missing(snapshot, r, suspicious)]
+        if missing and not suspicious:
+            looked_up, rest = missing[:MAX_LOOKUPS], missing[MAX_LOOKUPS:]
             hidden = await asyncio.gather(*(self._is_hidden(known) for known in looked_up))
-            missing = [known for known, there in zip(looked_up, hidden, strict=True) if not there] + rest
+            missing = [known for known, exists in zip(looked_up, hidden, strict=True) if not exists] + rest
         now = self._clock.now()
         self._lost.update((known.key, known) for known in missing)
-        if missing and (self._bringing_back is None or self._bringing_back.done()):
-            self._bringing_back = self._supervisor.once(self._bring_back(), name="bring back")
-        return {known.key[1:]: now if doubtful else known.missed_since for known in missing}
+        if missing and (self._task is None or self._task.done()):
+            self._task = self._supervisor.once(self._reregister_lost(), name="bring back")
+        return {known.key[1:]: now if suspicious else known.missed_since for known in missing}
 
-    def _lacks(self, word: Snapshot, known: Registration, doubtful: bool) -> bool:
+    def _is_missing(self, snapshot: Snapshot, known: Registration, suspicious: bool) -> bool:
         now, i = self._clock.now(), known.instance
-        shown = word.find(i.ip, i.port)
-        if shown is not None:
+        listed = snapshot.find(i.ip, i.port)
+        if listed is not None:
             known.hidden_until = -math.inf
-        lost = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.key)
-        hidden = not doubtful and (now < known.hidden_until or not i.enabled)
-        if not lost or hidden or not (shown is None or (doubtful and (_poorer(shown, i) or not shown.healthy))):
+        expected = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.key)
+        hidden = not suspicious and (now < known.hidden_until or not i.enabled)
+        lost = listed is None or (suspicious and (_lacks_data(listed, i) or not listed.healthy))
+        if not expected or hidden or not lost:
             known.missed_since = math.inf
             return False
         known.missed_since = min(known.missed_since, now)
         return True
 
     async def _is_hidden(self, known: Registration) -> bool:
-        """Whether the upstream has what it does not list, in which case it is not looked up again for a while."""
+        """Whether the upstream has an instance that it does not list. If so, it is not looked up again for a while."""
         try:
-            there = await self._shown(known) is not None or await self._takes_a_beat(known)
+            exists = await self._look_up(known) is not None or await self._knows_beat(known)
         except ProxyError:
-            there = False
-        if there:
+            exists = False
+        if exists:
             known.hidden_until, known.missed_since = self._clock.now() + HIDDEN_FOR, math.inf
-        return there
+        return exists
 
-    async def _shown(self, known: Registration) -> Instance | None:
-        """As the upstream shows it, None where it may not be looked at. Raises `Refused` where it is not there."""
+    async def _look_up(self, known: Registration) -> Instance | None:
+        """The instance as the upstream shows it, None if it may not show it. Raises `Refused` if it has none."""
         i = known.instance
         try:
-            return await self._upstream.send(GetInstance(known.service, i.ip, i.port, i.cluster))
+            return await self._sender.send(GetInstance(known.service, i.ip, i.port, i.cluster))
         except Refused as error:
-            if error.reason in ABSENT and not _untold(error):
+            if error.reason in ABSENT and not _lacks_rights(error):
                 raise
             return None
 
-    async def _takes_a_beat(self, known: Registration) -> bool:
-        """Whether the upstream knows it. Nothing is asked for a client that fell silent meanwhile."""
+    async def _knows_beat(self, known: Registration) -> bool:
+        """Whether the upstream accepts a beat. None is sent for a client that fell silent meanwhile."""
         i = known.instance
         beat = Beat(known.service, i.ip, i.port, i.cluster, i.ephemeral)
-        return not self._lives(known) or (await self._upstream.send(beat)).code == BEAT_OK
+        return not self._is_alive(known) or (await self._sender.send(beat)).code == BEAT_OK
 
-    async def _bring_back(self) -> None:
+    async def _reregister_lost(self) -> None:
         while self._lost:
-            place, registration = next(iter(self._lost.items()))
+            key, registration = next(iter(self._lost.items()))
             try:
                 await self.renew(registration)
             except ProxyError as error:
                 log.info("%s of %s is lost: %s", registration.instance.address, registration.service, error)
-                if away(error):  # its return begins anew
+                if away(error):  # its return starts all this again
                     self._lost.clear()
             finally:
-                self._lost.pop(place, None)
+                self._lost.pop(key, None)
 
     async def renew(self, registration: Registration) -> bool:
-        """Make sure that the upstream still has it; True where it had to be registered again. Raises what it says."""
-        if not self._lives(registration) or await self._is_there(registration) or not self._lives(registration):
+        """Make sure that the upstream still has it; True if it had to be registered again. Raises what it says."""
+        if not self._is_alive(registration) or await self._exists(registration) or not self._is_alive(registration):
             return False
         return await self._register_again(registration)
 
-    async def _is_there(self, registration: Registration) -> bool:
-        """Whether the upstream has it, with its data. It is looked at first, since r-nacos makes one of any beat.
+    async def _exists(self, registration: Registration) -> bool:
+        """Whether the upstream has it, with its data.
 
-        A beat follows where it is thought to be unwell, and tells where it cannot be looked at.
+        It is looked up first, because r-nacos makes an instance of any beat. A beat follows if the upstream takes it
+        for unhealthy, or decides if it may not be looked up.
         """
         try:
-            shown = await self._shown(registration)
+            found = await self._look_up(registration)
         except Refused:
             return False
-        if shown is not None and _poorer(shown, registration.instance):
+        if found is not None and _lacks_data(found, registration.instance):
             return False
-        return (shown is not None and shown.healthy) or await self._takes_a_beat(registration)
-
-    async def close(self) -> None:
-        """Ends what is under way."""
-        await stop(self._bringing_back)
+        return (found is not None and found.healthy) or await self._knows_beat(registration)
 
     async def _register_again(self, known: Registration) -> bool:
         call, i = Register(known.service, known.instance), known.instance
-        await self._upstream.send(call)
+        await self._sender.send(call)
         if self._wanted(known.key) is None:
-            await self._upstream.send(Deregister(known.service, i.ip, i.port, i.cluster, i.ephemeral))
+            await self._sender.send(Deregister(known.service, i.ip, i.port, i.cluster, i.ephemeral))
             return False
         log.info("registered %s of %s again: the upstream had lost it", i.address, known.service)
-        self._registered(call)
+        self._committer.counts.healed += 1
+        self._sender.suspect()  # it may have lost more
+        self._committer.show(call)
         return True
+
+    async def close(self) -> None:
+        await stop(self._task)
+
+
+def _lacks_rights(error: ProxyError) -> bool:
+    """Whether an instance was not found only for lack of rights to see hidden ones (v3 without admin)."""
+    return isinstance(error.__cause__, Refused) and error.__cause__.reason is Reason.NO_RIGHT
+
+
+def _lacks_data(found: Instance, known: Instance) -> bool:
+    """Whether a light beat may have made the instance: r-nacos does that, and keeps metadata over a restart."""
+    return bool(known.metadata and not found.metadata) or found.weight == 1.0 != known.weight

@@ -1,7 +1,4 @@
-"""Mailboxes and the snapshots that they start from, without a gap between the two.
-
-Not for: how a mailbox collapses and resumes (`catalog.hub`), streams and polls (`api.events`).
-"""
+"""Watch: a mailbox and the snapshots that it starts from, without a gap between the two."""
 
 from __future__ import annotations
 
@@ -18,11 +15,14 @@ from nacos_proxy.runtime import Clock
 
 log = logging.getLogger("nacos_proxy.agent")
 
-AT_ONCE = 50  # services of one listener that are asked for at once
+MAX_READS = 50  # services of one listener that are read at once
 
 
 class Watches:
-    """Over one cache and one hub; `read` fetches what is not known yet."""
+    """Over one cache and one hub. `read` fetches what is not known yet.
+
+    `strict`: what the upstream refuses to show is not replayed from history either.
+    """
 
     def __init__(
         self,
@@ -33,24 +33,24 @@ class Watches:
         *,
         strict: bool = False,
     ) -> None:
-        """`strict`: what the upstream refuses to show is not told from history either."""
-        self._strict = strict
         self._cache = cache
         self._hub = hub
         self._read = read
         self._clock = clock
+        self._strict = strict
 
     async def watch(
-        self, interest: Filter, wake: Callable[[], None], after: str, client: str = ""
+        self, interest: Filter, wake: Callable[[], None], after: str = "", client: str = ""
     ) -> tuple[Mailbox, list[Snapshot]]:
-        """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken in one stretch.
+        """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken without `await`.
 
-        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. Who resumes
-        gets a snapshot of what no change may have told of (`_untold`); it stands for all that waits of that service.
-        `client` is the address that shares the budget of polls with others.
-        Raises what the upstream says where it refuses to show any of them.
+        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. A reader that
+        resumes gets a snapshot where no change may have been published (`_unpublished`); it replaces all that waits for
+        that service. Clients at the same address `client` share one budget of polls.
+
+        Raises the upstream's refusal if it refuses to show any of them.
         """
-        failed = await self._warm_all(interest.keys)
+        failed = await self._read_all(interest.keys)
         refused = [error for error in failed if self._strict and no_right(error)]
         if refused and len(refused) == len(interest.keys) and refused[0] is not None:
             raise refused[0]
@@ -64,14 +64,14 @@ class Watches:
         for key in interest.keys:
             self._cache.watch(key, now, watcher)
         if after and not mailbox.reset:
-            untold = self._untold(interest)
-            for snapshot in untold:
+            unpublished = self._unpublished(interest)
+            for snapshot in unpublished:
                 mailbox.drop(snapshot.key)
-            return mailbox, untold
+            return mailbox, unpublished
         return mailbox, self._known(interest)
 
     def unwatch(self, mailbox: Mailbox) -> bool:
-        """Ends what `watch` began; harmless when done before. Whether it was not."""
+        """End what `watch` began. False, without an effect, if it has ended already."""
         if not self._hub.unsubscribe(mailbox):
             return False
         watcher = _watcher(mailbox)
@@ -79,10 +79,11 @@ class Watches:
             self._cache.unwatch(key, self._clock.now(), watcher)
         return True
 
-    def _untold(self, interest: Filter) -> list[Snapshot]:
-        """Services that never had an instance while we knew them: their entry may be younger than what a reader heard.
+    def _unpublished(self, interest: Filter) -> list[Snapshot]:
+        """Services without instances ever since their entry was made, which may be later than what a reader knows.
 
-        Pushed out of the cache with instances and fetched anew without any, a service is no change to anybody here.
+        If a service had instances when the cache dropped it and has none when it is fetched again, no change is
+        published, because there is nothing to compare it with.
         """
         entries = (self._cache.get(key) for key in sorted(interest.keys))
         return [
@@ -91,18 +92,18 @@ class Watches:
             if entry is not None and entry.visible is not None and not entry.ever_nonempty
         ]
 
-    async def _warm_all(self, keys: Collection[ServiceKey]) -> list[ProxyError | None]:
-        """A few at once: a task for each of 500 services, of each of 40 streams, would take 80 MiB."""
+    async def _read_all(self, keys: Collection[ServiceKey]) -> list[ProxyError | None]:
+        """`MAX_READS` at a time: a task for each of 500 services, of each of 40 streams, would take 80 MiB."""
         waiting, outcomes = iter(keys), list[ProxyError | None]()
 
-        async def warm_some() -> None:
+        async def read_some() -> None:
             for key in waiting:
-                outcomes.append(await self._warm(key))
+                outcomes.append(await self._error_of_read(key))
 
-        await asyncio.gather(*(warm_some() for _ in range(min(AT_ONCE, len(keys)))))
+        await asyncio.gather(*(read_some() for _ in range(min(MAX_READS, len(keys)))))
         return outcomes
 
-    async def _warm(self, key: ServiceKey) -> ProxyError | None:
+    async def _error_of_read(self, key: ServiceKey) -> ProxyError | None:
         try:
             await self._read(key)
         except ProxyError as error:
@@ -114,8 +115,8 @@ class Watches:
         if interest.everything is None:
             listed = (self._cache.get(key) for key in sorted(interest.keys))
             return [entry.visible for entry in listed if entry is not None and entry.visible is not None]
-        shown = (entry.visible for entry in self._cache.entries() if interest.wants(entry.key))
-        return [s for s in shown if s is not None and (s.key in interest.keys or s.instances)]
+        visible = (entry.visible for entry in self._cache.entries() if interest.wants(entry.key))
+        return [s for s in visible if s is not None and (s.key in interest.keys or s.instances)]
 
 
 def _watcher(mailbox: Mailbox) -> Watcher:

@@ -15,7 +15,7 @@ from nacos_proxy.app.components import (
     start,
 )
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.background.state_lock import StateLocked
+from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.catalog.hub import Filter
 from nacos_proxy.fastpath.table import Answer
 from nacos_proxy.frontends.nacos.passthrough import Forwarder

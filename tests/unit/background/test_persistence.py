@@ -20,52 +20,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.background.persistence import Disk, DiskPolicy
-from nacos_proxy.background.state_file import FILE, Batch, StateFile
-from nacos_proxy.background.state_lock import StateLocked
-from nacos_proxy.background.state_rows import (
-    JOURNAL_TABLE,
-    REGISTRY_TABLE,
-    dump_snapshot,
-    load_snapshot,
-)
+from nacos_proxy.background.persistence import CONTACTS_EVERY, EVERY, PATIENCE, Persistence, PersistencePolicy
+from nacos_proxy.background.state_file import FILE, Batch, StateFile, StateLocked
+from nacos_proxy.background.state_rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.freshness import CacheControl, Freshness
 from nacos_proxy.catalog.journal import Waiting
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy
-from nacos_proxy.model.calls import (
-    Beat,
-    CreateService,
-    Deregister,
-    Fetch,
-    Metrics,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
 from nacos_proxy.model.errors import Unreachable
-from nacos_proxy.model.services import (
-    Instance,
-    ServiceKey,
-    Snapshot,
-    diff,
-)
+from nacos_proxy.model.services import Instance, ServiceKey, Snapshot, diff
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
-POLICY = DiskPolicy()
+POLICY = PersistencePolicy()
 
 
 class Life:
     """An agent and its disk between a start and an end; `ends` is a graceful stop, `killed` is none."""
 
     def __init__(
-        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: DiskPolicy = POLICY,
-        local: bool = False, **more: Any,
+        self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: PersistencePolicy = POLICY,
+        local: bool = False, pushes: Pushes | None = None, **more: Any,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.registry = ScriptedRegistry(shelf or Shelf())
@@ -73,7 +54,7 @@ class Life:
             self.registry, clock, lambda change: self.disk.mark(change), policy=AgentPolicy(outage_writes=local), **more
         )
         self.file = StateFile(directory)
-        self.disk = Disk(self.file, self.agent, clock, policy)
+        self.disk = Persistence(self.file, self.agent, policy, pushes=pushes)
 
     def names(self) -> list[str]:
         return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.visible is not None)
@@ -137,13 +118,13 @@ _snapshots = st.builds(
 
 
 @given(_snapshots)
-def test_a_snapshot_comes_back_as_it_was(was: Snapshot) -> None:
+def test_load_snapshot_reverses_dump_snapshot(was: Snapshot) -> None:
     back = load_snapshot(KEY, dump_snapshot(was))
     assert back == was
     assert (back.revision, back.last_ref_time) == (was.revision, was.last_ref_time)
 
 
-async def test_a_restart_serves_the_last_known_state_with_its_age(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_serves_the_last_known_state_with_its_age(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"zone": "a"}))))
     known = (await first.agent.read(KEY)).snapshot
     await first.ends()
@@ -156,7 +137,7 @@ async def test_a_restart_serves_the_last_known_state_with_its_age(tmp_path: Path
     await second.ends()
 
 
-async def test_what_was_fetched_since_the_start_is_not_replaced(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_does_not_replace_what_was_fetched_since_the_start(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance("10.0.0.1"))))
     await first.agent.read(KEY)
     await first.ends()
@@ -169,7 +150,7 @@ async def test_what_was_fetched_since_the_start_is_not_replaced(tmp_path: Path, 
     await second.ends()
 
 
-async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_keeps_an_emptied_service_empty(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await first.agent.read(KEY)
     await first.disk.flush()
@@ -182,19 +163,19 @@ async def test_a_service_that_was_emptied_stays_empty(tmp_path: Path, clock: Fak
     await second.ends()
 
 
-async def test_batches_are_written_behind_by_the_clock(tmp_path: Path, clock: FakeClock) -> None:
+async def test_start_writes_batches_periodically(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     life.disk.start()
     await life.agent.read(KEY)
     assert rows(tmp_path) == []
-    await clock.advance(POLICY.every)
+    await clock.advance(EVERY)
     while not life.disk.written:
         await asyncio.sleep(0)
     assert [row[2] for row in rows(tmp_path)] == ["orders"]
     await life.ends()
 
 
-async def test_a_batch_costs_one_write_and_nothing_is_written_for_nothing(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_once_for_a_batch_and_not_at_all_without_changes(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50))))
     for n in range(50):
         await life.agent.read(key(f"s{n}"))
@@ -205,7 +186,7 @@ async def test_a_batch_costs_one_write_and_nothing_is_written_for_nothing(tmp_pa
     await life.ends()
 
 
-async def test_a_confirmation_without_a_change_makes_the_state_younger(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_confirmations_without_a_change(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     await life.disk.flush()
@@ -220,7 +201,9 @@ async def test_a_confirmation_without_a_change_makes_the_state_younger(tmp_path:
     await life.ends()
 
 
-async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_with_a_clock_that_was_set_back_makes_nothing_younger_than_now(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await first.agent.read(KEY)
     await first.ends()
@@ -233,8 +216,8 @@ async def test_a_clock_that_was_set_back_makes_nothing_younger_than_now(tmp_path
 # bounds
 
 
-async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
-    policy = DiskPolicy(max_rows=3)
+async def test_flush_keeps_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+    policy = PersistencePolicy(max_rows=3)
     life = Life(
         tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(6))), policy=policy
     )
@@ -246,11 +229,11 @@ async def test_the_file_keeps_the_services_confirmed_last(tmp_path: Path, clock:
     assert [row[2] for row in rows(tmp_path)] == ["s3", "s4", "s5"]
 
 
-async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_when_it_is_confirmed(
+async def test_flush_writes_a_service_again_whose_row_was_dropped_for_newer_ones(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(name)) for name in "abc"))
-    life = Life(tmp_path, clock, shelf=shelf, policy=DiskPolicy(max_rows=2))
+    life = Life(tmp_path, clock, shelf=shelf, policy=PersistencePolicy(max_rows=2))
     for name in "abca":
         await life.agent.read(key(name), CacheControl(no_cache=True))
         await life.disk.flush()
@@ -259,7 +242,7 @@ async def test_a_service_whose_row_was_dropped_for_newer_ones_is_written_again_w
     assert [row[2] for row in rows(tmp_path)] == ["a", "c"]
 
 
-async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_gives_a_small_cache_the_services_confirmed_last(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "zyxw")))
     for name in "zyxw":
         await first.agent.read(key(name))
@@ -271,18 +254,18 @@ async def test_a_small_cache_gets_the_services_confirmed_last(tmp_path: Path, cl
     await second.ends()
 
 
-async def test_a_service_that_never_changes_has_its_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_writes_a_service_that_never_changes(tmp_path: Path, clock: FakeClock) -> None:
     """What is confirmed unchanged is no change that anybody is told of, and known all the same."""
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.agent.read(key("empty"))
-    await clock.advance(POLICY.contacts_every)
+    await clock.advance(CONTACTS_EVERY)
     await life.agent.read(key("empty"), CacheControl(no_cache=True))
     await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["empty"]
     await life.ends()
 
 
-async def test_a_stop_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_close_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))
     await life.disk.flush()
     await life.agent.read(key("empty"))
@@ -291,13 +274,13 @@ async def test_a_stop_writes_what_has_no_row(tmp_path: Path, clock: FakeClock) -
 
 
 @pytest.mark.parametrize("jump", [30 * 86_400, -30 * 86_400])
-async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock, jump: float) -> None:
+async def test_flush_drops_no_row_when_the_clock_jumps(tmp_path: Path, clock: FakeClock, jump: float) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     await life.disk.flush()
     for by in (jump, -jump):
         clock.oversleep(by)
-        await clock.advance(POLICY.contacts_every)
+        await clock.advance(CONTACTS_EVERY)
         await life.disk.flush()
         assert len(rows(tmp_path)) == 1
     await life.ends()
@@ -307,14 +290,14 @@ async def test_no_clock_that_jumps_drops_a_row(tmp_path: Path, clock: FakeClock,
     await second.ends()
 
 
-async def test_a_row_goes_when_its_service_leaves_memory(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_the_row_of_a_service_that_left_memory(tmp_path: Path, clock: FakeClock) -> None:
     shelf = Shelf(*(snapshot(instance(), service=key(n)) for n in "abc"))
     life = Life(tmp_path, clock, shelf=shelf, cache=CachePolicy(max_services=2))
     for name in "abc":
         await life.agent.read(key(name))
         await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["a", "b", "c"]
-    await clock.advance(POLICY.contacts_every)
+    await clock.advance(CONTACTS_EVERY)
     await life.disk.flush()
     assert [row[2] for row in rows(tmp_path)] == ["b", "c"]
     await life.ends()
@@ -330,7 +313,7 @@ async def register(life: Life, *ips: str, beat: bool = True, **fields: Any) -> N
             await life.agent.write(Beat(KEY, ip, 80))
 
 
-async def test_registrations_survive_and_their_services_are_kept_watched(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_keeps_registrations_and_watches_their_services(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock)
     await register(first, "10.0.0.1", "10.0.0.2", metadata={"zone": "a"})
     await first.agent.write(Deregister(KEY, "10.0.0.2", 80))
@@ -343,7 +326,7 @@ async def test_registrations_survive_and_their_services_are_kept_watched(tmp_pat
     await second.ends()
 
 
-async def test_a_beating_client_is_not_forgotten_by_a_kill(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_after_a_kill_does_not_forget_a_beating_client(tmp_path: Path, clock: FakeClock) -> None:
     """Beats are written down every 30 s only, after which Nacos itself drops a client that is silent."""
     first = Life(tmp_path, clock)
     await register(first, "10.0.0.1")
@@ -361,7 +344,7 @@ async def test_a_beating_client_is_not_forgotten_by_a_kill(tmp_path: Path, clock
     await second.ends()
 
 
-async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_remembered(
+async def test_restore_after_a_long_time_keeps_only_persistent_and_managed_instances(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     first = Life(tmp_path, clock)
@@ -380,7 +363,7 @@ async def test_after_a_long_time_off_only_persistent_and_managed_instances_are_r
     await second.ends()
 
 
-async def test_the_last_registration_that_leaves_is_gone_from_the_file(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_the_last_registration(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock)
     await register(life, "10.0.0.1")
     await life.disk.flush()
@@ -415,7 +398,7 @@ def waiting(life: Life) -> list[Any]:
     return [write for place in journal for write in journal.of(place)]
 
 
-async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_journal_makes_an_accepted_write_survive_a_kill(tmp_path: Path, clock: FakeClock) -> None:
     first = Life(tmp_path, clock, local=True)
     await register(first, "10.0.0.1")
     await first.disk.flush()
@@ -435,13 +418,13 @@ async def test_what_was_accepted_here_survives_a_kill_right_after_its_answer(tmp
         ("10.0.0.9", 3.0, {"zone": "c"})
     ]
     for place in second.agent.outage.journal:
-        assert await second.agent.outage.send_on(place)
+        assert await second.agent.outage.send_waiting(place)
     await second.disk.flush()
     assert rows(tmp_path, "journal") == []
     await second.ends()
 
 
-async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
+async def test_restore_after_a_long_time_does_not_register_clients_that_cannot_be_alive(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     first = Life(tmp_path, clock, local=True)
@@ -453,12 +436,12 @@ async def test_who_cannot_live_any_more_after_a_long_time_off_is_not_registered(
     second = Life(tmp_path, clock, local=True)
     second.disk.restore()
     for place in second.agent.outage.journal:
-        await second.agent.outage.send_on(place)
+        await second.agent.outage.send_waiting(place)
     assert second.registry.calls == [WAITING[2]]
     await second.ends()
 
 
-async def test_a_file_of_before_has_no_journal_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_adds_the_journal_to_an_older_file(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "DROP TABLE journal")
     life = Life(tmp_path, clock, local=True)
@@ -469,7 +452,7 @@ async def test_a_file_of_before_has_no_journal_and_gets_one(tmp_path: Path, cloc
     await life.ends()
 
 
-async def test_a_journal_that_cannot_be_written_is_a_degraded_state_and_written_later(
+async def test_persist_journal_that_fails_is_a_degraded_state_and_written_later(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     life = Life(tmp_path, clock, local=True)
@@ -493,15 +476,16 @@ class Own:
         self.registry = EmbeddedRegistry(clock)
         self.agent = agent(self.registry, clock)
         self.file = StateFile(directory)
-        self.disk = Disk(self.file, self.agent, clock, POLICY)
-        self.disk.follow(self.registry)
+        self.disk = Persistence(self.file, self.agent, POLICY, embedded=self.registry)
         self.disk.restore()
 
 
 LASTING = instance(ephemeral=False)
 
 
-async def test_of_writes_at_once_none_is_answered_before_it_is_on_disk(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_makes_concurrent_writes_wait_until_they_are_on_disk(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     """The first takes what all have changed; the others found nothing left to write, and did not wait."""
     life, answered = Own(tmp_path, clock), list[list[Any]]()
 
@@ -514,7 +498,7 @@ async def test_of_writes_at_once_none_is_answered_before_it_is_on_disk(tmp_path:
     await life.disk.close()
 
 
-async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_makes_a_persistent_instance_survive_a_kill(tmp_path: Path, clock: FakeClock) -> None:
     first = Own(tmp_path, clock)
     await asyncio.gather(*(first.agent.write(Register(key(f"s{n}"), LASTING)) for n in range(5)))
     await first.agent.write(Register(KEY, instance()))
@@ -531,7 +515,7 @@ async def test_what_is_to_last_survives_a_kill_right_after_its_answer(tmp_path: 
     await third.disk.close()
 
 
-async def test_what_time_takes_leaves_the_file_with_the_next_batch(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_deletes_what_the_embedded_registry_expired(tmp_path: Path, clock: FakeClock) -> None:
     life = Own(tmp_path, clock)
     await life.registry.send(CreateService(KEY))
     assert [row[:3] for row in rows(tmp_path, "registry")] == [tuple(KEY)]
@@ -542,7 +526,7 @@ async def test_what_time_takes_leaves_the_file_with_the_next_batch(tmp_path: Pat
     await life.disk.close()
 
 
-async def test_a_file_of_before_has_no_registry_and_gets_one(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_adds_the_registry_to_an_older_file(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "DROP TABLE registry")
     life = Own(tmp_path, clock)
@@ -551,7 +535,7 @@ async def test_a_file_of_before_has_no_registry_and_gets_one(tmp_path: Path, clo
     await life.disk.close()
 
 
-async def test_a_row_of_the_registry_that_nobody_understands_costs_that_row_alone(
+async def test_restore_leaves_out_only_a_registry_row_that_cannot_be_understood(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Own(tmp_path, clock)
@@ -565,7 +549,7 @@ async def test_a_row_of_the_registry_that_nobody_understands_costs_that_row_alon
     await second.disk.close()
 
 
-async def test_a_registry_on_a_disk_that_fails_answers_and_is_written_later(tmp_path: Path, clock: FakeClock) -> None:
+async def test_persist_registry_on_a_disk_that_fails_is_written_later(tmp_path: Path, clock: FakeClock) -> None:
     life = Own(tmp_path, clock)
     alter(tmp_path, "DROP TABLE registry")
     for name in "ab":
@@ -580,7 +564,7 @@ async def test_a_registry_on_a_disk_that_fails_answers_and_is_written_later(tmp_
 # whose it is
 
 
-async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None:
+async def test_state_file_cannot_be_read_by_others(tmp_path: Path, clock: FakeClock) -> None:
     directory = tmp_path / "a" / "b"
     before = os.umask(0)
     try:
@@ -598,7 +582,7 @@ async def test_nobody_else_can_read_it(tmp_path: Path, clock: FakeClock) -> None
     assert stat.S_IMODE((directory / FILE).stat().st_mode) == 0o600
 
 
-def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_state_file_of_a_second_process_names_the_first(tmp_path: Path) -> None:
     first = StateFile(tmp_path)
     with pytest.raises(StateLocked, match=rf"{tmp_path} is in use by another nacos-proxy \(process {os.getpid()}\)"):
         StateFile(tmp_path)
@@ -609,7 +593,7 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
 # a kill, damage, a full disk
 
 
-async def test_a_kill_leaves_the_last_finished_batch_whole(tmp_path: Path, clock: FakeClock) -> None:
+async def test_restore_after_a_kill_has_the_last_finished_batch(tmp_path: Path, clock: FakeClock) -> None:
     """The bytes as they lie there at the moment of a kill: the file with its write-ahead log, not checkpointed."""
     life = Life(tmp_path / "living", clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "abc")))
     for name in "abc":
@@ -626,7 +610,7 @@ async def test_a_kill_leaves_the_last_finished_batch_whole(tmp_path: Path, clock
 
 
 @pytest.mark.parametrize("damage", [b"no database at all", b"SQLite format 3\0" + bytes(5000), None])
-async def test_a_damaged_file_is_set_aside_and_said_so(
+async def test_restore_sets_a_damaged_file_aside_and_logs_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, damage: bytes | None
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
@@ -648,17 +632,17 @@ async def test_a_damaged_file_is_set_aside_and_said_so(
     third.close()
 
 
-def test_a_file_of_a_later_version_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_restore_sets_a_file_of_a_later_version_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     StateFile(tmp_path).close()
     alter(tmp_path, "PRAGMA user_version=99")
     later = StateFile(tmp_path)
     assert later.set_aside is not None
-    assert "it is of version 99, this proxy reads 1" in caplog.text
+    assert "its version is 99, this proxy reads version 1" in caplog.text
     later.close()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"instances": [1]}', b'{"instances": [], "more": 1}', b"null"])
-async def test_a_row_that_cannot_be_understood_costs_that_row_alone(
+async def test_restore_leaves_out_only_a_row_that_cannot_be_understood(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(name)) for name in "ab")))
@@ -687,7 +671,7 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_full_disk_is_a_degraded_state_and_ends_by_itself(
+async def test_flush_on_a_full_disk_is_a_degraded_state_that_ends_by_itself(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
@@ -723,12 +707,12 @@ class Broken(StateFile):
         super().write(batch)
 
 
-async def test_a_disk_that_fails_is_tried_again_ever_later_and_nobody_waits_for_it(
+async def test_start_retries_a_disk_that_fails_ever_later_and_nobody_waits_for_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True, shelf=Shelf(snapshot(instance())))
     file = Broken(tmp_path / "broken", clock)
-    disk = Disk(file, life.agent, clock, DiskPolicy(max_delay=8.0))
+    disk = Persistence(file, life.agent, PersistencePolicy(max_delay=8.0))
     await life.agent.read(KEY)
     await outage(life)
     disk.start()
@@ -763,15 +747,15 @@ class Hanging(StateFile):
         super().write_journal(rows)
 
 
-async def test_nobody_waits_for_a_disk_that_hangs(
+async def test_persist_journal_does_not_wait_for_a_disk_that_hangs(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, local=True)
     file = Hanging(tmp_path / "file")
-    disk = Disk(file, life.agent, clock, POLICY)
+    disk = Persistence(file, life.agent, POLICY)
     await outage(life)
     first = spawn(life.agent.write(WAITING[2]), name="first")
-    await clock.advance(POLICY.patience - 0.1)
+    await clock.advance(PATIENCE - 0.1)
     assert not first.done(), "what is acknowledged is to be on disk"
     await clock.advance(0.1)
     assert (await first).how == "local"
@@ -786,12 +770,12 @@ async def test_nobody_waits_for_a_disk_that_hangs(
     await life.ends()
 
 
-async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Path, clock: FakeClock) -> None:
+async def test_flush_hands_over_references_in_parts(tmp_path: Path, clock: FakeClock) -> None:
     """To make rows of 10,000 services held everybody up for most of a second."""
     shelf = Shelf(*(snapshot(instance(), service=key(f"s{n}")) for n in range(50)))
     life = Life(tmp_path / "unused", clock, shelf=shelf)
     file = Broken(tmp_path / "file", clock)
-    disk = Disk(file, life.agent, clock, DiskPolicy(at_once=20))
+    disk = Persistence(file, life.agent, PersistencePolicy(max_batch=20))
     file.fault = None
     for n in range(50):
         await life.agent.read(key(f"s{n}"))
@@ -804,13 +788,13 @@ async def test_what_is_written_is_handed_over_as_it_is_and_in_parts(tmp_path: Pa
     await life.ends()
 
 
-async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
+async def test_flush_that_fails_unexpectedly_is_a_degraded_state(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path / "unused", clock, shelf=Shelf(snapshot(instance())))
     file = Broken(tmp_path / "file", clock)
     file.fault = RuntimeError("a bug")
-    disk = Disk(file, life.agent, clock, POLICY)
+    disk = Persistence(file, life.agent, POLICY)
     await life.agent.read(KEY)
     await disk.flush()
     assert (disk.failing, "RuntimeError: a bug" in caplog.text) == ("a bug", True)
@@ -821,7 +805,7 @@ async def test_a_fault_that_nobody_foresaw_is_a_degraded_state_too(
     await life.ends()
 
 
-async def test_a_start_with_a_full_disk_reads_the_sound_file_and_keeps_it(
+async def test_restore_on_a_full_disk_reads_the_file_and_keeps_it(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
@@ -841,7 +825,7 @@ async def test_a_start_with_a_full_disk_reads_the_sound_file_and_keeps_it(
     assert [path.name for path in tmp_path.iterdir() if "corrupt" in path.name] == []
 
 
-async def test_a_full_disk_at_the_end_still_lets_go_of_the_directory(
+async def test_close_on_a_full_disk_releases_the_directory(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance(metadata={"k": "x" * 200_000}))))
@@ -851,7 +835,7 @@ async def test_a_full_disk_at_the_end_still_lets_go_of_the_directory(
     StateFile(tmp_path).close()
 
 
-async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, clock: FakeClock) -> None:
+async def test_state_file_that_another_program_holds_is_not_set_aside(tmp_path: Path, clock: FakeClock) -> None:
     StateFile(tmp_path).close()
     other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     other.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -862,9 +846,9 @@ async def test_a_file_that_another_program_holds_is_not_damaged(tmp_path: Path, 
     state.close()
 
 
-async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, clock: FakeClock) -> None:
-    life, pushes = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance()))), Pushes(PushesPolicy())
-    life.disk.pushes = pushes
+async def test_state_file_that_cannot_be_written_is_read_completely(tmp_path: Path, clock: FakeClock) -> None:
+    pushes = Pushes(PushesPolicy())
+    life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
     await life.agent.read(KEY)
     await outage(life)
@@ -880,7 +864,7 @@ async def test_a_file_that_cannot_be_written_is_read_in_whole(tmp_path: Path, cl
     state.close()
 
 
-async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Path, clock: FakeClock) -> None:
+async def test_close_writes_a_batch_that_was_cancelled(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
     await life.agent.read(KEY)
     cut = asyncio.get_running_loop().create_task(life.disk.flush())
@@ -891,7 +875,7 @@ async def test_a_batch_that_was_cut_off_by_the_end_is_written_by_it(tmp_path: Pa
     assert len(rows(tmp_path)) == 1
 
 
-async def test_a_service_gone_from_the_cache_keeps_its_last_row(tmp_path: Path, clock: FakeClock) -> None:
+async def test_mark_of_a_service_that_left_the_cache_keeps_its_last_row(tmp_path: Path, clock: FakeClock) -> None:
     life = Life(tmp_path, clock)
     await life.disk.flush()
     alter(tmp_path, "INSERT INTO service VALUES ('public', 'g', 'orders', '{}', ?)", clock.wall())
@@ -910,31 +894,26 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 # subscribers of UDP push
 
 
-async def test_who_wants_udp_pushes_is_known_after_a_restart_and_forgotten_with_the_subscription(
-    tmp_path: Path, clock: FakeClock
-) -> None:
-    life, pushes = Life(tmp_path, clock), Pushes(PushesPolicy())
-    life.disk.pushes = pushes
+async def test_subscribers_survive_a_restart_until_their_subscription_ends(tmp_path: Path, clock: FakeClock) -> None:
+    pushes = Pushes(PushesPolicy())
+    life = Life(tmp_path, clock, pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
     await life.disk.flush()
     assert len(rows(tmp_path, "subscriber")) == 1, "a kill would leave it"
     await life.ends()
 
-    life = Life(tmp_path, clock)
+    life = Life(tmp_path, clock, pushes=pushes)
     (found,) = life.disk.subscribers()
     assert (found.service, found.address, found.clusters) == (KEY, ("127.0.0.1", 5000), "c1,c2")
     assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
     await clock.advance(300.0)
     assert life.disk.subscribers() == [], "whose port it is by now nobody knows"
-    life.disk.pushes = pushes
     pushes.lapse(clock.now() + 60.0)
     await life.ends()
     assert rows(tmp_path, "subscriber") == []
 
 
-async def test_a_row_of_a_subscriber_that_nobody_understands_costs_that_row_alone(
-    tmp_path: Path, clock: FakeClock
-) -> None:
+async def test_subscribers_leaves_out_only_a_row_that_cannot_be_understood(tmp_path: Path, clock: FakeClock) -> None:
     await Life(tmp_path, clock).ends()
     alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 'x', 'agent', '', 9e9)")
     alter(tmp_path, "INSERT INTO subscriber VALUES ('public', 'g', 's', '', '127.0.0.1', 5000, 'agent', '', 9e9)")

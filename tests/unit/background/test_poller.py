@@ -13,23 +13,8 @@ import pytest
 
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.catalog.hub import Filter
-from nacos_proxy.model.calls import (
-    BEAT_OK,
-    Beat,
-    Call,
-    Deregister,
-    Fetch,
-    GetInstance,
-    ListServices,
-    Metrics,
-    Register,
-)
-from nacos_proxy.model.errors import (
-    Busy,
-    Reason,
-    Refused,
-    Unreachable,
-)
+from nacos_proxy.model.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
+from nacos_proxy.model.errors import Busy, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import spawn
 from tests.helpers.build import KEY, agent, instance, key, snapshot
@@ -122,7 +107,7 @@ async def polling(push: Push | None = None, **policy: Any) -> AsyncIterator[Worl
 # --- polls ---------------------------------------------------------------------------------------------------------
 
 
-async def test_only_what_is_watched_is_asked_for_and_a_change_past_this_proxy_is_heard() -> None:
+async def test_poll_fetches_only_what_is_watched_and_finds_changes_made_elsewhere() -> None:
     async with polling() as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
         await world.agent.read(key("nobody"))
@@ -134,7 +119,7 @@ async def test_only_what_is_watched_is_asked_for_and_a_change_past_this_proxy_is
         assert world.changes[-1].added == (B,)
 
 
-async def test_a_service_with_subscribers_is_asked_for_each_second_and_one_that_is_read_every_five() -> None:
+async def test_poll_fetches_a_subscribed_service_each_second_and_a_read_one_every_five() -> None:
     async with polling() as world:
         (read,) = await world.fill(1)
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -145,7 +130,7 @@ async def test_a_service_with_subscribers_is_asked_for_each_second_and_one_that_
         assert 11 <= polls.count(read) <= 12
 
 
-async def test_what_is_due_is_asked_for_no_faster_than_the_budget_allows_and_none_is_left_out() -> None:
+async def test_poll_keeps_to_its_budget_and_leaves_nothing_out() -> None:
     async with polling(budget=10) as world:
         services = await world.fill(100)
         await world.clock.advance(0.1)
@@ -159,14 +144,14 @@ async def test_what_is_due_is_asked_for_no_faster_than_the_budget_allows_and_non
         assert set(world.polls()) == set(services)
 
 
-async def test_a_budget_of_less_than_one_a_second_still_polls() -> None:
+async def test_poll_works_with_a_budget_of_less_than_one_a_second() -> None:
     async with polling(budget=0.5) as world:
         await world.fill(3)
         await world.clock.advance(60)
         assert 25 <= len(world.polls()) <= 32
 
 
-async def test_a_slow_service_is_not_asked_for_twice_and_takes_nothing_of_the_others_budget() -> None:
+async def test_poll_does_not_fetch_a_slow_service_twice_or_spend_the_others_budget_on_it() -> None:
     async with polling(budget=2) as world:
         slow, *others = await world.fill(4)
         forever = asyncio.get_running_loop().create_future()
@@ -182,7 +167,7 @@ async def test_a_slow_service_is_not_asked_for_twice_and_takes_nothing_of_the_ot
         forever.cancel()
 
 
-async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_longer_watched() -> None:
+async def test_expire_registrations_forgets_silent_clients_and_ends_their_watch() -> None:
     async with polling() as world:
         await world.agent.write(Register(KEY, B))
         await world.clock.advance(29)
@@ -192,7 +177,7 @@ async def test_registrations_whose_clients_fell_silent_are_forgotten_and_no_long
         assert (world.agent.catalog.registrations.count(KEY), entry.local_registrations) == (0, 0)
 
 
-async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_step_that_fails_is_logged_once_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Push):
         def watch(self, services: Collection[ServiceKey]) -> None:
             raise RuntimeError("the SDK panicked")
@@ -212,7 +197,7 @@ async def test_a_step_of_the_poller_that_fails_is_told_once_and_robs_no_other(ca
         assert world.poller._running is not None and not world.poller._running.done()
 
 
-async def test_what_push_does_not_cover_is_polled_as_without_it() -> None:
+async def test_poll_of_what_push_does_not_cover_is_as_without_push() -> None:
     push = Push()
     push.unheard = {key("s1")}
     async with polling(push) as world:
@@ -239,7 +224,9 @@ async def longest_pauses(world: World, services: Collection[ServiceKey], seconds
 
 @pytest.mark.parametrize("streams", [1, 8])
 @pytest.mark.parametrize("client", ["10.0.0.1", "10.0.0.2"], ids=["same address", "other address"])
-async def test_who_listens_to_thousands_of_services_delays_nobody_else(streams: int, client: str) -> None:
+async def test_poll_for_a_client_that_watches_thousands_of_services_delays_nobody_else(
+    streams: int, client: str
+) -> None:
     """4,000 services of one listener made each poll of the others wait for 20 s in place of 1 s."""
     async with polling(budget=200.0) as world:
         services = await world.fill(4_020)
@@ -259,7 +246,7 @@ async def test_who_listens_to_thousands_of_services_delays_nobody_else(streams: 
         print(f"heavy {max(rest.values()):.1f} s")
 
 
-async def test_who_listens_to_a_whole_namespace_of_thousands_delays_nobody_else() -> None:
+async def test_poll_for_a_client_that_watches_a_whole_namespace_delays_nobody_else() -> None:
     async with polling(budget=200.0) as world:
         for service in [key(f"s{number}") for number in range(4_000)]:
             world.shelf.services[service] = snapshot(A, service=service)
@@ -271,7 +258,7 @@ async def test_who_listens_to_a_whole_namespace_of_thousands_delays_nobody_else(
         assert max(pauses.values()) <= 2.0, pauses
 
 
-async def test_a_budget_that_does_not_suffice_is_said_once_and_when_it_does_again(
+async def test_late_is_logged_once_and_so_is_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with polling(budget=2.0) as world:
@@ -290,8 +277,8 @@ async def test_a_budget_that_does_not_suffice_is_said_once_and_when_it_does_agai
 # --- is it there? --------------------------------------------------------------------------------------------------
 
 
-async def test_the_loss_of_an_upstream_that_nobody_asks_anything_is_noticed() -> None:
-    async with polling(quiet=5) as world:
+async def test_probe_notices_the_loss_of_an_idle_upstream() -> None:
+    async with polling(probe_after=5) as world:
         await world.clock.advance(20)
         assert {type(call) for call in world.calls()} == {Metrics}
         world.registry.script = lambda call: AWAY
@@ -302,8 +289,8 @@ async def test_the_loss_of_an_upstream_that_nobody_asks_anything_is_noticed() ->
         assert world.agent.catalog.breaker.up
 
 
-async def test_there_is_no_probe_where_polls_tell() -> None:
-    async with polling(quiet=5) as world:
+async def test_probe_is_not_sent_while_polls_are_answered() -> None:
+    async with polling(probe_after=5) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
         await world.clock.advance(4)
         world.calls()
@@ -311,7 +298,7 @@ async def test_there_is_no_probe_where_polls_tell() -> None:
         assert {type(call) for call in world.calls()} == {Fetch}
 
 
-async def test_an_upstream_that_is_down_is_tried_rarely_and_by_one_call_at_a_time() -> None:
+async def test_probe_of_an_upstream_that_is_down_is_rare_and_one_call_at_a_time() -> None:
     async with polling() as world:
         services = await world.fill(50)
         await world.lose()
@@ -321,7 +308,7 @@ async def test_an_upstream_that_is_down_is_tried_rarely_and_by_one_call_at_a_tim
         assert all(world.cache.lookup(service, world.clock.now()).snapshot is not None for service in services)
 
 
-async def test_an_upstream_that_is_back_is_noticed_and_all_is_fresh_soon_after() -> None:
+async def test_probe_notices_the_return_and_all_is_fresh_soon_after() -> None:
     async with polling() as world:
         services = await world.fill(50)
         await world.lose()
@@ -335,7 +322,7 @@ async def test_an_upstream_that_is_back_is_noticed_and_all_is_fresh_soon_after()
 # --- push ----------------------------------------------------------------------------------------------------------
 
 
-async def test_while_push_lives_it_polls_rarely_and_hears_at_once() -> None:
+async def test_poll_is_rare_while_push_is_alive_and_changes_arrive_at_once() -> None:
     push = Push()
     async with polling(push) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -349,7 +336,7 @@ async def test_while_push_lives_it_polls_rarely_and_hears_at_once() -> None:
         assert (world.changes[-1].added, world.changes[-1].source) == ((B,), "push")
 
 
-async def test_losing_push_brings_back_polling_at_once_and_its_return_relaxes_it() -> None:
+async def test_poll_returns_to_its_pace_when_push_is_lost() -> None:
     push = Push()
     async with polling(push) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -369,7 +356,7 @@ async def test_losing_push_brings_back_polling_at_once_and_its_return_relaxes_it
         assert world.poller.push_alive
 
 
-async def test_push_that_broke_counts_as_lost_until_it_is_heard_again() -> None:
+async def test_push_that_failed_counts_as_lost_until_it_listens_again() -> None:
     push = Push()
     async with polling(push) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -386,7 +373,7 @@ async def test_push_that_broke_counts_as_lost_until_it_is_heard_again() -> None:
         assert len(world.polls()) >= 1
 
 
-async def test_a_storm_of_hints_is_asked_for_within_the_budget() -> None:
+async def test_notified_of_thousands_of_changes_keeps_to_the_budget() -> None:
     push = Push()
     async with polling(push, budget=20) as world:
         services = await world.fill(200)
@@ -399,7 +386,7 @@ async def test_a_storm_of_hints_is_asked_for_within_the_budget() -> None:
         assert set(world.polls()) >= set(services[20:])
 
 
-async def test_a_hint_while_the_service_is_being_asked_for_is_followed_by_another_look() -> None:
+async def test_notified_during_a_fetch_causes_another_fetch() -> None:
     push = Push()
     async with polling(push) as world:
         await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -422,7 +409,7 @@ async def test_a_hint_while_the_service_is_being_asked_for_is_followed_by_anothe
         assert world.changes[-1].added == (B,)
 
 
-async def test_push_is_told_whom_to_watch_only_when_that_changed() -> None:
+async def test_push_gets_the_watched_services_only_when_they_changed() -> None:
     push = Push()
     async with polling(push) as world:
         mailbox, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
@@ -445,7 +432,7 @@ def names(world: World) -> set[str]:
     return {service.name for service in world.cache.watched_keys()}
 
 
-async def test_following_a_group_finds_its_services_those_that_come_and_those_that_go() -> None:
+async def test_discover_finds_services_that_come_and_go() -> None:
     async with polling() as world:
         mailbox, known = await world.agent.watch(Filter(everything=GROUP), lambda: None)
         assert known == []
@@ -461,7 +448,7 @@ async def test_following_a_group_finds_its_services_those_that_come_and_those_th
         assert isinstance(event.body, Change) and event.body.removed == (B,)
 
 
-async def test_a_service_that_is_listed_without_instances_is_followed_until_it_has_some() -> None:
+async def test_discover_watches_a_service_without_instances_until_it_has_some() -> None:
     async with polling() as world:
         mailbox, _ = await world.agent.watch(Filter(everything=GROUP), lambda: None)
         empty = key("empty")
@@ -480,7 +467,7 @@ async def test_a_service_that_is_listed_without_instances_is_followed_until_it_h
         assert event.body.key == empty  # type: ignore[union-attr]
 
 
-async def test_a_large_group_is_fetched_page_by_page_within_the_budget() -> None:
+async def test_discover_lists_a_large_group_page_by_page_within_the_budget() -> None:
     async with polling(budget=50, discover_page=10) as world:
         for number in range(95):
             service = key(f"s{number}")
@@ -494,8 +481,8 @@ async def test_a_large_group_is_fetched_page_by_page_within_the_budget() -> None
         assert len(names(world)) == 96
 
 
-async def test_services_beyond_the_bound_are_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    async with polling(discover_page=10, discover_most=20) as world:
+async def test_discover_leaves_out_and_logs_services_beyond_max_discovered(caplog: pytest.LogCaptureFixture) -> None:
+    async with polling(discover_page=10, max_discovered=20) as world:
         for number in range(50):
             service = key(f"s{number}")
             world.shelf.services[service] = snapshot(A, service=service)
@@ -506,7 +493,7 @@ async def test_services_beyond_the_bound_are_left_out_and_that_is_said(caplog: p
         assert "has more than 20 services" in caplog.text
 
 
-async def test_a_group_is_asked_for_as_long_as_anyone_follows_it() -> None:
+async def test_discover_goes_on_until_the_last_forget() -> None:
     async with polling() as world:
         world.poller.discover(*GROUP)
         world.poller.discover(*GROUP)
@@ -522,7 +509,7 @@ async def test_a_group_is_asked_for_as_long_as_anyone_follows_it() -> None:
         assert world.poller.discovering == {}
 
 
-async def test_followers_of_many_groups_share_half_of_the_budget() -> None:
+async def test_discover_of_many_groups_takes_at_most_half_of_the_budget() -> None:
     """Anybody may follow any group of any namespace, also of those that are not there."""
     async with polling(budget=100) as world:
         for number in range(100):
@@ -534,7 +521,7 @@ async def test_followers_of_many_groups_share_half_of_the_budget() -> None:
         assert len(asked) == len(set(asked)) > 60  # none twice before all
 
 
-async def test_who_comes_and_goes_has_a_group_asked_for_no_more_often() -> None:
+async def test_discover_and_forget_in_turn_list_a_group_no_more_often() -> None:
     async with polling() as world:
         for _ in range(20):
             world.poller.discover(*GROUP)
@@ -545,7 +532,7 @@ async def test_who_comes_and_goes_has_a_group_asked_for_no_more_often() -> None:
         assert world.poller._names_due == {}
 
 
-async def test_a_list_of_names_that_fails_or_takes_long_is_no_harm() -> None:
+async def test_discover_survives_a_list_that_fails_or_takes_long() -> None:
     async with polling() as world:
         forever = asyncio.get_running_loop().create_future()
         world.registry.script = lambda call: forever if isinstance(call, ListServices) else world.shelf(call)
@@ -580,7 +567,7 @@ async def back(world: World, *, lost: bool = True) -> None:
     world.calls()
 
 
-async def test_registrations_are_back_within_one_beat_interval_and_not_all_at_once() -> None:
+async def test_renew_restores_registrations_within_one_beat_interval_and_spread_out() -> None:
     async with polling(renew_within=5) as world:
         await registered(world, 50)
         await world.lose()
@@ -594,7 +581,7 @@ async def test_registrations_are_back_within_one_beat_interval_and_not_all_at_on
         assert world.agent.counts.healed == 50
 
 
-async def test_what_the_upstream_still_has_is_not_registered_again() -> None:
+async def test_renew_does_not_register_what_the_upstream_still_has() -> None:
     async with polling() as world:
         await registered(world, 5)
         await world.lose()
@@ -604,7 +591,7 @@ async def test_what_the_upstream_still_has_is_not_registered_again() -> None:
         assert world.agent.counts.healed == 0
 
 
-async def test_who_fell_silent_or_left_during_the_outage_is_not_brought_back() -> None:
+async def test_renew_does_not_register_who_fell_silent_or_left_during_the_outage() -> None:
     async with polling() as world:
         await registered(world, 3)
         await world.clock.advance(20)
@@ -619,8 +606,8 @@ async def test_who_fell_silent_or_left_during_the_outage_is_not_brought_back() -
         assert [i.ip for i in world.shelf.of(KEY).instances] == ["10.0.1.0"]
 
 
-async def test_one_that_hangs_does_not_hold_up_the_others() -> None:
-    async with polling(renew_within=5, renew_at_once=4) as world:
+async def test_renew_of_one_that_hangs_does_not_delay_the_others() -> None:
+    async with polling(renew_within=5, max_renewals=4) as world:
         await registered(world, 20)
         await world.lose()
         forever = asyncio.get_running_loop().create_future()
@@ -637,7 +624,7 @@ async def test_one_that_hangs_does_not_hold_up_the_others() -> None:
         assert len(world.shelf.of(KEY).instances) == 20
 
 
-async def test_an_upstream_that_goes_again_is_left_in_peace_and_renewed_anew_when_it_returns() -> None:
+async def test_renew_stops_if_the_upstream_goes_again_and_restarts_on_its_return() -> None:
     async with polling(renew_within=5) as world:
         await registered(world, 50)
         await world.lose()
@@ -651,7 +638,7 @@ async def test_an_upstream_that_goes_again_is_left_in_peace_and_renewed_anew_whe
         assert len(world.shelf.of(KEY).instances) == 50
 
 
-async def test_an_upstream_that_was_gone_for_a_moment_during_the_renewal_gets_all_of_them_again() -> None:
+async def test_renew_restarts_if_the_upstream_was_gone_for_a_moment() -> None:
     async with polling(renew_within=5) as world:
         await registered(world, 50)
         await world.lose()
@@ -663,7 +650,7 @@ async def test_an_upstream_that_was_gone_for_a_moment_during_the_renewal_gets_al
         assert len(world.shelf.of(KEY).instances) == 50
 
 
-async def test_an_upstream_that_takes_three_seconds_to_answer_is_asked_slowly_and_never_lost() -> None:
+async def test_poll_of_an_upstream_that_takes_three_seconds_is_slow_and_does_not_lose_it() -> None:
     """More beats come than 64 connections can carry. Polls and renewals, of 205 each, leave some to others."""
     async with polling() as world:
         clock, waiting, most = world.clock, 0, 0
@@ -700,7 +687,7 @@ async def test_an_upstream_that_takes_three_seconds_to_answer_is_asked_slowly_an
         assert len(world.shelf.of(KEY).instances) == 205
 
 
-async def test_stopping_ends_all_that_it_began() -> None:
+async def test_stop_ends_all_tasks() -> None:
     held: list[asyncio.Future[Any]] = []
 
     def never(call: Call[Any]) -> Any:
@@ -723,7 +710,7 @@ async def test_stopping_ends_all_that_it_began() -> None:
 # --- a gap in our own time -----------------------------------------------------------------------------------------
 
 
-async def test_a_process_that_stood_still_forgets_nobody_whose_beats_it_could_not_hear(
+async def test_notice_gap_keeps_registrations_whose_beats_could_not_be_heard(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with polling() as world:
@@ -731,7 +718,7 @@ async def test_a_process_that_stood_still_forgets_nobody_whose_beats_it_could_no
         await world.clock.advance(12)
         world.clock.jump(60)
         await world.clock.advance(0.2)
-        assert "stood still for 60" in caplog.text
+        assert "this process did not run for 60" in caplog.text
         ledger, now = world.agent.catalog.registrations, world.clock.now()
         assert [(r.healthy(now), round(now - r.heard)) for r in ledger] == [(True, 12)] * 2
         assert world.agent.suspicious
@@ -740,7 +727,7 @@ async def test_a_process_that_stood_still_forgets_nobody_whose_beats_it_could_no
         assert not world.agent.suspicious
 
 
-async def test_after_it_stood_still_readers_see_neither_an_empty_list_nor_all_unwell() -> None:
+async def test_notice_gap_shows_readers_neither_an_empty_list_nor_unhealthy_instances() -> None:
     for lost in (False, True):
         async with polling() as world:
             world.shelf.services.clear()
@@ -763,7 +750,7 @@ async def test_after_it_stood_still_readers_see_neither_an_empty_list_nor_all_un
             assert len(world.shelf.of(KEY).instances) == 4
 
 
-async def test_a_turn_that_is_a_little_late_is_no_gap() -> None:
+async def test_notice_gap_ignores_a_turn_that_is_a_little_late() -> None:
     async with polling() as world:
         await registered(world, 1)
         world.clock.jump(0.9)
@@ -773,7 +760,7 @@ async def test_a_turn_that_is_a_little_late_is_no_gap() -> None:
         assert not world.agent.suspicious
 
 
-async def test_after_its_host_slept_the_upstreams_lists_are_doubted() -> None:
+async def test_notice_gap_suspects_lists_after_the_host_slept() -> None:
     """Its clock did not run, but the upstream's did."""
     async with polling() as world:
         await world.clock.advance(1)

@@ -1,32 +1,34 @@
-"""The state file holds what its batches say; `test_disk` has lives, kills and full disks."""
+"""The state file holds what its batches say; `test_persistence` has lives, kills and full disks."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nacos_proxy.background.state_file import Batch, StateFile
-from nacos_proxy.background.state_rows import Heard, subscriber_row
+from nacos_proxy.background.state_file import Batch, StateFile, StateLocked, lock
+from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
 from nacos_proxy.catalog.journal import Waiting
 from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
 from nacos_proxy.model.calls import Deregister, Register
 from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.private_directory import PrivateDirectory
 from tests.helpers.build import KEY, instance, key, snapshot
 
 
-def batch(*names: str, gone: tuple[ServiceKey, ...] = (), most: int = 10) -> Batch:
+def batch(*names: str, gone: tuple[ServiceKey, ...] = (), max_rows: int = 10) -> Batch:
     services = [(key(name), snapshot(instance(), service=key(name)), float(n)) for n, name in enumerate(names)]
-    return Batch(services, [], None, list(gone), most)
+    return Batch(services, [], None, list(gone), max_rows)
 
 
 def names(file: StateFile) -> list[str]:
     return [known.key.name for known, _ in file.read()[0]]
 
 
-def test_a_batch_adds_and_takes_away(tmp_path: Path) -> None:
+def test_write_adds_and_deletes_rows_of_a_batch(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(batch("a", "b", "c"))
     file.write(batch(gone=(key("b"), key("never"))))
@@ -37,9 +39,9 @@ def test_a_batch_adds_and_takes_away(tmp_path: Path) -> None:
     again.close()
 
 
-def test_beyond_the_most_the_longest_unconfirmed_go(tmp_path: Path) -> None:
+def test_write_keeps_max_rows_of_the_services_confirmed_last(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
-    file.write(batch("a", "b", "c", most=2))
+    file.write(batch("a", "b", "c", max_rows=2))
     assert names(file) == ["b", "c"]
     file.close()
 
@@ -55,11 +57,11 @@ NESTED = json.loads("[" * 400 + "]" * 400)
         snapshot(instance(extra={"a": NESTED})),
     ],
 )
-def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
+def test_write_leaves_out_only_a_row_that_cannot_be_written_and_logs_it_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoilt: Snapshot
 ) -> None:
     file, good = StateFile(tmp_path), snapshot(instance("10.0.0.2"), service=key("b"))
-    heard = [Heard(s.key, i, False, None, 1.0) for s in (spoilt, good) for i in s.instances]
+    heard = [SavedRegistration(s.key, i, False, None, 1.0) for s in (spoilt, good) for i in s.instances]
     for _ in range(2):
         file.write(Batch([(spoilt.key, spoilt, 1.0), (good.key, good, 1.0)], [], heard, [], 10))
     file.write(Batch([], [(spoilt.key, 2.0), (good.key, 2.0)], None, [spoilt.key], 10))
@@ -68,11 +70,11 @@ def test_a_row_that_cannot_be_written_costs_that_row_alone_and_is_said_once(
     assert [r.instance.ip for r, _ in registrations] == ["10.0.0.2"]
     by_key = 0 if spoilt.instances else 2  # where the key is what is spoilt, it can be neither confirmed nor removed
     assert file.unwritable == 2 * len(heard) + by_key
-    assert caplog.text.count("what cannot be written is left out of the state file") == 1
+    assert caplog.text.count("a row cannot be written and is left out of the state file") == 1
     file.close()
 
 
-def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone(tmp_path: Path) -> None:
+def test_write_journal_and_write_subscribers_leave_out_only_what_cannot_be_written(tmp_path: Path) -> None:
     file, place = StateFile(tmp_path), (KEY, "10.0.0.1", 80)
     writes = [Register(KEY, instance("10.0.0.9", metadata={"a": "\ud800"})), Deregister(KEY, "10.0.0.1", 80)]
     file.write_journal([((KEY, "10.0.0.9", 80), Waiting((writes[0],), 1, 1.0)), (place, Waiting((writes[1],), 2, 1.0))])
@@ -84,9 +86,19 @@ def test_a_write_and_a_subscription_that_cannot_be_written_cost_themselves_alone
     file.close()
 
 
-def test_no_more_subscribers_are_read_back_than_there_may_be(tmp_path: Path) -> None:
+def test_read_subscribers_reads_no_more_than_there_may_be(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     one = Subscription(ServiceKey.of("orders"), ("127.0.0.1", 1), "", "a", "", 0.0)
     file.write_subscribers([subscriber_row(replace(one, address=("127.0.0.1", n)), 0.0) for n in range(MOST + 10)])
     assert len(file.read_subscribers()) == MOST
     file.close()
+
+
+def test_lock_fails_while_another_holder_has_it_and_names_its_process(tmp_path: Path) -> None:
+    home = PrivateDirectory(tmp_path)
+    held = lock(home)
+    with pytest.raises(StateLocked, match=f"process {os.getpid()}"):
+        lock(home)
+    os.close(held)
+    os.close(lock(home))
+    home.close()

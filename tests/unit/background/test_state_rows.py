@@ -17,12 +17,7 @@ from nacos_proxy.background.state_rows import (
     registry_row,
 )
 from nacos_proxy.catalog.journal import Journal, Local
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.services import EMPTY, Checking
 from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService
@@ -40,11 +35,11 @@ WRITES: list[Local] = [
 ]
 
 
-def test_a_write_comes_back_as_it_was() -> None:
+def test_load_writes_reverses_dump_writes() -> None:
     assert load_writes(KEY, dump_writes(WRITES)) == tuple(WRITES)
 
 
-def test_what_waits_of_a_place_comes_back_and_what_is_done_has_no_body() -> None:
+def test_load_waiting_reverses_journal_row_and_what_is_done_has_no_body() -> None:
     journal = Journal()
     journal.add(WRITES[0], 7.0)
     place, gone = (KEY, "::1", 80), (KEY, "::2", 80)
@@ -54,7 +49,7 @@ def test_what_waits_of_a_place_comes_back_and_what_is_done_has_no_body() -> None
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"kind":"Fetch"}]', b'[{"kind":"Register","more":1}]'])
-def test_what_cannot_be_understood_says_so(body: bytes) -> None:
+def test_load_raises_for_a_row_that_cannot_be_understood(body: bytes) -> None:
     if body == b"{}":
         assert load_writes(KEY, body) == ()
         return
@@ -73,11 +68,11 @@ KEPT = PersistentService(
 ODD: list[dict[str, Any]] = [{"ip": 1}, {"metadata": ["a"]}, {"metadata": "ab"}]
 
 
-def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
+def test_load_lasting_reverses_registry_row() -> None:
     assert load_lasting(registry_row((KEY, KEPT))) == (KEY, KEPT)
-    assert load_lasting(registry_row((KEY, PersistentService(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[
-        1
-    ] == PersistentService(True, True, 0.0, {}, {"type": "none"}, {}, ())
+    assert load_lasting(registry_row((KEY, PersistentService(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[1] == PersistentService(
+        True, True, 0.0, {}, {"type": "none"}, {}, ()
+    )
     odd = {**SWITCHES, "unknown": 1, "clientBeatInterval": "soon"}
     assert load_lasting(registry_row((SWITCHES_KEY, odd)))[1] == {
         name: value for name, value in SWITCHES.items() if name != "clientBeatInterval"
@@ -95,7 +90,7 @@ def test_what_lasts_of_the_embedded_registry_comes_back_as_it_was() -> None:
         ),
     ],
 )
-def test_what_cannot_be_understood_of_the_registry_says_so(body: bytes) -> None:
+def test_load_lasting_raises_for_a_row_that_cannot_be_understood(body: bytes) -> None:
     for place in (KEY, SWITCHES_KEY):
         if place == KEY or body[:1] != b"{":
             with pytest.raises(UNREADABLE):

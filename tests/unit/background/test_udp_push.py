@@ -95,7 +95,7 @@ async def udp(encode: Any = None, host: str = "127.0.0.1", **policy: Any) -> Asy
         await push.stop()
 
 
-async def test_who_lists_with_an_address_is_pushed_to_at_once_and_at_each_change() -> None:
+async def test_listed_begins_a_subscription_that_gets_each_change() -> None:
     async with udp() as world:
         world.list(clusters="c1,c2")
         first = await world.client.pushed()
@@ -108,7 +108,7 @@ async def test_who_lists_with_an_address_is_pushed_to_at_once_and_at_each_change
         assert world.push.subscribed() == [KEY]
 
 
-async def test_who_was_subscribed_before_a_restart_hears_of_the_next_change_if_it_may_be_pushed_to() -> None:
+async def test_restore_keeps_subscriptions_whose_address_is_allowed() -> None:
     async with udp() as world:
         own = Subscription(KEY, ("127.0.0.1", world.client.port), "", JAVA, "", 0.0)
         world.push.restore([own, replace(own, address=("192.0.2.1", 5000)), replace(own, address=("::1", 5000))])
@@ -117,7 +117,7 @@ async def test_who_was_subscribed_before_a_restart_hears_of_the_next_change_if_i
         assert len(world.pushes) == 1
 
 
-async def test_a_list_again_is_no_reason_to_push_and_another_service_is_none_of_its_business() -> None:
+async def test_listed_again_sends_nothing_and_other_services_neither() -> None:
     async with udp() as world:
         world.list()
         await world.client.pushed()
@@ -127,7 +127,7 @@ async def test_a_list_again_is_no_reason_to_push_and_another_service_is_none_of_
         await world.none_comes()
 
 
-async def test_a_change_with_thousands_of_subscribers_is_told_in_pieces_the_last_state_alone() -> None:
+async def test_follow_sends_a_change_to_thousands_in_pieces_and_only_the_last_state() -> None:
     """3,000 of one client held the loop for as long as it takes to compress 3,000 lists."""
     async with udp() as world:
         for port in range(1, 3001):
@@ -145,7 +145,7 @@ async def test_a_change_with_thousands_of_subscribers_is_told_in_pieces_the_last
         assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1"]
 
 
-async def test_one_failing_push_does_not_stop_the_others() -> None:
+async def test_follow_goes_on_after_a_push_that_fails() -> None:
     def text(call: ReadService, shown: Snapshot) -> bytes:
         if call.clusters == "bad":
             raise ValueError("a bug of ours")
@@ -162,7 +162,7 @@ async def test_one_failing_push_does_not_stop_the_others() -> None:
         await world.client.pushed()
 
 
-async def test_a_large_text_is_gzipped_and_a_small_one_plain() -> None:
+async def test_follow_compresses_only_a_large_text() -> None:
     text = json.dumps(["x" * 5000]).encode()
     async with udp(lambda call, shown: text) as world:
         world.list()
@@ -174,7 +174,7 @@ async def test_a_large_text_is_gzipped_and_a_small_one_plain() -> None:
         assert (await world.client.packet())[0][:1] == b"{"
 
 
-async def test_what_fits_into_no_datagram_is_left_to_the_poll() -> None:
+async def test_follow_counts_what_is_too_large_for_a_datagram() -> None:
     noise = "".join(chr(0x4E00 + (n * 7919) % 20_000) for n in range(100_000))
     async with udp(lambda call, shown: json.dumps(noise, ensure_ascii=False).encode()) as world:
         world.list()
@@ -182,7 +182,7 @@ async def test_what_fits_into_no_datagram_is_left_to_the_poll() -> None:
         await world.none_comes()
 
 
-async def test_without_an_ack_it_is_sent_once_more_after_10_s_and_then_given_up() -> None:
+async def test_push_without_an_ack_is_repeated_after_10_s_and_then_given_up() -> None:
     async with udp() as world:
         world.list()
         first, _ = await world.client.packet()
@@ -202,7 +202,7 @@ async def acked(world: World, times: int) -> None:
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-async def test_an_ack_ends_it(as_text: bool) -> None:
+async def test_push_with_an_ack_is_not_repeated(as_text: bool) -> None:
     async with udp() as world:
         world.list()
         data, where = await world.client.packet()
@@ -214,7 +214,7 @@ async def test_an_ack_ends_it(as_text: bool) -> None:
         assert (world.push.tallies()["acknowledged"], world.push.tallies()["given_up"]) == (1, 0)
 
 
-async def test_an_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> None:
+async def test_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> None:
     """The Node SDK's are, and it sends the number back as it has read it."""
     async with udp() as world:
         world.list()
@@ -225,7 +225,7 @@ async def test_an_ack_counts_from_a_client_whose_numbers_are_all_doubles() -> No
             world.push.follow(Change(ONE, TWO, "poll"))
 
 
-async def test_nonsense_on_the_socket_is_no_ack_and_no_harm() -> None:
+async def test_datagram_received_ignores_nonsense() -> None:
     async with udp() as world:
         world.list()
         data, where = await world.client.packet()
@@ -238,7 +238,7 @@ async def test_nonsense_on_the_socket_is_no_ack_and_no_harm() -> None:
         assert world.pushes.acknowledged == 1
 
 
-async def test_who_no_longer_lists_is_forgotten_after_60_s() -> None:
+async def test_subscription_expires_60_s_after_the_last_list() -> None:
     async with udp() as world:
         world.list()
         await world.client.pushed()
@@ -254,7 +254,7 @@ async def test_who_no_longer_lists_is_forgotten_after_60_s() -> None:
         assert world.push.subscribed() == []
 
 
-async def test_agents_that_take_no_push_get_none() -> None:
+async def test_listed_by_an_agent_that_takes_no_push_is_ignored() -> None:
     async with udp() as world:
         world.list(agent="Nacos-Python-Client:v0.1.16")
         world.list(agent="")
@@ -278,28 +278,28 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("ip", FOREIGN)
-async def test_an_address_of_another_host_is_refused(ip: str) -> None:
+async def test_allowed_refuses_an_address_of_another_host(ip: str) -> None:
     async with udp() as world:
         world.list(ip=ip)
         assert (world.push.refused, world.push.sent, world.push.subscribed()) == (1, 0, [])
 
 
 @pytest.mark.parametrize("ip", ODD_SCOPES)
-def test_a_scope_that_no_socket_takes_is_no_address(ip: str) -> None:
+def test_allowed_refuses_a_scope_that_no_socket_accepts(ip: str) -> None:
     """asyncio closes its socket for good over a NUL, uvloop raises over what is not ASCII."""
     everywhere = (ipaddress.ip_network("::/0"),)
     assert not allowed(ip, ()) and not allowed(ip, everywhere)
     assert allowed("fe80::5%eth0", everywhere)
 
 
-def test_an_operator_may_allow_networks() -> None:
+def test_allowed_accepts_networks_of_the_operator() -> None:
     networks = (ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/32"))
     assert allowed("192.0.2.7", networks) and allowed("2001:db8::1", networks)
     assert not allowed("192.0.3.7", networks)
     assert allowed("127.0.0.1", ()) and allowed("::1", ())
 
 
-def test_an_address_of_the_other_family_breaks_nothing_on_any_loop() -> None:
+def test_listed_with_an_address_of_the_other_family_fails_on_no_loop() -> None:
     """uvloop raises where asyncio only tells `error_received`, and neither a list nor a follower may fail of it."""
 
     async def play() -> None:
@@ -324,7 +324,7 @@ def test_an_address_of_the_other_family_breaks_nothing_on_any_loop() -> None:
     uvloop.run(play())
 
 
-async def test_after_the_end_nothing_is_sent_and_nothing_breaks() -> None:
+async def test_follow_after_stop_sends_nothing() -> None:
     async with udp() as world:
         world.list()
         await world.client.pushed()

@@ -23,15 +23,7 @@ from nacos_proxy.model.calls import (  # fmt: skip
     Register,
     Update,
 )
-from nacos_proxy.model.errors import (
-    BadCall,
-    NothingKnown,
-    ProxyError,
-    Reason,
-    Refused,
-    TooSlow,
-    Unreachable,
-)
+from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.model.services import Change, ServiceKey
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
@@ -54,12 +46,17 @@ class World:
     """An agent with its poller. `lists` is what readers see."""
 
     def __init__(self, *, writes: bool = True) -> None:
+        self.checked = True
         self.clock = FakeClock()
         self.shelf = Shelf()
         self.registry = ScriptedRegistry(self.shelf)
         self.changes: list[Change] = []
         self.agent: Agent = agent(
-            self.registry, self.clock, self.changes.append, policy=AgentPolicy(outage_writes=writes)
+            self.registry,
+            self.clock,
+            self.changes.append,
+            policy=AgentPolicy(outage_writes=writes),
+            checks=lambda: self.checked,
         )
         self.poller = Poller(self.agent, PollPolicy())
         self.poller.start()
@@ -67,7 +64,7 @@ class World:
     async def lists(self, service: ServiceKey = KEY) -> list[str]:
         look = await self.agent.read(service)
         assert look.snapshot is not None
-        return [f"{i.ip}{'' if i.healthy else ' unwell'}" for i in look.snapshot.instances]
+        return [f"{i.ip}{'' if i.healthy else ' unhealthy'}" for i in look.snapshot.instances]
 
     async def lose(self, error: ProxyError = AWAY) -> None:
         self.registry.script = lambda call: error
@@ -113,7 +110,7 @@ async def world() -> AsyncIterator[World]:
 # --- what is accepted ----------------------------------------------------------------------------------------------
 
 
-async def test_a_rolling_deployment_shows_at_once_and_reaches_the_upstream_in_order_on_its_return(
+async def test_outage_shows_a_rolling_deployment_at_once_and_sends_it_in_order_on_the_return(
     world: World,
 ) -> None:
     await world.lose()
@@ -135,7 +132,7 @@ async def test_a_rolling_deployment_shows_at_once_and_reaches_the_upstream_in_or
     assert not len(world.outage.journal)
 
 
-async def test_old_lists_of_the_upstream_do_not_undo_what_it_has_not_heard_of(world: World) -> None:
+async def test_outage_writes_are_not_undone_by_lists_until_the_upstream_has_heard_of_them(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     await world.agent.write(leave(A))
@@ -146,7 +143,7 @@ async def test_old_lists_of_the_upstream_do_not_undo_what_it_has_not_heard_of(wo
     assert len(world.outage.journal) == 2
 
 
-async def test_a_service_that_nobody_read_is_answered_with_what_registered_here(world: World) -> None:
+async def test_outage_writes_make_a_service_readable_that_nobody_had_read(world: World) -> None:
     await world.lose()
     with pytest.raises(NothingKnown):
         await world.agent.read(key("new"))
@@ -160,7 +157,7 @@ async def test_a_service_that_nobody_read_is_answered_with_what_registered_here(
         await world.agent.read(key("other"))
 
 
-async def test_a_modification_shows_and_is_sent_behind_the_registration(world: World) -> None:
+async def test_outage_accepts_an_update_and_sends_it_after_the_registration(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     heavy = Update(KEY, C.ip, C.port, weight=5.0, enabled=True)
@@ -172,7 +169,7 @@ async def test_a_modification_shows_and_is_sent_behind_the_registration(world: W
     assert (await world.agent.modify(Update(KEY, C.ip, C.port, weight=6.0))).result.weight == 6.0
 
 
-async def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_not(world: World) -> None:
+async def test_outage_accepts_a_full_beat_of_an_unknown_instance_and_no_light_one(world: World) -> None:
     await world.lose()
     assert (await world.agent.write(beat(C, full=C))).result == BeatResult()
     assert await world.lists() == [A.ip, B.ip, C.ip]
@@ -183,9 +180,7 @@ async def test_a_full_beat_of_an_unknown_instance_registers_it_a_light_one_does_
 
 
 @pytest.mark.parametrize("error", [AWAY, SLOW, Refused(Reason.OTHER, "bad gateway", status=502)])
-async def test_a_call_that_nobody_answers_is_accepted_before_the_upstream_counts_as_away(
-    world: World, error: ProxyError
-) -> None:
+async def test_after_failure_accepts_a_call_before_the_upstream_counts_as_away(world: World, error: ProxyError) -> None:
     world.registry.script = lambda call: error if isinstance(call, Register) else world.shelf(call)
     assert (await world.agent.write(Register(KEY, C))).how == "local"
     assert world.agent.catalog.breaker.up
@@ -194,7 +189,7 @@ async def test_a_call_that_nobody_answers_is_accepted_before_the_upstream_counts
 
 
 @pytest.mark.parametrize("status", [400, 403, 500])
-async def test_a_no_of_the_upstream_stands(world: World, status: int) -> None:
+async def test_after_failure_lets_a_refusal_of_the_upstream_stand(world: World, status: int) -> None:
     no = Refused(Reason.OTHER, "caused: no", status=status)
     world.registry.script = lambda call: no if isinstance(call, Register) else world.shelf(call)
     with pytest.raises(Refused):
@@ -202,7 +197,7 @@ async def test_a_no_of_the_upstream_stands(world: World, status: int) -> None:
     assert await world.lists() == [A.ip, B.ip]
 
 
-async def test_persistent_instances_and_what_nobody_knows_are_the_upstreams_matter(world: World) -> None:
+async def test_outage_does_not_accept_writes_about_persistent_or_unknown_instances(world: World) -> None:
     lasting = instance("10.0.0.7", ephemeral=False)
     world.shelf.services[key("lasting")] = snapshot(lasting, service=key("lasting"))
     await world.agent.read(key("lasting"))
@@ -216,21 +211,21 @@ async def test_persistent_instances_and_what_nobody_knows_are_the_upstreams_matt
     assert not len(world.outage.journal)
 
 
-async def test_what_nacos_would_refuse_is_refused(world: World) -> None:
+async def test_outage_refuses_what_nacos_would_refuse(world: World) -> None:
     await world.lose()
     with pytest.raises(BadCall, match="heart beat interval"):
         await world.agent.write(Register(KEY, instance("10.0.0.5", metadata={"preserved.heart.beat.timeout": "1"})))
 
 
-async def test_what_only_nacos_would_refuse_is_accepted_before_a_server_without_its_check(world: World) -> None:
+async def test_outage_accepts_what_only_nacos_would_refuse_if_checks_says_no(world: World) -> None:
     """r-nacos takes it in peace, and so it is taken in an outage."""
     await world.lose()
-    world.outage.checks = lambda: False
+    world.checked = False
     odd = instance("10.0.0.5", metadata={"preserved.heart.beat.timeout": "1"})
     assert (await world.agent.write(Register(KEY, odd))).how == "local"
 
 
-async def test_without_the_setting_only_beats_are_answered_here() -> None:
+async def test_outage_without_accept_writes_answers_only_beats() -> None:
     world = World(writes=False)
     await world.agent.write(Register(KEY, A))
     await world.lists()
@@ -245,19 +240,19 @@ async def test_without_the_setting_only_beats_are_answered_here() -> None:
     await world.agent.close()
 
 
-async def test_it_is_on_disk_before_it_is_answered(world: World) -> None:
+async def test_persist_with_makes_a_write_wait_until_it_is_on_disk(world: World) -> None:
     kept: list[int] = []
 
     async def keep() -> None:
         kept.append(len(world.outage.journal))
 
-    world.outage.kept = keep
+    world.outage.persist_with(keep)
     await world.lose()
     await world.agent.write(Register(KEY, C))
     assert kept == [1]
 
 
-async def test_beyond_its_bound_the_upstreams_failure_is_the_answer(world: World) -> None:
+async def test_outage_accepts_nothing_when_its_journal_is_full(world: World) -> None:
     await world.lose()
     for number in range(20_000):
         world.outage.journal.add(leave(instance(f"10.1.{number // 250}.{number % 250}")), 0.0)
@@ -268,11 +263,11 @@ async def test_beyond_its_bound_the_upstreams_failure_is_the_answer(world: World
 # --- silence -------------------------------------------------------------------------------------------------------
 
 
-async def test_who_dies_turns_unwell_and_goes_by_nacos_own_times_while_the_upstream_is_away(world: World) -> None:
+async def test_check_silence_shows_a_dead_client_as_unhealthy_and_then_removes_it(world: World) -> None:
     await world.lose()
     await world.beats(B, seconds=15)
     await world.clock.advance(0.2)
-    assert await world.lists() == [f"{A.ip} unwell", B.ip]
+    assert await world.lists() == [f"{A.ip} unhealthy", B.ip]
     assert world.changes[-1].modified[0].healthy is False
     await world.beats(B, seconds=15)
     assert await world.lists() == [B.ip]
@@ -280,45 +275,45 @@ async def test_who_dies_turns_unwell_and_goes_by_nacos_own_times_while_the_upstr
     assert await world.lists() == [A.ip, B.ip], "its word counts again"
 
 
-async def test_the_times_are_those_of_the_metadata(world: World) -> None:
+async def test_check_silence_uses_the_times_in_the_metadata(world: World) -> None:
     quick = {"preserved.heart.beat.interval": "1000", "preserved.heart.beat.timeout": "2000",
              "preserved.ip.delete.timeout": "3000"}  # fmt: skip
     await world.lose()
     await world.agent.write(Register(KEY, instance("10.0.0.5", metadata=quick)))
     await world.clock.advance(2.1)
-    assert (await world.lists())[-1] == "10.0.0.5 unwell"
+    assert (await world.lists())[-1] == "10.0.0.5 unhealthy"
     await world.clock.advance(1)
     assert await world.lists() == [A.ip, B.ip]
 
 
-async def test_who_beats_again_is_well_again_at_once(world: World) -> None:
+async def test_answer_beat_makes_a_silent_client_healthy_again_at_once(world: World) -> None:
     await world.lose()
     await world.clock.advance(16)
-    assert await world.lists() == [f"{A.ip} unwell", f"{B.ip} unwell"]
+    assert await world.lists() == [f"{A.ip} unhealthy", f"{B.ip} unhealthy"]
     await world.agent.write(beat(A))
-    assert await world.lists() == [A.ip, f"{B.ip} unwell"]
+    assert await world.lists() == [A.ip, f"{B.ip} unhealthy"]
     await world.clock.advance(14)
     assert await world.lists() == [A.ip]
     await world.agent.write(beat(B, full=B))
     assert await world.lists() == [A.ip, B.ip]
 
 
-async def test_while_the_upstream_answers_its_word_counts(world: World) -> None:
+async def test_check_silence_does_nothing_while_the_upstream_answers(world: World) -> None:
     await world.clock.advance(40)
     assert await world.lists() == [A.ip, B.ip]
 
 
-async def test_a_second_outage_finds_the_silent_again(world: World) -> None:
+async def test_check_silence_finds_the_silent_again_in_a_second_outage(world: World) -> None:
     await world.lose()
     await world.clock.advance(16)
     await world.back(10)
     assert await world.lists() == [A.ip, B.ip]
     await world.lose()
     await world.clock.advance(0.2)
-    assert await world.lists() == [f"{A.ip} unwell", f"{B.ip} unwell"]
+    assert await world.lists() == [f"{A.ip} unhealthy", f"{B.ip} unhealthy"]
 
 
-async def test_a_managed_one_that_went_comes_back_with_its_check(world: World) -> None:
+async def test_answer_beat_brings_back_a_managed_instance_that_was_removed(world: World) -> None:
     for registration in world.agent.catalog.registrations:
         registration.managed = {"check": {}}
     await world.lose()
@@ -333,14 +328,14 @@ async def test_a_managed_one_that_went_comes_back_with_its_check(world: World) -
 # --- the return ----------------------------------------------------------------------------------------------------
 
 
-async def test_who_registered_here_and_fell_silent_is_not_registered_there_who_left_is_deregistered(
+async def test_send_waiting_skips_clients_that_fell_silent_and_deregisters_those_that_left(
     world: World,
 ) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     await world.agent.write(leave(A))
     await world.beats(B, seconds=20)
-    assert await world.lists() == [B.ip, f"{C.ip} unwell"]
+    assert await world.lists() == [B.ip, f"{C.ip} unhealthy"]
     await world.back()
     assert world.registry.sent(Register) == []
     assert world.registry.sent(Deregister) == [leave(A)]
@@ -348,7 +343,7 @@ async def test_who_registered_here_and_fell_silent_is_not_registered_there_who_l
     assert world.counts == {"accepted": 2, "lapsed": 1, "sent": 1}
 
 
-async def test_who_is_gone_before_the_return_waits_no_more(world: World) -> None:
+async def test_expired_drops_what_waits_of_a_client_that_is_gone_before_the_return(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     await world.beats(A, B, seconds=35)
@@ -356,7 +351,7 @@ async def test_who_is_gone_before_the_return_waits_no_more(world: World) -> None
     assert world.counts == {"accepted": 1, "lapsed": 1}
 
 
-async def test_who_is_gone_after_the_return_before_it_was_sent_is_no_longer_shown(world: World) -> None:
+async def test_expired_hides_a_client_that_is_gone_after_the_return_and_before_it_was_sent(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     never = asyncio.get_running_loop().create_future()
@@ -366,7 +361,7 @@ async def test_who_is_gone_after_the_return_before_it_was_sent_is_no_longer_show
     assert (await world.lists(), world.counts) == ([A.ip, B.ip], {"accepted": 1, "lapsed": 1})
 
 
-async def test_after_the_return_no_beat_is_sent_for_who_is_dead_or_left(world: World) -> None:
+async def test_renewal_after_the_return_sends_no_beat_for_clients_that_are_dead_or_left(world: World) -> None:
     for i in (A, B, C):
         await world.agent.write(Register(KEY, i))
         await world.agent.write(beat(i))
@@ -379,7 +374,7 @@ async def test_after_the_return_no_beat_is_sent_for_who_is_dead_or_left(world: W
     assert {call.ip for call in world.registry.sent(GetInstance)} == {C.ip}
 
 
-async def test_what_the_upstream_refuses_is_told_counted_and_no_longer_shown(
+async def test_send_waiting_undoes_logs_and_counts_what_the_upstream_refuses(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     await world.lose()
@@ -391,10 +386,10 @@ async def test_what_the_upstream_refuses_is_told_counted_and_no_longer_shown(
     assert await world.lists() == [A.ip, B.ip]
     assert world.counts == {"accepted": 2, "refused": 2}
     assert world.agent.catalog.registrations.find(KEY, C.ip, C.port) is None
-    assert sum("is refused, and undone" in record.getMessage() for record in caplog.records) == 2
+    assert sum("it is undone" in record.getMessage() for record in caplog.records) == 2
 
 
-async def test_a_node_that_refuses_only_at_first_gets_it(world: World) -> None:
+async def test_send_waiting_tries_again_at_a_node_that_refuses_only_at_first(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     answers: list[Any] = [Refused(Reason.OTHER, "receive invalid redirect request from peer", status=400)] * 2
@@ -407,7 +402,7 @@ async def test_a_node_that_refuses_only_at_first_gets_it(world: World) -> None:
     assert C in world.shelf.of(KEY).instances
 
 
-async def test_an_upstream_that_goes_again_in_the_middle_leaves_the_rest_waiting(world: World) -> None:
+async def test_send_waiting_keeps_the_rest_if_the_upstream_goes_away_again(world: World) -> None:
     await world.lose()
     services = [key(f"s{number}") for number in range(40)]
     for service in services:
@@ -421,7 +416,7 @@ async def test_an_upstream_that_goes_again_in_the_middle_leaves_the_rest_waiting
     assert len(world.outage.journal) == 0
 
 
-async def test_many_are_sent_spread_and_a_few_at_once(world: World) -> None:
+async def test_send_waiting_is_spread_over_time(world: World) -> None:
     await world.lose()
     for number in range(400):
         await world.agent.write(leave(A, key(f"s{number}")))
@@ -434,7 +429,7 @@ async def test_many_are_sent_spread_and_a_few_at_once(world: World) -> None:
     assert len(world.registry.sent(Deregister)) == 400
 
 
-async def test_a_write_after_the_return_does_not_overtake_what_waits_of_its_place(world: World) -> None:
+async def test_before_sending_sends_first_what_waits_of_the_same_instance(world: World) -> None:
     await world.lose()
     await world.agent.write(leave(A))
     world.registry.script = world.shelf
@@ -446,7 +441,7 @@ async def test_a_write_after_the_return_does_not_overtake_what_waits_of_its_plac
     assert world.registry.sent(Deregister) == [leave(A)]
 
 
-async def test_a_beat_after_the_return_finds_the_instance_registered(world: World) -> None:
+async def test_before_sending_registers_an_instance_before_its_beat(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     await world.clock.advance(16)
@@ -456,7 +451,7 @@ async def test_a_beat_after_the_return_finds_the_instance_registered(world: Worl
     assert world.sent() == [Register(KEY, C), beat(C)]
 
 
-async def test_a_write_that_finds_the_upstream_gone_again_waits_behind_the_others(world: World) -> None:
+async def test_before_sending_queues_a_write_if_the_upstream_is_away_again(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     world.agent.catalog.breaker.succeeded(world.clock.now())
@@ -466,7 +461,7 @@ async def test_a_write_that_finds_the_upstream_gone_again_waits_behind_the_other
     assert world.registry.sent(Deregister) == [leave(C)]
 
 
-async def test_what_it_was_told_while_it_was_being_sent_is_sent_behind_it(world: World) -> None:
+async def test_send_waiting_also_sends_what_is_accepted_meanwhile(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))
     place = (KEY, C.ip, C.port)
@@ -476,11 +471,11 @@ async def test_what_it_was_told_while_it_was_being_sent_is_sent_behind_it(world:
         return world.shelf(call)
 
     world.registry.script = lambda call: late(call) if isinstance(call, Register) else world.shelf(call)
-    assert await world.outage.send_on(place)
+    assert await world.outage.send_waiting(place)
     assert world.sent() == [Register(KEY, C), leave(C)]
 
 
-async def test_a_beat_of_nobody_is_answered_as_the_upstream_does(world: World) -> None:
+async def test_outage_leaves_a_beat_of_an_unknown_instance_to_the_upstream(world: World) -> None:
     assert (await world.agent.write(Beat(KEY, "10.0.0.9", 80))).result.code == BEAT_NOT_FOUND
     await settle()
     assert repr(world.outage) == "<Outage <Journal 0 writes of 0 instances>, 0 silent>"

@@ -29,8 +29,8 @@ from nacos_proxy.model.services import Snapshot
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock
 from tests.helpers.scripted import ScriptedRegistry, Shelf
+from tests.helpers.world import A, B, World
 
-A, B = instance(), instance("10.0.0.2")
 NEW = key("new")
 GET = GetInstance(KEY, A.ip, A.port)
 
@@ -59,7 +59,7 @@ def world(*services: Snapshot) -> tuple[Agent, FakeClock]:
     return agent(ScriptedRegistry(Late(*(services or (snapshot(A, B),)))), clock), clock
 
 
-async def test_what_was_deregistered_here_is_not_found_though_the_upstream_still_finds_it() -> None:
+async def test_ask_does_not_find_what_was_deregistered_here_though_the_upstream_does() -> None:
     proxied, clock = world()
     await proxied.read(KEY)
     await proxied.write(Deregister(KEY, A.ip, A.port))
@@ -71,7 +71,7 @@ async def test_what_was_deregistered_here_is_not_found_though_the_upstream_still
     assert await proxied.ask(GET) == A, "after the grace the upstream's word stands"
 
 
-async def test_an_instance_is_shown_as_it_was_registered_and_modified_here() -> None:
+async def test_ask_gives_an_instance_as_it_was_registered_and_modified_here() -> None:
     proxied, _ = world(snapshot(B))
     with pytest.raises(Refused):
         await proxied.ask(GET)
@@ -80,7 +80,7 @@ async def test_an_instance_is_shown_as_it_was_registered_and_modified_here() -> 
     assert await proxied.ask(GET) == replace(A, weight=7.0, enabled=False)
 
 
-async def test_lists_of_services_agree_too() -> None:
+async def test_ask_for_lists_of_services_includes_pending_writes() -> None:
     proxied, clock = world()
     await proxied.read(KEY)
     await proxied.read(NEW)
@@ -99,7 +99,7 @@ async def test_lists_of_services_agree_too() -> None:
     assert (await proxied.ask(ListServices("public", "DEFAULT_GROUP"))).count == 1
 
 
-async def test_a_page_that_does_not_hold_all_is_not_added_to() -> None:
+async def test_ask_adds_nothing_to_a_page_that_does_not_hold_all_services() -> None:
     proxied, _ = world(*(snapshot(A, service=key(f"s{n}")) for n in range(5)))
     await proxied.read(NEW)
     await proxied.write(Register(NEW, A))
@@ -108,7 +108,7 @@ async def test_a_page_that_does_not_hold_all_is_not_added_to() -> None:
     assert other == ServicePage(0, ())
 
 
-async def test_what_the_upstream_cannot_say_is_raised_and_other_calls_pass() -> None:
+async def test_ask_raises_what_the_upstream_refuses_and_passes_other_calls() -> None:
     denied = Refused(Reason.NO_RIGHT, "no", status=403)
     registry = ScriptedRegistry(lambda call: denied if isinstance(call, GetInstance) else {"status": "UP"})
     proxied = agent(registry, FakeClock())
@@ -118,3 +118,23 @@ async def test_what_the_upstream_cannot_say_is_raised_and_other_calls_pass() -> 
     registry.script = lambda call: Unreachable("refused", arrived=False)
     with pytest.raises(Unreachable):
         await proxied.ask(GET)
+
+
+async def test_instance_comes_from_the_snapshot(world: World) -> None:
+    found, look = await world.agent.instance(GetInstance(KEY, B.ip, B.port))
+    assert (found, look is not None, world.registry.sent(GetInstance)) == (B, True, [])
+
+
+async def test_instance_that_no_list_shows_is_looked_up(world: World) -> None:
+    hidden = instance("10.0.0.9", enabled=False)
+    world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
+    found, look = await world.agent.instance(GetInstance(KEY, hidden.ip, hidden.port))
+    assert (found, look) == (hidden, None)
+
+
+async def test_instance_that_is_not_in_the_snapshot_is_not_found_while_the_upstream_is_down(world: World) -> None:
+    await world.read()
+    await world.lose()
+    with pytest.raises(Refused) as raised:
+        await world.agent.instance(GetInstance(KEY, "10.0.0.9", 80))
+    assert (raised.value.reason, raised.value.status) == (Reason.INSTANCE_NOT_FOUND, 404)

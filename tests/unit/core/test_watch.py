@@ -1,4 +1,4 @@
-"""A mailbox and the snapshots that it starts from are taken in one stretch; see `test_agent` for all of `watch`."""
+"""A mailbox and the snapshots that it starts from are taken in one stretch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import pytest
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.hub import Filter, Hub, HubPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.core.watch import AT_ONCE, Watches
+from nacos_proxy.core.watch import MAX_READS, Watches
+from nacos_proxy.model.calls import Call, Deregister, Fetch, Register
 from nacos_proxy.model.errors import NothingKnown, Reason, Refused
-from nacos_proxy.model.services import ServiceKey
-from tests.helpers.build import KEY, instance, key, snapshot
+from nacos_proxy.model.services import Change, ServiceKey
+from tests.helpers.build import KEY, agent, key, snapshot
 from tests.helpers.clock import FakeClock, settle
+from tests.helpers.scripted import ScriptedRegistry, Shelf
+from tests.helpers.world import AWAY, A, B, C, World
 
-A = instance()
 
-
-class World:
+class Watched:
     def __init__(self, strict: bool = False) -> None:
         self.cache = Cache(CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__)
         self.hub = Hub(HubPolicy(), "e")
-        self.watching = Watches(self.cache, self.hub, self.read, FakeClock(), strict=strict)
+        self.watches = Watches(self.cache, self.hub, self.read, FakeClock(), strict=strict)
         self.known: dict[ServiceKey, Any] = {KEY: snapshot(A)}
 
     async def read(self, service: ServiceKey) -> None:
@@ -34,34 +35,34 @@ class World:
         self.cache.accept(self.known[service], 0, "poll", asked=0)
 
 
-async def test_what_cannot_be_fetched_has_no_snapshot_and_is_watched_all_the_same() -> None:
-    world = World()
+async def test_watch_of_a_service_that_cannot_be_fetched_gives_no_snapshot_but_watches_it() -> None:
+    world = Watched()
     other = key("other")
-    mailbox, start = await world.watching.watch(Filter(frozenset({KEY, other})), lambda: None, "")
+    mailbox, start = await world.watches.watch(Filter(frozenset({KEY, other})), lambda: None, "")
     assert [s.instances for s in start] == [(A,)]
     assert other in world.cache.watched_keys()
-    assert world.watching.unwatch(mailbox) is True
-    assert world.watching.unwatch(mailbox) is False
+    assert world.watches.unwatch(mailbox) is True
+    assert world.watches.unwatch(mailbox) is False
     assert other not in world.cache.watched_keys()
 
 
 REFUSED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
 
 
-async def test_a_start_that_shows_nothing_but_refusals_is_refused_where_rights_are_the_clients() -> None:
+async def test_watch_raises_if_all_is_refused_and_rights_are_strict() -> None:
     for strict in (True, False):
-        world = World(strict)
+        world = Watched(strict)
         world.known[KEY] = REFUSED
         if strict:
             with pytest.raises(Refused):
-                await world.watching.watch(Filter(frozenset({KEY})), lambda: None, "")
+                await world.watches.watch(Filter(frozenset({KEY})), lambda: None, "")
         else:
-            assert (await world.watching.watch(Filter(frozenset({KEY})), lambda: None, ""))[1] == []
+            assert (await world.watches.watch(Filter(frozenset({KEY})), lambda: None, ""))[1] == []
         assert world.hub.readers == (0 if strict else 1)
 
 
-async def test_who_resumes_is_not_told_from_history_of_what_is_refused_now() -> None:
-    world, other = World(strict=True), key("other")
+async def test_watch_that_resumes_does_not_replay_what_is_refused_now() -> None:
+    world, other = Watched(strict=True), key("other")
     world.known[other] = snapshot(A, service=other)
     after = world.hub.last_id
     for service in (KEY, other):
@@ -71,16 +72,16 @@ async def test_who_resumes_is_not_told_from_history_of_what_is_refused_now() -> 
     world.known[KEY] = REFUSED
     for interest in (Filter(frozenset({KEY, other})), Filter(everything=(KEY.namespace, KEY.group))):
         world.cache.reject(KEY, REFUSED, 0, barred=True)
-        mailbox, start = await world.watching.watch(interest, lambda: None, after)
+        mailbox, start = await world.watches.watch(interest, lambda: None, after)
         assert {event.body.key for event in mailbox.take()} == {other}
         assert KEY not in {shown.key for shown in start}
 
 
-async def test_of_many_services_only_some_are_asked_for_at_once_and_all_in_the_end() -> None:
-    keys = [key(f"s{number}") for number in range(4 * AT_ONCE)]
+async def test_watch_of_many_services_reads_only_some_at_once_and_all_in_the_end() -> None:
+    keys = [key(f"s{number}") for number in range(4 * MAX_READS)]
     under_way = most = 0
 
-    class Slow(World):
+    class Slow(Watched):
         async def read(self, service: ServiceKey) -> None:
             nonlocal under_way, most
             under_way += 1
@@ -91,5 +92,83 @@ async def test_of_many_services_only_some_are_asked_for_at_once_and_all_in_the_e
 
     world = Slow()
     world.known = {service: snapshot(A, service=service) for service in keys}
-    _, start = await world.watching.watch(Filter(frozenset(keys)), lambda: None, "")
-    assert (len(start), most) == (4 * AT_ONCE, AT_ONCE)
+    _, start = await world.watches.watch(Filter(frozenset(keys)), lambda: None, "")
+    assert (len(start), most) == (4 * MAX_READS, MAX_READS)
+
+
+async def test_watch_gives_the_snapshot_and_then_every_change(world: World) -> None:
+    mailbox, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    assert [s.instances for s in known] == [(A, B)]
+    assert len(mailbox) == 0
+    await world.agent.write(Register(KEY, C))
+    (event,) = mailbox.take()
+    assert isinstance(event.body, Change) and event.body.added == (C,)
+
+
+async def test_watch_that_resumes_without_a_gap_gives_no_snapshot(world: World) -> None:
+    first, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    last = world.agent.catalog.hub.last_id
+    world.agent.unwatch(first)
+    await world.agent.write(Register(KEY, C))
+    again, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None, last)
+    assert (known, len(again)) == ([], 1)
+    _, known = await world.agent.watch(Filter(frozenset({KEY})), lambda: None, "other-1")
+    assert len(known) == 1
+
+
+async def test_watch_that_resumes_gives_the_empty_snapshot_of_a_service_that_was_forgotten_meanwhile() -> None:
+    """Pushed out of the cache, then emptied: no change says so, and the last one that is kept says otherwise."""
+    shelf = Shelf(snapshot(A))
+    agent_ = agent(ScriptedRegistry(shelf), FakeClock(), cache=CachePolicy(max_services=1))
+    interest = Filter(frozenset({KEY}))
+    first, _ = await agent_.watch(interest, lambda: None)
+    heard = agent_.catalog.hub.last_id
+    agent_.unwatch(first)
+    await agent_.write(Register(KEY, B))
+    for name in ("b", "c"):  # what was registered here is pinned, so it has to go first
+        shelf.services[key(name)] = snapshot(C, service=key(name))
+    await agent_.write(Deregister(KEY, B.ip, B.port))
+    for name in ("b", "c"):
+        await agent_.read(key(name))
+    assert agent_.catalog.cache.get(KEY) is None
+    shelf.services[KEY] = snapshot()
+    again, known = await agent_.watch(interest, lambda: None, heard)
+    assert not again.reset
+    assert ([s.key for s in known], [s.instances for s in known], len(again)) == ([KEY], [()], 0)
+    await agent_.close()
+
+
+async def test_watch_of_many_services_gives_the_snapshots_that_can_be_fetched(world: World) -> None:
+    other = key("other")
+
+    def script(call: Call[Any]) -> Any:
+        return AWAY if isinstance(call, Fetch) and call.service == other else world.shelf(call)
+
+    world.registry.script = script
+    mailbox, known = await world.agent.watch(Filter(frozenset({KEY, other})), lambda: None)
+    assert [s.key for s in known] == [KEY]
+    world.heal()
+    world.shelf.services[other] = snapshot(C, service=other)
+    world.agent.refresh(other)
+    await settle()
+    (event,) = mailbox.take()
+    assert isinstance(event.body, Change) and (event.body.key, event.body.added) == (other, (C,))
+
+
+async def test_watch_of_a_group_gives_its_services_that_have_instances(world: World) -> None:
+    services: list[ServiceKey] = [key("a"), key("b"), key("c", group="other"), key("empty")]
+    for service in services[:3]:
+        world.shelf.services[service] = snapshot(A, service=service)
+    for service in services:
+        await world.agent.read(service)
+    _, known = await world.agent.watch(Filter(everything=("public", "DEFAULT_GROUP")), lambda: None)
+    assert sorted(s.key.name for s in known) == ["a", "b"]
+
+
+async def test_unwatch_twice_does_not_end_the_watch_of_another(world: World) -> None:
+    first, _ = await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    await world.agent.watch(Filter(frozenset({KEY})), lambda: None)
+    world.agent.unwatch(first)
+    world.agent.unwatch(first)
+    entry = world.agent.catalog.cache.get(KEY)
+    assert entry is not None and entry.listeners == 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Registrations, RegistrationsPolicy
+from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.heartbeats import beat_interval, beat_timeout, delete_timeout
 from tests.helpers.build import KEY, instance
@@ -34,7 +34,7 @@ def test_beat_times_never_break_the_registrations(text: str) -> None:
     metadata = dict.fromkeys(
         ("preserved.heart.beat.interval", "preserved.heart.beat.timeout", "preserved.ip.delete.timeout"), text
     )
-    registrations = Registrations(RegistrationsPolicy())
+    registrations = Registrations()
     registrations.wrote(Register(KEY, instance(metadata=metadata)), 100.0)
     registrations.expire(1e6)
     assert all(r.alive(100.0) in (True, False) and r.healthy(100.0) in (True, False) for r in registrations)

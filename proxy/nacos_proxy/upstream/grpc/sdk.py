@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from nacos_proxy.private_directory import Home
+from nacos_proxy.private_directory import PrivateDirectory
 
 log = logging.getLogger("nacos_proxy.push")
 
@@ -177,7 +177,7 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
 def _home(wanted: str) -> str:
     """Where the SDK's files go: below a temporary directory where the wanted one cannot be written."""
     try:
-        Home(Path(wanted)).close()
+        PrivateDirectory(Path(wanted)).close()
         tempfile.TemporaryFile(dir=wanted).close()
     except OSError as error:
         log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror or error, _spare())

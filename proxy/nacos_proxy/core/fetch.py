@@ -1,0 +1,84 @@
+"""Fetch: ask the upstream for a service and commit what it lists. At most one fetch of a service is in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from nacos_proxy.core.commit import Catalog, Committer, Counts
+from nacos_proxy.core.reregistration import Reregistration
+from nacos_proxy.core.send import Sender
+from nacos_proxy.model.calls import Fetch
+from nacos_proxy.model.errors import Garbled, ProxyError, no_right
+from nacos_proxy.model.services import ServiceKey, Source
+from nacos_proxy.runtime import Clock, Supervisor, stop
+
+
+class Fetcher:
+    """`in_flight` are the fetches by service.
+
+    `strict`: a service that the upstream refuses to show for lack of rights is forgotten, and `on_barred` is called.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        sender: Sender,
+        reregistration: Reregistration,
+        committer: Committer,
+        clock: Clock,
+        supervisor: Supervisor,
+        *,
+        strict: bool,
+    ) -> None:
+        self.in_flight: dict[ServiceKey, asyncio.Task[None]] = {}
+        self.on_barred: list[Callable[[ServiceKey, ProxyError], None]] = []
+        self._catalog = catalog
+        self._sender = sender
+        self._reregistration = reregistration
+        self._committer = committer
+        self._clock = clock
+        self._supervisor = supervisor
+        self._strict = strict
+
+    def refresh(self, key: ServiceKey, source: Source = "poll") -> asyncio.Task[None]:
+        """The fetch of a service that is in flight, or a new one. It outlives whoever waits for it."""
+        if (task := self.in_flight.get(key)) is None:
+            self._catalog.breaker.probing(self._clock.now())
+            self._catalog.cache.begin_fetch(key)
+            task = self.in_flight[key] = self._supervisor.once(self._fetch(key, source), name="fetch")
+        return task
+
+    async def _fetch(self, key: ServiceKey, source: Source) -> None:
+        cache, counts, asked = self._catalog.cache, self._committer.counts, self._clock.now()
+        try:
+            snapshot = await self._sender.send(Fetch(key))
+            suspicious = self._sender.suspicious
+            missed = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
+        except ProxyError as error:
+            barred = self._strict and no_right(error)
+            cache.reject(key, error, self._clock.now(), barred=barred)
+            Counts.add(counts.fetches, type(error).__name__)
+            for listener in self.on_barred if barred else ():
+                self._supervisor.call("what is refused", listener, key, error)
+            return
+        except Exception as error:  # a bug here must not end the polling of a service
+            cache.reject(key, Garbled(f"{type(error).__name__} in the proxy"), self._clock.now())
+            raise
+        finally:
+            self.in_flight.pop(key, None)
+        change = cache.accept(
+            snapshot,
+            self._clock.now(),
+            source,
+            asked=asked,
+            suspicious=suspicious,
+            missed=missed,
+            now_ms=self._committer.now_ms(),
+        )
+        Counts.add(counts.fetches, "ok")
+        self._committer.commit(change)
+
+    async def close(self) -> None:
+        for task in list(self.in_flight.values()):
+            await stop(task)

@@ -1,0 +1,68 @@
+"""Send: a call goes to the upstream, and its outcome tells the circuit breaker whether the upstream is up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nacos_proxy.catalog.hub import Notice
+from nacos_proxy.core.commit import Catalog
+from nacos_proxy.model.calls import Call, Fetch
+from nacos_proxy.model.errors import BadCall, ProxyError, TooSlow, away, telling
+from nacos_proxy.runtime import Clock, Supervisor
+from nacos_proxy.upstream.contract import Registry
+
+R = TypeVar("R")
+
+log = logging.getLogger("nacos_proxy.agent")
+
+SUSPICIOUS_FOR = 30.0  # seconds
+
+
+class Sender:
+    """Sends calls to one registry. `on_recovery` is called when the upstream answers again after it was down."""
+
+    def __init__(self, registry: Registry, catalog: Catalog, clock: Clock, supervisor: Supervisor) -> None:
+        self.on_recovery: list[Callable[[], None]] = []
+        self._registry = registry
+        self._catalog = catalog
+        self._clock = clock
+        self._supervisor = supervisor
+        self._suspicious_until = 0.0
+
+    async def send(self, call: Call[R]) -> R:
+        """The upstream's result. Raises what the registry raises."""
+        try:
+            result = await self._registry.send(call)
+        except ProxyError as error:
+            self._record(call, error)
+            raise
+        self._record(call, None)
+        return result
+
+    def _record(self, call: Call[Any], error: ProxyError | None) -> None:
+        breaker, now = self._catalog.breaker, self._clock.now()
+        if not telling(error, fetching=isinstance(call, Fetch)):
+            return
+        if away(error):
+            self.suspect()
+            if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):
+                log.warning("upstream lost: %s", error)
+                self._catalog.hub.publish(Notice("down", str(error)))
+        elif not isinstance(error, BadCall) and breaker.succeeded(now):
+            log.warning("upstream is back")
+            self.suspect()
+            self._catalog.cache.retry_failed(now)
+            self._catalog.hub.publish(Notice("up", ""))
+            for listener in self.on_recovery:
+                self._supervisor.call("recovery", listener)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the upstream may have lost its data: lists that shrink a lot are quarantined."""
+        return self._clock.now() < self._suspicious_until
+
+    def suspect(self) -> None:
+        """The upstream may have lost its data: quarantine lists that shrink a lot, for `SUSPICIOUS_FOR` seconds."""
+        self._suspicious_until = self._clock.now() + SUSPICIOUS_FOR

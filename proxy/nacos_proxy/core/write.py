@@ -1,0 +1,107 @@
+"""Write: a call that changes something goes to the upstream, and the next read here shows it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
+from nacos_proxy.core.outage import Outage
+from nacos_proxy.core.queries import Queries
+from nacos_proxy.core.reregistration import Reregistration
+from nacos_proxy.core.send import Sender
+from nacos_proxy.model.calls import Beat, Deregister, GetInstance, Write
+from nacos_proxy.model.errors import ABSENT, ProxyError, Refused, UpstreamError
+from nacos_proxy.runtime import Clock, Supervisor, at_most, outlive
+
+R = TypeVar("R")
+
+
+class Writer:
+    """A beat of an instance that is registered here is answered here if no answer comes within `cold_wait` seconds."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        sender: Sender,
+        queries: Queries,
+        outage: Outage,
+        reregistration: Reregistration,
+        committer: Committer,
+        clock: Clock,
+        supervisor: Supervisor,
+        cold_wait: float,
+    ) -> None:
+        self._catalog = catalog
+        self._sender = sender
+        self._queries = queries
+        self._outage = outage
+        self._reregistration = reregistration
+        self._committer = committer
+        self._clock = clock
+        self._supervisor = supervisor
+        self._cold_wait = cold_wait
+
+    async def write(self, call: Write[R]) -> Written[R]:
+        """The upstream's own answer; the write is visible to the next read here. It goes on if the caller goes away."""
+        answered = asyncio.Event()
+        outcome = outlive(self._write(call, answered), name=type(call).__name__)
+        if isinstance(call, Beat):
+            await at_most(self._clock, self._cold_wait, outcome)
+            if not outcome.done() and (local := self._outage.answer_beat(call)) is not None:
+                answered.set()
+                return cast("Written[R]", local)
+        written = await outcome
+        if isinstance(written, ProxyError):
+            raise written
+        return written
+
+    async def _write(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
+        """`answered`: whether the caller already has an answer, so that this one is not needed."""
+        breaker, now = self._catalog.breaker, self._clock.now()
+        if (local := await self._outage.before_sending(call)) is None:
+            return await self._forward(call, answered)
+        # A beat may get through where other calls do not, so it goes on as a probe.
+        if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
+            breaker.probing(now)
+            answered.set()
+            self._supervisor.once(self._forward(call, answered), name="beat behind its answer")
+        return local
+
+    async def _forward(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
+        shown_as = call
+        try:
+            if isinstance(call, Beat) and not await self._beat_registers(call):
+                shown_as = replace(call, full=None)
+            was_registered = self._is_registered_beat(call)
+            with self._reregistration.deregistering(call) if isinstance(call, Deregister) else nullcontext():
+                written: Written[Any] = Written(await self._sender.send(call))
+            if isinstance(call, Beat) and (result := await self._reregistration.reregister(call, written.result)):
+                written = Written(result, "healed")
+        except ProxyError as error:
+            Counts.add(self._committer.counts.writes, type(error).__name__)
+            if isinstance(error, UpstreamError) and error.arrived:
+                self._catalog.cache.invalidate(call.service, self._clock.now())
+            return error if answered.is_set() else await self._outage.after_failure(call, error) or error
+        Counts.add(self._committer.counts.writes, "ok")
+        # A beat that is answered late must not bring back an instance that was deregistered meanwhile.
+        if not was_registered or self._is_registered_beat(call):
+            # The upstream has accepted the write, so whatever fails here is not the caller's failure.
+            self._supervisor.call("write", self._committer.accepted, call, written.result, shown_as=shown_as)
+        return written
+
+    def _is_registered_beat(self, call: Write[Any]) -> bool:
+        registrations = self._catalog.registrations
+        return isinstance(call, Beat) and registrations.find(call.service, call.ip, call.port) is not None
+
+    async def _beat_registers(self, beat: Beat) -> bool:
+        """Whether a full beat registers its instance. It does not if the instance is known here, or only disabled."""
+        if beat.full is None or self._is_registered_beat(beat):
+            return False
+        try:
+            await self._queries.ask(GetInstance(beat.service, beat.ip, beat.port, beat.cluster))
+        except ProxyError as error:
+            return isinstance(error, Refused) and error.reason in ABSENT
+        return False

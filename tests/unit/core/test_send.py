@@ -1,0 +1,83 @@
+"""`Sender`: what outcomes of calls say about the upstream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nacos_proxy.catalog.hub import Notice
+from nacos_proxy.model.calls import Beat, Call, Fetch, Metrics, Register
+from nacos_proxy.model.errors import BadCall, Busy, Garbled, Reason, Refused, TooSlow, Unreachable, Violation
+from tests.helpers.build import KEY
+from tests.helpers.world import A, World
+
+
+def notices(world: World) -> list[str]:
+    return [e.body.state for e in world.agent.catalog.hub._history if isinstance(e.body, Notice)]
+
+
+async def test_on_recovery_calls_all_listeners_even_if_one_fails(world: World) -> None:
+    told: list[str] = []
+    world.agent.on_recovery += [lambda: told.append("first") or 1 / 0, lambda: told.append("second")]
+    await world.lose()
+    world.heal()
+    await world.agent.send(Metrics())
+    assert told == ["first", "second"]
+    assert world.agent.supervisor.failing == {"recovery": "ZeroDivisionError: division by zero"}
+
+
+async def test_send_that_got_no_connection_of_ours_says_nothing_about_the_upstream(world: World) -> None:
+    breaker = world.agent.catalog.breaker
+    for error in (Busy("no connection became free"), TooSlow("5 s")):
+        await world.agent.send(Metrics())
+        world.fail(error)
+        for _ in range(10):
+            with pytest.raises(type(error)):
+                await world.agent.send(Metrics())
+        assert (breaker.up, breaker.failures) == (True, 0)
+        world.registry.script = world.shelf
+    await world.clock.advance(5)
+    await world.lose()
+    world.fail(Busy("no connection became free"))
+    with pytest.raises(Busy):
+        await world.agent.send(Metrics())
+    assert not breaker.up  # nor that it is back
+
+
+async def test_send_publishes_loss_and_return_of_the_upstream_once_each(world: World) -> None:
+    back: list[int] = []
+    world.agent.on_recovery.append(lambda: back.append(1))
+    await world.lose()
+    for _ in range(5):
+        with pytest.raises(Unreachable):
+            await world.agent.send(Metrics())
+    world.heal()
+    for _ in range(5):
+        await world.agent.send(Metrics())
+    assert (notices(world), back) == (["down", "up"], [1])
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "counts"),
+    [
+        (Refused(Reason.OTHER, "out of memory", status=500), Fetch(KEY), True),
+        (Refused(Reason.OTHER, "caused: bad weight", status=500), Register(KEY, A), False),
+        (Refused(Reason.OTHER, "bad gateway", status=502), Register(KEY, A), True),
+        (Refused(Reason.NO_RIGHT, "authorization failed!", status=403), Fetch(KEY), False),
+        (BadCall("ip", Violation.ILLEGAL, "illegal"), Register(KEY, A), False),
+        (Garbled("HTML"), Metrics(), True),
+        (Garbled("HTML"), Fetch(KEY), True),
+        (Refused(Reason.NO_PEER, "receive invalid redirect request", status=400), Beat(KEY, A.ip, A.port), False),
+        (Garbled("another service's list", answered=True), Fetch(KEY), False),
+        (Garbled("nothing that a beat is answered", answered=True), Beat(KEY, A.ip, A.port), True),
+    ],
+)
+async def test_send_counts_a_failure_of_the_upstream(
+    world: World, error: Exception, call: Call[Any], counts: bool
+) -> None:
+    world.fail(error)
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            await world.agent.send(call)
+    assert world.agent.catalog.breaker.up is not counts
