@@ -21,7 +21,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.upstream.nacos import service_pages as pages
+from nacos_proxy.upstream.nacos import service_pages
 from tests.helpers.build import instance, key
 from tests.helpers.scripted import ScriptedRegistry
 
@@ -57,13 +57,13 @@ class Server:
 
 async def shown(server: Server, **fields: Any) -> tuple[int, list[ServiceKey]]:
     call = ListDetails("public", **{"with_instances": False, **fields})
-    page = await pages.details(ScriptedRegistry(server), call)
+    page = await service_pages.list_details(ScriptedRegistry(server), call)
     return page.count, [row.info.key for row in page.rows]
 
 
 async def test_a_page_is_made_of_the_names_and_a_fetch_of_each_service_that_shows() -> None:
     registry = ScriptedRegistry(Server())
-    page = await pages.details(registry, ListDetails("public", page=2, size=2, with_instances=False))
+    page = await service_pages.list_details(registry, ListDetails("public", page=2, size=2, with_instances=False))
     assert (page.count, [row.info.key for row in page.rows]) == (4, [EMPTY, B])
     assert [call.service for call in registry.sent(Fetch)] == [EMPTY, B]
     assert page.rows[1].snapshot.instances == (instance("10.0.0.2"),)
@@ -87,17 +87,17 @@ async def test_where_no_names_are_told_one_group_is_shown_page_by_page() -> None
 async def test_a_page_with_instances_says_what_is_known_of_the_service_itself() -> None:
     for infos, metadata in ((True, {"owner": "x"}), (False, {})):
         registry = ScriptedRegistry(Server(infos=infos))
-        page = await pages.details(registry, ListDetails("public", "a"))
+        page = await service_pages.list_details(registry, ListDetails("public", "a"))
         assert [row.info.metadata for row in page.rows] == [metadata]
 
 
 async def test_a_server_that_cannot_be_reached_is_no_server_without_names() -> None:
     registry = ScriptedRegistry(lambda call: Unreachable("gone", arrived=False))
     with pytest.raises(Unreachable):
-        await pages.details(registry, ListDetails("public"))
+        await service_pages.list_details(registry, ListDetails("public"))
     registry = ScriptedRegistry(lambda call: Refused(Reason.NO_RIGHT, "no", status=403))
     with pytest.raises(Refused):
-        await pages.details(registry, ListDetails("public"))
+        await service_pages.list_details(registry, ListDetails("public"))
 
 
 def v3_pages(call: ListDetails) -> DetailPage:
@@ -107,18 +107,18 @@ def v3_pages(call: ListDetails) -> DetailPage:
     return DetailPage(len(rows), tuple(rows[first : first + 2]))
 
 
-async def ask(call: ListDetails) -> DetailPage:
+async def get_page(call: ListDetails) -> DetailPage:
     return v3_pages(call)
 
 
 async def test_v3_pages_without_the_empty_are_made_of_all_its_pages() -> None:
-    page = await pages.without_empty(ask, ListDetails("public", page=2, size=2, ignore_empty=True))
+    page = await service_pages.without_empty(get_page, ListDetails("public", page=2, size=2, ignore_empty=True))
     assert (page.count, [row.info.key for row in page.rows]) == (3, [B])
 
 
 async def test_names_are_those_on_all_pages_of_every_namespace() -> None:
-    line = ScriptedRegistry(Server())
+    client = ScriptedRegistry(Server())
     names = tuple(k.grouped for k in (C, A, B, EMPTY))
-    assert await pages.names(line, ask, ServiceNames("public")) == {"public": names}
-    assert await pages.names(line, ask, ServiceNames()) == {"public": names}
-    assert await pages.names(line, ask, ServiceNames("ns-1")) == {}
+    assert await service_pages.list_names(client, get_page, ServiceNames("public")) == {"public": names}
+    assert await service_pages.list_names(client, get_page, ServiceNames()) == {"public": names}
+    assert await service_pages.list_names(client, get_page, ServiceNames("ns-1")) == {}
