@@ -1,19 +1,25 @@
-"""Real Nacos or r-nacos over HTTP, as a `Registry`. A call travels like this:
+"""Real Nacos or r-nacos over HTTP, as a `Registry`.
 
-AuthenticatedClient.send  | chooses a server, and the next one if that fails | `servers`
-ServerClient.send         | chooses a dialect                                | `capabilities`
-DialectClient.execute     | writes the requests and reads the replies        | `dialect_client`, `wire.nacos`
-ServerClient.ask          | adds the token, and renews one that was refused  | `login`
-Http.ask                  | exchanges a request and a reply                  | `upstream.http.exchange`
+A call travels like this:
 
-a call that failed        | goes to the next server
---------------------------+------------------------------------------------------------------------------------
-did not arrive            | always
-may have arrived          | if it is idempotent, as all are but creating and deleting a service
-refused, 502 to 504       | if it is idempotent; a read also after 500
-refused, a peer is gone   | if it is idempotent: the node needed another one, which is gone or has just come back
-refused otherwise         | never
-refused as gone           | never: it is sent to the same server in the next dialect
+    step                      | does                                             | with
+    --------------------------+--------------------------------------------------+-------------------------------
+    AuthenticatedClient.send  | chooses a server, and the next one if that fails | `servers`
+    ServerClient.send         | chooses a dialect                                | `capabilities`
+    DialectClient.execute     | writes the requests and reads the replies        | `dialect_client`, `wire.nacos`
+    ServerClient.ask          | adds the token, and renews it if it is refused   | `login`
+    Http.ask                  | exchanges a request and a reply                  | `upstream.http.exchange`
+
+Only an idempotent call is sent again if it may have arrived; all are idempotent but creating and deleting a service.
+
+    a call that failed        | goes to the next server
+    --------------------------+-----------------------------------------------------------------------------------
+    did not arrive            | always
+    may have arrived          | if it is idempotent
+    refused, 502 to 504       | if it is idempotent; a read also after 500
+    refused, a peer is gone   | if it is idempotent: the node needed another one, which is gone or has just returned
+    refused otherwise         | never
+    refused as gone           | never: it is sent to the same server in the next dialect
 """
 
 from __future__ import annotations

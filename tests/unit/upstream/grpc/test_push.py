@@ -480,7 +480,7 @@ BINARY = rnacos_binary()
 
 
 def register(server: RNacos, service: str, ip: str) -> None:
-    """Past the proxy."""
+    """Registers directly at the server."""
     query = urllib.parse.urlencode({"serviceName": service, "ip": ip, "port": 80})
     request = urllib.request.Request(f"{server.url}/nacos/v1/ns/instance?{query}", method="POST")
     with urllib.request.urlopen(request, timeout=10) as answer:

@@ -101,7 +101,7 @@ asyncio.run(main(*sys.argv[1:]))
 def test_connect_gives_the_sdk_a_temporary_home_if_its_own_is_not_writable(
     rnacos: RNacos, tmp_path: Path, missing: bool
 ) -> None:
-    home = Path("/proc/none") if missing else Path("/proc")  # there nobody makes files, root neither
+    home = Path("/proc/none") if missing else Path("/proc")  # not even root can create files there
     spare = tmp_path / "spare"
     spare.mkdir()
     command = [sys.executable, "-c", CONNECTING, f"http://127.0.0.1:{rnacos.port}", str(home)]

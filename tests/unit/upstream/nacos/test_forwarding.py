@@ -80,7 +80,7 @@ async def upstream(play: Callable[[Request], Say], **options: Any) -> AsyncItera
             await through.transport.aclose()
 
 
-# which paths
+# paths
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_safe_target_refuses_a_query_that_could_end_the_line(query: str) -> None
 
 
 def readings(path: str) -> Iterable[str]:
-    """The path as each server on the way might read it: decoded up to ten times, by the letter or by bytes."""
+    """The path as any server on the way might read it: decoded up to ten times, as UTF-8 or Latin-1."""
     for encoding in ("utf-8", "latin-1"):
         reading = path
         for _ in range(10):
@@ -141,7 +141,7 @@ def readings(path: str) -> Iterable[str]:
 
 
 def normalised(path: str) -> str:
-    """As the laxest server would: backslashes are slashes, parameters go, dot segments are resolved, slashes merged."""
+    """As the laxest server would: backslashes become slashes, parameters go, dot segments and slashes are merged."""
     path = re.split("[?#\0\r\n]", path.replace("\\", "/"), maxsplit=1)[0]
     kept: list[str] = []
     for segment in path.split("/"):
@@ -269,7 +269,7 @@ async def test_forward_request_blames_the_client_for_a_header_that_would_be_two(
         assert (server.requests, through.outcomes) == ([], []), "the server has done nothing wrong"
 
 
-# two ends of one body
+# the end of a body
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_body_length() -> None:
 
 @pytest.mark.parametrize("chunks", [(b"12345GET /nacos/admin HTTP/1.1\r\n\r\n",), (b"123", b"456"), (b"123",), ()])
 async def test_forward_request_fails_if_the_body_does_not_have_its_length(chunks: tuple[bytes, ...]) -> None:
-    """More would be the next request on the connection; for less the server would wait."""
+    """More bytes would be taken for the next request on the connection; for less the server would wait."""
     async with upstream(lambda _: ok()) as (server, through):
         with pytest.raises(BadCall, match="does not have the 5 bytes"):
             await through.ask("POST", "/a", headers=[(b"content-length", b"5")], body=pieces(*chunks))
@@ -342,7 +342,7 @@ async def test_forward_request_announces_no_body_if_there_is_none() -> None:
 
 @asynccontextmanager
 async def by_hand(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
-    """A server of one connection that says when it says what; gives its address."""
+    """A server of one connection, whose answers `talk` writes when it likes; gives its address."""
     talks: list[asyncio.Task[Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -360,7 +360,7 @@ async def by_hand(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], A
 
 
 async def test_forward_request_streams_both_ways() -> None:
-    """The first piece of the answer is with the client before the upstream has sent the last."""
+    """The client has the first part of the answer before the upstream has sent the last."""
     more = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -385,7 +385,7 @@ async def test_forward_request_streams_both_ways() -> None:
 
 
 async def test_forward_request_does_not_apply_the_read_timeout_to_a_long_poll() -> None:
-    """The configuration API is silent for 30 s; here a read has 20 ms, and the answer comes after 60."""
+    """The configuration API is silent for 30 s. Here the read timeout is 20 ms, and the answer takes 60 ms."""
     late = asyncio.Event()
     asyncio.get_running_loop().call_later(0.06, late.set)
 
@@ -426,7 +426,7 @@ async def test_forward_request_closes_the_connection_if_the_client_goes_away() -
 
 async def test_forward_request_does_not_blame_the_server_for_a_broken_upload() -> None:
     class Left(OSError):
-        """What a server's framework raises."""
+        """An error of the server framework."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b"ab"
@@ -482,7 +482,7 @@ async def test_forwarded_response_body_stays_encoded() -> None:
 
 @asynccontextmanager
 async def two(play: Callable[[Request], Say]) -> AsyncIterator[tuple[Stub, Stub, Upstream]]:
-    """The first plays; the second is well."""
+    """Two servers. The first answers as `play` says; the second is healthy."""
     async with stub(play) as first, stub(lambda _: ok(b"second")) as second:
         through = Upstream(first.url, second.url)
         try:
@@ -562,7 +562,7 @@ async def test_forward_request_without_a_server_is_unreachable() -> None:
 
 
 async def test_forward_request_works_with_any_transport() -> None:
-    """Any of httpx's: the passage knows no more than its interface."""
+    """Any transport of httpx: forwarding needs nothing beyond its interface."""
     through = Upstream("http://nacos")
     through.http = Http(HttpPolicy(), httpx.MockTransport(lambda request: httpx.Response(200, text=request.method)))
     answer: ForwardedResponse
@@ -574,7 +574,7 @@ def test_bad_call_is_a_proxy_error() -> None:
     assert issubclass(BadCall, ProxyError)
 
 
-# where it starts
+# the first server
 
 FORM = [(b"Content-Type", b"application/x-www-form-urlencoded; charset=UTF-8")]
 
@@ -603,7 +603,7 @@ async def test_data_id_is_that_of_the_query_or_the_form_and_the_body_stays_whole
 
 
 async def test_data_id_does_not_wait_for_a_body_that_is_not_announced() -> None:
-    """Old clients name a form's type on a GET; to read it would wait until the client goes away."""
+    """Old clients send the type of a form with a GET. Reading its body would wait until the client goes away."""
 
     async def never() -> AsyncIterator[bytes]:
         await asyncio.get_running_loop().create_future()

@@ -237,7 +237,7 @@ async def test_session_token_resets_the_back_off_after_a_success(clock: FakeCloc
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_session_token_does_not_back_off_after_the_refusal_of_a_gateway(clock: FakeClock, status: int) -> None:
-    """The call may go to the next server, and that may be asked at once."""
+    """The call goes to the next server, where a login may be tried at once."""
     nacos = session(clock)
     with pytest.raises(Refused) as raised:
         await nacos.token("a", Server(lambda _: HttpReply(status, TEXT_TYPE, b"server is STARTING now")))

@@ -48,7 +48,7 @@ from tests.helpers.pair import CALLS, ODD_REPLIES
 from tests.unit.upstream.registries import registry_of, version_known
 from tests.unit.upstream.stub import Request, Say, ok, say, stub
 
-# --- what operators see --------------------------------------------------------------------------------------------
+# --- status --------------------------------------------------------------------------------------------------------
 
 
 async def test_nacos_registry_status_shows_the_servers_and_the_login_without_secrets() -> None:
@@ -95,7 +95,7 @@ async def test_nacos_registry_status_shows_a_refused_login_without_the_password(
             assert "s3cret" not in json.dumps(status)
 
 
-# --- every call in front of every server ---------------------------------------------------------------------------
+# --- every call at every kind of server ----------------------------------------------------------------------------
 
 OTHER = key("orders", "other", "dev")
 PERSISTENT = key("disks")
@@ -155,7 +155,7 @@ SERVICES: list[Step] = [
 
 
 async def outcome(registry: Any, call: Step) -> Any:
-    """What a call gave, so that two registries can be compared: of a refusal its reason."""
+    """The result of a call, or the reason of its refusal, to compare two registries."""
     try:
         result = await registry.send(call)
     except Refused as refused:
@@ -211,7 +211,7 @@ async def test_nacos_registry_send_in_a_fixed_dialect_gives_the_same_results(fac
 
 @pytest.mark.parametrize(("face", "dialect"), [("v1", "v1"), ("v1+v2", "v1"), ("v1+v2", "v2"), ("3.0", "v3")])
 async def test_nacos_registry_send_of_a_partial_update_changes_only_what_it_names(face: str, dialect: str) -> None:
-    """Never modified before, disabled, persistent: what a PATCH of the server's would put back to defaults."""
+    """The instance was never modified before, so that the server's own PATCH would reset fields."""
     clock = FakeClock()
     off = instance("10.0.0.5", 80, weight=2.5, enabled=False, metadata={"a": "1"})
     async with facing(face, clock) as upstream:
@@ -241,7 +241,7 @@ async def test_server_client_send_does_not_repeat_a_refused_dialect() -> None:
 
 
 async def test_server_client_send_loses_no_call_in_rolling_upgrades_and_downgrades() -> None:
-    """From 2.5 to 3.2 and back, without an outage that anybody saw."""
+    """From 2.5 to 3.2 and back, without an outage in between."""
     clock = FakeClock()
     direct = EmbeddedRegistry(clock)
     async with facing("v1+v2", clock) as upstream, registry_of(upstream.url, clock=clock) as registry:
@@ -262,7 +262,7 @@ async def test_server_client_send_creates_the_right_kind_of_service_after_a_down
         assert (await upstream.registry.send(GetService(key("next")))).ephemeral
 
 
-# --- what a v3 server shows to whom ----------------------------------------------------------------------------------
+# --- admin rights and logins ------------------------------------------------------------------------------------------
 
 
 async def test_nacos_registry_hint_adds_clusters_to_list_without_admin_rights() -> None:
@@ -379,7 +379,7 @@ async def test_authenticated_client_send_is_unreachable_if_all_servers_are_down(
 
 @pytest.mark.parametrize("call", [CreateService(EMPTY), DeleteService(EMPTY)])
 async def test_authenticated_client_send_does_not_repeat_a_call_that_is_not_idempotent(call: Step) -> None:
-    """Both servers take the call and hang up: one of them has seen it, the other never."""
+    """Both servers accept the call and close the connection; only one of them must get it."""
     async with stub(lambda _: say(then="close")) as one, stub(lambda _: say(then="close")) as two:
         async with registry_of(one.url, two.url) as registry:
             with pytest.raises(UpstreamError):
@@ -503,8 +503,11 @@ async def test_nacos_registry_send_gives_a_result_or_an_upstream_error_for_any_a
         await registry.close()
 
 
+# --- forwarding ------------------------------------------------------------------------------------------------------
+
+
 async def forwarded_to(registry: NacosRegistry, method: str, query: str, form: bytes = b"") -> str:
-    """Which server answered."""
+    """The body of the response, which names the server that answered."""
 
     async def body() -> AsyncIterator[bytes]:
         yield form

@@ -278,7 +278,7 @@ def test_servers_succeeded_keeps_a_moving_mean_of_the_latency() -> None:
     assert server.latency == pytest.approx(1.1)
 
 
-# whom to ask
+# candidates
 
 
 def test_servers_candidates_always_include_the_only_server() -> None:
@@ -313,7 +313,7 @@ def test_servers_candidates_are_distinct_and_at_most_max_attempts() -> None:
 
 
 def test_servers_pin_keeps_an_instance_at_its_server_while_that_is_up() -> None:
-    """A registration and its beats: a server does not hand them on (nacos-http.md 1.3)."""
+    """A server does not pass beats on to the server of the registration (nacos-http.md 1.3)."""
     servers = three()
     service = key("s")
     instance = (service, "10.0.0.1", 80)
@@ -419,7 +419,7 @@ def test_servers_candidates_skip_a_server_that_went_down_during_the_call() -> No
     assert list(candidates) == [third]
 
 
-# another list
+# replace
 
 
 def test_servers_replace_keeps_the_state_of_known_servers() -> None:
@@ -463,7 +463,7 @@ def test_servers_candidates_are_never_empty_whatever_happened(happened: list[tup
             assert found[0].up
 
 
-# blame
+# errors
 
 
 @pytest.mark.parametrize(
