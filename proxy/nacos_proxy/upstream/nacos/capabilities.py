@@ -25,11 +25,11 @@ class Capabilities:
     """What is known of one server.
 
     `version` is '' while it is unknown. `version_asked_at` is when it was last asked for, -inf if that is due.
-    `checks` is True if the server is known to have Nacos's parameter check, which came with 2.3.
+    `has_parameter_check` is True if the server is known to have Nacos's parameter check, which came with 2.3.
     """
 
     version: str = ""
-    checks: bool = False
+    has_parameter_check: bool = False
     version_asked_at: float = float("-inf")
     _worked: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
     _gone: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
@@ -59,7 +59,7 @@ class Capabilities:
 
     def forget(self) -> None:
         """The server may have another version, after a reconnect or a refusal; the version is asked for again."""
-        self.version, self.checks = "", False
+        self.version, self.has_parameter_check = "", False
         self._worked.clear()
         self._gone.clear()
         self.version_asked_at = float("-inf")
@@ -68,7 +68,7 @@ class Capabilities:
         """Takes the version from the server's state object."""
         self.version = str(state.get("version") or "")
         number = _VERSION.match(self.version)
-        self.checks = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
+        self.has_parameter_check = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
 
     @property
     def dialects(self) -> list[str]:

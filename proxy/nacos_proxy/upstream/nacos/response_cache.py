@@ -84,22 +84,30 @@ class ResponseCache:
         self, key: ServiceKey, question: Hashable, reply: HttpReply, read: Callable[[HttpReply], T]
     ) -> Versioned[T]:
         """What `read` makes of a reply; the last object if the reply to this question is unchanged."""
-        version = (question, reply.status, digest(reply.body))
-        if reply.status != 200:
-            return Versioned(read(reply), version)
-        return self.derive(key, question, version, lambda: read(reply))
+        version = (digest(reply.body), reply.status, question)
+        values = self._values(key)
+        last = values.get(question)
+        if last is not None and last.version == version:
+            return last
+        parsed = Versioned(read(reply), version)
+        if reply.status == 200:
+            values[question] = parsed
+        return parsed
 
     def derive(self, key: ServiceKey, name: Hashable, version: Hashable, build: Callable[[], T]) -> Versioned[T]:
         """A value built from others; the last object of this name if `version`, made of theirs, is unchanged."""
-        service = self._find_or_add(key)
-        last = service.values.get(name)
+        values = self._values(key)
+        last = values.get(name)
         if last is not None and last.version == version:
             return last
-        value = Versioned(build(), version)
-        if len(service.values) > 2 * MAX_CLUSTERS:  # of clusters that came and went
-            service.values.clear()
-        service.values[name] = value
-        return value
+        values[name] = derived = Versioned(build(), version)
+        return derived
+
+    def _values(self, key: ServiceKey) -> dict[Hashable, Versioned[Any]]:
+        values = self._find_or_add(key).values
+        if len(values) > 2 * MAX_CLUSTERS:  # of clusters that came and went
+            values.clear()
+        return values
 
     # a service's own data
 

@@ -190,7 +190,7 @@ class Servers:
     @property
     def checking(self) -> bool:
         """Whether all servers are known to have Nacos's parameter check."""
-        return bool(self.all) and all(server.capabilities.checks for server in self.all)
+        return bool(self.all) and all(server.capabilities.has_parameter_check for server in self.all)
 
     # choosing
 

@@ -26,16 +26,16 @@ def test_capabilities_dialects_for_starts_with_the_oldest_dialect_while_nothing_
 
 
 @pytest.mark.parametrize(
-    ("version", "checks"),
+    ("version", "expected"),
     [("1.4.8", False), ("2.2.4", False), ("2.3.0", True), ("2.10.1-SNAPSHOT", True), ("3.0.3", True), ("x", False)],
 )
-def test_capabilities_checks_is_true_from_2_3_on_once_the_version_is_known(version: str, checks: bool) -> None:
+def test_capabilities_has_parameter_check_from_2_3_on(version: str, expected: bool) -> None:
     capabilities = Capabilities()
-    assert not capabilities.checks
+    assert not capabilities.has_parameter_check
     capabilities.set_version({"version": version})
-    assert capabilities.checks is checks
+    assert capabilities.has_parameter_check is expected
     capabilities.forget()
-    assert not capabilities.checks
+    assert not capabilities.has_parameter_check
 
 
 def test_capabilities_gone_counts_only_for_its_kind_of_call() -> None:
