@@ -92,7 +92,7 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
             times.append(1000 * (clock.now() - begun))
         findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
         rights = await _rights(registry, url, s)
-        spoken = ", ".join(registry.servers.all[0].spoken.dialects) or "no dialect"
+        spoken = ", ".join(registry.servers.all[0].capabilities.dialects) or "no dialect"
         findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
     except ProxyError as error:
         todo = "is Nacos running there, is that its HTTP port (8848), does a firewall stand between?"

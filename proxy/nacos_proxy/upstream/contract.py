@@ -1,4 +1,4 @@
-"""Where the truth lives: one contract of one method. Not for: caching, retries of reads, what a reader sees."""
+"""The contracts of an upstream: `Registry`, which executes calls, and `Watchable`, which reports changes."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ R = TypeVar("R")
 
 
 class Registry(Protocol):
-    """Takes a call, gives its result."""
+    """Executes calls. It caches nothing for readers, and does not retry reads."""
 
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Raises only `ProxyError`s.
 
-        Where a `Fetch` finds the service as it was at the last `Fetch` of the same key, the very same `Snapshot`
-        object may come back; the catalog then need not compare.
+        If a `Fetch` finds the service unchanged, it may return the `Snapshot` object of the last `Fetch`; the catalog
+        then need not compare.
         """
         ...
 
     async def close(self) -> None:
-        """Ends connections and tasks. A registry that was closed is not used again."""
+        """Ends connections and tasks. A closed registry is not used again."""
         ...
 
 
 @runtime_checkable
 class Watchable(Protocol):
-    """What a registry may be able to do beyond: to tell that something changed (never what)."""
+    """An optional ability of a registry: it reports that a service changed, never what changed."""
 
     def watch(self, services: Collection[ServiceKey]) -> None:
-        """Replaces the set of services that are to be told of."""
+        """Replaces the set of services whose changes are reported."""
         ...
 
     def changes(self) -> AsyncIterator[ServiceKey]:
-        """Yields a service each time it changed; ends when the source is lost for good."""
+        """Yields a service each time it changes. Ends when the source is lost for good."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether changes are being told right now; the poller slows down while they are."""
+        """Whether changes are reported right now. The poller slows down while they are."""
         ...
 
     def covers(self, key: ServiceKey) -> bool:
-        """Whether changes of this service are among them: what is not subscribed to yet is polled as without push."""
+        """Whether changes of this service are reported. Services not subscribed to yet are polled as without push."""
         ...

@@ -70,7 +70,7 @@ async def test_nacos_parameter_check_applies_as_told_else_as_the_servers_behind_
 ) -> None:
     parts = made(upstream=upstream, parameter_check=said)
     if isinstance(parts.registry, NacosRegistry):
-        parts.registry.servers.all[0].spoken.told({"version": version})
+        parts.registry.servers.all[0].capabilities.set_version({"version": version})
     assert parts.checks() is checks
     await parts.agent.close()
 

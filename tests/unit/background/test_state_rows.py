@@ -70,9 +70,9 @@ ODD: list[dict[str, Any]] = [{"ip": 1}, {"metadata": ["a"]}, {"metadata": "ab"}]
 
 def test_load_lasting_reverses_registry_row() -> None:
     assert load_lasting(registry_row((KEY, KEPT))) == (KEY, KEPT)
-    assert load_lasting(registry_row((KEY, PersistentService(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[1] == PersistentService(
-        True, True, 0.0, {}, {"type": "none"}, {}, ()
-    )
+    assert load_lasting(registry_row((KEY, PersistentService(True, True, 0.0, EMPTY, {"type": "none"}, EMPTY, ()))))[
+        1
+    ] == PersistentService(True, True, 0.0, {}, {"type": "none"}, {}, ())
     odd = {**SWITCHES, "unknown": 1, "clientBeatInterval": "soon"}
     assert load_lasting(registry_row((SWITCHES_KEY, odd)))[1] == {
         name: value for name, value in SWITCHES.items() if name != "clientBeatInterval"

@@ -1,4 +1,4 @@
-"""The loop is a parameter where sockets are: uvloop raises where asyncio is silent, and the proxy runs on it."""
+"""Tests of sockets run on both event loops: the proxy runs on uvloop, which raises errors that asyncio ignores."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-BOTH = ("test_connection.py", "test_transport.py", "test_forward.py")
+ON_BOTH_LOOPS = ("test_connection.py", "test_transport.py", "test_forwarding.py")
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name in BOTH:
+    if item.path.name in ON_BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop
     return loops

@@ -27,7 +27,7 @@ def parameters(function: Any) -> list[tuple[str, Any]]:
     return [(p.name, p.kind) for p in inspect.signature(function).parameters.values()]
 
 
-async def test_every_registry_keeps_the_contract_to_the_letter() -> None:
+async def test_registry_contract_is_kept_by_every_registry() -> None:
     for registry in registries():
         for name in ("send", "close"):
             ours, contract = getattr(type(registry), name), getattr(Registry, name)
@@ -36,14 +36,14 @@ async def test_every_registry_keeps_the_contract_to_the_letter() -> None:
         await registry.close()
 
 
-async def test_a_registry_may_be_closed_twice() -> None:
+async def test_registry_close_may_be_called_twice() -> None:
     for registry in registries():
         await registry.close()
         await registry.close()
 
 
 @pytest.mark.parametrize("lacking", ["watch", "changes", "alive", "covers", ""])
-def test_who_can_watch_has_all_of_it(lacking: str) -> None:
+def test_watchable_requires_every_member(lacking: str) -> None:
     members: dict[str, Any] = {
         "watch": lambda self, services: None,
         "changes": lambda self: None,
@@ -54,6 +54,6 @@ def test_who_can_watch_has_all_of_it(lacking: str) -> None:
     assert isinstance(type("Watcher", (), members)(), Watchable) is (lacking == "")
 
 
-def test_the_contract_is_one_method_and_an_end() -> None:
+def test_registry_contract_has_only_send_and_close() -> None:
     assert [name for name in vars(Registry) if not name.startswith("_")] == ["send", "close"]
     assert "return" in get_type_hints(Registry.close)

@@ -1,17 +1,19 @@
-"""gRPC push of Nacos 2.0 on, by the official Rust SDK's binding: the optional extra `push`. Says that, never what.
+"""gRPC push of Nacos 2.0 and later, through the SDK's client (`sdk`). It reports that a service changed, never what.
 
-Not for: snapshots; the HTTP list stays their one source. Only the clusters are learned from here, since some servers
-list by HTTP no others than they are asked for. Without the extra, or where the gRPC port is closed, this says
-that it is not alive, and the poller keeps time. How a client is made: `sdk`.
+The HTTP list stays the one source of snapshots. Only clusters are learned from here, because some servers list by HTTP
+only the clusters that they are asked for. Without the extra `push`, or if the gRPC port is closed, push is not alive
+and changes are found by polling.
 
-What the binding does, seen with 0.8.0 against r-nacos: it has one namespace per client and never lets a
-connection or a subscription go, so what is no longer wanted is only ignored. It reconnects by itself, but says nothing
-of a loss: calls just wait. Hence the probe, a query that must be answered in time. It also subscribes anew by itself,
-one service after the other at 30 ms each, a minute for 2,000: after a loss that the probe has seen all are subscribed
-again from here, which takes a second; a shorter one is left to the SDK and to the safety poll. It calls listeners in a
-thread of its own, with the instances but not the service. Below HOME it writes a file for each service, named as the
-service is: what is no plain file name is not given to it. A client cannot be told of other servers: where one of its
-own is no longer among those of the address server, another client takes its place, a few times.
+What the SDK does, seen with 0.8.0 against r-nacos, shapes this module:
+
+- A client has one namespace, and never closes a connection or a subscription. Unwanted services are only ignored.
+- It reconnects by itself and does not report a loss; calls just wait. Hence the probe, a query with a deadline.
+- It renews its subscriptions one after the other, 30 ms each: a minute for 2,000. After a loss that the probe has seen,
+  all are renewed from here, which takes a second. A shorter loss is left to the SDK and to the safety poll.
+- It calls listeners in a thread of its own, with the instances and without the service.
+- It writes a file for each service, named like the service, so it never gets a name that is not a plain file name.
+- It cannot change its servers. If one of them leaves the list of the address server, another client takes over, a
+  limited number of times.
 """
 
 from __future__ import annotations
@@ -24,48 +26,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import replace
 from typing import Any, cast
 
+from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.runtime import (
-    Clock,
-    Supervisor,
-    at_most,
-    spawn,
-    stop,
-)
-from nacos_proxy.upstream.grpc.sdk import (
-    Client,
-    PushPolicy,
-    Told,
-    connect,
-    failure,
-)
+from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
+from nacos_proxy.upstream.grpc.sdk import Client, Listener, PushPolicy, connect, failure
 from nacos_proxy.upstream.grpc.sdk import available as available
 
 log = logging.getLogger("nacos_proxy.push")
 
-LONGEST_NAME = 200  # bytes, of the 255 that a file name may have
-MOST_RENEWALS = 100  # each leaves a listener with the SDK for each service
-MOST_CLIENTS = 16  # of one namespace, each with its threads and its subscriptions
-SDK_RENEWAL = 0.05  # seconds that the SDK takes, at most, to subscribe to one service anew
+MAX_NAME = 200  # bytes, of the 255 that a file name may have
+MAX_CONCURRENT = 100  # subscriptions under way in one namespace
+MAX_RENEWALS = 100  # each one leaves a listener for each service in the SDK
+MAX_CLIENTS = 16  # of one namespace, each with its threads and its subscriptions
+BACKOFF = Backoff(initial=1.0, maximum=30.0)  # of attempts to connect; one subscription is retried after the maximum
+SDK_RENEWAL = 0.05  # seconds, at most, that the SDK takes to renew one subscription
 
 
 def pushable(key: ServiceKey) -> bool:
-    """Whether a service may become the name of a file of the SDK's."""
-    return "/" not in key.name and "\\" not in key.name and len(key.grouped.encode()) <= LONGEST_NAME
+    """Whether the SDK can name a file like the service."""
+    return "/" not in key.name and "\\" not in key.name and len(key.grouped.encode()) <= MAX_NAME
 
 
 Connect = Callable[[PushPolicy, str], Awaitable[Client]]
 Hint = Callable[[ServiceKey, Collection[str]], None]
 
 
-def _no_hint(key: ServiceKey, clusters: Collection[str]) -> None:
-    """Nobody has use of it."""
-
-
 class GrpcPush:
-    """Implements `Watchable`; the tasks start with the first service that is watched, and end with `close`.
+    """Implements `Watchable`. Its tasks start with the first service that is watched, and end with `close`.
 
-    `hint` is told of the clusters in which a service has instances.
+    `hint` is called with the clusters in which a service has instances. `unavailable` says why there is no client yet.
     """
 
     def __init__(
@@ -73,20 +62,20 @@ class GrpcPush:
         policy: PushPolicy,
         clock: Clock,
         connect: Connect = connect,
-        hint: Hint = _no_hint,
+        hint: Hint = lambda key, clusters: None,
         supervisor: Supervisor | None = None,
     ) -> None:
         self.policy = policy
         self.supervisor = supervisor or Supervisor(clock)
         self.clock = clock
-        self.connect = connect
         self.hint = hint
-        self.connecting = asyncio.Lock()
-        self.unavailable = ""  # why there is no client, where none could be made yet
+        self.unavailable = ""
         self.servers = policy.servers
-        self._wanted: frozenset[ServiceKey] = frozenset()
+        self._connect = connect
+        self._connecting = asyncio.Lock()
+        self._watched: frozenset[ServiceKey] = frozenset()
         self._feeds: dict[str, _Feed] = {}
-        self._told: dict[ServiceKey, None] = {}
+        self._changed: dict[ServiceKey, None] = {}
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -99,23 +88,18 @@ class GrpcPush:
         feed = self._feeds.get(key.namespace)
         return feed is not None and feed.covers(key)
 
-    @property
-    def subscriptions(self) -> int:
-        """How many the SDK holds, wanted or not."""
-        return sum(len(feed.subscribed) for feed in self._feeds.values())
-
     def watch(self, services: Collection[ServiceKey]) -> None:
-        wanted = frozenset(services)
-        if wanted == self._wanted or self._closed:
+        watched = frozenset(services)
+        if watched == self._watched or self._closed:
             return
-        added, self._wanted = wanted - self._wanted, wanted
+        added, self._watched = watched - self._watched, watched
         for key in added:
             feed = self._feed(key.namespace) if pushable(key) else None
             if feed is not None:
-                feed.want(key)
+                feed.add(key)
 
     def follow(self, servers: Iterable[str]) -> None:
-        """The address server names other servers now. Those that only came are left to the next client."""
+        """Takes a new list of servers. Servers that were only added are left to the next client."""
         before, self.servers = self.servers, tuple(servers)
         if set(before) != set(self.servers) and not self._closed:
             for feed in self._feeds.values():
@@ -129,169 +113,171 @@ class GrpcPush:
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
         while not self._closed:
-            if not self._told:
+            if not self._changed:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            key = next(iter(self._told))
-            del self._told[key]
+            key = next(iter(self._changed))
+            del self._changed[key]
             yield key
 
-    def tell(self, key: ServiceKey) -> None:
-        """A service changed; collapsed with what waits to be yielded."""
-        if key in self._wanted:
-            self._told[key] = None
+    # for feeds
+
+    def notify(self, key: ServiceKey) -> None:
+        """A service changed. Several changes are one while nobody takes them."""
+        if key in self._watched:
+            self._changed[key] = None
             self._wake.set()
 
+    async def connect(self, namespace: str) -> tuple[Client, frozenset[str]]:
+        """A client and its servers. Raises `OSError` and `RuntimeError`, and logs each reason once."""
+        try:
+            async with self._connecting:
+                servers = self.servers
+                client = await self._connect(replace(self.policy, servers=servers), namespace)
+        except (OSError, RuntimeError) as error:
+            if str(error) != self.unavailable:
+                self.unavailable = str(error)
+                log.warning("no gRPC push: %s; changes are found by polling", error)
+            raise
+        self.unavailable = ""
+        return client, frozenset(servers)
+
     async def close(self) -> None:
-        """The SDK's threads go on, and may call; nobody hears them any more."""
+        """The SDK's threads go on, and may call; nobody listens to them any more."""
         self._closed = True
-        self._wanted = frozenset()
+        self._watched = frozenset()
         self._wake.set()
         for feed in self._feeds.values():
             await feed.close()
 
 
 class _Feed:
-    """The client of one namespace. `asked` counts the subscriptions made or under way, `failing` are those refused."""
+    """The client of one namespace, and its subscriptions."""
 
     def __init__(self, push: GrpcPush, namespace: str) -> None:
         self.namespace = namespace
-        self.asked = 0
-        self.subscribed: set[ServiceKey] = set()
-        self.failing: set[ServiceKey] = set()
-        self.renewals = 0
-        self._clients = 0
-        self._servers: frozenset[str] = frozenset()  # those of the client
         self._push = push
         self._loop = asyncio.get_running_loop()
-        self._known: set[ServiceKey] = set()
-        self._pending: dict[ServiceKey, float] = {}
-        self._waiting: deque[ServiceKey] = deque()
+        self._clients = 0
+        self._servers: frozenset[str] = frozenset()  # of the client, empty if there is none yet
+        self._keys: set[ServiceKey] = set()
+        self._subscribed: set[ServiceKey] = set()
+        self._failing: set[ServiceKey] = set()
+        self._pending: set[ServiceKey] = set()
+        self._queue: deque[ServiceKey] = deque()
         self._wake = asyncio.Event()
         self._answered_since: float | None = None
-        self._task = self._begin()
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._resting: set[asyncio.Task[None]] = set()
+        self._renewals = 0
+        self._task = self._start()
+        self._subscribing: set[asyncio.Task[None]] = set()
+        self._retrying: set[asyncio.Task[None]] = set()
 
     @property
     def alive(self) -> bool:
-        """It answers, and has for a while."""
-        since, followed = self._answered_since, self._servers.issubset(self._push.servers)
-        return since is not None and self._push.clock.now() - since >= self._push.policy.settle and followed
+        """Whether the client has answered probes for a while, and all its servers are still in the list."""
+        since, current = self._answered_since, self._servers.issubset(self._push.servers)
+        return since is not None and self._push.clock.now() - since >= self._push.policy.settle and current
 
     def covers(self, key: ServiceKey) -> bool:
-        """Whether its subscription is confirmed."""
-        return key in self.subscribed and key not in self.failing and key not in self._pending
+        """Whether the subscription of this service is confirmed."""
+        return key in self._subscribed and key not in self._failing and key not in self._pending
 
     def follow(self, servers: Collection[str]) -> None:
-        """Anew where there is no client yet, or where it may be at a server that is none of these any more."""
-        if not self._servers.issubset(servers) and self._clients >= MOST_CLIENTS:
-            log.warning("push of %s ends: the servers changed too often; polling keeps time", self.namespace)
+        """Starts again if there is no client yet, or if one of its servers has left the list."""
+        if not self._servers.issubset(servers) and self._clients >= MAX_CLIENTS:
+            log.warning("push of %s ends: the servers changed too often; changes are found by polling", self.namespace)
         elif not self._servers or not self._servers.issubset(servers):
-            self._begin_anew()
+            for task in (self._task, *self._subscribing, *self._retrying):
+                task.cancel()
+            self._servers, self._answered_since = frozenset(), None
+            self._subscribed.clear()
+            self._failing.clear()
+            self._pending = set(self._keys)
+            self._queue = deque(self._keys)
+            self._task = self._start()
 
-    def _begin_anew(self) -> None:
-        for task in (self._task, *self._under_way, *self._resting):
-            task.cancel()
-        now = self._push.clock.now()
-        self._servers, self._answered_since = frozenset(), None
-        self.subscribed.clear()
-        self.failing.clear()
-        self._pending = dict.fromkeys(self._known, now)
-        self._waiting = deque(self._known)
-        self._task = self._begin()
+    def add(self, key: ServiceKey) -> None:
+        if key in self._subscribed:
+            self._push.notify(key)  # its changes were ignored for a while
+        elif key not in self._keys and len(self._keys) < self._push.policy.max_services:
+            self._keys.add(key)
+            self._enqueue(key)
 
-    def want(self, key: ServiceKey) -> None:
-        if key in self.subscribed:
-            self._push.tell(key)  # its changes were of no interest for a while
-        elif key not in self._known and self.asked < self._push.policy.max_services:
-            self._known.add(key)
-            self.asked += 1
-            self._queue(key)
-
-    def _queue(self, key: ServiceKey) -> None:
-        self._pending[key] = self._push.clock.now()
-        self._waiting.append(key)
+    def _enqueue(self, key: ServiceKey) -> None:
+        self._pending.add(key)
+        self._queue.append(key)
         self._wake.set()
 
-    def _begin(self) -> asyncio.Task[None]:
+    def _start(self) -> asyncio.Task[None]:
         return self._push.supervisor.keep(self._run, name=f"push of {self.namespace}")
 
     async def _run(self) -> None:
-        client = await self._connected()
+        client = await self._connect()
         probe = self._push.supervisor.keep(lambda: self._probe(client), name=f"push probe of {self.namespace}")
         try:
             while True:
                 self._wake.clear()
-                while self._waiting and len(self._under_way) < self._push.policy.together:
-                    self._start(client, self._waiting.popleft())
+                while self._queue and len(self._subscribing) < MAX_CONCURRENT:
+                    key = self._queue.popleft()
+                    task = spawn(self._subscribe(client, key), name=f"subscribe {key}")
+                    self._subscribing.add(task)
+                    task.add_done_callback(self._on_subscribe_done)
                 await self._wake.wait()
         finally:
             await stop(probe)
 
-    async def _connected(self) -> Client:
-        policy, clock = self._push.policy, self._push.clock
-        pause = policy.pause
-        while True:
-            try:
-                async with self._push.connecting:
-                    servers = self._push.servers
-                    client = await self._push.connect(replace(policy, servers=servers), self.namespace)
-                self._clients += 1
-                self._servers = frozenset(servers)
-                self._push.unavailable = ""
-                return client
-            except (OSError, RuntimeError) as error:
-                if str(error) != self._push.unavailable:
-                    self._push.unavailable = str(error)
-                    log.warning("no gRPC push: %s; changes are found by polling", error)
-            await clock.sleep_until(clock.now() + pause)
-            pause = min(pause * 2, policy.longest_pause)
-
-    def _start(self, client: Client, key: ServiceKey) -> None:
-        task = spawn(self._subscribe(client, key), name=f"subscribe {key}")
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _on_subscribe_done(self, task: asyncio.Task[None]) -> None:
+        self._subscribing.discard(task)
         self._wake.set()
 
+    async def _connect(self) -> Client:
+        clock = self._push.clock
+        retry = 0
+        while True:
+            try:
+                client, self._servers = await self._push.connect(self.namespace)
+            except (OSError, RuntimeError):
+                await clock.sleep_until(clock.now() + BACKOFF.delay(retry))
+                retry += 1
+            else:
+                self._clients += 1
+                return client
+
     async def _subscribe(self, client: Client, key: ServiceKey) -> None:
-        """Never cancelled while the server is away: the SDK would subscribe all the same, and twice on a retry."""
-        again = key in self.subscribed
-        listener: Told = _deaf if again else lambda told: self._heard(key, told)
+        """Never cancelled because of a loss: the SDK would subscribe all the same, and twice after a retry."""
+        renewal = key in self._subscribed
+        listener: Listener = _ignore if renewal else lambda instances: self._on_push(key, instances)
         error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))
-        self._pending.pop(key, None)
+        self._pending.discard(key)
         if error:
             log.info("no push of %s: %s", key, error)
-            self.failing.add(key)
-            self._push.tell(key)  # it is polled from now on
+            self._failing.add(key)
+            self._push.notify(key)  # it is polled from now on
             task = spawn(self._retry(key), name=f"subscribe {key} again")
-            self._resting.add(task)
-            task.add_done_callback(self._resting.discard)
+            self._retrying.add(task)
+            task.add_done_callback(self._retrying.discard)
             return
-        self.failing.discard(key)
-        self.subscribed.add(key)
-        if not again:
-            self._push.tell(key)  # what changed before this moment nobody has told
+        self._failing.discard(key)
+        self._subscribed.add(key)
+        if not renewal:
+            self._push.notify(key)  # changes before this moment were not reported
 
     async def _retry(self, key: ServiceKey) -> None:
         clock = self._push.clock
-        await clock.sleep_until(clock.now() + self._push.policy.longest_pause)
-        self._queue(key)
+        await clock.sleep_until(clock.now() + BACKOFF.maximum)
+        self._enqueue(key)
 
-    def _heard(self, key: ServiceKey, told: Any) -> None:
-        """In a thread of the SDK's, at any time, also when the loop has ended."""
-        instances = cast(list[Any], told) if isinstance(told, list) else []
+    def _on_push(self, key: ServiceKey, pushed: Any) -> None:
+        """In a thread of the SDK, at any time, even after the loop has ended."""
+        instances = cast(list[Any], pushed) if isinstance(pushed, list) else []
         clusters = {str(getattr(instance, "cluster_name", "")) for instance in instances}
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._changed, key, clusters)
+            self._loop.call_soon_threadsafe(self._on_change, key, clusters)
 
-    def _changed(self, key: ServiceKey, clusters: Collection[str]) -> None:
+    def _on_change(self, key: ServiceKey, clusters: Collection[str]) -> None:
         self._push.hint(key, clusters)
-        self._push.tell(key)
+        self._push.notify(key)
 
     async def _probe(self, client: Client) -> None:
         policy, clock = self._push.policy, self._push.clock
@@ -311,34 +297,34 @@ class _Feed:
             self._answered_since = None
 
     def _renew(self) -> None:
-        """All are subscribed to again: the server that answers now may know none of them."""
-        if self.renewals < MOST_RENEWALS:
-            self.renewals += 1
-            for key in self.subscribed - self._pending.keys():
-                self._queue(key)
+        """Subscribes to all services again: the server that answers now may know none of the subscriptions."""
+        if self._renewals < MAX_RENEWALS:
+            self._renewals += 1
+            for key in self._subscribed - self._pending:
+                self._enqueue(key)
         elif self._answered_since is not None:
-            self._answered_since += SDK_RENEWAL * len(self.subscribed)
+            self._answered_since += SDK_RENEWAL * len(self._subscribed)
 
     async def _answers(self, client: Client) -> bool:
-        """Whether a query of one of the services comes back in time."""
-        key = next(iter(self.subscribed or self._known))
-        asked = spawn(self._ask(client, key), name="push probe")
+        """Whether a query of one of the services is answered in time."""
+        key = next(iter(self._subscribed or self._keys))
+        query = spawn(self._query(client, key), name="push probe")
         try:
-            await at_most(self._push.clock, self._push.policy.answer, asked)
-            return asked.done() and asked.result()
+            await at_most(self._push.clock, self._push.policy.answer, query)
+            return query.done() and query.result()
         finally:
-            asked.cancel()
+            query.cancel()
 
-    async def _ask(self, client: Client, key: ServiceKey) -> bool:
+    async def _query(self, client: Client, key: ServiceKey) -> bool:
         error = await failure(lambda: client.get_all_instances(key.name, key.group, None, False))
         if error:
             log.info("push of %s does not answer: %s", self.namespace, error)
         return not error
 
     async def close(self) -> None:
-        for task in (self._task, *self._under_way, *self._resting):
+        for task in (self._task, *self._subscribing, *self._retrying):
             await stop(task)
 
 
-def _deaf(_: Any) -> None:
-    """The listener of a subscription that is only renewed: the first one still hears."""
+def _ignore(_: Any) -> None:
+    """The listener of a renewed subscription: the first listener still gets the pushes."""

@@ -1,9 +1,10 @@
-"""The client of the official Rust SDK's Python binding: how it is made, and how its calls fail.
+"""The client of the official Rust SDK's Python binding: how to make one, and how its calls fail.
 
-Not for: subscriptions, what they tell (`push`). What the binding does was seen with 0.8.0, and read in its source: its
-constructor blocks and holds the interpreter's lock meanwhile, 0.1 s where all is well and for ever where a port takes
-connections and says nothing. So no server is named to it that has not answered a call just before. Below HOME it
-writes log files, and panics where it cannot: it gets a place that can be written, whatever the disk is like.
+What the binding does was seen with 0.8.0, and read in its source:
+
+- Its constructor blocks and holds the interpreter's lock, usually for 0.1 s, but for ever if a port accepts connections
+  and sends nothing. So it only gets servers that have answered a call just before.
+- It writes log files below HOME, and panics if it cannot. So it gets a writable directory.
 """
 
 from __future__ import annotations
@@ -29,17 +30,16 @@ from nacos_proxy.private_directory import PrivateDirectory
 log = logging.getLogger("nacos_proxy.push")
 
 MODULE = "nacos_sdk_rust_binding_py"
-OFFSET = 1000  # from the HTTP port that the SDK is told to the port that it dials
+OFFSET = 1000  # from the HTTP port that the SDK gets to the gRPC port that it connects to
 
 
 @dataclass(frozen=True, slots=True)
 class PushPolicy:
-    """Seconds and numbers. `servers` are the upstream's URLs; gRPC is at their port + `offset`.
+    """Times in seconds. `servers` are the upstream's URLs; the gRPC ports are `offset` above theirs.
 
-    `port`, where it is given, is the gRPC port of the first one, and the others' are as far from theirs.
-
-    A probe goes out every `probe` and must be answered within `answer`; push counts as alive once it has been for
-    `settle`. `home` is where the SDK puts its files, if it can be written.
+    `port`, if given, is the gRPC port of the first server, and sets `offset` for all. A probe is sent every `probe` and
+    must be answered within `answer`; push counts as alive when probes have been answered for `settle`. `home` is the
+    directory for the SDK's files, if it is writable.
     """
 
     servers: tuple[str, ...]
@@ -51,20 +51,19 @@ class PushPolicy:
     probe: float = 2.0
     answer: float = 3.0
     settle: float = 10.0
-    pause: float = 1.0
-    longest_pause: float = 30.0
-    together: int = 100
     max_services: int = 20_000
     namespaces: int = 16
 
 
-Told = Callable[[Any], None]
+Listener = Callable[[Any], None]
 
 
 class Client(Protocol):
-    """What is used of the SDK's client."""
+    """The part of the SDK's client that is used."""
 
-    def subscribe(self, service: str, group: str, clusters: list[str] | None, listener: Told, /) -> Awaitable[Any]: ...
+    def subscribe(
+        self, service: str, group: str, clusters: list[str] | None, listener: Listener, /
+    ) -> Awaitable[Any]: ...
 
     def get_all_instances(
         self, service: str, group: str, clusters: list[str] | None, subscribe: bool, /
@@ -77,7 +76,7 @@ def available() -> bool:
 
 
 async def connect(policy: PushPolicy, namespace: str) -> Client:
-    """A client of the SDK for one namespace. Raises `OSError` where no gRPC port answers, else `RuntimeError`."""
+    """A client of the SDK for one namespace. Raises `OSError` if no gRPC port answers, else `RuntimeError`."""
     if policy.port and policy.servers:
         policy = replace(policy, offset=policy.port - (urlsplit(policy.servers[0]).port or 8848))
     answering = await asyncio.gather(*(_answers(url, policy) for url in policy.servers))
@@ -89,7 +88,7 @@ async def connect(policy: PushPolicy, namespace: str) -> Client:
 
 
 async def _answers(url: str, policy: PushPolicy) -> bool:
-    """Whether a call comes back in time. A port that only takes connections would freeze the whole process."""
+    """Whether a call is answered in time. A port that only accepts connections would freeze the whole process."""
     parts = urlsplit(url)
     try:
         return await asyncio.wait_for(_check(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer)
@@ -98,7 +97,7 @@ async def _answers(url: str, policy: PushPolicy) -> bool:
 
 
 async def _check(host: str, port: int) -> bool:
-    """Sends `CHECK`, and is content with any frame on its stream: headers, data, even a refusal."""
+    """Sends `CHECK`. Any frame on its stream is an answer: headers, data, even a refusal."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(CHECK)
@@ -116,12 +115,12 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _field(number: int, value: bytes) -> bytes:
-    """A field of a protobuf message, below 128 bytes."""
+    """A field of a protobuf message, shorter than 128 bytes."""
     return bytes((number << 3 | 2, len(value))) + value
 
 
 def _header(name: str, value: str) -> bytes:
-    """Literal and not indexed (RFC 7541 6.2.2)."""
+    """A literal header field without indexing (RFC 7541 6.2.2)."""
     return b"".join((b"\0", *(bytes((len(text),)) + text.encode() for text in (name, value))))
 
 
@@ -138,7 +137,7 @@ _HEADERS = b"".join(
 )
 _MESSAGE = _field(2, _field(3, b"ServerCheckRequest")) + _field(3, _field(2, b"{}"))
 
-# What a Nacos client asks a server first, as HTTP/2 without negotiation: settings, headers, data that end the stream.
+# The first request of a Nacos client, as HTTP/2 with prior knowledge: settings, headers, data that end the stream.
 CHECK = b"".join(
     (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -154,7 +153,7 @@ _constructed = threading.Event()
 
 
 def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
-    """Blocks. The SDK reads HOME and RUST_LOG when its first client is made, and never again."""
+    """Blocks. The SDK reads HOME and RUST_LOG only when its first client is made."""
     with _constructing:
         before = os.environ.get("HOME")
         moved = bool(policy.home) and not _constructed.is_set()
@@ -163,7 +162,7 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
             os.environ["HOME"] = _home(policy.home)
         try:
             client = _client(policy, addresses, namespace)
-        except BaseException as error:  # a panic in Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             raise RuntimeError(f"the SDK cannot be used: {error}") from error
         finally:
             if moved and before is None:
@@ -175,19 +174,19 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
 
 
 def _home(wanted: str) -> str:
-    """Where the SDK's files go: below a temporary directory where the wanted one cannot be written."""
+    """The directory for the SDK's files: a temporary one if the wanted one is not writable."""
     try:
         PrivateDirectory(Path(wanted)).close()
         tempfile.TemporaryFile(dir=wanted).close()
     except OSError as error:
-        log.warning("%s cannot be written (%s): the files of push go to %s", wanted, error.strerror or error, _spare())
-        return _spare()
+        log.warning("%s cannot be written (%s): push uses %s", wanted, error.strerror or error, _temporary_home())
+        return _temporary_home()
     return wanted
 
 
 @cache
-def _spare() -> str:
-    """Gone with the process, like all that is in it. The SDK's threads live as long."""
+def _temporary_home() -> str:
+    """Deleted at the end of the process, because the SDK's threads use it until then."""
     directory = tempfile.mkdtemp(prefix="nacos-proxy-push-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
@@ -207,16 +206,16 @@ def _client(policy: PushPolicy, addresses: str, namespace: str) -> Client:
 
 
 def _address(url: str, offset: int) -> str:
-    """The address from which the SDK finds the gRPC port; it has no way to be told that port."""
+    """The address from which the SDK derives the gRPC port, which it does not take directly."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{host}:{(parts.port or 8848) + offset - OFFSET}"
 
 
 async def failure(call: Callable[[], Awaitable[Any]]) -> str:
-    """Why a call of the SDK failed, '' where it did not.
+    """Why a call of the SDK failed, '' if it did not.
 
-    It raises what it likes, and a panic in Rust is no `Exception`.
+    The SDK raises any type of exception, and a panic in Rust is not an `Exception`.
     """
     try:
         await call()

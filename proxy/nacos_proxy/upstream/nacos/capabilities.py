@@ -1,10 +1,8 @@
-"""What a server speaks: learned from its answers, call by call, and from the version that it tells.
+"""Which dialects a server speaks, learned from its answers, call by call, and from its version.
 
-Not for: asking (`nacos`), how a dialect is spoken (`speech`).
-
-A server of 3.0 answers 410 to some calls of v1 and not to others, one of 3.2 answers 404 to all: what was refused is
-remembered per kind of call, and the next dialect is used at once. What worked before and is refused now means another
-version: all that was learned is forgotten, so that an upgrade, or a downgrade, of the server loses no call.
+Nacos 3.0 answers 410 to some calls of v1 and not to others, 3.2 answers 404 to all of them. A refusal is remembered for
+its kind of call, and the next dialect is used at once. If a call is refused that worked before, the server has another
+version now: everything learned is forgotten, so that an upgrade or a downgrade loses no call.
 """
 
 from __future__ import annotations
@@ -24,37 +22,35 @@ _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 @dataclass(slots=True)
 class Capabilities:
-    """What is known of one server. `version` is '' until it has told one, `dialect` the last that worked.
+    """What is known of one server.
 
-    `asked_at` is when it was last asked for its version; it is asked again after `forget`. `checks` says that it is
-    known to have Nacos's parameter check, which came with 2.3.
+    `version` is '' while it is unknown. `version_asked_at` is when it was last asked for, -inf if that is due.
+    `has_parameter_check` is True if the server is known to have Nacos's parameter check, which came with 2.3.
     """
 
     version: str = ""
-    dialect: str = ""
-    checks: bool = False
-    asked_at: float = float("-inf")
+    has_parameter_check: bool = False
+    version_asked_at: float = float("-inf")
     _worked: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
     _gone: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
 
-    def plan(self, call: Call[Any], order: tuple[DialectName, ...]) -> list[DialectName]:
-        """The dialects to try, in order; all of them again where each has been refused."""
+    def dialects_for(self, call: Call[Any], order: tuple[DialectName, ...]) -> list[DialectName]:
+        """The dialects to try, in order; all of them again if each one has refused the call."""
         kind = type(call)
-        if self.version[:2] in ("3.", "4."):  # there all of v2's naming API is gone (nacos-http.md 4.0)
+        if self.version[:2] in ("3.", "4."):  # v2's whole naming API is gone (nacos-http.md 4.0)
             order = tuple(name for name in order if name != "v2") or order
-        # v1 creates persistent services only (nacos-http.md 2.10), and v3 alone has pages with instances
+        # v1 creates only persistent services (nacos-http.md 2.10); only v3 has pages with instances
         if isinstance(call, ListDetails) or (isinstance(call, CreateService) and call.ephemeral):
             order = tuple(reversed(order))
         left: list[DialectName] = [name for name in order if (name, kind) not in self._gone] if self._gone else []
         return left or list(order)
 
     def worked(self, name: DialectName, kind: type) -> None:
-        self.dialect = name
         self._worked.add((name, kind))
         self._gone.discard((name, kind))
 
     def gone(self, name: DialectName, kind: type) -> bool:
-        """The server does not offer this call in this dialect. True: it did before, so it is another version now."""
+        """The server does not offer this call in this dialect. True if it did before: it has another version now."""
         changed = (name, kind) in self._worked
         if changed:
             self.forget()
@@ -62,19 +58,19 @@ class Capabilities:
         return changed
 
     def forget(self) -> None:
-        """It may be another version, after a reconnect or because it refuses what it took; it is asked again."""
-        self.version, self.checks = "", False
+        """The server may have another version, after a reconnect or a refusal; the version is asked for again."""
+        self.version, self.has_parameter_check = "", False
         self._worked.clear()
         self._gone.clear()
-        self.asked_at = float("-inf")
+        self.version_asked_at = float("-inf")
 
-    def told(self, state: Mapping[str, str | None]) -> None:
-        """A server's own state object."""
+    def set_version(self, state: Mapping[str, str | None]) -> None:
+        """Takes the version from the server's state object."""
         self.version = str(state.get("version") or "")
         number = _VERSION.match(self.version)
-        self.checks = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
+        self.has_parameter_check = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
 
     @property
     def dialects(self) -> list[str]:
-        """Those in which something worked, for people."""
+        """Those in which a call has worked, for people."""
         return sorted({name for name, _ in self._worked})

@@ -1,23 +1,31 @@
-"""A registry that is real Nacos, or r-nacos, behind HTTP: servers, dialects and login joined into one `send`.
+"""Real Nacos or r-nacos over HTTP, as a `Registry`.
 
-Not for: what clients see (`catalog`), formats (`wire`), how a fetch is made whole (`speech`). It runs no timer: what is
-due (a probe, the address server's list, a server's version) is started beside the next call.
+A call travels like this:
 
-    a call that failed     | goes to the next server
-    -----------------------+----------------------------------------------------------------------------------
-    did not arrive         | always
-    may have arrived       | where the second time says the same: all but creating and deleting a service
-    refused, 502 to 504    | the same; a read also after 500
-    refused for a peer     | the same: the node asked one that is gone or has just come back
-    refused otherwise      | never
-    refused as gone        | stays, and is spoken in the next dialect
+    step                      | does                                             | with
+    --------------------------+--------------------------------------------------+-------------------------------
+    AuthenticatedClient.send  | chooses a server, and the next one if that fails | `servers`
+    ServerClient.send         | chooses a dialect                                | `capabilities`
+    DialectClient.execute     | writes the requests and reads the replies        | `dialect_client`, `wire.nacos`
+    ServerClient.ask          | adds the token, and renews it if it is refused   | `login`
+    Http.ask                  | exchanges a request and a reply                  | `upstream.http.exchange`
+
+Only an idempotent call is sent again if it may have arrived; all are idempotent but creating and deleting a service.
+
+    a call that failed        | goes to the next server
+    --------------------------+-----------------------------------------------------------------------------------
+    did not arrive            | always
+    may have arrived          | if it is idempotent
+    refused, 502 to 504       | if it is idempotent; a read also after 500
+    refused, a peer is gone   | if it is idempotent: the node needed another one, which is gone or has just returned
+    refused otherwise         | never
+    refused as gone           | never: it is sent to the same server in the next dialect
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -29,7 +37,6 @@ from cachetools import LRUCache
 from nacos_proxy.model.calls import (
     BatchMetadata,
     Beat,
-    BeatResult,
     Call,
     CreateService,
     DeleteService,
@@ -46,355 +53,313 @@ from nacos_proxy.model.calls import (
     Write,
 )
 from nacos_proxy.model.errors import (
-    Busy,
     Garbled,
-    ProxyError,
+    Malformed,
+    Misplaced,
     Reason,
     Refused,
     Unreachable,
     UpstreamError,
 )
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.runtime import Clock, spawn, stop
+from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.contract import Registry
-from nacos_proxy.upstream.http.exchange import (
-    Http,
-    HttpPolicy,
-    TlsPolicy,
-    tls_context,
-)
-from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
+from nacos_proxy.upstream.http.exchange import Headers, Http, HttpPolicy, TlsPolicy, tls_context
+from nacos_proxy.upstream.http.transport import FastTransport
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
-from nacos_proxy.upstream.nacos.dialect_client import ONCE, dialect_clients
-from nacos_proxy.upstream.nacos.forwarding import ForwardedResponse, passing, subject
-from nacos_proxy.upstream.nacos.login import (
-    Ask,
-    Credential,
-    LoginPolicy,
-    Session,
-)
-from nacos_proxy.upstream.nacos.response_cache import ResponseCache, ResponseCachePolicy
-from nacos_proxy.upstream.nacos.server_client import ServerClient
-from nacos_proxy.upstream.nacos.servers import (
-    Server,
-    Servers,
-    ServersPolicy,
-    failing,
-    parse_addresses,
-)
+from nacos_proxy.upstream.nacos.dialect_client import NOT_IDEMPOTENT, DialectClient, dialect_clients
+from nacos_proxy.upstream.nacos.forwarding import ForwardedRequest, ForwardedResponse, data_id, forward_request
+from nacos_proxy.upstream.nacos.login import Credential, LoginPolicy, Session, log_in, token_headers
+from nacos_proxy.upstream.nacos.response_cache import ResponseCache
+from nacos_proxy.upstream.nacos.server_monitor import ServerMonitor
+from nacos_proxy.upstream.nacos.servers import Server, Servers, ServersPolicy, server_failed
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
+from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.login import Login
 
 R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.registry")
 
-MEET_AGAIN = 30.0  # seconds until a UDP push that could not be had is tried again
+CACHE_MILLIS = 3000  # `defaultCacheMillis` of 1.x
 
 
 @dataclass(frozen=True, slots=True)
 class NacosPolicy:
-    """`dialect` other than `auto` is the only one that is spoken."""
+    """A `dialect` other than `auto` is the only one that is used."""
 
     servers: ServersPolicy
     http: HttpPolicy = field(default_factory=HttpPolicy)
     tls: TlsPolicy | None = None
-    transport: TransportPolicy = field(default_factory=TransportPolicy)
     login: LoginPolicy = field(default_factory=LoginPolicy)
-    response_cache: ResponseCachePolicy = field(default_factory=ResponseCachePolicy)
     dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
 
 
 class NacosRegistry:
-    """Implements `Registry`. `servers`, `session` and `unreadable` (hosts left out) are what operators want to know."""
+    """Implements `Registry`. `unreadable` counts the hosts that were left out of lists."""
 
     def __init__(self, policy: NacosPolicy, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` is for tests; else it is made from the policy. Raises `ValueError` and `OSError` for bad ones."""
+        """Tests may give a `transport`. Raises `ValueError` and `OSError` for an invalid policy."""
         tls = tls_context(policy.tls) if policy.tls is not None else None
+        self.clock = clock
         self.servers = Servers(policy.servers)
         self.session = Session(policy.login, clock)
-        self.order: tuple[DialectName, ...] = ORDER if policy.dialect == "auto" else (policy.dialect,)
-        self.policy = policy
-        self.clock = clock
-        self.http = Http(policy.http, transport or FastTransport(policy.transport, tls))
-        self._voice = AuthenticatedClient(self, None)
-        self._listed_at = float("-inf")
-        self._listing: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.http = Http(policy.http, transport or FastTransport(tls=tls))
+        self.dialect_order: tuple[DialectName, ...] = ORDER if policy.dialect == "auto" else (policy.dialect,)
         self.receiver: PushReceiver | None = None
-        self._meeting: set[str] = set()
         self.unreadable = 0
-        self._odd: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
-        self._drawn = token_hex(8)  # where calls start that are about nothing: else all proxies would choose the same
-        self.servers.on_up.append(self._came)
-        self.servers.on_down.append(self._went)
+        self._unreadable_hosts: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
+        self._proxy_id = token_hex(8)
+        self._own_client = own_client = AuthenticatedClient(self, None)
+        self.monitor = ServerMonitor(
+            self.servers,
+            self.http,
+            clock,
+            probe=lambda server: own_client.send_to(server, Metrics()),
+            read_state=lambda server: own_client.server_client(server).send(ServerState()),
+            receiver=lambda: self.receiver,
+        )
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own login."""
-        return await self._voice.send(call)
+        return await self._own_client.send(call)
 
     def acting_as(self, credential: Credential) -> Registry:
-        """The same servers for a client that shows its own token: nothing that others were shown is used for it."""
+        """The same servers for a client with its own token, with a response cache of its own."""
         return AuthenticatedClient(self, credential)
 
-    def asks_plainly(self, server: Server) -> Ask:
-        """What asks a server without any token, as a login is asked for."""
-        return self._voice.line(server).ask_plainly
-
-    def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
-        """Clusters of a service that were heard of elsewhere, for servers that list only what they are asked for."""
-        if clusters:
-            self._voice.memory.saw(key, clusters)
+    async def log_in(self, username: str, password: str) -> Login:
+        """Logs a client in at the first server that answers. Raises as `login.log_in`."""
+        await self.monitor.ready()
+        last: UpstreamError = Unreachable("no server is known", arrived=False)
+        for server in self.servers.candidates((username,), self.clock.now()):
+            try:
+                login, _ = await log_in(username, password, self._own_client.server_client(server).ask_without_token)
+            except UpstreamError as error:
+                if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
+                    raise
+                self.monitor.failed(server, error)
+                last = error
+                continue
+            self.monitor.succeeded(server, None, "login")
+            return login
+        raise last
 
     @asynccontextmanager
     async def forward(
         self, method: str, path: str, query: str, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
     ) -> AsyncGenerator[ForwardedResponse]:
-        """The answer to what is passed through. `path` is raw and starts behind the context path.
+        """The response to a request of another API. `path` is raw and starts after the context path.
 
-        Raises `BadCall` for what would leave the context path, else `UpstreamError`s.
+        Raises `BadCall` for a path that could leave the context path, else `UpstreamError`s.
         """
-        await self.ready()
-        about, body = await subject(query, headers, body)
-        call = (method, path, query, headers, body)
-        servers = self.servers.candidates((about or self._drawn,), self.clock.now(), reading=method == "GET")
-        async with passing(self.http, servers, self._passed, call) as reply:
-            yield reply
+        await self.monitor.ready()
+        config, request = await data_id(ForwardedRequest(method, path, query, headers, body))
+        # Requests about no configuration start at one server for each proxy, so that proxies are spread.
+        key = config or self._proxy_id
+        servers = self.servers.candidates((key,), self.clock.now(), reading=method == "GET")
+        async with forward_request(self.http, servers, self._report_forwarded, request) as response:
+            yield response
+
+    def _report_forwarded(self, server: Server, error: UpstreamError | None) -> None:
+        if error is None:
+            self.monitor.succeeded(server, None, "passed")
+        else:
+            self.monitor.failed(server, error)
+
+    def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
+        """Clusters of a service, learned from push: some servers list only the clusters that they are asked for."""
+        self._own_client.cache.add_clusters(key, clusters)
+
+    def report_unreadable(self, snapshot: Snapshot) -> None:
+        """Counts and logs hosts that cannot be read, once for as long as a service has the same ones."""
+        hosts, key = snapshot.unreadable, snapshot.key
+        if not hosts:
+            self._unreadable_hosts.pop(key, None)
+        elif hosts != self._unreadable_hosts.get(key):
+            self._unreadable_hosts[key] = hosts
+            self.unreadable += len(hosts)
+            log.warning("%s: hosts that cannot be read were left out (%d): %s", key, len(hosts), "; ".join(hosts[:3]))
 
     def status(self) -> dict[str, Any]:
         """What operators want to know, ready for JSON, without secrets. Latencies in milliseconds."""
         session = self.session
         login = {"enabled": session.enabled, "logins": session.logins, "error": session.error}
-        return {"login": login, "servers": [_status(server) for server in self.servers.all]}
+        servers = [
+            {
+                "url": server.url,
+                "state": "up" if server.up else "down",
+                "error": server.error,
+                "latencyMs": round(server.latency * 1000, 3),
+                "version": server.capabilities.version,
+                "dialects": server.capabilities.dialects,
+                "outcomes": dict(server.outcomes),
+            }
+            for server in self.servers.all
+        ]
+        return {"login": login, "servers": servers}
 
     async def close(self) -> None:
-        self._closed = True
-        for task in tuple(self._beside):
-            await stop(task)
+        await self.monitor.close()
         await self.http.transport.aclose()
-
-    # beside the calls
-
-    async def ready(self) -> None:
-        """Returns when there is a server to ask; waits for the address server where none is known yet."""
-        self.tend()
-        if not self.servers.all and self.policy.servers.endpoint:
-            if self._listing is None or self._listing.done():
-                self._listing = self._spawn(self._list(), "address server")
-            if self._listing is not None:
-                await asyncio.wait([self._listing])
-
-    def tend(self) -> None:
-        """Starts what is due: the address server's list, probes."""
-        now = self.clock.now()
-        servers, policy = self.servers, self.policy.servers
-        if policy.endpoint and servers.all and now - self._listed_at >= policy.endpoint_every:
-            self._listed_at = now
-            self._spawn(self._list(), "address server")
-        for server in servers.to_probe(now):
-            server.probing = True
-            self._spawn(self._probe(server), "probe")
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
-        if self._closed:
-            work.close()
-            return None
-        task = spawn(work, name=f"{name} of the upstream")
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
-        return task
-
-    async def _list(self) -> None:
-        policy = self.policy.servers
-        self._listed_at = self.clock.now()
-        try:
-            reply = await self.http.get(policy.endpoint)
-        except ProxyError as error:
-            log.warning("the address server cannot be asked: %s", error)
-            return
-        found = parse_addresses(reply.body, policy.context_path) if reply.status == 200 else []
-        if not found:
-            log.warning("the address server named no server (status %d)", reply.status)
-        self.servers.replace(found)
-
-    async def _probe(self, server: Server) -> None:
-        try:
-            await self._voice.on(server, Metrics())
-        except ProxyError as error:
-            log.debug("probe of %s: %s", server.url, error)
-        finally:
-            server.probing = False
-
-    async def _ask_version(self, server: Server) -> None:
-        """Every version tells in one dialect; r-nacos in none, which is no matter. No answer: it is asked again."""
-        try:
-            server.spoken.told(await self._voice.line(server).send(ServerState()))
-        except ProxyError as error:
-            log.debug("%s does not tell its version: %s", server.url, error)
-            if not isinstance(error, Refused):
-                server.spoken.asked_at = float("-inf")
-
-        else:
-            await self._subscribe(server)
-
-    async def _subscribe(self, server: Server) -> None:
-        """To its UDP push, as soon as that can be; what prevents it may pass. One at a time tries for each server."""
-        if self.receiver is None or server.origin in self._meeting:
-            return
-        told = ""
-        self._meeting.add(server.origin)
-        try:
-            while server in self.servers.all:
-                try:
-                    return await self.receiver.meet(server)
-                except OSError as error:
-                    if str(error) != told:
-                        told = str(error)
-                        log.warning("no UDP push from %s: %s; polling keeps time", server.origin, error)
-                await self.clock.sleep_until(self.clock.now() + MEET_AGAIN)
-        finally:
-            self._meeting.discard(server.origin)
-
-    # outcomes
-
-    def _came(self, server: Server) -> None:
-        server.spoken.forget()  # back after an outage it may be another version
-        if len(self.servers.all) > 1:
-            log.warning("node %s is back: %d of %d are up", server.url, len(self.servers.up), len(self.servers.all))
-
-    def _went(self, server: Server) -> None:
-        if len(self.servers.all) > 1:
-            up, number = len(self.servers.up), len(self.servers.all)
-            log.warning("node %s is down: %d of %d are up: %s", server.url, up, number, server.error)
-
-    def left_out(self, snapshot: Snapshot) -> None:
-        """Counts and tells of hosts that cannot be read, once for as long as a service has the same."""
-        found, key = snapshot.unreadable, snapshot.key
-        if not found:
-            self._odd.pop(key, None)
-        elif found != self._odd.get(key):
-            self._odd[key] = found
-            self.unreadable += len(found)
-            log.warning("%s: left out what cannot be read of its hosts, %d: %s", key, len(found), "; ".join(found[:3]))
-
-    def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
-        now = self.clock.now()
-        server.count(outcome)
-        self.servers.succeeded(server, now, seconds)
-        if server.spoken.asked_at == float("-inf"):
-            server.spoken.asked_at = now
-            self._spawn(self._ask_version(server), "version")
-
-    def failed(self, server: Server, error: UpstreamError) -> None:
-        server.count(type(error).__name__)
-        if not isinstance(error, Busy):  # our own queue was too long: of the server it tells nothing
-            self.servers.failed(server, self.clock.now(), error)
-
-    def _passed(self, server: Server, error: UpstreamError | None) -> None:
-        if error is None:
-            self.succeeded(server, None, "passed")
-        else:
-            self.failed(server, error)
-
-
-def _status(server: Server) -> dict[str, Any]:
-    return {
-        "url": server.url,
-        "state": "up" if server.up else "down",
-        "error": server.error,
-        "latencyMs": round(server.latency * 1000, 3),
-        "version": server.spoken.version,
-        "dialects": server.spoken.dialects,
-        "outcomes": dict(server.outcomes),
-    }
 
 
 class AuthenticatedClient:
-    """A `Registry` over shared servers with one set of rights: this proxy's own, or a client's."""
+    """The servers for one credential; None is this proxy's own login. Implements `Registry`."""
 
     def __init__(self, registry: NacosRegistry, credential: Credential | None) -> None:
         self.registry = registry
         self.credential = credential
-        self.memory = ResponseCache(registry.policy.response_cache)
-        self.dialect_clients = dialect_clients(self.memory, registry.clock)
+        self.cache = ResponseCache()
+        self.dialect_clients = dialect_clients(self.cache, registry.clock)
 
     async def send(self, call: Call[R]) -> R:
+        """The result, from the first server that does not fail."""
         registry = self.registry
-        await registry.ready()
+        await registry.monitor.ready()
         keys = _keys(call)
         last: UpstreamError | None = None
         reading = not isinstance(call, Write)
         for server in registry.servers.candidates(keys, registry.clock.now(), reading=reading):
             try:
-                result = await self.on(server, call)
+                result = await self.send_to(server, call)
             except UpstreamError as error:
-                refused = isinstance(error, Refused)
-                if not _elsewhere(error) and not failing(error, reading=reading):
+                if not _lacks_peer(error) and not server_failed(error, reading=reading):
                     raise
                 last = error
-                if _once(call) and (error.arrived or refused):
+                if type(call) in NOT_IDEMPOTENT and (error.arrived or isinstance(error, Refused)):
                     break
                 continue
-            self._note(call, result, server, keys)
+            self._note_result(call, result, server, keys)
             return result
         raise last or Unreachable("no server is known", arrived=False)
 
-    async def on(self, server: Server, call: Call[R]) -> R:
-        """A call on one server; how it went is noted with it."""
-        registry = self.registry
-        begin = registry.clock.now()
+    async def send_to(self, server: Server, call: Call[R]) -> R:
+        """The result from one server. The outcome counts for the server's health."""
+        clock, monitor = self.registry.clock, self.registry.monitor
+        begin = clock.now()
         try:
-            result = await self.line(server).send(call)
+            result = await self.server_client(server).send(call)
         except Refused as error:
-            if not _elsewhere(error) and failing(error, reading=not isinstance(call, Write)):
-                registry.failed(server, error)
+            if not _lacks_peer(error) and server_failed(error, reading=not isinstance(call, Write)):
+                monitor.failed(server, error)
             else:
-                registry.succeeded(server, None, "refused")
+                monitor.succeeded(server, None, "refused")
             raise
         except UpstreamError as error:
-            if isinstance(error, Garbled) and error.answered:  # of one thing asked: it may well do all else
+            if isinstance(error, Garbled) and error.answered:  # one bad answer: all others may be good
                 server.count("Garbled")
             else:
-                registry.failed(server, error)
+                monitor.failed(server, error)
             raise
-        registry.succeeded(server, registry.clock.now() - begin)
+        monitor.succeeded(server, clock.now() - begin)
         return result
 
-    def line(self, server: Server) -> ServerClient:
-        registry = self.registry
-        http, session = registry.http, registry.session
-        return ServerClient(
-            server, http, self.dialect_clients, registry.order, session, self.credential, registry.receiver
-        )
+    def server_client(self, server: Server) -> ServerClient:
+        return ServerClient(self, server)
 
-    def _note(self, call: Call[Any], result: object, server: Server, keys: tuple[Hashable, ...]) -> None:
+    def _note_result(self, call: Call[Any], result: Any, server: Server, keys: tuple[Hashable, ...]) -> None:
+        registry = self.registry
         match call:
-            case Register():
-                self.memory.saw(call.service, (call.instance.cluster,))
-            case Beat() if isinstance(result, BeatResult):
-                self.memory.saw(call.service, (call.cluster,))
-            case Fetch() if isinstance(result, Snapshot):
-                self.registry.left_out(result)
-                return
+            case Fetch():
+                registry.report_unreadable(result)
+            case Register() | Beat():
+                cluster = call.instance.cluster if isinstance(call, Register) else call.cluster
+                self.cache.add_clusters(call.service, (cluster,))
+                for key in keys:
+                    registry.servers.pin(key, server, registry.clock.now())
             case Deregister():
-                self.registry.servers.forget(keys[0])
-                return
+                registry.servers.unpin(keys[0])
             case _:
-                return
-        for key in keys:
-            self.registry.servers.keep(key, server, self.registry.clock.now())
+                pass
 
     async def close(self) -> None:
-        """Nothing of its own to close."""
+        """Nothing: the connections belong to the registry."""
 
 
-def _elsewhere(error: UpstreamError) -> bool:
-    """Whether it is a peer of the server that is in trouble."""
+@dataclass(frozen=True, slots=True)
+class ServerClient:
+    """One server for one credential. Implements `dialect_client.Client`."""
+
+    client: AuthenticatedClient
+    server: Server
+
+    async def send(self, call: Call[R]) -> R:
+        """The result, in the first dialect in which the server offers the call. Refused dialects are remembered."""
+        capabilities, kind = self.server.capabilities, type(call)
+        tried: set[str] = set()
+        gone: Refused | None = None
+        while (name := self._next_dialect(call, tried)) is not None:
+            tried.add(name)
+            try:
+                result = await self._execute(self.client.dialect_clients[name], call)
+            except Refused as refused:
+                if refused.reason is not Reason.GONE:
+                    raise
+                gone = refused
+                if capabilities.gone(name, kind):
+                    log.warning(
+                        "%s no longer offers %s in %s: it has another version now", self.server, kind.__name__, name
+                    )
+                continue
+            capabilities.worked(name, kind)
+            return result
+        raise gone or Refused(Reason.GONE, f"no dialect of {self.server.url} has {kind.__name__}", status=501)
+
+    def _next_dialect(self, call: Call[Any], tried: set[str]) -> DialectName | None:
+        for name in self.server.capabilities.dialects_for(call, self.client.registry.dialect_order):
+            if name not in tried and self.client.dialect_clients[name].can_execute(call):
+                return name
+        return None
+
+    async def _execute(self, dialect_client: DialectClient, call: Call[R]) -> R:
+        try:
+            return await dialect_client.execute(self, call)
+        except Malformed as error:
+            if isinstance(error, Misplaced):  # replies and requests are out of step on this connection
+                self.client.registry.http.renew(self.server)
+            raise Garbled(f"{self.server.origin}: the answer cannot be read: {error}", answered=True) from error
+
+    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
+        """The reply to a request with a token. If our own token is refused, the request is sent again with a new one.
+
+        `again`: the request may be sent twice.
+        """
+        http, credential = self.client.registry.http, self.client.credential
+        if credential is not None:
+            return await http.ask(self.server, request, credential.headers, again=again)
+        session = self.client.registry.session
+        token = await session.token(self.server.url, self.ask_without_token)
+        reply = await http.ask(self.server, request, self._own_headers(token), again=again)
+        if reply.status in (401, 403) and session.enabled:
+            renewed = await session.renew(token, self.server.url, self.ask_without_token)
+            if renewed != token:
+                reply = await http.ask(self.server, request, self._own_headers(renewed), again=again)
+        return reply
+
+    def _own_headers(self, token: str) -> Headers:
+        identity = self.client.registry.http.policy.identity
+        return token_headers(token) + ((identity,) if identity is not None else ())
+
+    async def ask_without_token(self, request: HttpRequest) -> HttpReply:
+        return await self.client.registry.http.ask(self.server, request, again=True)
+
+    def with_push_address(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
+        """A list request of v1, which subscribes to UDP push if it is our own, and the `cacheMillis` to show.
+
+        Nacos 1.x answers 10 s to subscribers (seen with 1.4.8), but our clients do not get its pushes.
+        """
+        receiver = self.client.registry.receiver
+        if receiver is None or self.client.credential is not None:
+            return request, None
+        subscribing = receiver.with_push_address(self.server, key, request)
+        replace_millis = subscribing is not request and self.server.capabilities.version.startswith("1.")
+        return subscribing, CACHE_MILLIS if replace_millis else None
+
+
+def _lacks_peer(error: UpstreamError) -> bool:
+    """Whether not the server is in trouble, but another node that it needed."""
     return isinstance(error, Refused) and error.reason is Reason.NO_PEER
-
-
-def _once(call: object) -> bool:
-    return isinstance(call, ONCE)
 
 
 def _keys(call: Call[Any]) -> tuple[Hashable, ...]:

@@ -1,7 +1,4 @@
-"""What a client may do at the upstream: whether its token is taken there, or its name and password.
-
-Not for: who may use this proxy (`api.guard`), our own account (`login`), who is kept as a tenant.
-"""
+"""Whether the upstream accepts a client: its token, or its name and password."""
 
 from __future__ import annotations
 
@@ -11,41 +8,33 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nacos_proxy.model.calls import Call, Fetch
-from nacos_proxy.model.errors import (
-    Reason,
-    Refused,
-    Unreachable,
-    UpstreamError,
-    stranger,
-)
+from nacos_proxy.model.errors import Reason, Refused, stranger
 from nacos_proxy.model.services import DEFAULT_GROUP, ServiceKey
 from nacos_proxy.upstream.contract import Registry
-from nacos_proxy.upstream.nacos.login import Credential, log_in
+from nacos_proxy.upstream.nacos.login import RENEW_AT, Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
-from nacos_proxy.wire.nacos.login import Login
 
 R = TypeVar("R")
 
-ASKED = "nacos-proxy"  # a service that need not be there
-RENEW_AT = 0.9  # of the time for which a login holds
+PROBED_SERVICE = "nacos-proxy"  # need not exist
 
 
 @dataclass(slots=True)
 class Pass:
-    """What the upstream took. That of a login is to be renewed at `renew_at` and ends at `ends_at` (seconds)."""
+    """A credential that the upstream accepted. A login's should be renewed at `renew_at` and ends at `ends_at`."""
 
     credential: Credential
     renew_at: float = math.inf
     ends_at: float = math.inf
 
     def renew(self, fresh: Pass) -> None:
-        """The calls that are made with it go on with the new token."""
+        """Calls made with this credential use the new token from now on."""
         self.credential.token = fresh.credential.token
         self.renew_at, self.ends_at = fresh.renew_at, fresh.ends_at
 
 
 class Telling:
-    """A `Registry` that says when the upstream does not know any more who asks."""
+    """A `Registry` that calls `refused` when the upstream no longer accepts the token."""
 
     def __init__(self, registry: Registry, refused: Callable[[Refused], None]) -> None:
         self._registry = registry
@@ -63,14 +52,14 @@ class Telling:
         await self._registry.close()
 
 
-async def prove(voice: Registry, namespace: str) -> None:
-    """Returns where the upstream takes the token that `voice` speaks with: one list of one service is asked for.
+async def prove(client: Registry, namespace: str) -> None:
+    """Returns if the upstream accepts the token of `client`, by fetching one service.
 
-    An account that may not read there is known all the same. Raises `Refused` (NO_RIGHT) for a token that is none, and
-    what the call raises.
+    An account without the right to read is accepted, too. Raises `Refused` (NO_RIGHT) for an invalid token, and the
+    errors of the call.
     """
     try:
-        await voice.send(Fetch(ServiceKey(namespace, DEFAULT_GROUP, ASKED)))
+        await client.send(Fetch(ServiceKey(namespace, DEFAULT_GROUP, PROBED_SERVICE)))
     except Refused as error:
         if error.reason is not Reason.NO_RIGHT or stranger(error):
             raise
@@ -84,25 +73,8 @@ async def take_token(registry: NacosRegistry, token: str, namespace: str) -> Pas
 
 
 async def take_account(registry: NacosRegistry, username: str, password: str) -> Pass | None:
-    """The token of a login; None where the upstream asks nobody for one. Raises as `login.log_in`."""
-    login, now = await _login(registry, username, password), registry.clock.now()
+    """Logs the account in; None if the upstream requires no token. Raises as `login.log_in`."""
+    login, now = await registry.log_in(username, password), registry.clock.now()
     if not login.token:
         return None
     return Pass(Credential(login.token), now + login.ttl * RENEW_AT, now + login.ttl)
-
-
-async def _login(registry: NacosRegistry, username: str, password: str) -> Login:
-    await registry.ready()
-    last: UpstreamError = Unreachable("no server is known", arrived=False)
-    for server in registry.servers.candidates((username,), registry.clock.now(), reading=False):
-        try:
-            login, _ = await log_in(username, password, registry.asks_plainly(server))
-        except UpstreamError as error:
-            if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
-                raise
-            registry.failed(server, error)
-            last = error
-            continue
-        registry.succeeded(server, None, "login")
-        return login
-    raise last

@@ -1,17 +1,16 @@
-"""Which server a call goes to: the list, who is up, which one a service or an instance keeps to. Told the time.
+"""The servers of the upstream: which of them are up, and which one a call goes to. Pure: every method gets the time.
 
-Not for: sending (`http`), what a server speaks (`detect`), when a list is fetched again (`nacos`).
+    a server is | while                                         | calls
+    ------------+-----------------------------------------------+----------------------------------------------------
+    up          | it has not failed, or given fewer than        | go to it by rendezvous hashing, or because their
+                | `MAX_FAILURES` slow or garbled answers in a   | key is pinned to it (an instance's registration and
+                | row                                           | its beats)
+    recovering  | for `RECOVERY` seconds after it was down      | as up; reads only if no other server is up
+    down        | from a failure until the next success         | only if no server is up, or none is left to try;
+                |                                               | probes when `retry_at` has passed
 
-    a server is | while                                       | calls
-    ------------+---------------------------------------------+------------------------------------------------------
-    up          | no failure, or fewer than `patience` silent | get it by rendezvous hashing, or because they got it
-                | or garbled answers in a row                 | before (an instance's registration and its beats)
-    in doubt    | for `doubt` seconds after it was down       | as up; lists and other reads only where no other is up
-    down        | from a failure until the next success       | when none is up, or none any more; probes as `retry_at`
-                |                                             | passes
-
-What is kept to a server that goes down is kept to another one meanwhile. When its own is up again it goes back, not all
-at once: some time after the doubt, which is drawn from what it is.
+A key whose server goes down is pinned to another one meanwhile. After the recovery of its own server it returns. The
+moment is derived from the key, so that not all return at once.
 """
 
 from __future__ import annotations
@@ -24,57 +23,46 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachetools import LRUCache
 
-from nacos_proxy.model.errors import (
-    Refused,
-    TooSlow,
-    Unreachable,
-    UpstreamError,
-)
+from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.model.errors import Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.model.masking import shown_url
 from nacos_proxy.upstream.nacos.capabilities import Capabilities
 
 DEFAULT_PORT = 8848
-MOST_SERVERS = 100  # lines of an address server's answer that count
+MAX_SERVERS = 100  # lines of an address server's answer that count
+MAX_ATTEMPTS = 3  # servers that one call is sent to
+MAX_PINS = 100_000
+MAX_FAILURES = 2  # slow or garbled answers in a row that take a server down
+IDLE = 10.0  # seconds without a call after which a server is probed, if there are several
+RECOVERY = 10.0  # seconds after an outage in which a server may list instances as unhealthy, or as they were before it
+RETURN_WITHIN = 30.0  # seconds after the recovery within which pinned keys return
+PROBE_BACKOFF = Backoff(initial=0.5, maximum=15.0)
+
 _HOST = re.compile(r"(?:[0-9A-Za-z_-]+\.)*[0-9A-Za-z_-]+\.?|\[[0-9A-Fa-f:.]+\]")
 _CONTEXT = re.compile(r"(?:/(?!\.\.?(?:/|$))[0-9A-Za-z._~-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class ServersPolicy:
-    """Seconds, numbers, and where the servers are.
+    """Where the servers are.
 
-    `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; where a URL has a path, that is its context path.
-    `endpoint`: the URL of an address server, which names one server a line, asked again every `endpoint_every`.
-    A server that failed is probed after `first_pause`, then after twice that, up to `longest_pause`; one that nobody
-    called for `idle` seconds is probed too, where there are several. One that was down is in `doubt`: it lists
-    instances unwell, or as they were. What was kept to it goes back to it in the `return_within` seconds behind that.
-    No answer in time counts where there was none at all for `slow` seconds: a slow server is no lost one.
+    `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; a path in a URL is its context path.
+    `endpoint`: the URL of an address server, whose answer names one server a line.
+    `slow`: a timeout counts as a failure only if the server has answered nothing for this many seconds.
     """
 
     urls: tuple[str, ...] = ()
     endpoint: str = ""
-    endpoint_every: float = 30.0
     context_path: str = "/nacos"
-    first_pause: float = 0.5
-    longest_pause: float = 15.0
-    patience: int = 2
-    doubt: float = 10.0
-    home: float = 40.0
-    slow: float = 5.0
-    idle: float = 10.0
-    remembered: int = 100_000
-    attempts: int = 3
-    doubt: float = 10.0
-    return_within: float = 30.0
     slow: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One server, and what operators want to know of it.
+    """One server, its health, and what operators want to know of it.
 
-    `failures` are those since the last success, `pause` the seconds between the last two probes of a server that is
-    down, `back_at` when it was last up again, `latency` a moving mean in seconds.
+    `failures` counts those since the last success, `retries` the failed probes of an outage; `retry_at` is when the
+    next probe is due, `back_at` when the last outage ended. `latency` is a moving mean in seconds.
     """
 
     origin: str
@@ -82,7 +70,7 @@ class Server:
     up: bool = True
     failures: int = 0
     retry_at: float = 0.0
-    pause: float = 0.0
+    retries: int = 0
     called_at: float = 0.0
     answered_at: float = float("-inf")
     back_at: float = float("-inf")
@@ -90,7 +78,7 @@ class Server:
     error: str = ""
     latency: float = 0.0
     outcomes: dict[str, int] = field(default_factory=lambda: {})
-    spoken: Capabilities = field(default_factory=Capabilities)
+    capabilities: Capabilities = field(default_factory=Capabilities)
 
     @property
     def url(self) -> str:
@@ -103,30 +91,30 @@ class Server:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
-def parse_server(text: str, context_path: str = "/nacos", scheme: str = "http") -> Server:
-    """A server from what people write. Raises `ValueError` with a sentence for them, without a password."""
+def parse_server(text: str, context_path: str = "/nacos") -> Server:
+    """A server from the text of a setting. Raises `ValueError` with a sentence for people, without a password."""
     address = text.strip()
-    address = address if "://" in address else f"{scheme}://{address}"
+    address = address if "://" in address else f"http://{address}"
     shown = shown_url(text.strip())
-    if "@" in address:  # a password may hold what would end the host, and be shown as something else
+    if "@" in address:  # a password may contain the end of a host, and would then be shown as something else
         raise ValueError(f"the server {shown!r} may have a port and a context path, and nothing else")
     try:
         parts = urlsplit(address)
         host = parts.hostname or ""
     except ValueError:
-        raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets") from None
+        raise ValueError(f"{shown!r} is not an address: put an IPv6 address in brackets") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{shown!r} is neither http nor https")
     if parts.query or parts.fragment:
         raise ValueError(f"the server {host!r} may have a port and a context path, and nothing else")
     if parts.netloc.count(":") > 1 and "[" not in parts.netloc:
-        raise ValueError(f"{shown!r} is no address: an IPv6 one stands in brackets, as in [::1]:{DEFAULT_PORT}")
+        raise ValueError(f"{shown!r} is not an address: put an IPv6 address in brackets, as in [::1]:{DEFAULT_PORT}")
     host = f"[{host}]" if ":" in host else host
     if _HOST.fullmatch(host) is None:
-        raise ValueError(f"{shown!r} names no host")
+        raise ValueError(f"{shown!r} has no valid host name")
     context = parts.path.rstrip("/") or context_path.rstrip("/")
     if _CONTEXT.fullmatch(context) is None:
-        raise ValueError(f"{context!r} is no context path: it looks like /nacos")
+        raise ValueError(f"{context!r} is not a context path: it must look like /nacos")
     return Server(f"{parts.scheme}://{host}:{_port(parts, shown)}", context)
 
 
@@ -138,19 +126,19 @@ def _port(parts: SplitResult, shown: str) -> int:
     if port is None:
         return 443 if parts.scheme == "https" else DEFAULT_PORT
     if port == 0:
-        raise ValueError(f"the port of {shown!r} is no number from 1 to 65535")
+        raise ValueError(f"the port of {shown!r} is not a number from 1 to 65535")
     return port
 
 
 def parse_addresses(body: bytes, context_path: str = "/nacos") -> list[Server]:
-    """The lines of an address server's answer; blank lines, comments and what is no address are left out.
+    """The lines of an address server's answer; blank lines, comments and lines without an address are left out.
 
-    What Nacos's own servers tell each other there (`?raft_port=7848`) is not for clients.
+    Queries are for Nacos's own servers (`?raft_port=7848`), and ignored.
     """
     found: dict[str, Server] = {}
-    for line in body.decode("utf-8-sig", "replace").splitlines()[: 10 * MOST_SERVERS]:
+    for line in body.decode("utf-8-sig", "replace").splitlines()[: 10 * MAX_SERVERS]:
         address = line.partition("#")[0].partition("?")[0].strip()
-        if not address or len(found) >= MOST_SERVERS:
+        if not address or len(found) >= MAX_SERVERS:
             continue
         try:
             server = parse_server(address, context_path)
@@ -164,16 +152,16 @@ Listener = Callable[[Server], None]
 
 
 @dataclass(slots=True)
-class _Kept:
-    """To whom something keeps: to `home`, and to `now` since that failed it."""
+class _Pin:
+    """A key belongs to `home`; its calls go to `current`, another server since `home` failed it at `since`."""
 
     home: Server
-    now: Server
+    current: Server
     since: float
 
 
 class Servers:
-    """`on_up` and `on_down` are called once per transition of a server, `on_list` when the list is another one."""
+    """`on_up` and `on_down` are called once for each transition of a server, `on_list` when the list has changed."""
 
     def __init__(self, policy: ServersPolicy) -> None:
         self.policy = policy
@@ -181,11 +169,11 @@ class Servers:
         self.on_down: list[Listener] = []
         self.on_list: list[Callable[[], None]] = []
         self.all: list[Server] = []
-        self._keeps: LRUCache[Hashable, _Kept] = LRUCache(policy.remembered)
+        self._pins: LRUCache[Hashable, _Pin] = LRUCache(MAX_PINS)
         self.replace(parse_server(url, policy.context_path) for url in policy.urls)
 
     def replace(self, servers: Iterable[Server]) -> None:
-        """A new list; a server that was in the old one stays as it is. An empty list changes nothing."""
+        """A new list. Servers of the old one keep their state. An empty list changes nothing."""
         known = {server.url: server for server in self.all}
         wanted = {server.url: known.get(server.url, server) for server in servers}
         if not wanted:
@@ -201,61 +189,61 @@ class Servers:
 
     @property
     def checking(self) -> bool:
-        """Whether all are known to have Nacos's parameter check."""
-        return bool(self.all) and all(server.spoken.checks for server in self.all)
+        """Whether all servers are known to have Nacos's parameter check."""
+        return bool(self.all) and all(server.capabilities.has_parameter_check for server in self.all)
+
+    # choosing
 
     def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
-        """Whom to ask, in order, at most `attempts`. `keys` say what the call is about, the closest first.
+        """The servers to try, in order, at most `MAX_ATTEMPTS`. `keys` say what the call is about, the closest first.
 
-        Where none is up, or none any more, the last is that whose probe comes first: a call deserves a try.
+        If none is up, or all that were up have failed meanwhile, the last one is the server that is probed next.
         """
         if len(self.all) < 2:
             yield from self.all
             return
         tried: list[Server] = []
         ordered = self._ordered(keys, now)
-        if reading:  # a stable order: what is in doubt comes last
-            ordered = iter(sorted(ordered, key=lambda server: self.doubted(server, now)))
+        if reading:
+            ordered = iter(sorted(ordered, key=lambda server: now < server.back_at + RECOVERY))
         for server in ordered:
-            if server.up and server not in tried and len(tried) < self.policy.attempts:
+            if server.up and server not in tried and len(tried) < MAX_ATTEMPTS:
                 tried.append(server)
                 yield server
         left = [server for server in self.all if server not in tried]
-        if left and not self.up and len(tried) < self.policy.attempts:
+        if left and not self.up and len(tried) < MAX_ATTEMPTS:
             yield min(left, key=lambda server: server.retry_at)
-
-    def doubted(self, server: Server, now: float) -> bool:
-        """Whether it has come back so lately that its lists may be old."""
-        return now < server.back_at + self.policy.doubt
 
     def _ordered(self, keys: tuple[Hashable, ...], now: float) -> Iterator[Server]:
         for key in keys:
-            kept = self._keeps.get(key)
-            if kept is not None:
-                yield from (s for s in self._kept_to(key, kept, now) if s.up and s in self.all)
+            pin = self._pins.get(key)
+            if pin is not None:
+                yield from (server for server in self._pinned(key, pin, now) if server.up and server in self.all)
         yield from sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
 
-    def _kept_to(self, key: Hashable, kept: _Kept, now: float) -> tuple[Server, ...]:
-        if kept.now is kept.home:
-            return (kept.home,)
+    def _pinned(self, key: Hashable, pin: _Pin, now: float) -> tuple[Server, ...]:
+        if pin.current is pin.home:
+            return (pin.home,)
         share = int.from_bytes(_digest(str(key))[:2], "big") / 65536
-        due = max(kept.since, kept.home.back_at) + self.policy.doubt + share * self.policy.return_within
-        return (kept.home, kept.now) if now >= due else (kept.now,)
+        due = max(pin.since, pin.home.back_at) + RECOVERY + share * RETURN_WITHIN
+        return (pin.home, pin.current) if now >= due else (pin.current,)
 
-    def keep(self, key: Hashable, server: Server, now: float) -> None:
-        """What `key` names keeps to this server while it is up, and comes back to it when it is up again."""
+    def pin(self, key: Hashable, server: Server, now: float) -> None:
+        """Calls about `key` go to this server while it is up, and again after an outage."""
         if len(self.all) < 2:
             return
-        kept = self._keeps.get(key)
-        home = server if kept is None or kept.home not in self.all else kept.home
-        if kept is None or kept.home is not home or kept.now is not server:
-            self._keeps[key] = _Kept(home, server, now)
+        pin = self._pins.get(key)
+        home = server if pin is None or pin.home not in self.all else pin.home
+        if pin is None or pin.home is not home or pin.current is not server:
+            self._pins[key] = _Pin(home, server, now)
 
-    def forget(self, key: Hashable) -> None:
-        self._keeps.pop(key, None)
+    def unpin(self, key: Hashable) -> None:
+        self._pins.pop(key, None)
+
+    # health
 
     def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
-        """It answered, if only with a no."""
+        """The server answered, even if it refused. `seconds`: how long it took."""
         server.called_at = server.answered_at = now
         server.failures = 0
         server.error = ""
@@ -272,27 +260,26 @@ class Servers:
         if isinstance(error, TooSlow) and now - server.answered_at < self.policy.slow:
             return
         server.failures += 1
-        if server.up and (server.failures >= self.policy.patience or isinstance(error, Unreachable)):
+        if server.up and (server.failures >= MAX_FAILURES or isinstance(error, Unreachable)):
             server.up = False
-            server.pause = self.policy.first_pause
-            server.retry_at = now + server.pause
+            server.retries = 0
+            server.retry_at = now + PROBE_BACKOFF.delay(0)
             for listener in self.on_down:
                 listener(server)
-        elif not server.up and now >= server.retry_at:  # not one of many calls that were under way when it went
-            server.pause = min(server.pause * 2, self.policy.longest_pause)
-            server.retry_at = now + server.pause
+        elif not server.up and now >= server.retry_at:  # earlier ones are calls that were under way when it went down
+            server.retries += 1
+            server.retry_at = now + PROBE_BACKOFF.delay(server.retries)
 
     def to_probe(self, now: float) -> list[Server]:
-        """Those to ask whether they are there, where calls alone would not tell."""
+        """Servers to probe now: those that are down, and those that no call has reached for a while."""
         if len(self.all) < 2:
             return []
-        idle = self.policy.idle
-        due = (s for s in self.all if (now - s.called_at >= idle if s.up else s.retry_at <= now))
+        due = (s for s in self.all if (now - s.called_at >= IDLE if s.up else s.retry_at <= now))
         return [server for server in due if not server.probing]
 
 
 def _weight(server: Server, keys: tuple[Hashable, ...]) -> bytes:
-    """Rendezvous hashing on the last key, the service: all that is about it starts at the same server."""
+    """Rendezvous hashing on the last key, the service: all calls about it start at the same server."""
     return _digest(f"{server.url} {keys[-1] if keys else ''}")
 
 
@@ -300,11 +287,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def failing(error: UpstreamError, *, reading: bool) -> bool:
-    """Whether an error says that the server is in trouble, rather than that it does not like the call.
+def server_failed(error: UpstreamError, *, reading: bool) -> bool:
+    """Whether an error says that the server is in trouble, not just that it refuses the call.
 
-    Gateways and a server that is not ready say 502 to 504; 500 is also the word for bad parameters, so of a write
-    it says nothing of the server.
+    Gateways, and servers that are not ready, answer 502 to 504. 500 also stands for bad parameters, so after a write
+    it says nothing about the server.
     """
     if isinstance(error, Refused):
         return error.status in (502, 503, 504) or (reading and error.status == 500)

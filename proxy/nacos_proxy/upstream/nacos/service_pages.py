@@ -1,11 +1,11 @@
-"""Pages of services with their instances, from servers that have no such page; and all names from those without a call.
+"""Pages of services with their instances, and lists of all names, from dialects that have no request for them.
 
-Not for: one service (`speech`). It costs a call for each service of the page.
+They cost a call for each service on the page.
 
-    asked for    | where the dialect has no call for it
+    asked for    | composed of
     -------------+----------------------------------------------------------------------------------------------------
-    ListDetails  | v1, v2: all names, or where the server does not tell them (r-nacos) those of one group; then a fetch
-                 | of each service that shows. v3 with `ignore_empty`: its pages with instances, the empty left out
+    ListDetails  | v1, v2: all names, or those of one group if the server does not list all (r-nacos); then a fetch of
+                 | each service that shows. v3 with `ignore_empty`: its pages with instances, without the empty ones
     ServiceNames | v3: the names on all its pages
 """
 
@@ -32,101 +32,97 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.services import DEFAULT_GROUP, ServiceKey
 
 R = TypeVar("R")
+T = TypeVar("T")
 
-AT_ONCE = 16
-PAGE = 500  # the most that v2 gives at once
-MOST_PAGES = 200
+MAX_CONCURRENT = 16  # services fetched at the same time
+PAGE_SIZE = 500  # the most that v2 gives at once
+MAX_PAGES = 200
+
+GetPage = Callable[[ListDetails], Awaitable[DetailPage]]
 
 
-Ask = Callable[[ListDetails], Awaitable[DetailPage]]
-
-
-class Sends(Protocol):
-    """A server that takes calls in whatever dialect it has."""
+class Client(Protocol):
+    """A server that takes calls in whichever dialect it has."""
 
     async def send(self, call: Call[R]) -> R: ...
 
 
-async def details(line: Sends, call: ListDetails) -> DetailPage:
-    """The page, where only names and single services can be asked for."""
-    found = [key for key in await _keys(line, call) if call.name_part in key.name and call.group_part in key.group]
+async def list_details(client: Client, call: ListDetails) -> DetailPage:
+    """The page, from a server that lists only names and shows only single services."""
+    keys = [key for key in await _all_keys(client, call) if call.name_part in key.name and call.group_part in key.group]
     if not call.ignore_empty:
-        shown = _page(call, found)
-        return DetailPage(len(found), tuple(await _described(line, shown, call.with_instances)))
-    rows = [row for row in await _described(line, found, call.with_instances) if row.snapshot.instances]
+        return DetailPage(len(keys), tuple(await _describe_all(client, _page(call, keys), call.with_instances)))
+    rows = [row for row in await _describe_all(client, keys, call.with_instances) if row.snapshot.instances]
     return DetailPage(len(rows), tuple(_page(call, rows)))
 
 
-async def without_empty(ask: Ask, call: ListDetails) -> DetailPage:
-    """The page, from a server whose own pages with instances cannot leave out the empty ones."""
-    rows = [row for row in await _all_rows(ask, replace(call, ignore_empty=False)) if row.snapshot.instances]
+async def without_empty(get_page: GetPage, call: ListDetails) -> DetailPage:
+    """The page, from a server whose own pages with instances cannot leave out empty services."""
+    rows = [row for row in await _all_rows(get_page, replace(call, ignore_empty=False)) if row.snapshot.instances]
     return DetailPage(len(rows), tuple(_page(call, rows)))
 
 
-async def names(line: Sends, ask: Ask, call: ServiceNames) -> dict[str, tuple[str, ...]]:
-    """Namespace -> names, from the pages of a server that has no call for them."""
+async def list_names(client: Client, get_page: GetPage, call: ServiceNames) -> dict[str, tuple[str, ...]]:
+    """Namespace -> names, from the pages of a server that has no request for them."""
     namespaces = [call.namespace]
     if not call.namespace:
-        namespaces = [str(row["namespace"]) for row in await line.send(Namespaces())]
-    found: dict[str, tuple[str, ...]] = {}
+        namespaces = [str(row["namespace"]) for row in await client.send(Namespaces())]
+    names: dict[str, tuple[str, ...]] = {}
     for namespace in namespaces:
-        rows = await _all_rows(ask, ListDetails(namespace))
+        rows = await _all_rows(get_page, ListDetails(namespace))
         if rows:
-            found[namespace] = tuple(row.info.key.grouped for row in rows)
-    return found
+            names[namespace] = tuple(row.info.key.grouped for row in rows)
+    return names
 
 
-async def _keys(line: Sends, call: ListDetails) -> list[ServiceKey]:
-    """All services of the namespace, sorted, so that one page follows another."""
+async def _all_keys(client: Client, call: ListDetails) -> list[ServiceKey]:
+    """The services of the namespace, sorted, so that pages do not overlap; of one group if names are not listed."""
     try:
-        told = await line.send(ServiceNames(call.namespace))
+        names = await client.send(ServiceNames(call.namespace))
     except Refused as refused:
         if refused.reason is not Reason.GONE:
             raise
-        return await _group(line, call.namespace, call.group_part or DEFAULT_GROUP)
-    return sorted(ServiceKey.of(name, "", call.namespace) for name in told.get(call.namespace, ()))
+        return await _keys_of_group(client, call.namespace, call.group_part or DEFAULT_GROUP)
+    return sorted(ServiceKey.of(name, "", call.namespace) for name in names.get(call.namespace, ()))
 
 
-async def _group(line: Sends, namespace: str, group: str) -> list[ServiceKey]:
-    found: dict[str, None] = {}
-    for number in range(1, MOST_PAGES + 1):
-        page = await line.send(ListServices(namespace, group, number, PAGE))
-        found.update(dict.fromkeys(page.names))
-        if not page.names or len(found) >= page.count:
+async def _keys_of_group(client: Client, namespace: str, group: str) -> list[ServiceKey]:
+    names: set[str] = set()
+    for number in range(1, MAX_PAGES + 1):
+        page = await client.send(ListServices(namespace, group, number, PAGE_SIZE))
+        names.update(page.names)
+        if not page.names or len(names) >= page.count:
             break
-    return sorted(ServiceKey(namespace, group, name) for name in found)
+    return sorted(ServiceKey(namespace, group, name) for name in names)
 
 
-async def _all_rows(ask: Ask, call: ListDetails) -> list[ServiceDetail]:
+async def _all_rows(get_page: GetPage, call: ListDetails) -> list[ServiceDetail]:
     rows: dict[ServiceKey, ServiceDetail] = {}
-    for number in range(1, MOST_PAGES + 1):
-        page = await ask(replace(call, page=number, size=PAGE))
+    for number in range(1, MAX_PAGES + 1):
+        page = await get_page(replace(call, page=number, size=PAGE_SIZE))
         rows.update((row.info.key, row) for row in page.rows)
         if not page.rows or len(rows) >= page.count:
             break
     return list(rows.values())
 
 
-async def _described(line: Sends, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
+async def _describe_all(client: Client, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
     rows: list[ServiceDetail] = []
-    for start in range(0, len(keys), AT_ONCE):
-        some = keys[start : start + AT_ONCE]
-        rows += await asyncio.gather(*(_describe(line, key, with_instances) for key in some))
+    for start in range(0, len(keys), MAX_CONCURRENT):
+        batch = keys[start : start + MAX_CONCURRENT]
+        rows += await asyncio.gather(*(_describe(client, key, with_instances) for key in batch))
     return rows
 
 
-async def _describe(line: Sends, key: ServiceKey, with_instances: bool) -> ServiceDetail:
-    snapshot = await line.send(Fetch(key))
+async def _describe(client: Client, key: ServiceKey, with_instances: bool) -> ServiceDetail:
+    snapshot = await client.send(Fetch(key))
     info = ServiceInfo(key, snapshot.threshold)
     if with_instances:
         try:
-            info = await line.send(GetService(key))
-        except Refused:  # it went meanwhile, or the server does not tell
+            info = await client.send(GetService(key))
+        except Refused:  # it was deleted meanwhile, or the server does not show it
             pass
     return ServiceDetail(info, snapshot)
-
-
-T = TypeVar("T")
 
 
 def _page(call: ListDetails, rows: Sequence[T]) -> Sequence[T]:

@@ -1,8 +1,8 @@
-"""UDP push from the upstream, as legacy clients get it (nacos-http.md 6): 1.x has no other, later servers still do it.
+"""Receives UDP push from the upstream, as legacy clients do (nacos-http.md 6). 1.x has no other push.
 
 A subscription is some parameters of the list that is polled anyway, so it costs the upstream no call and lasts as long
-as the polls go on. What comes is a hint and no more: the list stays the one source, and polling keeps its pace, since
-nobody tells whether datagrams find their way. Not for: the datagrams' form (`wire.udp`).
+as the polls go on. A datagram is only a hint: the list stays the one source, and polling keeps its pace, because
+nothing tells whether datagrams arrive.
 """
 
 from __future__ import annotations
@@ -24,101 +24,107 @@ from nacos_proxy.wire.nacos.udp import read_push, write_ack
 
 log = logging.getLogger("nacos_proxy.push")
 
-AGENT = "Nacos-Go-Client:v1.0.0"  # servers push to agents that they know; 1.x words its hosts for this one as for us
-MOST = 20_000  # names of services that are remembered as asked for
-NAMESPACES = 16  # of each of them, the last ones: a push does not tell its namespace
-STRANGERS = 100  # senders of ignored datagrams that are logged
+AGENT = "Nacos-Go-Client:v1.0.0"  # servers push only to known agents; 1.x writes the same hosts for this one as for us
+MAX_NAMES = 20_000  # of services that were subscribed to
+MAX_NAMESPACES = 16  # of each name, the last ones: a push does not carry its namespace
+MAX_LOGGED_SENDERS = 100  # of ignored datagrams
 
 
 @dataclass(slots=True)
-class _Link:
-    """What a list of one server says more; whose datagrams it may send; whether it was asked so."""
+class _Subscription:
+    """To one server. `parameters` are added to its lists, `senders` are the addresses that its pushes come from.
 
-    wish: tuple[tuple[str, str], ...]
+    `sent`: a list with the parameters was requested.
+    """
+
+    parameters: tuple[tuple[str, str], ...]
     senders: frozenset[str]
-    asked: bool = False
+    sent: bool = False
 
 
 class PushReceiver:
-    """Opens a socket with the first server that is to push, on the address that faces it. `stop` closes it for good.
+    """Opens a socket for the first server that can push, on the local address that faces it. `stop` closes it for good.
 
-    `hint` is told of each service that is said to have changed. `received` counts the datagrams, `ignored` those of
-    senders that are no address of the upstream.
+    `hint` is called with each service that may have changed. `received` counts the pushes, `ignored` the datagrams
+    whose sender is no address of the upstream.
     """
 
-    def __init__(self, versions: Collection[str], port: int = 0) -> None:
-        """`versions` are the beginnings of those that are to push; `port` 0 takes any free one."""
-        self.hint: Callable[[ServiceKey], None] = lambda _: None
+    def __init__(
+        self, versions: Collection[str], port: int = 0, hint: Callable[[ServiceKey], None] = lambda _: None
+    ) -> None:
+        """Subscribes to servers whose version starts with one of `versions`. `port` 0 takes any free one."""
+        self.hint = hint
         self.received = 0
         self.ignored = 0
         self._versions = tuple(versions)
         self._port = port
         self._sockets: dict[str, asyncio.DatagramTransport] = {}
-        self._opening = asyncio.Lock()  # the nodes of a cluster are met at the same time
-        self._links: dict[str, _Link] = {}
-        self._asked: LRUCache[str, tuple[ServiceKey, ...]] = LRUCache(MOST)
-        self._strangers: set[str] = set()
+        self._opening = asyncio.Lock()  # the versions of a cluster's nodes arrive at the same time
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._subscribed: LRUCache[str, tuple[ServiceKey, ...]] = LRUCache(MAX_NAMES)
+        self._logged_senders: set[str] = set()
         self._closed = False
 
-    async def meet(self, server: Server) -> None:
-        """A server has told its version: its lists are subscribed to from now on. Raises `OSError` where that fails."""
-        if not self._wanted(server):
+    async def subscribe(self, server: Server) -> None:
+        """Prepares the subscription to a server whose version is known now. Raises `OSError` if that fails."""
+        if not self._can_push(server):
             return
-        place, loop = urlsplit(server.origin), asyncio.get_running_loop()
+        address, loop = urlsplit(server.origin), asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(place.hostname, place.port or 80, family=socket.AF_INET, proto=17)
-        except UnicodeError as error:  # a name that cannot be one
+            found = await loop.getaddrinfo(address.hostname, address.port or 80, family=socket.AF_INET, proto=17)
+        except UnicodeError as error:  # an invalid name
             raise OSError(str(error)) from error
-        here = _facing(found[0][4])
+        local = _facing(found[0][4])
         async with self._opening:
             if self._closed:
                 return
-            if here not in self._sockets:
-                opened, _ = await loop.create_datagram_endpoint(lambda: _Socket(self), local_addr=(here, self._port))
-                self._sockets[here] = opened
-        port = self._sockets[here].get_extra_info("sockname")[1]
-        wish = (("clientIP", here), ("udpPort", str(port)), ("app", "nacos-proxy"))
-        self._links[server.origin] = _Link(wish, frozenset(str(address[4][0]) for address in found))
+            if local not in self._sockets:
+                opened, _ = await loop.create_datagram_endpoint(lambda: _Socket(self), local_addr=(local, self._port))
+                self._sockets[local] = opened
+        port = self._sockets[local].get_extra_info("sockname")[1]
+        parameters = (("clientIP", local), ("udpPort", str(port)), ("app", "nacos-proxy"))
+        senders = frozenset(str(info[4][0]) for info in found)
+        self._subscriptions[server.origin] = _Subscription(parameters, senders)
 
     def part(self, servers: Collection[Server]) -> None:
-        """These are all that there are now."""
-        there = {server.origin for server in servers}
-        self._links = {origin: link for origin, link in self._links.items() if origin in there}
+        """Ends the subscriptions to all other servers."""
+        origins = {server.origin for server in servers}
+        self._subscriptions = {origin: s for origin, s in self._subscriptions.items() if origin in origins}
 
     def covers(self, servers: Collection[Server]) -> bool:
-        """Whether all of these are asked to push."""
-        return bool(servers) and all((link := self._link(server)) is not None and link.asked for server in servers)
+        """Whether all of these servers were asked to push."""
+        return bool(servers) and all((s := self._subscription(server)) is not None and s.sent for server in servers)
 
-    def subscribing(self, server: Server, key: ServiceKey, request: HttpRequest) -> HttpRequest:
-        """A list of v1, which asks for pushes where the server is to push."""
-        link = self._link(server)
-        if link is None:
+    def with_push_address(self, server: Server, key: ServiceKey, request: HttpRequest) -> HttpRequest:
+        """A list request of v1, which subscribes to pushes if the server can push."""
+        subscription = self._subscription(server)
+        if subscription is None:
             return request
-        link.asked = True
-        asked = self._asked.get(key.grouped, ())
-        if key not in asked:
-            self._asked[key.grouped] = (*asked, key)[-NAMESPACES:]
-        return request._replace(query=(*request.query, *link.wish), headers={"user-agent": AGENT})
+        subscription.sent = True
+        subscribed = self._subscribed.get(key.grouped, ())
+        if key not in subscribed:
+            self._subscribed[key.grouped] = (*subscribed, key)[-MAX_NAMESPACES:]
+        return request._replace(query=(*request.query, *subscription.parameters), headers={"user-agent": AGENT})
 
-    def _wanted(self, server: Server) -> bool:
-        return server.spoken.version.startswith(self._versions)
+    def _can_push(self, server: Server) -> bool:
+        return server.capabilities.version.startswith(self._versions)
 
-    def _link(self, server: Server) -> _Link | None:
-        return self._links.get(server.origin) if self._wanted(server) else None
+    def _subscription(self, server: Server) -> _Subscription | None:
+        return self._subscriptions.get(server.origin) if self._can_push(server) else None
 
-    def heard(self, packet: bytes, sender: str) -> bytes | None:
-        """A datagram; its acknowledgement, None where it is no push of a server that was met."""
-        if not any(sender in link.senders for link in self._links.values()):
+    def receive(self, packet: bytes, sender: str) -> bytes | None:
+        """Handles a datagram. Returns the acknowledgement, None if it is not a push of a subscribed server."""
+        if not any(sender in subscription.senders for subscription in self._subscriptions.values()):
             self.ignored += 1
-            if sender not in self._strangers and len(self._strangers) < STRANGERS:
-                self._strangers.add(sender)
-                log.warning("UDP push from %s is ignored: that is no address of the upstream", sender)
+            if sender not in self._logged_senders and len(self._logged_senders) < MAX_LOGGED_SENDERS:
+                self._logged_senders.add(sender)
+                log.warning("ignored UDP push from %s: it is not an address of the upstream", sender)
             return None
         push = read_push(packet)
         if push is None:
             return None
         self.received += 1
-        for key in self._asked.get(push.service, ()):
+        for key in self._subscribed.get(push.service, ()):
             self.hint(key)
         return write_ack(push.reference)
 
@@ -140,13 +146,13 @@ class _Socket(asyncio.DatagramProtocol):
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
-        answer = self._receiver.heard(data, addr[0])
-        if answer is not None and not self._transport.is_closing():
-            self._transport.sendto(answer, addr)
+        ack = self._receiver.receive(data, addr[0])
+        if ack is not None and not self._transport.is_closing():
+            self._transport.sendto(ack, addr)
 
 
 def _facing(address: Any) -> str:
-    """This host's address on the way to another; nothing is sent."""
+    """The local address on the route to another host; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])

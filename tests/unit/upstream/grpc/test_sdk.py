@@ -1,4 +1,4 @@
-"""How a client of the SDK is made: where it cannot be, and that the process is left as it was."""
+"""How a client of the SDK is made, how that fails, and that the process stays unchanged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.helpers.live import RNacos, free_port
 needs_sdk = pytest.mark.skipif(not available(), reason="without the extra push")
 
 
-async def test_a_closed_port_is_no_connection() -> None:
+async def test_connect_raises_for_a_closed_port() -> None:
     with pytest.raises(OSError, match="no gRPC port answers"):
         await connect(PushPolicy((f"http://127.0.0.1:{free_port()}",), offset=0), "public")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:65000", "http://" + "a" * 70 + ".:80"])
-async def test_an_address_that_cannot_be_is_no_connection(url: str) -> None:
+async def test_connect_raises_for_an_invalid_address(url: str) -> None:
     with pytest.raises(OSError):
         await connect(PushPolicy((url,)), "public")
 
 
-async def test_a_port_of_its_own_is_that_of_the_first_server_and_the_others_are_as_far_away() -> None:
+async def test_connect_applies_the_offset_of_the_first_port_to_all_servers() -> None:
     asked: list[int] = []
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,7 +45,7 @@ async def test_a_port_of_its_own_is_that_of_the_first_server_and_the_others_are_
     assert sorted(asked) == sorted(ports)
 
 
-async def test_no_server_is_no_connection() -> None:
+async def test_connect_raises_without_a_server() -> None:
     with pytest.raises(OSError):
         await connect(PushPolicy(()), "public")
 
@@ -55,10 +55,8 @@ SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", SETTINGS, SETTINGS * 2 + b"\0\0"])
 @pytest.mark.parametrize("hangs_up", [True, False])
-async def test_a_port_that_takes_connections_and_answers_no_call_never_reaches_the_sdk(
-    said: bytes, hangs_up: bool
-) -> None:
-    """The SDK's constructor would wait for ever, and with it the whole process."""
+async def test_connect_keeps_a_port_that_answers_no_call_from_the_sdk(said: bytes, hangs_up: bool) -> None:
+    """The SDK's constructor would block for ever, and with it the whole process."""
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
@@ -76,9 +74,7 @@ async def test_a_port_that_takes_connections_and_answers_no_call_never_reaches_t
 
 
 @needs_sdk
-async def test_a_server_that_answers_is_dialled_at_its_grpc_port_and_home_is_as_before(
-    rnacos: RNacos, tmp_path: Path
-) -> None:
+async def test_connect_uses_the_grpc_port_and_restores_home(rnacos: RNacos, tmp_path: Path) -> None:
     before = dict(os.environ)
     servers = (f"http://127.0.0.1:{free_port() - 1007}", f"http://127.0.0.1:{rnacos.port - 7}")
     policy = PushPolicy(servers, home=str(tmp_path / "push"), offset=1007)
@@ -102,10 +98,10 @@ asyncio.run(main(*sys.argv[1:]))
 
 @needs_sdk
 @pytest.mark.parametrize("missing", [False, True])
-def test_where_its_home_cannot_be_written_the_sdk_has_another_until_the_process_ends(
+def test_connect_gives_the_sdk_a_temporary_home_if_its_own_is_not_writable(
     rnacos: RNacos, tmp_path: Path, missing: bool
 ) -> None:
-    home = Path("/proc/none") if missing else Path("/proc")  # there nobody makes files, root neither
+    home = Path("/proc/none") if missing else Path("/proc")  # not even root can create files there
     spare = tmp_path / "spare"
     spare.mkdir()
     command = [sys.executable, "-c", CONNECTING, f"http://127.0.0.1:{rnacos.port}", str(home)]
@@ -118,7 +114,7 @@ def test_where_its_home_cannot_be_written_the_sdk_has_another_until_the_process_
     assert list(spare.iterdir()) == []
 
 
-async def test_a_failure_is_told_whatever_was_raised() -> None:
+async def test_failure_gives_the_text_of_any_exception() -> None:
     class Panic(BaseException):
         pass
 

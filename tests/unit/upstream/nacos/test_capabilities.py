@@ -1,4 +1,4 @@
-"""What is learned of a server, call by call."""
+"""What is learned about a server's dialects, call by call."""
 
 from __future__ import annotations
 
@@ -16,75 +16,77 @@ from tests.helpers.build import KEY
 FETCH = Fetch(KEY)
 
 
-def test_nothing_is_known_at_first_and_the_oldest_dialect_comes_first() -> None:
-    spoken = Capabilities()
-    assert (spoken.plan(FETCH, ORDER), spoken.version, spoken.dialects) == (["v1", "v2", "v3"], "", [])
+def test_capabilities_dialects_for_starts_with_the_oldest_dialect_while_nothing_is_known() -> None:
+    capabilities = Capabilities()
+    assert (capabilities.dialects_for(FETCH, ORDER), capabilities.version, capabilities.dialects) == (
+        ["v1", "v2", "v3"],
+        "",
+        [],
+    )
 
 
 @pytest.mark.parametrize(
-    ("version", "checks"),
+    ("version", "expected"),
     [("1.4.8", False), ("2.2.4", False), ("2.3.0", True), ("2.10.1-SNAPSHOT", True), ("3.0.3", True), ("x", False)],
 )
-def test_servers_have_the_parameter_check_from_2_3_on_and_are_not_known_to_before_they_tell(
-    version: str, checks: bool
-) -> None:
-    spoken = Capabilities()
-    assert not spoken.checks
-    spoken.told({"version": version})
-    assert spoken.checks is checks
-    spoken.forget()
-    assert not spoken.checks
+def test_capabilities_has_parameter_check_from_2_3_on(version: str, expected: bool) -> None:
+    capabilities = Capabilities()
+    assert not capabilities.has_parameter_check
+    capabilities.set_version({"version": version})
+    assert capabilities.has_parameter_check is expected
+    capabilities.forget()
+    assert not capabilities.has_parameter_check
 
 
-def test_a_refusal_counts_for_its_kind_of_call_alone() -> None:
-    spoken = Capabilities()
-    assert not spoken.gone("v1", Update)
-    assert spoken.plan(Update(KEY, "10.0.0.1", 80), ORDER) == ["v2", "v3"]
-    assert spoken.plan(FETCH, ORDER) == ["v1", "v2", "v3"]
+def test_capabilities_gone_counts_only_for_its_kind_of_call() -> None:
+    capabilities = Capabilities()
+    assert not capabilities.gone("v1", Update)
+    assert capabilities.dialects_for(Update(KEY, "10.0.0.1", 80), ORDER) == ["v2", "v3"]
+    assert capabilities.dialects_for(FETCH, ORDER) == ["v1", "v2", "v3"]
 
 
-def test_where_every_dialect_was_refused_all_are_tried_again() -> None:
-    spoken = Capabilities()
+def test_capabilities_dialects_for_tries_all_again_if_each_was_refused() -> None:
+    capabilities = Capabilities()
     for name in ORDER:
-        spoken.gone(name, Fetch)
-    assert spoken.plan(FETCH, ORDER) == ["v1", "v2", "v3"]
-    assert spoken.plan(FETCH, ("v2",)) == ["v2"]
+        capabilities.gone(name, Fetch)
+    assert capabilities.dialects_for(FETCH, ORDER) == ["v1", "v2", "v3"]
+    assert capabilities.dialects_for(FETCH, ("v2",)) == ["v2"]
 
 
-def test_a_refusal_of_what_worked_forgets_all_but_itself() -> None:
-    spoken = Capabilities()
-    spoken.told({"version": "3.0.3"})
-    spoken.asked_at = 7.0
-    spoken.worked("v1", Fetch)
-    spoken.gone("v1", Update)
-    assert spoken.gone("v1", Fetch)
-    assert spoken.plan(Update(KEY, "10.0.0.1", 80), ORDER) == ["v1", "v2", "v3"]
-    assert spoken.plan(FETCH, ORDER) == ["v2", "v3"]
-    assert (spoken.version, spoken.asked_at, spoken.dialects) == ("", float("-inf"), [])
+def test_capabilities_gone_after_it_worked_forgets_everything_else() -> None:
+    capabilities = Capabilities()
+    capabilities.set_version({"version": "3.0.3"})
+    capabilities.version_asked_at = 7.0
+    capabilities.worked("v1", Fetch)
+    capabilities.gone("v1", Update)
+    assert capabilities.gone("v1", Fetch)
+    assert capabilities.dialects_for(Update(KEY, "10.0.0.1", 80), ORDER) == ["v1", "v2", "v3"]
+    assert capabilities.dialects_for(FETCH, ORDER) == ["v2", "v3"]
+    assert (capabilities.version, capabilities.version_asked_at, capabilities.dialects) == ("", float("-inf"), [])
 
 
 @pytest.mark.parametrize(("version", "plan"), [("3.0.3", ["v1", "v3"]), ("2.5.1", ["v1", "v2", "v3"])])
-def test_a_server_of_3_is_not_asked_in_v2(version: str, plan: list[str]) -> None:
-    spoken = Capabilities()
-    spoken.told({"version": version})
-    assert spoken.plan(FETCH, ORDER) == plan
-    assert spoken.plan(FETCH, ("v2",)) == ["v2"]  # the setting says so
+def test_capabilities_dialects_for_a_server_of_3_leaves_out_v2(version: str, plan: list[str]) -> None:
+    capabilities = Capabilities()
+    capabilities.set_version({"version": version})
+    assert capabilities.dialects_for(FETCH, ORDER) == plan
+    assert capabilities.dialects_for(FETCH, ("v2",)) == ["v2"]  # the setting says so
 
 
-def test_an_ephemeral_service_is_created_in_the_newest_dialect() -> None:
-    assert Capabilities().plan(CreateService(KEY, ephemeral=True), ORDER) == ["v3", "v2", "v1"]
-    assert Capabilities().plan(CreateService(KEY), ORDER) == ["v1", "v2", "v3"]
+def test_capabilities_dialects_for_an_ephemeral_service_starts_with_the_newest() -> None:
+    assert Capabilities().dialects_for(CreateService(KEY, ephemeral=True), ORDER) == ["v3", "v2", "v1"]
+    assert Capabilities().dialects_for(CreateService(KEY), ORDER) == ["v1", "v2", "v3"]
 
 
 @pytest.mark.parametrize("state", [{}, {"version": None}, {"version": ""}])
-def test_a_server_that_tells_no_version_has_none(state: dict[str, str | None]) -> None:
-    spoken = Capabilities()
-    spoken.told(state)
-    assert spoken.version == ""
+def test_capabilities_set_version_without_a_version(state: dict[str, str | None]) -> None:
+    capabilities = Capabilities()
+    capabilities.set_version(state)
+    assert capabilities.version == ""
 
 
-def test_what_works_is_shown() -> None:
-    spoken = Capabilities()
-    spoken.worked("v3", Fetch)
-    spoken.worked("v1", Register)
-    assert (spoken.dialects, spoken.dialect) == (["v1", "v3"], "v1")
+def test_capabilities_dialects_are_those_that_worked() -> None:
+    capabilities = Capabilities()
+    capabilities.worked("v3", Fetch)
+    capabilities.worked("v1", Register)
+    assert capabilities.dialects == ["v1", "v3"]

@@ -1,4 +1,4 @@
-"""What passes through, on real sockets where bytes matter."""
+"""Forwarded requests, on real sockets if bytes matter."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.forwarding import (
+    ForwardedRequest,
     ForwardedResponse,
-    announced,
+    body_length,
+    data_id,
     end_to_end,
-    passing,
+    forward_request,
     safe_target,
-    subject,
 )
 from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from tests.unit.upstream.stub import Request, Say, Stub, ok, say, stub
@@ -47,25 +48,25 @@ async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 class Upstream:
-    """Servers, the way to them, and what was told of them."""
+    """Servers, the way to them, and the outcomes that were reported."""
 
     def __init__(self, *urls: str, transport: TransportPolicy | None = None, times: Timeouts | None = None) -> None:
         self.servers = [parse_server(url) for url in urls]
         self.transport = FastTransport(transport or TransportPolicy())
         self.http = Http(HttpPolicy(timeouts=times or Timeouts()), self.transport)
-        self.told: list[tuple[str, str]] = []
+        self.outcomes: list[tuple[str, str]] = []
 
-    def outcome(self, server: Server, error: UpstreamError | None) -> None:
-        self.told.append((server.origin, type(error).__name__ if error else "ok"))
+    def report(self, server: Server, error: UpstreamError | None) -> None:
+        self.outcomes.append((server.origin, type(error).__name__ if error else "ok"))
 
-    def passing(
+    def forward(
         self, method: str, path: str, query: str = "", headers: Fields = (), body: AsyncIterator[bytes] | None = None
     ) -> Any:
-        call = (method, path, query, list(headers), body or pieces())
-        return passing(self.http, self.servers, self.outcome, call)
+        request = ForwardedRequest(method, path, query, list(headers), body or pieces())
+        return forward_request(self.http, self.servers, self.report, request)
 
     async def ask(self, *call: Any, **options: Any) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        async with self.passing(*call, **options) as answer:
+        async with self.forward(*call, **options) as answer:
             return answer.status, answer.headers, b"".join([chunk async for chunk in answer.body()])
 
 
@@ -79,7 +80,7 @@ async def upstream(play: Callable[[Request], Say], **options: Any) -> AsyncItera
             await through.transport.aclose()
 
 
-# which paths
+# paths
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ async def upstream(play: Callable[[Request], Say], **options: Any) -> AsyncItera
         ("/~user:name@x,y!$&'()*+=", ""),
     ],
 )
-def test_what_stays_below_the_context_path_is_sent_as_it_came(path: str, query: str) -> None:
+def test_safe_target_keeps_what_stays_below_the_context_path(path: str, query: str) -> None:
     assert safe_target(path, query) == (f"{path}?{query}" if query else path)
 
 
@@ -118,20 +119,20 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("path", TRICKS)
-def test_what_could_leave_the_context_path_is_refused(path: str) -> None:
-    with pytest.raises(BadCall, match="this path is not passed on: ") as raised:
+def test_safe_target_refuses_what_could_leave_the_context_path(path: str) -> None:
+    with pytest.raises(BadCall, match="this path is not forwarded: ") as raised:
         safe_target(path, "")
     assert raised.value.status == 400
 
 
 @pytest.mark.parametrize("query", ["a b", "a\r\nb", "a#b", "\x00", "\u00e9"])
-def test_a_query_cannot_end_the_line(query: str) -> None:
+def test_safe_target_refuses_a_query_that_could_end_the_line(query: str) -> None:
     with pytest.raises(BadCall):
         safe_target("/a", query)
 
 
 def readings(path: str) -> Iterable[str]:
-    """The path as each server on the way might read it: decoded up to ten times, by the letter or by bytes."""
+    """The path as any server on the way might read it: decoded up to ten times, as UTF-8 or Latin-1."""
     for encoding in ("utf-8", "latin-1"):
         reading = path
         for _ in range(10):
@@ -140,7 +141,7 @@ def readings(path: str) -> Iterable[str]:
 
 
 def normalised(path: str) -> str:
-    """As the laxest server would: backslashes are slashes, parameters go, dot segments are resolved, slashes merged."""
+    """As the laxest server would: backslashes become slashes, parameters go, dot segments and slashes are merged."""
     path = re.split("[?#\0\r\n]", path.replace("\\", "/"), maxsplit=1)[0]
     kept: list[str] = []
     for segment in path.split("/"):
@@ -165,7 +166,7 @@ TRICKY = st.sampled_from(
 @given(st.lists(TRICKY, max_size=12).map("".join), st.booleans())
 @example("/a/..;/..;/admin", False)
 @example("/%25%32%65%25%32%65/%25%32%65%25%32%65/x", False)
-def test_no_path_leaves_the_context_path_however_it_is_read(path: str, absolute: bool) -> None:
+def test_safe_target_lets_no_path_leave_the_context_path_however_it_is_read(path: str, absolute: bool) -> None:
     path = path if not absolute else f"/{path}"
     try:
         target = safe_target(path, "")
@@ -179,7 +180,7 @@ def test_no_path_leaves_the_context_path_however_it_is_read(path: str, absolute:
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=40), st.text(st.characters(max_codepoint=255), max_size=40))
-def test_any_text_is_refused_or_one_word_of_a_request_line(path: str, query: str) -> None:
+def test_safe_target_refuses_any_text_or_gives_one_word_of_a_request_line(path: str, query: str) -> None:
     try:
         target = safe_target(path, query)
     except BadCall:
@@ -190,7 +191,7 @@ def test_any_text_is_refused_or_one_word_of_a_request_line(path: str, query: str
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
-async def test_the_bytes_that_are_sent_are_those_that_were_checked(context: str) -> None:
+async def test_forward_request_sends_the_bytes_that_were_checked(context: str) -> None:
     async with upstream(lambda _: ok()) as (server, through):
         through.servers = [Server(server.url, context)]
         for path in ("/a%7Eb/%41;x='\"{}|^`", "/v1/cs/configs"):
@@ -202,17 +203,17 @@ async def test_the_bytes_that_are_sent_are_those_that_were_checked(context: str)
 
 
 @pytest.mark.parametrize("path", ["/../x", "//host/x", "http://host/x", "/%2e%2e/x"])
-async def test_a_refused_path_reaches_nobody(path: str) -> None:
+async def test_forward_request_sends_nothing_for_a_refused_path(path: str) -> None:
     async with upstream(lambda _: ok()) as (server, through):
         with pytest.raises(BadCall):
             await through.ask("GET", path)
-        assert (server.connections, through.told) == (0, [])
+        assert (server.connections, through.outcomes) == (0, [])
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE", "get", "G T", "GET\r\n", "", "X" * 30])
-async def test_a_method_that_is_none_or_dangerous_is_refused(method: str) -> None:
+async def test_forward_request_refuses_invalid_and_dangerous_methods(method: str) -> None:
     async with upstream(lambda _: ok()) as (server, through):
-        with pytest.raises(BadCall, match="is not passed on") as raised:
+        with pytest.raises(BadCall, match="is not forwarded") as raised:
             await through.ask(method, "/a")
         assert (raised.value.status, server.connections) == (405, 0)
 
@@ -220,7 +221,7 @@ async def test_a_method_that_is_none_or_dangerous_is_refused(method: str) -> Non
 # headers
 
 
-def test_headers_of_one_connection_stay_on_it() -> None:
+def test_end_to_end_drops_the_headers_of_one_connection() -> None:
     fields = [
         (b"Host", b"proxy"),
         (b"Connection", b"keep-alive, X-Mine"),
@@ -242,7 +243,7 @@ def test_headers_of_one_connection_stay_on_it() -> None:
     assert end_to_end(fields) == [(b"Authorization", b"Bearer client"), (b"X-Kept", b"a"), (b"X-Kept", b"b")]
 
 
-async def test_a_clients_own_headers_go_and_nothing_of_ours() -> None:
+async def test_forward_request_sends_the_clients_headers_and_none_of_ours() -> None:
     async with stub(lambda _: ok(b"", b"X-B: 2", b"Set-Cookie: a", b"Set-Cookie: b", b"Keep-Alive: x")) as server:
         through = Upstream(server.url)
         identity = HttpPolicy("ours", ("serverIdentity", "secret"))
@@ -261,14 +262,14 @@ async def test_a_clients_own_headers_go_and_nothing_of_ours() -> None:
 
 
 @pytest.mark.parametrize("value", [b"a\r\nEvil: 1", b"a\nb", b"a\rb", b"a\0b"])
-async def test_a_header_that_would_be_two_is_the_clients_fault(value: bytes) -> None:
+async def test_forward_request_blames_the_client_for_a_header_that_would_be_two(value: bytes) -> None:
     async with upstream(lambda _: ok()) as (server, through):
-        with pytest.raises(BadCall, match="a header holds what no header may"):
+        with pytest.raises(BadCall, match="a header contains characters that are not allowed"):
             await through.ask("GET", "/a", headers=[(b"x-a", value)])
-        assert (server.requests, through.told) == ([], []), "the server has done nothing wrong"
+        assert (server.requests, through.outcomes) == ([], []), "the server has done nothing wrong"
 
 
-# two ends of one body
+# the end of a body
 
 
 @pytest.mark.parametrize(
@@ -288,26 +289,26 @@ async def test_a_header_that_would_be_two_is_the_clients_fault(value: bytes) -> 
         [(b"transfer-encoding", b"xchunked")],
     ],
 )
-async def test_a_body_with_two_ends_is_not_passed_on(fields: list[tuple[bytes, bytes]]) -> None:
+async def test_forward_request_refuses_a_body_with_two_ends(fields: list[tuple[bytes, bytes]]) -> None:
     async with upstream(lambda _: ok()) as (server, through):
         with pytest.raises(BadCall, match="Content-Length"):
             await through.ask("POST", "/a", headers=fields, body=pieces(b"12345"))
         assert server.connections == 0
 
 
-def test_a_body_has_one_length() -> None:
-    assert announced([]) == 0
-    assert announced([(b"Content-Length", b" 12 "), (b"content-length", b"12")]) == 12
-    assert announced([(b"Transfer-Encoding", b"Chunked")]) is None
+def test_body_length() -> None:
+    assert body_length([]) == 0
+    assert body_length([(b"Content-Length", b" 12 "), (b"content-length", b"12")]) == 12
+    assert body_length([(b"Transfer-Encoding", b"Chunked")]) is None
 
 
 @pytest.mark.parametrize("chunks", [(b"12345GET /nacos/admin HTTP/1.1\r\n\r\n",), (b"123", b"456"), (b"123",), ()])
-async def test_a_body_that_is_not_as_long_as_it_said_breaks_the_call(chunks: tuple[bytes, ...]) -> None:
-    """More would be the next request on the connection; for less the server would wait."""
+async def test_forward_request_fails_if_the_body_does_not_have_its_length(chunks: tuple[bytes, ...]) -> None:
+    """More bytes would be taken for the next request on the connection; for less the server would wait."""
     async with upstream(lambda _: ok()) as (server, through):
-        with pytest.raises(BadCall, match="not of the 5 bytes"):
+        with pytest.raises(BadCall, match="does not have the 5 bytes"):
             await through.ask("POST", "/a", headers=[(b"content-length", b"5")], body=pieces(*chunks))
-        assert (server.requests, through.told) == ([], [])
+        assert (server.requests, through.outcomes) == ([], [])
         assert (await through.ask("GET", "/b"))[0] == 200
         assert [request.line for request in server.requests] == [b"GET /nacos/b HTTP/1.1"]
 
@@ -321,7 +322,7 @@ async def test_a_body_that_is_not_as_long_as_it_said_breaks_the_call(chunks: tup
         [(b"content-length", b"6"), (b"connection", b"content-length")],
     ],
 )
-async def test_a_body_arrives_as_it_was_sent(fields: list[tuple[bytes, bytes]]) -> None:
+async def test_forward_request_sends_the_body_unchanged(fields: list[tuple[bytes, bytes]]) -> None:
     async with upstream(lambda _: ok()) as (server, through):
         await through.ask("POST", "/a", headers=fields, body=pieces(b"0\r\n", b"", b"\r\nx"))
         [request] = server.requests
@@ -329,7 +330,7 @@ async def test_a_body_arrives_as_it_was_sent(fields: list[tuple[bytes, bytes]]) 
         assert request.head.lower().count(b"content-length") + request.head.lower().count(b"transfer-encoding") == 1
 
 
-async def test_no_body_is_announced_where_there_is_none() -> None:
+async def test_forward_request_announces_no_body_if_there_is_none() -> None:
     async with upstream(lambda _: ok()) as (server, through):
         await through.ask("GET", "/a", headers=[(b"content-length", b"0")])
         await through.ask("POST", "/a", headers=[(b"content-length", b"0")])
@@ -341,7 +342,7 @@ async def test_no_body_is_announced_where_there_is_none() -> None:
 
 @asynccontextmanager
 async def by_hand(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
-    """A server of one connection that says when it says what; gives its address."""
+    """A server of one connection, whose answers `talk` writes when it likes; gives its address."""
     talks: list[asyncio.Task[Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -358,8 +359,8 @@ async def by_hand(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], A
     server.close()
 
 
-async def test_a_body_streams_both_ways() -> None:
-    """The first piece of the answer is with the client before the upstream has sent the last."""
+async def test_forward_request_streams_both_ways() -> None:
+    """The client has the first part of the answer before the upstream has sent the last."""
     more = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -375,7 +376,7 @@ async def test_a_body_streams_both_ways() -> None:
 
     async with by_hand(talk) as address:
         through = Upstream(address)
-        async with through.passing("POST", "/a", headers=[(b"content-length", b"6")], body=body()) as answer:
+        async with through.forward("POST", "/a", headers=[(b"content-length", b"6")], body=body()) as answer:
             chunks = answer.body()
             assert await anext(chunks) == b"abc"
             more.set()
@@ -383,8 +384,8 @@ async def test_a_body_streams_both_ways() -> None:
         await through.transport.aclose()
 
 
-async def test_a_long_poll_is_not_cut_by_the_time_of_a_read() -> None:
-    """The configuration API is silent for 30 s; here a read has 20 ms, and the answer comes after 60."""
+async def test_forward_request_does_not_apply_the_read_timeout_to_a_long_poll() -> None:
+    """The configuration API is silent for 30 s. Here the read timeout is 20 ms, and the answer takes 60 ms."""
     late = asyncio.Event()
     asyncio.get_running_loop().call_later(0.06, late.set)
 
@@ -398,15 +399,15 @@ async def test_a_long_poll_is_not_cut_by_the_time_of_a_read() -> None:
         await through.transport.aclose()
 
 
-async def test_a_policy_may_limit_the_silence() -> None:
+async def test_forward_request_applies_its_own_timeout() -> None:
     times = Timeouts(passing=0.02)
     async with upstream(lambda _: say(then="hang"), times=times) as (server, through):
         with pytest.raises(TooSlow):
             await through.ask("POST", "/a")
-        assert through.told == [(server.url, "TooSlow")]
+        assert through.outcomes == [(server.url, "TooSlow")]
 
 
-async def test_a_client_that_goes_away_ends_the_upstreams_connection() -> None:
+async def test_forward_request_closes_the_connection_if_the_client_goes_away() -> None:
     half = say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then="hang")
     async with upstream(lambda request: half if b"/half" in request.line else say(then="hang")) as (server, through):
         for path in ("/silent", "/half"):
@@ -420,12 +421,12 @@ async def test_a_client_that_goes_away_ends_the_upstreams_connection() -> None:
             assert client.cancelled()
             await asyncio.wait_for(server.gone.wait(), 60)
         assert through.transport.connections == 0
-        assert ("x", "x") not in through.told
+        assert {outcome for _, outcome in through.outcomes} <= {"ok"}
 
 
-async def test_a_client_that_breaks_off_its_upload_is_not_blamed_on_the_server() -> None:
+async def test_forward_request_does_not_blame_the_server_for_a_broken_upload() -> None:
     class Left(OSError):
-        """What a server's framework raises."""
+        """An error of the server framework."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b"ab"
@@ -434,7 +435,7 @@ async def test_a_client_that_breaks_off_its_upload_is_not_blamed_on_the_server()
     async with upstream(lambda _: ok()) as (server, through):
         with pytest.raises(Left):
             await through.ask("POST", "/a", headers=[(b"content-length", b"9")], body=body())
-        assert (server.requests, through.told) == ([], [])
+        assert (server.requests, through.outcomes) == ([], [])
         await asyncio.wait_for(server.gone.wait(), 60)
 
 
@@ -447,31 +448,31 @@ async def test_a_client_that_breaks_off_its_upload_is_not_blamed_on_the_server()
     ],
     ids=["length", "chunked", "reset"],
 )
-async def test_an_upstream_that_dies_in_the_middle_is_told_of(answer: Say) -> None:
+async def test_forwarded_response_body_reports_a_server_that_dies_in_the_middle(answer: Say) -> None:
     async with upstream(lambda _: answer) as (server, through):
         got = b""
         with pytest.raises(Garbled):
-            async with through.passing("GET", "/a") as reply:
+            async with through.forward("GET", "/a") as reply:
                 assert reply.status == 200
                 async for chunk in reply.body():
                     got += chunk
         assert got == b"half"
-        assert through.told == [(server.url, "ok"), (server.url, "Garbled")]
+        assert through.outcomes == [(server.url, "ok"), (server.url, "Garbled")]
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_length_without_a_body_is_not_passed_on(status: int) -> None:
+async def test_forwarded_response_drops_the_length_of_an_answer_without_a_body(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 9\r\nETag: x\r\n\r\n" % status)
     async with upstream(lambda _: answer) as (_, through):
         assert await through.ask("GET", "/a") == (status, [(b"ETag", b"x")], b"")
 
 
-async def test_a_head_keeps_the_length_of_what_it_does_not_carry() -> None:
+async def test_forwarded_response_keeps_the_length_of_a_head() -> None:
     async with upstream(lambda _: say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")) as (_, through):
         assert await through.ask("HEAD", "/a") == (200, [(b"Content-Length", b"9")], b"")
 
 
-async def test_an_encoded_answer_stays_encoded() -> None:
+async def test_forwarded_response_body_stays_encoded() -> None:
     async with upstream(lambda _: ok(b"\x1f\x8bnot gzip", b"Content-Encoding: gzip")) as (_, through):
         assert (await through.ask("GET", "/a"))[2] == b"\x1f\x8bnot gzip"
 
@@ -481,7 +482,7 @@ async def test_an_encoded_answer_stays_encoded() -> None:
 
 @asynccontextmanager
 async def two(play: Callable[[Request], Say]) -> AsyncIterator[tuple[Stub, Stub, Upstream]]:
-    """The first plays; the second is well."""
+    """Two servers. The first answers as `play` says; the second is healthy."""
     async with stub(play) as first, stub(lambda _: ok(b"second")) as second:
         through = Upstream(first.url, second.url)
         try:
@@ -490,7 +491,7 @@ async def two(play: Callable[[Request], Say]) -> AsyncIterator[tuple[Stub, Stub,
             await through.transport.aclose()
 
 
-async def test_what_did_not_arrive_goes_to_the_next_server() -> None:
+async def test_forward_request_tries_the_next_server_if_nothing_arrived() -> None:
     async with two(lambda _: ok()) as (_, second, through):
         async with stub(lambda _: ok()) as closed:
             pass
@@ -498,11 +499,11 @@ async def test_what_did_not_arrive_goes_to_the_next_server() -> None:
         headers = [(b"content-length", b"2")]
         assert (await through.ask("POST", "/a", headers=headers, body=pieces(b"ab")))[2] == b"second"
         assert second.requests[0].body == b"ab"
-        assert through.told == [(closed.url, "Unreachable"), (second.url, "ok")]
+        assert through.outcomes == [(closed.url, "Unreachable"), (second.url, "ok")]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-async def test_a_write_that_may_have_arrived_goes_nowhere_else(method: str) -> None:
+async def test_forward_request_does_not_repeat_a_write_that_may_have_arrived(method: str) -> None:
     async with two(lambda _: say(then="close")) as (first, second, through):
         with pytest.raises(Unreachable) as raised:
             await through.ask(method, "/a")
@@ -511,37 +512,37 @@ async def test_a_write_that_may_have_arrived_goes_nowhere_else(method: str) -> N
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-async def test_a_read_that_may_have_arrived_goes_to_the_next_server(method: str) -> None:
+async def test_forward_request_repeats_a_read_that_may_have_arrived(method: str) -> None:
     async with two(lambda _: say(then="close")) as (first, second, through):
         assert (await through.ask(method, "/a"))[0] == 200
-        assert through.told == [(first.url, "Unreachable"), (second.url, "ok")]
+        assert through.outcomes == [(first.url, "Unreachable"), (second.url, "ok")]
 
 
-async def test_a_read_on_a_connection_that_was_closed_meanwhile_goes_on_a_new_one() -> None:
+async def test_forward_request_repeats_a_read_on_a_connection_that_was_closed() -> None:
     answers = iter([ok(), say(then="close"), ok(b"again")])
     async with upstream(lambda _: next(answers)) as (server, through):
         await through.ask("GET", "/a")
         assert (await through.ask("GET", "/a"))[2] == b"again"
-        assert through.told == [(server.url, "ok")] * 2
+        assert through.outcomes == [(server.url, "ok")] * 2
 
 
 @pytest.mark.parametrize("status", [500, 404, 403, 401, 302, 200])
-async def test_an_answer_is_passed_on_whatever_it_says(status: int) -> None:
+async def test_forward_request_gives_an_answer_whatever_its_status(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 6\r\nLocation: /x\r\n\r\n<html>" % status)
     async with two(lambda _: answer) as (first, second, through):
         assert (await through.ask("GET", "/a"))[::2] == (status, b"<html>")
-        assert (through.told, second.requests) == ([(first.url, "ok")], [])
+        assert (through.outcomes, second.requests) == ([(first.url, "ok")], [])
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_gateways_no_is_passed_on_and_told_of(status: int) -> None:
+async def test_forward_request_gives_the_refusal_of_a_gateway_and_reports_it(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
     async with two(lambda _: answer) as (first, _, through):
         assert (await through.ask("GET", "/a"))[0] == status
-        assert through.told == [(first.url, Refused.__name__)]
+        assert through.outcomes == [(first.url, Refused.__name__)]
 
 
-async def test_no_free_connection_says_nothing_of_the_server() -> None:
+async def test_forward_request_reports_nothing_if_no_connection_is_free() -> None:
     async with upstream(lambda _: say(then="hang"), transport=TransportPolicy(streams=1)) as (server, through):
         holder = spawn(through.ask("GET", "/a"), name="holder")
         while not server.requests:
@@ -550,30 +551,30 @@ async def test_no_free_connection_says_nothing_of_the_server() -> None:
         with pytest.raises(Busy, match="no connection became free") as raised:
             await through.ask("GET", "/b")
         assert raised.value.arrived is False
-        assert through.told == []
+        assert through.outcomes == []
         holder.cancel()
         await asyncio.wait([holder])
 
 
-async def test_without_a_server_nothing_is_sent() -> None:
+async def test_forward_request_without_a_server_is_unreachable() -> None:
     with pytest.raises(Unreachable, match="no server is known"):
         await Upstream().ask("GET", "/a")
 
 
-async def test_a_transport_of_a_tests_own_will_do() -> None:
-    """Any of httpx's: the passage knows no more than its interface."""
+async def test_forward_request_works_with_any_transport() -> None:
+    """Any transport of httpx: forwarding needs nothing beyond its interface."""
     through = Upstream("http://nacos")
     through.http = Http(HttpPolicy(), httpx.MockTransport(lambda request: httpx.Response(200, text=request.method)))
     answer: ForwardedResponse
-    async with through.passing("GET", "/a") as answer:
+    async with through.forward("GET", "/a") as answer:
         assert [chunk async for chunk in answer.body()] == [b"GET"]
 
 
-def test_every_refusal_is_ours() -> None:
+def test_bad_call_is_a_proxy_error() -> None:
     assert issubclass(BadCall, ProxyError)
 
 
-# where it starts
+# the first server
 
 FORM = [(b"Content-Type", b"application/x-www-form-urlencoded; charset=UTF-8")]
 
@@ -593,25 +594,25 @@ def sized(*chunks: bytes) -> Fields:
         ("dataId=", [], (), ""),
     ],
 )
-async def test_a_call_says_which_configuration_it_is_about_and_its_body_stays_whole(
+async def test_data_id_is_that_of_the_query_or_the_form_and_the_body_stays_whole(
     query: str, fields: Fields, chunks: tuple[bytes, ...], about: str
 ) -> None:
-    found, body = await subject(query, fields, pieces(*chunks))
+    found, request = await data_id(ForwardedRequest("POST", "/v1/cs/configs", query, list(fields), pieces(*chunks)))
     assert found == about
-    assert b"".join([chunk async for chunk in body]) == b"".join(chunks)
+    assert b"".join([chunk async for chunk in request.body]) == b"".join(chunks)
 
 
-async def test_a_body_that_is_not_announced_is_not_waited_for() -> None:
-    """Old clients name a form's type on a GET; to read it would wait until the client goes away."""
+async def test_data_id_does_not_wait_for_a_body_that_is_not_announced() -> None:
+    """Old clients send the type of a form with a GET. Reading its body would wait until the client goes away."""
 
     async def never() -> AsyncIterator[bytes]:
         await asyncio.get_running_loop().create_future()
         yield b""
 
-    assert (await subject("x=1", FORM, never()))[0] == ""
+    assert (await data_id(ForwardedRequest("GET", "/v1/cs/configs", "x=1", FORM, never())))[0] == ""
 
 
-async def test_an_answer_has_no_date_beside_our_own() -> None:
+async def test_forwarded_response_has_no_date() -> None:
     async with upstream(lambda request: ok(b"x", b"Date: Thu, 01 Jan 1970 00:00:00 GMT", b"X-A: 1")) as (_, through):
         _, headers, _ = await through.ask("GET", "/v1/x")
         assert [name.lower() for name, _ in headers] == [b"content-length", b"x-a"]

@@ -71,11 +71,11 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def session(clock: FakeClock, **policy: Any) -> Session:
-    return Session(LoginPolicy("nacos", "hunter2", **policy), clock)
+def session(clock: FakeClock) -> Session:
+    return Session(LoginPolicy("nacos", "hunter2"), clock)
 
 
-async def test_without_a_username_nobody_logs_in(clock: FakeClock) -> None:
+async def test_session_without_a_username_does_not_log_in(clock: FakeClock) -> None:
     server = Server(numbered())
     anonymous = Session(LoginPolicy(), clock)
     assert not anonymous.enabled
@@ -83,7 +83,7 @@ async def test_without_a_username_nobody_logs_in(clock: FakeClock) -> None:
     assert server.asked == []
 
 
-async def test_username_and_password_go_in_the_body_once_and_the_token_is_kept(clock: FakeClock) -> None:
+async def test_session_token_logs_in_once_with_the_account_in_the_body(clock: FakeClock) -> None:
     server = Server(numbered())
     nacos = session(clock)
     assert [await nacos.token("a", server) for _ in range(3)] == ["t1"] * 3
@@ -92,7 +92,7 @@ async def test_username_and_password_go_in_the_body_once_and_the_token_is_kept(c
     assert request.body == b"username=nacos&password=hunter2"
 
 
-async def test_a_token_is_renewed_beside_the_calls_before_it_ends(clock: FakeClock) -> None:
+async def test_session_token_is_renewed_beside_the_calls_before_it_ends(clock: FakeClock) -> None:
     server = Server(numbered(ttl=100))
     nacos = session(clock)
     await nacos.token("a", server)
@@ -107,9 +107,9 @@ async def test_a_token_is_renewed_beside_the_calls_before_it_ends(clock: FakeClo
     assert await nacos.token("a", server) == "t2"
 
 
-async def test_a_renewal_that_fails_is_tried_again_while_the_token_lasts(clock: FakeClock) -> None:
+async def test_session_token_retries_a_failed_renewal_while_the_token_lasts(clock: FakeClock) -> None:
     server = Server(numbered(ttl=100))
-    nacos = session(clock, pause=5.0)
+    nacos = session(clock)
     await nacos.token("a", server)
     server.script = lambda _: Unreachable("gone", arrived=False)
     await clock.advance(90.0)
@@ -125,7 +125,7 @@ async def test_a_renewal_that_fails_is_tried_again_while_the_token_lasts(clock: 
     assert nacos.error == ""
 
 
-async def test_a_call_after_the_end_waits_for_a_new_token(clock: FakeClock) -> None:
+async def test_session_token_waits_for_a_new_one_after_the_end(clock: FakeClock) -> None:
     server = Server(numbered(ttl=100))
     nacos = session(clock)
     await nacos.token("a", server)
@@ -133,7 +133,7 @@ async def test_a_call_after_the_end_waits_for_a_new_token(clock: FakeClock) -> N
     assert await nacos.token("a", server) == "t2"
 
 
-async def test_one_login_is_in_flight_for_many_callers(clock: FakeClock) -> None:
+async def test_session_token_has_one_login_in_flight_for_many_callers(clock: FakeClock) -> None:
     answer: asyncio.Future[HttpReply] = asyncio.get_running_loop().create_future()
     server = Server(lambda _: answer)
     nacos = session(clock)
@@ -146,21 +146,23 @@ async def test_one_login_is_in_flight_for_many_callers(clock: FakeClock) -> None
     assert len(server.asked) == 1
 
 
-async def test_a_refused_token_is_renewed_once(clock: FakeClock) -> None:
+async def test_session_renew_replaces_a_refused_token_once(clock: FakeClock) -> None:
     server = Server(numbered())
-    nacos = session(clock, pause=5.0)
+    nacos = session(clock)
     await nacos.token("a", server)
-    assert await nacos.renew("t1", "a", server) == "t1", "it was made a moment ago: the right is missing, not the token"
+    assert await nacos.renew("t1", "a", server) == "t1", (
+        "a login was tried just now: the token is valid, and lacks the right"
+    )
     await clock.advance(5.0)
     fresh = await asyncio.gather(*(nacos.renew("t1", "a", server) for _ in range(10)))
     assert fresh == ["t2"] * 10
     assert len(server.asked) == 2
-    assert await nacos.renew("t1", "a", server) == "t2", "somebody else has renewed it already"
+    assert await nacos.renew("t1", "a", server) == "t2", "another call has renewed it already"
     assert await nacos.renew("t2", "a", server) == "t2"
     assert len(server.asked) == 2
 
 
-async def test_a_server_that_asks_for_no_token_is_sent_none_until_it_does(clock: FakeClock) -> None:
+async def test_session_token_is_empty_until_the_server_requires_one(clock: FakeClock) -> None:
     server = Server(lambda _: good("AUTH_DISABLED", 18000))
     nacos = session(clock)
     assert await nacos.token("a", server) == ""
@@ -170,7 +172,7 @@ async def test_a_server_that_asks_for_no_token_is_sent_none_until_it_does(clock:
 
 
 @pytest.mark.parametrize("gone", [NOT_FOUND, HttpReply(410, JSON_TYPE, b"{}"), HttpReply(501, None, b"")])
-async def test_the_path_that_worked_last_is_asked_first(clock: FakeClock, gone: HttpReply) -> None:
+async def test_session_token_tries_the_login_path_that_worked_last_first(clock: FakeClock, gone: HttpReply) -> None:
     server = Server(lambda request: gone if request.path == V1 else good())
     nacos = session(clock)
     for _ in range(2):
@@ -181,7 +183,7 @@ async def test_the_path_that_worked_last_is_asked_first(clock: FakeClock, gone: 
     assert await nacos.token("a", server) == "old", "a downgrade"
 
 
-async def test_a_server_without_logins_asks_for_no_token(clock: FakeClock) -> None:
+async def test_session_token_is_empty_for_a_server_without_logins(clock: FakeClock) -> None:
     server = Server(lambda _: NOT_FOUND)
     nacos = session(clock)
     assert [await nacos.token("a", server) for _ in range(3)] == [""] * 3
@@ -189,16 +191,16 @@ async def test_a_server_without_logins_asks_for_no_token(clock: FakeClock) -> No
 
 
 @pytest.mark.parametrize("row", [row for row in load("auth") if f"login wrong password at /nacos{V1}" in row.case])
-async def test_a_wrong_password_says_so_whatever_the_server_calls_it(clock: FakeClock, row: Row) -> None:
+async def test_session_token_reports_a_wrong_password_whatever_the_server_calls_it(clock: FakeClock, row: Row) -> None:
     with pytest.raises(Refused, match="the login as 'nacos' was refused: ") as raised:
         await session(clock).token("a", Server(lambda _: row.reply))
     assert (raised.value.status, raised.value.reason) == (403, Reason.NO_RIGHT)
 
 
-async def test_a_wrong_password_does_not_hammer_the_servers(clock: FakeClock) -> None:
+async def test_session_token_backs_off_after_a_wrong_password(clock: FakeClock) -> None:
     """A directory behind them may lock the account."""
     server = Server(lambda _: WRONG)
-    nacos = session(clock, pause=5.0, longest_pause=60.0)
+    nacos = session(clock)
     moments: list[float] = []
     begin = clock.now()
     for _ in range(300):
@@ -215,9 +217,9 @@ async def test_a_wrong_password_does_not_hammer_the_servers(clock: FakeClock) ->
     assert nacos.error == ""
 
 
-async def test_after_a_success_the_pauses_begin_anew(clock: FakeClock) -> None:
+async def test_session_token_resets_the_back_off_after_a_success(clock: FakeClock) -> None:
     server = Server(lambda _: WRONG)
-    nacos = session(clock, pause=5.0)
+    nacos = session(clock)
     for seconds in (5.0, 10.0):
         with pytest.raises(Refused):
             await nacos.token("a", server)
@@ -234,8 +236,8 @@ async def test_after_a_success_the_pauses_begin_anew(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_gateway_says_nothing_of_the_password(clock: FakeClock, status: int) -> None:
-    """The call may go to the next server, and that may be asked at once."""
+async def test_session_token_does_not_back_off_after_the_refusal_of_a_gateway(clock: FakeClock, status: int) -> None:
+    """The call goes to the next server, where a login may be tried at once."""
     nacos = session(clock)
     with pytest.raises(Refused) as raised:
         await nacos.token("a", Server(lambda _: HttpReply(status, TEXT_TYPE, b"server is STARTING now")))
@@ -243,8 +245,8 @@ async def test_a_gateway_says_nothing_of_the_password(clock: FakeClock, status: 
     assert await nacos.token("b", Server(numbered())) == "t1"
 
 
-async def test_a_server_that_does_not_answer_is_not_blamed_on_the_others(clock: FakeClock) -> None:
-    """Who waits on another server's login asks his own when that fails."""
+async def test_session_token_tries_the_callers_own_server_if_the_login_at_another_fails(clock: FakeClock) -> None:
+    """A caller that waits for the login at another server tries its own server if that fails."""
     slow: asyncio.Future[ProxyError] = asyncio.get_running_loop().create_future()
     dead, well = Server(lambda _: slow), Server(numbered())
     nacos = session(clock)
@@ -261,12 +263,14 @@ async def test_a_server_that_does_not_answer_is_not_blamed_on_the_others(clock: 
 
 
 @pytest.mark.parametrize("reply", [HttpReply(200, JSON_TYPE, b""), HttpReply(200, JSON_TYPE, b'["x"]'), good("")])
-async def test_an_answer_that_is_none_is_garbled(clock: FakeClock, reply: HttpReply) -> None:
-    with pytest.raises(Garbled, match="the answer to a login is none"):
+async def test_session_token_raises_garbled_for_an_unreadable_answer(clock: FakeClock, reply: HttpReply) -> None:
+    with pytest.raises(Garbled, match="the answer to a login cannot be read"):
         await session(clock).token("a", Server(lambda _: reply))
 
 
-async def test_no_secret_in_errors_reprs_and_logs(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_session_shows_no_secret_in_errors_reprs_and_logs(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     nacos = session(clock)
     shown = [repr(LoginPolicy("nacos", "hunter2")), repr(Credential("t0ken")), repr(nacos)]
@@ -282,7 +286,7 @@ async def test_no_secret_in_errors_reprs_and_logs(clock: FakeClock, caplog: pyte
     assert [text for text in shown if "hunter2" in text or "t0ken" in text] == []
 
 
-def test_a_token_goes_in_both_spellings_and_none_in_neither() -> None:
+def test_token_headers_are_both_or_none() -> None:
     assert Credential("x").headers == (("Authorization", "Bearer x"), ("accessToken", "x"))
     assert token_headers("") == ()
     for token in ("北京", "é", "a\r\nX-Evil: 1", "a\0", "\ufffd"):

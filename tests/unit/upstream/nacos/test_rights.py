@@ -1,4 +1,4 @@
-"""What a client may do at the upstream: whether its token, or its name and password, is taken there."""
+"""Whether the upstream accepts a client: its token, or its name and password."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def registry(*urls: str) -> NacosRegistry:
     return NacosRegistry(NacosPolicy(ServersPolicy(urls)), FakeClock())
 
 
-class Saying:
-    """A registry that says the same to every call."""
+class FixedRegistry:
+    """Answers every call in the same way."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -57,8 +57,8 @@ def no(text: str, reason: Reason = Reason.NO_RIGHT, status: int = 403) -> Refuse
 
 
 @pytest.mark.parametrize("answer", [Snapshot(KEY), no("authorization failed!")])
-async def test_a_token_is_good_where_its_account_is_known_whatever_that_may(answer: Any) -> None:
-    await prove(Saying(answer), "dev")
+async def test_prove_accepts_a_token_whose_account_is_known_whatever_its_rights(answer: Any) -> None:
+    await prove(FixedRegistry(answer), "dev")
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ async def test_a_token_is_good_where_its_account_is_known_whatever_that_may(answ
         Unreachable("no connection", arrived=False),
     ],
 )
-async def test_anything_else_proves_nothing(answer: ProxyError) -> None:
+async def test_prove_raises_every_other_error(answer: ProxyError) -> None:
     with pytest.raises(type(answer), match=str(answer)):
-        await prove(Saying(answer), "")
+        await prove(FixedRegistry(answer), "")
 
 
 @pytest.mark.parametrize("face", ["v1", "1.x", "v1+v2", "3.0", "v3"])
-async def test_tokens_and_accounts_are_tried_at_every_generation(face: str) -> None:
+async def test_take_token_and_take_account_with_every_face(face: str) -> None:
     async with facing(face, passwords=PASSWORDS) as server:
         assert server.users is not None
         asked = registry(server.url)
@@ -96,7 +96,7 @@ async def test_tokens_and_accounts_are_tried_at_every_generation(face: str) -> N
         await asked.close()
 
 
-async def test_a_login_goes_to_the_next_server_where_one_is_gone() -> None:
+async def test_take_account_tries_the_next_server_if_one_is_gone() -> None:
     async with facing("v1+v2", passwords=PASSWORDS) as server:
         asked = registry(DEAD, server.url)
         for user in PASSWORDS:
@@ -105,29 +105,29 @@ async def test_a_login_goes_to_the_next_server_where_one_is_gone() -> None:
 
 
 @pytest.mark.parametrize("urls", [(), (DEAD,)])
-async def test_where_no_server_answers_a_login_fails_as_a_call_would(urls: tuple[str, ...]) -> None:
+async def test_take_account_raises_unreachable_if_no_server_answers(urls: tuple[str, ...]) -> None:
     asked = registry(*urls)
     with pytest.raises(Unreachable):
         await take_account(asked, "app", "secret-of-app")
     await asked.close()
 
 
-def test_a_login_that_was_renewed_goes_on_with_the_new_token() -> None:
+def test_pass_renew_gives_the_credential_the_new_token() -> None:
     credential = Credential("old")
     held = Pass(credential, 1.0, 2.0)
     held.renew(Pass(Credential("new"), 3.0, 4.0))
     assert (credential.headers[1], held.renew_at, held.ends_at) == (("accessToken", "new"), 3.0, 4.0)
 
 
-async def test_it_is_told_when_the_token_is_not_known_any_more_and_of_no_other_refusal() -> None:
+async def test_telling_reports_only_a_token_that_is_no_longer_accepted() -> None:
     told: list[str] = []
     tell: Callable[[Refused], None] = lambda error: told.append(error.text)  # noqa: E731
     calls: tuple[Awaitable[Any], ...]
     for answer in (no("token expired!"), no("authorization failed!"), no("bad", Reason.OTHER, 400)):
-        telling = Telling(Saying(answer), tell)
+        telling = Telling(FixedRegistry(answer), tell)
         calls = (telling.send(Fetch(KEY)), telling.send(Register(KEY, instance())))
         for call in calls:
             with pytest.raises(Refused):
                 await call
     assert told == ["token expired!"] * 2
-    assert await Telling(Saying(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)
+    assert await Telling(FixedRegistry(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)

@@ -16,20 +16,24 @@ from nacos_proxy.model.errors import (
 )
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.nacos.servers import (
+    IDLE,
+    MAX_ATTEMPTS,
+    MAX_PINS,
+    RECOVERY,
     Server,
     Servers,
     ServersPolicy,
-    failing,
     parse_addresses,
     parse_server,
+    server_failed,
 )
 
 GONE = Unreachable("no connection", arrived=False)
 SLOW = TooSlow("no answer in time")
 
 
-def three(**policy: float) -> Servers:
-    return Servers(ServersPolicy(("a", "b", "c"), **policy))  # type: ignore[arg-type]
+def three() -> Servers:
+    return Servers(ServersPolicy(("a", "b", "c"), slow=5.0))
 
 
 def asked(servers: Servers, *keys: object, now: float = 0.0, reading: bool = False) -> list[str]:
@@ -40,15 +44,15 @@ def key(name: str) -> ServiceKey:
     return ServiceKey("public", "DEFAULT_GROUP", name)
 
 
-def test_parameters_are_checked_as_nacos_does_where_all_servers_do_it() -> None:
+def test_servers_checking_is_true_if_all_servers_have_the_parameter_check() -> None:
     servers = Servers(ServersPolicy())
     assert not servers.checking
     servers = three()
     for server, version in zip(servers.all, ("2.5.1", "2.3.0", "2.2.0"), strict=True):
         assert not servers.checking
-        server.spoken.told({"version": version})
+        server.capabilities.set_version({"version": version})
     assert not servers.checking
-    servers.all[-1].spoken.told({"version": "3.0.3"})
+    servers.all[-1].capabilities.set_version({"version": "3.0.3"})
     assert servers.checking
 
 
@@ -73,50 +77,50 @@ def test_parameters_are_checked_as_nacos_does_where_all_servers_do_it() -> None:
         ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443/x"),
     ],
 )
-def test_an_address_is_what_people_write(text: str, url: str) -> None:
+def test_parse_server_accepts_what_people_write(text: str, url: str) -> None:
     assert parse_server(text).url == url
 
 
-def test_a_context_path_may_be_none() -> None:
+def test_parse_server_accepts_an_empty_context_path() -> None:
     assert parse_server("nacos", "").url == parse_server("nacos", "/").url == "http://nacos:8848"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no host"),
-        ("http://", "names no host"),
-        (":8848", "names no host"),
-        ("a b", "names no host"),
-        ("a..b", "names no host"),
-        (".a", "names no host"),
-        ("a%2fb", "names no host"),
+        ("", "has no valid host name"),
+        ("http://", "has no valid host name"),
+        (":8848", "has no valid host name"),
+        ("a b", "has no valid host name"),
+        ("a..b", "has no valid host name"),
+        (".a", "has no valid host name"),
+        ("a%2fb", "has no valid host name"),
         ("ftp://nacos", "'ftp://nacos' is neither http nor https"),
-        ("nacos:port", "the port of 'nacos:port' is no number from 1 to 65535"),
-        ("nacos:0", "no number from 1 to 65535"),
-        ("nacos:65536", "no number from 1 to 65535"),
-        ("nacos:-1", "no number from 1 to 65535"),
+        ("nacos:port", "the port of 'nacos:port' is not a number from 1 to 65535"),
+        ("nacos:0", "not a number from 1 to 65535"),
+        ("nacos:65536", "not a number from 1 to 65535"),
+        ("nacos:-1", "not a number from 1 to 65535"),
         ("::1", "as in [::1]:8848"),
         ("fe80::1:8848", "as in [::1]:8848"),
-        ("[::1", "an IPv6 one stands in brackets"),
-        ("[fe80::1%eth0]", "names no host"),
+        ("[::1", "put an IPv6 address in brackets"),
+        ("[fe80::1%eth0]", "has no valid host name"),
         ("nacos?x=1", "a port and a context path, and nothing else"),
         ("nacos#x", "a port and a context path, and nothing else"),
-        ("http://nacos/../admin", "is no context path: it looks like /nacos"),
-        ("http://nacos/a/./b", "is no context path"),
-        ("http://nacos/a//b", "is no context path"),
-        ("http://nacos/%2e%2e", "is no context path"),
-        ("http://nacos/a;b", "is no context path"),
+        ("http://nacos/../admin", "is not a context path: it must look like /nacos"),
+        ("http://nacos/a/./b", "is not a context path"),
+        ("http://nacos/a//b", "is not a context path"),
+        ("http://nacos/%2e%2e", "is not a context path"),
+        ("http://nacos/a;b", "is not a context path"),
     ],
 )
-def test_what_is_no_address_is_refused_with_a_sentence(text: str, said: str) -> None:
+def test_parse_server_refuses_an_invalid_address_with_a_sentence(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         parse_server(text)
 
 
 @pytest.mark.parametrize("scheme", ["http", "ftp"])
 @pytest.mark.parametrize("rest", ["nacos", "nacos:port", "[::1", "", "a b", "nacos?x"])
-def test_a_password_in_an_address_is_refused_and_not_repeated(scheme: str, rest: str) -> None:
+def test_parse_server_refuses_a_password_and_does_not_show_it(scheme: str, rest: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as raised:
         parse_server(f"{scheme}://nacos:hunter2@{rest}")
     assert "hunter2" not in str(raised.value)
@@ -124,16 +128,18 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(scheme: str, rest:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
-def test_any_text_is_an_address_or_a_sentence(text: str) -> None:
+def test_parse_server_gives_a_server_or_a_sentence_for_any_text(text: str) -> None:
     try:
         server = parse_server(text)
     except ValueError as error:
-        assert re.search(r"no host|no context path|no address|neither http|nothing else|no number", str(error))
+        assert re.search(
+            r"no valid host|not a context path|not an address|neither http|nothing else|not a number", str(error)
+        )
     else:
         assert re.fullmatch(r"https?://[0-9A-Za-z._:\[\]-]+:\d+(/[0-9A-Za-z._~-]+)*", server.url)
 
 
-def test_an_address_servers_list_is_read_line_by_line() -> None:
+def test_parse_addresses_reads_line_by_line() -> None:
     body = (
         "\ufeff10.0.0.1\r\n"
         "10.0.0.2:8849 # the second\n"
@@ -155,11 +161,11 @@ def test_an_address_servers_list_is_read_line_by_line() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"\n\n", b'{"code":404,"message":"no"}', b"<html><body>", bytes(range(128, 256))]
 )
-def test_what_is_no_list_names_nobody(body: bytes) -> None:
+def test_parse_addresses_of_something_else_is_empty(body: bytes) -> None:
     assert parse_addresses(body) == []
 
 
-def test_a_list_has_a_bound() -> None:
+def test_parse_addresses_is_bounded() -> None:
     body = "\n".join(f"10.0.{n // 256}.{n % 256}" for n in range(5000))
     assert len(parse_addresses(body.encode())) == 100
 
@@ -167,8 +173,8 @@ def test_a_list_has_a_bound() -> None:
 # up and down
 
 
-def test_transitions_are_told_once() -> None:
-    servers = three(patience=2)
+def test_servers_on_up_and_on_down_are_called_once_for_each_transition() -> None:
+    servers = three()
     told: list[str] = []
     servers.on_up.append(lambda server: told.append(f"{server.origin} up"))
     servers.on_down.append(lambda server: told.append(f"{server.origin} down"))
@@ -183,7 +189,7 @@ def test_transitions_are_told_once() -> None:
 
 
 @pytest.mark.parametrize("error", [SLOW, Garbled("no HTTP"), Refused(Reason.OTHER, "not ready", status=503)])
-def test_a_slow_or_garbled_answer_is_borne_once(error: TooSlow | Garbled | Refused) -> None:
+def test_servers_failed_tolerates_one_slow_or_garbled_answer(error: TooSlow | Garbled | Refused) -> None:
     servers = three()
     [server] = servers.all[:1]
     servers.failed(server, 1.0, error)
@@ -196,8 +202,8 @@ def test_a_slow_or_garbled_answer_is_borne_once(error: TooSlow | Garbled | Refus
     assert server.error == str(error)
 
 
-def test_a_server_that_answers_some_calls_in_time_is_not_down() -> None:
-    servers = three(slow=5.0)
+def test_servers_failed_ignores_timeouts_while_other_calls_are_answered() -> None:
+    servers = three()
     server = servers.all[0]
     servers.succeeded(server, 99.5)
     for second in range(60):
@@ -212,37 +218,37 @@ def test_a_server_that_answers_some_calls_in_time_is_not_down() -> None:
     assert not server.up
 
 
-def test_a_connection_that_is_refused_is_down_at_once() -> None:
+def test_servers_failed_takes_a_server_down_at_once_if_it_is_unreachable() -> None:
     servers = three()
     servers.failed(servers.all[0], 1.0, GONE)
     assert [server.origin for server in servers.up] == ["http://b:8848", "http://c:8848"]
     assert repr(servers.all[0]) == "<Server http://a:8848/nacos down>"
 
 
-def test_probes_back_off_and_begin_anew_after_a_success() -> None:
-    servers = three(first_pause=0.5, longest_pause=4.0)
+def test_servers_failed_backs_off_probes_until_a_success() -> None:
+    servers = three()
     server = servers.all[0]
     now, pauses = 100.0, list[float]()
-    for _ in range(6):
+    for _ in range(7):
         servers.failed(server, now, GONE)
         pauses.append(server.retry_at - now)
         now = server.retry_at
-    assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
     servers.succeeded(server, now)
     servers.failed(server, now, GONE)
     assert server.retry_at - now == 0.5
 
 
-def test_many_calls_that_fail_together_are_one_failure_to_the_back_off() -> None:
-    servers = three(first_pause=0.5, longest_pause=60.0)
+def test_servers_failed_counts_many_calls_that_fail_together_once_for_the_back_off() -> None:
+    servers = three()
     server = servers.all[0]
     for n in range(64):
         servers.failed(server, 100.0 + n / 1000, GONE)
     assert server.retry_at == 100.5
 
 
-def test_a_server_that_is_down_is_probed_when_its_pause_is_over_and_once_at_a_time() -> None:
-    servers = three(first_pause=0.5, idle=1000.0)
+def test_servers_to_probe_gives_a_server_that_is_down_after_its_back_off_and_once_at_a_time() -> None:
+    servers = three()
     for server in servers.all:
         servers.succeeded(server, 100.0)
     down = servers.all[0]
@@ -253,18 +259,18 @@ def test_a_server_that_is_down_is_probed_when_its_pause_is_over_and_once_at_a_ti
     assert servers.to_probe(101.0) == []
 
 
-def test_a_server_that_nobody_called_is_probed_where_there_are_several() -> None:
-    servers = three(idle=10.0)
+def test_servers_to_probe_gives_idle_servers_if_there_are_several() -> None:
+    servers = three()
     a, b, c = servers.all
     for server in servers.all:
         servers.succeeded(server, 100.0)
     servers.succeeded(b, 105.0)
-    assert servers.to_probe(109.9) == []
-    assert servers.to_probe(110.0) == [a, c]
+    assert servers.to_probe(99.9 + IDLE) == []
+    assert servers.to_probe(100.0 + IDLE) == [a, c]
     assert Servers(ServersPolicy(("alone",))).to_probe(1e9) == []
 
 
-def test_latency_is_a_moving_mean_of_answers() -> None:
+def test_servers_succeeded_keeps_a_moving_mean_of_the_latency() -> None:
     servers = three()
     server = servers.all[0]
     for seconds in (1.0, None, 2.0):
@@ -272,16 +278,16 @@ def test_latency_is_a_moving_mean_of_answers() -> None:
     assert server.latency == pytest.approx(1.1)
 
 
-# whom to ask
+# candidates
 
 
-def test_one_server_is_always_asked() -> None:
+def test_servers_candidates_always_include_the_only_server() -> None:
     servers = Servers(ServersPolicy(("alone",)))
     servers.failed(servers.all[0], 1.0, GONE)
     assert asked(servers, key("x")) == ["http://alone:8848"]
 
 
-def test_services_are_spread_and_each_stays_where_it_is() -> None:
+def test_servers_candidates_spread_services_and_keep_each_in_its_place() -> None:
     servers = three()
     first = {f"s{n}": asked(servers, key(f"s{n}"))[0] for n in range(300)}
     assert min(Counter(first.values()).values()) > 60
@@ -291,38 +297,38 @@ def test_services_are_spread_and_each_stays_where_it_is() -> None:
     assert moved == {name for name, origin in first.items() if origin == "http://a:8848"}
 
 
-def test_all_that_is_about_a_service_starts_at_the_same_server() -> None:
+def test_servers_candidates_start_at_the_same_server_for_all_calls_about_a_service() -> None:
     servers = three()
     for n in range(50):
         service = key(f"s{n}")
         assert asked(servers, (service, "10.0.0.1", n), service) == asked(servers, service)
 
 
-def test_each_is_asked_once_and_no_more_than_the_attempts() -> None:
-    servers = three(attempts=2)
-    servers.keep("i", servers.all[2], 0.0)
-    servers.keep("s", servers.all[2], 0.0)
+def test_servers_candidates_are_distinct_and_at_most_max_attempts() -> None:
+    servers = Servers(ServersPolicy(tuple("abcde")))
+    servers.pin("i", servers.all[2], 0.0)
+    servers.pin("s", servers.all[2], 0.0)
     assert asked(servers, "i", "s")[0] == "http://c:8848"
-    assert len(set(asked(servers, "i", "s"))) == len(asked(servers, "i", "s")) == 2
+    assert len(set(asked(servers, "i", "s"))) == len(asked(servers, "i", "s")) == MAX_ATTEMPTS
 
 
-def test_an_instance_keeps_to_its_server_while_that_is_up() -> None:
-    """A registration and its beats: a server does not hand them on (nacos-http.md 1.3)."""
+def test_servers_pin_keeps_an_instance_at_its_server_while_that_is_up() -> None:
+    """A server does not pass beats on to the server of the registration (nacos-http.md 1.3)."""
     servers = three()
     service = key("s")
     instance = (service, "10.0.0.1", 80)
     home = next(server for server in servers.all if server.origin != asked(servers, service)[0])
-    servers.keep(instance, home, 0.0)
+    servers.pin(instance, home, 0.0)
     assert asked(servers, instance, service)[0] == home.origin
     servers.failed(home, 1.0, GONE)
     assert home.origin not in asked(servers, instance, service)
     servers.succeeded(home, 2.0)
     assert asked(servers, instance, service)[0] == home.origin
-    servers.forget(instance)
+    servers.unpin(instance)
     assert asked(servers, instance, service) == asked(servers, service)
 
 
-def test_what_moved_from_a_node_that_died_comes_back_to_it_within_a_minute_and_not_all_at_once() -> None:
+def test_servers_pin_returns_keys_to_a_node_that_is_back_within_a_minute_and_not_all_at_once() -> None:
     servers = three()
     instances = [(key("s"), "10.0.0.1", port) for port in range(600)]
     home, _, other = servers.all
@@ -332,69 +338,69 @@ def test_what_moved_from_a_node_that_died_comes_back_to_it_within_a_minute_and_n
         count = 0
         for instance in instances:
             chosen = next(iter(servers.candidates((instance, key("s")), now)))
-            servers.keep(instance, chosen, now)
+            servers.pin(instance, chosen, now)
             count += chosen is home
         return count
 
     for instance in instances:
-        servers.keep(instance, home, 0.0)
+        servers.pin(instance, home, 0.0)
     assert at(1.0) == 600
     servers.failed(home, 2.0, GONE)
     assert at(3.0) == 0
     servers.succeeded(home, 100.0)
-    assert at(109.0) == 0, "in doubt"
+    assert at(109.0) == 0, "recovering"
     assert 100 < at(120.0) < 500
     assert at(140.0) == 600
     servers.failed(home, 150.0, GONE)
     at(151.0)
     servers.replace([other])
-    assert at(152.0) == 0, "a home that is not in the list any more is forgotten"
+    assert at(152.0) == 0, "a home that left the list is forgotten"
     servers.replace([other, home])
     assert at(1000.0) == 0
 
 
-def test_a_call_that_its_node_was_too_slow_for_moves_nothing_for_ever() -> None:
+def test_servers_pin_returns_a_key_whose_node_was_only_too_slow() -> None:
     servers = three()
     a, b, _ = servers.all
-    servers.keep("i", a, 0.0)
-    servers.keep("i", b, 1.0)
+    servers.pin("i", a, 0.0)
+    servers.pin("i", b, 1.0)
     assert next(iter(servers.candidates(("i",), 2.0))) is b
     assert next(iter(servers.candidates(("i",), 45.0))) is a
 
 
-def test_a_node_that_has_just_come_back_is_asked_for_no_list_while_another_is_up() -> None:
-    servers = three(doubt=10.0)
+def test_servers_candidates_for_reads_leave_a_recovering_node_to_the_end() -> None:
+    servers = three()
     services = [key(f"s{n}") for n in range(30)]
     a, b, c = servers.all
     servers.failed(a, 1.0, GONE)
     servers.succeeded(a, 2.0)
-    first = [next(iter(servers.candidates((service,), 11.9, reading=True))) for service in services]
+    first = [next(iter(servers.candidates((service,), 1.9 + RECOVERY, reading=True))) for service in services]
     assert a not in first and {b, c} == set(first)
-    assert a in [next(iter(servers.candidates((service,), 11.9))) for service in services], "writes are welcome"
-    assert a in [next(iter(servers.candidates((service,), 12.0, reading=True))) for service in services]
+    assert a in [next(iter(servers.candidates((service,), 1.9 + RECOVERY))) for service in services], "writes go to it"
+    assert a in [next(iter(servers.candidates((service,), 2.0 + RECOVERY, reading=True))) for service in services]
     for server in (b, c):
         servers.failed(server, 3.0, GONE)
     assert next(iter(servers.candidates((services[0],), 5.0, reading=True))) is a
 
 
-def test_what_is_kept_is_bounded() -> None:
-    servers = three(remembered=3)
-    for n in range(10):
-        servers.keep(n, servers.all[n % 3], 0.0)
-    assert asked(servers, 9)[0] == servers.all[0].origin
-    assert len(servers._keeps) == 3
+def test_servers_pin_is_bounded() -> None:
+    servers = three()
+    for n in range(MAX_PINS + 10):
+        servers.pin(n, servers.all[n % 3], 0.0)
+    assert asked(servers, MAX_PINS + 9)[0] == servers.all[(MAX_PINS + 9) % 3].origin
+    assert len(servers._pins) == MAX_PINS
 
 
-def test_where_none_is_up_the_one_whose_probe_comes_first_is_asked() -> None:
-    servers = three(first_pause=1.0)
+def test_servers_candidates_if_none_is_up_are_the_one_that_is_probed_next() -> None:
+    servers = three()
     for server, now in zip(servers.all, (3.0, 1.0, 2.0), strict=True):
         servers.failed(server, now, GONE)
     assert asked(servers, key("x")) == ["http://b:8848"]
 
 
-def test_when_the_last_that_was_up_fails_one_that_was_down_gets_the_call() -> None:
-    """It may have come back since its last probe."""
-    servers = three(attempts=3)
+def test_servers_candidates_end_with_one_that_was_down_if_the_last_one_up_fails() -> None:
+    """It may be up again since its last probe."""
+    servers = three()
     a, b, c = servers.all
     servers.failed(a, 1.0, GONE)
     servers.failed(b, 2.0, GONE)
@@ -404,7 +410,7 @@ def test_when_the_last_that_was_up_fails_one_that_was_down_gets_the_call() -> No
     assert list(candidates) == [a]
 
 
-def test_who_went_down_since_the_call_began_is_passed_over() -> None:
+def test_servers_candidates_skip_a_server_that_went_down_during_the_call() -> None:
     servers = three()
     candidates = servers.candidates((key("x"),), 5.0)
     first = next(candidates)
@@ -413,23 +419,25 @@ def test_who_went_down_since_the_call_began_is_passed_over() -> None:
     assert list(candidates) == [third]
 
 
-# another list
+# replace
 
 
-def test_a_new_list_leaves_alone_who_was_in_the_old_one() -> None:
+def test_servers_replace_keeps_the_state_of_known_servers() -> None:
     servers = three()
     a, b, c = servers.all
     servers.failed(b, 1.0, GONE)
-    servers.keep("i", c, 0.0)
+    servers.pin("i", c, 0.0)
     servers.replace([parse_server("b"), parse_server("d"), parse_server("a"), parse_server("d")])
     assert servers.all[0] is b
     assert not b.up
     assert servers.all[2] is a
     assert [server.origin for server in servers.all] == ["http://b:8848", "http://d:8848", "http://a:8848"]
-    assert c.origin not in asked(servers, "i"), "who is not in it is not asked, whatever kept to it"
+    assert c.origin not in asked(servers, "i"), (
+        "a server that is not in the list gets no call, whatever was pinned to it"
+    )
 
 
-def test_an_empty_list_changes_nothing() -> None:
+def test_servers_replace_ignores_an_empty_list() -> None:
     servers = three()
     before = list(servers.all)
     servers.replace([])
@@ -437,7 +445,7 @@ def test_an_empty_list_changes_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["ok", "gone", "slow", "list"])), max_size=30))
-def test_whatever_happened_a_call_finds_somebody_of_the_list(happened: list[tuple[str, str]]) -> None:
+def test_servers_candidates_are_never_empty_whatever_happened(happened: list[tuple[str, str]]) -> None:
     servers = three()
     for now, (name, what) in enumerate(happened):
         server = next((s for s in servers.all if s.origin == f"http://{name}:8848"), servers.all[0])
@@ -455,7 +463,7 @@ def test_whatever_happened_a_call_finds_somebody_of_the_list(happened: list[tupl
             assert found[0].up
 
 
-# blame
+# errors
 
 
 @pytest.mark.parametrize(
@@ -474,20 +482,18 @@ def test_whatever_happened_a_call_finds_somebody_of_the_list(happened: list[tupl
         (Refused(Reason.GONE, "x", status=410), True, False),
     ],
 )
-def test_a_server_is_blamed_for_what_is_its_fault(
-    error: Unreachable | TooSlow | Garbled | Refused, reading: bool, blamed: bool
-) -> None:
-    assert failing(error, reading=reading) is blamed
+def test_server_failed(error: Unreachable | TooSlow | Garbled | Refused, reading: bool, blamed: bool) -> None:
+    assert server_failed(error, reading=reading) is blamed
 
 
-def test_outcomes_are_counted() -> None:
+def test_server_count_counts_outcomes() -> None:
     server = Server("http://a:1", "")
     for outcome in ("ok", "ok", "TooSlow"):
         server.count(outcome)
     assert server.outcomes == {"ok": 2, "TooSlow": 1}
 
 
-def test_a_list_that_is_another_one_is_told() -> None:
+def test_servers_on_list_is_called_when_the_list_has_changed() -> None:
     servers = Servers(ServersPolicy(("a",)))
     told: list[list[str]] = []
     servers.on_list.append(lambda: told.append([server.origin for server in servers.all]))
@@ -499,7 +505,7 @@ def test_a_list_that_is_another_one_is_told() -> None:
 @pytest.mark.parametrize(
     "text", ["http://app:hush@a", "app:hush@a", "http://app:hu/sh@a", "http://app:hu?sh@a", "http://app:hu#sh@a", "@a"]
 )
-def test_a_server_with_who_logs_in_is_refused_without_showing_it(text: str) -> None:
+def test_parse_server_refuses_credentials_and_does_not_show_them(text: str) -> None:
     with pytest.raises(ValueError, match="may have a port and a context path, and nothing else") as caught:
         parse_server(text)
     assert "hu" not in str(caught.value)

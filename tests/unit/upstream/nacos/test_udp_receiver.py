@@ -1,4 +1,4 @@
-"""UDP push from the upstream: who is asked for it, and what a datagram does."""
+"""UDP push from the upstream: which servers are asked for it, and what a datagram does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.nacos.servers import Server
-from nacos_proxy.upstream.nacos.udp_receiver import NAMESPACES, PushReceiver
+from nacos_proxy.upstream.nacos.udp_receiver import MAX_NAMESPACES, PushReceiver
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.udp import read_ack, write_push
 from nacos_proxy.wire.nacos.v1 import write_list
@@ -20,12 +20,12 @@ from tests.helpers.build import KEY, key
 
 def server(version: str, host: str = "127.0.0.1") -> Server:
     made = Server(f"http://{host}:8848", "/nacos")
-    made.spoken.told({"version": version})
+    made.capabilities.set_version({"version": version})
     return made
 
 
 def asked(receiver: PushReceiver, of: Server, about: ServiceKey = KEY) -> HttpRequest:
-    return receiver.subscribing(of, about, write_list(about))
+    return receiver.with_push_address(of, about, write_list(about))
 
 
 @pytest.fixture
@@ -52,10 +52,12 @@ async def exchange(upstream: socket.socket, receiver: PushReceiver, *packets: by
     return await loop.sock_recv(upstream, 4096)
 
 
-async def test_a_server_of_these_versions_is_asked_to_push_to_the_address_that_faces_it(receiver: PushReceiver) -> None:
+async def test_push_receiver_subscribes_servers_of_its_versions_with_the_address_that_faces_them(
+    receiver: PushReceiver,
+) -> None:
     old, new = server("1.4.8"), server("2.5.1", "127.0.0.2")
-    await receiver.meet(old)
-    await receiver.meet(new)
+    await receiver.subscribe(old)
+    await receiver.subscribe(new)
     assert not receiver.covers([old]), "not asked yet"
     request = asked(receiver, old)
     query = dict(request.query)
@@ -64,18 +66,18 @@ async def test_a_server_of_these_versions_is_asked_to_push_to_the_address_that_f
     assert request.headers["user-agent"].startswith("Nacos-Go-Client:")
     assert asked(receiver, new) == write_list(KEY)
     assert receiver.covers([old]) and not receiver.covers([old, new]) and not receiver.covers([])
-    old.spoken.forget()
+    old.capabilities.forget()
     assert asked(receiver, old) == write_list(KEY)
     assert not receiver.covers([old])
 
 
-async def test_a_push_is_acknowledged_and_hints_at_each_namespace_that_was_asked_about(
+async def test_push_receiver_acknowledges_a_push_and_hints_each_namespace_that_was_listed(
     receiver: PushReceiver, upstream: socket.socket
 ) -> None:
     hinted: list[ServiceKey] = []
     receiver.hint = hinted.append
     old = server("1.4.8")
-    await receiver.meet(old)
+    await receiver.subscribe(old)
     both = {KEY, key(namespace="dev")}
     for about in (*both, key("another")):
         asked(receiver, old, about)
@@ -88,70 +90,70 @@ async def test_a_push_is_acknowledged_and_hints_at_each_namespace_that_was_asked
 @pytest.mark.parametrize(
     "noise", [b"", b"\x1f\x8b", b"[]", b'{"type":"dom"}', b'{"type":"dom","data":"7","lastRefTime":1}']
 )
-async def test_noise_is_no_push_and_breaks_nothing(
+async def test_push_receiver_survives_datagrams_that_are_no_push(
     receiver: PushReceiver, upstream: socket.socket, noise: bytes
 ) -> None:
-    await receiver.meet(server("1.4.8"))
+    await receiver.subscribe(server("1.4.8"))
     packet = write_push(json.dumps({"name": "DEFAULT_GROUP@@nobody-asked", "hosts": []}).encode(), 5)
     assert packet is not None
     assert read_ack(await exchange(upstream, receiver, noise, packet)) == 5
     assert receiver.received == 1
 
 
-async def test_who_is_none_of_the_servers_is_not_heard_and_named_once(
+async def test_push_receiver_ignores_strangers_and_logs_each_once(
     receiver: PushReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await receiver.meet(server("1.4.8"))
+    await receiver.subscribe(server("1.4.8"))
     packet = write_push(b'{"name":"DEFAULT_GROUP@@orders"}', 5)
     assert packet is not None
-    assert receiver.heard(packet, "127.0.0.2") is receiver.heard(packet, "127.0.0.2") is None
-    assert receiver.heard(packet, "127.0.0.1") is not None
+    assert receiver.receive(packet, "127.0.0.2") is receiver.receive(packet, "127.0.0.2") is None
+    assert receiver.receive(packet, "127.0.0.1") is not None
     assert receiver.tallies() == {"received": 1, "ignored": 2}
-    assert caplog.text.count("127.0.0.2 is ignored") == 1
+    assert caplog.text.count("ignored UDP push from 127.0.0.2") == 1
 
 
-async def test_the_nodes_of_a_cluster_that_are_met_at_once_push_to_one_socket() -> None:
+async def test_push_receiver_opens_one_socket_for_the_nodes_of_a_cluster() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     receiver = PushReceiver(("1.",), port)
     nodes = [Server(f"http://127.0.0.1:{8848 + number}", "/nacos") for number in range(3)]
     for node in nodes:
-        node.spoken.told({"version": "1.4.8"})
-    await asyncio.gather(*map(receiver.meet, nodes))
+        node.capabilities.set_version({"version": "1.4.8"})
+    await asyncio.gather(*map(receiver.subscribe, nodes))
     assert [dict(asked(receiver, node).query)["udpPort"] for node in nodes] == [str(port)] * 3
     assert receiver.covers(nodes)
     receiver.part(nodes[:1])
     assert asked(receiver, nodes[2]) == write_list(KEY)
     receiver.stop()
-    await receiver.meet(nodes[2])
-    assert asked(receiver, nodes[2]) == write_list(KEY), "what is closed opens nothing"
+    await receiver.subscribe(nodes[2])
+    assert asked(receiver, nodes[2]) == write_list(KEY), "a closed receiver opens no socket"
 
 
-async def test_a_name_in_too_many_namespaces_is_hinted_at_in_the_last_of_them(receiver: PushReceiver) -> None:
+async def test_push_receiver_hints_a_name_in_its_last_namespaces(receiver: PushReceiver) -> None:
     hinted: list[ServiceKey] = []
     receiver.hint = hinted.append
     old = server("1.4.8")
-    await receiver.meet(old)
+    await receiver.subscribe(old)
     for number in range(1000):
         asked(receiver, old, key(namespace=f"n{number}"))
     packet = write_push(json.dumps({"name": KEY.grouped}).encode(), 5)
-    assert packet is not None and receiver.heard(packet, "127.0.0.1") is not None
-    assert [k.namespace for k in hinted] == [f"n{number}" for number in range(1000 - NAMESPACES, 1000)]
+    assert packet is not None and receiver.receive(packet, "127.0.0.1") is not None
+    assert [k.namespace for k in hinted] == [f"n{number}" for number in range(1000 - MAX_NAMESPACES, 1000)]
 
 
-async def test_where_no_socket_can_be_opened_that_is_said() -> None:
+async def test_push_receiver_subscribe_raises_if_no_socket_can_be_opened() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         receiver = PushReceiver(("1.",), taken.getsockname()[1])
         old = server("1.4.8")
         with pytest.raises(OSError, match="in use"):
-            await receiver.meet(old)
+            await receiver.subscribe(old)
         assert asked(receiver, old) == write_list(KEY)
 
 
-async def test_a_name_that_nobody_resolves_is_no_push(receiver: PushReceiver) -> None:
+async def test_push_receiver_subscribe_raises_if_the_name_does_not_resolve(receiver: PushReceiver) -> None:
     lost = server("1.4.8", "no..name")
     with pytest.raises(OSError):
-        await receiver.meet(lost)
+        await receiver.subscribe(lost)
     assert asked(receiver, lost) == write_list(KEY)
