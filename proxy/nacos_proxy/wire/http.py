@@ -137,58 +137,62 @@ class HttpReply(NamedTuple):
 
 
 class Cacheable(NamedTuple):
-    """The mark of an answer that may be given again without asking the app, put into the ASGI scope under `CACHEABLE`.
+    """Marks a response that the fast path may repeat without asking the app; put into the ASGI scope under `CACHEABLE`.
 
-    Set before `http.response.start`, and only for an answer from a fresh entry. `key` names what must not have changed,
-    `born` is the moment at which its Age was 0 and `valid_until` the one at which it stops being fresh, both in seconds
-    of the app's monotonic clock; `kind` counts it in the metrics. `draw` makes the body anew for each answer where the
-    choice is the answer (`pick`); its length may differ each time. `renew` is asked now and then, with the moment, and
-    gives `born` and `valid_until` as they are by then; None where what the answer was made of is not confirmed.
+    Set it before `http.response.start`, and only for a response made from a fresh entry. Times are seconds of the app's
+    monotonic clock.
+
+    - `invalidation_key`: the response is dropped when this key is forgotten;
+    - `confirmed_at`: when its Age was 0; `valid_until`: when it stops being fresh;
+    - `kind`: how the metrics count it;
+    - `make_body`: makes a new body, of any length, for each response (`pick`, where the choice is the response);
+    - `revalidate`: called now and then with the time; returns the new `confirmed_at` and `valid_until`, or None if the
+      data was not confirmed since.
     """
 
-    key: Hashable
-    born: float
+    invalidation_key: Hashable
+    confirmed_at: float
     valid_until: float
     kind: str = "read"
-    draw: Callable[[], bytes] | None = None
-    renew: Callable[[float], tuple[float, float] | None] | None = None
+    make_body: Callable[[], bytes] | None = None
+    revalidate: Callable[[float], tuple[float, float] | None] | None = None
 
 
-CACHEABLE = "nacos_proxy.repeatable"
+CACHEABLE = "nacos_proxy.cacheable"
 
 
 class Channel(Protocol):
     """A response body that goes straight to the transport, without a task: for streams with many idle readers.
 
-    Got from `take = scope["extensions"][STREAM]`, after `http.response.start` was sent without a content-length:
-    `take()` gives a `Channel`, or None where this request cannot have one (then send it the ordinary way). From then
-    on the app sends no more and returns; the connection keeps the channel alive. Chunks are framed once with `frame`
-    and may be shared by all channels.
+    Send `http.response.start` without a content-length, then call `scope["extensions"][STREAM]()`. It returns a
+    `Channel`, or None if this request cannot have one; send the body by ASGI then. With a channel, the app sends
+    nothing more and returns, and the connection keeps the channel alive. Frame a chunk once with `frame`; all channels
+    can share it.
     """
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """The bytes as they travel (chunked coding, RFC 9112 7.1); of b"" it is b""."""
+        """The bytes as they travel (chunked coding, RFC 9112 7.1); b"" for b""."""
         ...
 
     def write(self, chunk: bytes) -> bool:
-        """Hands framed bytes over, always. False: the reader is slow, write no more until `on_drain` calls; or gone."""
+        """Takes framed bytes, always. False if the reader is slow or gone: then wait for `on_drain`."""
         ...
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """`callback` is called each time when a slow reader has caught up."""
+        """Calls `callback` each time a slow reader has caught up."""
         ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """`callback` is called once, when the stream has ended, whoever ended it; at once if it has ended already."""
+        """Calls `callback` once, when the stream has ended for whatever reason; at once if it has already ended."""
         ...
 
     def farewell(self, chunk: bytes) -> None:
-        """Framed bytes to write before the end, where this server ends the stream because it stops."""
+        """Sets framed bytes to write before the end if this server stops."""
         ...
 
     def close(self) -> None:
-        """Ends the stream as it should be; the connection can carry the next request. Harmless when done before."""
+        """Ends the body properly, so the connection can carry the next request. Harmless if already ended."""
         ...
 
 
