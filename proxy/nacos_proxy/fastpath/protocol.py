@@ -63,17 +63,11 @@ class FastProtocol(LimitedProtocol):
             return
         key = (data, self._socket) if self._socket else data
         response = self.table.find(key, self.now())
-        if response is None or self._must_wait():
+        if response is None or self.flow.write_paused or self.transport.is_closing():
             self._parse_chunk(data, key)
         else:
             self._send_prepared(response)
             response.hits.head += 1
-
-    def _must_wait(self) -> bool:
-        if self.flow.write_paused or self.transport.is_closing():
-            return True
-        limit = self.limit_concurrency
-        return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
     def _send_prepared(self, response: PreparedResponse) -> None:
         if self.access_log:
@@ -131,8 +125,9 @@ class FastProtocol(LimitedProtocol):
             elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
                 return None
         path, _, query = self.url.partition(b"?")
-        response = self.table.find(target_key(self._socket_kind, path, query, headers), self.now())
-        return None if response is None or self._must_wait() else response
+        if self.flow.write_paused or self.transport.is_closing():
+            return None
+        return self.table.find(target_key(self._socket_kind, path, query, headers), self.now())
 
     def _is_plain_get(self) -> bool:
         parser: Any = self.parser

@@ -355,14 +355,6 @@ async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -
     assert connection.transport.reading
 
 
-async def test_over_the_limit_of_connections_a_known_head_is_refused_like_any_other() -> None:
-    connection = Connection(Service(), limit_concurrency=2)
-    first = await connection.warm()
-    assert await connection.say(GET) == first
-    connection.open()
-    assert (await connection.say(GET)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-
-
 async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
     service = Service()
     connection = Connection(service)
