@@ -39,7 +39,7 @@ from nacos_proxy.core.agent import (
     Follower,
 )
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
-from nacos_proxy.frontends.auth import GuardPolicy
+from nacos_proxy.frontends.auth import AccessPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
@@ -75,7 +75,7 @@ class Components:
     reads: Reads
     events: EventsApi
     health_checker: HealthChecker
-    guard: GuardPolicy
+    guard: AccessPolicy
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
     persistence: Disk | None = None
@@ -162,7 +162,7 @@ def _wired(
     clock: Clock,
     registry: Registry,
     policy: AgentPolicy,
-    guard: GuardPolicy,
+    guard: AccessPolicy,
     answers: ResponseTable,
     checks: Callable[[], bool],
     supervisor: Supervisor,

@@ -13,7 +13,7 @@ from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.udp_push import Network
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.frontends.auth import GuardPolicy, Token
+from nacos_proxy.frontends.auth import AccessPolicy, Token
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
 from nacos_proxy.upstream.nacos.login import LoginPolicy
@@ -72,10 +72,10 @@ def events_policy(s: Settings) -> EventsPolicy:
     )
 
 
-def guard_policy(s: Settings) -> GuardPolicy:
+def guard_policy(s: Settings) -> AccessPolicy:
     tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
     hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
-    return GuardPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
+    return AccessPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 
 
 def loopback(s: Settings) -> bool:

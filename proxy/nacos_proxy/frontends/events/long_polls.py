@@ -14,9 +14,9 @@ from nacos_proxy.catalog.freshness import cache_headers
 from nacos_proxy.catalog.hub import Filter, Mailbox
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of
-from nacos_proxy.frontends.channel import until_gone
+from nacos_proxy.frontends.channel import wait_for_disconnect
 from nacos_proxy.frontends.events.stream_quota import StreamQuota
-from nacos_proxy.frontends.open_streams import hold
+from nacos_proxy.frontends.open_streams import end_on_revocation
 from nacos_proxy.frontends.rest.services import json_reply, target
 from nacos_proxy.model.errors import NothingKnown, ProxyError
 from nacos_proxy.model.services import Change, ServiceKey
@@ -41,13 +41,13 @@ class _Poll:
         self.woken.set()
 
 
-class Polls:
+class LongPolls:
     """The endpoint, and all who wait."""
 
     def __init__(self, agent: Agent, seats: StreamQuota) -> None:
         self.closed = False
         self.agent = agent
-        self.seats = seats
+        self.quota = seats
         self._polls: set[_Poll] = set()
 
     async def watch(self, request: Request) -> HttpReply:
@@ -56,9 +56,9 @@ class Polls:
         await self.agent.read(key)  # raises where there is nothing to watch
         client = client_of(request.scope)
         poll = _Poll(Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only))
-        self.seats.take(client, poll.interest.keys)
+        self.quota.take(client, poll.interest.keys)
         self._polls.add(poll)
-        release = hold(request.scope, poll.end)
+        release = end_on_revocation(request.scope, poll.end)
         try:
             mailbox, known = await self.agent.watch(poll.interest, poll.woken.set, client=client)
             try:
@@ -69,7 +69,7 @@ class Polls:
         finally:
             release()
             self._polls.discard(poll)
-            self.seats.leave(client, poll.interest.keys)
+            self.quota.leave(client, poll.interest.keys)
         if poll.ended is not None:
             raise poll.ended.with_traceback(None)
         return self._watched(key, view)
@@ -78,7 +78,7 @@ class Polls:
         clock, woken = self.agent.clock, poll.woken
         ends = [
             spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
-            spawn(until_gone(request.receive), name="long poll"),
+            spawn(wait_for_disconnect(request.receive), name="long poll"),
         ]
         for end in ends:
             end.add_done_callback(lambda _: woken.set())

@@ -30,9 +30,9 @@ from nacos_proxy.catalog.hub import (
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of, send_reply, to_query
 from nacos_proxy.frontends.channel import AsgiChannel
-from nacos_proxy.frontends.events.long_polls import Polls
+from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
-from nacos_proxy.frontends.open_streams import hold
+from nacos_proxy.frontends.open_streams import end_on_revocation
 from nacos_proxy.frontends.rest import documents as docs
 from nacos_proxy.frontends.rest.reads import Bodies
 from nacos_proxy.frontends.rest.routes import Routes
@@ -107,10 +107,10 @@ class EventsApi:
         self.discover = discover
         self.forget = forget
         self._rng = rng
-        self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._slots: tuple[dict[_Stream, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
         self.quota = StreamQuota(StreamQuotaPolicy(policy.max_streams, policy.per_client, policy.watched))
-        self.polls = Polls(agent, self.quota)
+        self.polls = LongPolls(agent, self.quota)
         self._snapshots = Bodies(policy.prepared)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
@@ -124,7 +124,7 @@ class EventsApi:
 
     # streams
 
-    async def events(self, request: Request) -> HttpReply | _Reader:
+    async def events(self, request: Request) -> HttpReply | _Stream:
         query = to_query(request.scope)
         view = read_view(query)
         interest = self._interest(query, view)
@@ -133,8 +133,8 @@ class EventsApi:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
         client = client_of(request.scope)
         self.quota.take(client, interest.keys)
-        reader = _Reader(self, interest, view, after[:100], client)
-        reader.release = hold(request.scope, reader.refuse)
+        reader = _Stream(self, interest, view, after[:100], client)
+        reader.release = end_on_revocation(request.scope, reader.refuse)
         return reader
 
     def _interest(self, query: Query, view: View) -> Filter:
@@ -152,7 +152,7 @@ class EventsApi:
         everything = (group.namespace, group.group)
         return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
 
-    def add(self, reader: _Reader) -> int:
+    def add(self, reader: _Stream) -> int:
         """The slot of a reader whose stream has begun; each slot has its heartbeat at another moment."""
         self._next_slot = (self._next_slot + 1) % _SLOTS
         self._slots[self._next_slot][reader] = None
@@ -160,7 +160,7 @@ class EventsApi:
             self._ticker = self.agent.supervisor.keep(self._tick, name="heartbeats")
         return self._next_slot
 
-    def drop(self, reader: _Reader, slot: int) -> None:
+    def drop(self, reader: _Stream, slot: int) -> None:
         self._slots[slot].pop(reader, None)
 
     async def _tick(self) -> None:
@@ -223,7 +223,7 @@ class EventsApi:
                 reader.end()
         self.polls.refuse(why, key)
 
-    def _readers(self) -> list[_Reader]:
+    def _readers(self) -> list[_Stream]:
         return [reader for slot in self._slots for reader in slot]
 
     def __repr__(self) -> str:
@@ -238,7 +238,7 @@ def _nothing() -> None:
     """A reader needs no waking: what waits for it waits until its connection takes more."""
 
 
-class _Reader:
+class _Stream:
     """One stream: an ASGI app that begins it, then what writes each event to it."""
 
     __slots__ = (

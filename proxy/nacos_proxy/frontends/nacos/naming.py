@@ -21,8 +21,8 @@ from nacos_proxy.frontends.answers import (
     mark_cacheable,
     send_reply,
     to_request,
-    whole_body,
 )
+from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import (
     Alive,
     Beat,
@@ -137,7 +137,7 @@ class NacosApi:
         self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive
     ) -> HttpReply:
         try:
-            body = b"" if scope["method"] in ("GET", "HEAD") else await whole_body(scope, receive, self._max_body)
+            body = b"" if scope["method"] in ("GET", "HEAD") else await read_body(scope, receive, self._max_body)
         except ProxyError as error:
             return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
         if operation is None:

@@ -23,15 +23,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.frontends.answers import client_of, read_body, send_reply
-from nacos_proxy.frontends.channel import until_gone
-from nacos_proxy.frontends.open_streams import hold
+from nacos_proxy.frontends.answers import client_of, send_reply
+from nacos_proxy.frontends.channel import wait_for_disconnect
+from nacos_proxy.frontends.open_streams import end_on_revocation
 from nacos_proxy.frontends.own_tokens import (
     own_in,
     without_own_headers,
     without_own_in_body,
     without_own_parameters,
 )
+from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.errors import (
     BadCall,
     Malformed,
@@ -124,7 +125,7 @@ class Passthrough:
         if other is None:
             await self._pass(scope, path, request.stream(), send)
             return
-        form = await read_body(request, MOST_LOGIN)
+        form = await read_body(request.scope, request.receive, MOST_LOGIN)
         send = _overheard(send, self.on_login)
         if not await self._pass(scope, path, _once(form), send, unless=NOT_THERE):
             await self._pass(scope, other, _once(form), send)
@@ -222,10 +223,10 @@ async def _attended(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
 
     async def watch() -> None:
         await read.wait()
-        await until_gone(receive)
+        await wait_for_disconnect(receive)
         end(ClientDisconnect())
 
-    watching, release = spawn(watch(), name="client of the passthrough"), hold(scope, end)
+    watching, release = spawn(watch(), name="client of the passthrough"), end_on_revocation(scope, end)
     try:
         yield heard
     except asyncio.CancelledError:

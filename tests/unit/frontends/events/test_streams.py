@@ -431,7 +431,7 @@ class TestLimits:
 
     async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
-        world.events.quota = world.events.polls.seats = StreamQuota(StreamQuotaPolicy(services=3))
+        world.events.quota = world.events.polls.quota = StreamQuota(StreamQuotaPolicy(services=3))
         streams = [
             await world.start("/api/v1/events?service=a&service=b"),
             await world.start("/api/v1/events?service=a&service=c"),
