@@ -14,6 +14,7 @@ from nacos_proxy.background.udp_push import Network
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import AccessPolicy, Token
+from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
 from nacos_proxy.upstream.nacos.login import LoginPolicy
@@ -65,10 +66,12 @@ def events_policy(s: Settings) -> EventsPolicy:
     return EventsPolicy(
         heartbeat=s.events_heartbeat,
         retry=int(s.events_retry * 1000),
-        per_client=s.subscribers_per_client,
-        max_streams=max(s.subscribers_per_client, 20_000),
-        watched=s.watched_per_client,
-        services=s.services_per_client,
+        services_per_stream=s.services_per_client,
+        quota=StreamQuotaPolicy(
+            max_streams=max(s.subscribers_per_client, 20_000),
+            streams_per_client=s.subscribers_per_client,
+            services_per_client=s.watched_per_client,
+        ),
     )
 
 
