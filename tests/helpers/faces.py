@@ -25,10 +25,10 @@ from typing import Any
 
 import orjson
 import uvicorn
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import read_body, send_reply, to_request
+from nacos_proxy.frontends.answers import send_reply, to_request
+from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import (
     Beat,
     CreateService,
@@ -181,7 +181,7 @@ class FaceServer:
         self.face = FACES[face]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(Request(scope, receive), 1 << 20)
+        body = await read_body(scope, receive, 1 << 20)
         request = to_request(scope, scope["path"].removeprefix("/nacos"), body)
         self.asked.append(f"{request.method} {request.path}")
         if self.face is FACES["1.x"]:  # the form of a POST is not seen, but by the login; no parameter check

@@ -34,7 +34,7 @@ from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
-from nacos_proxy.frontends.auth import GuardPolicy
+from nacos_proxy.frontends.auth import AccessPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
@@ -70,7 +70,7 @@ class Components:
     reads: Reads
     events: EventsApi
     health_checker: HealthChecker
-    guard: GuardPolicy
+    guard: AccessPolicy
     checks: Callable[[], bool]  # whether Nacos's parameter check applies
     push: Watchable | None = None
     persistence: Persistence | None = None
@@ -157,7 +157,7 @@ def _wired(
     clock: Clock,
     registry: Registry,
     policy: AgentPolicy,
-    guard: GuardPolicy,
+    guard: AccessPolicy,
     answers: ResponseTable,
     checks: Callable[[], bool],
     supervisor: Supervisor,

@@ -104,7 +104,7 @@ def _camel(name: str) -> str:
 
 
 def _repeated(answers: ResponseTable) -> Iterable[Repeated]:
-    for (kind, status), tally in answers.tallies.items():
+    for (kind, status), tally in answers.hit_counts.items():
         yield Repeated(kind, status, "head", tally.head)
         yield Repeated(kind, status, "target", tally.target)
 

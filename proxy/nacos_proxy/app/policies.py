@@ -13,7 +13,8 @@ from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.udp_push import Network
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.frontends.auth import GuardPolicy, Token
+from nacos_proxy.frontends.auth import AccessPolicy, Token
+from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
 from nacos_proxy.upstream.nacos.login import LoginPolicy
@@ -65,17 +66,19 @@ def events_policy(s: Settings) -> EventsPolicy:
     return EventsPolicy(
         heartbeat=s.events_heartbeat,
         retry=int(s.events_retry * 1000),
-        per_client=s.subscribers_per_client,
-        max_streams=max(s.subscribers_per_client, 20_000),
-        watched=s.watched_per_client,
-        services=s.services_per_client,
+        services_per_stream=s.services_per_client,
+        quota=StreamQuotaPolicy(
+            max_streams=max(s.subscribers_per_client, 20_000),
+            streams_per_client=s.subscribers_per_client,
+            services_per_client=s.watched_per_client,
+        ),
     )
 
 
-def guard_policy(s: Settings) -> GuardPolicy:
+def guard_policy(s: Settings) -> AccessPolicy:
     tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
     hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
-    return GuardPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
+    return AccessPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 
 
 def loopback(s: Settings) -> bool:

@@ -24,7 +24,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.fastpath.asgi import FastPath
 from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
-from nacos_proxy.frontends.auth import OPEN_PATHS, Guard, GuardPolicy
+from nacos_proxy.frontends.auth import OPEN_PATHS, AccessControl, AccessPolicy
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.naming import NacosApi, remembered_calls
@@ -223,10 +223,10 @@ def _with_tokens(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def guarded(
-    front: Router, app: ASGIApp, guard: GuardPolicy, answers: ResponseTable, clock: Clock, s: Settings
-) -> tuple[Guard, ASGIApp]:
+    front: Router, app: ASGIApp, guard: AccessPolicy, answers: ResponseTable, clock: Clock, s: Settings
+) -> tuple[AccessControl, ASGIApp]:
     """`app` behind the guard, cross-origin rules and the fast path, the outermost; and the guard."""
-    keeper = Guard(app, guard, front.refuse)
+    keeper = AccessControl(app, guard, front.refuse)
     own: ASGIApp = keeper
     if s.cors_origins:
         headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
@@ -236,8 +236,8 @@ def guarded(
     return keeper, FastPath(own, answers, clock.now) if s.fast_path else own
 
 
-def obey(guard: Guard, answers: ResponseTable, s: Settings) -> None:
+def obey(guard: AccessControl, answers: ResponseTable, s: Settings) -> None:
     """What can change while a process serves: tokens, host names, the log level."""
-    guard.obey(guard_policy(s))
+    guard.set_policy(guard_policy(s))
     answers.clear()  # who may ask is no longer who asked
     logging.getLogger("nacos_proxy").setLevel(s.log_level.upper())

@@ -211,7 +211,7 @@ class Served(Protocol):
 
 def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves the app: our protocol class where the fast path is on."""
-    limits = ConnectionLimits(s.max_head, connections=s.max_connections)
+    limits = ConnectionLimits(s.max_head, max_connections=s.max_connections)
     fast = make_protocol(app.answers, app.clock.now, limits=limits) if s.fast_path else None
     made = fast or make_limited(limits)
     return uvicorn.Config(

@@ -31,8 +31,8 @@ from starlette.types import ASGIApp, Receive, Scope
 
 from nacos_proxy.app.credentials import Shown, shown_in
 from nacos_proxy.frontends.answers import client_of
-from nacos_proxy.frontends.forms import form_of
 from nacos_proxy.frontends.own_tokens import own_in
+from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.model.errors import (
     BadCall,
     NothingKnown,
@@ -180,7 +180,7 @@ class Tenants:
         """
         shown = shown_in(scope, b"", own_in(scope))
         if shown is None:
-            form, receive = await form_of(scope, receive, self._policy.max_form)
+            form, receive = await peek_form(scope, receive, self._policy.max_form)
             shown = shown_in(scope, form, own_in(scope)) if form else None
         if shown is None:
             return Visit(None, scope, receive)

@@ -1,17 +1,17 @@
-"""HTTP/1 where uvicorn's httptools protocol reads or answers it wrongly. Not for: bounds (`limits`), the fast path.
+"""Corrections of uvicorn's httptools protocol, where it reads or answers HTTP/1 wrongly.
 
-    what comes                                  | what is done
-    --------------------------------------------|---------------------------------------------------------------------
-    `Upgrade`, as Java's client asks for h2c    | ignored (RFC 9110 7.8): the body is read as what it is
-    CONNECT                                     | 405, the connection ends: what follows would be no HTTP
-    HTTP/1.0                                    | no chunks: the body as it is, ended by the end of the connection
-    a request behind one that has no answer yet | waits; what comes behind it is kept as bytes, and not parsed
-    a client that leaves                        | whoever makes its answer is told, also where other requests wait
-    trailer fields                              | ignored: they are no headers (RFC 9110 6.5.1)
-    what is refused                             | answers due before it are sent whole; it follows, or is left out
+    input                                  | behaviour
+    ---------------------------------------|--------------------------------------------------------------------------
+    `Upgrade`, such as h2c by Java clients | ignored (RFC 9110 7.8); the body is read as an HTTP body
+    CONNECT                                | 405, and the connection ends, because what follows is not HTTP
+    HTTP/1.0                               | no chunks; the connection ends after a body of unknown length
+    a request while one is unanswered      | waits; bytes after it are held unparsed
+    a client that disconnects              | its app is notified, even if more requests are waiting
+    trailer fields                         | ignored, they are not headers (RFC 9110 6.5.1)
+    a refused request                      | earlier responses are sent in full; the refusal follows, or is left out
 
-httptools takes the body of a request with `Upgrade` for another protocol's bytes and goes on behind its head. So such
-a head is parsed once more without the fields of the upgrade, by a parser that never saw them.
+After a head with `Upgrade`, httptools stops parsing, because it takes the body for another protocol. So such a head is
+parsed again, by a new parser, without the upgrade's fields.
 """
 
 from __future__ import annotations
@@ -23,32 +23,24 @@ from functools import partial
 from typing import Any, cast
 
 import httptools
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
-from nacos_proxy.fastpath.asgi import (
-    App,
-    Message,
-    Receive,
-    Scope,
-    Send,
-)
+from nacos_proxy.fastpath.asgi import App, Message, Receive, Scope, Send
 
 BETWEEN, HEAD, BODY = 0, 1, 2
 
-PIECE = 8192  # bytes that are parsed at once: no more requests are made of what comes than these hold
-MOST_HELD = 256 << 10  # bytes that wait behind a waiting request; with more the connection ends behind its answers
-GRACE = 2.0  # seconds for the answers that are due, where their client has ended its side
+MAX_PARSED = 8192  # bytes parsed at once, which bounds the requests that one chunk can create
+MAX_HELD = 256 << 10  # bytes held behind a waiting request; with more, the connection ends after the due responses
+GRACE = 2.0  # seconds to finish responses after the client has closed its side
 
 _NO_TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)
-_OF_AN_UPGRADE = frozenset({b"upgrade", b"http2-settings"})
+_UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
 
 
-class Joined:
-    """A connection's transport as responses see it: a head goes out with the body that follows in the same turn.
+class CoalescingTransport:
+    """The transport that responses write to. It sends a head together with the body that follows in the same loop turn.
 
-    uvicorn hands them over one after the other, and each would be a system call and, often, a packet of its own.
+    uvicorn writes them separately, which costs two system calls and often two packets.
     """
 
     __slots__ = ("_close", "_head", "_loop", "_transport")
@@ -71,7 +63,7 @@ class Joined:
         self._transport.write(data)
 
     def flush(self) -> None:
-        """What is held goes out now."""
+        """Sends a held head now."""
         if self._head:
             head, self._head = self._head, b""
             if not self._transport.is_closing():
@@ -86,34 +78,28 @@ class Joined:
 
 
 class Http1Protocol(HttpToolsProtocol):
-    """One connection.
+    """One connection that speaks HTTP/1 correctly. It sets no bounds (`LimitedProtocol`) and repeats nothing.
 
-    Slots, here and in the classes made of this one: beyond 30 attributes CPython looks each up in a slower way.
+    It and its subclasses have slots, because CPython looks attributes up more slowly in a dict of more than 30.
     """
 
-    __slots__ = ("_answering", "_held", "_joined", "_phase", "_reading", "_refused")
+    __slots__ = ("_answering", "_held", "_phase", "_reading", "_refused", "_response_transport")
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._phase = BETWEEN  # where the parser stands
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase = BETWEEN  # the parser's position
         self._reading: RequestResponseCycle | None = None  # the request whose body is being read
-        self._answering: RequestResponseCycle | None = None  # the request whose answer is written, or was at last
-        self._held = bytearray()  # what came behind a request that waits
-        self._refused = False  # nothing that comes is read
+        self._answering: RequestResponseCycle | None = None  # the request of the current or last response
+        self._held = bytearray()  # unparsed bytes behind a waiting request
+        self._refused = False  # all further input is ignored
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._joined = Joined(transport, self.loop, self.close)
+        self._response_transport = CoalescingTransport(transport, self.loop, self.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held.clear()
-        self.pipeline.clear()  # nobody waits for these
+        self.pipeline.clear()
         answering = self._answering
         if answering is not None and not answering.response_complete:
             answering.disconnected = True
@@ -121,18 +107,18 @@ class Http1Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client says no more: it is gone, or it waits for its answers, as `nc -N` does."""
+        """The client closed its side: it is gone, or it still reads responses, as `nc -N` does."""
         due = cast("RequestResponseCycle | None", self.cycle)
         if due is None or due.response_complete or not isinstance(cast(object, due), RequestResponseCycle):
             return None
         if self.scheme == "https" or self._reading is not None:  # a TLS connection cannot be half open
             return None
-        due.keep_alive, self._refused = False, True  # it is the last
-        self.loop.call_later(GRACE, self._left)
+        due.keep_alive, self._refused = False, True
+        self.loop.call_later(GRACE, self._end_half_open)
         return True
 
-    def _left(self) -> None:
-        """An answer of announced length that has begun is not cut; a stream, which has none, has lost its reader."""
+    def _end_half_open(self) -> None:
+        """Lets a response of known length finish if it has begun; ends a stream, which would never finish."""
         answering = self._answering
         if answering is None or answering.response_complete or not answering.expected_content_length:
             self.close()
@@ -141,7 +127,7 @@ class Http1Protocol(HttpToolsProtocol):
             answering.keep_alive = False
 
     def close(self) -> None:
-        """Ends the connection when all that was written is sent."""
+        """Ends the connection after everything written has been sent."""
         self.transport.close()
 
     # reading
@@ -151,23 +137,24 @@ class Http1Protocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._hold(data)
-        elif len(data) <= PIECE:
+        elif len(data) <= MAX_PARSED:
             self._feed(data)
         else:
             self._feed_pieces(memoryview(data))
 
     def _feed_pieces(self, data: memoryview) -> None:
-        for at in range(0, len(data), PIECE):
-            self._feed(data[at : at + PIECE])
+        for start in range(0, len(data), MAX_PARSED):
+            end = start + MAX_PARSED
+            self._feed(data[start:end])
             if self._refused or self.transport.is_closing():
                 return
             if self.pipeline:
-                self._hold(data[at + PIECE :])
+                self._hold(data[end:])
                 return
 
     def _hold(self, data: bytes | memoryview) -> None:
         self._held += data
-        if len(self._held) > MOST_HELD:  # not to read would be not to notice that its client leaves
+        if len(self._held) > MAX_HELD:  # pausing reading instead would hide a disconnect
             self._held.clear()
             self.refuse(431)
 
@@ -183,7 +170,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.send_400_response(message)
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
-        """What is still to be parsed, behind the head of a request with an upgrade."""
+        """Parses, and returns the unparsed rest behind the head of a request with an upgrade."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -198,20 +185,20 @@ class Http1Protocol(HttpToolsProtocol):
         return None
 
     def _without_upgrade(self) -> bytes:
-        """The head that was just read, as it would be if its client had not asked for another protocol."""
+        """The head just parsed, without the fields that ask for an upgrade."""
         parser: Any = self.parser
         lines = [b"%b %b HTTP/%b" % (parser.get_method(), self.url, parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
                 tokens = [token.strip() for token in value.split(b",")]
-                value = b", ".join(token for token in tokens if token.lower() not in _OF_AN_UPGRADE)
+                value = b", ".join(token for token in tokens if token.lower() not in _UPGRADE_FIELDS)
                 if not value:
                     continue
-            if name not in _OF_AN_UPGRADE:
+            if name not in _UPGRADE_FIELDS:
                 lines.append(name + b": " + value)
         return b"\r\n".join((*lines, b"", b""))
 
-    # what the parser tells
+    # parser callbacks
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -219,17 +206,17 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # it comes again without
+            return  # it is parsed again without the upgrade
         self._phase = BODY
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is before:
             return
         self._reading = self.cycle
-        self.cycle.transport = cast(asyncio.Transport, self._joined)
-        self.headers = _NO_TRAILERS  # type: ignore[assignment] - its own are the scope's
+        self.cycle.transport = cast(asyncio.Transport, self._response_transport)
+        self.headers = _NO_TRAILERS  # type: ignore[assignment] - the scope has the headers
         if self.pipeline:
-            self.flow.resume_reading()  # else nobody would notice that the client leaves
+            self.flow.resume_reading()  # to notice a disconnect
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -238,7 +225,7 @@ class Http1Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Java's client asks for h2c on each new connection, and goes on in HTTP/1.1: nothing to warn of."""
+        """No warning: Java's client asks for h2c on each new connection, and goes on in HTTP/1.1."""
 
     # answering
 
@@ -250,62 +237,66 @@ class Http1Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self._joined.flush()  # a head without a body, as HEAD gets, must not come behind the next answer
+        self._response_transport.flush()  # a head without a body (HEAD) must precede the next response
         super().on_response_complete()
         if self._held and not self.pipeline and not self.transport.is_closing():
             held, self._held = bytes(self._held), bytearray()
             self.data_received(held)
 
     def send_400_response(self, msg: str) -> None:
-        """To what is no HTTP request."""
+        """Refuses input that is not an HTTP request."""
         self._refuse_with(partial(super().send_400_response, msg))
 
     def refuse(self, status: int) -> None:
-        """No more is read, and the connection ends: with this answer to the request that is being read, or with the
-        last of the answers that are due before it.
-        """
-        self._refuse_with(partial(self._say, status))
+        """Stops reading and ends the connection.
 
-    def _refuse_with(self, say: Callable[[], None]) -> None:
+        The request that is being read gets this status, unless a response is due before it; that is then the last.
+        """
+        self._refuse_with(partial(self._write_empty, status))
+
+    def _refuse_with(self, write_response: Callable[[], None]) -> None:
         if self._refused:
             return
         self._refused, due = True, self.cycle
         if self._reading is not None and self._reading is self._answering:
             due = None  # type: ignore[assignment]
             if self._reading.response_started:
-                self.close()  # in the middle of an answer a second one would be taken for its body
+                self.close()  # a second response would be taken for the body of the first
                 return
         elif self._reading is not None:
-            self.pipeline.popleft()  # it is the youngest
+            self.pipeline.popleft()  # the newest is on the left
             due = self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._answering)
         if due is not None and not due.response_complete:
             due.keep_alive = False
         else:
-            say()
+            write_response()
             self.close()
 
-    def _say(self, status: int) -> None:
+    def _write_empty(self, status: int) -> None:
         defaults = (b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
-        ours = b"content-length: 0\r\nconnection: close\r\n\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], *defaults, ours)))
+        end = b"content-length: 0\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], *defaults, end)))
 
 
 def _unchunked(app: App, cycle: RequestResponseCycle) -> App:
-    """The app for a client that knows no chunks (RFC 9112 6.1): a body of unknown length ends with the connection."""
+    """The app for an HTTP/1.0 client, which knows no chunks (RFC 9112 6.1).
 
-    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-        unknown = False
+    The connection ends after a body of unknown length.
+    """
 
-        async def sent(message: Message) -> None:
-            nonlocal unknown
+    async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
+        unknown_length = False
+
+        async def send_unchunked(message: Message) -> None:
+            nonlocal unknown_length
             if message["type"] == "http.response.start":
-                unknown = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if unknown:
+                unknown_length = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if unknown_length:
                     cycle.chunked_encoding = False
-            elif unknown:
+            elif unknown_length:
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 
-        await app(scope, receive, sent)
+        await app(scope, receive, send_unchunked)
 
-    return plain
+    return unchunked

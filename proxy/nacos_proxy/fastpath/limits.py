@@ -1,19 +1,19 @@
-"""What one connection may cost: a uvicorn protocol class that bounds heads, waits and the number of connections.
+"""Bounds on what one connection may cost: heads, waits, and the number of connections.
 
-Not for: bodies' sizes (whoever reads one knows what is too large), rights. uvicorn's httptools protocol has no limit
-of its own on a head, and waits for ever for the end of a request, and for a client to read its answer.
+uvicorn's httptools protocol does not limit a head, and waits for ever for the end of a request and for a client to read
+its response. The size of a body is not bounded here, but where it is read.
 
-    what                                        | answer
-    --------------------------------------------|------------------------------------------------
-    a head of more than `head` bytes            | 431, the connection ends
-    a head that is not complete in `patience`   | 408, the connection ends
-    no request at all                           | the connection ends after the keep-alive time-out
-    a body that stands still for `patience`     | 408 if nothing was answered yet, the connection ends
-    a body that is slower than `rate`           | the same
-    an answer of which nothing is read          | the connection ends after `unread`
-    more than `connections`                     | 503, the connection ends; no answer before a TLS handshake (`tls`)
+    input                                         | behaviour (always, the connection ends)
+    ----------------------------------------------|------------------------------------------------
+    a head of more than `max_head` bytes          | 431
+    a head that is incomplete after `read_timeout`| 408
+    no request at all                             | no response, after the keep-alive time-out
+    a body that stalls for `read_timeout`         | 408 if no response has begun
+    a body slower than `min_body_rate`            | the same
+    a client that does not read its response      | closed after `write_timeout`
+    more than `max_connections`                   | 503; with TLS no response, before the handshake (`tls`)
 
-None of these comes into or before an answer that is due to an earlier request (`Http1Protocol.refuse`).
+A response that is due to an earlier request is sent first, in full (`Http1Protocol.refuse`).
 """
 
 from __future__ import annotations
@@ -22,182 +22,177 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
 from nacos_proxy.fastpath.asgi import Receive, Scope, Send
-from nacos_proxy.fastpath.http1 import (
-    BETWEEN,
-    BODY,
-    HEAD,
-    Http1Protocol,
-)
+from nacos_proxy.fastpath.http1 import BETWEEN, BODY, HEAD, Http1Protocol
 from nacos_proxy.runtime import STOOD_STILL, stood_still
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`head` in bytes; `patience` and `unread` in seconds; `connections` at once, 0 for no bound.
+    """`max_head` in bytes; `read_timeout` and `write_timeout` in seconds; `max_connections` at once, 0 for no bound.
 
-    A body may take `slow` seconds, and one more for each `rate` bytes of it.
+    A body may take `body_time` seconds, plus one for each `min_body_rate` bytes of it.
     """
 
-    head: int = 65_536
-    patience: float = 10.0
-    connections: int = 0
-    slow: float = 60.0
-    rate: int = 1024
-    unread: float = 30.0
+    max_head: int = 65_536
+    read_timeout: float = 10.0
+    max_connections: int = 0
+    body_time: float = 60.0
+    min_body_rate: int = 1024
+    write_timeout: float = 30.0
 
 
 class LimitedProtocol(Http1Protocol):
-    """One connection. `make_limited` fills in the limits."""
+    """One connection with bounds. It is what uvicorn runs if the fast path is off; `make_limited` sets the limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
-    __slots__ = ("_begins", "_body_due", "_head_bytes", "_heard", "_overdue_timer", "_unread", "_unread_timer")
+    __slots__ = (
+        "_body_deadline",
+        "_head_began",
+        "_head_bytes",
+        "_last_progress",
+        "_read_timer",
+        "_unsent",
+        "_write_timer",
+    )
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._head_bytes = 0  # of the head in progress, without the piece in which it began
-        self._begins = False  # the head in progress began in the piece that was parsed last
-        self._body_due = 0.0  # the loop's time when the body in progress must be complete, as far as it has come
-        self._heard = 0.0  # the loop's time when the head began, or when the body last went on
-        self._overdue_timer: asyncio.TimerHandle | None = None
-        self._unread_timer: asyncio.TimerHandle | None = None
-        self._unread = 0  # bytes that were not sent when that began
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0  # of the current head, without the chunk in which it began
+        self._head_began = False  # the current head began in the chunk that was parsed last
+        self._body_deadline = 0.0  # the loop's time; each chunk of the body extends it
+        self._last_progress = 0.0  # the loop's time when the head began, or when the body last grew
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unsent = 0  # bytes when `_write_timer` was started
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self.crowded:
+        if self.is_over_limit():
             self.refuse(503)
             return
-        # the timer of a connection between two requests; whatever comes first takes it away, as after an answer
+        # the same timer as between two requests
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    @property
-    def crowded(self) -> bool:
-        """Whether there are more connections than allowed, which is then said in the log."""
-        most = self.limits.connections
-        if not most or len(self.connections) <= most:
+    def is_over_limit(self) -> bool:
+        """Whether there are more connections than allowed. Logs it if so."""
+        limit = self.limits.max_connections
+        if not limit or len(self.connections) <= limit:
             return False
-        self.logger.warning("More than %d connections, one was refused.", most)
+        self.logger.warning(
+            "More than %d connections: one was refused. Raise max_connections if this is wanted.", limit
+        )
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._overdue_timer, self._unread_timer):
+        for timer in (self._read_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
-        self._overdue_timer = self._unread_timer = None
+        self._read_timer = self._write_timer = None
         super().connection_lost(exc)
 
     def _feed(self, data: bytes | memoryview) -> None:
-        phase, self._begins = self._phase, False
+        phase, self._head_began = self._phase, False
         super()._feed(data)
         if self._phase == BETWEEN:
             return
-        if self._phase == HEAD and not self._begins:
+        if self._phase == HEAD and not self._head_began:
             self._head_bytes += len(data)
-            if self._head_bytes > self.limits.head:
+            if self._head_bytes > self.limits.max_head:
                 self.refuse(431)
                 return
         else:
-            self._heard = self.loop.time()
+            self._last_progress = self.loop.time()
             if phase == BODY:
-                self._body_due += len(data) / self.limits.rate
-        if self._overdue_timer is None:
-            self._await_more(self.limits.patience)
+                self._body_deadline += len(data) / self.limits.min_body_rate
+        if self._read_timer is None:
+            self._start_read_timer(self.limits.read_timeout)
 
-    # what the parser tells
+    # parser callbacks
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes, self._begins = 0, True
+        self._head_bytes, self._head_began = 0, True
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.limits.head:
-            self.app = _too_large  # the connection ends with this answer
-        self._body_due = self.loop.time() + self.limits.slow
+        if size > self.limits.max_head:
+            self.app = _head_too_large
+        self._body_deadline = self.loop.time() + self.limits.body_time
         super().on_headers_complete()
 
-    # patience
+    # time-outs while reading
 
-    def _late(self, timer: asyncio.TimerHandle | None) -> bool:
-        """Of a process that stood still a timer may run before what waits to be read: that is heard first."""
+    def _is_late(self, timer: asyncio.TimerHandle | None) -> bool:
+        """Whether the process stood still. A timer may then run before input that came in time; read that first."""
         return timer is not None and stood_still(timer.when(), self.loop.time()) > 0
 
     def timeout_keep_alive_handler(self) -> None:
-        if self._late(self.timeout_keep_alive_task):
+        if self._is_late(self.timeout_keep_alive_task):
             self.timeout_keep_alive_task = self.loop.call_later(STOOD_STILL, self.timeout_keep_alive_handler)
         else:
             self.close()
 
-    def _await_more(self, seconds: float) -> None:
-        self._overdue_timer = self.loop.call_later(seconds, self._overdue)
+    def _start_read_timer(self, seconds: float) -> None:
+        self._read_timer = self.loop.call_later(seconds, self._read_timed_out)
 
-    def _overdue(self) -> None:
-        late, self._overdue_timer = self._late(self._overdue_timer), None
+    def _read_timed_out(self) -> None:
+        late, self._read_timer = self._is_late(self._read_timer), None
         if self._phase == BETWEEN or self._refused or self.transport.is_closing():
             return
         now = self.loop.time()
-        if self.flow.read_paused or self._held:  # it is us who do not read
-            self._heard, self._body_due = now, now + self.limits.slow
-        left = self._heard + self.limits.patience - now
+        if self.flow.read_paused or self._held:  # the server paused reading, the client is not slow
+            self._last_progress, self._body_deadline = now, now + self.limits.body_time
+        left = self._last_progress + self.limits.read_timeout - now
         if self._phase == BODY:
-            left = min(left, self._body_due - now)
+            left = min(left, self._body_deadline - now)
         if late:
             left = STOOD_STILL
         if left > 0:
-            self._await_more(left)
+            self._start_read_timer(left)
         else:
             self.refuse(408)
 
-    # answers that nobody reads
+    # responses that the client does not read
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await_reading()
+        self._start_write_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unread_timer is not None and not self.transport.is_closing():
-            self._unread_timer.cancel()
-            self._unread_timer = None
+        if self._write_timer is not None and not self.transport.is_closing():
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def close(self) -> None:
         super().close()
-        self._await_reading()
+        self._start_write_timer()
 
-    def _await_reading(self) -> None:
-        """A connection that ends goes when all was sent: it, too, waits for its client to read."""
-        unread = self.transport.get_write_buffer_size()
-        if unread and self._unread_timer is None:
-            self._unread = unread
-            self._unread_timer = self.loop.call_later(self.limits.unread, self._reads_nothing)
+    def _start_write_timer(self) -> None:
+        """Starts the timer; also for a connection that is closing, as that waits until everything is sent."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and self._write_timer is None:
+            self._unsent = unsent
+            self._write_timer = self.loop.call_later(self.limits.write_timeout, self._write_timed_out)
 
-    def _reads_nothing(self) -> None:
-        late, self._unread_timer = self._late(self._unread_timer), None
-        unread = self.transport.get_write_buffer_size()
-        if unread < self._unread or late:
-            self._await_reading()
+    def _write_timed_out(self) -> None:
+        late, self._write_timer = self._is_late(self._write_timer), None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent or late:
+            self._start_write_timer()
         else:
-            self.logger.info("A client read nothing for %g s, %d bytes were dropped.", self.limits.unread, unread)
+            self.logger.info("A client read nothing for %g s: dropped %d bytes.", self.limits.write_timeout, unsent)
             self.transport.abort()
 
 
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+async def _head_too_large(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 431, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 
 
 def make_limited(limits: ConnectionLimits) -> type[LimitedProtocol]:
-    """The class for uvicorn's `http=` where the fast path is off."""
+    """The class for uvicorn's `http=` if the fast path is off."""
     return type("BoundLimitedProtocol", (LimitedProtocol,), {"limits": limits, "__slots__": ()})

@@ -1,52 +1,51 @@
-"""A response body written straight to the transport: the `Channel` of `wire.base`, on an HTTP/1.1 connection.
+"""A response body written straight to the transport: the `Channel` of `wire.http` on an HTTP/1.1 connection.
 
-Not for: what is written, who reads it. An idle reader costs its connection and this object; the request's task, its
-scope and its headers are gone.
+An idle stream costs its connection and one `Stream`; the request's task, scope and headers are gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 LAST_CHUNK = b"0\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamPolicy:
-    """A reader with more than `high_water` bytes unsent is slow; it has caught up below a quarter of that."""
-
-    high_water: int = 32 << 10
+HIGH_WATER = 32 << 10  # bytes: a reader with more unsent is slow; it has caught up below a quarter of that
 
 
 class Stream:
-    """One channel. To the protocol it stands for the request in progress: `response_complete` and `keep_alive`.
+    """One channel. It takes the place of uvicorn's request cycle, hence `response_complete` and `keep_alive`.
 
-    `finished` is called when `close` ended the body, so that the connection can go on.
+    `on_finished` is called when `close` has ended the body, so that the connection can take the next request.
     """
 
     __slots__ = (
-        "_farewell", "_finished", "_flow", "_on_close", "_on_drain", "_transport", "keep_alive", "response_complete",
+        "_farewell",
+        "_flow",
+        "_on_close",
+        "_on_drain",
+        "_on_finished",
+        "_transport",
+        "keep_alive",
+        "response_complete",
     )  # fmt: skip
 
     def __init__(
-        self, transport: asyncio.Transport, flow: FlowControl, keep_alive: bool, finished: Callable[[], None]
+        self, transport: asyncio.Transport, flow: FlowControl, keep_alive: bool, on_finished: Callable[[], None]
     ) -> None:
         self.keep_alive = keep_alive
         self.response_complete = False
         self._transport = transport
         self._flow = flow
-        self._finished = finished
+        self._on_finished = on_finished
         self._farewell = b""
         self._on_close: Callable[[], None] | None = None
         self._on_drain: Callable[[], None] | None = None
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """An empty chunk would be the last one (RFC 9112 7.1), so of nothing it is nothing."""
+        """See `Channel.frame`. An empty chunk would end the body (RFC 9112 7.1), so b"" stays b""."""
         return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
     def write(self, chunk: bytes) -> bool:
@@ -76,20 +75,20 @@ class Stream:
         if not self.response_complete:
             self._transport.write(LAST_CHUNK)
             self.lost()
-            self._finished()
+            self._on_finished()
 
     def drained(self) -> None:
-        """The transport takes more."""
+        """Called by the protocol: the transport takes more."""
         if self._on_drain is not None:
             self._on_drain()
 
     def stop(self) -> None:
-        """The server stops."""
+        """Called by the protocol: the server stops."""
         self.write(self._farewell)
         self.close()
 
     def lost(self) -> None:
-        """The body has ended, or its reader is gone."""
+        """Marks the stream as ended, by `close` or by a lost connection."""
         self.response_complete = True
         callback, self._on_close, self._on_drain = self._on_close, None, None
         if callback is not None:

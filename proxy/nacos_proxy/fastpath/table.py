@@ -1,12 +1,12 @@
-"""The bounded table of prepared answers. Not for: sockets, ASGI, deciding what may be repeated (the mark says it).
+"""The bounded table of prepared responses. It is pure: callers pass the time.
 
-Pure: told the time. The rules:
-1. A stale answer is never found: an answer is gone at its `valid_until`, and at once when its key is forgotten. What
-   is confirmed meanwhile (`renew`) stays, so that a service whose polls find no change is never made anew.
-2. An answer whose key was forgotten while it was being made is not taken (`since`).
-3. A place (a request head, or a target) is kept from its second sight on, so that clients that never repeat
-   themselves cannot flush the table. Which places were seen is remembered in bounded space.
-4. Entries and bytes are bounded by one number: an entry costs its bytes, at least its share of the size.
+Rules:
+1. A stale response is never found: it is gone at its `valid_until`, and at once when its invalidation key is forgotten.
+   `revalidate` extends it while polls confirm the same data, so an unchanged service is never rendered from scratch.
+2. A response whose invalidation key was forgotten while it was being made is not taken (`since`).
+3. A lookup key is admitted the second time it is seen, so clients that never repeat themselves cannot flush the table.
+   Which keys were seen is remembered in bounded space.
+4. One number bounds both entries and bytes: an entry costs its bytes, but at least `size / entries`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeAlias
 
 from cachetools import LRUCache
@@ -22,20 +23,23 @@ from nacos_proxy.wire.http import Cacheable
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 LookupKey: TypeAlias = bytes | tuple[bytes, ...]
-"""Where an answer is found: a whole request head as it came over plain TCP, or what no bytes on a socket are equal to:
-a head with its kind of socket, or a target with its kind of socket and the headers that matter.
+"""What a response is found by, at one of two stages:
+
+- head: a whole request head as it came over plain TCP, or such a head with its kind of socket;
+- target: the request target with its kind of socket and the headers in `VARY`.
 """
 
-_OVERHEAD = 1500  # what an entry takes beside its bytes, measured with tracemalloc
-_COUNTING = (b"age", b"cache-status")
+_OVERHEAD = 1500  # bytes of an entry beside its content, measured with tracemalloc
+_AGE_HEADERS = (b"age", b"cache-status")
 _FORBIDDEN = frozenset({b"connection", b"set-cookie", b"trailer", b"transfer-encoding", b"upgrade"})
+_STATUS_LINE = {status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode() for status in (200, 304)}
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTablePolicy:
-    """`size` in bytes, for at most `entries`; longer heads and bodies than these (bytes) are not kept.
+    """The table holds `size` bytes and `entries` entries. Longer heads and bodies (bytes) are not kept.
 
-    `remembered` is how many places are remembered at least between their first and second sight.
+    At least the last `remembered` lookup keys are remembered between the first and the second time they are seen.
     """
 
     entries: int = 20_000
@@ -46,217 +50,242 @@ class ResponseTablePolicy:
 
 
 @dataclass(slots=True)
-class Tally:
-    """How many answers of one kind and status were repeated, by the door that gave them."""
+class HitCounts:
+    """How many responses of one kind and status were repeated, by the lookup stage that found them."""
 
     head: int = 0
     target: int = 0
 
 
-class Answer:
-    """One prepared response at one place, right until `until` (seconds); `render` then makes it right again.
+class PreparedResponse:
+    """A response under one lookup key, with lower-case header names.
 
-    `headers` are the rendered ones, names in lower case. `whole`, `heads` and `defaults` belong to the protocol door:
-    the response that it wrote, or, where the body is drawn, the heads by its length; the default headers in them.
+    It is right until `rendered_until` (seconds); `render` then updates Age and Cache-Status.
     """
 
     __slots__ = (
-        "body", "cost", "counting", "defaults", "draw", "headers", "heads", "mark", "path", "status", "tally", "until",
-        "whole",
+        "_default_headers", "_raw", "_raw_heads", "_templates", "body", "cacheable", "cost", "headers", "hits",
+        "make_body", "path", "rendered_until", "status",
     )  # fmt: skip
 
     def __init__(
         self,
-        mark: Cacheable,
+        cacheable: Cacheable,
         status: int,
         headers: Headers,
         body: bytes,
         *,
         path: str = "",
-        tally: Tally | None = None,
+        hits: HitCounts | None = None,
     ) -> None:
-        self.mark = mark
+        self.cacheable = cacheable
         self.status = status
         self.body = body
-        self.draw = mark.draw
+        self.make_body = cacheable.make_body
         self.path = path
-        self.tally = tally if tally is not None else Tally()
+        self.hits = hits if hits is not None else HitCounts()
         self.headers = [(name.lower(), value) for name, value in headers]
-        self.counting = tuple(
+        self.rendered_until = float("-inf")
+        self.cost = 0
+        self._templates = tuple(
             (i, name, value.partition(b";")[0].replace(b"%", b"%%") + b"; hit; ttl=%d")
             for i, (name, value) in enumerate(self.headers)
-            if name in _COUNTING
+            if name in _AGE_HEADERS
         )
-        self.until = float("-inf")
-        self.cost = 0
-        self.whole = b""
-        self.heads: dict[int, bytes] = {}
-        self.defaults: object = None
+        self._raw = b""  # what `to_bytes` made; where `make_body` makes each body, the heads by its length
+        self._raw_heads: dict[int, bytes] = {}
+        self._default_headers: Headers = ()  # those in `_raw`
 
-    def copy(self) -> Answer:
-        """The same answer for another place."""
-        return Answer(self.mark, self.status, self.headers, self.body, path=self.path, tally=self.tally)
+    def copy(self) -> PreparedResponse:
+        """The same response for another lookup key."""
+        return PreparedResponse(self.cacheable, self.status, self.headers, self.body, path=self.path, hits=self.hits)
 
     def render(self, now: float) -> None:
-        """Puts Age and the ttl of Cache-Status right (RFC 9111 5.1, RFC 9211), up to the moment when one changes.
+        """Updates Age and the ttl of Cache-Status (RFC 9111 5.1, RFC 9211) for `now`, which is before `valid_until`.
 
-        A repeated answer is a hit, also where the one that it repeats was not. Only before `valid_until`.
+        Cache-Status says "hit", even if the original response was a miss.
         """
-        age, ttl = max(0, int(now - self.mark.born)), int(self.mark.valid_until - now)
-        for i, name, hit in self.counting:
+        cacheable = self.cacheable
+        age, ttl = max(0, int(now - cacheable.confirmed_at)), int(cacheable.valid_until - now)
+        for i, name, hit in self._templates:
             self.headers[i] = (name, b"%d" % age if name == b"age" else hit % ttl)
-        self.unwrite()
-        self.until = min(self.mark.born + age + 1, self.mark.valid_until - ttl)
+        self._discard_raw()
+        self.rendered_until = min(cacheable.confirmed_at + age + 1, cacheable.valid_until - ttl)
 
-    def unwrite(self) -> None:
-        """What was written of it is no longer right."""
-        self.whole = b""
-        if self.heads:
-            self.heads.clear()
-
-    def sized(self, length: int) -> Headers:
+    def headers_for(self, length: int) -> Headers:
         """The headers for a body of this length (bytes)."""
         return [(n, b"%d" % length) if n == b"content-length" else (n, v) for n, v in self.headers]
 
+    def to_bytes(self, default_headers: Headers) -> bytes:
+        """The HTTP/1.1 message. The server makes a new list of `default_headers` when one changes, as Date does."""
+        if self._default_headers is not default_headers:
+            self._discard_raw()
+            self._default_headers = default_headers
+        return self._raw or self._write()
+
+    def _write(self) -> bytes:
+        if self.make_body is None:
+            self._raw = self._head(len(self.body)) + self.body
+            return self._raw
+        body = self.make_body()
+        head = self._raw_heads.get(len(body))
+        if head is None:
+            head = self._raw_heads[len(body)] = self._head(len(body))
+        return head + body
+
+    def _head(self, length: int) -> bytes:
+        headers = (*self._default_headers, *self.headers_for(length))
+        lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in headers)
+        return b"".join((_STATUS_LINE[self.status], *lines, b"\r\n"))
+
+    def _discard_raw(self) -> None:
+        self._raw = b""
+        if self._raw_heads:
+            self._raw_heads.clear()
+
     @property
     def size(self) -> int:
-        """Bytes; what the protocol door writes counts too."""
+        """Bytes, including what `to_bytes` keeps."""
         return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + len(self.path) + _OVERHEAD
 
 
-def repeatable(status: int, headers: Headers, body: bytes) -> bool:
-    """Whether a response as it was sent can be sent again: complete, length known, nothing of one connection."""
+def is_repeatable(status: int, headers: Headers, body: bytes) -> bool:
+    """Whether a response can be sent again: complete, of known length, and with nothing bound to one connection."""
     names = [name.lower() for name, _ in headers]
-    if status not in (200, 304) or not _FORBIDDEN.isdisjoint(names):
+    if status not in _STATUS_LINE or not _FORBIDDEN.isdisjoint(names):
         return False
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     return lengths == [b"%d" % len(body)] or (status == 304 and not lengths and not body)
 
 
-def length(place: LookupKey) -> int:
+def key_length(key: LookupKey) -> int:
     """Bytes."""
-    return len(place) if isinstance(place, bytes) else sum(map(len, place))
+    return len(key) if isinstance(key, bytes) else sum(map(len, key))
 
 
 class ResponseTable:
-    """The table. `tallies` counts by (kind, status); `serial` grows with each change of a key."""
+    """The table. `hit_counts` are by (kind, status); `serial` grows each time an invalidation key is forgotten."""
 
     def __init__(self, policy: ResponseTablePolicy) -> None:
         self.policy = policy
-        self.tallies: dict[tuple[str, int], Tally] = {}
+        self.hit_counts: dict[tuple[str, int], HitCounts] = {}
         self.serial = 0
-        self._least = max(1, policy.size // max(1, policy.entries))
-        self._kept = _Kept(policy.size)
-        self._known = _Doorkeeper(policy.remembered)
+        self._min_cost = max(1, policy.size // max(1, policy.entries))
+        self._entries = _Entries(policy.size)
+        self._seen = _SeenKeys(policy.remembered)
         self._forgotten: deque[Hashable] = deque(maxlen=1024)
 
-    def find(self, place: LookupKey, now: float) -> Answer | None:
-        """The answer of a place, right at `now`; None where there is none, or where it is no longer fresh."""
-        answer = self._kept.ready.get(place)
-        if answer is None or now < answer.until:
-            return answer
-        return self._again(place, answer, now)
+    def find(self, key: LookupKey, now: float) -> PreparedResponse | None:
+        """The response under a key, rendered for `now`; None if there is none or it is no longer fresh."""
+        response = self._entries.responses.get(key)
+        if response is None or now < response.rendered_until:
+            return response
+        return self._revalidate(key, response, now)
 
-    def _again(self, place: LookupKey, answer: Answer, now: float) -> Answer | None:
-        renewed = answer.mark.renew(now) if answer.mark.renew is not None else None
+    def _revalidate(self, key: LookupKey, response: PreparedResponse, now: float) -> PreparedResponse | None:
+        cacheable = response.cacheable
+        renewed = cacheable.revalidate(now) if cacheable.revalidate is not None else None
         if renewed is not None:
-            answer.mark = answer.mark._replace(born=renewed[0], valid_until=renewed[1])
-        if now >= answer.mark.valid_until:
-            del self._kept[place]
+            cacheable = response.cacheable = cacheable._replace(confirmed_at=renewed[0], valid_until=renewed[1])
+        if now >= cacheable.valid_until:
+            del self._entries[key]
             return None
-        # an entry's use counts here, at most about once a second each, and not in the 0.1 us of an ordinary hit
-        self._kept[place]  # pyright: ignore[reportUnusedExpression]
-        answer.render(now)
-        return answer
+        # Marks the entry as used, for LRU: about once a second, not in the 0.1 us of an ordinary hit.
+        self._entries[key]  # pyright: ignore[reportUnusedExpression]
+        response.render(now)
+        return response
 
-    def wants(self, place: LookupKey) -> bool:
-        """Whether an answer for this place would be kept: not too long, and seen before. Remembers it from now on."""
-        return length(place) <= self.policy.max_head and self._known.knows(place)
+    def admits(self, key: LookupKey) -> bool:
+        """Whether a response for this key would be kept: not too long, and seen before. Remembers the key."""
+        return key_length(key) <= self.policy.max_head and self._seen.check_and_add(key)
 
-    def offer(self, place: LookupKey, answer: Answer, since: int) -> bool:
-        """Keep an answer that was made after `serial` was `since`; it is ours from then on. Says whether it was kept.
+    def offer(self, key: LookupKey, response: PreparedResponse, since: int) -> bool:
+        """Keeps a response that was made after `serial` was `since`, and owns it then. Returns whether it was kept.
 
-        `wants` is the caller's to ask: before a response is recorded, which costs more than to ask.
+        The caller asks `admits` first, because recording a response costs more than asking.
         """
-        answer.cost = max(self._least, answer.size + length(place))
-        if len(answer.body) > self.policy.max_body or answer.cost > self.policy.size:
+        response.cost = max(self._min_cost, response.size + key_length(key))
+        if len(response.body) > self.policy.max_body or response.cost > self.policy.size:
             return False
-        if self._changed(answer.mark.key, since):
+        if self._was_forgotten(response.cacheable.invalidation_key, since):
             return False
-        self._kept.put(place, answer)
+        self._entries.put(key, response)
         return True
 
-    def _changed(self, key: Hashable, since: int) -> bool:
+    def _was_forgotten(self, invalidation_key: Hashable, since: int) -> bool:
         changes = self.serial - since
         if changes > len(self._forgotten):
             return True
-        return any(self._forgotten[-i] == key for i in range(1, changes + 1))
+        return any(self._forgotten[-i] == invalidation_key for i in range(1, changes + 1))
 
-    def forget(self, key: Hashable) -> None:
-        """What the answers of this key were made from has changed: they are gone. O(answers of the key)."""
+    def forget(self, invalidation_key: Hashable) -> None:
+        """Drops the responses of this invalidation key: what they were made from has changed. O(these responses)."""
         self.serial += 1
-        self._forgotten.append(key)
-        self._kept.drop(key)
+        self._forgotten.append(invalidation_key)
+        self._entries.drop(invalidation_key)
 
     def clear(self) -> None:
-        """Everything may have changed: who may ask, or how answers look."""
+        """Drops everything, for example when access rights changed."""
         self.serial += self._forgotten.maxlen or 0
         self.serial += 1
-        self._kept.clear()
+        self._entries.clear()
 
-    def tally(self, kind: str, status: int) -> Tally:
-        """The counter that answers of a kind and status share."""
-        return self.tallies.setdefault((kind, status), Tally())
+    def hits_of(self, kind: str, status: int) -> HitCounts:
+        """The counts that responses of a kind and status share."""
+        return self.hit_counts.setdefault((kind, status), HitCounts())
 
     @property
     def bytes(self) -> int:
         """The cost of all entries."""
-        return int(self._kept.currsize)
+        return int(self._entries.currsize)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"<Answers {len(self)} of {len(self._kept.by_key)} keys, {self.bytes} of {self.policy.size} bytes>"
+        keys = len(self._entries.lookup_keys)
+        return f"<ResponseTable {len(self)} of {keys} keys, {self.bytes} of {self.policy.size} bytes>"
 
 
-class _Kept(LRUCache[LookupKey, Answer]):
-    """The entries, with two views that hold the same: `ready` finds without counting a use, `by_key` for forgetting."""
+class _Entries(LRUCache[LookupKey, PreparedResponse]):
+    """The entries, with two more views of the same: `responses` finds one without counting a use, `lookup_keys` is by
+    invalidation key.
+    """
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, getsizeof=lambda answer: answer.cost)
-        self.ready: dict[LookupKey, Answer] = {}
-        self.by_key: dict[Hashable, set[LookupKey]] = {}
+        super().__init__(size, getsizeof=lambda response: response.cost)
+        self.responses: dict[LookupKey, PreparedResponse] = {}
+        self.lookup_keys: dict[Hashable, set[LookupKey]] = {}
 
-    def put(self, place: LookupKey, answer: Answer) -> None:
-        if place in self.ready:
-            del self[place]
-        self[place] = answer
-        self.ready[place] = answer
-        self.by_key.setdefault(answer.mark.key, set()).add(place)
+    def put(self, key: LookupKey, response: PreparedResponse) -> None:
+        if key in self.responses:
+            del self[key]
+        self[key] = response
+        self.responses[key] = response
+        self.lookup_keys.setdefault(response.cacheable.invalidation_key, set()).add(key)
 
-    def drop(self, key: Hashable) -> None:
-        for place in tuple(self.by_key.get(key, ())):
-            del self[place]
+    def drop(self, invalidation_key: Hashable) -> None:
+        for key in tuple(self.lookup_keys.get(invalidation_key, ())):
+            del self[key]
 
-    def __delitem__(self, place: LookupKey) -> None:
-        super().__delitem__(place)
-        key = self.ready.pop(place).mark.key
-        places = self.by_key[key]
-        places.discard(place)
-        if not places:
-            del self.by_key[key]
+    def __delitem__(self, key: LookupKey) -> None:
+        super().__delitem__(key)
+        invalidation_key = self.responses.pop(key).cacheable.invalidation_key
+        keys = self.lookup_keys[invalidation_key]
+        keys.discard(key)
+        if not keys:
+            del self.lookup_keys[invalidation_key]
 
     def clear(self) -> None:
         super().clear()
-        self.ready.clear()
-        self.by_key.clear()
+        self.responses.clear()
+        self.lookup_keys.clear()
 
 
-class _Doorkeeper:
-    """Remembers places by their hash, in two generations: at least the last `remembered`, at most twice as many.
+class _SeenKeys:
+    """Hashes of lookup keys in two generations: at least the last `remembered`, at most twice as many.
 
-    Two places with one hash are taken for one; the second is then kept at its first sight, which harms nothing.
+    If two keys share a hash, the second is admitted the first time it is seen, which is harmless.
     """
 
     def __init__(self, remembered: int) -> None:
@@ -264,12 +293,12 @@ class _Doorkeeper:
         self._young: set[int] = set()
         self._old: set[int] = set()
 
-    def knows(self, place: LookupKey) -> bool:
-        seen = hash(place)
-        if seen in self._young:
+    def check_and_add(self, key: LookupKey) -> bool:
+        hashed = hash(key)
+        if hashed in self._young:
             return True
-        known = seen in self._old
+        seen = hashed in self._old
         if len(self._young) >= self._remembered:
             self._old, self._young = self._young, set()
-        self._young.add(seen)
-        return known
+        self._young.add(hashed)
+        return seen

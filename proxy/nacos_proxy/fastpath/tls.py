@@ -1,39 +1,34 @@
-"""TLS in front of a connection: its handshake counts as a connection, and has an end.
+"""TLS in front of a connection, so that `ConnectionLimits` hold during the handshake, too.
 
-Not for: certificates (`serving`). asyncio tells a protocol of its connection only after the handshake, so a server that
-leaves TLS to it counts none of those that never finish one. Here the connection is accepted as plain TCP and counted.
+asyncio reports a TLS connection to its protocol only after the handshake. A server that leaves TLS to asyncio would not
+count connections that never finish one. So this module accepts plain TCP, counts it, and starts TLS itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, ClassVar, cast
-
-from uvicorn.config import Config
-from uvicorn.server import ServerState
+from typing import Any, ClassVar
 
 from nacos_proxy.fastpath.limits import LimitedProtocol
 from nacos_proxy.runtime import spawn
 
 
 class TlsProtocol(asyncio.Protocol):
-    """One connection until its handshake is done; then `made` has it. `make_tls` fills in what connections share."""
+    """One connection until its handshake is done; then an `inner_class` takes over.
 
-    made: ClassVar[type[LimitedProtocol]]
+    It is not a `LimitedProtocol` itself, because before the handshake there is no HTTP. `make_tls` sets what all
+    connections share.
+    """
+
+    inner_class: ClassVar[type[LimitedProtocol]]
     context: ClassVar[ssl.SSLContext]
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self._inner = self.made(config, server_state, app_state, _loop)
-        self._connections = cast("set[Any]", server_state.connections)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._inner = self.inner_class(*args, **kwargs)
+        self._connections: set[Any] = self._inner.connections
         self._transport: asyncio.Transport | None = None
-        self._early: list[bytes] = []  # what came before TLS took the transport; then, before `made` has it
+        self._early: list[bytes] = []  # bytes that came before TLS, and then before `_inner`, took the transport
         self._lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,25 +36,25 @@ class TlsProtocol(asyncio.Protocol):
             return
         self._transport = transport
         self._connections.add(self)
-        if self._inner.crowded:
+        if self._inner.is_over_limit():
             self._connections.discard(self)
-            transport.abort()  # to say why would take the handshake
+            transport.abort()  # a response would need the handshake
             return
         spawn(self._shake_hands(transport), name="TLS handshake")
 
     async def _shake_hands(self, transport: asyncio.Transport) -> None:
         spawn(self._secure(transport), name="TLS")
-        await asyncio.sleep(0)  # it takes the transport,
-        await asyncio.sleep(0)  # is told so, and reads from now on
+        await asyncio.sleep(0)  # `start_tls` takes the transport,
+        await asyncio.sleep(0)  # and begins to read
         self._hand_over(transport)
 
     async def _secure(self, transport: asyncio.Transport) -> None:
-        loop, patience = asyncio.get_running_loop(), self._inner.limits.patience
+        loop, timeout = asyncio.get_running_loop(), self._inner.limits.read_timeout
         try:
             secured = await loop.start_tls(
-                transport, self, self.context, server_side=True, ssl_handshake_timeout=patience
+                transport, self, self.context, server_side=True, ssl_handshake_timeout=timeout
             )
-        except OSError:  # no TLS, not in time, or gone
+        except OSError:  # not TLS, timed out, or disconnected
             transport.abort()
             return
         finally:
@@ -72,14 +67,14 @@ class TlsProtocol(asyncio.Protocol):
             self._inner.data_received(b"".join(self._early))
 
     def _hand_over(self, transport: asyncio.Transport) -> None:
-        """What came before TLS had the transport: under uvloop a new one cannot be kept from reading."""
+        """Gives TLS the bytes that came before it took the transport: uvloop always reads from a new transport."""
         early, self._early = b"".join(self._early), []
-        taker: Any = transport.get_protocol()  # by the interface of `asyncio.BufferedProtocol`
-        while early and taker is not self:
-            room = taker.get_buffer(len(early))
-            size = min(len(room), len(early))
-            room[:size] = early[:size]
-            taker.buffer_updated(size)
+        tls: Any = transport.get_protocol()  # an `asyncio.BufferedProtocol`
+        while early and tls is not self:
+            buffer = tls.get_buffer(len(early))
+            size = min(len(buffer), len(early))
+            buffer[:size] = early[:size]
+            tls.buffer_updated(size)
             early = early[size:]
 
     def data_received(self, data: bytes) -> None:
@@ -90,11 +85,11 @@ class TlsProtocol(asyncio.Protocol):
         self._connections.discard(self)
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Called by uvicorn when the server stops."""
         if self._transport is not None:
             self._transport.abort()
 
 
-def make_tls(made: type[LimitedProtocol], context: ssl.SSLContext) -> type[TlsProtocol]:
-    """The class for uvicorn's `http=`, which is to know nothing of TLS itself."""
-    return type("BoundTlsProtocol", (TlsProtocol,), {"made": made, "context": context})
+def make_tls(inner_class: type[LimitedProtocol], context: ssl.SSLContext) -> type[TlsProtocol]:
+    """The class for uvicorn's `http=`. uvicorn itself must not be configured for TLS."""
+    return type("BoundTlsProtocol", (TlsProtocol,), {"inner_class": inner_class, "context": context})

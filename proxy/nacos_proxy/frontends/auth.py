@@ -1,8 +1,9 @@
-"""Who may ask: Host and Origin check, API tokens and their rights, as an ASGI app in front of all others.
+"""Access control, as an ASGI app in front of all others: Host and Origin checks, API tokens and their rights.
 
-Not for: the upstream's own accounts (`registry.login`). A process that can rewrite where traffic goes is worth
-attacking from a web page: a browser that was led to us by a rebound DNS name sends that name as Host, so on a loopback
-address only names of this host count.
+These are this proxy's own tokens. The upstream's accounts are in `upstream.nacos.login`.
+
+A process that can redirect traffic is worth attacking from a web page. A browser that was led here by a rebound DNS
+name sends that name as Host, so on a loopback address only names of this host are accepted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.forms import form_of
-from nacos_proxy.frontends.open_streams import HOLDER, Held, Opened
+from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStreams
 from nacos_proxy.frontends.own_tokens import OWN
+from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.frontends.rest.explorer import PATHS
 from nacos_proxy.model.errors import Denied, ProxyError
 from nacos_proxy.wire.http import HttpReply, first_of
@@ -27,28 +28,30 @@ from nacos_proxy.wire.rest.query import TOKENS
 
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
-OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser has no way to send a token with the page itself
+OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
 STRANGER = "nacos_proxy.stranger"
-"""Where the guard leaves in the scope whether a request to an open path shows no token that would open the others."""
+"""The scope key that says whether a request lacks a token that is good for its path; only open paths then see it."""
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_NACOS = ("/v1/", "/v2/", "/v3/")  # beside them, where there is no context path, stands our own API
+_NACOS = ("/v1/", "/v2/", "/v3/")  # without a context path, these stand beside the REST API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
 _NAMING = ("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns", "/v3/admin/ns/instance")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A secret and the most it may do: each right holds those before it (read, write, admin)."""
+    """A secret and its right. Each right includes those before it: read, write, admin."""
 
     secret: str = field(repr=False)
     right: Right
 
 
 @dataclass(frozen=True, slots=True)
-class GuardPolicy:
-    """`hosts` are names that Host may carry besides this host's own; '*' switches the check off. `origins` are those of
-    web pages that may change something; '*' is any.
+class AccessPolicy:
+    """`hosts` are accepted as Host beside this host's own names; '*' switches the check off.
+
+    `origins` are those of web pages that may make changes; '*' is any. `max_form` is the size in bytes up to which a
+    form is searched for a token. Without `tokens`, every request has every right.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -56,17 +59,17 @@ class GuardPolicy:
     loopback: bool = True
     context_path: str = "/nacos"
     origins: frozenset[str] = frozenset()
-    max_form: int = 1 << 20  # bytes of a form in which a token is looked for
+    max_form: int = 1 << 20
 
 
-class Guard:
-    """Lets a request through to `app`, or answers it with what `refuse` makes of a `ProxyError`."""
+class AccessControl:
+    """Passes a request on to `app`, or answers it with what `refuse` makes of a `ProxyError`."""
 
-    def __init__(self, app: ASGIApp, policy: GuardPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
         self.denied = 0
-        self.held = Held(self._revoked)
-        self._app = app
+        self.open_streams = OpenStreams(self._check_rights)
         self.policy = policy
+        self._app = app
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,62 +77,58 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        error = self._out_of_place(scope, headers)
-        opened = Opened(None, scope["method"], scope["path"])
+        error = self._check_host_and_origin(scope, headers)
+        admission = Admission(None, scope["method"], scope["path"])
         if error is None and self.policy.tokens:
-            opened, receive = await self._opened(scope, headers, receive)
-            error = self._without_right(opened)
+            token = _shown_token(scope, headers)
+            if token is None and scope["method"] not in _SAFE:  # the Go SDK sends it in the form of its writes
+                form, receive = await peek_form(scope, receive, self.policy.max_form)
+                token = _token_in(form)
+            admission = Admission(token, scope["method"], scope["path"])
+            error = self._check_rights(admission)
             scope[OWN], scope[STRANGER] = self._is_own, error is not None
             error = None if scope["path"] in OPEN_PATHS else error
         if error is None:
-            scope[HOLDER] = (self.held, opened)
+            scope[OPEN_STREAMS] = (self.open_streams, admission)
             await self._app(scope, receive, send)
             return
         self.denied += 1
         await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
 
-    async def _opened(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[Opened, Receive]:
-        given = _given(scope, headers)
-        if given is None and scope["method"] not in _SAFE:  # the Go SDK's writes have it in their form
-            form, receive = await form_of(scope, receive, self.policy.max_form)
-            given = _token_in(form)
-        return Opened(given, scope["method"], scope["path"]), receive
+    def set_policy(self, policy: AccessPolicy) -> None:
+        """Applies from now on. Ends open requests that would now be refused."""
+        self.policy = policy
+        self.open_streams.end_revoked()
 
-    def _out_of_place(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Denied | None:
-        """What no token helps against."""
+    def _check_host_and_origin(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Denied | None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 and (hosts or scope.get("http_version") == "1.1"):  # RFC 9112 3.2
-            return Denied("a request needs one Host, and no second one", status=400)
+            return Denied("a request must have exactly one Host header", status=400)
         host = hosts[0].decode("latin-1") if hosts else ""
-        if not self._host_fits(scope, host):
+        if not self._is_host_allowed(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
-        if scope["method"] not in _SAFE and not self._origin_fits(headers, host):
-            return Denied("a web page of another origin may change nothing here; see cors_origins", status=403)
+        if scope["method"] not in _SAFE and not self._is_origin_allowed(headers, host):
+            return Denied("a web page of another origin cannot make changes; to allow it, see cors_origins", status=403)
+        return None
+
+    def _check_rights(self, admission: Admission) -> Denied | None:
+        tokens = self.policy.tokens
+        if not tokens:
+            return None
+        if admission.token is None:
+            return Denied("no API token; send one as 'Authorization: Bearer TOKEN' or as accessToken", status=401)
+        right = right_of(admission.token, tokens)
+        if right is None:
+            return Denied("this API token is unknown to the proxy", status=401)
+        required = required_right(admission.method, admission.path, self.policy.context_path)
+        if _RANK[right] < _RANK[required]:
+            return Denied(f"this token lacks the '{required}' right; it has '{right}'", status=403)
         return None
 
     def _is_own(self, text: str) -> bool:
         return right_of(text, self.policy.tokens) is not None
 
-    def obey(self, policy: GuardPolicy) -> None:
-        """From now on. What is open and would be refused now ends."""
-        self.policy = policy
-        self.held.end(self._revoked)
-
-    def _revoked(self, opened: Opened) -> Denied | None:
-        return self._without_right(opened) if self.policy.tokens else None
-
-    def _without_right(self, opened: Opened) -> Denied | None:
-        if (given := opened.token) is None:
-            return Denied("no API token: send it as 'Authorization: Bearer TOKEN', or as accessToken", status=401)
-        right = right_of(given, self.policy.tokens)
-        if right is None:
-            return Denied("the API token is not known here", status=401)
-        wanted = needed(opened.method, opened.path, self.policy.context_path)
-        if _RANK[right] < _RANK[wanted]:
-            return Denied(f"the API token has the right '{right}', this needs '{wanted}'", status=403)
-        return None
-
-    def _host_fits(self, scope: Scope, host: str) -> bool:
+    def _is_host_allowed(self, scope: Scope, host: str) -> bool:
         if "*" in self.policy.hosts or not host or scope.get("server", ("", 0))[1] is None:
             return True
         name = host_name(host)
@@ -140,8 +139,8 @@ class Guard:
             return not self.policy.loopback and not self.policy.hosts
         return own or not self.policy.loopback
 
-    def _origin_fits(self, headers: Mapping[bytes, bytes], host: str) -> bool:
-        """A page of any site can send a form to a loopback port unasked, but not without saying where it comes from."""
+    def _is_origin_allowed(self, headers: Mapping[bytes, bytes], host: str) -> bool:
+        """A page of any site can send a form to a loopback port, but the browser then says where it comes from."""
         if b"origin" not in headers:
             return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
         origin = headers[b"origin"].decode("latin-1")
@@ -149,8 +148,8 @@ class Guard:
         return own or "*" in self.policy.origins or origin in self.policy.origins
 
 
-def _given(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-    """The token that a request shows without its body."""
+def _shown_token(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """The token in the headers or the query."""
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
@@ -166,7 +165,7 @@ def _token_in(parameters: bytes) -> str | None:
 
 @lru_cache(maxsize=256)
 def loopback_address(name: str) -> bool | None:
-    """Whether an address is of this host alone; None where a name is no address. Clients name the same few again."""
+    """Whether an address is a loopback address; None if the name is not an address. Clients send the same few names."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -180,19 +179,19 @@ def host_name(host: str) -> str:
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
 
 
-def right_of(given: str, tokens: Sequence[Token]) -> Right | None:
-    """The right of a token, None for an unknown one; takes as long whichever it is."""
+def right_of(secret: str, tokens: Sequence[Token]) -> Right | None:
+    """The right of a token, None for an unknown one. Takes the same time for each."""
     found: Right | None = None
     for token in tokens:
-        if hmac.compare_digest(given.encode(), token.secret.encode()):
+        if hmac.compare_digest(secret.encode(), token.secret.encode()):
             found = token.right
     return found
 
 
-def needed(method: str, path: str, context_path: str) -> Right:
-    """Reads need 'read', naming writes 'write', what else is passed through to the upstream and changes it 'admin'.
+def required_right(method: str, path: str, context_path: str) -> Right:
+    """Reads need 'read', naming writes 'write', and forwarded requests that can change the upstream 'admin'.
 
-    A login changes nothing: who may read may show an account of the upstream's.
+    A login needs 'read', because it changes nothing.
     """
     if method in _SAFE:
         return "read"

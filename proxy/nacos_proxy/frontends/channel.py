@@ -1,7 +1,4 @@
-"""A stream of the ordinary ASGI way as a `Channel`: where a request has no transport of its own to write to.
-
-Not for: what is written. A task and a scope stay alive for each reader.
-"""
+"""A `Channel` over plain ASGI, for requests that cannot write to their transport. It costs a task per stream."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from starlette.types import Receive, Send
 from nacos_proxy.runtime import spawn, stop
 
 
-async def until_gone(receive: Receive) -> None:
-    """Returns when the client has gone away."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Returns when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class AsgiChannel:
-    """Holds what was written until it is sent; a reader counts as slow until then."""
+    """Buffers what is written until it is sent; the reader counts as slow until then."""
 
     __slots__ = ("_buffer", "_closed", "_farewell", "_on_close", "_on_drain", "_ready")
 
@@ -33,7 +30,7 @@ class AsgiChannel:
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """The server frames it."""
+        """See `Channel.frame`. The ASGI server does the framing."""
         return data
 
     def write(self, chunk: bytes) -> bool:
@@ -52,7 +49,7 @@ class AsgiChannel:
         self._on_close = callback
 
     def farewell(self, chunk: bytes) -> None:
-        """The server that stops does not tell us; the owner of the streams writes it before it closes them."""
+        """See `Channel.farewell`. ASGI does not report that the server stops; the owner writes it before `close`."""
 
     def close(self) -> None:
         """See `Channel.close`."""
@@ -60,26 +57,26 @@ class AsgiChannel:
         self._ready.set()
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Sends until the reader has gone or `close` was called."""
-        gone = spawn(until_gone(receive), name="reader")
-        gone.add_done_callback(lambda _: self._ready.set())
+        """Sends until the reader disconnects or `close` is called."""
+        disconnected = spawn(wait_for_disconnect(receive), name="reader")
+        disconnected.add_done_callback(lambda _: self._ready.set())
         try:
-            while not gone.done():
+            while not disconnected.done():
                 await self._ready.wait()
                 self._ready.clear()
-                if self._buffer and not gone.done():
+                if self._buffer and not disconnected.done():
                     data, self._buffer = b"".join(self._buffer), []
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     if self._on_drain is not None and not self._buffer:
                         self._on_drain()
                 if self._closed and not self._buffer:
                     break
-            if not gone.done():
+            if not disconnected.done():
                 await send({"type": "http.response.body", "body": b""})
         except OSError:
-            pass  # the reader went away while we wrote (ASGI 2.4)
+            pass  # the reader disconnected during a write (ASGI 2.4)
         finally:
             self._closed = True
             if self._on_close is not None:
                 self._on_close()
-            await stop(gone)
+            await stop(disconnected)

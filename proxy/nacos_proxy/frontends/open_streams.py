@@ -1,7 +1,4 @@
-"""What is open for long (event streams, long polls, passed requests), by the API token that opened it.
-
-Not for: who may open it (`guard`), which ends it here when its token is revoked.
-"""
+"""Long-lived requests (event streams, long polls, forwarded requests), ended when their API token is revoked."""
 
 from __future__ import annotations
 
@@ -12,56 +9,59 @@ from starlette.types import Scope
 
 from nacos_proxy.model.errors import ProxyError
 
-HOLDER = "nacos_proxy.holder"
-"""Where the guard leaves in the scope what `hold` needs."""
+OPEN_STREAMS = "nacos_proxy.open_streams"
+"""The scope key under which access control leaves what `end_on_revocation` needs."""
 
 End = Callable[[ProxyError], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """By what a request was let in: its token (None: it showed none), its method and its path."""
+class Admission:
+    """What a request was admitted by: its token (None: it showed none), its method and its path."""
 
     token: str | None = field(repr=False)
     method: str
     path: str
 
 
-class Held:
-    """All that is open. `judge` says why something may not be open now, None where it may."""
+class OpenStreams:
+    """All open long-lived requests. `check` returns why an admission does not hold now, None if it does."""
 
-    def __init__(self, judge: Callable[[Opened], ProxyError | None] = lambda _: None) -> None:
-        self._judge = judge
-        self._ends: dict[object, tuple[Opened, End]] = {}
+    def __init__(self, check: Callable[[Admission], ProxyError | None] = lambda _: None) -> None:
+        self._check = check
+        self._ends: dict[object, tuple[Admission, End]] = {}
 
-    def add(self, opened: Opened, end: End) -> Callable[[], None]:
-        """`end` is called when it may not go on, until what comes back was called; that is harmless later."""
-        if (why := self._judge(opened)) is not None:  # its token was revoked between the guard and here
+    def add(self, admission: Admission, end: End) -> Callable[[], None]:
+        """Calls `end` when the admission no longer holds; at once if it was revoked since the request was admitted.
+
+        The caller calls the returned function when the request has ended; more than once is harmless.
+        """
+        if (why := self._check(admission)) is not None:
             end(why)
-            return _nothing
-        mark = object()
-        self._ends[mark] = (opened, end)
-        return lambda: self._forget(mark)
+            return _do_nothing
+        entry = object()
+        self._ends[entry] = (admission, end)
+        return lambda: self._remove(entry)
 
-    def _forget(self, mark: object) -> None:
-        self._ends.pop(mark, None)
+    def _remove(self, entry: object) -> None:
+        self._ends.pop(entry, None)
 
-    def end(self, refused: Callable[[Opened], ProxyError | None]) -> None:
-        """Ends what would be `refused` now."""
-        for mark, (opened, end) in list(self._ends.items()):
-            if (why := refused(opened)) is not None:
-                self._forget(mark)
+    def end_revoked(self) -> None:
+        """Ends the requests whose admission no longer holds."""
+        for entry, (admission, end) in list(self._ends.items()):
+            if (why := self._check(admission)) is not None:
+                self._remove(entry)
                 end(why)
 
     def __len__(self) -> int:
         return len(self._ends)
 
 
-def hold(scope: Scope, end: End) -> Callable[[], None]:
-    """As `Held.add`, for a request; nothing is held where no guard stands before the app."""
-    holder: tuple[Held, Opened] | None = scope.get(HOLDER)
-    return _nothing if holder is None else holder[0].add(holder[1], end)
+def end_on_revocation(scope: Scope, end: End) -> Callable[[], None]:
+    """`OpenStreams.add` for a request; does nothing without access control in front of the app."""
+    found: tuple[OpenStreams, Admission] | None = scope.get(OPEN_STREAMS)
+    return _do_nothing if found is None else found[0].add(found[1], end)
 
 
-def _nothing() -> None:
-    """Nothing is held."""
+def _do_nothing() -> None:
+    pass

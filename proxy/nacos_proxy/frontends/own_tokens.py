@@ -1,10 +1,10 @@
-"""Keeps this proxy's own API tokens from the upstream: they are taken out of what is passed on.
+"""Removes this proxy's own API tokens from forwarded requests, so that the upstream never sees them.
 
-Not for: who may ask (`guard`), what the upstream makes of its own tokens, which go on as they came. A value goes only
-where it is one of ours and stands where a token can stand, so that no byte of anything else changes.
+The upstream's own tokens are forwarded. A value is removed only if it is one of this proxy's tokens and is in a place
+for tokens, so that no other byte changes.
 
-What is cut out of a body is overwritten, not left out: the length that was announced stays right, and no body has to
-be read before it is sent on. In a form `&&` separates nothing from nothing, for Tomcat as for all others.
+In a body, a token is overwritten instead of left out, so the announced length stays right and the body can be streamed.
+In a form, it is overwritten with `&`: servers, Tomcat included, skip empty parameters.
 """
 
 from __future__ import annotations
@@ -17,52 +17,47 @@ from starlette.types import Scope
 
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.wire.http import FORM_TYPE
-from nacos_proxy.wire.multipart import (
-    MAX_HEAD,
-    MULTIPART_TYPE,
-    boundary_of,
-    part_name,
-)
+from nacos_proxy.wire.multipart import MAX_HEAD, MULTIPART_TYPE, boundary_of, part_name
 from nacos_proxy.wire.rest.query import TOKENS
 
 OWN = "nacos_proxy.own"
-"""Where the guard leaves in the scope what says of a text whether it is one of this proxy's tokens."""
+"""The scope key under which access control leaves a test for whether a text is one of this proxy's tokens."""
 
-_LONGEST = 16 * 1024  # bytes of a parameter that may hold a token; what is longer holds none
+_MAX_PARAMETER = 16 * 1024  # bytes; a longer parameter cannot be a token
 _PLAIN_HEAD = b'\r\nContent-Disposition: form-data; name="'
 
 Known = Callable[[str], bool]
 
 
-def _none(text: str) -> bool:
+def _no_tokens(text: str) -> bool:
     return False
 
 
 def own_in(scope: Scope) -> Known:
-    """What says whether a text is a token of ours; where there are none, nothing is."""
-    return scope.get(OWN, _none)
+    """The test for this proxy's tokens; always false if it has none."""
+    return scope.get(OWN, _no_tokens)
 
 
 def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: Known) -> list[tuple[bytes, bytes]]:
-    """The headers without tokens of ours. A page that has one in its address names it as `Referer`, too."""
+    """The headers without own tokens, which may also be in the `Referer` of a page with a token in its address."""
     kept: list[tuple[bytes, bytes]] = []
     for name, value in headers:
         text, lower = value.decode("latin-1"), name.lower()
         if lower == b"authorization":
-            if any(map(own, text.split())):  # whatever scheme it is said to be of
+            if any(map(own, text.split())):  # whatever the scheme
                 continue
         elif lower == b"accesstoken" and own(text.strip()):
             continue
         elif lower == b"referer":
             address, hash_mark, fragment = text.partition("#")
-            place, mark, query = address.partition("?")
-            value = (place + mark + without_own_parameters(query, own) + hash_mark + fragment).encode("latin-1")
+            path, mark, query = address.partition("?")
+            value = (path + mark + without_own_parameters(query, own) + hash_mark + fragment).encode("latin-1")
         kept.append((name, value))
     return kept
 
 
 def without_own_parameters(query: str, own: Known) -> str:
-    """A query, or a form, without the parameters that hold tokens of ours; the rest is as it came."""
+    """A query or form without the parameters that hold own tokens, otherwise unchanged."""
     return "&".join(pair for pair in query.split("&") if not _is_token(pair, own))
 
 
@@ -74,10 +69,10 @@ def _is_token(pair: str, own: Known) -> bool:
 def without_own_in_body(
     headers: Iterable[tuple[bytes, bytes]], body: AsyncIterator[bytes], own: Known
 ) -> AsyncIterator[bytes]:
-    """The body with tokens of ours overwritten, as long as it was, where it is a form of either kind."""
+    """The body, of the same length, with own tokens overwritten if it is a form of either type."""
     media = next((value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"), "")
     kind = media.partition(";")[0].strip().lower()
-    if own is _none:
+    if own is _no_tokens:
         return body
     if kind == FORM_TYPE:
         return _overwritten(body, b"&", lambda piece: _blank_pair(piece, own))
@@ -89,7 +84,7 @@ def without_own_in_body(
 def _boundary(media: str) -> bytes:
     try:
         return boundary_of(media)
-    except BadCall:  # nobody can tell its parts apart, nor the upstream
+    except BadCall:  # nobody can separate its parts, not even the upstream
         return b""
 
 
@@ -98,7 +93,7 @@ def _blank_pair(pair: bytes, own: Known) -> bytes:
 
 
 def _blank_part(part: bytes, own: Known) -> bytes:
-    """A part of another name, and nothing in it. Its name is read as the guard reads it."""
+    """A part with another name and an overwritten value. The name is parsed as access control parses it."""
     head, empty_line, value = part.partition(b"\r\n\r\n")
     if len(head) > MAX_HEAD or not own(value.decode("utf-8", "replace").strip()):
         return part
@@ -111,16 +106,16 @@ def _blank_part(part: bytes, own: Known) -> bytes:
 async def _overwritten(
     body: AsyncIterator[bytes], separator: bytes, blank: Callable[[bytes], bytes]
 ) -> AsyncIterator[bytes]:
-    """The body piece by piece; at most `_LONGEST` bytes of it, and a chunk, are held back."""
-    held, long = b"", False  # `long`: the piece is too long for a token, and its beginning has gone
+    """Streams the body. Buffers at most `_MAX_PARAMETER` bytes and a chunk."""
+    held, long = b"", False  # `long`: the piece is too long for a token, and its beginning was already yielded
     async for chunk in body:
         *pieces, held = (held + chunk).split(separator)
         ready = b""
         for piece in pieces:
             ready += (piece if long else blank(piece)) + separator
             long = False
-        if len(held) > _LONGEST + len(separator):
-            cut = len(held) - len(separator)  # its end may be the beginning of a separator
+        if len(held) > _MAX_PARAMETER + len(separator):
+            cut = len(held) - len(separator)  # the end may be the start of a separator
             ready, held, long = ready + held[:cut], held[cut:], True
         if ready:
             yield ready

@@ -116,58 +116,62 @@ class HttpReply(NamedTuple):
 
 
 class Cacheable(NamedTuple):
-    """Marks an answer that the fast path may repeat without asking the app. Stored in the ASGI scope as `CACHEABLE`.
+    """Marks a response that the fast path may repeat without asking the app; put into the ASGI scope under `CACHEABLE`.
 
-    Set before `http.response.start`, and only for answers from a fresh entry. The answer is dropped when `key` changes.
-    `born` is when its Age was 0 and `valid_until` when it stops being fresh, both in seconds of the app's monotonic
-    clock. `kind` is its label in the metrics. `draw` makes a new body for each answer, of any length, if the body is a
-    choice (`pick`). `renew` is called now and then with the current time; it gives `born` and `valid_until` as of then,
-    or None if the entry is not confirmed.
+    Set it before `http.response.start`, and only for a response made from a fresh entry. Times are seconds of the app's
+    monotonic clock.
+
+    - `invalidation_key`: the response is dropped when this key is forgotten;
+    - `confirmed_at`: when its Age was 0; `valid_until`: when it stops being fresh;
+    - `kind`: how the metrics count it;
+    - `make_body`: makes a new body, of any length, for each response (`pick`, where the choice is the response);
+    - `revalidate`: called now and then with the time; returns the new `confirmed_at` and `valid_until`, or None if the
+      data was not confirmed since.
     """
 
-    key: Hashable
-    born: float
+    invalidation_key: Hashable
+    confirmed_at: float
     valid_until: float
     kind: str = "read"
-    draw: Callable[[], bytes] | None = None
-    renew: Callable[[float], tuple[float, float] | None] | None = None
+    make_body: Callable[[], bytes] | None = None
+    revalidate: Callable[[float], tuple[float, float] | None] | None = None
 
 
-CACHEABLE = "nacos_proxy.repeatable"
+CACHEABLE = "nacos_proxy.cacheable"
 
 
 class Channel(Protocol):
     """A response body written straight to the transport, without a task: for streams with many idle readers.
 
-    First send `http.response.start` without a content-length. Then call `scope["extensions"][STREAM]()`: it returns a
-    `Channel`, or None if this request cannot have one; then send the body the ordinary way. With a channel the app
-    sends nothing more and returns; the connection keeps the channel alive. Frame a chunk once with `frame` and write it
-    to any number of channels.
+    Send `http.response.start` without a content-length, then call `scope["extensions"][STREAM]()`. It returns a
+    `Channel`, or None if this request cannot have one; send the body by ASGI then. With a channel, the app sends
+    nothing more and returns, and the connection keeps the channel alive. Frame a chunk once with `frame`; all channels
+    can share it.
     """
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """The bytes in chunked coding (RFC 9112 7.1); b"" for b""."""
+        """The bytes as they travel (chunked coding, RFC 9112 7.1); b"" for b""."""
         ...
 
     def write(self, chunk: bytes) -> bool:
-        """Always accepts framed bytes. False: the reader is slow or gone; write nothing until `on_drain` calls back."""
+        """Takes framed bytes, always. False if the reader is slow or gone: then wait for `on_drain`."""
         ...
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """`callback` is called whenever a slow reader has caught up."""
+        """Calls `callback` each time a slow reader has caught up."""
         ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """`callback` is called once, when either side ends the stream; at once if it has ended already."""
+        """Calls `callback` once, when the stream has ended for whatever reason; at once if it has already ended."""
         ...
 
     def farewell(self, chunk: bytes) -> None:
-        """Framed bytes to write last if this server ends the stream because it shuts down."""
+        """Sets framed bytes to write before the end if this server stops."""
         ...
 
     def close(self) -> None:
-        """Ends the stream properly, so that the connection can carry the next request. May be called again."""
+        """Ends the body properly, so the connection can carry the next request. Harmless if already ended."""
         ...
 
 

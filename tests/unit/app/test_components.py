@@ -17,7 +17,7 @@ from nacos_proxy.app.components import (
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.catalog.hub import Filter
-from nacos_proxy.fastpath.table import Answer
+from nacos_proxy.fastpath.table import PreparedResponse
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.model.calls import Fetch, Register
 from nacos_proxy.model.errors import Unreachable
@@ -103,7 +103,7 @@ async def test_answers_prepared_while_push_lived_end_with_it() -> None:
     parts = made()
     mark = Cacheable(KEY, 0.0, 1e9, "nacos")
     parts.response_table.offer(
-        b"place", Answer(mark, 200, [(b"content-length", b"0")], b""), parts.response_table.serial
+        b"place", PreparedResponse(mark, 200, [(b"content-length", b"0")], b""), parts.response_table.serial
     )
     await start(parts)
     assert parts.response_table.find(b"place", parts.clock.now()) is not None

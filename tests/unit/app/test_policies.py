@@ -43,9 +43,9 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("identity_key", "x-id", lambda s: nacos_policy(s).http.identity, ("x-id", "")),
     ("events_heartbeat", "5s", lambda s: events_policy(s).heartbeat, 5.0),
     ("events_retry", "500ms", lambda s: events_policy(s).retry, 500),
-    ("subscribers_per_client", "3", lambda s: events_policy(s).per_client, 3),
-    ("services_per_client", "4", lambda s: events_policy(s).services, 4),
-    ("watched_per_client", "5", lambda s: events_policy(s).watched, 5),
+    ("subscribers_per_client", "3", lambda s: events_policy(s).quota.streams_per_client, 3),
+    ("services_per_client", "4", lambda s: events_policy(s).services_per_stream, 4),
+    ("watched_per_client", "5", lambda s: events_policy(s).quota.services_per_client, 5),
     ("allowed_hosts", "proxy.local", lambda s: guard_policy(s).hosts, frozenset({"proxy.local"})),
     ("context_path", "/discovery", lambda s: guard_policy(s).context_path, "/discovery"),
 ]

@@ -124,7 +124,7 @@ async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_ot
             ended, kept = one.aiter_text(), two.aiter_text()
             await heard(ended, "event: snapshot")
             await heard(kept, "event: snapshot")
-            while len(proxy.app.guard.held) < 4:
+            while len(proxy.app.guard.open_streams) < 4:
                 await asyncio.sleep(0)
             tokens.write_text("read:other-token\n")
             proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
@@ -135,7 +135,7 @@ async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_ot
             await proxy.http.post(f"{service}/instances", json={"ip": "10.0.0.1", "port": 80}, headers=other)
             await heard(kept, "10.0.0.1")
         assert "10.0.0.1" in (await polls[1]).text
-        while len(proxy.app.guard.held):
+        while len(proxy.app.guard.open_streams):
             await asyncio.sleep(0)
 
 
@@ -187,4 +187,4 @@ async def test_a_revoked_token_ends_a_long_poll_that_was_passed_on(tmp_path: Pat
         proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
         assert await whole == ("cut" if begun else "401")
         await gone.wait()
-        assert len(proxy.app.guard.held) == 0
+        assert len(proxy.app.guard.open_streams) == 0

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nacos_proxy.fastpath.http1 import GRACE, MOST_HELD
+from nacos_proxy.fastpath.http1 import GRACE, MAX_HELD
 from nacos_proxy.fastpath.limits import ConnectionLimits
 from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
@@ -21,7 +21,9 @@ STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 @pytest.fixture(params=[True, False], ids=["fast-path", "plain"])
 def connection(request: pytest.FixtureRequest) -> Connection:
-    return limited(Service(), ConnectionLimits(head=1000, patience=10.0), fast=request.param, timeout_keep_alive=5)
+    return limited(
+        Service(), ConnectionLimits(max_head=1000, read_timeout=10.0), fast=request.param, timeout_keep_alive=5
+    )
 
 
 def with_body(method: bytes, upgrade: bytes, framing: str, body: bytes) -> bytes:
@@ -145,7 +147,7 @@ async def test_what_comes_behind_a_request_that_waits_is_bounded(connection: Con
         assert connection.transport.reading
         await connection.say(one * 200)
         sent += 200 * len(one)
-        assert sent <= 2 * MOST_HELD
+        assert sent <= 2 * MAX_HELD
     assert not connection.protocol._held
     connection.service.gate.set()
     answer = await connection.rest()

@@ -6,7 +6,7 @@ import pytest
 from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
 from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
-LIMITS = ConnectionLimits(head=1000, patience=10.0, connections=3)
+LIMITS = ConnectionLimits(max_head=1000, read_timeout=10.0, max_connections=3)
 LONG = b"X-Long: " + b"a" * 2000 + b"\r\n"
 
 

@@ -27,7 +27,7 @@ async def test_a_known_head_is_answered_with_the_bytes_of_the_ordinary_way_and_t
     connection.protocol.data_received(GET)
     assert connection.transport.take() == first, "written at once, without a task"
     assert service.asked == 2
-    assert service.answers.tallies[("list", 200)].head == 1
+    assert service.answers.hit_counts[("list", 200)].head == 1
 
 
 async def test_a_head_known_from_one_connection_is_known_on_all() -> None:
@@ -167,7 +167,7 @@ async def test_a_head_that_is_another_each_time_is_answered_by_what_matters_in_i
         connection.protocol.data_received(numbered(n))
         assert connection.transport.take() == first, "written at once"
     assert service.asked == 2
-    assert (service.answers.tallies[("list", 200)].target, service.answers.tallies[("list", 200)].head) == (6, 0)
+    assert (service.answers.hit_counts[("list", 200)].target, service.answers.hit_counts[("list", 200)].head) == (6, 0)
     assert connection.state.total_requests == 8
     assert connection.loop.armed == [KEEP_ALIVE]
 
@@ -178,7 +178,7 @@ async def test_a_head_whose_target_was_known_is_known_itself_from_its_third_sigh
     await connection.warm()
     for _ in range(4):
         await connection.say(numbered(1))
-    tally = service.answers.tallies[("list", 200)]
+    tally = service.answers.hit_counts[("list", 200)]
     assert (tally.target, tally.head, service.asked) == (2, 2, 2)
 
 
@@ -255,7 +255,7 @@ async def test_a_head_that_closes_the_connection_closes_it_each_time(head: bytes
         connection.protocol, connection.transport = connection.open()
         assert (await connection.say(head)).startswith(b"HTTP/1.1 200 OK\r\n")
         assert connection.transport.closing
-    assert service.answers.tally("list", 200).head == 0
+    assert service.answers.hits_of("list", 200).head == 0
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ async def test_what_asks_for_more_reaches_the_parser_each_time(head: bytes) -> N
     connection = Connection(service)
     for _ in range(4):
         await connection.say(head)
-    assert service.answers.tally("list", 200).head == 0
+    assert service.answers.hits_of("list", 200).head == 0
     assert connection.state.total_requests == 4
 
 
@@ -287,7 +287,7 @@ async def test_several_heads_in_one_chunk_go_the_ordinary_way() -> None:
     first = await connection.warm()
     for _ in range(3):
         assert await connection.say(GET + GET) == first + first
-    assert service.answers.tally("list", 200).head == 0
+    assert service.answers.hits_of("list", 200).head == 0
 
 
 async def test_a_head_in_pieces_goes_the_ordinary_way() -> None:
@@ -296,9 +296,9 @@ async def test_a_head_in_pieces_goes_the_ordinary_way() -> None:
     first = await connection.warm()
     assert await connection.say(GET[:20]) == b""
     assert await connection.say(GET[20:]) == first
-    assert service.answers.tally("list", 200).head == 0
+    assert service.answers.hits_of("list", 200).head == 0
     assert await connection.say(GET) == first
-    assert service.answers.tally("list", 200).head == 1
+    assert service.answers.hits_of("list", 200).head == 1
 
 
 async def test_a_known_head_that_is_another_request_s_body_is_no_request() -> None:
@@ -355,14 +355,6 @@ async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -
     assert connection.transport.reading
 
 
-async def test_over_the_limit_of_connections_a_known_head_is_refused_like_any_other() -> None:
-    connection = Connection(Service(), limit_concurrency=2)
-    first = await connection.warm()
-    assert await connection.say(GET) == first
-    connection.open()
-    assert (await connection.say(GET)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-
-
 async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
     service = Service()
     connection = Connection(service)
@@ -371,7 +363,7 @@ async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
         await connection.warm()
         await connection.say(GET)
     assert service.asked == 6
-    assert service.answers.tally("list", 200).head == 3
+    assert service.answers.hits_of("list", 200).head == 3
 
 
 async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
@@ -380,7 +372,7 @@ async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
     await connection.warm()
     connection.transport.close()
     connection.protocol.data_received(GET)
-    assert service.answers.tally("list", 200).head == 0
+    assert service.answers.hits_of("list", 200).head == 0
 
 
 async def test_after_a_parse_error_the_connection_is_closed_as_ever() -> None:
@@ -700,5 +692,5 @@ async def test_who_asks_for_an_upgrade_gets_repeated_answers_too() -> None:
     first = await connection.warm(head)
     assert await connection.say(head) == first
     assert connection.service.asked == 2
-    (tally,) = connection.service.answers.tallies.values()
+    (tally,) = connection.service.answers.hit_counts.values()
     assert tally.head == 1

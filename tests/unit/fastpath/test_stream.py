@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.fastpath.asgi import Receive, Scope, Send
-from nacos_proxy.fastpath.stream import LAST_CHUNK, Stream, StreamPolicy
+from nacos_proxy.fastpath.stream import HIGH_WATER, LAST_CHUNK, Stream
 from nacos_proxy.wire.http import STREAM, Channel
 from tests.unit.fastpath.drive import GET, Connection, Service, settle
 
@@ -85,7 +85,7 @@ def test_of_nothing_the_frame_is_nothing_for_an_empty_chunk_would_be_the_last() 
 
 async def test_a_reader_that_does_not_read_is_slow_until_it_has_caught_up() -> None:
     app, connection = await streaming()
-    assert connection.transport.limits == [StreamPolicy().high_water]
+    assert connection.transport.limits == [HIGH_WATER]
     connection.transport.fill()
     assert app.channel.write(b"1\r\nx\r\n") is False
     assert connection.transport.take() == b"1\r\nx\r\n", "handed over all the same"

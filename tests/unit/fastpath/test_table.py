@@ -3,18 +3,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nacos_proxy.fastpath.table import (
-    Answer,
+    PreparedResponse,
     ResponseTable,
     ResponseTablePolicy,
-    repeatable,
+    is_repeatable,
 )
 from nacos_proxy.wire.http import Cacheable
 
 HEADERS = [(b"Age", b"0"), (b"Content-Length", b"2"), (b"Cache-Status", b"nacos-proxy; fwd=miss; ttl=10")]
 
 
-def answer(key: object = "a", born: float = 0.0, valid_until: float = 10.0, body: bytes = b"{}") -> Answer:
-    return Answer(Cacheable(key, born, valid_until), 200, HEADERS, body)
+def answer(key: object = "a", born: float = 0.0, valid_until: float = 10.0, body: bytes = b"{}") -> PreparedResponse:
+    return PreparedResponse(Cacheable(key, born, valid_until), 200, HEADERS, body)
 
 
 def table(**policy: int) -> ResponseTable:
@@ -34,13 +34,13 @@ def test_an_answer_is_gone_when_it_is_no_longer_fresh() -> None:
     answers.offer(b"head", answer(valid_until=10.0), answers.serial)
     assert answers.find(b"head", 9.999) is not None
     assert answers.find(b"head", 10.0) is None
-    assert repr(answers) == "<Answers 0 of 0 keys, 0 of 67108864 bytes>"
+    assert repr(answers) == "<ResponseTable 0 of 0 keys, 0 of 67108864 bytes>"
 
 
 def test_an_answer_that_is_confirmed_stays_and_says_how_old_it_is_now() -> None:
     answers, spans = table(), iter([(4.0, 14.0), (4.0, 14.0), None])
-    mark = Cacheable("a", 0.0, 10.0, renew=lambda now: next(spans) if now >= 5 else None)
-    answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
+    mark = Cacheable("a", 0.0, 10.0, revalidate=lambda now: next(spans) if now >= 5 else None)
+    answers.offer(b"head", PreparedResponse(mark, 200, HEADERS, b"{}"), answers.serial)
     found = answers.find(b"head", 3.5)
     assert found is not None and found.headers[0] == (b"age", b"3")
     assert answers.find(b"head", 7.0) is found and found.headers[0] == (b"age", b"3")
@@ -50,8 +50,8 @@ def test_an_answer_that_is_confirmed_stays_and_says_how_old_it_is_now() -> None:
 
 def test_an_answer_that_is_confirmed_no_more_lasts_as_long_as_it_was_told() -> None:
     answers = table()
-    mark = Cacheable("a", 0.0, 10.0, renew=lambda now: None)
-    answers.offer(b"head", Answer(mark, 200, HEADERS, b"{}"), answers.serial)
+    mark = Cacheable("a", 0.0, 10.0, revalidate=lambda now: None)
+    answers.offer(b"head", PreparedResponse(mark, 200, HEADERS, b"{}"), answers.serial)
     assert answers.find(b"head", 9.9) is not None
     assert answers.find(b"head", 10.0) is None
 
@@ -107,28 +107,28 @@ def test_an_answer_offered_again_replaces_the_first_also_under_another_key() -> 
 
 def test_a_place_is_wanted_from_its_second_sight_on() -> None:
     answers = table()
-    assert [answers.wants(b"head"), answers.wants(b"head"), answers.wants(b"head")] == [False, True, True]
+    assert [answers.admits(b"head"), answers.admits(b"head"), answers.admits(b"head")] == [False, True, True]
 
 
 def test_too_long_a_place_is_never_wanted() -> None:
     answers = table(max_head=10)
-    assert [answers.wants(b"x" * 11), answers.wants(b"x" * 11)] == [False, False]
+    assert [answers.admits(b"x" * 11), answers.admits(b"x" * 11)] == [False, False]
 
 
 def test_places_seen_once_cannot_flush_the_table() -> None:
     answers = table(entries=10, remembered=100)
-    answers.wants(b"hot")
+    answers.admits(b"hot")
     answers.offer(b"hot", answer(), answers.serial)
-    assert not any(answers.wants(b"%d" % n) for n in range(10_000))
+    assert not any(answers.admits(b"%d" % n) for n in range(10_000))
     assert answers.find(b"hot", 1.0) is not None
 
 
 def test_a_second_sight_counts_within_as_many_places_as_are_remembered() -> None:
     answers = table(remembered=100)
-    answers.wants(b"seldom")
+    answers.admits(b"seldom")
     for n in range(99):
-        answers.wants(b"%d" % n)
-    assert answers.wants(b"seldom")
+        answers.admits(b"%d" % n)
+    assert answers.admits(b"seldom")
 
 
 def test_the_number_of_entries_is_bounded_and_the_longest_unused_goes_first() -> None:
@@ -184,20 +184,22 @@ def test_a_rendering_counts_as_the_answer_of_that_moment_would(born: float, ttl:
         assert found is None
 
 
-def test_within_a_second_nothing_is_rendered_again() -> None:
-    answers = table()
+def test_to_bytes_writes_again_only_when_a_header_has_changed() -> None:
+    answers, defaults = table(), [(b"Date", b"today")]
     answers.offer(b"1", answer(valid_until=10.0), answers.serial)
     found = answers.find(b"1", 0.1)
     assert found is not None
-    found.heads[2] = b"written by a door"
+    raw = found.to_bytes(defaults)
+    assert raw.startswith(b"HTTP/1.1 200 OK\r\ndate: today\r\nage: 0\r\n") and raw.endswith(b"\r\n\r\n{}")
     answers.find(b"1", 0.9)
-    assert found.heads
+    assert found.to_bytes(defaults) is raw
     answers.find(b"1", 1.0)
-    assert not found.heads
+    assert b"\r\nage: 1\r\n" in found.to_bytes(defaults)
+    assert b"date: tomorrow\r\n" in found.to_bytes([(b"Date", b"tomorrow")])
 
 
 def test_a_drawn_body_has_its_own_length() -> None:
-    assert dict(answer().sized(123))[b"content-length"] == b"123"
+    assert dict(answer().headers_for(123))[b"content-length"] == b"123"
 
 
 def test_twins_share_their_tally_and_nothing_that_is_rendered() -> None:
@@ -206,34 +208,34 @@ def test_twins_share_their_tally_and_nothing_that_is_rendered() -> None:
     first.render(5.0)
     second.render(7.0)
     assert (first.headers[0], second.headers[0]) == ((b"age", b"5"), (b"age", b"7"))
-    assert first.tally is second.tally
+    assert first.hits is second.hits
 
 
 def test_answers_of_a_kind_and_status_share_a_tally() -> None:
     answers = table()
-    answers.tally("list", 200).head += 1
-    answers.tally("list", 304)
-    assert answers.tally("list", 200).head == 1
-    assert set(answers.tallies) == {("list", 200), ("list", 304)}
+    answers.hits_of("list", 200).head += 1
+    answers.hits_of("list", 304)
+    assert answers.hits_of("list", 200).head == 1
+    assert set(answers.hit_counts) == {("list", 200), ("list", 304)}
 
 
 LENGTH = (b"Content-Length", b"2")
 
 
 def test_a_complete_response_is_repeatable() -> None:
-    assert repeatable(200, [LENGTH], b"{}")
-    assert repeatable(304, [], b"")
-    assert repeatable(304, [(b"content-length", b"0")], b"")
+    assert is_repeatable(200, [LENGTH], b"{}")
+    assert is_repeatable(304, [], b"")
+    assert is_repeatable(304, [(b"content-length", b"0")], b"")
 
 
 def test_what_is_not_whole_or_belongs_to_one_connection_or_client_is_not_repeatable() -> None:
-    assert not repeatable(404, [LENGTH], b"{}")
-    assert not repeatable(200, [], b"{}")
-    assert not repeatable(200, [LENGTH], b"{")
-    assert not repeatable(200, [LENGTH, LENGTH], b"{}")
-    assert not repeatable(304, [], b"{}")
+    assert not is_repeatable(404, [LENGTH], b"{}")
+    assert not is_repeatable(200, [], b"{}")
+    assert not is_repeatable(200, [LENGTH], b"{")
+    assert not is_repeatable(200, [LENGTH, LENGTH], b"{}")
+    assert not is_repeatable(304, [], b"{}")
     for header in (b"Connection", b"Transfer-Encoding", b"Set-Cookie"):
-        assert not repeatable(200, [LENGTH, (header, b"x")], b"{}")
+        assert not is_repeatable(200, [LENGTH, (header, b"x")], b"{}")
 
 
 class TableBesideModel(RuleBasedStateMachine):
@@ -246,7 +248,7 @@ class TableBesideModel(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.answers = table(entries=4, size=40_000)
-        self.model: dict[bytes, Answer] = {}
+        self.model: dict[bytes, PreparedResponse] = {}
 
     @rule(place=places, key=keys, lifetime=st.floats(0, 5))
     def offer(self, place: bytes, key: str, lifetime: float) -> None:
@@ -257,7 +259,7 @@ class TableBesideModel(RuleBasedStateMachine):
     @rule(key=keys)
     def forget(self, key: str) -> None:
         self.answers.forget(key)
-        self.model = {place: made for place, made in self.model.items() if made.mark.key != key}
+        self.model = {place: made for place, made in self.model.items() if made.cacheable.invalidation_key != key}
 
     @rule(seconds=st.floats(0, 3))
     def advance(self, seconds: float) -> None:
@@ -268,7 +270,7 @@ class TableBesideModel(RuleBasedStateMachine):
         found = self.answers.find(place, self.now)
         if found is not None:
             assert found is self.model[place]
-            assert self.now < found.mark.valid_until
+            assert self.now < found.cacheable.valid_until
 
     @invariant()
     def bounded(self) -> None:

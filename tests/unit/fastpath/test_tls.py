@@ -25,7 +25,7 @@ CLOSING = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 @asynccontextmanager
 async def serving(fast: bool, patience: float = 10.0, connections: int = 3) -> AsyncIterator[int]:
-    service, limits = Service(), ConnectionLimits(connections=connections, patience=patience)
+    service, limits = Service(), ConnectionLimits(max_connections=connections, read_timeout=patience)
     made = make_protocol(service.answers, service.clock, limits=limits) if fast else make_limited(limits)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERTIFICATES / "server.pem")

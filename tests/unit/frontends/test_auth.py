@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import whole_body
 from nacos_proxy.frontends.auth import (
-    Guard,
-    GuardPolicy,
+    AccessControl,
+    AccessPolicy,
     Token,
     host_name,
-    needed,
+    required_right,
 )
+from nacos_proxy.frontends.request_body import read_body
 from tests.helpers.asgi import ask
 from tests.unit.frontends.conftest import refuse
 
@@ -24,7 +24,7 @@ async def inner(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:
+async def status(policy: AccessPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -35,7 +35,7 @@ async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", que
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
-    await Guard(inner, policy, refuse)(scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send)
+    await AccessControl(inner, policy, refuse)(scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send)
     return int(sent[0]["status"])
 
 
@@ -54,12 +54,12 @@ async def status(policy: GuardPolicy, method: str = "GET", path: str = "/x", que
     ],
 )
 async def test_a_rebound_name_is_turned_away_on_loopback(host: str, expected: int) -> None:
-    assert await status(GuardPolicy(), host=host) == expected
+    assert await status(AccessPolicy(), host=host) == expected
 
 
 async def test_a_name_that_the_operator_allows_is_let_in() -> None:
-    assert await status(GuardPolicy(hosts=frozenset({"proxy.internal"})), host="proxy.internal:80") == 200
-    assert await status(GuardPolicy(hosts=frozenset({"*"})), host="anything") == 200
+    assert await status(AccessPolicy(hosts=frozenset({"proxy.internal"})), host="proxy.internal:80") == 200
+    assert await status(AccessPolicy(hosts=frozenset({"*"})), host="anything") == 200
 
 
 @pytest.mark.parametrize(
@@ -81,26 +81,26 @@ async def test_a_name_that_the_operator_allows_is_let_in() -> None:
 )
 async def test_a_web_page_of_another_site_changes_nothing(headers: dict[str, str], expected: int) -> None:
     """A form needs no leave of the browser: it is sent, though its answer cannot be read."""
-    policy = GuardPolicy(origins=frozenset({"https://console.example"}))
+    policy = AccessPolicy(origins=frozenset({"https://console.example"}))
     where = {"host": "127.0.0.1:8840", **headers}
     assert await status(policy, "POST", "/nacos/v1/ns/instance", **where) == expected
     assert await status(policy, "GET", "/nacos/v1/ns/instance/list", **where) == 200
 
 
 async def test_pages_of_any_site_where_the_operator_allows_them() -> None:
-    policy = GuardPolicy(origins=frozenset({"*"}))
+    policy = AccessPolicy(origins=frozenset({"*"}))
     assert await status(policy, "DELETE", host="localhost", origin="http://anything.example") == 200
 
 
 async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
-    policy = GuardPolicy(tokens=TOKENS, loopback=False)
+    policy = AccessPolicy(tokens=TOKENS, loopback=False)
     assert await status(policy, host="10.0.0.1") == 401
     assert await status(policy, host="10.0.0.1", authorization="Bearer reader") == 200
 
 
 async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some() -> None:
     """As in a container that is published on a loopback port: there a name can be rebound, too."""
-    policy = GuardPolicy(loopback=False, hosts=frozenset({"proxy"}))
+    policy = AccessPolicy(loopback=False, hosts=frozenset({"proxy"}))
     assert [await status(policy, host=host) for host in ("proxy:8840", "10.0.0.1", "localhost")] == [200] * 3
     assert await status(policy, host="evil.example") == 421
 
@@ -119,11 +119,11 @@ async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some
     ],
 )
 async def test_each_token_may_do_what_its_right_says(token: str, method: str, path: str, expected: int) -> None:
-    assert await status(GuardPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
+    assert await status(AccessPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
 
 
 async def test_nacos_clients_send_the_token_their_own_way() -> None:
-    policy = GuardPolicy(tokens=TOKENS)
+    policy = AccessPolicy(tokens=TOKENS)
     assert await status(policy, query="accessToken=reader") == 200
     assert await status(policy, accesstoken="reader") == 200
     assert await status(policy, query="accessToken=wrong") == 401
@@ -131,16 +131,16 @@ async def test_nacos_clients_send_the_token_their_own_way() -> None:
 
 @pytest.mark.parametrize("path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json"])
 async def test_health_is_open_to_probes_and_the_api_page_to_browsers(path: str) -> None:
-    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 200
+    assert await status(AccessPolicy(tokens=TOKENS), path=path) == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/docs/", "/docs/../status", "/readyz/"])
 async def test_nothing_else_is_open(path: str) -> None:
-    assert await status(GuardPolicy(tokens=TOKENS), path=path) == 401
+    assert await status(AccessPolicy(tokens=TOKENS), path=path) == 401
 
 
 def test_a_token_never_shows_in_a_repr() -> None:
-    assert "reader" not in repr(GuardPolicy(tokens=TOKENS))
+    assert "reader" not in repr(AccessPolicy(tokens=TOKENS))
 
 
 @pytest.mark.parametrize(("host", "name"), [("A:1", "a"), ("[::1]:1", "::1"), ("x", "x")])
@@ -171,37 +171,37 @@ def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
     ],
 )
 def test_what_a_call_of_the_nacos_api_needs(context: str, method: str, path: str, right: str) -> None:
-    assert needed(method, context + path, context) == right
+    assert required_right(method, context + path, context) == right
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
 def test_our_own_api_needs_write_wherever_the_other_stands(context: str) -> None:
-    assert needed("POST", "/api/v1/services/a/instances", context) == "write"
+    assert required_right("POST", "/api/v1/services/a/instances", context) == "write"
 
 
 def test_what_is_below_the_context_path_and_nobody_knows_needs_admin() -> None:
-    assert needed("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
-    assert needed("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
+    assert required_right("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
+    assert required_right("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
 
 
-async def posted(policy: GuardPolicy, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
+async def posted(policy: AccessPolicy, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
     """The status of a form, and what of its body was left for who is behind."""
     seen = b""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal seen
-        seen = await whole_body(scope, receive, 1 << 20)
+        seen = await read_body(scope, receive, 1 << 20)
         await inner(scope, receive, send)
 
     given = {"content-length": str(len(body)), "content-type": "application/x-www-form-urlencoded", **headers}
-    reply = await ask(Guard(app, policy, refuse), method, "/nacos/v1/ns/instance", headers=given, body=body)
+    reply = await ask(AccessControl(app, policy, refuse), method, "/nacos/v1/ns/instance", headers=given, body=body)
     return reply.status, seen
 
 
 @pytest.mark.parametrize("name", ["accessToken", "access_token"])
 async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behind(name: str) -> None:
     """As the Go SDK's do."""
-    policy = GuardPolicy(tokens=TOKENS)
+    policy = AccessPolicy(tokens=TOKENS)
     body = f"serviceName=a&{name}=writer".encode()
     assert await posted(policy, body) == (200, body)
     assert (await posted(policy, b"serviceName=a&accessToken=reader"))[0] == 403
@@ -210,7 +210,7 @@ async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behin
 
 
 async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
-    policy, kind = GuardPolicy(tokens=TOKENS), {"content-type": "multipart/form-data; boundary=b"}
+    policy, kind = AccessPolicy(tokens=TOKENS), {"content-type": "multipart/form-data; boundary=b"}
     body = b'--b\r\nContent-Disposition: form-data; name="accessToken"\r\n\r\n%b\r\n--b--\r\n'
     assert await posted(policy, body % b"writer", **kind) == (200, body % b"writer")
     assert (await posted(policy, body % b"reader", **kind))[0] == 403
@@ -218,14 +218,14 @@ async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
 
 
 async def test_a_token_that_is_shown_openly_counts_before_one_in_the_form() -> None:
-    policy = GuardPolicy(tokens=TOKENS)
+    policy = AccessPolicy(tokens=TOKENS)
     assert (await posted(policy, b"accessToken=writer", accesstoken="wrong"))[0] == 401
     assert (await posted(policy, b"accessToken=theirs", authorization="Bearer writer"))[0] == 200
 
 
 async def test_a_form_that_is_too_long_or_is_none_shows_no_token() -> None:
-    policy = GuardPolicy(tokens=TOKENS, max_form=30)
+    policy = AccessPolicy(tokens=TOKENS, max_form=30)
     assert (await posted(policy, b"accessToken=writer&a=" + b"x" * 30))[0] == 401
     kind = {"content-type": "application/json"}
-    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", **kind))[0] == 401
-    assert (await posted(GuardPolicy(tokens=TOKENS), b"accessToken=writer", "GET"))[0] == 401
+    assert (await posted(AccessPolicy(tokens=TOKENS), b"accessToken=writer", **kind))[0] == 401
+    assert (await posted(AccessPolicy(tokens=TOKENS), b"accessToken=writer", "GET"))[0] == 401

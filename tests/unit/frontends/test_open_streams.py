@@ -1,70 +1,81 @@
-"""What is open for long ends when what opened it would be refused."""
+"""`OpenStreams`: long-lived requests end when their admission no longer holds."""
 
 from __future__ import annotations
 
-from nacos_proxy.frontends.open_streams import (
-    HOLDER,
-    Held,
-    Opened,
-    hold,
-)
+from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStreams, end_on_revocation
 from nacos_proxy.model.errors import Denied, ProxyError
 from tests.helpers.asgi import scope
 
-OLD, NEW = Opened("old", "GET", "/a"), Opened("new", "GET", "/a")
+OLD, NEW = Admission("old", "GET", "/a"), Admission("new", "GET", "/a")
 
 
-def refuse_old(opened: Opened) -> ProxyError | None:
-    return Denied("revoked", status=401) if opened == OLD else None
+class Tokens:
+    """What checks admissions: all are good until they are revoked."""
+
+    def __init__(self) -> None:
+        self.revoked: list[Admission] = []
+
+    def check(self, admission: Admission) -> ProxyError | None:
+        return Denied("revoked", status=401) if admission in self.revoked else None
 
 
-def test_what_is_refused_now_ends_once_and_nothing_else() -> None:
-    held, ended = Held(), list[str]()
-    held.add(OLD, lambda why: ended.append(f"old: {why}"))
-    release = held.add(NEW, lambda why: ended.append(f"new: {why}"))
-    held.end(refuse_old)
-    held.end(refuse_old)
-    assert (ended, len(held)) == (["old: revoked"], 1)
+def test_end_revoked_ends_a_revoked_stream_once_and_no_other() -> None:
+    tokens, ended = Tokens(), list[str]()
+    streams = OpenStreams(tokens.check)
+    streams.add(OLD, lambda why: ended.append(f"old: {why}"))
+    release = streams.add(NEW, lambda why: ended.append(f"new: {why}"))
+    streams.end_revoked()
+    assert ended == []
+    tokens.revoked.append(OLD)
+    streams.end_revoked()
+    streams.end_revoked()
+    assert (ended, len(streams)) == (["old: revoked"], 1)
     release()
     release()
-    assert len(held) == 0
+    assert len(streams) == 0
 
 
-def test_what_has_ended_by_itself_is_not_ended_again() -> None:
-    held, ended = Held(), list[ProxyError]()
-    held.add(OLD, ended.append)()
-    held.end(refuse_old)
+def test_end_revoked_does_not_end_what_has_ended_by_itself() -> None:
+    tokens, ended = Tokens(), list[ProxyError]()
+    streams = OpenStreams(tokens.check)
+    streams.add(OLD, ended.append)()
+    tokens.revoked.append(OLD)
+    streams.end_revoked()
     assert ended == []
 
 
-def test_an_end_may_release_what_ends() -> None:
-    held, ended = Held(), list[ProxyError]()
+def test_end_revoked_allows_an_end_that_releases_its_stream() -> None:
+    tokens, ended = Tokens(), list[ProxyError]()
+    streams = OpenStreams(tokens.check)
 
     def end(why: ProxyError) -> None:
         release()
         ended.append(why)
 
-    release = held.add(OLD, end)
-    held.end(refuse_old)
+    release = streams.add(OLD, end)
+    tokens.revoked.append(OLD)
+    streams.end_revoked()
     assert len(ended) == 1
 
 
-def test_a_request_is_held_by_what_the_guard_left_and_by_nobody_without_one() -> None:
-    held = Held()
-    hold(scope("GET", "/a"), lambda why: None)()
-    release = hold({**scope("GET", "/a"), HOLDER: (held, OLD)}, lambda why: None)
-    assert len(held) == 1
+def test_add_ends_a_stream_at_once_that_was_revoked_since_it_was_admitted() -> None:
+    """Between the check and `add`, a first read may take a while."""
+    tokens, ended = Tokens(), list[str]()
+    streams = OpenStreams(tokens.check)
+    tokens.revoked.append(OLD)
+    streams.add(OLD, lambda why: ended.append(str(why)))()
+    streams.add(NEW, lambda why: ended.append(str(why)))
+    assert (ended, len(streams)) == (["revoked"], 1)
+
+
+def test_end_on_revocation_adds_to_the_open_streams_in_the_scope_if_there_are_any() -> None:
+    streams = OpenStreams()
+    end_on_revocation(scope("GET", "/a"), lambda why: None)()
+    release = end_on_revocation({**scope("GET", "/a"), OPEN_STREAMS: (streams, OLD)}, lambda why: None)
+    assert len(streams) == 1
     release()
-    assert len(held) == 0
+    assert len(streams) == 0
 
 
-def test_no_token_is_shown_in_a_repr() -> None:
+def test_admission_does_not_show_its_token_in_a_repr() -> None:
     assert "old" not in repr(OLD)
-
-
-def test_what_was_revoked_before_it_was_held_ends_at_once() -> None:
-    """The guard let it in; until it is open, a first read or its tenant's may take a while."""
-    held, ended = Held(refuse_old), list[str]()
-    held.add(OLD, lambda why: ended.append(str(why)))()
-    held.add(NEW, lambda why: ended.append(str(why)))
-    assert (ended, len(held)) == (["revoked"], 1)

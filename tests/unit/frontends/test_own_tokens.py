@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.frontends.auth import Guard, GuardPolicy, Token
+from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.own_tokens import (
     OWN,
@@ -161,7 +161,7 @@ async def test_a_body_without_a_token_of_ours_is_as_it_came_however_it_is_cut(
 )
 async def test_a_token_that_opens_this_proxy_stops_here(target: str, headers: dict[str, str], body: bytes) -> None:
     upstream = Upstream()
-    guard = Guard(Passthrough(upstream), GuardPolicy((Token(OURS, "admin"),)), refuse)
+    guard = AccessControl(Passthrough(upstream), AccessPolicy((Token(OURS, "admin"),)), refuse)
     theirs = {"accessToken": "of-nacos"} if "Authorization" in headers else {}
     sent = {"Content-Length": str(len(body)), **headers, **theirs}
     reply = await ask(guard, "POST", target, headers=sent, body=body)

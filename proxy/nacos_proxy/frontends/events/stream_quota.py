@@ -1,7 +1,7 @@
-"""How many listen, and to how much: the bounds of event streams and long polls, in all and for each client.
+"""Bounds on event streams and long polls, in total and per client (address).
 
-Not for: what they hear (`events`). A client is its address. Services count once for a client, however many of its
-streams name them: what is listened to is asked for again and again, so nobody may listen to everything.
+The services that a client listens to are bounded, too, because each of them is polled. A service that several streams
+of a client name counts once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from nacos_proxy.model.services import ServiceKey
 
 @dataclass(frozen=True, slots=True)
 class StreamQuotaPolicy:
-    """`most` streams and long polls in all, `per_client` from one address, which may name `services` in all."""
+    """Streams include long polls."""
 
     max_streams: int = 20_000
-    per_client: int = 20_000
-    services: int = 10_000
+    streams_per_client: int = 20_000
+    services_per_client: int = 10_000
 
 
 class StreamQuota:
-    """Each `take` that did not raise wants one `leave` with the same arguments."""
+    """Counts streams. Call `leave` once for each `take` that did not raise, with the same arguments."""
 
     def __init__(self, policy: StreamQuotaPolicy) -> None:
         self.refused = 0
@@ -34,22 +34,23 @@ class StreamQuota:
         self._services: dict[str, Counter[ServiceKey]] = {}
 
     def take(self, client: str, keys: Collection[ServiceKey]) -> None:
-        """Raises `BadCall` where that is too many."""
+        """Adds a stream. Raises `BadCall` with status 429 if that is too many."""
         held = self._services.get(client, Counter[ServiceKey]())
         services = len(held) + sum(1 for key in keys if key not in held)
-        for whose, number, most, what in (
+        for whose, number, limit, what in (
             ("the proxy", self.open + 1, self._policy.max_streams, "streams open"),
-            ("this client", self._clients[client] + 1, self._policy.per_client, "streams open"),
-            ("this client", services, self._policy.services, "services that it listens to"),
+            ("this client", self._clients[client] + 1, self._policy.streams_per_client, "streams open"),
+            ("this client", services, self._policy.services_per_client, "services that it listens to"),
         ):
-            if number > most:
+            if number > limit:
                 self.refused += 1
-                raise BadCall("", Violation.OTHER, f"{whose} has no more than {most} {what}", status=429)
+                raise BadCall("", Violation.OTHER, f"{whose} has no more than {limit} {what}", status=429)
         self.open += 1
         self._clients[client] += 1
         self._services.setdefault(client, Counter()).update(keys)
 
     def leave(self, client: str, keys: Collection[ServiceKey]) -> None:
+        """Removes a stream."""
         self.open -= 1
         self._clients[client] -= 1
         if not self._clients[client]:
@@ -67,4 +68,4 @@ class StreamQuota:
         return dict(self._clients)
 
     def __repr__(self) -> str:
-        return f"<Seats {self.open} taken by {len(self._clients)} clients>"
+        return f"<StreamQuota {self.open} open by {len(self._clients)} clients>"

@@ -1,13 +1,12 @@
-"""Changes to clients as they come: Server-Sent Events.
+"""Server-Sent Events: each change goes to its readers as it happens.
 
-Not for: what is an event and in which order (`catalog.hub`), how it is spelt (`wire.sse`, `wire.rest`), long polls
-(`polls`). Rules:
+`catalog.hub` decides what an event is and in which order, `wire.rest` writes it. Rules:
 
-- a reader gets its snapshots, then every change behind them; the last snapshot alone carries an id, so that a reader
-  that was cut off among its snapshots gets them all again;
-- nothing waits for a reader: what it cannot take stays in its mailbox, one change per service at most; snapshots and
-  changes become bytes as it reads, about `_PIECE` of them at once;
-- an event is encoded once for all readers with the same view.
+- A reader gets its snapshots, then every later change. Only the last snapshot has an id, so that a reader that is cut
+  off among its snapshots gets all of them again.
+- Nothing waits for a reader. What it cannot take stays in its mailbox, at most one change per service. Snapshots and
+  changes are encoded as it reads, about `_CHUNK` bytes at a time.
+- An event is encoded once for all readers with the same view.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 from starlette.requests import Request
@@ -30,9 +29,9 @@ from nacos_proxy.catalog.hub import (
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of, send_reply, to_query
 from nacos_proxy.frontends.channel import AsgiChannel
-from nacos_proxy.frontends.events.long_polls import Polls
+from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
-from nacos_proxy.frontends.open_streams import hold
+from nacos_proxy.frontends.open_streams import end_on_revocation
 from nacos_proxy.frontends.rest import documents as docs
 from nacos_proxy.frontends.rest.reads import Bodies
 from nacos_proxy.frontends.rest.routes import Routes
@@ -61,44 +60,38 @@ from nacos_proxy.wire.rest.sse import (
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode()),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx in between would hold events back
+    (b"x-accel-buffering", b"no"),  # else nginx would buffer events
 ]
-_SLOTS = 15
-_PIECE = 16 << 10  # bytes
+_SLOTS = 15  # groups of streams, with heartbeats at different moments
+_CHUNK = 16 << 10  # bytes
+_RETRY_SPREAD = 5_000  # ms: after a stop, readers come back spread over this time
+_PREPARED_SNAPSHOTS = 8 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EventsPolicy:
-    """`heartbeat` in seconds; `retry` and `retry_spread` in ms: after a stop, readers come back spread over the latter.
-
-    `most` streams and long polls in all, `per_client` from one address, which may name `watched` services in all, and
-    `services` with one of them.
-    """
+    """`heartbeat` in seconds, `retry` in ms. One stream may name at most `services_per_stream` services."""
 
     heartbeat: float = 15.0
     retry: int = 2_000
-    retry_spread: int = 5_000
-    max_streams: int = 20_000
-    per_client: int = 20_000
-    watched: int = 10_000
-    services: int = 500
-    prepared: int = 8 << 20
+    services_per_stream: int = 500
+    quota: StreamQuotaPolicy = field(default_factory=StreamQuotaPolicy)
 
 
-def _nobody(namespace: str, group: str) -> None:
-    """Nobody learns the names of a group's services."""
+def _do_not_discover(namespace: str, group: str) -> None:
+    """For a proxy that does not poll the names of a group's services."""
 
 
 class EventsApi:
-    """The endpoints, and all who listen. `discover` and `forget` are told of each who follows a whole group."""
+    """The endpoints and all streams. `discover` and `forget` are called as streams of a whole group begin and end."""
 
     def __init__(
         self,
         agent: Agent,
         policy: EventsPolicy,
         *,
-        discover: Callable[[str, str], None] = _nobody,
-        forget: Callable[[str, str], None] = _nobody,
+        discover: Callable[[str, str], None] = _do_not_discover,
+        forget: Callable[[str, str], None] = _do_not_discover,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self.closed = False
@@ -107,14 +100,14 @@ class EventsApi:
         self.discover = discover
         self.forget = forget
         self._rng = rng
-        self._slots: tuple[dict[_Reader, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._slots: tuple[dict[_Stream, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
-        self.quota = StreamQuota(StreamQuotaPolicy(policy.max_streams, policy.per_client, policy.watched))
-        self.polls = Polls(agent, self.quota)
-        self._snapshots = Bodies(policy.prepared)
+        self.quota = StreamQuota(policy.quota)
+        self.polls = LongPolls(agent, self.quota)
+        self._snapshots = Bodies(_PREPARED_SNAPSHOTS)
         self._ticker: asyncio.Task[None] | None = None
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
-        """What was encoded last: ten thousand readers ask for the same, one after the other."""
+        """The last encoded event: ten thousand readers ask for the same one after the other."""
 
     def routes(self) -> Routes:
         routes = Routes("events")
@@ -124,7 +117,7 @@ class EventsApi:
 
     # streams
 
-    async def events(self, request: Request) -> HttpReply | _Reader:
+    async def events(self, request: Request) -> HttpReply | _Stream:
         query = to_query(request.scope)
         view = read_view(query)
         interest = self._interest(query, view)
@@ -133,34 +126,32 @@ class EventsApi:
             return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
         client = client_of(request.scope)
         self.quota.take(client, interest.keys)
-        reader = _Reader(self, interest, view, after[:100], client)
-        reader.release = hold(request.scope, reader.refuse)
-        return reader
+        return _Stream(self, request.scope, interest, view, after[:100], client)
 
     def _interest(self, query: Query, view: View) -> Filter:
         names = query.all("service")
         if not names:
             raise missing("service")
-        if len(names) > self.policy.services:
-            raise illegal("service", f"Param 'service' is given more than {self.policy.services} times.")
+        if len(names) > self.policy.services_per_stream:
+            raise illegal("service", f"Param 'service' is given more than {self.policy.services_per_stream} times.")
         if "*" not in names:
             keys = frozenset(read_key(name, query) for name in names)
             return Filter(keys, clusters=view.cluster_set, healthy_only=view.healthy_only)
         if len(names) > 1:
-            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+            raise illegal("service", "Param 'service' is illegal, '*' cannot be combined with names.")
         group = read_list(query)
         everything = (group.namespace, group.group)
         return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
 
-    def add(self, reader: _Reader) -> int:
-        """The slot of a reader whose stream has begun; each slot has its heartbeat at another moment."""
+    def add(self, reader: _Stream) -> int:
+        """Adds a stream that has begun, and returns its slot."""
         self._next_slot = (self._next_slot + 1) % _SLOTS
         self._slots[self._next_slot][reader] = None
         if self._ticker is None or self._ticker.done():
             self._ticker = self.agent.supervisor.keep(self._tick, name="heartbeats")
         return self._next_slot
 
-    def drop(self, reader: _Reader, slot: int) -> None:
+    def drop(self, reader: _Stream, slot: int) -> None:
         self._slots[slot].pop(reader, None)
 
     async def _tick(self) -> None:
@@ -174,7 +165,7 @@ class EventsApi:
     # bytes
 
     def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
-        """An event as readers of a view get it; b"" where the view does not show it."""
+        """The framed event for a view; b"" if the view does not show it."""
         if len(view.clusters) > SHORT:
             return frame(self._encode(event, view))
         hub = self.agent.catalog.hub
@@ -205,10 +196,10 @@ class EventsApi:
         return sum(len(slot) for slot in self._slots)
 
     def retry_after_stop(self) -> bytes:
-        return encode_retry(self.policy.retry + int(self._rng() * self.policy.retry_spread))
+        return encode_retry(self.policy.retry + int(self._rng() * _RETRY_SPREAD))
 
     def close(self) -> None:
-        """Ends all streams, each with the time after which to come back, and answers all long polls."""
+        """Ends all streams, each with a time after which to reconnect, and answers all long polls."""
         self.closed = True
         for reader in self._readers():
             reader.end()
@@ -223,7 +214,7 @@ class EventsApi:
                 reader.end()
         self.polls.refuse(why, key)
 
-    def _readers(self) -> list[_Reader]:
+    def _readers(self) -> list[_Stream]:
         return [reader for slot in self._slots for reader in slot]
 
     def __repr__(self) -> str:
@@ -235,11 +226,11 @@ def notice_json(notice: Notice) -> bytes:
 
 
 def _nothing() -> None:
-    """A reader needs no waking: what waits for it waits until its connection takes more."""
+    """A stream needs no wake-up call: it gets events directly, or when its connection takes more."""
 
 
-class _Reader:
-    """One stream: an ASGI app that begins it, then what writes each event to it."""
+class _Stream:
+    """One stream: first the ASGI app that begins it, then the sink for its events."""
 
     __slots__ = (
         "_after",
@@ -248,14 +239,14 @@ class _Reader:
         "_client",
         "_mailbox",
         "_refused",
+        "_release",
         "_slot",
         "_view",
         "_waiting",
         "interest",
-        "release",
     )
 
-    def __init__(self, api: EventsApi, interest: Filter, view: View, after: str, client: str) -> None:
+    def __init__(self, api: EventsApi, scope: Scope, interest: Filter, view: View, after: str, client: str) -> None:
         self._api = api
         self.interest = interest
         self._view = view
@@ -263,10 +254,10 @@ class _Reader:
         self._client: str | None = client
         self._mailbox: Mailbox | None = None
         self._channel: Channel | None = None
-        self._waiting: Iterator[bytes] = iter(())  # framed events that are to be written before those of the mailbox
+        self._waiting: Iterator[bytes] = iter(())  # framed events to write before those in the mailbox
         self._slot = -1
         self._refused: ProxyError | None = None
-        self.release = _nothing
+        self._release = end_on_revocation(scope, self.refuse)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -297,13 +288,13 @@ class _Reader:
             raise
 
     async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
-        """Listens from now on; what the stream begins with."""
+        """Subscribes, and returns what makes the first events of the stream for its channel."""
         api, agent = self._api, self._api.agent
         self._mailbox, known = await agent.watch(self.interest, _nothing, self._after, self._client or "")
         if self.interest.everything is not None:
             api.discover(*self.interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
-        last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # what waits comes behind them
+        last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # waiting events have later ids
         down = b"" if breaker.up else encode("upstream", notice_json(Notice("down", breaker.reason)))
         return lambda channel: self._first(channel.frame, known, last, reset, down)
 
@@ -328,7 +319,7 @@ class _Reader:
             self.end()
 
     def _flush(self) -> None:
-        """What waits, while the reader takes it; events come straight from then on."""
+        """Writes what waits as long as the reader takes it; later events are then written directly."""
         assert self._channel is not None and self._mailbox is not None
         while data := self._some(self._channel, self._mailbox):
             if not self._channel.write(data):
@@ -336,11 +327,11 @@ class _Reader:
         self._mailbox.attach(self._send)
 
     def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
-        """The next of what waits, in whole events; b"" where nothing does."""
+        """Whole waiting events, about `_CHUNK` bytes; b"" if there are none."""
         api, view, frame = self._api, self._view, channel.frame
         pieces: list[bytes] = []
         size = 0
-        while size < _PIECE:
+        while size < _CHUNK:
             piece = next(self._waiting, None)
             if piece is not None:
                 pieces.append(piece)
@@ -352,7 +343,7 @@ class _Reader:
         return b"".join(pieces)
 
     def _send(self, event: Event) -> None:
-        """Whatever a reader's events die of is the end of its stream: the readers behind it must get theirs."""
+        """Writes an event. An exception ends this stream only, so that the other readers get the event."""
         try:
             channel, view = self._channel, self._view
             assert channel is not None
@@ -372,12 +363,12 @@ class _Reader:
             self._mailbox.detach()
 
     def beat(self) -> None:
-        """A sign of life, unless it is clear that the reader is slow."""
+        """Sends a heartbeat, unless the reader is slow."""
         if self._channel is not None and self._mailbox is not None and self._mailbox.sink is not None:
             self._write(self._channel.frame(HEARTBEAT))
 
     def end(self) -> None:
-        """The proxy stops, or its client may not listen any longer. What that dies of is not the next one's."""
+        """Ends the stream because the proxy stops or its client lost access. An exception does not reach the caller."""
         self._api.agent.supervisor.call("event stream", self._say_goodbye)
 
     def _say_goodbye(self) -> None:
@@ -386,13 +377,13 @@ class _Reader:
             self._channel.close()
 
     def refuse(self, why: ProxyError) -> None:
-        """Whoever listens may not any longer; a stream that has not begun ends as it does."""
+        """Ends the stream because its client lost access; one that has not begun is answered with `why`."""
         self._refused = why
         self.end()
 
     def _gone(self) -> None:
-        """The stream has ended, whoever ended it; harmless when it was said before."""
-        self.release()
+        """Cleans up after the stream has ended for whatever reason. Harmless if called again."""
+        self._release()
         if self._client is None:
             return
         self._api.quota.leave(self._client, self.interest.keys)

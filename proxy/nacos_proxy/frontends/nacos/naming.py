@@ -1,7 +1,4 @@
-"""The Nacos naming API for clients, made from the dialects' tables. No rule of a dialect stands here.
-
-Not for: the configuration API, the console, logins (`passthrough`).
-"""
+"""The Nacos naming API, from the dialects' tables. The configuration API and logins are in `passthrough`."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ from nacos_proxy.frontends.answers import (
     mark_cacheable,
     send_reply,
     to_request,
-    whole_body,
 )
+from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import (
     Alive,
     Beat,
@@ -32,7 +29,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.wire.http import HttpReply, Pairs
+from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import (
     Dialect,
@@ -45,18 +42,17 @@ from nacos_proxy.wire.nacos.rules import RULES
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
 ANSWER_HEADER = "nacos-proxy-answer"
-_REMEMBERED, _LONGEST = 4096, 2048  # requests whose meaning is remembered, and how many bytes one may have
+_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 2048  # requests whose parsed call is remembered; bytes of one
 _DIGEST_KEY = token_bytes(32)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 
-_LARGE = 100  # services or clients in an answer: to write more would hold the loop too long
+_LARGE = 100  # services or clients in a reply; a larger one is written in a thread, so as not to block the loop
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
-"""Answers a request where the upstream knows its path; whether it did."""
-
+"""Answers a request if the upstream knows its path. Returns whether it did."""
 
 Remembered = LRUCache[Hashable, Write[Any]]
-"""What requests meant, by their digest and the rules: they may hold a token or a password, which is not kept."""
+"""Parsed writes, by a digest of the request (which may hold a token or a password) and the rules."""
 
 
 def remembered_calls() -> Remembered:
@@ -64,19 +60,21 @@ def remembered_calls() -> Remembered:
 
 
 def _digest(*parts: bytes) -> bytes:
-    found = hashlib.blake2b(key=_DIGEST_KEY, digest_size=16)
+    digest = hashlib.blake2b(key=_DIGEST_KEY, digest_size=16)
     for part in parts:
-        found.update(b"%d:" % len(part))
-        found.update(part)
-    return found.digest()
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
 
 
 class NacosApi:
-    """An ASGI app for all paths below the context path; what no dialect owns or answers goes to `otherwise`.
+    """An ASGI app for all paths below the context path.
 
-    `on_list` hears of every list that was answered, which is how push addresses become known; `on_beat` of every beat
-    that a client sent, whatever becomes of it: a sign of life. A naming call that no dialect knows is `offer`ed to the
-    server behind before it is called unknown.
+    - `otherwise` gets what no dialect owns.
+    - `offer` gets a naming call that this proxy does not speak, before it is answered as unknown.
+    - `on_list` is called with each list that was answered, which is how push addresses become known.
+    - `on_beat` is called with each beat that a client sent, as a sign of life, whatever becomes of it.
+    - `remembered` can be shared by several of these.
     """
 
     def __init__(
@@ -100,124 +98,128 @@ class NacosApi:
         self._max_body = max_body
         self._on_list = on_list
         self._on_beat = on_beat
-        self._read = remembered_calls() if remembered is None else remembered
+        self._writes = remembered_calls() if remembered is None else remembered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"][len(self._context) :]
+        path = self._path(scope)
         for dialect in self._dialects:
             operation = dialect.match(scope["method"], path)
-            if operation is not None or dialect.owns(path):
-                if operation is None and self._foreign(dialect, scope["method"], path):
-                    await self._ask_behind(dialect, path, scope, receive, send)
-                    return
-                reply = await self._answer(dialect, operation, path, scope, receive)
-                await send_reply(send, reply, head_only=scope["method"] == "HEAD")
+            if operation is None and not dialect.owns(path):
+                continue
+            if operation is not None or not _may_be_known_upstream(dialect, scope["method"], path):
+                reply = await self._answer(dialect, operation, scope, receive)
+            elif self._offer is not None and await self._offer(scope, receive, send):
                 return
+            else:
+                reply = dialect.unknown(self._to_request(scope), self._now_ms())
+            await send_reply(send, reply, head_only=scope["method"] == "HEAD")
+            return
         await self._otherwise(scope, receive, send)
 
     def knows(self, method: str, path: str) -> bool:
-        """Whether a request is one of the naming API; `path` with the context path."""
+        """Whether a request belongs to the naming API; `path` includes the context path."""
         below = path[len(self._context) :]
         return any(d.match(method, below) is not None or d.owns(below) for d in self._dialects)
 
-    @staticmethod
-    def _foreign(dialect: Dialect, method: str, path: str) -> bool:
-        """What of the naming API this proxy does not speak, and the server behind may: whole paths, and what servers
-        alone can do.
-        """
-        theirs = any(whole.name == dialect.name and whole.match(method, path) for whole in WHOLE)
-        return theirs or not any(dialect.match(known, path) for known in _METHODS)
-
-    async def _ask_behind(self, dialect: Dialect, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._offer is None or not await self._offer(scope, receive, send):
-            reply = dialect.unknown(to_request(scope, path, b"", self._context), self._now_ms())
-            await send_reply(send, reply, head_only=scope["method"] == "HEAD")
+    def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
+        """The reply to an error that arose before the request came here, in the dialect of its path (else v1's)."""
+        path = self._path(scope)
+        return self._error(next((d for d in self._dialects if d.owns(path)), self._dialects[0]), scope, error)
 
     async def _answer(
-        self, dialect: Dialect, operation: Operation[Any, Any] | None, path: str, scope: Scope, receive: Receive
+        self, dialect: Dialect, operation: Operation[Any, Any] | None, scope: Scope, receive: Receive
     ) -> HttpReply:
         try:
-            body = b"" if scope["method"] in ("GET", "HEAD") else await whole_body(scope, receive, self._max_body)
-        except ProxyError as error:
-            return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
-        if operation is None:
-            return dialect.unknown(to_request(scope, path, b"", self._context), self._now_ms())
-        try:
-            call = self._call(operation, path, scope, body)
+            body = b"" if scope["method"] in ("GET", "HEAD") else await read_body(scope, receive, self._max_body)
+            if operation is None:
+                return dialect.unknown(self._to_request(scope), self._now_ms())
+            call = self._call(operation, scope, body)
             result, headers = await self._perform(call, scope)
-            if _large(result):
+            if _is_large(result):
                 reply = await asyncio.to_thread(operation.write_reply, call, result)
             else:
                 reply = operation.write_reply(call, result)
         except ProxyError as error:
-            return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
-        if reply.status == 200 and unchanged(scope, headers):
+            return self._error(dialect, scope, error)
+        if reply.status == 200 and _is_unchanged(scope, headers):
             return HttpReply(304, None, b"", headers)
         return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)
 
-    def _call(self, operation: Operation[Any, Any], path: str, scope: Scope, body: bytes) -> Any:
-        """What a request means. Beats, and what is registered again, say the same each time: they are read once."""
+    def _call(self, operation: Operation[Any, Any], scope: Scope, body: bytes) -> Any:
+        """The call in a request. A beat or a repeated registration is the same each time, so it is parsed once."""
         if scope["method"] == "GET":
-            return operation.read_request(to_request(scope, path, body, self._context))
-        kind = header(scope, b"content-type")
-        said = _digest(scope["method"].encode(), path.encode(), scope["query_string"], body, kind), scope.get(RULES)
-        known = self._read.get(said)
-        if known is not None:
-            return known
-        call = operation.read_request(to_request(scope, path, body, self._context))
-        short = len(path) + len(body) + len(scope["query_string"]) + len(kind) <= _LONGEST
-        if short and issubclass(operation.call, Write):
-            self._read[said] = call
+            return operation.read_request(self._to_request(scope, body))
+        content_type = header(scope, b"content-type")
+        parts = scope["method"].encode(), self._path(scope).encode(), scope["query_string"], body, content_type
+        key = _digest(*parts), scope.get(RULES)
+        call = self._writes.get(key)
+        if call is None:
+            call = operation.read_request(self._to_request(scope, body))
+            if sum(map(len, parts)) <= _MAX_REMEMBERED_BYTES and issubclass(operation.call, Write):
+                self._writes[key] = call
         return call
 
     async def _perform(self, call: Any, scope: Scope) -> tuple[Any, Pairs]:
         agent = self._agent
         if isinstance(call, ReadService):
-            wants = CacheControl.parse(header(scope, b"cache-control").decode("latin-1"))
-            look = await agent.read(call.service, wants)
-            assert look.snapshot is not None
+            cache_control = _cache_control_of(scope)
+            result = await agent.read(call.service, cache_control)
+            snapshot = result.snapshot
+            assert snapshot is not None
             if self._on_list is not None:
-                self._on_list(call, look.snapshot)
+                self._on_list(call, snapshot)
             if call.push is None:
-                mark_cacheable(scope, agent, look, "list", wants)
-            return ServiceView(look.snapshot, look.snapshot.select(call.cluster_set, call.healthy_only)), _headers(look)
+                mark_cacheable(scope, agent, result, "list", cache_control)
+            return ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only)), _headers(result)
         if isinstance(call, ReadInstance):
-            instance, found = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
-            if found is not None:
-                wants = CacheControl.parse(header(scope, b"cache-control").decode("latin-1"))
-                mark_cacheable(scope, agent, found, "instance", wants)
-            return instance, _headers(found)
+            instance, result = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
+            if result is not None:
+                mark_cacheable(scope, agent, result, "instance", _cache_control_of(scope))
+            return instance, _headers(result)
         if isinstance(call, Write):
             if isinstance(call, Beat) and self._on_beat is not None:
                 self._on_beat(call.service, call.ip, call.port)
             written = await agent.write(cast("Write[Any]", call))
             return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
-        if isinstance(call, Alive):  # this process lives, as it answers; r-nacos has no such call at all
+        if isinstance(call, Alive):  # about this process, not the upstream; r-nacos has no such call
             return None, ()
         return await agent.ask(call), ()
 
-    def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
-        """An error that arose before the request came here, in the dialect of its path (v1's where none owns it)."""
-        path = scope["path"][len(self._context) :]
-        dialect = next((d for d in self._dialects if d.owns(path)), self._dialects[0])
-        return dialect.write_error(to_request(scope, path, b"", self._context), error, self._now_ms())
+    def _path(self, scope: Scope) -> str:
+        return scope["path"][len(self._context) :]
+
+    def _to_request(self, scope: Scope, body: bytes = b"") -> HttpRequest:
+        return to_request(scope, self._path(scope), body, self._context)
+
+    def _error(self, dialect: Dialect, scope: Scope, error: ProxyError) -> HttpReply:
+        return dialect.write_error(self._to_request(scope), error, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._agent.clock.wall() * 1000)
 
 
-def _headers(look: CacheResult | None) -> Pairs:
-    if look is None or look.snapshot is None:
+def _may_be_known_upstream(dialect: Dialect, method: str, path: str) -> bool:
+    """For a call that no dialect has: true if this proxy does not know the path, or if only servers answer the call."""
+    server_call = any(whole.name == dialect.name and whole.match(method, path) for whole in WHOLE)
+    return server_call or not any(dialect.match(known, path) for known in _METHODS)
+
+
+def _cache_control_of(scope: Scope) -> CacheControl:
+    return CacheControl.parse(header(scope, b"cache-control").decode("latin-1"))
+
+
+def _headers(result: CacheResult | None) -> Pairs:
+    if result is None or result.snapshot is None:
         return ()
-    return (*cache_headers(look), ("etag", etag(look.snapshot.revision)))
+    return (*cache_headers(result), ("etag", etag(result.snapshot.revision)))
 
 
-def _large(result: object) -> bool:
+def _is_large(result: object) -> bool:
     rows: Any = result.rows if isinstance(result, DetailPage) else result
     return isinstance(rows, tuple) and len(rows) > _LARGE  # pyright: ignore[reportUnknownArgumentType]
 
 
-def unchanged(scope: Scope, headers: Pairs) -> bool:
-    """Whether the client has this very answer already (RFC 9110 13.1.2)."""
+def _is_unchanged(scope: Scope, headers: Pairs) -> bool:
+    """Whether the client already has this response (RFC 9110 13.1.2)."""
     tag = dict(headers).get("etag") if headers else None
     return tag is not None and tag_matches(header(scope, b"if-none-match").decode("latin-1"), tag)

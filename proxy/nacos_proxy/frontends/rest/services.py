@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Agent, Written
-from nacos_proxy.frontends.answers import client_of, read_body, to_query
+from nacos_proxy.frontends.answers import client_of, to_query
+from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.frontends.rest import documents as docs
 from nacos_proxy.frontends.rest.reads import (
     REVALIDATE,
@@ -207,7 +208,7 @@ class RestApi:
 
     async def beat(self, request: Request) -> HttpReply:
         key, query = target(request)
-        body = await read_body(request, self._max_body)
+        body = await read_body(request.scope, request.receive, self._max_body)
         if body.strip():
             _want_json(request)
         call = read_beat(key, await self._addressed(request, key, query), query, body)
@@ -250,7 +251,7 @@ def target(request: Request) -> tuple[ServiceKey, Query]:
 async def json_body(request: Request, most: int) -> bytes:
     """The body of a request that must be JSON. Raises `BadCall`."""
     _want_json(request)
-    return await read_body(request, most)
+    return await read_body(request.scope, request.receive, most)
 
 
 def _want_json(request: Request) -> None:

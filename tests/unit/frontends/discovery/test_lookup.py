@@ -82,13 +82,13 @@ async def test_who_asks_for_ever_other_clusters_takes_bounded_memory(world: Worl
             answer = await world.ask("GET", f"{PICK}?clusters={named}&clusters=x{number}")
             marks.append(answer.scope[CACHEABLE])
             for _ in range(20):
-                marks[-1].draw()
+                marks[-1].make_body()
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     print(f"{held / 2**20:.1f} MiB")
     assert held < 32 << 20
-    assert all(b'"ip":"10.0.' in mark.draw() for mark in marks), "what is no longer kept is made anew"
+    assert all(b'"ip":"10.0.' in mark.make_body() for mark in marks), "what is no longer kept is made anew"
 
 
 async def test_a_key_keeps_its_instance(world: World) -> None:
@@ -113,11 +113,11 @@ async def test_the_fast_path_gets_a_function_that_chooses_anew(world: World) -> 
     world.shelf.services[KEY] = snapshot(A, B)
     weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[CACHEABLE]
     world.luck.next = [0.1, 0.9]
-    assert (weighted.kind, weighted.draw(), weighted.draw()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
+    assert (weighted.kind, weighted.make_body(), weighted.make_body()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
     turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[CACHEABLE]
-    assert (turns.draw(), turns.draw()) == (b"10.0.0.2:80", b"10.0.0.1:80")
+    assert (turns.make_body(), turns.make_body()) == (b"10.0.0.2:80", b"10.0.0.1:80")
     hashed = (await world.ask("GET", f"{PICK}?strategy=hash&key=a")).scope[CACHEABLE]
-    assert hashed.draw is None
+    assert hashed.make_body is None
     assert CACHEABLE not in (await world.ask("GET", PICK, headers={"cache-control": "no-cache"})).scope
 
 
@@ -145,7 +145,7 @@ async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -
     assert answer.headers["content-type"] == "application/json"
     assert CACHEABLE not in answer.scope
     one = await world.ask("GET", "/api/v1/sd/prometheus?service=orders")
-    assert one.scope[CACHEABLE].key == KEY
+    assert one.scope[CACHEABLE].invalidation_key == KEY
 
 
 async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:

@@ -12,7 +12,7 @@ from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPo
 from nacos_proxy.model.errors import BadCall
 from tests.helpers.build import key
 
-POLICY = StreamQuotaPolicy(max_streams=4, per_client=3, services=5)
+POLICY = StreamQuotaPolicy(max_streams=4, streams_per_client=3, services_per_client=5)
 _takes = st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9).map(lambda n: key(f"s{n}")), max_size=4))
 
 
@@ -40,7 +40,7 @@ def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[ob
 
 
 def test_a_refusal_says_whose_bound_it_was_and_is_counted() -> None:
-    seats = StreamQuota(StreamQuotaPolicy(max_streams=2, per_client=1, services=1))
+    seats = StreamQuota(StreamQuotaPolicy(max_streams=2, streams_per_client=1, services_per_client=1))
     with pytest.raises(BadCall, match="this client has no more than 1 services that it listens to"):
         seats.take("a", {key("x"), key("y")})
     seats.take("a", {key("x")})
@@ -50,4 +50,4 @@ def test_a_refusal_says_whose_bound_it_was_and_is_counted() -> None:
     with pytest.raises(BadCall, match="the proxy has no more than 2 streams open"):
         seats.take("c", set())
     assert seats.refused == 3
-    assert repr(seats) == "<Seats 2 taken by 2 clients>"
+    assert repr(seats) == "<StreamQuota 2 open by 2 clients>"

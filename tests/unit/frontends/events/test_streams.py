@@ -412,7 +412,7 @@ async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) ->
 class TestLimits:
     @pytest.fixture
     def events_policy(self) -> EventsPolicy:
-        return EventsPolicy(max_streams=3, per_client=2)
+        return EventsPolicy(quota=StreamQuotaPolicy(max_streams=3, streams_per_client=2))
 
     async def test_one_client_has_its_bound_and_the_proxy_another(self, world: World) -> None:
         target = "/api/v1/events?service=orders"
@@ -431,7 +431,7 @@ class TestLimits:
 
     async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
-        world.events.quota = world.events.polls.seats = StreamQuota(StreamQuotaPolicy(services=3))
+        world.events.quota = world.events.polls.quota = StreamQuota(StreamQuotaPolicy(services_per_client=3))
         streams = [
             await world.start("/api/v1/events?service=a&service=b"),
             await world.start("/api/v1/events?service=a&service=c"),

@@ -82,7 +82,7 @@ async def test_a_list_says_how_old_it_is_and_may_be_repeated(world: World) -> No
     await exchange.ended()
     assert (exchange.status, exchange.headers["content-type"]) == (200, "application/json")
     assert {"age", "cache-status", "etag"} <= exchange.headers.keys()
-    assert exchange.scope[CACHEABLE].key == build.KEY
+    assert exchange.scope[CACHEABLE].invalidation_key == build.KEY
     assert world.listed == [ReadService(build.KEY)]
 
 

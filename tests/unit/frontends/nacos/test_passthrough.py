@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.nacos.passthrough import MOST, NOT_THERE, Passthrough
+from nacos_proxy.frontends.nacos.passthrough import MAX_REQUESTS, NOT_THERE, Passthrough
 from nacos_proxy.model.errors import (
     BadCall,
     TooSlow,
@@ -151,7 +151,7 @@ async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole(caplog
     upstream = Upstream(lambda path: Answer(200, (b"half", TooSlow("no more"))))
     exchange: Exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
     await exchange.ended()
-    assert "cut short that was passed on: no more" in caplog.text
+    assert "a forwarded response was cut short: no more" in caplog.text
     assert (exchange.body, exchange.complete, upstream.open) == (b"half", False, 0)
 
 
@@ -330,13 +330,13 @@ async def test_one_address_leaves_room_for_others_and_has_it_back_when_it_goes()
     upstream.answer = lambda path: Silent()
     passthrough = Passthrough(upstream)
     target = "/nacos/v1/cs/configs/listener"
-    polls = [await start(passthrough, scope("GET", target)) for _ in range(MOST // 2)]
+    polls = [await start(passthrough, scope("GET", target)) for _ in range(MAX_REQUESTS // 2)]
     refused = await ask(passthrough, "GET", target)
-    assert refused.status == 429 and b"Wait for some to end" in refused.body
+    assert refused.status == 429 and b"wait for some to end" in refused.body
     given, refused = await offered(passthrough, "GET", "/nacos/v1/ns/nothing")
     assert given and refused.status == 429
     other = await start(passthrough, scope("GET", target, client="10.0.0.2"))
-    assert upstream.open == MOST // 2 + 1
+    assert upstream.open == MAX_REQUESTS // 2 + 1
     for poll in polls:
         await poll.leave()
     held.set()

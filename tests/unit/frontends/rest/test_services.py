@@ -112,7 +112,7 @@ async def test_only_what_may_be_repeated_is_marked_for_the_fast_path(world: Worl
     world.shelf.services[KEY] = snapshot(A)
     fresh = await world.ask("GET", "/api/v1/services/orders")
     mark = fresh.scope[CACHEABLE]
-    assert (mark.key, mark.born, mark.valid_until, mark.kind) == (KEY, 1000.0, 1010.0, "snapshot")
+    assert (mark.invalidation_key, mark.confirmed_at, mark.valid_until, mark.kind) == (KEY, 1000.0, 1010.0, "snapshot")
     asked = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "no-cache"})
     assert CACHEABLE not in asked.scope
     young = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "max-age=4"})

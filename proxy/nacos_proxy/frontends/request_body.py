@@ -1,0 +1,83 @@
+"""Request bodies: read for good, or read early, for a token in a form, and replayed to the app behind."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from starlette.types import Message, Receive, Scope
+
+from nacos_proxy.model.errors import BadCall, Violation
+from nacos_proxy.wire.http import FORM_TYPE, form_pairs
+from nacos_proxy.wire.multipart import MULTIPART_TYPE
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. Raises `BadCall`: with status 413 if it is longer than `max_bytes`, or on a disconnect.
+
+    It takes no `Request`, because making one costs as much as reading a small body.
+    """
+    if any(_length_of(value) > max_bytes for name, value in scope["headers"] if name == b"content-length"):
+        raise _too_large(max_bytes)
+    body, _, disconnected = await _receive_body(receive, max_bytes)
+    if disconnected:
+        raise BadCall("", Violation.BODY, "the client disconnected before its request was complete")
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
+
+
+async def peek_form(scope: Scope, receive: Receive, max_bytes: int) -> tuple[bytes, Receive]:
+    """The form in a request, and a `receive` that replays the body. The form is b"" if there is none up to `max_bytes`.
+
+    A body that announces more is not read; one that turns out longer is replayed and then streams on. A
+    `multipart/form-data` form is returned in the urlencoded type.
+    """
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    content_type = headers.get(b"content-type", b"").decode("latin-1")
+    media = content_type.partition(";")[0].strip().lower()
+    announced = _length_of(headers.get(b"content-length", b""))
+    if media not in (FORM_TYPE, MULTIPART_TYPE):
+        return b"", receive
+    if not (0 < announced <= max_bytes or b"transfer-encoding" in headers):
+        return b"", receive
+    body, more, disconnected = await _receive_body(receive, max_bytes)
+    replay: list[Message] = [{"type": "http.disconnect"}] if disconnected else []  # the next one is last
+    if body or not disconnected:
+        replay.append({"type": "http.request", "body": body, "more_body": more or disconnected})
+
+    async def receive_again() -> Message:
+        return replay.pop() if replay else await receive()
+
+    if more or len(body) > max_bytes:
+        return b"", receive_again
+    return (body if media == FORM_TYPE else _urlencoded(content_type, body)), receive_again
+
+
+async def _receive_body(receive: Receive, max_bytes: int) -> tuple[bytes, bool, bool]:
+    """What comes until the body ends, exceeds `max_bytes`, or the client disconnects; whether more comes; whether it
+    disconnected.
+    """
+    body, more = bytearray(), True  # a list of pieces, each maybe one byte, would take many times the memory
+    while more and len(body) <= max_bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return bytes(body), False, True
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body), more, False
+
+
+def _length_of(value: bytes) -> int:
+    """A Content-Length; 0 if it is not a number. Python refuses to parse thousands of digits."""
+    return int(value[:20]) if value.isdigit() else 0
+
+
+def _too_large(max_bytes: int) -> BadCall:
+    return BadCall("", Violation.BODY, f"the body is longer than {max_bytes} bytes", status=413)
+
+
+def _urlencoded(content_type: str, body: bytes) -> bytes:
+    try:
+        return urlencode(form_pairs(content_type, body)).encode()
+    except BadCall:  # reported by whoever reads the form to use it
+        return b""
