@@ -74,7 +74,7 @@ class Committer:
         self._followers[name] = follower
 
     def commit(self, change: Change | None) -> None:
-        """Publish a change that the cache has just made. None means that readers see no difference: nothing to publish."""
+        """Publish a change that the cache has just made. None means that readers see no difference."""
         if change is None:
             return
         Counts.add(self.counts.changes, change.source)
