@@ -52,7 +52,7 @@ class SystemClock:
 
 
 async def in_turns(items: Sequence[T], max_turn: int) -> AsyncIterator[T]:
-    """The items; after every `max_turn` of them the event loop runs other tasks, which would else wait too long."""
+    """The items. After every `max_turn` of them other tasks get to run, which would otherwise wait too long."""
     for number, item in enumerate(items, 1):
         yield item
         if number % max_turn == 0:

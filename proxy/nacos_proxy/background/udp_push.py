@@ -131,7 +131,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self._send_some()
 
     def tallies(self) -> dict[str, int]:
-        """Numbers of datagrams (`sent` counts repeated ones, `given_up` had no acknowledgement) and refused addresses."""
+        """Numbers of datagrams (`sent` includes repeated ones, `given_up` got no answer) and refused addresses."""
         return {
             "sent": self.sent,
             "acknowledged": self.pushes.acknowledged,

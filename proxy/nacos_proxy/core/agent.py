@@ -110,7 +110,7 @@ class Agent:
         return self._sender.suspicious
 
     def restored(self, confirm_within: float) -> None:
-        """The cache was filled from disk; for so many seconds reads of it wait for the upstream to confirm it."""
+        """The cache was filled from disk. For `confirm_within` seconds, reads wait for the upstream to confirm it."""
         self.suspect()
         self._reader.restored(confirm_within)
 

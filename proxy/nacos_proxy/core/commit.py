@@ -25,7 +25,7 @@ Follower = Callable[[Change], object]
 
 @dataclass(slots=True)
 class Catalog:
-    """What this host knows: pure parts, changed by this package alone."""
+    """What this host knows. Its parts are pure: they never await, and get the time as an argument."""
 
     cache: Cache
     hub: Hub
@@ -74,7 +74,7 @@ class Committer:
         self._followers[name] = follower
 
     def commit(self, change: Change | None) -> None:
-        """Publish a change that the cache has just made; None, where readers see no difference, is not published."""
+        """Publish a change that the cache has just made. None means that readers see no difference."""
         if change is None:
             return
         Counts.add(self.counts.changes, change.source)

@@ -1,7 +1,8 @@
 """Outage: what is accepted here while the upstream is away, what silence means meanwhile, what is sent on its return.
 
-Only ephemeral instances: their clients are on this host, and their beats tell the rest. Readers see an accepted write
-like any other, as a pending write. No list of the upstream undoes it until the upstream has heard of it.
+This covers ephemeral instances only: their clients run on this host, and their beats show whether they are alive.
+Readers see an accepted write like any other, as a pending write. No list of the upstream undoes it before the upstream
+has heard of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _ABOUT_THE_CALL = (500, 501)  # also the answer to a wrong call, so it says noth
 
 
 async def _not_persisted() -> None:
-    """The journal is not on disk."""
+    """Without a state file, nothing has to be on disk before an answer."""
 
 
 class Outage:

@@ -26,7 +26,7 @@ class Reader:
     def restored(self, confirm_within: float) -> None:
         """The cache was filled from disk, without the last writes before a kill.
 
-        For so many seconds a read of a service from disk waits until the upstream has confirmed it.
+        For `confirm_within` seconds, a read of a service from disk waits until the upstream has confirmed it.
         """
         self._confirm_until = self._clock.now() + confirm_within
 
@@ -77,7 +77,7 @@ class Reader:
         return replace(result, error=Unreachable(breaker.reason, arrived=False))
 
     def _settle_for(self, result: CacheResult) -> CacheResult:
-        """The result if it has a snapshot that may be served; else raises why there is none."""
+        """The result, if it has a snapshot that may be served. Otherwise raises the reason why there is none."""
         if result.freshness in (Freshness.STALE, Freshness.FRESH):
             Counts.add(self._counts.reads, "stale")
             return self._explained(result)

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class Writer:
-    """A beat of an instance that is registered here is answered here if no answer comes within `cold_wait` seconds."""
+    """Sends writes. A beat of an instance registered here is answered here if no answer comes within `cold_wait` s."""
 
     def __init__(
         self,
