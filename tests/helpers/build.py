@@ -51,5 +51,8 @@ def agent(
         Registrations(RegistrationsPolicy()),
         Breaker(BreakerPolicy()),
     )
-    named = {"events": catalog.hub.publish, **{f"follower {n}": follower for n, follower in enumerate(followers)}}
-    return Agent(registry, catalog, clock, policy, named)
+    made = Agent(registry, catalog, clock, policy)
+    made.follow("events", catalog.hub.publish)
+    for n, follower in enumerate(followers):
+        made.follow(f"follower {n}", follower)
+    return made

@@ -59,10 +59,12 @@ class DiskPolicy:
 class Disk:
     """Follows an agent's changes and writes them behind. `restore`, then `start`, at the end `close`."""
 
-    def __init__(self, file: StateFile, agent: Agent, clock: Clock, policy: DiskPolicy) -> None:
+    def __init__(
+        self, file: StateFile, agent: Agent, clock: Clock, policy: DiskPolicy, pushes: Pushes | None = None
+    ) -> None:
         self.failing = file.trouble
         self.written = 0
-        self.pushes: Pushes | None = None  # whose subscriptions are kept, too
+        self.pushes = pushes  # whose subscriptions are kept, too
         self._registry: EmbeddedRegistry | None = None
         self._subscribers = (0, -math.inf)  # the changes that are written, and when
         self._file = file

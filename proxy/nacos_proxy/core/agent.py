@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -103,7 +103,7 @@ class Catalog:
 
 
 class Agent:
-    """Reads, writes and watches on behalf of clients. `followers`, by name, are called for each change, in order."""
+    """Reads, writes and watches on behalf of clients. `checks` says whether Nacos's parameter check applies now."""
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class Agent:
         catalog: Catalog,
         clock: Clock,
         policy: AgentPolicy,
-        followers: Mapping[str, Follower],
         supervisor: Supervisor | None = None,
+        checks: Callable[[], bool] = lambda: True,
     ) -> None:
         self.registry = registry
         self.supervisor = supervisor or Supervisor(clock)
@@ -123,7 +123,7 @@ class Agent:
         self.on_registration: list[Callable[[], None]] = []
         self.on_barred: list[Callable[[ServiceKey, ProxyError], None]] = []
         self._policy = policy
-        self._followers = followers
+        self._followers: dict[str, Follower] = {}
         self.fetching: dict[ServiceKey, asyncio.Task[None]] = {}
         self._asking = Queries(catalog.cache, self, clock)
         self._watching = Watches(catalog.cache, catalog.hub, lambda key: self.read(key), clock, strict=policy.strict)
@@ -131,7 +131,7 @@ class Agent:
         self._reregistration = Reregistration(catalog.registrations, self, self._took_back, clock, self.supervisor)
         self.outage = Outage(
             self, catalog.registrations, catalog.cache, catalog.breaker, self._commit, self.counts, clock,
-            writes=policy.outage_writes,
+            writes=policy.outage_writes, checks=checks,
         )  # fmt: skip
         self._suspicious_until = 0.0
         self.confirm_until = 0.0  # till then what is from disk waits to be confirmed: a kill lost the last writes
@@ -379,6 +379,10 @@ class Agent:
 
     # commit
 
+    def follow(self, name: str, follower: Follower) -> None:
+        """Call `follower` for each change, after those that followed before it. It must not await."""
+        self._followers[name] = follower
+
     def _commit(self, change: Change | None) -> None:
         if change is None:
             return
@@ -411,6 +415,11 @@ class Agent:
     def suspect(self) -> None:
         """The upstream may have lost its memory: lists that shrink a lot are held back for a while."""
         self._suspicious_until = self.clock.now() + self._policy.suspicious_for
+
+    def restored(self, confirm_within: float) -> None:
+        """The cache was filled from disk; for so many seconds reads of it wait for the upstream to confirm it."""
+        self.suspect()
+        self.confirm_until = self.clock.now() + confirm_within
 
     def stood_still(self, gap: float) -> None:
         """For so long this process did not run: nobody could be heard, and the upstream heard of nobody from here."""

@@ -90,11 +90,11 @@ class Outage:
 
     def __init__(
         self, desk: Desk, ledger: Registrations, cache: Cache, breaker: Breaker, show: Callable[[Change | None], None],
-        counts: Counts, clock: Clock, *, writes: bool,
+        counts: Counts, clock: Clock, *, writes: bool, checks: Callable[[], bool],
     ) -> None:  # fmt: skip
         self.journal = Journal(JournalPolicy())
         self.kept: Callable[[], Awaitable[None]] | None = None
-        self.checks: Callable[[], bool] = lambda: True
+        self.checks = checks
         self._desk = desk
         self._ledger = ledger
         self._cache = cache

@@ -202,7 +202,7 @@ async def test_a_change_reaches_the_answers_before_the_readers() -> None:
 async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_last(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "nacos_proxy.parts")
+    caplog.set_level("INFO", "nacos_proxy.components")
     lasting = Register(KEY, instance(ephemeral=False))
     for hosts in (0, 1):
         parts = made(disk=True, state_dir=tmp_path)
@@ -210,6 +210,6 @@ async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_las
         assert len((await parts.registry.send(Fetch(KEY))).instances) == hosts
         await parts.agent.write(lasting)
         await finish(parts)
-    assert "end with this process" not in caplog.text
+    assert "are lost" not in caplog.text
     made()
-    assert "disk = false: persistent instances and services end with this process" in caplog.text
+    assert "disk = false: persistent instances and services are lost when this process ends" in caplog.text

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 
 from nacos_proxy.app.policies import (
+    agent_policy,
+    breaker_policy,
     cache_policy,
     events_policy,
     guard_policy,
+    health_checker_policy,
     loopback,
     nacos_policy,
-    networks,
+    pending_policy,
+    poll_policy,
+    udp_policy,
 )
 from nacos_proxy.app.settings import Settings
+from nacos_proxy.catalog.pending_writes import PendingPolicy
 
 CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cache_ttl", "3s", lambda s: cache_policy(s).ttl, 3.0),
@@ -30,6 +36,17 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("watch_idle", "1m", lambda s: cache_policy(s).watch_idle, 60.0),
     ("empty_list_share", "0.25", lambda s: cache_policy(s).suspicious_share, 0.25),
     ("empty_list_confirm", "2s", lambda s: cache_policy(s).confirm_after, 2.0),
+    ("cold_wait", "1s", lambda s: agent_policy(s, strict=True).cold_wait, 1.0),
+    ("outage_writes", "true", lambda s: agent_policy(s, strict=False).outage_writes, True),
+    ("outage_writes", "true", lambda s: agent_policy(s, strict=True).outage_writes, False),
+    ("breaker_failures", "4", lambda s: breaker_policy(s).failures, 4),
+    ("breaker_longest", "9s", lambda s: breaker_policy(s).max_delay, 9.0),
+    ("upstream_timeout", "2s", lambda s: breaker_policy(s).slow, 2.0),
+    ("poll_budget", "7", lambda s: poll_policy(s).budget, 7.0),
+    ("cache_ttl", "3s", lambda s: poll_policy(s).late, 3.0),
+    ("overlay_grace", "2s", lambda s: pending_policy(s).grace, 0.0),
+    ("upstream", "a:1", lambda s: pending_policy(s), PendingPolicy(grace=3.0)),
+    ("upstream", "a:1,b:2", lambda s: pending_policy(s), PendingPolicy(settle=2.0, grace=3.0)),
     ("upstream", "a:1,b:2", lambda s: nacos_policy(s).servers.urls, ("a:1", "b:2")),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.urls, ()),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.endpoint, "http://e/list"),
@@ -93,5 +110,10 @@ def test_only_loopback_and_unix_sockets_are_of_this_host_alone(settings: dict[st
     assert loopback(Settings(**settings)) is only_here
 
 
-def test_networks_are_read_with_host_bits_set() -> None:
-    assert [str(network) for network in networks(["10.1.2.3/8", "fd00::1/8"])] == ["10.0.0.0/8", "fd00::/8"]
+def test_udp_and_health_checker_policy_accept_networks_with_host_bits_set() -> None:
+    given = ("10.1.2.3/8", "fd00::1/8")
+    for allow in (
+        udp_policy(Settings(udp_push_allow=given)).allow,
+        health_checker_policy(Settings(managed_allow=given)).allow,
+    ):
+        assert [str(network) for network in allow] == ["10.0.0.0/8", "fd00::/8"]

@@ -18,7 +18,6 @@ from nacos_proxy.app.server import (
     App,
     banner,
     check_exposure,
-    create_app,
     reload_safely,
     run,
     uvicorn_config,
@@ -32,11 +31,6 @@ from tests.helpers.clock import FakeClock
 
 PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
 LIST = "/nacos/v1/ns/instance/list?serviceName=a"
-
-
-def test_the_app_can_be_made_without_a_process() -> None:
-    app = create_app(Settings(**PLAIN), FakeClock())
-    assert isinstance(app, App)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example"])
@@ -105,7 +99,7 @@ def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_pa
         "state: not kept (disk = false)",
     ]
     named = Settings(upstream=(), endpoint="http://names/list?token=hush")
-    assert banner(named, tmp_path).splitlines()[1] == "upstream: as http://names names it"
+    assert banner(named, tmp_path).splitlines()[1] == "upstream: the servers that http://names lists"
 
 
 async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_other(tmp_path: Path) -> None:

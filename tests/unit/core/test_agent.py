@@ -206,7 +206,7 @@ async def test_stale_reads_leave_an_upstream_in_peace_that_just_failed(world: Wo
 async def restored(world: World) -> None:
     """A start: A alone is on disk, and a moment is given to the upstream to say what it knows."""
     world.agent.catalog.cache.restore(snapshot(A), 30.0, world.clock.now())
-    world.agent.confirm_until = world.clock.now() + 1
+    world.agent.restored(1.0)
 
 
 async def test_right_after_a_start_a_read_shows_what_a_kill_kept_from_the_disk(world: World) -> None:

@@ -46,9 +46,11 @@ class PushReceiver:
     senders that are no address of the upstream.
     """
 
-    def __init__(self, versions: Collection[str], port: int = 0) -> None:
+    def __init__(
+        self, versions: Collection[str], port: int = 0, hint: Callable[[ServiceKey], None] = lambda _: None
+    ) -> None:
         """`versions` are the beginnings of those that are to push; `port` 0 takes any free one."""
-        self.hint: Callable[[ServiceKey], None] = lambda _: None
+        self.hint = hint
         self.received = 0
         self.ignored = 0
         self._versions = tuple(versions)
