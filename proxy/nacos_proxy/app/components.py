@@ -231,7 +231,7 @@ def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, upstream: Naco
     if s.push == "off":
         return None
     servers, home = upstream.servers, str(s.state_dir / "push")
-    policy = PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port)
+    policy = PushPolicy(_origins(servers), s.username, s.read_password(), home=home, port=s.push_port)
     push = GrpcPush(policy, clock, hint=upstream.hint, supervisor=supervisor)
     servers.on_list.append(lambda: supervisor.call("push", push.follow, _origins(servers)))
     return push

@@ -69,7 +69,7 @@ def nacos_policy(s: Settings) -> NacosPolicy:
         ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path, slow=s.upstream_timeout),
         HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
         TlsPolicy(*files, verify=s.upstream_tls_verify),
-        login=LoginPolicy(s.username, s.secret()),
+        login=LoginPolicy(s.username, s.read_password()),
         dialect=s.upstream_dialect,
     )
 
@@ -99,7 +99,7 @@ def events_policy(s: Settings) -> EventsPolicy:
 
 def guard_policy(s: Settings) -> GuardPolicy:
     """Raises `BadSettings` if the file of tokens cannot be read."""
-    tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
+    tokens = tuple(Token(token.secret, token.right) for token in s.read_tokens())
     hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
     return GuardPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 

@@ -277,9 +277,9 @@ def banner(s: Settings, directory: Path | None) -> str:
 def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:
     """On invalid settings, or if every token would vanish: log it and keep the old ones."""
     try:
-        settings = loaded.again().settings
+        settings = loaded.reload().settings
         check_exposure(settings, listeners)
-        if app.guard.policy.tokens and not settings.all_tokens():
+        if app.guard.policy.tokens and not settings.read_tokens():
             raise CannotStart("there is no API token any more; to serve without tokens, restart the proxy")
     except (BadSettings, CannotStart) as error:
         log.error("not reloaded: %s", error)
@@ -290,7 +290,7 @@ def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) 
 def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None:
     """Raises `CannotStart` if other hosts could connect without an API token: clients can redirect traffic."""
     reachable = beyond_loopback(listeners) or ([] if loopback(s) else [s.host])
-    if reachable and not s.all_tokens() and not s.insecure:
+    if reachable and not s.read_tokens() and not s.insecure:
         raise CannotStart(
             f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or allow access without "
             "one (--insecure)"

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nacos_proxy.app.logs import printable
-from nacos_proxy.app.setting_types import duration
+from nacos_proxy.app.setting_types import parse_duration
 from nacos_proxy.cli.rest_client import RestClient, place_of
 from nacos_proxy.model.services import address_of as plain_address_of
 
@@ -48,7 +48,7 @@ class Seconds(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return float(duration(value))
+            return float(parse_duration(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import click
 
-from nacos_proxy.app.setting_types import kind_of, text_of
+from nacos_proxy.app.setting_types import format_value, kind_of
 from nacos_proxy.app.settings import (
     REMOVED,
     Loaded,
     Settings,
     load,
-    misspelt,
+    misspelt_variables,
 )
 from nacos_proxy.model.masking import MASK
 
@@ -71,12 +71,12 @@ def _default(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default_factory is not None:
         return "the user's state directory"
-    return text_of(field.default, kind_of(field))
+    return format_value(field.default, kind_of(field))
 
 
 def loaded_from(file: Path | None, flags: dict[str, Any]) -> Loaded:
     """The settings from what click collected; warns of variables that do nothing. Raises `BadSettings`."""
-    for sentence in misspelt(os.environ):
+    for sentence in misspelt_variables(os.environ):
         click.secho(f"nacos-proxy: {sentence}", fg="yellow", err=True)
     return load({name: value for name, value in flags.items() if value is not None}, file)
 

@@ -58,7 +58,7 @@ def test_a_taken_port_is_said_so_even_while_the_other_one_is_only_starting(
     opened += sockets(ListenAddress(host, 0))
     port = opened[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is taken: another nacos-proxy")):
+    with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is in use by another nacos-proxy or")):
         sockets(ListenAddress(host, port))
 
 
@@ -96,7 +96,7 @@ def test_a_link_is_no_unix_socket(tmp_path: Path, opened: list[socket.socket], t
     (tmp_path / "file").touch(0o640)
     opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
     (tmp_path / "link").symlink_to(tmp_path / to)
-    with pytest.raises(CannotStart, match="exists and is no socket"):
+    with pytest.raises(CannotStart, match="exists and is not a socket"):
         sockets(ListenAddress("", 0, tmp_path / "link"))
     assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
@@ -111,7 +111,7 @@ def test_a_unix_socket_left_behind_is_taken_over(tmp_path: Path, opened: list[so
 def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     opened += sockets(ListenAddress("", 0, path))
-    with pytest.raises(CannotStart, match="is taken: another nacos-proxy listens there; choose another --uds"):
+    with pytest.raises(CannotStart, match="is in use by another nacos-proxy; choose another --uds"):
         sockets(ListenAddress("", 0, path))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -129,14 +129,14 @@ def test_a_unix_socket_whose_owner_is_busy_is_in_use(tmp_path: Path, opened: lis
         client.setblocking(False)
         with suppress(BlockingIOError):
             client.connect(str(path))
-    with pytest.raises(CannotStart, match="is taken"):
+    with pytest.raises(CannotStart, match="is in use"):
         sockets(ListenAddress("", 0, path))
 
 
 def test_a_file_is_not_taken_for_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(CannotStart, match="exists and is no socket"):
+    with pytest.raises(CannotStart, match="exists and is not a socket"):
         sockets(ListenAddress("", 0, path))
     assert path.read_text() == "data"
 

@@ -82,7 +82,7 @@ def test_config_as_a_file_has_the_same_effect(cli: Run, tmp_path: Path) -> None:
 def test_a_misspelt_variable_is_warned_of(cli: Run) -> None:
     done = cli("config", NACOS_PROXY_CACHE_TLL="1s")
     assert done.exit_code == 0
-    assert "NACOS_PROXY_CACHE_TLL is no setting and does nothing" in done.stderr
+    assert "NACOS_PROXY_CACHE_TLL is not a setting and has no effect" in done.stderr
 
 
 def test_the_users_own_file_is_found(cli: Run, tmp_path: Path) -> None:

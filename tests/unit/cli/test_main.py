@@ -96,7 +96,7 @@ def test_a_taken_port_is_a_sentence_and_exit_code_2(cli: Run, tmp_path: Path) ->
         done = cli("serve", "--port", str(port), "--state-dir", str(tmp_path))
     assert done.exit_code == 2
     assert done.stderr.strip().endswith(
-        f"127.0.0.1:{port} is taken: another nacos-proxy, or another program; choose another --port"
+        f"127.0.0.1:{port} is in use by another nacos-proxy or another program; choose another --port"
     )
 
 

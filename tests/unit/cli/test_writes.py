@@ -77,7 +77,7 @@ def test_a_beat_that_failed_is_tried_again_with_the_next(cli: Run) -> None:
         (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
         (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
         (("modify", "x", "10.0.0.1:80"), "name what to change"),
-        (("beat", "x", "10.0.0.1:80", "--every", "soon"), "a duration is written like"),
+        (("beat", "x", "10.0.0.1:80", "--every", "soon"), "write a duration like"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(ask: Run, arguments: tuple[str, ...], said: str) -> None:
