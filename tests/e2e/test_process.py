@@ -196,13 +196,13 @@ def test_a_hang_up_reads_the_tokens_again(tmp_path: Path) -> None:
     with ProxyProcess("--tokens-file", str(tokens)) as proxy:
         assert status(proxy, "first-token") == 200
         tokens.write_text("read:second-token\n")
-        hang_up(proxy, "reloaded tokens")
+        hang_up(proxy, "reloaded the API tokens")
         assert [status(proxy, token) for token in ("first-token", "second-token", "")] == [401, 200, 401]
         tokens.write_text("nonsense\n")
         hang_up(proxy, "not reloaded: write an API token as right:token")
         assert status(proxy, "second-token") == 200
         tokens.write_text("")
-        hang_up(proxy, "not reloaded: all tokens are gone")
+        hang_up(proxy, "not reloaded: there is no API token any more")
         assert [status(proxy, token) for token in ("second-token", "")] == [200, 401]
         assert "Traceback" not in proxy.log
 

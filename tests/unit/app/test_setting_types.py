@@ -13,10 +13,10 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from nacos_proxy.app.setting_types import (
     ContextPath,
     Duration,
-    OptionalPath,
     Networks,
-    TextList,
+    OptionalPath,
     Size,
+    TextList,
     format_value,
 )
 from nacos_proxy.model.masking import MASK

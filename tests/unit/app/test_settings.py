@@ -144,7 +144,7 @@ def test_read_password_names_a_missing_file(tmp_path: Path) -> None:
     ("mode", "taken"), [(0o600, True), (0o640, True), (0o644, True), (0o664, True), (0o646, False)]
 )
 def test_read_tokens_and_read_password_refuse_a_world_writable_file(tmp_path: Path, mode: int, taken: bool) -> None:
-    """Who can write it could give themselves any right. Reading is allowed: Kubernetes mounts secrets with mode 0644."""
+    """Who can write it could take any right. Reading is allowed: Kubernetes mounts secrets with mode 0644."""
     (tmp_path / "tokens").write_text("admin:abcdefgh")
     (tmp_path / "tokens").chmod(mode)
     settings = Settings(tokens_file=tmp_path / "tokens", username="a", password_file=tmp_path / "tokens")
@@ -152,14 +152,16 @@ def test_read_tokens_and_read_password_refuse_a_world_writable_file(tmp_path: Pa
         assert settings.read_tokens() == (TokenRight("abcdefgh", "admin"),)
         return
     for read in (settings.read_tokens, settings.read_password):
-        with pytest.raises(BadSettings, match=r"_file: .*tokens can be written by every user of this host: run chmod o-w"):
+        with pytest.raises(BadSettings, match=r"_file: .*tokens can be written by every user of this host: run chmod"):
             read()
 
 
 def test_load_refuses_a_world_writable_file(tmp_path: Path) -> None:
     file = written(tmp_path, "port = 1\n")
     file.chmod(0o666)
-    assert refused({}, file) == f"the configuration file {file} can be written by every user of this host: run chmod o-w on it"
+    assert refused({}, file) == (
+        f"the configuration file {file} can be written by every user of this host: run chmod o-w on it"
+    )
 
 
 def test_read_tokens_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from rich.console import Console
 from nacos_proxy.cli.client_options import (
     WIDE,
     AddressParameter,
-    Asked,
-    Seconds,
-    Weight,
+    CommandContext,
+    DurationParameter,
+    WeightParameter,
     address_of,
     line_of,
     metadata_of,
@@ -80,9 +80,14 @@ def test_metadata_is_pairs() -> None:
 
 def test_parameters_are_read_or_refused() -> None:
     assert AddressParameter().convert("[::1]:80", None, None) == "[::1]:80"
-    assert Seconds().convert("500ms", None, None) == 0.5
-    assert Weight().convert("2.5", None, None) == 2.5
-    for kind, wrong in ((AddressParameter(), "10.0.0.1"), (Seconds(), "soon"), (Weight(), "nan"), (Weight(), "heavy")):
+    assert DurationParameter().convert("500ms", None, None) == 0.5
+    assert WeightParameter().convert("2.5", None, None) == 2.5
+    for kind, wrong in (
+        (AddressParameter(), "10.0.0.1"),
+        (DurationParameter(), "soon"),
+        (WeightParameter(), "nan"),
+        (WeightParameter(), "heavy"),
+    ):
         with pytest.raises(click.UsageError):
             kind.convert(wrong, None, None)
 
@@ -108,8 +113,8 @@ def test_it_says_so_where_the_proxy_answered_without_nacos(local: bool, capsys: 
     headers = {"nacos-proxy-answer": "local" if local else "upstream"}
     answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"weight": 1}, headers=headers))
     with RestClient("http://127.0.0.1:1", transport=answers) as client:
-        asked = Asked(client, "", "", as_json=True)
-        asked.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
+        context = CommandContext(client, "", "", as_json=True)
+        context.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"weight": 1}
-    assert ("Nacos is away" in err) is local
+    assert ("Nacos is down" in err) is local

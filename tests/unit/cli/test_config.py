@@ -58,7 +58,7 @@ def test_config_masks_who_logs_in_by_a_url_in_every_form(cli: Run) -> None:
 def test_a_url_that_is_refused_is_shown_without_who_logs_in(cli: Run) -> None:
     for flags in (("--endpoint", "http://app:hu/sh@c"), ("--endpoint", "ftp://app:hush@c"), ("--endpoint", "http://")):
         refused = cli("config", *flags)
-        assert refused.exit_code != 0 and "a URL is written like" in refused.output
+        assert refused.exit_code != 0 and "write a URL like" in refused.output
         assert "hu/sh" not in refused.output and "hush" not in refused.output
 
 

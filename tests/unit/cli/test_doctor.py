@@ -35,7 +35,7 @@ async def test_a_server_that_is_well_is_ok_in_every_line() -> None:
         ("upstream", "version", "login", "push port", "clock"), True
     )
     assert findings["upstream"].seen.startswith(f"{nacos.url}/nacos answers in ")
-    assert findings["version"].seen == "2.5.1, answers in v1"
+    assert findings["version"].seen == "2.5.1, APIs: v1"
     assert findings["login"].seen == "services can be read without an account (0 in DEFAULT_GROUP)"
 
 
@@ -44,7 +44,7 @@ async def test_a_server_that_is_not_there_comes_with_questions() -> None:
     (finding,) = (await found(upstream=url)).values()
     assert (finding.about, finding.ok) == ("upstream", False)
     assert finding.seen == f"{url}/nacos: no connection: Connection refused"
-    assert "is Nacos running there" in finding.todo
+    assert "check that Nacos is running there" in finding.todo
 
 
 async def test_every_server_of_the_list_is_looked_at() -> None:
@@ -91,7 +91,7 @@ async def test_another_context_path_is_no_missing_right(face: str) -> None:
         findings = await found(upstream=f"{nacos.url}/elsewhere")
     assert "login" not in findings
     assert (findings["API"].ok, findings["API"].todo.startswith("set upstream_context_path")) == (False, True)
-    assert findings["API"].seen.startswith("there is no Nacos below /elsewhere")
+    assert findings["API"].seen.startswith("there is no Nacos API at /elsewhere")
 
 
 async def test_a_password_file_that_is_missing_is_a_bad_setting(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_closed_push_port_is_a_failure_only_where_push_must_be() -> None:
     relaxed, forced = push_finding("127.0.0.1", port, "auto"), push_finding("127.0.0.1", port, "on")
     assert (relaxed.ok, forced.ok) == (True, False)
     assert "changes are found by polling" in relaxed.seen
-    assert "changes are told by UDP" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
+    assert "changes are found by UDP push" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
     assert forced.todo == "open it, or set push_port"
 
 
@@ -129,7 +129,7 @@ def test_the_state_directory_is_writable_or_in_use_or_wrong(tmp_path: Path, runn
     assert (used.ok, "in use by another nacos-proxy" in used.seen) == (True, True)
     (tmp_path / "file").write_text("")
     wrong = state_finding(Settings(state_dir=tmp_path / "file" / "state"))
-    assert (wrong.ok, wrong.todo) == (False, "choose another --state-dir, or mend its rights")
+    assert (wrong.ok, wrong.todo) == (False, "choose another --state-dir, or change its permissions")
 
 
 def test_a_damaged_state_file_is_said(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_damaged_state_file_is_said(tmp_path: Path) -> None:
 
 def test_our_own_port_is_free_or_ours_or_anothers(running: ProxyProcess, tmp_path: Path) -> None:
     assert port_finding(Settings(port=free_port())).seen.endswith("is free")
-    assert port_finding(Settings(port=running.port)).seen.endswith("has a nacos-proxy")
+    assert port_finding(Settings(port=running.port)).seen.startswith("a nacos-proxy listens on")
     assert port_finding(Settings(uds=tmp_path / "none.sock")).seen.endswith("is free")
     (tmp_path / "file").write_text("")
     taken = port_finding(Settings(uds=tmp_path / "file"))
@@ -152,10 +152,10 @@ def test_our_own_port_is_free_or_ours_or_anothers(running: ProxyProcess, tmp_pat
 def test_the_command_prints_a_line_each_and_what_to_do(cli: Run, tmp_path: Path) -> None:
     alone = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
     assert alone.exit_code == 1, "the embedded registry is for development"
-    said = ["FAIL upstream", "     -> name your Nacos", "ok   state", "ok   own port"]
+    said = ["FAIL upstream", "     -> set upstream to your Nacos, such as http", "ok   state", "ok   own port"]
     assert [line.split(":")[0] for line in alone.output.splitlines()] == said
     ill = cli("doctor", "--upstream", "http://127.0.0.1:1", "--state-dir", str(tmp_path))
     assert ill.exit_code == 1
     assert "FAIL upstream: http://127.0.0.1:1/nacos: " in ill.output
-    assert "     -> is Nacos running there" in ill.output
+    assert "     -> check that Nacos is running there" in ill.output
     assert cli("doctor", "--port", "x").exit_code == 2

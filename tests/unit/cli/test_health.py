@@ -50,7 +50,7 @@ def test_one_that_asks_for_a_certificate_is_seen_to_answer() -> None:
     settings = {**TLS, "tls_client_ca": str(CERTIFICATES / "ca.pem")}
     with ProxyProcess(*flags(settings)) as proxy:
         given = Settings(**{**settings, "port": proxy.port})  # type: ignore[arg-type]
-        assert ready(given, LONG) == (True, "it answers, and says more to those alone who show a certificate")
+        assert ready(given, LONG) == (True, "it answers, but requires a client certificate")
     assert not ready(given)[0]
 
 

@@ -22,7 +22,7 @@ def test_help_lists_the_commands_and_the_exit_codes(cli: Run) -> None:
     text = cli("--help").output
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
-    assert "Exit codes: 0 done, 1 refused or not found, 2 usage or settings, 3 no proxy" in text
+    assert "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -109,7 +109,7 @@ def test_a_locked_state_directory_is_a_sentence_and_exit_code_2(cli: Run, runnin
 def test_an_open_door_is_refused_with_exit_code_2(cli: Run, tmp_path: Path) -> None:
     done = cli("serve", "--port", "0", "--host", "0.0.0.0", "--state-dir", str(tmp_path))
     assert done.exit_code == 2
-    assert "set an API token (tokens_file), or --insecure" in done.stderr
+    assert "set an API token (tokens_file), or allow access without one (--insecure)" in done.stderr
 
 
 def test_no_proxy_is_a_sentence_and_exit_code_3(cli: Run) -> None:

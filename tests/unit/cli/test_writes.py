@@ -69,14 +69,14 @@ def test_a_beat_that_failed_is_tried_again_with_the_next(cli: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("register", "x", "10.0.0.1"), "is no ip:port"),
-        (("register", "x", "10.0.0.1:80", "--metadata", "a"), "--metadata is written key=value"),
-        (("register", "x", "10.0.0.1:80", "--weight", "nan"), "'nan' is no number"),
+        (("register", "x", "10.0.0.1"), "is not ip:port"),
+        (("register", "x", "10.0.0.1:80", "--metadata", "a"), "write --metadata as key=value"),
+        (("register", "x", "10.0.0.1:80", "--weight", "nan"), "'nan' is not a number"),
         (("register", "x", "10.0.0.1:80", "--check-http", "http://a"), "needs --managed"),
         (("register", "x", "10.0.0.1:80", "--", "sleep", "1"), "needs --managed"),
         (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
         (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
-        (("modify", "x", "10.0.0.1:80"), "name what to change"),
+        (("modify", "x", "10.0.0.1:80"), "say what to change"),
         (("beat", "x", "10.0.0.1:80", "--every", "soon"), "write a duration like"),
     ],
 )

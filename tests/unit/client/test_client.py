@@ -114,7 +114,7 @@ def test_namespaces_are_apart(running: ProxyProcess) -> None:
 
 
 def test_bad_parameters_and_failed_requests_are_told_apart(client: NacosClient) -> None:
-    with pytest.raises(NacosException, match="port is a number") as bad:
+    with pytest.raises(NacosException, match="port must be a number") as bad:
         client.add_naming_instance("x", "10.0.0.1", 70000)
     assert not isinstance(bad.value, NacosRequestException)
     with pytest.raises(NacosRequestException) as refused:
@@ -137,7 +137,7 @@ def test_no_proxy_is_a_failed_request_without_a_status() -> None:
 
 def test_an_answer_that_is_no_json_is_a_failed_request() -> None:
     html = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>login</html>"))
-    with NacosClient("127.0.0.1:1", transport=html) as client, pytest.raises(NacosRequestException, match="no JSON"):
+    with NacosClient("127.0.0.1:1", transport=html) as client, pytest.raises(NacosRequestException, match="not JSON"):
         client.list_naming_instance("orders")
 
 
@@ -281,7 +281,7 @@ def test_a_beat_that_fails_is_said_and_the_next_one_goes_out(caplog: pytest.LogC
         client.add_naming_instance("x", "10.0.0.1", 80, heartbeat_interval=0.001)
         for _ in range(3):
             assert beats.acquire(timeout=WAIT)
-    assert "a beat of x 10.0.0.1:80 failed" in caplog.text
+    assert "a heartbeat of x 10.0.0.1:80 failed" in caplog.text
     assert leftover() == []
 
 

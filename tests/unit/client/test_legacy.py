@@ -8,10 +8,10 @@ from nacos_proxy.client.legacy import (
     Metadata,
     NacosException,
     NacosRequestException,
+    address_segment,
+    bool_text,
     check,
     metadata_of,
-    place_of,
-    text_of,
 )
 
 
@@ -34,7 +34,7 @@ def test_metadata_is_a_mapping_json_or_pairs(given: Metadata, meant: dict[str, s
 
 @pytest.mark.parametrize("given", ["zone", "zone=a,b", "{zone", "{"])
 def test_metadata_that_is_none_of_them_is_named(given: str) -> None:
-    with pytest.raises(NacosException, match="metadata is a mapping, JSON, or k=v,k=v"):
+    with pytest.raises(NacosException, match="metadata must be a mapping, JSON, or k=v,k=v"):
         metadata_of(given)
 
 
@@ -67,7 +67,7 @@ def test_a_failed_request_is_a_nacos_exception_with_its_status() -> None:
 
 
 def test_switches_and_places_are_written_as_the_servers_read_them() -> None:
-    assert (text_of(True), text_of(False)) == ("true", "false")
-    assert place_of("10.0.0.1", 80) == "10.0.0.1:80"
-    assert place_of("2001:db8::1", "80") == place_of("[2001:db8::1]", 80) == "[2001:db8::1]:80"
-    assert place_of("a/b", 80) == "a%2Fb:80"
+    assert (bool_text(True), bool_text(False)) == ("true", "false")
+    assert address_segment("10.0.0.1", 80) == "10.0.0.1:80"
+    assert address_segment("2001:db8::1", "80") == address_segment("[2001:db8::1]", 80) == "[2001:db8::1]:80"
+    assert address_segment("a/b", 80) == "a%2Fb:80"

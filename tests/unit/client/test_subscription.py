@@ -79,7 +79,7 @@ def test_a_listener_that_fails_does_not_take_the_events_from_the_others(
         assert told.get(timeout=WAIT)["event"] == "snapshot"
         register(running.url, "listened", "10.0.0.1")
         assert told.get(timeout=WAIT)["event"] == "change"
-    assert "a listener of listened failed" in caplog.text
+    assert "a listener for listened failed" in caplog.text
 
 
 class Scripted(ThreadingHTTPServer):
@@ -165,26 +165,26 @@ class Pauses(threading.Event):
         return self.is_set()
 
 
-def pauses(most: int, *answers: bytes | int, longest: float = 60.0) -> list[float]:
+def delays(count: int, *answers: bytes | int, max_delay: float = 60.0) -> list[float]:
     """How long a subscription waits before each new attempt."""
-    paused = Pauses(most)
+    paused = Pauses(count)
     with Scripted(*answers).running() as server, httpx.Client(base_url=server.url, trust_env=False) as http:
-        subscription = Subscription(http, {"service": "orders"}, [], longest, paused)
+        subscription = Subscription(http, {"service": "orders"}, [], max_delay, paused)
         subscription.start()
         subscription.join()
     return paused.waited
 
 
 def test_it_comes_back_when_the_server_has_said_to() -> None:
-    assert pauses(1, b"retry: 2000\n\n" + event(1), 503) == [2.0]
-    assert pauses(1, b"retry: 2000\n\n" + event(1) + b"retry: 6500\n\n", 503) == [6.5]
-    assert pauses(1, event(1), 503) == [0.1]
-    assert pauses(1, b"retry: 0\n\n", 503) == [0.1]
-    assert pauses(1, b"retry: 3600000\n\n", 503, longest=7.0) == [7.0]
+    assert delays(1, b"retry: 2000\n\n" + event(1), 503) == [2.0]
+    assert delays(1, b"retry: 2000\n\n" + event(1) + b"retry: 6500\n\n", 503) == [6.5]
+    assert delays(1, event(1), 503) == [0.1]
+    assert delays(1, b"retry: 0\n\n", 503) == [0.1]
+    assert delays(1, b"retry: 3600000\n\n", 503, max_delay=7.0) == [7.0]
 
 
 def test_attempts_that_fail_come_ever_later_and_start_anew_after_one_that_did_not() -> None:
-    assert pauses(5, 503, 503, 503, b"retry: 300\n\n", 503, 503) == [0.1, 0.2, 0.4, 0.3, 0.3]
+    assert delays(5, 503, 503, 503, b"retry: 300\n\n", 503, 503) == [0.1, 0.2, 0.4, 0.3, 0.3]
 
 
 def test_what_is_not_about_the_service_is_not_told() -> None:
