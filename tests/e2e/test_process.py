@@ -413,7 +413,7 @@ def test_the_credential_that_stands_for_no_tokens_file_holds_no_token(tmp_path: 
 def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
     # a wrapper, for the limit to hold in the proxy alone
     limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-    limit += "os.execv(sys.executable, [sys.executable, '-m', 'proxy', 'serve', *sys.argv[1:]])"
+    limit += "os.execv(sys.executable, [sys.executable, '-m', 'nacos_proxy', 'serve', *sys.argv[1:]])"
     with ProxyProcess(command=(sys.executable, "-c", limit)) as proxy, http(proxy) as calls:
         body = {"ip": "10.0.0.1", "port": 80, "metadata": {"k": "x" * 1000}}
         for number in range(120):

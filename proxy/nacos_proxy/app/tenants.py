@@ -421,6 +421,6 @@ def _copy(error: Refused) -> Refused:
 
 def _cannot_ask(reason: str) -> NothingKnown:
     return NothingKnown(
-        "the upstream cannot be asked about this account; until it answers, only accounts that it accepted before are "
-        f"served; try again later: {reason}"
+        f"the upstream cannot be asked about this account ({reason}); try again when it answers. "
+        "Until then, only accounts that it accepted before are served"
     )
