@@ -121,16 +121,6 @@ def build_tenant(
     return _assemble(settings, of.clock, supervisor, of.response_table, upstream, account, of_tenant=True)
 
 
-def make_catalog(s: Settings, epoch: str) -> Catalog:
-    """An empty catalog. `epoch` tells its events from those of another run."""
-    return Catalog(
-        Cache(cache_policy(s), pending_policy(s), random.random),
-        Hub(HubPolicy(s.events_history), epoch),
-        Registrations(RegistrationsPolicy()),
-        Breaker(breaker_policy(s)),
-    )
-
-
 def _assemble(
     s: Settings,
     clock: Clock,
@@ -145,14 +135,13 @@ def _assemble(
     embedded = registry if isinstance(registry, EmbeddedRegistry) else None
     upstream = registry if isinstance(registry, NacosRegistry) else None
     checks = _parameter_check(s, upstream)
-    agent = Agent(
-        account,
-        make_catalog(s, secrets.token_hex(4)),
-        clock,
-        agent_policy(s, strict=account is not registry),
-        supervisor,
-        checks,
+    catalog = Catalog(
+        Cache(cache_policy(s), pending_policy(s), random.random),
+        Hub(HubPolicy(s.events_history), epoch=secrets.token_hex(4)),
+        Registrations(RegistrationsPolicy()),
+        Breaker(breaker_policy(s)),
     )
+    agent = Agent(account, catalog, clock, agent_policy(s, strict=account is not registry), supervisor, checks)
     poller = Poller(agent, poll_policy(s), push)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, udp_policy(s), supervisor) if s.udp_push else None
@@ -166,7 +155,7 @@ def _assemble(
 
     # The order of followers matters: nobody may read an old answer after the event.
     agent.follow("prepared answers", lambda change: response_table.forget(change.key))
-    agent.follow("events", agent.catalog.hub.publish)
+    agent.follow("events", catalog.hub.publish)
     if disk is not None:
         agent.follow("disk", disk.mark)
     if udp is not None:

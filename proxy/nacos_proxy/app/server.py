@@ -184,7 +184,7 @@ class AccountTenant:
     def last_read(self) -> float:
         return max((entry.last_read for entry in self._components.agent.catalog.cache.entries()), default=-math.inf)
 
-    def end(self, error: ProxyError | None) -> None:
+    def end(self, error: Refused | None) -> None:
         if error is not None:
             self._components.response_table.clear()
             self._components.events.refuse(error)

@@ -61,6 +61,10 @@ class TokenRight(NamedTuple):
     right: Literal["read", "write", "admin"]
 
 
+def _setting(default: Any, description: str, **constraints: Any) -> Any:
+    return Field(default, description=description, **constraints)
+
+
 class Settings(BaseSettings):
     """All settings. Durations are seconds, or text such as 500ms, 5s, 24h, forever; sizes are bytes, or 64KiB."""
 
@@ -69,147 +73,125 @@ class Settings(BaseSettings):
     )
 
     # listening
-    host: str = Field(
-        "127.0.0.1", description="Address to listen on. If other hosts can reach it, an API token is required."
-    )
-    port: int = Field(8840, ge=0, le=65535, description="Port to listen on; 0 chooses a free one.")
-    uds: OptionalPath = Field(None, description="Unix socket to listen on, instead of host and port.")
-    context_path: ContextPath = Field("/nacos", description="Path prefix of the Nacos API for clients; / for none.")
-    tls_cert: OptionalPath = Field(
-        None, description="PEM file with the certificate chain of this proxy, which then serves TLS."
-    )
-    tls_key: OptionalPath = Field(None, description="PEM file with the key of tls_cert, if it is not in the same file.")
-    tls_client_ca: OptionalPath = Field(
-        None, description="PEM file with certificate authorities; clients must have a certificate of one of them."
+    host: str = _setting("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
+    port: int = _setting(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
+    uds: OptionalPath = _setting(None, "Unix socket to listen on, instead of host and port.")
+    context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
+    tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
+    tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
+    tls_client_ca: OptionalPath = _setting(
+        None, "PEM file with certificate authorities; clients must have a certificate of one of them."
     )
     # upstream
-    upstream: TextList = Field(
-        ("embedded",), description="Nacos servers, separated by commas; 'embedded': a registry in this process."
+    upstream: TextList = _setting(
+        ("embedded",), "Nacos servers, separated by commas; 'embedded': a registry in this process."
     )
-    require_upstream: bool = Field(False, description="Refuse to start with the embedded registry.")
-    endpoint: Url = Field("", description="URL of an address server, which lists the Nacos servers, one per line.")
-    namespace: str = Field("", description="Namespace for the client commands; empty: public.")
-    username: str = Field("", description="User name at the upstream; empty: no login.")
-    password: SecretStr = Field(SecretStr(""), description="Password of username.")
-    password_file: OptionalPath = Field(None, description="File that contains the password, instead of password.")
-    auth: Literal["proxy", "client"] = Field(
-        "proxy", description="Account for calls to the upstream: that of the proxy, or that of each client."
+    require_upstream: bool = _setting(False, "Refuse to start with the embedded registry.")
+    endpoint: Url = _setting("", "URL of an address server, which lists the Nacos servers, one per line.")
+    namespace: str = _setting("", "Namespace for the client commands; empty: public.")
+    username: str = _setting("", "User name at the upstream; empty: no login.")
+    password: SecretStr = _setting(SecretStr(""), "Password of username.")
+    password_file: OptionalPath = _setting(None, "File that contains the password, instead of password.")
+    auth: Literal["proxy", "client"] = _setting(
+        "proxy", "Account for calls to the upstream: that of the proxy, or that of each client."
     )
-    identity_key: str = Field("", description="Header by which Nacos servers recognise each other.")
-    identity_value: SecretStr = Field(SecretStr(""), description="Value of the header identity_key.")
-    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
-        "auto", description="Nacos API for calls to the upstream; auto: what the upstream supports."
+    identity_key: str = _setting("", "Header by which Nacos servers recognise each other.")
+    identity_value: SecretStr = _setting(SecretStr(""), "Value of the header identity_key.")
+    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = _setting(
+        "auto", "Nacos API for calls to the upstream; auto: what the upstream supports."
     )
-    parameter_check: Literal["auto", "on", "off"] = Field(
-        "auto", description="Check names and metadata as Nacos 2.3 does; auto: if all servers of the upstream do so."
+    parameter_check: Literal["auto", "on", "off"] = _setting(
+        "auto", "Check names and metadata as Nacos 2.3 does; auto: if all servers of the upstream do so."
     )
-    upstream_context_path: ContextPath = Field(
-        "/nacos", description="Path prefix of the Nacos API of the upstream; / for none."
+    upstream_context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API of the upstream; / for none.")
+    upstream_timeout: Duration = _setting(5.0, "How long a call to the upstream may take, after it is connected.")
+    upstream_connect_timeout: Duration = _setting(1.0, "How long connecting to the upstream may take.")
+    upstream_tls_ca: OptionalPath = _setting(
+        None, "PEM file with certificate authorities for the upstream, instead of the system's."
     )
-    upstream_timeout: Duration = Field(
-        5.0, description="How long a call to the upstream may take, after it is connected."
+    upstream_tls_cert: OptionalPath = _setting(None, "PEM file with the client certificate for the upstream.")
+    upstream_tls_key: OptionalPath = _setting(None, "PEM file with the key of upstream_tls_cert.")
+    upstream_tls_sni: str = _setting("", "Name in the upstream's certificate, if it is not the host name.")
+    upstream_tls_verify: bool = _setting(True, "Verify the upstream's certificate.")
+    push: Literal["auto", "on", "off"] = _setting(
+        "auto", "Let the upstream push changes; auto: by gRPC if installed, else by UDP. 1.x has only UDP."
     )
-    upstream_connect_timeout: Duration = Field(1.0, description="How long connecting to the upstream may take.")
-    upstream_tls_ca: OptionalPath = Field(
-        None, description="PEM file with certificate authorities for the upstream, instead of the system's."
-    )
-    upstream_tls_cert: OptionalPath = Field(None, description="PEM file with the client certificate for the upstream.")
-    upstream_tls_key: OptionalPath = Field(None, description="PEM file with the key of upstream_tls_cert.")
-    upstream_tls_sni: str = Field("", description="Name in the upstream's certificate, if it is not the host name.")
-    upstream_tls_verify: bool = Field(True, description="Verify the upstream's certificate.")
-    push: Literal["auto", "on", "off"] = Field(
-        "auto", description="Let the upstream push changes; auto: by gRPC if installed, else by UDP. 1.x has only UDP."
-    )
-    push_port: int = Field(0, ge=0, le=65535, description="gRPC port of the upstream; 0: its HTTP port + 1000.")
-    push_udp_port: int = Field(0, ge=0, le=65535, description="Port that receives UDP push; 0 chooses a free one.")
-    breaker_failures: int = Field(3, ge=1, description="Consecutive failures after which the upstream counts as down.")
-    breaker_longest: Duration = Field(5.0, description="Maximum time between two probes of an upstream that is down.")
-    outage_writes: bool = Field(
-        True, description="Accept writes of ephemeral instances while the upstream is down, and send them later."
+    push_port: int = _setting(0, "gRPC port of the upstream; 0: its HTTP port + 1000.", ge=0, le=65535)
+    push_udp_port: int = _setting(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
+    breaker_failures: int = _setting(3, "Consecutive failures after which the upstream counts as down.", ge=1)
+    breaker_longest: Duration = _setting(5.0, "Maximum time between two probes of an upstream that is down.")
+    outage_writes: bool = _setting(
+        True, "Accept writes of ephemeral instances while the upstream is down, and send them later."
     )
     # cache
-    cache_ttl: Duration = Field(10.0, description="How long a snapshot of a service is fresh.")
-    cache_negative_ttl: Duration = Field(
-        2.0, description="How long a snapshot is fresh if the service never had an instance."
+    cache_ttl: Duration = _setting(10.0, "How long a snapshot of a service is fresh.")
+    cache_negative_ttl: Duration = _setting(2.0, "How long a snapshot is fresh if the service never had an instance.")
+    cache_stale_if_error: Duration = _setting(
+        86_400.0, "How long a stale snapshot may be served while it cannot be refreshed."
     )
-    cache_stale_if_error: Duration = Field(
-        86_400.0, description="How long a stale snapshot may be served while it cannot be refreshed."
+    cache_max_services: int = _setting(10_000, "Maximum number of services in the cache.", ge=1)
+    cache_max_unknown: int = _setting(
+        1_000, "Maximum number of services in the cache that never had an instance.", ge=1
     )
-    cache_max_services: int = Field(10_000, ge=1, description="Maximum number of services in the cache.")
-    cache_max_unknown: int = Field(
-        1_000, ge=1, description="Maximum number of services in the cache that never had an instance."
+    cold_wait: Duration = _setting(
+        2.5, "How long a read that is not in the cache, or a heartbeat, waits for the upstream."
     )
-    cold_wait: Duration = Field(
-        2.5, description="How long a read that is not in the cache, or a heartbeat, waits for the upstream."
-    )
-    overlay_grace: Duration = Field(
-        3.0, description="How long an accepted write stays visible until the upstream lists it."
-    )
-    empty_list_share: float = Field(
+    overlay_grace: Duration = _setting(3.0, "How long an accepted write stays visible until the upstream lists it.")
+    empty_list_share: float = _setting(
         0.5,
+        "Share of its instances that a service may lose at once after an outage, without a second look.",
         ge=0,
         le=1,
-        description="Share of its instances that a service may lose at once after an outage, without a second look.",
     )
-    empty_list_confirm: Duration = Field(
-        5.0, description="Time until the second look, if a service lost more than empty_list_share."
+    empty_list_confirm: Duration = _setting(
+        5.0, "Time until the second look, if a service lost more than empty_list_share."
     )
     # refreshing the cache
-    poll_interval_subscribed: Duration = Field(1.0, description="How often a service with subscribers is polled.")
-    poll_interval_read: Duration = Field(5.0, description="How often a service without subscribers is polled.")
-    poll_safety: Duration = Field(30.0, description="How often a service is polled while push works.")
-    poll_budget: float = Field(
-        200.0,
-        gt=0,
-        description="Maximum number of polls per second, shared fairly among clients; with auth = client, per account.",
+    poll_interval_subscribed: Duration = _setting(1.0, "How often a service with subscribers is polled.")
+    poll_interval_read: Duration = _setting(5.0, "How often a service without subscribers is polled.")
+    poll_safety: Duration = _setting(30.0, "How often a service is polled while push works.")
+    poll_budget: float = _setting(
+        200.0, "Maximum number of polls per second, shared fairly among clients; with auth = client, per account.", gt=0
     )
-    watch_idle: Duration = Field(600.0, description="How long a service is polled after its last read.")
+    watch_idle: Duration = _setting(600.0, "How long a service is polled after its last read.")
     # events
-    events_history: int = Field(
-        4096, ge=0, description="Number of events that are kept for subscribers that reconnect."
-    )
-    events_heartbeat: Duration = Field(15.0, description="How often a comment is sent on an idle event stream.")
-    events_retry: Duration = Field(2.0, description="How soon a subscriber should reconnect.")
-    udp_push: bool = Field(True, description="Push changes by UDP to legacy clients that ask for it.")
-    udp_push_allow: Networks = Field((), description="Networks that may receive UDP push, besides this host.")
+    events_history: int = _setting(4096, "Number of events that are kept for subscribers that reconnect.", ge=0)
+    events_heartbeat: Duration = _setting(15.0, "How often a comment is sent on an idle event stream.")
+    events_retry: Duration = _setting(2.0, "How soon a subscriber should reconnect.")
+    udp_push: bool = _setting(True, "Push changes by UDP to legacy clients that ask for it.")
+    udp_push_allow: Networks = _setting((), "Networks that may receive UDP push, besides this host.")
     # access and limits
-    tokens: SecretList = Field(
-        SecretStr(""), description="API tokens, separated by commas: right:token, with the right read, write or admin."
+    tokens: SecretList = _setting(
+        SecretStr(""), "API tokens, separated by commas: right:token, with the right read, write or admin."
     )
-    tokens_file: OptionalPath = Field(None, description="File with API tokens, one right:token per line.")
-    insecure: bool = Field(False, description="Start without an API token, even if other hosts can connect.")
-    allowed_hosts: TextList = Field(
-        (), description="Allowed values of the Host header, besides this host's names; '*' for any."
+    tokens_file: OptionalPath = _setting(None, "File with API tokens, one right:token per line.")
+    insecure: bool = _setting(False, "Start without an API token, even if other hosts can connect.")
+    allowed_hosts: TextList = _setting((), "Allowed values of the Host header, besides this host's names; '*' for any.")
+    cors_origins: TextList = _setting((), "Origins of web pages that may use the API; '*' for any.")
+    max_connections: int = _setting(
+        0, "Maximum number of open connections, TLS handshakes included; 0: what the system allows.", ge=0
     )
-    cors_origins: TextList = Field((), description="Origins of web pages that may use the API; '*' for any.")
-    max_connections: int = Field(
-        0, ge=0, description="Maximum number of open connections, TLS handshakes included; 0: what the system allows."
+    max_head: Size = _setting(65_536, "Maximum size of a request line with headers.")
+    max_body: Size = _setting(1 << 20, "Maximum size of a request body of the naming API.")
+    subscribers_per_client: int = _setting(
+        20_000, "Maximum number of event streams of one address; with auth = client, of one account there.", ge=1
     )
-    max_head: Size = Field(65_536, description="Maximum size of a request line with headers.")
-    max_body: Size = Field(1 << 20, description="Maximum size of a request body of the naming API.")
-    subscribers_per_client: int = Field(
-        20_000,
-        ge=1,
-        description="Maximum number of event streams of one address; with auth = client, of one account there.",
-    )
-    services_per_client: int = Field(500, ge=1, description="Maximum number of services of one event stream.")
-    watched_per_client: int = Field(
-        10_000, ge=1, description="Maximum number of services of all event streams of one address or account."
+    services_per_client: int = _setting(500, "Maximum number of services of one event stream.", ge=1)
+    watched_per_client: int = _setting(
+        10_000, "Maximum number of services of all event streams of one address or account.", ge=1
     )
     # state and process
     state_dir: Path = Field(
         default_factory=lambda: user_state_path("nacos-proxy"), description="Directory for the last known state."
     )
-    disk: bool = Field(True, description="Keep the last known state on disk.")
-    drain_timeout: Duration = Field(10.0, description="How long a stop waits for requests to finish.")
-    managed_allow: Networks = Field(
-        (), description="Networks that checks of managed instances may reach, besides this host."
-    )
-    managed_deregister: bool = Field(False, description="Deregister managed instances when the proxy stops.")
-    fast_path: bool = Field(True, description="Answer repeated reads from prepared bytes.")
-    access_log: bool = Field(False, description="Log each request.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines.")
-    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
+    disk: bool = _setting(True, "Keep the last known state on disk.")
+    drain_timeout: Duration = _setting(10.0, "How long a stop waits for requests to finish.")
+    managed_allow: Networks = _setting((), "Networks that checks of managed instances may reach, besides this host.")
+    managed_deregister: bool = _setting(False, "Deregister managed instances when the proxy stops.")
+    fast_path: bool = _setting(True, "Answer repeated reads from prepared bytes.")
+    access_log: bool = _setting(False, "Log each request.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
+    log_format: Literal["text", "json"] = _setting("text", "Format of log lines.")
 
     @classmethod
     def settings_customise_sources(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class Tenant(Protocol):
         """When it last gave an answer, including prepared answers for which no request came here."""
         ...
 
-    def end(self, error: ProxyError | None) -> None:
+    def end(self, error: Refused | None) -> None:
         """Ends its streams. With `error`: the account may not see anything any more, so drop prepared answers, too."""
         ...
 
@@ -210,9 +211,8 @@ class Tenants:
         if credentials.password:
             scope = {**scope}  # the fast path must not see this request marked as cacheable: it would keep the password
         slot.requests += 1
-        return TenantRequest(
-            None if slot.tenant is None else slot.tenant.app, scope, receive, lambda: self._release(slot)
-        )
+        app = None if slot.tenant is None else slot.tenant.app
+        return TenantRequest(app, scope, receive, lambda: self._release(slot))
 
     def _release(self, slot: _TenantSlot) -> None:
         slot.requests -= 1
@@ -288,7 +288,7 @@ class Tenants:
             self._make_room()
             slot = _TenantSlot(key, address, granted, None, self._clock.now())
             if granted is not None:
-                slot.tenant = await self._authenticator.open(granted, lambda error: self._refused(slot, error))
+                slot.tenant = await self._authenticator.open(granted, lambda error: self._end(slot, error))
         except UpstreamError as error:
             if no_right(error) and isinstance(error, Refused):
                 self._remember_refusal(key, error, address if guess else None)
@@ -336,21 +336,18 @@ class Tenants:
             fresh = await self._authenticator.authenticate(credentials)
         except UpstreamError as error:
             if no_right(error) and isinstance(error, Refused):
-                self._refused(slot, error)
+                self._end(slot, error)
             return
         if fresh is not None:
             granted.renew(fresh)
 
     # ends
 
-    def _refused(self, slot: _TenantSlot, error: Refused) -> None:
-        """The upstream does not accept the token any more; the next request asks it again."""
-        if not slot.ended:
-            slot.error = error
-            self._end(slot, error)
-
-    def _end(self, slot: _TenantSlot, error: ProxyError | None) -> None:
-        slot.ended = True
+    def _end(self, slot: _TenantSlot, error: Refused | None = None) -> None:
+        """`error`: the upstream does not accept the token any more; the next request asks it again."""
+        if slot.ended:
+            return
+        slot.ended, slot.error = True, error
         if self._slots.get(slot.key) is slot:
             del self._slots[slot.key]
             self.counts.open = len(self._slots)
@@ -372,7 +369,7 @@ class Tenants:
         if not free:
             text = f"all of the {self._policy.max_tenants} accounts that can be served at a time are in use"
             raise BadCall("", Problem.OTHER, text, status=429)
-        self._end(max(free, key=lambda slot: tenants_of[slot.address]), None)
+        self._end(max(free, key=lambda slot: tenants_of[slot.address]))
 
     async def _sweep(self) -> None:
         """Ends idle tenants; without this, only another request would."""
@@ -380,13 +377,9 @@ class Tenants:
         while self._slots:
             await clock.sleep_until(clock.now() + idle / 10)
             for slot in list(self._slots.values()):
-                since = clock.now() - idle
-                if (
-                    not slot.busy
-                    and slot.last_used <= since
-                    and (slot.tenant is None or slot.tenant.last_read <= since)
-                ):
-                    self._end(slot, None)
+                last_read = -math.inf if slot.tenant is None else slot.tenant.last_read
+                if not slot.busy and max(slot.last_used, last_read) <= clock.now() - idle:
+                    self._end(slot)
 
     def _tenants(self) -> list[Tenant]:
         return [slot.tenant for slot in self._slots.values() if slot.tenant is not None]

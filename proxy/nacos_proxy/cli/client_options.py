@@ -68,13 +68,21 @@ class WeightParameter(click.ParamType[float]):
         return weight
 
 
-class CommandContext:
+class Session:
     """First argument of each client command: the proxy, `scope` (namespace and group), and how to print."""
 
     def __init__(self, client: RestClient, namespace: str, group: str, as_json: bool) -> None:
         self.client = client
         self.scope = {"namespace": namespace, "group": group}
         self.as_json = as_json
+
+    def call(self, method: str, path: str, body: object = None, **query: str) -> None:
+        """Raises `Unreached` or `ApiProblem`."""
+        self.client.call(method, path, {**self.scope, **query}, body)
+
+    def json(self, method: str, path: str, body: object = None, **query: str) -> Any:
+        """The JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
+        return self.client.json(method, path, {**self.scope, **query}, body)
 
     def show(self, body: Any, print_for_people: Callable[[], None]) -> None:
         if self.as_json:
@@ -86,7 +94,7 @@ class CommandContext:
 
 
 def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Makes a command with the shared options; the function gets a `CommandContext` and its own options."""
+    """Makes a command with the shared options; the function gets a `Session` and its own options."""
     options = (
         click.option("--server", envvar="NACOS_PROXY_SERVER", default="http://127.0.0.1:8840", show_default=True,
                      help="The proxy: a URL, or unix:PATH."),
@@ -108,7 +116,7 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
             with client:
-                function(CommandContext(client, namespace, group, as_json), **more)
+                function(Session(client, namespace, group, as_json), **more)
 
         wrapped: Callable[..., None] = command
         for option in reversed(options):

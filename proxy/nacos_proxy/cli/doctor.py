@@ -142,11 +142,8 @@ def push_finding(host: str, port: int, wanted: str, version: str = "") -> Findin
         seen = f"{host}:{port} is closed ({error.strerror or error}); {instead}"
         return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
     if not available():
-        seen, todo = (
-            f"{host}:{port} is open, but the extra is not installed; {instead}",
-            "pip install 'nacos-proxy[push]'",
-        )
-        return Finding("push port", not forced, seen, todo)
+        seen = f"{host}:{port} is open, but the extra is not installed; {instead}"
+        return Finding("push port", not forced, seen, "pip install 'nacos-proxy[push]'")
     return Finding("push port", True, f"{host}:{port} is open")
 
 
@@ -186,12 +183,8 @@ def state_finding(s: Settings) -> Finding:
         return Finding("state", False, f"{s.state_dir}: {error.strerror or error}", todo)
     state.close()
     if state.trouble:
-        return Finding(
-            "state",
-            False,
-            f"{s.state_dir}: {state.trouble}",
-            "check that the disk is not full and that no other program uses the directory",
-        )
+        todo = "check that the disk is not full and that no other program uses the directory"
+        return Finding("state", False, f"{s.state_dir}: {state.trouble}", todo)
     if state.set_aside is not None:
         return Finding("state", False, "the state file was damaged", f"nothing: it was renamed to {state.set_aside}")
     return Finding("state", True, f"{s.state_dir} can be written")

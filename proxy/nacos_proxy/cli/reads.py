@@ -15,8 +15,8 @@ from rich.text import Text
 
 from nacos_proxy.app.logs import printable
 from nacos_proxy.cli.client_options import (
-    CommandContext,
     DurationParameter,
+    Session,
     address_of,
     client_command,
     console,
@@ -36,14 +36,13 @@ _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "re
 @click.option("--clusters", default="", help="Only these clusters, separated by commas.")
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--all", "everything", is_flag=True, help="Include disabled instances, and show the true health of each.")
-def get(context: CommandContext, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
+def get(session: Session, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
     """Show the instances of a service, as clients see them."""
-    query = {**context.scope, "clusters": clusters, "healthy_only": "true" if healthy_only else ""}
     path = service_path(service, "instances") if everything else service_path(service)
-    body = context.client.json("GET", path, query)
+    body = session.json("GET", path, clusters=clusters, healthy_only="true" if healthy_only else "")
     found = body["instances"] if everything else body["hosts"]
-    if found or context.as_json:
-        context.show(body, lambda: console().print(table_of(body, found)))
+    if found or session.as_json:
+        session.show(body, lambda: console().print(table_of(body, found)))
     if not found:
         raise ApiProblem(404, f"{body['name']} has no instance in namespace {body['namespaceId']}")
 
@@ -51,9 +50,9 @@ def get(context: CommandContext, service: str, clusters: str, healthy_only: bool
 @client_command("list")
 @click.option("--page", default=1, show_default=True)
 @click.option("--size", default=100, show_default=True)
-def list_services(context: CommandContext, page: int, size: int) -> None:
+def list_services(session: Session, page: int, size: int) -> None:
     """List the services of a group."""
-    body = context.client.json("GET", "/api/v1/services", {**context.scope, "page": str(page), "size": str(size)})
+    body = session.json("GET", "/api/v1/services", page=str(page), size=str(size))
 
     def print_names() -> None:
         for name in body["services"]:
@@ -62,7 +61,7 @@ def list_services(context: CommandContext, page: int, size: int) -> None:
         stale = ", STALE" if body.get("stale") else ""
         click.echo(f"{body['count']} {'service' if body['count'] == 1 else 'services'}{shown}{stale}", err=True)
 
-    context.show(body, print_names)
+    session.show(body, print_names)
 
 
 @client_command("pick")
@@ -71,13 +70,11 @@ def list_services(context: CommandContext, page: int, size: int) -> None:
 @click.option("--key", default="", help="For hash: equal keys get the same instance.")
 @click.option("--clusters", default="", help="Only these clusters, separated by commas.")
 @click.option("--healthy-only/--any-health", default=True, help="Choose among healthy instances only [yes].")
-def pick(context: CommandContext, service: str, strategy: str, key: str, clusters: str, healthy_only: bool) -> None:
+def pick(session: Session, service: str, strategy: str, key: str, clusters: str, healthy_only: bool) -> None:
     """Choose one instance and print its ip:port."""
-    query = {**context.scope, "strategy": strategy, "key": key, "clusters": clusters}
-    body = context.client.json(
-        "GET", service_path(service, "pick"), {**query, "healthy_only": str(healthy_only).lower()}
-    )
-    context.show(body, lambda: click.echo(address_of(body)))
+    filters = {"clusters": clusters, "healthy_only": str(healthy_only).lower()}
+    body = session.json("GET", service_path(service, "pick"), strategy=strategy, key=key, **filters)
+    session.show(body, lambda: click.echo(address_of(body)))
 
 
 @client_command("watch")
@@ -85,34 +82,32 @@ def pick(context: CommandContext, service: str, strategy: str, key: str, cluster
 @click.option("--clusters", default="", help="Only these clusters, separated by commas.")
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--once", is_flag=True, help="Stop after the first change.")
-@click.option(
-    "--retry", type=DurationParameter(), default="500ms", show_default=True, help="Delay of the first reconnection."
-)
+@click.option("--retry", type=DurationParameter(), default="500ms", show_default=True, help="First reconnection delay.")
 def watch(
-    context: CommandContext, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float
+    session: Session, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float
 ) -> None:
     """Print changes as they happen, until interrupted. '*' watches every service of the group.
 
     Reconnects by itself and resumes after the last event; if events were lost, it prints a new snapshot.
     """
-    query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in context.scope.items() if v}}
+    query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in session.scope.items() if v}}
     query |= {"clusters": clusters} if clusters else {}
     query |= {"healthy_only": "true"} if healthy_only else {}
     _interrupt_when_reader_leaves()
     try:
-        _follow(context, query, once, retry)
+        _follow(session, query, once, retry)
     except KeyboardInterrupt:
         return
 
 
-def _follow(context: CommandContext, query: dict[str, str | list[str]], once: bool, retry: float) -> None:
+def _follow(session: Session, query: dict[str, str | list[str]], once: bool, retry: float) -> None:
     backoff, failures = Backoff(retry, max(retry, MAX_RECONNECT_DELAY)), 0
     last, pause, connected = "", threading.Event(), False
     while True:
         try:
-            for event_id, kind, data in context.client.events(query, last):
+            for event_id, kind, data in session.client.events(query, last):
                 last, failures, connected = event_id or last, 0, True
-                _print_event(context, kind, data)
+                _print_event(session, kind, data)
                 if once and kind == "change":
                     return
             warn("the event stream ended; reconnecting")
@@ -141,8 +136,8 @@ def _interrupt_when_reader_leaves() -> None:
     threading.Thread(target=wait_for_hang_up, name="reader-gone", daemon=True).start()
 
 
-def _print_event(context: CommandContext, kind: str, data: dict[str, Any]) -> None:
-    if context.as_json:
+def _print_event(session: Session, kind: str, data: dict[str, Any]) -> None:
+    if session.as_json:
         click.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
     elif kind == "snapshot":
         console().print(table_of(data, data["hosts"]))

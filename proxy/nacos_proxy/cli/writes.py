@@ -13,8 +13,8 @@ import click
 
 from nacos_proxy.cli.client_options import (
     AddressParameter,
-    CommandContext,
     DurationParameter,
+    Session,
     WeightParameter,
     client_command,
     metadata_of,
@@ -45,12 +45,10 @@ COMMAND_BEAT = 5.0  # seconds between two such reports
 @click.option("--check-tcp", metavar="HOST:PORT", help="Managed: healthy while this accepts connections.")
 @click.option("--check-ttl", metavar="DURATION", help="Managed: healthy while `beat` is called this often.")
 @click.option("--interval", default="5s", show_default=True, help="Managed: time between two checks.")
-@click.option(
-    "--failures", default=3, show_default=True, help="Managed: consecutive failures after which its heartbeats stop."
-)
+@click.option("--failures", default=3, show_default=True, help="Managed: failures in a row that stop its heartbeats.")
 @click.option("--deregister-after", metavar="DURATION", help="Managed: deregister it after it failed for this long.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND …]")
-def register(context: CommandContext, service: str, address: str, command: tuple[str, ...], **options: Any) -> None:
+def register(session: Session, service: str, address: str, command: tuple[str, ...], **options: Any) -> None:
     """Register an instance.
 
     With --managed and a COMMAND: run the command, send heartbeats while it runs, deregister the instance when it ends.
@@ -70,14 +68,12 @@ def register(context: CommandContext, service: str, address: str, command: tuple
         body["managed"] = {"interval": options["interval"], "failures": options["failures"], "check": check}
         body["managed"] |= {"deregisterAfter": options["deregister_after"]} if options["deregister_after"] else {}
     if command:
-        raise SystemExit(_run_managed(context, service, address, body, command))
-    registered = context.client.json("POST", service_path(service, "instances"), context.scope, body)
-    context.show(registered, lambda: click.echo(f"registered {address} in {service}"))
+        raise SystemExit(_run_managed(session, service, address, body, command))
+    registered = session.json("POST", service_path(service, "instances"), body)
+    session.show(registered, lambda: click.echo(f"registered {address} in {service}"))
 
 
-def _run_managed(
-    context: CommandContext, service: str, address: str, body: dict[str, Any], command: tuple[str, ...]
-) -> int:
+def _run_managed(session: Session, service: str, address: str, body: dict[str, Any], command: tuple[str, ...]) -> int:
     """Runs the command and returns its exit code. SIGINT and SIGTERM stop the command first, then us."""
     stops = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     received: list[int] = []  # until the command is started: an exception in between would leave it running
@@ -93,17 +89,17 @@ def _run_managed(
             signal.signal(number, signal.default_int_handler)
         if received:
             raise KeyboardInterrupt
-        context.client.call("POST", service_path(service, "instances"), context.scope, body)
+        session.call("POST", service_path(service, "instances"), body)
         while _still_runs(child, COMMAND_BEAT):
             if "ttl" in body["managed"]["check"]:
-                _warn_on_failure(lambda: context.client.call("PUT", f"{path}/beat", context.scope))
+                _warn_on_failure(lambda: session.call("PUT", f"{path}/beat"))
     except KeyboardInterrupt:
         pass
     finally:
         if child.poll() is None:
             child.terminate()
         code = child.wait()
-        _warn_on_failure(lambda: context.client.call("DELETE", path, context.scope))
+        _warn_on_failure(lambda: session.call("DELETE", path))
     return code if code >= 0 else 128 - code  # as a shell reports a signal
 
 
@@ -128,11 +124,11 @@ def _warn_on_failure(call: Callable[[], object]) -> None:
 @click.argument("address", metavar="IP:PORT", type=AddressParameter())
 @click.option("--cluster", default="")
 @click.option("--ephemeral/--persistent", default=True)
-def deregister(context: CommandContext, service: str, address: str, cluster: str, ephemeral: bool) -> None:
+def deregister(session: Session, service: str, address: str, cluster: str, ephemeral: bool) -> None:
     """Deregister an instance. An unknown instance is no error."""
-    query = {**context.scope, "cluster": cluster, "ephemeral": str(ephemeral).lower()}
-    context.client.call("DELETE", service_path(service, "instances", address_segment(address)), query)
-    context.show({"deregistered": address}, lambda: click.echo(f"deregistered {address} from {service}"))
+    path = service_path(service, "instances", address_segment(address))
+    session.call("DELETE", path, cluster=cluster, ephemeral=str(ephemeral).lower())
+    session.show({"deregistered": address}, lambda: click.echo(f"deregistered {address} from {service}"))
 
 
 @client_command("modify")
@@ -142,7 +138,7 @@ def deregister(context: CommandContext, service: str, address: str, cluster: str
 @click.option("--weight", type=WeightParameter())
 @click.option("--enabled/--disabled", default=None)
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE")
-def modify(context: CommandContext, service: str, address: str, cluster: str, weight: float | None,
+def modify(session: Session, service: str, address: str, cluster: str, weight: float | None,
            enabled: bool | None, metadata: tuple[str, ...]) -> None:  # fmt: skip
     """Change the given properties of an instance and nothing else."""
     body: dict[str, Any] = {"weight": weight} if weight is not None else {}
@@ -150,9 +146,9 @@ def modify(context: CommandContext, service: str, address: str, cluster: str, we
     body |= {"metadata": metadata_of(metadata)} if metadata else {}
     if not body:
         raise click.UsageError("say what to change: --weight, --enabled or --disabled, --metadata")
-    query = {**context.scope, "cluster": cluster}
-    changed = context.client.json("PATCH", service_path(service, "instances", address_segment(address)), query, body)
-    context.show(changed, lambda: click.echo(f"changed {address} of {service}"))
+    path = service_path(service, "instances", address_segment(address))
+    changed = session.json("PATCH", path, body, cluster=cluster)
+    session.show(changed, lambda: click.echo(f"changed {address} of {service}"))
 
 
 @client_command("beat")
@@ -161,19 +157,16 @@ def modify(context: CommandContext, service: str, address: str, cluster: str, we
 @click.option("--cluster", default="")
 @click.option("--every", type=DurationParameter(), help="Send one after each DURATION, until interrupted.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many heartbeats.")
-def beat(
-    context: CommandContext, service: str, address: str, cluster: str, every: float | None, count: int | None
-) -> None:
+def beat(session: Session, service: str, address: str, cluster: str, every: float | None, count: int | None) -> None:
     """Send a heartbeat. With --every, a failed one is only reported."""
     path = service_path(service, "instances", address_segment(address), "beat")
     pause, left = threading.Event(), count or (1 if every is None else 0)
     try:
         while True:
             try:
-                body = context.client.json("PUT", path, {**context.scope, "cluster": cluster})
-                context.show(
-                    body, lambda body=body: click.echo(f"next beat in {body['clientBeatInterval'] / 1000:g} s")
-                )
+                body = session.json("PUT", path, cluster=cluster)
+                text = f"next beat in {body['clientBeatInterval'] / 1000:g} s"
+                session.show(body, lambda text=text: click.echo(text))
             except (Unreached, ApiProblem) as error:
                 if every is None or (isinstance(error, ApiProblem) and not error.temporary):
                     raise

@@ -33,7 +33,6 @@ from nacos_proxy.client.legacy import (
     NacosException,
     NacosRequestException,
     address_segment,
-    bool_text,
     check,
     metadata_of,
 )
@@ -127,9 +126,9 @@ class NacosClient:
             port=port,
             clusterName=cluster_name,
             weight=weight,
-            enabled=bool_text(enable),
-            healthy=bool_text(healthy),
-            ephemeral=bool_text(ephemeral),
+            enabled=enable,
+            healthy=healthy,
+            ephemeral=ephemeral,
             metadata=json.dumps(metadata_of(metadata)),
         )
         accepted = self._send("POST", "/nacos/v1/ns/instance", data=form).text == "ok"
@@ -153,9 +152,7 @@ class NacosClient:
         """Stops the heartbeats of an instance and deregisters it. Returns True for an unknown instance, too."""
         check(service_name, ip, port)
         self._stop_heartbeats((service_name, group_name, ip, port))
-        query = self._form(
-            service_name, group_name, ip=ip, port=port, clusterName=cluster_name, ephemeral=bool_text(ephemeral)
-        )
+        query = self._form(service_name, group_name, ip=ip, port=port, clusterName=cluster_name, ephemeral=ephemeral)
         return self._send("DELETE", "/nacos/v1/ns/instance", params=query).text == "ok"
 
     def modify_naming_instance(
@@ -225,7 +222,7 @@ class NacosClient:
         query = self._form(
             service_name,
             group_name or DEFAULT_GROUP_NAME,
-            healthyOnly=bool_text(healthy_only),
+            healthyOnly=healthy_only,
             clusters=_cluster_list(clusters),
         )
         query |= {"namespaceId": namespace_id} if namespace_id else {}
@@ -273,7 +270,7 @@ class NacosClient:
             "service": service_name,
             "namespace": namespace_id or self.namespace,
             "group": group_name or DEFAULT_GROUP_NAME,
-            "healthy_only": bool_text(healthy_only),
+            "healthy_only": _text(healthy_only),
             "clusters": _cluster_list(clusters),
         }
         subscription = Subscription(self._http, {k: v for k, v in params.items() if v}, listeners, listener_interval)
@@ -345,7 +342,7 @@ class NacosClient:
     def _form(self, service_name: str, group_name: str, **fields: object) -> dict[str, str]:
         """The parameters of a call, without empty ones."""
         form = {"serviceName": service_name, "groupName": group_name, "namespaceId": self.namespace, **fields}
-        return {name: str(value) for name, value in form.items() if value not in (None, "")}
+        return {name: _text(value) for name, value in form.items() if value not in (None, "")}
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -382,3 +379,8 @@ class NacosClient:
 
 def _cluster_list(clusters: str | Sequence[str] | None) -> str:
     return clusters if isinstance(clusters, str) else ",".join(clusters or ())
+
+
+def _text(value: object) -> str:
+    """A value as Nacos reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -53,11 +53,6 @@ def metadata_of(metadata: Metadata) -> dict[str, str]:
         raise NacosException(f"metadata must be a mapping, JSON, or k=v,k=v, not {metadata!r}") from error
 
 
-def bool_text(value: bool) -> str:
-    """A boolean as Nacos reads it."""
-    return "true" if value else "false"
-
-
 def address_segment(ip: str, port: int | str) -> str:
     """The address of an instance as a path segment of the REST API."""
     return quote(address_of(ip, port), safe="[]:.")

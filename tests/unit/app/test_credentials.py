@@ -37,11 +37,11 @@ def scope(query: str = "", **headers: str) -> Scope:
         (scope(), None),
     ],
 )
-def test_what_is_shown_is_found_where_nacos_clients_put_it(request_: Scope, shown: ClientCredentials | None) -> None:
+def test_find_credentials_looks_where_nacos_clients_put_them(request_: Scope, shown: ClientCredentials | None) -> None:
     assert find_credentials(request_, b"", lambda text: text == OWN) == shown
 
 
-def test_a_form_is_read_too_and_the_query_wins() -> None:
+def test_find_credentials_reads_the_form_after_the_query() -> None:
     form = b"serviceName=DEFAULT_GROUP@@s&beat={}&accessToken=t5"
     assert find_credentials(scope(), form, lambda text: False) == ClientCredentials("t5")
     assert find_credentials(scope("accessToken=t6"), form, lambda text: False) == ClientCredentials("t6")
@@ -56,9 +56,9 @@ def test_a_form_is_read_too_and_the_query_wins() -> None:
         (ClientCredentials("", "app", "x" * 4096), True),
     ],
 )
-def test_credentials_above_4096_characters_are_refused(shown: ClientCredentials, endless: bool) -> None:
+def test_client_credentials_above_4096_characters_are_too_long(shown: ClientCredentials, endless: bool) -> None:
     assert shown.too_long is endless
 
 
-def test_neither_a_token_nor_a_password_is_shown_in_a_repr() -> None:
+def test_client_credentials_repr_hides_token_and_password() -> None:
     assert "secret" not in repr(ClientCredentials("a-secret", "app", "my-secret"))

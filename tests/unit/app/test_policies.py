@@ -73,12 +73,12 @@ def test_a_setting_reaches_its_policy(name: str, text: Any, read: Callable[[Sett
     assert read(Settings(**{name: text})) == value
 
 
-def test_a_pushed_service_stays_fresh_longer_than_its_safety_poll() -> None:
+def test_cache_policy_keeps_a_pushed_service_fresh_longer_than_its_safety_poll() -> None:
     policy = cache_policy(Settings(poll_safety=30.0))
     assert policy.ttl_pushed > policy.interval_pushed
 
 
-def test_a_password_comes_from_its_file(tmp_path: Path) -> None:
+def test_nacos_policy_reads_the_password_file(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("s3cret\n")
     policy = nacos_policy(Settings(username="app", password_file=file))
@@ -86,7 +86,7 @@ def test_a_password_comes_from_its_file(tmp_path: Path) -> None:
     assert "s3cret" not in repr(policy)
 
 
-def test_tokens_come_with_their_rights_and_are_not_shown() -> None:
+def test_guard_policy_has_tokens_with_rights_and_hides_them() -> None:
     policy = guard_policy(Settings(tokens="read:12345678,admin:abcdefgh"))
     assert [(token.secret, token.right) for token in policy.tokens] == [("12345678", "read"), ("abcdefgh", "admin")]
     assert "12345678" not in repr(policy)
@@ -106,7 +106,7 @@ def test_tokens_come_with_their_rights_and_are_not_shown() -> None:
         ({"host": "0.0.0.0", "uds": "/run/proxy.sock"}, True),
     ],
 )
-def test_only_loopback_and_unix_sockets_are_of_this_host_alone(settings: dict[str, str], only_here: bool) -> None:
+def test_loopback_is_true_for_loopback_addresses_and_unix_sockets(settings: dict[str, str], only_here: bool) -> None:
     assert loopback(Settings(**settings)) is only_here
 
 

@@ -123,7 +123,7 @@ def world(**policy: Any) -> World:
     return World(clock, upstream, Tenants(upstream, TenantsPolicy(**policy), clock, Supervisor(clock)))
 
 
-async def test_a_token_in_a_form_is_found_and_the_form_is_left_to_be_read() -> None:
+async def test_admit_finds_a_token_in_a_form_and_leaves_the_form_to_be_read() -> None:
     """As the Go SDK shows it when it registers and beats."""
     w, body = world(), b"serviceName=DEFAULT_GROUP@@s&beat={}&accessToken=a"
 
@@ -139,7 +139,7 @@ async def test_a_token_in_a_form_is_found_and_the_form_is_left_to_be_read() -> N
 # who is let in
 
 
-async def test_a_token_has_one_view_however_many_ask_at_once() -> None:
+async def test_admit_opens_one_tenant_for_concurrent_requests() -> None:
     w = world()
     found = await asyncio.gather(*(w.ask("a") for _ in range(20)))
     other = await w.ask("b")
@@ -148,7 +148,7 @@ async def test_a_token_has_one_view_however_many_ask_at_once() -> None:
     assert other.app == w.upstream.views[1].app
 
 
-async def test_a_request_without_credentials_has_no_tenant_nor_has_any_on_an_open_upstream() -> None:
+async def test_admit_gives_no_tenant_without_credentials_or_without_authentication_upstream() -> None:
     w = world()
     assert (await w.admit("")).app is None
     assert (await w.ask("open")).app is None
@@ -156,7 +156,7 @@ async def test_a_request_without_credentials_has_no_tenant_nor_has_any_on_an_ope
     assert w.upstream.asked == ["open"]
 
 
-async def test_an_invented_token_opens_nothing_and_is_refused_from_memory_for_a_while() -> None:
+async def test_admit_refuses_a_refused_token_from_memory_for_longer_each_time() -> None:
     w = world()
     for pause, asked in ((0.0, 1), (4.9, 1), (0.2, 2), (9.9, 2), (0.2, 3)):
         await w.clock.advance(pause)
@@ -167,14 +167,14 @@ async def test_an_invented_token_opens_nothing_and_is_refused_from_memory_for_a_
 
 
 @pytest.mark.parametrize("query", [f"accessToken={'x' * 5000}", f"username=app&password={'x' * 5000}"])
-async def test_what_is_endless_is_refused_without_asking(query: str) -> None:
+async def test_admit_refuses_credentials_that_are_too_long_without_asking(query: str) -> None:
     w = world()
     with pytest.raises(Refused, match="token invalid!") as refused:
         await w.admit(query)
     assert (refused.value.status, w.upstream.asked) == (403, [])
 
 
-async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does() -> None:
+async def test_admit_makes_only_an_address_with_many_refusals_wait() -> None:
     w = world(max_refusals=3, forgiven_after=2.0)
     await w.ask("a", "10.0.0.1")
     for number in range(3):
@@ -189,7 +189,7 @@ async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does(
     assert (await w.ask("c", "10.0.0.1")).app is not None
 
 
-async def test_many_good_tokens_at_once_are_no_guesses() -> None:
+async def test_admit_does_not_count_valid_tokens_as_guesses() -> None:
     """After a restart of the proxy all clients of a host come at once."""
     w = world(max_refusals=3, max_attempts=5)
     names = [f"good-{number}" for number in range(8)]
@@ -200,7 +200,7 @@ async def test_many_good_tokens_at_once_are_no_guesses() -> None:
         assert (await w.ask(name)).app is not None
 
 
-async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_wait_behind_guesses() -> None:
+async def test_admit_trusts_tokens_of_a_login_and_those_accepted_before() -> None:
     """All clients of one host are one address."""
     w = world(max_refusals=1, idle=60.0)
     await w.ask("a")
@@ -216,7 +216,7 @@ async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_
         await w.ask("c")
 
 
-async def test_thousands_of_invented_tokens_neither_open_nor_fill_anything() -> None:
+async def test_admit_bounds_what_invented_tokens_cost() -> None:
     w = world(max_remembered=100)
     await w.ask("a", "10.0.0.9")
     for number in range(2000):
@@ -226,7 +226,7 @@ async def test_thousands_of_invented_tokens_neither_open_nor_fill_anything() -> 
     assert (len(w.tenants), len(w.upstream.views)) == (1, 1)
 
 
-async def test_while_the_upstream_is_away_only_those_that_it_took_are_served() -> None:
+async def test_admit_serves_only_known_tenants_while_the_upstream_is_down() -> None:
     w = world(max_refusals=2)
     await w.ask("a")
     w.upstream.away = True
@@ -239,7 +239,7 @@ async def test_while_the_upstream_is_away_only_those_that_it_took_are_served() -
     assert (await w.ask("b")).app is not None, "that it could not be asked is no refusal"
 
 
-async def test_a_first_request_waits_only_so_long_and_the_next_one_finds_the_outcome() -> None:
+async def test_admit_waits_a_limited_time_and_the_next_request_finds_the_outcome() -> None:
     w = world(wait=2.5)
     w.upstream.wait = asyncio.Event()
     asking = spawn(w.ask("a"), name="request")
@@ -252,7 +252,7 @@ async def test_a_first_request_waits_only_so_long_and_the_next_one_finds_the_out
     assert (await w.ask("a")).app is not None and w.upstream.asked == ["a"]
 
 
-async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
+async def test_admit_tries_again_after_a_tenant_could_not_be_opened() -> None:
     w = world()
     w.upstream.fails.append("no socket")
     with pytest.raises(OSError, match="no socket"):
@@ -263,7 +263,7 @@ async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
 # how long one stays
 
 
-async def test_the_longest_unused_makes_room() -> None:
+async def test_tenants_end_the_least_recently_used_one_to_make_room() -> None:
     w = world(max_tenants=2)
     for token in ("a", "b", "a", "c"):
         await w.ask(token)
@@ -271,7 +271,7 @@ async def test_the_longest_unused_makes_room() -> None:
     assert w.ended == [[], ["idle", "closed"], []]
 
 
-async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
+async def test_tenants_make_room_at_the_address_that_has_most() -> None:
     w = world(max_tenants=3)
     await w.ask("a", "10.0.0.1")
     for token in ("b", "c", "d"):
@@ -280,7 +280,7 @@ async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
     assert w.ended == [[], ["idle", "closed"], [], []]
 
 
-async def test_what_is_busy_stays_and_one_too_many_is_refused() -> None:
+async def test_tenants_keep_busy_ones_and_refuse_one_too_many() -> None:
     w = world(max_tenants=2)
     await w.ask("a")
     w.upstream.views[0].busy = True
@@ -292,7 +292,7 @@ async def test_what_is_busy_stays_and_one_too_many_is_refused() -> None:
     assert (await w.ask("c")).app is not None
 
 
-async def test_an_idle_one_ends_with_no_need_of_another_request() -> None:
+async def test_tenants_sweep_ends_idle_ones() -> None:
     w = world(idle=60.0)
     await w.ask("a")
     await w.ask("b")
@@ -310,7 +310,7 @@ async def test_an_idle_one_ends_with_no_need_of_another_request() -> None:
     assert (w.ended, len(w.tenants)) == ([["idle", "closed"]] * 4, 0)
 
 
-async def test_one_whose_token_the_upstream_refuses_ends_at_once() -> None:
+async def test_tenants_end_one_whose_token_is_refused() -> None:
     w = world()
     await w.ask("a")
     under_way = await w.admit("accessToken=a")
@@ -328,7 +328,7 @@ async def test_one_whose_token_the_upstream_refuses_ends_at_once() -> None:
 # name and password
 
 
-async def test_an_account_is_logged_in_once_and_again_before_its_token_ends() -> None:
+async def test_tenants_renew_a_login_before_it_ends() -> None:
     w = world()
     w.upstream.ttl = 100.0
     for _ in range(3):
@@ -345,7 +345,7 @@ async def test_an_account_is_logged_in_once_and_again_before_its_token_ends() ->
     assert w.upstream.asked == ["app"] * 3
 
 
-async def test_a_login_that_is_refused_when_it_is_renewed_ends_the_tenant() -> None:
+async def test_tenants_end_one_whose_login_cannot_be_renewed() -> None:
     w = world()
     w.upstream.ttl = 100.0
     (await w.admit(ACCOUNT)).release()
@@ -357,7 +357,7 @@ async def test_a_login_that_is_refused_when_it_is_renewed_ends_the_tenant() -> N
     assert w.ended == [["token invalid!", "closed"]]
 
 
-async def test_a_login_that_cannot_be_renewed_now_is_tried_again() -> None:
+async def test_tenants_retry_a_renewal_while_the_upstream_is_down() -> None:
     w = world(renewal_retry=5.0)
     w.upstream.ttl = 100.0
     (await w.admit(ACCOUNT)).release()
@@ -413,7 +413,7 @@ def keeping(password: str) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("keep", keeping("hunter2-secret"))
-def test_a_password_that_a_function_keeps_is_found(keep: Callable[[], object]) -> None:
+def test_texts_finds_a_password_that_a_function_keeps(keep: Callable[[], object]) -> None:
     w = world()
     w.upstream.views.append(View("a", refused=keep))
     assert "'hunter2-secret'" in texts(w.tenants)
@@ -422,7 +422,7 @@ def test_a_password_that_a_function_keeps_is_found(keep: Callable[[], object]) -
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_password_is_kept_nowhere(known: bool) -> None:
+async def test_tenants_keep_no_password(known: bool) -> None:
     w = world()
     if not known:
         w.upstream.known.clear()
@@ -437,7 +437,7 @@ async def test_a_password_is_kept_nowhere(known: bool) -> None:
     assert found and not [text for text in found if "hunter2" in text]
 
 
-async def test_what_a_password_opens_is_never_repeated_from_memory() -> None:
+async def test_admit_hides_requests_with_a_password_from_the_fast_path() -> None:
     """The fast path keeps whole requests; it looks for the mark in the scope that it handed on."""
     w = world()
     asked = scope(ACCOUNT)
@@ -446,7 +446,7 @@ async def test_what_a_password_opens_is_never_repeated_from_memory() -> None:
     assert (await w.tenants.admit(plain, receive)).scope is plain
 
 
-async def test_a_stop_ends_streams_and_then_every_view() -> None:
+async def test_tenants_close_ends_every_tenant() -> None:
     w = world()
     await w.ask("a")
     w.tenants.end_streams()
@@ -454,7 +454,7 @@ async def test_a_stop_ends_streams_and_then_every_view() -> None:
     assert (len(w.tenants), w.ended) == (0, [["idle", "closed"]])
 
 
-async def test_one_that_opens_while_the_proxy_stops_ends_too() -> None:
+async def test_tenants_close_waits_for_one_that_is_opening() -> None:
     w = world()
     w.upstream.wait = asyncio.Event()
     asking = spawn(w.ask("a"), name="request")
