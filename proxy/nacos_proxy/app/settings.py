@@ -139,13 +139,11 @@ class Settings(BaseSettings):
     overlay_grace: Duration = _setting(3.0, "How long an accepted write stays visible until the upstream lists it.")
     empty_list_share: float = _setting(
         0.5,
-        "Share of its instances that a service may lose at once after an outage, without a second look.",
+        "After an outage, a list that loses more than this share of the instances is read again first.",
         ge=0,
         le=1,
     )
-    empty_list_confirm: Duration = _setting(
-        5.0, "Time until the second look, if a service lost more than empty_list_share."
-    )
+    empty_list_confirm: Duration = _setting(5.0, "How soon such a list is read again.")
     # refreshing the cache
     poll_interval_subscribed: Duration = _setting(1.0, "How often a service with subscribers is polled.")
     poll_interval_read: Duration = _setting(5.0, "How often a service without subscribers is polled.")

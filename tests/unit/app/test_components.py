@@ -1,4 +1,4 @@
-"""What is made of the settings, and in which order it lives."""
+"""The composition root: which components the settings give, how they are connected, started and finished."""
 
 from __future__ import annotations
 
@@ -147,6 +147,7 @@ async def test_build_tenant_has_its_own_catalog_and_no_disk(tmp_path: Path) -> N
     assert isinstance(parts.registry, NacosRegistry)
     tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
     assert tenant.agent.catalog is not parts.agent.catalog
+    assert tenant.registry is parts.registry, "its /status shows the servers that it shares"
     assert tenant.persistence is None
     assert (tenant.response_table, tenant.clock, tenant.forwarder) == (
         parts.response_table,

@@ -1,4 +1,4 @@
-"""What a request shows is found where Nacos clients put it."""
+"""Where the credentials of a request are found."""
 
 from __future__ import annotations
 

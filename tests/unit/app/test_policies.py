@@ -1,4 +1,4 @@
-"""Each setting reaches the policy that obeys it."""
+"""Each setting reaches its policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process around the app: what it listens on, what it says when it cannot, how it reloads and stops."""
+"""The process around the app: listening sockets, TLS, the service manager, reload and stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole program as an app, and what a start and a reload refuse."""
+"""The ASGI app, and what a start and a reload refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tenants: one view for each account that the upstream knows; bounded, ended when unused or refused."""
+"""Tenants: one for each account that the upstream accepts; bounded, ended when idle or refused."""
 
 from __future__ import annotations
 

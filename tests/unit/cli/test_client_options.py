@@ -1,4 +1,4 @@
-"""What the commands that ask a running proxy share."""
+"""The shared options of the client commands, and how answers are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo: each step as a curl line, and what came back."""
+"""The demo: its steps, and what it does afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container's health check sees of a proxy, wherever that listens."""
+"""The health check of a container."""
 
 from __future__ import annotations
 

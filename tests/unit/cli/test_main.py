@@ -1,4 +1,4 @@
-"""The table of commands, and what a failure says and exits with."""
+"""The group of commands: help, messages and exit codes."""
 
 from __future__ import annotations
 

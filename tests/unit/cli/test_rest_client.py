@@ -1,4 +1,4 @@
-"""The HTTP of the command line: answers, problems, event streams."""
+"""The REST client of the command line: calls, errors, event streams."""
 
 from __future__ import annotations
 

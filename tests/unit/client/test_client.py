@@ -1,4 +1,4 @@
-"""The Python client against a real proxy: the legacy SDK's names, what they take, give and raise."""
+"""The Python client against a real proxy."""
 
 from __future__ import annotations
 

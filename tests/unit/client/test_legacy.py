@@ -1,4 +1,4 @@
-"""What the legacy SDK's names mean."""
+"""What the client takes over from the legacy SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One service's events in a thread: over a proxy that dies and comes back, and one that answers nonsense."""
+"""Subscriptions: over a proxy that restarts, and one that answers nonsense."""
 
 from __future__ import annotations
 
