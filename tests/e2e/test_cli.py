@@ -99,7 +99,7 @@ def test_doctor_knows_our_own_proxy_for_an_upstream(shell: Shell, tmp_path: Path
     assert re.search(r"^ok   version: ", said, re.MULTILINE)
     assert "FAIL" not in said
     said = shell.run("doctor", "--upstream", f"http://127.0.0.1:{free_port()}", *here, code=1)
-    assert re.search(r"^FAIL upstream: .*\n     -> is Nacos running there", said, re.MULTILINE)
+    assert re.search(r"^FAIL upstream: .*\n     -> check that Nacos is running there", said, re.MULTILINE)
 
 
 def test_doctor_finds_a_real_r_nacos_in_order(shell: Shell, rnacos: RNacos, tmp_path: Path) -> None:

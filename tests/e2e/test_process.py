@@ -95,7 +95,7 @@ def test_a_taken_port_and_a_locked_state_directory_are_said_plainly(tmp_path: Pa
     with ProxyProcess() as proxy:
         said = refused("--port", str(proxy.port), state_dir=tmp_path)
         assert (
-            f"127.0.0.1:{proxy.port} is taken: another nacos-proxy, or another program; choose another --port" in said
+            f"127.0.0.1:{proxy.port} is in use by another nacos-proxy or another program; choose another --port" in said
         )
         said = refused("--port", "0", state_dir=proxy.state_dir)
         assert f"{proxy.state_dir} is in use by another nacos-proxy (process {proxy.pid})" in said
@@ -114,10 +114,10 @@ def test_a_network_address_needs_a_token_or_the_word_insecure(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--tls-cert", "no.pem"), "the TLS certificate cannot be used: no.pem: No such file"),
+        (("--tls-cert", "no.pem"), "cannot use the TLS certificate no.pem: No such file"),
         (("--tokens-file", "no-tokens"), "tokens_file: no-tokens cannot be read"),
         (("--username", "u", "--password-file", "nope", "--upstream", "http://127.0.0.1:1"), "password_file: nope"),
-        (("--uds", "/dev/null"), "/dev/null exists and is no socket"),
+        (("--uds", "/dev/null"), "/dev/null exists and is not a socket"),
         (("--upstream", "ftp://x"), "ftp://x"),
     ],
 )
@@ -196,13 +196,13 @@ def test_a_hang_up_reads_the_tokens_again(tmp_path: Path) -> None:
     with ProxyProcess("--tokens-file", str(tokens)) as proxy:
         assert status(proxy, "first-token") == 200
         tokens.write_text("read:second-token\n")
-        hang_up(proxy, "reloaded tokens")
+        hang_up(proxy, "reloaded the API tokens")
         assert [status(proxy, token) for token in ("first-token", "second-token", "")] == [401, 200, 401]
         tokens.write_text("nonsense\n")
-        hang_up(proxy, "not reloaded: a token is written right:token")
+        hang_up(proxy, "not reloaded: write an API token as right:token")
         assert status(proxy, "second-token") == 200
         tokens.write_text("")
-        hang_up(proxy, "not reloaded: all tokens are gone")
+        hang_up(proxy, "not reloaded: there is no API token any more")
         assert [status(proxy, token) for token in ("second-token", "")] == [200, 401]
         assert "Traceback" not in proxy.log
 
@@ -379,7 +379,7 @@ def test_the_unit_starts_on_no_embedded_registry(tmp_path: Path) -> None:
     clean = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull}
     done = subprocess.run(run, capture_output=True, text=True, env=clean, timeout=PATIENCE)
     assert done.returncode == 2
-    assert "no upstream is named: set upstream to your Nacos, such as http://10.0.0.1:8848" in done.stderr
+    assert "upstream is not set: set it to your Nacos, such as http://10.0.0.1:8848" in done.stderr
 
 
 def test_a_start_says_in_its_first_lines_what_runs(tmp_path: Path) -> None:

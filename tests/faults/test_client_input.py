@@ -147,7 +147,7 @@ async def test_no_parameter_of_a_dialect_is_a_fault_of_ours(
 
 ROUTES = sorted(
     (path, method.upper())
-    for path, item in App(build(Settings(**SETTINGS), FakeClock())).front.rest.openapi()["paths"].items()
+    for path, item in App(build(Settings(**SETTINGS), FakeClock())).router.rest.openapi()["paths"].items()
     for method in item
 )
 JSON = st.recursive(

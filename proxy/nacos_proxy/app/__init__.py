@@ -1,4 +1,4 @@
-"""The program: settings, the one composition root (`components`), tenants, the process, logs.
+"""The program: settings, the composition root (`components`), tenants, the ASGI app, the process, logging.
 
-Never here: behaviour of a part; this room makes the parts and connects them.
+Never here: the behaviour of a component.
 """

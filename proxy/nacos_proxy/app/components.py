@@ -1,6 +1,6 @@
-"""Everything that runs, made once from the settings, started and finished in order. No behaviour of its own.
+"""The composition root: makes all components from the settings, connects them, starts and stops them in order.
 
-Not for: which policy a setting becomes (`policies`), the app in front of the parts (`server`).
+`policies` maps settings to the policy of each component; `server` puts the HTTP app in front of them.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ from dataclasses import dataclass, field
 import orjson
 
 from nacos_proxy.app.policies import (
+    agent_policy,
+    breaker_policy,
     cache_policy,
     events_policy,
-    guard_policy,
+    health_checker_policy,
     nacos_policy,
-    networks,
-    overlay_policy,
+    pending_policy,
+    poll_policy,
+    udp_policy,
 )
 from nacos_proxy.app.settings import BadSettings, Settings
-from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
+from nacos_proxy.app.tenants import TenantCounts
+from nacos_proxy.background.health_checker import HealthChecker
 from nacos_proxy.background.persistence import Persistence, PersistencePolicy
-from nacos_proxy.background.poller import Poller, PollPolicy
+from nacos_proxy.background.poller import Poller
 from nacos_proxy.background.state_file import StateFile
-from nacos_proxy.background.udp_push import UdpPolicy, UdpPush
+from nacos_proxy.background.udp_push import UdpPush
 from nacos_proxy.catalog.cache import Cache
-from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
+from nacos_proxy.catalog.circuit_breaker import Breaker
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
-from nacos_proxy.core.agent import Agent, AgentPolicy, Catalog
+from nacos_proxy.core.agent import Agent, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
-from nacos_proxy.frontends.auth import AccessPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
@@ -52,178 +55,185 @@ from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from nacos_proxy.wire.nacos.base import ReadService, ServiceView
 from nacos_proxy.wire.nacos.hosts import list_json
 
-log = logging.getLogger("nacos_proxy.parts")
+log = logging.getLogger("nacos_proxy.components")
 
-CONFIRM_WITHIN = 1.0  # seconds from a start: an upstream that is there says what a kill kept from the disk
+CONFIRM_WITHIN = 1.0  # seconds after a start in which reads wait for the upstream: a kill may have lost the last writes
 
 
 @dataclass(slots=True)
 class Components:
-    """Everything that runs, made once. `followers` of a change are called in this order: answers, hub, disk, udp."""
+    """Everything that runs for the proxy itself, or for one tenant.
+
+    `registry` is the upstream, which tenants share; `agent.registry` acts on the account that the agent is for.
+    `checks` says whether Nacos's parameter check applies now.
+    """
 
     settings: Settings
     clock: Clock
-    agent: Agent
     registry: Registry
+    agent: Agent
     poller: Poller
     response_table: ResponseTable
     reads: Reads
     events: EventsApi
     health_checker: HealthChecker
-    guard: AccessPolicy
-    checks: Callable[[], bool]  # whether Nacos's parameter check applies
-    push: Watchable | None = None
-    persistence: Persistence | None = None
-    receiver: PushReceiver | None = None
-    udp: UdpPush | None = None
-    forwarder: Forwarder | None = None
-    started: float = field(default=0.0)
-    tenants: Callable[[], tuple[int, int]] = lambda: (0, 0)  # those that are open, and how often one was refused
-    at_end: list[Callable[[], None]] = field(default_factory=lambda: [])
+    checks: Callable[[], bool]
+    push: Watchable | None
+    receiver: PushReceiver | None
+    udp: UdpPush | None
+    persistence: Persistence | None
+    forwarder: Forwarder | None
+    started: float
+    of_tenant: bool
+    unfollow_servers: Callable[[], None]
+    tenants: TenantCounts = field(default_factory=TenantCounts)
 
 
 def build(s: Settings, clock: Clock) -> Components:
-    """The parts, wired, nothing started. Raises `StateLocked`, `ValueError` for settings that cannot be."""
-    supervisor = Supervisor(clock)
-    registry, push = _embedded(clock, supervisor) if s.embedded else _upstream(s, clock, supervisor)
-    policy, asked = AgentPolicy(s.cold_wait, outage_writes=s.outage_writes), registry
-    if s.auth == "client" and isinstance(registry, NacosRegistry):
-        # Who shows no token is nobody: neither the server's identity nor what was accepted unchecked is theirs.
-        policy, asked = AgentPolicy(s.cold_wait, strict=True), registry.acting_as(NOBODY)
-    answers = ResponseTable(ResponseTablePolicy())
-    parts = _wired(s, clock, asked, policy, guard_policy(s), answers, _checks(s, registry), supervisor, push)
-    parts.registry = registry
-    if isinstance(registry, Forwarder):
-        parts.forwarder = registry
-    if isinstance(registry, NacosRegistry):
-        _follow(parts, registry.servers)
-        parts.receiver = registry.receiver
-        if parts.receiver is not None:
-            parts.receiver.hint = parts.poller.notified
-    return parts
+    """The components of the proxy itself, connected, not started.
 
-
-def _checks(s: Settings, registry: Registry) -> Callable[[], bool]:
-    """As told, else as the servers do it. One that has not told its version yet says itself what it does not take."""
-    servers = registry.servers if isinstance(registry, NacosRegistry) else None
-    match s.parameter_check:
-        case "auto" if servers is not None:
-            return lambda: servers.checking
-        case said:
-            return lambda: said != "off"
-
-
-def _follow(parts: Components, servers: Servers) -> None:
-    """Another server may have lost its memory, too: until `finish` the parts hear of it."""
-
-    def changed(_: Server) -> None:
-        parts.agent.suspect()
-
-    for listeners in (servers.on_down, servers.on_up):
-        listeners.append(changed)
-        parts.at_end.append(lambda listeners=listeners: listeners.remove(changed))
+    Raises `StateLocked` if another process holds the state directory, `BadSettings` or `ValueError` for settings that
+    cannot work.
+    """
+    supervisor, response_table = Supervisor(clock), ResponseTable(ResponseTablePolicy())
+    if s.embedded:
+        embedded = EmbeddedRegistry(clock, supervisor=supervisor)
+        return _assemble(s, clock, supervisor, response_table, embedded, embedded, push=embedded)
+    upstream = NacosRegistry(nacos_policy(s), clock)
+    # With auth = client, a client without a token has no account: it gets neither the server identity of this proxy
+    # nor what the upstream accepted without a check.
+    account = upstream.acting_as(NOBODY) if s.auth == "client" else upstream
+    push = _grpc_push(s, clock, supervisor, upstream)
+    return _assemble(s, clock, supervisor, response_table, upstream, account, push=push)
 
 
 def build_tenant(
     of: Components, upstream: NacosRegistry, credential: Credential, refused: Callable[[Refused], None]
 ) -> Components:
-    """Parts of their own for an account; of `of` they share the clock, the servers and the answers' table.
+    """The components of one account. It shares the clock, the servers and the response table of `of`.
 
-    Nothing of them is written to disk: after a start the token is not known any more. `refused` is called when the
-    upstream does not know it any more.
+    Nothing of it goes to disk, because its token does not survive a restart. `refused` is called when the upstream no
+    longer accepts the token.
     """
-    settings = of.settings.model_copy(update={"disk": False})
-    policy = AgentPolicy(settings.cold_wait, strict=True)
     supervisor = of.agent.supervisor
-    asked = Telling(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
-    parts = _wired(settings, of.clock, asked, policy, of.guard, of.response_table, of.checks, supervisor)
-    parts.forwarder = of.forwarder
-    _follow(parts, upstream.servers)
-    return parts
+    account = Telling(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
+    settings = of.settings.model_copy(update={"disk": False})
+    return _assemble(settings, of.clock, supervisor, of.response_table, upstream, account, of_tenant=True)
 
 
-def make_catalog(s: Settings, epoch: str, *, grace: float) -> Catalog:
-    """An empty one. `epoch` tells its events from those of another run, `grace` is that of its overlay."""
-    return Catalog(
-        Cache(cache_policy(s), overlay_policy(s, grace), random.random),
-        Hub(HubPolicy(s.events_history), epoch),
-        Registrations(),
-        Breaker(BreakerPolicy(s.breaker_failures, max_delay=s.breaker_longest, slow=s.upstream_timeout)),
-    )
-
-
-def _wired(
+def _assemble(
     s: Settings,
     clock: Clock,
-    registry: Registry,
-    policy: AgentPolicy,
-    guard: AccessPolicy,
-    answers: ResponseTable,
-    checks: Callable[[], bool],
     supervisor: Supervisor,
+    response_table: ResponseTable,
+    registry: EmbeddedRegistry | NacosRegistry,
+    account: Registry,
     push: Watchable | None = None,
+    *,
+    of_tenant: bool = False,
 ) -> Components:
-    catalog = make_catalog(
-        s, secrets.token_hex(4), grace=0.0 if isinstance(registry, EmbeddedRegistry) else s.overlay_grace
+    embedded = registry if isinstance(registry, EmbeddedRegistry) else None
+    upstream = registry if isinstance(registry, NacosRegistry) else None
+    checks = _parameter_check(s, upstream)
+    catalog = Catalog(
+        Cache(cache_policy(s), pending_policy(s), random.random),
+        Hub(HubPolicy(s.events_history), epoch=secrets.token_hex(4)),
+        Registrations(),
+        Breaker(breaker_policy(s)),
     )
-    agent = Agent(registry, catalog, clock, policy, supervisor, checks)
-    agent.follow("prepared answers", lambda change: answers.forget(change.key))
-    agent.follow("events", catalog.hub.publish)
-    poller = Poller(agent, PollPolicy(budget=s.poll_budget, late=s.cache_ttl), push)
-    poller.on_push_lost.append(answers.clear)
+    agent = Agent(account, catalog, clock, agent_policy(s, strict=account is not registry), supervisor, checks)
+    poller = Poller(agent, poll_policy(s), push)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
-    parts = Components(
-        s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
-        HealthChecker(agent, HealthCheckerPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
-    )  # fmt: skip
-    _hide_what_is_refused(agent, answers, events)
-    if s.udp_push:
-        parts.udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, UdpPolicy(networks(s.udp_push_allow)), supervisor)
-    if (persistence := _persistence(parts)) is not None:
-        agent.follow("disk", persistence.mark)
-    if parts.udp is not None:
-        agent.follow("udp push", parts.udp.follow)
-    return parts
-
-
-def _persistence(parts: Components) -> Persistence | None:
-    embedded = parts.registry if isinstance(parts.registry, EmbeddedRegistry) else None
-    if parts.settings.disk:
-        file, pushes = StateFile(parts.settings.state_dir), None if parts.udp is None else parts.udp.pushes
-        parts.persistence = Persistence(file, parts.agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
+    udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, udp_policy(s), supervisor) if s.udp_push else None
+    persistence = None
+    if s.disk:
+        pushes = None if udp is None else udp.pushes
+        persistence = Persistence(StateFile(s.state_dir), agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
     elif embedded is not None:
-        log.info("disk = false: persistent instances and services end with this process")
-    return parts.persistence
+        log.info("disk = false: persistent instances and services are lost when this process ends")
 
-
-def _hide_what_is_refused(agent: Agent, answers: ResponseTable, events: EventsApi) -> None:
-    """Who may not see a service any more is told it neither from what was prepared nor by what is open."""
-    agent.on_barred.append(lambda key, error: answers.forget(key))
+    # The order of followers matters: nobody may read an old answer after the event.
+    agent.follow("prepared answers", lambda change: response_table.forget(change.key))
+    agent.follow("events", catalog.hub.publish)
+    if persistence is not None:
+        agent.follow("disk", persistence.mark)
+    if udp is not None:
+        agent.follow("udp push", udp.follow)
+    # Clients that may not see a service any more must not learn about it from prepared answers or open streams.
+    agent.on_barred.append(lambda key, error: response_table.forget(key))
     agent.on_barred.append(lambda key, error: events.refuse(error, key))
+    poller.on_push_lost.append(response_table.clear)
+
+    return Components(
+        settings=s,
+        clock=clock,
+        registry=registry,
+        agent=agent,
+        poller=poller,
+        response_table=response_table,
+        reads=Reads(agent, ReadPolicy()),
+        events=events,
+        health_checker=HealthChecker(agent, health_checker_policy(s)),
+        checks=checks,
+        push=push,
+        receiver=None if upstream is None else _udp_receiver(s, supervisor, upstream, poller),
+        udp=udp,
+        persistence=persistence,
+        forwarder=upstream,
+        started=clock.now(),
+        of_tenant=of_tenant,
+        unfollow_servers=_suspect_when_servers_change(agent, upstream.servers)
+        if upstream is not None
+        else lambda: None,
+    )
 
 
-def _embedded(clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:
-    registry = EmbeddedRegistry(clock, supervisor=supervisor)
-    return registry, registry
+def _parameter_check(s: Settings, upstream: NacosRegistry | None) -> Callable[[], bool]:
+    """As set, else as the servers do it. A server whose version is not known yet refuses by itself."""
+    if s.parameter_check == "auto" and upstream is not None:
+        return lambda: upstream.servers.checking
+    return lambda: s.parameter_check != "off"
 
 
-def _upstream(s: Settings, clock: Clock, supervisor: Supervisor) -> tuple[Registry, Watchable | None]:
-    registry = NacosRegistry(nacos_policy(s), clock)
-    servers = registry.servers
-    if s.push == "on" and not available():
-        raise BadSettings("push = on needs the extra: pip install 'nacos-proxy[push]'")
-    if s.push == "off":
-        return registry, None
-    if s.auth == "proxy":  # the lists that ask for UDP push are this proxy's own
-        receiver = registry.receiver = PushReceiver(("1.",) if available() else ("1.", "2.", "3."), s.push_udp_port)
-        servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
+def _suspect_when_servers_change(agent: Agent, servers: Servers) -> Callable[[], None]:
+    """Another server may have lost its memory, too. Returns a function that ends this."""
+
+    def changed(_: Server) -> None:
+        agent.suspect()
+
+    def unfollow() -> None:
+        for listeners in (servers.on_down, servers.on_up):
+            listeners.remove(changed)
+
+    for listeners in (servers.on_down, servers.on_up):
+        listeners.append(changed)
+    return unfollow
+
+
+def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, upstream: NacosRegistry) -> GrpcPush | None:
+    """Raises `BadSettings` if push is demanded and the extra is not installed."""
     if not available():
-        return registry, None
-    home = str(s.state_dir / "push")
-    policy = PushPolicy(_origins(servers), s.username, s.secret(), home=home, port=s.push_port)
-    push = GrpcPush(policy, clock, hint=registry.hint, supervisor=supervisor)
+        if s.push == "on":
+            raise BadSettings("push = on needs the extra: pip install 'nacos-proxy[push]'")
+        return None
+    if s.push == "off":
+        return None
+    servers, home = upstream.servers, str(s.state_dir / "push")
+    policy = PushPolicy(_origins(servers), s.username, s.read_password(), home=home, port=s.push_port)
+    push = GrpcPush(policy, clock, hint=upstream.hint, supervisor=supervisor)
     servers.on_list.append(lambda: supervisor.call("push", push.follow, _origins(servers)))
-    return registry, push
+    return push
+
+
+def _udp_receiver(s: Settings, supervisor: Supervisor, upstream: NacosRegistry, poller: Poller) -> PushReceiver | None:
+    """Only the proxy's own lists ask for UDP push, so there is none with auth = client."""
+    if s.push == "off" or s.auth == "client":
+        return None
+    versions = ("1.",) if available() else ("1.", "2.", "3.")
+    servers = upstream.servers
+    receiver = upstream.receiver = PushReceiver(versions, s.push_udp_port, poller.notified)
+    servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
+    return receiver
 
 
 def _origins(servers: Servers) -> tuple[str, ...]:
@@ -237,53 +247,56 @@ def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
     return orjson.dumps(body)
 
 
-async def start(parts: Components, *, of_tenant: bool = False) -> None:
-    """State from disk first, so that the first read has it; then what runs in the background.
+async def start(components: Components) -> None:
+    """Reads the state from disk first, so that the first read finds it; then starts the background work.
 
-    The socket of a tenant's UDP push is opened when one asks for it.
+    The socket for UDP push of a tenant is opened on demand, by `start_udp`.
     """
-    if parts.persistence is not None:
-        if parts.persistence.restore():
-            parts.agent.restored(CONFIRM_WITHIN)
-        parts.persistence.start()
-    parts.health_checker.restore_all()
-    parts.poller.start()
-    parts.health_checker.start()
-    if parts.udp is not None and not of_tenant:
-        await start_udp(parts)
-        if parts.persistence is not None:
-            parts.udp.restore(parts.persistence.subscribers())
+    disk, udp = components.persistence, components.udp
+    if disk is not None:
+        if disk.restore():
+            components.agent.restored(CONFIRM_WITHIN)
+        disk.start()
+    components.health_checker.restore_all()
+    components.poller.start()
+    components.health_checker.start()
+    if udp is not None and not components.of_tenant:
+        await start_udp(components)
+        if disk is not None:
+            udp.restore(disk.subscribers())
 
 
-async def start_udp(parts: Components) -> None:
-    if parts.udp is not None:
-        await parts.udp.start("::" if ":" in parts.settings.host else "0.0.0.0")
+async def start_udp(components: Components) -> None:
+    if components.udp is not None:
+        await components.udp.start("::" if ":" in components.settings.host else "0.0.0.0")
 
 
-async def finish(parts: Components) -> None:
-    """In the other order; the state is written last, when nothing changes it any more. No step robs the next one."""
-    while parts.at_end:
-        parts.at_end.pop()()
-    supervisor = parts.agent.supervisor
-    supervisor.call("stop", parts.events.close)
-    if parts.receiver is not None:
-        supervisor.call("stop", parts.receiver.stop)
-    for step in _last_steps(parts):
+async def finish(components: Components) -> None:
+    """Stops in the reverse order; the state is written last, when nothing changes it any more.
+
+    A step that fails is logged and does not stop the next one.
+    """
+    components.unfollow_servers()
+    supervisor = components.agent.supervisor
+    supervisor.call("stop", components.events.close)
+    if components.receiver is not None:
+        supervisor.call("stop", components.receiver.stop)
+    for step in _last_steps(components):
         try:
             await step
         except Exception as error:
             supervisor.failed("stop", error)
 
 
-def _last_steps(parts: Components) -> Iterator[Awaitable[None]]:
-    if parts.udp is not None:
-        yield parts.udp.stop()
-    yield parts.health_checker.stop(deregister=parts.settings.managed_deregister)
-    yield parts.poller.stop()
-    if isinstance(parts.push, GrpcPush):
-        yield parts.push.close()
-    if parts.persistence is not None:
-        yield parts.persistence.close()
-    yield parts.agent.close()
-    if parts.registry is not parts.agent.registry:
-        yield parts.registry.close()
+def _last_steps(components: Components) -> Iterator[Awaitable[None]]:
+    if components.udp is not None:
+        yield components.udp.stop()
+    yield components.health_checker.stop(deregister=components.settings.managed_deregister)
+    yield components.poller.stop()
+    if isinstance(components.push, GrpcPush):
+        yield components.push.close()
+    if components.persistence is not None:
+        yield components.persistence.close()
+    yield components.agent.close()
+    if components.registry is not components.agent.registry and not components.of_tenant:
+        yield components.registry.close()

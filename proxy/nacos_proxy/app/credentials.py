@@ -1,7 +1,4 @@
-"""Whose account a request shows: a token of the upstream's, or name and password (nacos-http.md 7.2).
-
-Not for: whether the upstream takes them (`registry.rights`), this proxy's own API tokens (`api.guard`).
-"""
+"""The credentials in a request: a token of the upstream, or a name and password (nacos-http.md 7.2)."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from nacos_proxy.frontends.own_tokens import Known
 from nacos_proxy.wire.http import first_of
 
 _NAMESPACE = re.compile(r"[\w-]{1,128}", re.ASCII)
-_LONGEST = 4096  # characters of a token, or of name and password
+_MAX_LENGTH = 4096  # characters of a token, or of name and password
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A token, or name and password, that a request shows; and the namespace that it is about, if it says so."""
+class ClientCredentials:
+    """A token, or name and password; and the namespace that the request is about, if it names one."""
 
     token: str = field(default="", repr=False)
     username: str = ""
@@ -27,15 +24,15 @@ class Shown:
     namespace: str = ""
 
     @property
-    def endless(self) -> bool:
-        """Whether it is longer than anybody's: what is prepared to be sent with it is kept for a while."""
-        return len(self.token or self.username + self.password) > _LONGEST
+    def too_long(self) -> bool:
+        """Longer than any real ones. They are refused, because requests prepared with them stay in memory."""
+        return len(self.token or self.username + self.password) > _MAX_LENGTH
 
 
-def shown_in(scope: Scope, form: bytes, own: Known) -> Shown | None:
-    """What a request shows, as Nacos clients do it (nacos-http.md 7.2), the bearer first; None for nothing.
+def find_credentials(scope: Scope, form: bytes, own: Known) -> ClientCredentials | None:
+    """The credentials in the places where Nacos clients put them (nacos-http.md 7.2), a bearer token first.
 
-    A token of this proxy's own is none of the upstream's.
+    The API tokens of this proxy, for which `own` is true, are none of the upstream's. None if there are none.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     values = first_of(scope["query_string"], form)
@@ -49,7 +46,7 @@ def shown_in(scope: Scope, form: bytes, own: Known) -> Shown | None:
     named = values.get("namespaceId") or values.get("namespace", "")
     namespace = named if _NAMESPACE.fullmatch(named) else ""
     if token:
-        return Shown(token, namespace=namespace)
+        return ClientCredentials(token, namespace=namespace)
     if values.get("username") and values.get("password"):
-        return Shown("", values["username"], values["password"], namespace)
+        return ClientCredentials("", values["username"], values["password"], namespace)
     return None

@@ -1,4 +1,4 @@
-"""Where log lines go and how they look. Not for: deciding what is worth a line."""
+"""Logging: where log lines go and how they look."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] 
 
 
 def printable(text: str) -> str:
-    """Text that came from anybody, safe for a terminal and for one line: control characters are shown, not obeyed."""
+    """Escapes control characters, so that text from outside is safe for a terminal and stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people. A message stays one line whatever it quotes; an error's traceback follows it."""
+    """For people. A message is one line, whatever it quotes; the traceback of an error follows it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -33,7 +33,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the error with its traceback where there is one."""
+    """For programs: one JSON object a line: time, level, logger, message; and error, a traceback, if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
-    """For the whole process, to standard error. Libraries are heard from `warning` on, the access log at `info`."""
+    """Logs the whole process to standard error; of libraries, only warnings and errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()

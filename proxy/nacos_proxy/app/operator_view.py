@@ -110,9 +110,8 @@ def _repeated(answers: ResponseTable) -> Iterable[Repeated]:
 
 
 def _more_metrics(parts: Components) -> Iterable[Metric]:
-    tenants, refused = parts.tenants()
     gauges = {
-        "tenants": ("Tenants that are open, with auth = client", tenants),
+        "tenants": ("Tenants that are open, with auth = client", parts.tenants.open),
         "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
         "disk_failing": (
             "1 while the state cannot be written",
@@ -127,7 +126,7 @@ def _more_metrics(parts: Components) -> Iterable[Metric]:
             "Rows that are left out of the state file",
             parts.persistence.unwritable if parts.persistence else 0,
         ),
-        "tenants_refused": ("Requests whose token or password was refused, with auth = client", refused),
+        "tenants_refused": ("Requests whose token or password was refused, with auth = client", parts.tenants.refused),
         "unreadable_hosts": (
             "Hosts that the upstream lists and nobody can read",
             parts.registry.unreadable if isinstance(parts.registry, NacosRegistry) else 0,

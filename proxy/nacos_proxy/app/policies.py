@@ -1,7 +1,4 @@
-"""From the settings to the policy of each part: with `parts` and `server` all that has heard of both.
-
-Not for: defaults and spelling of settings (`settings`), behaviour.
-"""
+"""The table from settings to policies: one function for each part, called by `components`."""
 
 from __future__ import annotations
 
@@ -10,9 +7,13 @@ from collections.abc import Iterable
 
 from nacos_proxy import __version__
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.background.udp_push import Network
+from nacos_proxy.background.health_checker import HealthCheckerPolicy
+from nacos_proxy.background.poller import PollPolicy
+from nacos_proxy.background.udp_push import Network, UdpPolicy
 from nacos_proxy.catalog.cache import CachePolicy
+from nacos_proxy.catalog.circuit_breaker import BreakerPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
+from nacos_proxy.core.agent import AgentPolicy
 from nacos_proxy.frontends.auth import AccessPolicy, Token
 from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
@@ -22,10 +23,18 @@ from nacos_proxy.upstream.nacos.registry import NacosPolicy
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 
 
-def overlay_policy(s: Settings, grace: float) -> PendingPolicy:
-    """One node of a cluster lists a write after 0.6 s, another after 1.7 s (nacos-http.md, fact 19): where lists come from more
-    than one, the first that has it settles nothing.
+def agent_policy(s: Settings, *, strict: bool) -> AgentPolicy:
+    """`strict` is for agents that act on a client's account: only the upstream can accept their writes."""
+    return AgentPolicy(s.cold_wait, strict=strict, outage_writes=s.outage_writes and not strict)
+
+
+def pending_policy(s: Settings) -> PendingPolicy:
+    """How long an accepted write outweighs lists of the upstream; the embedded registry lists a write at once.
+
+    The nodes of a cluster list a write at different times, after 0.6 s and after 1.7 s (nacos-http.md, fact 19). With
+    several servers, the first list that has the write is therefore no proof that the next one has it.
     """
+    grace = 0.0 if s.embedded else s.overlay_grace
     several = len(s.upstream) > 1 or bool(s.endpoint)
     return PendingPolicy(settle=min(2.0, grace), grace=grace) if several else PendingPolicy(grace=grace)
 
@@ -47,8 +56,12 @@ def cache_policy(s: Settings) -> CachePolicy:
     )
 
 
+def breaker_policy(s: Settings) -> BreakerPolicy:
+    return BreakerPolicy(s.breaker_failures, max_delay=s.breaker_longest, slow=s.upstream_timeout)
+
+
 def nacos_policy(s: Settings) -> NacosPolicy:
-    """How the upstream is reached. Raises `BadSettings` for a password file that cannot be read."""
+    """How the upstream is reached. Raises `BadSettings` if the password file cannot be read."""
     urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream
     identity = (s.identity_key, s.identity_value.get_secret_value()) if s.identity_key else None
     timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)
@@ -57,9 +70,21 @@ def nacos_policy(s: Settings) -> NacosPolicy:
         ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path, slow=s.upstream_timeout),
         HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
         TlsPolicy(*files, verify=s.upstream_tls_verify),
-        login=LoginPolicy(s.username, s.secret()),
+        login=LoginPolicy(s.username, s.read_password()),
         dialect=s.upstream_dialect,
     )
+
+
+def poll_policy(s: Settings) -> PollPolicy:
+    return PollPolicy(budget=s.poll_budget, late=s.cache_ttl)
+
+
+def health_checker_policy(s: Settings) -> HealthCheckerPolicy:
+    return HealthCheckerPolicy(_networks(s.managed_allow))
+
+
+def udp_policy(s: Settings) -> UdpPolicy:
+    return UdpPolicy(_networks(s.udp_push_allow))
 
 
 def events_policy(s: Settings) -> EventsPolicy:
@@ -76,7 +101,8 @@ def events_policy(s: Settings) -> EventsPolicy:
 
 
 def guard_policy(s: Settings) -> AccessPolicy:
-    tokens = tuple(Token(token.secret, token.right) for token in s.all_tokens())
+    """Raises `BadSettings` if the file of tokens cannot be read."""
+    tokens = tuple(Token(token.secret, token.right) for token in s.read_tokens())
     hosts, origins = frozenset(s.allowed_hosts), frozenset(s.cors_origins)
     return AccessPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 
@@ -91,5 +117,5 @@ def loopback(s: Settings) -> bool:
         return False
 
 
-def networks(names: Iterable[str]) -> tuple[Network, ...]:
+def _networks(names: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(name, strict=False) for name in names)

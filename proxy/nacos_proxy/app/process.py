@@ -1,7 +1,7 @@
-"""The process around the app: sockets, signals, the service manager, uvicorn. Not for: wiring parts (`server`).
+"""The process around the app: listening sockets, TLS, signals, the service manager, uvicorn.
 
-Order of a graceful stop: stop accepting, end the event streams with a `retry`, drain requests for as long as the
-settings allow, then the app's own shutdown (poller, disk, registry).
+A graceful stop ends the event streams with a `retry`, stops accepting connections, waits for requests under way for as
+long as `drain_timeout` says, then shuts the app down (poller, disk, registry).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ import uvicorn
 
 from nacos_proxy.runtime import Supervisor, SystemClock, stop
 
-log = logging.getLogger("nacos_proxy.serving")
+log = logging.getLogger("nacos_proxy.process")
 
-SYSTEMD_FIRST = 3
+SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd passes
 BACKLOG = 2048
 
 
 class CannotStart(Exception):
-    """Said to the operator as it stands: what is wrong and what to do."""
+    """Its text tells the operator what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where to listen: a Unix socket where `uds` is given, else host and port (0: any)."""
+    """Where to listen: on the Unix socket `uds` if given, else on host and port (0: any free port)."""
 
     host: str
     port: int
@@ -47,37 +47,32 @@ class ListenAddress:
 
 
 def sockets(address: ListenAddress) -> list[socket.socket]:
-    """The listening sockets: those that systemd hands over, else new ones. Raises `CannotStart`."""
-    inherited = _inherited()
-    if inherited:
-        return inherited
+    """The listening sockets: those that systemd passes, else new ones. Raises `CannotStart`."""
+    if inherited := _inherited_count():
+        return [socket.socket(fileno=SYSTEMD_FIRST + number) for number in range(inherited)]
     return [_unix(address.uds) if address.uds is not None else _tcp(address)]
 
 
-def _inherited() -> list[socket.socket]:
-    descriptors = range(SYSTEMD_FIRST, SYSTEMD_FIRST + _inherited_number())
-    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
-
-
-def _inherited_number() -> int:
+def _inherited_count() -> int:
     ours = os.environ.get("LISTEN_PID") == str(os.getpid())
     return int(os.environ.get("LISTEN_FDS", "0")) if ours else 0
 
 
 def _tcp(address: ListenAddress) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # A socket that does not say TCP keeps Nagle's algorithm under plain asyncio: 40 ms for each answer.
+    # asyncio turns Nagle's algorithm off only for sockets whose protocol is TCP; else each answer takes 40 ms longer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))
-        listener.listen(BACKLOG)  # two that only bind do not notice each other
+        listener.listen(BACKLOG)  # with SO_REUSEADDR, only a second `listen` fails, not a second `bind`
     except OSError as error:
         listener.close()
         where = f"{_bracketed(address.host)}:{address.port}"
         if error.errno == errno.EADDRINUSE:
-            text = f"{where} is taken: another nacos-proxy, or another program; choose another --port"
-            raise CannotStart(text) from error
+            raise CannotStart(
+                f"{where} is in use by another nacos-proxy or another program; choose another --port"
+            ) from error
         raise CannotStart(f"cannot listen on {where}: {error.strerror or error}") from error
     return listener
 
@@ -87,14 +82,14 @@ def _bracketed(host: str) -> str:
 
 
 def _unix(path: Path) -> socket.socket:
-    there = os.path.lexists(path)
-    if there and not stat.S_ISSOCK(path.lstat().st_mode):
-        raise CannotStart(f"{path} exists and is no socket; choose another --uds")
+    exists = os.path.lexists(path)
+    if exists and not stat.S_ISSOCK(path.lstat().st_mode):
+        raise CannotStart(f"{path} exists and is not a socket; choose another --uds")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if there:
+        if exists:
             _unlink_if_dead(path)
-        before = os.umask(0o117)  # the mode from the first moment: a later chmod could be led elsewhere by a link
+        before = os.umask(0o117)  # not chmod afterwards: by then the path may be a symlink to another file
         try:
             listener.bind(str(path))
         finally:
@@ -117,13 +112,13 @@ def _unlink_if_dead(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except BlockingIOError:  # somebody listens and has no time
+        except BlockingIOError:  # the listener is busy
             pass
-    raise CannotStart(f"{path} is taken: another nacos-proxy listens there; choose another --uds")
+    raise CannotStart(f"{path} is in use by another nacos-proxy; choose another --uds")
 
 
 def url_of(listener: socket.socket, *, tls: bool) -> str:
-    """As a person would type it."""
+    """The URL of a listening socket; `unix:PATH` for a Unix socket."""
     name: Any = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -131,13 +126,16 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
 
 
 def beyond_loopback(listeners: Sequence[socket.socket]) -> list[str]:
-    """Addresses that other hosts can reach. What systemd hands over is not what the settings say."""
+    """Addresses that other hosts can reach. The sockets that systemd passes need not match the settings."""
     names = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
     return [name for name in names if not ipaddress.ip_address(name).is_loopback]
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server that tells when it is ready, ends streams before it drains, and reloads on SIGHUP."""
+    """uvicorn's server, which also calls `ready`, calls `before_drain` when a stop begins, and reloads on SIGHUP.
+
+    It tells systemd its state, where systemd asks for it (Type=notify, WatchdogSec).
+    """
 
     def __init__(
         self,
@@ -160,34 +158,34 @@ class Server(uvicorn.Server):
         if self.should_exit:
             return
         self._ready()
-        self._tell("READY=1")
+        self._notify("READY=1")
         self._watchdog = self._supervisor.keep(self._keep_alive, name="watchdog")
         with suppress(NotImplementedError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _tell(self, state: str) -> None:
-        """To the service manager, where there is one."""
+    def _notify(self, state: str) -> None:
         if self._notifier is not None:
             self._notifier.notify(state)
 
     def reload(self) -> None:
-        """As SIGHUP does."""
+        """Starts a reload, as SIGHUP does."""
 
         async def reload() -> None:
-            self._tell("RELOADING=1")
+            self._notify("RELOADING=1")
             try:
                 await self._reload()
-            finally:  # systemd would wait for ever for one that failed
-                self._tell("READY=1")
+            finally:  # after a failure, too, or systemd waits for ever
+                self._notify("READY=1")
 
         self._supervisor.once(reload(), name="reload")
 
     async def _keep_alive(self) -> None:
-        meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if meant else 0.0
+        """Tells systemd twice in each of its intervals that the event loop is alive."""
+        ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if ours else 0.0
         clock = SystemClock()
         while interval:
-            self._tell("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
             await clock.sleep_until(clock.now() + interval)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -196,7 +194,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._tell("STOPPING=1")
+        self._notify("STOPPING=1")
         await stop(self._watchdog)
         self._before_drain()
         await super().shutdown(sockets)
@@ -205,8 +203,8 @@ class Server(uvicorn.Server):
 
 
 def unlink_own(listeners: Sequence[socket.socket]) -> None:
-    """Unix sockets that we made; to be called while we still listen, or the next one may lose its own."""
-    if _inherited_number():
+    """Removes the Unix sockets that we created. Call it while we listen: later, the path may be another proxy's."""
+    if _inherited_count():
         return
     for listener in listeners:
         if listener.family == socket.AF_UNIX:
@@ -215,7 +213,7 @@ def unlink_own(listeners: Sequence[socket.socket]) -> None:
 
 
 def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
-    """For our own side; `client_ca` makes a client certificate necessary. Raises `CannotStart`."""
+    """For serving TLS; with `client_ca`, clients must show a certificate. Raises `CannotStart`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     files = f"{certificate} with {key}" if key else str(certificate)
     try:
@@ -225,5 +223,5 @@ def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> 
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # an SSLError is one
-        raise CannotStart(f"the TLS certificate cannot be used: {files}: {error.strerror or error}") from error
+        raise CannotStart(f"cannot use the TLS certificate {files}: {error.strerror or error}") from error
     return context

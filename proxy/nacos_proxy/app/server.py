@@ -1,8 +1,4 @@
-"""The whole program as one ASGI app, and the process that serves it.
-
-Not for: rules of freshness, of a dialect, of a route; the making of the parts (`parts`); sockets and signals
-(`serving`).
-"""
+"""The ASGI app of the whole program, and `run`, which serves it as a process."""
 
 from __future__ import annotations
 
@@ -30,9 +26,9 @@ from nacos_proxy.app.components import (
     start,
     start_udp,
 )
-from nacos_proxy.app.credentials import Shown
+from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.operator_view import EMBEDDED
-from nacos_proxy.app.policies import loopback
+from nacos_proxy.app.policies import guard_policy, loopback
 from nacos_proxy.app.process import (
     CannotStart,
     ListenAddress,
@@ -67,31 +63,35 @@ from nacos_proxy.wire.nacos.base import ReadService
 
 log = logging.getLogger("nacos_proxy.server")
 
-# Seconds. Clients of Nacos beat every 5 and list every 10: a connection that ended after uvicorn's own 5 would break in
-# the very moment of the next beat.
+# Seconds. Nacos clients send heartbeats every 5 s and list every 10 s. With uvicorn's own 5 s, a connection would close
+# at the very moment of the next heartbeat.
 KEEP_ALIVE = 30
 
 
-def create_app(settings: Settings, clock: Clock | None = None) -> ASGIApp:
-    """The whole program as one ASGI app; its lifespan starts and stops the parts, which stand in `app.parts`."""
-    return App(build(settings, clock or SystemClock()))
-
-
 class App:
-    """Sends each request to whom it belongs, behind the fast path and the guard."""
+    """The ASGI app: fast path, guard, then the router of the proxy itself or of the client's tenant.
 
-    def __init__(self, parts: Components) -> None:
-        self.parts = parts
-        self.clock = parts.clock
-        self.answers = parts.response_table
-        self.front = Router(router_dependencies(parts), self._lifespan)
+    Its lifespan starts and stops the components.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.parts = components
+        self.clock = components.clock
+        self.response_table = components.response_table
+        self.router = Router(router_dependencies(components), self._lifespan)
         self.tenants: Tenants | None = None
-        if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
-            tenants = self.tenants = tenants_of(parts, self.front, parts.registry)
-            self.front.passthrough.on_login = tenants.expect
-            parts.tenants = lambda: (len(tenants), tenants.refused)
+        s = components.settings
+        if s.auth == "client" and isinstance(components.registry, NacosRegistry):
+            self.tenants = Tenants(
+                UpstreamAuthenticator(components, components.registry, self.router),
+                TenantsPolicy(wait=s.cold_wait, max_form=s.max_body),
+                components.clock,
+                components.agent.supervisor,
+                components.tenants,
+            )
+            self.router.passthrough.on_login = self.tenants.trust
         self.guard, self._entry = guarded(
-            self.front, self._route, parts.guard, parts.response_table, parts.clock, parts.settings
+            self.router, self._route, guard_policy(s), components.response_table, components.clock, s
         )
 
     @asynccontextmanager
@@ -108,121 +108,116 @@ class App:
         if scope["type"] == "http":
             await self._entry(scope, receive, send)
         else:
-            await self.front.rest(scope, receive, send)
+            await self.router.rest(scope, receive, send)
 
     def end_streams(self) -> None:
-        """A stop begins: readers are told when to come back."""
+        """The process is about to stop: subscribers are told when to come back."""
         self.parts.events.close()
         if self.tenants is not None:
             self.tenants.end_streams()
 
     def reload(self, settings: Settings) -> None:
-        """What can change while serving: tokens, host names, the log level. The rest is said to need a restart."""
-        obey(self.guard, self.answers, settings)
-        log.info("reloaded tokens, allowed hosts and log level; other settings need a restart")
+        """Applies the settings that can change while serving."""
+        obey(self.guard, self.response_table, settings)
+        log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.tenants is None or not self.front.answers_for_one(scope):
-            await self.front(scope, receive, send)
+        if self.tenants is None or not self.router.answers_for_one(scope):
+            await self.router(scope, receive, send)
             return
         try:
-            visit = await self.tenants.visit(scope, receive)
+            request = await self.tenants.admit(scope, receive)
         except ProxyError as error:
-            await send_reply(send, self.front.refuse(scope, error), head_only=scope["method"] == "HEAD")
+            await send_reply(send, self.router.refuse(scope, error), head_only=scope["method"] == "HEAD")
             return
         try:
-            await (visit.app or self.front)(visit.scope, visit.receive, send)
+            await (request.app or self.router)(request.scope, request.receive, send)
         finally:
-            visit.leave()
-
-
-def tenants_of(parts: Components, front: Router, upstream: NacosRegistry) -> Tenants:
-    """For `auth = client`: the same upstream, asked with each client's own token and nothing else."""
-    policy = TenantsPolicy(wait=parts.settings.cold_wait, max_form=parts.settings.max_body)
-    return Tenants(UpstreamGate(parts, front, upstream), policy, parts.clock, parts.agent.supervisor)
+            request.release()
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamGate:
-    """A `Gate` to the upstream of these parts. While that is down it is not asked: its return is found out by polls."""
+class UpstreamAuthenticator:
+    """The `Authenticator` that asks the upstream, unless that is down: polls find out when it is back."""
 
-    parts: Components
-    front: Router
+    components: Components
     upstream: NacosRegistry
+    router: Router
 
-    async def prove(self, shown: Shown) -> Pass | None:
-        breaker = self.parts.agent.catalog.breaker
+    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+        breaker = self.components.agent.catalog.breaker
         if not breaker.up:
             raise Unreachable(breaker.reason, arrived=False)
-        if shown.password:
-            return await take_account(self.upstream, shown.username, shown.password)
-        return await take_token(self.upstream, shown.token, shown.namespace)
+        if credentials.password:
+            return await take_account(self.upstream, credentials.username, credentials.password)
+        return await take_token(self.upstream, credentials.token, credentials.namespace)
 
-    async def open(self, proven: Pass, refused: Callable[[Refused], None]) -> OneTenant:
-        own = build_tenant(self.parts, self.upstream, proven.credential, refused)
-        await start(own, of_tenant=True)
-        return OneTenant(own, self.front)
+    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> AccountTenant:
+        components = build_tenant(self.components, self.upstream, granted.credential, refused)
+        await start(components)
+        return AccountTenant(components, self.router)
 
 
-class OneTenant:
-    """A `Tenant` made of parts of its own."""
+class AccountTenant:
+    """A `Tenant` made of its own components."""
 
-    def __init__(self, parts: Components, front: Router) -> None:
-        self.parts = parts
-        self.app: ASGIApp = front.view(replace(router_dependencies(parts), on_list=self._listed if parts.udp else None))
-        self._starting: asyncio.Task[None] | None = None
+    def __init__(self, components: Components, router: Router) -> None:
+        self._components = components
+        self._starting_udp: asyncio.Task[None] | None = None
+        dependencies = router_dependencies(components)
+        self.app: ASGIApp = router.view(replace(dependencies, on_list=self._listed if components.udp else None))
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
         """The first list that asks for UDP push opens the socket for it."""
-        if call.push is None or self.parts.udp is None:
+        components = self._components
+        if call.push is None or components.udp is None:
             return
-        if self._starting is None:
-            self._starting = self.parts.agent.supervisor.once(start_udp(self.parts), name="udp push of a tenant")
-        self.parts.udp.listed(call, snapshot)
+        if self._starting_udp is None:
+            self._starting_udp = components.agent.supervisor.once(start_udp(components), name="udp push of a tenant")
+        components.udp.listed(call, snapshot)
 
     @property
     def busy(self) -> bool:
-        return self.parts.events.readers > 0 or len(self.parts.health_checker) > 0
+        return self._components.events.readers > 0 or len(self._components.health_checker) > 0
 
     @property
     def last_read(self) -> float:
-        return max((entry.last_read for entry in self.parts.agent.catalog.cache.entries()), default=-math.inf)
+        return max((entry.last_read for entry in self._components.agent.catalog.cache.entries()), default=-math.inf)
 
-    def end(self, why: ProxyError | None) -> None:
-        if why is not None:
-            self.parts.response_table.clear()
-            self.parts.events.refuse(why)
-        self.parts.events.close()
+    def end(self, error: Refused | None) -> None:
+        if error is not None:
+            self._components.response_table.clear()
+            self._components.events.refuse(error)
+        self._components.events.close()
 
     async def close(self) -> None:
-        if self._starting is not None:
-            await asyncio.wait([self._starting])
-        await finish(self.parts)
+        if self._starting_udp is not None:
+            await asyncio.wait([self._starting_udp])
+        await finish(self._components)
 
 
 class Served(Protocol):
-    """What `uvicorn_config` serves: an ASGI app with the table that its fast path shares."""
+    """What `uvicorn_config` serves: an ASGI app, and the response table that the fast path shares with it."""
 
     clock: Clock
-    answers: ResponseTable
+    response_table: ResponseTable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
-    """How uvicorn serves the app: our protocol class where the fast path is on."""
+    """How uvicorn serves the app, with our protocol classes."""
     limits = ConnectionLimits(s.max_head, max_connections=s.max_connections)
-    fast = make_protocol(app.answers, app.clock.now, limits=limits) if s.fast_path else None
-    made = fast or make_limited(limits)
+    protocol = make_protocol(app.response_table, app.clock.now, limits=limits) if s.fast_path else make_limited(limits)
     return uvicorn.Config(
         app,
-        http=made if tls is None else make_tls(made, tls),
+        http=protocol if tls is None else make_tls(protocol, tls),
         loop="auto",
         lifespan="on",
         log_config=None,
         access_log=s.access_log,
         server_header=False,
-        proxy_headers=False,  # who is counted as which client is nothing that a client may say
+        proxy_headers=False,  # limits count by address, so a client must not choose its own
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=None if math.isinf(s.drain_timeout) else math.ceil(s.drain_timeout),
         ws="none",
@@ -233,12 +228,13 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
 
 
 def run(loaded: Loaded) -> int:
-    """Serve until told to stop; the exit code. Raises `CannotStart` and `BadSettings`, sentences for the operator."""
+    """Serves until a signal stops it; returns the exit code. Raises `CannotStart` and `BadSettings`."""
     settings = loaded.settings
     check_exposure(settings)
-    address = ListenAddress(settings.host, settings.port, settings.uds)
-    tls = own_tls(settings)
-    listeners = sockets(address)
+    tls = None
+    if settings.tls_cert is not None:
+        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    listeners = sockets(ListenAddress(settings.host, settings.port, settings.uds))
     try:
         check_exposure(settings, listeners)
         app = App(build(settings, SystemClock()))
@@ -252,7 +248,7 @@ def run(loaded: Loaded) -> int:
     def ready() -> None:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]
         lines = [f"listening on {url}" for url in urls]
-        lines += [f"page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
+        lines += [f"status page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
         print("\n".join(lines), flush=True)
 
     async def reload() -> None:
@@ -268,23 +264,23 @@ def run(loaded: Loaded) -> int:
 
 
 def banner(s: Settings, directory: Path | None) -> str:
-    """What an operator has to know of a start: version, upstream, where the state is kept."""
+    """The first lines that `serve` prints: version, upstream, where the state is kept."""
     upstream = (
         f"{EMBEDDED}; name one with --upstream"
         if s.embedded
-        else ", ".join(map(shown_origin, s.upstream)) or f"as {shown_origin(s.endpoint)} names it"
+        else ", ".join(map(shown_origin, s.upstream)) or f"the servers that {shown_origin(s.endpoint)} lists"
     )
     state = "not kept (disk = false)" if directory is None else str(directory)
     return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"
 
 
 def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:
-    """What cannot be, or would open a door that was locked, is said, and all stays as it was."""
+    """On invalid settings, or if every token would vanish: log it and keep the old ones."""
     try:
-        settings = loaded.again().settings
+        settings = loaded.reload().settings
         check_exposure(settings, listeners)
-        if app.guard.policy.tokens and not settings.all_tokens():
-            raise CannotStart("all tokens are gone; to serve without any, stop and start")
+        if app.guard.policy.tokens and not settings.read_tokens():
+            raise CannotStart("there is no API token any more; to serve without tokens, restart the proxy")
     except (BadSettings, CannotStart) as error:
         log.error("not reloaded: %s", error)
         return
@@ -292,14 +288,10 @@ def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) 
 
 
 def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None:
-    """A process that can rewrite where traffic goes is not left open to a network by mistake."""
+    """Raises `CannotStart` if other hosts could connect without an API token: clients can redirect traffic."""
     reachable = beyond_loopback(listeners) or ([] if loopback(s) else [s.host])
-    if reachable and not s.all_tokens() and not s.insecure:
-        text = (
-            f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or --insecure if you must"
+    if reachable and not s.read_tokens() and not s.insecure:
+        raise CannotStart(
+            f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or allow access without "
+            "one (--insecure)"
         )
-        raise CannotStart(text)
-
-
-def own_tls(s: Settings) -> ssl.SSLContext | None:
-    return None if s.tls_cert is None else tls_context(s.tls_cert, s.tls_key, s.tls_client_ca)

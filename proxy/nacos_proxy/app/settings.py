@@ -1,10 +1,8 @@
-"""Every setting once: its flag, variable, place in the file, default and meaning.
+"""Every setting: its name, type, default and meaning; and where its value comes from.
 
-Not for: how a value is written (`spelling`), what the command line shows of it (`cli_config`).
-
-A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. The same
-names everywhere: the setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file. An
-empty variable counts as not set, as compose files make them.
+A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. The
+setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file. An empty variable counts as
+not set, because compose files produce such.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from nacos_proxy.app.setting_types import (
     ContextPath,
     Duration,
-    File,
     Networks,
-    Secrets,
-    Several,
+    OptionalPath,
+    SecretList,
     Size,
+    TextList,
     Url,
+    display_value,
+    format_value,
     kind_of,
-    shown_text,
-    text_of,
 )
 
 if sys.version_info >= (3, 11):
@@ -42,19 +40,18 @@ else:
 
 PREFIX = "NACOS_PROXY_"
 
-# Variables of the command line's clients and of our tests, which are no settings.
+# Variables of the command-line client and of our tests, which are not settings.
 OTHER_VARIABLES = frozenset({"CONFIG", "SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "TEST_RNACOS"})
-
 
 # Settings of earlier versions, and what to do instead.
 REMOVED = {
-    "workers": "there is one process now, and it answers more reads than a host asks for: remove it. Where one core "
-    "is not enough, run another proxy with a port and a state_dir of its own for some of the clients"
+    "workers": "remove it: the proxy is one process now, which is enough for the reads of one host. If one core is not "
+    "enough, run another proxy, with its own port and state_dir, for some of the clients"
 }
 
 
 class BadSettings(Exception):
-    """What is wrong, where it came from, and what is allowed; told to the operator as it stands."""
+    """Its text tells the operator what is wrong, where the value came from, and what is allowed."""
 
 
 class TokenRight(NamedTuple):
@@ -64,123 +61,135 @@ class TokenRight(NamedTuple):
     right: Literal["read", "write", "admin"]
 
 
+def _setting(default: Any, description: str, **constraints: Any) -> Any:
+    return Field(default, description=description, **constraints)
+
+
 class Settings(BaseSettings):
-    """All settings. Durations are seconds, or text such as 500ms, 5s, 24h, forever; sizes bytes, or 64KiB."""
+    """All settings. Durations are seconds, or text such as 500ms, 5s, 24h, forever; sizes are bytes, or 64KiB."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", enable_decoding=False, hide_input_in_errors=True
     )
 
-    # where it listens
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback an API token is needed.")
-    port: int = Field(8840, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    uds: File = Field(None, description="Unix socket to listen on in place of host and port.")
-    context_path: ContextPath = Field("/nacos", description="Path below which clients find the Nacos API; / for none.")
-    tls_cert: File = Field(None, description="PEM certificate chain with which this proxy serves TLS.")
-    tls_key: File = Field(None, description="PEM key of tls_cert, where it is not in the same file.")
-    tls_client_ca: File = Field(None, description="PEM authorities: clients must show a certificate of one of them.")
-    # the upstream
-    upstream: Several = Field(("embedded",), description="Nacos servers, separated by commas, or 'embedded' for none.")
-    require_upstream: bool = Field(False, description="Refuse to start on the embedded registry.")
-    endpoint: Url = Field("", description="URL of an address server that names the Nacos servers, one a line.")
-    namespace: str = Field("", description="Namespace of the command-line client; '' is public.")
-    username: str = Field("", description="Account at the upstream; '' logs in nowhere.")
-    password: SecretStr = Field(SecretStr(""), description="Password of username.")
-    password_file: File = Field(None, description="File that holds the password, in place of password.")
-    auth: Literal["proxy", "client"] = Field(
-        "proxy", description="Whose account reads and writes use: the proxy's, or each client's own token."
+    # listening
+    host: str = _setting("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
+    port: int = _setting(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
+    uds: OptionalPath = _setting(None, "Unix socket to listen on, instead of host and port.")
+    context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
+    tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
+    tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
+    tls_client_ca: OptionalPath = _setting(
+        None, "PEM file with certificate authorities; clients must have a certificate of one of them."
     )
-    identity_key: str = Field("", description="Header by which the upstream knows its own servers.")
-    identity_value: SecretStr = Field(SecretStr(""), description="Value of identity_key.")
-    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = Field(
-        "auto", description="Nacos API to speak; auto finds out."
+    # upstream
+    upstream: TextList = _setting(
+        ("embedded",), "Nacos servers, separated by commas; 'embedded': a registry in this process."
     )
-    parameter_check: Literal["auto", "on", "off"] = Field(
-        "auto", description="Nacos's check of names and metadata (2.3 and later); auto: where all servers have it."
+    require_upstream: bool = _setting(False, "Refuse to start with the embedded registry.")
+    endpoint: Url = _setting("", "URL of an address server, which lists the Nacos servers, one per line.")
+    namespace: str = _setting("", "Namespace for the client commands; empty: public.")
+    username: str = _setting("", "User name at the upstream; empty: no login.")
+    password: SecretStr = _setting(SecretStr(""), "Password of username.")
+    password_file: OptionalPath = _setting(None, "File that contains the password, instead of password.")
+    auth: Literal["proxy", "client"] = _setting(
+        "proxy", "Account for calls to the upstream: that of the proxy, or that of each client."
     )
-    upstream_context_path: ContextPath = Field("/nacos", description="Path below which the upstream has its API.")
-    upstream_timeout: Duration = Field(
-        5.0, description="How long a call to the upstream may take, once it has a connection."
+    identity_key: str = _setting("", "Header by which Nacos servers recognise each other.")
+    identity_value: SecretStr = _setting(SecretStr(""), "Value of the header identity_key.")
+    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = _setting(
+        "auto", "Nacos API for calls to the upstream; auto: what the upstream supports."
     )
-    upstream_connect_timeout: Duration = Field(1.0, description="How long a connection to the upstream may take.")
-    upstream_tls_ca: File = Field(None, description="PEM authorities for an https upstream, in place of the system's.")
-    upstream_tls_cert: File = Field(None, description="PEM client certificate for the upstream.")
-    upstream_tls_key: File = Field(None, description="PEM key of upstream_tls_cert.")
-    upstream_tls_sni: str = Field(
-        "", description="Name to ask the upstream's certificate for, where it is not its host."
+    parameter_check: Literal["auto", "on", "off"] = _setting(
+        "auto", "Check names and metadata as Nacos 2.3 does; auto: if all servers of the upstream do so."
     )
-    upstream_tls_verify: bool = Field(True, description="Whether the upstream's certificate is checked.")
-    push: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Push from the upstream; auto: gRPC where installed, else UDP. 1.x has UDP alone.",
+    upstream_context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API of the upstream; / for none.")
+    upstream_timeout: Duration = _setting(5.0, "How long a call to the upstream may take, after it is connected.")
+    upstream_connect_timeout: Duration = _setting(1.0, "How long connecting to the upstream may take.")
+    upstream_tls_ca: OptionalPath = _setting(
+        None, "PEM file with certificate authorities for the upstream, instead of the system's."
     )
-    push_port: int = Field(0, ge=0, le=65535, description="gRPC port of the upstream; 0 is its HTTP port + 1000.")
-    push_udp_port: int = Field(0, ge=0, le=65535, description="Port that hears UDP push; 0 takes any free one.")
-    breaker_failures: int = Field(3, ge=1, description="Failures in a row after which the upstream counts as down.")
-    breaker_longest: Duration = Field(5.0, description="Longest pause between two probes of an upstream that is down.")
-    outage_writes: bool = Field(
-        True, description="Whether writes about ephemeral instances are accepted here while the upstream is away."
+    upstream_tls_cert: OptionalPath = _setting(None, "PEM file with the client certificate for the upstream.")
+    upstream_tls_key: OptionalPath = _setting(None, "PEM file with the key of upstream_tls_cert.")
+    upstream_tls_sni: str = _setting("", "Name in the upstream's certificate, if it is not the host name.")
+    upstream_tls_verify: bool = _setting(True, "Verify the upstream's certificate.")
+    push: Literal["auto", "on", "off"] = _setting(
+        "auto", "Let the upstream push changes; auto: by gRPC if installed, else by UDP. 1.x has only UDP."
     )
-    # the cache
-    cache_ttl: Duration = Field(10.0, description="How long a snapshot counts as fresh.")
-    cache_negative_ttl: Duration = Field(2.0, description="The same for a service that nobody registered.")
-    cache_stale_if_error: Duration = Field(86_400.0, description="How long a stale snapshot is served at the most.")
-    cache_max_services: int = Field(10_000, ge=1, description="Services in the cache at the most.")
-    cache_max_unknown: int = Field(
-        1_000, ge=1, description="Services that nobody registered, in the cache at the most."
+    push_port: int = _setting(0, "gRPC port of the upstream; 0: its HTTP port + 1000.", ge=0, le=65535)
+    push_udp_port: int = _setting(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
+    breaker_failures: int = _setting(3, "Consecutive failures after which the upstream counts as down.", ge=1)
+    breaker_longest: Duration = _setting(5.0, "Maximum time between two probes of an upstream that is down.")
+    outage_writes: bool = _setting(
+        True, "Accept writes of ephemeral instances while the upstream is down, and send them later."
     )
-    cold_wait: Duration = Field(
-        2.5, description="How long a read of an unknown service, or a beat, waits for the upstream."
+    # cache
+    cache_ttl: Duration = _setting(10.0, "How long a snapshot of a service is fresh.")
+    cache_negative_ttl: Duration = _setting(2.0, "How long a snapshot is fresh if the service never had an instance.")
+    cache_stale_if_error: Duration = _setting(
+        86_400.0, "How long a stale snapshot may be served while it cannot be refreshed."
     )
-    overlay_grace: Duration = Field(3.0, description="How long an accepted write shows before the upstream lists it.")
-    empty_list_share: float = Field(
-        0.5, ge=0, le=1, description="Share of a service that a list may lose after an outage."
+    cache_max_services: int = _setting(10_000, "Maximum number of services in the cache.", ge=1)
+    cache_max_unknown: int = _setting(
+        1_000, "Maximum number of services in the cache that never had an instance.", ge=1
     )
-    empty_list_confirm: Duration = Field(5.0, description="When a list that lost more is looked at again.")
-    # keeping it fresh
-    poll_interval_subscribed: Duration = Field(1.0, description="How often a service with subscribers is asked for.")
-    poll_interval_read: Duration = Field(5.0, description="How often a service that is only read is asked for.")
-    poll_safety: Duration = Field(30.0, description="How often either is asked for while push is alive.")
-    poll_budget: float = Field(
-        200.0, gt=0, description="Polls a second, shared fairly by all who listen; with auth = client, of each tenant."
+    cold_wait: Duration = _setting(
+        2.5, "How long a read that is not in the cache, or a heartbeat, waits for the upstream."
     )
-    watch_idle: Duration = Field(600.0, description="How long a service is kept fresh after its last read.")
+    overlay_grace: Duration = _setting(3.0, "How long an accepted write stays visible until the upstream lists it.")
+    empty_list_share: float = _setting(
+        0.5,
+        "After an outage, a list that loses more than this share of the instances is read again first.",
+        ge=0,
+        le=1,
+    )
+    empty_list_confirm: Duration = _setting(5.0, "How soon such a list is read again.")
+    # refreshing the cache
+    poll_interval_subscribed: Duration = _setting(1.0, "How often a service with subscribers is polled.")
+    poll_interval_read: Duration = _setting(5.0, "How often a service without subscribers is polled.")
+    poll_safety: Duration = _setting(30.0, "How often a service is polled while push works.")
+    poll_budget: float = _setting(
+        200.0, "Maximum number of polls per second, shared fairly among clients; with auth = client, per account.", gt=0
+    )
+    watch_idle: Duration = _setting(600.0, "How long a service is polled after its last read.")
     # events
-    events_history: int = Field(4096, ge=0, description="Events from which a reader can resume.")
-    events_heartbeat: Duration = Field(15.0, description="How often an idle event stream gets a comment.")
-    events_retry: Duration = Field(2.0, description="How soon a reader is told to come back.")
-    udp_push: bool = Field(True, description="UDP push to legacy clients that ask for it.")
-    udp_push_allow: Networks = Field((), description="Networks that may be pushed to besides this host.")
-    # who may ask
-    tokens: Secrets = Field(SecretStr(""), description="API tokens: right:token, separated by commas (read:…,admin:…).")
-    tokens_file: File = Field(None, description="File with one right:token a line.")
-    insecure: bool = Field(False, description="Listen beyond loopback without an API token.")
-    allowed_hosts: Several = Field((), description="Names that Host may carry besides this host's own; '*' for any.")
-    cors_origins: Several = Field((), description="Origins whose web pages may read the API; '*' for any.")
-    max_connections: int = Field(
-        0, ge=0, description="Connections at once, including TLS handshakes; 0 is no bound but the system's."
+    events_history: int = _setting(4096, "Number of events that are kept for subscribers that reconnect.", ge=0)
+    events_heartbeat: Duration = _setting(15.0, "How often a comment is sent on an idle event stream.")
+    events_retry: Duration = _setting(2.0, "How soon a subscriber should reconnect.")
+    udp_push: bool = _setting(True, "Push changes by UDP to legacy clients that ask for it.")
+    udp_push_allow: Networks = _setting((), "Networks that may receive UDP push, besides this host.")
+    # access and limits
+    tokens: SecretList = _setting(
+        SecretStr(""), "API tokens, separated by commas: right:token, with the right read, write or admin."
     )
-    max_head: Size = Field(65_536, description="Largest request head.")
-    max_body: Size = Field(1 << 20, description="Largest request body of the naming API.")
-    subscribers_per_client: int = Field(
-        20_000, ge=1, description="Event streams from one address; with auth = client, from one address and tenant."
+    tokens_file: OptionalPath = _setting(None, "File with API tokens, one right:token per line.")
+    insecure: bool = _setting(False, "Start without an API token, even if other hosts can connect.")
+    allowed_hosts: TextList = _setting((), "Allowed values of the Host header, besides this host's names; '*' for any.")
+    cors_origins: TextList = _setting((), "Origins of web pages that may use the API; '*' for any.")
+    max_connections: int = _setting(
+        0, "Maximum number of open connections, TLS handshakes included; 0: what the system allows.", ge=0
     )
-    services_per_client: int = Field(500, ge=1, description="Services that one event stream may name.")
-    watched_per_client: int = Field(
-        10_000, ge=1, description="Services that all streams of one address, or tenant (auth = client), may name."
+    max_head: Size = _setting(65_536, "Maximum size of a request line with headers.")
+    max_body: Size = _setting(1 << 20, "Maximum size of a request body of the naming API.")
+    subscribers_per_client: int = _setting(
+        20_000, "Maximum number of event streams of one address; with auth = client, of one account there.", ge=1
+    )
+    services_per_client: int = _setting(500, "Maximum number of services of one event stream.", ge=1)
+    watched_per_client: int = _setting(
+        10_000, "Maximum number of services of all event streams of one address or account.", ge=1
     )
     # state and process
     state_dir: Path = Field(
-        default_factory=lambda: user_state_path("nacos-proxy"), description="Directory of the last known state."
+        default_factory=lambda: user_state_path("nacos-proxy"), description="Directory for the last known state."
     )
-    disk: bool = Field(True, description="Whether the last known state is kept on disk.")
-    drain_timeout: Duration = Field(10.0, description="How long a stop waits for requests under way.")
-    managed_allow: Networks = Field((), description="Networks that managed checks may reach besides this host.")
-    managed_deregister: bool = Field(False, description="Whether managed instances are deregistered at a stop.")
-    fast_path: bool = Field(True, description="Whether repeated reads are answered from prepared bytes.")
-    access_log: bool = Field(False, description="Whether each request is logged.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
+    disk: bool = _setting(True, "Keep the last known state on disk.")
+    drain_timeout: Duration = _setting(10.0, "How long a stop waits for requests to finish.")
+    managed_allow: Networks = _setting((), "Networks that checks of managed instances may reach, besides this host.")
+    managed_deregister: bool = _setting(False, "Deregister managed instances when the proxy stops.")
+    fast_path: bool = _setting(True, "Answer repeated reads from prepared bytes.")
+    access_log: bool = _setting(False, "Log each request.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
+    log_format: Literal["text", "json"] = _setting("text", "Format of log lines.")
 
     @classmethod
     def settings_customise_sources(
@@ -199,36 +208,38 @@ class Settings(BaseSettings):
             ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"), ("upstream_tls_key", "upstream_tls_cert"),
             ("identity_value", "identity_key"), ("password", "username"), ("password_file", "username"),
         ):  # fmt: skip
-            if text_of(getattr(self, needs)) and not getattr(self, needed):
-                raise ValueError(f"{needs} is set and {needed} is not; it needs both")
+            if format_value(getattr(self, needs)) and not getattr(self, needed):
+                raise ValueError(f"{needs} is set and {needed} is not; set both")
         if self.password_file is not None and self.password.get_secret_value():
             raise ValueError("password and password_file are both set; choose one")
         if self.auth == "client" and self.username:
-            raise ValueError("auth = client asks with each client's own token; username goes with auth = proxy")
+            raise ValueError(
+                "username is set, which only auth = proxy uses; auth = client uses the account of each client"
+            )
         if "embedded" in self.upstream and len(self.upstream) > 1:
-            raise ValueError("upstream names servers or 'embedded', not both")
+            raise ValueError("upstream contains servers and 'embedded'; choose one")
         if self.require_upstream and self.embedded:
             raise ValueError(
-                "no upstream is named: set upstream to your Nacos, such as http://10.0.0.1:8848. "
-                "The embedded registry is for development; require_upstream refuses it"
+                "upstream is not set: set it to your Nacos, such as http://10.0.0.1:8848. "
+                "The embedded registry is for development; require_upstream forbids it"
             )
         if not self.upstream and not self.endpoint:
-            raise ValueError("upstream is empty; name a server, or 'embedded' for none")
+            raise ValueError("upstream is empty; set it to a server, or to 'embedded'")
         return self
 
     @property
     def embedded(self) -> bool:
-        """Whether there is no server behind."""
+        """Whether the embedded registry is used, without a Nacos server."""
         return self.upstream == ("embedded",) and not self.endpoint
 
-    def secret(self) -> str:
-        """The upstream's password, from its file where that is named. Raises `BadSettings`."""
+    def read_password(self) -> str:
+        """The password at the upstream, from `password_file` if that is set. Raises `BadSettings`."""
         if self.password_file is None:
             return self.password.get_secret_value()
         return _read(self.password_file, f"password_file: {self.password_file}").strip()
 
-    def all_tokens(self) -> tuple[TokenRight, ...]:
-        """The API tokens with their rights. Raises `BadSettings`."""
+    def read_tokens(self) -> tuple[TokenRight, ...]:
+        """The API tokens of `tokens` and `tokens_file`. Raises `BadSettings`."""
         lines = self.tokens.get_secret_value().split(",")
         if self.tokens_file is not None:
             lines += _read(self.tokens_file, f"tokens_file: {self.tokens_file}").splitlines()
@@ -239,27 +250,27 @@ def _token(line: str) -> TokenRight:
     right, separator, secret = line.partition(":")
     if not separator or right not in ("read", "write", "admin") or len(secret) < 8:
         raise BadSettings(
-            "a token is written right:token, with the right read, write or admin and at least 8 characters"
+            "write an API token as right:token; the right is read, write or admin, the token has at least 8 characters"
         )
     return TokenRight(secret, right)  # pyright: ignore[reportArgumentType] - narrowed above
 
 
 def _read(file: Path, what: str) -> str:
-    """Who may read it is for others to choose; who can write secrets or settings could give himself any right."""
+    """Refuses a file that everybody can write: they could give themselves any right. Reading is up to the operator."""
     try:
         with file.open() as opened:
             mode = os.fstat(opened.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-                raise BadSettings(f"{what} can be written by anybody on this host: chmod o-w it")
+                raise BadSettings(f"{what} can be written by every user of this host: run chmod o-w on it")
             return opened.read()
     except UnicodeDecodeError as error:
-        raise BadSettings(f"{what} is no text") from error
+        raise BadSettings(f"{what} is not a text file") from error
     except OSError as error:
         raise BadSettings(f"{what} cannot be read: {error.strerror}") from error
 
 
 class Row(NamedTuple):
-    """One effective setting: its value as text, secrets masked, and where it came from."""
+    """One effective setting: its value as text, with secrets masked, and where it came from."""
 
     name: str
     value: str
@@ -268,23 +279,23 @@ class Row(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The settings, where each came from, and from which file."""
+    """The settings and where each came from: flags, environment, or `file`."""
 
     settings: Settings
     sources: Mapping[str, str]
     flags: Mapping[str, Any]
     file: Path | None
 
-    def again(self) -> Loaded:
-        """The same flags, with environment and file as they are now."""
+    def reload(self) -> Loaded:
+        """The same flags, with the environment and the file as they are now. Raises `BadSettings`."""
         return load(self.flags, self.file)
 
     def rows(self) -> list[Row]:
-        """Every setting in the order of the class: what is in effect, and where it came from."""
+        """Every effective setting, in the order of the class."""
         return [
             Row(
                 name,
-                shown_text(name, getattr(self.settings, name), kind_of(field)),
+                display_value(name, getattr(self.settings, name), kind_of(field)),
                 self.sources.get(name, "default"),
                 field.description or "",
             )
@@ -293,7 +304,7 @@ class Loaded(NamedTuple):
 
 
 def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """From flags, environment and file: the named one, else the variable's, else the user's. Raises `BadSettings`."""
+    """From flags, environment and a file: `file`, else NACOS_PROXY_CONFIG, else the user's. Raises `BadSettings`."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     file = file or _default_file(environ)
@@ -302,7 +313,7 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[st
             values[name], sources[name] = value, f"file {file}"
     for name in (*Settings.model_fields, *REMOVED):
         value = environ.get(PREFIX + name.upper(), "")
-        # Kubernetes sets NACOS_PROXY_PORT=tcp://… in every pod beside a Service that is called nacos-proxy.
+        # Kubernetes sets NACOS_PROXY_PORT=tcp://… in every pod if there is a Service named nacos-proxy.
         if value and not (name == "port" and value.startswith("tcp://")):
             values[name], sources[name] = value, f"environment {PREFIX}{name.upper()}"
     for name, value in flags.items():
@@ -312,18 +323,18 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[st
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise BadSettings(_why(error, values, sources)) from error
+        raise BadSettings(_explain(error, values, sources)) from error
     return Loaded(settings, sources, dict(flags), file)
 
 
-def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting's and is none."""
+def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
+    """A warning for each variable whose name looks like that of a setting and is not."""
     given = (name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
     found: list[str] = []
     for name in given:
         near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1, cutoff=0.85)
         if near and name.lower() not in Settings.model_fields and name not in OTHER_VARIABLES:
-            found.append(f"{PREFIX}{name} is no setting and does nothing; did you mean {PREFIX}{near[0].upper()}?")
+            found.append(f"{PREFIX}{name} is not a setting and has no effect; did you mean {PREFIX}{near[0].upper()}?")
     return found
 
 
@@ -339,22 +350,22 @@ def _toml(file: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(_read(file, f"the configuration file {file}"))
     except tomllib.TOMLDecodeError as error:
-        raise BadSettings(f"the configuration file {file} is no TOML: {error}") from error
+        raise BadSettings(f"the configuration file {file} is not valid TOML: {error}") from error
     for name, value in values.items():
         if name not in Settings.model_fields and name not in REMOVED:
             near = difflib.get_close_matches(name, Settings.model_fields, 1)
             hint = f"; did you mean {near[0]}?" if near else "; `nacos-proxy config` lists them"
             if isinstance(value, dict):
-                hint = "; settings stand in no table, a line is written like cache_ttl = '10s'"
+                hint = "; settings do not belong in a table: write a line like cache_ttl = '10s'"
             raise BadSettings(f"the configuration file {file} has no setting {name!r}{hint}")
     return values
 
 
 def _shown_value(name: str, value: object) -> object:
-    return shown_text(name, value, "text") if isinstance(value, str) else value
+    return display_value(name, value, "text") if isinstance(value, str) else value
 
 
-def _why(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     lines: list[str] = []
     for problem in error.errors():
         reason = problem["msg"].removeprefix("Value error, ")

@@ -1,25 +1,26 @@
-"""Clients apart by what they may see: with `auth = client`, one set of parts for each account that the upstream knows.
+"""Tenants (`auth = client`): separate components for each account that the upstream accepts.
 
-Not for: who may use this proxy (`api.guard`), what an account may do (the upstream alone knows). Who shows a token, or
-name and password, reads from a catalog that only it filled, and writes with it; so nobody sees what their own would
-not show.
+A client with credentials reads from a catalog that only its own account filled, and writes with that account. So
+nobody sees what the upstream would not show them.
 
-    a tenant is | from                                         | until
-    ------------+----------------------------------------------+--------------------------------------------------
-    opening     | the first request that shows a token         | the upstream took it, or refused it
-    open        | the upstream took it once                    | it was idle for `idle` seconds; it makes room for
-                |                                              | another; the upstream refuses its token
-    busy        | requests, streams or managed instances of it | the last of them has ended
+    a tenant is | from                                        | until
+    ------------+---------------------------------------------+----------------------------------------------------
+    opening     | the first request with the credentials      | the upstream accepted or refused them
+    open        | the upstream accepted the credentials       | it was idle for `idle` seconds, another tenant
+                |                                             | needs its place, or the upstream refuses its token
+    busy        | it has requests, streams, managed instances | the last of them ended
 
-What was refused is answered from memory for a while, longer each time, and an address has `attempts` refusals before
-its guesses have to wait. What a login through this proxy gave, and what was taken before, is no guess. Tokens and
-passwords are known by a keyed digest; a password is gone when its request is.
+Refused credentials are refused from memory for a while, longer each time. An address with `max_refusals` recent
+refusals must wait before it can try others. Tokens from a login through this proxy, and credentials that were accepted
+before, do not count as guesses. Credentials are remembered only as a keyed digest; a password is gone when its request
+is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ from typing import Protocol
 from cachetools import LRUCache
 from starlette.types import ASGIApp, Receive, Scope
 
-from nacos_proxy.app.credentials import Shown, shown_in
+from nacos_proxy.app.credentials import ClientCredentials, find_credentials
 from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.own_tokens import own_in
 from nacos_proxy.frontends.request_body import peek_form
+from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import (
     BadCall,
     NothingKnown,
@@ -52,33 +54,42 @@ from nacos_proxy.runtime import (
 )
 from nacos_proxy.upstream.nacos.rights import Pass
 
-_LONGEST_BODY = 4096  # bytes of a refusal that are kept
+_MAX_REFUSAL_BODY = 4096  # bytes of a refusal that are kept
+_REFUSAL_BACKOFF = Backoff(initial=5.0, maximum=60.0)  # how long credentials are refused from memory
 
 
 @dataclass(frozen=True, slots=True)
 class TenantsPolicy:
-    """Seconds and numbers. A first request waits at most `wait` for the upstream's word.
+    """Seconds and numbers.
 
-    What was refused is so for `refused` seconds, then for twice that, up to `longest_refused`. An address may be
-    refused `attempts` times; each is forgiven after `forgiven`. `at_once` of it are looked into at a time. `remembered`
-    is how many of both are known.
+    wait: how long the first request of a tenant waits for the upstream.
+    max_refusals, forgiven_after: an address may have so many refusals; one of them is forgotten every so many seconds.
+    max_attempts: how many credentials of one address may be checked at the same time.
+    renewal_retry: how soon a login that could not be renewed is tried again.
+    max_remembered: entries in each memory of refused credentials, accepted credentials and addresses.
     """
 
     max_tenants: int = 256
     idle: float = 900.0
     wait: float = 2.5
-    refused: float = 5.0
-    max_refused: float = 60.0
-    attempts: int = 32
-    at_once: int = 128
-    forgiven: float = 2.0
-    retry: float = 5.0
-    remembered: int = 4096
+    max_refusals: int = 32
+    forgiven_after: float = 2.0
+    max_attempts: int = 128
+    renewal_retry: float = 5.0
+    max_remembered: int = 4096
     max_form: int = 1 << 20
 
 
+@dataclass(slots=True)
+class TenantCounts:
+    """`open` tenants now, and how many requests were refused for their credentials."""
+
+    open: int = 0
+    refused: int = 0
+
+
 class Tenant(Protocol):
-    """One account's view: an app for its requests, and its end."""
+    """The components of one account behind an app for its requests."""
 
     @property
     def app(self) -> ASGIApp: ...
@@ -90,310 +101,319 @@ class Tenant(Protocol):
 
     @property
     def last_read(self) -> float:
-        """When an answer was last given, also one from memory that no request came here for."""
+        """When it last gave an answer, including prepared answers for which no request came here."""
         ...
 
-    def end(self, why: ProxyError | None) -> None:
-        """Ends its streams; `why`: it may see nothing any more, and what was prepared for it is gone."""
+    def end(self, error: Refused | None) -> None:
+        """Ends its streams. With `error`: the account may not see anything any more, so drop prepared answers, too."""
         ...
 
     async def close(self) -> None: ...
 
 
-class Gate(Protocol):
+class Authenticator(Protocol):
     """The upstream, as far as tenants need it."""
 
-    async def prove(self, shown: Shown) -> Pass | None:
-        """What the upstream took; None where it asks nobody for an account. Raises `UpstreamError`s."""
+    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+        """What the upstream granted; None if it does not ask for accounts. Raises `UpstreamError`."""
         ...
 
-    async def open(self, proven: Pass, refused: Callable[[Refused], None]) -> Tenant:
-        """`refused` is called when the upstream does not know the token any more."""
+    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> Tenant:
+        """`refused` is called when the upstream no longer accepts the token."""
         ...
 
 
 @dataclass(slots=True)
 class _TenantSlot:
-    """`tenant` None: the upstream asks nobody for an account. `requests` are those under way."""
+    """A tenant with its bookkeeping. `tenant` is None if the upstream does not ask for accounts, and after the end.
+
+    `requests` are those under way; `error` is why the tenant ended.
+    """
 
     key: bytes
     address: str
-    proven: Pass | None
+    granted: Pass | None
     tenant: Tenant | None
-    used: float
+    last_used: float
     requests: int = 0
     ended: bool = False
-    why: Refused | None = None
-    renewing: asyncio.Task[None] | None = None
-    try_at: float = 0.0
+    error: Refused | None = None
+    renewal: asyncio.Task[None] | None = None
+    renewal_allowed_at: float = 0.0
 
     @property
     def busy(self) -> bool:
         return self.requests > 0 or (self.tenant is not None and self.tenant.busy)
 
 
-def _nothing() -> None:
-    """Nobody's parts are always open."""
-
-
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """One request of a tenant's; `app` None: nobody's answers. Each wants one call of `leave`."""
+class TenantRequest:
+    """A request and the app that answers it; `app` None: that of clients without an account.
+
+    Call `release` once, when the request ends.
+    """
 
     app: ASGIApp | None
     scope: Scope
     receive: Receive
-    leave: Callable[[], None] = _nothing
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
 class _Refusal:
     error: Refused
     until: float
-    pause: float
+    retries: int
 
 
 class Tenants:
-    """All tenants of one proxy."""
+    """All tenants of one proxy, by the digest of their credentials."""
 
-    def __init__(self, gate: Gate, policy: TenantsPolicy, clock: Clock, supervisor: Supervisor) -> None:
-        self.refused = 0
-        self._gate = gate
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        policy: TenantsPolicy,
+        clock: Clock,
+        supervisor: Supervisor,
+        counts: TenantCounts | None = None,
+    ) -> None:
+        self.counts = counts or TenantCounts()
+        self._authenticator = authenticator
         self._policy = policy
         self._clock = clock
         self._supervisor = supervisor
         self._digest_key = token_bytes(32)
-        self._places: dict[bytes, _TenantSlot] = {}
+        self._slots: dict[bytes, _TenantSlot] = {}  # the most recently used one is the last
         self._opening: dict[bytes, asyncio.Task[_TenantSlot | ProxyError]] = {}
-        self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.remembered)
-        self._expected: LRUCache[bytes, None] = LRUCache(policy.remembered)  # no guesses: given, or taken before
-        self._asking: Counter[str] = Counter()
-        self._attempts: LRUCache[str, tuple[float, float]] = LRUCache(policy.remembered)
+        self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.max_remembered)
+        self._trusted: LRUCache[bytes, None] = LRUCache(policy.max_remembered)  # issued or accepted before: no guesses
+        self._attempts: Counter[str] = Counter()  # under way, by address
+        self._refusals_of: LRUCache[str, tuple[float, float]] = LRUCache(policy.max_remembered)  # number, and when
         self._sweeping: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def visit(self, scope: Scope, receive: Receive) -> Visit:
-        """Whose app answers a request, and what to call it with. The tenant stays open until `leave` is called.
+    async def admit(self, scope: Scope, receive: Receive) -> TenantRequest:
+        """Finds or opens the tenant of a request. It stays open until `release` is called.
 
-        Raises `Refused` where the upstream does not take what is shown, `BadCall` where there is no room or an address
-        was refused too often, `NothingKnown` where the upstream cannot be asked.
+        Raises `Refused` if the upstream does not accept the credentials, `BadCall` (429) if no tenant can be added or
+        the address was refused too often, `NothingKnown` if the upstream cannot be asked.
         """
-        shown = shown_in(scope, b"", own_in(scope))
-        if shown is None:
+        credentials = find_credentials(scope, b"", own_in(scope))
+        if credentials is None:
             form, receive = await peek_form(scope, receive, self._policy.max_form)
-            shown = shown_in(scope, form, own_in(scope)) if form else None
-        if shown is None:
-            return Visit(None, scope, receive)
-        if shown.endless:
+            credentials = find_credentials(scope, form, own_in(scope)) if form else None
+        if credentials is None:
+            return TenantRequest(None, scope, receive)
+        if credentials.too_long:
             raise Refused(Reason.NO_RIGHT, "token invalid!", status=403)
-        while (place := await self._place(shown, client_of(scope))).ended:
-            pass  # it ended while this request waited for others' turn
-        if shown.password:
-            scope = {**scope}  # no mark of what may be repeated reaches the fast path: it would keep the password
-        place.requests += 1
-        return Visit(None if place.tenant is None else place.tenant.app, scope, receive, lambda: self._leave(place))
+        while (slot := await self._slot(credentials, client_of(scope))).ended:
+            pass  # it ended before this request had its turn
+        if credentials.password:
+            scope = {**scope}  # the fast path must not see this request marked as cacheable: it would keep the password
+        slot.requests += 1
+        app = None if slot.tenant is None else slot.tenant.app
+        return TenantRequest(app, scope, receive, lambda: self._release(slot))
 
-    def _leave(self, place: _TenantSlot) -> None:
-        place.requests -= 1
-        place.used = self._clock.now()
-        if place.ended:
-            self._close_unless_busy(place)
+    def _release(self, slot: _TenantSlot) -> None:
+        slot.requests -= 1
+        slot.last_used = self._clock.now()
+        if slot.ended:
+            self._close_unless_busy(slot)
 
-    async def _place(self, shown: Shown, address: str) -> _TenantSlot:
-        key = self._digest(shown)
-        place = self._places.pop(key, None)
-        if place is not None:
-            self._places[key] = place  # the last one is the last used
-            place.used = self._clock.now()
-            if place.proven is not None:
-                await self._renewed(place, place.proven, shown)
-            return place
+    async def _slot(self, credentials: ClientCredentials, address: str) -> _TenantSlot:
+        key = self._digest(credentials)
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            self._slots[key] = slot
+            slot.last_used = self._clock.now()
+            if slot.granted is not None:
+                await self._renew_if_due(slot, slot.granted, credentials)
+            return slot
         opening = self._opening.get(key)
         if opening is None:
-            guess = self._check(key, address)
-            opening = self._opening[key] = spawn(self._open(key, shown, address, guess), name="tenant")
-            self._asking[address] += 1
+            guess = self._check_limits(key, address)
+            opening = self._opening[key] = spawn(self._open(key, credentials, address, guess), name="tenant")
+            self._attempts[address] += 1
             opening.add_done_callback(lambda _: self._opened(key, address))
-        return await self._outcome(opening)
-
-    def _opened(self, key: bytes, address: str) -> None:
-        self._opening.pop(key, None)
-        self._asking[address] -= 1
-        if not self._asking[address]:
-            del self._asking[address]
-
-    def _digest(self, shown: Shown) -> bytes:
-        name, password = shown.username, shown.password
-        said = f"as {len(name)} {name} {password}" if password else f"by {shown.token}"
-        return hmac.digest(self._digest_key, said.encode(), "sha256")
-
-    def expect(self, token: str) -> None:
-        """The upstream has just given this token to somebody: it is no guess, however many of them there are."""
-        self._expected[self._digest(Shown(token))] = None
-
-    async def _outcome(self, opening: asyncio.Task[_TenantSlot | ProxyError]) -> _TenantSlot:
         await at_most(self._clock, self._policy.wait, opening)
-        outcome = opening.result() if opening.done() else NothingKnown(_unproven("it has not answered in time"))
+        outcome = opening.result() if opening.done() else _cannot_ask("it has not answered in time")
         if isinstance(outcome, ProxyError):
             raise outcome.with_traceback(None)
         return outcome
 
-    def _check(self, key: bytes, address: str) -> bool:
-        """Whether the upstream is to be asked, and whether a no of it counts against the address."""
+    def _opened(self, key: bytes, address: str) -> None:
+        self._opening.pop(key, None)
+        self._attempts[address] -= 1
+        if not self._attempts[address]:
+            del self._attempts[address]
+
+    def _digest(self, credentials: ClientCredentials) -> bytes:
+        name, password = credentials.username, credentials.password
+        text = f"as {len(name)} {name} {password}" if password else f"by {credentials.token}"
+        return hmac.digest(self._digest_key, text.encode(), "sha256")
+
+    def trust(self, token: str) -> None:
+        """The upstream has just issued this token to a client, so it does not count as a guess."""
+        self._trusted[self._digest(ClientCredentials(token))] = None
+
+    def _check_limits(self, key: bytes, address: str) -> bool:
+        """Raises if the upstream must not be asked now; else whether a refusal counts against the address."""
         now, refusal = self._clock.now(), self._refusals.get(key)
         if refusal is not None and now < refusal.until:
-            self.refused += 1
-            raise _fresh(refusal.error)
-        if key in self._expected:
+            self.counts.refused += 1
+            raise _copy(refusal.error)
+        if key in self._trusted:
             return False
-        if self._blamed(address) > self._policy.attempts - 1:
-            self.refused += 1
-            text = "too many tokens and passwords from this address were refused; what was taken before goes on"
+        if self._recent_refusals(address) > self._policy.max_refusals - 1:
+            self.counts.refused += 1
+            text = (
+                "too many tokens and passwords from this address were refused; try again later. "
+                "Accounts that were accepted before are still served"
+            )
             raise BadCall("", Violation.OTHER, text, status=429)
-        if self._asking[address] >= self._policy.at_once or len(self._opening) >= self._policy.max_tenants:
-            text = f"{len(self._opening)} tokens and passwords are being looked into at once; ask again in a moment"
-            raise NothingKnown(text)
+        if self._attempts[address] >= self._policy.max_attempts or len(self._opening) >= self._policy.max_tenants:
+            raise NothingKnown(f"{len(self._opening)} accounts are being checked at the moment; try again later")
         return True
 
-    def _blamed(self, address: str) -> float:
-        """How many refusals an address has that are not forgiven yet."""
-        count, since = self._attempts.get(address, (0.0, self._clock.now()))
-        return max(0.0, count - (self._clock.now() - since) / self._policy.forgiven)
+    def _recent_refusals(self, address: str) -> float:
+        """How many refusals of an address are not forgotten yet."""
+        count, since = self._refusals_of.get(address, (0.0, self._clock.now()))
+        return max(0.0, count - (self._clock.now() - since) / self._policy.forgiven_after)
 
-    def _blame(self, address: str) -> None:
-        count = min(self._blamed(address) + 1, 2.0 * self._policy.attempts)
-        self._attempts[address] = (count, self._clock.now())
-
-    async def _open(self, key: bytes, shown: Shown, address: str, guess: bool) -> _TenantSlot | ProxyError:
+    async def _open(
+        self, key: bytes, credentials: ClientCredentials, address: str, guess: bool
+    ) -> _TenantSlot | ProxyError:
         try:
-            proven = await self._gate.prove(shown)
+            granted = await self._authenticator.authenticate(credentials)
             self._make_room()
-            place = _TenantSlot(key, address, proven, None, self._clock.now())
-            if proven is not None:
-                place.tenant = await self._gate.open(proven, lambda error: self._lost(place, error))
+            slot = _TenantSlot(key, address, granted, None, self._clock.now())
+            if granted is not None:
+                slot.tenant = await self._authenticator.open(granted, lambda error: self._end(slot, error))
         except UpstreamError as error:
             if no_right(error) and isinstance(error, Refused):
-                self._remember(key, error)
-                if guess:
-                    self._blame(address)
-                return _fresh(error)
-            return NothingKnown(_unproven(str(error)))
+                self._remember_refusal(key, error, address if guess else None)
+                return _copy(error)
+            return _cannot_ask(str(error))
         except ProxyError as error:
             return error
-        if self._closed or place.ended:
-            place.ended = True
-            self._close_unless_busy(place)
-            return NothingKnown("the proxy is stopping") if place.why is None else _fresh(place.why)
+        if self._closed or slot.ended:
+            slot.ended = True
+            self._close_unless_busy(slot)
+            return NothingKnown("the proxy is stopping") if slot.error is None else _copy(slot.error)
         self._refusals.pop(key, None)
-        self._expected[key] = None
-        self._places[key] = place
+        self._trusted[key] = None
+        self._slots[key] = slot
+        self.counts.open = len(self._slots)
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = self._supervisor.keep(self._sweep, name="idle tenants")
-        return place
+        return slot
 
-    def _remember(self, key: bytes, error: Refused) -> None:
-        self.refused += 1
-        known, policy = self._refusals.get(key), self._policy
-        pause = policy.refused if known is None else min(known.pause * 2, policy.max_refused)
-        self._refusals[key] = _Refusal(_fresh(error), self._clock.now() + pause, pause)
+    def _remember_refusal(self, key: bytes, error: Refused, address: str | None) -> None:
+        """Counts against `address`, unless that is None."""
+        self.counts.refused += 1
+        now, known = self._clock.now(), self._refusals.get(key)
+        retries = 0 if known is None else known.retries + 1
+        self._refusals[key] = _Refusal(_copy(error), now + _REFUSAL_BACKOFF.delay(retries), retries)
+        if address is not None:
+            count = min(self._recent_refusals(address) + 1, 2.0 * self._policy.max_refusals)
+            self._refusals_of[address] = (count, now)
 
     # renewal of a login
 
-    async def _renewed(self, place: _TenantSlot, proven: Pass, shown: Shown) -> None:
+    async def _renew_if_due(self, slot: _TenantSlot, granted: Pass, credentials: ClientCredentials) -> None:
+        """Waits for the renewal only if the current login has ended."""
         now = self._clock.now()
-        if now < proven.renew_at:
+        if now < granted.renew_at:
             return
-        if (place.renewing is None or place.renewing.done()) and now >= place.try_at:
-            place.try_at = now + self._policy.retry
-            place.renewing = self._supervisor.once(self._renew(place, proven, shown), name="login of a tenant")
-        if now >= proven.ends_at and place.renewing is not None:
-            await asyncio.wait([place.renewing])
+        if (slot.renewal is None or slot.renewal.done()) and now >= slot.renewal_allowed_at:
+            slot.renewal_allowed_at = now + self._policy.renewal_retry
+            slot.renewal = self._supervisor.once(self._renew(slot, granted, credentials), name="login of a tenant")
+        if now >= granted.ends_at and slot.renewal is not None:
+            await asyncio.wait([slot.renewal])
 
-    async def _renew(self, place: _TenantSlot, proven: Pass, shown: Shown) -> None:
+    async def _renew(self, slot: _TenantSlot, granted: Pass, credentials: ClientCredentials) -> None:
         try:
-            fresh = await self._gate.prove(shown)
+            fresh = await self._authenticator.authenticate(credentials)
         except UpstreamError as error:
             if no_right(error) and isinstance(error, Refused):
-                self._lost(place, error)
+                self._end(slot, error)
             return
         if fresh is not None:
-            proven.renew(fresh)
+            granted.renew(fresh)
 
     # ends
 
-    def _lost(self, place: _TenantSlot, error: Refused) -> None:
-        """The upstream does not know it any more, or so it seems: the next request is looked into anew."""
-        if not place.ended:
-            place.why = error
-            self._end(place, error)
+    def _end(self, slot: _TenantSlot, error: Refused | None = None) -> None:
+        """`error`: the upstream does not accept the token any more; the next request asks it again."""
+        if slot.ended:
+            return
+        slot.ended, slot.error = True, error
+        if self._slots.get(slot.key) is slot:
+            del self._slots[slot.key]
+            self.counts.open = len(self._slots)
+        if slot.tenant is not None:
+            slot.tenant.end(error)
+        self._close_unless_busy(slot)
 
-    def _end(self, place: _TenantSlot, why: ProxyError | None) -> None:
-        place.ended = True
-        if self._places.get(place.key) is place:
-            del self._places[place.key]
-        if place.tenant is not None:
-            place.tenant.end(why)
-        self._close_unless_busy(place)
-
-    def _close_unless_busy(self, place: _TenantSlot) -> None:
-        if place.requests == 0 and (tenant := place.tenant) is not None:
-            place.tenant = None
+    def _close_unless_busy(self, slot: _TenantSlot) -> None:
+        if slot.requests == 0 and (tenant := slot.tenant) is not None:
+            slot.tenant = None
             self._supervisor.once(tenant.close(), name="tenant's end")
 
     def _make_room(self) -> None:
-        """The one that was unused for longest goes, of the address that has most."""
-        if len(self._places) < self._policy.max_tenants:
+        """Ends the least recently used tenant of the address that has most of them, if there are too many."""
+        if len(self._slots) < self._policy.max_tenants:
             return
-        shares = Counter(place.address for place in self._places.values())
-        free = [place for place in self._places.values() if not place.busy]
+        tenants_of = Counter(slot.address for slot in self._slots.values())
+        free = [slot for slot in self._slots.values() if not slot.busy]
         if not free:
-            text = f"{self._policy.max_tenants} accounts are at work here; no more can be served"
+            text = f"all of the {self._policy.max_tenants} accounts that can be served at a time are in use"
             raise BadCall("", Violation.OTHER, text, status=429)
-        self._end(max(free, key=lambda place: shares[place.address]), None)
+        self._end(max(free, key=lambda slot: tenants_of[slot.address]))
 
     async def _sweep(self) -> None:
-        """Ends who is idle, with no need of another request."""
+        """Ends idle tenants; without this, only another request would."""
         clock, idle = self._clock, self._policy.idle
-        while self._places:
+        while self._slots:
             await clock.sleep_until(clock.now() + idle / 10)
-            for place in list(self._places.values()):
-                since = clock.now() - idle
-                if not place.busy and place.used <= since and (place.tenant is None or place.tenant.last_read <= since):
-                    self._end(place, None)
+            for slot in list(self._slots.values()):
+                last_read = -math.inf if slot.tenant is None else slot.tenant.last_read
+                if not slot.busy and max(slot.last_used, last_read) <= clock.now() - idle:
+                    self._end(slot)
 
-    def each(self) -> list[Tenant]:
-        return [place.tenant for place in self._places.values() if place.tenant is not None]
+    def _tenants(self) -> list[Tenant]:
+        return [slot.tenant for slot in self._slots.values() if slot.tenant is not None]
 
     def end_streams(self) -> None:
-        for tenant in self.each():
+        for tenant in self._tenants():
             tenant.end(None)
 
     async def close(self) -> None:
-        """Ends all; one that is just being opened is waited for."""
+        """Ends all tenants; waits for those that are being opened."""
         self._closed = True
         await stop(self._sweeping)
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
-        tenants, self._places = self.each(), {}
+        tenants, self._slots, self.counts.open = self._tenants(), {}, 0
         for tenant in tenants:
             await tenant.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._slots)
 
     def __repr__(self) -> str:
         return f"<Tenants {len(self)} of {self._policy.max_tenants}, {len(self._opening)} opening>"
 
 
-def _fresh(error: Refused) -> Refused:
-    """The same to say. One that was raised holds on to the calls that it came through, and to the password in them."""
-    fresh = Refused(error.reason, error.text, status=error.status)
-    if len(error.body) <= _LONGEST_BODY:
-        fresh.dialect, fresh.content_type, fresh.body = error.dialect, error.content_type, error.body
-    return fresh
+def _copy(error: Refused) -> Refused:
+    """An error that was raised refers to its stack frames, and by them to the password."""
+    copy = Refused(error.reason, error.text, status=error.status)
+    if len(error.body) <= _MAX_REFUSAL_BODY:
+        copy.dialect, copy.content_type, copy.body = error.dialect, error.content_type, error.body
+    return copy
 
 
-def _unproven(why: str) -> str:
-    return (
-        "the upstream cannot be asked whether it takes this account, and only those that it took before are served "
-        f"meanwhile; try again when it answers: {why}"
+def _cannot_ask(reason: str) -> NothingKnown:
+    return NothingKnown(
+        f"the upstream cannot be asked about this account ({reason}); try again when it answers. "
+        "Until then, only accounts that it accepted before are served"
     )

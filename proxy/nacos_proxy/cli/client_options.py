@@ -1,7 +1,7 @@
-"""What the commands that ask a running proxy share: their options, and how an answer is shown.
+"""What the commands for a running proxy share: their options, and how answers are printed.
 
-Tables for people, one JSON object a line for programs (`--json`). What a registry holds is anybody's text: it is
-shown with its control characters made visible.
+Output is tables for people, or one JSON object per line (`--json`). Anybody can register text, so control characters
+are escaped.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from nacos_proxy.app.logs import printable
-from nacos_proxy.app.setting_types import duration
-from nacos_proxy.cli.rest_client import RestClient, place_of
+from nacos_proxy.app.setting_types import parse_duration
+from nacos_proxy.cli.rest_client import RestClient, address_segment
 from nacos_proxy.model.services import address_of as plain_address_of
 
-EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 usage or settings, 3 no proxy answers."
-WIDE = 10_000  # columns where nobody looks: a table in a pipe is not folded
+EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no proxy answers."
+WIDE = 10_000  # columns if the output is not a terminal: lines must not be folded
 
 
 class AddressParameter(click.ParamType[str]):
@@ -35,26 +35,26 @@ class AddressParameter(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            place_of(value)
+            address_segment(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return str(value)
 
 
-class Seconds(click.ParamType[float]):
+class DurationParameter(click.ParamType[float]):
     """A duration, in seconds or as 500ms, 5s, 1m."""
 
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return float(duration(value))
+            return float(parse_duration(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class Weight(click.ParamType[float]):
-    """A finite number; its range is the proxy's to check."""
+class WeightParameter(click.ParamType[float]):
+    """A finite number; the proxy checks its range."""
 
     name = "NUMBER"
 
@@ -64,38 +64,46 @@ class Weight(click.ParamType[float]):
         except ValueError:
             weight = math.nan
         if not math.isfinite(weight):
-            self.fail(f"{value!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not a number", param, ctx)
         return weight
 
 
-class Asked:
-    """What every client command is given: the proxy, the namespace and group, and how to show."""
+class Session:
+    """First argument of each client command: the proxy, `scope` (namespace and group), and how to print."""
 
     def __init__(self, client: RestClient, namespace: str, group: str, as_json: bool) -> None:
         self.client = client
-        self.where = {"namespace": namespace, "group": group}
+        self.scope = {"namespace": namespace, "group": group}
         self.as_json = as_json
 
-    def show(self, body: Any, people: Callable[[], None]) -> None:
+    def call(self, method: str, path: str, body: object = None, **query: str) -> None:
+        """Raises `Unreached` or `ApiProblem`."""
+        self.client.call(method, path, {**self.scope, **query}, body)
+
+    def json(self, method: str, path: str, body: object = None, **query: str) -> Any:
+        """The JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
+        return self.client.json(method, path, {**self.scope, **query}, body)
+
+    def show(self, body: Any, print_for_people: Callable[[], None]) -> None:
         if self.as_json:
             click.echo(json.dumps(body, ensure_ascii=False))
         else:
-            people()
+            print_for_people()
         if self.client.local:
-            warn("Nacos is away: the proxy answered by itself, and sends on what was changed when Nacos is back.")
+            warn("Nacos is down: the proxy accepted this by itself and will send changes to Nacos when it is back.")
 
 
 def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command with the options that all of them share; the function gets an `Asked` and its own options."""
+    """Makes a command with the shared options; the function gets a `Session` and its own options."""
     options = (
         click.option("--server", envvar="NACOS_PROXY_SERVER", default="http://127.0.0.1:8840", show_default=True,
-                     help="The proxy to ask: a URL, or unix:PATH."),
-        click.option("--token", envvar="NACOS_PROXY_TOKEN", default="", help="API token; better in NACOS_PROXY_TOKEN."),
-        click.option("--ca", envvar="NACOS_PROXY_SERVER_CA", default="", help="PEM authorities of an https proxy."),
+                     help="The proxy: a URL, or unix:PATH."),
+        click.option("--token", envvar="NACOS_PROXY_TOKEN", default="", help="API token; prefer NACOS_PROXY_TOKEN."),
+        click.option("--ca", envvar="NACOS_PROXY_SERVER_CA", default="", help="PEM authorities for an https proxy."),
         click.option("--cert", envvar="NACOS_PROXY_SERVER_CERT", default="", help="PEM client certificate and key."),
         click.option("--namespace", envvar="NACOS_PROXY_NAMESPACE", default="", help="Namespace [public]."),
         click.option("--group", default="", help="Group [DEFAULT_GROUP]."),
-        click.option("--json", "as_json", is_flag=True, help="JSON for programs."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     )  # fmt: skip
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -108,7 +116,7 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
             with client:
-                function(Asked(client, namespace, group, as_json), **more)
+                function(Session(client, namespace, group, as_json), **more)
 
         wrapped: Callable[..., None] = command
         for option in reversed(options):
@@ -119,24 +127,24 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
 
 def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
-    """From `key=value` each. Raises `click.UsageError`."""
+    """Parses texts `key=value`. Raises `click.UsageError`."""
     found: dict[str, str] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise click.UsageError(f"--metadata is written key=value, not {pair!r}")
+            raise click.UsageError(f"write --metadata as key=value, not {pair!r}")
         found[key] = value
     return found
 
 
 def console() -> Console:
-    """Standard output as it is now: colours on a terminal only, and not even bold with NO_COLOR."""
-    seen = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
-    return seen if seen.is_terminal else Console(width=WIDE)
+    """A console on standard output: colours on a terminal only; with NO_COLOR no styles at all."""
+    made = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
+    return made if made.is_terminal else Console(width=WIDE)
 
 
 def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
-    """Instances as a table; `body` says of which service."""
+    """Instances as a table; `body` has the name and namespace of the service."""
     title = f"{body['name']}  ({body['namespaceId']})" + ("  STALE" if body.get("stale") else "")
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
     for column in ("address", "cluster", "weight", "state", "kind", "metadata"):
@@ -147,7 +155,7 @@ def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
 
 
 def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str) -> Text:
-    """A changed instance as a line."""
+    """A changed instance as one line."""
     cells = "  ".join(str(cell) for cell in _cells(host) if str(cell))
     return Text(f"{sign} {printable(name)}  {cells}  ({source})", colour)
 
@@ -171,6 +179,6 @@ def _cells(host: dict[str, Any]) -> tuple[Text, ...]:
 
 
 def warn(text: object) -> None:
-    """A sentence on standard error; the command goes on."""
+    """Prints a warning on standard error."""
     click.secho(f"nacos-proxy: {printable(str(text))}", fg="yellow", err=True)
     sys.stderr.flush()

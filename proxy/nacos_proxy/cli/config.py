@@ -1,4 +1,4 @@
-"""Settings on the command line: one option for each, `nacos-proxy config`, and their page of the docs."""
+"""Settings on the command line: an option for each, `nacos-proxy config`, and docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any, get_args
 
 import click
 
-from nacos_proxy.app.setting_types import kind_of, text_of
+from nacos_proxy.app.setting_types import format_value, kind_of
 from nacos_proxy.app.settings import (
     REMOVED,
     Loaded,
     Settings,
     load,
-    misspelt,
+    misspelt_variables,
 )
 from nacos_proxy.model.masking import MASK
 
-# Asked for first in --help; the rest follows in the order of the class.
+# The first ones in --help; the others follow in the order of the class.
 COMMON = ("upstream", "host", "port", "uds", "username", "password_file", "state_dir", "log_level")
 
 _EPILOG = (
-    "Every option is also NACOS_PROXY_<NAME> in the environment and <name> in the TOML file. Give secrets there or in "
-    "a file: what stands on the command line can be seen by everybody on this host."
+    "Each option can also be set as NACOS_PROXY_<NAME> in the environment and as <name> in the TOML file. Do not write "
+    "secrets on the command line: every user of this host can read it."
 )
 _DOCS = """\
 # Configuration
 
-Made by `nacos-proxy config --docs`; a test holds it to the code. A flag beats the environment, which beats
-the TOML file (`--config`, `NACOS_PROXY_CONFIG`, or `config.toml` in the user's configuration directory),
-which beats the default. The setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl`
-in the file. An empty variable counts as not set. `nacos-proxy config` prints what is in effect and where each came
-from; `nacos-proxy config --toml` prints it as a file to start from.
+This page is the output of `nacos-proxy config --docs`; a test compares the two. A flag beats the environment, which
+beats the TOML file (`--config`, `NACOS_PROXY_CONFIG`, or `config.toml` in the user's configuration directory), which
+beats the default. The setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file. An
+empty variable counts as not set. `nacos-proxy config` prints the effective settings and where each came from;
+`nacos-proxy config --toml` prints them as a file to start from.
 
-Durations are written `500ms`, `5s`, `10m`, `24h`, `7d`, `forever`; sizes `64KiB`, `1MiB`; lists with commas, or as a
-list in the file. On SIGHUP the tokens, the allowed hosts and the log level are read again.
+Write durations as `500ms`, `5s`, `10m`, `24h`, `7d` or `forever`; sizes as `64KiB` or `1MiB`; lists with commas, or as
+a list in the file. On SIGHUP, the proxy reads the API tokens, the allowed hosts and the log level again.
 
 | setting | default | meaning |
 | --- | --- | --- |
@@ -71,23 +71,23 @@ def _default(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default_factory is not None:
         return "the user's state directory"
-    return text_of(field.default, kind_of(field))
+    return format_value(field.default, kind_of(field))
 
 
 def loaded_from(file: Path | None, flags: dict[str, Any]) -> Loaded:
-    """The settings from what click collected; warns of variables that do nothing. Raises `BadSettings`."""
-    for sentence in misspelt(os.environ):
+    """The settings, with the flags from click; warns of misspelt variables. Raises `BadSettings`."""
+    for sentence in misspelt_variables(os.environ):
         click.secho(f"nacos-proxy: {sentence}", fg="yellow", err=True)
     return load({name: value for name, value in flags.items() if value is not None}, file)
 
 
 @click.command(epilog=_EPILOG, short_help="Print the effective settings and where each came from.")
-@click.option("--json", "form", flag_value="json", help="For programs.")
-@click.option("--toml", "form", flag_value="toml", help="As a configuration file; secrets are left out.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--toml", "form", flag_value="toml", help="Print a configuration file; secrets are left out.")
 @click.option("--docs", "form", flag_value="docs", help="Print docs/configuration.md.")
 @settings_options
 def config(file: Path | None, form: str | None, **flags: Any) -> None:
-    """Print the effective settings, secrets masked, with where each came from."""
+    """Print the effective settings and where each came from. Secrets are masked."""
     if form == "docs":
         click.echo(documentation(), nl=False)
         return
@@ -105,18 +105,18 @@ def config(file: Path | None, form: str | None, **flags: Any) -> None:
 
 
 def as_toml(loaded: Loaded) -> str:
-    """A configuration file with the same effect. What is not set, and secrets, stand in it as comments."""
+    """A configuration file with the same effect. Secrets, and settings that are not set, are comments."""
     lines: list[str] = []
     for row in loaded.rows():
         kind = kind_of(Settings.model_fields[row.name])
         value = row.value if kind in ("switch", "number") else json.dumps(row.value, ensure_ascii=False)
-        silent = MASK in row.value or (not row.value and kind in ("path", "secret"))
-        lines += [f"# {row.description}", f"{'# ' if silent else ''}{row.name} = {value}", ""]
+        comment = MASK in row.value or (not row.value and kind in ("path", "secret"))
+        lines += [f"# {row.description}", f"{'# ' if comment else ''}{row.name} = {value}", ""]
     return "\n".join(lines)
 
 
 def documentation() -> str:
-    """docs/configuration.md, made from the class."""
+    """The text of docs/configuration.md."""
     rows: list[str] = []
     for name, field in Settings.model_fields.items():
         default = _default(name)

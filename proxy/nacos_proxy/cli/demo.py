@@ -1,4 +1,4 @@
-"""`nacos-proxy demo`: the proxy on the embedded registry, step by step as the curl lines that a person would type."""
+"""`nacos-proxy demo`: what the proxy does, step by step, as curl commands; with the embedded registry."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ import click
 from nacos_proxy.cli.client_options import console
 from nacos_proxy.cli.rest_client import RestClient
 
-SERVICE = "shop"  # not a service of README.md, whose lines work beside this one
+SERVICE = "shop"  # not used in README.md, whose commands must work at the same time
 V1 = "/nacos/v1/ns/instance"
 
 
-@click.command(short_help="Show what the proxy does; no Nacos is needed.")
-@click.option("--port", default=8840, show_default=True, help="Port to serve on; the next free one where it is taken.")
-@click.option("--once", is_flag=True, help="End after the steps in place of serving on.")
+@click.command(short_help="Show what the proxy does. Needs no Nacos.")
+@click.option("--port", default=8840, show_default=True, help="Port to serve on; if it is in use, the next free one.")
+@click.option("--once", is_flag=True, help="Stop after the last step.")
 def demo(port: int, once: bool) -> None:
-    """Show what the proxy does, on a registry of its own: no Nacos is needed."""
+    """Show what the proxy does, with the embedded registry. Needs no Nacos."""
     if not once:
-        for number in (signal.SIGTERM, signal.SIGHUP):  # or the proxy would outlive us
+        for number in (signal.SIGTERM, signal.SIGHUP):  # else the proxy would outlive this process
             signal.signal(number, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="nacos-proxy-demo-") as state, _serving(_free(port), state) as url:
             with RestClient(url) as client:
                 Demo(url, client).steps()
                 if not once:
-                    click.secho(f"\nThe proxy goes on serving at {url}. Open {url}/ and {url}/docs;", bold=True)
-                    click.secho("Ctrl-C ends it.", bold=True)
+                    click.secho(f"\nThe proxy is still running at {url}. Open {url}/ and {url}/docs.", bold=True)
+                    click.secho("Ctrl-C stops it.", bold=True)
                     _beat(client)
     except KeyboardInterrupt:
         click.echo("\nbye")
@@ -60,7 +60,7 @@ def _free(port: int) -> int:
 def _serving(port: int, state: str) -> Generator[str, None, None]:
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--upstream", "embedded", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--state-dir", state, "--log-level", "warning"]
-    # Settings of the real thing must not reach the demo; a session of its own, so that Ctrl-C ends us and we end it.
+    # The demo ignores the settings of a real proxy. In its own session, Ctrl-C does not reach it: we stop it.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
     clean["NACOS_PROXY_CONFIG"] = os.devnull
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean, start_new_session=True) as process:
@@ -77,30 +77,30 @@ def _serving(port: int, state: str) -> Generator[str, None, None]:
 
 
 class Demo:
-    """The steps; each is said, shown as a curl line, done, and its answer printed."""
+    """The steps: each prints a text and a curl command, sends the request, and prints the answer."""
 
     def __init__(self, url: str, client: RestClient) -> None:
         self._url = url
         self._client = client
 
     def steps(self) -> None:
-        self._say("1. Two instances register, as any Nacos SDK does it.")
+        self._title("1. Two instances register, as with any Nacos SDK.")
         for ip in ("10.0.0.1", "10.0.0.2"):
             self._curl("POST", f"{V1}?serviceName={SERVICE}&ip={ip}&port=8080")
-        self._say("2. A client lists them; the headers say how fresh the answer is.")
+        self._title("2. A client lists them. The headers show how fresh the answer is.")
         self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True)
-        self._say("3. The same read again, from memory.")
+        self._title("3. The same read again, from memory.")
         self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True, body=False)
-        self._say("4. A subscriber listens, while a weight changes and an instance leaves.")
-        with self._listening() as heard:
+        self._title("4. A subscriber gets events when a weight changes and an instance leaves.")
+        with self._listening() as expect:
             self._curl("PATCH", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080", {"weight": 5})
-            heard("change")
+            expect("change")
             self._curl("DELETE", f"{V1}?serviceName={SERVICE}&ip=10.0.0.2&port=8080")
-            heard("change")
-        self._say("5. A load balancer asks for one instance.")
+            expect("change")
+        self._title("5. A load balancer picks one instance.")
         self._curl("GET", f"/api/v1/services/{SERVICE}/pick?format=text")
 
-    def _say(self, text: str) -> None:
+    def _title(self, text: str) -> None:
         click.secho(f"\n{text}", fg="cyan", bold=True)
 
     def _curl(
@@ -126,13 +126,13 @@ class Demo:
             _, kind, data = next(events)
             click.secho(f"  event: {kind}, {len(data['hosts'])} instances", fg="green")
 
-            def heard(wanted: str) -> None:
+            def expect(wanted: str) -> None:
                 kind, data = next((kind, data) for _, kind, data in events if kind == wanted)
                 fields = [name for name in ("added", "modified", "removed") if data[name]]
-                told = {name: [_brief(host) for host in data[name]] for name in fields}
-                click.secho(f"  event: {kind}, {json.dumps(told)}", fg="green")
+                hosts = {name: [_brief(host) for host in data[name]] for name in fields}
+                click.secho(f"  event: {kind}, {json.dumps(hosts)}", fg="green")
 
-            yield heard
+            yield expect
 
 
 def _brief(host: dict[str, Any]) -> str:
@@ -140,7 +140,7 @@ def _brief(host: dict[str, Any]) -> str:
 
 
 def show(text: str) -> None:
-    """JSON indented, in colours on a terminal; anything else as it is."""
+    """Prints JSON indented, in colours on a terminal; other text unchanged."""
     try:
         pretty = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except ValueError:
@@ -154,6 +154,7 @@ def show(text: str) -> None:
 
 
 def _beat(client: RestClient) -> None:
+    """Keeps the instance of step 1 healthy, until interrupted."""
     pause = threading.Event()
     while not pause.wait(5.0):
         client.call("PUT", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080/beat")

@@ -1,4 +1,4 @@
-"""`nacos-proxy doctor`: one line for each thing that must be right, `ok` or what to do about it."""
+"""`nacos-proxy doctor`: checks what the proxy needs, and prints a line for each check and what to do if it fails."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from nacos_proxy.upstream.grpc.push import available
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 
 CLOCK_TOLERANCE = 5.0  # seconds
-LOOKS = 5  # calls whose median is the latency
-PATIENCE = 2.0  # seconds for a connection of our own
+LATENCY_CALLS = 5  # the median is shown
+CONNECT_TIMEOUT = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A line: what was looked at, whether it is right, what was seen, and what to do."""
+    """The result of one check, and what to do if it failed."""
 
     about: str
     ok: bool
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> int:
-    """Prints what it finds; the exit code. Raises `BadSettings`."""
+    """Runs all checks and prints the findings; returns the exit code. Raises `BadSettings`."""
     clock = SystemClock()
     findings = [*asyncio.run(upstream_findings(settings, clock)), state_finding(settings), port_finding(settings)]
     for finding in findings:
@@ -54,22 +54,22 @@ def examine(settings: Settings) -> int:
 
 
 async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
-    """What can be said of each server; nothing to say of the embedded registry. Raises `BadSettings`."""
+    """Checks each server of the upstream. Raises `BadSettings`."""
     if s.embedded:
-        seen = "the embedded registry, for development: no Nacos is behind it"
-        return [Finding("upstream", False, seen, "name your Nacos: upstream = http://10.0.0.1:8848")]
+        seen = "the embedded registry, which is for development, without Nacos"
+        return [Finding("upstream", False, seen, "set upstream to your Nacos, such as http://10.0.0.1:8848")]
     policy = nacos_policy(s)
     try:
         registry = NacosRegistry(policy, clock)
     except ValueError as error:
         return [Finding("upstream", False, str(error), "write it like http://10.0.0.1:8848")]
     try:
-        if s.endpoint:  # the list comes with the first call, however that ends
+        if s.endpoint:  # the first call fetches the list of servers, even if it fails itself
             await registry.send(ServerState())
     except ProxyError as error:
         if not registry.servers.all:
-            said = f"{shown_url(s.endpoint)} names no server: {error}"
-            return [Finding("endpoint", False, said, "open it with curl")]
+            seen = f"{shown_url(s.endpoint)} lists no server: {error}"
+            return [Finding("endpoint", False, seen, "try it with curl")]
     finally:
         await registry.close()
     findings: list[Finding] = []
@@ -79,11 +79,11 @@ async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
 
 
 async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clock) -> list[Finding]:
-    """One server: reachable, version, rights, push port, clock."""
+    """Checks one server: connection, version, login, push port, clock."""
     registry = NacosRegistry(replace(policy, servers=replace(policy.servers, urls=(url,), endpoint="")), clock)
     try:
         version, times = "", list[float]()
-        for _ in range(LOOKS):
+        for _ in range(LATENCY_CALLS):
             begun = clock.now()
             try:
                 version = str((await registry.send(ServerState())).get("version") or "")
@@ -91,28 +91,28 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
                 version = ""
             times.append(1000 * (clock.now() - begun))
         findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
-        rights = await _rights(registry, url, s)
-        spoken = ", ".join(registry.servers.all[0].capabilities.dialects) or "no dialect"
-        findings += [Finding("version", True, f"{version or 'not told'}, answers in {spoken}"), rights]
+        login = await _login_finding(registry, url, s)
+        dialects = ", ".join(registry.servers.all[0].capabilities.dialects) or "none"
+        findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}"), login]
     except ProxyError as error:
-        todo = "is Nacos running there, is that its HTTP port (8848), does a firewall stand between?"
-        why = str(error).removeprefix(f"{registry.servers.all[0].origin}: ")
-        return [Finding("upstream", False, f"{url}: {why}", todo)]
+        todo = "check that Nacos is running there, that this is its HTTP port (8848), and that no firewall blocks it"
+        reason = str(error).removeprefix(f"{registry.servers.all[0].origin}: ")
+        return [Finding("upstream", False, f"{url}: {reason}", todo)]
     finally:
         await registry.close()
-    host, port = _place(url)
+    host, port = _host_and_port(url)
     findings.append(await asyncio.to_thread(push_finding, host, s.push_port or port + 1000, s.push, version))
     findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
     return findings
 
 
-async def _rights(registry: NacosRegistry, url: str, s: Settings) -> Finding:
+async def _login_finding(registry: NacosRegistry, url: str, s: Settings) -> Finding:
     try:
         page = await registry.send(ListServices("public", "DEFAULT_GROUP", 1, 1))
     except Refused as error:
         if error.reason is Reason.GONE:
-            todo = "set upstream_context_path to where its API is, or write it behind the port"
-            return Finding("API", False, f"there is no Nacos below {urlsplit(url).path or '/'}: {error}", todo)
+            todo = "set upstream_context_path to the path of its API, or append the path to the URL"
+            return Finding("API", False, f"there is no Nacos API at {urlsplit(url).path or '/'}: {error}", todo)
         todo = (
             "set username and password_file" if not s.username else f"check the password and rights of {s.username!r}"
         )
@@ -123,57 +123,54 @@ async def _rights(registry: NacosRegistry, url: str, s: Settings) -> Finding:
     return Finding("login", True, f"services can be read {account} ({page.count} in DEFAULT_GROUP)")
 
 
-def _place(url: str) -> tuple[str, int]:
+def _host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def push_finding(host: str, port: int, wanted: str, version: str = "") -> Finding:
-    """Whether the gRPC port answers; without it the poller keeps time, which is no failure unless push is `on`."""
+    """Whether the gRPC port is open. If not, polling finds changes, so that is a failure only if `wanted` is `on`."""
     if wanted == "off":
         return Finding("push port", True, "not used (push = off); changes are found by polling")
     forced = wanted == "on"
     by_udp = version.startswith("1.") or (version.startswith(("2.", "3.")) and not available())
-    instead = "changes are told by UDP, else found by polling" if by_udp else "changes are found by polling"
+    instead = f"changes are found by {'UDP push and polling' if by_udp else 'polling'}"
     try:
-        socket.create_connection((host, port), PATIENCE).close()
+        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
     except OSError as error:
         seen = f"{host}:{port} is closed ({error.strerror or error}); {instead}"
         return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
     if not available():
-        seen, todo = (
-            f"{host}:{port} is open, the extra is not installed; {instead}",
-            "pip install 'nacos-proxy[push]'",
-        )
-        return Finding("push port", not forced, seen, todo)
+        seen = f"{host}:{port} is open, but the extra is not installed; {instead}"
+        return Finding("push port", not forced, seen, "pip install 'nacos-proxy[push]'")
     return Finding("push port", True, f"{host}:{port} is open")
 
 
 def clock_finding(url: str, wall: Callable[[], float]) -> Finding:
-    """The Date header of the server against our clock; `wall` tells the seconds since 1970."""
-    host, port = _place(url)
-    connection: http.client.HTTPConnection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
-    if url.startswith("https"):  # only its clock is looked at
+    """Compares the Date header of the server with our clock. `wall` returns the seconds since 1970."""
+    host, port = _host_and_port(url)
+    connection: http.client.HTTPConnection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
+    if url.startswith("https"):  # nothing secret is sent, so the certificate does not matter
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)
+        connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT, context=context)
     try:
         connection.request("GET", urlsplit(url).path or "/")
         date = connection.getresponse().headers.get("date", "")
-        told = email.utils.parsedate_to_datetime(date).timestamp() if date else None
+        theirs = email.utils.parsedate_to_datetime(date).timestamp() if date else None
     except (OSError, ValueError, http.client.HTTPException) as error:
         return Finding("clock", True, f"could not be compared: {error}")
     finally:
         connection.close()
-    if told is None:
-        return Finding("clock", True, f"{host} tells no time")
-    apart = max(0.0, abs(told - wall()) - 1.0)  # the header has whole seconds
+    if theirs is None:
+        return Finding("clock", True, f"{host} sends no Date header")
+    apart = max(0.0, abs(theirs - wall()) - 1.0)  # the header has whole seconds
     ok = apart <= CLOCK_TOLERANCE
     return Finding("clock", ok, f"{apart:.0f} s apart from {host}", "" if ok else "synchronise the clocks (NTP)")
 
 
 def state_finding(s: Settings) -> Finding:
-    """Whether the state directory can be written and is nobody else's."""
+    """Whether the state directory can be written and is not in use."""
     if not s.disk:
         return Finding("state", True, "not kept (disk = false)")
     try:
@@ -181,33 +178,32 @@ def state_finding(s: Settings) -> Finding:
     except StateLocked as error:
         return Finding("state", True, str(error).partition(";")[0])
     except OSError as error:
-        todo = "choose another --state-dir, or mend its rights"
+        todo = "choose another --state-dir, or change its permissions"
         return Finding("state", False, f"{s.state_dir}: {error.strerror or error}", todo)
     state.close()
     if state.trouble:
-        return Finding(
-            "state", False, f"{s.state_dir}: {state.trouble}", "is the disk full, does another program hold it?"
-        )
+        todo = "check that the disk is not full and that no other program uses the directory"
+        return Finding("state", False, f"{s.state_dir}: {state.trouble}", todo)
     if state.set_aside is not None:
-        return Finding("state", False, "the state file was damaged", f"it was set aside as {state.set_aside}")
+        return Finding("state", False, "the state file was damaged", f"nothing: it was renamed to {state.set_aside}")
     return Finding("state", True, f"{s.state_dir} can be written")
 
 
 def port_finding(s: Settings) -> Finding:
-    """Our own place: free, or a proxy of ours already there."""
+    """Whether the address to listen on is free, or a nacos-proxy already listens there."""
     where = f"unix:{s.uds}" if s.uds else f"{f'[{s.host}]' if ':' in s.host else s.host}:{s.port}"
     if s.uds is None and _can_bind(s.host, s.port):
         return Finding("own port", True, f"{where} is free")
     if s.uds is not None and not s.uds.exists():
         return Finding("own port", True, f"{where} is free")
     scheme = "" if s.uds else "https://" if s.tls_cert else "http://"
-    taken = Finding("own port", False, f"{where} is taken by another program", "choose another --port or --uds")
+    in_use = Finding("own port", False, f"{where} is in use by another program", "choose another --port or --uds")
     try:
         with RestClient(scheme + where) as client:
             status = client.json("GET", "/healthz")
     except (Unreached, ApiProblem):
-        return taken
-    return Finding("own port", True, f"{where} has a nacos-proxy") if status.get("status") == "ok" else taken
+        return in_use
+    return Finding("own port", True, f"a nacos-proxy listens on {where}") if status.get("status") == "ok" else in_use
 
 
 def _can_bind(host: str, port: int) -> bool:

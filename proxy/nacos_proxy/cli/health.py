@@ -1,8 +1,8 @@
-"""`python -m nacos_proxy.cli.health`: a container's health check; is the proxy of these settings ready?
+"""`python -m nacos_proxy.cli.health`: the health check of a container.
 
-Not for: people (`nacos-proxy doctor`). It asks `/readyz` where the settings say that the proxy listens, with TLS or on
-a Unix socket where they say so, and knows no flags: the variables and the file. Exit codes: 0 ready or degraded, 1 not.
-It runs every few seconds, so it imports little; of the answer's certificate nothing is asked, as it is told nothing.
+It asks `/readyz` at the address that the settings name (environment and file; it takes no flags), by TLS or on a Unix
+socket if the settings say so. Exit codes: 0 ready or degraded, 1 not ready. It runs every few seconds, so it imports
+little. It sends no secret, so it does not verify the certificate.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ import sys
 
 from nacos_proxy.app.settings import BadSettings, Settings, load
 
-MOST = 10_000  # bytes of the answer that are read
-PATIENCE = 2.0
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # who listens everywhere is here, too
+MAX_ANSWER = 10_000  # bytes
+TIMEOUT = 2.0  # seconds
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # the address to connect to, if the proxy listens on all addresses
 
 
-def ready(s: Settings, patience: float = PATIENCE) -> tuple[bool, str]:
-    """Whether it is, and what was seen. `patience`: seconds for a connection, and for each part of the answer."""
+def ready(s: Settings, timeout: float = TIMEOUT) -> tuple[bool, str]:
+    """Whether the proxy is ready, and its answer. `timeout`: seconds for connecting and for each part of the answer."""
     try:
-        connection = _connected(s, patience)
+        connection = _connect(s, timeout)
     except OSError as error:
         return False, f"no answer: {error.strerror or error}"
-    asking = http.client.HTTPConnection("localhost")
+    http_connection = http.client.HTTPConnection("localhost")
     try:
-        asking.sock = connection if s.tls_cert is None else _encrypted(connection)
-        asking.request("GET", "/readyz")
-        reply = asking.getresponse()
-        return reply.status == 200, reply.read(MOST).decode("utf-8", "replace")
+        http_connection.sock = connection if s.tls_cert is None else _start_tls(connection)
+        http_connection.request("GET", "/readyz")
+        reply = http_connection.getresponse()
+        return reply.status == 200, reply.read(MAX_ANSWER).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
         if s.tls_client_ca is not None and not isinstance(error, TimeoutError):
-            return True, "it answers, and says more to those alone who show a certificate"
+            return True, "it answers, but requires a client certificate"
         return False, f"no answer: {error}"
     finally:
-        asking.close()
-        connection.close()  # where TLS has not taken it over
+        http_connection.close()
+        connection.close()  # no effect after TLS took it over
 
 
-def _connected(s: Settings, patience: float) -> socket.socket:
+def _connect(s: Settings, timeout: float) -> socket.socket:
     if s.uds is None:
-        return socket.create_connection((ANY.get(s.host, s.host), s.port), patience)
+        return socket.create_connection((LOOPBACK.get(s.host, s.host), s.port), timeout)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(patience)
+    connection.settimeout(timeout)
     try:
         connection.connect(str(s.uds))
     except OSError:
@@ -53,7 +53,7 @@ def _connected(s: Settings, patience: float) -> socket.socket:
     return connection
 
 
-def _encrypted(connection: socket.socket) -> ssl.SSLSocket:
+def _start_tls(connection: socket.socket) -> ssl.SSLSocket:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context.wrap_socket(connection)
@@ -61,11 +61,11 @@ def _encrypted(connection: socket.socket) -> ssl.SSLSocket:
 
 def main() -> int:
     try:
-        well, seen = ready(load({}).settings)
+        is_ready, answer = ready(load({}).settings)
     except BadSettings as error:
-        well, seen = False, str(error)
-    print(seen)
-    return 0 if well else 1
+        is_ready, answer = False, str(error)
+    print(answer)
+    return 0 if is_ready else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The command line: `nacos-proxy serve|config|demo|doctor` and the commands that ask a running proxy.
+"""`nacos-proxy`: the group of all commands, and the message and exit code of each kind of failure.
 
-Not for: what a command does (`cli_reads`, `cli_writes`, `cli_config`, `demo`, `doctor`, `server`). Here is the table
-of commands, and what a failure says and exits with. What `serve` and `doctor` need takes a second to import: they
-alone do it, so that the others answer at once.
+`serve` and `doctor` import what they need when they run: it takes a second, which the other commands do not need.
 """
 
 from __future__ import annotations
@@ -37,14 +35,14 @@ from nacos_proxy.cli.writes import (
 
 
 class Group(click.Group):
-    """Says what went wrong in a sentence, with the exit code that its kind has."""
+    """Turns a failure of a command into a message and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("NO_COLOR"):
-            ctx.color = False  # the commands' contexts take it over
+            ctx.color = False  # inherited by the contexts of the commands
         try:
             return super().invoke(ctx)
         except ApiProblem as error:
@@ -54,7 +52,7 @@ class Group(click.Group):
         except Unreached as error:
             _fail(str(error), 3)
         except BrokenPipeError:
-            # who reads us has gone, as `head` does; Python would complain once more when it flushes at its end
+            # The reader of our output, such as `head`, has left. Without this, Python reports it again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
 
@@ -71,25 +69,26 @@ def main() -> None:
     """A local caching discovery proxy for Nacos."""
 
 
-@main.command(epilog="Exit codes: 0 stopped as told, 2 bad settings, port taken or state directory in use.")
+@main.command(epilog="Exit codes: 0 stopped by a signal, 2 invalid settings, port or state directory in use.")
 @settings_options
 def serve(file: Path | None, **flags: Any) -> None:
-    """Run the proxy until it is told to stop.
+    """Run the proxy until a signal stops it.
 
     \b
-    nacos-proxy serve                                      on the embedded registry
+    nacos-proxy serve                                      with the embedded registry
     nacos-proxy serve --upstream http://10.0.0.1:8848      in front of a Nacos server
     nacos-proxy serve --upstream 10.0.0.1:8848,10.0.0.2:8848 --username app --password-file /run/secrets/nacos
 
-    Every option is also NACOS_PROXY_<NAME> in the environment and <name> in the TOML file: `nacos-proxy config`
-    prints what is in effect. Give secrets there or in a file: everybody on this host can see the command line.
+    Each option can also be set as NACOS_PROXY_<NAME> in the environment and as <name> in the TOML file; `nacos-proxy
+    config` prints the effective settings. Do not write secrets on the command line: every user of this host can read
+    it.
     """
     from nacos_proxy.app.process import CannotStart
     from nacos_proxy.app.server import run
 
     loaded = loaded_from(file, flags)
     set_up(loaded.settings.log_level, loaded.settings.log_format)
-    # uvicorn raises the signal that stopped it anew after the graceful stop; both kinds end here
+    # After a graceful stop, uvicorn raises the signal again; make SIGTERM a KeyboardInterrupt, as SIGINT is
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(loaded)
@@ -103,14 +102,14 @@ def serve(file: Path | None, **flags: Any) -> None:
 
 
 @click.command(
-    epilog="Exit codes: 0 all is right, 1 something is not, 2 bad settings.",
-    short_help="Check upstream, login, push, clock, state and port.",
+    epilog="Exit codes: 0 all checks passed, 1 a check failed, 2 invalid settings.",
+    short_help="Check the upstream, login, push, clock, state and port.",
 )
 @settings_options
 def doctor(file: Path | None, **flags: Any) -> None:
-    """Check the upstream, the login, the push port, the clock, the state directory and our own port.
+    """Check the upstream, the login, the push port, the clock, the state directory and the port to listen on.
 
-    It looks at what `serve` would use: the same file and variables.
+    Uses the same settings as `serve`: flags, environment and file.
     """
     from nacos_proxy.cli.doctor import examine
 

@@ -1,4 +1,4 @@
-"""The commands that ask: get, list, pick, watch."""
+"""The commands that read: get, list, pick, watch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.text import Text
 
 from nacos_proxy.app.logs import printable
 from nacos_proxy.cli.client_options import (
-    Asked,
-    Seconds,
+    DurationParameter,
+    Session,
     address_of,
     client_command,
     console,
@@ -25,24 +25,24 @@ from nacos_proxy.cli.client_options import (
     warn,
 )
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached, service_path
+from nacos_proxy.model.backoff import Backoff
 
-LONGEST_PAUSE = 10.0  # seconds between two attempts of `watch`
+MAX_RECONNECT_DELAY = 10.0  # seconds
 _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "removed"))
 
 
 @client_command("get")
 @click.argument("service")
-@click.option("--clusters", default="", help="Only these, separated by commas.")
-@click.option("--healthy-only", is_flag=True)
-@click.option("--all", "everything", is_flag=True, help="Disabled instances, too, and the true health of each.")
-def get(asked: Asked, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
-    """Show a service's instances, as clients see them."""
-    query = {**asked.where, "clusters": clusters, "healthy_only": "true" if healthy_only else ""}
+@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
+@click.option("--all", "everything", is_flag=True, help="Include disabled instances, and show the true health of each.")
+def get(session: Session, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
+    """Show the instances of a service, as clients see them."""
     path = service_path(service, "instances") if everything else service_path(service)
-    body = asked.client.json("GET", path, query)
+    body = session.json("GET", path, clusters=clusters, healthy_only="true" if healthy_only else "")
     found = body["instances"] if everything else body["hosts"]
-    if found or asked.as_json:
-        asked.show(body, lambda: console().print(table_of(body, found)))
+    if found or session.as_json:
+        session.show(body, lambda: console().print(table_of(body, found)))
     if not found:
         raise ApiProblem(404, f"{body['name']} has no instance in namespace {body['namespaceId']}")
 
@@ -50,91 +50,94 @@ def get(asked: Asked, service: str, clusters: str, healthy_only: bool, everythin
 @client_command("list")
 @click.option("--page", default=1, show_default=True)
 @click.option("--size", default=100, show_default=True)
-def list_services(asked: Asked, page: int, size: int) -> None:
+def list_services(session: Session, page: int, size: int) -> None:
     """List the services of a group."""
-    body = asked.client.json("GET", "/api/v1/services", {**asked.where, "page": str(page), "size": str(size)})
+    body = session.json("GET", "/api/v1/services", page=str(page), size=str(size))
 
-    def people() -> None:
+    def print_names() -> None:
         for name in body["services"]:
             click.echo(printable(name))
         shown = "" if len(body["services"]) == body["count"] else f", {len(body['services'])} on page {page}"
         stale = ", STALE" if body.get("stale") else ""
         click.echo(f"{body['count']} {'service' if body['count'] == 1 else 'services'}{shown}{stale}", err=True)
 
-    asked.show(body, people)
+    session.show(body, print_names)
 
 
 @client_command("pick")
 @click.argument("service")
 @click.option("--strategy", type=click.Choice(["weighted", "round_robin", "random", "hash"]), default="weighted")
-@click.option("--key", default="", help="What hash keeps on its instance.")
-@click.option("--clusters", default="", help="Only these, separated by commas.")
-@click.option("--healthy-only/--any-health", default=True)
-def pick(asked: Asked, service: str, strategy: str, key: str, clusters: str, healthy_only: bool) -> None:
+@click.option("--key", default="", help="For hash: equal keys get the same instance.")
+@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@click.option("--healthy-only/--any-health", default=True, help="Choose among healthy instances only [yes].")
+def pick(session: Session, service: str, strategy: str, key: str, clusters: str, healthy_only: bool) -> None:
     """Choose one instance and print its ip:port."""
-    query = {**asked.where, "strategy": strategy, "key": key, "clusters": clusters}
-    body = asked.client.json("GET", service_path(service, "pick"), {**query, "healthy_only": str(healthy_only).lower()})
-    asked.show(body, lambda: click.echo(address_of(body)))
+    filters = {"clusters": clusters, "healthy_only": str(healthy_only).lower()}
+    body = session.json("GET", service_path(service, "pick"), strategy=strategy, key=key, **filters)
+    session.show(body, lambda: click.echo(address_of(body)))
 
 
 @client_command("watch")
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE…")
-@click.option("--clusters", default="", help="Only these, separated by commas.")
-@click.option("--healthy-only", is_flag=True)
-@click.option("--once", is_flag=True, help="End after the first change.")
-@click.option("--retry", type=Seconds(), default="500ms", show_default=True, help="First pause before a new attempt.")
-def watch(asked: Asked, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float) -> None:
-    """Print changes as they come, until interrupted. '*' watches every service of the group.
+@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
+@click.option("--once", is_flag=True, help="Stop after the first change.")
+@click.option("--retry", type=DurationParameter(), default="500ms", show_default=True, help="First reconnection delay.")
+def watch(
+    session: Session, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float
+) -> None:
+    """Print changes as they happen, until interrupted. '*' watches every service of the group.
 
-    It reconnects by itself and resumes where it was: nothing is missed, or a new snapshot comes.
+    Reconnects by itself and resumes after the last event; if events were lost, it prints a new snapshot.
     """
-    query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in asked.where.items() if v}}
+    query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in session.scope.items() if v}}
     query |= {"clusters": clusters} if clusters else {}
     query |= {"healthy_only": "true"} if healthy_only else {}
-    _interrupt_when_unread()
+    _interrupt_when_reader_leaves()
     try:
-        _follow(asked, query, once, retry)
+        _follow(session, query, once, retry)
     except KeyboardInterrupt:
         return
 
 
-def _follow(asked: Asked, query: dict[str, str | list[str]], once: bool, retry: float) -> None:
-    last, wait, pause, connected = "", retry, threading.Event(), False
+def _follow(session: Session, query: dict[str, str | list[str]], once: bool, retry: float) -> None:
+    backoff, failures = Backoff(retry, max(retry, MAX_RECONNECT_DELAY)), 0
+    last, pause, connected = "", threading.Event(), False
     while True:
         try:
-            for number, kind, data in asked.client.events(query, last):
-                last, wait, connected = number or last, retry, True
-                _print_event(asked, kind, data)
+            for event_id, kind, data in session.client.events(query, last):
+                last, failures, connected = event_id or last, 0, True
+                _print_event(session, kind, data)
                 if once and kind == "change":
                     return
-            warn("the stream ended; coming back")
+            warn("the event stream ended; reconnecting")
         except (Unreached, ApiProblem) as error:
-            if not connected or (isinstance(error, ApiProblem) and not error.passing):
+            if not connected or (isinstance(error, ApiProblem) and not error.temporary):
                 raise
             warn(f"{error} Trying again.")
-        pause.wait(wait)
-        wait = min(2 * wait, LONGEST_PAUSE)
+        pause.wait(backoff.delay(failures))
+        failures += 1
 
 
-def _interrupt_when_unread() -> None:
-    """Nothing is written while nothing changes, so a reader that has gone, as `head` does, is looked for apart."""
+def _interrupt_when_reader_leaves() -> None:
+    """A reader such as `head` may leave while nothing is written, so that no write fails; a thread watches for that."""
     try:
         descriptor = sys.stdout.fileno()
-    except UnsupportedOperation:  # not a file of the system
+    except UnsupportedOperation:  # standard output is not a real file
         return
 
-    def look() -> None:
-        gone = select.poll()
-        gone.register(descriptor, 0)  # errors and hang-ups are always told
-        if gone.poll():
+    def wait_for_hang_up() -> None:
+        poll = select.poll()
+        poll.register(descriptor, 0)  # errors and hang-ups are always reported
+        if poll.poll():
             signal.pthread_kill(main, signal.SIGINT)
 
     main = threading.get_ident()
-    threading.Thread(target=look, name="reader-gone", daemon=True).start()
+    threading.Thread(target=wait_for_hang_up, name="reader-gone", daemon=True).start()
 
 
-def _print_event(asked: Asked, kind: str, data: dict[str, Any]) -> None:
-    if asked.as_json:
+def _print_event(session: Session, kind: str, data: dict[str, Any]) -> None:
+    if session.as_json:
         click.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
     elif kind == "snapshot":
         console().print(table_of(data, data["hosts"]))

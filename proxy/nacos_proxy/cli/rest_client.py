@@ -1,4 +1,4 @@
-"""The HTTP of the command line: one call to a running proxy, its answer or its problem as a sentence."""
+"""The REST client of the command line: calls a running proxy and turns its errors into messages."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from httpx_sse import EventSource
 from nacos_proxy.client.http import plain_client
 from nacos_proxy.model.masking import shown_url
 
-SILENCE = 40.0  # seconds; a living event stream has a comment every 15
+MAX_SILENCE = 40.0  # seconds; an event stream sends a comment every 15 s
 
-_TODO = {
-    401: "Give an API token: --token, or NACOS_PROXY_TOKEN.",
-    403: "This API token has not the right to do that.",
+_HINTS = {
+    401: "Set an API token: --token, or NACOS_PROXY_TOKEN.",
+    403: "This token lacks the right to do that.",
     429: "Try again later.",
 }
 
 
 class Unreached(Exception):
-    """No proxy answered; says where it was looked for."""
+    """No proxy answered at the address."""
 
 
 class ApiProblem(Exception):
-    """The proxy said no: its title and detail, and what to do where there is something."""
+    """The proxy answered with an error: its title and detail, and a hint."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
 
     @property
-    def passing(self) -> bool:
-        """Whether the same call may go well later."""
+    def temporary(self) -> bool:
+        """Whether the same call may succeed later."""
         return self.status == 429 or self.status >= 500
 
 
 class RestClient:
-    """Talks to the REST API of one proxy: an `http(s)://` URL, `host:port` or `unix:PATH`.
+    """A client of the REST API of the proxy at `server`: an `http(s)://` URL, `host:port` or `unix:PATH`.
 
-    `ca` and `cert` are PEM files: whom to trust with an https proxy, and what to show it. Raises `ValueError` for a
-    URL, a token or a file that is none, `Unreached` for a Unix socket where nobody listens.
+    `ca` and `cert` are PEM files for https: certificate authorities, and a client certificate with its key. Raises
+    `ValueError` for an invalid URL, token or file, `Unreached` if nothing listens on the Unix socket.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class RestClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if not (token.isascii() and token.isprintable()):
-            raise ValueError("an API token has only printable ASCII characters")
-        self.local = False  # whether the proxy gave the last answer alone, its upstream being away
+            raise ValueError("an API token consists of printable ASCII characters")
+        self.local = False  # whether the proxy gave the last answer by itself, because the upstream is down
         headers = [("authorization", f"Bearer {token}")] if token else []
         if server.startswith("unix:"):
             transport = _unix(server.removeprefix("unix:"))
@@ -69,11 +69,11 @@ class RestClient:
         try:
             self._http = plain_client(base, headers, timeout=10.0, transport=transport, verify=_tls(ca, cert))
         except httpx.InvalidURL as error:
-            why = "" if "@" in server else f": {error}"  # it may quote a password for a port
-            raise ValueError(f"{shown_url(server)!r} is no URL{why}") from error
-        self._place = shown_url(str(self._http.base_url))
+            reason = "" if "@" in server else f": {error}"  # the error may quote a password as the port
+            raise ValueError(f"{shown_url(server)!r} is not a URL{reason}") from error
+        self._url = shown_url(str(self._http.base_url))
         if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
-            raise ValueError(f"{shown_url(server)!r} is no URL of a proxy; one is written like http://127.0.0.1:8840")
+            raise ValueError(f"{shown_url(server)!r} is not the URL of a proxy; write it like http://127.0.0.1:8840")
 
     def __enter__(self) -> RestClient:
         return self
@@ -86,7 +86,7 @@ class RestClient:
     def call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
     ) -> httpx.Response:
-        """The answer. Raises `Unreached` or `Violation`."""
+        """The answer. Raises `Unreached` or `ApiProblem`."""
         params = {k: v for k, v in (query or {}).items() if v != ""}
         self.local = False
         try:
@@ -99,46 +99,46 @@ class RestClient:
         return reply
 
     def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:
-        """The answer's object. Raises `Unreached` or `Violation`."""
+        """The JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
         reply = self.call(method, path, query, body)
         try:
-            found = reply.json()
+            body = reply.json()
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise Unreached(f"what answers at {self._place} is no nacos-proxy. Look at --server.")
-        return found  # pyright: ignore[reportUnknownVariableType]
+            body = None
+        if not isinstance(body, dict):
+            raise Unreached(f"the server at {self._url} is not a nacos-proxy. Check --server.")
+        return body  # pyright: ignore[reportUnknownVariableType]
 
     def events(
         self, query: Mapping[str, str | list[str]], last_id: str = ""
     ) -> Generator[tuple[str, str, Any], None, None]:
-        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `Violation`."""
+        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `ApiProblem`."""
         headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
-        timeout = httpx.Timeout(10.0, read=SILENCE)
+        timeout = httpx.Timeout(10.0, read=MAX_SILENCE)
         try:
             with self._http.stream("GET", "/api/v1/events", params=query, headers=headers, timeout=timeout) as reply:
                 if reply.status_code >= 400:
                     reply.read()
                     raise _problem(reply)
                 for event in EventSource(reply).iter_sse():
-                    if event.data:  # else a `retry` alone
+                    if event.data:  # else it is only a `retry`
                         yield event.id, event.event, json.loads(event.data)
         except (httpx.HTTPError, ValueError) as error:
             raise self._unreached(error) from error
 
     def _unreached(self, error: Exception) -> Unreached:
         reason = str(error) or type(error).__name__
-        text = f"no proxy answers at {self._place}: {reason}. Is `nacos-proxy serve` running there? (--server)"
+        text = f"no proxy answers at {self._url}: {reason}. Is `nacos-proxy serve` running there? Check --server."
         return Unreached(text)
 
 
 def _unix(path: str) -> httpx.BaseTransport:
-    """Looked at before: httpx leaves a socket open that could not connect."""
+    """Tries to connect first, because httpx does not close a Unix socket that could not connect."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
         except OSError as error:
-            raise Unreached(f"no proxy answers at unix:{path}: {error.strerror or error}. (--server)") from error
+            raise Unreached(f"no proxy answers at unix:{path}: {error.strerror or error}. Check --server.") from error
     return httpx.HTTPTransport(uds=path)
 
 
@@ -150,7 +150,7 @@ def _tls(ca: str, cert: str) -> ssl.SSLContext | bool:
         if cert:
             context.load_cert_chain(cert)
     except OSError as error:
-        raise ValueError(f"{ca or cert} cannot be used: {error.strerror or error}") from error
+        raise ValueError(f"cannot use {ca or cert}: {error.strerror or error}") from error
     return context
 
 
@@ -161,19 +161,19 @@ def _problem(reply: httpx.Response) -> ApiProblem:
     except (ValueError, AttributeError):
         title, detail = f"{reply.status_code} {reply.reason_phrase}", reply.text[:500].strip()
     text = f"{title}: {detail}" if detail else title
-    todo = _TODO.get(reply.status_code, "")
-    return ApiProblem(reply.status_code, f"{text}. {todo}".replace("..", ".") if todo else text)
+    hint = _HINTS.get(reply.status_code, "")
+    return ApiProblem(reply.status_code, f"{text}. {hint}".replace("..", ".") if hint else text)
 
 
 def service_path(service: str, *more: str) -> str:
-    """The path of a service, its name percent-encoded, and what stands behind it."""
+    """The path of a service in the REST API, followed by the segments `more`."""
     return "/".join(["/api/v1/services", quote(service, safe=""), *more])
 
 
-def place_of(address: str) -> str:
+def address_segment(address: str) -> str:
     """`ip:port` or `[ipv6]:port` as a path segment. Raises `ValueError`."""
     ip, separator, port = address.rpartition(":")
     bare = ":" in ip and not (ip.startswith("[") and ip.endswith("]"))
     if not separator or not (port.isascii() and port.isdecimal()) or not ip or bare:
-        raise ValueError(f"{address!r} is no ip:port; an IPv6 address stands in brackets, as [2001:db8::1]:8080")
+        raise ValueError(f"{address!r} is not ip:port; write an IPv6 address in brackets, as in [2001:db8::1]:8080")
     return quote(address, safe="[]:.")

@@ -1,5 +1,4 @@
 """The Python client of a running proxy, with the method names of the legacy `nacos.NacosClient`.
 
-It imports only `wire` and `model`.
-Never here: anything of the proxy's own process.
+Never here: anything of the proxy's own process; it imports only `wire` and `model`.
 """

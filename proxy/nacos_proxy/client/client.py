@@ -1,14 +1,19 @@
-"""A small synchronous client for Python services, with the method names of the legacy `nacos.NacosClient`.
+"""`NacosClient`: a synchronous client of a running proxy, with the method names of the legacy `nacos.NacosClient`.
 
     from nacos_proxy import NacosClient
 
-    client = NacosClient("127.0.0.1:8840")
-    client.add_naming_instance("orders", "10.0.0.5", 8080, heartbeat_interval=5)
-    client.subscribe(lambda event: print(event["hosts"]), service_name="orders")
+    with NacosClient("127.0.0.1:8840") as client:
+        client.add_naming_instance("orders", "10.0.0.5", 8080, heartbeat_interval=5)
+        client.subscribe(lambda event: print(event["hosts"]), service_name="orders")
 
-Not for: servers without this proxy (the subscription is the proxy's event stream, `modify` its PATCH). Differences to
-the legacy client, all deliberate: a cluster that is not named is DEFAULT, not "None"; `modify` changes only what it is
-given; a listener gets the whole change event; a subscription survives failures and resumes where it was.
+It differs from the legacy client on purpose:
+
+* A call without a cluster is about the cluster DEFAULT, not "None".
+* `modify_naming_instance` changes only what it is given.
+* A listener gets the whole event, not one call for each instance.
+* A subscription survives failures and resumes after the last event.
+
+It needs the proxy: `subscribe` and `modify_naming_instance` use the REST API, which a Nacos server does not have.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -27,10 +32,9 @@ from nacos_proxy.client.legacy import (
     Metadata,
     NacosException,
     NacosRequestException,
+    address_segment,
     check,
     metadata_of,
-    place_of,
-    text_of,
 )
 from nacos_proxy.client.subscription import Listener, Subscription
 from nacos_proxy.model.masking import shown_url
@@ -43,11 +47,19 @@ DEFAULT_GROUP_NAME = "DEFAULT_GROUP"
 
 
 class NacosClient:
-    """Talks to one proxy. Thread-safe; a context manager that closes cleanly.
+    """A client of one proxy. Thread-safe. Close it after use, or use it as a context manager.
 
-    `server_addresses` is `host:port` or a URL; of several the first is used, as the proxy does the failing over.
-    `timeout` is in seconds. `token` is the proxy's API token; `username` and `password` are for a proxy that asks each
-    client for its own account (`auth = client`).
+    Calls raise `NacosException` for invalid parameters and `NacosRequestException` if a request failed.
+
+    **Parameters:**
+
+    * **server_addresses** - `host:port` or URL of the proxy. Of several addresses, separated by commas, only the first
+      is used: failing over between Nacos servers is the job of the proxy.
+    * **namespace** - Id of the namespace; empty is the public one.
+    * **username**, **password** - Account at Nacos, for a proxy with `auth = client`. The constructor logs in.
+    * **token** - API token of the proxy. If given, there is no login.
+    * **timeout** - Seconds for connecting and for each part of an answer.
+    * **transport** - An httpx transport, for tests.
     """
 
     def __init__(
@@ -63,14 +75,14 @@ class NacosClient:
     ) -> None:
         address = server_addresses.split(",")[0].strip()
         if not address:
-            raise NacosException("server_addresses is empty; the proxy's is 127.0.0.1:8840 unless it was set otherwise")
+            raise NacosException("server_addresses is empty; the default address of a proxy is 127.0.0.1:8840")
         self.namespace = namespace or ""
         base = address if "://" in address else f"http://{address}"
         headers = [("user-agent", "Nacos-Proxy-Python-Client")]
         self._http = plain_client(base, headers, timeout=timeout, transport=transport)
         self._beats: dict[tuple[str, str, str, int], tuple[threading.Event, threading.Thread]] = {}
         self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
-        self._leaving: list[Subscription] = []
+        self._ending: list[Subscription] = []
         self._lock = threading.Lock()
         if token is None and username is not None:
             try:
@@ -101,19 +113,32 @@ class NacosClient:
         group_name: str = DEFAULT_GROUP_NAME,
         heartbeat_interval: float | None = None,
     ) -> bool:
-        """Register; True where the registry took it. With `heartbeat_interval` (seconds) it beats until removed."""
+        """Registers an instance. Returns whether it was accepted.
+
+        An ephemeral instance needs heartbeats: with `heartbeat_interval` (seconds), a thread sends them until the
+        instance is removed or the client is closed.
+        """
         check(service_name, ip, port)
-        form = self._form(service_name, group_name, ip=ip, port=port, weight=weight, enabled=text_of(enable))
-        form |= {
-            "healthy": text_of(healthy),
-            "ephemeral": text_of(ephemeral),
-            "metadata": json.dumps(metadata_of(metadata)),
-        }
-        form |= {"clusterName": cluster_name} if cluster_name else {}
-        done = self._send("POST", "/nacos/v1/ns/instance", data=form).text == "ok"
-        if done and ephemeral and heartbeat_interval is not None:
-            self._keep_beating(service_name, group_name, ip, port, cluster_name, weight, metadata, heartbeat_interval)
-        return done
+        form = self._form(
+            service_name,
+            group_name,
+            ip=ip,
+            port=port,
+            clusterName=cluster_name,
+            weight=weight,
+            enabled=enable,
+            healthy=healthy,
+            ephemeral=ephemeral,
+            metadata=json.dumps(metadata_of(metadata)),
+        )
+        accepted = self._send("POST", "/nacos/v1/ns/instance", data=form).text == "ok"
+        if accepted and ephemeral and heartbeat_interval is not None:
+
+            def beat() -> None:
+                self.send_heartbeat(service_name, ip, port, cluster_name, weight, metadata, group_name=group_name)
+
+            self._start_heartbeats((service_name, group_name, ip, port), heartbeat_interval, beat)
+        return accepted
 
     def remove_naming_instance(
         self,
@@ -124,11 +149,10 @@ class NacosClient:
         ephemeral: bool = True,
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> bool:
-        """Deregister and stop its beats; True also for an instance that nobody knows."""
+        """Stops the heartbeats of an instance and deregisters it. Returns True for an unknown instance, too."""
         check(service_name, ip, port)
-        self._stop_beating(service_name, group_name, ip, port)
-        query = self._form(service_name, group_name, ip=ip, port=port, ephemeral=text_of(ephemeral))
-        query |= {"clusterName": cluster_name} if cluster_name else {}
+        self._stop_heartbeats((service_name, group_name, ip, port))
+        query = self._form(service_name, group_name, ip=ip, port=port, clusterName=cluster_name, ephemeral=ephemeral)
         return self._send("DELETE", "/nacos/v1/ns/instance", params=query).text == "ok"
 
     def modify_naming_instance(
@@ -143,7 +167,7 @@ class NacosClient:
         ephemeral: bool = True,
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> bool:
-        """Change what is given and nothing else; metadata is merged key by key."""
+        """Changes the given properties of an instance and nothing else. `metadata` is merged key by key."""
         check(service_name, ip, port)
         body: dict[str, Any] = {}
         if weight is not None:
@@ -152,7 +176,7 @@ class NacosClient:
             body["enabled"] = enable
         if metadata is not None:
             body["metadata"] = metadata_of(metadata)
-        path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{place_of(ip, port)}"
+        path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{address_segment(ip, port)}"
         params = {"namespace": self.namespace, "group": group_name, "cluster": cluster_name or ""}
         self._send("PATCH", path, json=body, params={k: v for k, v in params.items() if v})
         return True
@@ -168,7 +192,11 @@ class NacosClient:
         ephemeral: bool = True,
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> dict[str, Any]:
-        """One beat; the answer has `clientBeatInterval` (ms), `code` (10200, 20404) and `lightBeatEnabled`."""
+        """Sends one heartbeat, which also registers the instance if it is unknown.
+
+        Returns `clientBeatInterval` (milliseconds until the next one), `code` (10200: accepted, 20404: the instance is
+        unknown) and `lightBeatEnabled`.
+        """
         check(service_name, ip, port)
         grouped = service_name if "@@" in service_name else f"{group_name}@@{service_name}"
         beat = {"serviceName": grouped, "ip": ip, "port": port, "weight": weight, "ephemeral": ephemeral}
@@ -186,13 +214,18 @@ class NacosClient:
         group_name: str | None = None,
         healthy_only: bool = False,
     ) -> dict[str, Any]:
-        """The service as Nacos lists it: `name`, `groupName`, `clusters`, `hosts` and so on."""
+        """Lists the enabled instances of a service: `hosts`, beside `name`, `groupName`, `clusters` and so on.
+
+        `clusters` and `healthy_only` filter the instances. `namespace_id` replaces the namespace of the client.
+        """
         check(service_name)
-        query = self._form(service_name, group_name or DEFAULT_GROUP_NAME, healthyOnly=text_of(healthy_only))
-        if clusters:
-            query["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
-        if namespace_id:
-            query["namespaceId"] = namespace_id
+        query = self._form(
+            service_name,
+            group_name or DEFAULT_GROUP_NAME,
+            healthyOnly=healthy_only,
+            clusters=_cluster_list(clusters),
+        )
+        query |= {"namespaceId": namespace_id} if namespace_id else {}
         return self._object("GET", "/nacos/v1/ns/instance/list", params=query)
 
     def get_naming_instance(
@@ -203,10 +236,12 @@ class NacosClient:
         cluster_name: str | None = None,
         group_name: str = DEFAULT_GROUP_NAME,
     ) -> dict[str, Any]:
-        """One instance: `service`, `ip`, `port`, `clusterName`, `weight`, `healthy`, `instanceId`, `metadata`."""
+        """Gets one instance: `service`, `ip`, `port`, `clusterName`, `weight`, `healthy`, `instanceId`, `metadata`.
+
+        Raises `NacosRequestException` with status 404 if there is no such instance.
+        """
         check(service_name, ip, port)
-        query = self._form(service_name, group_name, ip=ip, port=port)
-        query |= {"clusterName": cluster_name} if cluster_name else {}
+        query = self._form(service_name, group_name, ip=ip, port=port, clusterName=cluster_name)
         return self._object("GET", "/nacos/v1/ns/instance", params=query)
 
     # events
@@ -221,24 +256,30 @@ class NacosClient:
         group_name: str | None = None,
         healthy_only: bool = False,
     ) -> None:
-        """Call the listeners, in a thread, with each `snapshot` and `change` event of the service: the parsed object
-        with `event` (its type), `hosts` and, for a change, `added`, `modified`, `removed`, `source`.
+        """Calls the listeners with each event of a service, in a thread of the subscription. Returns at once.
 
-        Returns at once. `listener_interval` is what the legacy client polled by; here it bounds reconnection (seconds).
+        An event is a dict with `event` (`snapshot` or `change`), `hosts` (all instances), and, for a change, `added`,
+        `modified`, `removed` (lists of instances) and `source`. The first event is a snapshot.
+
+        `listener_interval` is the maximum delay between two attempts to connect, in seconds. The legacy client polls at
+        this interval; this one does not poll.
         """
         check(service_name)
         listeners = [listener_fn] if callable(listener_fn) else list(listener_fn)
-        params: dict[str, str] = {"service": service_name, "namespace": namespace_id or self.namespace}
-        params |= {"group": group_name or DEFAULT_GROUP_NAME, "healthy_only": text_of(healthy_only)}
-        if clusters:
-            params["clusters"] = clusters if isinstance(clusters, str) else ",".join(clusters)
+        params = {
+            "service": service_name,
+            "namespace": namespace_id or self.namespace,
+            "group": group_name or DEFAULT_GROUP_NAME,
+            "healthy_only": _text(healthy_only),
+            "clusters": _cluster_list(clusters),
+        }
         subscription = Subscription(self._http, {k: v for k, v in params.items() if v}, listeners, listener_interval)
         with self._lock:
             self._subscriptions.setdefault((service_name, params["group"]), []).append(subscription)
         subscription.start()
 
     def unsubscribe(self, service_name: str, listener: Listener | None = None, group_name: str | None = None) -> None:
-        """End the subscriptions of a service, or only those calls to `listener`."""
+        """Ends the subscriptions of a service; with `listener`, only the calls of that one."""
         with self._lock:
             key = (service_name, group_name or DEFAULT_GROUP_NAME)
             kept: list[Subscription] = []
@@ -254,44 +295,44 @@ class NacosClient:
         self._end(ended)
 
     def stop_subscribe(self) -> None:
-        """End all subscriptions."""
+        """Ends all subscriptions."""
         with self._lock:
             ended = [s for group in self._subscriptions.values() for s in group]
             self._subscriptions.clear()
         self._end(ended)
 
     def _end(self, subscriptions: Sequence[Subscription]) -> None:
-        """One that its own listener ends outlives this call; the next from outside, as `close` is, waits for it."""
+        """Waits for their threads. A listener cannot wait for its own thread; the next call from outside does."""
         for subscription in subscriptions:
             subscription.stop()
         with self._lock:
-            leaving = [*self._leaving, *subscriptions]
-        for subscription in leaving:
+            ending = [*self._ending, *subscriptions]
+        for subscription in ending:
             subscription.join()
         with self._lock:
-            self._leaving = [s for s in {*self._leaving, *leaving} if s.alive]
+            self._ending = [s for s in {*self._ending, *ending} if s.alive]
 
-    # beats
+    # heartbeats
 
-    def _keep_beating(self, service: str, group: str, ip: str, port: int, *details: Any) -> None:
-        *rest, interval = details
-        self._stop_beating(service, group, ip, port)
+    def _start_heartbeats(self, key: tuple[str, str, str, int], interval: float, beat: Callable[[], None]) -> None:
+        self._stop_heartbeats(key)
+        service, _, ip, port = key
         stop = threading.Event()
 
-        def beat() -> None:
+        def run() -> None:
             while not stop.wait(interval):
                 try:
-                    self.send_heartbeat(service, ip, port, *rest, group_name=group)
+                    beat()
                 except NacosException as error:
-                    log.warning("a beat of %s %s:%s failed: %s", service, ip, port, error)
+                    log.warning("a heartbeat of %s %s:%s failed: %s", service, ip, port, error)
 
-        thread = threading.Thread(target=beat, name=f"beat {service} {ip}:{port}", daemon=True)
-        self._beats[(service, group, ip, port)] = (stop, thread)
+        thread = threading.Thread(target=run, name=f"beat {service} {ip}:{port}", daemon=True)
+        self._beats[key] = (stop, thread)
         thread.start()
 
-    def _stop_beating(self, *place: Any) -> None:
-        """Returns when the last beat is over: one that came after a deregistration would undo it."""
-        stop, thread = self._beats.pop(place, (None, None))
+    def _stop_heartbeats(self, key: tuple[str, str, str, int]) -> None:
+        """Waits for the last one: after a deregistration, it would register the instance again."""
+        stop, thread = self._beats.pop(key, (None, None))
         if stop is not None and thread is not None:
             stop.set()
             thread.join()
@@ -299,15 +340,16 @@ class NacosClient:
     # transport
 
     def _form(self, service_name: str, group_name: str, **fields: object) -> dict[str, str]:
-        form = {"serviceName": service_name, "groupName": group_name, **{k: str(v) for k, v in fields.items()}}
-        return form | ({"namespaceId": self.namespace} if self.namespace else {})
+        """The parameters of a call, without empty ones."""
+        form = {"serviceName": service_name, "groupName": group_name, "namespaceId": self.namespace, **fields}
+        return {name: _text(value) for name, value in form.items() if value not in (None, "")}
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             reply = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            place = shown_url(str(self._http.base_url))
-            raise NacosRequestException(f"no answer from the proxy at {place}: {error}") from error
+            url = shown_url(str(self._http.base_url))
+            raise NacosRequestException(f"no answer from the proxy at {url}: {error}") from error
         if reply.status_code >= 400:
             raise NacosRequestException(f"{method} {path}: {reply.status_code} {reply.text.strip()}", reply.status_code)
         return reply
@@ -317,14 +359,14 @@ class NacosClient:
         try:
             body = reply.json()
         except ValueError as error:
-            text = f"{method} {path}: the answer is no JSON: {reply.text[:100]!r}"
+            text = f"{method} {path}: the answer is not JSON: {reply.text[:100]!r}"
             raise NacosRequestException(text, reply.status_code) from error
         return body
 
     def close(self) -> None:
-        """Ends beats, subscriptions and connections."""
-        for place in list(self._beats):
-            self._stop_beating(*place)
+        """Stops heartbeats and subscriptions, and closes the connections. It does not deregister instances."""
+        for key in list(self._beats):
+            self._stop_heartbeats(key)
         self.stop_subscribe()
         self._http.close()
 
@@ -333,3 +375,12 @@ class NacosClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cluster_list(clusters: str | Sequence[str] | None) -> str:
+    return clusters if isinstance(clusters, str) else ",".join(clusters or ())
+
+
+def _text(value: object) -> str:
+    """A value as Nacos reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

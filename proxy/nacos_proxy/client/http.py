@@ -1,4 +1,4 @@
-"""The httpx client with which a proxy is asked. Not for: the upstream (`registry.http`)."""
+"""The httpx client for calls to a proxy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from nacos_proxy.wire.http import CODED, PLAIN, coded
 
 
 def plain_client(base_url: str, headers: Sequence[tuple[str, str]], **options: Any) -> httpx.Client:
-    """Takes plain answers alone, and nothing from the environment; `options` are httpx's. Raises `httpx.InvalidURL`."""
-    hooks = {"response": [_refuse_coded]}
+    """An httpx client that ignores the environment and refuses compressed answers. Raises `httpx.InvalidURL`.
+
+    `options` are passed to `httpx.Client`.
+    """
+    hooks = {"response": [_refuse_compressed]}
     return httpx.Client(base_url=base_url, headers=[PLAIN, *headers], trust_env=False, event_hooks=hooks, **options)
 
 
-def _refuse_coded(reply: httpx.Response) -> None:
-    """httpx would decompress it without a bound."""
+def _refuse_compressed(reply: httpx.Response) -> None:
+    """httpx would decompress them without a limit."""
     if coding := coded(reply.headers.raw):
         raise httpx.DecodingError(CODED.format(coding))

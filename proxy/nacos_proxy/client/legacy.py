@@ -1,7 +1,4 @@
-"""What the legacy SDK's names mean: its exceptions, what it takes for metadata, which parameters are bad.
-
-Not for: requests (`client`), event streams (`subscription`).
-"""
+"""What the client takes over from the legacy SDK: exceptions, forms of metadata, checks of parameters."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ Metadata: TypeAlias = Mapping[str, str] | str | None
 
 
 class NacosException(Exception):
-    """A bad parameter, or a use that makes no sense."""
+    """An invalid parameter. Base class of all errors of the client."""
 
 
 class NacosRequestException(NacosException):
-    """A request failed: the proxy could not be reached, or said no. `status` is its HTTP status, 0 for no answer."""
+    """The proxy gave no answer, or an error. `status` is the HTTP status, 0 if there was no answer."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
@@ -28,7 +25,7 @@ class NacosRequestException(NacosException):
 
 
 def check(service_name: str, ip: str = "-", port: int | str = 0) -> None:
-    """Raises `NacosException` for what is missing or no port."""
+    """Raises `NacosException` if a parameter is missing or the port is invalid."""
     if not service_name:
         raise NacosException("service_name is required")
     if not ip:
@@ -36,13 +33,13 @@ def check(service_name: str, ip: str = "-", port: int | str = 0) -> None:
     try:
         number = int(port)
     except (TypeError, ValueError) as error:
-        raise NacosException(f"port is a number from 0 to 65535, not {port!r}") from error
+        raise NacosException(f"port must be a number from 0 to 65535, not {port!r}") from error
     if not 0 <= number <= 65535:
-        raise NacosException(f"port is a number from 0 to 65535, not {port!r}")
+        raise NacosException(f"port must be a number from 0 to 65535, not {port!r}")
 
 
 def metadata_of(metadata: Metadata) -> dict[str, str]:
-    """From a mapping, from JSON, or from `k=v,k=v`. Raises `NacosException` for what is none of them."""
+    """Metadata from a mapping, a JSON object, or text `k=v,k=v`. Raises `NacosException` for anything else."""
     if not metadata:
         return {}
     if not isinstance(metadata, str):
@@ -53,14 +50,9 @@ def metadata_of(metadata: Metadata) -> dict[str, str]:
             return {str(k): str(v) for k, v in parsed.items()}
         return dict(part.split("=", 1) for part in metadata.split(","))
     except ValueError as error:
-        raise NacosException(f"metadata is a mapping, JSON, or k=v,k=v, not {metadata!r}") from error
+        raise NacosException(f"metadata must be a mapping, JSON, or k=v,k=v, not {metadata!r}") from error
 
 
-def text_of(value: bool) -> str:
-    """A switch as Nacos reads it."""
-    return "true" if value else "false"
-
-
-def place_of(ip: str, port: int | str) -> str:
-    """An instance's place in a path of the proxy's own API."""
+def address_segment(ip: str, port: int | str) -> str:
+    """The address of an instance as a path segment of the REST API."""
     return quote(address_of(ip, port), safe="[]:.")

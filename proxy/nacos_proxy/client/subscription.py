@@ -1,4 +1,4 @@
-"""One service's event stream in a thread, for `client`: reconnects with the last id, so that nothing is missed."""
+"""A subscription of the client: reads one event stream in a thread, and reconnects after the last event."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import httpx
 from httpx_sse import EventSource, SSEError
 
 from nacos_proxy.client.legacy import NacosException, NacosRequestException
+from nacos_proxy.model.backoff import Backoff
 
 log = logging.getLogger("nacos_proxy.client")
 
-FIRST_PAUSE = 0.1  # seconds until a new attempt, unless the stream has said otherwise
-SILENCE = 40.0  # seconds without a byte, comments included, after which a stream counts as dead; they come every 15 s
+MIN_DELAY = 0.1  # seconds until a reconnection
+MAX_SILENCE = 40.0  # seconds without a byte after which a stream counts as dead; the proxy sends comments every 15 s
 Listener = Callable[[dict[str, Any]], None]
 
 
 class Subscription:
-    """`start`, then `stop` and `join`. A failure is logged and tried again, at most `longest` seconds later.
+    """`start`, then `stop` and `join`. Failures are logged.
 
-    A stream that ended is opened again after what it said last (`retry`), which is how a proxy that stops spreads
-    its readers; attempts that fail come ever later.
+    After a stream ended, it reconnects after the delay that the stream asked for last (`retry`): so a proxy that stops
+    spreads its clients over time. Further failures double the delay, up to `max_delay` seconds.
     """
 
     def __init__(
@@ -34,31 +35,31 @@ class Subscription:
         http: httpx.Client,
         params: dict[str, str],
         listeners: list[Listener],
-        longest: float,
+        max_delay: float,
         stopped: threading.Event | None = None,
     ) -> None:
         self.listeners = listeners
         self._http = http
         self._params = params
-        self._longest = longest
+        self._max_delay = max_delay
         self._stopped = stopped or threading.Event()
         self._socket: socket.socket | None = None
         self._last_id = ""
-        self._pause = FIRST_PAUSE
+        self._delay = MIN_DELAY
         self._thread = threading.Thread(target=self._run, name=f"events {params['service']}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the stream at once: a reader that waits for the next event is woken by its socket's end."""
+        """Ends the stream at once; shutting its socket down wakes the thread."""
         self._stopped.set()
-        waiting = self._socket
-        if waiting is not None:
+        if (waiting := self._socket) is not None:
             with contextlib.suppress(OSError):
                 waiting.shutdown(socket.SHUT_RDWR)
 
     def join(self) -> None:
+        """Waits for the thread; returns at once if called by a listener."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=5.0)
 
@@ -76,31 +77,31 @@ class Subscription:
                 if self._stopped.is_set():
                     return
                 failures += 1
-                log.warning("the events of %s broke off, trying again: %s", self._params["service"], error)
-            self._stopped.wait(min(self._longest, self._pause * 2.0 ** min(max(0, failures - 1), 16)))
+                log.warning("the event stream of %s failed, reconnecting: %s", self._params["service"], error)
+            self._stopped.wait(Backoff(self._delay, self._max_delay).delay(max(0, failures - 1)))
 
     def _follow(self) -> None:
         headers = {"accept": "text/event-stream"} | ({"last-event-id": self._last_id} if self._last_id else {})
-        timeout = httpx.Timeout(3.0, read=SILENCE)
+        timeout = httpx.Timeout(3.0, read=MAX_SILENCE)
         with self._http.stream("GET", "/api/v1/events", params=self._params, headers=headers, timeout=timeout) as reply:
             if reply.status_code != 200:
                 reply.read()
                 raise NacosRequestException(f"{reply.status_code} {reply.text}", reply.status_code)
             self._socket = reply.extensions["network_stream"].get_extra_info("socket")
-            if self._stopped.is_set():  # told while we connected: `stop` could not wake us
+            if self._stopped.is_set():  # `stop` was called before there was a socket to shut down
                 return
             for event in EventSource(reply).iter_sse():
                 if self._stopped.is_set():
                     return
                 self._last_id = event.id or self._last_id
                 if event.retry is not None:
-                    self._pause = max(FIRST_PAUSE, event.retry / 1000)
+                    self._delay = max(MIN_DELAY, event.retry / 1000)
                 if event.event in ("snapshot", "change"):
-                    self._tell({"event": event.event, **json.loads(event.data)})
+                    self._notify({"event": event.event, **json.loads(event.data)})
 
-    def _tell(self, change: dict[str, Any]) -> None:
+    def _notify(self, change: dict[str, Any]) -> None:
         for listener in list(self.listeners):
             try:
                 listener(change)
             except Exception:
-                log.exception("a listener of %s failed", self._params["service"])
+                log.exception("a listener for %s failed", self._params["service"])

@@ -1,4 +1,4 @@
-"""What is made of the settings, and in which order it lives."""
+"""The composition root: which components the settings give, how they are connected, started and finished."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def made(clock: FakeClock | None = None, **settings: Any) -> Components:
     return build(Settings(**given), clock or FakeClock())
 
 
-async def test_without_an_upstream_the_embedded_registry_serves_and_tells_of_changes() -> None:
+async def test_build_without_an_upstream_uses_the_embedded_registry_and_its_push() -> None:
     parts = made()
     assert isinstance(parts.registry, EmbeddedRegistry)
     assert parts.push is parts.registry
     assert parts.forwarder is None
 
 
-async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
+async def test_build_with_an_upstream_uses_it_as_registry_and_forwarder() -> None:
     parts = made(upstream=UPSTREAM)
     assert isinstance(parts.registry, NacosRegistry)
     assert isinstance(parts.forwarder, Forwarder)
@@ -65,7 +65,7 @@ async def test_an_upstream_is_asked_and_can_be_passed_through_to() -> None:
         (UPSTREAM, "off", "3.0.3", False),
     ],
 )
-async def test_nacos_parameter_check_applies_as_told_else_as_the_servers_behind_have_it(
+async def test_components_checks_follows_the_setting_else_the_servers(
     upstream: str, said: str, version: str, checks: bool
 ) -> None:
     parts = made(upstream=upstream, parameter_check=said)
@@ -75,7 +75,7 @@ async def test_nacos_parameter_check_applies_as_told_else_as_the_servers_behind_
     await parts.agent.close()
 
 
-async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None:
+async def test_build_makes_the_agent_suspicious_when_a_server_fails() -> None:
     parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2")
     assert isinstance(parts.registry, NacosRegistry)
     assert not parts.agent.suspicious
@@ -85,7 +85,7 @@ async def test_an_empty_list_of_another_server_is_not_believed_at_once() -> None
     await parts.agent.close()
 
 
-async def test_a_tenant_distrusts_another_server_too_until_it_ends() -> None:
+async def test_build_tenant_follows_the_servers_until_finish() -> None:
     parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2", auth="client")
     assert isinstance(parts.registry, NacosRegistry)
     servers = parts.registry.servers
@@ -99,7 +99,7 @@ async def test_a_tenant_distrusts_another_server_too_until_it_ends() -> None:
     await parts.agent.close()
 
 
-async def test_answers_prepared_while_push_lived_end_with_it() -> None:
+async def test_build_clears_the_response_table_when_push_is_lost() -> None:
     parts = made()
     mark = Cacheable(KEY, 0.0, 1e9, "nacos")
     parts.response_table.offer(
@@ -113,7 +113,7 @@ async def test_answers_prepared_while_push_lived_end_with_it() -> None:
     await finish(parts)
 
 
-async def test_an_address_server_counts_as_an_upstream() -> None:
+async def test_build_with_an_address_server_uses_nacos() -> None:
     parts = made(endpoint="http://127.0.0.1:1/list")
     assert isinstance(parts.registry, NacosRegistry)
     await parts.agent.close()
@@ -121,7 +121,7 @@ async def test_an_address_server_counts_as_an_upstream() -> None:
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
 @pytest.mark.parametrize("port", [0, 5])
-async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, port: int) -> None:
+async def test_build_connects_grpc_push_to_the_upstream(tmp_path: Path, port: int) -> None:
     parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
     assert isinstance(parts.push, GrpcPush)
     assert isinstance(parts.registry, NacosRegistry)
@@ -131,7 +131,7 @@ async def test_push_is_listened_to_beside_the_upstream_s_port(tmp_path: Path, po
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-async def test_push_follows_the_list_of_the_address_server(tmp_path: Path) -> None:
+async def test_build_lets_grpc_push_follow_the_address_server(tmp_path: Path) -> None:
     parts = made(endpoint="http://127.0.0.1:1/list", push="on", state_dir=tmp_path)
     assert isinstance(parts.push, GrpcPush)
     assert isinstance(parts.registry, NacosRegistry)
@@ -142,11 +142,12 @@ async def test_push_follows_the_list_of_the_address_server(tmp_path: Path) -> No
     await parts.agent.close()
 
 
-async def test_a_tenant_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: Path) -> None:
+async def test_build_tenant_has_its_own_catalog_and_no_disk(tmp_path: Path) -> None:
     parts = made(upstream=UPSTREAM, auth="client", disk=True, state_dir=tmp_path)
     assert isinstance(parts.registry, NacosRegistry)
     tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
     assert tenant.agent.catalog is not parts.agent.catalog
+    assert tenant.registry is parts.registry, "its /status shows the servers that it shares"
     assert tenant.persistence is None
     assert (tenant.response_table, tenant.clock, tenant.forwarder) == (
         parts.response_table,
@@ -158,7 +159,7 @@ async def test_a_tenant_has_a_catalog_of_its_own_and_nothing_on_disk(tmp_path: P
     await finish(parts)
 
 
-async def test_a_state_directory_serves_one_process(tmp_path: Path) -> None:
+async def test_build_refuses_a_state_directory_that_is_in_use(tmp_path: Path) -> None:
     first = made(disk=True, state_dir=tmp_path)
     with pytest.raises(StateLocked, match="in use by another nacos-proxy"):
         made(disk=True, state_dir=tmp_path)
@@ -166,7 +167,7 @@ async def test_a_state_directory_serves_one_process(tmp_path: Path) -> None:
     await finish(first)
 
 
-async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Path) -> None:
+async def test_start_restores_what_finish_wrote(tmp_path: Path) -> None:
     clock = FakeClock()
     first = made(clock, disk=True, state_dir=tmp_path)
     await start(first)
@@ -183,7 +184,7 @@ async def test_what_was_known_at_a_stop_is_known_at_the_next_start(tmp_path: Pat
     assert not first.agent.suspicious, "it knew nothing to be lost"
 
 
-async def test_a_change_reaches_the_answers_before_the_readers() -> None:
+async def test_build_forgets_prepared_answers_before_the_hub_publishes() -> None:
     parts = made()
     order: list[str] = []
     forget, parts.response_table.forget = (
@@ -199,10 +200,10 @@ async def test_a_change_reaches_the_answers_before_the_readers() -> None:
     await finish(parts)
 
 
-async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_last(
+async def test_build_keeps_the_embedded_registry_on_disk_or_logs_that_it_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "nacos_proxy.parts")
+    caplog.set_level("INFO", "nacos_proxy.components")
     lasting = Register(KEY, instance(ephemeral=False))
     for hosts in (0, 1):
         parts = made(disk=True, state_dir=tmp_path)
@@ -210,6 +211,6 @@ async def test_what_lasts_of_the_embedded_registry_is_on_disk_or_said_not_to_las
         assert len((await parts.registry.send(Fetch(KEY))).instances) == hosts
         await parts.agent.write(lasting)
         await finish(parts)
-    assert "end with this process" not in caplog.text
+    assert "are lost" not in caplog.text
     made()
-    assert "disk = false: persistent instances and services end with this process" in caplog.text
+    assert "disk = false: persistent instances and services are lost when this process ends" in caplog.text

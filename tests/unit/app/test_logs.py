@@ -34,18 +34,18 @@ def untouched() -> Iterator[None]:
         logger.handlers[:] = handlers
 
 
-def test_a_line_for_people_has_time_level_logger_and_message() -> None:
+def test_text_formatter_writes_time_level_logger_and_message() -> None:
     line = TextFormatter().format(record("upstream %s is lost", "a:8848"))
     assert line.endswith(" WARNING nacos_proxy.poller: upstream a:8848 is lost")
 
 
-def test_a_message_stays_one_line_and_obeys_nobody() -> None:
+def test_text_formatter_keeps_a_message_on_one_line() -> None:
     line = TextFormatter().format(record("said %s", "a\nb\x1b[2J"))
     assert line.endswith(r"said a\nb\x1b[2J")
     assert "\n" not in line
 
 
-def test_a_traceback_follows_its_line() -> None:
+def test_text_formatter_appends_the_traceback() -> None:
     try:
         raise RuntimeError("broken")
     except RuntimeError:
@@ -54,7 +54,7 @@ def test_a_traceback_follows_its_line() -> None:
     assert "RuntimeError: broken" in json.loads(structured)["error"]
 
 
-def test_a_line_for_programs_is_one_object() -> None:
+def test_json_formatter_writes_one_object() -> None:
     line = JsonFormatter().format(record("said %s", "a\nb\x1bä"))
     assert "\n" not in line
     assert line.isascii()
@@ -65,7 +65,7 @@ def test_a_line_for_programs_is_one_object() -> None:
 
 @pytest.mark.parametrize(("style", "formatter"), [("text", TextFormatter), ("json", JsonFormatter)])
 @pytest.mark.usefixtures("untouched")
-def test_setting_up_chooses_the_form_and_the_level(style: str, formatter: type[logging.Formatter]) -> None:
+def test_set_up_chooses_formatter_and_level(style: str, formatter: type[logging.Formatter]) -> None:
     set_up("debug", style)  # type: ignore[arg-type]
     (handler,) = logging.getLogger().handlers
     assert isinstance(handler.formatter, formatter)
@@ -73,13 +73,13 @@ def test_setting_up_chooses_the_form_and_the_level(style: str, formatter: type[l
     assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
 
 
-def test_what_can_be_printed_is_left_alone() -> None:
+def test_printable_keeps_printable_text() -> None:
     assert printable("orders ä 服务") == "orders ä 服务"
     assert printable("\x9b31m\r\u202e") == r"\x9b31m\r\u202e"
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
-def test_a_target_is_logged_without_its_secrets(formatter: type[logging.Formatter]) -> None:
+def test_formatters_mask_secrets_of_a_target(formatter: type[logging.Formatter]) -> None:
     target = "/nacos/v1/ns/instance/list?accessToken=eyJhbGci.x-y_z&serviceName=a&username=u&password=p%40ss"
     line = formatter().format(record('127.0.0.1:1 - "GET %s HTTP/1.1" 200', target))
     assert "eyJ" not in line and "p%40ss" not in line
@@ -87,7 +87,7 @@ def test_a_target_is_logged_without_its_secrets(formatter: type[logging.Formatte
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
-def test_a_traceback_is_logged_without_secrets_too(formatter: type[logging.Formatter]) -> None:
+def test_formatters_mask_secrets_of_a_traceback(formatter: type[logging.Formatter]) -> None:
     try:
         raise ValueError("cannot ask http://app:hunter2@nacos/list?token=hunter2")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Each setting reaches the policy that obeys it."""
+"""Each setting reaches its policy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 
 from nacos_proxy.app.policies import (
+    agent_policy,
+    breaker_policy,
     cache_policy,
     events_policy,
     guard_policy,
+    health_checker_policy,
     loopback,
     nacos_policy,
-    networks,
+    pending_policy,
+    poll_policy,
+    udp_policy,
 )
 from nacos_proxy.app.settings import Settings
+from nacos_proxy.catalog.pending_writes import PendingPolicy
 
 CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cache_ttl", "3s", lambda s: cache_policy(s).ttl, 3.0),
@@ -30,6 +36,17 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("watch_idle", "1m", lambda s: cache_policy(s).watch_idle, 60.0),
     ("empty_list_share", "0.25", lambda s: cache_policy(s).suspicious_share, 0.25),
     ("empty_list_confirm", "2s", lambda s: cache_policy(s).confirm_after, 2.0),
+    ("cold_wait", "1s", lambda s: agent_policy(s, strict=True).cold_wait, 1.0),
+    ("outage_writes", "true", lambda s: agent_policy(s, strict=False).outage_writes, True),
+    ("outage_writes", "true", lambda s: agent_policy(s, strict=True).outage_writes, False),
+    ("breaker_failures", "4", lambda s: breaker_policy(s).failures, 4),
+    ("breaker_longest", "9s", lambda s: breaker_policy(s).max_delay, 9.0),
+    ("upstream_timeout", "2s", lambda s: breaker_policy(s).slow, 2.0),
+    ("poll_budget", "7", lambda s: poll_policy(s).budget, 7.0),
+    ("cache_ttl", "3s", lambda s: poll_policy(s).late, 3.0),
+    ("overlay_grace", "2s", lambda s: pending_policy(s).grace, 0.0),
+    ("upstream", "a:1", lambda s: pending_policy(s), PendingPolicy(grace=3.0)),
+    ("upstream", "a:1,b:2", lambda s: pending_policy(s), PendingPolicy(settle=2.0, grace=3.0)),
     ("upstream", "a:1,b:2", lambda s: nacos_policy(s).servers.urls, ("a:1", "b:2")),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.urls, ()),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.endpoint, "http://e/list"),
@@ -56,12 +73,12 @@ def test_a_setting_reaches_its_policy(name: str, text: Any, read: Callable[[Sett
     assert read(Settings(**{name: text})) == value
 
 
-def test_a_pushed_service_stays_fresh_longer_than_its_safety_poll() -> None:
+def test_cache_policy_keeps_a_pushed_service_fresh_longer_than_its_safety_poll() -> None:
     policy = cache_policy(Settings(poll_safety=30.0))
     assert policy.ttl_pushed > policy.interval_pushed
 
 
-def test_a_password_comes_from_its_file(tmp_path: Path) -> None:
+def test_nacos_policy_reads_the_password_file(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("s3cret\n")
     policy = nacos_policy(Settings(username="app", password_file=file))
@@ -69,7 +86,7 @@ def test_a_password_comes_from_its_file(tmp_path: Path) -> None:
     assert "s3cret" not in repr(policy)
 
 
-def test_tokens_come_with_their_rights_and_are_not_shown() -> None:
+def test_guard_policy_has_tokens_with_rights_and_hides_them() -> None:
     policy = guard_policy(Settings(tokens="read:12345678,admin:abcdefgh"))
     assert [(token.secret, token.right) for token in policy.tokens] == [("12345678", "read"), ("abcdefgh", "admin")]
     assert "12345678" not in repr(policy)
@@ -89,9 +106,14 @@ def test_tokens_come_with_their_rights_and_are_not_shown() -> None:
         ({"host": "0.0.0.0", "uds": "/run/proxy.sock"}, True),
     ],
 )
-def test_only_loopback_and_unix_sockets_are_of_this_host_alone(settings: dict[str, str], only_here: bool) -> None:
+def test_loopback_is_true_for_loopback_addresses_and_unix_sockets(settings: dict[str, str], only_here: bool) -> None:
     assert loopback(Settings(**settings)) is only_here
 
 
-def test_networks_are_read_with_host_bits_set() -> None:
-    assert [str(network) for network in networks(["10.1.2.3/8", "fd00::1/8"])] == ["10.0.0.0/8", "fd00::/8"]
+def test_udp_and_health_checker_policy_accept_networks_with_host_bits_set() -> None:
+    given = ("10.1.2.3/8", "fd00::1/8")
+    for allow in (
+        udp_policy(Settings(udp_push_allow=given)).allow,
+        health_checker_policy(Settings(managed_allow=given)).allow,
+    ):
+        assert [str(network) for network in allow] == ["10.0.0.0/8", "fd00::/8"]

@@ -1,4 +1,4 @@
-"""The process around the app: what it listens on, what it says when it cannot, how it reloads and stops."""
+"""The process around the app: listening sockets, TLS, the service manager, reload and stop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def opened() -> Iterator[list[socket.socket]]:
 # listening
 
 
-def test_it_listens_at_once_without_delaying_small_answers(opened: list[socket.socket]) -> None:
+def test_sockets_listen_at_once_without_nagle(opened: list[socket.socket]) -> None:
     opened += sockets(LOOPBACK)
     (listener,) = opened
     assert listener.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
@@ -52,18 +52,16 @@ def test_it_listens_at_once_without_delaying_small_answers(opened: list[socket.s
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_taken_port_is_said_so_even_while_the_other_one_is_only_starting(
-    opened: list[socket.socket], host: str
-) -> None:
+def test_sockets_name_a_port_in_use_even_by_a_process_that_is_starting(opened: list[socket.socket], host: str) -> None:
     opened += sockets(ListenAddress(host, 0))
     port = opened[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is taken: another nacos-proxy")):
+    with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is in use by another nacos-proxy or")):
         sockets(ListenAddress(host, port))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
+def test_sockets_name_an_address_of_another_host(host: str) -> None:
     with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):
         sockets(ListenAddress(host, 0))
 
@@ -71,7 +69,7 @@ def test_an_address_that_is_not_ours_is_a_sentence(host: str) -> None:
 # on a Unix socket
 
 
-def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path, opened: list[socket.socket]) -> None:
+def test_sockets_make_a_unix_socket_for_its_owner_and_group(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     opened += sockets(ListenAddress("", 0, path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
@@ -79,7 +77,7 @@ def test_a_unix_socket_is_for_its_owner_and_group(tmp_path: Path, opened: list[s
 
 
 @pytest.mark.parametrize("umask", [0, 0o077])
-def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
+def test_sockets_make_a_unix_socket_with_its_mode_whatever_the_umask(
     tmp_path: Path, opened: list[socket.socket], umask: int
 ) -> None:
     before = os.umask(umask)
@@ -92,32 +90,32 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment_whatever_the_umask(
 
 
 @pytest.mark.parametrize("to", ["file", "proxy.sock", "nothing"])
-def test_a_link_is_no_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
+def test_sockets_refuse_a_symlink_for_a_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
     (tmp_path / "file").touch(0o640)
     opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
     (tmp_path / "link").symlink_to(tmp_path / to)
-    with pytest.raises(CannotStart, match="exists and is no socket"):
+    with pytest.raises(CannotStart, match="exists and is not a socket"):
         sockets(ListenAddress("", 0, tmp_path / "link"))
     assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_a_unix_socket_left_behind_is_taken_over(tmp_path: Path, opened: list[socket.socket]) -> None:
+def test_sockets_replace_a_unix_socket_that_nobody_listens_on(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     for dead in sockets(ListenAddress("", 0, path)):
         dead.close()
     opened += sockets(ListenAddress("", 0, path))
 
 
-def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path, opened: list[socket.socket]) -> None:
+def test_sockets_refuse_a_unix_socket_in_use(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     opened += sockets(ListenAddress("", 0, path))
-    with pytest.raises(CannotStart, match="is taken: another nacos-proxy listens there; choose another --uds"):
+    with pytest.raises(CannotStart, match="is in use by another nacos-proxy; choose another --uds"):
         sockets(ListenAddress("", 0, path))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
 
-def test_a_unix_socket_whose_owner_is_busy_is_in_use(tmp_path: Path, opened: list[socket.socket]) -> None:
+def test_sockets_refuse_a_unix_socket_whose_listener_is_busy(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
     listener = socket.socket(socket.AF_UNIX)
     opened.append(listener)
@@ -129,20 +127,20 @@ def test_a_unix_socket_whose_owner_is_busy_is_in_use(tmp_path: Path, opened: lis
         client.setblocking(False)
         with suppress(BlockingIOError):
             client.connect(str(path))
-    with pytest.raises(CannotStart, match="is taken"):
+    with pytest.raises(CannotStart, match="is in use"):
         sockets(ListenAddress("", 0, path))
 
 
-def test_a_file_is_not_taken_for_a_socket(tmp_path: Path) -> None:
+def test_sockets_refuse_a_file_for_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(CannotStart, match="exists and is no socket"):
+    with pytest.raises(CannotStart, match="exists and is not a socket"):
         sockets(ListenAddress("", 0, path))
     assert path.read_text() == "data"
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "no/such/directory"])
-def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_sockets_name_an_impossible_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(CannotStart, match=r"cannot listen on .*: [A-Z].+") as refused:
         sockets(ListenAddress("", 0, tmp_path / name))
     assert "None" not in str(refused.value)
@@ -151,14 +149,14 @@ def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, name: str) -> None:
 # what the address says
 
 
-def test_a_url_is_as_a_person_would_type_it(opened: list[socket.socket]) -> None:
+def test_url_of_is_the_url_of_a_listener(opened: list[socket.socket]) -> None:
     opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0))]
     first, second = (listener.getsockname()[1] for listener in opened)
     assert url_of(opened[0], tls=False) == f"http://127.0.0.1:{first}"
     assert url_of(opened[1], tls=True) == f"https://[::1]:{second}"
 
 
-def test_what_other_hosts_can_reach_is_told_by_the_sockets(tmp_path: Path, opened: list[socket.socket]) -> None:
+def test_beyond_loopback_lists_addresses_of_the_sockets(tmp_path: Path, opened: list[socket.socket]) -> None:
     opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0)), *sockets(ListenAddress("", 0, tmp_path / "s"))]
     assert beyond_loopback(opened) == []
     opened += [*sockets(ListenAddress("0.0.0.0", 0)), *sockets(ListenAddress("::", 0))]
@@ -224,7 +222,7 @@ async def served(
         await server.shutdown([listener])
 
 
-async def test_the_service_manager_is_told_of_every_step(manager: Notified) -> None:
+async def test_server_notifies_the_service_manager_of_every_step(manager: Notified) -> None:
     told: list[str] = []
     async with served(sockets(LOOPBACK)[0], told):
         assert (told, manager.said()) == (["ready"], ["READY=1"])
@@ -233,14 +231,16 @@ async def test_the_service_manager_is_told_of_every_step(manager: Notified) -> N
     assert (told[2:], manager.said()) == (["streams end"], ["STOPPING=1"])
 
 
-async def test_without_a_service_manager_it_starts_and_stops_all_the_same() -> None:
+async def test_server_runs_without_a_service_manager() -> None:
     told: list[str] = []
     async with served(sockets(LOOPBACK)[0], told):
         pass
     assert told == ["ready", "streams end"]
 
 
-async def test_a_reload_that_fails_is_over_all_the_same(manager: Notified, caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_reload_notifies_ready_after_a_failure(
+    manager: Notified, caplog: pytest.LogCaptureFixture
+) -> None:
     async def fails() -> None:
         raise ValueError("no such file")
 
@@ -251,14 +251,16 @@ async def test_a_reload_that_fails_is_over_all_the_same(manager: Notified, caplo
     assert "no such file" in caplog.text
 
 
-async def test_the_watchdog_is_fed_twice_in_its_time(manager: Notified, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_notifies_the_watchdog_twice_in_each_interval(
+    manager: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
     async with served(sockets(LOOPBACK)[0], []):
         while manager.said().count("WATCHDOG=1") == 0:
             await asyncio.sleep(0.001)
 
 
-async def test_a_watchdog_meant_for_another_process_is_not_fed(
+async def test_server_ignores_a_watchdog_for_another_process(
     manager: Notified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
@@ -268,7 +270,7 @@ async def test_a_watchdog_meant_for_another_process_is_not_fed(
         assert "WATCHDOG=1" not in manager.said()
 
 
-def test_our_unix_socket_can_be_taken_away_and_no_other(
+def test_unlink_own_removes_our_unix_socket_only(
     tmp_path: Path, opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "proxy.sock"
@@ -286,7 +288,7 @@ def test_our_unix_socket_can_be_taken_away_and_no_other(
 # TLS
 
 
-def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_tls_context_names_a_certificate_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CannotStart, match=f"{tmp_path}/none.pem: No such file"):
         tls_context(tmp_path / "none.pem", None, None)
     (tmp_path / "bad.pem").write_text("no certificate")
@@ -294,7 +296,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         tls_context(tmp_path / "bad.pem", tmp_path / "key.pem", None)
 
 
-def test_a_bad_authority_is_named(tmp_path: Path, certificate: Path) -> None:
+def test_tls_context_names_an_authority_that_cannot_be_used(tmp_path: Path, certificate: Path) -> None:
     assert tls_context(certificate, None, None).verify_mode == ssl.CERT_NONE
     assert tls_context(certificate, None, certificate).verify_mode == ssl.CERT_REQUIRED
     with pytest.raises(CannotStart, match=f"{tmp_path}/none.pem"):

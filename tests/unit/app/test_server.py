@@ -1,4 +1,4 @@
-"""The whole program as an app, and what a start and a reload refuse."""
+"""The ASGI app, and what a start and a reload refuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from nacos_proxy.app.server import (
     App,
     banner,
     check_exposure,
-    create_app,
     reload_safely,
     run,
     uvicorn_config,
@@ -34,33 +33,28 @@ PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
 LIST = "/nacos/v1/ns/instance/list?serviceName=a"
 
 
-def test_the_app_can_be_made_without_a_process() -> None:
-    app = create_app(Settings(**PLAIN), FakeClock())
-    assert isinstance(app, App)
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "proxy.example"])
-def test_a_start_that_others_could_reach_needs_a_token_or_a_word(host: str) -> None:
+def test_check_exposure_requires_a_token_or_insecure(host: str) -> None:
     with pytest.raises(CannotStart, match="--insecure"):
         check_exposure(Settings(**PLAIN, host=host))
     check_exposure(Settings(**PLAIN, host=host, insecure=True))
     check_exposure(Settings(**PLAIN, host=host, tokens="read:12345678"))
 
 
-def test_a_start_with_an_upstream_that_is_no_address_says_so_and_leaves_the_port() -> None:
+def test_run_refuses_an_invalid_upstream_and_frees_the_port() -> None:
     flags = {"disk": False, "port": 0, "upstream": "ftp://x", "push": "off", "udp_push": False}
     with pytest.raises(CannotStart, match="neither http nor https"):
         run(load(flags, None, {}))
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_connection_outlasts_the_pause_between_two_beats_and_between_two_lists(fast: bool) -> None:
+def test_uvicorn_config_keeps_connections_alive_between_two_heartbeats_and_lists(fast: bool) -> None:
     """A client that beats every 5 s on a connection that ends after 5 s finds it broken again and again."""
     app = App(build(Settings(**PLAIN, fast_path=fast), FakeClock()))
     assert uvicorn_config(app, app.parts.settings).timeout_keep_alive >= 2 * 10
 
 
-async def test_a_reload_changes_who_may_ask_also_for_answers_from_memory(tmp_path: Path) -> None:
+async def test_app_reload_applies_tokens_to_prepared_answers_too(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("read:first-token\n")
     async with serving(tokens_file=tokens) as proxy:
@@ -73,9 +67,7 @@ async def test_a_reload_changes_who_may_ask_also_for_answers_from_memory(tmp_pat
         assert (await proxy.http.get(LIST, headers={"Authorization": "Bearer other-token"})).status_code == 200
 
 
-def test_a_reload_that_would_open_a_locked_door_changes_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reload_safely_keeps_the_tokens_if_all_would_vanish(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("read:first-token\n")
     loaded = load({**PLAIN, "tokens_file": str(tokens)}, None, {})
@@ -86,7 +78,7 @@ def test_a_reload_that_would_open_a_locked_door_changes_nothing(
     assert "not reloaded" in caplog.text
 
 
-async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() -> None:
+async def test_uvicorn_config_ignores_forwarded_addresses() -> None:
     async with serving(subscribers_per_client=1) as proxy:
         async with proxy.http.stream("GET", "/api/v1/events?service=a", headers={"X-Forwarded-For": "10.0.0.1"}) as one:
             assert one.status_code == 200
@@ -94,7 +86,7 @@ async def test_a_client_cannot_pass_for_others_to_get_round_the_bounds_of_one() 
             assert other.status_code == 429
 
 
-def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_path: Path) -> None:
+def test_banner_names_version_upstream_and_state(tmp_path: Path) -> None:
     alone = banner(Settings(state_dir=tmp_path), tmp_path / "nacos-proxy").splitlines()
     assert alone[0] == f"nacos-proxy {__version__}"
     assert alone[1].startswith("upstream: embedded registry, for development") and "--upstream" in alone[1]
@@ -105,10 +97,10 @@ def test_the_first_lines_say_what_runs_on_which_upstream_with_which_state(tmp_pa
         "state: not kept (disk = false)",
     ]
     named = Settings(upstream=(), endpoint="http://names/list?token=hush")
-    assert banner(named, tmp_path).splitlines()[1] == "upstream: as http://names names it"
+    assert banner(named, tmp_path).splitlines()[1] == "upstream: the servers that http://names lists"
 
 
-async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_other(tmp_path: Path) -> None:
+async def test_app_reload_ends_streams_and_polls_of_a_revoked_token_only(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("read:first-token\nadmin:other-token\n")
     first, other = ({"Authorization": f"Bearer {name}-token"} for name in ("first", "other"))
@@ -139,7 +131,7 @@ async def test_a_revoked_token_ends_its_streams_and_its_polls_and_those_of_no_ot
             await asyncio.sleep(0)
 
 
-async def test_a_first_token_ends_what_was_open_without_one(tmp_path: Path) -> None:
+async def test_app_reload_with_a_first_token_ends_streams_without_one(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     async with serving() as proxy, proxy.http.stream("GET", "/api/v1/events?service=a") as stream:
         chunks = stream.aiter_text()
@@ -161,7 +153,7 @@ async def read_all(http: httpx.AsyncClient, target: str, headers: dict[str, str]
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_revoked_token_ends_a_long_poll_that_was_passed_on(tmp_path: Path, begun: bool) -> None:
+async def test_app_reload_ends_a_forwarded_long_poll_of_a_revoked_token(tmp_path: Path, begun: bool) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("admin:first-token\n")
     asked, gone = asyncio.Event(), asyncio.Event()

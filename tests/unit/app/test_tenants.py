@@ -1,4 +1,4 @@
-"""Tenants: one view for each account that the upstream knows; bounded, ended when unused or refused."""
+"""Tenants: one for each account that the upstream accepts; bounded, ended when idle or refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from nacos_proxy.app.credentials import Shown
-from nacos_proxy.app.tenants import Tenants, TenantsPolicy, Visit
+from nacos_proxy.app.credentials import ClientCredentials
+from nacos_proxy.app.tenants import TenantRequest, Tenants, TenantsPolicy
 from nacos_proxy.model.errors import (
     BadCall,
     NothingKnown,
@@ -64,7 +64,7 @@ class View:
 
 
 @dataclass
-class Gate:
+class Upstream:
     """Takes what is in `known`; `away`: the upstream is. `wait`: it answers when this is set."""
 
     clock: FakeClock
@@ -76,8 +76,8 @@ class Gate:
     fails: list[str] = field(default_factory=list)
     ttl: float = math.inf
 
-    async def prove(self, shown: Shown) -> Pass | None:
-        who = shown.token or shown.username
+    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+        who = credentials.token or credentials.username
         self.asked.append(who)
         await asyncio.sleep(0)
         if self.wait is not None:
@@ -91,91 +91,91 @@ class Gate:
         now = self.clock.now()
         return Pass(Credential(f"{who}-{len(self.asked)}"), now + 0.9 * self.ttl, now + self.ttl)
 
-    async def open(self, proven: Pass, refused: Callable[[Refused], None]) -> View:
+    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> View:
         if self.fails:
             raise OSError(self.fails.pop())
-        self.views.append(View(proven.credential.token, refused))
+        self.views.append(View(granted.credential.token, refused))
         return self.views[-1]
 
 
 @dataclass
 class World:
     clock: FakeClock
-    gate: Gate
+    upstream: Upstream
     tenants: Tenants
 
-    async def visit(self, query: str, client: str = "127.0.0.1") -> Visit:
-        return await self.tenants.visit(scope(query, client), receive)
+    async def admit(self, query: str, client: str = "127.0.0.1") -> TenantRequest:
+        return await self.tenants.admit(scope(query, client), receive)
 
-    async def ask(self, token: str, client: str = "127.0.0.1") -> Visit:
-        visit = await self.visit(f"accessToken={token}", client)
-        visit.leave()
-        return visit
+    async def ask(self, token: str, client: str = "127.0.0.1") -> TenantRequest:
+        request = await self.admit(f"accessToken={token}", client)
+        request.release()
+        return request
 
     @property
     def ended(self) -> list[list[object]]:
-        return [view.ended for view in self.gate.views]
+        return [view.ended for view in self.upstream.views]
 
 
 def world(**policy: Any) -> World:
     clock = FakeClock()
-    gate = Gate(clock)
-    return World(clock, gate, Tenants(gate, TenantsPolicy(**policy), clock, Supervisor(clock)))
+    upstream = Upstream(clock)
+    return World(clock, upstream, Tenants(upstream, TenantsPolicy(**policy), clock, Supervisor(clock)))
 
 
-async def test_a_token_in_a_form_is_found_and_the_form_is_left_to_be_read() -> None:
+async def test_admit_finds_a_token_in_a_form_and_leaves_the_form_to_be_read() -> None:
     """As the Go SDK shows it when it registers and beats."""
     w, body = world(), b"serviceName=DEFAULT_GROUP@@s&beat={}&accessToken=a"
 
     async def once() -> dict[str, Any]:
         return {"type": "http.request", "body": body}
 
-    request = http_scope("PUT", "/", {**FORM, "content-length": str(len(body))})
-    visit = await w.tenants.visit(request, once)
-    assert visit.app == w.gate.views[0].app
-    assert (await visit.receive())["body"] == body
+    asked = http_scope("PUT", "/", {**FORM, "content-length": str(len(body))})
+    request = await w.tenants.admit(asked, once)
+    assert request.app == w.upstream.views[0].app
+    assert (await request.receive())["body"] == body
 
 
 # who is let in
 
 
-async def test_a_token_has_one_view_however_many_ask_at_once() -> None:
+async def test_admit_opens_one_tenant_for_concurrent_requests() -> None:
     w = world()
     found = await asyncio.gather(*(w.ask("a") for _ in range(20)))
     other = await w.ask("b")
-    assert w.gate.asked == ["a", "b"] and len(w.gate.views) == 2
-    assert all(visit.app == w.gate.views[0].app for visit in found)
-    assert other.app == w.gate.views[1].app
+    assert w.upstream.asked == ["a", "b"] and len(w.upstream.views) == 2
+    assert all(request.app == w.upstream.views[0].app for request in found)
+    assert other.app == w.upstream.views[1].app
 
 
-async def test_a_request_without_credentials_has_no_tenant_nor_has_any_on_an_open_upstream() -> None:
+async def test_admit_gives_no_tenant_without_credentials_or_without_authentication_upstream() -> None:
     w = world()
-    assert (await w.visit("")).app is None
+    assert (await w.admit("")).app is None
     assert (await w.ask("open")).app is None
     await w.ask("open")
-    assert w.gate.asked == ["open"]
+    assert w.upstream.asked == ["open"]
 
 
-async def test_an_invented_token_opens_nothing_and_is_refused_from_memory_for_a_while() -> None:
+async def test_admit_refuses_a_refused_token_from_memory_for_longer_each_time() -> None:
     w = world()
     for pause, asked in ((0.0, 1), (4.9, 1), (0.2, 2), (9.9, 2), (0.2, 3)):
         await w.clock.advance(pause)
         with pytest.raises(Refused, match="token invalid!"):
             await w.ask("invented")
-        assert len(w.gate.asked) == asked
-    assert (len(w.tenants), w.gate.views) == (0, [])
+        assert len(w.upstream.asked) == asked
+    assert (len(w.tenants), w.upstream.views) == (0, [])
 
 
 @pytest.mark.parametrize("query", [f"accessToken={'x' * 5000}", f"username=app&password={'x' * 5000}"])
-async def test_what_is_endless_is_refused_without_asking(query: str) -> None:
+async def test_admit_refuses_credentials_that_are_too_long_without_asking(query: str) -> None:
     w = world()
     with pytest.raises(Refused, match="token invalid!") as refused:
-        await w.visit(query)
-    assert (refused.value.status, w.gate.asked) == (403, [])
+        await w.admit(query)
+    assert (refused.value.status, w.upstream.asked) == (403, [])
 
 
-async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does() -> None:
-    w = world(attempts=3, forgiven=2.0)
+async def test_admit_makes_only_an_address_with_many_refusals_wait() -> None:
+    w = world(max_refusals=3, forgiven_after=2.0)
     await w.ask("a", "10.0.0.1")
     for number in range(3):
         with pytest.raises(Refused):
@@ -189,20 +189,20 @@ async def test_an_address_that_was_refused_too_often_waits_and_nobody_else_does(
     assert (await w.ask("c", "10.0.0.1")).app is not None
 
 
-async def test_many_good_tokens_at_once_are_no_guesses() -> None:
+async def test_admit_does_not_count_valid_tokens_as_guesses() -> None:
     """After a restart of the proxy all clients of a host come at once."""
-    w = world(attempts=3, at_once=5)
+    w = world(max_refusals=3, max_attempts=5)
     names = [f"good-{number}" for number in range(8)]
-    w.gate.known |= set(names)
+    w.upstream.known |= set(names)
     came = await asyncio.gather(*(w.ask(name) for name in names), return_exceptions=True)
-    assert [type(c) for c in came] == [Visit] * 5 + [NothingKnown] * 3
+    assert [type(c) for c in came] == [TenantRequest] * 5 + [NothingKnown] * 3
     for name in names:
         assert (await w.ask(name)).app is not None
 
 
-async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_wait_behind_guesses() -> None:
+async def test_admit_trusts_tokens_of_a_login_and_those_accepted_before() -> None:
     """All clients of one host are one address."""
-    w = world(attempts=1, idle=60.0)
+    w = world(max_refusals=1, idle=60.0)
     await w.ask("a")
     for _ in range(12):
         await w.clock.advance(6.0)
@@ -210,51 +210,51 @@ async def test_a_token_that_a_login_gave_and_one_that_was_taken_before_need_not_
     for number in range(5):
         with pytest.raises(ProxyError):
             await w.ask(f"invented-{number}")
-    w.tenants.expect("b")
+    w.tenants.trust("b")
     assert (await w.ask("a")).app is not None and (await w.ask("b")).app is not None
     with pytest.raises(BadCall):
         await w.ask("c")
 
 
-async def test_thousands_of_invented_tokens_neither_open_nor_fill_anything() -> None:
-    w = world(remembered=100)
+async def test_admit_bounds_what_invented_tokens_cost() -> None:
+    w = world(max_remembered=100)
     await w.ask("a", "10.0.0.9")
     for number in range(2000):
         with pytest.raises(ProxyError):
             await w.ask(f"invented-{number}", f"10.0.{number % 7}.1")
-    assert len(w.gate.asked) <= 1 + 7 * 33
-    assert (len(w.tenants), len(w.gate.views)) == (1, 1)
+    assert len(w.upstream.asked) <= 1 + 7 * 33
+    assert (len(w.tenants), len(w.upstream.views)) == (1, 1)
 
 
-async def test_while_the_upstream_is_away_only_those_that_it_took_are_served() -> None:
-    w = world(attempts=2)
+async def test_admit_serves_only_known_tenants_while_the_upstream_is_down() -> None:
+    w = world(max_refusals=2)
     await w.ask("a")
-    w.gate.away = True
+    w.upstream.away = True
     for _ in range(5):
-        with pytest.raises(NothingKnown, match="only those that it took before are served meanwhile; try again") as no:
+        with pytest.raises(NothingKnown, match="only accounts that it accepted before are served") as no:
             await w.ask("b")
         assert no.value.status == 503
     assert (await w.ask("a")).app is not None
-    w.gate.away = False
+    w.upstream.away = False
     assert (await w.ask("b")).app is not None, "that it could not be asked is no refusal"
 
 
-async def test_a_first_request_waits_only_so_long_and_the_next_one_finds_the_outcome() -> None:
+async def test_admit_waits_a_limited_time_and_the_next_request_finds_the_outcome() -> None:
     w = world(wait=2.5)
-    w.gate.wait = asyncio.Event()
+    w.upstream.wait = asyncio.Event()
     asking = spawn(w.ask("a"), name="request")
     await settle()
     await w.clock.advance(2.6)
     with pytest.raises(NothingKnown, match="not answered in time"):
         await asking
-    w.gate.wait.set()
+    w.upstream.wait.set()
     await settle()
-    assert (await w.ask("a")).app is not None and w.gate.asked == ["a"]
+    assert (await w.ask("a")).app is not None and w.upstream.asked == ["a"]
 
 
-async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
+async def test_admit_tries_again_after_a_tenant_could_not_be_opened() -> None:
     w = world()
-    w.gate.fails.append("no socket")
+    w.upstream.fails.append("no socket")
     with pytest.raises(OSError, match="no socket"):
         await w.ask("a")
     assert (await w.ask("a")).app is not None
@@ -263,7 +263,7 @@ async def test_a_view_that_could_not_be_opened_is_tried_again() -> None:
 # how long one stays
 
 
-async def test_the_longest_unused_makes_room() -> None:
+async def test_tenants_end_the_least_recently_used_one_to_make_room() -> None:
     w = world(max_tenants=2)
     for token in ("a", "b", "a", "c"):
         await w.ask(token)
@@ -271,7 +271,7 @@ async def test_the_longest_unused_makes_room() -> None:
     assert w.ended == [[], ["idle", "closed"], []]
 
 
-async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
+async def test_tenants_make_room_at_the_address_that_has_most() -> None:
     w = world(max_tenants=3)
     await w.ask("a", "10.0.0.1")
     for token in ("b", "c", "d"):
@@ -280,47 +280,47 @@ async def test_an_address_with_many_accounts_makes_room_with_its_own() -> None:
     assert w.ended == [[], ["idle", "closed"], [], []]
 
 
-async def test_what_is_busy_stays_and_one_too_many_is_refused() -> None:
+async def test_tenants_keep_busy_ones_and_refuse_one_too_many() -> None:
     w = world(max_tenants=2)
     await w.ask("a")
-    w.gate.views[0].busy = True
-    under_way = await w.visit("accessToken=b")
+    w.upstream.views[0].busy = True
+    under_way = await w.admit("accessToken=b")
     with pytest.raises(BadCall) as caught:
         await w.ask("c")
     assert caught.value.status == 429
-    under_way.leave()
+    under_way.release()
     assert (await w.ask("c")).app is not None
 
 
-async def test_an_idle_one_ends_with_no_need_of_another_request() -> None:
+async def test_tenants_sweep_ends_idle_ones() -> None:
     w = world(idle=60.0)
     await w.ask("a")
     await w.ask("b")
-    w.gate.views[1].busy = True
-    under_way = await w.visit("accessToken=c")
+    w.upstream.views[1].busy = True
+    under_way = await w.admit("accessToken=c")
     await w.ask("d")
     for _ in range(12):
         await w.clock.advance(6.0)
-        w.gate.views[3].last_read = w.clock.now()  # it is answered from memory all the time
+        w.upstream.views[3].last_read = w.clock.now()  # it is answered from memory all the time
     assert w.ended == [["idle", "closed"], [], [], []]
-    under_way.leave()
-    w.gate.views[1].busy = False
+    under_way.release()
+    w.upstream.views[1].busy = False
     for _ in range(12):
         await w.clock.advance(6.0)
     assert (w.ended, len(w.tenants)) == ([["idle", "closed"]] * 4, 0)
 
 
-async def test_one_whose_token_the_upstream_refuses_ends_at_once() -> None:
+async def test_tenants_end_one_whose_token_is_refused() -> None:
     w = world()
     await w.ask("a")
-    under_way = await w.visit("accessToken=a")
-    w.gate.views[0].refused(refusal("token expired!"))
-    w.gate.views[0].refused(refusal("token expired!"))
+    under_way = await w.admit("accessToken=a")
+    w.upstream.views[0].refused(refusal("token expired!"))
+    w.upstream.views[0].refused(refusal("token expired!"))
     await settle()
     assert w.ended == [["token expired!"]], "what is under way still needs it"
     await w.ask("a")
-    assert w.gate.asked == ["a", "a"], "what was said of one call is looked into anew"
-    under_way.leave()
+    assert w.upstream.asked == ["a", "a"], "what was said of one call is looked into anew"
+    under_way.release()
     await settle()
     assert w.ended[0] == ["token expired!", "closed"]
 
@@ -328,50 +328,50 @@ async def test_one_whose_token_the_upstream_refuses_ends_at_once() -> None:
 # name and password
 
 
-async def test_an_account_is_logged_in_once_and_again_before_its_token_ends() -> None:
+async def test_tenants_renew_a_login_before_it_ends() -> None:
     w = world()
-    w.gate.ttl = 100.0
+    w.upstream.ttl = 100.0
     for _ in range(3):
-        (await w.visit(ACCOUNT)).leave()
-    assert w.gate.asked == ["app"] and len(w.gate.views) == 1
+        (await w.admit(ACCOUNT)).release()
+    assert w.upstream.asked == ["app"] and len(w.upstream.views) == 1
     await w.clock.advance(91.0)
-    (await w.visit(ACCOUNT)).leave()
+    (await w.admit(ACCOUNT)).release()
     await settle()
     await w.clock.advance(20.0)
-    (await w.visit(ACCOUNT)).leave()
-    assert w.gate.asked == ["app", "app"] and w.ended == [[]]
+    (await w.admit(ACCOUNT)).release()
+    assert w.upstream.asked == ["app", "app"] and w.ended == [[]]
     await w.clock.advance(200.0)
-    (await w.visit(ACCOUNT)).leave()
-    assert w.gate.asked == ["app"] * 3
+    (await w.admit(ACCOUNT)).release()
+    assert w.upstream.asked == ["app"] * 3
 
 
-async def test_a_login_that_is_refused_when_it_is_renewed_ends_the_tenant() -> None:
+async def test_tenants_end_one_whose_login_cannot_be_renewed() -> None:
     w = world()
-    w.gate.ttl = 100.0
-    (await w.visit(ACCOUNT)).leave()
-    w.gate.known.clear()
+    w.upstream.ttl = 100.0
+    (await w.admit(ACCOUNT)).release()
+    w.upstream.known.clear()
     await w.clock.advance(101.0)
     with pytest.raises(Refused):
-        await w.visit(ACCOUNT)
+        await w.admit(ACCOUNT)
     await settle()
     assert w.ended == [["token invalid!", "closed"]]
 
 
-async def test_a_login_that_cannot_be_renewed_now_is_tried_again() -> None:
-    w = world(retry=5.0)
-    w.gate.ttl = 100.0
-    (await w.visit(ACCOUNT)).leave()
-    w.gate.away = True
+async def test_tenants_retry_a_renewal_while_the_upstream_is_down() -> None:
+    w = world(renewal_retry=5.0)
+    w.upstream.ttl = 100.0
+    (await w.admit(ACCOUNT)).release()
+    w.upstream.away = True
     await w.clock.advance(91.0)
     for _ in range(3):
-        (await w.visit(ACCOUNT)).leave()
+        (await w.admit(ACCOUNT)).release()
         await settle()
-    assert w.gate.asked == ["app", "app"]
-    w.gate.away = False
+    assert w.upstream.asked == ["app", "app"]
+    w.upstream.away = False
     await w.clock.advance(5.1)
-    (await w.visit(ACCOUNT)).leave()
+    (await w.admit(ACCOUNT)).release()
     await settle()
-    assert w.gate.asked == ["app"] * 3 and w.ended == [[]]
+    assert w.upstream.asked == ["app"] * 3 and w.ended == [[]]
 
 
 def parts(one: object) -> list[object]:
@@ -413,40 +413,40 @@ def keeping(password: str) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("keep", keeping("hunter2-secret"))
-def test_a_password_that_a_function_keeps_is_found(keep: Callable[[], object]) -> None:
+def test_texts_finds_a_password_that_a_function_keeps(keep: Callable[[], object]) -> None:
     w = world()
-    w.gate.views.append(View("a", refused=keep))
+    w.upstream.views.append(View("a", refused=keep))
     assert "'hunter2-secret'" in texts(w.tenants)
     with pytest.raises(AssertionError, match="more than was looked at"):
         texts(w.tenants, most=10)
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_password_is_kept_nowhere(known: bool) -> None:
+async def test_tenants_keep_no_password(known: bool) -> None:
     w = world()
     if not known:
-        w.gate.known.clear()
+        w.upstream.known.clear()
         with pytest.raises(Refused):
-            await w.visit(ACCOUNT)
+            await w.admit(ACCOUNT)
     else:
-        visit = await w.visit(ACCOUNT)
-        visit.leave()
-        del visit
+        request = await w.admit(ACCOUNT)
+        request.release()
+        del request
     await settle()
     found = texts(w.tenants)
     assert found and not [text for text in found if "hunter2" in text]
 
 
-async def test_what_a_password_opens_is_never_repeated_from_memory() -> None:
+async def test_admit_hides_requests_with_a_password_from_the_fast_path() -> None:
     """The fast path keeps whole requests; it looks for the mark in the scope that it handed on."""
     w = world()
     asked = scope(ACCOUNT)
-    assert (await w.tenants.visit(asked, receive)).scope is not asked
+    assert (await w.tenants.admit(asked, receive)).scope is not asked
     plain = scope("accessToken=a")
-    assert (await w.tenants.visit(plain, receive)).scope is plain
+    assert (await w.tenants.admit(plain, receive)).scope is plain
 
 
-async def test_a_stop_ends_streams_and_then_every_view() -> None:
+async def test_tenants_close_ends_every_tenant() -> None:
     w = world()
     await w.ask("a")
     w.tenants.end_streams()
@@ -454,14 +454,14 @@ async def test_a_stop_ends_streams_and_then_every_view() -> None:
     assert (len(w.tenants), w.ended) == (0, [["idle", "closed"]])
 
 
-async def test_one_that_opens_while_the_proxy_stops_ends_too() -> None:
+async def test_tenants_close_waits_for_one_that_is_opening() -> None:
     w = world()
-    w.gate.wait = asyncio.Event()
+    w.upstream.wait = asyncio.Event()
     asking = spawn(w.ask("a"), name="request")
     await settle()
     closing = spawn(w.tenants.close(), name="stop")
     await settle()
-    w.gate.wait.set()
+    w.upstream.wait.set()
     with pytest.raises(NothingKnown, match="stopping"):
         await asking
     await closing

@@ -1,4 +1,4 @@
-"""What the commands that ask a running proxy share."""
+"""The shared options of the client commands, and how answers are printed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.console import Console
 from nacos_proxy.cli.client_options import (
     WIDE,
     AddressParameter,
-    Asked,
-    Seconds,
-    Weight,
+    DurationParameter,
+    Session,
+    WeightParameter,
     address_of,
     line_of,
     metadata_of,
@@ -38,7 +38,7 @@ def printed(shown: object) -> str:
     return capture.get()
 
 
-def test_a_snapshot_is_a_table_of_its_instances() -> None:
+def test_table_of_has_a_row_for_each_instance() -> None:
     hosts = [
         host(),
         host(ip="2001:db8::1", enabled=False, ephemeral=False, weight=2.5, metadata={"zone": "a", "v": "2"}),
@@ -54,7 +54,7 @@ def test_a_snapshot_is_a_table_of_its_instances() -> None:
     ]
 
 
-def test_what_a_registry_holds_is_shown_and_not_obeyed() -> None:
+def test_table_of_and_line_of_escape_control_characters() -> None:
     nasty = host(ip="\x1b[2J", clusterName="[red]c\n", metadata={"\x1b]0;title\x07": "[bold]x\x9b"})
     body = {"name": "a\x1b[31m", "namespaceId": "n\r"}
     for text in (printed(table_of(body, [nasty])), printed(line_of("+", "green", "a\x1b", nasty, "poll"))):
@@ -65,36 +65,41 @@ def test_what_a_registry_holds_is_shown_and_not_obeyed() -> None:
     assert address_of(host(ip="[2001:db8::7]")) == address_of(host(ip="2001:db8::7")) == "[2001:db8::7]:80"
 
 
-def test_nothing_is_folded_in_a_pipe(ask: Run) -> None:
+def test_console_does_not_fold_lines_in_a_pipe(ask: Run) -> None:
     long = "x" * 300
     assert ask("register", "wide", "10.0.0.1:80", "--metadata", f"key={long}").exit_code == 0
     assert f"key={long}" in ask("get", "wide").output
 
 
-def test_metadata_is_pairs() -> None:
+def test_metadata_of_parses_pairs() -> None:
     assert metadata_of(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     for wrong in ("a", "=b"):
         with pytest.raises(click.UsageError, match="key=value"):
             metadata_of([wrong])
 
 
-def test_parameters_are_read_or_refused() -> None:
+def test_parameter_types_convert_or_refuse() -> None:
     assert AddressParameter().convert("[::1]:80", None, None) == "[::1]:80"
-    assert Seconds().convert("500ms", None, None) == 0.5
-    assert Weight().convert("2.5", None, None) == 2.5
-    for kind, wrong in ((AddressParameter(), "10.0.0.1"), (Seconds(), "soon"), (Weight(), "nan"), (Weight(), "heavy")):
+    assert DurationParameter().convert("500ms", None, None) == 0.5
+    assert WeightParameter().convert("2.5", None, None) == 2.5
+    for kind, wrong in (
+        (AddressParameter(), "10.0.0.1"),
+        (DurationParameter(), "soon"),
+        (WeightParameter(), "nan"),
+        (WeightParameter(), "heavy"),
+    ):
         with pytest.raises(click.UsageError):
             kind.convert(wrong, None, None)
 
 
-def test_the_server_is_a_flag_or_a_variable(cli: Run, running: ProxyProcess) -> None:
+def test_client_command_takes_the_server_from_flag_or_variable(cli: Run, running: ProxyProcess) -> None:
     by_flag = cli("list", "--json", "--server", running.url)
     by_variable = cli("list", "--json", NACOS_PROXY_SERVER=running.url.removeprefix("http://"))
     assert by_flag.exit_code == by_variable.exit_code == 0
     assert cli("list", "--server", "ftp://x").exit_code == 2
 
 
-def test_namespace_and_group_go_with_the_call(ask: Run) -> None:
+def test_client_command_sends_namespace_and_group(ask: Run) -> None:
     where = ("--namespace", "dev", "--group", "G")
     assert ask("register", "placed", "10.0.0.1:80", *where).exit_code == 0
     body = json.loads(ask("get", "placed", "--json", *where).output)
@@ -104,12 +109,14 @@ def test_namespace_and_group_go_with_the_call(ask: Run) -> None:
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_it_says_so_where_the_proxy_answered_without_nacos(local: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_session_show_warns_if_the_proxy_answered_without_nacos(
+    local: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     headers = {"nacos-proxy-answer": "local" if local else "upstream"}
     answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"weight": 1}, headers=headers))
     with RestClient("http://127.0.0.1:1", transport=answers) as client:
-        asked = Asked(client, "", "", as_json=True)
-        asked.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
+        session = Session(client, "", "", as_json=True)
+        session.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"weight": 1}
-    assert ("Nacos is away" in err) is local
+    assert ("Nacos is down" in err) is local

@@ -13,12 +13,12 @@ from tests.unit.conftest import Run
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 
 
-def test_the_page_of_the_docs_is_what_the_class_says(cli: Run) -> None:
+def test_documentation_is_docs_configuration_md(cli: Run) -> None:
     assert PAGE.read_text("utf-8") == documentation()
     assert cli("config", "--docs").output == documentation()
 
 
-def test_every_setting_is_an_option_and_the_common_ones_come_first(cli: Run) -> None:
+def test_settings_options_has_every_setting_and_the_common_ones_first(cli: Run) -> None:
     text = cli("serve", "--help").output
     places = [text.index(f"\n  --{name.replace('_', '-')} ") for name in COMMON]
     assert places == sorted(places)
@@ -45,7 +45,7 @@ def test_config_masks_secrets_in_every_form(cli: Run) -> None:
         assert "********" in text
 
 
-def test_config_masks_who_logs_in_by_a_url_in_every_form(cli: Run) -> None:
+def test_config_masks_the_login_in_a_url_in_every_form(cli: Run) -> None:
     flags = ("--upstream", "http://app:hush@a:8848,app:hu/sh@b", "--endpoint", "https://app:hush@c/list?sig=hush&x=1")
     for form in ((), ("--json",), ("--toml",)):
         text = cli("config", *form, *flags).output
@@ -55,20 +55,20 @@ def test_config_masks_who_logs_in_by_a_url_in_every_form(cli: Run) -> None:
     assert [line for line in file if line.startswith("upstream =")] == [], "what is masked is no value"
 
 
-def test_a_url_that_is_refused_is_shown_without_who_logs_in(cli: Run) -> None:
+def test_config_masks_the_login_in_a_refused_url(cli: Run) -> None:
     for flags in (("--endpoint", "http://app:hu/sh@c"), ("--endpoint", "ftp://app:hush@c"), ("--endpoint", "http://")):
         refused = cli("config", *flags)
-        assert refused.exit_code != 0 and "a URL is written like" in refused.output
+        assert refused.exit_code != 0 and "write a URL like" in refused.output
         assert "hu/sh" not in refused.output and "hush" not in refused.output
 
 
-def test_config_for_programs_is_json(cli: Run) -> None:
+def test_config_json_has_values_and_sources(cli: Run) -> None:
     rows = json.loads(cli("config", "--json", "--upstream", "http://a,http://b").output)
     assert rows["upstream"] == {"value": "http://a,http://b", "source": "flag --upstream"}
     assert list(rows) == list(Settings.model_fields)
 
 
-def test_config_as_a_file_has_the_same_effect(cli: Run, tmp_path: Path) -> None:
+def test_config_toml_has_the_same_effect(cli: Run, tmp_path: Path) -> None:
     flags = ("--upstream", "http://a,http://b", "--cache-ttl", "90s", "--max-body", "2MiB", "--no-udp-push")
     more = ("--context-path", "/", "--cache-stale-if-error", "forever", "--uds", str(tmp_path / "s"))
     file = tmp_path / "config.toml"
@@ -79,13 +79,13 @@ def test_config_as_a_file_has_the_same_effect(cli: Run, tmp_path: Path) -> None:
     assert cli("config", "--toml", "--config", str(file)).output == file.read_text()
 
 
-def test_a_misspelt_variable_is_warned_of(cli: Run) -> None:
+def test_config_warns_of_a_misspelt_variable(cli: Run) -> None:
     done = cli("config", NACOS_PROXY_CACHE_TLL="1s")
     assert done.exit_code == 0
-    assert "NACOS_PROXY_CACHE_TLL is no setting and does nothing" in done.stderr
+    assert "NACOS_PROXY_CACHE_TLL is not a setting and has no effect" in done.stderr
 
 
-def test_the_users_own_file_is_found(cli: Run, tmp_path: Path) -> None:
+def test_config_finds_the_file_of_the_user(cli: Run, tmp_path: Path) -> None:
     (tmp_path / "nacos-proxy").mkdir()
     (tmp_path / "nacos-proxy" / "config.toml").write_text("port = 1234\n")
     done = cli("config", "--json", XDG_CONFIG_HOME=str(tmp_path), NACOS_PROXY_CONFIG=None)

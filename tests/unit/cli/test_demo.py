@@ -1,4 +1,4 @@
-"""The demo: each step as a curl line, and what came back."""
+"""The demo: its steps, and what it does afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.live import Process, free_port
 from tests.unit.conftest import Run
 
 
-def test_the_demo_shows_every_step(cli: Run) -> None:
+def test_demo_prints_every_step(cli: Run) -> None:
     port = free_port()
     done = cli("demo", "--once", "--port", str(port), NACOS_PROXY_UPSTREAM="http://127.0.0.1:1")
     assert done.exit_code == 0, done.output
@@ -40,16 +40,16 @@ def test_the_demo_shows_every_step(cli: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_serves_on_until_it_is_interrupted(number: signal.Signals) -> None:
+def test_demo_serves_until_interrupted(number: signal.Signals) -> None:
     with Process([sys.executable, "-m", "nacos_proxy", "demo", "--port", "0"], env=dict(os.environ)) as demo:
-        demo.wait_for(re.compile("goes on serving at http://127"))
-        demo.wait_for(re.compile("Ctrl-C ends it"))
+        demo.wait_for(re.compile("is still running at http://127"))
+        demo.wait_for(re.compile("Ctrl-C stops it"))
         demo.signal(number)
         assert demo.wait() == 0
         assert demo.log.endswith("bye\n")
 
 
-def test_a_taken_port_is_left_for_the_next_free_one(cli: Run) -> None:
+def test_demo_skips_a_port_in_use(cli: Run) -> None:
     import socket
 
     with socket.socket() as other:

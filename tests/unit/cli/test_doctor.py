@@ -1,4 +1,4 @@
-"""What the doctor finds, and what it says to do."""
+"""The findings of the doctor, and its advice."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ async def found(**settings: object) -> dict[str, Finding]:
     return {finding.about: finding for finding in await upstream_findings(given, SystemClock())}
 
 
-async def test_a_server_that_is_well_is_ok_in_every_line() -> None:
+async def test_upstream_findings_of_a_healthy_server_are_all_ok() -> None:
     async with serving() as nacos:
         findings = await found(upstream=nacos.url)
     assert {about: finding.ok for about, finding in findings.items()} == dict.fromkeys(
         ("upstream", "version", "login", "push port", "clock"), True
     )
     assert findings["upstream"].seen.startswith(f"{nacos.url}/nacos answers in ")
-    assert findings["version"].seen == "2.5.1, answers in v1"
+    assert findings["version"].seen == "2.5.1, APIs: v1"
     assert findings["login"].seen == "services can be read without an account (0 in DEFAULT_GROUP)"
 
 
-async def test_a_server_that_is_not_there_comes_with_questions() -> None:
+async def test_upstream_findings_of_an_unreachable_server_say_what_to_check() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     (finding,) = (await found(upstream=url)).values()
     assert (finding.about, finding.ok) == ("upstream", False)
     assert finding.seen == f"{url}/nacos: no connection: Connection refused"
-    assert "is Nacos running there" in finding.todo
+    assert "check that Nacos is running there" in finding.todo
 
 
-async def test_every_server_of_the_list_is_looked_at() -> None:
+async def test_upstream_findings_cover_every_server() -> None:
     given = Settings(upstream=f"http://127.0.0.1:{free_port()},http://127.0.0.1:{free_port()}", push="off")
     assert [finding.ok for finding in await upstream_findings(given, SystemClock())] == [False, False]
 
 
-async def test_an_address_that_is_none_is_said() -> None:
+async def test_upstream_findings_name_an_invalid_address() -> None:
     (finding,) = (await found(upstream="ftp://127.0.0.1")).values()
     assert (finding.ok, finding.todo) == (False, "write it like http://10.0.0.1:8848")
 
 
-async def test_an_address_server_that_is_away_is_named() -> None:
+async def test_upstream_findings_name_an_unreachable_address_server() -> None:
     url = f"http://127.0.0.1:{free_port()}/nacos/serverlist"
     (finding,) = (await found(endpoint=url)).values()
     assert (finding.about, finding.ok, url in finding.seen) == ("endpoint", False, True)
 
 
-async def test_a_missing_right_is_said_with_what_to_set() -> None:
+async def test_login_finding_of_a_refused_read_says_what_to_set() -> None:
     async with serving(tokens="admin:12345678") as nacos:
         findings = await found(upstream=nacos.url)
     assert (findings["login"].ok, findings["login"].todo) == (False, "set username and password_file")
@@ -79,41 +79,41 @@ async def test_a_missing_right_is_said_with_what_to_set() -> None:
     ],
     ids=["nobody", "wrong password", "right"],
 )
-async def test_a_login_is_tried_whatever_the_server(face: str, account: dict[str, str], todo: str) -> None:
+async def test_login_finding_logs_in_to_every_kind_of_server(face: str, account: dict[str, str], todo: str) -> None:
     async with facing(face, passwords={"nacos": "right"}) as nacos:
         findings = await found(upstream=nacos.url, **account)
     assert (findings["login"].todo, findings["login"].ok) == (todo, not todo)
 
 
 @pytest.mark.parametrize("face", ["v1+v2", "3.0", "v3"])
-async def test_another_context_path_is_no_missing_right(face: str) -> None:
+async def test_login_finding_tells_a_wrong_context_path_from_a_missing_right(face: str) -> None:
     async with facing(face) as nacos:
         findings = await found(upstream=f"{nacos.url}/elsewhere")
     assert "login" not in findings
     assert (findings["API"].ok, findings["API"].todo.startswith("set upstream_context_path")) == (False, True)
-    assert findings["API"].seen.startswith("there is no Nacos below /elsewhere")
+    assert findings["API"].seen.startswith("there is no Nacos API at /elsewhere")
 
 
-async def test_a_password_file_that_is_missing_is_a_bad_setting(tmp_path: Path) -> None:
+async def test_upstream_findings_raise_bad_settings_for_a_missing_password_file(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="password_file"):
         await found(upstream="http://127.0.0.1:1", username="app", password_file=tmp_path / "none")
 
 
-def test_a_closed_push_port_is_a_failure_only_where_push_must_be() -> None:
+def test_push_finding_of_a_closed_port_fails_only_if_push_is_on() -> None:
     port = free_port()
     relaxed, forced = push_finding("127.0.0.1", port, "auto"), push_finding("127.0.0.1", port, "on")
     assert (relaxed.ok, forced.ok) == (True, False)
     assert "changes are found by polling" in relaxed.seen
-    assert "changes are told by UDP" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
+    assert "changes are found by UDP push" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
     assert forced.todo == "open it, or set push_port"
 
 
-def test_an_open_push_port_is_seen() -> None:
+def test_push_finding_of_an_open_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as grpc:
         assert "is open" in push_finding("127.0.0.1", grpc.getsockname()[1], "auto").seen
 
 
-def test_clocks_that_are_apart_are_a_failure(running: ProxyProcess) -> None:
+def test_clock_finding_fails_if_the_clocks_differ(running: ProxyProcess) -> None:
     clock = SystemClock()
     assert clock_finding(running.url, clock.wall).ok
     apart = clock_finding(running.url, lambda: clock.wall() + 60)
@@ -122,17 +122,17 @@ def test_clocks_that_are_apart_are_a_failure(running: ProxyProcess) -> None:
     assert (nobody.ok, nobody.seen.startswith("could not be compared")) == (True, True)
 
 
-def test_the_state_directory_is_writable_or_in_use_or_wrong(tmp_path: Path, running: ProxyProcess) -> None:
+def test_state_finding_of_a_writable_a_used_and_a_wrong_directory(tmp_path: Path, running: ProxyProcess) -> None:
     assert state_finding(Settings(state_dir=tmp_path)).seen == f"{tmp_path} can be written"
     assert state_finding(Settings(disk=False)).seen == "not kept (disk = false)"
     used = state_finding(Settings(state_dir=running.state_dir))
     assert (used.ok, "in use by another nacos-proxy" in used.seen) == (True, True)
     (tmp_path / "file").write_text("")
     wrong = state_finding(Settings(state_dir=tmp_path / "file" / "state"))
-    assert (wrong.ok, wrong.todo) == (False, "choose another --state-dir, or mend its rights")
+    assert (wrong.ok, wrong.todo) == (False, "choose another --state-dir, or change its permissions")
 
 
-def test_a_damaged_state_file_is_said(tmp_path: Path) -> None:
+def test_state_finding_of_a_damaged_file(tmp_path: Path) -> None:
     state_finding(Settings(state_dir=tmp_path))
     (file,) = tmp_path.glob("*.sqlite3")
     file.write_bytes(b"nonsense" * 1000)
@@ -140,22 +140,22 @@ def test_a_damaged_state_file_is_said(tmp_path: Path) -> None:
     assert (damaged.ok, damaged.seen) == (False, "the state file was damaged")
 
 
-def test_our_own_port_is_free_or_ours_or_anothers(running: ProxyProcess, tmp_path: Path) -> None:
+def test_port_finding_of_a_free_port_a_proxy_and_another_program(running: ProxyProcess, tmp_path: Path) -> None:
     assert port_finding(Settings(port=free_port())).seen.endswith("is free")
-    assert port_finding(Settings(port=running.port)).seen.endswith("has a nacos-proxy")
+    assert port_finding(Settings(port=running.port)).seen.startswith("a nacos-proxy listens on")
     assert port_finding(Settings(uds=tmp_path / "none.sock")).seen.endswith("is free")
     (tmp_path / "file").write_text("")
     taken = port_finding(Settings(uds=tmp_path / "file"))
     assert (taken.ok, taken.todo) == (False, "choose another --port or --uds")
 
 
-def test_the_command_prints_a_line_each_and_what_to_do(cli: Run, tmp_path: Path) -> None:
+def test_examine_prints_a_line_for_each_finding(cli: Run, tmp_path: Path) -> None:
     alone = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
     assert alone.exit_code == 1, "the embedded registry is for development"
-    said = ["FAIL upstream", "     -> name your Nacos", "ok   state", "ok   own port"]
+    said = ["FAIL upstream", "     -> set upstream to your Nacos, such as http", "ok   state", "ok   own port"]
     assert [line.split(":")[0] for line in alone.output.splitlines()] == said
     ill = cli("doctor", "--upstream", "http://127.0.0.1:1", "--state-dir", str(tmp_path))
     assert ill.exit_code == 1
     assert "FAIL upstream: http://127.0.0.1:1/nacos: " in ill.output
-    assert "     -> is Nacos running there" in ill.output
+    assert "     -> check that Nacos is running there" in ill.output
     assert cli("doctor", "--port", "x").exit_code == 2

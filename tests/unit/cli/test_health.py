@@ -1,4 +1,4 @@
-"""What a container's health check sees of a proxy, wherever that listens."""
+"""The health check of a container."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def flags(settings: dict[str, str]) -> list[str]:
     ],
     ids=str,
 )
-def test_a_proxy_is_asked_where_it_listens(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_ready_connects_where_the_settings_say(tmp_path: Path, settings: dict[str, str]) -> None:
     if "uds" in settings:
         settings = {**settings, "uds": str(tmp_path / "p.sock")}
     with ProxyProcess(*flags({"host": "127.0.0.1", **settings})) as proxy:
@@ -46,15 +46,15 @@ def test_a_proxy_is_asked_where_it_listens(tmp_path: Path, settings: dict[str, s
     assert not ready(given)[0]
 
 
-def test_one_that_asks_for_a_certificate_is_seen_to_answer() -> None:
+def test_ready_accepts_a_proxy_that_requires_a_client_certificate() -> None:
     settings = {**TLS, "tls_client_ca": str(CERTIFICATES / "ca.pem")}
     with ProxyProcess(*flags(settings)) as proxy:
         given = Settings(**{**settings, "port": proxy.port})  # type: ignore[arg-type]
-        assert ready(given, LONG) == (True, "it answers, and says more to those alone who show a certificate")
+        assert ready(given, LONG) == (True, "it answers, but requires a client certificate")
     assert not ready(given)[0]
 
 
-def test_a_proxy_that_cannot_answer_a_single_read_is_not_ready() -> None:
+def test_ready_is_false_if_no_read_can_be_answered() -> None:
     with ProxyProcess("--upstream", f"http://127.0.0.1:{free_port()}", "--push", "off") as proxy:
         given = Settings(port=proxy.port)
         while ready(given, LONG)[0]:
@@ -62,13 +62,13 @@ def test_a_proxy_that_cannot_answer_a_single_read_is_not_ready() -> None:
         assert '"unready"' in ready(given, LONG)[1]
 
 
-def test_one_that_takes_the_connection_and_says_nothing_is_not_ready() -> None:
+def test_ready_is_false_if_nothing_is_answered() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         well, seen = ready(Settings(port=silent.getsockname()[1]), 0.2)
         assert (well, "timed out" in seen) == (False, True)
 
 
-def test_the_exit_code_and_the_variables_are_those_of_the_container(running: ProxyProcess) -> None:
+def test_main_uses_the_variables_and_returns_the_exit_code(running: ProxyProcess) -> None:
     def run(**variables: str) -> tuple[int, str]:
         environment = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull, **variables}
         done = subprocess.run(

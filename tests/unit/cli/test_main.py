@@ -1,4 +1,4 @@
-"""The table of commands, and what a failure says and exits with."""
+"""The group of commands: help, messages and exit codes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.unit.conftest import Run
 COMMANDS = "serve config demo doctor get list watch pick register deregister modify beat".split()
 
 
-def test_help_lists_the_commands_and_the_exit_codes(cli: Run) -> None:
+def test_main_help_lists_commands_and_exit_codes(cli: Run) -> None:
     text = cli("--help").output
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
-    assert "Exit codes: 0 done, 1 refused or not found, 2 usage or settings, 3 no proxy" in text
+    assert "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,18 +34,18 @@ def test_every_command_has_help(cli: Run, command: str) -> None:
     assert "Exit codes:" in done.output or command in ("config", "demo")
 
 
-def test_the_version_is_told(cli: Run) -> None:
+def test_main_version(cli: Run) -> None:
     assert cli("--version").output == f"nacos-proxy, version {__version__}\n"
 
 
-def test_it_runs_as_a_module() -> None:
+def test_main_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nacos_proxy", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"nacos-proxy, version {__version__}\n"
 
 
-def test_a_bad_setting_is_a_sentence_and_exit_code_2(cli: Run) -> None:
+def test_main_prints_bad_settings_and_exits_with_2(cli: Run) -> None:
     done = cli("serve", "--port", "70000", "--cache-ttl", "soon")
     assert done.exit_code == 2
     lines = done.stderr.splitlines()
@@ -53,7 +53,7 @@ def test_a_bad_setting_is_a_sentence_and_exit_code_2(cli: Run) -> None:
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_terminal_has_colours_unless_it_wants_none(
+def test_main_uses_colours_on_a_terminal_unless_no_color_is_set(
     running: ProxyProcess, no_color: dict[str, str], coloured: bool
 ) -> None:
     command = [sys.executable, "-m", "nacos_proxy", "pick", "nobody", "--server", running.url]
@@ -83,12 +83,12 @@ def on_terminal(command: list[str], more: dict[str, str]) -> bytes:
     return printed
 
 
-def test_an_unknown_option_is_a_usage_error_with_a_hint(cli: Run) -> None:
+def test_main_hints_at_a_similar_option(cli: Run) -> None:
     done = cli("serve", "--cache-tll", "3s")
     assert (done.exit_code, "--cache-ttl" in done.stderr) == (2, True)
 
 
-def test_a_taken_port_is_a_sentence_and_exit_code_2(cli: Run, tmp_path: Path) -> None:
+def test_serve_names_a_port_in_use_and_exits_with_2(cli: Run, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -96,30 +96,30 @@ def test_a_taken_port_is_a_sentence_and_exit_code_2(cli: Run, tmp_path: Path) ->
         done = cli("serve", "--port", str(port), "--state-dir", str(tmp_path))
     assert done.exit_code == 2
     assert done.stderr.strip().endswith(
-        f"127.0.0.1:{port} is taken: another nacos-proxy, or another program; choose another --port"
+        f"127.0.0.1:{port} is in use by another nacos-proxy or another program; choose another --port"
     )
 
 
-def test_a_locked_state_directory_is_a_sentence_and_exit_code_2(cli: Run, running: ProxyProcess) -> None:
+def test_serve_names_a_locked_state_directory_and_exits_with_2(cli: Run, running: ProxyProcess) -> None:
     done = cli("serve", "--port", "0", "--state-dir", str(running.state_dir))
     assert done.exit_code == 2
     assert f"the state directory {running.state_dir} is in use by another nacos-proxy" in done.stderr
 
 
-def test_an_open_door_is_refused_with_exit_code_2(cli: Run, tmp_path: Path) -> None:
+def test_serve_refuses_to_be_exposed_and_exits_with_2(cli: Run, tmp_path: Path) -> None:
     done = cli("serve", "--port", "0", "--host", "0.0.0.0", "--state-dir", str(tmp_path))
     assert done.exit_code == 2
-    assert "set an API token (tokens_file), or --insecure" in done.stderr
+    assert "set an API token (tokens_file), or allow access without one (--insecure)" in done.stderr
 
 
-def test_no_proxy_is_a_sentence_and_exit_code_3(cli: Run) -> None:
+def test_main_names_the_server_that_does_not_answer_and_exits_with_3(cli: Run) -> None:
     done = cli("get", "orders", "--server", f"http://127.0.0.1:{free_port()}")
     assert done.exit_code == 3
     assert "Is `nacos-proxy serve` running there?" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_ends_with_0_when_it_is_told_to_stop(number: signal.Signals) -> None:
+def test_serve_exits_with_0_after_a_signal(number: signal.Signals) -> None:
     with ProxyProcess() as proxy:
         proxy.signal(number)
         assert proxy.wait() == 0

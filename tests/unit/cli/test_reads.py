@@ -28,14 +28,14 @@ def test_get_shows_a_table_or_json(ask: Run) -> None:
     assert [host["ip"] for host in healthy["hosts"]] == ["10.0.0.1"]
 
 
-def test_get_shows_disabled_instances_where_it_is_told_to(ask: Run) -> None:
+def test_get_all_shows_disabled_instances(ask: Run) -> None:
     ask("register", "off", "10.0.0.1:80", "--disabled")
     assert ask("get", "off").exit_code == 1
     assert "disabled" in ask("get", "off", "--all").output
     assert json.loads(ask("get", "off", "--all", "--json").output)["count"] == 1
 
 
-def test_get_of_what_is_not_there_is_exit_code_1(ask: Run) -> None:
+def test_get_of_an_unknown_service_exits_with_1(ask: Run) -> None:
     done = ask("get", "absent")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "nacos-proxy: DEFAULT_GROUP@@absent has no instance in namespace public\n"
@@ -43,13 +43,13 @@ def test_get_of_what_is_not_there_is_exit_code_1(ask: Run) -> None:
     assert (as_json.exit_code, json.loads(as_json.stdout)["hosts"]) == (1, [])
 
 
-def test_a_bad_name_is_refused_with_the_proxys_words(ask: Run) -> None:
+def test_get_prints_why_the_proxy_refuses_a_name(ask: Run) -> None:
     done = ask("get", "a@@b@@c!")
     assert done.exit_code == 1
     assert done.stderr.startswith("nacos-proxy: The request cannot be carried out as it stands: ")
 
 
-def test_list_prints_names_and_counts_them_apart(ask: Run) -> None:
+def test_list_prints_names_and_the_count_to_standard_error(ask: Run) -> None:
     for name in ("l1", "l2"):
         ask("register", name, "10.0.0.1:80", "--group", "listed")
     done = ask("list", "--group", "listed")
@@ -70,7 +70,7 @@ def test_pick_prints_one_address(ask: Run) -> None:
     assert (nothing.exit_code, "There is no instance to choose" in nothing.stderr) == (1, True)
 
 
-def test_watch_prints_changes_as_they_come_and_ends_on_ctrl_c(ask: Run, running: ProxyProcess) -> None:
+def test_watch_prints_changes_until_ctrl_c(ask: Run, running: ProxyProcess) -> None:
     ask("register", "watched", "10.0.0.1:80")
     with watching(running, "watched") as watch:
         watch.wait_for(re.compile(r"10\.0\.0\.1:80 .*healthy"))
@@ -85,7 +85,7 @@ def test_watch_prints_changes_as_they_come_and_ends_on_ctrl_c(ask: Run, running:
         assert "Traceback" not in watch.log
 
 
-def test_watch_for_programs_is_one_object_a_line(ask: Run, running: ProxyProcess) -> None:
+def test_watch_json_prints_one_object_per_line(ask: Run, running: ProxyProcess) -> None:
     ask("register", "told", "10.0.0.1:80")
     with watching(running, "told", "--json", "--once", "--healthy-only", "--clusters", "DEFAULT") as watch:
         watch.wait_for(re.compile(r'"event": "snapshot"'))
@@ -96,7 +96,7 @@ def test_watch_for_programs_is_one_object_a_line(ask: Run, running: ProxyProcess
     assert (change["event"], [host["ip"] for host in change["removed"]]) == ("change", ["10.0.0.1"])
 
 
-def test_watch_ends_when_nobody_reads_any_more(ask: Run, running: ProxyProcess) -> None:
+def test_watch_stops_when_its_reader_leaves(ask: Run, running: ProxyProcess) -> None:
     ask("register", "unread", "10.0.0.1:80")
     command = [sys.executable, "-m", "nacos_proxy", "watch", "unread", "--server", running.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
@@ -108,7 +108,7 @@ def test_watch_ends_when_nobody_reads_any_more(ask: Run, running: ProxyProcess) 
         assert watch.stderr.read() == ""
 
 
-def test_watch_comes_back_after_the_proxy_did(cli: Run) -> None:
+def test_watch_reconnects(cli: Run) -> None:
     with ProxyProcess() as proxy:
         cli("register", "back", "10.0.0.1:80", "--persistent", "--server", proxy.url)
         with watching(proxy, "back", "--json") as watch:
@@ -122,10 +122,10 @@ def test_watch_comes_back_after_the_proxy_did(cli: Run) -> None:
             assert watch.wait() == 0
 
 
-def test_watch_of_nothing_that_answers_is_exit_code_3_at_once(cli: Run) -> None:
+def test_watch_exits_with_3_if_no_proxy_answers(cli: Run) -> None:
     assert cli("watch", "orders", "--server", "http://127.0.0.1:1").exit_code == 3
     assert cli("watch").exit_code == 2
 
 
-def test_watch_of_a_bad_name_is_exit_code_1_at_once(ask: Run) -> None:
+def test_watch_of_an_invalid_name_exits_with_1(ask: Run) -> None:
     assert ask("watch", "a@@b@@c!").exit_code == 1

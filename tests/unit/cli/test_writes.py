@@ -21,7 +21,7 @@ def hosts(ask: Run, service: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_register_sends_all_that_is_named(ask: Run) -> None:
+def test_register_sends_all_options(ask: Run) -> None:
     named = ("--weight", "2.5", "--cluster", "c1", "--metadata", "a=b", "--metadata", "c=", "--disabled", "--unhealthy")
     done = ask("register", "full", "10.0.0.1:80", *named)
     assert (done.exit_code, done.output) == (0, "registered 10.0.0.1:80 in full\n")
@@ -30,12 +30,12 @@ def test_register_sends_all_that_is_named(ask: Run) -> None:
     assert (host["enabled"], host["healthy"], host["ephemeral"]) == (False, False, True)
 
 
-def test_register_says_as_json_what_was_made(ask: Run) -> None:
+def test_register_json_prints_the_instance(ask: Run) -> None:
     made = json.loads(ask("register", "made", "[2001:db8::1]:80", "--persistent", "--json").output)
     assert (made["ip"], made["port"], made["ephemeral"]) == ("2001:db8::1", 80, False)
 
 
-def test_modify_changes_only_what_is_named(ask: Run) -> None:
+def test_modify_changes_only_what_is_given(ask: Run) -> None:
     ask("register", "changed", "10.0.0.1:80", "--weight", "2", "--metadata", "a=b")
     assert ask("modify", "changed", "10.0.0.1:80", "--disabled").output == "changed 10.0.0.1:80 of changed\n"
     (host,) = hosts(ask, "changed")
@@ -46,21 +46,21 @@ def test_modify_changes_only_what_is_named(ask: Run) -> None:
     assert ask("modify", "changed", "10.0.0.9:80", "--weight", "1").exit_code == 1
 
 
-def test_deregister_of_an_unknown_instance_is_a_success(ask: Run) -> None:
+def test_deregister_of_an_unknown_instance_exits_with_0(ask: Run) -> None:
     ask("register", "left", "10.0.0.1:80")
     assert ask("deregister", "left", "10.0.0.1:80").output == "deregistered 10.0.0.1:80 from left\n"
     assert hosts(ask, "left") == []
     assert ask("deregister", "left", "10.0.0.1:80", "--json").exit_code == 0
 
 
-def test_beat_says_when_the_next_is_due(ask: Run) -> None:
+def test_beat_prints_when_the_next_one_is_due(ask: Run) -> None:
     ask("register", "alive", "10.0.0.1:80")
     assert ask("beat", "alive", "10.0.0.1:80").output == "next beat in 5 s\n"
     several = ask("beat", "alive", "10.0.0.1:80", "--every", "1ms", "--count", "3", "--json")
     assert [json.loads(line)["clientBeatInterval"] for line in several.output.splitlines()] == [5000] * 3
 
 
-def test_a_beat_that_failed_is_tried_again_with_the_next(cli: Run) -> None:
+def test_beat_every_goes_on_after_a_failure(cli: Run) -> None:
     done = cli("beat", "x", "10.0.0.1:80", "--every", "1ms", "--count", "2", "--server", "http://127.0.0.1:1")
     assert (done.exit_code, done.stderr.count("Trying again.")) == (0, 2)
     assert cli("beat", "x", "10.0.0.1:80", "--server", "http://127.0.0.1:1").exit_code == 3
@@ -69,34 +69,34 @@ def test_a_beat_that_failed_is_tried_again_with_the_next(cli: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("register", "x", "10.0.0.1"), "is no ip:port"),
-        (("register", "x", "10.0.0.1:80", "--metadata", "a"), "--metadata is written key=value"),
-        (("register", "x", "10.0.0.1:80", "--weight", "nan"), "'nan' is no number"),
+        (("register", "x", "10.0.0.1"), "is not ip:port"),
+        (("register", "x", "10.0.0.1:80", "--metadata", "a"), "write --metadata as key=value"),
+        (("register", "x", "10.0.0.1:80", "--weight", "nan"), "'nan' is not a number"),
         (("register", "x", "10.0.0.1:80", "--check-http", "http://a"), "needs --managed"),
         (("register", "x", "10.0.0.1:80", "--", "sleep", "1"), "needs --managed"),
         (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
         (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
-        (("modify", "x", "10.0.0.1:80"), "name what to change"),
-        (("beat", "x", "10.0.0.1:80", "--every", "soon"), "a duration is written like"),
+        (("modify", "x", "10.0.0.1:80"), "say what to change"),
+        (("beat", "x", "10.0.0.1:80", "--every", "soon"), "write a duration like"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(ask: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_register_modify_and_beat_refuse_wrong_usage(ask: Run, arguments: tuple[str, ...], said: str) -> None:
     done = ask(*arguments)
     assert (done.exit_code, said in done.stderr) == (2, True)
 
 
-def test_the_proxys_no_is_exit_code_1_and_names_the_parameter(ask: Run) -> None:
+def test_register_exits_with_1_and_names_a_refused_parameter(ask: Run) -> None:
     done = ask("register", "x", "10.0.0.1:70000")
     assert (done.exit_code, "port" in done.stderr) == (1, True)
 
 
-def test_a_managed_instance_needs_no_beats(ask: Run) -> None:
+def test_register_managed_needs_no_heartbeats(ask: Run) -> None:
     done = ask("register", "kept", "127.0.0.1:80", "--managed", "--check-tcp", "127.0.0.1:1", "--interval", "1m")
     assert done.exit_code == 0
     assert len(hosts(ask, "kept")) == 1
 
 
-def test_a_managed_instance_that_fails_too_long_is_deregistered(ask: Run) -> None:
+def test_register_managed_deregisters_an_instance_that_fails_too_long(ask: Run) -> None:
     check = ("--managed", "--check-tcp", "127.0.0.1:1", "--interval", "50ms", "--failures", "1")
     done = ask("register", "lost", "127.0.0.1:80", *check, "--deregister-after", "50ms")
     assert (done.exit_code, done.output) == (0, "registered 127.0.0.1:80 in lost\n")
@@ -111,7 +111,7 @@ def managed(proxy: ProxyProcess, service: str, script: str, *more: str) -> Proce
     return Process([sys.executable, "-m", "nacos_proxy", *words])
 
 
-def test_a_command_is_registered_while_it_runs(ask: Run, running: ProxyProcess, tmp_path: Path) -> None:
+def test_register_managed_command_is_registered_while_it_runs(ask: Run, running: ProxyProcess, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     watch = Process([sys.executable, "-m", "nacos_proxy", "watch", "ran", "--json", "--server", running.url])
@@ -125,7 +125,7 @@ def test_a_command_is_registered_while_it_runs(ask: Run, running: ProxyProcess, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_is_stopped_and_deregistered_when_we_are(
+def test_register_managed_command_is_stopped_and_deregistered_with_us(
     ask: Run, running: ProxyProcess, number: signal.Signals
 ) -> None:
     with managed(running, "held", "echo started; exec tail -f /dev/null") as command:
@@ -136,12 +136,12 @@ def test_a_command_is_stopped_and_deregistered_when_we_are(
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM"])
-def test_a_command_is_not_left_behind_by_a_stop_while_it_is_being_started(running: ProxyProcess, name: str) -> None:
+def test_register_managed_command_is_stopped_even_while_it_starts(running: ProxyProcess, name: str) -> None:
     with managed(running, "brief", f"kill -{name} $PPID; exec tail -f /dev/null") as command:
         assert command.wait() == 128 + signal.SIGTERM
 
 
-def test_a_command_whose_instance_is_refused_is_stopped(ask: Run, running: ProxyProcess) -> None:
+def test_register_managed_command_is_stopped_if_its_instance_is_refused(ask: Run, running: ProxyProcess) -> None:
     ask("register", "held2", "127.0.0.9:80", "--persistent")
     with managed(running, "held2", "exec tail -f /dev/null") as command:
         assert command.wait() == 1

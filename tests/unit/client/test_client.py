@@ -1,4 +1,4 @@
-"""The Python client against a real proxy: the legacy SDK's names, what they take, give and raise."""
+"""The Python client against a real proxy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def host(client: NacosClient, service: str, **more: Any) -> dict[str, Any]:
     return found
 
 
-def test_its_methods_take_what_the_legacy_sdk_takes() -> None:
+def test_client_methods_take_the_parameters_of_the_legacy_sdk() -> None:
     """By position, so that a call that was written for the SDK means the same. `unsubscribe` takes the listener itself:
     the SDK's `listener_name` is the name of a class of its own."""
     nacos = pytest.importorskip("nacos")
@@ -49,7 +49,7 @@ def test_its_methods_take_what_the_legacy_sdk_takes() -> None:
             assert ours[: len(theirs)] == theirs, name
 
 
-def test_register_list_get_and_remove(client: NacosClient) -> None:
+def test_client_adds_lists_gets_and_removes_an_instance(client: NacosClient) -> None:
     assert client.add_naming_instance("py", "10.0.0.1", 80, "c1", 2.0, {"zone": "a"}) is True
     found = host(client, "py", clusters="c1")
     assert (found["ip"], found["port"], found["weight"], found["metadata"]) == ("10.0.0.1", 80, 2.0, {"zone": "a"})
@@ -61,14 +61,14 @@ def test_register_list_get_and_remove(client: NacosClient) -> None:
     assert client.remove_naming_instance("py", "10.0.0.1", 80) is True
 
 
-def test_a_list_has_the_fields_of_nacos(client: NacosClient) -> None:
+def test_list_naming_instance_has_the_fields_of_nacos(client: NacosClient) -> None:
     client.add_naming_instance("fields", "10.0.0.1", 80, group_name="G")
     body = client.list_naming_instance("fields", group_name="G")
     assert (body["name"], body["groupName"]) == ("G@@fields", "G")
     assert {"clusters", "cacheMillis", "hosts", "lastRefTime"} <= body.keys()
 
 
-def test_modify_changes_only_what_it_is_given(client: NacosClient) -> None:
+def test_modify_naming_instance_changes_only_what_it_is_given(client: NacosClient) -> None:
     client.add_naming_instance("mod", "10.0.0.1", 80, weight=2.0, metadata="a=1,b=2")
     assert client.modify_naming_instance("mod", "10.0.0.1", 80, metadata={"b": "3"}) is True
     assert (host(client, "mod")["weight"], host(client, "mod")["metadata"]) == (2.0, {"a": "1", "b": "3"})
@@ -80,25 +80,25 @@ def test_modify_changes_only_what_it_is_given(client: NacosClient) -> None:
     assert host(client, "mod")["weight"] == 7.0
 
 
-def test_ipv6_and_names_with_a_group(client: NacosClient) -> None:
+def test_client_takes_ipv6_and_grouped_names(client: NacosClient) -> None:
     client.add_naming_instance("G2@@six", "2001:db8::1", 80)
     client.modify_naming_instance("G2@@six", "2001:db8::1", 80, weight=3.0)
     assert host(client, "six", group_name="G2")["weight"] == 3.0
 
 
-def test_a_beat_answers_as_nacos_does_and_brings_an_instance_to_life(client: NacosClient) -> None:
+def test_send_heartbeat_answers_as_nacos_does_and_registers_the_instance(client: NacosClient) -> None:
     answer = client.send_heartbeat("beaten", "10.0.0.1", 80, metadata={"zone": "a"})
     assert (answer["code"], answer["clientBeatInterval"], answer["lightBeatEnabled"]) == (10200, 5000, True)
     assert host(client, "beaten")["metadata"] == {"zone": "a"}
 
 
-def test_healthy_only_leaves_out_the_sick(client: NacosClient) -> None:
+def test_list_naming_instance_healthy_only_leaves_out_unhealthy_ones(client: NacosClient) -> None:
     client.add_naming_instance("sick", "10.0.0.1", 80, healthy=False, ephemeral=False)
     assert client.list_naming_instance("sick", healthy_only=True)["hosts"] == []
     assert host(client, "sick")["healthy"] is False
 
 
-def test_namespaces_are_apart(running: ProxyProcess) -> None:
+def test_client_namespaces_are_separate(running: ProxyProcess) -> None:
     with (
         NacosClient(running.url, namespace="dev", timeout=WAIT) as dev,
         NacosClient(running.url, timeout=WAIT) as public,
@@ -113,8 +113,8 @@ def test_namespaces_are_apart(running: ProxyProcess) -> None:
 # errors
 
 
-def test_bad_parameters_and_failed_requests_are_told_apart(client: NacosClient) -> None:
-    with pytest.raises(NacosException, match="port is a number") as bad:
+def test_nacos_exception_is_not_a_request_exception_for_invalid_parameters(client: NacosClient) -> None:
+    with pytest.raises(NacosException, match="port must be a number") as bad:
         client.add_naming_instance("x", "10.0.0.1", 70000)
     assert not isinstance(bad.value, NacosRequestException)
     with pytest.raises(NacosRequestException) as refused:
@@ -128,23 +128,23 @@ def test_bad_parameters_and_failed_requests_are_told_apart(client: NacosClient) 
         NacosClient("")
 
 
-def test_no_proxy_is_a_failed_request_without_a_status() -> None:
+def test_nacos_request_exception_without_an_answer_has_status_0() -> None:
     with NacosClient(f"127.0.0.1:{free_port()}") as nobody:
         with pytest.raises(NacosRequestException, match="no answer from the proxy") as failed:
             nobody.list_naming_instance("orders")
         assert failed.value.status == 0
 
 
-def test_an_answer_that_is_no_json_is_a_failed_request() -> None:
+def test_nacos_request_exception_for_an_answer_that_is_not_json() -> None:
     html = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>login</html>"))
-    with NacosClient("127.0.0.1:1", transport=html) as client, pytest.raises(NacosRequestException, match="no JSON"):
+    with NacosClient("127.0.0.1:1", transport=html) as client, pytest.raises(NacosRequestException, match="not JSON"):
         client.list_naming_instance("orders")
 
 
 # whose it is
 
 
-def test_a_compressed_answer_is_not_unfolded() -> None:
+def test_client_refuses_a_compressed_answer() -> None:
     def packed(request: httpx.Request) -> httpx.Response:
         assert request.headers["accept-encoding"] == "identity"
         return httpx.Response(200, headers={"content-encoding": "gzip, gzip"}, stream=httpx.ByteStream(b"a bomb"))
@@ -154,7 +154,7 @@ def test_a_compressed_answer_is_not_unfolded() -> None:
             client.list_naming_instance("a")
 
 
-def test_a_token_goes_with_every_call() -> None:
+def test_client_sends_the_token_with_every_call() -> None:
     with ProxyProcess(env={"NACOS_PROXY_TOKENS": "write:client-token"}) as guarded:
         told: queue.Queue[dict[str, Any]] = queue.Queue()
         with NacosClient(guarded.url, token="client-token", timeout=WAIT) as client:
@@ -166,7 +166,7 @@ def test_a_token_goes_with_every_call() -> None:
         assert refused.value.status == 403  # as Nacos says it
 
 
-def test_a_user_logs_in_once_and_shows_the_token_then() -> None:
+def test_client_logs_in_once_and_sends_the_token() -> None:
     seen: list[tuple[str, str | None]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -179,7 +179,7 @@ def test_a_user_logs_in_once_and_shows_the_token_then() -> None:
     assert seen == [("/nacos/v1/auth/login", None), ("/nacos/v1/ns/instance/list", "Bearer given")]
 
 
-def test_a_login_that_fails_leaves_nothing_open() -> None:
+def test_client_closes_its_connections_if_the_login_fails() -> None:
     refuse = httpx.MockTransport(lambda request: httpx.Response(403, text="unknown user!"))
     with pytest.raises(NacosRequestException, match="unknown user"):
         NacosClient("127.0.0.1:1", username="u", password="p", transport=refuse)
@@ -195,7 +195,7 @@ def subscribed(client: NacosClient, service: str) -> queue.Queue[dict[str, Any]]
     return told
 
 
-def test_a_listener_gets_the_whole_change(client: NacosClient) -> None:
+def test_subscribe_passes_the_whole_event_to_the_listener(client: NacosClient) -> None:
     told = subscribed(client, "told")
     client.add_naming_instance("told", "10.0.0.1", 80)
     change = told.get(timeout=WAIT)
@@ -222,7 +222,7 @@ def test_unsubscribe_ends_one_listener_or_all_of_a_service(client: NacosClient) 
     assert leftover() == []
 
 
-def test_a_listener_may_end_its_own_subscription(client: NacosClient) -> None:
+def test_unsubscribe_may_be_called_by_the_listener(client: NacosClient) -> None:
     done = threading.Event()
 
     def once(event: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def test_a_listener_may_end_its_own_subscription(client: NacosClient) -> None:
     assert done.wait(WAIT)
 
 
-def test_closing_waits_for_a_listener_that_ended_its_own_subscription(client: NacosClient) -> None:
+def test_close_waits_for_a_listener_that_ended_its_own_subscription(client: NacosClient) -> None:
     done, gate = threading.Event(), threading.Event()
 
     def lingers(event: dict[str, Any]) -> None:
@@ -254,7 +254,9 @@ def test_closing_waits_for_a_listener_that_ended_its_own_subscription(client: Na
 # beats
 
 
-def test_it_beats_until_the_instance_is_removed(client: NacosClient, running: ProxyProcess) -> None:
+def test_add_naming_instance_sends_heartbeats_until_the_instance_is_removed(
+    client: NacosClient, running: ProxyProcess
+) -> None:
     client.add_naming_instance("alive", "10.0.0.1", 80, metadata={"zone": "a"}, heartbeat_interval=0.01)
     assert leftover() == ["beat alive 10.0.0.1:80"]
     # a registry that lost it hears of it again by the beats
@@ -268,7 +270,7 @@ def test_it_beats_until_the_instance_is_removed(client: NacosClient, running: Pr
     assert client.list_naming_instance("alive")["hosts"] == []
 
 
-def test_a_beat_that_fails_is_said_and_the_next_one_goes_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_add_naming_instance_logs_a_failed_heartbeat_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     beats = threading.Semaphore(0)
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -281,11 +283,11 @@ def test_a_beat_that_fails_is_said_and_the_next_one_goes_out(caplog: pytest.LogC
         client.add_naming_instance("x", "10.0.0.1", 80, heartbeat_interval=0.001)
         for _ in range(3):
             assert beats.acquire(timeout=WAIT)
-    assert "a beat of x 10.0.0.1:80 failed" in caplog.text
+    assert "a heartbeat of x 10.0.0.1:80 failed" in caplog.text
     assert leftover() == []
 
 
-def test_a_closed_client_has_no_thread_left(running: ProxyProcess) -> None:
+def test_close_leaves_no_thread(running: ProxyProcess) -> None:
     client = NacosClient(running.url, timeout=WAIT)
     client.add_naming_instance("closing", "10.0.0.1", 80, heartbeat_interval=0.001)
     subscribed(client, "closing")
@@ -294,7 +296,7 @@ def test_a_closed_client_has_no_thread_left(running: ProxyProcess) -> None:
     client.close()
 
 
-def test_metadata_travels_as_json(client: NacosClient) -> None:
+def test_add_naming_instance_keeps_any_metadata(client: NacosClient) -> None:
     odd = {"k=v,": "ä€😀", "quote": '"', "empty": ""}
     client.add_naming_instance("odd", "10.0.0.1", 80, metadata=json.dumps(odd))
     assert host(client, "odd")["metadata"] == odd

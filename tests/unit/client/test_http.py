@@ -1,4 +1,4 @@
-"""The httpx client with which a proxy is asked."""
+"""The httpx client for calls to a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the legacy SDK's names mean."""
+"""What the client takes over from the legacy SDK."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from nacos_proxy.client.legacy import (
     Metadata,
     NacosException,
     NacosRequestException,
+    address_segment,
     check,
     metadata_of,
-    place_of,
-    text_of,
 )
 
 
@@ -28,13 +27,13 @@ from nacos_proxy.client.legacy import (
         ("equation=a=b", {"equation": "a=b"}),
     ],
 )
-def test_metadata_is_a_mapping_json_or_pairs(given: Metadata, meant: dict[str, str]) -> None:
+def test_metadata_of_takes_a_mapping_json_or_pairs(given: Metadata, meant: dict[str, str]) -> None:
     assert metadata_of(given) == meant
 
 
 @pytest.mark.parametrize("given", ["zone", "zone=a,b", "{zone", "{"])
-def test_metadata_that_is_none_of_them_is_named(given: str) -> None:
-    with pytest.raises(NacosException, match="metadata is a mapping, JSON, or k=v,k=v"):
+def test_metadata_of_names_what_it_refuses(given: str) -> None:
+    with pytest.raises(NacosException, match="metadata must be a mapping, JSON, or k=v,k=v"):
         metadata_of(given)
 
 
@@ -49,25 +48,24 @@ def test_metadata_that_is_none_of_them_is_named(given: str) -> None:
         (("orders", "10.0.0.1", None), "port"),
     ],
 )
-def test_a_bad_parameter_is_named(arguments: tuple[str, ...], named: str) -> None:
+def test_check_names_an_invalid_parameter(arguments: tuple[str, ...], named: str) -> None:
     with pytest.raises(NacosException, match=named) as refused:
         check(*arguments)
     assert not isinstance(refused.value, NacosRequestException)
 
 
-def test_a_good_one_is_not_refused() -> None:
+def test_check_accepts_valid_parameters() -> None:
     check("orders")
     check("orders", "10.0.0.1", 0)
     check("orders", "10.0.0.1", "65535")
 
 
-def test_a_failed_request_is_a_nacos_exception_with_its_status() -> None:
+def test_nacos_request_exception_has_a_status() -> None:
     assert isinstance(NacosRequestException("no"), NacosException)
     assert (NacosRequestException("no").status, NacosRequestException("no", 404).status) == (0, 404)
 
 
-def test_switches_and_places_are_written_as_the_servers_read_them() -> None:
-    assert (text_of(True), text_of(False)) == ("true", "false")
-    assert place_of("10.0.0.1", 80) == "10.0.0.1:80"
-    assert place_of("2001:db8::1", "80") == place_of("[2001:db8::1]", 80) == "[2001:db8::1]:80"
-    assert place_of("a/b", 80) == "a%2Fb:80"
+def test_address_segment_puts_ipv6_in_brackets_and_escapes() -> None:
+    assert address_segment("10.0.0.1", 80) == "10.0.0.1:80"
+    assert address_segment("2001:db8::1", "80") == address_segment("[2001:db8::1]", 80) == "[2001:db8::1]:80"
+    assert address_segment("a/b", 80) == "a%2Fb:80"

@@ -1,4 +1,4 @@
-"""One service's events in a thread: over a proxy that dies and comes back, and one that answers nonsense."""
+"""Subscriptions: over a proxy that restarts, and one that answers nonsense."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ips(event: Event) -> list[str]:
     return [host["ip"] for host in event["hosts"]]
 
 
-def test_first_the_state_then_each_change(running: ProxyProcess) -> None:
+def test_subscription_delivers_a_snapshot_then_changes(running: ProxyProcess) -> None:
     register(running.url, "followed", "10.0.0.1")
     with following(running.url, service="followed") as (_, told):
         first = told.get(timeout=WAIT)
@@ -56,7 +56,7 @@ def test_first_the_state_then_each_change(running: ProxyProcess) -> None:
         assert [host["ip"] for host in change["added"]] == ["10.0.0.2"]
 
 
-def test_a_proxy_that_was_killed_and_is_back_is_followed_again() -> None:
+def test_subscription_survives_a_restart_of_the_proxy() -> None:
     with ProxyProcess() as proxy:
         register(proxy.url, "orders", "10.0.0.1")
         with following(proxy.url) as (_, told):
@@ -69,7 +69,7 @@ def test_a_proxy_that_was_killed_and_is_back_is_followed_again() -> None:
                 seen = told.get(timeout=WAIT)
 
 
-def test_a_listener_that_fails_does_not_take_the_events_from_the_others(
+def test_subscription_calls_the_other_listeners_if_one_fails(
     running: ProxyProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(event: Event) -> None:
@@ -79,7 +79,7 @@ def test_a_listener_that_fails_does_not_take_the_events_from_the_others(
         assert told.get(timeout=WAIT)["event"] == "snapshot"
         register(running.url, "listened", "10.0.0.1")
         assert told.get(timeout=WAIT)["event"] == "change"
-    assert "a listener of listened failed" in caplog.text
+    assert "a listener for listened failed" in caplog.text
 
 
 class Scripted(ThreadingHTTPServer):
@@ -136,7 +136,7 @@ def event(number: int, kind: str = "change") -> bytes:
     return b'event: %s\nid: e-%d\ndata: {"hosts": [{"ip": "10.0.0.%d"}]}\n\n' % (kind.encode(), number, number)
 
 
-def test_it_resumes_with_the_last_id_after_every_kind_of_failure() -> None:
+def test_subscription_resumes_after_the_last_id_for_every_kind_of_failure() -> None:
     answers = (
         event(1, "snapshot"),
         503,
@@ -165,35 +165,35 @@ class Pauses(threading.Event):
         return self.is_set()
 
 
-def pauses(most: int, *answers: bytes | int, longest: float = 60.0) -> list[float]:
+def delays(count: int, *answers: bytes | int, max_delay: float = 60.0) -> list[float]:
     """How long a subscription waits before each new attempt."""
-    paused = Pauses(most)
+    paused = Pauses(count)
     with Scripted(*answers).running() as server, httpx.Client(base_url=server.url, trust_env=False) as http:
-        subscription = Subscription(http, {"service": "orders"}, [], longest, paused)
+        subscription = Subscription(http, {"service": "orders"}, [], max_delay, paused)
         subscription.start()
         subscription.join()
     return paused.waited
 
 
-def test_it_comes_back_when_the_server_has_said_to() -> None:
-    assert pauses(1, b"retry: 2000\n\n" + event(1), 503) == [2.0]
-    assert pauses(1, b"retry: 2000\n\n" + event(1) + b"retry: 6500\n\n", 503) == [6.5]
-    assert pauses(1, event(1), 503) == [0.1]
-    assert pauses(1, b"retry: 0\n\n", 503) == [0.1]
-    assert pauses(1, b"retry: 3600000\n\n", 503, longest=7.0) == [7.0]
+def test_subscription_reconnects_after_the_retry_of_the_server() -> None:
+    assert delays(1, b"retry: 2000\n\n" + event(1), 503) == [2.0]
+    assert delays(1, b"retry: 2000\n\n" + event(1) + b"retry: 6500\n\n", 503) == [6.5]
+    assert delays(1, event(1), 503) == [0.1]
+    assert delays(1, b"retry: 0\n\n", 503) == [0.1]
+    assert delays(1, b"retry: 3600000\n\n", 503, max_delay=7.0) == [7.0]
 
 
-def test_attempts_that_fail_come_ever_later_and_start_anew_after_one_that_did_not() -> None:
-    assert pauses(5, 503, 503, 503, b"retry: 300\n\n", 503, 503) == [0.1, 0.2, 0.4, 0.3, 0.3]
+def test_subscription_backs_off_and_starts_over_after_a_success() -> None:
+    assert delays(5, 503, 503, 503, b"retry: 300\n\n", 503, 503) == [0.1, 0.2, 0.4, 0.3, 0.3]
 
 
-def test_what_is_not_about_the_service_is_not_told() -> None:
+def test_subscription_ignores_events_about_the_upstream() -> None:
     with Scripted(event(1, "upstream") + event(2)).running() as server, following(server.url) as (_, told):
         assert told.get(timeout=WAIT)["hosts"] == [{"ip": "10.0.0.2"}]
         assert told.empty()
 
 
-def test_a_stop_wakes_a_reader_that_waits() -> None:
+def test_subscription_stop_wakes_a_waiting_thread() -> None:
     with Scripted(b"").running() as server, following(server.url) as (subscription, told):
         server.connected.wait(WAIT)
         subscription.stop()
@@ -201,7 +201,7 @@ def test_a_stop_wakes_a_reader_that_waits() -> None:
         assert told.empty()
 
 
-def test_a_stop_while_nobody_answers_ends_at_once() -> None:
+def test_subscription_stop_ends_at_once_if_nothing_answers() -> None:
     with following("http://127.0.0.1:1") as (_, told):
         pass
     assert told.empty()
