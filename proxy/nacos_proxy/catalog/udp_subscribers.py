@@ -1,9 +1,9 @@
 """Who gets UDP pushes, which datagrams wait for an acknowledgement, and which must be sent again.
 
-A subscription expires `lapse` seconds after the last list call that carried its address. An address has one for each
-service and set of clusters, as on 1.x: an SDK has one socket, and lists a service with other clusters for each of its
-callers. (2.x keeps only the last one, so its other callers get no pushes.) A datagram without an acknowledgement is
-sent once more after `again` seconds, then given up (nacos-http.md 6, fact 2).
+A subscription expires `expire_after` seconds after the last list call that carried its address. An address has one for
+each service and set of clusters, as on 1.x: an SDK has one socket, and lists a service with other clusters for each of
+its callers. (2.x keeps only the last one, so its other callers get no pushes.) A datagram without an acknowledgement is
+sent once more after `repeat_after` seconds, then given up (nacos-http.md 6, fact 2).
 
 A client is an IP address. `Shares` bounds its subscriptions and its bytes that wait for an acknowledgement; one socket
 has a bound of its own, too. Clients take turns in what is pushed, and a waiting subscription gets only the last state.
@@ -30,17 +30,17 @@ _OVERHEAD = 500  # bytes that are kept with each datagram
 class PushesPolicy:
     """Seconds and numbers. `per_socket` bounds the subscriptions of one IP and port.
 
-    `waiting` bytes of datagrams are kept until they are acknowledged; datagrams beyond that are sent only once. `said`
-    is the maximum length of a subscription's clusters, in characters; with longer ones there is no subscription.
+    Up to `max_unacknowledged` bytes of datagrams are kept to be sent again; datagrams beyond that are sent only once.
+    A list call whose clusters are longer than `max_clusters_length` characters makes no subscription.
     """
 
-    lapse: float = 60.0
-    again: float = 10.0
+    expire_after: float = 60.0
+    repeat_after: float = 10.0
     tries: int = 2
     max_subscriptions: int = MOST
     per_socket: int = 1_000
-    waiting: int = 16 << 20
-    said: int = 1_000
+    max_unacknowledged: int = 16 << 20
+    max_clusters_length: int = 1_000
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Pushes:
         self._policy = policy
         self._by_service: dict[ServiceKey, dict[tuple[SocketAddress, str], Subscription]] = {}
         self._waiting: dict[int, Sent] = {}
-        self._bytes: Shares[str] = Shares(policy.waiting)  # of waiting datagrams, by client
+        self._bytes: Shares[str] = Shares(policy.max_unacknowledged)  # of waiting datagrams, by client
         self._clients: Shares[str] = Shares(policy.max_subscriptions)  # subscriptions, by client
         self._sockets: Counter[SocketAddress] = Counter()  # subscriptions, by socket
         self._queue: FairQueue[_Key] = FairQueue()
@@ -91,7 +91,7 @@ class Pushes:
         if known is not None:
             known.agent, known.app, known.seen = agent[:_MAX_NAME], app[:_MAX_NAME], now
             return None
-        if not self._room(address) or len(clusters) > self._policy.said:
+        if not self._room(address) or len(clusters) > self._policy.max_clusters_length:
             return None
         new = Subscription(service, address, clusters, agent[:_MAX_NAME], app[:_MAX_NAME], now)
         self._by_service.setdefault(service, {})[address, clusters] = new
@@ -113,7 +113,7 @@ class Pushes:
     def of(self, service: ServiceKey, now: float) -> list[Subscription]:
         """The subscriptions of a service that have not expired."""
         found = self._by_service.get(service, {}).values()
-        return [s for s in found if now - s.seen < self._policy.lapse]
+        return [s for s in found if now - s.seen < self._policy.expire_after]
 
     def changed(self, snapshot: Snapshot, now: float) -> None:
         """Queues a push of this state to all subscribers of the service."""
@@ -164,7 +164,7 @@ class Pushes:
         """At most `limit` datagrams to send again now; those without tries left are given up."""
         due: list[Sent] = []
         for reference, sent in list(self._waiting.items()):
-            if now - sent.at < self._policy.again or len(due) >= limit:
+            if now - sent.at < self._policy.repeat_after or len(due) >= limit:
                 continue
             if sent.tries >= self._policy.tries:
                 self._discard(reference)
@@ -184,7 +184,7 @@ class Pushes:
         """Removes the expired subscriptions. Returns the services that have no subscribers any more."""
         emptied: list[ServiceKey] = []
         for service, subscriptions in list(self._by_service.items()):
-            for key in [key for key, s in subscriptions.items() if now - s.seen >= self._policy.lapse]:
+            for key in [key for key, s in subscriptions.items() if now - s.seen >= self._policy.expire_after]:
                 del subscriptions[key]
                 self._forget(key[0])
             if not subscriptions:

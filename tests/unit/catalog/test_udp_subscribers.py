@@ -9,7 +9,7 @@ HERE = ("127.0.0.1", 5000)
 
 
 def pushes(**policy: float) -> Pushes:
-    return Pushes(PushesPolicy(lapse=60, again=10, **policy))
+    return Pushes(PushesPolicy(expire_after=60, repeat_after=10, **policy))
 
 
 def test_pushes_lapse_counts_from_the_last_list_call() -> None:
@@ -122,7 +122,7 @@ def test_pushes_listed_shortens_names_and_refuses_long_clusters() -> None:
 
 
 def test_pushes_sent_bounds_the_bytes_that_wait() -> None:
-    book = pushes(waiting=40_000)
+    book = pushes(max_unacknowledged=40_000)
     for number in range(1, 101):
         client = "10.0.0.1" if number <= 90 else "10.0.0.2"
         subscription = book.listed(KEY, (client, number), "", "a", "", now=0)

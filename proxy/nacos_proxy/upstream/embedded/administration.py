@@ -17,7 +17,7 @@ from nacos_proxy.model.calls import (
     Switches,
 )
 from nacos_proxy.model.errors import Reason, Refused
-from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL
+from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL, beat_interval
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.runtime import Clock, in_turns
 from nacos_proxy.upstream.embedded.state import Address, Registered, Service
@@ -61,11 +61,11 @@ class Administration:
     def checking(self) -> bool:
         return bool(self.switches["healthCheckEnabled"])
 
-    def beat_result(self, service: Service | None = None, known: Registered | None = None) -> BeatResult:
+    def beat_result(self, known: Registered | None = None) -> BeatResult:
         """The answer to a beat."""
         interval = self.switches["clientBeatInterval"] or DEFAULT_BEAT_INTERVAL
-        if service is not None and known is not None:
-            interval = service.interval(known, interval)
+        if known is not None:
+            interval = beat_interval(known.metadata, interval)
         return BeatResult(interval=interval, light=self.switches["lightBeatEnabled"])
 
     def _set_switch(self, call: SetSwitch, now: float) -> None:

@@ -307,24 +307,23 @@ class EmbeddedRegistry:
 
     def _beat(self, call: Beat, now: float) -> BeatResult:
         service = self._services.get(call.service)
-        before = service.snapshot() if service is not None else None
-        known = service.beat(call.ip, call.port, now) if service is not None else None
-        if service is not None and known is not None:
-            if service.snapshot() is not before:
-                self._mark_changed(service, now)
-            return self._administration.beat_result(service, known)
+        if service is not None:
+            before = service.snapshot()
+            if (known := service.beat(call.ip, call.port, now)) is not None:
+                if service.snapshot() is not before:
+                    self._mark_changed(service, now)
+                return self._administration.beat_result(known)
         if call.full is None:
             return replace(self._administration.beat_result(), code=BEAT_NOT_FOUND)
         self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
-        service = self._services[call.service]
-        return self._administration.beat_result(service, service.instances[(call.ip, call.port)])
+        return self._administration.beat_result(self._services[call.service].instances[(call.ip, call.port)])
 
     def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
         if service is None:
             return ()
         keys = call.instances or tuple(i.key for i in service.snapshot().instances)
-        changed = [key for key in keys if service.has(key)]
+        changed = [key for key in keys if service.find(key) is not None]
         for key in changed:
             old = service.overrides_of(key)
             kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}

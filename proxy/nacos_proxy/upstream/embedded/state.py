@@ -13,12 +13,7 @@ from typing import Any
 
 from nacos_proxy.model.calls import ServiceInfo, Update
 from nacos_proxy.model.errors import Malformed, Reason, Refused
-from nacos_proxy.model.heartbeats import (
-    DEFAULT_BEAT_INTERVAL,
-    beat_interval,
-    beat_timeout,
-    delete_timeout,
-)
+from nacos_proxy.model.heartbeats import beat_timeout, delete_timeout
 from nacos_proxy.model.services import (
     EMPTY,
     Checking,
@@ -38,9 +33,18 @@ UNCHECKED = "enableClientBeat"  # "true" in the metadata of an instance or a ser
 EMPTY_SERVICE_LIVES = 60.0  # seconds, even if it was created explicitly (nacos-http.md 2.10)
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceOverrides:
+    """What PUT, PATCH and the metadata batch change of an instance (recordings modify.jsonl)."""
+
+    weight: float = 1.0
+    enabled: bool = True
+    metadata: Metadata = field(default_factory=lambda: EMPTY)
+
+
 @dataclass(slots=True)
 class Registered:
-    """An instance as it was registered, when it last beat, and its health.
+    """An instance as it was registered, its overrides, when it last beat, and its health.
 
     `unhealthy_after` and `removed_after` are seconds of silence. They are stored because reading them from the metadata
     for each look at a large service would be slow.
@@ -49,16 +53,18 @@ class Registered:
     instance: Instance
     heard: float
     healthy: bool
+    overrides: InstanceOverrides | None = None
     unhealthy_after: float = 15.0
     removed_after: float = 30.0
 
-    def metadata(self, overrides: InstanceOverrides | None) -> Metadata:
+    @property
+    def metadata(self) -> Metadata:
         """With its overrides, which take precedence (nacos-http.md 5.6)."""
-        return {**self.instance.metadata, **overrides.metadata} if overrides else self.instance.metadata
+        return {**self.instance.metadata, **self.overrides.metadata} if self.overrides else self.instance.metadata
 
-    def set_timeouts(self, overrides: InstanceOverrides | None, *, checked: bool) -> None:
+    def set_timeouts(self, *, checked: bool) -> None:
         """From the metadata. `checked`: whether the service requires beats."""
-        metadata = self.metadata(overrides)
+        metadata = self.metadata
         checked = checked and (metadata.get(UNCHECKED) or "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
         self.removed_after = min(MAX_SILENCE, delete_timeout(metadata) / 1000 if checked else math.inf)
@@ -72,14 +78,12 @@ class Registered:
     def deadline(self) -> float:
         return min(self.unhealthy_at(), self.removed_at()) if self.healthy else self.removed_at()
 
-
-@dataclass(frozen=True, slots=True)
-class InstanceOverrides:
-    """What PUT, PATCH and the metadata batch change of an instance (recordings modify.jsonl)."""
-
-    weight: float = 1.0
-    enabled: bool = True
-    metadata: Metadata = field(default_factory=lambda: EMPTY)
+    def listed(self) -> Instance:
+        """The instance as lists show it."""
+        instance, changes = replace(self.instance, healthy=self.healthy), self.overrides
+        if changes is None:
+            return instance
+        return replace(instance, weight=changes.weight, enabled=changes.enabled, metadata=self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,6 @@ class Service:
     metadata: Metadata = field(default_factory=lambda: EMPTY)
     selector: Mapping[str, Any] = field(default_factory=lambda: {"type": "none", "contextType": "NONE"})
     instances: dict[Address, Registered] = field(default_factory=lambda: {})
-    overrides: dict[InstanceKey, InstanceOverrides] = field(default_factory=lambda: {})
     checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)
     empty_since: float = math.inf
     _snapshot: Snapshot | None = None
@@ -128,7 +131,7 @@ class Service:
             self.metadata,
             self.selector,
             self.checks,
-            tuple((known.instance, known.healthy, self.overrides.get(known.instance.key)) for known in instances),
+            tuple((known.instance, known.healthy, known.overrides) for known in instances),
         )
 
     @classmethod
@@ -162,10 +165,9 @@ class Service:
             raise Refused(Reason.WRONG_KIND, text + f"can't register {theirs} instance. ")
         address = (instance.ip, instance.port)
         known = self.instances.get(address)
-        if known is not None and known.instance.cluster != instance.cluster:
-            self.overrides.pop(known.instance.key, None)
-        registered = self.instances[address] = Registered(instance, now, instance.healthy)
-        registered.set_timeouts(self.overrides.get(instance.key), checked=self._checked())
+        overrides = known.overrides if known is not None and known.instance.cluster == instance.cluster else None
+        registered = self.instances[address] = Registered(instance, now, instance.healthy, overrides)
+        registered.set_timeouts(checked=self._checked())
         self.empty_since = math.inf
         self._snapshot = None
 
@@ -178,15 +180,14 @@ class Service:
 
     def _remove(self, known: Registered, now: float) -> None:
         del self.instances[(known.instance.ip, known.instance.port)]
-        self.overrides.pop(known.instance.key, None)
         self.empty_since = math.inf if self.instances else now
         self._snapshot = None
 
     def override(self, key: InstanceKey, overrides: InstanceOverrides) -> None:
         """Modifies an instance; no effect if it is not registered."""
-        if self.has(key):
-            self.overrides[key] = overrides
-            self.instances[(key.ip, key.port)].set_timeouts(overrides, checked=self._checked())
+        if (known := self.find(key)) is not None:
+            known.overrides = overrides
+            known.set_timeouts(checked=self._checked())
             self._snapshot = None
 
     def overrides_of(self, key: InstanceKey) -> InstanceOverrides:
@@ -194,14 +195,14 @@ class Service:
 
         Nacos itself resets weight and enabled then, though the caller named only the metadata.
         """
-        known = self.instances.get((key.ip, key.port))
-        if key in self.overrides or known is None:
-            return self.overrides.get(key, InstanceOverrides())
-        return InstanceOverrides(known.instance.weight, known.instance.enabled)
+        known = self.find(key)
+        if known is None:
+            return InstanceOverrides()
+        return known.overrides or InstanceOverrides(known.instance.weight, known.instance.enabled)
 
-    def has(self, key: InstanceKey) -> bool:
+    def find(self, key: InstanceKey) -> Registered | None:
         known = self.instances.get((key.ip, key.port))
-        return known is not None and known.instance.cluster == key.cluster
+        return known if known is not None and known.instance.cluster == key.cluster else None
 
     def beat(self, ip: str, port: int, now: float) -> Registered | None:
         """Records a beat of an ephemeral instance; None if there is none."""
@@ -223,14 +224,11 @@ class Service:
         self._snapshot = None
         return True
 
-    def interval(self, known: Registered, default: int = DEFAULT_BEAT_INTERVAL) -> int:
-        return beat_interval(known.metadata(self.overrides.get(known.instance.key)), default)
-
     def changed(self) -> None:
         """To be called after a change of the service's own data."""
         self._snapshot = None
         for known in self.instances.values():
-            known.set_timeouts(self.overrides.get(known.instance.key), checked=self._checked())
+            known.set_timeouts(checked=self._checked())
 
     def _checked(self) -> bool:
         return (self.metadata.get(UNCHECKED) or "").lower() != "true"
@@ -275,17 +273,9 @@ class Service:
     def snapshot(self) -> Snapshot:
         """The service as lists show it; the same object while nothing changed."""
         if self._snapshot is None:
-            instances = [self._with_overrides(known) for known in self.instances.values()]
+            instances = [known.listed() for known in self.instances.values()]
             self._snapshot = Snapshot.of(self.key, instances, threshold=self.threshold, masking=self.explicit)
         return self._snapshot
-
-    def _with_overrides(self, known: Registered) -> Instance:
-        instance = replace(known.instance, healthy=known.healthy)
-        overrides = self.overrides.get(instance.key)
-        if overrides is None:
-            return instance
-        metadata = known.metadata(overrides)
-        return replace(instance, weight=overrides.weight, enabled=overrides.enabled, metadata=metadata)
 
     def info(self) -> ServiceInfo:
         return ServiceInfo(

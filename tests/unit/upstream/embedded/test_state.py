@@ -55,7 +55,8 @@ def test_service_override_holds_for_its_cluster_and_ends_with_the_instance() -> 
     one.override(PLACE, InstanceOverrides(weight=5.0))
     assert one.snapshot().instances[0].weight == 5.0
     one.expire(30.0)
-    assert one.overrides == {}
+    one.register(instance("10.0.0.1", weight=3.0), 31.0)
+    assert one.snapshot().instances[0].weight == 3.0
 
 
 def test_service_overrides_of_without_overrides_change_nothing() -> None:
