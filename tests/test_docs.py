@@ -20,6 +20,8 @@ from nacos_proxy.cli.config import documentation
 from nacos_proxy.frontends.operations.metrics import METRICS
 from nacos_proxy.model import errors
 from tests.helpers.live import Process, ProxyProcess
+from tests.helpers.recordings import FOLDER as RECORDINGS
+from tests.helpers.recordings import load
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -143,6 +145,46 @@ def test_files_that_are_named_exist(path: Path) -> None:
     patterns = ("vN", "x/y", "test_y")
     missing = [name for name in named if not (ROOT / name).exists() and not any(p in name for p in patterns)]
     assert missing == []
+
+
+# cited
+
+SOURCES = sorted(path for folder in ("proxy", "tests", "loadtest") for path in (ROOT / folder).rglob("*.py"))
+PROTOCOL = ROOT / "docs" / "protocol" / "nacos-http.md"
+CITATION = re.compile(r"nacos-http\.md,? ((?:(?:facts? )?\d+(?:\.\d+)?(?:, | to | and )?)+)")
+RECORDING = re.compile(r'recordings? ((?:"[^"]+"(?:, | and )?)+)')
+
+
+@cache
+def code_of(path: Path) -> str:
+    """A module's text on one line, without the marks of comments: a citation may go over two lines."""
+    return " ".join(re.sub(r"^\s*#", "", text_of(path), flags=re.MULTILINE).split())
+
+
+def cited() -> Iterator[tuple[Path, str]]:
+    """Each section (`5.5`) and fact (`fact 12`) of the protocol page that the code cites."""
+    for path in SOURCES:
+        for places in CITATION.findall(code_of(path)):
+            facts = False
+            for word, number in re.findall(r"(facts? )?(\d+(?:\.\d+)?)", places):
+                facts = facts or bool(word)
+                yield path, f"fact {number}" if facts else number
+
+
+def test_every_section_and_fact_of_the_protocol_page_that_is_cited_exists() -> None:
+    page = text_of(PROTOCOL)
+    there = set(re.findall(r"^##? (\d+(?:\.\d+)?)[. ]", page, re.MULTILINE))
+    there |= {f"fact {number}" for number in re.findall(r"^- \*\*Fact (\d+)\.", page, re.MULTILINE)}
+    found = list(cited())
+    assert len(found) > 50
+    assert [f"{path.relative_to(ROOT)}: {place}" for path, place in found if place not in there] == []
+
+
+def test_every_recorded_case_that_is_cited_exists() -> None:
+    cases = "\n".join(row.case for file in sorted(RECORDINGS.glob("*.jsonl")) for row in load(file.stem))
+    cited = [name for path in SOURCES for names in RECORDING.findall(code_of(path)) for name in names.split('"')[1::2]]
+    assert cited
+    assert [name for name in cited if name.strip("… ") not in cases] == []
 
 
 # run

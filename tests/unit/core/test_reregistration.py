@@ -169,7 +169,7 @@ async def test_a_list_without_what_beats_here_is_not_believed_and_the_upstream_g
 
 
 async def test_what_is_there_and_not_listed_was_disabled_and_is_looked_up_once(world: World) -> None:
-    """Lists show no disabled instance; the call for one does (recording "v1 get disabled")."""
+    """Lists show no disabled instance; the call for one does (recording "v1 get instance by clusterName")."""
     world.ledger.wrote(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
     await world.clock.advance(6)
