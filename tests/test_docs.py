@@ -81,7 +81,7 @@ def test_every_flag_and_variable_that_a_page_names_exists() -> None:
         for name in re.findall(r"NACOS_PROXY_([A-Z_]+[A-Z])", text_of(path))
     }
     others = {"SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "CONFIG", "TEST_RNACOS", "TEST_REQUIRE_RNACOS"}
-    others |= {"TEST_REQUIRE_SDKS", "TEST_SEED"}
+    others |= {"TEST_REQUIRE_SDKS", "TEST_SEED", "TEST_KILLS"}
     assert {name for name in flags if name.lower() not in Settings.model_fields} - others == set()
 
 
