@@ -35,7 +35,7 @@ SEED = 7
 
 
 class Look(NamedTuple):
-    """Seconds since the start, MiB of resident memory, open files, and what had been done until then."""
+    """Seconds since the start, resident MiB, open files, and the calls made so far."""
 
     at: float
     memory: float
@@ -44,7 +44,7 @@ class Look(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Medians of the second and the last quarter, and whether that is flat."""
+    """Medians of the second and the last quarter, and whether they are about equal."""
 
     name: str
     early: float
@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
 
 
 def judge(looks: list[Look]) -> list[Verdict]:
-    """Whether a run was flat. The first quarter does not count: caches fill. Needs eight looks."""
+    """Whether a run was flat. The first quarter does not count: caches fill. Needs eight samples."""
     quarter = len(looks) // 4
     early, late = looks[quarter : 2 * quarter], looks[-quarter:]
     verdicts: list[Verdict] = []
@@ -162,7 +162,7 @@ def _upstream(url: str | None, say: Callable[[str], None]) -> tuple[str, list[Co
 
 
 def run(minutes: float, upstream: str | None, say: Callable[[str], None]) -> int:
-    """Prints what was done and what it took; the exit code is 1 where it was not flat."""
+    """Prints the calls made and what they cost; the exit code is 1 if memory or files grew."""
     url, servers = _upstream(upstream, say)
     with contenders.running(*servers):
         proxy = contenders.proxy(url, "--push", "off")

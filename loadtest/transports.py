@@ -1,4 +1,4 @@
-"""Which transport carries a call to the upstream, by calls a second of one core: `python -m loadtest.transports`.
+"""Which transport carries a call to the upstream, by calls per second on one core: `python -m loadtest.transports`.
 
 Each contender asks a trivial server on loopback (a process of its own) from one event loop, httpx's Request included;
 `rate` is calls a second, `cpu` microseconds of this process a call, `p50` and `p99` the latency in ms. Bounded: it ends
@@ -84,7 +84,7 @@ def over_fast(url: str, method: str) -> tuple[Ask, Callable[[], Awaitable[None]]
 
 
 def fast(url: str, method: str) -> tuple[Ask, Callable[[], Awaitable[None]]]:
-    """What `registry.nacos` does: no client, the transport called with a prepared request."""
+    """What `upstream/http` does: no client; the transport gets a prepared request."""
     transport = FastTransport(TransportPolicy(connections=64))
     timeout = {"connect": 1.0, "read": None, "write": 5.0, "pool": 5.0}
     content = FORM if method == "POST" else None
