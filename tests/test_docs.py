@@ -24,6 +24,8 @@ from tests.helpers.recordings import FOLDER as RECORDINGS
 from tests.helpers.recordings import load
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "proxy" / "nacos_proxy"
+ROOMS = "|".join(path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py")))
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -142,9 +144,10 @@ REPLACED = set(re.findall(r"\((\d{4}-[\w-]+\.md)\).*replaced by", text_of(ROOT /
 )
 def test_files_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"`((?:tests|proxy|deploy|loadtest|docs)/[\w./-]*\w)/?`", text_of(path))
-    patterns = ("vN", "x/y", "test_y")
-    missing = [name for name in named if not (ROOT / name).exists() and not any(p in name for p in patterns)]
-    assert missing == []
+    below = re.findall(rf"`((?:{ROOMS})/[\w./-]*)`", text_of(path))
+    below = [] if path.name == "architecture.md" else below  # until core/ is split: its walks name the new files
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert missing + [name for name in below if not (PACKAGE / name).exists()] == []
 
 
 # cited
