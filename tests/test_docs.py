@@ -1,4 +1,4 @@
-"""The documentation against the code: what exists is named, what is named exists, and what can be run runs."""
+"""The documentation agrees with the code: it names what exists, what it names exists, and its examples run."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OWN_HEADERS = ("Cache-Status", "Age", "ETag", "Nacos-Proxy-Answer", "Nacos-Proxy-Index")
 
-# Lines of README.md that the test of its blocks does not run, each with why.
+# Lines of README.md that are not run, and why.
 NOT_RUN = {
-    "make run": "makes an environment",
-    "make test": "runs this very test",
-    "make install": "makes an environment",
+    "make run": "creates an environment",
+    "make test": "runs this test",
+    "make install": "creates an environment",
     ".venv/bin/nacos-proxy serve": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
-    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "wants a server of the reader's",
-    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "wants a server of the reader's",
+    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "needs the reader's server",
+    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "needs the reader's server",
     "nacos-proxy register --managed --check-http http://127.0.0.1:8080/health legacy 127.0.0.1:8080 -- "
-    "./legacy-server": ("wants a program of the reader's; tests/e2e/test_cli.py has one"),
+    "./legacy-server": ("needs the reader's program; tests/e2e/test_cli.py has one"),
 }
-# Lines that go on until they are interrupted: what they say first.
+# Lines that run until they are interrupted, and what they print first.
 ENDLESS = {
     "curl -N 'http://127.0.0.1:8840/api/v1/events?service=orders'": "event: snapshot",
     "nacos-proxy watch carts": "carts",
@@ -135,10 +135,24 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_headings_lead_somewhere(path: Path) -> None:
+    links = [link for link in LINK.findall(text_of(path)) if "#" in link and not link.startswith("http")]
+    parts = [(link, *link.split("#", 1)) for link in links]
+    lost = [link for link, page, name in parts if name not in anchors((path.parent / page) if page else path)]
+    assert lost == []
+
+
 REPLACED = set(re.findall(r"\((\d{4}-[\w-]+\.md)\).*replaced by", text_of(ROOT / "docs/decisions/README.md")))
 
 
-# A decision that was replaced stays as it was written: what it names may be gone.
+# A replaced decision may name files that are gone.
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if path.name not in REPLACED], ids=lambda path: str(path.relative_to(ROOT))
 )
@@ -221,7 +235,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines of the `sh` blocks, continued ones joined, comments left out."""
+    """The lines of the `sh` blocks, continuation lines joined, comments removed."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -233,7 +247,7 @@ def environment(proxy: ProxyProcess) -> dict[str, str]:
 
 
 def test_the_readme_runs_from_its_first_line_to_its_last(proxy: ProxyProcess) -> None:
-    """In their order, on one proxy, as a newcomer would type them."""
+    """In order, on one proxy, as a newcomer would type them."""
     unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
     assert unknown == set()
     for command in commands():
