@@ -119,6 +119,15 @@ def test_every_error_is_explained() -> None:
     assert [name for name in classes if f"`{name}`" not in page] == []
 
 
+def test_every_log_line_that_the_operations_page_explains_exists() -> None:
+    """Each part of the line between the dots that stand for what varies."""
+    code = "\n".join(text_of(path) for path in sorted(PACKAGE.rglob("*.py")))
+    lines = re.findall(r"log: `([^`]+)`", text_of(ROOT / "docs" / "operations.md"))
+    parts = [part.strip() for line in lines for part in line.split("…") if part.strip()]
+    assert len(lines) > 5
+    assert [part for part in parts if part not in code] == []
+
+
 def test_every_route_is_in_the_readme_or_the_operations_page(openapi: dict[str, Any]) -> None:
     page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(README) + text_of(ROOT / "docs" / "operations.md"))
     missing = [path for path in openapi["paths"] if f"{path}`" not in page and f"{path}?" not in page]
