@@ -1,8 +1,8 @@
-"""Everything at once for a while: do memory and open files stay where they are?
+"""Everything at once for a while: do memory and open files stay constant?
 
-Not for: speed. Readers, writers, beaters and event streams that come and go, and clients that ask for services which
-nobody has registered, work on one proxy; its resident memory and its open files are looked at all the time. They are
-flat where the last quarter of the looks has no more than the second quarter, but for what `MEMORY` and `FILES` allow.
+Readers, writers, beaters, event streams that come and go, and clients that ask for unregistered services use one proxy,
+while its resident memory and open files are sampled. They are constant if the last quarter of the samples has no more
+than the second quarter, apart from what `MEMORY` and `FILES` allow. It does not measure speed.
 """
 
 from __future__ import annotations
