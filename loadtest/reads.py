@@ -20,7 +20,7 @@ MANY = 1000
 class Load:
     """One kind of load: Lua for wrk, connections, and what happens at the same time.
 
-    `against_hot`: our own hot rate is measured in turn with it, for that is what it is compared to.
+    `against_hot`: compared with our own hot rate, which is measured in the same rounds.
     """
 
     question: str

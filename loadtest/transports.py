@@ -1,8 +1,8 @@
 """Which transport carries a call to the upstream, by calls per second on one core: `python -m loadtest.transports`.
 
 Each contender calls a trivial server on loopback (a process of its own) from one event loop, including httpx's Request.
-`rate` is calls per second, `cpu` microseconds of this process per call, `p50` and `p99` the latency in ms. It ends after
-about two minutes, with `--quick` after about twenty seconds.
+`rate` is calls per second, `cpu` microseconds of this process per call, `p50` and `p99` the latency in ms. It ends
+after about two minutes, with `--quick` after about twenty seconds.
 """
 
 from __future__ import annotations
