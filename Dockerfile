@@ -20,8 +20,8 @@ USER nacos-proxy
 VOLUME /var/lib/nacos-proxy
 EXPOSE 8840
 STOPSIGNAL SIGTERM
-# Follows the settings (port, TLS, Unix socket) as far as they stand in variables or the file.
+# Uses the settings (port, TLS, Unix socket) that are in variables or in the file.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-m", "nacos_proxy.cli.health"]
-# Inside a container 127.0.0.1 reaches nobody: set NACOS_PROXY_HOST=0.0.0.0 with a token, as SECURITY.md says.
+# Nobody outside the container can reach 127.0.0.1 in it: set NACOS_PROXY_HOST=0.0.0.0 and a token (SECURITY.md).
 ENTRYPOINT ["nacos-proxy"]
 CMD ["serve"]

@@ -1,4 +1,4 @@
-# One line each: install what is missing, then do it. PYTHON=python3.12 chooses another interpreter, ARGS goes to pytest.
+# Each target installs what is missing first. PYTHON=python3.12 chooses another interpreter; ARGS is passed to pytest.
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PIP := .venv/bin/python -m pip --disable-pip-version-check -q
 .PHONY: install run test coverage lint bench
@@ -20,11 +20,11 @@ lint: install
 bench: install
 	.venv/bin/python -m loadtest all --quick
 
-# The legacy SDK is pure Python and needs nothing; its package asks for 130 MB that only its other half uses: hence --no-deps.
+# --no-deps: the legacy half of the SDK needs no dependencies; only its gRPC half needs the 130 MB that the package asks for.
 .venv/.installed: pyproject.toml tests/legacy-sdk.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name it with make PYTHON=..."; exit 1; }
-	@echo "installing into .venv: some minutes, the first time"
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; choose it with make PYTHON=..."; exit 1; }
+	@echo "installing into .venv; the first time this takes some minutes"
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(PIP) install --only-binary nacos-sdk-rust-binding-py -e '.[dev,push]' || { echo "no wheel for the extra 'push' here: going on without it"; $(PIP) install -e '.[dev]'; }
+	$(PIP) install --only-binary nacos-sdk-rust-binding-py -e '.[dev,push]' || { echo "no wheel for the extra 'push' on this platform: continuing without it"; $(PIP) install -e '.[dev]'; }
 	$(PIP) install --no-deps -r tests/legacy-sdk.txt
 	@touch $@

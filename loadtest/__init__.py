@@ -1,1 +1,1 @@
-"""Load tests: each question compares contenders side by side in one run, and only the ratios count."""
+"""Load tests. Each question compares contenders side by side in one run; only the ratios between them count."""

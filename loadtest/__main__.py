@@ -21,9 +21,11 @@ def say(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser("loadtest", description=__doc__)
     parser.add_argument("question", choices=[*QUESTIONS, "soak", "all", "docs"])
-    parser.add_argument("--quick", action="store_true", help="few and short rounds: does it run, not what does it find")
-    parser.add_argument("--upstream", metavar="URL", help="a Nacos server that runs already, in place of r-nacos")
-    parser.add_argument("--results", type=Path, help="where tables, JSON and charts go (loadtest/results)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few, short rounds: to see whether it runs, not to measure"
+    )
+    parser.add_argument("--upstream", metavar="URL", help="a running Nacos server, in place of r-nacos")
+    parser.add_argument("--results", type=Path, help="folder for tables, JSON and charts (loadtest/results)")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long a soak lasts")
     options = parser.parse_args()
     results = options.results or (report.RESULTS / "quick" if options.quick else report.RESULTS)

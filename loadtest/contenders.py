@@ -1,4 +1,4 @@
-"""What is compared: how each is started, when it is ready, how it is stopped. One worker each, on loopback."""
+"""The contenders: how each one is started and stopped, and when it is ready. One worker each, on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READY_WITHIN = 30.0
 
 
 class Missing(Exception):
-    """A program that is not installed; it is named in the report and left out."""
+    """A program that is not installed. The report names it and leaves it out."""
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def free_pair(step: int = 1000) -> int:
-    """A port whose port + `step` is free, too: Nacos speaks gRPC there."""
+    """A free port such that port + `step` is free as well: Nacos speaks gRPC there."""
     for _ in range(100):
         port = free_port()
         if port + step >= 65535:
@@ -48,7 +48,7 @@ def free_pair(step: int = 1000) -> int:
 
 @dataclass(slots=True)
 class Contender:
-    """A server that runs: its base URL and its process."""
+    """A running server: its base URL and its process."""
 
     name: str
     url: str
@@ -84,7 +84,7 @@ def _start(name: str, port: int, command: Sequence[str], folder: tempfile.Tempor
 
 
 def _pause(seconds: float) -> None:
-    """Between two looks at a program of somebody else, which tells nothing when it is ready."""
+    """Waits between two checks of a program that does not report when it is ready."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [sys.executable, "-c", "import select; select.select([], [], [], 9)"], timeout=seconds, check=False
@@ -102,13 +102,13 @@ def answers(url: str) -> bool:
 
 
 def request(method: str, url: str) -> bytes:
-    """One call of the set-up; the load itself comes from wrk or from asyncio."""
+    """One call of the set-up. The load itself comes from wrk or from asyncio."""
     with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as reply:
         return bytes(reply.read())
 
 
 def register(url: str, service: str, number: int) -> None:
-    """`number` instances, persistent: they need no beats while the load runs."""
+    """Registers `number` persistent instances, which need no beats while the load runs."""
     register_all(url, [service], number)
 
 
@@ -123,7 +123,7 @@ def register_all(url: str, services: Sequence[str], number: int) -> None:
 
 
 def rnacos() -> Contender:
-    """The real Nacos-compatible server in Rust."""
+    """r-nacos, the Nacos-compatible server in Rust."""
     program = find_program("rnacos")
     if program is None:
         raise Missing("r-nacos is not installed (cargo install rnacos --version 0.8.8 --locked)")
@@ -143,7 +143,7 @@ def rnacos() -> Contender:
 
 
 def proxy(upstream: str = "embedded", *options: str, name: str = "nacos-proxy") -> Contender:
-    """Our proxy, one process."""
+    """This proxy, one process."""
     port = free_port()
     folder = tempfile.TemporaryDirectory()
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
@@ -218,7 +218,7 @@ async def app(scope, receive, send):
 
 
 def raw_asgi(body: bytes) -> Contender:
-    """The least that uvicorn can do: an ASGI app that sends the same prepared body each time."""
+    """The least work for uvicorn: an ASGI app that always sends the same prepared body."""
     port, folder = free_port(), tempfile.TemporaryDirectory()
     Path(folder.name, "raw.py").write_text(RAW)
     Path(folder.name, "body").write_bytes(body)
@@ -240,7 +240,7 @@ def raw_asgi(body: bytes) -> Contender:
 
 @contextlib.contextmanager
 def running(*contenders: Contender) -> Iterator[None]:
-    """Stops them all at the end, whatever happens."""
+    """Stops all of them at the end, whatever happens."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""One change to many event streams: how long from publishing to the first, the median and the last reader."""
+"""One change to many event streams: the time from publishing to the first, the median and the last reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the proxy has to reach, against what the runs found. Pure: it measures nothing and reads no file."""
+"""The goals, and what the runs found. Pure: measures nothing and reads no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Find = Callable[[Results], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`limit` is the least that is wanted, or the most where `most` is said; in `unit`, "x" for a ratio."""
+    """`limit` is a minimum, or a maximum with `most`, in `unit`; "x" is a ratio."""
 
     what: str
     limit: float
@@ -32,7 +32,7 @@ class Goal:
 
 
 def _series(results: Results, question: str) -> Series | None:
-    """The series whose question has all of these words; of several the one with the most readers or services."""
+    """The series whose question has all of these words; of several, the one with the most readers or services."""
     fitting = [series for name, series in results.items() if all(word in name for word in question.split("|"))]
     return max(fitting, key=lambda series: (len(series.question), series.question), default=None)
 
@@ -56,7 +56,7 @@ def figure(question: str, contender: str, name: str) -> Find:
 
 
 def added(question: str, name: str) -> Find:
-    """How much more we take than the one whom we stand in front of."""
+    """How much more the proxy takes than a direct call of its upstream."""
 
     def find(results: Results) -> float | None:
         series = _series(results, question)
@@ -70,22 +70,40 @@ def added(question: str, name: str) -> Find:
 
 
 GOALS = (
-    Goal("hot reads against nginx proxy_cache", 1.5, "x", ratio("one hot", "rate", OURS, NGINX)),
-    Goal("p99 of hot reads against nginx's", 1.0, "x", ratio("one hot", "p99", OURS, NGINX), most=True),
-    Goal("hot reads against a raw ASGI app on uvicorn", 2.5, "x", ratio("one hot", "rate", OURS, RAW)),
-    Goal("services at random against our hot rate", 0.8, "x", ratio("at random", "rate", OURS, HOT)),
-    Goal("unique header per request against a raw ASGI app", 0.7, "x", ratio("unique", "rate", OURS, RAW)),
-    Goal("hot reads beside 100 writes a second against our hot rate", 0.8, "x", ratio("beside", "rate", OURS, HOT)),
-    Goal("last of 10,000 SSE readers against nchan's", 1.0, "x", ratio("fanout|10000", "last_ms", OURS, "nchan"), True),
-    Goal("a forwarded write, one caller: added to the median", 1.0, "ms", added("register|1 caller", "p50"), True),
+    Goal("hot reads, compared with nginx proxy_cache", 1.5, "x", ratio("one hot", "rate", OURS, NGINX)),
+    Goal("p99 of hot reads, compared with nginx", 1.0, "x", ratio("one hot", "p99", OURS, NGINX), most=True),
+    Goal("hot reads, compared with a raw ASGI app on uvicorn", 2.5, "x", ratio("one hot", "rate", OURS, RAW)),
+    Goal("random services, compared with our hot reads", 0.8, "x", ratio("at random", "rate", OURS, HOT)),
+    Goal("unique header per request, compared with a raw ASGI app", 0.7, "x", ratio("unique", "rate", OURS, RAW)),
+    Goal("hot reads during 100 writes/s, compared with our hot reads", 0.8, "x", ratio("beside", "rate", OURS, HOT)),
+    Goal(
+        "last of 10,000 SSE readers, compared with nchan",
+        1.0,
+        "x",
+        ratio("fanout|10000", "last_ms", OURS, "nchan"),
+        True,
+    ),
+    Goal("forwarded write, one caller: added to the median", 1.0, "ms", added("register|1 caller", "p50"), True),
     Goal("forwarded writes, 32 callers", 2000, "/s", figure("register|32", OURS, "rate")),
-    Goal("own write to SSE reader, p99", 10.0, "ms", figure("propagation", "own write", "p99_ms"), True),
-    Goal("idle, 1,000 services, poll", 20.0, "% of a core", figure("push off", "1000 services", "cpu_percent"), True),
-    Goal("idle, 1,000 services, push", 2.0, "% of a core", figure("push on", "1000 services", "cpu_percent"), True),
+    Goal(
+        "from a write through the proxy to an SSE reader, p99",
+        10.0,
+        "ms",
+        figure("propagation", "own write", "p99_ms"),
+        True,
+    ),
+    Goal(
+        "idle with 1,000 services, polling",
+        20.0,
+        "% of a core",
+        figure("push off", "1000 services", "cpu_percent"),
+        True,
+    ),
+    Goal("idle with 1,000 services, push", 2.0, "% of a core", figure("push on", "1000 services", "cpu_percent"), True),
     Goal("memory, 1,000 services of 10 instances", 150, "MiB", figure("push off", "1000 services", "memory"), True),
     Goal("memory per idle SSE reader", 10.0, "KiB", figure("fanout|10000", OURS, "kib_per_reader"), True),
     Goal(
-        "upstream requests for 100 callers of a cold service",
+        "upstream requests for 100 simultaneous readers of a cold service",
         1.0,
         "",
         figure("counting", OURS, "upstream_requests"),
@@ -95,8 +113,8 @@ GOALS = (
 
 
 def table(results: Results) -> str:
-    """Markdown: each goal with what was found."""
-    lines = ["| what | wanted | found | |", "| --- | ---: | ---: | --- |"]
+    """Markdown: each goal with the measured value."""
+    lines = ["| what | goal | measured | |", "| --- | ---: | ---: | --- |"]
     for goal in GOALS:
         found = goal.find(results)
         sign = "≤" if goal.most else "≥"

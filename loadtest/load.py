@@ -1,4 +1,4 @@
-"""The generators of load: wrk for reads, and what it printed as figures. Not for: what is compared, or statistics."""
+"""Load generators: wrk for reads, and its output as figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ end
 
 
 def wrk(url: str, *, seconds: float, connections: int = 32, threads: int = 1, script: str = "") -> dict[str, float]:
-    """Run wrk; `rate` a second, `p50 p99 p999` in ms, `errors`, `requests`. `script` is Lua that makes the requests."""
+    """Runs wrk: `rate` per second, `p50 p99 p999` in ms, `errors`, `requests`. `script` is Lua that makes requests."""
     with tempfile.TemporaryDirectory() as folder:
         lua = Path(folder) / "load.lua"
         lua.write_text(script + REPORT)
@@ -38,7 +38,7 @@ def wrk(url: str, *, seconds: float, connections: int = 32, threads: int = 1, sc
 
 
 def unique_headers() -> str:
-    """Lua: each request has a RequestId of its own, as the Java SDK sends it."""
+    """Lua: a new RequestId for each request, as the Java SDK sends it."""
     return """
 counter = 0
 request = function()
@@ -50,7 +50,7 @@ end
 
 
 def random_targets(targets: Sequence[str]) -> str:
-    """Lua: each request asks for one of the targets, drawn at random, its bytes prepared once."""
+    """Lua: each request asks for one of the targets at random; its bytes are prepared once."""
     rows = ",".join(f'"{target}"' for target in targets)
     return f"""
 targets = {{{rows}}}
@@ -64,7 +64,7 @@ request = function() return prepared[math.random(#prepared)] end
 
 
 class Usage:
-    """What a process and its children used between two moments: CPU seconds and the most memory seen."""
+    """What a process and its children used between two moments: CPU seconds and peak memory."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -77,12 +77,12 @@ class Usage:
         return sum(sum(p.cpu_times()[:2]) for p in self._family())
 
     def figures(self, requests: float) -> dict[str, float]:
-        """`cpu_s_per_1000` CPU seconds for 1,000 requests, `memory` the most MiB resident since the start."""
+        """`cpu_s_per_1000`: CPU seconds per 1,000 requests; `memory`: peak resident MiB since the start."""
         cpu = self._cpu() - self._before
         return {"cpu_s_per_1000": 1000 * cpu / max(requests, 1), "memory": sum(map(_peak, self._family())) / (1 << 20)}
 
     def resident(self) -> float:
-        """MiB at this moment."""
+        """Resident MiB now."""
         return sum(p.memory_info().rss for p in self._family()) / (1 << 20)
 
     def cpu_seconds(self) -> float:
@@ -90,14 +90,14 @@ class Usage:
 
 
 def _peak(process: psutil.Process) -> int:
-    """Bytes: what Linux notes of a process, elsewhere what it has now."""
+    """Peak resident bytes as Linux records them; on other systems the bytes now."""
     status = Path(f"/proc/{process.pid}/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) << 10 if found else int(process.memory_info().rss)
 
 
 def installed(program: str) -> bool:
-    """On the PATH, or in cargo's own folder."""
+    """The program, from the PATH or from cargo's folder."""
     return find_program(program) is not None
 
 

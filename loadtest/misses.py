@@ -1,4 +1,4 @@
-"""The first read of a cold service by 100 callers at once: how late, and how many requests the upstream gets."""
+"""The first read of a cold service by 100 callers at once: its latency, and how many requests reach the upstream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CALLERS = 100
 
 
 class Counter(asyncio.Protocol):
-    """A stand-in upstream that counts what it is asked and answers after 20 ms, so that callers really meet."""
+    """A stand-in upstream that counts its requests and answers after 20 ms, so that the callers really coincide."""
 
     asked: dict[bytes, int]
 

@@ -1,4 +1,4 @@
-"""From a change at the upstream, and from an own write, to the event at a reader: by poll, and by push."""
+"""The time to the event at a reader: from a change at the upstream, by polling and by push, and from an own write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many reads a second, and how late: hot, at random, many connections, unique headers, writes beside."""
+"""Rate and latency of reads: one hot service, random ones, many connections, unique headers, concurrent writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MANY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One kind of load: Lua for wrk, connections, and what goes on beside it.
+    """One kind of load: Lua for wrk, connections, and what happens at the same time.
 
-    `against_hot`: our own hot rate is measured in turn with it, for that is what it is compared to.
+    `against_hot`: compared with our own hot rate, which is measured in the same rounds.
     """
 
     question: str
@@ -56,7 +56,7 @@ def measure(load: Load, contender: Contender, seconds: float) -> Sample:
 
 
 def _writer(contender: Contender, rate: int, stop: threading.Event) -> threading.Thread | None:
-    """Modifies an instance of another service `rate` times a second, as other clients of the same host would."""
+    """Modifies an instance of another service `rate` times per second, as other clients of the same host would."""
     if not rate or not contender.name.startswith("nacos-proxy"):
         return None
 

@@ -1,4 +1,4 @@
-"""What a run found: a table for people, JSON for programs, a chart for the documents."""
+"""Results of a run: a table for people, JSON for programs, a chart for the documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A series as it was saved: whom it is compared to, which figure counts, the machine it ran on."""
+    """A saved series: its baseline, the figure that counts, the machine that it ran on."""
 
     series: Series
     baseline: str
@@ -37,7 +37,7 @@ def stem(question: str) -> str:
 
 
 def machine() -> str:
-    """The machine in a line, for every figure that is quoted."""
+    """The machine in one line, to quote with every figure."""
     memory = psutil.virtual_memory().total / (1 << 30)
     python = platform.python_version()
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {python}"
@@ -69,7 +69,7 @@ def _number(value: float) -> str:
 
 
 def chart(series: Series, figure: str) -> str:
-    """SVG bars of one figure's medians, the spread as a line."""
+    """SVG: bars for the medians of one figure, with their spread as a line."""
     rows = [(name, spread) for name in series.contenders if (spread := series.spread(name, figure)) is not None]
     widest = max((spread.most for _, spread in rows), default=1.0) or 1.0
     height = 34 * len(rows) + 44
@@ -108,7 +108,7 @@ def save(series: Series, baseline: str, figure: str, notes: Sequence[str], folde
 
 
 def load(folder: Path = RESULTS) -> list[Result]:
-    """What `save` wrote there, by name."""
+    """The results that `save` wrote there, sorted by name."""
     results: list[Result] = []
     for path in sorted(folder.glob("*.json")):
         body = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A B A B: the order of the runs, medians, spread, ratios. Pure; it measures nothing itself."""
+"""The order of runs (A B B A), medians, spread, ratios. Pure: measures nothing itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of several runs and the least and the most of them."""
+    """Median, minimum and maximum of several runs."""
 
     median: float
     least: float
@@ -55,14 +55,14 @@ class Series:
         return Spread.of(values) if values else None
 
     def ratio(self, contender: str, baseline: str, figure: str) -> Spread | None:
-        """Round by round, so that what drifts between rounds drops out. None where either has no such figure."""
+        """Ratios round by round, so that drift between rounds cancels out. None if either has no such figure."""
         pairs = zip(self.values(contender, figure), self.values(baseline, figure), strict=False)
         ratios = [a / b for a, b in pairs if b]
         return Spread.of(ratios) if ratios else None
 
 
 def interleave(contenders: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """A B C, then C B A, and so on: each contender goes first and last equally often."""
+    """A B C, then C B A, and so on: each contender is first and last equally often."""
     for number in range(rounds):
         order = contenders if number % 2 == 0 else list(reversed(contenders))
         for name in order:

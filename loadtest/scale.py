@@ -1,4 +1,4 @@
-"""10 to 5,000 watched services: what an idle proxy costs in CPU and memory, and what it asks of the upstream."""
+"""10 to 5,000 watched services: CPU, memory and upstream requests of an idle proxy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loadtest.rounds import Sample, Series
 from loadtest.wire import Connection, at_once
 
 SIZES = (10, 100, 1_000, 5_000)
-SETTLE = 12.0  # longer than two polls: after it every service is polled as seldom as push allows
+SETTLE = 12.0  # longer than two polls; from then on every service is polled as rarely as push allows
 PUSH_WITHIN = 120.0
 FETCHES = "nacos_proxy_fetches_total"
 
@@ -33,7 +33,7 @@ async def _metric(proxy: str, name: str) -> float:
 
 
 async def _ready(proxy: str, number: int, push: bool) -> None:
-    """All services are watched, and where changes are pushed, push is alive."""
+    """Waits until all services are watched and push, if on, is alive."""
     await at_once(proxy, [("GET", f"{LIST}loadtest-s{n}") for n in range(number)])
     until = time.perf_counter() + PUSH_WITHIN
     while push and not await _metric(proxy, "nacos_proxy_push_up"):

@@ -1,8 +1,8 @@
-"""Everything at once for a while: do memory and open files stay where they are?
+"""Everything at once for a while: do memory and open files stay constant?
 
-Not for: speed. Readers, writers, beaters and event streams that come and go, and clients that ask for services which
-nobody has registered, work on one proxy; its resident memory and its open files are looked at all the time. They are
-flat where the last quarter of the looks has no more than the second quarter, but for what `MEMORY` and `FILES` allow.
+Readers, writers, beaters, event streams that come and go, and clients that ask for unregistered services use one proxy,
+while its resident memory and open files are sampled. They are constant if the last quarter of the samples has no more
+than the second quarter, apart from what `MEMORY` and `FILES` allow. It does not measure speed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEED = 7
 
 
 class Look(NamedTuple):
-    """Seconds since the start, MiB of resident memory, open files, and what had been done until then."""
+    """Seconds since the start, resident MiB, open files, and the calls made so far."""
 
     at: float
     memory: float
@@ -44,7 +44,7 @@ class Look(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Medians of the second and the last quarter, and whether that is flat."""
+    """Medians of the second and the last quarter, and whether they are about equal."""
 
     name: str
     early: float
@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
 
 
 def judge(looks: list[Look]) -> list[Verdict]:
-    """Whether a run was flat. The first quarter does not count: caches fill. Needs eight looks."""
+    """Whether a run was flat. The first quarter does not count: caches fill. Needs eight samples."""
     quarter = len(looks) // 4
     early, late = looks[quarter : 2 * quarter], looks[-quarter:]
     verdicts: list[Verdict] = []
@@ -162,7 +162,7 @@ def _upstream(url: str | None, say: Callable[[str], None]) -> tuple[str, list[Co
 
 
 def run(minutes: float, upstream: str | None, say: Callable[[str], None]) -> int:
-    """Prints what was done and what it took; the exit code is 1 where it was not flat."""
+    """Prints the calls made and what they cost; the exit code is 1 if memory or files grew."""
     url, servers = _upstream(upstream, say)
     with contenders.running(*servers):
         proxy = contenders.proxy(url, "--push", "off")

@@ -1,8 +1,8 @@
-"""Which transport carries a call to the upstream, by calls a second of one core: `python -m loadtest.transports`.
+"""Which transport carries a call to the upstream, by calls per second on one core: `python -m loadtest.transports`.
 
-Each contender asks a trivial server on loopback (a process of its own) from one event loop, httpx's Request included;
-`rate` is calls a second, `cpu` microseconds of this process a call, `p50` and `p99` the latency in ms. Bounded: it ends
-by itself after some two minutes, with `--quick` after some twenty seconds.
+Each contender calls a trivial server on loopback (a process of its own) from one event loop, including httpx's Request.
+`rate` is calls per second, `cpu` microseconds of this process per call, `p50` and `p99` the latency in ms. It ends
+after about two minutes, with `--quick` after about twenty seconds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def over_fast(url: str, method: str) -> tuple[Ask, Callable[[], Awaitable[None]]
 
 
 def fast(url: str, method: str) -> tuple[Ask, Callable[[], Awaitable[None]]]:
-    """What `registry.nacos` does: no client, the transport called with a prepared request."""
+    """What `upstream/http` does: no client; the transport gets a prepared request."""
     transport = FastTransport(TransportPolicy(connections=64))
     timeout = {"connect": 1.0, "read": None, "write": 5.0, "pool": 5.0}
     content = FORM if method == "POST" else None

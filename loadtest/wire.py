@@ -1,4 +1,4 @@
-"""Clients for what wrk cannot ask: many event streams, single calls with their latency. asyncio, bounded."""
+"""Clients for what wrk cannot do: many event streams, and the latency of single calls. Bounded, on asyncio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class Connection:
-    """One keep-alive connection that asks one thing after the other."""
+    """One keep-alive connection, one call at a time."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -45,7 +45,7 @@ class Connection:
 
 
 async def at_once(url: str, calls: Sequence[tuple[str, str]], connections: int = 16) -> None:
-    """Set-up: all calls (method, target), shared by some connections. Raises where one is not answered with 200."""
+    """Set-up: makes all calls (method, target) over some connections. Raises if one is not answered with 200."""
     left = iter(calls)
 
     async def worker() -> None:
@@ -82,7 +82,7 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 class StreamReader(asyncio.Protocol):
-    """One event stream that only looks for a text; `seen` is called with the moment at which it came."""
+    """One event stream that looks for a text and calls `seen` with the time at which it came."""
 
     def __init__(self, request: bytes, needle: Callable[[], bytes], seen: Callable[[float], None]) -> None:
         self._request = request
@@ -115,7 +115,7 @@ class StreamReader(asyncio.Protocol):
 
 async def open_streams(url: str, target: str, number: int, needle: Callable[[], bytes],
                        seen: Callable[[float], None]) -> list[StreamReader]:  # fmt: skip
-    """`number` streams, opened a hundred at a time, each of which has its first bytes."""
+    """Opens `number` streams, a hundred at a time, and waits for the first bytes of each."""
     parts = urlsplit(url)
     request = f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Register and beat through the proxy against the direct call: what a write costs, alone and with 32 callers."""
+"""Register and beat, through the proxy and directly: what a write costs, with 1 and with 32 callers."""
 
 from __future__ import annotations
 

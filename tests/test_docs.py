@@ -1,4 +1,4 @@
-"""The documentation against the code: what exists is named, what is named exists, and what can be run runs."""
+"""The documentation agrees with the code: it names what exists, what it names exists, and its examples run."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from nacos_proxy.cli.config import documentation
 from nacos_proxy.frontends.operations.metrics import METRICS
 from nacos_proxy.model import errors
 from tests.helpers.live import Process, ProxyProcess
+from tests.helpers.recordings import FOLDER as RECORDINGS
+from tests.helpers.recordings import load
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "proxy" / "nacos_proxy"
+ROOMS = "|".join(path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py")))
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OWN_HEADERS = ("Cache-Status", "Age", "ETag", "Nacos-Proxy-Answer", "Nacos-Proxy-Index")
 
-# Lines of README.md that the test of its blocks does not run, each with why.
+# Lines of README.md that are not run, and why.
 NOT_RUN = {
-    "make run": "makes an environment",
-    "make test": "runs this very test",
-    "make install": "makes an environment",
+    "make run": "creates an environment",
+    "make test": "runs this test",
+    "make install": "creates an environment",
     ".venv/bin/nacos-proxy serve": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
-    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "wants a server of the reader's",
-    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "wants a server of the reader's",
+    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "needs the reader's server",
+    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "needs the reader's server",
     "nacos-proxy register --managed --check-http http://127.0.0.1:8080/health legacy 127.0.0.1:8080 -- "
-    "./legacy-server": ("wants a program of the reader's; tests/e2e/test_cli.py has one"),
+    "./legacy-server": ("needs the reader's program; tests/e2e/test_cli.py has one"),
 }
-# Lines that go on until they are interrupted: what they say first.
+# Lines that run until they are interrupted, and what they print first.
 ENDLESS = {
     "curl -N 'http://127.0.0.1:8840/api/v1/events?service=orders'": "event: snapshot",
     "nacos-proxy watch carts": "carts",
@@ -79,7 +83,7 @@ def test_every_flag_and_variable_that_a_page_names_exists() -> None:
         for name in re.findall(r"NACOS_PROXY_([A-Z_]+[A-Z])", text_of(path))
     }
     others = {"SERVER", "SERVER_CA", "SERVER_CERT", "TOKEN", "CONFIG", "TEST_RNACOS", "TEST_REQUIRE_RNACOS"}
-    others |= {"TEST_REQUIRE_SDKS", "TEST_SEED"}
+    others |= {"TEST_REQUIRE_SDKS", "TEST_SEED", "TEST_KILLS"}
     assert {name for name in flags if name.lower() not in Settings.model_fields} - others == set()
 
 
@@ -115,6 +119,15 @@ def test_every_error_is_explained() -> None:
     assert [name for name in classes if f"`{name}`" not in page] == []
 
 
+def test_every_log_line_that_the_operations_page_explains_exists() -> None:
+    """Each part of the line between the dots that stand for what varies."""
+    code = "\n".join(text_of(path) for path in sorted(PACKAGE.rglob("*.py")))
+    lines = re.findall(r"log: `([^`]+)`", text_of(ROOT / "docs" / "operations.md"))
+    parts = [part.strip() for line in lines for part in line.split("…") if part.strip()]
+    assert len(lines) > 5
+    assert [part for part in parts if part not in code] == []
+
+
 def test_every_route_is_in_the_readme_or_the_operations_page(openapi: dict[str, Any]) -> None:
     page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(README) + text_of(ROOT / "docs" / "operations.md"))
     missing = [path for path in openapi["paths"] if f"{path}`" not in page and f"{path}?" not in page]
@@ -131,18 +144,72 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_headings_lead_somewhere(path: Path) -> None:
+    links = [link for link in LINK.findall(text_of(path)) if "#" in link and not link.startswith("http")]
+    parts = [(link, *link.split("#", 1)) for link in links]
+    lost = [link for link, page, name in parts if name not in anchors((path.parent / page) if page else path)]
+    assert lost == []
+
+
 REPLACED = set(re.findall(r"\((\d{4}-[\w-]+\.md)\).*replaced by", text_of(ROOT / "docs/decisions/README.md")))
 
 
-# A decision that was replaced stays as it was written: what it names may be gone.
+# A replaced decision may name files that are gone.
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if path.name not in REPLACED], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_files_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"`((?:tests|proxy|deploy|loadtest|docs)/[\w./-]*\w)/?`", text_of(path))
-    patterns = ("vN", "x/y", "test_y")
-    missing = [name for name in named if not (ROOT / name).exists() and not any(p in name for p in patterns)]
-    assert missing == []
+    below = re.findall(rf"`((?:{ROOMS})/[\w./-]*)`", text_of(path))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert missing + [name for name in below if not (PACKAGE / name).exists()] == []
+
+
+# cited
+
+SOURCES = sorted(path for folder in ("proxy", "tests", "loadtest") for path in (ROOT / folder).rglob("*.py"))
+PROTOCOL = ROOT / "docs" / "protocol" / "nacos-http.md"
+CITATION = re.compile(r"nacos-http\.md,? ((?:(?:facts? )?\d+(?:\.\d+)?(?:, | to | and )?)+)")
+RECORDING = re.compile(r'recordings? ((?:"[^"]+"(?:, | and )?)+)')
+
+
+@cache
+def code_of(path: Path) -> str:
+    """A module's text on one line, without the marks of comments: a citation may go over two lines."""
+    return " ".join(re.sub(r"^\s*#", "", text_of(path), flags=re.MULTILINE).split())
+
+
+def cited() -> Iterator[tuple[Path, str]]:
+    """Each section (`5.5`) and fact (`fact 12`) of the protocol page that the code cites."""
+    for path in SOURCES:
+        for places in CITATION.findall(code_of(path)):
+            facts = False
+            for word, number in re.findall(r"(facts? )?(\d+(?:\.\d+)?)", places):
+                facts = facts or bool(word)
+                yield path, f"fact {number}" if facts else number
+
+
+def test_every_section_and_fact_of_the_protocol_page_that_is_cited_exists() -> None:
+    page = text_of(PROTOCOL)
+    there = set(re.findall(r"^##? (\d+(?:\.\d+)?)[. ]", page, re.MULTILINE))
+    there |= {f"fact {number}" for number in re.findall(r"^- \*\*Fact (\d+)\.", page, re.MULTILINE)}
+    found = list(cited())
+    assert len(found) > 50
+    assert [f"{path.relative_to(ROOT)}: {place}" for path, place in found if place not in there] == []
+
+
+def test_every_recorded_case_that_is_cited_exists() -> None:
+    cases = "\n".join(row.case for file in sorted(RECORDINGS.glob("*.jsonl")) for row in load(file.stem))
+    cited = [name for path in SOURCES for names in RECORDING.findall(code_of(path)) for name in names.split('"')[1::2]]
+    assert cited
+    assert [name for name in cited if name.strip("… ") not in cases] == []
 
 
 # run
@@ -176,7 +243,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines of the `sh` blocks, continued ones joined, comments left out."""
+    """The lines of the `sh` blocks, continuation lines joined, comments removed."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -188,7 +255,7 @@ def environment(proxy: ProxyProcess) -> dict[str, str]:
 
 
 def test_the_readme_runs_from_its_first_line_to_its_last(proxy: ProxyProcess) -> None:
-    """In their order, on one proxy, as a newcomer would type them."""
+    """In order, on one proxy, as a newcomer would type them."""
     unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
     assert unknown == set()
     for command in commands():

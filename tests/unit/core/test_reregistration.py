@@ -178,7 +178,7 @@ async def test_missing_from_finds_what_beats_here_and_registers_it_again(world: 
 
 
 async def test_missing_from_looks_up_a_disabled_instance_once(world: World) -> None:
-    """Lists show no disabled instance; the call for one does (recording "v1 get disabled")."""
+    """Lists show no disabled instance; the call for one does (recording "v1 get instance by clusterName")."""
     world.registrations.wrote(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
     await world.clock.advance(6)

@@ -1,4 +1,4 @@
-"""What was to be reached, against results that were made up."""
+"""The goals, with made-up results."""
 
 import pytest
 
@@ -32,24 +32,24 @@ HOT = series(
 @pytest.mark.parametrize(
     ("what", "found"),
     [
-        ("hot reads against nginx", 2.0),
+        ("hot reads, compared with nginx", 2.0),
         ("p99 of hot reads", 0.8),
-        ("hot reads against a raw ASGI app", 100 / 30),
-        ("services at random", 0.9),
+        ("hot reads, compared with a raw ASGI app", 100 / 30),
+        ("random services", 0.9),
         ("unique header", 1.5),
-        ("hot reads beside", 0.85),
+        ("hot reads during", 0.85),
         ("last of 10,000", 0.75),
-        ("a forwarded write, one caller", 0.5),
+        ("forwarded write, one caller", 0.5),
         ("forwarded writes, 32 callers", 2500.0),
-        ("own write to SSE reader", 4.0),
-        ("idle, 1,000 services, poll", 12.0),
-        ("idle, 1,000 services, push", 1.5),
+        ("from a write through the proxy", 4.0),
+        ("idle with 1,000 services, polling", 12.0),
+        ("idle with 1,000 services, push", 1.5),
         ("memory, 1,000 services", 90.0),
         ("memory per idle SSE reader", 5.0),
         ("upstream requests", 1.0),
     ],
 )
-def test_each_goal_is_found_in_the_results_of_its_question(what: str, found: float) -> None:
+def test_goal_find_reads_the_results_of_its_question(what: str, found: float) -> None:
     own = ("nacos-proxy, one hot service", {"rate": 100.0})
     scale = {"cpu_percent": 12.0, "memory": 90.0}
     taken = results(
@@ -74,18 +74,20 @@ def test_each_goal_is_found_in_the_results_of_its_question(what: str, found: flo
     assert "not" not in table(taken)
 
 
-def test_what_was_not_measured_is_said_so() -> None:
+def test_table_says_not_measured_without_a_result() -> None:
     assert goal("last of 10,000").find(results(HOT)) is None
     lines = table(results(HOT)).splitlines()
-    assert "| hot reads against nginx proxy_cache | ≥ 1.50 times | 2.00 times | reached |" in lines
-    assert "| own write to SSE reader, p99 | ≤ 10 ms | not measured |  |" in lines
+    assert "| hot reads, compared with nginx proxy_cache | ≥ 1.50 times | 2.00 times | reached |" in lines
+    assert "| from a write through the proxy to an SSE reader, p99 | ≤ 10 ms | not measured |  |" in lines
 
 
-def test_a_ratio_without_its_other_half_was_not_measured() -> None:
+def test_goal_find_is_none_if_one_half_of_a_ratio_is_missing() -> None:
     alone = results(series("reads, one hot service", ("nacos-proxy", {"rate": 1.0})))
-    assert goal("hot reads against nginx").find(alone) is None
+    assert goal("hot reads, compared with nginx").find(alone) is None
 
 
-def test_a_goal_that_was_missed_is_named() -> None:
+def test_table_names_a_goal_that_was_not_reached() -> None:
     missed = series("propagation, change to event", ("own write", {"p99_ms": 11}))
-    assert "| own write to SSE reader, p99 | ≤ 10 ms | 11 ms | not reached |" in table(results(missed))
+    assert "| from a write through the proxy to an SSE reader, p99 | ≤ 10 ms | 11 ms | not reached |" in table(
+        results(missed)
+    )
