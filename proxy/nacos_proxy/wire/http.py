@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlencode
 

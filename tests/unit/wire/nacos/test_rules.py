@@ -15,7 +15,7 @@ from nacos_proxy.wire.nacos.base import Dialect, ReadService
 from nacos_proxy.wire.nacos.forms import status_key
 from nacos_proxy.wire.nacos.rules import (
     LENIENT,
-    LONGEST,
+    MAX_LENGTH,
     NACOS,
     Rules,
 )
@@ -46,7 +46,7 @@ TAKEN_BY_OLD_SERVERS = [
     {"metadata": '{"preserved.instance.id.generator":"own"}'},
 ]
 NAMES = ["serviceName", "groupName", "namespaceId", "clusterName", "ip"]
-BREAKING = ["a\nb", "a\rb", "b\x00a", "a\x1b[2J", "a\x7f", "a\x85b", "a\u2028b", "x" * (LONGEST + 1)]
+BREAKING = ["a\nb", "a\rb", "b\x00a", "a\x1b[2J", "a\x7f", "a\x85b", "a\u2028b", "x" * (MAX_LENGTH + 1)]
 REGISTRATIONS = [(V1, "/v1/ns/instance"), (V2, "/v2/ns/instance"), (V3, "/v3/client/ns/instance")]
 
 

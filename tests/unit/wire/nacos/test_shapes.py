@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nacos_proxy.model.errors import Malformed
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.shapes import (
-    DEEPEST,
+    MAX_LEVELS,
     as_int,
     as_list,
     as_object,
@@ -127,28 +127,28 @@ def objects(levels: int) -> str:
 
 def test_a_field_nested_too_deep_is_left_out_and_the_rest_is_read() -> None:
     assert read_json(f'{{"x":{lists(400)},"y":[{{"z":{objects(1000)},"w":1}}]}}')["y"][0]["w"] == 1
-    assert read_json(f'{{"x":{lists(DEEPEST)},"y":1}}') == {"y": 1}
-    assert read_json(f'[{{"x":{lists(DEEPEST - 2)}}}]') == [{"x": json.loads(lists(DEEPEST - 2))}]
-    assert read_json(f'[{{"x":{lists(DEEPEST - 1)}}}]') == [{}]
+    assert read_json(f'{{"x":{lists(MAX_LEVELS)},"y":1}}') == {"y": 1}
+    assert read_json(f'[{{"x":{lists(MAX_LEVELS - 2)}}}]') == [{"x": json.loads(lists(MAX_LEVELS - 2))}]
+    assert read_json(f'[{{"x":{lists(MAX_LEVELS - 1)}}}]') == [{}]
 
 
-@pytest.mark.parametrize("text", [lists(DEEPEST + 1), lists(1024), lists(100_000)])
+@pytest.mark.parametrize("text", [lists(MAX_LEVELS + 1), lists(1024), lists(100_000)])
 def test_lists_nested_too_deep_are_refused_whole(text: str) -> None:
     with pytest.raises(Malformed):
         read_json(text)
 
 
 def test_a_client_is_told_that_what_it_sends_is_nested_too_deep() -> None:
-    assert read_exactly(f'{{"x":{lists(DEEPEST - 1)}}}')
-    for text in (f'{{"x":{lists(DEEPEST)}}}', objects(DEEPEST + 1), objects(1025)):
+    assert read_exactly(f'{{"x":{lists(MAX_LEVELS - 1)}}}')
+    for text in (f'{{"x":{lists(MAX_LEVELS)}}}', objects(MAX_LEVELS + 1), objects(1025)):
         with pytest.raises(Malformed):
             read_exactly(text)
 
 
-@pytest.mark.parametrize("text", [lists(DEEPEST), objects(DEEPEST), objects(400), objects(1024)])
+@pytest.mark.parametrize("text", [lists(MAX_LEVELS), objects(MAX_LEVELS), objects(400), objects(1024)])
 def test_what_was_read_can_be_written_whatever_is_put_around_it(text: str) -> None:
     value = read_json(text)
-    for _ in range(254 - DEEPEST):
+    for _ in range(254 - MAX_LEVELS):
         value = {"around": value}
     assert orjson.dumps(value)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nacos_proxy.wire.nacos.udp import (
     GZIP_FROM,
-    LARGEST,
-    MOST,
+    MAX_DATAGRAM,
+    MAX_UNPACKED,
     Push,
     qualifies,
     read_ack,
@@ -59,7 +59,7 @@ def test_a_longer_list_travels_compressed() -> None:
 def test_a_list_that_no_datagram_holds_is_left_to_the_poll() -> None:
     import random
 
-    noise = random.Random(1).randbytes(2 * LARGEST).hex().encode()
+    noise = random.Random(1).randbytes(2 * MAX_DATAGRAM).hex().encode()
     assert len(noise) > GZIP_FROM
     assert write_push(noise, 1) is None
 
@@ -93,4 +93,4 @@ def test_no_bytes_make_the_reader_of_pushes_fail(packet: bytes) -> None:
 
 
 def test_a_datagram_that_unfolds_without_end_is_no_push() -> None:
-    assert read_push(gzip.compress(b'{"type":"dom","data":"' + b" " * 2 * MOST + b'"}')) is None
+    assert read_push(gzip.compress(b'{"type":"dom","data":"' + b" " * 2 * MAX_UNPACKED + b'"}')) is None
