@@ -143,6 +143,15 @@ def batch_form(call: BatchMetadata) -> Pairs:
     )
 
 
+def sends_batch(path: str, service: Callable[[ServiceKey], Pairs]) -> Callable[[BatchMetadata], HttpRequest]:
+    """As `sends`, for a batch, whose method depends on the call."""
+
+    def write(call: BatchMetadata) -> HttpRequest:
+        return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
+
+    return write
+
+
 def service_form(call: CreateService | UpdateService) -> Pairs:
     return pairs(
         protectThreshold=call.threshold,

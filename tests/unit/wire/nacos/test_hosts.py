@@ -298,8 +298,8 @@ def test_a_host_that_cannot_be_read_hides_no_other(odd: dict[str, Any], size: in
 
 
 @pytest.mark.parametrize("hosts", [[1], [None, "x"], [[]], [{}], [{"a": 1}, {"b": 2}]], ids=str)
-def test_a_list_in_which_nothing_is_meant_to_be_a_host_is_no_list(hosts: list[Any]) -> None:
-    with pytest.raises(Malformed, match="without a host in it"):
+def test_read_each_refuses_a_list_in_which_no_item_looks_like_a_host(hosts: list[Any]) -> None:
+    with pytest.raises(Malformed, match="no item of the list is a host"):
         read_each(hosts, KEY)
 
 
@@ -320,7 +320,7 @@ def test_what_is_no_host_among_hosts_is_left_out() -> None:
     ids=str,
 )
 def test_a_list_that_names_another_service_is_misplaced(said: dict[str, Any]) -> None:
-    with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', and was told of"):
+    with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', but the answer is about"):
         read_listing(KEY, {"hosts": [], **said})
 
 

@@ -114,7 +114,7 @@ def test_a_name_with_signs_of_a_regular_expression_is_looked_for_by_its_longest_
 
 def test_a_page_of_services_that_are_not_named_alike_is_misplaced() -> None:
     other = ServiceDetail(ServiceInfo(key("carts")), Snapshot(key("carts")))
-    with pytest.raises(Misplaced, match="named like 'orders', and was told of 'carts'"):
+    with pytest.raises(Misplaced, match="named like 'orders', but the answer is about 'carts'"):
         find(KEY, DetailPage(1, (other,)))
 
 
