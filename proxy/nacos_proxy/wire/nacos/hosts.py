@@ -237,7 +237,7 @@ def _port(value: Any) -> int:
 
 
 def _weight(value: Any) -> float:
-    """Weights that are not finite become 0, no traffic. Nacos can store NaN and shows it as text (nacos-http.md 1.7)."""
+    """Weights that are not finite become 0, no traffic. Nacos can show "NaN" (nacos-http.md 1.7)."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

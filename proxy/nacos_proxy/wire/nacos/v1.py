@@ -494,7 +494,7 @@ def _read_subscribers_reply(call: Subscribers, reply: HttpReply) -> tuple[Subscr
 
 
 def _read_names_reply(call: ServiceNames, reply: HttpReply) -> Mapping[str, tuple[str, ...]]:
-    """1.x has `services` with bare names; since 2.2.3 the key is `META-INF/services` by mistake (nacos-http.md 2.13)."""
+    """1.x has `services` with bare names. Since 2.2.3 it is `META-INF/services` by mistake (nacos-http.md 2.13)."""
     answer = as_object(_value(call, reply), "names")
     found = as_object(answer.get("META-INF/services", answer.get("services")), "services")
     return {namespace: tuple(map(_full, as_strings(names, "names"))) for namespace, names in found.items()}
