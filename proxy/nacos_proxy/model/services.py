@@ -26,7 +26,7 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 Metadata: TypeAlias = Mapping[str, str | None]
 
 
-def texts(metadata: Metadata) -> Metadata:
+def without_nulls(metadata: Metadata) -> Metadata:
     """The metadata without its nulls."""
     if None not in metadata.values():
         return metadata

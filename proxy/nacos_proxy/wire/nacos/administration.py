@@ -121,8 +121,8 @@ def _read_checker(text: str) -> dict[str, Any]:
     try:
         given = as_object(read_exactly(text), "healthChecker")
     except Malformed as error:
-        said = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
-        raise BadCall("healthChecker", Violation.OTHER, said) from error
+        message = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
+        raise BadCall("healthChecker", Violation.OTHER, message) from error
     fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
     own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
     return {**fields, **own}

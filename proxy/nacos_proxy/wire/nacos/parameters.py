@@ -289,8 +289,8 @@ def _pairs(text: str) -> dict[str, str | None]:
     for piece in split(text, ","):
         parts = split(piece, "=")
         if len(parts) != 2:
-            said = f"metadata format incorrect:{text}"
-            raise BadCall("metadata", Violation.METADATA, said, value=text, status=500)
+            message = f"metadata format incorrect:{text}"
+            raise BadCall("metadata", Violation.METADATA, message, value=text, status=500)
         found[parts[0]] = parts[1]
     return found
 

@@ -189,8 +189,8 @@ def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
         case Violation.EMPTY_GROUP:
             return error_page(request, 400, f"Service name filter error,caused: {text};", now_ms)
         case Violation.METADATA:
-            said = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
-            return error_page(request, 500, said, now_ms)
+            message = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
+            return error_page(request, 500, message, now_ms)
         case Violation.BODY if error.parameter:
             return error_page(request, 500, f"Server failed, caused: {_unreadable(error)};caused: {text};", now_ms)
         case _:
@@ -244,8 +244,8 @@ def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
 
 
 def _unreadable(error: BadCall) -> str:
-    said = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
-    return f"errCode: 101, errMsg: {said}, cause error[{error.text}].  "
+    message = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
+    return f"errCode: 101, errMsg: {message}, cause error[{error.text}].  "
 
 
 def _message(error: Refused) -> str:

@@ -51,23 +51,23 @@ def form_required(p: Parameters, *names: str) -> None:
     """Requires parameters of a form, in this order. Blank counts as missing."""
     for name in names:
         if not p.text(name):
-            said = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
-            raise BadCall(name, Violation.MISSING, said)
+            message = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
+            raise BadCall(name, Violation.MISSING, message)
 
 
 def param_required(p: Parameters, name: str, kind: str = "String") -> str:
     """Requires a method parameter. Blank does not count as missing."""
     if p.raw(name) is None:
-        said = f"Required request parameter '{name}' for method parameter type {kind} is not present"
-        raise BadCall(name, Violation.MISSING, said)
+        message = f"Required request parameter '{name}' for method parameter type {kind} is not present"
+        raise BadCall(name, Violation.MISSING, message)
     return p.text(name)
 
 
 def named_key(p: Parameters) -> ServiceKey:
     """The service of a method parameter `serviceName`."""
     if not param_required(p, "serviceName"):
-        said = "Param 'serviceName' is illegal, serviceName is blank"
-        raise BadCall("serviceName", Violation.GROUPED_NAME, said)
+        message = "Param 'serviceName' is illegal, serviceName is blank"
+        raise BadCall("serviceName", Violation.GROUPED_NAME, message)
     return p.key()
 
 

@@ -25,7 +25,7 @@ from nacos_proxy.model.services import (
     Instance,
     Metadata,
     ServiceKey,
-    texts,
+    without_nulls,
 )
 
 MAX_LENGTH = 1024
@@ -49,7 +49,7 @@ class Rules(NamedTuple):
 
     def kept(self, metadata: Metadata) -> Metadata:
         """The metadata without what the server cannot store."""
-        return metadata if self.nulls else texts(metadata)
+        return metadata if self.nulls else without_nulls(metadata)
 
 
 def _plain(parameter: str, value: str) -> None:

@@ -165,8 +165,8 @@ def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
     )
     generator = metadata.get("preserved.instance.id.generator", "simple")
     if p.rules is NACOS and generator not in ("simple", "snowflake"):
-        said = "caused: The InstanceIdGenerator type is not found ;"
-        raise BadCall("metadata", Violation.OTHER, said, status=500)
+        message = "caused: The InstanceIdGenerator type is not found ;"
+        raise BadCall("metadata", Violation.OTHER, message, status=500)
     return p, service, instance
 
 
@@ -479,8 +479,8 @@ def _read_deleted(call: DeleteService, reply: HttpReply) -> None:
     except Refused as refused:
         if refused.status != 500 or refused.reason is not Reason.SERVICE_NOT_EMPTY:
             raise
-        said = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
-        raise Refused(refused.reason, said, status=400) from refused
+        message = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
+        raise Refused(refused.reason, message, status=400) from refused
 
 
 def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:

@@ -181,8 +181,8 @@ def _page(p: Parameters) -> tuple[int, int]:
     page, size = p.integer("pageNo", 1), p.integer("pageSize", 100)
     for name, value in (("pageNo", page), ("pageSize", size)):
         if value < 1:
-            said = f"Required parameter '{name}' should be positive integer, current is {value}"
-            raise BadCall(name, Violation.OTHER, said, value=str(value))
+            message = f"Required parameter '{name}' should be positive integer, current is {value}"
+            raise BadCall(name, Violation.OTHER, message, value=str(value))
     return page, size
 
 
@@ -304,8 +304,8 @@ def read_hosts(key: ServiceKey, reply: HttpReply) -> Hosts:
 
 def snapshot(key: ServiceKey, *lists: Hosts) -> Snapshot:
     """The service, from the lists of its clusters."""
-    unreadable = tuple(said for some in lists for said in some.unreadable)
-    return Snapshot.of(key, (host for some in lists for host in some.instances), unreadable=unreadable)
+    unreadable = tuple(text for hosts in lists for text in hosts.unreadable)
+    return Snapshot.of(key, (host for hosts in lists for host in hosts.instances), unreadable=unreadable)
 
 
 def _write_fetch(call: Fetch) -> HttpRequest:
