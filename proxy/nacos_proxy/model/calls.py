@@ -21,7 +21,7 @@ from nacos_proxy.model.services import (
     Metadata,
     ServiceKey,
     Snapshot,
-    texts,
+    without_nulls,
 )
 
 R = TypeVar("R")
@@ -118,7 +118,7 @@ class Update(Write[None]):
     partial: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata", self.metadata and texts(self.metadata))
+        object.__setattr__(self, "metadata", self.metadata and without_nulls(self.metadata))
 
 
 @dataclass(frozen=True, slots=True)

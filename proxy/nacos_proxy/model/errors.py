@@ -135,7 +135,7 @@ class Refused(UpstreamError):
 
 
 class Unreachable(UpstreamError):
-    """No answer. `arrived` is False only where the connection was never made."""
+    """No answer. `arrived` is False only if the connection was never made."""
 
     def __init__(self, text: str, *, arrived: bool) -> None:
         super().__init__(text)

@@ -26,7 +26,7 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 Metadata: TypeAlias = Mapping[str, str | None]
 
 
-def texts(metadata: Metadata) -> Metadata:
+def without_nulls(metadata: Metadata) -> Metadata:
     """The metadata without its nulls."""
     if None not in metadata.values():
         return metadata
@@ -150,7 +150,8 @@ class Snapshot:
 
     Not compared: `last_ref_time` is in ms since 1970. `by_cluster` marks a 1.x server, which keeps one instance per
     cluster at an address; later servers keep one per address (nacos-http.md 5.1). `unreadable` has one text for each
-    host that was left out. `index` spares the constructor's caller a second `by_key`, if it has one at hand.
+    host that was left out. A constructor that already has the `instances` by their key passes them as `index`, in the
+    same order.
     """
 
     key: ServiceKey

@@ -68,7 +68,7 @@ def listed(row: Row, call: Any) -> Snapshot:
     ("server", "unforeseen"),
     [("nacos-2.5.1", UNFORESEEN), ("nacos-3.0.3", UNFORESEEN), ("r-nacos-0.8.8", UNFORESEEN_RNACOS)],
 )
-def test_what_the_recorded_servers_listed_after_a_write_was_foreseen(server: str, unforeseen: dict[str, str]) -> None:
+def test_apply_predicts_what_recorded_servers_list_after_a_write(server: str, unforeseen: dict[str, str]) -> None:
     rows = [row for row in load("modify") if row.server == server]
     surprises: list[str] = []
     before: Snapshot | None = None
@@ -85,14 +85,14 @@ def test_what_the_recorded_servers_listed_after_a_write_was_foreseen(server: str
 # each write
 
 
-def test_registering_adds_replaces_and_moves() -> None:
+def test_apply_register_adds_replaces_and_moves() -> None:
     assert apply(NOTHING, Register(KEY, X)) == snapshot(X)
     assert apply(snapshot(X), Register(KEY, instance(weight=3.0))) == snapshot(instance(weight=3.0))
     moved = instance(cluster="c1")
     assert apply(snapshot(X, instance(port=81)), Register(KEY, moved)) == snapshot(moved, instance(port=81))
 
 
-def test_registering_again_keeps_what_the_server_added() -> None:
+def test_apply_register_keeps_what_the_server_added() -> None:
     """A snowflake id, fields that we do not know: else the overlay would hide them until its grace ends."""
     shown = instance(instance_id="7#DEFAULT#g@@s", extra={"zone": "a"})
     assert apply(snapshot(shown), Register(KEY, X)) == snapshot(shown)
@@ -101,7 +101,7 @@ def test_registering_again_keeps_what_the_server_added() -> None:
     )
 
 
-def test_deregistering_ignores_the_cluster_but_not_the_kind() -> None:
+def test_apply_deregister_ignores_the_cluster_but_not_the_kind() -> None:
     service = snapshot(instance(cluster="c1"), instance(port=81))
     assert apply(service, Deregister(KEY, X.ip, X.port, "other")) == snapshot(instance(port=81))
     assert apply(service, Deregister(KEY, X.ip, X.port, ephemeral=False)) is service
@@ -110,7 +110,7 @@ def test_deregistering_ignores_the_cluster_but_not_the_kind() -> None:
     assert apply(persistent, Deregister(KEY, X.ip, X.port, ephemeral=False)) == NOTHING
 
 
-def test_a_put_puts_back_what_it_does_not_name_a_patch_leaves_it() -> None:
+def test_apply_update_resets_what_a_put_leaves_out_and_keeps_what_a_patch_leaves_out() -> None:
     service = snapshot(instance(weight=3.0, enabled=False, metadata={"a": "1"}))
     assert apply(service, update()) == snapshot(instance(metadata={"a": "1"}))
     assert apply(service, update(metadata={"b": "2"})) == snapshot(instance(metadata={"a": "1", "b": "2"}))
@@ -123,7 +123,7 @@ def test_a_put_puts_back_what_it_does_not_name_a_patch_leaves_it() -> None:
     )
 
 
-def test_a_change_leaves_the_instance_of_another_cluster_at_the_same_address() -> None:
+def test_apply_update_keeps_the_instance_of_another_cluster_at_the_same_address() -> None:
     """Nacos 1.x tells them apart; on later servers there is none."""
     service = snapshot(instance(cluster="c1"), instance(cluster="c2"))
     assert apply(service, update(weight=5.0, cluster="c2")) == snapshot(
@@ -131,13 +131,13 @@ def test_a_change_leaves_the_instance_of_another_cluster_at_the_same_address() -
     )
 
 
-def test_an_update_of_another_cluster_or_of_nobody_changes_nothing() -> None:
+def test_apply_update_of_an_unknown_instance_changes_nothing() -> None:
     service = snapshot(X)
     assert apply(service, update(weight=5.0, cluster="c1")) is service
     assert apply(service, Update(KEY, "10.0.0.2", 80, weight=5.0)) is service
 
 
-def test_a_beat_makes_healthy_and_only_a_full_one_registers() -> None:
+def test_apply_beat_makes_healthy_and_only_a_full_one_registers() -> None:
     ill = snapshot(instance(healthy=False, weight=3.0))
     assert apply(ill, Beat(KEY, X.ip, X.port)) == snapshot(instance(weight=3.0))
     full = Beat(KEY, X.ip, X.port, full=instance(weight=9.0, metadata={"e": "5"}))
@@ -148,13 +148,13 @@ def test_a_beat_makes_healthy_and_only_a_full_one_registers() -> None:
     assert apply(NOTHING, Beat(KEY, X.ip, X.port, full=down)) == snapshot(X)
 
 
-def test_a_beat_does_not_make_a_persistent_instance_healthy() -> None:
+def test_apply_beat_does_not_make_a_persistent_instance_healthy() -> None:
     """Its health is the server's own check."""
     service = snapshot(instance(healthy=False, ephemeral=False))
     assert apply(service, Beat(KEY, X.ip, X.port)) is service
 
 
-def test_a_batch_of_metadata_is_merged_into_those_named_or_into_all() -> None:
+def test_apply_batch_metadata_merges_into_the_given_instances_or_all() -> None:
     service = snapshot(instance(metadata={"a": "1"}), instance("10.0.0.2"))
     one = BatchMetadata(KEY, (X.key, InstanceKey("10.0.0.9", 80, "DEFAULT")), {"b": "2"})
     assert apply(service, one) == snapshot(instance(metadata={"a": "1", "b": "2"}), instance("10.0.0.2"))
@@ -164,13 +164,13 @@ def test_a_batch_of_metadata_is_merged_into_those_named_or_into_all() -> None:
     ]
 
 
-def test_removing_metadata_is_not_foreseen() -> None:
+def test_apply_batch_metadata_does_not_predict_a_removal() -> None:
     """Keys that came with the registration stay (nacos-http.md 2.8), and a list does not say which those are."""
     service = snapshot(instance(metadata={"a": "1"}))
     assert apply(service, BatchMetadata(KEY, (), {"a": ""}, remove=True)) is service
 
 
-def test_health_is_set_by_hand_in_the_cluster_that_is_named() -> None:
+def test_apply_set_health_changes_the_instance_of_the_given_cluster() -> None:
     service = snapshot(instance(cluster="c1", ephemeral=False))
     assert apply(service, SetHealth(KEY, X.ip, X.port, "c1", False)) == snapshot(
         instance(cluster="c1", ephemeral=False, healthy=False)
@@ -178,7 +178,7 @@ def test_health_is_set_by_hand_in_the_cluster_that_is_named() -> None:
     assert apply(service, SetHealth(KEY, X.ip, X.port, "c2", False)) is service
 
 
-def test_a_write_that_is_not_known_here_changes_nothing() -> None:
+def test_apply_of_an_unknown_write_changes_nothing() -> None:
     service = snapshot(X)
     assert apply(service, Write(KEY)) is service
 
@@ -224,7 +224,7 @@ writes: Any = st.one_of(
 )  # fmt: skip
 
 
-def test_on_a_1x_each_cluster_at_an_address_is_an_instance_of_its_own() -> None:
+def test_apply_on_1x_treats_each_cluster_at_an_address_as_a_separate_instance() -> None:
     """nacos-http.md 5.1: there the cluster is part of an instance's key, later ip and port alone are."""
     one, two = instance(), instance(cluster="c2")
     both = Snapshot.of(KEY, [one, two], by_cluster=True)
@@ -243,13 +243,13 @@ def test_two_clusters_at_one_address_show_that_the_server_is_a_1x() -> None:
 
 
 @given(snapshots, writes)
-def test_a_write_that_changes_nothing_gives_the_same_snapshot_back(before: Snapshot, write: Any) -> None:
+def test_apply_returns_the_same_snapshot_if_nothing_changes(before: Snapshot, write: Any) -> None:
     after = apply(before, write)
     assert (after is before) == (after == before)
 
 
 @given(snapshots, st.lists(writes, max_size=6), st.booleans())
-def test_many_writes_in_one_draft_mean_what_they_mean_one_after_the_other(
+def test_draft_applies_many_writes_as_apply_does_one_after_the_other(
     before: Snapshot, made: list[Any], many: bool
 ) -> None:
     draft, after = Draft(before, many=many), before
@@ -262,13 +262,13 @@ def test_many_writes_in_one_draft_mean_what_they_mean_one_after_the_other(
 
 
 @given(snapshots, writes)
-def test_the_same_write_once_more_changes_nothing(before: Snapshot, write: Any) -> None:
+def test_apply_of_the_same_write_again_changes_nothing(before: Snapshot, write: Any) -> None:
     once = apply(before, write)
     assert apply(once, write) is once
 
 
 @given(snapshots, writes)
-def test_a_write_leaves_all_else_as_it_was(before: Snapshot, write: Any) -> None:
+def test_apply_keeps_everything_else(before: Snapshot, write: Any) -> None:
     revision = before.revision
     after = apply(before, write)
     assert (

@@ -109,13 +109,13 @@ def test_each_fault_of_the_other_side_says_whether_a_write_may_have_arrived(erro
     assert error.arrived is arrived
 
 
-def test_what_a_decoder_raises_is_no_error_of_ours_yet() -> None:
+def test_malformed_is_not_a_proxy_error() -> None:
     """It has no status: the role that called the decoder knows whose fault it is."""
     assert not issubclass(Malformed, ProxyError)
 
 
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
-def test_as_text_an_error_is_its_sentence(kind: type[ProxyError]) -> None:
+def test_str_of_an_error_is_its_message(kind: type[ProxyError]) -> None:
     assert {str(error) for error in SAMPLES[kind]} == {TEXT}
 
 
@@ -128,7 +128,7 @@ def test_there_is_a_sample_of_every_error() -> None:
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
-def test_every_error_has_an_answer_that_says_no(kind: type[ProxyError], writer: str) -> None:
+def test_write_error_answers_every_error_with_a_failure(kind: type[ProxyError], writer: str) -> None:
     for error in SAMPLES[kind]:
         reply = WRITERS[writer](error)
         raw = isinstance(error, Refused) and error.dialect == writer[:2]
@@ -137,7 +137,7 @@ def test_every_error_has_an_answer_that_says_no(kind: type[ProxyError], writer: 
 
 
 @pytest.mark.parametrize("dialect", ["v1", "v2", "v3"])
-def test_a_refusal_goes_unchanged_to_who_speaks_the_dialect_it_was_made_in(dialect: str) -> None:
+def test_refused_is_written_unchanged_in_its_own_dialect(dialect: str) -> None:
     body = b'{"code":1,"message":"m","data":"d"}'
     error = Refused(Reason.OTHER, "d", status=418, dialect=dialect, content_type="application/json", body=body)
     for name, write in WRITERS.items():
@@ -155,7 +155,7 @@ def test_an_error_of_our_own_api_is_a_problem_document(kind: type[ProxyError]) -
 
 
 @given(st.text(st.characters(), max_size=30), st.sampled_from(list(Violation)), st.sampled_from(list(Reason)))
-def test_no_text_is_too_strange_to_be_answered_with(text: str, kind: Violation, reason: Reason) -> None:
+def test_write_error_accepts_any_text(text: str, kind: Violation, reason: Reason) -> None:
     """Texts of callers and of upstreams get into it, lone surrogates and control characters too."""
     for error in (BadCall(text, kind, text, value=text), Refused(reason, text), Garbled(text), Denied(text)):
         for write in WRITERS.values():
@@ -163,7 +163,7 @@ def test_no_text_is_too_strange_to_be_answered_with(text: str, kind: Violation, 
             assert "\r" not in (reply.content_type or "") and isinstance(reply.body, bytes)
 
 
-def test_one_list_that_cannot_be_read_says_nothing_of_the_upstream_and_no_answer_at_all_does() -> None:
+def test_telling_ignores_one_unreadable_list_and_counts_a_missing_answer() -> None:
     assert not telling(Garbled(TEXT, answered=True), fetching=True)
     assert telling(Garbled(TEXT), fetching=True)  # no HTTP, or a page of something in between
     assert telling(Garbled(TEXT, answered=True), fetching=False)
@@ -188,5 +188,5 @@ def test_one_list_that_cannot_be_read_says_nothing_of_the_upstream_and_no_answer
         (None, False),
     ],
 )
-def test_an_unknown_token_is_distinguished_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
+def test_stranger_tells_an_unknown_token_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
     assert stranger(error) is unknown

@@ -54,9 +54,7 @@ NAMES = st.sampled_from(["accessToken", "access_token", "password", "newPassword
 
 
 @given(NAMES, st.text(min_size=1), st.data())
-def test_what_a_server_reads_as_a_secret_is_masked_however_it_is_spelt(
-    name: str, value: str, data: st.DataObject
-) -> None:
+def test_masked_decodes_parameter_names_as_a_server_does(name: str, value: str, data: st.DataObject) -> None:
     """Each character of the name may be sent as %xx; the value is what a URL can hold."""
     spelt = "".join(f"%{ord(c):02x}" if data.draw(st.booleans()) else c for c in name)
     query = f"a=1&{spelt}={quote('<' + value + '>', safe='')}&b=2"
@@ -66,7 +64,7 @@ def test_what_a_server_reads_as_a_secret_is_masked_however_it_is_spelt(
 
 
 @given(st.dictionaries(st.sampled_from(["serviceName", "ip", "clusters", "key", "username"]), st.text()))
-def test_what_is_no_secret_is_shown(pairs: dict[str, str]) -> None:
+def test_masked_shows_what_is_not_secret(pairs: dict[str, str]) -> None:
     assert masked(f"/a?{urlencode(pairs)}") == f"/a?{urlencode(pairs)}"
 
 
@@ -101,5 +99,5 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     ("name", "secret"),
     [("access%54oken", True), ("X-Api-Key", True), ("sk", True), ("key", False), ("weight", False), ("ask", False)],
 )
-def test_a_secret_is_known_by_its_name(name: str, secret: bool) -> None:
+def test_is_secret_goes_by_the_name(name: str, secret: bool) -> None:
     assert is_secret(name) is secret

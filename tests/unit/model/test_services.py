@@ -71,24 +71,24 @@ snapshots = st.builds(
         (("a@b",), ("public", "DEFAULT_GROUP", "a@b")),
     ],
 )
-def test_a_service_is_named_as_callers_write_it(written: tuple[str, ...], meant: tuple[str, str, str]) -> None:
+def test_service_key_of_reads_what_callers_write(written: tuple[str, ...], meant: tuple[str, str, str]) -> None:
     assert ServiceKey.of(*written) == ServiceKey(*meant)
 
 
 @given(st.text(min_size=1).filter(lambda name: "@@" not in name), st.text(min_size=1).filter(lambda g: "@@" not in g))
-def test_a_grouped_name_reads_as_what_it_was_made_of(name: str, group: str) -> None:
+def test_service_key_of_reads_its_grouped_name_back(name: str, group: str) -> None:
     key = ServiceKey("dev", group.rstrip("@") or "g", name.lstrip("@") or "n")
     assert ServiceKey.of(key.grouped, "ignored", "dev") == key
     assert str(key) == f"dev/{key.grouped}"
 
 
-def test_an_address_puts_ipv6_into_brackets() -> None:
+def test_address_of_puts_ipv6_into_brackets() -> None:
     assert [instance("10.0.0.1", 80).address, instance("::1", 80).address] == ["10.0.0.1:80", "[::1]:80"]
     assert {instance(ip, 80).address for ip in ("[::1]", "::1", "0:0::1", "[0:0:0:0:0:0:0:1]")} == {"[::1]:80"}
 
 
 @given(st.ip_addresses(v=6))
-def test_an_ipv6_address_has_one_plain_spelling(ip: IPv6Address) -> None:
+def test_plain_ip_gives_the_canonical_form(ip: IPv6Address) -> None:
     spellings = (str(ip), ip.exploded, ip.exploded.upper(), f"[{ip}]", f"[{ip.exploded.upper()}]")
     assert {plain_ip(spelling) for spelling in spellings} == {str(ip)}
 
@@ -96,11 +96,11 @@ def test_an_ipv6_address_has_one_plain_spelling(ip: IPv6Address) -> None:
 @pytest.mark.parametrize(
     "ip", ["10.0.0.1", "web", "[web]", "[10.0.0.1]", "10.0.0.1:80", "[::1", "::1]", "[[::1]]", "", ":"]
 )
-def test_what_is_no_ipv6_address_stays_as_it_is(ip: str) -> None:
+def test_plain_ip_keeps_other_text(ip: str) -> None:
     assert plain_ip(ip) == ip
 
 
-def test_an_address_is_found_as_it_was_registered() -> None:
+def test_snapshot_spelt_gives_the_registered_form() -> None:
     listed = snapshot(instance("[2001:db8::7]", 80), instance("2001:db8::7", 81), instance("[2001:db8::7]", 81))
     found = [listed.spelt("2001:db8::7", port) for port in (80, 81, 82)]
     assert found == ["[2001:db8::7]", "2001:db8::7", "2001:db8::7"]
@@ -110,7 +110,7 @@ def test_an_address_is_found_as_it_was_registered() -> None:
 
 
 @given(st.lists(instances, max_size=6), st.randoms(use_true_random=False), st.integers(0, 2**40))
-def test_neither_order_nor_the_moment_of_an_answer_makes_a_difference(
+def test_snapshots_compare_without_order_and_last_ref_time(
     found: list[Instance], luck: random.Random, moment: int
 ) -> None:
     one = snapshot(*found)
@@ -166,12 +166,12 @@ def test_a_revision_is_the_same_in_another_process() -> None:
     assert len(printed) == 16
 
 
-def test_of_two_instances_in_one_place_the_later_counts() -> None:
+def test_snapshot_of_keeps_the_later_of_two_instances_with_one_key() -> None:
     assert snapshot(instance(weight=1), instance(weight=2)).instances == (instance(weight=2),)
 
 
 @given(snapshots)
-def test_the_same_at_another_moment_is_the_same(found: Snapshot) -> None:
+def test_snapshot_dated_changes_only_the_last_ref_time(found: Snapshot) -> None:
     plain, kept = found.dated(7), replace(found)
     assert (kept.by_key, kept.revision) == (found.by_key, found.revision)
     dated = found.dated(7)
@@ -180,14 +180,14 @@ def test_the_same_at_another_moment_is_the_same(found: Snapshot) -> None:
 
 
 @given(snapshots)
-def test_instances_by_their_key_are_put_in_order(found: Snapshot) -> None:
+def test_snapshot_with_by_key_sorts_the_instances(found: Snapshot) -> None:
     turned = dict(reversed(found.by_key.items()))
     after = replace(found, instances=()).with_by_key(turned)
     assert after == found
     assert list(after.by_key) == [i.key for i in after.instances]
 
 
-def test_an_instance_is_found_by_its_address_and_by_its_cluster_if_one_is_named() -> None:
+def test_snapshot_find_looks_up_an_address_and_optionally_a_cluster() -> None:
     service = snapshot(instance(cluster="c1"), instance(port=81, cluster="c2"))
     assert service.find("10.0.0.1", 80) == service.find("10.0.0.1", 80, "c1") == instance(cluster="c1")
     assert service.find("10.0.0.1", 80, "c2") is None
@@ -219,7 +219,7 @@ def recorded_services() -> list[Any]:
 
 
 @pytest.mark.parametrize(("service", "row"), recorded_services())
-def test_a_list_shows_what_the_recorded_servers_showed(service: Snapshot, row: Row) -> None:
+def test_snapshot_select_lists_what_recorded_servers_list(service: Snapshot, row: Row) -> None:
     clusters = frozenset(row.query.get("clusters", "").split(",")) - {""}
     shown = service.select(clusters, row.query.get("healthyOnly") == "true")
     assert [(i.ip, i.cluster, i.healthy) for i in shown.hosts] == sorted(
@@ -229,7 +229,7 @@ def test_a_list_shows_what_the_recorded_servers_showed(service: Snapshot, row: R
 
 
 @given(snapshots, st.frozensets(st.sampled_from(["DEFAULT", "c1", "c2", "none"])), st.booleans())
-def test_a_selection_follows_the_rules_of_nacos(
+def test_snapshot_select_follows_the_rules_of_nacos(
     service: Snapshot, clusters: frozenset[str], healthy_only: bool
 ) -> None:
     """nacos-http.md 5.5, said once more without the code's own words."""
@@ -274,13 +274,13 @@ def test_a_threshold_above_one_protects_always(threshold: float) -> None:
 
 
 @given(snapshots, snapshots)
-def test_there_is_a_change_exactly_where_something_differs(one: Snapshot, other: Snapshot) -> None:
+def test_diff_is_none_exactly_if_nothing_differs(one: Snapshot, other: Snapshot) -> None:
     change = diff(one, other, "poll")
     assert (change is None) == (one == other)
 
 
 @given(snapshots, snapshots)
-def test_what_was_added_modified_and_removed_leads_from_one_to_the_other(one: Snapshot, other: Snapshot) -> None:
+def test_change_added_modified_and_removed_lead_from_before_to_after(one: Snapshot, other: Snapshot) -> None:
     change = Change(one, other, "poll")
     built = {i.key: i for i in one.instances}
     for gone in change.removed:
@@ -293,13 +293,13 @@ def test_what_was_added_modified_and_removed_leads_from_one_to_the_other(one: Sn
 
 
 @given(snapshots, snapshots, snapshots)
-def test_two_changes_are_one_from_the_first_state_to_the_last(a: Snapshot, b: Snapshot, c: Snapshot) -> None:
+def test_merge_leads_from_the_first_state_to_the_last(a: Snapshot, b: Snapshot, c: Snapshot) -> None:
     first, second = Change(a, b, "poll"), Change(b, c, "write")
     assert merge(first, second) == diff(a, c, "write")
 
 
 @given(snapshots)
-def test_what_is_learned_of_an_unknown_service_are_its_instances(found: Snapshot) -> None:
+def test_diff_from_nothing_adds_all_instances(found: Snapshot) -> None:
     """That there are none is no news: else who asks for a million names would push all real changes out of history."""
     change = diff(None, found, "poll")
     assert (change is None) == (not found.instances)

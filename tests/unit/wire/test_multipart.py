@@ -102,7 +102,7 @@ hostile = st.lists(
 
 
 @given(st.text(max_size=60) | st.just("boundary=x"), hostile.map(b"".join))
-def test_whatever_comes_is_parameters_or_a_refusal(parameters: str, body: bytes) -> None:
+def test_read_multipart_gives_parameters_or_raises_bad_call(parameters: str, body: bytes) -> None:
     try:
         found = read_multipart(f"multipart/form-data; {parameters}", b"--x\r\nContent-Disposition: form-data; " + body)
     except BadCall:

@@ -1,7 +1,7 @@
-"""What a server tells of itself, and how it checks: calls that only a registry in this process is asked.
+"""Operations that only the embedded registry answers: health checkers, switches, and lists of clients.
 
-Before a server these paths are passed on as they came, in the dialect that the client chose: so there is a server role
-alone, and its rows stand in tables of their own. Source: nacos-http.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
+In front of a real server these paths are passed through in the client's dialect, so there is no client role.
+Sources: nacos-http.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _CHECKER_CLASS = "com.alibaba.nacos.api.naming.pojo.healthcheck.AbstractHealthCh
 
 @dataclass(frozen=True, slots=True)
 class SetCluster(Call[None]):
-    """How the persistent instances of a cluster are checked. Raises `Refused` for a service that is not there."""
+    """Sets how the persistent instances of a cluster are checked. Raises `Refused` for an unknown service."""
 
     service: ServiceKey
     cluster: str
@@ -64,7 +64,7 @@ class SetCluster(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class SetSwitch(Call[None]):
-    """A switch that is not known changes nothing. Raises `BadCall` for a value that it does not take."""
+    """Sets a switch; an unknown one is ignored. Raises `BadCall` for a value that the switch does not accept."""
 
     entry: str
     value: str
@@ -72,14 +72,14 @@ class SetSwitch(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class CatalogService(Call[ServiceInfo]):
-    """As `GetService`, refused in other words."""
+    """As `GetService`, with other error messages."""
 
     service: ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who registered something over HTTP: an ip:port, of one kind. `updated` is in ms."""
+    """The instances at one ip:port, which Nacos shows as a client. `updated` is in ms since 1970."""
 
     ip: str
     port: int
@@ -94,19 +94,19 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Clients(Call[tuple[Client, ...]]):
-    """All of them."""
+    """Lists all clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class FindClient(Call[Client]):
-    """Raises `Refused` for a name that nobody has."""
+    """Raises `Refused` for an unknown name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Publishers(Call[tuple[Client, ...]]):
-    """The clients of a service; `ip` and `port` narrow down what is shown (None: not asked)."""
+    """Lists the clients of a service, optionally only those at `ip` and `port`."""
 
     service: ServiceKey
     ip: str | None = None
@@ -117,12 +117,12 @@ class Publishers(Call[tuple[Client, ...]]):
 
 
 def _read_checker(text: str) -> dict[str, Any]:
-    """A checker with all its fields; what is of no known type is NONE, as Jackson has it here."""
+    """A checker with all its fields. An unknown type becomes NONE, as in Nacos."""
     try:
         given = as_object(read_exactly(text), "healthChecker")
     except Malformed as error:
-        said = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
-        raise BadCall("healthChecker", Violation.OTHER, said) from error
+        message = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
+        raise BadCall("healthChecker", Violation.OTHER, message) from error
     fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
     own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
     return {**fields, **own}
@@ -233,7 +233,7 @@ def _write_client_v2(_call: FindClient, client: Client) -> HttpReply:
 
 
 def _write_client_v3(_call: FindClient, client: Client) -> HttpReply:
-    """It says the address of gRPC's clients alone."""
+    """v3 shows only the addresses of gRPC clients."""
     nothing = dict.fromkeys(("connectType", "appName", "version", "clientIp"))
     return result({**_summary(client), **nothing, "clientPort": 0})
 
@@ -277,7 +277,7 @@ def _publishers(call: Publishers, clients: tuple[Client, ...]) -> list[tuple[str
 
 
 def _write_publishers_v2(call: Publishers, clients: tuple[Client, ...]) -> HttpReply:
-    """Without ip and port nobody is found (nacos-http.md 3)."""
+    """Without ip and port the list is empty (nacos-http.md 3)."""
     found = [(name, i) for name, i in _publishers(call, clients) if (i.ip, i.port) == (call.ip, call.port)]
     return result([{"ip": i.ip, "port": i.port, "cluster": i.cluster, "clientId": name} for name, i in found])
 
@@ -301,21 +301,19 @@ def _write_subscribers_v3(_call: Subscribers, found: tuple[Subscriber, ...]) -> 
 # --- the rows ----------------------------------------------------------------------------------------------------
 
 
-def _say(method: str, path: str, reply: HttpReply) -> Operation[Any, Any]:
-    """An answer that is always the same."""
+def _constant(method: str, path: str, reply: HttpReply) -> Operation[Any, Any]:
+    """An operation that always gives the same answer."""
     return Operation(method, path, Alive, lambda _: Alive(), lambda _call, _result: reply)
 
-
-_SERVER = Operation(ANY, "/v1/ns/health/server", Metrics, lambda _: Metrics(only_status=False), _write_server)
 
 _ROWS_V1: tuple[Operation[Any, Any], ...] = (
     Operation("PUT", "/v1/ns/cluster", SetCluster, _read_cluster_v1, write_ok),
     Operation("PUT", "/v1/ns/operator/switches", SetSwitch, _read_switch_v1, write_ok),
     Operation("PUT", "/v1/ns/ops/switches", SetSwitch, _read_switch_v1, write_ok),
     Operation("GET", "/v1/ns/catalog/service", CatalogService, _read_catalog_service, _write_catalog_service),
-    _SERVER,
-    _say("GET", "/v1/ns/health/checkers", as_json(CHECKERS)),
-    _say("GET", "/v1/ns/service/selector/types", as_json({"code": 200, "message": None, "data": list(SELECTORS)})),
+    Operation(ANY, "/v1/ns/health/server", Metrics, lambda _: Metrics(only_status=False), _write_server),
+    _constant("GET", "/v1/ns/health/checkers", as_json(CHECKERS)),
+    _constant("GET", "/v1/ns/service/selector/types", as_json({"code": 200, "message": None, "data": list(SELECTORS)})),
 )
 
 
@@ -341,8 +339,8 @@ _ADMIN = "/v3/admin/ns"
 _ROWS_V3: tuple[Operation[Any, Any], ...] = (
     Operation("PUT", f"{_ADMIN}/cluster", SetCluster, _read_cluster_v3, write_result_ok),
     Operation("PUT", f"{_ADMIN}/ops/switches", SetSwitch, _read_switch, write_result_ok),
-    _say("GET", f"{_ADMIN}/health/checkers", result(CHECKERS)),
-    _say("GET", f"{_ADMIN}/service/selector/types", result(list(SELECTORS))),
+    _constant("GET", f"{_ADMIN}/health/checkers", result(CHECKERS)),
+    _constant("GET", f"{_ADMIN}/service/selector/types", result(list(SELECTORS))),
     *_clients(f"{_ADMIN}/client", (_write_client_v3, _write_published_v3, _write_publishers_v3, _write_subscribers_v3)),
 )
 
@@ -350,4 +348,4 @@ V1_WHOLE = V1.with_rows(_ROWS_V1)
 V2_WHOLE = V2.with_rows(_ROWS_V2)
 V3_WHOLE = V3.with_rows(_ROWS_V3)
 WHOLE: tuple[Dialect, ...] = (V1_WHOLE, V2_WHOLE, V3_WHOLE)
-"""The dialects of a server with nothing behind it."""
+"""The dialects as the embedded registry serves them."""

@@ -1,7 +1,7 @@
-"""HTTP as values, and what all dialects share: operations, the table, names and texts that Nacos uses everywhere.
+"""A dialect as a list of `Operation`s, and the calls that only clients of a dialect make.
 
-Pure: bytes in, bytes out. A dialect is a table of `Operation`s; it plays two roles with it. As a *client* it writes a
-call as a request and reads the reply; as a *server* it reads a request as a call and writes the result, or the error.
+A dialect has two roles. As a *client* it writes a call as a request and reads the reply. As a *server* it reads a
+request as a call and writes the result or the error. Both are pure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from nacos_proxy.model.calls import Call
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import (
-    Instance,
-    Selection,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import Instance, Selection, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 
 C = TypeVar("C")
@@ -26,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class PushAddress:
-    """Where a legacy client wants its UDP push (nacos-http.md 6); `agent` is its User-Agent, else its Client-Version."""
+    """Where a legacy client expects UDP push (nacos-http.md 6). `agent` is its User-Agent, or else Client-Version."""
 
     ip: str
     port: int
@@ -36,13 +31,13 @@ class PushAddress:
 
 @dataclass(frozen=True, slots=True)
 class ReadService(Call[Selection]):
-    """A list as a client asks for it. `clusters` is echoed as sent, its parts filter. Answered by the catalog."""
+    """A list as a client requests it; the catalog answers. `clusters` is echoed as sent; its parts are the filter."""
 
     service: ServiceKey
     clusters: str = ""
     healthy_only: bool = False
     push: PushAddress | None = None
-    everything: bool = False  # the v3 admin list: disabled ones too, raw health, unknown service or cluster refused
+    everything: bool = False  # the v3 admin list: with disabled instances and true health; refuses unknown names
 
     @property
     def cluster_set(self) -> frozenset[str]:
@@ -51,7 +46,7 @@ class ReadService(Call[Selection]):
 
 @dataclass(frozen=True, slots=True)
 class ReadPage(ReadService):
-    """A catalog page over the instances of a service; `page` counts from 1."""
+    """A page of the instances of a service; `page` counts from 1."""
 
     page: int = 1
     size: int = 10
@@ -61,7 +56,7 @@ class ReadPage(ReadService):
 
 @dataclass(frozen=True, slots=True)
 class ServiceView:
-    """The result of `ReadService`: the snapshot it was taken from and what of it shows."""
+    """The result of `ReadService`: a snapshot, and the selection of it that is shown."""
 
     snapshot: Snapshot
     selection: Selection
@@ -69,7 +64,7 @@ class ServiceView:
 
 @dataclass(frozen=True, slots=True)
 class ReadInstance(Call[Instance]):
-    """One instance as a client asks for it. Answered by the catalog, and by the registry where that has none."""
+    """One instance as a client requests it. The catalog answers, or the registry if the catalog lacks it."""
 
     service: ServiceKey
     ip: str
@@ -79,12 +74,12 @@ class ReadInstance(Call[Instance]):
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[C, R]):
-    """One row of a dialect. `path` stands behind the context path.
+    """One row of a dialect. `path` starts after the context path.
 
     Server role: `read_request` raises `BadCall`; `write_reply` gets the call and its result.
-    Client role: `write_request` (None: this dialect cannot ask for it) and `read_reply`, which raises `Malformed`
-    for what it cannot read and `Refused` for a no. `asks` are the calls that it carries where they are others than
-    `call`: a list carries a `Fetch` to a server, and a `ReadService` from a client.
+    Client role: `write_request` (None: the dialect has no such request) and `read_reply`, which raises `Malformed` or
+    `Refused`. `asks` are the calls of the client role, if they differ from `call`: the same path serves a client's
+    `ReadService` and our own `Fetch`.
     """
 
     method: str
@@ -104,19 +99,19 @@ class Dialect(Protocol):
     operations: tuple[Operation[Any, Any], ...]
 
     def owns(self, path: str) -> bool:
-        """Whether a path is of this dialect's naming API, known to it or not."""
+        """Whether a path belongs to this dialect's naming API, even if no operation has it."""
         ...
 
     def match(self, method: str, path: str) -> Operation[Any, Any] | None:
         """The operation of the server role for a request."""
         ...
 
-    def unknown(self, request: HttpRequest, now_ms: int) -> HttpReply:
-        """The answer to a method and path that the naming API does not have."""
+    def unknown(self, request: HttpRequest, now_ms: int, /) -> HttpReply:
+        """The answer to an unknown method or path of the naming API."""
         ...
 
-    def write_error(self, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
-        """An error as this dialect's servers put it. Total: every `ProxyError` has an answer."""
+    def write_error(self, request: HttpRequest, error: ProxyError, now_ms: int, /) -> HttpReply:
+        """An error as this dialect's servers answer it. Every `ProxyError` has an answer."""
         ...
 
     def can_ask(self, call: Call[Any]) -> bool:

@@ -143,6 +143,15 @@ def batch_form(call: BatchMetadata) -> Pairs:
     )
 
 
+def sends_batch(path: str, service: Callable[[ServiceKey], Pairs]) -> Callable[[BatchMetadata], HttpRequest]:
+    """As `sends`, for a batch, whose method depends on the call."""
+
+    def write(call: BatchMetadata) -> HttpRequest:
+        return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
+
+    return write
+
+
 def service_form(call: CreateService | UpdateService) -> Pairs:
     return pairs(
         protectThreshold=call.threshold,
@@ -200,8 +209,8 @@ def read_any_beat(p: Parameters, *, group_needed: bool) -> Beat:
     name = p.raw("serviceName")
     if name is None or not (name or group_needed):
         missing = "Required request parameter 'serviceName' for method parameter type String is not present"
-        said = missing if group_needed else "Param 'serviceName' is required."
-        raise BadCall("serviceName", Violation.MISSING, said)
+        message = missing if group_needed else "Param 'serviceName' is required."
+        raise BadCall("serviceName", Violation.MISSING, message)
     if group_needed or not name.strip():
         check_grouped(name, Violation.GROUPED_NAME)
     if full is None:

@@ -1,16 +1,14 @@
-"""Hosts, lists of hosts and answers to beats as JSON, both ways: what v1, v2, v3, pushes and our own API share.
+"""Hosts, lists of hosts and answers to beats as JSON, read and written: shared by all dialects, pushes and our own API.
 
-Not for: what stands around them (`{code, message, data}`, the dialects), which hosts show (`model.Snapshot.select`).
-
-Of a service of a thousand instances mostly one has changed. So what was read or written of a host of such a service is
-remembered, and used again where it is the same to the last field.
+In a service with a thousand instances usually only one changes between two lists. So for large services this module
+keeps what it read or wrote for a host, and reuses it if all fields are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -35,18 +33,31 @@ from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.shapes import as_json, dumps
 
-LARGE = 100  # hosts from which on it pays to look for what was read or written before
-_REMEMBERED = 16_384  # hosts; beyond that all is forgotten, which costs one reading more
+LARGE = 100  # hosts; from this size on the lookup costs less than it saves
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Memo(dict[K, V]):
+    """A bounded memo. When full it is cleared, which costs one more pass over the hosts in use."""
+
+    def put(self, key: K, value: V) -> V:
+        if len(self) >= 16_384:
+            self.clear()
+        self[key] = value
+        return value
+
 
 _Fields = tuple[str, int, str, float, bool, bool, bool, str]
-_read: dict[_Fields, Instance] = {}
-_written: dict[tuple[_Fields, str], tuple[Metadata, Any]] = {}
+_instances = _Memo[_Fields, Instance]()
+_fragments = _Memo[tuple[_Fields, str], tuple[Metadata, orjson.Fragment]]()
 
 
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
-    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then a server's own.
+    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`.
 
-    Metadata is in the order of its keys: legacy clients compare hosts as text (nacos-http.md 10.1).
+    Metadata is sorted by key, because legacy clients compare hosts as text (nacos-http.md 10.1).
     """
     meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
     host: dict[str, Any] = {
@@ -72,26 +83,24 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
 
 
 def hosts_json(hosts: Sequence[Instance], key: ServiceKey) -> list[Any]:
-    """Each as `host_json` shows it; of a large service as JSON that is ready, which orjson alone can write."""
+    """Each host as `host_json`. For large services they are JSON fragments, which only orjson can write."""
     if len(hosts) < LARGE:
         return [host_json(host, key) for host in hosts]
     grouped = key.grouped
-    return [_ready(host, key, grouped) for host in hosts]
+    return [_fragment(host, key, grouped) for host in hosts]
 
 
-def _ready(i: Instance, key: ServiceKey, grouped: str) -> Any:
-    if i.extra or type(i.weight) is not float:  # 1, 1.0 and true are alike as keys, and differ as JSON
+def _fragment(i: Instance, key: ServiceKey, grouped: str) -> Any:
+    if i.extra or type(i.weight) is not float:  # 1, 1.0 and True are equal as keys, but differ as JSON
         return host_json(i, key)
-    place = ((i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id), grouped)
-    known = _written.get(place)
+    fields = ((i.ip, i.port, i.cluster, i.weight, i.healthy, i.enabled, i.ephemeral, i.instance_id), grouped)
+    known = _fragments.get(fields)
     if known is None or known[0] != i.metadata:
-        if len(_written) >= _REMEMBERED:
-            _written.clear()
-        known = _written[place] = (i.metadata, orjson.Fragment(dumps(host_json(i, key))))
+        known = _fragments.put(fields, (i.metadata, orjson.Fragment(dumps(host_json(i, key)))))
     return known[1]
 
 
-# What a host and a list may hold beside the fields above, from Nacos 1.x and r-nacos: known, and not passed on.
+# The fields of hosts and lists that any Nacos or r-nacos shows. They are read or ignored; all others become `extra`.
 _HOST = frozenset(
     "instanceId ip port weight healthy enabled ephemeral clusterName serviceName metadata instanceHeartBeatInterval "
     "instanceHeartBeatTimeOut ipDeleteTimeout instanceIdGenerator service marked valid dom".split()
@@ -103,55 +112,55 @@ _LIST = frozenset(
 
 
 class Hosts(NamedTuple):
-    """The hosts of a list, and what is wrong with each that cannot be read and is left out."""
+    """The hosts of a list, and a text for each host that is unreadable and left out."""
 
     instances: tuple[Instance, ...]
     unreadable: tuple[str, ...] = ()
 
 
 def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
-    """Hosts of one service; one that cannot be read hides no other.
+    """Reads the hosts of one service, and leaves out the unreadable ones.
 
-    Raises `Misplaced` where one is of another service, and `Malformed` where none is even meant to be a host: that is
-    no list.
+    Raises `Misplaced` if a host belongs to another service, and `Malformed` if no item looks like a host.
     """
     grouped, bare, large = key.grouped, key.name, len(hosts) >= LARGE
     found: list[Instance] = []
     unreadable: list[str] = []
-    meant = not hosts
+    any_host = not hosts
     for host in hosts:
         try:
-            said: Any = host.get("serviceName")
-            if said and said != grouped and said != bare:
-                check_named(key, said)
+            name: Any = host.get("serviceName")
+            if name and name != grouped and name != bare:
+                check_named(key, name)
             found.append(read_host(host, grouped, large=large))
         except Misplaced:
             raise
         except (Malformed, AttributeError) as error:
-            meant = meant or (isinstance(host, dict) and ("ip" in host or "port" in host))
+            any_host = any_host or (isinstance(host, dict) and ("ip" in host or "port" in host))
             unreadable.append(f"{error}: {host!r}"[:200])
-    if not found and not meant:
-        raise Malformed(f"a list without a host in it: {unreadable[0]}")
+    if not found and not any_host:
+        raise Malformed(f"no item of the list is a host: {unreadable[0]}")
     return Hosts(tuple(found), tuple(unreadable))
 
 
-def check_named(key: ServiceKey, *said: object) -> None:
-    """What an answer says of whose it is, bare or with the group; what is no text says nothing. Raises `Misplaced`.
+def check_named(key: ServiceKey, *names: object) -> None:
+    """Raises `Misplaced` if an answer names another service, with or without the group. Ignores what is not text.
 
-    1.x shows `dom` and the hosts' `serviceName` bare to most agents (nacos-http.md 2.6). Servers trim what they are asked.
+    1.x shows `dom` and the hosts' `serviceName` without the group to most agents (nacos-http.md 2.6). Servers trim the
+    names in requests.
     """
-    for name in said:
+    for name in names:
         if not isinstance(name, str) or name in (key.grouped, key.name) or not (name := name.strip()):
             continue
         if name not in (key.name.strip(), key.grouped.strip(), f"{key.group}{GROUP_SEPARATOR}{key.name.strip()}"):
-            raise Misplaced(f"asked for {key.grouped!r}, and was told of {name[:200]!r}")
+            raise Misplaced(f"asked for {key.grouped!r}, but the answer is about {name[:200]!r}")
 
 
 def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
-    """The other direction of `host_json`, tolerant of 1.x, 2.x, 3.x and r-nacos. Raises `Malformed`.
+    """Reads a host of 1.x, 2.x, 3.x or r-nacos. Raises `Malformed`.
 
-    An instance id that is the ordinary one (or r-nacos's `ip#port`) becomes ''; fields that no Nacos knows are `extra`.
-    `large`: it is one of many, and likely as it was.
+    The usual instance id (or r-nacos's `ip#port`) becomes ''. Unknown fields become `extra`. `large`: the host is one
+    of many, and probably unchanged.
     """
     try:
         ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
@@ -177,36 +186,32 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
         host.get("ephemeral") is not False,
         instance_id,
     )
-    known = _read.get(fields) if large and not extra else None
+    known = _instances.get(fields) if large and not extra else None
     if known is not None and known.metadata == metadata:
         return known
-    made = Instance(*fields[:7], read_metadata(metadata) if metadata else EMPTY, instance_id, extra)
-    if large and not extra:
-        if len(_read) >= _REMEMBERED:
-            _read.clear()
-        _read[fields] = made
-    return made
+    instance = Instance(*fields[:7], read_metadata(metadata) if metadata else EMPTY, instance_id, extra)
+    return _instances.put(fields, instance) if large and not extra else instance
 
 
 def read_asked(call: GetInstance, value: Any) -> Instance:
-    """The one instance that was asked for. Raises `Misplaced` for another one, and `Malformed`.
+    """Reads the requested instance. Raises `Malformed`, and `Misplaced` for another instance.
 
-    The cluster may be another: r-nacos takes it for a hint.
+    The cluster may differ: r-nacos treats it as a hint.
     """
     found = read_host(value, call.service.grouped)
     check_named(call.service, value.get("service"), value.get("serviceName"))
     if (found.ip, found.port) != (call.ip.strip(), call.port):
-        raise Misplaced(f"asked for {call.ip}:{call.port}, and was told of {found.address}")
+        raise Misplaced(f"asked for {call.ip}:{call.port}, but the answer is about {found.address}")
     return found
 
 
 def _own(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """A server's fields that we do not know, to be passed on."""
+    """A server's unknown fields, to be passed on."""
     return {name: value for name, value in fields.items() if name not in known}
 
 
 def read_metadata(value: Any) -> Metadata:
-    """Metadata of a server; scalars become text, as in Nacos, and null stays null. Raises `Malformed`."""
+    """A server's metadata. As in Nacos, scalars become text, and null stays null. Raises `Malformed`."""
     if not isinstance(value, dict):
         raise Malformed("metadata is no object")
     given = cast("dict[str, Any]", value)
@@ -232,7 +237,7 @@ def _port(value: Any) -> int:
 
 
 def _weight(value: Any) -> float:
-    """Nacos can hold NaN and shows it as text (nacos-http.md 1.7): 0, that is no traffic, for what is not finite."""
+    """Weights that are not finite become 0, no traffic. Nacos can show "NaN" (nacos-http.md 1.7)."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -241,7 +246,7 @@ def _weight(value: Any) -> float:
 
 
 def list_json(view: ServiceView, clusters: str) -> dict[str, Any]:
-    """A list as v1 and v2 show it: the fields of 2.5.1 in its order, then a server's own."""
+    """A list as v1 and v2 show it: the fields of 2.5.1 in its order, then `extra`."""
     snapshot = view.snapshot
     key = snapshot.key
     answer: dict[str, Any] = {
@@ -261,20 +266,20 @@ def list_json(view: ServiceView, clusters: str) -> dict[str, Any]:
     return answer
 
 
-_LONGEST = (1 << 63) - 1  # Java's; to a moment one is added for each change, and JSON ends at 64 bits
+_MAX_LONG = (1 << 63) - 1  # Java's long; `lastRefTime` is incremented on each change and must fit into 64 bits
 
 
 class Listing(NamedTuple):
-    """A list as a server showed it. `protected`: health is masked and needs a second look (nacos-http.md 5.5)."""
+    """A server's list. `protected`: protection masks health, so true health needs another read (nacos-http.md 5.5)."""
 
     snapshot: Snapshot
     protected: bool
 
 
 def read_listing(key: ServiceKey, value: Any) -> Listing:
-    """The other direction of `list_json`, tolerant of what 1.x and r-nacos leave out or add. Raises `Malformed`.
+    """Reads a list, also of 1.x and r-nacos, which leave out or add fields. Raises `Malformed`.
 
-    The threshold is not in it; `masking` is known to hold only where the list says that it masks.
+    A list does not have the threshold, and shows `masking` only while protection masks health.
     """
     if not isinstance(value, dict) or not isinstance(value.get("hosts"), list):  # pyright: ignore[reportUnknownMemberType]
         raise Malformed("a list without hosts")
@@ -287,9 +292,9 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         key,
         hosts.instances,
         masking=protected,
-        cache_millis=millis if type(millis) is int and 0 < millis <= _LONGEST else 10_000,
+        cache_millis=millis if type(millis) is int and 0 < millis <= _MAX_LONG else 10_000,
         extra=EMPTY if answer.keys() <= _LIST else _own(answer, _LIST),
-        last_ref_time=moment if type(moment) is int and 0 < moment <= _LONGEST else 0,
+        last_ref_time=moment if type(moment) is int and 0 < moment <= _MAX_LONG else 0,
         by_cluster="useSpecifiedURL" in answer and "protectThreshold" not in answer,  # 1.x; r-nacos writes both
         unreadable=hosts.unreadable,
     )
@@ -312,7 +317,7 @@ def write_beat(_call: Any, beat: BeatResult) -> HttpReply:
 
 
 def read_beat_result(value: Any) -> BeatResult:
-    """The other direction of `write_beat`; 1.4.6 leaves lightBeatEnabled out. Raises `Malformed`."""
+    """Reads the answer to a beat; 1.4.6 leaves out lightBeatEnabled. Raises `Malformed`."""
     answer = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     code, interval = answer.get("code"), answer.get("clientBeatInterval", DEFAULT_BEAT_INTERVAL)
     if type(code) is not int or type(interval) is not int:

@@ -1,4 +1,4 @@
-"""The login of Nacos, as a client: v1 and v3 differ in the path alone (nacos-http.md 7.3, auth.jsonl)."""
+"""The login of Nacos, client role. v1 and v3 differ only in the path (nacos-http.md 7.3, auth.jsonl)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULT_TTL = 18_000.0
 
 
 class Login(NamedTuple):
-    """A token and the seconds for which it holds."""
+    """A token and its lifetime in seconds."""
 
     token: str
     ttl: float
@@ -24,10 +24,11 @@ def write_login(path: str, username: str, password: str) -> HttpRequest:
 
 
 def read_login(dialect: str, reply: HttpReply) -> Login:
-    """Raises `Refused` and `Malformed`.
+    """Raises `Malformed`, or `Refused` with one of two reasons: `GONE` if the server has no login at that path, else
+    `NO_RIGHT`.
 
-    The reason is `GONE` where the server has no login at that path, else `NO_RIGHT`: 2.5.1 answers an unknown user
-    with 500, 3.0.3 a wrong password too, other login types with 200 and a code.
+    The status does not tell them apart: 2.5.1 answers 500 for an unknown user, 3.0.3 also for a wrong password, and
+    other login types answer 200 with a code. A 502 and above is raised as it is.
     """
     if reply.status == 200:
         answer = as_object(read_json(reply.body), "login")
@@ -35,7 +36,7 @@ def read_login(dialect: str, reply: HttpReply) -> Login:
         if isinstance(token, str) and token:
             return Login(token, float(ttl) if type(ttl) in (int, float) and ttl > 0 else _DEFAULT_TTL)
         if "code" not in answer:
-            raise Malformed("a login without accessToken")
+            raise Malformed("the answer to the login has no accessToken")
     refused = read_refusal(dialect, reply, "login")
     if refused.reason is Reason.GONE or refused.status >= 502:
         raise refused

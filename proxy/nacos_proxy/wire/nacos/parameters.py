@@ -1,8 +1,8 @@
-"""Request parameters as a Nacos server reads them (nacos-http.md 1.2, 1.6, 1.7): Java's numbers and booleans, metadata,
-names, and the parameter check that comes before every controller.
+"""Reads request parameters as a Nacos server does (nacos-http.md 1.2, 1.6, 1.7): Java's numbers and booleans, metadata,
+names, and the parameter check that runs before every controller.
 
-The order is Nacos's: what the check must parse (metadata, beat, instances) fails first, then the check itself, then
-what the controller wants, in the controller's words. Not for: which parameter a call has (the dialects).
+The order of errors is Nacos's: first what the check has to parse (metadata, beat, instances), then the check itself,
+then what the controller requires, with the controller's message.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from nacos_proxy.wire.nacos.shapes import read_exactly
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"
 
-_TRIM = "".join(map(chr, range(33)))  # what Java's trim() takes away
+_TRIM = "".join(map(chr, range(33)))  # what Java's trim() removes
 _INT = re.compile(r"[+-]?[0-9]{1,10}")
 _DOUBLE = re.compile(r"([+-]?(?:NaN|Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))[fFdD]?")
-TRUE = frozenset({"true", "yes", "on", "y", "t"})  # `BooleanUtils.toBoolean`, of text in lower case
+TRUE = frozenset({"true", "yes", "on", "y", "t"})  # as `BooleanUtils.toBoolean`; compare with lower-case text
 _SPRING = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
 class Parameters:
-    """The parameters of one request; of a name given twice the first counts, the query before the form."""
+    """The parameters of one request (`HttpRequest.parameters`)."""
 
     __slots__ = ("_values", "rules")
 
@@ -49,7 +49,7 @@ class Parameters:
         return self._values.get(name)
 
     def text(self, *names: str, default: str = "") -> str:
-        """The first of the names that is not blank, trimmed."""
+        """The first value that is not blank, trimmed."""
         return self._untrimmed(*names).strip(_TRIM) or default
 
     def _untrimmed(self, *names: str) -> str:
@@ -62,11 +62,11 @@ class Parameters:
     def key(self) -> ServiceKey:
         return ServiceKey.of(self.text("serviceName"), self.text("groupName"), self.text("namespaceId"))
 
-    # the filters in front of the controllers
+    # the filters before the controllers
 
     @classmethod
     def filtered(cls, request: HttpRequest) -> Parameters:
-        """What is left behind v1's ServiceNameFilter, which trims the name and refuses `@@x` and `g@@`."""
+        """The parameters after v1's ServiceNameFilter, which trims the name and refuses `@@x` and `g@@`."""
         p = cls(request)
         name = p.text("serviceName")
         if name:
@@ -76,8 +76,9 @@ class Parameters:
         return p
 
     def check(self, *, address: bool = True, clusters: bool = False) -> Metadata:
-        """The parameter check; gives the parsed metadata. Without `address` only names are looked at, of a list with
-        its `clusters`, each as it stands.
+        """Runs the parameter check and returns the parsed metadata.
+
+        Without `address` it checks only the names, and with `clusters` each cluster of a list, untrimmed.
         """
         rules, metadata = self.rules, self.metadata() if address else EMPTY
         name, group = self._untrimmed("serviceName", "serviceNameParam"), self._untrimmed("groupName", "groupNameParam")
@@ -91,7 +92,7 @@ class Parameters:
         return metadata
 
     def metadata(self) -> Metadata:
-        """Where no check parses it first, it fails in the controller, in plain words."""
+        """The parsed metadata. Servers without a parameter check refuse it in the controller, as plain text."""
         try:
             return self.rules.kept(parse_metadata(self.text("metadata")))
         except BadCall as error:
@@ -105,13 +106,13 @@ class Parameters:
             self.rules.port(port)
 
     def check_instances(self, instances: Iterable[Instance]) -> None:
-        """The same of instances that stand as JSON in a parameter."""
+        """As `check_address` and the check of the cluster, for instances in a JSON parameter."""
         for instance in instances:
             self.rules.cluster(instance.cluster)
             self.rules.ip(instance.ip)
             self.rules.port(instance.port)
 
-    # what v1's controllers want, in their words
+    # what v1's controllers require, with their messages
 
     def required(self, name: str) -> str:
         if not self.raw(name):
@@ -119,7 +120,7 @@ class Parameters:
         return self.text(name)
 
     def request_param(self, name: str) -> str:
-        """A parameter that Spring wants, not the controller itself: other words for the same lack."""
+        """As `required`, for parameters that Spring itself requires: the message differs."""
         if not self.raw(name):
             raise BadCall(name, Violation.MISSING, f"Parameter '{name}' is missing")
         return self.text(name)
@@ -138,7 +139,7 @@ class Parameters:
     # values
 
     def yes(self, *names: str, default: bool) -> bool:
-        """A boolean of v1: what is not true is false, silently."""
+        """A boolean of v1: any text that does not mean true is false."""
         value = self.text(*names)
         return value.lower() in TRUE if value else default
 
@@ -147,7 +148,7 @@ class Parameters:
         return value.lower() == "true" if value else default
 
     def boolean(self, name: str, default: bool | None = None) -> bool | None:
-        """A boolean of v2 and v3, as Spring converts it."""
+        """A boolean of v2 and v3, as Spring converts it. Raises `BadCall`."""
         value = self.text(name)
         if not value:
             return default
@@ -164,7 +165,7 @@ class Parameters:
         return to_int(name, value) if value else default
 
     def lenient_integer(self, name: str, default: int = 0) -> int:
-        """0 where it is no number (`NumberUtils.toInt`)."""
+        """0 if the text is not a number (`NumberUtils.toInt`)."""
         value = self.text(name)
         return (int(value) if _INT.fullmatch(value) else 0) if value else default
 
@@ -179,13 +180,13 @@ class Parameters:
         return default if number is None else number
 
     def lenient_double(self, name: str) -> float:
-        """0.0 where it is no number (`NumberUtils.toFloat`)."""
+        """0.0 if the text is not a number (`NumberUtils.toFloat`)."""
         found = _DOUBLE.fullmatch(self.text(name))
         number = float(found[1]) if found else 0.0
         return number if isfinite(number) else 0.0
 
     def selector(self) -> str:
-        """The selector as JSON text, '' for none. It may be URL-encoded once more."""
+        """The selector as JSON text, '' for none. Clients may have URL-encoded it twice."""
         text = self.text("selector")
         if not text:
             return ""
@@ -199,7 +200,7 @@ class Parameters:
 
 
 def check_grouped(name: str, violation: Violation) -> None:
-    """`group@@name` with both parts, as `NamingUtils.checkServiceNameFormat` wants it."""
+    """Requires `group@@name` with both parts, as `NamingUtils.checkServiceNameFormat` does."""
     parts = split(name, GROUP_SEPARATOR)
     if len(parts) <= 1:
         raise BadCall("serviceName", violation, UNGROUPED, value=name)
@@ -208,7 +209,7 @@ def check_grouped(name: str, violation: Violation) -> None:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Java's `String.split`: no empty pieces at the end."""
+    """As Java's `String.split`, which drops empty parts at the end."""
     parts = text.split(separator)
     while len(parts) > 1 and not parts[-1]:
         parts.pop()
@@ -232,11 +233,11 @@ def _no_number(name: str, value: str) -> BadCall:
     return BadCall(name, Violation.NOT_A_NUMBER, f'For input string: "{value}"', value=value)
 
 
-# --- what stands in a parameter as JSON --------------------------------------------------------------------------
+# --- JSON in parameters ------------------------------------------------------------------------------------------
 
 
 def parse_metadata(text: str) -> dict[str, str | None]:
-    """A JSON object, else `k=v,k=v` (`UtilsAndCommons.parseMetadata`). Numbers keep their spelling, null is null."""
+    """Parses a JSON object, or else `k=v,k=v` (`UtilsAndCommons.parseMetadata`). Numbers keep their text."""
     if not text:
         return {}
     try:
@@ -246,7 +247,7 @@ def parse_metadata(text: str) -> dict[str, str | None]:
 
 
 def _load(text: str) -> Any:
-    """JSON with its numbers as text, in their own spelling; as Jackson, nothing behind an object or a list is read.
+    """Parses JSON, with numbers as their original text. Like Jackson, ignores what follows an object or a list.
 
     Raises `ValueError` and `RecursionError`.
     """
@@ -276,7 +277,7 @@ def _strings(value: Any) -> dict[str, str | None]:
         if isinstance(item, bool):
             found[name] = "true" if item else "false"
         elif isinstance(item, str | None):
-            (name + (item or "")).encode()  # a lone surrogate, which JSON can escape, is a ValueError here
+            (name + (item or "")).encode()  # raises ValueError for a lone surrogate, which JSON can escape
             found[name] = item
         else:
             raise ValueError("no text")
@@ -288,14 +289,14 @@ def _pairs(text: str) -> dict[str, str | None]:
     for piece in split(text, ","):
         parts = split(piece, "=")
         if len(parts) != 2:
-            said = f"metadata format incorrect:{text}"
-            raise BadCall("metadata", Violation.METADATA, said, value=text, status=500)
+            message = f"metadata format incorrect:{text}"
+            raise BadCall("metadata", Violation.METADATA, message, value=text, status=500)
         found[parts[0]] = parts[1]
     return found
 
 
 def read_beat(text: str, cluster: str = DEFAULT_CLUSTER) -> Instance | None:
-    """The instance of a full beat (`RsInfo`); weight 0.0 and `cluster` where it has none. None for a light beat."""
+    """The instance of a full beat (`RsInfo`), by default with weight 0.0 and `cluster`; None for a light beat."""
     if not text:
         return None
     value = _json_parameter("beat", text)
@@ -306,7 +307,7 @@ def read_beat(text: str, cluster: str = DEFAULT_CLUSTER) -> Instance | None:
 
 
 def read_instances(text: str) -> tuple[Instance, ...]:
-    """The instances that a metadata batch names."""
+    """The instances of a metadata batch."""
     if not text:
         return ()
     value = _json_parameter("instances", text)
@@ -346,7 +347,7 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
 
 
 def _whole(text: str) -> int:
-    """As Jackson reads a number where a whole one is wanted: what stands behind the point does not count."""
+    """As Jackson reads a number into an integer: it drops the fraction."""
     whole, point, rest = text.partition(".")
     if point and not rest.isdecimal():
         raise ValueError(f"{text} is no number")

@@ -1,8 +1,8 @@
-"""An answer that says no, both ways: what a server's refusal means, and how each dialect words an error of ours.
+"""Errors on the wire: what a server's refusal means, and how each dialect writes our errors.
 
-Reading: `read_refusal` finds the reason in status, code and text, whatever the server's age (nacos-http.md 1.4, 1.5, 9).
-Writing: `write_text_error` is v1's manner (shape T), `write_result_error` that of v2 and v3 (shape V); both are total.
-A refusal that came in the client's own dialect goes to it unchanged, status, content type and body.
+`read_refusal` finds the reason in status, code and text of any server version (nacos-http.md 1.4, 1.5, 9).
+`write_text_error` writes for v1 (shape T), `write_result_error` for v2 and v3 (shape V); both accept every error.
+If the client speaks the dialect of the upstream's refusal, it gets the same status, content type and body.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nacos_proxy.wire.nacos.shapes import (
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
-_SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
+_REASON_TEXTS: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (
         (r"no matched ip found|instance not (?:exist|found)", Reason.INSTANCE_NOT_FOUND),
@@ -46,13 +46,14 @@ _SAID: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
         (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
     )
 )
-# What a node of a cluster says when the one that it hands a call on to has died or has just come back (nacos-http.md, fact 19).
+# A cluster node answers this if the node to which it forwards the call is down or has just started (nacos-http.md,
+# fact 19).
 _NO_PEER = re.compile(
     r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
     r"|SocketTimeoutException|ConnectException|NoRouteToHostException",
     re.IGNORECASE,
 )
-_CODED = {
+_REASON_CODES = {
     10001: Reason.NO_RIGHT,
     20004: Reason.INSTANCE_NOT_FOUND,
     20404: Reason.INSTANCE_NOT_FOUND,
@@ -67,24 +68,24 @@ _CODED = {
 _WRAPPED = re.compile(
     r"errCode: ?\d+, errMsg: ?(?P<error>.*?)\s*|Code: \d+, Message: (?P<code>.*)\.|caused: (?P<cause>[^;]*);", re.DOTALL
 )
-_LONGEST = 2000  # characters of a text that are kept: some answers are whole pages of a proxy in between
+_MAX_TEXT = 2000  # characters of a message: some answers are whole error pages of a gateway
 
 
 def read_refusal(dialect: str, reply: HttpReply, asked: str) -> Refused:
-    """What a server's no means; `asked` (method and path) is for the text where the server is silent.
+    """Reads a server's refusal. If it has no message, `asked` (the name of the call) goes into the text.
 
-    An answer without a body is no answer of the dialect: its own words are made when it is written to a client. Nor is
-    a 500 for what is not there, which 1.4.8 says: clients take it for the word of a server in trouble, as we would.
+    Two refusals are not passed on as they are, but written anew for the client: one without a body, and a 500 for
+    something that does not exist, as 1.4.8 answers: clients would take that for a failing server.
     """
     code, text = _dissect(reply.body)
     text = _unwrap(text) or f"{asked}: {reply.status} {phrase(reply.status)}"
     reason = _reason(reply.status, code, text)
-    in_trouble = reply.status == 500 and reason in ABSENT
+    misleading = reply.status == 500 and reason in ABSENT
     return Refused(
         reason,
         text,
-        status=404 if in_trouble else reply.status,
-        dialect="" if in_trouble or not reply.body else dialect,
+        status=404 if misleading else reply.status,
+        dialect="" if misleading or not reply.body else dialect,
         content_type=reply.content_type,
         body=reply.body,
     )
@@ -97,14 +98,14 @@ def _reason(status: int, code: int, text: str) -> Reason:
         return Reason.GONE
     if status in (400, 500) and _NO_PEER.search(text):
         return Reason.NO_PEER
-    for pattern, reason in _SAID:
+    for pattern, reason in _REASON_TEXTS:
         if pattern.search(text):
             return reason
-    return _CODED.get(code, Reason.GONE if status == 404 else Reason.OTHER)
+    return _REASON_CODES.get(code, Reason.GONE if status == 404 else Reason.OTHER)
 
 
 def _dissect(body: bytes) -> tuple[int, str]:
-    """Code (0: none) and text of an error page, a Result, a JSON text inside one of these, or plain text."""
+    """Code (0: none) and message of an error page, a result, JSON text inside of one of these, or plain text."""
     if body[:1] == b"{":
         try:
             answer: dict[str, Any] = read_json(body)
@@ -116,8 +117,8 @@ def _dissect(body: bytes) -> tuple[int, str]:
             inner, text = _dissect(text.encode("utf-8", "replace"))
             return inner or _int(code), text
         if isinstance(text, str):
-            return _int(code), text[:_LONGEST]
-    return 0, body[: 4 * _LONGEST].decode("utf-8", "replace").strip()[:_LONGEST]
+            return _int(code), text[:_MAX_TEXT]
+    return 0, body[: 4 * _MAX_TEXT].decode("utf-8", "replace").strip()[:_MAX_TEXT]
 
 
 def _int(code: Any) -> int:
@@ -161,7 +162,7 @@ _CLASS = {"beat": "com.alibaba.nacos.naming.healthcheck.RsInfo", "instances": "j
 
 
 def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
-    """Shape T where v1 has nothing else for it. `dialect` is the name of the one that writes."""
+    """Shape T, unless v1 has another one for the error. `dialect` is the client's."""
     if isinstance(error, BadCall):
         return _bad_text(request, error, now_ms)
     if isinstance(error, Denied):
@@ -169,7 +170,7 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
     if not isinstance(error, Refused):
         return as_text(str(error), error.status)
     if error.dialect == dialect:
-        # r-nacos names no type at all; a server that is Nacos leaves it out of shape P alone
+        # r-nacos sends no content type at all, Nacos only for shape P
         kind = error.content_type or (None if error.body.endswith(b"\r\n") else TEXT_TYPE)
         return HttpReply(error.status, kind, error.body)
     if error.reason in (Reason.NO_RIGHT, Reason.GONE):
@@ -177,7 +178,7 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
     status = _TEXT_STATUS.get(error.reason, _failing(error.status))
     if error.reason is Reason.SERVICE_NOT_FOUND and "/catalog/" in request.path:
         status = 404
-    return as_text(_kind(error), status)
+    return as_text(_message(error), status)
 
 
 def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
@@ -188,8 +189,8 @@ def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
         case Violation.EMPTY_GROUP:
             return error_page(request, 400, f"Service name filter error,caused: {text};", now_ms)
         case Violation.METADATA:
-            said = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
-            return error_page(request, 500, said, now_ms)
+            message = f"Server failed, caused: ErrCode:400, ErrMsg:{text};caused: {text};"
+            return error_page(request, 500, message, now_ms)
         case Violation.BODY if error.parameter:
             return error_page(request, 500, f"Server failed, caused: {_unreadable(error)};caused: {text};", now_ms)
         case _:
@@ -199,7 +200,7 @@ def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
 def write_result_error(
     dialect: str, request: HttpRequest, error: ProxyError, now_ms: int, forbidden: str = "{text}"
 ) -> HttpReply:
-    """Shape V where v2 and v3 have nothing else for it; `forbidden` is how the dialect words a 403."""
+    """Shape V, unless v2 and v3 have another one for the error. `forbidden` is the dialect's message of a 403."""
     if isinstance(error, BadCall):
         return _bad_result(request, error, now_ms)
     if isinstance(error, Denied):
@@ -208,7 +209,7 @@ def write_result_error(
         return failure(error.status, 30000, str(error))
     if error.dialect == dialect:
         return HttpReply(error.status, error.content_type, error.body)
-    if error.reason is Reason.NO_RIGHT:  # 3.x says 401 inside of who is unknown, 403 of what he may not (auth.jsonl)
+    if error.reason is Reason.NO_RIGHT:  # in the message, 3.x says 401 for an unknown token and 403 else (auth.jsonl)
         code = 401 if stranger(error) else 403
         return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
     if error.reason is Reason.GONE:
@@ -216,11 +217,11 @@ def write_result_error(
     status, code = _RESULT_CODE.get(error.reason, (_failing(error.status), 30000))
     if error.reason is Reason.SERVICE_NOT_FOUND:
         status, code = _unknown_service(request)
-    return failure(status, code, _kind(error))
+    return failure(status, code, _message(error))
 
 
 def _unknown_service(request: HttpRequest) -> tuple[int, int]:
-    """Instance calls and lists have a code of their own for it (nacos-http.md 3, 4.2)."""
+    """Instance calls and lists have their own codes for an unknown service (nacos-http.md 3, 4.2)."""
     if request.path.endswith("/instance/list"):
         return 404, 30000
     return (400, 21004) if "/ns/instance" in request.path else (400, 21008)
@@ -243,16 +244,16 @@ def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
 
 
 def _unreadable(error: BadCall) -> str:
-    said = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
-    return f"errCode: 101, errMsg: {said}, cause error[{error.text}].  "
+    message = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
+    return f"errCode: 101, errMsg: {message}, cause error[{error.text}].  "
 
 
-def _kind(error: Refused) -> str:
-    """A kind that does not fit comes from an exception that words itself so (recording "v1 register ephemeral …")."""
+def _message(error: Refused) -> str:
+    """The message. WRONG_KIND comes from an exception with a prefix (recording "v1 register ephemeral …")."""
     wrap = error.reason is Reason.WRONG_KIND and not error.text.startswith("errCode:")
     return f"errCode: 400, errMsg: {error.text.strip()} " if wrap else error.text
 
 
 def _failing(status: int) -> int:
-    """A status that says no: some refusals travel in a 200 (nacos-http.md 4.1, 7.3)."""
+    """An error status: some refusals come with a 200 (nacos-http.md 4.1, 7.3)."""
     return status if 400 <= status <= 599 else 500

@@ -1,6 +1,6 @@
-"""What v2 and v3 share: forms with Spring's words, and answers as `{code, message, data}` (shape V), both ways.
+"""What v2 and v3 share: forms with Spring's messages, and results `{code, message, data}` (shape V).
 
-Source: nacos-http.md 1.4, 1.5, 3, 4.2 and the recordings. Not for: paths, which fields an answer has (`v2`, `v3`).
+Sources: nacos-http.md 1.4, 1.5, 3, 4.2 and the recordings.
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ _TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useI
 
 
 def form_required(p: Parameters, *names: str) -> None:
-    """What a form must have, in this order; blank is missing."""
+    """Requires parameters of a form, in this order. Blank counts as missing."""
     for name in names:
         if not p.text(name):
-            said = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
-            raise BadCall(name, Violation.MISSING, said)
+            message = f"Required parameter '{name}' type {_TYPES.get(name, 'String')} is not present"
+            raise BadCall(name, Violation.MISSING, message)
 
 
 def param_required(p: Parameters, name: str, kind: str = "String") -> str:
-    """What a method parameter must have; blank is there."""
+    """Requires a method parameter. Blank does not count as missing."""
     if p.raw(name) is None:
-        said = f"Required request parameter '{name}' for method parameter type {kind} is not present"
-        raise BadCall(name, Violation.MISSING, said)
+        message = f"Required request parameter '{name}' for method parameter type {kind} is not present"
+        raise BadCall(name, Violation.MISSING, message)
     return p.text(name)
 
 
 def named_key(p: Parameters) -> ServiceKey:
     """The service of a method parameter `serviceName`."""
     if not param_required(p, "serviceName"):
-        said = "Param 'serviceName' is illegal, serviceName is blank"
-        raise BadCall("serviceName", Violation.GROUPED_NAME, said)
+        message = "Param 'serviceName' is illegal, serviceName is blank"
+        raise BadCall("serviceName", Violation.GROUPED_NAME, message)
     return p.key()
 
 
 def read_instance(p: Parameters, *, weighed: bool = True) -> tuple[ServiceKey, Instance]:
-    """An `InstanceForm`: check, binding, what is missing, weight, in this order."""
+    """Reads an `InstanceForm`. Errors come in this order: parameter check, binding, missing values, weight."""
     metadata = p.check()
     weight = p.double("weight")
     instance = Instance(
@@ -146,7 +146,7 @@ def read_service_update(request: HttpRequest) -> UpdateService:
 
 
 def read_service_form(request: HttpRequest) -> ServiceKey:
-    """A service that a form names and nothing else."""
+    """The service of a form."""
     return read_create(request).service
 
 
@@ -154,7 +154,7 @@ def read_metrics(request: HttpRequest) -> Metrics:
     return Metrics(Parameters(request).flag("onlyStatus", True))
 
 
-# --- answers -----------------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 def write_ok(_call: Any, _result: Any) -> HttpReply:
@@ -170,7 +170,7 @@ def write_updated(_call: BatchMetadata, updated: tuple[str, ...]) -> HttpReply:
 
 
 def data_of(dialect: str, call: Call[Any], reply: HttpReply) -> Any:
-    """The data of a success. Raises `Refused`, also for a code in a 200, and `Malformed`."""
+    """The data of a successful result. Raises `Malformed`, and `Refused` also for an error code in a 200."""
     asked = type(call).__name__
     if reply.status != 200:
         raise read_refusal(dialect, reply, asked)

@@ -1,9 +1,9 @@
-"""What a caller's values must be before they become a call: Nacos's parameter check, or what holds without it.
+"""The checks for a caller's values: Nacos's parameter check (`NACOS`), or the minimum without it (`LENIENT`).
 
-Servers from 2.3 on have that check (nacos-http.md 1.6). Older ones and r-nacos take metadata of any length, Chinese names
-and namespaces with dots, and refuse themselves what they do not take. Some values are refused all the same: a control
-character, which would break lines of logs and of other programs' files; a name too long to be remembered for strangers;
-a service whose `group@@name` reads back as another one. Not for: what is missing, or no number (the dialects).
+Servers from 2.3 on have the check (nacos-http.md 1.6). Older ones and r-nacos accept metadata of any length, Chinese
+names and namespaces with dots, and refuse themselves what they do not accept. `LENIENT` still refuses three things:
+control characters, which break lines in logs and in other programs' files; names too long to store for any caller; and
+a service whose `group@@name` would be read back as another service.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from nacos_proxy.model.services import (
     Instance,
     Metadata,
     ServiceKey,
-    texts,
+    without_nulls,
 )
 
-LONGEST = 1024
+MAX_LENGTH = 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_INT = range(-(2**31), 2**31)  # Java's
+_INT = range(-(2**31), 2**31)  # Java's int
 
 
 class Rules(NamedTuple):
-    """Each raises `BadCall`. `instance` is what a registration is held to beyond the other rules.
+    """Each check raises `BadCall`. `instance` has the additional checks of a registration.
 
-    `nulls`: a null among the values of metadata is kept; r-nacos would lose all of the metadata over it.
+    `nulls`: nulls in metadata are kept. r-nacos would lose the whole metadata.
     """
 
     service: Callable[[ServiceKey], None]
@@ -48,13 +48,13 @@ class Rules(NamedTuple):
     nulls: bool = False
 
     def kept(self, metadata: Metadata) -> Metadata:
-        """Metadata as the server can have it."""
-        return metadata if self.nulls else texts(metadata)
+        """The metadata without what the server cannot store."""
+        return metadata if self.nulls else without_nulls(metadata)
 
 
 def _plain(parameter: str, value: str) -> None:
-    if len(value) > LONGEST:
-        raise _illegal(parameter, f"the param length should not exceed {LONGEST}.")
+    if len(value) > MAX_LENGTH:
+        raise _illegal(parameter, f"the param length should not exceed {MAX_LENGTH}.")
     if not value.isprintable() and _CONTROL.search(value):
         raise _illegal(parameter, "illegal characters should not appear in the param.")
 
@@ -80,16 +80,16 @@ def _plain_ip(ip: str) -> None:
 
 
 def _any_int(port: str | int) -> None:
-    """The controllers read what is text; of JSON a number may have any length."""
+    """Checks only numbers from JSON, which may have any length. The controllers parse text."""
     if isinstance(port, int) and port not in _INT:
         raise BadCall("port", Violation.NOT_A_NUMBER, f'For input string: "{str(port)[:20]}"')
 
 
 def _anything(_value: object) -> None:
-    """No rule."""
+    """Accepts everything."""
 
 
 NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, nulls=True)
 LENIENT = Rules(plain_service, _plain_cluster, _plain_ip, _any_int, _anything, _anything)
 
-RULES = "nacos_proxy.rules"  # in the ASGI scope of a request: the ones it is held to
+RULES = "nacos_proxy.rules"  # key in the ASGI scope: the `Rules` of a request

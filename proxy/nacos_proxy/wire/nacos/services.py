@@ -1,7 +1,4 @@
-"""Services, pages of them, subscribers and namespaces as JSON, both ways: what more than one dialect shows.
-
-Not for: lists of hosts (`hosts`), where a page stands in an answer (the dialects).
-"""
+"""Services, pages of services, subscribers and namespaces as JSON, read and written, if several dialects show them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nacos_proxy.model.calls import ServiceDetail, ServiceInfo, Subscriber
-from nacos_proxy.model.errors import Malformed, Misplaced
+from nacos_proxy.model.errors import Malformed, Misplaced, Reason, Refused
 from nacos_proxy.model.services import (
     EMPTY,
     GROUP_SEPARATOR,
@@ -18,7 +15,7 @@ from nacos_proxy.model.services import (
     ServiceKey,
     Snapshot,
 )
-from nacos_proxy.wire.nacos.base import ReadPage
+from nacos_proxy.wire.nacos.base import ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.hosts import (
     check_named,
     host_json,
@@ -31,11 +28,11 @@ NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}
 
 
 def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
-    """A service as any server shows it: `clusters` is a list on v1, `clusterMap` an object on v2 and v3."""
+    """Reads a service of any dialect: v1 has the list `clusters`, v2 and v3 have the object `clusterMap`."""
     answer = as_object(value, "service")
     check_named(key, answer.get("name"), answer.get("serviceName"))
     if (group := answer.get("groupName") or key.group) != key.group:
-        raise Misplaced(f"asked for a service of {key.group!r}, and was told of one of {group!r}")
+        raise Misplaced(f"asked for a service of the group {key.group!r}, but the answer is about the group {group!r}")
     threshold = answer.get("protectThreshold")
     selector = answer.get("selector")
     clusters = answer.get("clusters")
@@ -56,7 +53,7 @@ def read_service(key: ServiceKey, value: Any) -> ServiceInfo:
 
 
 def _read_checking(value: Any) -> Checking:
-    """How a cluster is checked, as far as the dialect tells: v1 and v2 say nothing of ports."""
+    """Reads how a cluster is checked. v1 and v2 do not show the ports."""
     row = as_object(value, "cluster")
     checker, port = row.get("healthChecker"), row.get("healthyCheckPort")
     return Checking(
@@ -68,7 +65,7 @@ def _read_checking(value: Any) -> Checking:
 
 
 def shown_checker(checking: Checking) -> dict[str, Any]:
-    """The checker as v1 shows it, which leaves out what has no value."""
+    """The checker as v1 shows it, without its nulls."""
     return {name: value for name, value in checking.checker.items() if value is not None}
 
 
@@ -78,7 +75,7 @@ def _clusters(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
-    """`clusterMap` of a service; `ports` adds the fields on the port that v3 has and v2 has not."""
+    """`clusterMap` of a service. `ports` adds the two port fields that v3 has and v2 lacks."""
     shown: dict[str, Any] = {}
     for name in info.clusters:
         checking = info.checks.get(name, Checking())
@@ -93,7 +90,7 @@ def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
     return shown
 
 
-# --- the catalog: services with their instances ------------------------------------------------------------------
+# --- services with their instances -------------------------------------------------------------------------------
 
 
 def by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
@@ -104,7 +101,7 @@ def by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
 
 
 def view_json(detail: ServiceDetail) -> dict[str, Any]:
-    """The numbers of a service. `triggerFlag` is text, and true where the healthy share is at the threshold."""
+    """The counts of a service. `triggerFlag` is text: "true" if the healthy share is at or below the threshold."""
     instances = detail.snapshot.instances
     healthy = sum(1 for instance in instances if instance.healthy)
     protected = bool(instances) and healthy <= detail.info.threshold * len(instances)
@@ -119,7 +116,7 @@ def view_json(detail: ServiceDetail) -> dict[str, Any]:
 
 
 def detail_json(detail: ServiceDetail) -> dict[str, Any]:
-    """A row of v3's list with instances. It never says the threshold, as 3.0.3 never does (v3-only.jsonl)."""
+    """A row of v3's list with instances. The threshold is always 0.0, as in 3.0.3 (v3-only.jsonl)."""
     key = detail.info.key
     clusters = {
         name: {
@@ -163,6 +160,16 @@ def read_detail(namespace: str, value: Any) -> ServiceDetail:
     return ServiceDetail(info, shown)
 
 
+def in_cluster(call: ReadService, view: ServiceView) -> list[Instance]:
+    """All instances of one cluster, disabled ones included. Raises `Refused` if the service or cluster is empty."""
+    if not view.snapshot.instances:
+        raise Refused(Reason.SERVICE_NOT_FOUND, f"service {call.service.grouped} is not found!", status=404)
+    found = [instance for instance in view.snapshot.instances if instance.cluster == call.clusters]
+    if not found:
+        raise Refused(Reason.CLUSTER_NOT_FOUND, f"cluster {call.clusters} is not found!", status=404)
+    return found
+
+
 def page_of(call: ReadPage, instances: Sequence[Instance]) -> tuple[Instance, ...]:
     start = max(0, (call.page - 1) * call.size)
     return tuple(instances[start : start + max(0, call.size)])
@@ -187,7 +194,7 @@ def subscriber_json(subscriber: Subscriber, service: ServiceKey) -> dict[str, An
 
 
 def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
-    """A subscriber of v1 (1.4.6 says neither port nor cluster) or v3 (which says neither address nor cluster)."""
+    """Reads a subscriber of v1 (1.4.6 has neither port nor cluster) or v3 (which has neither address nor cluster)."""
     row = as_object(value, "subscriber")
     ip, port = str(row.get("ip") or ""), as_int(row.get("port") or 0, "port")
     name = str(row.get("serviceName") or service.name)
@@ -204,6 +211,6 @@ def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
 
 
 def read_namespaces(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Up to 2.5 the default namespace is called '' here and `public` everywhere else (nacos-http.md 1.7)."""
+    """Reads the namespaces. Up to 2.5 the default one is '' here, and `public` elsewhere (nacos-http.md 1.7)."""
     rows = [as_object(row, "namespace") for row in as_list(value, "namespaces")]
     return tuple({**row, "namespace": row.get("namespace") or "public"} for row in rows)

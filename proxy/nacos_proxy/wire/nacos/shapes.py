@@ -1,7 +1,6 @@
-"""The shapes in which Nacos answers, both ways: text, JSON, error page, Result (nacos-http.md 1.4).
+"""The shapes of Nacos's answers, written and read (nacos-http.md 1.4).
 
-T is plain text, P a line of the parameter check, J the error page of the web server, V `{code, message, data}`.
-Not for: which of them an error gets (`refusals`), the objects inside (`hosts`, `services`, the dialects).
+T is plain text, P a line of the parameter check, J the web server's error page, V a result `{code, message, data}`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ CODES: Mapping[int, str] = {
 
 
 def dumps(value: Any) -> bytes:
-    """Compact UTF-8 JSON as Jackson writes it. Never fails: what cannot be UTF-8 becomes question marks."""
+    """Compact UTF-8 JSON as Jackson writes it. Never fails: characters without UTF-8 become question marks."""
     try:
         return orjson.dumps(value)
     except TypeError:  # lone surrogates, integers beyond 64 bits
@@ -74,7 +73,7 @@ def check_line(text: str) -> HttpReply:
 
 
 def error_page(request: HttpRequest, status: int, message: str, now_ms: int) -> HttpReply:
-    """Shape J; of a HEAD it has no body (recording "v1 HEAD list")."""
+    """Shape J; without a body for HEAD (recording "v1 HEAD list")."""
     if request.method == "HEAD":
         return HttpReply(status, JSON_TYPE, b"")
     page = {
@@ -88,7 +87,7 @@ def error_page(request: HttpRequest, status: int, message: str, now_ms: int) -> 
 
 
 def phrase(status: int) -> str:
-    """The words that go with a status, `None` as Spring writes it where there are none."""
+    """The reason phrase of a status; `None`, as Spring writes it, for an unknown one."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -96,38 +95,38 @@ def phrase(status: int) -> str:
 
 
 def result(data: Any) -> HttpReply:
-    """Shape V, success."""
+    """Shape V for a success."""
     return as_json({"code": 0, "message": "success", "data": data})
 
 
 def failure(status: int, code: int, data: str | None, message: str = "") -> HttpReply:
-    """Shape V, failure; the message is that of the code unless another is given."""
+    """Shape V for a failure, by default with the message of its code."""
     return as_json({"code": code, "message": message or CODES.get(code, "server error"), "data": data}, status)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-DEEPEST = 64  # levels of JSON that are taken over; orjson reads 1,024 of them and writes 254
-_AROUND = 254 - DEEPEST
-_DEEP = f"JSON nested deeper than {DEEPEST} levels"
+MAX_LEVELS = 64  # of nested JSON that we accept; orjson reads 1,024 and writes 254
+_LEVELS_AROUND = 254 - MAX_LEVELS
+_DEEP = f"JSON nested deeper than {MAX_LEVELS} levels"
 
 
 def read_json(text: bytes | str) -> Any:
-    """Any JSON of a server, whatever the content type says: r-nacos sends some without one. Raises `Malformed`.
+    """A server's JSON, whatever its content type, because r-nacos sends some without one. Raises `Malformed`.
 
-    What comes from elsewhere and is kept comes through here or `read_exactly`, and can be written again whatever is put
-    around it: a field nested too deep is left out. (No text here is a lone surrogate, and no number infinite or beyond
-    64 bits.)
+    All foreign JSON that we store comes through here or `read_exactly`. Such a value can always be written again, also
+    inside another value: fields that are nested too deep are dropped, and there are no lone surrogates, no infinite
+    numbers and none beyond 64 bits.
     """
     value = _loads(text)
-    if not _shallow(value) and (value := _pruned(value, DEEPEST)) is _TOO_DEEP:
+    if not _shallow(value) and (value := _pruned(value, MAX_LEVELS)) is _TOO_DEEP:
         raise Malformed(_DEEP)
     return value
 
 
 def read_exactly(text: bytes | str) -> Any:
-    """JSON of a client, who is told rather than half understood. Raises `Malformed`."""
+    """A client's JSON. Unlike `read_json`, drops nothing: raises `Malformed` if it is nested too deep."""
     value = _loads(text)
     if not _shallow(value):
         raise Malformed(_DEEP)
@@ -145,8 +144,8 @@ _TOO_DEEP = object()
 
 
 def _shallow(value: Any) -> bool:
-    """By writing it, which costs less than to look at each part."""
-    for _ in range(_AROUND):
+    """Whether the value has at most `MAX_LEVELS` levels. Writing it is cheaper than visiting each part."""
+    for _ in range(_LEVELS_AROUND):
         value = [value]
     try:
         orjson.dumps(value)
@@ -156,7 +155,7 @@ def _shallow(value: Any) -> bool:
 
 
 def _pruned(value: Any, levels: int) -> Any:
-    """Without the fields that need more levels. A list does not lose an item: the whole of it goes."""
+    """The value without the fields that need more levels. A list with such an item is dropped as a whole."""
     if not isinstance(value, dict | list):
         return value
     if not levels:

@@ -1,4 +1,4 @@
-"""A dialect as a table: which operation a path means, which one a call needs. No rule of a dialect stands here."""
+"""Finds the operation of a dialect for a request (server role) or a call (client role)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from nacos_proxy.wire.nacos.base import Operation
 
 R = TypeVar("R")
 
-Unknown = Callable[[HttpRequest, int], HttpReply]
-WriteError = Callable[[HttpRequest, ProxyError, int], HttpReply]
 
-ANY = "*"  # the method of an operation that answers to all
-KEY = "/{key}"  # the end of a path whose last part is a parameter
+ANY = "*"  # an operation with this method answers every method
+KEY = "/{key}"  # at the end of a path: the last segment is a parameter
 _IN_BODY = frozenset({"beat"})
 
 
-def sent(request: HttpRequest) -> HttpRequest:
-    """A request with its parameters where official SDKs have them: the object of a full beat in the body, all else in
-    the query. 1.x does not see the form of a POST, and in a cluster a DELETE with a form is lost on its way to the
-    responsible node (nacos-http.md 10.3, fact 12).
+def _arranged(request: HttpRequest) -> HttpRequest:
+    """Puts parameters where official SDKs put them: the object of a full beat into the body, the rest into the query.
+
+    1.x ignores the form of a POST, and a cluster loses the form of a DELETE that one node forwards to another
+    (nacos-http.md 10.3, fact 12).
     """
     given = (*request.query, *request.form)
     query = tuple(pair for pair in given if pair[0] not in _IN_BODY)
@@ -31,10 +30,10 @@ def sent(request: HttpRequest) -> HttpRequest:
 
 
 class Table:
-    """A `Dialect` made of rows; of two rows for the same path, or the same call, the first counts.
+    """A `Dialect` made of rows. If two rows have the same path, or the same call, the first one wins.
 
-    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET also where the naming API is;
-    beside it (the console) it always is, as Spring does it, which load balancers count on.
+    `slash`: a slash at the end of a path is ignored. `head`: HEAD is answered as GET in the naming API. Outside of it
+    (the console) HEAD always works, as in Spring; load balancers rely on it.
     """
 
     def __init__(
@@ -43,16 +42,16 @@ class Table:
         prefixes: Sequence[str],
         operations: Sequence[Operation[Any, Any]],
         *,
-        unknown: Unknown,
-        write_error: WriteError,
+        unknown: Callable[[HttpRequest, int], HttpReply],
+        write_error: Callable[[HttpRequest, ProxyError, int], HttpReply],
         slash: bool,
         head: bool,
     ) -> None:
         self.name = name
         self.operations = tuple(operations)
+        self.unknown = unknown
+        self.write_error = write_error
         self._prefixes = tuple(prefixes)
-        self._unknown = unknown
-        self._write_error = write_error
         self._slash = slash
         self._head = head
         self._served: dict[tuple[str, str], Operation[Any, Any]] = {}
@@ -64,13 +63,13 @@ class Table:
                     self._asked.setdefault(call, operation)
 
     def with_rows(self, more: Sequence[Operation[Any, Any]]) -> Table:
-        """The same dialect with more to it."""
+        """The dialect with additional rows."""
         return Table(
             self.name,
             self._prefixes,
             (*self.operations, *more),
-            unknown=self._unknown,
-            write_error=self._write_error,
+            unknown=self.unknown,
+            write_error=self.write_error,
             slash=self._slash,
             head=self._head,
         )
@@ -92,22 +91,16 @@ class Table:
         found = served.get((method, path)) or served.get((ANY, path))
         return found or served.get((ANY, path.rpartition("/")[0] + KEY))
 
-    def unknown(self, request: HttpRequest, now_ms: int) -> HttpReply:
-        return self._unknown(request, now_ms)
-
-    def write_error(self, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
-        return self._write_error(request, error, now_ms)
-
     # client role
 
     def can_ask(self, call: Call[Any]) -> bool:
         return type(call) in self._asked
 
     def write_request(self, call: Call[Any]) -> HttpRequest:
-        """Raises `KeyError` for a call that this dialect cannot ask."""
+        """Raises `KeyError` if this dialect has no request for the call."""
         operation = self._asked[type(call)]
         assert operation.write_request is not None
-        return sent(operation.write_request(call))
+        return _arranged(operation.write_request(call))
 
     def read_reply(self, call: Call[R], reply: HttpReply) -> R:
         operation = self._asked[type(call)]

@@ -1,4 +1,4 @@
-"""UDP push as legacy clients get it, both ways: who qualifies, the datagram, its acknowledgement (nacos-http.md 6). Pure."""
+"""UDP push to legacy clients, both roles: who gets it, the datagram, the acknowledgement (nacos-http.md 6). Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-GZIP_FROM = 1024  # bytes of text from which real servers compress
-MOST = 4 << 20  # bytes of text that a datagram may unfold to
-LARGEST = 65_507 - 100  # bytes; UDP over IPv4 carries 65,507
+GZIP_FROM = 1024  # bytes: real servers compress from this size on
+MAX_UNPACKED = 4 << 20  # bytes to which a datagram may unpack
+MAX_DATAGRAM = 65_507 - 100  # bytes; the limit of UDP over IPv4 is 65,507
 
-# The client types that a server pushes to, with the least version (switches pushJavaVersion and so on).
-_LEAST: tuple[tuple[str, tuple[int, int, int]], ...] = (
+# The client types to which a server pushes, with their minimum versions (switches pushJavaVersion and so on).
+_MIN_VERSIONS: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("Nacos-Java-Client", (0, 1, 0)),
     ("Nacos-Go-Client", (0, 1, 0)),
     ("Nacos-C-Client", (1, 0, 12)),
@@ -27,28 +27,28 @@ _VERSION = re.compile(r":v(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?", re.ASCII)
 
 def qualifies(agent: str) -> bool:
     """Whether a User-Agent gets pushes; Python clients never do (nacos-http.md 6)."""
-    least = next((version for prefix, version in _LEAST if agent.startswith(prefix)), None)
-    if least is None:
+    minimum = next((version for prefix, version in _MIN_VERSIONS if agent.startswith(prefix)), None)
+    if minimum is None:
         return False
     found = _VERSION.search(agent)
     version = tuple(int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-    return version >= least
+    return version >= minimum
 
 
 def write_push(text: bytes, reference: int) -> bytes | None:
-    """The datagram that brings a list body; None where it does not fit into one, which is left to the client's poll.
+    """The datagram with a list body; None if it is too large, so that the client has to poll.
 
-    `reference` names the datagram in its acknowledgement; real servers count the nanoseconds since their start.
+    The acknowledgement repeats `reference`; real servers use nanoseconds since their start.
     """
     data = text.decode()
     packet = orjson.dumps({"type": "dom", "data": data, "lastRefTime": reference})
     if len(packet) >= GZIP_FROM:
         packet = gzip.compress(packet, 6, mtime=0)
-    return packet if len(packet) <= LARGEST else None
+    return packet if len(packet) <= MAX_DATAGRAM else None
 
 
 def read_ack(packet: bytes) -> int | None:
-    """The reference that a client acknowledges, None for anything else."""
+    """The reference that a client acknowledges; None for any other packet."""
     try:
         ack = orjson.loads(packet)
         if isinstance(ack, dict) and ack.get("type") == "push-ack":  # pyright: ignore[reportUnknownMemberType]
@@ -59,17 +59,17 @@ def read_ack(packet: bytes) -> int | None:
 
 
 class Push(NamedTuple):
-    """What is said to have changed, as `group@@name`, and what its acknowledgement has to name."""
+    """A pushed change: the service as `group@@name`, and the reference to acknowledge."""
 
     service: str
     reference: str
 
 
 def read_push(packet: bytes) -> Push | None:
-    """A datagram of `write_push`, or of a real server; None for anything else."""
+    """Reads a datagram of `write_push` or of a real server; None for any other packet."""
     try:
         if packet[:2] == b"\x1f\x8b":
-            packet = zlib.decompressobj(wbits=31).decompress(packet, MOST)
+            packet = zlib.decompressobj(wbits=31).decompress(packet, MAX_UNPACKED)
         outer = cast("dict[str, Any]", orjson.loads(packet))
         if outer["type"] not in ("dom", "service"):
             return None

@@ -55,7 +55,6 @@ from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
     address_form,
-    batch_form,
     beat_form,
     deregister_form,
     group_form,
@@ -70,6 +69,7 @@ from nacos_proxy.wire.nacos.forms import (
     read_batch,
     register_form,
     sends,
+    sends_batch,
     service_form,
     status_key,
     update_form,
@@ -91,6 +91,7 @@ from nacos_proxy.wire.nacos.rules import NACOS
 from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
     by_cluster,
+    in_cluster,
     page_of,
     read_namespaces,
     read_service,
@@ -146,7 +147,7 @@ def _read_get(request: HttpRequest) -> ReadInstance:
 
 
 def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
-    """What register, deregister and update build alike, in the order in which 2.5.1 looks at it."""
+    """Reads what register, deregister and update share, in the order of 2.5.1's checks."""
     p = Parameters.filtered(request)
     metadata = p.check()
     service = p.required_key()
@@ -164,8 +165,8 @@ def _instance(request: HttpRequest) -> tuple[Parameters, ServiceKey, Instance]:
     )
     generator = metadata.get("preserved.instance.id.generator", "simple")
     if p.rules is NACOS and generator not in ("simple", "snowflake"):
-        said = "caused: The InstanceIdGenerator type is not found ;"
-        raise BadCall("metadata", Violation.OTHER, said, status=500)
+        message = "caused: The InstanceIdGenerator type is not found ;"
+        raise BadCall("metadata", Violation.OTHER, message, status=500)
     return p, service, instance
 
 
@@ -366,12 +367,7 @@ def _address_info(host: Instance) -> dict[str, Any]:
 
 
 def _write_catalog_instances(call: ReadPage, view: ServiceView) -> HttpReply:
-    every = view.snapshot.instances
-    if not every:
-        raise Refused(Reason.SERVICE_NOT_FOUND, f"service {call.service.grouped} is not found!", status=404)
-    found = [instance for instance in every if instance.cluster == call.clusters]
-    if not found:
-        raise Refused(Reason.CLUSTER_NOT_FOUND, f"cluster {call.clusters} is not found!", status=404)
+    found = in_cluster(call, view)
     shown = [host_json(host, call.service) for host in page_of(call, found)]
     return as_json({"list": shown, "count": len(found)})
 
@@ -421,7 +417,7 @@ def _body(call: Call[Any], reply: HttpReply) -> bytes:
 
 
 def _done(call: Call[Any], reply: HttpReply) -> None:
-    """A write that answers `ok`; cluster members that hand a call on say the same as JSON (nacos-http.md 1.3)."""
+    """Reads the `ok` of a write. A cluster node that forwarded the call answers it as JSON (nacos-http.md 1.3)."""
     if _body(call, reply).strip().strip(b'"') != b"ok":
         raise Malformed(f"{type(call).__name__}: {reply.body[:200]!r} is not ok")
 
@@ -431,7 +427,7 @@ def _value(call: Call[Any], reply: HttpReply) -> Any:
 
 
 def write_list(key: ServiceKey, *, healthy_only: bool = False) -> HttpRequest:
-    """The list of a whole service. `healthy_only` shows which hosts are healthy under protection (nacos-http.md 5.5)."""
+    """Requests the list of a service. `healthy_only` shows true health during protection (nacos-http.md 5.5)."""
     return HttpRequest("GET", _LIST, (*grouped(key), *pairs(healthyOnly=healthy_only)))
 
 
@@ -460,11 +456,6 @@ def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
     return read_beat_result(_value(call, reply))
 
 
-def _write_batch(call: BatchMetadata) -> HttpRequest:
-    method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, _BATCH, (*grouped(call.service), *batch_form(call)))
-
-
 def _read_updated(call: BatchMetadata, reply: HttpReply) -> tuple[str, ...]:
     return as_strings(as_object(_value(call, reply), "batch").get("updated"), "updated")
 
@@ -482,14 +473,14 @@ def _read_service_reply(call: GetService, reply: HttpReply) -> ServiceInfo:
 
 
 def _read_deleted(call: DeleteService, reply: HttpReply) -> None:
-    """r-nacos refuses with a 500 in words of its own; a client hears Nacos's."""
+    """r-nacos refuses with a 500 and its own message; clients get Nacos's."""
     try:
         _done(call, reply)
     except Refused as refused:
         if refused.status != 500 or refused.reason is not Reason.SERVICE_NOT_EMPTY:
             raise
-        said = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
-        raise Refused(refused.reason, said, status=400) from refused
+        message = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
+        raise Refused(refused.reason, message, status=400) from refused
 
 
 def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
@@ -503,7 +494,7 @@ def _read_subscribers_reply(call: Subscribers, reply: HttpReply) -> tuple[Subscr
 
 
 def _read_names_reply(call: ServiceNames, reply: HttpReply) -> Mapping[str, tuple[str, ...]]:
-    """1.x writes `services` with bare names, 2.2.3 and later the key that a build tool made of it (nacos-http.md 2.13)."""
+    """1.x has `services` with bare names. Since 2.2.3 it is `META-INF/services` by mistake (nacos-http.md 2.13)."""
     answer = as_object(_value(call, reply), "names")
     found = as_object(answer.get("META-INF/services", answer.get("services")), "services")
     return {namespace: tuple(map(_full, as_strings(names, "names"))) for namespace, names in found.items()}
@@ -572,7 +563,7 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation(
         "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
     ),
-    Operation("PUT", _BATCH, BatchMetadata, _read_batch, _write_updated, _write_batch, _read_updated),
+    Operation("PUT", _BATCH, BatchMetadata, _read_batch, _write_updated, sends_batch(_BATCH, grouped), _read_updated),
     Operation("DELETE", _BATCH, BatchMetadata, _read_batch, _write_updated),
     Operation(ANY, f"{_INSTANCE}/statuses", ReadService, _read_statuses, write_statuses),
     Operation(

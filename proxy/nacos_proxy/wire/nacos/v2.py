@@ -1,7 +1,7 @@
-"""Nacos v2 HTTP, both roles: as a server exactly what 2.5.1 answers; 3.0 has it switched off, 3.2 no more.
+"""Nacos v2 over HTTP, both roles. The server answers exactly as 2.5.1. Nacos 3.0 has v2 turned off, 3.2 removed it.
 
-Answers are `{code, message, data}` (shape V) but for beats, statuses and PATCH, which stand bare. The list is v1's.
-Source of a rule: nacos-http.md 3 and the recordings.
+Answers are `{code, message, data}` (shape V), except for beats, statuses and PATCH. The list is v1's.
+Sources: nacos-http.md 3 and the recordings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from nacos_proxy.wire.nacos.base import (
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     bare,
-    batch_form,
     beat_form,
     deregister_form,
     group_form,
@@ -59,6 +58,7 @@ from nacos_proxy.wire.nacos.forms import (
     read_any_beat,
     register_form,
     sends,
+    sends_batch,
     status_key,
     update_form,
 )
@@ -124,7 +124,7 @@ _MAPPING = partial(read_mapping, "v2")
 
 
 def _read_list(request: HttpRequest) -> ReadService:
-    """`ip` and `port` are the address for UDP push here."""
+    """Here `ip` and `port` are the address for UDP push."""
     p = Parameters(request)
     p.check(address=False, clusters=True)
     healthy_only = p.flag("healthyOnly", False)
@@ -148,7 +148,7 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 
 def _read_patch(request: HttpRequest) -> Update:
-    """All is required, the name with its group, and the cluster is called `cluster`."""
+    """All parameters are required, the name with its group. The cluster is called `cluster`."""
     p = Parameters(request)
     metadata = p.check()
     name, ip = param_required(p, "serviceName"), param_required(p, "ip")
@@ -233,7 +233,7 @@ def _write_services(_call: ListServices, page: ServicePage) -> HttpReply:
 
 
 def _write_metrics(call: Metrics, value: Any) -> HttpReply:
-    """v2 says less than v1 here (nacos-http.md 3)."""
+    """v2 shows fewer metrics than v1 (nacos-http.md 3)."""
     return write_as_is(call, {n: v for n, v in value.items() if n != "responsibleInstanceCount" and v is not None})
 
 
@@ -257,12 +257,12 @@ def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpRe
 
 
 def write_list(key: ServiceKey, *, healthy_only: bool = False) -> HttpRequest:
-    """The list of a whole service. `healthy_only` shows what protection hides (nacos-http.md 5.5)."""
+    """Requests the list of a service. `healthy_only` shows true health during protection (nacos-http.md 5.5)."""
     return HttpRequest("GET", _LIST, (*bare(key), *pairs(healthyOnly=healthy_only)))
 
 
 def read_list(key: ServiceKey, reply: HttpReply) -> Listing:
-    """The snapshot and whether its health is masked. Raises `Malformed` and `Refused`."""
+    """The snapshot, and whether protection masks its health. Raises `Malformed` and `Refused`."""
     return read_listing(key, data_of("v2", Fetch(key), reply))
 
 
@@ -271,7 +271,7 @@ def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
 
 
 def _write_update(call: Update) -> HttpRequest:
-    """A partial one is refused by servers unless it names everything; it may be read, merged and put instead."""
+    """Servers refuse a PATCH that does not give every value. Instead, callers can read, merge and PUT."""
     if not call.partial:
         return HttpRequest("PUT", _INSTANCE, (*bare(call.service), *update_form(call)))
     query = (*grouped(call.service), *update_form(call), ("cluster", call.cluster))
@@ -292,11 +292,6 @@ def _read_beat_reply(call: Beat, reply: HttpReply) -> BeatResult:
     if reply.status != 200:
         raise read_refusal("v2", reply, "Beat")
     return read_beat_result(read_json(reply.body))
-
-
-def _write_batch(call: BatchMetadata) -> HttpRequest:
-    method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, _BATCH, (*bare(call.service), *batch_form(call)))
 
 
 def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
@@ -344,7 +339,15 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation(
         "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
     ),
-    Operation("PUT", _BATCH, BatchMetadata, read_batch_form, write_updated, _write_batch, partial(read_updated, "v2")),
+    Operation(
+        "PUT",
+        _BATCH,
+        BatchMetadata,
+        read_batch_form,
+        write_updated,
+        sends_batch(_BATCH, bare),
+        partial(read_updated, "v2"),
+    ),
     Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
     Operation(ANY, f"{_INSTANCE}/statuses{KEY}", ReadService, _read_statuses, write_statuses),
     *service_rows("v2", _SERVICE, _read_key, _write_service),

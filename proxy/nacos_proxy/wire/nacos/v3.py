@@ -1,13 +1,14 @@
-"""Nacos v3 HTTP, client and admin API, both roles: as a server exactly what 3.0.3 answers, as a client what 3.x takes.
+"""Nacos v3 over HTTP, client and admin API, both roles. The server answers exactly as 3.0.3; the client suits 3.x.
 
-Answers are `{code, message, data}` (shape V). A beat is a registration with `heartBeat=true`; code 21003 in a 200 says
-that the instance is not registered. Changing an instance is a matter of the admin API, which wants rights even where
-the client API is open. Source of a rule: nacos-http.md 4 and the recordings nacos-3.0.3, v3-only, protection, modify.
+Answers are `{code, message, data}` (shape V). A beat is a registration with `heartBeat=true`; code 21003 in a 200 means
+that the instance is not registered. Only the admin API can change an instance, and it requires rights even if the
+client API is open. Sources: nacos-http.md 4 and the recordings nacos-3.0.3, v3-only, protection, modify.
 
-No single call shows a whole service to everybody, so the parts are functions for a registry to combine:
-`write_client_list` (the clusters named, health masked, no disabled ones), `write_admin_list` (one cluster, the truth),
-and `ListDetails`, or `Fetch`, by `service/list?withInstances=true` (everything but the threshold, for which
-`GetService` must be asked: 3.0.3 always shows 0.0 there).
+No single request shows a whole service to every account, so a registry combines several:
+- `write_client_list`: the given clusters, health masked by protection, without disabled instances;
+- `write_admin_list`: one cluster, with true health and disabled instances;
+- `ListDetails` or `Fetch`, by `service/list?withInstances=true`: everything but the threshold, which 3.0.3 always shows
+  as 0.0; `GetService` shows the real one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadService, Se
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     bare,
-    batch_form,
     deregister_form,
     health_form,
     metrics_form,
@@ -69,6 +69,7 @@ from nacos_proxy.wire.nacos.forms import (
     pairs,
     register_form,
     sends,
+    sends_batch,
     update_form,
 )
 from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_each
@@ -99,6 +100,7 @@ from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
     cluster_map,
     detail_json,
+    in_cluster,
     read_detail,
     read_namespaces,
     read_subscriber,
@@ -132,7 +134,7 @@ _MAPPING = partial(read_mapping, "v3")
 
 
 def _read_register_or_beat(request: HttpRequest) -> Register | Beat:
-    """A beat is always a light one: weight and metadata are not looked at."""
+    """A beat is always a light one: weight and metadata are ignored."""
     p = Parameters(request)
     if not p.flag("heartBeat", False):
         return read_register(request)
@@ -145,7 +147,7 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 
 def _read_partial(request: HttpRequest) -> Update:
-    """Not really partial: 3.0.3 puts weight and enabled back where they are not named (recording "modify")."""
+    """Not really partial: 3.0.3 resets weight and enabled if they are not given (recording "modify")."""
     call = read_update(request, partial=True)
     weight = 1.0 if call.weight is None else call.weight
     return replace(call, weight=weight, enabled=call.enabled is not False)
@@ -160,7 +162,7 @@ def _list_form(request: HttpRequest) -> tuple[ServiceKey, str, bool]:
 
 
 def _read_list(request: HttpRequest) -> ReadService:
-    """healthyOnly is accepted and without effect (recording "v3 list healthyOnly")."""
+    """healthyOnly is accepted but has no effect (recording "v3 list healthyOnly")."""
     service, clusters, _ = _list_form(request)
     return ReadService(service, clusters)
 
@@ -179,8 +181,8 @@ def _page(p: Parameters) -> tuple[int, int]:
     page, size = p.integer("pageNo", 1), p.integer("pageSize", 100)
     for name, value in (("pageNo", page), ("pageSize", size)):
         if value < 1:
-            said = f"Required parameter '{name}' should be positive integer, current is {value}"
-            raise BadCall(name, Violation.OTHER, said, value=str(value))
+            message = f"Required parameter '{name}' should be positive integer, current is {value}"
+            raise BadCall(name, Violation.OTHER, message, value=str(value))
     return page, size
 
 
@@ -191,7 +193,7 @@ def _read_details(request: HttpRequest) -> ListDetails:
     page, size = _page(p)
     namespace = p.text("namespaceId", default=DEFAULT_NAMESPACE)
     name, group = p.text("serviceNameParam"), p.text("groupNameParam")
-    # with instances, ignoreEmptyService is accepted and without effect (recording "… with ignoreEmpty")
+    # with instances, ignoreEmptyService is accepted but has no effect (recording "… with ignoreEmpty")
     return ListDetails(namespace, name, group, page, size, ignore_empty and not with_instances, with_instances)
 
 
@@ -213,13 +215,8 @@ def _write_list(call: ReadService, view: ServiceView) -> HttpReply:
 
 
 def _write_admin_list(call: ReadService, view: ServiceView) -> HttpReply:
-    """The truth of one cluster, disabled ones too. Raises `Refused` for a service or a cluster that has nothing."""
-    every = view.snapshot.instances
-    if not every:
-        raise Refused(Reason.SERVICE_NOT_FOUND, f"service {call.service.grouped} is not found!", status=404)
-    found = [i for i in every if i.cluster == call.clusters]
-    if not found:
-        raise Refused(Reason.CLUSTER_NOT_FOUND, f"cluster {call.clusters} is not found!", status=404)
+    """One cluster with true health and disabled instances. Raises `Refused` as `in_cluster`."""
+    found = in_cluster(call, view)
     return result([host_json(i, call.service) for i in found if i.healthy or not call.healthy_only])
 
 
@@ -243,7 +240,7 @@ def _write_service(call: GetService, info: ServiceInfo) -> HttpReply:
 
 
 def _write_page(page: int, size: int, count: int, items: list[dict[str, Any]]) -> HttpReply:
-    """One page too many where the count is a multiple of the size, and none of nothing (nacos-http.md 4.2)."""
+    """If the count is a multiple of the size, Nacos shows one page too many, but none for 0 (nacos-http.md 4.2)."""
     available = count // size + 1 if count else 0
     return result({"totalCount": count, "pageNumber": page, "pagesAvailable": available, "pageItems": items})
 
@@ -290,25 +287,25 @@ def _write_error(request: HttpRequest, error: ProxyError, now_ms: int) -> HttpRe
 
 
 def write_client_list(key: ServiceKey, clusters: Iterable[str] = ()) -> HttpRequest:
-    """The list of the clusters named; of none is DEFAULT alone."""
+    """Requests the list of the given clusters; without any, only of DEFAULT."""
     return HttpRequest("GET", f"{_CLIENT}/list", (*bare(key), *pairs(clusterName=",".join(clusters) or None)))
 
 
 def write_admin_list(key: ServiceKey, cluster: str = DEFAULT_CLUSTER) -> HttpRequest:
-    """The list of one cluster as it is; refused with `Reason.CLUSTER_NOT_FOUND` where there is no such cluster."""
+    """Requests the admin list of one cluster. Servers refuse an unknown one with `Reason.CLUSTER_NOT_FOUND`."""
     return HttpRequest("GET", _INSTANCES, (*bare(key), *pairs(clusterName=cluster)))
 
 
 def read_hosts(key: ServiceKey, reply: HttpReply) -> Hosts:
-    """What both lists answer. Raises `Malformed` and `Refused`."""
+    """Reads the answer to either list. Raises `Malformed` and `Refused`."""
     hosts = as_list(data_of("v3", Fetch(key), reply), "list")
     return read_each(hosts, key)
 
 
 def snapshot(key: ServiceKey, *lists: Hosts) -> Snapshot:
-    """A service of the lists of its clusters."""
-    unreadable = tuple(said for some in lists for said in some.unreadable)
-    return Snapshot.of(key, (host for some in lists for host in some.instances), unreadable=unreadable)
+    """The service, from the lists of its clusters."""
+    unreadable = tuple(text for hosts in lists for text in hosts.unreadable)
+    return Snapshot.of(key, (host for hosts in lists for host in hosts.instances), unreadable=unreadable)
 
 
 def _write_fetch(call: Fetch) -> HttpRequest:
@@ -316,11 +313,11 @@ def _write_fetch(call: Fetch) -> HttpRequest:
 
 
 def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
-    """Only where one page holds all that is named alike: to take a service for empty by mistake would be worse."""
+    """Raises `Malformed` if a page without the service is not the only one: the service may be on another page."""
     page = read_details(details_of(call.service), reply)
     found = find(call.service, page)
     if found is None and page.count > len(page.rows):
-        raise Malformed(f"{call.service} is not among the first {len(page.rows)} of {page.count} that are named alike")
+        raise Malformed(f"{call.service} is not among the first {len(page.rows)} of {page.count} similar names")
     return found or Snapshot(call.service)
 
 
@@ -331,7 +328,7 @@ def _write_register(call: Register | Beat) -> HttpRequest:
 
 
 def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | None:
-    """A v3 server says no interval: it is read from the metadata where the call has it."""
+    """v3 answers without an interval, so it is read from the metadata, if the call has it."""
     interval = beat_interval(call.full.metadata if isinstance(call, Beat) and call.full is not None else EMPTY)
     try:
         read_ok("v3", call, reply)
@@ -343,29 +340,26 @@ def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | No
 
 
 def _write_update(call: Update) -> HttpRequest:
-    """Not even the partial one is partial: the server puts weight and enabled back where they are not named."""
+    """The server resets weight and enabled if they are not given, even at the path `partial`."""
     path = f"{_INSTANCE}/partial" if call.partial else _INSTANCE
     return HttpRequest("PUT", path, (*bare(call.service), *update_form(call)))
 
 
-def _write_batch(call: BatchMetadata) -> HttpRequest:
-    method = "DELETE" if call.remove else "PUT"
-    return HttpRequest(method, _BATCH, (*bare(call.service), *batch_form(call)))
-
-
 def details_of(key: ServiceKey, page: int = 1, size: int = _PAGE) -> ListDetails:
-    """The call whose pages have a service among those named alike.
+    """The call whose pages list a service among similar names.
 
-    The server puts the text into a regular expression: a name with signs of one is looked for by its longest piece.
+    The server puts the text into a regular expression. So a name with special characters is searched for by its longest
+    part without them.
     """
     pieces = (piece.lstrip("@") for piece in _REGEX.split(key.name))
     return ListDetails(key.namespace, max(pieces, key=len), key.group, page, size)
 
 
 def find(key: ServiceKey, page: DetailPage) -> Snapshot | None:
-    """The service itself on such a page; None where it is not there. Raises `Misplaced` for a page of other names."""
-    if strange := [row.info.key.name for row in page.rows if details_of(key).name_part not in row.info.key.name]:
-        raise Misplaced(f"asked for services named like {key.name!r}, and was told of {strange[0]!r}")
+    """The service on such a page, or None. Raises `Misplaced` if the page has names that do not match."""
+    part = details_of(key).name_part
+    if others := [row.info.key.name for row in page.rows if part not in row.info.key.name]:
+        raise Misplaced(f"asked for services named like {key.name!r}, but the answer is about {others[0]!r}")
     return next((row.snapshot for row in page.rows if row.info.key == key), None)
 
 
@@ -391,14 +385,14 @@ def read_details(call: ListDetails, reply: HttpReply) -> DetailPage:
 
 
 def _write_services(call: ListServices) -> HttpRequest:
-    """v3 refuses a page below 1, which v1 takes for the first one."""
+    """v3 refuses a page below 1; v1 takes it for the first one."""
     page, size = max(1, call.page), max(1, call.size)
     query = pairs(pageNo=page, pageSize=size, namespaceId=call.namespace, groupNameParam=call.group)
     return HttpRequest("GET", _SERVICES, query)
 
 
 def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
-    """Groups are matched in part, too: what is of another group is left out of the page and of its count."""
+    """Servers also match parts of group names, so rows of other groups are removed from the page and from its count."""
     answer = as_object(data_of("v3", call, reply), "page")
     rows = [as_object(row, "row") for row in as_list(answer.get("pageItems"), "pageItems")]
     names = tuple(str(row["name"]) for row in rows if row.get("groupName") == call.group)
@@ -452,7 +446,15 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok),
     Operation("PUT", _INSTANCE, Update, read_update, write_ok, _write_update, _OK),
     Operation("PUT", f"{_INSTANCE}/partial", Update, _read_partial, write_ok),
-    Operation("PUT", _BATCH, BatchMetadata, read_batch_form, write_updated, _write_batch, partial(read_updated, "v3")),
+    Operation(
+        "PUT",
+        _BATCH,
+        BatchMetadata,
+        read_batch_form,
+        write_updated,
+        sends_batch(_BATCH, bare),
+        partial(read_updated, "v3"),
+    ),
     Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
     Operation(
         "GET",

@@ -59,7 +59,7 @@ def wrong(method: str, path: str, **values: str) -> HttpReply:
     return BY_NAME[path[1:3]].write_error(request, caught.value, 0)
 
 
-def test_only_the_whole_tables_have_it() -> None:
+def test_only_the_whole_tables_have_the_administration() -> None:
     for _, operation in NEW:
         method = "GET" if operation.method == ANY else operation.method
         assert all(dialect.match(method, operation.path) is None for dialect in (V1, V2, V3))
@@ -86,9 +86,7 @@ def test_a_cluster_is_set_with_all_that_its_checking_has(path: str) -> None:
         ('{"type":"OURS"}', {"type": "NONE"}),
     ],
 )
-def test_a_checker_has_the_fields_of_its_type_and_what_is_of_none_is_none(
-    given_text: str, checker: dict[str, Any]
-) -> None:
+def test_set_cluster_reads_a_checker_with_the_fields_of_its_type(given_text: str, checker: dict[str, Any]) -> None:
     call = read("PUT", "/v1/ns/cluster", **{**CLUSTER, "healthChecker": given_text})
     assert call.checking.checker == checker
 
@@ -102,7 +100,7 @@ def test_a_checker_that_is_no_object_is_the_callers_fault(path: str, text: str) 
 
 
 @pytest.mark.parametrize("name", list(CLUSTER))
-def test_each_parameter_of_a_cluster_is_needed(name: str) -> None:
+def test_set_cluster_requires_each_parameter(name: str) -> None:
     rest = {other: value for other, value in CLUSTER.items() if other != name}
     assert wrong("PUT", "/v1/ns/cluster", **rest).body == f"Param '{name}' is required.".encode()
     said = json.loads(wrong("PUT", "/v3/admin/ns/cluster", **rest).body)
@@ -111,7 +109,7 @@ def test_each_parameter_of_a_cluster_is_needed(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/ns/cluster", "/v3/admin/ns/cluster"])
-def test_a_clusters_check_port_is_checked_as_every_port(path: str) -> None:
+def test_set_cluster_checks_its_port(path: str) -> None:
     reply = wrong("PUT", path, **{**CLUSTER, "checkPort": "70000"})
     assert reply.body == b"Param 'port' is illegal, the value should be between 0 and 65535.\r\n"
 
@@ -119,11 +117,11 @@ def test_a_clusters_check_port_is_checked_as_every_port(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/v1/ns/operator/switches", "/v1/ns/ops/switches", "/v2/ns/operator/switches", "/v2/ns/ops/switches"]
 )
-def test_a_switch_has_an_entry_and_a_value(path: str) -> None:
+def test_set_switch_reads_entry_and_value(path: str) -> None:
     assert read("PUT", path, entry="check", value="false", debug="true") == SetSwitch("check", "false")
 
 
-def test_v1_takes_an_empty_value_and_v2_and_v3_want_one() -> None:
+def test_set_switch_may_be_empty_in_v1_only() -> None:
     switch = {"entry": "overriddenServerStatus", "value": ""}
     assert read("PUT", "/v1/ns/operator/switches", **switch) == SetSwitch("overriddenServerStatus", "")
     for path in ("/v2/ns/operator/switches", "/v3/admin/ns/ops/switches"):
@@ -132,7 +130,7 @@ def test_v1_takes_an_empty_value_and_v2_and_v3_want_one() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/ns/client", "/v2/ns/client/publish/list", "/v3/admin/ns/client"])
-def test_a_client_is_asked_for_by_its_name(path: str) -> None:
+def test_find_client_reads_the_name(path: str) -> None:
     assert read("GET", path, clientId="10.0.0.1:80#true").name == "10.0.0.1:80#true"
     said = json.loads(wrong("GET", path).body)
     assert said["data"] == "Required request parameter 'clientId' for method parameter type String is not present"
@@ -166,7 +164,7 @@ def test_a_subscriber_is_shown_as_the_client_that_it_is() -> None:
 
 
 @given(st.sampled_from(NEW), ODD_PARAMETERS, st.booleans())
-def test_whatever_comes_is_a_call_or_a_refusal(
+def test_administration_reads_any_request_as_a_call_or_raises_bad_call(
     new: tuple[str, Operation[Any, Any]], parameters: tuple[tuple[str, str], ...], in_form: bool
 ) -> None:
     name, operation = new
@@ -178,6 +176,6 @@ def test_whatever_comes_is_a_call_or_a_refusal(
         assert 400 <= BY_NAME[name].write_error(request, error, 0).status <= 599
 
 
-def test_what_is_called_g_at_at_s_on_v1_is_in_its_group() -> None:
+def test_v1_administration_reads_the_group_of_a_grouped_name() -> None:
     call = read("GET", "/v1/ns/catalog/service", serviceName=KEY.grouped)
     assert call.service == KEY

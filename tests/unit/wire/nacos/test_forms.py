@@ -44,7 +44,7 @@ def of(**values: str) -> Parameters:
 # writing
 
 
-def test_what_is_none_is_not_named_and_booleans_are_javas() -> None:
+def test_pairs_leaves_out_none_and_writes_booleans_as_java() -> None:
     assert pairs(a=None, b=True, c=False, d=1, e=2.5, f="") == (
         ("b", "true"),
         ("c", "false"),
@@ -65,7 +65,7 @@ def test_metadata_travels_as_json_in_utf8() -> None:
     assert "metadata" not in dict(register_form(Register(KEY, instance())))
 
 
-def test_an_update_names_only_what_it_has() -> None:
+def test_update_form_has_only_what_is_given() -> None:
     assert set(dict(update_form(Update(KEY, "10.0.0.1", 80)))) == {"ip", "port", "clusterName", "ephemeral"}
     form = dict(update_form(Update(KEY, "10.0.0.1", 80, weight=0.5, enabled=False, metadata={})))
     assert (form["weight"], form["enabled"], form["metadata"]) == ("0.5", "false", "{}")
@@ -100,7 +100,7 @@ def test_a_batch_of_all_names_no_instances() -> None:
     }
 
 
-def test_a_service_names_what_it_has() -> None:
+def test_service_form_has_only_what_is_given() -> None:
     assert dict(service_form(CreateService(KEY))) == {"protectThreshold": "0.0"}
 
 
@@ -118,23 +118,23 @@ def test_a_service_names_what_it_has() -> None:
         ("", 5000, {}, None),
     ],
 )
-def test_who_wants_pushes_says_where(ip: str, port: int, headers: dict[str, str], found: str | None) -> None:
+def test_push_address_reads_ip_and_port(ip: str, port: int, headers: dict[str, str], found: str | None) -> None:
     request = HttpRequest("GET", "/", (("app", "shop"),), headers=headers)
     expected = None if found is None else PushAddress(ip, port, found, "shop")
     assert push_address(request, Parameters(request), ip, port) == expected
 
 
-def test_a_patched_weight_may_be_out_of_range_but_not_out_of_numbers() -> None:
+def test_patched_weight_accepts_any_finite_number() -> None:
     assert patched_weight(None) is None and patched_weight(20_000.0) == 20_000.0
     with pytest.raises(BadCall):
         patched_weight(float("inf"))
 
 
-def test_a_light_beat_needs_no_address() -> None:
+def test_read_any_beat_accepts_a_light_beat_without_an_address() -> None:
     assert read_any_beat(of(serviceName="s"), group_needed=False) == Beat(key("s"), "", 0)
 
 
-def test_a_full_beat_wins_over_the_parameters_but_not_over_the_service() -> None:
+def test_read_any_beat_takes_the_service_from_the_parameters_and_the_rest_from_the_object() -> None:
     text = '{"serviceName":"other@@x","ip":"10.0.0.1","port":80}'
     p = of(serviceName="s", groupName="g", ip="9.9.9.9", port="1", clusterName="c1", beat=text)
     call = read_any_beat(p, group_needed=False)
@@ -175,11 +175,11 @@ def test_a_batch_is_of_one_kind() -> None:
     ("text", "found"),
     [("g@@s", ServiceKey("public", "g", "s")), ("n##g@@s", ServiceKey("n", "g", "s")), ("##g@@s", key("s", "g"))],
 )
-def test_statuses_are_asked_by_one_key(text: str, found: ServiceKey) -> None:
+def test_status_key_reads_namespace_group_and_name(text: str, found: ServiceKey) -> None:
     assert status_key(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "s", "n##s", "@@s", "g@@"])
-def test_a_key_without_group_and_name_is_refused(text: str) -> None:
+def test_status_key_refuses_a_key_without_group_and_name(text: str) -> None:
     with pytest.raises(BadCall):
         status_key(text)

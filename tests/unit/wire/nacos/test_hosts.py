@@ -89,13 +89,13 @@ def test_heartbeat_times_come_from_the_metadata() -> None:
     )
 
 
-def test_fields_that_nobody_knows_stand_at_the_end_and_replace_none() -> None:
+def test_host_json_has_unknown_fields_last_and_they_replace_none() -> None:
     host = host_json(instance(extra={"zone": {"a": [1]}, "ip": "9.9.9.9"}), KEY)
     assert list(host)[-1] == "zone" and host["zone"] == {"a": [1]} and host["ip"] == "10.0.0.1"
 
 
 @given(LISTED, KEYS)
-def test_what_is_written_is_read_as_it_was(host: Instance, key: ServiceKey) -> None:
+def test_read_host_reads_what_host_json_wrote(host: Instance, key: ServiceKey) -> None:
     assert read_host(json.loads(json.dumps(host_json(host, key))), key.grouped) == host
 
 
@@ -143,7 +143,7 @@ def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -
     assert getattr(read(**fields), name) == value
 
 
-def test_what_a_list_holds_of_its_own_is_passed_on_unless_nothing_could_write_it() -> None:
+def test_read_listing_keeps_unknown_fields_unless_they_cannot_be_written() -> None:
     listed = {"name": KEY.grouped, "hosts": [], "own": 1, "deep": NESTED}
     found = read_listing(KEY, read_json(json.dumps(listed)))
     assert dict(found.snapshot.extra) == {"own": 1}
@@ -157,7 +157,7 @@ def test_a_time_outside_javas_long_is_ignored(moment: float) -> None:
     assert (found.last_ref_time, found.cache_millis) == (0, 10_000)
 
 
-def test_metadata_is_text_whatever_the_server_wrote() -> None:
+def test_read_metadata_makes_scalars_text() -> None:
     assert read_metadata({"a": 1, "b": True, "c": False, "d": None, "e": "x"}) == {
         "a": "1",
         "b": "true",
@@ -184,12 +184,12 @@ def test_metadata_is_text_whatever_the_server_wrote() -> None:
         bare(metadata={"a": {}}),
     ],
 )
-def test_a_host_that_is_none_is_malformed(host: Any) -> None:
+def test_read_host_refuses_what_is_not_a_host(host: Any) -> None:
     with pytest.raises(Malformed):
         read_host(host, KEY.grouped)
 
 
-def test_a_list_echoes_clusters_and_says_whether_it_masks() -> None:
+def test_list_json_echoes_clusters_and_shows_protection() -> None:
     shown = snapshot(instance(healthy=False), threshold=0.5)
     answer = list_json(ServiceView(shown, shown.select()), "c1, c2")
     assert list(answer) == [
@@ -228,12 +228,12 @@ def test_the_answer_of_1_4_6_for_an_unknown_service_is_an_empty_list() -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"hosts": None}, {"hosts": [None]}, {"hosts": {}}])
-def test_a_list_that_is_none_is_malformed(value: Any) -> None:
+def test_read_listing_refuses_what_is_not_a_list(value: Any) -> None:
     with pytest.raises(Malformed):
         read_listing(KEY, value)
 
 
-def test_statuses_show_everybody() -> None:
+def test_write_statuses_shows_every_instance() -> None:
     shown = snapshot(instance(), instance("10.0.0.2", healthy=False, enabled=False))
     view = ServiceView(shown, shown.select())
     assert read_json(write_statuses(None, view).body) == {"ips": ["10.0.0.1:80_true", "10.0.0.2:80_false"]}
@@ -259,7 +259,7 @@ def test_an_answer_to_a_beat_without_lightbeat_is_that_of_1_4_6() -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"code": "x"}, {"code": 10200, "clientBeatInterval": None}])
-def test_an_answer_to_a_beat_that_is_none_is_malformed(value: Any) -> None:
+def test_read_beat_result_refuses_what_is_not_one(value: Any) -> None:
     with pytest.raises(Malformed):
         read_beat_result(value)
 
@@ -288,7 +288,7 @@ def test_an_answer_to_a_beat_that_is_none_is_malformed(value: Any) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("size", [1, 2 * LARGE])
-def test_a_host_that_cannot_be_read_hides_no_other(odd: dict[str, Any], size: int) -> None:
+def test_read_each_leaves_out_only_unreadable_hosts(odd: dict[str, Any], size: int) -> None:
     well = [bare(port=port) for port in range(1, size)]
     listed = read_listing(KEY, {"name": KEY.grouped, "hosts": [*well, odd]}).snapshot
     assert [i.port for i in listed.instances] == list(range(1, size))
@@ -298,12 +298,12 @@ def test_a_host_that_cannot_be_read_hides_no_other(odd: dict[str, Any], size: in
 
 
 @pytest.mark.parametrize("hosts", [[1], [None, "x"], [[]], [{}], [{"a": 1}, {"b": 2}]], ids=str)
-def test_a_list_in_which_nothing_is_meant_to_be_a_host_is_no_list(hosts: list[Any]) -> None:
-    with pytest.raises(Malformed, match="without a host in it"):
+def test_read_each_refuses_a_list_in_which_no_item_looks_like_a_host(hosts: list[Any]) -> None:
+    with pytest.raises(Malformed, match="no item of the list is a host"):
         read_each(hosts, KEY)
 
 
-def test_what_is_no_host_among_hosts_is_left_out() -> None:
+def test_read_each_leaves_out_what_is_not_a_host() -> None:
     found = read_each([1, bare(), None], KEY)
     assert [i.ip for i in found.instances] == ["10.0.0.1"] and len(found.unreadable) == 2
 
@@ -320,7 +320,7 @@ def test_what_is_no_host_among_hosts_is_left_out() -> None:
     ids=str,
 )
 def test_a_list_that_names_another_service_is_misplaced(said: dict[str, Any]) -> None:
-    with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', and was told of"):
+    with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', but the answer is about"):
         read_listing(KEY, {"hosts": [], **said})
 
 
@@ -344,7 +344,7 @@ def test_a_list_may_spell_its_service_in_many_ways(said: dict[str, Any]) -> None
     [{"service": "carts"}, {"serviceName": "G2@@orders"}, {"ip": "10.0.0.2"}, {"port": 81}],
     ids=str,
 )
-def test_one_instance_that_is_another_than_was_asked_for_is_misplaced(said: dict[str, Any]) -> None:
+def test_read_asked_raises_misplaced_for_another_instance(said: dict[str, Any]) -> None:
     call = GetInstance(KEY, "10.0.0.1", 80)
     assert read_asked(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
     with pytest.raises(Misplaced):
@@ -358,14 +358,14 @@ MANY = [instance(f"10.1.0.{number}") for number in range(LARGE)]
 
 
 @given(st.lists(LISTED, max_size=3), KEYS)
-def test_hosts_of_a_large_service_are_written_as_one_by_one(some: list[Instance], key: ServiceKey) -> None:
+def test_hosts_json_of_a_large_service_equals_host_json_of_each(some: list[Instance], key: ServiceKey) -> None:
     hosts = [*MANY, *some]
     one_by_one = dumps([host_json(host, key) for host in hosts])
     assert [dumps(hosts_json(hosts, key)) for _ in range(2)] == [one_by_one, one_by_one]
 
 
 @given(st.lists(LISTED, max_size=3), KEYS)
-def test_hosts_of_a_large_service_are_read_as_one_by_one(some: list[Instance], key: ServiceKey) -> None:
+def test_read_each_of_a_large_service_equals_read_host_of_each(some: list[Instance], key: ServiceKey) -> None:
     hosts = json.loads(json.dumps([host_json(host, key) for host in [*MANY, *some]]))
     assert read_each(hosts, key) == Hosts((*MANY, *some))
     assert read_each(hosts, key) == Hosts((*MANY, *some))
@@ -395,7 +395,7 @@ def test_a_host_of_a_large_service_is_never_taken_for_another(fields: dict[str, 
         assert dumps(hosts_json([*MANY, host], KEY)[-1]) == dumps(host_json(host, KEY))
 
 
-def test_what_was_read_of_a_large_service_before_is_the_same_object() -> None:
+def test_read_each_reuses_unchanged_instances_of_a_large_service() -> None:
     hosts = [host_json(host, KEY) for host in MANY]
     first = read_each(hosts, KEY).instances
     changed = read_each([{**hosts[0], "weight": 7.0}, *hosts[1:]], KEY).instances

@@ -33,7 +33,7 @@ def test_a_token_and_its_seconds_are_read(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.status != 200], ids=str)
-def test_a_login_that_fails_says_why(row: Row) -> None:
+def test_read_login_raises_refused_with_the_reason(row: Row) -> None:
     with pytest.raises(Refused) as caught:
         read_login("v1", row.reply)
     assert caught.value.reason is (Reason.GONE if row.status == 404 else Reason.NO_RIGHT)
@@ -54,7 +54,7 @@ def test_r_nacos_answers_without_a_content_type() -> None:
         (b'{"accessToken":"t","tokenTtl":5}', 5.0),
     ],
 )
-def test_a_ttl_that_is_none_is_the_usual_one(body: bytes, ttl: float) -> None:
+def test_read_login_uses_the_default_for_a_ttl_that_is_not_a_number(body: bytes, ttl: float) -> None:
     assert read_login("v1", HttpReply(200, None, body)).ttl == ttl
 
 
@@ -64,7 +64,7 @@ def test_a_200_with_a_code_is_a_refusal() -> None:
     assert caught.value.reason is Reason.NO_RIGHT
 
 
-def test_a_server_in_trouble_says_nothing_of_rights() -> None:
+def test_read_login_raises_502_and_above_unchanged() -> None:
     with pytest.raises(Refused) as caught:
         read_login("v1", HttpReply(503, None, b"server is DOWNnow"))
     assert caught.value.reason is Reason.OTHER

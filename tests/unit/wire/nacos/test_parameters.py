@@ -92,13 +92,13 @@ def test_the_name_filter_trims() -> None:
         ({"metadata": '{"a":"%s"}' % ("x" * 1024)}, "Metadata", "should not exceed 1024."),
     ],
 )
-def test_the_check_finds_the_first_that_is_illegal(values: dict[str, str], parameter: str, text: str) -> None:
+def test_parameters_check_names_the_first_illegal_value(values: dict[str, str], parameter: str, text: str) -> None:
     error = refused(**values)
     assert (error.parameter, error.violation) == (parameter, Violation.ILLEGAL)
     assert error.text.startswith(f"Param '{parameter}' is illegal, ") and text in error.text
 
 
-def test_what_the_check_must_parse_fails_before_the_check() -> None:
+def test_parameters_check_parses_metadata_first() -> None:
     assert refused(metadata="{oops", namespaceId="a b").violation is Violation.METADATA
 
 
@@ -138,7 +138,7 @@ def test_a_grouped_name_has_two_parts(name: str, text: str) -> None:
 # what v1's controllers want
 
 
-def test_what_v1_wants_it_asks_for_in_its_own_words() -> None:
+def test_parameters_required_and_request_param_have_different_messages() -> None:
     for values in ({}, {"ip": ""}):
         with pytest.raises(BadCall) as caught:
             of(**values).required("ip")
@@ -148,7 +148,7 @@ def test_what_v1_wants_it_asks_for_in_its_own_words() -> None:
     assert of(ip=" x ").required("ip") == of(ip=" x ").request_param("ip") == "x"
 
 
-def test_v1_wants_a_service_and_an_address() -> None:
+def test_parameters_required_key_and_required_address() -> None:
     assert of(serviceName="s", ip="10.0.0.1", port="+80").required_key().name == "s"
     assert of(ip="10.0.0.1", port="+80").required_address() == ("10.0.0.1", 80)
     with pytest.raises(BadCall, match="format as"):
@@ -166,7 +166,7 @@ def test_v1_wants_a_service_and_an_address() -> None:
     ("text", "value"),
     [("true", True), ("YES", True), ("on", True), ("y", True), ("t", True), ("1", False), ("maybe", False)],
 )
-def test_a_boolean_of_v1_is_false_unless_true(text: str, value: bool) -> None:
+def test_parameters_yes_is_false_unless_the_text_means_true(text: str, value: bool) -> None:
     assert of(a=text).yes("a", default=True) is value
 
 
@@ -178,11 +178,11 @@ def test_booleans_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("On", True), ("1", True), ("0", False), ("no", False)])
-def test_a_boolean_of_v2_is_springs(text: str, value: bool) -> None:
+def test_parameters_boolean_reads_as_spring_does(text: str, value: bool) -> None:
     assert of(a=text).boolean("a") is value
 
 
-def test_a_boolean_that_is_none_is_refused_by_v2() -> None:
+def test_parameters_boolean_refuses_other_text() -> None:
     with pytest.raises(BadCall, match="maybe") as caught:
         of(a="maybe").flag("a", True)
     assert caught.value.violation is Violation.NOT_A_BOOLEAN
@@ -204,7 +204,7 @@ def test_a_number_is_javas(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["abc", "nan", "inf", "1,5", "1_0", "", "0x1", "\uff11"])
-def test_what_is_no_number_is_said_in_javas_words(text: str) -> None:
+def test_to_int_and_to_double_refuse_with_the_message_of_java(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         to_double("weight", text)
     assert (caught.value.text, caught.value.violation) == (f'For input string: "{text}"', Violation.NOT_A_NUMBER)
@@ -267,7 +267,7 @@ def test_metadata_is_json_or_pairs(text: str, value: dict[str, str | None]) -> N
 @pytest.mark.parametrize(
     "text", ["{oops", "oops", "a=", "a=b=c", "a=1,,b=2", '{"a":{}}', "[1]", "null x", '{"a":"\\ud800"}', "[" * 9999]
 )
-def test_metadata_that_is_neither_is_said_in_whole(text: str) -> None:
+def test_parse_metadata_refuses_with_the_whole_text(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         parse_metadata(text)
     assert caught.value.text == f"metadata format incorrect:{text}"
@@ -326,21 +326,21 @@ ODD_BEATS = [
 
 
 @pytest.mark.parametrize("text", ODD_BEATS)
-def test_a_beat_that_is_none_is_the_callers_fault(text: str) -> None:
+def test_read_beat_refuses_what_is_not_a_beat(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         read_beat(text)
     assert (caught.value.parameter, caught.value.violation, caught.value.status) == ("beat", Violation.BODY, 500)
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[null]", "x", '[{"port":"x"}]'])
-def test_instances_that_are_none_are_the_callers_fault(text: str) -> None:
+def test_read_instances_refuses_what_is_not_a_list_of_instances(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         read_instances(text)
     assert caught.value.parameter == "instances"
 
 
 @given(st.sampled_from([parse_metadata, read_beat, read_instances]), TEXT)
-def test_no_text_breaks_a_reader(read: Any, text: str) -> None:
+def test_readers_of_parameters_raise_nothing_but_bad_call(read: Any, text: str) -> None:
     try:
         read(text)
     except BadCall:

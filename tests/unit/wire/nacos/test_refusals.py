@@ -115,7 +115,9 @@ def code(reply: HttpReply) -> Any:
         (500, '{"code":"x"}', Reason.OTHER, '{"code":"x"}'),
     ],
 )
-def test_a_no_is_understood_whoever_says_it(status: int, body: str, reason: Reason, text: str | None) -> None:
+def test_read_refusal_finds_the_reason_of_every_server(
+    status: int, body: str, reason: Reason, text: str | None
+) -> None:
     refused = read_refusal("v1", HttpReply(status, None, body.encode()), "Fetch")
     absent = status == 500 and reason is Reason.SERVICE_NOT_FOUND
     said = (reason, body if text is None else text, 404 if absent else status)
@@ -123,7 +125,7 @@ def test_a_no_is_understood_whoever_says_it(status: int, body: str, reason: Reas
 
 
 @pytest.mark.parametrize("name", ["nacos-3.0.3", "v3-only"])
-def test_an_api_that_is_switched_off_is_gone_and_its_text_says_which_is_there(name: str) -> None:
+def test_read_refusal_of_a_disabled_api_is_gone_and_names_the_other(name: str) -> None:
     rows = [row for row in load(name) if row.status == 410]
     assert len(rows) > 5
     for row in rows:
@@ -132,7 +134,7 @@ def test_an_api_that_is_switched_off_is_gone_and_its_text_says_which_is_there(na
         assert refused.text.startswith("Current API will be deprecated, ")
 
 
-def test_a_missing_right_is_told_in_the_servers_words_without_their_wrapping() -> None:
+def test_read_refusal_of_a_missing_right_has_the_message_without_its_wrapping() -> None:
     texts = {
         (row.server, read_refusal("v1", row.reply, "x").text)
         for row in load("auth")
@@ -146,13 +148,13 @@ def test_a_missing_right_is_told_in_the_servers_words_without_their_wrapping() -
     }
 
 
-def test_a_whole_page_is_not_kept_as_text() -> None:
+def test_read_refusal_cuts_a_whole_page() -> None:
     refused = read_refusal("v1", HttpReply(502, "text/html", b"<p>" * 10_000), "x")
     assert len(refused.text) == 2000 and len(refused.body) == 30_000
 
 
 @given(st.integers(100, 999), st.binary(max_size=60) | TEXT.map(str.encode))
-def test_no_no_is_too_odd(status: int, body: bytes) -> None:
+def test_read_refusal_accepts_any_reply(status: int, body: bytes) -> None:
     refused = read_refusal("v2", HttpReply(status, None, body), "x")
     assert refused.text and isinstance(refused.reason, Reason)
 
@@ -170,7 +172,7 @@ def test_no_no_is_too_odd(status: int, body: bytes) -> None:
         (500, "caused: null;", Reason.OTHER),
     ],
 )
-def test_a_node_that_misses_its_peer_says_nothing_of_the_call(status: int, text: str, reason: Reason) -> None:
+def test_read_refusal_finds_no_peer(status: int, text: str, reason: Reason) -> None:
     page = json.dumps({"status": status, "error": "x", "message": text}).encode()
     for body in (text.encode(), page):
         assert read_refusal("v1", HttpReply(status, None, body), "x").reason is reason
@@ -210,7 +212,7 @@ def test_the_status_says_whose_fault_it_is(dialect: Dialect, error: ProxyError, 
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=repr)
-def test_a_refusal_of_the_clients_own_dialect_stays_as_it_came(dialect: Dialect) -> None:
+def test_write_error_passes_a_refusal_of_the_same_dialect_on_unchanged(dialect: Dialect) -> None:
     refused = Refused(
         Reason.OTHER, "x", status=418, dialect=dialect.name, content_type="text/odd", body=b"as it came \xff"
     )
@@ -234,9 +236,7 @@ def test_a_refusal_of_the_clients_own_dialect_stays_as_it_came(dialect: Dialect)
         (Reason.OTHER, 500, (500, 30000)),
     ],
 )
-def test_a_refusal_from_elsewhere_is_put_into_the_clients_words(
-    reason: Reason, v1: int, v2: tuple[int, int | None]
-) -> None:
+def test_write_error_rewrites_a_refusal_of_another_dialect(reason: Reason, v1: int, v2: tuple[int, int | None]) -> None:
     refused = Refused(reason, "why", status=200, dialect="elsewhere", body=b"not this")
     assert write(V1, refused).status == v1
     for dialect in (V2, V3):
@@ -248,15 +248,15 @@ def test_a_refusal_from_elsewhere_is_put_into_the_clients_words(
 @pytest.mark.parametrize(
     "text", ["no matched ip found!", "no service g@@s found!", "no ips found for cluster c1 in service s"]
 )
-def test_a_500_for_what_is_not_there_is_no_word_of_a_server_in_trouble(text: str) -> None:
+def test_read_refusal_turns_a_500_for_something_unknown_into_404(text: str) -> None:
     """1.4.8 says so, and clients then look for another server."""
     refused = read_refusal("v1", HttpReply(500, "text/plain", f"caused: {text};".encode()), "GET /x")
     assert (refused.status, refused.dialect, refused.text) == (404, "", text)
     assert write(V1, refused).status in (400, 404)
 
 
-def test_every_reason_stands_in_the_table_above() -> None:
-    mark = next(m for m in test_a_refusal_from_elsewhere_is_put_into_the_clients_words.pytestmark)  # type: ignore[attr-defined]
+def test_the_table_of_reasons_is_complete() -> None:
+    mark = next(m for m in test_write_error_rewrites_a_refusal_of_another_dialect.pytestmark)  # type: ignore[attr-defined]
     assert {case[0] for case in mark.args[1]} == set(Reason)
 
 
@@ -278,7 +278,7 @@ def test_every_reason_stands_in_the_table_above() -> None:
         (Violation.OTHER, 400, (400, 20002)),
     ],
 )
-def test_every_problem_has_the_status_and_code_of_its_dialect(
+def test_write_error_has_the_status_and_code_of_every_violation(
     violation: Violation, v1: int, v2: tuple[int, int | str | None]
 ) -> None:
     error = BadCall("beat", violation, "why")
@@ -289,8 +289,8 @@ def test_every_problem_has_the_status_and_code_of_its_dialect(
         assert (reply.status, "P" if reply.content_type is None else code(reply)) == v2
 
 
-def test_every_problem_stands_in_the_table_above() -> None:
-    mark = next(m for m in test_every_problem_has_the_status_and_code_of_its_dialect.pytestmark)  # type: ignore[attr-defined]
+def test_the_table_of_violations_is_complete() -> None:
+    mark = next(m for m in test_write_error_has_the_status_and_code_of_every_violation.pytestmark)  # type: ignore[attr-defined]
     assert {case[0] for case in mark.args[1]} == set(Violation)
 
 
@@ -308,7 +308,7 @@ def test_a_wrong_kind_is_wrapped_once() -> None:
         assert write(V1, Refused(Reason.WRONG_KIND, text)).body.decode() == f"errCode: 400, errMsg: {said} "
 
 
-def test_v3_says_401_of_who_is_unknown_and_403_of_what_he_may_not() -> None:
+def test_v3_write_error_tells_an_unknown_token_from_a_missing_right() -> None:
     def message(error: ProxyError) -> str:
         return json.loads(write(V3, error).body)["message"]
 
@@ -319,6 +319,6 @@ def test_v3_says_401_of_who_is_unknown_and_403_of_what_he_may_not() -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=repr)
 @given(st.sampled_from(Reason), TEXT, st.integers(-5, 2000), st.sampled_from(["", "/list", "/beat"]))
-def test_writing_never_fails(dialect: Dialect, reason: Reason, text: str, status: int, rest: str) -> None:
+def test_write_error_never_fails(dialect: Dialect, reason: Reason, text: str, status: int, rest: str) -> None:
     reply = write(dialect, Refused(reason, text, status=status), rest)
     assert 400 <= reply.status <= 599

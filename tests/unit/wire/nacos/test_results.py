@@ -72,13 +72,13 @@ def reply(body: bytes, status: int = 200) -> HttpReply:
         ({"serviceName": "s", "ip": "x"}, "Required parameter 'port' type Integer is not present"),
     ],
 )
-def test_a_form_says_what_it_lacks(values: dict[str, str], text: str) -> None:
+def test_form_required_names_what_is_missing(values: dict[str, str], text: str) -> None:
     with pytest.raises(BadCall) as caught:
         form_required(of(**values), "serviceName", "ip", "port")
     assert (caught.value.text, caught.value.violation) == (text, Violation.MISSING)
 
 
-def test_a_method_parameter_says_it_in_other_words() -> None:
+def test_param_required_has_another_message() -> None:
     text = "Required request parameter 'port' for method parameter type Integer is not present"
     with pytest.raises(BadCall, match=text):
         param_required(of(), "port", "Integer")
@@ -88,7 +88,7 @@ def test_a_method_parameter_says_it_in_other_words() -> None:
     assert named_key(of(serviceName="orders")) == KEY
 
 
-def test_an_instance_has_defaults() -> None:
+def test_read_instance_has_defaults() -> None:
     assert read_instance(of(**HERE)) == (KEY, instance())
 
 
@@ -111,20 +111,20 @@ def test_a_registration_is_checked_in_nacoss_order(values: dict[str, str], viola
     assert caught.value.violation is violation
 
 
-def test_a_deregistration_may_look_at_the_weight_or_not() -> None:
+def test_read_deregister_checks_the_weight_if_weighed() -> None:
     wrong = of(**HERE, weight="-1", ephemeral="false")
     assert not read_deregister(wrong, weighed=False).ephemeral
     with pytest.raises(BadCall):
         read_deregister(wrong, weighed=True)
 
 
-def test_an_update_names_what_was_named() -> None:
+def test_read_update_has_only_what_is_given() -> None:
     assert read_update(request(**HERE)) == Update(KEY, "10.0.0.1", 80)
     named = read_update(request(**HERE, weight="2", enabled="0", metadata="a=1"), partial=True)
     assert named == Update(KEY, "10.0.0.1", 80, weight=2.0, enabled=False, metadata={"a": "1"}, partial=True)
 
 
-def test_a_batch_wants_metadata() -> None:
+def test_read_batch_form_requires_metadata() -> None:
     with pytest.raises(BadCall, match="'metadata' type String"):
         read_batch_form(request(serviceName="s"))
     with pytest.raises(BadCall, match="'port' is illegal"):
@@ -132,7 +132,7 @@ def test_a_batch_wants_metadata() -> None:
     assert read_batch_form(request("DELETE", serviceName="orders", metadata="a=1")).remove
 
 
-def test_health_wants_to_know_it() -> None:
+def test_read_health_requires_healthy() -> None:
     with pytest.raises(BadCall, match="'healthy' type Boolean"):
         read_health(request(**HERE))
     call = SetHealth(KEY, "10.0.0.1", 80, "DEFAULT", False)
@@ -159,7 +159,7 @@ def test_answers_are_wrapped() -> None:
     assert write_updated(None, ("x",)).body == b'{"code":0,"message":"success","data":{"updated":["x"]}}'  # type: ignore[arg-type]
 
 
-def test_data_is_unwrapped() -> None:
+def test_data_of_unwraps_the_data() -> None:
     assert data_of("v2", Fetch(KEY), write_as_is(None, {"a": 1})) == {"a": 1}
     read_ok("v2", Fetch(KEY), write_ok(None, None))
     assert read_updated("v2", Fetch(KEY), write_updated(None, ("x",))) == ("x",)  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def test_data_is_unwrapped() -> None:
         (b"", 404, Reason.GONE),
     ],
 )
-def test_a_code_is_a_refusal_whatever_the_status(body: bytes, status: int, reason: Reason) -> None:
+def test_data_of_raises_refused_for_a_code_in_a_200(body: bytes, status: int, reason: Reason) -> None:
     with pytest.raises(Refused) as caught:
         data_of("v2", Fetch(KEY), reply(body, status))
     assert (caught.value.reason, caught.value.dialect) == (reason, "v2" if body else "")
@@ -183,7 +183,7 @@ def test_a_code_is_a_refusal_whatever_the_status(body: bytes, status: int, reaso
 @pytest.mark.parametrize(
     "body", [b"", b"ok", b"[]", b"{}", b'{"code":"0"}', b'{"code":0,"data":"no"}', b'{"code":true}']
 )
-def test_what_is_no_result_is_malformed(body: bytes) -> None:
+def test_data_of_raises_malformed_without_a_code(body: bytes) -> None:
     with pytest.raises(Malformed):
         read_ok("v2", Fetch(KEY), reply(body))
 

@@ -56,7 +56,7 @@ def test_a_service_of_v2_and_v3_names_them_in_a_map(name: str, case: str, cluste
 @pytest.mark.parametrize(
     "value", [None, [], {"clusters": {}}, {"clusters": [1]}, {"clusterMap": []}, {"metadata": [1]}]
 )
-def test_a_service_that_is_none_is_malformed(value: Any) -> None:
+def test_read_service_refuses_what_is_not_a_service(value: Any) -> None:
     with pytest.raises(Malformed):
         read_service(KEY, value)
 
@@ -151,7 +151,7 @@ NO_DETAILS: list[Any] = [None, {}, {"serviceName": "s"}, {"serviceName": 1, "gro
 @pytest.mark.parametrize(
     "value", NO_DETAILS + [{"serviceName": "s", "groupName": "g", "clusterMap": {"c": wrong}} for wrong in NO_CLUSTERS]
 )
-def test_a_detail_that_is_none_is_malformed(value: Any) -> None:
+def test_read_detail_refuses_what_is_not_a_detail(value: Any) -> None:
     with pytest.raises(Malformed):
         read_detail("public", value)
 
@@ -190,7 +190,7 @@ def test_a_subscriber_of_v3_has_neither_address_nor_cluster() -> None:
     assert subscriber_json(Subscriber("a", "", "", "", 0, "", "s", ""), key("s", "g"))["serviceName"] == "g@@s"
 
 
-def test_a_subscriber_that_is_none_is_malformed() -> None:
+def test_read_subscriber_refuses_what_is_not_a_subscriber() -> None:
     with pytest.raises(Malformed):
         read_subscriber("x", KEY)
 

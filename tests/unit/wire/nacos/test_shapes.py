@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nacos_proxy.model.errors import Malformed
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.shapes import (
-    DEEPEST,
+    MAX_LEVELS,
     as_int,
     as_list,
     as_object,
@@ -83,12 +83,12 @@ def test_texts_that_are_no_utf8_do_not_fail() -> None:
 
 
 @pytest.mark.parametrize(("status", "words"), [(501, "Not Implemented"), (410, "Gone"), (799, "None")])
-def test_a_status_has_words(status: int, words: str) -> None:
+def test_phrase_of_a_status(status: int, words: str) -> None:
     assert phrase(status) == words
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"<html>", b'{"a":NaN}'])
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_read_json_refuses_what_is_not_json(body: bytes) -> None:
     with pytest.raises(Malformed, match="not JSON"):
         read_json(body)
 
@@ -108,7 +108,7 @@ def test_json_of_another_kind_than_expected_is_malformed() -> None:
             read(value, "thing")
 
 
-def test_json_that_is_ready_stays_as_it_is_beside_what_is_no_utf_8() -> None:
+def test_dumps_keeps_a_fragment_next_to_text_without_utf_8() -> None:
     ready = orjson.Fragment(b'{"ip":"10.0.0.1"}')
     assert dumps([ready, "ok"]) == b'[{"ip":"10.0.0.1"},"ok"]'
     assert dumps([ready, "\ud800"]) == b'[{"ip":"10.0.0.1"},"?"]'
@@ -125,30 +125,30 @@ def objects(levels: int) -> str:
     return '{"a":' * levels + "1" + "}" * levels
 
 
-def test_a_field_nested_too_deep_is_left_out_and_the_rest_is_read() -> None:
+def test_read_json_leaves_out_fields_nested_too_deep() -> None:
     assert read_json(f'{{"x":{lists(400)},"y":[{{"z":{objects(1000)},"w":1}}]}}')["y"][0]["w"] == 1
-    assert read_json(f'{{"x":{lists(DEEPEST)},"y":1}}') == {"y": 1}
-    assert read_json(f'[{{"x":{lists(DEEPEST - 2)}}}]') == [{"x": json.loads(lists(DEEPEST - 2))}]
-    assert read_json(f'[{{"x":{lists(DEEPEST - 1)}}}]') == [{}]
+    assert read_json(f'{{"x":{lists(MAX_LEVELS)},"y":1}}') == {"y": 1}
+    assert read_json(f'[{{"x":{lists(MAX_LEVELS - 2)}}}]') == [{"x": json.loads(lists(MAX_LEVELS - 2))}]
+    assert read_json(f'[{{"x":{lists(MAX_LEVELS - 1)}}}]') == [{}]
 
 
-@pytest.mark.parametrize("text", [lists(DEEPEST + 1), lists(1024), lists(100_000)])
-def test_lists_nested_too_deep_are_refused_whole(text: str) -> None:
+@pytest.mark.parametrize("text", [lists(MAX_LEVELS + 1), lists(1024), lists(100_000)])
+def test_read_json_drops_lists_nested_too_deep_as_a_whole(text: str) -> None:
     with pytest.raises(Malformed):
         read_json(text)
 
 
-def test_a_client_is_told_that_what_it_sends_is_nested_too_deep() -> None:
-    assert read_exactly(f'{{"x":{lists(DEEPEST - 1)}}}')
-    for text in (f'{{"x":{lists(DEEPEST)}}}', objects(DEEPEST + 1), objects(1025)):
+def test_read_exactly_refuses_json_nested_too_deep() -> None:
+    assert read_exactly(f'{{"x":{lists(MAX_LEVELS - 1)}}}')
+    for text in (f'{{"x":{lists(MAX_LEVELS)}}}', objects(MAX_LEVELS + 1), objects(1025)):
         with pytest.raises(Malformed):
             read_exactly(text)
 
 
-@pytest.mark.parametrize("text", [lists(DEEPEST), objects(DEEPEST), objects(400), objects(1024)])
-def test_what_was_read_can_be_written_whatever_is_put_around_it(text: str) -> None:
+@pytest.mark.parametrize("text", [lists(MAX_LEVELS), objects(MAX_LEVELS), objects(400), objects(1024)])
+def test_read_json_gives_what_can_be_written_inside_another_value(text: str) -> None:
     value = read_json(text)
-    for _ in range(254 - DEEPEST):
+    for _ in range(254 - MAX_LEVELS):
         value = {"around": value}
     assert orjson.dumps(value)
 

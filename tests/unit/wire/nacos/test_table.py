@@ -1,4 +1,4 @@
-"""A dialect as a table: which row a path and a call find."""
+"""`Table`: which row a request and a call find."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from nacos_proxy.wire.nacos.table import (
     ANY,
     KEY,
     Table,
-    sent,
 )
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
@@ -52,10 +51,11 @@ NAMES = row(ANY, "/n/names", Metrics)
 BESIDE = row("GET", "/beside", Metrics)
 
 
-def table(*, slash: bool = True, head: bool = True) -> Table:
-    def say(request: HttpRequest, *_: Any) -> HttpReply:
-        return as_text(request.path)
+def say(request: HttpRequest, *_: Any) -> HttpReply:
+    return as_text(request.path)
 
+
+def table(*, slash: bool = True, head: bool = True) -> Table:
     rows = [LIST, row("GET", "/n/list", Deregister), STATUSES, NAMES, BESIDE]
     return Table("t", ["/n"], rows, unknown=say, write_error=say, slash=slash, head=head)
 
@@ -76,23 +76,25 @@ def table(*, slash: bool = True, head: bool = True) -> Table:
         ("GET", "", None),
     ],
 )
-def test_a_method_and_path_find_their_row(method: str, path: str, found: Operation[Any, Any] | None) -> None:
+def test_table_match_finds_the_row_of_a_method_and_path(
+    method: str, path: str, found: Operation[Any, Any] | None
+) -> None:
     assert table().match(method, path) is found
 
 
-def test_a_slash_at_the_end_and_head_may_count() -> None:
+def test_table_match_may_be_strict_about_a_slash_at_the_end_and_head() -> None:
     strict = table(slash=False, head=False)
     assert strict.match("GET", "/n/list/") is None
     assert strict.match("HEAD", "/n/list") is None
-    assert strict.match("HEAD", "/beside") is BESIDE  # where the naming API is not, HEAD is always answered
+    assert strict.match("HEAD", "/beside") is BESIDE  # outside of the naming API, HEAD is always answered
 
 
-def test_it_owns_its_prefix_and_no_longer_word() -> None:
+def test_table_owns_whole_path_segments_only() -> None:
     assert table().owns("/n") and table().owns("/n/anything")
     assert not table().owns("/names") and not table().owns("/")
 
 
-def test_calls_find_the_row_that_asks_them() -> None:
+def test_table_write_request_finds_the_row_of_a_call() -> None:
     dialect = table()
     assert dialect.can_ask(Fetch(SERVICE))
     assert dialect.write_request(Fetch(SERVICE)).path == "/asked/Fetch"
@@ -104,10 +106,10 @@ def test_calls_find_the_row_that_asks_them() -> None:
 
 @pytest.mark.parametrize("dialect", [V1, V2, V3], ids=repr)
 @pytest.mark.parametrize("call", CALLS, ids=repr)
-def test_every_call_says_everything_in_its_query_and_only_a_full_beat_has_a_body(
+def test_write_request_of_every_dialect_puts_all_but_a_full_beat_into_the_query(
     dialect: Table, call: Call[Any]
 ) -> None:
-    """1.x does not see the form of a POST; a cluster loses a DELETE that has one."""
+    """1.x ignores the form of a POST; a cluster loses the form of a DELETE."""
     if not dialect.can_ask(call):
         return
     request = dialect.write_request(call)
@@ -121,21 +123,25 @@ def test_every_call_says_everything_in_its_query_and_only_a_full_beat_has_a_body
 
 
 @pytest.mark.parametrize("dialect", [V1, V2, V3], ids=repr)
-def test_every_call_that_a_dialect_asks_is_among_those(dialect: Table) -> None:
+def test_calls_has_every_call_of_the_client_role(dialect: Table) -> None:
     asked = {c for o in dialect.operations if o.write_request and o.read_reply for c in o.asks or (o.call,)}
     assert asked <= {type(call) for call in CALLS}
 
 
-def test_whatever_a_writer_puts_into_a_form_is_sent_in_the_query() -> None:
-    request = HttpRequest("DELETE", "/n", (("a", "1"),), (("b", "2"), ("beat", "{}")))
-    assert sent(request) == HttpRequest("DELETE", "/n", (("a", "1"), ("b", "2")), (("beat", "{}"),))
+def test_table_write_request_moves_a_form_into_the_query() -> None:
+    written = HttpRequest("DELETE", "/n", (("a", "1"),), (("b", "2"), ("beat", "{}")))
+    only = row("DELETE", "/n", Fetch, write_request=lambda call: written, read_reply=reply_of)
+    request = Table("t", ["/n"], [only], unknown=say, write_error=say, slash=True, head=True).write_request(
+        Fetch(SERVICE)
+    )
+    assert request == HttpRequest("DELETE", "/n", (("a", "1"), ("b", "2")), (("beat", "{}"),))
 
 
-def test_a_reply_that_breaks_its_reader_is_malformed() -> None:
+def test_table_read_reply_turns_what_its_row_raises_into_malformed() -> None:
     with pytest.raises(Malformed, match="Fetch: KeyError"):
         table().read_reply(Fetch(SERVICE), HttpReply(200, None, b""))
 
 
-def test_it_shows_its_name() -> None:
+def test_table_repr_and_unknown() -> None:
     assert repr(table()) == "<dialect t>"
     assert table().unknown(HttpRequest("GET", "/n/x"), 0).body == b"/n/x"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nacos_proxy.wire.nacos.udp import (
     GZIP_FROM,
-    LARGEST,
-    MOST,
+    MAX_DATAGRAM,
+    MAX_UNPACKED,
     Push,
     qualifies,
     read_ack,
@@ -38,7 +38,7 @@ from nacos_proxy.wire.nacos.udp import (
         ("", False),
     ],
 )
-def test_only_the_clients_that_real_servers_push_to_qualify(agent: str, wanted: bool) -> None:
+def test_qualifies_only_for_clients_to_which_real_servers_push(agent: str, wanted: bool) -> None:
     assert qualifies(agent) is wanted
 
 
@@ -56,16 +56,16 @@ def test_a_longer_list_travels_compressed() -> None:
     assert json.loads(json.loads(gzip.decompress(packet))["data"]) == json.loads(text)
 
 
-def test_a_list_that_no_datagram_holds_is_left_to_the_poll() -> None:
+def test_write_push_gives_none_for_a_list_too_large_for_a_datagram() -> None:
     import random
 
-    noise = random.Random(1).randbytes(2 * LARGEST).hex().encode()
+    noise = random.Random(1).randbytes(2 * MAX_DATAGRAM).hex().encode()
     assert len(noise) > GZIP_FROM
     assert write_push(noise, 1) is None
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_the_acknowledgement_reader_fail(packet: bytes) -> None:
+def test_read_ack_accepts_any_bytes(packet: bytes) -> None:
     assert read_ack(packet) is None or isinstance(read_ack(packet), int)
 
 
@@ -74,7 +74,7 @@ def test_an_acknowledgement_names_its_datagram_as_number_or_text(number: object)
     assert read_ack(f'{{"type":"push-ack","lastRefTime":{number},"data":""}}'.encode()) == 12
 
 
-def test_other_messages_are_no_acknowledgement() -> None:
+def test_read_ack_gives_none_for_other_messages() -> None:
     assert read_ack(b'{"type":"dump","lastRefTime":12}') is None
 
 
@@ -87,10 +87,10 @@ def test_a_push_is_read_as_it_was_written_and_its_acknowledgement_too(name: str,
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_the_reader_of_pushes_fail(packet: bytes) -> None:
+def test_read_push_accepts_any_bytes(packet: bytes) -> None:
     assert read_push(packet) is None
     assert read_push(b"\x1f\x8b" + packet) is None
 
 
-def test_a_datagram_that_unfolds_without_end_is_no_push() -> None:
-    assert read_push(gzip.compress(b'{"type":"dom","data":"' + b" " * 2 * MOST + b'"}')) is None
+def test_read_push_gives_none_for_a_datagram_that_unpacks_without_end() -> None:
+    assert read_push(gzip.compress(b'{"type":"dom","data":"' + b" " * 2 * MAX_UNPACKED + b'"}')) is None
