@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from starlette.types import Message, Receive, Scope
 
 from nacos_proxy.model.errors import BadCall, Problem
-from nacos_proxy.wire.http import FORM_TYPE, encoded, form_pairs
+from nacos_proxy.wire.http import FORM_TYPE, form_pairs
 from nacos_proxy.wire.multipart import MULTIPART_TYPE
 
 
@@ -76,6 +78,6 @@ def _too_large(max_bytes: int) -> BadCall:
 
 def _urlencoded(content_type: str, body: bytes) -> bytes:
     try:
-        return encoded(form_pairs(content_type, body)).encode()
+        return urlencode(form_pairs(content_type, body)).encode()
     except BadCall:  # reported by whoever reads the form to use it
         return b""
