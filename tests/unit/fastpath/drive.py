@@ -1,6 +1,6 @@
 """Drives one connection of uvicorn by hand: a transport that keeps what is written, a loop whose time stands still.
 
-And an app whose answers are marked as repeatable, so that the doors have something to repeat.
+And an app whose responses are marked as cacheable.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Service:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.born = 998.5
+        self.confirmed_at = 998.5
         self.valid_until = 1010.25
         self.version = 1
         self.asked = 0
@@ -47,22 +47,22 @@ class Service:
         self.gate = asyncio.Event()
         self.left: list[bytes] = []
         self.scopes: list[Scope] = []
-        self.answers = ResponseTable(ResponseTablePolicy())
+        self.table = ResponseTable(ResponseTablePolicy())
 
     def clock(self) -> float:
         return self.now
 
     def change(self) -> None:
         self.version += 1
-        self.born, self.valid_until = self.now, self.now + 10.25
-        self.answers.forget("key")
+        self.confirmed_at, self.valid_until = self.now, self.now + 10.25
+        self.table.forget("key")
 
     def draw(self) -> bytes:
         self.drawn += 1
         return b"x" * (self.drawn % 12)
 
     def app(self) -> FastPath:
-        return FastPath(self, self.answers, self.clock)
+        return FastPath(self, self.table, self.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
@@ -95,7 +95,7 @@ class Service:
         drawing = path == "/draw" and scope["method"] == "GET"
         if path in ("/list", "/draw") and self.now < self.valid_until:
             draw = self.draw if drawing else None
-            scope[CACHEABLE] = Cacheable("key", self.born, self.valid_until, "list", draw)
+            scope[CACHEABLE] = Cacheable("key", self.confirmed_at, self.valid_until, "list", draw)
         if drawing:
             status, body = 200, self.draw()
         await send({"type": "http.response.start", "status": status, "headers": self._headers(status, body, etag)})
@@ -114,7 +114,7 @@ class Service:
     def _headers(self, status: int, body: bytes, etag: bytes) -> list[tuple[bytes, bytes]]:
         status_of_cache = b"nacos-proxy; hit; ttl=%d" % int(self.valid_until - self.now)
         length = [] if status == 304 else [(b"Content-Length", b"%d" % len(body))]
-        age = b"%d" % int(self.now - self.born)
+        age = b"%d" % int(self.now - self.confirmed_at)
         return [(b"Age", age), *length, (b"Cache-Status", status_of_cache), (b"ETag", etag)]
 
 
@@ -230,7 +230,7 @@ class Connection:
         options = {"proxy_headers": False, "log_config": None, "ws": "none", "lifespan": "off", **settings}
         config = Config(app if app is not None else service.app() if fast else service, **options)  # type: ignore[arg-type]
         config.load()
-        made: type[HttpToolsProtocol] = make_protocol(service.answers, service.clock) if fast else HttpToolsProtocol
+        made: type[HttpToolsProtocol] = make_protocol(service.table, service.clock) if fast else HttpToolsProtocol
         self.service = service
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), *config.encoded_headers]
@@ -254,7 +254,7 @@ class Connection:
         return self.transport.take()
 
     async def warm(self, head: bytes = GET) -> bytes:
-        """Make a head known: it is kept from its second sight on."""
+        """Makes a head known: it is admitted the second time it is seen."""
         await self.say(head)
         return await self.say(head)
 
@@ -263,7 +263,7 @@ def limited(service: Service, limits: ConnectionLimits, *, fast: bool, **setting
     """A connection as our server has it, with the fast path or without."""
     connection = Connection(service, fast=fast, **settings)
     config, state = connection.protocol.config, connection.state
-    made = make_protocol(service.answers, service.clock, limits=limits) if fast else make_limited(limits)
+    made = make_protocol(service.table, service.clock, limits=limits) if fast else make_limited(limits)
     state.connections.clear()
     connection._make = lambda: made(config, state, {}, connection.loop)  # type: ignore[arg-type]
     connection.protocol, connection.transport = connection.open()

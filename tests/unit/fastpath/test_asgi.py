@@ -27,19 +27,19 @@ async def times(
     return answer
 
 
-async def test_a_marked_answer_is_repeated_from_the_second_sight_on() -> None:
+async def test_fast_path_repeats_a_marked_response_from_the_second_request_on() -> None:
     service = Service()
     first = await times(service, 1, "/list?name=a", HOST)
     assert await times(service, 4, "/list?name=a", HOST) == (first[0], _lower(first[1]), first[2])
     assert service.asked == 2
-    assert service.answers.hit_counts[("list", 200)].target == 3
+    assert service.table.hit_counts[("list", 200)].target == 3
 
 
 def _lower(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-async def test_headers_that_do_not_matter_do_not_make_another_answer() -> None:
+async def test_target_key_ignores_headers_outside_vary() -> None:
     service = Service()
     app = service.app()
     for n in range(10):
@@ -48,7 +48,7 @@ async def test_headers_that_do_not_matter_do_not_make_another_answer() -> None:
 
 
 @pytest.mark.parametrize("name", [b"host", b"authorization", b"accesstoken", b"accept", b"origin", b"if-none-match"])
-async def test_headers_that_matter_make_another_answer(name: bytes) -> None:
+async def test_target_key_differs_by_the_headers_in_vary(name: bytes) -> None:
     service = Service()
     await times(service, 3, "/list", (name, b"one"))
     await times(service, 3, "/list", (name, b"two"))
@@ -56,7 +56,7 @@ async def test_headers_that_matter_make_another_answer(name: bytes) -> None:
     assert service.asked == 6
 
 
-async def test_the_query_the_path_as_sent_the_scheme_and_a_unix_socket_make_another_answer() -> None:
+async def test_target_key_differs_by_query_raw_path_scheme_and_unix_socket() -> None:
     service = Service()
     for target, scope in (
         ("/list?name=a", {}),
@@ -81,14 +81,14 @@ async def test_the_query_the_path_as_sent_the_scheme_and_a_unix_socket_make_anot
         (b"upgrade", b"websocket"),
     ],
 )
-async def test_requests_that_ask_for_more_than_an_answer_always_reach_the_app(header: tuple[bytes, bytes]) -> None:
+async def test_fast_path_passes_on_requests_with_a_bypass_header(header: tuple[bytes, bytes]) -> None:
     service = Service()
     await times(service, 3, "/list")
     await times(service, 5, "/list", header)
     assert service.asked == 7
 
 
-async def test_what_is_not_marked_or_not_a_get_always_reaches_the_app() -> None:
+async def test_fast_path_passes_on_what_is_not_marked_or_not_a_get() -> None:
     service = Service()
     await times(service, 4, "/plain")
     await times(service, 4, "/list", method="POST")
@@ -96,7 +96,7 @@ async def test_what_is_not_marked_or_not_a_get_always_reaches_the_app() -> None:
     assert service.asked == 12
 
 
-async def test_a_change_is_seen_at_once() -> None:
+async def test_fast_path_shows_a_change_at_once() -> None:
     service = Service()
     await times(service, 3)
     service.change()
@@ -106,7 +106,7 @@ async def test_a_change_is_seen_at_once() -> None:
     assert service.asked == 3, "the place is known, so its new answer is kept at once"
 
 
-async def test_an_answer_is_asked_for_again_when_it_is_no_longer_fresh() -> None:
+async def test_fast_path_asks_the_app_again_at_valid_until() -> None:
     service = Service()
     await times(service, 3)
     service.now = service.valid_until
@@ -114,32 +114,32 @@ async def test_an_answer_is_asked_for_again_when_it_is_no_longer_fresh() -> None
     assert service.asked == 5
 
 
-async def test_an_answer_that_changed_while_it_was_sent_is_not_kept() -> None:
+async def test_recorder_does_not_keep_a_response_that_changed_while_it_was_sent() -> None:
     service = Service()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_change(message: Message) -> None:
             if message["type"] == "http.response.start":
-                service.answers.forget("key")
+                service.table.forget("key")
             await send(message)
 
         await service(scope, receive, send_and_change)
 
-    app = FastPath(slow, service.answers, service.clock)
+    app = FastPath(slow, service.table, service.clock)
     for _ in range(4):
         await ask(app)
     assert service.asked == 4
 
 
-async def test_not_modified_is_an_answer_too() -> None:
+async def test_fast_path_repeats_not_modified() -> None:
     service = Service()
     status, headers, body = await times(service, 3, "/list", (b"if-none-match", b'"1"'))
     assert (status, body, service.asked) == (304, b"", 2)
     assert b"content-length" not in headers
-    assert service.answers.hit_counts[("list", 304)].target == 1
+    assert service.table.hit_counts[("list", 304)].target == 1
 
 
-async def test_a_drawn_body_is_drawn_each_time_with_its_length() -> None:
+async def test_fast_path_calls_make_body_each_time_and_sends_its_length() -> None:
     service = Service()
     app = service.app()
     lengths: list[int] = []
@@ -150,7 +150,7 @@ async def test_a_drawn_body_is_drawn_each_time_with_its_length() -> None:
     assert (lengths, service.asked) == ([1, 2, 3, 4, 5], 2)
 
 
-async def test_a_body_in_pieces_is_kept_whole() -> None:
+async def test_recorder_joins_a_body_in_pieces() -> None:
     service = Service()
     asked: list[int] = []
 
@@ -162,7 +162,7 @@ async def test_a_body_in_pieces_is_kept_whole() -> None:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body"})
 
-    app = FastPath(pieces, service.answers, service.clock)
+    app = FastPath(pieces, service.table, service.clock)
     for _ in range(2):
         await ask_raw(app)
     assert (await ask(app, "/pieces"))[2] == b"abcdef"
@@ -186,7 +186,7 @@ async def ask_raw(app: FastPath) -> list[Message]:
     return sent
 
 
-async def test_an_answer_cut_short_is_not_kept() -> None:
+async def test_recorder_does_not_keep_a_response_cut_short() -> None:
     service = Service()
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,47 +194,49 @@ async def test_an_answer_cut_short_is_not_kept() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
         await send({"type": "http.response.body", "body": b"abc"})
 
-    app = FastPath(broken, service.answers, service.clock)
+    app = FastPath(broken, service.table, service.clock)
     for _ in range(3):
         await ask(app)
-    assert len(service.answers) == 0
+    assert len(service.table) == 0
 
 
-async def test_a_head_that_the_protocol_door_left_is_offered_with_its_answer() -> None:
+async def test_recorder_offers_the_response_under_the_head_key_too() -> None:
     service = Service()
     for n in range(4):
         await times(service, 1, "/list", **{HEAD_KEY: b"GET /list"})
-        assert (service.answers.find(b"GET /list", service.now) is not None) == (n >= 1)
+        assert (service.table.find(b"GET /list", service.now) is not None) == (n >= 1)
     assert service.asked == 2
 
 
-async def test_a_head_whose_target_is_known_gets_that_answer() -> None:
+async def test_fast_path_offers_a_known_target_under_the_head_key() -> None:
     service = Service()
     await times(service, 2, "/list")
     await times(service, 2, "/list", **{HEAD_KEY: b"GET /list"})
     assert service.asked == 2
-    found = service.answers.find(b"GET /list", service.now)
+    found = service.table.find(b"GET /list", service.now)
     assert found is not None
     assert found.path == "/list"
 
 
 @pytest.mark.parametrize(("version", "connection"), [("1.0", b"keep-alive"), ("1.1", b"close"), ("1.1", b"x, close")])
-async def test_a_head_that_ends_its_connection_is_left_to_the_server(version: str, connection: bytes) -> None:
+async def test_recorder_does_not_use_the_head_key_of_a_request_that_closes_its_connection(
+    version: str, connection: bytes
+) -> None:
     service = Service()
     for _ in range(4):
         scope = {HEAD_KEY: b"GET /list", "http_version": version}
         await times(service, 1, "/list", (b"connection", connection), **scope)
-    assert service.answers.find(b"GET /list", service.now) is None
+    assert service.table.find(b"GET /list", service.now) is None
     assert service.asked == 2
 
 
-async def test_a_place_too_long_is_not_kept() -> None:
+async def test_recorder_does_not_keep_a_key_that_is_too_long() -> None:
     service = Service()
     await times(service, 4, "/list?" + "x" * ResponseTablePolicy().max_head)
     assert service.asked == 4
 
 
-async def test_other_kinds_of_scope_pass() -> None:
+async def test_fast_path_passes_on_other_scope_types() -> None:
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -245,5 +247,5 @@ async def test_other_kinds_of_scope_pass() -> None:
     async def nothing(*_: object) -> Any:
         return await asyncio.sleep(0)
 
-    await FastPath(app, service.answers, service.clock)({"type": "lifespan"}, nothing, nothing)
+    await FastPath(app, service.table, service.clock)({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]

@@ -39,7 +39,7 @@ def with_body(method: bytes, upgrade: bytes, framing: str, body: bytes) -> bytes
 @pytest.mark.parametrize("upgrade", UPGRADES)
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"])
-async def test_a_body_behind_an_upgrade_is_read_and_no_request_of_its_own(
+async def test_upgrade_is_ignored_and_the_body_is_read_as_a_body(
     method: bytes, framing: str, upgrade: str, connection: Connection
 ) -> None:
     request = with_body(method, UPGRADES[upgrade], framing, INNER)
@@ -56,7 +56,7 @@ async def test_a_body_behind_an_upgrade_is_read_and_no_request_of_its_own(
     assert not connection.transport.closing
 
 
-async def test_an_upgrade_leaves_nothing_in_the_head_of_its_request(connection: Connection) -> None:
+async def test_upgrade_fields_are_removed_from_the_head(connection: Connection) -> None:
     seen = []
     app = connection.protocol.app
 
@@ -76,26 +76,26 @@ async def test_an_upgrade_leaves_nothing_in_the_head_of_its_request(connection: 
     ]
 
 
-async def test_who_asks_for_an_upgrade_may_end_the_connection_and_speak_http_1_0(connection: Connection) -> None:
+async def test_upgrade_with_connection_close_and_http_1_0(connection: Connection) -> None:
     head = b"GET /list HTTP/1.0\r\nConnection: close, Upgrade\r\nUpgrade: h2c\r\n\r\n"
     answer = await connection.say(head)
     assert STATUS.findall(answer) == [b"200"] and b"\r\nconnection: close\r\n" in answer
     assert connection.transport.closing
 
 
-async def test_a_head_with_an_upgrade_is_bounded_like_any_other(connection: Connection) -> None:
+async def test_upgrade_does_not_lift_the_bound_on_a_head(connection: Connection) -> None:
     head = b"GET /list HTTP/1.1\r\n" + UPGRADES["a websocket"] + b"X: " + b"a" * 1000 + b"\r\n\r\n"
     assert STATUS.findall(await connection.say(head)) == [b"431"]
 
 
 @pytest.mark.parametrize("target", [b"here:80", b"/list", b"http://here/list"])
-async def test_connect_is_refused_and_nothing_behind_it_is_read(target: bytes, connection: Connection) -> None:
+async def test_connect_is_refused_and_nothing_after_it_is_read(target: bytes, connection: Connection) -> None:
     request = b"CONNECT " + target + b" HTTP/1.1\r\nHost: here\r\n\r\n"
     assert STATUS.findall(await connection.say(request + INNER)) == [b"405"]
     assert connection.transport.closing and connection.service.asked == 0
 
 
-async def test_connect_waits_for_the_answer_before_it(connection: Connection) -> None:
+async def test_connect_is_refused_after_the_response_that_is_due(connection: Connection) -> None:
     await connection.say(HELD + b"CONNECT here:80 HTTP/1.1\r\nHost: here\r\n\r\n" + INNER)
     assert await connection.say(INNER) == b""
     connection.service.gate.set()
@@ -107,7 +107,7 @@ async def test_connect_waits_for_the_answer_before_it(connection: Connection) ->
 
 
 @pytest.mark.parametrize("more", [b"", b"Connection: keep-alive\r\n"])
-async def test_http_1_0_gets_plain_bytes_and_the_end_of_the_connection(more: bytes, connection: Connection) -> None:
+async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(more: bytes, connection: Connection) -> None:
     answer = await connection.say(b"GET /streamed HTTP/1.0\r\n" + more + b"\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     assert body == b"one two"
@@ -116,7 +116,7 @@ async def test_http_1_0_gets_plain_bytes_and_the_end_of_the_connection(more: byt
 
 
 @pytest.mark.parametrize("request_line", [b"HEAD /streamed", b"GET /list", b"POST /list", b"HEAD /list"])
-async def test_what_has_a_length_keeps_it_for_http_1_0(request_line: bytes, connection: Connection) -> None:
+async def test_http_1_0_gets_a_known_content_length(request_line: bytes, connection: Connection) -> None:
     old = await connection.say(request_line + b" HTTP/1.0\r\nHost: here\r\n\r\n")
     assert connection.transport.closing and b"transfer-encoding" not in old
     connection.protocol, connection.transport = connection.open()
@@ -127,7 +127,7 @@ async def test_what_has_a_length_keeps_it_for_http_1_0(request_line: bytes, conn
 # pipelines
 
 
-async def test_requests_cut_anywhere_are_answered_in_order(connection: Connection) -> None:
+async def test_pipelined_requests_cut_anywhere_are_answered_in_order(connection: Connection) -> None:
     post = b"POST /%d HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\nabc"
     chunked = b"POST /%d HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     upgrade = b"POST /%d HTTP/1.1\r\n" + UPGRADES["as Java's client"] + b"Content-Length: 3\r\n\r\nabc"
@@ -139,7 +139,7 @@ async def test_requests_cut_anywhere_are_answered_in_order(connection: Connectio
     assert not connection.transport.closing
 
 
-async def test_what_comes_behind_a_request_that_waits_is_bounded(connection: Connection) -> None:
+async def test_pipeline_bounds_the_bytes_behind_a_waiting_request(connection: Connection) -> None:
     """Beyond the bound the connection ends: not to read on would be not to notice that its client leaves."""
     one = b"GET /early HTTP/1.1\r\nHost: here\r\n\r\n"
     sent = len(await connection.say(HELD + one))
@@ -157,7 +157,7 @@ async def test_what_comes_behind_a_request_that_waits_is_bounded(connection: Con
     assert connection.transport.closing
 
 
-async def test_of_many_small_requests_at_once_few_are_made_at_once(connection: Connection) -> None:
+async def test_pipeline_bounds_the_requests_made_of_one_chunk(connection: Connection) -> None:
     await connection.say(HELD + b"GET /early HTTP/1.1\r\n\r\n" * 10_000)
     assert len(connection.protocol.pipeline) < 500
     connection.service.gate.set()
@@ -167,7 +167,7 @@ async def test_of_many_small_requests_at_once_few_are_made_at_once(connection: C
     assert STATUS.findall(answer) == [b"200"] * 10_001
 
 
-async def test_who_leaves_while_a_request_waits_is_noticed_by_the_one_under_way(connection: Connection) -> None:
+async def test_disconnect_reaches_the_app_while_another_request_waits(connection: Connection) -> None:
     await connection.say(b"GET /long?first HTTP/1.1\r\n\r\n" + b"GET /long?second HTTP/1.1\r\n\r\n")
     await connection.say(b"GET /long?third HTTP/1.1\r\n\r\n")
     assert connection.transport.reading, "or nobody would hear that the client left"
@@ -177,7 +177,7 @@ async def test_who_leaves_while_a_request_waits_is_noticed_by_the_one_under_way(
     assert connection.state.tasks == set()
 
 
-async def test_who_said_all_and_ended_its_side_hears_what_can_be_answered_at_once(connection: Connection) -> None:
+async def test_eof_still_gets_the_responses_that_are_ready(connection: Connection) -> None:
     one = b"GET /early HTTP/1.1\r\n\r\n"
     connection.protocol.data_received(one * 3 + HELD + one)
     assert connection.protocol.eof_received() is True, "the connection stays open"
@@ -186,7 +186,7 @@ async def test_who_said_all_and_ended_its_side_hears_what_can_be_answered_at_onc
     assert connection.transport.closing, "and not for what takes longer"
 
 
-async def test_who_ended_its_side_hears_the_answer_that_is_due_and_no_more(connection: Connection) -> None:
+async def test_eof_still_gets_the_response_that_is_due_and_no_more(connection: Connection) -> None:
     """As `nc -N` does. One with nothing due is gone."""
     assert not connection.protocol.eof_received()
     await connection.say(HELD)
@@ -197,7 +197,7 @@ async def test_who_ended_its_side_hears_the_answer_that_is_due_and_no_more(conne
     assert connection.transport.closing
 
 
-async def test_an_answer_that_has_begun_is_not_cut_where_the_client_ended_its_side(connection: Connection) -> None:
+async def test_eof_does_not_cut_a_response_that_has_begun(connection: Connection) -> None:
     begun = await connection.say(b"GET /slow HTTP/1.1\r\n\r\n" + b"GET /early HTTP/1.1\r\n\r\n")
     assert connection.protocol.eof_received()
     connection.loop.advance(GRACE)
@@ -208,7 +208,7 @@ async def test_an_answer_that_has_begun_is_not_cut_where_the_client_ended_its_si
     assert connection.transport.closing
 
 
-async def test_a_stream_whose_reader_ended_its_side_ends(connection: Connection) -> None:
+async def test_eof_ends_a_stream(connection: Connection) -> None:
     """It has no length to be cut short of, and to wait for it would be to hold it for nobody."""
     await connection.say(b"GET /endless HTTP/1.1\r\n\r\n")
     assert connection.protocol.eof_received() and not connection.transport.closing
@@ -216,14 +216,14 @@ async def test_a_stream_whose_reader_ended_its_side_ends(connection: Connection)
     assert connection.transport.closing
 
 
-async def test_trailers_are_no_headers(connection: Connection) -> None:
+async def test_trailers_are_not_headers(connection: Connection) -> None:
     head = b"POST /headers HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
     await connection.say(head + b"2\r\nab\r\n0\r\nAuthorization: Bearer admin\r\nHost: evil\r\n\r\n")
     scopes = [scope for scope in connection.service.scopes if scope["path"] == "/headers"]
     assert [dict(scope["headers"]) for scope in scopes] == [{b"host": b"here", b"transfer-encoding": b"chunked"}]
 
 
-async def test_an_older_client_is_not_told_to_continue(connection: Connection) -> None:
+async def test_http_1_0_gets_no_100_continue(connection: Connection) -> None:
     head = b"POST /list HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
     assert b"100 Continue" not in await connection.say(head) + await connection.say(b"ab")
 
@@ -243,7 +243,7 @@ async def test_an_older_client_is_not_told_to_continue(connection: Connection) -
 )
 @pytest.mark.parametrize("under_way", [b"/held", b"/slow"])
 @pytest.mark.parametrize("between", [0, 2])
-async def test_a_refusal_does_not_come_before_or_into_the_answers_that_are_due(
+async def test_refusal_follows_the_responses_that_are_due(
     between: int, under_way: bytes, behind: bytes, more: bytes, connection: Connection
 ) -> None:
     due = b"GET " + under_way + b" HTTP/1.1\r\nHost: here\r\n\r\n"

@@ -19,7 +19,7 @@ def connect(service: Service, fast: bool, **settings: Any) -> Connection:
     return limited(service, LIMITS, fast=fast, **settings)
 
 
-async def test_a_head_that_is_too_large_is_431_and_ends_the_connection(fast: bool) -> None:
+async def test_max_head_answers_431_and_ends_the_connection(fast: bool) -> None:
     connection = connect(Service(), fast)
     answer = await connection.say(b"GET /list HTTP/1.1\r\nHost: here\r\n" + LONG + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 431 ")
@@ -27,13 +27,13 @@ async def test_a_head_that_is_too_large_is_431_and_ends_the_connection(fast: boo
     assert connection.service.asked == 0
 
 
-async def test_a_long_target_counts_as_head(fast: bool) -> None:
+async def test_max_head_counts_the_target(fast: bool) -> None:
     connection = connect(Service(), fast)
     answer = await connection.say(b"GET /list?" + b"a" * 2000 + b" HTTP/1.1\r\nHost: here\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_head_without_an_end_is_not_collected(fast: bool) -> None:
+async def test_max_head_bounds_a_head_without_an_end(fast: bool) -> None:
     connection = connect(Service(), fast)
     answer = await connection.say(b"GET /list HTTP/1.1\r\nHost: here\r\nX-Long: ")
     pieces = 0
@@ -45,7 +45,7 @@ async def test_a_head_without_an_end_is_not_collected(fast: bool) -> None:
     assert await connection.say(b"\r\n\r\n") == b"", "nobody reads what comes behind"
 
 
-async def test_a_large_body_is_no_large_head(fast: bool) -> None:
+async def test_max_head_does_not_count_the_body(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Le")
     answer = await connection.say(b"ngth: 5000\r\n\r\n" + b"a" * 5000)
@@ -53,7 +53,7 @@ async def test_a_large_body_is_no_large_head(fast: bool) -> None:
     assert not connection.transport.closing
 
 
-async def test_a_head_that_does_not_end_is_given_up(fast: bool) -> None:
+async def test_read_timeout_ends_an_incomplete_head(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"GET /list HTTP/1.1\r\n")
     for letter in b"X: abcdef":  # a byte a second does not put it off
@@ -65,7 +65,7 @@ async def test_a_head_that_does_not_end_is_given_up(fast: bool) -> None:
     assert connection.service.asked == 0
 
 
-async def test_the_second_head_of_a_connection_has_its_time_too(fast: bool) -> None:
+async def test_read_timeout_starts_again_for_the_second_head(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.warm()
     connection.loop.advance(4.0)
@@ -77,7 +77,7 @@ async def test_the_second_head_of_a_connection_has_its_time_too(fast: bool) -> N
     assert connection.transport.closing
 
 
-async def test_a_head_in_two_packets_is_answered_and_leaves_no_deadline(fast: bool) -> None:
+async def test_read_timeout_ends_with_a_head_in_two_packets(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(GET[:10])
     assert (await connection.say(GET[10:])).startswith(b"HTTP/1.1 200 ")
@@ -89,7 +89,7 @@ async def test_a_head_in_two_packets_is_answered_and_leaves_no_deadline(fast: bo
     assert not connection.transport.closing
 
 
-async def test_a_body_may_be_slow_but_not_stand_still(fast: bool) -> None:
+async def test_read_timeout_ends_a_body_that_stalls_but_not_a_slow_one(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n")
     for _ in range(5):
@@ -103,7 +103,7 @@ async def test_a_body_may_be_slow_but_not_stand_still(fast: bool) -> None:
     await connection.rest()
 
 
-async def test_an_answer_that_takes_long_is_not_the_client_s_fault(fast: bool) -> None:
+async def test_read_timeout_does_not_run_while_the_app_works(fast: bool) -> None:
     service = Service()
     connection = connect(service, fast)
     await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -113,7 +113,7 @@ async def test_an_answer_that_takes_long_is_not_the_client_s_fault(fast: bool) -
     assert (await connection.rest()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_connection_on_which_nothing_comes_ends(fast: bool) -> None:
+async def test_keep_alive_timeout_ends_a_connection_without_a_request(fast: bool) -> None:
     connection = connect(Service(), fast)
     connection.loop.advance(4.9)
     assert not connection.transport.closing
@@ -122,7 +122,7 @@ async def test_a_connection_on_which_nothing_comes_ends(fast: bool) -> None:
     assert await connection.rest() == b""
 
 
-async def test_as_many_connections_as_allowed_are_served_and_the_next_is_refused(fast: bool) -> None:
+async def test_max_connections_serves_that_many_and_refuses_the_next(fast: bool) -> None:
     connection = connect(Service(), fast)
     others = [connection.open() for _ in range(3)]
     for protocol, transport in others[:2]:
@@ -140,7 +140,7 @@ async def test_as_many_connections_as_allowed_are_served_and_the_next_is_refused
     assert transport.take().startswith(b"HTTP/1.1 200 "), "room again"
 
 
-async def test_garbage_behind_a_request_does_not_come_before_or_into_its_answer(fast: bool) -> None:
+async def test_refusal_of_garbage_follows_the_response_that_is_due(fast: bool) -> None:
     service = Service()
     connection = connect(service, fast)
     assert await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n" + b"\0\0\r\n\r\n") == b""
@@ -151,7 +151,7 @@ async def test_garbage_behind_a_request_does_not_come_before_or_into_its_answer(
     assert connection.transport.closing
 
 
-async def test_a_body_that_turns_out_to_be_none_is_400(fast: bool) -> None:
+async def test_refusal_of_a_malformed_body_is_400(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
     assert (await connection.say(b"zz\r\n")).startswith(b"HTTP/1.1 400 ")
@@ -160,9 +160,7 @@ async def test_a_body_that_turns_out_to_be_none_is_400(fast: bool) -> None:
     await connection.rest()
 
 
-async def test_a_client_that_would_rather_speak_http_2_is_answered_without_a_warning(
-    fast: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_upgrade_to_http_2_is_ignored_without_a_warning(fast: bool, caplog: pytest.LogCaptureFixture) -> None:
     connection = connect(Service(), fast)
     head = b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
     assert (await connection.say(head)).startswith(b"HTTP/1.1 200 ")
@@ -170,21 +168,21 @@ async def test_a_client_that_would_rather_speak_http_2_is_answered_without_a_war
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_what_is_not_limited_is_the_default() -> None:
+def test_limits_have_defaults() -> None:
     assert LimitedProtocol.limits == ConnectionLimits(65_536, 10.0, 0)
 
 
 # a head and its body
 
 
-async def test_a_head_and_its_body_leave_in_one_piece(fast: bool) -> None:
+async def test_coalescing_transport_writes_a_head_and_its_body_at_once(fast: bool) -> None:
     connection = connect(Service(), fast)
     for number in (1, 2):
         assert (await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\n\r\n")).endswith(b"got 0")
         assert connection.transport.writes == number
 
 
-async def test_a_head_does_not_wait_for_a_body_that_is_not_there_yet(fast: bool) -> None:
+async def test_coalescing_transport_does_not_wait_for_a_later_body(fast: bool) -> None:
     connection = connect(Service(), fast)
     head = await connection.say(b"POST /slow HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n") and head.endswith(b"\r\n\r\n")
@@ -193,7 +191,7 @@ async def test_a_head_does_not_wait_for_a_body_that_is_not_there_yet(fast: bool)
     assert connection.transport.closing
 
 
-async def test_a_head_without_a_body_leaves_before_the_next_answer(fast: bool) -> None:
+async def test_coalescing_transport_writes_a_head_without_a_body_before_the_next_response(fast: bool) -> None:
     connection = connect(Service(), fast)
     get = await connection.warm()
     connection.loop.busy = True
@@ -202,7 +200,7 @@ async def test_a_head_without_a_body_leaves_before_the_next_answer(fast: bool) -
     assert await connection.say(GET) == get
 
 
-async def test_after_the_process_stood_still_what_waits_is_read_before_an_idle_connection_is_closed(
+async def test_keep_alive_timeout_reads_waiting_input_first_after_the_process_stood_still(
     fast: bool,
 ) -> None:
     connection = connect(Service(), fast, timeout_keep_alive=5)
@@ -216,7 +214,7 @@ async def test_after_the_process_stood_still_what_waits_is_read_before_an_idle_c
     assert connection.transport.closing, "nothing came"
 
 
-async def test_after_the_process_stood_still_the_rest_of_a_request_is_read_before_it_is_given_up(fast: bool) -> None:
+async def test_read_timeout_reads_waiting_input_first_after_the_process_stood_still(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(GET[:20])
     connection.loop.jump(60)
@@ -231,7 +229,7 @@ async def test_after_the_process_stood_still_the_rest_of_a_request_is_read_befor
 # bodies that drip, answers that nobody reads
 
 
-async def test_a_body_that_drips_is_given_up(fast: bool) -> None:
+async def test_min_body_rate_ends_a_body_that_drips(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 10000\r\n\r\n")
     for _ in range(9):
@@ -242,7 +240,7 @@ async def test_a_body_that_drips_is_given_up(fast: bool) -> None:
     assert connection.transport.closing
 
 
-async def test_a_body_that_comes_slowly_has_the_time_that_it_needs(fast: bool) -> None:
+async def test_min_body_rate_gives_a_large_body_its_time(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"POST /list HTTP/1.1\r\nHost: here\r\nContent-Length: 200000\r\n\r\n")
     answer = b""
@@ -252,7 +250,7 @@ async def test_a_body_that_comes_slowly_has_the_time_that_it_needs(fast: bool) -
     assert answer.endswith(b"got 200000") and not connection.transport.closing
 
 
-async def test_an_answer_of_which_nothing_is_read_ends_its_connection(fast: bool) -> None:
+async def test_write_timeout_ends_a_connection_whose_response_is_not_read(fast: bool) -> None:
     connection = connect(Service(), fast)
     await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
     connection.transport.fill(100_000)
@@ -268,7 +266,7 @@ async def test_an_answer_of_which_nothing_is_read_ends_its_connection(fast: bool
     assert connection.state.tasks == set()
 
 
-async def test_an_answer_that_is_read_at_last_leaves_no_deadline(fast: bool) -> None:
+async def test_write_timeout_ends_when_the_response_is_read(fast: bool) -> None:
     connection = connect(Service(), fast)
     connection.service.gate.set()
     assert await connection.say(b"GET /held HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -278,7 +276,7 @@ async def test_an_answer_that_is_read_at_last_leaves_no_deadline(fast: bool) -> 
 
 
 @pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept alive", "closed"])
-async def test_a_connection_that_ended_does_not_wait_for_ever_for_its_client_to_read(more: bytes, fast: bool) -> None:
+async def test_write_timeout_applies_to_a_closing_connection(more: bytes, fast: bool) -> None:
     connection = connect(Service(), fast)
     connection.transport.unsent = 1000  # too little to hold up writing
     await connection.say(b"GET /early HTTP/1.1\r\nHost: here\r\n" + more + b"\r\n")
@@ -288,7 +286,7 @@ async def test_a_connection_that_ended_does_not_wait_for_ever_for_its_client_to_
     assert connection.transport.aborted
 
 
-async def test_the_end_of_a_long_head_and_the_beginning_of_another_are_two_heads(fast: bool) -> None:
+async def test_max_head_counts_two_heads_in_one_chunk_separately(fast: bool) -> None:
     connection = connect(Service(), fast)
     long = b"GET /early HTTP/1.1\r\nHost: here\r\nX: " + b"a" * 600 + b"\r\n\r\n"
     both = long * 4

@@ -19,7 +19,7 @@ from tests.unit.fastpath.drive import GET, Connection, Service, settle
 KEEP_ALIVE = 5.0
 
 
-async def test_a_known_head_is_answered_with_the_bytes_of_the_ordinary_way_and_the_app_is_not_asked() -> None:
+async def test_head_stage_sends_the_bytes_that_the_app_sent_without_asking_it() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.say(GET)
@@ -27,10 +27,10 @@ async def test_a_known_head_is_answered_with_the_bytes_of_the_ordinary_way_and_t
     connection.protocol.data_received(GET)
     assert connection.transport.take() == first, "written at once, without a task"
     assert service.asked == 2
-    assert service.answers.hit_counts[("list", 200)].head == 1
+    assert service.table.hit_counts[("list", 200)].head == 1
 
 
-async def test_a_head_known_from_one_connection_is_known_on_all() -> None:
+async def test_head_stage_is_shared_by_all_connections() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.warm()
@@ -39,7 +39,7 @@ async def test_a_head_known_from_one_connection_is_known_on_all() -> None:
     assert transport.take() == first
 
 
-async def test_a_change_is_seen_by_the_next_request() -> None:
+async def test_head_stage_shows_a_change_to_the_next_request() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -49,7 +49,7 @@ async def test_a_change_is_seen_by_the_next_request() -> None:
     assert service.asked == 3
 
 
-async def test_a_stale_answer_is_not_given() -> None:
+async def test_head_stage_does_not_send_a_stale_response() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -58,7 +58,7 @@ async def test_a_stale_answer_is_not_given() -> None:
     assert service.asked == 3
 
 
-async def test_age_and_ttl_go_on_counting() -> None:
+async def test_head_stage_updates_age_and_ttl() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -69,7 +69,7 @@ async def test_age_and_ttl_go_on_counting() -> None:
     assert service.asked == 2
 
 
-async def test_date_goes_on_with_the_server_s_own() -> None:
+async def test_head_stage_sends_the_server_s_current_date() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -79,7 +79,7 @@ async def test_date_goes_on_with_the_server_s_own() -> None:
     assert service.asked == 2
 
 
-async def test_not_modified_is_repeated() -> None:
+async def test_head_stage_repeats_not_modified() -> None:
     service = Service()
     connection = Connection(service)
     head = b'GET /list HTTP/1.1\r\nHost: here\r\nIf-None-Match: "1"\r\n\r\n'
@@ -89,7 +89,7 @@ async def test_not_modified_is_repeated() -> None:
     assert service.asked == 2
 
 
-async def test_a_drawn_answer_differs_each_time_and_has_its_length() -> None:
+async def test_head_stage_calls_make_body_each_time_and_sends_its_length() -> None:
     service = Service()
     connection = Connection(service)
     head = b"GET /draw HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -101,7 +101,7 @@ async def test_a_drawn_answer_differs_each_time_and_has_its_length() -> None:
     assert service.asked == 2
 
 
-async def test_requests_are_counted() -> None:
+async def test_head_stage_counts_requests() -> None:
     connection = Connection(Service())
     for _ in range(5):
         await connection.say(GET)
@@ -132,7 +132,7 @@ def access_log() -> Iterator[list[str]]:
         log.setLevel(level)
 
 
-async def test_the_access_log_shows_repeated_answers_like_any_other() -> None:
+async def test_access_log_shows_prepared_responses_like_any_other() -> None:
     service = Service()
     with access_log() as lines:
         connection = Connection(service)
@@ -158,7 +158,7 @@ def numbered(number: int, more: bytes = b"") -> bytes:
     return unique(GET, number).replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n")
 
 
-async def test_a_head_that_is_another_each_time_is_answered_by_what_matters_in_it_without_a_task() -> None:
+async def test_target_stage_answers_a_head_that_differs_each_time_without_a_task() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.say(numbered(1))
@@ -167,22 +167,22 @@ async def test_a_head_that_is_another_each_time_is_answered_by_what_matters_in_i
         connection.protocol.data_received(numbered(n))
         assert connection.transport.take() == first, "written at once"
     assert service.asked == 2
-    assert (service.answers.hit_counts[("list", 200)].target, service.answers.hit_counts[("list", 200)].head) == (6, 0)
+    assert (service.table.hit_counts[("list", 200)].target, service.table.hit_counts[("list", 200)].head) == (6, 0)
     assert connection.state.total_requests == 8
     assert connection.loop.armed == [KEEP_ALIVE]
 
 
-async def test_a_head_whose_target_was_known_is_known_itself_from_its_third_sight_on() -> None:
+async def test_target_stage_offers_the_response_under_the_head_key() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
     for _ in range(4):
         await connection.say(numbered(1))
-    tally = service.answers.hit_counts[("list", 200)]
-    assert (tally.target, tally.head, service.asked) == (2, 2, 2)
+    hits = service.table.hit_counts[("list", 200)]
+    assert (hits.target, hits.head, service.asked) == (2, 2, 2)
 
 
-async def test_many_heads_in_one_chunk_whose_targets_are_known_are_answered_in_order_at_once() -> None:
+async def test_one_chunk_with_many_known_targets_is_answered_in_order_at_once() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.warm()
@@ -192,7 +192,7 @@ async def test_many_heads_in_one_chunk_whose_targets_are_known_are_answered_in_o
     assert connection.transport.take() == first + other + first
 
 
-async def test_a_change_is_seen_by_the_next_request_however_its_head_looks() -> None:
+async def test_target_stage_shows_a_change_to_the_next_request() -> None:
     service = Service()
     connection = Connection(service)
     for n in range(4):
@@ -212,7 +212,7 @@ async def test_a_change_is_seen_by_the_next_request_however_its_head_looks() -> 
         b"Host: there\r\n",
     ],
 )
-async def test_what_matters_makes_it_another_request(more: bytes) -> None:
+async def test_target_stage_differs_by_the_headers_in_vary(more: bytes) -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -221,7 +221,7 @@ async def test_what_matters_makes_it_another_request(more: bytes) -> None:
 
 
 @pytest.mark.parametrize("more", [b"Connection: close\r\n", b"Connection: x\r\n"])
-async def test_what_the_server_itself_must_see_is_not_answered_at_the_socket(more: bytes) -> None:
+async def test_target_stage_passes_on_what_the_server_must_see(more: bytes) -> None:
     connection = Connection(Service())
     await connection.warm()
     connection.protocol.data_received(numbered(1, more))
@@ -229,7 +229,7 @@ async def test_what_the_server_itself_must_see_is_not_answered_at_the_socket(mor
     assert await connection.rest() != b""
 
 
-async def test_a_head_too_long_to_be_kept_is_not_answered_by_its_target_at_the_socket() -> None:
+async def test_target_stage_passes_on_a_head_that_is_too_long() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -238,7 +238,7 @@ async def test_a_head_too_long_to_be_kept_is_not_answered_by_its_target_at_the_s
     assert await connection.rest() != b""
 
 
-# what goes the ordinary way
+# what is parsed
 
 
 @pytest.mark.parametrize(
@@ -248,14 +248,14 @@ async def test_a_head_too_long_to_be_kept_is_not_answered_by_its_target_at_the_s
         b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n",
     ],
 )
-async def test_a_head_that_closes_the_connection_closes_it_each_time(head: bytes) -> None:
+async def test_connection_close_closes_the_connection_each_time(head: bytes) -> None:
     service = Service()
     connection = Connection(service)
     for _ in range(4):
         connection.protocol, connection.transport = connection.open()
         assert (await connection.say(head)).startswith(b"HTTP/1.1 200 OK\r\n")
         assert connection.transport.closing
-    assert service.answers.hits_of("list", 200).head == 0
+    assert service.table.hits_of("list", 200).head == 0
 
 
 @pytest.mark.parametrize(
@@ -272,33 +272,33 @@ async def test_a_head_that_closes_the_connection_closes_it_each_time(head: bytes
         b"GET /list HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 9000 + b"\r\n\r\n",
     ],
 )
-async def test_what_asks_for_more_reaches_the_parser_each_time(head: bytes) -> None:
+async def test_bypass_headers_always_reach_the_parser(head: bytes) -> None:
     service = Service()
     connection = Connection(service)
     for _ in range(4):
         await connection.say(head)
-    assert service.answers.hits_of("list", 200).head == 0
+    assert service.table.hits_of("list", 200).head == 0
     assert connection.state.total_requests == 4
 
 
-async def test_several_heads_in_one_chunk_go_the_ordinary_way() -> None:
+async def test_several_heads_in_one_chunk_are_parsed() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.warm()
     for _ in range(3):
         assert await connection.say(GET + GET) == first + first
-    assert service.answers.hits_of("list", 200).head == 0
+    assert service.table.hits_of("list", 200).head == 0
 
 
-async def test_a_head_in_pieces_goes_the_ordinary_way() -> None:
+async def test_a_head_in_pieces_is_parsed() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.warm()
     assert await connection.say(GET[:20]) == b""
     assert await connection.say(GET[20:]) == first
-    assert service.answers.hits_of("list", 200).head == 0
+    assert service.table.hits_of("list", 200).head == 0
     assert await connection.say(GET) == first
-    assert service.answers.hits_of("list", 200).head == 1
+    assert service.table.hits_of("list", 200).head == 1
 
 
 async def test_a_known_head_that_is_another_request_s_body_is_no_request() -> None:
@@ -342,7 +342,7 @@ async def test_a_known_head_behind_a_request_in_progress_waits_for_its_turn() ->
     assert await connection.say(GET) == first
 
 
-async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -> None:
+async def test_head_stage_waits_while_the_client_does_not_read() -> None:
     service = Service()
     connection = Connection(service)
     first = await connection.warm()
@@ -355,7 +355,7 @@ async def test_while_the_peer_does_not_read_answers_wait_in_the_ordinary_way() -
     assert connection.transport.reading
 
 
-async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
+async def test_head_key_differs_by_unix_socket_and_tls() -> None:
     service = Service()
     connection = Connection(service)
     for extra in ({}, {"sockname": "/run/socket", "peername": ""}, {"sslcontext": object()}):
@@ -363,7 +363,7 @@ async def test_a_unix_socket_and_tls_have_answers_of_their_own() -> None:
         await connection.warm()
         await connection.say(GET)
     assert service.asked == 6
-    assert service.answers.hits_of("list", 200).head == 3
+    assert service.table.hits_of("list", 200).head == 3
 
 
 async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
@@ -372,7 +372,7 @@ async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
     await connection.warm()
     connection.transport.close()
     connection.protocol.data_received(GET)
-    assert service.answers.hits_of("list", 200).head == 0
+    assert service.table.hits_of("list", 200).head == 0
 
 
 async def test_after_a_parse_error_the_connection_is_closed_as_ever() -> None:
@@ -385,7 +385,7 @@ async def test_after_a_parse_error_the_connection_is_closed_as_ever() -> None:
 # time-outs and the end
 
 
-async def test_an_idle_connection_is_closed_after_the_keep_alive_time_counted_from_the_last_answer() -> None:
+async def test_keep_alive_counts_from_the_last_response() -> None:
     connection = Connection(Service())
     await connection.warm()
     for _ in range(4):
@@ -397,7 +397,7 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_time_counted_fr
     assert connection.transport.closing
 
 
-async def test_a_connection_whose_every_answer_was_repeated_is_closed_in_time_too() -> None:
+async def test_keep_alive_ends_a_connection_with_only_prepared_responses() -> None:
     connection = Connection(Service())
     await connection.warm()
     connection.protocol, connection.transport = connection.open()
@@ -406,7 +406,7 @@ async def test_a_connection_whose_every_answer_was_repeated_is_closed_in_time_to
     assert connection.transport.closing
 
 
-async def test_repeated_answers_hold_one_timer_however_many_they_are() -> None:
+async def test_keep_alive_uses_one_timer_for_many_prepared_responses() -> None:
     connection = Connection(Service())
     await connection.warm()
     made = len(connection.loop.timers)
@@ -416,7 +416,7 @@ async def test_repeated_answers_hold_one_timer_however_many_they_are() -> None:
     assert len(connection.loop.armed) == 1
 
 
-async def test_a_request_in_progress_is_not_timed_out_by_an_earlier_repeated_answer() -> None:
+async def test_keep_alive_of_a_prepared_response_does_not_end_a_request_in_progress() -> None:
     service = Service()
     connection = Connection(service)
     await connection.warm()
@@ -458,7 +458,7 @@ async def test_a_lost_connection_leaves_nothing_behind() -> None:
     assert connection.loop.armed == []
 
 
-# the same bytes as without the door, over real sockets
+# the same bytes as without the fast path, over real sockets
 
 HEADERS = st.lists(
     st.sampled_from(
@@ -557,7 +557,7 @@ class Side:
         app = self.service.app() if fast else self.service
         config = Config(app, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]
         config.load()
-        made = make_protocol(self.service.answers, self.service.clock) if fast else HttpToolsProtocol
+        made = make_protocol(self.service.table, self.service.clock) if fast else HttpToolsProtocol
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"today"), *config.encoded_headers]
         self.received = 0
@@ -655,19 +655,19 @@ LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 @pytest.mark.parametrize("new_loop", LOOPS, ids=["asyncio", "uvloop"])
 @given(steps=conversations())
-def test_the_bytes_are_those_of_the_ordinary_way_whatever_is_sent(
+def test_fast_protocol_sends_the_same_bytes_as_uvicorn_whatever_is_sent(
     new_loop: Callable[[], asyncio.AbstractEventLoop], steps: list[Any]
 ) -> None:
     loop = new_loop()
     try:
-        with_door = loop.run_until_complete(converse(Side(fast=True), steps))
+        with_fast_path = loop.run_until_complete(converse(Side(fast=True), steps))
         without = loop.run_until_complete(converse(Side(fast=False), steps))
     finally:
         loop.close()
-    assert with_door == without
+    assert with_fast_path == without
 
 
-async def test_bytes_that_are_no_http_find_no_answer() -> None:
+async def test_bytes_that_are_not_http_find_no_response() -> None:
     """Neither those that an answer is kept by beside its head, nor a head with the name of another kind of socket."""
     service = Service()
     connection = Connection(service)
@@ -686,11 +686,11 @@ async def test_bytes_that_are_no_http_find_no_answer() -> None:
     assert service.asked == asked
 
 
-async def test_who_asks_for_an_upgrade_gets_repeated_answers_too() -> None:
+async def test_upgrade_gets_prepared_responses_too() -> None:
     connection = Connection(Service())
     head = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n")
     first = await connection.warm(head)
     assert await connection.say(head) == first
     assert connection.service.asked == 2
-    (tally,) = connection.service.answers.hit_counts.values()
-    assert tally.head == 1
+    (hits,) = connection.service.table.hit_counts.values()
+    assert hits.head == 1

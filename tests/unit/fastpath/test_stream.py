@@ -49,7 +49,7 @@ async def streaming() -> tuple[Streaming, Connection]:
     return app, connection
 
 
-async def test_a_stream_goes_on_when_the_app_has_returned() -> None:
+async def test_stream_goes_on_after_the_app_has_returned() -> None:
     app, connection = await streaming()
     assert connection.state.tasks == set(), "no task is left"
     for text in (b"one", b"two"):
@@ -58,7 +58,7 @@ async def test_a_stream_goes_on_when_the_app_has_returned() -> None:
     assert app.seen == []
 
 
-async def test_an_idle_reader_holds_neither_its_request_nor_its_scope() -> None:
+async def test_stream_holds_neither_its_request_nor_its_scope() -> None:
     kept: list[Any] = []
 
     class Marked(dict[str, Any]):
@@ -79,11 +79,11 @@ async def test_an_idle_reader_holds_neither_its_request_nor_its_scope() -> None:
     assert app.channel.write(b"1\r\nx\r\n")
 
 
-def test_of_nothing_the_frame_is_nothing_for_an_empty_chunk_would_be_the_last() -> None:
+def test_frame_of_nothing_is_nothing_because_an_empty_chunk_ends_the_body() -> None:
     assert (Stream.frame(b""), Stream.frame(b"x" * 300)) == (b"", b"12c\r\n" + b"x" * 300 + b"\r\n")
 
 
-async def test_a_reader_that_does_not_read_is_slow_until_it_has_caught_up() -> None:
+async def test_write_reports_a_slow_reader_until_it_has_caught_up() -> None:
     app, connection = await streaming()
     assert connection.transport.limits == [HIGH_WATER]
     connection.transport.fill()
@@ -95,7 +95,7 @@ async def test_a_reader_that_does_not_read_is_slow_until_it_has_caught_up() -> N
     assert app.channel.write(b"1\r\ny\r\n")
 
 
-async def test_closing_ends_the_body_and_the_connection_carries_the_next_request() -> None:
+async def test_close_ends_the_body_and_the_connection_carries_the_next_request() -> None:
     app, connection = await streaming()
     app.channel.close()
     assert connection.transport.take() == LAST_CHUNK
@@ -110,7 +110,7 @@ async def test_closing_ends_the_body_and_the_connection_carries_the_next_request
     assert app.channel.write(b"1\r\nx\r\n")
 
 
-async def test_a_reader_that_leaves_is_told_of_once() -> None:
+async def test_on_close_is_called_once_when_the_reader_disconnects() -> None:
     app, connection = await streaming()
     connection.protocol.connection_lost(ConnectionResetError())
     assert app.seen == ["closed"]
@@ -121,7 +121,7 @@ async def test_a_reader_that_leaves_is_told_of_once() -> None:
     assert connection.state.connections == set()
 
 
-async def test_one_who_asks_after_the_end_is_told_at_once() -> None:
+async def test_on_close_is_called_at_once_if_the_stream_has_ended() -> None:
     app, connection = await streaming()
     app.channel.close()
     app.channel.on_close(lambda: app.seen.append("told late"))
@@ -129,7 +129,7 @@ async def test_one_who_asks_after_the_end_is_told_at_once() -> None:
     connection.protocol.connection_lost(None)
 
 
-async def test_when_the_server_stops_a_stream_says_farewell_and_ends() -> None:
+async def test_shutdown_writes_the_farewell_and_ends_the_stream() -> None:
     app, connection = await streaming()
     app.channel.farewell(app.channel.frame(b"bye"))
     connection.protocol.shutdown()
@@ -137,7 +137,7 @@ async def test_when_the_server_stops_a_stream_says_farewell_and_ends() -> None:
     assert (app.seen, connection.transport.closing) == (["closed"], True)
 
 
-async def test_a_request_that_ends_its_connection_ends_it_with_its_stream() -> None:
+async def test_close_ends_the_connection_if_the_request_asked_for_it() -> None:
     app = Streaming()
     connection = Connection(app.service, app)
     await connection.say(EVENTS.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -145,14 +145,14 @@ async def test_a_request_that_ends_its_connection_ends_it_with_its_stream() -> N
     assert connection.transport.closing
 
 
-async def test_an_idle_stream_is_not_timed_out() -> None:
+async def test_stream_is_not_timed_out_while_idle() -> None:
     app, connection = await streaming()
     connection.loop.advance(1000)
     assert not connection.transport.closing
     assert app.seen == []
 
 
-async def test_what_the_reader_sends_meanwhile_waits_for_the_end() -> None:
+async def test_stream_makes_later_requests_wait_for_its_end() -> None:
     app, connection = await streaming()
     assert await connection.say(GET) == b""
     assert app.service.asked == 0
@@ -171,14 +171,14 @@ async def test_what_the_reader_sends_meanwhile_waits_for_the_end() -> None:
     ],
     ids=["HTTP/1.0", "POST", "with another request behind it"],
 )
-async def test_where_a_body_cannot_go_past_the_app_there_is_no_channel(head: bytes) -> None:
+async def test_take_stream_returns_none_if_the_body_cannot_bypass_the_app(head: bytes) -> None:
     app = Streaming()
     connection = Connection(app.service, app)
     assert b"the ordinary way" in await connection.say(head)
     assert app.channels == [None]
 
 
-async def test_a_body_of_known_length_has_no_channel() -> None:
+async def test_take_stream_returns_none_for_a_body_of_known_length() -> None:
     app = Streaming()
     app.headers = [(b"content-length", b"16")]
     connection = Connection(app.service, app)
@@ -186,7 +186,7 @@ async def test_a_body_of_known_length_has_no_channel() -> None:
     assert app.channels == [None]
 
 
-async def test_a_client_that_left_before_its_stream_began_has_no_channel() -> None:
+async def test_take_stream_returns_none_if_the_client_has_disconnected() -> None:
     app = Streaming()
     held: list[Any] = []
 
@@ -204,7 +204,7 @@ async def test_a_client_that_left_before_its_stream_began_has_no_channel() -> No
 
 
 @pytest.mark.parametrize("behind", [b"\0\0", b"GET / HT"])
-async def test_what_is_no_request_ends_the_connection_with_the_stream(behind: bytes) -> None:
+async def test_stream_ends_with_its_connection_on_input_that_is_no_request(behind: bytes) -> None:
     app, connection = await streaming()
     await connection.say(behind)
     connection.loop.advance(20)
@@ -214,7 +214,7 @@ async def test_what_is_no_request_ends_the_connection_with_the_stream(behind: by
     assert connection.transport.take() == LAST_CHUNK and connection.transport.closing
 
 
-async def test_who_leaves_a_stream_with_a_request_behind_it_is_noticed() -> None:
+async def test_stream_notices_a_disconnect_behind_a_waiting_request() -> None:
     app, connection = await streaming()
     await connection.say(GET)
     assert connection.transport.reading

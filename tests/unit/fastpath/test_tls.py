@@ -26,7 +26,7 @@ CLOSING = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 @asynccontextmanager
 async def serving(fast: bool, patience: float = 10.0, connections: int = 3) -> AsyncIterator[int]:
     service, limits = Service(), ConnectionLimits(max_connections=connections, read_timeout=patience)
-    made = make_protocol(service.answers, service.clock, limits=limits) if fast else make_limited(limits)
+    made = make_protocol(service.table, service.clock, limits=limits) if fast else make_limited(limits)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERTIFICATES / "server.pem")
     config = Config(service.app(), http=make_tls(made, context), lifespan="off", log_config=None, ws="none")
@@ -75,13 +75,13 @@ def fast(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def test_requests_are_answered_behind_a_handshake(fast: bool) -> None:
+async def test_tls_answers_requests_after_the_handshake(fast: bool) -> None:
     async with serving(fast) as port:
         for _ in range(5):
             assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_handshake_counts_as_a_connection_and_gives_its_place_back(fast: bool) -> None:
+async def test_tls_counts_a_handshake_as_a_connection_until_it_ends(fast: bool) -> None:
     async with serving(fast, patience=1000.0) as port:  # the limit alone can end one
         async with contextlib.AsyncExitStack() as silent:
             for _ in range(3):
@@ -91,7 +91,7 @@ async def test_a_handshake_counts_as_a_connection_and_gives_its_place_back(fast:
         assert (await asked_until_there_is_room(port)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_handshake_that_does_not_come_to_its_end_is_given_up(fast: bool) -> None:
+async def test_tls_ends_a_handshake_that_takes_too_long(fast: bool) -> None:
     async with serving(fast, patience=0.05, connections=1) as port, connected(port) as silent:
         await ended(silent)
 
@@ -103,7 +103,7 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_given_up(fast: bool)
         (b"\x16\x03\x01\x02\x00", 0.05),  # the head of a record: its rest may still come
     ],
 )
-async def test_what_is_no_tls_ends_and_gives_its_place_back(said: bytes, patience: float, fast: bool) -> None:
+async def test_tls_ends_a_connection_that_does_not_speak_tls(said: bytes, patience: float, fast: bool) -> None:
     async with serving(fast, patience, connections=1) as port, connected(port, said) as other:
         await ended(other)
         assert (await asked_until_there_is_room(port)).startswith(b"HTTP/1.1 200 ")

@@ -53,11 +53,11 @@ async def status(policy: AccessPolicy, method: str = "GET", path: str = "/x", qu
         ("", 200),
     ],
 )
-async def test_a_rebound_name_is_turned_away_on_loopback(host: str, expected: int) -> None:
+async def test_host_check_refuses_a_rebound_name_on_loopback(host: str, expected: int) -> None:
     assert await status(AccessPolicy(), host=host) == expected
 
 
-async def test_a_name_that_the_operator_allows_is_let_in() -> None:
+async def test_host_check_accepts_names_in_hosts() -> None:
     assert await status(AccessPolicy(hosts=frozenset({"proxy.internal"})), host="proxy.internal:80") == 200
     assert await status(AccessPolicy(hosts=frozenset({"*"})), host="anything") == 200
 
@@ -79,7 +79,7 @@ async def test_a_name_that_the_operator_allows_is_let_in() -> None:
         ({"origin": "https://console.example"}, 200),
     ],
 )
-async def test_a_web_page_of_another_site_changes_nothing(headers: dict[str, str], expected: int) -> None:
+async def test_origin_check_refuses_changes_by_a_page_of_another_site(headers: dict[str, str], expected: int) -> None:
     """A form needs no leave of the browser: it is sent, though its answer cannot be read."""
     policy = AccessPolicy(origins=frozenset({"https://console.example"}))
     where = {"host": "127.0.0.1:8840", **headers}
@@ -87,18 +87,18 @@ async def test_a_web_page_of_another_site_changes_nothing(headers: dict[str, str
     assert await status(policy, "GET", "/nacos/v1/ns/instance/list", **where) == 200
 
 
-async def test_pages_of_any_site_where_the_operator_allows_them() -> None:
+async def test_origin_check_accepts_any_page_with_a_star() -> None:
     policy = AccessPolicy(origins=frozenset({"*"}))
     assert await status(policy, "DELETE", host="localhost", origin="http://anything.example") == 200
 
 
-async def test_beyond_loopback_any_host_goes_but_a_token_is_needed() -> None:
+async def test_host_check_accepts_any_host_beyond_loopback_but_a_token_is_required() -> None:
     policy = AccessPolicy(tokens=TOKENS, loopback=False)
     assert await status(policy, host="10.0.0.1") == 401
     assert await status(policy, host="10.0.0.1", authorization="Bearer reader") == 200
 
 
-async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some() -> None:
+async def test_host_check_accepts_only_named_hosts_beyond_loopback_if_there_are_any() -> None:
     """As in a container that is published on a loopback port: there a name can be rebound, too."""
     policy = AccessPolicy(loopback=False, hosts=frozenset({"proxy"}))
     assert [await status(policy, host=host) for host in ("proxy:8840", "10.0.0.1", "localhost")] == [200] * 3
@@ -118,11 +118,11 @@ async def test_beyond_loopback_only_named_hosts_go_where_the_operator_names_some
         ("stranger", "GET", "/api/v1/services", 401),
     ],
 )
-async def test_each_token_may_do_what_its_right_says(token: str, method: str, path: str, expected: int) -> None:
+async def test_access_control_gives_each_token_its_right(token: str, method: str, path: str, expected: int) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
 
 
-async def test_nacos_clients_send_the_token_their_own_way() -> None:
+async def test_access_control_takes_the_token_from_query_and_accesstoken_header() -> None:
     policy = AccessPolicy(tokens=TOKENS)
     assert await status(policy, query="accessToken=reader") == 200
     assert await status(policy, accesstoken="reader") == 200
@@ -130,21 +130,21 @@ async def test_nacos_clients_send_the_token_their_own_way() -> None:
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json"])
-async def test_health_is_open_to_probes_and_the_api_page_to_browsers(path: str) -> None:
+async def test_open_paths_need_no_token(path: str) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), path=path) == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/docs/", "/docs/../status", "/readyz/"])
-async def test_nothing_else_is_open(path: str) -> None:
+async def test_other_paths_need_a_token(path: str) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), path=path) == 401
 
 
-def test_a_token_never_shows_in_a_repr() -> None:
+def test_access_policy_does_not_show_a_token_in_a_repr() -> None:
     assert "reader" not in repr(AccessPolicy(tokens=TOKENS))
 
 
 @pytest.mark.parametrize(("host", "name"), [("A:1", "a"), ("[::1]:1", "::1"), ("x", "x")])
-def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
+def test_host_name_has_no_port(host: str, name: str) -> None:
     assert host_name(host) == name
 
 
@@ -170,16 +170,16 @@ def test_the_name_of_a_host_header_has_no_port(host: str, name: str) -> None:
         ("DELETE", "/v1/auth/login", "admin"),
     ],
 )
-def test_what_a_call_of_the_nacos_api_needs(context: str, method: str, path: str, right: str) -> None:
+def test_required_right_of_nacos_calls(context: str, method: str, path: str, right: str) -> None:
     assert required_right(method, context + path, context) == right
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/a/b", ""])
-def test_our_own_api_needs_write_wherever_the_other_stands(context: str) -> None:
+def test_required_right_of_the_rest_api_is_write_with_any_context_path(context: str) -> None:
     assert required_right("POST", "/api/v1/services/a/instances", context) == "write"
 
 
-def test_what_is_below_the_context_path_and_nobody_knows_needs_admin() -> None:
+def test_required_right_of_unknown_paths_below_the_context_path_is_admin() -> None:
     assert required_right("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
     assert required_right("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
 
@@ -199,7 +199,7 @@ async def posted(policy: AccessPolicy, body: bytes, method: str = "POST", **head
 
 
 @pytest.mark.parametrize("name", ["accessToken", "access_token"])
-async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behind(name: str) -> None:
+async def test_access_control_takes_the_token_from_a_form_and_replays_it(name: str) -> None:
     """As the Go SDK's do."""
     policy = AccessPolicy(tokens=TOKENS)
     body = f"serviceName=a&{name}=writer".encode()
@@ -209,7 +209,7 @@ async def test_a_write_may_have_its_token_in_its_form_which_reaches_who_is_behin
     assert (await posted(policy, b"serviceName=a"))[0] == 401
 
 
-async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
+async def test_access_control_takes_the_token_from_a_multipart_form() -> None:
     policy, kind = AccessPolicy(tokens=TOKENS), {"content-type": "multipart/form-data; boundary=b"}
     body = b'--b\r\nContent-Disposition: form-data; name="accessToken"\r\n\r\n%b\r\n--b--\r\n'
     assert await posted(policy, body % b"writer", **kind) == (200, body % b"writer")
@@ -217,13 +217,13 @@ async def test_a_write_may_have_its_token_in_a_multipart_form() -> None:
     assert (await posted(policy, b"x", **kind))[0] == 401
 
 
-async def test_a_token_that_is_shown_openly_counts_before_one_in_the_form() -> None:
+async def test_access_control_prefers_a_token_in_the_headers_to_one_in_the_form() -> None:
     policy = AccessPolicy(tokens=TOKENS)
     assert (await posted(policy, b"accessToken=writer", accesstoken="wrong"))[0] == 401
     assert (await posted(policy, b"accessToken=theirs", authorization="Bearer writer"))[0] == 200
 
 
-async def test_a_form_that_is_too_long_or_is_none_shows_no_token() -> None:
+async def test_access_control_finds_no_token_in_a_long_form_or_another_type() -> None:
     policy = AccessPolicy(tokens=TOKENS, max_form=30)
     assert (await posted(policy, b"accessToken=writer&a=" + b"x" * 30))[0] == 401
     kind = {"content-type": "application/json"}

@@ -23,7 +23,7 @@ class App:
         await self.channel.run(receive, send)
 
 
-async def test_what_is_written_while_a_reader_is_busy_is_sent_as_one() -> None:
+async def test_asgi_channel_joins_writes_while_the_reader_is_busy() -> None:
     app = App()
     stream = await start(app, scope("GET", "/"))
     stream.hold()
@@ -39,7 +39,7 @@ async def test_what_is_written_while_a_reader_is_busy_is_sent_as_one() -> None:
     assert app.closed == 1
 
 
-async def test_closing_sends_what_is_left_and_ends_the_body() -> None:
+async def test_asgi_channel_close_sends_the_rest_and_ends_the_body() -> None:
     app = App()
     stream = await start(app, scope("GET", "/"))
     app.channel.write(b"last words")
@@ -49,7 +49,7 @@ async def test_closing_sends_what_is_left_and_ends_the_body() -> None:
     assert (stream.body, stream.complete, app.closed) == (b"last words", True, 1)
 
 
-async def test_a_reader_that_breaks_off_while_we_write_ends_it_quietly() -> None:
+async def test_asgi_channel_ends_quietly_if_the_reader_disconnects_during_a_write() -> None:
     app = App()
 
     async def broken(message: object) -> None:
@@ -65,7 +65,7 @@ async def test_a_reader_that_breaks_off_while_we_write_ends_it_quietly() -> None
     assert app.closed == 1
 
 
-async def test_an_empty_write_is_none() -> None:
+async def test_asgi_channel_ignores_an_empty_write() -> None:
     app = App()
     assert app.channel.write(b"") is True
     app.channel.farewell(b"unused")

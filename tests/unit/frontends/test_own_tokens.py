@@ -43,7 +43,7 @@ async def through(body: bytes, headers: list[tuple[bytes, bytes]], size: int = 7
     return b"".join([chunk async for chunk in without_own_in_body(headers, chunks(), own)])
 
 
-def test_headers_that_hold_a_token_of_ours_are_left_out_and_no_others() -> None:
+def test_without_own_headers_removes_own_tokens_and_nothing_else() -> None:
     theirs = [
         (b"authorization", b"Bearer of-nacos"),
         (b"accesstoken", b"of-nacos"),
@@ -75,19 +75,19 @@ def test_headers_that_hold_a_token_of_ours_are_left_out_and_no_others() -> None:
         ("", ""),
     ],
 )
-def test_parameters_that_hold_a_token_of_ours_are_left_out_and_the_rest_is_as_it_came(query: str, kept: str) -> None:
+def test_without_own_parameters_removes_own_tokens_and_nothing_else(query: str, kept: str) -> None:
     assert without_own_parameters(query, own) == kept
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-async def test_in_a_form_a_token_of_ours_is_overwritten_and_the_length_stays(size: int) -> None:
+async def test_without_own_in_body_overwrites_own_tokens_in_a_form(size: int) -> None:
     sent = await through(b"dataId=a&accessToken=our-own-token&content=our-own-token", FORM, size)
     assert sent == b"dataId=a&" + b"&" * len("accessToken=our-own-token") + b"&content=our-own-token"
     assert await through(b"accessToken=of-nacos", FORM, size) == b"accessToken=of-nacos"
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-async def test_a_token_of_ours_in_a_multipart_form_is_overwritten(size: int) -> None:
+async def test_without_own_in_body_overwrites_own_tokens_in_a_multipart_form(size: int) -> None:
     end = b"--x-y--\r\n"
     sent = await through(part("content", OURS) + part("accessToken", OURS) + end, PARTS, size)
     assert sent == part("content", OURS) + part("___________", "_" * len(OURS)) + end
@@ -98,7 +98,7 @@ async def test_a_token_of_ours_in_a_multipart_form_is_overwritten(size: int) -> 
 @pytest.mark.parametrize(
     "boundary", [b"; boundary=", b"; boundary*=idna''x%ff", b"; boundary*=\0''x", b'; boundary="' + b";" * 60_000]
 )
-async def test_a_boundary_that_is_none_fails_nothing(boundary: bytes) -> None:
+async def test_without_own_in_body_accepts_a_bad_boundary(boundary: bytes) -> None:
     body = part("name", "value")
     assert await through(body, [(b"content-type", b"multipart/form-data" + boundary)]) == body
 
@@ -107,21 +107,21 @@ async def test_a_boundary_that_is_none_fails_nothing(boundary: bytes) -> None:
     "name",
     ["NAME=accessToken", "name*=utf-8''accessToken", "name*=utf-8''access%54oken", "name*0=access; name*1=Token"],
 )
-async def test_a_part_is_named_as_the_guard_reads_its_name(name: str) -> None:
+async def test_without_own_in_body_parses_the_name_of_a_part_as_access_control_does(name: str) -> None:
     head = f"--x-y\r\nContent-Disposition: form-data; {name}\r\n\r\n"
     sent = await through(f"{head}{OURS}\r\n--x-y--".encode(), PARTS, 1000)
     assert OURS.encode() not in sent and len(sent) == len(head) + len(OURS) + len("\r\n--x-y--")
     assert read_multipart(PARTS[0][1].decode(), sent)[0][1] == "_" * len(OURS)
 
 
-async def test_what_is_no_form_is_not_looked_into() -> None:
+async def test_without_own_in_body_does_not_read_other_types() -> None:
     body = b"accessToken=our-own-token"
     for headers in ([], [(b"content-type", b"application/json")], [(b"content-type", b"multipart/form-data")]):
         assert await through(body, headers) == body
 
 
 @pytest.mark.parametrize("headers", [FORM, PARTS])
-async def test_a_content_of_megabytes_streams_through_and_a_token_behind_it_is_found(
+async def test_without_own_in_body_streams_megabytes_and_finds_a_token_after_them(
     headers: list[tuple[bytes, bytes]],
 ) -> None:
     large = "x" * 300_000
@@ -137,7 +137,7 @@ PIECES = st.sampled_from([b"&", b"=", b"a", b"accessToken=of-nacos", b"accessTok
 
 
 @given(st.lists(PIECES, max_size=30), st.integers(1, 40), st.sampled_from([FORM, PARTS]))
-async def test_a_body_without_a_token_of_ours_is_as_it_came_however_it_is_cut(
+async def test_without_own_in_body_changes_nothing_without_own_tokens_however_it_is_cut(
     pieces: list[bytes], size: int, headers: list[tuple[bytes, bytes]]
 ) -> None:
     body = b"".join(pieces)
@@ -159,7 +159,7 @@ async def test_a_body_without_a_token_of_ours_is_as_it_came_however_it_is_cut(
         ),
     ],
 )
-async def test_a_token_that_opens_this_proxy_stops_here(target: str, headers: dict[str, str], body: bytes) -> None:
+async def test_own_tokens_are_not_forwarded(target: str, headers: dict[str, str], body: bytes) -> None:
     upstream = Upstream()
     guard = AccessControl(Passthrough(upstream), AccessPolicy((Token(OURS, "admin"),)), refuse)
     theirs = {"accessToken": "of-nacos"} if "Authorization" in headers else {}
@@ -171,6 +171,6 @@ async def test_a_token_that_opens_this_proxy_stops_here(target: str, headers: di
         assert (b"accesstoken", b"of-nacos") in upstream.asked[0][3]
 
 
-def test_without_a_guard_no_token_is_ours() -> None:
+def test_own_in_is_false_without_access_control() -> None:
     assert not own_in(scope("GET", "/"))(OURS)
     assert own_in({**scope("GET", "/"), OWN: own})(OURS)

@@ -17,7 +17,7 @@ _takes = st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9).map(l
 
 
 @given(st.lists(st.one_of(_takes, st.integers(0, 20))))
-def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[object]) -> None:
+def test_take_never_exceeds_a_bound_and_leave_frees_it(steps: list[object]) -> None:
     """A tuple takes a seat; a number gives back one of those taken."""
     seats, taken = StreamQuota(POLICY), []
     for step in steps:
@@ -39,7 +39,7 @@ def test_no_bound_is_ever_passed_and_what_was_left_counts_no_more(steps: list[ob
     assert (seats.open, seats.clients, seats._services) == (0, {}, {})
 
 
-def test_a_refusal_says_whose_bound_it_was_and_is_counted() -> None:
+def test_take_says_whose_bound_it_was_and_counts_the_refusal() -> None:
     seats = StreamQuota(StreamQuotaPolicy(max_streams=2, streams_per_client=1, services_per_client=1))
     with pytest.raises(BadCall, match="this client has no more than 1 services that it listens to"):
         seats.take("a", {key("x"), key("y")})

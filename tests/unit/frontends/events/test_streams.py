@@ -54,7 +54,7 @@ async def test_many_services_share_a_stream_and_only_the_last_snapshot_has_an_id
     await stream.leave()
 
 
-async def test_a_view_hears_only_what_it_shows(world: World) -> None:
+async def test_a_stream_sends_only_changes_that_its_view_shows(world: World) -> None:
     world.shelf.services[KEY] = snapshot(B)
     stream = await world.start("/api/v1/events?service=orders&clusters=c2&healthy_only=true")
     await register(world, "10.0.0.8")
@@ -71,7 +71,7 @@ async def test_a_view_hears_only_what_it_shows(world: World) -> None:
     await stream.leave()
 
 
-async def test_a_reader_that_comes_back_gets_what_it_missed_and_no_snapshot(world: World) -> None:
+async def test_a_stream_resumes_with_missed_changes_and_no_snapshot(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     first = await world.start("/api/v1/events?service=orders")
     last = first.events()[-1][1]
@@ -83,7 +83,7 @@ async def test_a_reader_that_comes_back_gets_what_it_missed_and_no_snapshot(worl
         await again.leave()
 
 
-async def test_who_comes_back_to_a_service_that_has_no_instance_is_told_so_and_then_what_was_missed(
+async def test_a_stream_resumes_on_an_empty_service_with_its_snapshot_and_missed_changes(
     world: World,
 ) -> None:
     """It may have heard of some, before the service was forgotten here. The id stays that of what is still to come."""
@@ -100,7 +100,7 @@ async def test_who_comes_back_to_a_service_that_has_no_instance_is_told_so_and_t
 
 
 @pytest.mark.parametrize("last", ["other-1", "e-999", "nonsense", "e-x"])
-async def test_a_reader_whose_past_is_gone_starts_anew_and_is_told(world: World, last: str) -> None:
+async def test_a_stream_that_cannot_resume_starts_with_a_reset_snapshot(world: World, last: str) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders", {"last-event-id": last})
     ((name, _, shown),) = stream.events()
@@ -134,7 +134,7 @@ async def test_one_slow_reader_does_not_hold_up_another(world: World) -> None:
     await quick.leave()
 
 
-async def test_the_upstreams_end_and_return_are_events(world: World) -> None:
+async def test_a_stream_sends_the_loss_and_return_of_the_upstream(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders")
     world.registry.script = lambda call: Unreachable("connection refused", arrived=False)
@@ -159,7 +159,7 @@ async def test_the_upstreams_end_and_return_are_events(world: World) -> None:
     await late.leave()
 
 
-async def test_comments_keep_idle_streams_alive_each_in_its_own_moment(world: World) -> None:
+async def test_heartbeats_keep_idle_streams_alive_at_different_moments(world: World) -> None:
     streams = [await world.start("/api/v1/events?service=orders") for _ in range(3)]
     beats = [stream.body.count(b"\n:\n") for stream in streams]
     for _ in range(15):
@@ -171,7 +171,7 @@ async def test_comments_keep_idle_streams_alive_each_in_its_own_moment(world: Wo
         await stream.leave()
 
 
-async def test_star_follows_every_service_of_a_group_and_asks_for_their_names(world: World) -> None:
+async def test_a_stream_of_star_follows_all_services_of_a_group_and_calls_discover(world: World) -> None:
     world.shelf.services = {k: snapshot(A, service=k) for k in (key("a", "g"), key("b", "g"), key("c"))}
     await world.agent.read(key("a", "g"))
     await world.agent.read(key("c"))
@@ -185,7 +185,7 @@ async def test_star_follows_every_service_of_a_group_and_asks_for_their_names(wo
     assert world.discovered[1:] == [("forget", "public", "g")]
 
 
-async def test_who_leaves_is_forgotten(world: World) -> None:
+async def test_a_stream_whose_client_disconnects_is_forgotten(world: World) -> None:
     stream = await world.start("/api/v1/events?service=orders")
     entry = world.agent.catalog.cache.get(KEY)
     assert entry is not None
@@ -196,7 +196,7 @@ async def test_who_leaves_is_forgotten(world: World) -> None:
     assert world.events.quota.clients == {}
 
 
-async def test_when_the_proxy_stops_streams_say_when_to_come_back(world: World) -> None:
+async def test_close_sends_streams_a_time_to_reconnect(world: World) -> None:
     world.luck.next = [0.5, 0.5]
     stream = await world.start("/api/v1/events?service=orders")
     poll = await world.start("/api/v1/services/orders/watch?index=" + stream.events()[0][2]["revision"])
@@ -227,7 +227,7 @@ async def test_head_begins_no_stream(world: World) -> None:
         ("?" + "&".join(f"service=s{n}" for n in range(501)), "service"),
     ],
 )
-async def test_bad_subscriptions_are_named(world: World, query: str, parameter: str | None) -> None:
+async def test_events_refuses_bad_parameters_by_name(world: World, query: str, parameter: str | None) -> None:
     stream = await world.start(f"/api/v1/events{query}")
     if parameter is None:
         assert stream.status == 200
@@ -272,7 +272,7 @@ class Pipe:
         self.gone()
 
 
-async def test_where_the_connection_can_the_app_returns_and_events_are_written_to_it(world: World) -> None:
+async def test_a_stream_with_a_channel_lets_the_app_return(world: World) -> None:
     pipe = Pipe()
     channel: Channel = pipe
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: channel})
@@ -294,7 +294,7 @@ async def test_where_the_connection_can_the_app_returns_and_events_are_written_t
     assert world.events.quota.clients == {} and world.agent.catalog.hub.readers == 0
 
 
-async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
+async def test_a_stream_whose_events_fail_ends_alone(world: World) -> None:
     class Broken(Pipe):
         def write(self, chunk: bytes) -> bool:
             if self.written:
@@ -310,7 +310,7 @@ async def test_a_reader_whose_events_fail_ends_alone(world: World) -> None:
     assert world.agent.catalog.hub.readers == 1
 
 
-async def test_a_reader_that_fails_to_end_keeps_no_other_from_ending(world: World) -> None:
+async def test_close_ends_the_other_streams_if_one_fails_to_end(world: World) -> None:
     class Broken(Pipe):
         def close(self) -> None:
             raise RuntimeError("a bug")
@@ -323,7 +323,7 @@ async def test_a_reader_that_fails_to_end_keeps_no_other_from_ending(world: Worl
     assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
 
 
-async def test_a_reader_of_many_services_gets_as_much_as_it_reads(world: World) -> None:
+async def test_a_stream_of_many_services_writes_only_as_much_as_the_reader_takes(world: World) -> None:
     """Snapshots, and what changed while it read them, a piece at a time; no id before the last snapshot."""
     keys = [key(f"s{number}") for number in range(100)]
     hosts = [instance(f"10.0.1.{number}") for number in range(20)]
@@ -355,7 +355,7 @@ async def test_a_reader_of_many_services_gets_as_much_as_it_reads(world: World) 
     pipe.gone()
 
 
-async def test_an_event_is_encoded_once_for_all_who_see_the_same(world: World) -> None:
+async def test_an_event_is_encoded_once_for_all_streams_with_the_same_view(world: World) -> None:
     pipes = [Pipe() for _ in range(3)]
     for pipe in pipes:
         await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda pipe=pipe: pipe})
@@ -363,20 +363,20 @@ async def test_an_event_is_encoded_once_for_all_who_see_the_same(world: World) -
     assert len({id(pipe.written[-1]) for pipe in pipes}) == 1
 
 
-async def test_a_connection_without_a_channel_is_served_the_ordinary_way(world: World) -> None:
+async def test_a_stream_without_a_channel_is_sent_by_asgi(world: World) -> None:
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: None})
     assert names(stream.events()) == ["snapshot"]
     await stream.leave()
 
 
-async def test_a_closing_proxy_closes_channels_after_the_retry(world: World) -> None:
+async def test_close_closes_channels_after_the_retry(world: World) -> None:
     pipe = Pipe()
     await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: pipe})
     world.events.close()
     assert (pipe.closed, pipe.written[-1], world.events.readers) == (True, b"<retry: 2000\n\n>", 0)
 
 
-async def test_a_stream_that_begins_while_the_proxy_stops_ends_at_once(world: World) -> None:
+async def test_a_stream_that_begins_after_close_ends_at_once(world: World) -> None:
     """It was let in before, and waited for its first snapshot meanwhile."""
     gate = asyncio.Event()
 

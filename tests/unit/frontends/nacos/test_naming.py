@@ -77,7 +77,7 @@ async def world() -> AsyncIterator[World]:
     await made.agent.close()
 
 
-async def test_a_list_says_how_old_it_is_and_may_be_repeated(world: World) -> None:
+async def test_nacos_api_sends_the_age_of_a_list_and_marks_it_cacheable(world: World) -> None:
     exchange = await start(world.api, scope("GET", LIST))
     await exchange.ended()
     assert (exchange.status, exchange.headers["content-type"]) == (200, "application/json")
@@ -86,7 +86,7 @@ async def test_a_list_says_how_old_it_is_and_may_be_repeated(world: World) -> No
     assert world.listed == [ReadService(build.KEY)]
 
 
-async def test_a_list_with_a_push_address_is_not_repeated_without_us(world: World) -> None:
+async def test_nacos_api_does_not_mark_a_list_with_a_push_address(world: World) -> None:
     target = f"{LIST}&clientIP=127.0.0.1&udpPort=5000"
     exchange = await start(world.api, scope("GET", target, {"user-agent": "Nacos-Java-Client:v1.4.6"}))
     await exchange.ended()
@@ -94,7 +94,7 @@ async def test_a_list_with_a_push_address_is_not_repeated_without_us(world: Worl
     assert world.listed[0].push is not None
 
 
-async def test_who_has_the_answer_already_gets_304(world: World) -> None:
+async def test_nacos_api_answers_304_if_the_client_has_the_response(world: World) -> None:
     tag = (await world.ask("GET", LIST)).headers["etag"]
     again = await world.ask("GET", LIST, headers={"if-none-match": tag})
     assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
@@ -119,7 +119,7 @@ async def test_who_has_the_answer_already_gets_304(world: World) -> None:
         ("GET", "/nacos/", 299, None),
     ],
 )
-async def test_paths_and_methods_are_those_of_the_dialect(
+async def test_nacos_api_answers_the_paths_and_methods_of_each_dialect(
     world: World, method: str, target: str, status: int, type: str | None
 ) -> None:
     reply = await world.ask(method, target)
@@ -127,7 +127,7 @@ async def test_paths_and_methods_are_those_of_the_dialect(
     assert (reply.body == b"") is (method == "HEAD")
 
 
-async def test_parameters_are_taken_from_the_query_before_the_form_and_the_first_of_a_name(world: World) -> None:
+async def test_nacos_api_takes_the_first_parameter_of_a_name_query_before_form(world: World) -> None:
     target = f"{INSTANCE}?serviceName=a&serviceName=b&ip=10.0.0.1"
     reply = await world.ask("POST", target, headers=FORM, body=b"serviceName=c&ip=10.0.0.2&port=80&port=81")
     assert (reply.status, reply.headers["content-type"], reply.body) == (200, "text/plain;charset=UTF-8", b"ok")
@@ -136,7 +136,7 @@ async def test_parameters_are_taken_from_the_query_before_the_form_and_the_first
 
 
 @pytest.mark.parametrize("type", [FORM_TYPE, f"{FORM_TYPE};charset=UTF-8", f"{FORM_TYPE.upper()} ; charset=utf-8"])
-async def test_a_form_is_one_with_any_charset(world: World, type: str) -> None:
+async def test_nacos_api_accepts_a_form_with_any_charset(world: World, type: str) -> None:
     body = b"serviceName=a&ip=10.0.0.1&port=80&metadata=%7B%22k%22%3A%22%E4%B8%AD%22%7D"
     assert (await world.ask("POST", INSTANCE, headers={"content-type": type}, body=body)).body == b"ok"
     assert world.registry.sent(Register)[0].instance.metadata == {"k": "中"}
@@ -144,7 +144,7 @@ async def test_a_form_is_one_with_any_charset(world: World, type: str) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3/client"])
 @pytest.mark.parametrize("clusters", ["%20B", "a%23b", "a,%20B"])
-async def test_a_list_of_an_illegal_cluster_is_refused_where_the_parameter_check_applies(
+async def test_nacos_api_refuses_an_illegal_cluster_if_the_parameter_check_applies(
     world: World, version: str, clusters: str
 ) -> None:
     target = f"/nacos/{version}/ns/instance/list?serviceName=orders&clusters={clusters}"
@@ -161,7 +161,7 @@ def fields(**values: str) -> tuple[dict[str, str], bytes]:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_parameters_may_stand_in_a_multipart_form(world: World, version: str) -> None:
+async def test_nacos_api_reads_parameters_of_a_multipart_form(world: World, version: str) -> None:
     path = f"/nacos/{version}/ns/instance"
     for method, kind in (("POST", Register), ("PUT", Update), ("DELETE", Deregister)):
         headers, body = fields(serviceName="a", ip="10.0.0.1", port="80", weight="2")
@@ -173,25 +173,25 @@ async def test_parameters_may_stand_in_a_multipart_form(world: World, version: s
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/ns/nothing", "/nacos/v2/ns/nothing", INSTANCE])
-async def test_an_empty_body_of_a_multipart_type_says_nothing(world: World, path: str) -> None:
+async def test_nacos_api_ignores_an_empty_multipart_body(world: World, path: str) -> None:
     reply = await world.ask("POST", path, headers={"content-type": "multipart/form-data"})
     assert reply.status in (400, 404, 501)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3/client"])
-async def test_a_multipart_form_that_is_cut_short_is_refused_in_the_dialect(world: World, version: str) -> None:
+async def test_nacos_api_refuses_a_cut_multipart_form_in_the_dialect(world: World, version: str) -> None:
     headers, body = fields(serviceName="a", ip="10.0.0.1", port="80", weight="2")
     reply = await world.ask("POST", f"/nacos/{version}/ns/instance", headers=headers, body=body[:-30])
     assert (reply.status, b"cut short" in reply.body, world.registry.calls) == (400, True, [])
 
 
 @pytest.mark.parametrize("type", ["application/json", "text/plain", "multipart/form-data; boundary=x"])
-async def test_a_body_that_is_no_form_is_not_seen(world: World, type: str) -> None:
+async def test_nacos_api_ignores_a_body_that_is_no_form(world: World, type: str) -> None:
     reply = await world.ask("POST", INSTANCE, headers={"content-type": type}, body=b'{"serviceName":"a"}')
     assert (reply.status, reply.body) == (400, b"Param 'serviceName' is required.")
 
 
-async def test_a_body_that_is_too_long_is_refused_in_the_dialect() -> None:
+async def test_nacos_api_refuses_a_long_body_in_the_dialect() -> None:
     world = world_of(max_body=10)
     reply = await world.ask("POST", INSTANCE, headers=FORM, body=b"serviceName=aaaaaaaaaaaaaaaaaaa")
     assert (reply.status, reply.headers["content-type"]) == (413, "text/plain;charset=UTF-8")
@@ -199,7 +199,7 @@ async def test_a_body_that_is_too_long_is_refused_in_the_dialect() -> None:
 
 
 @pytest.mark.parametrize("context", ["", "/discovery", "/a/b/"])
-async def test_the_context_path_may_be_another_and_error_pages_show_it(context: str) -> None:
+async def test_nacos_api_shows_another_context_path_in_error_pages(context: str) -> None:
     world, shown = world_of(context), context.rstrip("/")
     assert (await world.ask("GET", f"{shown}/v1/ns/instance/list?serviceName=orders")).status == 200
     page = (await world.ask("GET", f"{shown}/v1/ns/nothing")).json()
@@ -210,7 +210,7 @@ async def test_the_context_path_may_be_another_and_error_pages_show_it(context: 
     await world.agent.close()
 
 
-async def test_a_naming_call_that_is_not_known_is_offered_to_the_server_behind(world: World) -> None:
+async def test_nacos_api_offers_an_unknown_naming_call_to_the_upstream(world: World) -> None:
     """Whole paths, and what servers alone can do; any other method of a known path, HEAD too, is answered as Nacos."""
     seen: list[str] = []
 
@@ -233,13 +233,13 @@ async def test_a_naming_call_that_is_not_known_is_offered_to_the_server_behind(w
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/console/health/liveness", "/nacos/v3/admin/core/state/liveness"])
-async def test_the_proxy_itself_says_that_it_lives(world: World, path: str) -> None:
+async def test_nacos_api_answers_the_liveness_call_itself(world: World, path: str) -> None:
     world.registry.script = lambda call: Unreachable("gone", arrived=False)
     assert (await world.ask("GET", path)).status == 200
     assert world.registry.sent(Alive) == []
 
 
-async def test_an_answer_that_is_not_the_upstreams_own_says_so(world: World) -> None:
+async def test_nacos_api_sends_the_answer_header_unless_the_upstream_answered(world: World) -> None:
     await world.ask("POST", f"{INSTANCE}?serviceName=a&ip=10.0.0.1&port=80")
     beat = f"{INSTANCE}/beat?serviceName=a&ip=10.0.0.1&port=80"
     assert ANSWER_HEADER not in (await world.ask("PUT", beat)).headers
@@ -257,7 +257,7 @@ async def test_an_answer_that_is_not_the_upstreams_own_says_so(world: World) -> 
         ("POST", "/nacos/v3/client/ns/instance?heartBeat=true&serviceName=orders"),
     ],
 )
-async def test_a_beat_in_any_dialect_is_a_sign_of_life_even_while_the_upstream_is_away(
+async def test_nacos_api_calls_on_beat_in_any_dialect_even_while_the_upstream_is_down(
     world: World, method: str, path: str
 ) -> None:
     await world.ask(method, f"{path}&ip=10.0.0.1&port=80")
@@ -268,7 +268,7 @@ async def test_a_beat_in_any_dialect_is_a_sign_of_life_even_while_the_upstream_i
     assert len(world.heard) == 2
 
 
-async def test_a_list_is_answered_200_while_the_upstream_is_down(world: World) -> None:
+async def test_nacos_api_answers_a_list_with_200_while_the_upstream_is_down(world: World) -> None:
     await world.ask("GET", LIST)
     world.registry.script = lambda call: Unreachable("gone", arrived=False)
     await world.clock.advance(60.0)
@@ -285,13 +285,13 @@ async def test_a_list_is_answered_200_while_the_upstream_is_down(world: World) -
         ("/nacos/v1/cs/configs", "application/json"),
     ],
 )
-async def test_who_is_not_let_in_is_told_in_the_dialect_of_the_path(world: World, path: str, type: str) -> None:
+async def test_refuse_writes_the_error_in_the_dialect_of_the_path(world: World, path: str, type: str) -> None:
     reply = world.api.refuse(scope("GET", path), Denied("no API token", status=401))
     assert (reply.status, reply.content_type) == (403, type)
     assert b"no API token" in reply.body
 
 
-async def test_what_is_said_again_means_the_same_and_is_read_once(world: World) -> None:
+async def test_nacos_api_parses_a_repeated_write_once(world: World) -> None:
     target = f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=80"
     for body in (b"weight=1", b"weight=2", b"weight=1"):
         exchange = await world.ask("POST", target, headers=FORM, body=body)
@@ -304,7 +304,7 @@ async def test_what_is_said_again_means_the_same_and_is_read_once(world: World) 
 
 
 @pytest.mark.parametrize("part", ["body", "query", "header"])
-async def test_what_is_said_at_length_is_not_kept(world: World, part: str) -> None:
+async def test_nacos_api_does_not_remember_a_long_write(world: World, part: str) -> None:
     """Each part of a request can have tens of kilobytes."""
     long = "x" * 3000
     target = f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=80" + (f"&app={long}" if part == "query" else "")
@@ -316,7 +316,7 @@ async def test_what_is_said_at_length_is_not_kept(world: World, part: str) -> No
     assert again == first and again is not first
 
 
-async def test_what_is_refused_is_refused_again(world: World) -> None:
+async def test_nacos_api_does_not_remember_a_refused_write(world: World) -> None:
     for _ in range(2):
         exchange = await world.ask("POST", f"{INSTANCE}?serviceName=orders&ip=10.0.0.9&port=99999")
         assert exchange.status == 400

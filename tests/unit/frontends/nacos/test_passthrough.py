@@ -64,7 +64,7 @@ class Upstream:
         return [path for _, path, *_ in self.asked]
 
 
-async def test_a_request_goes_on_as_it_came_and_the_answer_comes_back_as_it_is() -> None:
+async def test_passthrough_forwards_request_and_response_unchanged() -> None:
     upstream = Upstream(lambda path: Answer(418, (b"a ", b"tea", b"pot")))
     target = "/nacos/v1/cs/configs?dataId=a%2Fb&x=%E4%B8%AD&x=2"
     reply = await ask(Passthrough(upstream), "PUT", target, headers={"X-My": "1"}, body=b"content=\xff")
@@ -79,7 +79,7 @@ async def test_a_request_goes_on_as_it_came_and_the_answer_comes_back_as_it_is()
     assert upstream.open == 0
 
 
-async def test_the_path_is_passed_on_as_it_was_encoded() -> None:
+async def test_passthrough_forwards_the_path_as_it_was_encoded() -> None:
     upstream = Upstream()
     await ask(Passthrough(upstream), "GET", "/nacos/v1/cs/a%20b/%E4%B8%AD")
     assert upstream.paths == ["/v1/cs/a%20b/%E4%B8%AD"]
@@ -98,7 +98,7 @@ async def offered(passthrough: Passthrough, method: str, target: str, body: byte
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 500])
-async def test_a_call_that_the_upstream_knows_is_its_to_answer(status: int) -> None:
+async def test_offer_forwards_a_call_that_the_upstream_knows(status: int) -> None:
     upstream = Upstream(lambda path: Answer(status))
     given, reply = await offered(Passthrough(upstream), "PUT", "/nacos/v1/ns/cluster?clusterName=c", b"checkPort=1")
     assert (given, reply.status, upstream.asked[0][4]) == (True, status, b"checkPort=1")
@@ -107,27 +107,27 @@ async def test_a_call_that_the_upstream_knows_is_its_to_answer(status: int) -> N
 @pytest.mark.parametrize(
     "answer", [Answer(404), Answer(405), Answer(410), Answer(501), BadCall("", Violation.OTHER, "no")]
 )
-async def test_one_that_it_does_not_know_either_is_left_to_the_caller(answer: Answer | Exception) -> None:
+async def test_offer_returns_false_if_the_upstream_does_not_know_the_call(answer: Answer | Exception) -> None:
     given, reply = await offered(Passthrough(Upstream(lambda path: answer)), "GET", "/nacos/v1/ns/nothing")
     assert (given, reply.status) == (False, 501)
     given, reply = await offered(Passthrough(None), "GET", "/nacos/v1/ns/nothing")
     assert (given, reply.status) == (False, 501)
 
 
-async def test_one_that_it_could_not_be_asked_says_why() -> None:
+async def test_offer_sends_the_error_if_the_upstream_is_unreachable() -> None:
     upstream = Upstream(lambda path: Unreachable("refused", arrived=False))
     given, reply = await offered(Passthrough(upstream), "GET", "/nacos/v1/ns/health/server")
     assert (given, reply.status, reply.body) == (True, 502, b"refused")
 
 
-async def test_another_context_path_is_taken_away() -> None:
+async def test_passthrough_removes_another_context_path() -> None:
     for context in ("/discovery", "/discovery/"):
         upstream = Upstream()
         await ask(Passthrough(upstream, context_path=context), "GET", "/discovery/v1/cs/configs")
         assert upstream.paths == ["/v1/cs/configs"]
 
 
-async def test_without_an_upstream_every_path_is_unknown() -> None:
+async def test_passthrough_without_an_upstream_answers_404() -> None:
     reply = await ask(Passthrough(None), "GET", "/nacos/v1/cs/configs")
     assert (reply.status, reply.headers["content-type"]) == (404, "text/plain;charset=UTF-8")
     assert reply.body.startswith(b"/nacos/v1/cs/configs is not part of the naming API, and there is no upstream")
@@ -141,12 +141,12 @@ async def test_without_an_upstream_every_path_is_unknown() -> None:
         (BadCall("path", Violation.OTHER, "this path is not passed on: it has a dot segment"), 400),
     ],
 )
-async def test_a_fault_before_the_answer_has_its_status_and_says_what_it_was(error: Exception, status: int) -> None:
+async def test_passthrough_sends_the_status_and_text_of_an_early_error(error: Exception, status: int) -> None:
     reply = await ask(Passthrough(Upstream(lambda path: error)), "GET", "/nacos/v1/cs/configs")
     assert (reply.status, reply.body.decode()) == (status, str(error))
 
 
-async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole(caplog: pytest.LogCaptureFixture) -> None:
+async def test_passthrough_does_not_end_a_response_that_was_cut_short(caplog: pytest.LogCaptureFixture) -> None:
     """The server ends a connection whose app returns before the end; an exception would fill the log with its trace."""
     upstream = Upstream(lambda path: Answer(200, (b"half", TooSlow("no more"))))
     exchange: Exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
@@ -167,7 +167,7 @@ FORM = b"username=nacos&password=p%26w"
     ],
 )
 @pytest.mark.parametrize("status", NOT_THERE)
-async def test_a_login_that_the_server_has_not_is_asked_as_the_other_generation_has_it(
+async def test_login_goes_to_the_path_of_the_other_generation_if_the_server_lacks_it(
     asked: str, other: str, status: int
 ) -> None:
     upstream = Upstream(lambda path: Answer(status if path == asked else 200, (path.encode(),)))
@@ -180,26 +180,26 @@ async def test_a_login_that_the_server_has_not_is_asked_as_the_other_generation_
     assert upstream.open == 0
 
 
-async def test_a_login_that_is_refused_is_refused() -> None:
+async def test_login_that_is_refused_is_not_tried_again() -> None:
     upstream = Upstream(lambda path: Answer(403, (b"user not found!",)))
     reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=FORM)
     assert (reply.status, reply.body, upstream.paths) == (403, b"user not found!", ["/v1/auth/login"])
 
 
-async def test_a_login_that_no_generation_has_is_answered_by_the_server() -> None:
+async def test_login_that_the_server_has_at_no_path_gets_its_answer() -> None:
     upstream = Upstream(lambda path: Answer(404, (path.encode(),)))
     reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=FORM)
     assert (reply.status, reply.body) == (404, b"/v3/auth/user/login")
 
 
-async def test_other_paths_are_asked_once() -> None:
+async def test_passthrough_tries_other_paths_once() -> None:
     upstream = Upstream(lambda path: Answer(404, (b"",)))
     reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/cs/configs", body=FORM)
     await ask(Passthrough(upstream), "GET", "/nacos/v1/auth/login")
     assert (reply.status, upstream.paths) == (404, ["/v1/cs/configs", "/v1/auth/login"])
 
 
-async def test_a_login_with_an_endless_form_is_refused() -> None:
+async def test_login_with_an_endless_form_is_refused() -> None:
     upstream = Upstream()
     reply = await ask(Passthrough(upstream), "POST", "/nacos/v1/auth/login", body=b"x" * 70_000)
     assert (reply.status, upstream.asked) == (413, [])
@@ -236,7 +236,7 @@ class Silent(Upstream):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_client_that_goes_away_while_the_upstream_is_silent_ends_the_request(method: str) -> None:
+async def test_disconnect_ends_the_request_while_the_upstream_is_silent(method: str) -> None:
     upstream = Silent()
     headers = {"content-length": "2"} if method == "POST" else {}
     exchange = await start(Passthrough(upstream), scope(method, "/nacos/v1/cs/configs/listener", headers), b"ab")
@@ -245,7 +245,7 @@ async def test_a_client_that_goes_away_while_the_upstream_is_silent_ends_the_req
     assert (exchange.status, upstream.ended) == (0, 1)
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_its_body_ends_the_request() -> None:
+async def test_disconnect_ends_the_request_in_the_middle_of_its_body() -> None:
     upstream = Silent()
     request = scope("POST", "/nacos/v1/cs/configs", {"content-length": "9"})
     messages = iter([{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.disconnect"}])
@@ -260,7 +260,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_ends_the_reques
     assert upstream.ended == 1
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_the_answer_ends_it() -> None:
+async def test_disconnect_ends_the_request_in_the_middle_of_the_response() -> None:
     upstream = Upstream(lambda path: Slow())
     exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
     await exchange.until("begun")
@@ -268,7 +268,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_the_answer_ends_it() -> 
     assert (exchange.complete, upstream.open) == (False, 0)
 
 
-async def test_a_request_that_is_cancelled_stays_cancelled() -> None:
+async def test_passthrough_stays_cancelled_if_its_task_is_cancelled() -> None:
     """The proxy stops: that is not the client's doing."""
     upstream = Silent()
     exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
@@ -279,7 +279,7 @@ async def test_a_request_that_is_cancelled_stays_cancelled() -> None:
     assert upstream.ended == 1
 
 
-async def test_configuration_that_the_server_has_not_in_this_generation_is_said_once(
+async def test_passthrough_logs_once_that_the_upstream_lacks_a_configuration_api(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     upstream = Upstream(lambda path: Answer(410, (b"gone",)))
@@ -312,14 +312,16 @@ async def test_configuration_that_the_server_has_not_in_this_generation_is_said_
         ("/nacos/v1/cs/configs", Answer(200, (b'{"accessToken":"t1"}',)), []),
     ],
 )
-async def test_the_token_of_a_login_is_heard_and_of_nothing_else(path: str, answer: Answer, heard: list[str]) -> None:
+async def test_on_login_gets_the_token_of_a_login_and_of_nothing_else(
+    path: str, answer: Answer, heard: list[str]
+) -> None:
     passthrough, told = Passthrough(Upstream(lambda _: answer)), list[str]()
     passthrough.on_login = told.append
     reply = await ask(passthrough, "POST", path, body=b"username=a&password=b")
     assert (reply.body, told) == (b"".join(c for c in answer.chunks if isinstance(c, bytes)), heard)
 
 
-async def test_one_address_leaves_room_for_others_and_has_it_back_when_it_goes() -> None:
+async def test_passthrough_refuses_an_address_more_than_its_share_until_requests_end() -> None:
     held, upstream = asyncio.Event(), Upstream()
 
     class Silent(Answer):
