@@ -1,7 +1,4 @@
-"""All that clients speak to one set of parts: the Nacos API below its context path, our own API beside it.
-
-Not for: who may ask (`api.guard`), whose parts they are (`tenants`), the process (`server`).
-"""
+"""Routes requests: the Nacos API below its context path, our own API beside it."""
 
 from __future__ import annotations
 
@@ -25,19 +22,17 @@ from nacos_proxy.fastpath.asgi import FastPath
 from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
 from nacos_proxy.frontends.auth import OPEN_PATHS, Guard, GuardPolicy
+from nacos_proxy.frontends.discovery import lookup
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.events import long_polls, streams
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.naming import NacosApi, remembered_calls
 from nacos_proxy.frontends.nacos.passthrough import Forwarder, Passthrough
-from nacos_proxy.frontends.operations.endpoints import OpsApi, operations_routes
-from nacos_proxy.frontends.rest.explorer import explorer_router
+from nacos_proxy.frontends.operations import endpoints as operations
+from nacos_proxy.frontends.operations.endpoints import OperatorView
+from nacos_proxy.frontends.rest import explorer, services
 from nacos_proxy.frontends.rest.reads import Reads
-from nacos_proxy.frontends.rest.routes import (
-    ENDPOINTS,
-    PROBLEM_HANDLERS,
-    Endpoint,
-    Routes,
-)
+from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, openapi_of
 from nacos_proxy.frontends.rest.services import Managing, RestApi
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import Snapshot
@@ -58,80 +53,80 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class RouterDependencies:
-    """What a front is made of. `operations` are the endpoints for operators, by path; `checks` says whether Nacos's
-    parameter check applies now.
-    """
+    """The objects that serve one client's requests. `checks` says whether Nacos's parameter check applies now."""
 
     settings: Settings
     agent: Agent
     reads: Reads
     events: EventsApi
-    keeper: Managing
-    operations: Mapping[str, Endpoint]
+    health_checker: Managing
+    operator_view: OperatorView
     checks: Callable[[], bool]
     forwarder: Forwarder | None = None
     on_list: Callable[[ReadService, Snapshot], None] | None = None
 
+    def provided(self) -> Mapping[type, Any]:
+        """What the endpoints of our own API ask for, by class."""
+        found = (
+            RestApi(self.agent, self.reads, self.health_checker),
+            LookupApi(self.agent, self.reads, LookupPolicy()),
+            self.events,
+            self.events.polls,
+            self.operator_view,
+        )
+        return {type(one): one for one in found}
 
-def router_dependencies(parts: Components) -> RouterDependencies:
-    """Those of these parts."""
+
+def router_dependencies(components: Components) -> RouterDependencies:
     return RouterDependencies(
-        parts.settings,
-        parts.agent,
-        parts.reads,
-        parts.events,
-        parts.health_checker,
-        OpsApi(operator_view(parts)).endpoints,
-        parts.checks,
-        parts.forwarder,
-        parts.udp.listed if parts.udp is not None else None,
+        components.settings,
+        components.agent,
+        components.reads,
+        components.events,
+        components.health_checker,
+        operator_view(components),
+        components.checks,
+        components.forwarder,
+        components.udp.listed if components.udp is not None else None,
     )
 
 
-class View:
-    """An ASGI app: one set of parts behind the routes of a front."""
+class TenantApp:
+    """An ASGI app: one tenant's objects behind the routes of a router."""
 
-    def __init__(self, front: Router, nacos: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
-        self._front = front
-        self._nacos = nacos
-        self._endpoints = endpoints
+    def __init__(self, router: Router, dependencies: RouterDependencies) -> None:
+        self._router = router
+        self._nacos = router.nacos_api(dependencies)
+        self._provided = dependencies.provided()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[ENDPOINTS] = self._endpoints
-        await self._front.serve(self._nacos, scope, receive, send)
+        scope[PROVIDED] = self._provided
+        await self._router.serve(self._nacos, scope, receive, send)
 
 
 class Router:
-    """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`.
+    """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`."""
 
-    Its routes and their documents take milliseconds to make. Other parts get a `view` of the same.
-    """
-
-    def __init__(self, faces: RouterDependencies, lifespan: Lifespan | None = None) -> None:
-        self.rest = rest_app(faces, lifespan)
-        self._checks = faces.checks
-        self._context = faces.settings.context_path.rstrip("/")
-        self.passthrough = Passthrough(faces.forwarder, context_path=self._context)
+    def __init__(self, dependencies: RouterDependencies, lifespan: Lifespan | None = None) -> None:
+        self.rest = rest_app(dependencies.provided(), lifespan, max_body=dependencies.settings.max_body)
+        self._checks = dependencies.checks
+        self._context = dependencies.settings.context_path.rstrip("/")
+        self.passthrough = Passthrough(dependencies.forwarder, context_path=self._context)
         self._remembered = remembered_calls()
-        self._nacos = self._nacos_api(faces)
+        self._nacos = self.nacos_api(dependencies)
 
-    def _nacos_api(self, faces: RouterDependencies) -> NacosApi:
+    def nacos_api(self, dependencies: RouterDependencies) -> NacosApi:
         return NacosApi(
-            faces.agent,
-            WHOLE if faces.settings.embedded else DIALECTS,
+            dependencies.agent,
+            WHOLE if dependencies.settings.embedded else DIALECTS,
             self.passthrough,
             offer=self.passthrough.offer,
             context_path=self._context,
-            max_body=faces.settings.max_body,
-            on_list=faces.on_list,
-            on_beat=faces.keeper.heard,
+            max_body=dependencies.settings.max_body,
+            on_list=dependencies.on_list,
+            on_beat=dependencies.health_checker.heard,
             remembered=self._remembered,
         )
-
-    def view(self, faces: RouterDependencies) -> View:
-        """The same for other parts."""
-        endpoints = {place: endpoint for routes in routes_of(faces) for place, endpoint in routes.endpoints.items()}
-        return View(self, self._nacos_api(faces), endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.serve(self._nacos, scope, receive, send)
@@ -185,55 +180,39 @@ def _without_slash(scope: Scope) -> Scope:
     return {**scope, "path": path[:-1], "raw_path": raw[:-1]}
 
 
-def rest_app(faces: RouterDependencies, lifespan: Lifespan | None = None) -> FastAPI:
-    """Our own API with its documents."""
+def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, max_body: int = 1 << 20) -> FastAPI:
+    """Our own API with its document. `provided` are the objects that endpoints ask for, by class."""
+    routers = (services.router, lookup.router, long_polls.router, streams.router, operations.router, explorer.router)
     app = FastAPI(
         title="nacos-proxy",
         version=__version__,
         summary="A local caching discovery proxy for Nacos",
         description="The Nacos API stands beside it, below the context path (`/nacos`), as Nacos documents it.",
+        routes=[route for router in routers for route in router.routes],
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers=PROBLEM_HANDLERS,
     )
-    for routes in routes_of(faces):
-        app.include_router(routes.router())
-    app.include_router(explorer_router())
-    made = app.openapi
-    app.openapi = lambda: _with_tokens(made())
+    app.state.provided = provided
+    app.state.max_body = max_body
+    app.openapi = openapi_of(app)
     return app
-
-
-def routes_of(faces: RouterDependencies) -> list[Routes]:
-    """Our own API, but for its documents."""
-    return [
-        RestApi(faces.agent, faces.reads, faces.keeper, max_body=faces.settings.max_body).routes(),
-        LookupApi(faces.agent, faces.reads, LookupPolicy()).routes(),
-        faces.events.routes(),
-        operations_routes(faces.operations),
-    ]
-
-
-def _with_tokens(document: dict[str, Any]) -> dict[str, Any]:
-    """The document, with the token that calls may need: `/docs` asks for it."""
-    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    return {**document, "security": [{}, {"token": []}]}
 
 
 def guarded(
     front: Router, app: ASGIApp, guard: GuardPolicy, answers: ResponseTable, clock: Clock, s: Settings
 ) -> tuple[Guard, ASGIApp]:
     """`app` behind the guard, cross-origin rules and the fast path, the outermost; and the guard."""
-    keeper = Guard(app, guard, front.refuse)
-    own: ASGIApp = keeper
+    own_guard = Guard(app, guard, front.refuse)
+    own: ASGIApp = own_guard
     if s.cors_origins:
         headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
         own = CORSMiddleware(
             own, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
         )
-    return keeper, FastPath(own, answers, clock.now) if s.fast_path else own
+    return own_guard, FastPath(own, answers, clock.now) if s.fast_path else own
 
 
 def obey(guard: Guard, answers: ResponseTable, s: Settings) -> None:

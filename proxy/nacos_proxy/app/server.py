@@ -45,6 +45,7 @@ from nacos_proxy.app.process import (
 )
 from nacos_proxy.app.router import (
     Router,
+    TenantApp,
     guarded,
     obey,
     router_dependencies,
@@ -169,7 +170,8 @@ class OneTenant:
 
     def __init__(self, parts: Components, front: Router) -> None:
         self.parts = parts
-        self.app: ASGIApp = front.view(replace(router_dependencies(parts), on_list=self._listed if parts.udp else None))
+        dependencies = replace(router_dependencies(parts), on_list=self._listed if parts.udp else None)
+        self.app: ASGIApp = TenantApp(front, dependencies)
         self._starting: asyncio.Task[None] | None = None
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:

@@ -11,13 +11,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive
 
+from nacos_proxy.app.router import rest_app
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.events.long_polls import Polls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
-from nacos_proxy.frontends.operations.endpoints import OperatorView, OpsApi
+from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
 from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
-from nacos_proxy.frontends.rest.routes import PROBLEM_HANDLERS
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import ProxyError
@@ -83,10 +84,16 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
         rng=luck,
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
-    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = OperatorView(agent, events, metrics, "1.2.3", clock.now())
-    for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
-        app.include_router(api.routes().router())
+    app = rest_app(
+        {
+            RestApi: RestApi(agent, reads),
+            LookupApi: LookupApi(agent, reads, lookup_policy, luck),
+            EventsApi: events,
+            Polls: events.polls,
+            OperatorView: sight,
+        }
+    )
     yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
     events.close()
     await agent.close()

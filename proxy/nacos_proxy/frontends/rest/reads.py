@@ -25,7 +25,7 @@ from nacos_proxy.wire.rest.bodies import etag, tag_matches
 REVALIDATE = ("cache-control", "private, max-age=0, must-revalidate")
 
 
-def wants_of(request: Request) -> CacheControl:
+def cache_control_of(request: Request) -> CacheControl:
     """What the request says of freshness."""
     return CacheControl.parse(",".join(request.headers.getlist("cache-control")))
 
@@ -77,7 +77,7 @@ class Reads:
 
         `variant` and `kind` name all that the body depends on besides the snapshot.
         """
-        wants = wants_of(request)
+        wants = cache_control_of(request)
         look = await self._agent.read(key, wants)
         return self.reply(request, look, wants, kind, variant, make, media=media)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.frontends.discovery.lookup import LookupPolicy
-from nacos_proxy.frontends.rest.shapes import Instance, TargetGroup
+from nacos_proxy.frontends.rest.models import Instance, TargetGroup
 from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.wire.http import CACHEABLE
 from tests.helpers.build import KEY, instance, key, snapshot

@@ -8,7 +8,7 @@ import pytest
 
 from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
-from nacos_proxy.frontends.rest.shapes import Change, Snapshot
+from nacos_proxy.frontends.rest.models import Change, Snapshot
 from nacos_proxy.model.calls import Deregister, Register
 from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from nacos_proxy.wire.http import STREAM, Channel

@@ -15,8 +15,8 @@ from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import STRANGER
 from nacos_proxy.frontends.operations.endpoints import (
     OperatorView,
-    OpsApi,
     readiness,
+    ready,
     status_json,
 )
 from nacos_proxy.model.calls import Register
@@ -221,5 +221,5 @@ async def test_who_shows_no_token_is_told_the_parts_alone(world: World) -> None:
         failing=lambda: {"disk": "OSError: no space left"},
     )
     request = Request({"type": "http", "method": "GET", "path": "/readyz", "headers": [], STRANGER: True})
-    reply = await OpsApi(sight).ready(request)
+    reply = await ready(request, sight)
     assert json.loads(reply.body)["reasons"] == ["failing", "login", "node"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nacos_proxy.frontends.rest.shapes import (
+from nacos_proxy.frontends.rest.models import (
     Change,
     Instance,
     Instances,

@@ -1,0 +1,23 @@
+"""The formats of lines by name. A new one is a module beside this one and a row here; its route follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from nacos_proxy.model.services import Instance
+from nacos_proxy.wire.discovery import haproxy, nginx, plain
+
+
+class Format(NamedTuple):
+    """`needs_server`: the program cannot do with no line at all, and gets an error instead."""
+
+    render: Callable[[Sequence[Instance]], bytes]
+    needs_server: bool
+
+
+FORMATS = {
+    "text": Format(plain.render, needs_server=False),
+    "nginx": Format(nginx.render, needs_server=True),
+    "haproxy": Format(haproxy.render, needs_server=True),
+}
