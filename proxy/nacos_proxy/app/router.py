@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,7 +16,6 @@ from nacos_proxy.app.components import Components
 from nacos_proxy.app.operator_view import operator_view
 from nacos_proxy.app.policies import guard_policy
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.core.agent import Agent
 from nacos_proxy.fastpath.asgi import FastPath
 from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
@@ -25,15 +23,12 @@ from nacos_proxy.frontends.auth import OPEN_PATHS, Guard, GuardPolicy
 from nacos_proxy.frontends.discovery import lookup
 from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
 from nacos_proxy.frontends.events import long_polls, streams
-from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.naming import NacosApi, remembered_calls
-from nacos_proxy.frontends.nacos.passthrough import Forwarder, Passthrough
+from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.operations import endpoints as operations
-from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.rest import explorer, services
-from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, openapi_of
-from nacos_proxy.frontends.rest.services import Managing, RestApi
+from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock
@@ -49,55 +44,28 @@ from nacos_proxy.wire.rest.problem import problem
 DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # of a proxy with servers behind it, which know the rest
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+OnList = Callable[[ReadService, Snapshot], None]
 
 
-@dataclass(frozen=True, slots=True)
-class RouterDependencies:
-    """The objects that serve one client's requests. `checks` says whether Nacos's parameter check applies now."""
-
-    settings: Settings
-    agent: Agent
-    reads: Reads
-    events: EventsApi
-    health_checker: Managing
-    operator_view: OperatorView
-    checks: Callable[[], bool]
-    forwarder: Forwarder | None = None
-    on_list: Callable[[ReadService, Snapshot], None] | None = None
-
-    def provided(self) -> Mapping[type, Any]:
-        """What the endpoints of our own API ask for, by class."""
-        found = (
-            RestApi(self.agent, self.reads, self.health_checker),
-            LookupApi(self.agent, self.reads, LookupPolicy()),
-            self.events,
-            self.events.polls,
-            self.operator_view,
-        )
-        return {type(one): one for one in found}
-
-
-def router_dependencies(components: Components) -> RouterDependencies:
-    return RouterDependencies(
-        components.settings,
-        components.agent,
-        components.reads,
+def provided_by(components: Components) -> Mapping[type, Any]:
+    """What the endpoints of our own API ask for, by class."""
+    objects = (
+        RestApi(components.agent, components.reads, components.health_checker),
+        LookupApi(components.agent, components.reads, LookupPolicy()),
         components.events,
-        components.health_checker,
+        components.events.polls,
         operator_view(components),
-        components.checks,
-        components.forwarder,
-        components.udp.listed if components.udp is not None else None,
     )
+    return {type(one): one for one in objects}
 
 
 class TenantApp:
-    """An ASGI app: one tenant's objects behind the routes of a router."""
+    """An ASGI app: one tenant's components behind the routes of a router. `on_list` is told of lists of v1."""
 
-    def __init__(self, router: Router, dependencies: RouterDependencies) -> None:
+    def __init__(self, router: Router, components: Components, on_list: OnList | None) -> None:
         self._router = router
-        self._nacos = router.nacos_api(dependencies)
-        self._provided = dependencies.provided()
+        self._nacos = router.nacos_api(components, on_list)
+        self._provided = provided_by(components)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[PROVIDED] = self._provided
@@ -107,24 +75,24 @@ class TenantApp:
 class Router:
     """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`."""
 
-    def __init__(self, dependencies: RouterDependencies, lifespan: Lifespan | None = None) -> None:
-        self.rest = rest_app(dependencies.provided(), lifespan, max_body=dependencies.settings.max_body)
-        self._checks = dependencies.checks
-        self._context = dependencies.settings.context_path.rstrip("/")
-        self.passthrough = Passthrough(dependencies.forwarder, context_path=self._context)
+    def __init__(self, components: Components, lifespan: Lifespan | None = None) -> None:
+        self.rest = rest_app(provided_by(components), lifespan, max_body=components.settings.max_body)
+        self._checks = components.checks
+        self._context = components.settings.context_path.rstrip("/")
+        self.passthrough = Passthrough(components.forwarder, context_path=self._context)
         self._remembered = remembered_calls()
-        self._nacos = self.nacos_api(dependencies)
+        self._nacos = self.nacos_api(components, components.udp.listed if components.udp is not None else None)
 
-    def nacos_api(self, dependencies: RouterDependencies) -> NacosApi:
+    def nacos_api(self, components: Components, on_list: OnList | None) -> NacosApi:
         return NacosApi(
-            dependencies.agent,
-            WHOLE if dependencies.settings.embedded else DIALECTS,
+            components.agent,
+            WHOLE if components.settings.embedded else DIALECTS,
             self.passthrough,
             offer=self.passthrough.offer,
             context_path=self._context,
-            max_body=dependencies.settings.max_body,
-            on_list=dependencies.on_list,
-            on_beat=dependencies.health_checker.heard,
+            max_body=components.settings.max_body,
+            on_list=on_list,
+            on_beat=components.health_checker.heard,
             remembered=self._remembered,
         )
 
@@ -132,7 +100,7 @@ class Router:
         await self.serve(self._nacos, scope, receive, send)
 
     async def serve(self, nacos: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """`nacos` answers below the context path, the endpoints in the scope, or our own, beside it."""
+        """`nacos` answers below the context path, our own API beside it."""
         scope[RULES] = NACOS if self._checks() else LENIENT
         if self._seeks_console(scope):
             query = scope["query_string"].decode("latin-1")  # a token may stand there

@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -48,7 +48,6 @@ from nacos_proxy.app.router import (
     TenantApp,
     guarded,
     obey,
-    router_dependencies,
 )
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
@@ -85,7 +84,7 @@ class App:
         self.parts = parts
         self.clock = parts.clock
         self.answers = parts.response_table
-        self.front = Router(router_dependencies(parts), self._lifespan)
+        self.front = Router(parts, self._lifespan)
         self.tenants: Tenants | None = None
         if parts.settings.auth == "client" and isinstance(parts.registry, NacosRegistry):
             tenants = self.tenants = tenants_of(parts, self.front, parts.registry)
@@ -170,8 +169,7 @@ class OneTenant:
 
     def __init__(self, parts: Components, front: Router) -> None:
         self.parts = parts
-        dependencies = replace(router_dependencies(parts), on_list=self._listed if parts.udp else None)
-        self.app: ASGIApp = TenantApp(front, dependencies)
+        self.app: ASGIApp = TenantApp(front, parts, self._listed if parts.udp else None)
         self._starting: asyncio.Task[None] | None = None
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:

@@ -13,7 +13,6 @@ import orjson
 from cachetools import LRUCache
 from fastapi import APIRouter, Depends, Query
 from pydantic import AfterValidator, Field, WithJsonSchema
-from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +22,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable
 from nacos_proxy.frontends.rest import examples, models
 from nacos_proxy.frontends.rest.examples import READ_ERRORS
-from nacos_proxy.frontends.rest.reads import Reads, cache_control_of, oldest, tagged
+from nacos_proxy.frontends.rest.reads import Reads, cache_control_of, known_names, oldest, tagged
 from nacos_proxy.frontends.rest.routing import (
     ApiRequest,
     ApiRoute,
@@ -43,7 +42,7 @@ from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply
 from nacos_proxy.wire.nacos.hosts import host_json
 from nacos_proxy.wire.nacos.rules import Rules
 from nacos_proxy.wire.rest.problem import nothing_to_pick
-from nacos_proxy.wire.rest.query import HealthyOnly, Names, View, ViewQuery, illegal, missing
+from nacos_proxy.wire.rest.query import HealthyOnly, Names, ServicesQuery, View, ViewQuery, illegal, missing
 
 router = APIRouter(route_class=ApiRoute, tags=["lookup"], default_response_class=Response)
 
@@ -72,17 +71,8 @@ class Draws:
         self._text = as_text
         self._bytes: dict[InstanceKey, bytes] = {}
 
-    def weighted(self, rng: float) -> bytes:
-        return self.body(self.choice.weighted(rng))
-
-    def at_random(self, rng: float) -> bytes:
-        return self.body(self.choice.random(rng))
-
-    def hashed(self, key: str) -> bytes:
-        return self.body(self.choice.hashed(key))
-
     def body(self, host: Instance | None) -> bytes:
-        """What is answered where `host` was chosen."""
+        """The answer if `host` was chosen."""
         assert host is not None
         body = self._bytes.get(host.key)
         if body is None:
@@ -139,36 +129,32 @@ class LookupApi:
 
     def draw(self, strategy: Strategy, again: Again, turn: int, key: str) -> Callable[[], bytes]:
         """A function that chooses anew each time; the fast path calls it too."""
-        rng = self._rng
-        match strategy:
-            case "random":
-                return lambda: again.draws().at_random(rng())
-            case "hash":
-                body = again.draws().hashed(key)
-                return lambda: body
-            case "round_robin":
-                return lambda: self._next(again.draws(), turn)
-            case _:
-                return lambda: again.draws().weighted(rng())
+        choices: dict[Strategy, Callable[[Choice], Instance | None]] = {
+            "weighted": lambda choice: choice.weighted(self._rng()),
+            "random": lambda choice: choice.random(self._rng()),
+            "round_robin": lambda choice: self._next(choice, turn),
+            "hash": lambda choice: choice.hashed(key),
+        }
+        choose = choices[strategy]
 
-    def _next(self, draws: Draws, turn: int) -> bytes:
-        host = draws.choice.after(self._turns.get(turn))
-        assert host is not None
-        self._turns[turn] = host.key
-        return draws.body(host)
+        def chosen() -> bytes:
+            draws = again.draws()
+            return draws.body(choose(draws.choice))
+
+        return chosen
+
+    def _next(self, choice: Choice, turn: int) -> Instance | None:
+        host = choice.after(self._turns.get(turn))
+        if host is not None:
+            self._turns[turn] = host.key
+        return host
 
     # lists
 
-    async def services(self, query: TargetsQuery, rules: Rules) -> list[ServiceKey]:
+    async def services(self, query: ServicesQuery, rules: Rules) -> list[ServiceKey]:
         """The services that a query names; `*` is every service of its group. Raises what a read raises."""
-        names = query.service
-        if len(names) > self._policy.max_services:
-            raise illegal("service", f"Param 'service' is given more than {self._policy.max_services} times.")
-        if "*" not in names:
-            return [query.service_key(name, rules) for name in names]
-        if len(names) > 1:
-            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
-        return await self._whole_group(query.list_call(rules))
+        keys = query.keys(self._policy.max_services, rules)
+        return await self._whole_group(query.list_call(rules)) if keys is None else keys
 
     async def _whole_group(self, group: ListServices) -> list[ServiceKey]:
         names: list[str] = []
@@ -179,8 +165,7 @@ class LookupApi:
                 if len(names) >= found.count or not found.names:
                     break
         except UpstreamError as error:
-            entries = (e.visible for e in self.agent.catalog.cache.entries())
-            names = sorted(s.key.name for s in entries if s is not None and _of(s.key, group) and s.instances)
+            names = known_names(self.agent, group)
             if not names:
                 raise NothingKnown(f"no services are known here and the upstream cannot be asked: {error}") from error
         if len(names) > self._policy.max_services:
@@ -190,10 +175,6 @@ class LookupApi:
 
 
 Api = Annotated[LookupApi, Depends(provided(LookupApi))]
-
-
-def _of(key: ServiceKey, group: ListServices) -> bool:
-    return (key.namespace, key.group) == (group.namespace, group.group)
 
 
 def _groups(result: CacheResult, view: View) -> list[dict[str, object]]:
@@ -210,13 +191,10 @@ class PickQuery(ViewQuery):
         str, Field(description="For `hash`: what is to be kept on its instance, for example a user's id.")
     ] = ""
     format: Annotated[
-        Literal["json", "text"] | SkipJsonSchema[None],
+        Literal["json", "text"] | None,
+        WithJsonSchema({"type": "string", "enum": ["json", "text"]}),
         Field(description="`text` gives `ip:port`; so does `Accept: text/plain`."),
     ] = None
-
-
-class TargetsQuery(ViewQuery):
-    service: Names
 
 
 def _one(names: list[str]) -> list[str]:
@@ -276,15 +254,11 @@ async def pick(request: ApiRequest, service: ServiceName, query: Annotated[PickQ
     summary="Targets for Prometheus (http_sd)",
     description="One target group per instance, its data as `__meta_nacos_*` labels. `service` may be given many "
     "times; `service=*` is every service of the group.",
-    responses={
-        **documented(
-            [{"targets": ["10.0.0.5:8080"], "labels": {"__meta_nacos_service": "orders"}}], list[models.TargetGroup]
-        ),
-        **examples.UNCHANGED,
-        **problems(*READ_ERRORS),
-    },
+    responses=examples.of_a_read(
+        [{"targets": ["10.0.0.5:8080"], "labels": {"__meta_nacos_service": "orders"}}], list[models.TargetGroup]
+    ),
 )
-async def prometheus(request: ApiRequest, query: Annotated[TargetsQuery, Query()], api: Api) -> Response:
+async def prometheus(request: ApiRequest, query: Annotated[ServicesQuery, Query()], api: Api) -> Response:
     view = query.view(request.rules)
     keys = await api.services(query, request.rules)
     cache_control = cache_control_of(request)

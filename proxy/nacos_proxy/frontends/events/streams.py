@@ -39,14 +39,14 @@ from nacos_proxy.frontends.open_streams import hold
 from nacos_proxy.frontends.rest import examples
 from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Bodies
-from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, AsgiReply, Reply, documented, problems, provided
+from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, problems, provided
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import STREAM, Channel
 from nacos_proxy.wire.nacos.rules import Rules
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
-from nacos_proxy.wire.rest.query import SHORT, Names, View, ViewQuery, illegal
+from nacos_proxy.wire.rest.query import SHORT, ServicesQuery, View
 from nacos_proxy.wire.rest.sse import (
     CONTENT_TYPE,
     HEARTBEAT,
@@ -85,8 +85,7 @@ def _nobody(namespace: str, group: str) -> None:
     """Nobody learns the names of a group's services."""
 
 
-class EventsQuery(ViewQuery):
-    service: Names
+class EventsQuery(ServicesQuery):
     lastEventId: Annotated[
         str, Field(description="The id to resume behind, for readers that cannot send the `Last-Event-ID` header.")
     ] = ""
@@ -133,14 +132,9 @@ class EventsApi:
         return reader
 
     def _interest(self, query: EventsQuery, view: View, rules: Rules) -> Filter:
-        names = query.service
-        if len(names) > self.policy.services:
-            raise illegal("service", f"Param 'service' is given more than {self.policy.services} times.")
-        if "*" not in names:
-            keys = frozenset(query.service_key(name, rules) for name in names)
-            return Filter(keys, clusters=view.cluster_set, healthy_only=view.healthy_only)
-        if len(names) > 1:
-            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+        keys = query.keys(self.policy.services, rules)
+        if keys is not None:
+            return Filter(frozenset(keys), clusters=view.cluster_set, healthy_only=view.healthy_only)
         group = query.list_call(rules)
         everything = (group.namespace, group.group)
         return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
@@ -430,4 +424,4 @@ async def events(
     if api.closed:
         path = request.scope["path"]
         return Reply(plain_problem(503, "the proxy is stopping", path, (("retry-after", "2"),)))
-    return AsgiReply(api.stream(request, query))
+    return Reply(api.stream(request, query))

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from nacos_proxy.frontends.rest.models import Instance as InstanceModel
-from nacos_proxy.frontends.rest.routing import documented, empty, problems
+from typing import Any
+
+from nacos_proxy.frontends.rest.routing import Responses, documented, empty, problems
 from nacos_proxy.model.errors import (
     BadCall,
     Denied,
     NothingKnown,
     Problem,
+    ProxyError,
     Reason,
     Refused,
     TooSlow,
     Unreachable,
 )
-from nacos_proxy.model.services import Change, Instance, ServiceKey, Snapshot
+from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.hosts import host_json
-from nacos_proxy.wire.rest.bodies import UpdateBody, change_json, snapshot_json
+from nacos_proxy.wire.rest.bodies import UpdateBody, snapshot_json
 from nacos_proxy.wire.rest.query import ServiceQuery, View, unknown
 
 KEY = ServiceKey("public", "DEFAULT_GROUP", "orders")
 _HOST = Instance("10.0.0.5", 8080, metadata={"zone": "a"})
-_BEFORE = Snapshot.of(KEY, [_HOST], last_ref_time=1_760_000_000_000)
 AFTER = Snapshot.of(KEY, [_HOST, Instance("10.0.0.6", 8080, weight=2.0)], last_ref_time=1_760_000_005_000)
 INSTANCE_JSON = host_json(_HOST, KEY)
 SNAPSHOT_JSON = snapshot_json(AFTER, View())
-CHANGE_JSON = change_json(Change(_BEFORE, AFTER, "push"), View())
 
 BAD_NAME = BadCall(
     "service", Problem.ILLEGAL, "Param 'service' is illegal, illegal characters should not appear in it."
@@ -55,8 +55,12 @@ BODY_ERRORS = (
 )
 
 UNCHANGED = empty(304, "Nothing changed since the `ETag` in `If-None-Match`")
-READ_PROBLEMS = problems(*READ_ERRORS)
-ONE_INSTANCE = documented(INSTANCE_JSON, InstanceModel)
+
+
+def of_a_read(example: Any, model: Any, *more: ProxyError) -> Responses:
+    """The `responses` of an operation that reads services."""
+    return {**documented(example, model), **UNCHANGED, **problems(*READ_ERRORS, *more)}
+
 
 FRESHNESS = """
 

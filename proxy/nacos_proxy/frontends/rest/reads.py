@@ -16,6 +16,7 @@ from starlette.requests import Request
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable
+from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
@@ -115,6 +116,14 @@ def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_T
     if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
         return HttpReply(304, None, b"", headers)
     return HttpReply(200, media, body, headers)
+
+
+def known_names(agent: Agent, group: ListServices) -> list[str]:
+    """The names of a group's services that this host knows instances of, for while the upstream is away."""
+    keys = (
+        entry.key for entry in agent.catalog.cache.entries() if entry.visible is not None and entry.visible.instances
+    )
+    return sorted(key.name for key in keys if (key.namespace, key.group) == (group.namespace, group.group))
 
 
 def oldest(looks: list[CacheResult]) -> Pairs:

@@ -126,28 +126,18 @@ class ApiRoute(APIRoute):
 
 
 class Reply(Response):
-    """A prepared answer; for HEAD without its body."""
+    """A prepared answer, or an ASGI app that writes the answer itself: an event stream on the raw transport."""
 
-    def __init__(self, reply: HttpReply) -> None:
-        self.reply = reply
-        self.body = reply.body
-        self.status_code = reply.status
+    def __init__(self, answer: HttpReply | ASGIApp) -> None:
+        self.answer = answer
         self.background = None
+        self.status_code, self.body = (answer.status, answer.body) if isinstance(answer, HttpReply) else (200, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_reply(send, self.reply, head_only=scope["method"] == "HEAD")
-
-
-class AsgiReply(Response):
-    """An answer that writes itself, such as an event stream on the raw transport."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.status_code = 200
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+        if isinstance(self.answer, HttpReply):
+            await send_reply(send, self.answer, head_only=scope["method"] == "HEAD")
+        else:
+            await self.answer(scope, receive, send)
 
 
 def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> Reply:

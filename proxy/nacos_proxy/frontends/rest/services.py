@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
@@ -10,15 +9,14 @@ from urllib.parse import quote
 import orjson
 from fastapi import APIRouter, Body, Depends, Query
 from fastapi.openapi.models import Example
-from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Agent, Written
 from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.rest import examples, models
-from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, READ_ERRORS, WHO_ANSWERED, WRITE_ERRORS
-from nacos_proxy.frontends.rest.reads import REVALIDATE, Reads, cache_control_of, tagged
+from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, WHO_ANSWERED, WRITE_ERRORS
+from nacos_proxy.frontends.rest.reads import REVALIDATE, Reads, cache_control_of, known_names, tagged
 from nacos_proxy.frontends.rest.routing import (
     Address,
     ApiRequest,
@@ -31,7 +29,7 @@ from nacos_proxy.frontends.rest.routing import (
     problems,
     provided,
 )
-from nacos_proxy.model.calls import BEAT_NOT_FOUND, GetInstance, ListServices, Register, ServicePage
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, GetInstance, Register, ServicePage
 from nacos_proxy.model.errors import (
     BadCall,
     Garbled,
@@ -102,13 +100,6 @@ class RestApi:
     reads: Reads
     health_checker: Managing | None = None
 
-    def known_services(self, call: ListServices) -> ServicePage:
-        entries = self.agent.catalog.cache.entries()
-        shown = (entry.visible for entry in entries if entry.key.namespace == call.namespace)
-        names = sorted(s.key.name for s in shown if s is not None and s.instances and s.key.group == call.group)
-        first = (call.page - 1) * call.size
-        return ServicePage(len(names), tuple(names[first : first + call.size]))
-
     async def as_registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
         """The address as its instance was registered, for a write: servers keep each spelling of one apart."""
         if ":" not in address.ip:
@@ -168,10 +159,11 @@ async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], ap
             return Reply(tagged(request, orjson.dumps(page_json(call, page)), headers))
         except (Unreachable, TooSlow, Garbled) as failure:
             error = failure
-    page = api.known_services(call)
-    if not page.count:
+    names, first = known_names(api.agent, call), (call.page - 1) * call.size
+    if not names:
         why = str(error or api.agent.catalog.breaker.reason)
         raise NothingKnown(f"no services are known here and the upstream cannot be asked: {why}") from error
+    page = ServicePage(len(names), tuple(names[first : first + call.size]))
     headers = (("cache-status", "nacos-proxy; hit; detail=upstream-error"), REVALIDATE)
     return Reply(tagged(request, orjson.dumps(page_json(call, page, stale=True)), headers))
 
@@ -181,11 +173,7 @@ async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], ap
     summary="A service: its instances as a reader sees them",
     description="Enabled instances of all clusters, filtered as Nacos does it. `revision` names this state; `stale` "
     "says that the upstream could not confirm it lately. An unknown service has no hosts." + FRESHNESS,
-    responses={
-        **documented(examples.SNAPSHOT_JSON, models.Snapshot),
-        **examples.UNCHANGED,
-        **problems(*READ_ERRORS),
-    },
+    responses=examples.of_a_read(examples.SNAPSHOT_JSON, models.Snapshot),
 )
 async def snapshot(
     request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
@@ -203,11 +191,7 @@ async def snapshot(
     summary="All that is known of a service's instances",
     description="With their true health, also if protection masks it for readers, and disabled ones if the upstream "
     "shows them." + FRESHNESS,
-    responses={
-        **documented(instances_json(examples.AFTER, View()), models.Instances),
-        **examples.UNCHANGED,
-        **problems(*READ_ERRORS),
-    },
+    responses=examples.of_a_read(instances_json(examples.AFTER, View()), models.Instances),
 )
 async def instances(
     request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
@@ -224,11 +208,7 @@ async def instances(
     INSTANCE,
     summary="One instance",
     description="One that the list does not show, such as a disabled one, is asked of the upstream." + FRESHNESS,
-    responses={
-        **documented(examples.INSTANCE_JSON, models.Instance),
-        **examples.UNCHANGED,
-        **problems(*READ_ERRORS, examples.BAD_PORT, examples.NOT_FOUND),
-    },
+    responses=examples.of_a_read(examples.INSTANCE_JSON, models.Instance, examples.BAD_PORT, examples.NOT_FOUND),
 )
 async def instance(
     request: ApiRequest, service: ServiceName, address: Address, query: Annotated[InstanceQuery, Query()], api: Api
@@ -255,15 +235,11 @@ async def instance(
 # --- writes ------------------------------------------------------------------------------------------------------
 
 
-def _bodies(**values: tuple[str, Mapping[str, Any]]) -> dict[str, Example]:
-    return {name: Example(summary=summary, value=value) for name, (summary, value) in values.items()}
-
-
-_REGISTRATIONS = _bodies(
-    least=("Only what is needed", {"ip": "10.0.0.5", "port": 8080}),
-    all=(
-        "All fields, with their defaults",
-        {
+_REGISTRATIONS: dict[str, Example] = {
+    "least": {"summary": "Only what is needed", "value": {"ip": "10.0.0.5", "port": 8080}},
+    "all": {
+        "summary": "All fields, with their defaults",
+        "value": {
             "ip": "10.0.0.5",
             "port": 8080,
             "cluster": "DEFAULT",
@@ -273,21 +249,23 @@ _REGISTRATIONS = _bodies(
             "enabled": True,
             "healthy": True,
         },
-    ),
-    managed=(
-        "The proxy checks the service and beats for it",
-        {
+    },
+    "managed": {
+        "summary": "The proxy checks the service and beats for it",
+        "value": {
             "ip": "127.0.0.1",
             "port": 8080,
             "managed": {"interval": "5s", "check": {"http": "http://127.0.0.1:8080/health"}},
         },
-    ),
-)
-_UPDATES = _bodies(
-    drain=("Take it out of the choice", {"weight": 0}),
-    off=("Disable it", {"enabled": False}),
-)
-_BEATS = _bodies(full=("A full beat", {"weight": 1.0, "metadata": {"zone": "a"}, "ephemeral": True}))
+    },
+}
+_UPDATES: dict[str, Example] = {
+    "drain": {"summary": "Take it out of the choice", "value": {"weight": 0}},
+    "off": {"summary": "Disable it", "value": {"enabled": False}},
+}
+_BEATS: dict[str, Example] = {
+    "full": {"summary": "A full beat", "value": {"weight": 1.0, "metadata": {"zone": "a"}, "ephemeral": True}}
+}
 
 
 @router.post(
@@ -369,6 +347,11 @@ async def deregister(
     return Reply(HttpReply(204, None, b"", _how(written)))
 
 
+def _not_null(schema: dict[str, Any]) -> None:
+    """A body may be absent, but not `null`."""
+    schema.update(schema.pop("anyOf")[0])
+
+
 @router.put(
     INSTANCE + "/beat",
     summary="Send a heartbeat",
@@ -385,7 +368,7 @@ async def beat(
     address: Address,
     query: Annotated[KindQuery, Query()],
     api: Api,
-    body: Annotated[BeatBody | SkipJsonSchema[None], Body(openapi_examples=_BEATS)] = None,
+    body: Annotated[BeatBody | None, Body(openapi_examples=_BEATS, json_schema_extra=_not_null)] = None,
 ) -> Response:
     key = query.service_key(service, request.rules)
     registered = await api.as_registered(key, read_address(address, request.rules))

@@ -77,11 +77,9 @@ def bounded(least: int, most: int) -> BeforeValidator:
 
 def _distinct(values: Sequence[str], info: ValidationInfo) -> list[str]:
     found = list(dict.fromkeys(value for value in values if value))
-    return found or _raise(missing(info.field_name or ""))
-
-
-def _raise(error: Exception) -> Any:
-    raise error
+    if not found:
+        raise missing(info.field_name or "")
+    return found
 
 
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
@@ -140,6 +138,22 @@ class ViewQuery(ServiceQuery):
             checked(rules.cluster, part, "clusters")
         clusters = ",".join(part for part in parts if part)
         return _view(clusters, self.healthy_only) if len(clusters) <= SHORT else View(clusters, self.healthy_only)
+
+
+class ServicesQuery(ViewQuery):
+    """Which services are meant: several by name, or `*`, all of a group."""
+
+    service: Names
+
+    def keys(self, most: int, rules: Rules = NACOS) -> list[ServiceKey] | None:
+        """At most `most` keys; None: all of the group. Raises `BadCall`."""
+        if len(self.service) > most:
+            raise illegal("service", f"Param 'service' is given more than {most} times.")
+        if "*" not in self.service:
+            return [self.service_key(name, rules) for name in self.service]
+        if len(self.service) > 1:
+            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+        return None
 
 
 class InstanceQuery(ServiceQuery):
