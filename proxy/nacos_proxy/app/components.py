@@ -42,7 +42,7 @@ from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.auth import GuardPolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
+from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.model.errors import Refused
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, Supervisor
@@ -181,7 +181,7 @@ def _wired(
     poller.on_push_lost.append(answers.clear)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
     parts = Components(
-        s, clock, agent, registry, poller, answers, Reads(agent, ReadPolicy()), events,
+        s, clock, agent, registry, poller, answers, Reads(agent), events,
         HealthChecker(agent, HealthCheckerPolicy(networks(s.managed_allow))), guard, checks, push, started=clock.now(),
     )  # fmt: skip
     _hide_what_is_refused(agent, answers, events)

@@ -21,7 +21,7 @@ from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
 from nacos_proxy.frontends.auth import OPEN_PATHS, Guard, GuardPolicy
 from nacos_proxy.frontends.discovery import lookup
-from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events import long_polls, streams
 from nacos_proxy.frontends.nacos.naming import NacosApi, remembered_calls
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
@@ -51,7 +51,7 @@ def provided_by(components: Components) -> Mapping[type, Any]:
     """What the endpoints of our own API ask for, by class."""
     objects = (
         RestApi(components.agent, components.reads, components.health_checker),
-        LookupApi(components.agent, components.reads, LookupPolicy()),
+        LookupApi(components.agent, components.reads),
         components.events,
         components.events.polls,
         operator_view(components),

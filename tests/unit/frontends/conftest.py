@@ -13,12 +13,12 @@ from starlette.types import Message, Receive
 
 from nacos_proxy.app.router import rest_app
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events.long_polls import Polls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
 from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
+from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import ProxyError
@@ -65,16 +65,16 @@ def events_policy() -> EventsPolicy:
 
 
 @pytest.fixture
-def lookup_policy() -> LookupPolicy:
-    return LookupPolicy()
+def max_services() -> int:
+    return 1_000
 
 
 @pytest.fixture
-async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> AsyncIterator[World]:
+async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator[World]:
     shelf, clock, luck = Shelf(), FakeClock(), Luck()
     registry = ScriptedRegistry(shelf)
     agent = build.agent(registry, clock)
-    reads = Reads(agent, ReadPolicy())
+    reads = Reads(agent)
     discovered: list[tuple[str, str, str]] = []
     events = EventsApi(
         agent,
@@ -88,7 +88,7 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
     app = rest_app(
         {
             RestApi: RestApi(agent, reads),
-            LookupApi: LookupApi(agent, reads, lookup_policy, luck),
+            LookupApi: LookupApi(agent, reads, luck, max_services=max_services),
             EventsApi: events,
             Polls: events.polls,
             OperatorView: sight,

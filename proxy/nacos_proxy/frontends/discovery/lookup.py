@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
 from typing import Annotated, Literal
 from weakref import ref
 
@@ -50,13 +49,8 @@ router = APIRouter(route_class=ApiRoute, tags=["lookup"], default_response_class
 NO_STORE = (("cache-control", "no-store"), ("vary", "accept"))
 
 
-@dataclass(frozen=True, slots=True)
-class LookupPolicy:
-    """`prepared` bytes of choices are kept, and `turns` of round robin; one answer names at most `most` services."""
-
-    prepared: int = 16 << 20
-    turns: int = 10_000
-    max_services: int = 1_000
+_PREPARED = 16 << 20  # bytes of choices that are kept
+_TURNS = 10_000  # positions of round robin that are kept
 
 
 class Draws:
@@ -104,17 +98,20 @@ def _told(host: Instance) -> int:
 
 
 class LookupApi:
-    """What the endpoints work with: prepared choices and turns. `rng()` draws evenly from [0, 1)."""
+    """What the endpoints work with: prepared choices and turns. `rng()` draws evenly from [0, 1).
+
+    One answer names at most `max_services`.
+    """
 
     def __init__(
-        self, agent: Agent, reads: Reads, policy: LookupPolicy, rng: Callable[[], float] = random.random
+        self, agent: Agent, reads: Reads, rng: Callable[[], float] = random.random, *, max_services: int = 1_000
     ) -> None:
         self.agent = agent
         self.reads = reads
-        self._policy = policy
+        self._max_services = max_services
         self._rng = rng
-        self._draws: LRUCache[Hashable, Draws] = LRUCache(policy.prepared, getsizeof=lambda draws: draws.size)
-        self._turns: LRUCache[int, InstanceKey] = LRUCache(policy.turns)
+        self._draws: LRUCache[Hashable, Draws] = LRUCache(_PREPARED, getsizeof=lambda draws: draws.size)
+        self._turns: LRUCache[int, InstanceKey] = LRUCache(_TURNS)
 
     # one instance
 
@@ -153,13 +150,13 @@ class LookupApi:
 
     async def services(self, query: ServicesQuery, rules: Rules) -> list[ServiceKey]:
         """The services that a query names; `*` is every service of its group. Raises what a read raises."""
-        keys = query.keys(self._policy.max_services, rules)
+        keys = query.keys(self._max_services, rules)
         return await self._whole_group(query.list_call(rules)) if keys is None else keys
 
     async def _whole_group(self, group: ListServices) -> list[ServiceKey]:
         names: list[str] = []
         try:
-            for page in range(1, self._policy.max_services // 500 + 2):
+            for page in range(1, self._max_services // 500 + 2):
                 found = await self.agent.ask(ListServices(group.namespace, group.group, page, 500))
                 names += found.names
                 if len(names) >= found.count or not found.names:
@@ -168,8 +165,8 @@ class LookupApi:
             names = known_names(self.agent, group)
             if not names:
                 raise NothingKnown(f"no services are known here and the upstream cannot be asked: {error}") from error
-        if len(names) > self._policy.max_services:
-            text = f"the group has more than {self._policy.max_services} services: name those that are wanted"
+        if len(names) > self._max_services:
+            text = f"the group has more than {self._max_services} services: name those that are wanted"
             raise BadCall("service", Problem.OTHER, text)
         return [ServiceKey(group.namespace, group.group, name) for name in names]
 

@@ -204,9 +204,10 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     """
     catalog = view.agent.catalog
     reasons: list[str] = []
+    knows_nothing = not any(entry.visible is not None for entry in catalog.cache.entries())
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
-        if not any(entry.visible is not None for entry in catalog.cache.entries()):
+        if knows_nothing:
             return "unready", [*reasons, "cache: nothing is known yet"]
     parts = (("push", view.push()), ("polling", view.polling()), ("disk", view.disk()))
     for name, part in parts:
@@ -216,7 +217,7 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     reasons += [f"failing: {name}: {why}" for name, why in view.failing().items()]
     if refused := view.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
-        if not any(entry.visible is not None for entry in catalog.cache.entries()):
+        if knows_nothing:
             return "unready", [*reasons, "cache: nothing is known yet"]
     if catalog.registrations.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")

@@ -6,7 +6,6 @@ Not for: what a body shows (`wire.rest`), where it comes from (the agent).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import orjson
@@ -31,13 +30,6 @@ def cache_control_of(request: Request) -> CacheControl:
     return CacheControl.parse(",".join(request.headers.getlist("cache-control")))
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPolicy:
-    """`prepared` bytes of bodies are kept."""
-
-    prepared: int = 32 << 20
-
-
 class Bodies:
     """Bodies of services as they are now, made once; `most` bytes. What one was before, nobody asks for again."""
 
@@ -60,9 +52,9 @@ class Bodies:
 class Reads:
     """Answers reads of one service. Bodies are made once per (snapshot, variant, stale)."""
 
-    def __init__(self, agent: Agent, policy: ReadPolicy) -> None:
+    def __init__(self, agent: Agent, *, prepared: int = 32 << 20) -> None:
         self._agent = agent
-        self._bodies = Bodies(policy.prepared)
+        self._bodies = Bodies(prepared)
 
     async def answer(
         self,

@@ -239,16 +239,9 @@ _REGISTRATIONS: dict[str, Example] = {
     "least": {"summary": "Only what is needed", "value": {"ip": "10.0.0.5", "port": 8080}},
     "all": {
         "summary": "All fields, with their defaults",
-        "value": {
-            "ip": "10.0.0.5",
-            "port": 8080,
-            "cluster": "DEFAULT",
-            "weight": 1.0,
-            "metadata": {"zone": "a"},
-            "ephemeral": True,
-            "enabled": True,
-            "healthy": True,
-        },
+        "value": RegisterBody(ip="10.0.0.5", port=8080, cluster="DEFAULT", metadata={"zone": "a"}).model_dump(
+            exclude={"clusterName", "managed"}
+        ),
     },
     "managed": {
         "summary": "The proxy checks the service and beats for it",

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nacos_proxy.model.services import Instance
-from nacos_proxy.wire.discovery import haproxy, nginx, plain
+from nacos_proxy.wire.discovery import haproxy, nginx
+from nacos_proxy.wire.discovery.addresses import lines, servers
 
 
 class Format(NamedTuple):
@@ -16,8 +17,13 @@ class Format(NamedTuple):
     needs_server: bool
 
 
+def text(hosts: Sequence[Instance]) -> bytes:
+    """`ip:port` on each line."""
+    return lines(servers(hosts))
+
+
 FORMATS = {
-    "text": Format(plain.render, needs_server=False),
+    "text": Format(text, needs_server=False),
     "nginx": Format(nginx.render, needs_server=True),
     "haproxy": Format(haproxy.render, needs_server=True),
 }

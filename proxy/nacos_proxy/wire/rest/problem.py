@@ -73,13 +73,7 @@ def status_of(error: ProxyError) -> int:
 def problem(error: ProxyError, path: str) -> HttpReply:
     """The answer to an error; `path` is that of the request. Total: every `ProxyError` has one."""
     kind, status = kind_of(type(error)), status_of(error)
-    document: dict[str, Any] = {
-        "type": TYPE_PREFIX + kind.slug,
-        "title": kind.title,
-        "status": status,
-        "detail": str(error),
-        "instance": path,
-    }
+    document = _document(kind, status, str(error), path)
     if isinstance(error, BadCall) and error.parameter:
         document["parameter"] = error.parameter
     if isinstance(error, Refused):
@@ -90,6 +84,11 @@ def problem(error: ProxyError, path: str) -> HttpReply:
     return document_reply(document, _headers(error, status))
 
 
+def _document(kind: Kind, status: int, detail: str, path: str) -> dict[str, Any]:
+    type_ = TYPE_PREFIX + kind.slug
+    return {"type": type_, "title": kind.title, "status": status, "detail": detail, "instance": path}
+
+
 def _headers(error: ProxyError, status: int) -> Pairs:
     if isinstance(error, NothingKnown):
         return (("retry-after", "1"),)
@@ -98,15 +97,7 @@ def _headers(error: ProxyError, status: int) -> Pairs:
 
 def nothing_to_pick(reason: str, path: str) -> HttpReply:
     """A choice from nothing; `reason` says what is missing."""
-    kind = Kind("nothing-to-pick", "There is no instance to choose")
-    document = {
-        "type": TYPE_PREFIX + kind.slug,
-        "title": kind.title,
-        "status": 503,
-        "detail": reason,
-        "instance": path,
-    }
-    return document_reply(document)
+    return document_reply(_document(Kind("nothing-to-pick", "There is no instance to choose"), 503, reason, path))
 
 
 def plain_problem(status: int, detail: str, path: str, headers: Pairs = ()) -> HttpReply:

@@ -13,7 +13,7 @@ from nacos_proxy.frontends.rest.models import (
     ServicePage,
     Snapshot,
 )
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
+from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.routing import json_reply
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import (
@@ -290,7 +290,7 @@ class Keeper:
 
 async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     keeper = Keeper()
-    app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper)})
+    app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent), keeper)})
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
     made = await ask(app, "POST", INSTANCES, json_body=body)
     assert (made.status, made.headers["nacos-proxy-answer"]) == (201, "local")

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.model.services import Instance
-from nacos_proxy.wire.discovery import haproxy, nginx, plain
+from nacos_proxy.wire.discovery import haproxy, nginx
 from nacos_proxy.wire.discovery.addresses import whole_weights
+from nacos_proxy.wire.discovery.formats import text
 from nacos_proxy.wire.discovery.prometheus import target_groups
 from tests.helpers.build import KEY, instance
 
@@ -39,7 +40,7 @@ def test_a_target_carries_what_is_known_of_it_as_labels() -> None:
 
 
 def test_lines_for_each_load_balancer() -> None:
-    assert plain.render(HOSTS) == b"10.0.0.1:80\n[::1]:81\n"
+    assert text(HOSTS) == b"10.0.0.1:80\n[::1]:81\n"
     assert nginx.render(HOSTS) == b"server 10.0.0.1:80 weight=2;\nserver [::1]:81 weight=1;\n"
     assert haproxy.render(HOSTS) == (
         b"server 10.0.0.1:80 10.0.0.1:80 weight 2 check\nserver _::1_:81 [::1]:81 weight 1 check\n"
@@ -48,7 +49,7 @@ def test_lines_for_each_load_balancer() -> None:
 
 @pytest.mark.parametrize("ip", ["a;include/etc/passwd;#", "a{b", "a}", "$x", "a/b", "a'b", 'a"', "", "a\0", "a\\b"])
 def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
-    for write in (plain.render, nginx.render, haproxy.render):
+    for write in (text, nginx.render, haproxy.render):
         assert write([instance(ip)]) == b""
 
 
@@ -61,13 +62,13 @@ def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
     ],
 )
 def test_what_is_no_ip_address_and_no_host_name_is_left_out(ip: str) -> None:
-    for write in (plain.render, nginx.render, haproxy.render):
+    for write in (text, nginx.render, haproxy.render):
         assert write([instance(ip)]) == b""
 
 
 @pytest.mark.parametrize("ip", ["localhost", "a-b.c-1", "my_web_1", "1.a", "0x7f.a", "a" * 63, "xn--bcher-kva.example"])
 def test_a_host_name_is_an_address(ip: str) -> None:
-    assert plain.render([instance(ip, 8080)]) == f"{ip}:8080\n".encode()
+    assert text([instance(ip, 8080)]) == f"{ip}:8080\n".encode()
 
 
 def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
@@ -83,7 +84,7 @@ def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
 def test_an_address_stands_once_however_it_is_spelt(spellings: tuple[str, ...]) -> None:
     hosts = [instance(ip, 80, weight=float(n + 1)) for n, ip in enumerate(spellings)]
     address = f"[{spellings[0]}]" if ":" in spellings[0] else spellings[0]
-    assert plain.render(hosts) == f"{address}:80\n".encode()
+    assert text(hosts) == f"{address}:80\n".encode()
     assert nginx.render(hosts) == f"server {address}:80 weight={len(spellings)};\n".encode()
     assert haproxy.render(hosts).count(b"\n") == 1
 
@@ -102,7 +103,7 @@ _IPS = st.one_of(
 _WEIGHTS = st.one_of(st.floats(), st.integers(-1, 300).map(float))
 _HOSTS = st.builds(lambda ip, port, weight: instance(ip, port, weight=weight), _IPS, st.integers(-1, 65_537), _WEIGHTS)
 _LINES = {
-    plain.render: re.compile(r"(?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"),
+    text: re.compile(r"(?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"),
     nginx.render: re.compile(
         r"server (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+) weight=(?P<weight>[0-9]+);"
     ),
@@ -123,12 +124,12 @@ def test_whatever_is_registered_each_line_is_one_server_and_none_stands_twice(ho
         assert all(1 <= int(port) <= 65_535 for _, port in places)
         for match in found:
             most = 100 if write is nginx.render else 256
-            assert match is None or write is plain.render or 1 <= int(match["weight"]) <= most
+            assert match is None or write is text or 1 <= int(match["weight"]) <= most
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])
 def test_a_port_that_nobody_can_listen_on_is_left_out(port: int) -> None:
-    for write in (plain.render, nginx.render, haproxy.render):
+    for write in (text, nginx.render, haproxy.render):
         assert write([instance("10.0.0.1", port)]) == b""
 
 
