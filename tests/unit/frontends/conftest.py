@@ -18,6 +18,7 @@ from nacos_proxy.frontends.events.long_polls import Polls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
 from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
+from nacos_proxy.frontends.rest.models import Instance, Snapshot
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import Register
@@ -38,6 +39,15 @@ class Luck:
 
     def __call__(self) -> float:
         return self.next.pop(0) if self.next else 0.0
+
+
+class Change(Snapshot):
+    """The data of a `change` event, which OpenAPI has no way to describe."""
+
+    added: list[Instance]
+    modified: list[Instance]
+    removed: list[Instance]
+    source: str
 
 
 @dataclass

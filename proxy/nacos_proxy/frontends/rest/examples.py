@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nacos_proxy.frontends.rest.routing import Responses, documented, empty, problems
+from nacos_proxy.frontends.rest.routing import Responses, documented, problems
 from nacos_proxy.model.errors import (
     BadCall,
     Denied,
@@ -54,7 +54,7 @@ BODY_ERRORS = (
     BadCall("", Problem.BODY, "the body is longer than 1048576 bytes", status=413),
 )
 
-UNCHANGED = empty(304, "Nothing changed since the `ETag` in `If-None-Match`")
+UNCHANGED: Responses = {304: {"description": "Nothing changed since the `ETag` in `If-None-Match`"}}
 
 
 def of_a_read(example: Any, model: Any, *more: ProxyError) -> Responses:

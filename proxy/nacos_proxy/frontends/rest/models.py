@@ -51,15 +51,6 @@ class Snapshot(_Open):
     stale: bool
 
 
-class Change(Snapshot):
-    """The data of a `change` event."""
-
-    added: list[Instance]
-    modified: list[Instance]
-    removed: list[Instance]
-    source: str
-
-
 class Instances(BaseModel):
     """Every known instance of a service."""
 

@@ -215,10 +215,6 @@ def documented(
     return {status: {**entry, "content": {media: {"example": example}}}}
 
 
-def empty(status: int, description: str) -> Responses:
-    return {status: {"description": description}}
-
-
 def problems(*errors: ProxyError) -> Responses:
     """The `responses` entries of errors, each shown as it would be answered."""
     found: Responses = {}

@@ -24,12 +24,11 @@ from nacos_proxy.frontends.rest.routing import (
     Reply,
     ServiceName,
     documented,
-    empty,
     json_reply,
     problems,
     provided,
 )
-from nacos_proxy.model.calls import BEAT_NOT_FOUND, GetInstance, Register, ServicePage
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, BeatResult, GetInstance, ListServices, Register, ServicePage
 from nacos_proxy.model.errors import (
     BadCall,
     Garbled,
@@ -131,16 +130,7 @@ Api = Annotated[RestApi, Depends(provided(RestApi))]
     description="Asked of the upstream each time; while that is away, the names that this host knows, marked `stale`.",
     responses={
         **documented(
-            {
-                "namespaceId": "public",
-                "groupName": "DEFAULT_GROUP",
-                "count": 2,
-                "page": 1,
-                "size": 100,
-                "services": ["orders", "stock"],
-                "stale": False,
-            },
-            models.ServicePage,
+            page_json(ListServices("public", "DEFAULT_GROUP"), ServicePage(2, ("orders", "stock"))), models.ServicePage
         ),
         **examples.UNCHANGED,
         **problems(
@@ -282,16 +272,15 @@ async def register(
     api: Api,
 ) -> Response:
     key = query.service_key(service, request.rules)
-    registering = read_register(key, body, request.rules)
-    given = registering.call.instance
+    given = read_register(key, body, request.rules).instance
     instance = replace(given, ip=(await api.as_registered(key, InstanceAddress(given.ip, given.port))).ip)
     written: Written[None]
-    if registering.managed is None:
+    if body.managed is None:
         written = await api.agent.write(Register(key, instance))
     elif api.health_checker is None:
         raise BadCall("managed", Problem.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
     else:
-        spec = CheckSpec.parse(registering.managed)
+        spec = CheckSpec.parse(body.managed)
         written = await api.health_checker.register(key, instance, spec, client_of(request.scope))
     location = _location(service, instance, request.scope["query_string"].decode("latin-1"))
     return json_reply(host_json(instance, key), 201, (("location", location), *_how(written)))
@@ -326,7 +315,7 @@ async def update(
     summary="Deregister an instance",
     description="A success also if nobody knows the instance. A persistent one needs `ephemeral=false`." + WHO_ANSWERED,
     status_code=204,
-    responses={**empty(204, "Deregistered"), **problems(*WRITE_ERRORS, examples.BAD_PORT)},
+    responses={204: {"description": "Deregistered"}, **problems(*WRITE_ERRORS, examples.BAD_PORT)},
 )
 async def deregister(
     request: ApiRequest, service: ServiceName, address: Address, query: Annotated[KindQuery, Query()], api: Api
@@ -351,7 +340,7 @@ def _not_null(schema: dict[str, Any]) -> None:
     description="Without a body a light beat: 404 if the registry does not know the instance. With a body a full beat, "
     "which registers it then. `clientBeatInterval` (ms) says when the next one is due." + WHO_ANSWERED,
     responses={
-        **documented({"clientBeatInterval": 5000, "code": 10200, "lightBeatEnabled": True}, models.BeatAnswer, "Heard"),
+        **documented(beat_json(BeatResult()), models.BeatAnswer, "Heard"),
         **problems(*WRITE_ERRORS, *BODY_ERRORS, Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)),
     },
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Annotated, Any
 
@@ -124,16 +124,8 @@ class BeatBody(RequestBody):
     ephemeral: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Registering:
-    """A registration as our API takes it; `managed` is the JSON that asks us to beat for it, or None."""
-
-    call: Register
-    managed: object = None
-
-
-def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS) -> Registering:
-    """Raises `BadCall`."""
+def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS) -> Register:
+    """Raises `BadCall`. `managed` is not looked at."""
     checked(rules.metadata, body.metadata)
     clusters = {name for name in (body.cluster, body.clusterName) if name}
     if len(clusters) > 1:
@@ -144,7 +136,7 @@ def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS)
     checked(rules.cluster, cluster)
     instance = Instance(ip, port, cluster, **body.given("ip", "port", "cluster", "clusterName", "managed"))
     checked(rules.instance, instance)
-    return Registering(Register(service, instance), body.managed)
+    return Register(service, instance)
 
 
 def read_update(

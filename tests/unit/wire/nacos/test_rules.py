@@ -145,7 +145,7 @@ def test_a_body_of_our_api_obeys_it_too() -> None:
     body = RegisterBody(ip="主机", port=80, cluster="甲_乙", metadata=LONG)
     with pytest.raises(BadCall):
         read_register(KEY, body)
-    assert read_register(KEY, body, LENIENT).call.instance == instance("主机", 80, cluster="甲_乙", metadata=LONG)
+    assert read_register(KEY, body, LENIENT).instance == instance("主机", 80, cluster="甲_乙", metadata=LONG)
     more = UpdateBody(metadata=LONG)
     address = read_address("10.0.0.1:80")
     with pytest.raises(BadCall, match="'metadata'"):

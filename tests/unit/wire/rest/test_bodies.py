@@ -103,9 +103,9 @@ def test_a_registration_takes_every_field_and_leaves_the_rest_at_its_default() -
     )
     body = {"ip": "[::1]", "port": 0, "cluster": "c", "weight": 0.5, "metadata": {"a": ""}}
     body |= {"ephemeral": False, "enabled": False, "healthy": False, "managed": {"x": 1}}
-    read = read_register(KEY, RegisterBody.model_validate(body))
-    assert (read.call.instance, read.managed) == (whole, {"x": 1})
-    assert read_register(KEY, RegisterBody(ip="a", port=1)).call.instance == instance("a", 1)
+    read = RegisterBody.model_validate(body)
+    assert (read_register(KEY, read).instance, read.managed) == (whole, {"x": 1})
+    assert read_register(KEY, RegisterBody(ip="a", port=1)).instance == instance("a", 1)
 
 
 @given(
