@@ -41,7 +41,7 @@ from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
 from nacos_proxy.wire.rest.problem import problem
 
-DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # of a proxy with servers behind it, which know the rest
+DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # the calls answered here if there are servers behind, which do the rest
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 OnList = Callable[[ReadService, Snapshot], None]
@@ -112,8 +112,8 @@ class Router:
             await self.rest(_without_slash(scope), receive, send)
 
     def _seeks_console(self, scope: Scope) -> bool:
-        """Whether somebody looks for the console where Nacos has it; whoever is no browser and writes the slash, as
-        probes do, gets what is behind.
+        """Whether a browser asks for the console at Nacos's path. A probe, which writes the slash, gets the upstream's
+        answer.
         """
         path: str = scope["path"]
         if not self._context or scope["method"] not in ("GET", "HEAD"):
@@ -121,7 +121,7 @@ class Router:
         return path == self._context or (path == self._context + "/" and b"text/html" in header(scope, b"accept"))
 
     def answers_for_one(self, scope: Scope) -> bool:
-        """Whether a request is answered from what its client may see; not what is passed on, nor what all may see."""
+        """Whether the answer depends on what the client may see; pass-through and open paths do not."""
         path: str = scope["path"]
         return self._nacos.knows(scope["method"], path) if self._is_nacos(path) else path not in OPEN_PATHS
 
@@ -131,7 +131,7 @@ class Router:
         return path.startswith(("/v1/", "/v2/", "/v3/"))
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
-        """An error that arose before a request came here, in the dialect of its path."""
+        """The answer to an error that occurred before the request came here, in the dialect of its path."""
         path: str = scope["path"]
         if self._is_nacos(path):
             return self._nacos.refuse(scope, error)
@@ -139,8 +139,8 @@ class Router:
 
 
 def _without_slash(scope: Scope) -> Scope:
-    """A slash at the end says nothing. A redirect to the path without it would name the host, and the scheme that
-    somebody in between speaks to us.
+    """A slash at the end means nothing. A redirect to the path without it would name a host and a scheme, which may be
+    those of a proxy in between.
     """
     path, raw = scope["path"], scope.get("raw_path") or scope["path"].encode()
     if len(path) < 2 or not raw.endswith(b"/"):
@@ -170,21 +170,21 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
 
 
 def guarded(
-    front: Router, app: ASGIApp, guard: GuardPolicy, answers: ResponseTable, clock: Clock, s: Settings
+    router: Router, app: ASGIApp, policy: GuardPolicy, answers: ResponseTable, clock: Clock, s: Settings
 ) -> tuple[Guard, ASGIApp]:
-    """`app` behind the guard, cross-origin rules and the fast path, the outermost; and the guard."""
-    own_guard = Guard(app, guard, front.refuse)
-    own: ASGIApp = own_guard
+    """The guard, and `app` behind it, cross-origin rules and the fast path, which is outermost."""
+    guard = Guard(app, policy, router.refuse)
+    own: ASGIApp = guard
     if s.cors_origins:
         headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
         own = CORSMiddleware(
             own, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
         )
-    return own_guard, FastPath(own, answers, clock.now) if s.fast_path else own
+    return guard, FastPath(own, answers, clock.now) if s.fast_path else own
 
 
 def obey(guard: Guard, answers: ResponseTable, s: Settings) -> None:
-    """What can change while a process serves: tokens, host names, the log level."""
+    """Applies the settings that can change while the process serves: tokens, host names, the log level."""
     guard.obey(guard_policy(s))
-    answers.clear()  # who may ask is no longer who asked
+    answers.clear()  # they were prepared for clients that may no longer be allowed to ask
     logging.getLogger("nacos_proxy").setLevel(s.log_level.upper())

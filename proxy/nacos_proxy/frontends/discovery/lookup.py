@@ -45,7 +45,7 @@ from nacos_proxy.wire.rest.query import HealthyOnly, Names, ServicesQuery, View,
 
 router = APIRouter(route_class=ApiRoute, tags=["lookup"], default_response_class=Response)
 
-# A choice that a cache in between repeats is none.
+# A cache in between would repeat one choice for all.
 NO_STORE = (("cache-control", "no-store"), ("vary", "accept"))
 
 
@@ -54,12 +54,12 @@ _TURNS = 10_000  # positions of round robin that are kept
 
 
 class Draws:
-    """The choices of one view of one snapshot, and the bytes of each. `size`: of all that, in bytes, at the most."""
+    """The choices from one view of one snapshot, and their bytes. `size` is the most memory it may take, in bytes."""
 
     def __init__(self, snapshot: Snapshot, view: View, as_text: bool) -> None:
         self.choice = Choice(view.of(snapshot).hosts)
         self.size = (
-            1000 + len(view.clusters) + sum(_HOST + (0 if as_text else _told(host)) for host in self.choice.hosts)
+            1000 + len(view.clusters) + sum(_HOST + (0 if as_text else _json_size(host)) for host in self.choice.hosts)
         )
         self._key = snapshot.key
         self._text = as_text
@@ -76,7 +76,7 @@ class Draws:
 
 
 class Again:
-    """The way back to draws that are kept within their bound: who may choose again does not hold them beyond it."""
+    """Finds the draws, or makes them anew. The fast path holds this, which keeps no draws alive beyond the bound."""
 
     def __init__(self, draws: Draws, make: Callable[[], Draws]) -> None:
         self._draws = ref(draws)
@@ -90,10 +90,10 @@ class Again:
         return draws
 
 
-_HOST = 400  # bytes of what is kept of one instance beside its JSON
+_HOST = 400  # bytes kept of one instance, besides its JSON
 
 
-def _told(host: Instance) -> int:
+def _json_size(host: Instance) -> int:
     return _HOST + sum(len(name) + len(value or "") for name, value in host.metadata.items())
 
 
@@ -166,7 +166,7 @@ class LookupApi:
             if not names:
                 raise NothingKnown(f"no services are known here and the upstream cannot be asked: {error}") from error
         if len(names) > self._max_services:
-            text = f"the group has more than {self._max_services} services: name those that are wanted"
+            text = f"the group has more than {self._max_services} services: name the ones you want"
             raise BadCall("service", Problem.OTHER, text)
         return [ServiceKey(group.namespace, group.group, name) for name in names]
 

@@ -31,7 +31,7 @@ from nacos_proxy.wire.rest.query import TOKENS, bounded
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
-_WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
+_WELL = ("off", "ok", "idle", "unavailable")  # states of push, polling and disk that degrade nothing
 _MAX_SERVICES = 1_000_000
 
 router = APIRouter(route_class=ApiRoute, tags=["operations"], default_response_class=Response)
@@ -43,11 +43,11 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class OperatorView:
-    """What operators are shown. The functions give JSON without secrets, made anew each time.
+    """What operators see. Each function returns the current values as JSON without secrets.
 
-    `upstream`: servers, dialect and the like, `note` where something is to be said of it; `push`, `polling` and `disk`:
-    at least `state` (`off`, `idle`, `ok`, `unavailable`, or else what is wrong) and `reason`; `failing`: background
-    work that failed lately, with why. `started` is a moment of the agent's clock.
+    `upstream`: its kind, servers, login, and perhaps a `note`. `push`, `polling` and `disk`: `state` (`off`, `idle`,
+    `ok`, `unavailable`, or what is wrong) and perhaps `reason`. `failing`: background work that failed lately, with the
+    reason. `started` is in seconds of the agent's clock.
     """
 
     agent: Agent
@@ -198,9 +198,9 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
 
 
 def readiness(view: OperatorView) -> tuple[str, list[str]]:
-    """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read.
+    """`ready`, `degraded` or `unready`, and the reasons. A proxy that could not answer a single read is unready.
 
-    Nodes of the upstream that are down are named; as long as half of them are up that alone degrades nothing.
+    Upstream servers that are down are named, but degrade nothing while at least half of them are up.
     """
     catalog = view.agent.catalog
     reasons: list[str] = []
@@ -209,11 +209,10 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if knows_nothing:
             return "unready", [*reasons, "cache: nothing is known yet"]
-    parts = (("push", view.push()), ("polling", view.polling()), ("disk", view.disk()))
-    for name, part in parts:
-        state = part.get("state", "off")
+    for name, shown in (("push", view.push()), ("polling", view.polling()), ("disk", view.disk())):
+        state = shown.get("state", "off")
         if state not in _WELL:
-            reasons.append(f"{name}: {part.get('reason') or state}")
+            reasons.append(f"{name}: {shown.get('reason') or state}")
     reasons += [f"failing: {name}: {why}" for name, why in view.failing().items()]
     if refused := view.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
@@ -232,9 +231,10 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
 
 
 async def status_json(view: OperatorView, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
-    """Everything in one object; of the services `limit` from `offset` on, in the order of their names.
+    """The whole status; of the services, in the order of their names, `limit` from `offset` on.
 
-    `hosts` of each service are shown. The services are read in turns: what changes meanwhile may show or not.
+    At most `hosts` instances of each service are shown. Other work runs between the services, so a change meanwhile may
+    or may not show.
     """
     agent, catalog = view.agent, view.agent.catalog
     now = agent.clock.now()
@@ -269,13 +269,13 @@ async def status_json(view: OperatorView, limit: int, offset: int = 0, *, hosts:
 
 def _service_json(view: OperatorView, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
     cache = view.agent.catalog.cache
-    look, shown = cache.result_of(entry, now), entry.visible
+    result, shown = cache.result_of(entry, now), entry.visible
     instances = shown.instances if shown is not None else ()
     row: dict[str, Any] = {
         "service": entry.key.grouped,
         "namespaceId": entry.key.namespace,
-        "state": look.freshness.value,
-        "ageSeconds": round(look.age, 3) if shown is not None else None,
+        "state": result.freshness.value,
+        "ageSeconds": round(result.age, 3) if shown is not None else None,
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
         "watched": cache.watches(entry, now),

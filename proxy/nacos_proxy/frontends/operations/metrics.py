@@ -25,7 +25,7 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 class Repeated(NamedTuple):
-    """How many answers (`number`) of a kind and status the fast path repeated; `stage` is `head` or `target`."""
+    """How many answers (`number`) of a kind and status the fast path repeated; lookup `stage` is `head` or `target`."""
 
     kind: str
     status: int
@@ -68,7 +68,7 @@ COUNTERS = {
             "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
         ),
         Row("events_published", (), "Events published to subscribers"),
-        Row("subscribers_refused", (), "Streams refused since there were too many"),
+        Row("subscribers_refused", (), "Streams refused because there were too many"),
         Row("healed", (), "Instances registered again after the upstream had lost them"),
         Row("local_beats", (), "Beats answered here while the upstream was away"),
     )
@@ -78,13 +78,13 @@ GAUGES = {
     for row in (
         Row("info", ("version",), "1, with the version"),
         Row("upstream_up", (), "1 while the upstream answers"),
-        Row("push_up", (), "1 while changes are pushed to us, 0 while push is lost; absent where none is in use"),
+        Row("push_up", (), "1 while the upstream pushes changes, 0 while push is lost; absent if push is not in use"),
         Row("subscribers", (), "Event streams that are open"),
         Row("services", ("state",), "Services in the cache: fresh, stale, expired, missing"),
         Row("services_watched", (), "Services that are kept up to date"),
         Row("instances", (), "Instances of all services in the cache"),
         Row("registrations", (), "Instances registered through this proxy"),
-        Row("outage_writes_waiting", (), "Writes accepted here that the upstream has not heard of yet"),
+        Row("outage_writes_waiting", (), "Writes accepted here that have not been sent to the upstream yet"),
     )
 }
 METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
@@ -100,7 +100,7 @@ class Census:
 
 
 async def census(agent: Agent) -> Census:
-    """Counted in turns: there may be 10,000 services."""
+    """Counts with pauses for other work: there may be 10,000 services."""
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
         found.states[cache.result_of(entry, now).freshness] += 1
@@ -110,7 +110,7 @@ async def census(agent: Agent) -> Census:
 
 
 class ProxyCollector(Collector):
-    """Makes the metric families at each scrape; the census is taken before."""
+    """Makes the metric families at each scrape, after the census was taken."""
 
     def __init__(self, sources: Sources) -> None:
         self.census = Census()
@@ -163,7 +163,7 @@ def _with(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> 
 
 
 class Metrics:
-    """Ours, and those of the process, the interpreter and its memory."""
+    """Our metrics, and those of the process, the interpreter and its memory."""
 
     def __init__(self, sources: Sources) -> None:
         self.registry = CollectorRegistry()
@@ -175,6 +175,6 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     async def scrape(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
-        """As `encode` of prometheus_client writes them."""
+        """The metrics in the format of `encode`, of prometheus_client."""
         self._collector.census = await census(self._agent)
         return encode(self.registry)

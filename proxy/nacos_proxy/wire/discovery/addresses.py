@@ -23,19 +23,19 @@ _NAME = re.compile(rf"(?!unix$)(?=.{{1,253}}$)(?:{_LABEL}\.)*(?!(?:[0-9]+|0x[0-9
 
 @lru_cache(maxsize=16_384)
 def host_of(ip: str) -> str:
-    """A registered address as other programs take it, one of IPv6 in brackets; '' for what is none."""
+    """A registered address as other programs accept it, IPv6 in brackets; '' if it is neither an IP nor a host name."""
     ip = plain_ip(ip)
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
         name = ip.lower()
         return name if ip.isascii() and _NAME.fullmatch(name) else ""
-    # a scope, which could be any text, means something on the instance's own host only
+    # An IPv6 scope can be any text, and means something only on the instance's own host.
     return ip if address.version == 4 else f"[{ip}]" if address.scope_id is None else ""
 
 
 def servers(hosts: Iterable[Instance]) -> dict[str, float]:
-    """Weights by address, of the instances that another program's configuration can take; of two the greater."""
+    """Weights by address, of the instances that another program's configuration accepts; of two weights the greater."""
     found: dict[str, float] = {}
     for instance in hosts:
         if not (0 < instance.weight < math.inf and 0 < instance.port <= 65535):
@@ -46,18 +46,18 @@ def servers(hosts: Iterable[Instance]) -> dict[str, float]:
     return found
 
 
-def weighted_servers(hosts: Iterable[Instance], most: int) -> Iterable[tuple[str, int]]:
-    """Addresses with whole weights from 1 to `most`."""
+def weighted_servers(hosts: Iterable[Instance], max_weight: int) -> Iterable[tuple[str, int]]:
+    """Addresses with whole weights from 1 to `max_weight`."""
     found = servers(hosts)
-    return zip(found, whole_weights(list(found.values()), most), strict=True)
+    return zip(found, whole_weights(list(found.values()), max_weight), strict=True)
 
 
-def whole_weights(weights: Sequence[float], most: int) -> list[int]:
-    """Weights in the same proportion as whole numbers from 1 to `most`; left alone where they are that already."""
-    if all(weight == int(weight) and weight <= most for weight in weights):
+def whole_weights(weights: Sequence[float], max_weight: int) -> list[int]:
+    """Whole numbers from 1 to `max_weight` in the same proportion; unchanged if they are such numbers already."""
+    if all(weight == int(weight) and weight <= max_weight for weight in weights):
         return [int(weight) for weight in weights]
     top = max(weights)
-    return [max(1, round(weight / top * most)) for weight in weights]
+    return [max(1, round(weight / top * max_weight)) for weight in weights]
 
 
 def lines(rows: Iterable[str]) -> bytes:

@@ -11,7 +11,7 @@ from nacos_proxy.wire.discovery.addresses import lines, servers
 
 
 class Format(NamedTuple):
-    """`needs_server`: the program cannot do with no line at all, and gets an error instead."""
+    """`needs_server`: the program refuses an empty file, so it gets an error instead."""
 
     render: Callable[[Sequence[Instance]], bytes]
     needs_server: bool

@@ -183,7 +183,7 @@ def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dic
 
 
 def change_json(change: Change, view: View) -> dict[str, Any] | None:
-    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None where the view shows none."""
+    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None if the view shows no change."""
     before, after, key = view.of(change.before), view.of(change.after), change.key
     seen = change
     if not (_unfiltered(before, change.before) and _unfiltered(after, change.after)):
@@ -210,7 +210,7 @@ def _with_hosts(snapshot: Snapshot, shown: Selection) -> Snapshot:
 
 
 def instances_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
-    """Every instance that is known with its true health, also disabled ones, which a snapshot hides."""
+    """Every known instance with its true health, including disabled ones, which a snapshot hides."""
     clusters = view.cluster_set
     rows = [i for i in snapshot.instances if not clusters or i.cluster in clusters]
     rows = [i for i in rows if i.healthy or not view.healthy_only]
@@ -238,7 +238,7 @@ def page_json(call: ListServices, page: ServicePage, *, stale: bool = False) -> 
 
 
 def beat_json(result: BeatResult) -> dict[str, Any]:
-    """As Nacos answers a beat, then what else the server said."""
+    """Nacos's answer to a beat, then the server's other fields."""
     ours = {"clientBeatInterval": result.interval, "code": result.code, "lightBeatEnabled": result.light}
     return {**ours, **{name: value for name, value in result.extra.items() if name not in ours}}
 
@@ -247,7 +247,7 @@ def beat_json(result: BeatResult) -> dict[str, Any]:
 
 
 def etag(revision: str, *variant: object) -> str:
-    """The entity tag of one representation of a snapshot: the revision, and what else its bytes depend on."""
+    """The entity tag of one representation of a snapshot: the revision, and whatever else its bytes depend on."""
     if not any(variant):
         return f'"{revision}"'
     return f'"{revision}-{blake2b(repr(variant).encode("utf-8", "replace"), digest_size=4).hexdigest()}"'

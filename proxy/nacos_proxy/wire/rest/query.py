@@ -195,7 +195,7 @@ _WANTED = {
 
 
 def unknown(name: str, known: Collection[str], problem: Problem = Problem.ILLEGAL) -> BadCall:
-    """A misspelt name that was ignored would send traffic elsewhere, unseen."""
+    """The error for an unknown name. Ignoring a misspelt name would route traffic elsewhere unnoticed."""
     name = name[:100]
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
@@ -212,7 +212,7 @@ def missing(parameter: str) -> BadCall:
 
 
 def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> None:
-    """Run one of Nacos's checks and let its error speak of our parameter (`parameter`, else by the table of names)."""
+    """Runs one of Nacos's checks; its error names our parameter (`parameter`, or else by the table of names)."""
     try:
         check(value)
     except BadCall as error:
@@ -221,12 +221,12 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
         raise BadCall(ours, error.problem, text, value=error.value, status=error.status) from None
 
 
-SHORT = 256  # characters of a view's clusters: what is made for a longer one is not kept
+SHORT = 256  # characters of a view's clusters; nothing is kept for a view with more
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a reader wants to see of a snapshot. `clusters` is as it was asked for, and echoed so."""
+    """What a reader wants to see of a snapshot. `clusters` stays as the request has it, because answers repeat it."""
 
     clusters: str = ""
     healthy_only: bool = False
@@ -236,9 +236,9 @@ class View:
         return frozenset(part for part in self.clusters.split(",") if part)
 
     def within(self, snapshot: Snapshot) -> View | None:
-        """The one of all views that show the same of this snapshot that names no cluster but its own.
+        """The view without the clusters that this snapshot does not have; None if it has none of them.
 
-        None where it has none of those that are named. Names that nobody has make nothing new.
+        All views that show the same become equal, so unknown clusters add nothing to what is kept per view.
         """
         if not self.clusters:
             return self
@@ -251,7 +251,7 @@ class View:
 
 @lru_cache(maxsize=1024)
 def _view(clusters: str, healthy_only: bool) -> View:
-    """Thousands of readers have the same one: then it need not be compared."""
+    """The same object for the same view: thousands of readers share it, and identity is faster than equality."""
     return View(clusters, healthy_only)
 
 
@@ -269,10 +269,12 @@ class InstanceAddress(NamedTuple):
 
 
 def read_address(text: str, rules: Rules = NACOS) -> InstanceAddress:
-    """`ip:port` of a path, an IPv6 address in brackets or without them, in whichever spelling (`model.plain_ip`)."""
+    """`ip:port` of a path; an IPv6 address with or without brackets, in any spelling (`plain_ip`). Raises `BadCall`."""
     match = _ADDRESS.fullmatch(text)
     bare = "" if match is None else match["bare"] or ""
-    if match is None or (":" in bare and plain_ip(f"[{bare}]").startswith("[")):  # without brackets nothing but IPv6
+    if match is None or (
+        ":" in bare and plain_ip(f"[{bare}]").startswith("[")
+    ):  # without brackets only IPv6 may have ':'
         wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
         raise illegal("address", wanted, text)
     return InstanceAddress(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
@@ -286,6 +288,6 @@ def read_ip(ip: str, rules: Rules) -> str:
 
 
 def read_port(port: str | int) -> int:
-    """Whatever the rules: of no use is a port that nobody can connect to."""
+    """Checked under any rules: a port that nobody can connect to is useless. Raises `BadCall`."""
     checked(check_port, port)
     return check_port(port)
