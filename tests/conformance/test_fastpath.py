@@ -192,8 +192,8 @@ async def test_reads_from_memory_stand_in_the_metrics() -> None:
             await line.ask(get("/api/v1/services/orders/pick"))
         metrics = (await served.http.get("/metrics")).text
         line.close()
-    assert 'nacos_proxy_repeated_total{door="target",kind="list",status="200"} 3.0' in metrics
-    assert 'nacos_proxy_repeated_total{door="head",kind="pick",status="200"} 3.0' in metrics
+    assert 'nacos_proxy_repeated_total{kind="list",stage="target",status="200"} 3.0' in metrics
+    assert 'nacos_proxy_repeated_total{kind="pick",stage="head",status="200"} 3.0' in metrics
 
 
 # who may ask
@@ -240,7 +240,7 @@ async def talk(line: Line) -> None:
     answers = {await line.ask(request) for _ in range(4)}
     assert any(b"10.0.0.1" in answer for answer in answers)
     metrics = await line.ask(get("/metrics"))
-    assert b'nacos_proxy_repeated_total{door="head",kind="list",status="200"} 2.0' in metrics
+    assert b'nacos_proxy_repeated_total{kind="list",stage="head",status="200"} 2.0' in metrics
     line.close()
 
 

@@ -19,7 +19,7 @@ from nacos_proxy.app.server import App, build
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.table import ANY
-from nacos_proxy.wire.rest.bodies import BEAT_FIELDS, REGISTER_FIELDS, UPDATE_FIELDS
+from nacos_proxy.wire.rest.bodies import BeatBody, RegisterBody, UpdateBody
 from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock
 
@@ -174,7 +174,7 @@ RAW = st.sampled_from(
         *(b'{"ip":"a","port":%b}' % DIGITS.encode(), b'{"weight":1e999}', b'{"weight":%b}' % DIGITS.encode()),
     ]
 )
-FIELDS = {*REGISTER_FIELDS, *UPDATE_FIELDS, *BEAT_FIELDS}
+FIELDS = {*RegisterBody.model_fields, *UpdateBody.model_fields, *BeatBody.model_fields}
 BODIES = st.one_of(
     st.dictionaries(st.sampled_from(sorted(FIELDS)), JSON, max_size=3),
     CHECKS.map(lambda managed: {"ip": "127.0.0.1", "port": 80, "managed": managed}),

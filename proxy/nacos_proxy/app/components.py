@@ -40,7 +40,7 @@ from nacos_proxy.core.agent import Agent, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
+from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.model.errors import Refused
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, Supervisor
@@ -171,7 +171,7 @@ def _assemble(
         agent=agent,
         poller=poller,
         response_table=response_table,
-        reads=Reads(agent, ReadPolicy()),
+        reads=Reads(agent),
         events=events,
         health_checker=HealthChecker(agent, health_checker_policy(s)),
         checks=checks,

@@ -1,4 +1,4 @@
-"""What operators see of the parts: the rows of `/status` and `/metrics` that no part shows by itself."""
+"""What operators see: the values of `/status` and `/metrics` that come from several components."""
 
 from __future__ import annotations
 
@@ -19,82 +19,91 @@ from nacos_proxy.upstream.nacos.registry import NacosRegistry
 EMBEDDED = "embedded registry, for development: no Nacos is behind it"
 
 
-def operator_view(parts: Components) -> OperatorView:
-    """All that the operations endpoints show."""
+def operator_view(components: Components) -> OperatorView:
+    """Everything that the operations endpoints show."""
     sources = Sources(
-        parts.agent,
+        components.agent,
         __version__,
-        push_up=lambda: _push_up(parts),
-        subscribers=lambda: parts.events.readers,
-        refused=lambda: parts.events.quota.refused,
-        repeated=lambda: _repeated(parts.response_table),
-        more=lambda: _more_metrics(parts),
+        push_up=lambda: _push_up(components),
+        subscribers=lambda: components.events.readers,
+        refused=lambda: components.events.quota.refused,
+        repeated=lambda: _repeated(components.response_table),
+        more=lambda: _more_metrics(components),
     )
     return OperatorView(
-        parts.agent,
-        parts.events,
+        components.agent,
+        components.events,
         Metrics(sources),
         __version__,
-        parts.started,
-        upstream=lambda: upstream_status(parts),
-        push=lambda: push_status(parts),
-        polling=lambda: polling_status(parts),
-        disk=lambda: disk_status(parts),
-        failing=lambda: parts.agent.supervisor.failing,
-        more=lambda: more_status(parts),
+        components.started,
+        upstream=lambda: upstream_status(components),
+        push=lambda: push_status(components),
+        polling=lambda: polling_status(components),
+        disk=lambda: disk_status(components),
+        failing=lambda: components.agent.supervisor.failing,
+        more=lambda: more_status(components),
     )
 
 
-def upstream_status(parts: Components) -> Mapping[str, Any]:
-    if isinstance(parts.registry, NacosRegistry):
-        return {"kind": "nacos", **parts.registry.status()}
+def upstream_status(components: Components) -> Mapping[str, Any]:
+    if isinstance(components.registry, NacosRegistry):
+        return {"kind": "nacos", **components.registry.status()}
     return {"kind": "embedded", "note": EMBEDDED}
 
 
-def push_status(parts: Components) -> Mapping[str, Any]:
-    if parts.poller.push_alive:
+def push_status(components: Components) -> Mapping[str, Any]:
+    if components.poller.push_alive:
         return {"state": "ok"}
-    if parts.receiver is not None and isinstance(parts.registry, NacosRegistry):
-        if parts.receiver.covers(parts.registry.servers.up):
-            return {"state": "ok", "kind": "udp", **parts.receiver.tallies()}
-    if parts.push is None:
+    if components.receiver is not None and isinstance(components.registry, NacosRegistry):
+        if components.receiver.covers(components.registry.servers.up):
+            return {"state": "ok", "kind": "udp", **components.receiver.tallies()}
+    if components.push is None:
         return {"state": "off"}
-    if not parts.agent.catalog.cache.watched_keys():
-        return {"state": "idle", "reason": "no service is followed"}
-    if isinstance(parts.push, GrpcPush) and (why := parts.push.unavailable) and parts.settings.push != "on":
+    if not components.agent.catalog.cache.watched_keys():
+        return {"state": "idle", "reason": "no service is watched"}
+    if (
+        isinstance(components.push, GrpcPush)
+        and (why := components.push.unavailable)
+        and components.settings.push != "on"
+    ):
         return {"state": "unavailable", "reason": f"{why}; changes are found by polling"}
-    return {"state": "lost", "reason": "polling keeps time"}
+    interval = components.settings.poll_interval_read
+    return {"state": "lost", "reason": f"unavailable; polling every {interval:g} s"}
 
 
-def _push_up(parts: Components) -> bool | None:
-    return {"ok": True, "lost": False}.get(push_status(parts)["state"])
+def _push_up(components: Components) -> bool | None:
+    return {"ok": True, "lost": False}.get(push_status(components)["state"])
 
 
-def polling_status(parts: Components) -> Mapping[str, Any]:
-    """Whether `poll_budget` and the upstream's pace suffice for what is watched."""
-    if not parts.poller.late:
+def polling_status(components: Components) -> Mapping[str, Any]:
+    """Whether `poll_budget` and the upstream's pace suffice for the watched services."""
+    if not components.poller.late:
         return {"state": "ok"}
-    waits = f"services wait {parts.poller.behind:.0f} s for their turn"
-    reason = f"{waits}: more is watched than poll_budget or the pace of the upstream allows"
+    waits = f"services wait {components.poller.behind:.0f} s for their poll"
+    reason = f"{waits}: more services are watched than poll_budget or the upstream's pace allows"
     return {"state": "late", "reason": reason}
 
 
-def disk_status(parts: Components) -> Mapping[str, Any]:
-    if parts.persistence is None:
+def disk_status(components: Components) -> Mapping[str, Any]:
+    if components.persistence is None:
         return {"state": "off"}
-    return {"state": "failing", "reason": parts.persistence.failing} if parts.persistence.failing else {"state": "ok"}
+    return (
+        {"state": "failing", "reason": components.persistence.failing}
+        if components.persistence.failing
+        else {"state": "ok"}
+    )
 
 
-def more_status(parts: Components) -> Mapping[str, Any]:
+def more_status(components: Components) -> Mapping[str, Any]:
     managed = [
         {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
-        for m in parts.health_checker
+        for m in components.health_checker
     ]
-    udp = parts.udp
+    udp = components.udp
     return {
         "managed": managed,
         "udpPush": {} if udp is None else {_camel(name): number for name, number in udp.tallies().items()},
-        "fastPath": {"answers": len(parts.response_table), "bytes": parts.response_table.bytes},
+        "fastPath": {"answers": len(components.response_table), "bytes": components.response_table.bytes},
     }
 
 
@@ -109,31 +118,34 @@ def _repeated(answers: ResponseTable) -> Iterable[Repeated]:
         yield Repeated(kind, status, "target", tally.target)
 
 
-def _more_metrics(parts: Components) -> Iterable[Metric]:
+def _more_metrics(components: Components) -> Iterable[Metric]:
     gauges = {
-        "tenants": ("Tenants that are open, with auth = client", parts.tenants.open),
-        "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(parts.settings.embedded)),
+        "tenants": ("Tenants that are open, with auth = client", components.tenants.open),
+        "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(components.settings.embedded)),
         "disk_failing": (
             "1 while the state cannot be written",
-            int(bool(parts.persistence and parts.persistence.failing)),
+            int(bool(components.persistence and components.persistence.failing)),
         ),
-        "managed_instances": ("Instances that this proxy beats for", len(parts.health_checker)),
-        "poll_late_seconds": ("How long the service waits whose poll is longest due", round(parts.poller.behind, 3)),
-        "prepared_answers": ("Answers that the fast path holds", len(parts.response_table)),
+        "managed_instances": ("Instances that this proxy sends heartbeats for", len(components.health_checker)),
+        "poll_late_seconds": ("How long the most overdue poll has waited", round(components.poller.behind, 3)),
+        "prepared_answers": ("Answers that the fast path holds", len(components.response_table)),
     }
     counters = {
         "unwritable_rows": (
-            "Rows that are left out of the state file",
-            parts.persistence.unwritable if parts.persistence else 0,
+            "Rows left out of the state file",
+            components.persistence.unwritable if components.persistence else 0,
         ),
-        "tenants_refused": ("Requests whose token or password was refused, with auth = client", parts.tenants.refused),
+        "tenants_refused": (
+            "Requests whose token or password was refused, with auth = client",
+            components.tenants.refused,
+        ),
         "unreadable_hosts": (
-            "Hosts that the upstream lists and nobody can read",
-            parts.registry.unreadable if isinstance(parts.registry, NacosRegistry) else 0,
+            "Hosts in the upstream's lists that could not be read",
+            components.registry.unreadable if isinstance(components.registry, NacosRegistry) else 0,
         ),
         "udp_pushes_received": (
-            "Datagrams by which the upstream told of changes",
-            parts.receiver.received if parts.receiver else 0,
+            "Datagrams from the upstream that announced changes",
+            components.receiver.received if components.receiver else 0,
         ),
     }
     for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
@@ -142,13 +154,13 @@ def _more_metrics(parts: Components) -> Iterable[Metric]:
             family.add_metric([], value)
             yield family
     failures = CounterMetricFamily(
-        "nacos_proxy_background_failures", "Failures of work that goes on all the same", labels=["part"]
+        "nacos_proxy_background_failures", "Failures of background work, which goes on", labels=["part"]
     )
-    for name, number in parts.agent.supervisor.failures.items():
+    for name, number in components.agent.supervisor.failures.items():
         failures.add_metric([name], number)
     yield failures
-    if parts.udp is not None:
+    if components.udp is not None:
         counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
-        for name, number in parts.udp.tallies().items():
+        for name, number in components.udp.tallies().items():
             counter.add_metric([name], number)
         yield counter

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -41,9 +41,9 @@ from nacos_proxy.app.process import (
 )
 from nacos_proxy.app.router import (
     Router,
+    TenantApp,
     guarded,
     obey,
-    router_dependencies,
 )
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
@@ -78,7 +78,7 @@ class App:
         self.parts = components
         self.clock = components.clock
         self.response_table = components.response_table
-        self.router = Router(router_dependencies(components), self._lifespan)
+        self.router = Router(components, self._lifespan)
         self.tenants: Tenants | None = None
         s = components.settings
         if s.auth == "client" and isinstance(components.registry, NacosRegistry):
@@ -164,8 +164,7 @@ class AccountTenant:
     def __init__(self, components: Components, router: Router) -> None:
         self._components = components
         self._starting_udp: asyncio.Task[None] | None = None
-        dependencies = router_dependencies(components)
-        self.app: ASGIApp = router.view(replace(dependencies, on_list=self._listed if components.udp else None))
+        self.app: ASGIApp = TenantApp(router, components, self._listed if components.udp else None)
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
         """The first list that asks for UDP push opens the socket for it."""

@@ -11,7 +11,6 @@ from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.wire.http import CACHEABLE, Cacheable, HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.rules import NACOS, RULES
-from nacos_proxy.wire.rest.query import Query
 
 ANY_AGE = CacheControl()
 
@@ -26,11 +25,6 @@ def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") ->
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     query = scope["query_string"].decode("latin-1")
     return HttpRequest.parse(scope["method"], path, query, body, headers, context, scope.get(RULES, NACOS))
-
-
-def to_query(scope: Scope) -> Query:
-    """The query parameters of a request of the REST API."""
-    return Query(scope["query_string"].decode("latin-1"), scope.get(RULES, NACOS))
 
 
 def header(scope: Scope, name: bytes) -> bytes:

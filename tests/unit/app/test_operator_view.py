@@ -52,7 +52,7 @@ async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
         [NOTE],
     )  # a service that nobody registered is not followed either
     await parts.agent.write(Register(KEY, instance()))
-    assert readiness(operator_view(parts)) == ("degraded", ["push: polling keeps time", NOTE])
+    assert readiness(operator_view(parts)) == ("degraded", ["push: unavailable; polling every 5 s", NOTE])
     await parts.agent.close()
 
 

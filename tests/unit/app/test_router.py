@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from nacos_proxy.app.components import build
-from nacos_proxy.app.router import Router, router_dependencies
+from nacos_proxy.app.router import Router
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.model.errors import Denied
 from tests.helpers.app import serving
@@ -133,7 +133,7 @@ async def test_a_slash_at_the_end_of_our_own_paths_says_nothing_and_is_never_a_r
 )
 def test_a_refusal_before_the_api_speaks_the_dialect_of_its_path(path: str, shape: str) -> None:
     settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
-    front = Router(router_dependencies(build(Settings(**settings), FakeClock())))
+    front = Router(build(Settings(**settings), FakeClock()))
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
     reply = front.refuse(scope, Denied("no API token", status=401))
     assert b"no API token" in reply.body

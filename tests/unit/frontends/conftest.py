@@ -11,13 +11,15 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive
 
+from nacos_proxy.app.router import rest_app
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.discovery.lookup import LookupApi, LookupPolicy
+from nacos_proxy.frontends.discovery.lookup import LookupApi
+from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
-from nacos_proxy.frontends.operations.endpoints import OperatorView, OpsApi
+from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
-from nacos_proxy.frontends.rest.routes import PROBLEM_HANDLERS
+from nacos_proxy.frontends.rest.models import Instance, Snapshot
+from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import ProxyError
@@ -37,6 +39,15 @@ class Luck:
 
     def __call__(self) -> float:
         return self.next.pop(0) if self.next else 0.0
+
+
+class Change(Snapshot):
+    """The data of a `change` event, which OpenAPI has no way to describe."""
+
+    added: list[Instance]
+    modified: list[Instance]
+    removed: list[Instance]
+    source: str
 
 
 @dataclass
@@ -64,16 +75,16 @@ def events_policy() -> EventsPolicy:
 
 
 @pytest.fixture
-def lookup_policy() -> LookupPolicy:
-    return LookupPolicy()
+def max_services() -> int:
+    return 1_000
 
 
 @pytest.fixture
-async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> AsyncIterator[World]:
+async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator[World]:
     shelf, clock, luck = Shelf(), FakeClock(), Luck()
     registry = ScriptedRegistry(shelf)
     agent = build.agent(registry, clock)
-    reads = Reads(agent, ReadPolicy())
+    reads = Reads(agent)
     discovered: list[tuple[str, str, str]] = []
     events = EventsApi(
         agent,
@@ -83,10 +94,16 @@ async def world(events_policy: EventsPolicy, lookup_policy: LookupPolicy) -> Asy
         rng=luck,
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
-    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
     sight = OperatorView(agent, events, metrics, "1.2.3", clock.now())
-    for api in (RestApi(agent, reads), LookupApi(agent, reads, lookup_policy, luck), events, OpsApi(sight)):
-        app.include_router(api.routes().router())
+    app = rest_app(
+        {
+            RestApi: RestApi(agent, reads),
+            LookupApi: LookupApi(agent, reads, luck, max_services=max_services),
+            EventsApi: events,
+            LongPolls: events.polls,
+            OperatorView: sight,
+        }
+    )
     yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
     events.close()
     await agent.close()

@@ -1,11 +1,14 @@
-"""Long polls: a service is returned when it changes, or when the time is up."""
+"""Long polls: one service, answered when it has changed, or when the time is up."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from starlette.requests import Request
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field
+from starlette.responses import Response
 
 from nacos_proxy.catalog.freshness import cache_headers
 from nacos_proxy.catalog.hub import Filter, Mailbox
@@ -14,13 +17,24 @@ from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.channel import wait_for_disconnect
 from nacos_proxy.frontends.events.stream_quota import StreamQuota
 from nacos_proxy.frontends.open_streams import end_on_revocation
-from nacos_proxy.frontends.rest.services import json_reply, target
-from nacos_proxy.model.errors import NothingKnown, ProxyError
+from nacos_proxy.frontends.rest import examples, models
+from nacos_proxy.frontends.rest.examples import READ_ERRORS
+from nacos_proxy.frontends.rest.routing import (
+    ApiRequest,
+    ApiRoute,
+    Reply,
+    ServiceName,
+    documented,
+    json_reply,
+    problems,
+    provided,
+)
+from nacos_proxy.frontends.rest.services import SERVICE
+from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Violation
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import spawn, stop
-from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.rest.bodies import change_json, etag, snapshot_json
-from nacos_proxy.wire.rest.query import View, read_view, read_wait
+from nacos_proxy.wire.rest.query import View, ViewQuery, read_wait
 
 INDEX_HEADER = "nacos-proxy-index"
 
@@ -47,10 +61,9 @@ class LongPolls:
         self.quota = quota
         self._polls: set[_Poll] = set()
 
-    async def watch(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        view, index, wait = read_view(query), query.text("index").strip('"'), read_wait(query)
-        await self.agent.read(key)  # raises if there is no such service
+    async def watch(self, request: ApiRequest, key: ServiceKey, view: View, index: str, wait: float) -> Reply:
+        """Answers at once if the revision is not `index`, else after a change that `view` shows, or `wait` seconds."""
+        await self.agent.read(key)  # raises where there is nothing to watch
         client = client_of(request.scope)
         poll = _Poll(Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only))
         self.quota.take(client, poll.interest.keys)
@@ -71,7 +84,7 @@ class LongPolls:
             raise poll.error.with_traceback(None)
         return self._watched(key, view)
 
-    async def _first_change(self, request: Request, mailbox: Mailbox, poll: _Poll, view: View, wait: float) -> None:
+    async def _first_change(self, request: ApiRequest, mailbox: Mailbox, poll: _Poll, view: View, wait: float) -> None:
         clock, woken = self.agent.clock, poll.woken
         ends = [
             spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
@@ -89,13 +102,13 @@ class LongPolls:
             for end in ends:
                 await stop(end)
 
-    def _watched(self, key: ServiceKey, view: View) -> HttpReply:
-        result = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
-        if result.snapshot is None:  # refused during the poll
-            raise result.error or NothingKnown("this service was forgotten during the poll")
-        tag = etag(result.snapshot.revision, view.clusters, view.healthy_only, "stale" if result.stale else "")
-        headers = (*cache_headers(result), ("etag", tag), (INDEX_HEADER, result.snapshot.revision))
-        shown = snapshot_json(result.snapshot, view, stale=result.stale)
+    def _watched(self, key: ServiceKey, view: View) -> Reply:
+        cached = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
+        if cached.snapshot is None:  # it was refused meanwhile
+            raise cached.error or NothingKnown("this service was forgotten meanwhile")
+        tag = etag(cached.snapshot.revision, view.clusters, view.healthy_only, "stale" if cached.stale else "")
+        headers = (*cache_headers(cached), ("etag", tag), (INDEX_HEADER, cached.snapshot.revision))
+        shown = snapshot_json(cached.snapshot, view, stale=cached.stale)
         return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
 
     def close(self) -> None:
@@ -112,3 +125,38 @@ class LongPolls:
 
     def __len__(self) -> int:
         return len(self._polls)
+
+
+router = APIRouter(route_class=ApiRoute, tags=["events"], default_response_class=Response)
+
+
+class WatchQuery(ViewQuery):
+    index: Annotated[str, Field(description="The `revision` that the caller knows; empty if it knows none.")] = ""
+    wait: Annotated[
+        str,
+        Field(description="How long to wait at most: `30s`, `1500ms`, `2m`; at most five minutes.", examples=["30s"]),
+    ] = "30s"
+
+
+@router.get(
+    SERVICE + "/watch",
+    summary="Wait for a change of a service",
+    description="Answers at once if the service's revision is not `index`, else at its first change that the filters "
+    "show, or unchanged when `wait` is over. The header `Nacos-Proxy-Index` is the next `index`.",
+    responses={
+        **documented(examples.SNAPSHOT_JSON, models.Snapshot),
+        **problems(
+            *READ_ERRORS,
+            BadCall("wait", Violation.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s."),
+            examples.TOO_MANY,
+        ),
+    },
+)
+async def watch(
+    request: ApiRequest,
+    service: ServiceName,
+    query: Annotated[WatchQuery, Query()],
+    polls: Annotated[LongPolls, Depends(provided(LongPolls))],
+) -> Response:
+    key, view = query.service_key(service, request.rules), query.view(request.rules)
+    return await polls.watch(request, key, view, query.index.strip('"'), read_wait(query.wait))

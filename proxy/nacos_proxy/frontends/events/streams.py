@@ -15,9 +15,12 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import orjson
-from starlette.requests import Request
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nacos_proxy.catalog.hub import (
@@ -27,29 +30,22 @@ from nacos_proxy.catalog.hub import (
     Notice,
 )
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import client_of, send_reply, to_query
+from nacos_proxy.frontends.answers import client_of, send_reply
 from nacos_proxy.frontends.channel import AsgiChannel
 from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.frontends.open_streams import end_on_revocation
-from nacos_proxy.frontends.rest import documents as docs
+from nacos_proxy.frontends.rest import examples
+from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Bodies
-from nacos_proxy.frontends.rest.routes import Routes
+from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, problems, provided
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.wire.http import STREAM, Channel, HttpReply
+from nacos_proxy.wire.http import STREAM, Channel
+from nacos_proxy.wire.nacos.rules import Rules
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
-from nacos_proxy.wire.rest.query import (
-    SHORT,
-    Query,
-    View,
-    illegal,
-    missing,
-    read_key,
-    read_list,
-    read_view,
-)
+from nacos_proxy.wire.rest.query import SHORT, ServicesQuery, View
 from nacos_proxy.wire.rest.sse import (
     CONTENT_TYPE,
     HEARTBEAT,
@@ -82,6 +78,12 @@ def _do_not_discover(namespace: str, group: str) -> None:
     """For a proxy that does not poll the names of a group's services."""
 
 
+class EventsQuery(ServicesQuery):
+    lastEventId: Annotated[
+        str, Field(description="The id to resume behind, for readers that cannot send the `Last-Event-ID` header.")
+    ] = ""
+
+
 class EventsApi:
     """The endpoints and all streams. `discover` and `forget` are called as streams of a whole group begin and end."""
 
@@ -109,37 +111,22 @@ class EventsApi:
         self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """The last encoded event: ten thousand readers ask for the same one after the other."""
 
-    def routes(self) -> Routes:
-        routes = Routes("events")
-        routes.add("GET", "/api/v1/services/{service}/watch", self.polls.watch, docs.WATCH)
-        routes.add("GET", "/api/v1/events", self.events, docs.EVENTS)
-        return routes
-
     # streams
 
-    async def events(self, request: Request) -> HttpReply | _Stream:
-        query = to_query(request.scope)
-        view = read_view(query)
-        interest = self._interest(query, view)
-        after = request.headers.get("last-event-id") or query.text("lastEventId")
-        if self.closed:
-            return plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),))
+    def stream(self, request: ApiRequest, query: EventsQuery) -> _Stream:
+        """A stream that has not begun yet. Raises `BadCall`."""
+        view = query.view(request.rules)
+        interest = self._interest(query, view, request.rules)
+        after = request.headers.get("last-event-id") or query.lastEventId
         client = client_of(request.scope)
         self.quota.take(client, interest.keys)
         return _Stream(self, request.scope, interest, view, after[:100], client)
 
-    def _interest(self, query: Query, view: View) -> Filter:
-        names = query.all("service")
-        if not names:
-            raise missing("service")
-        if len(names) > self.policy.services_per_stream:
-            raise illegal("service", f"Param 'service' is given more than {self.policy.services_per_stream} times.")
-        if "*" not in names:
-            keys = frozenset(read_key(name, query) for name in names)
-            return Filter(keys, clusters=view.cluster_set, healthy_only=view.healthy_only)
-        if len(names) > 1:
-            raise illegal("service", "Param 'service' is illegal, '*' cannot be combined with names.")
-        group = read_list(query)
+    def _interest(self, query: EventsQuery, view: View, rules: Rules) -> Filter:
+        keys = query.keys(self.policy.services_per_stream, rules)
+        if keys is not None:
+            return Filter(frozenset(keys), clusters=view.cluster_set, healthy_only=view.healthy_only)
+        group = query.list_call(rules)
         everything = (group.namespace, group.group)
         return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
 
@@ -396,3 +383,36 @@ class _Stream:
             self._api.agent.unwatch(self._mailbox)
             if self.interest.everything is not None:
                 self._api.forget(*self.interest.everything)
+
+
+router = APIRouter(route_class=ApiRoute, tags=["events"], default_response_class=Response)
+_EXAMPLE = (
+    'retry: 2000\n\nid: 1f0c9ab2-17\nevent: snapshot\ndata: {"name":"DEFAULT_GROUP@@orders","hosts":[],…}\n\n'
+    'id: 1f0c9ab2-18\nevent: change\ndata: {…,"added":[…],"modified":[],"removed":[],"source":"push"}\n\n'
+    'id: 1f0c9ab2-19\nevent: upstream\ndata: {"state":"down","reason":"connection refused"}\n\n:\n\n'
+)
+
+
+@router.get(
+    "/api/v1/events",
+    summary="Server-Sent Events of one or many services",
+    description="First a `snapshot` of each service, then a `change` for each change (the new snapshot with `added`, "
+    "`modified`, `removed` and `source`), and `upstream` when the upstream is lost or back. A comment every 15 s keeps "
+    "the stream alive. `Last-Event-ID` resumes without a gap; if that is no longer possible, new snapshots say "
+    '`"reset": true`. A reader that is slow may miss a state that came and went, never the last one. `service` may be '
+    "given many times; `service=*` is every service of the group.",
+    responses={
+        **documented(_EXAMPLE, None, "The stream", media="text/event-stream"),
+        **problems(*READ_ERRORS, examples.TOO_MANY),
+    },
+)
+async def events(
+    request: ApiRequest,
+    query: Annotated[EventsQuery, Query()],
+    api: Annotated[EventsApi, Depends(provided(EventsApi))],
+) -> Response:
+    """FastAPI's own event streams cost a task and a queue per reader: ours write to the connection themselves."""
+    if api.closed:
+        path = request.scope["path"]
+        return Reply(plain_problem(503, "the proxy is stopping", path, (("retry-after", "2"),)))
+    return Reply(api.stream(request, query))

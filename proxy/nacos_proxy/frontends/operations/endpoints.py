@@ -1,39 +1,40 @@
-"""For operators: is it alive, can it answer, what does it do. Not for: the numbers' own meaning (`metrics`)."""
+"""For operators: health, readiness, status, metrics and the status page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
+from fastapi import APIRouter, Depends, Query
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from pydantic import Field
 from starlette.requests import Request
+from starlette.responses import Response
 
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import to_query
 from nacos_proxy.frontends.auth import STRANGER
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.operations.metrics import Metrics
-from nacos_proxy.frontends.operations.status_page import (
-    CONTENT_SECURITY_POLICY,
-    MOST_HOSTS,
-    page,
-    service_row,
-)
-from nacos_proxy.frontends.rest import documents as docs
-from nacos_proxy.frontends.rest.routes import Doc, Endpoint, Routes
-from nacos_proxy.frontends.rest.services import json_reply
+from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MOST_HOSTS, service_row
+from nacos_proxy.frontends.operations.status_page import page as status_page
+from nacos_proxy.frontends.rest import examples
+from nacos_proxy.frontends.rest.routing import ApiRoute, Reply, documented, json_reply, problems, provided
+from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.runtime import in_turns
-from nacos_proxy.wire.http import HttpReply
-from nacos_proxy.wire.rest.query import TOKENS
+from nacos_proxy.wire.http import TEXT_TYPE, HttpReply
+from nacos_proxy.wire.rest import query
+from nacos_proxy.wire.rest.query import TOKENS, bounded
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
-_WELL = ("off", "ok", "idle", "unavailable")  # states of a part that degrade nothing
-_BOUNDS = (("limit", 1000), ("offset", 0))
+_WELL = ("off", "ok", "idle", "unavailable")  # states of push, polling and disk that degrade nothing
+_MAX_SERVICES = 1_000_000
+
+router = APIRouter(route_class=ApiRoute, tags=["operations"], default_response_class=Response)
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -42,11 +43,11 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class OperatorView:
-    """What operators are shown. The functions give JSON without secrets, made anew each time.
+    """What operators see. Each function returns the current values as JSON without secrets.
 
-    `upstream`: servers, dialect and the like, `note` where something is to be said of it; `push`, `polling` and `disk`:
-    at least `state` (`off`, `idle`, `ok`, `unavailable`, or else what is wrong) and `reason`; `failing`: background
-    work that failed lately, with why. `started` is a moment of the agent's clock.
+    `upstream`: its kind, servers, login, and perhaps a `note`. `push`, `polling` and `disk`: `state` (`off`, `idle`,
+    `ok`, `unavailable`, or what is wrong) and perhaps `reason`. `failing`: background work that failed lately, with the
+    reason. `started` is in seconds of the agent's clock.
     """
 
     agent: Agent
@@ -62,100 +63,166 @@ class OperatorView:
     more: Callable[[], Mapping[str, Any]] = _nothing
 
 
-class OpsApi:
-    """The endpoints."""
+View = Annotated[OperatorView, Depends(provided(OperatorView))]
 
-    def __init__(self, sight: OperatorView) -> None:
-        self._sight = sight
-        self.endpoints: dict[str, Endpoint] = {
-            "/healthz": self.health,
-            "/readyz": self.ready,
-            "/status": self.status,
-            "/metrics": self.metrics,
-            "/": self.page,
+
+@router.get(
+    "/healthz",
+    summary="Whether the process is alive",
+    description="Always 200.",
+    responses=documented({"status": "ok"}),
+)
+async def health() -> Response:
+    return json_reply({"status": "ok"}, headers=_NO_STORE)
+
+
+@router.get(
+    "/readyz",
+    summary="Whether reads can be answered",
+    description="`degraded` with reasons if something is missing but reads are answered; 503 if they are not.",
+    responses={
+        **documented({"status": "degraded", "reasons": ["upstream: connection refused"]}),
+        **documented(
+            {"status": "unready", "reasons": ["upstream: connection refused", "nothing is known"]}, status=503
+        ),
+    },
+)
+async def ready(request: Request, view: View) -> Response:
+    status, reasons = readiness(view)
+    if request.scope.get(STRANGER):  # reasons may name accounts and repeat what the upstream said
+        reasons = list(dict.fromkeys(reason.partition(":")[0].partition(" ")[0] for reason in reasons))
+    return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
+
+
+class StatusQuery(query.Query):
+    limit: Annotated[
+        int, Field(ge=0, le=_MAX_SERVICES, description="How many services are shown."), bounded(0, _MAX_SERVICES)
+    ] = 1000
+    offset: Annotated[
+        int,
+        Field(ge=0, le=_MAX_SERVICES, description="How many services, in the order of their names, come before."),
+        bounded(0, _MAX_SERVICES),
+    ] = 0
+
+
+_STATUS = {
+    "version": "1.0.0",
+    "uptimeSeconds": 86400.5,
+    "upstream": {
+        "state": "up",
+        "forSeconds": 86400.5,
+        "reason": "",
+        "kind": "nacos",
+        "login": {"enabled": False, "logins": 0, "error": ""},
+        "servers": [
+            {
+                "url": "http://10.0.0.1:8848/nacos",
+                "state": "up",
+                "error": "",
+                "latencyMs": 1.9,
+                "version": "2.5.1",
+                "dialects": ["v1", "v2"],
+                "outcomes": {"ok": 4711},
+            }
+        ],
+    },
+    "push": {"state": "ok"},
+    "disk": {"state": "ok"},
+    "subscribers": {"streams": 1, "byClient": {"127.0.0.1": 1}},
+    "registrations": 2,
+    "lastEventId": "1f0c9ab2-17",
+    "servicesTotal": 1,
+    "offset": 0,
+    "limit": 1000,
+    "truncated": False,
+    "services": [
+        {
+            "service": examples.KEY.grouped,
+            "namespaceId": examples.KEY.namespace,
+            "state": "fresh",
+            "ageSeconds": 0.4,
+            "instances": 2,
+            "healthy": 2,
+            "watched": True,
+            "subscribers": 1,
+            "registeredHere": 2,
+            "pendingWrites": 0,
+            "fromDisk": False,
+            "error": None,
+            "revision": examples.AFTER.revision,
         }
+    ],
+}
+_BAD_LIMIT = BadCall("limit", Violation.ILLEGAL, "Param 'limit' is illegal, it must be a number from 0 to 1000000.")
 
-    def routes(self) -> Routes:
-        return operations_routes(self.endpoints)
 
-    async def health(self, request: Request) -> HttpReply:
-        return json_reply({"status": "ok"}, headers=_NO_STORE)
+@router.get(
+    "/status",
+    summary="The proxy's state",
+    description="Upstream, push, services with their age, subscribers, counts, disk. Of the services, in the order of "
+    "their names, `limit` (1000) are shown from `offset` (0) on; `truncated` says that there are others, "
+    "`servicesTotal` how many.",
+    responses={**documented(_STATUS), **problems(_BAD_LIMIT)},
+)
+async def status(page: Annotated[StatusQuery, Query()], view: View) -> Response:
+    return json_reply(await status_json(view, page.limit, page.offset), headers=_NO_STORE)
 
-    async def ready(self, request: Request) -> HttpReply:
-        status, reasons = readiness(self._sight)
-        if request.scope.get(STRANGER):  # what is wrong may name accounts and say what the upstream said
-            reasons = list(dict.fromkeys(reason.partition(":")[0].partition(" ")[0] for reason in reasons))
-        return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
-    async def status(self, request: Request) -> HttpReply:
-        query = to_query(request.scope)
-        limit, offset = (query.number(name, default, 0, 1_000_000) for name, default in _BOUNDS)
-        return json_reply(await status_json(self._sight, limit, offset), headers=_NO_STORE)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    description="`nacos_proxy_*` and the process's own.",
+    responses=documented("…", media=TEXT_TYPE),
+)
+async def metrics(request: Request, view: View) -> Response:
+    encode, content_type = _encoder(request.headers.get("accept", ""))
+    return Reply(HttpReply(200, content_type, await view.metrics.scrape(encode), _NO_STORE))
 
-    async def metrics(self, request: Request) -> HttpReply:
-        encode, content_type = _encoder(request.headers.get("accept", ""))
-        return HttpReply(200, content_type, await self._sight.metrics.scrape(encode), _NO_STORE)
 
-    async def page(self, request: Request) -> HttpReply:
-        headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
-        query = parse_qsl(request.scope["query_string"].decode("latin-1"))
-        token = {name: value for name, value in query if name in TOKENS}
-        shown = await status_json(self._sight, _PAGE_SERVICES, hosts=MOST_HOSTS)
-        rows = [service_row(row) async for row in in_turns(shown["services"], 10)]
-        body = page(shown, rows, *readiness(self._sight), token)
-        return HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE))
+@router.get("/", include_in_schema=False)
+async def page(request: Request, view: View) -> Response:
+    headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
+    given = parse_qsl(request.scope["query_string"].decode("latin-1"))
+    token = {name: value for name, value in given if name in TOKENS}
+    shown = await status_json(view, _PAGE_SERVICES, hosts=MOST_HOSTS)
+    rows = [service_row(row) async for row in in_turns(shown["services"], 10)]
+    body = status_page(shown, rows, *readiness(view), token)
+    return Reply(HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE)))
 
 
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
         return choose_encoder(accept)
-    except (TypeError, ValueError):  # of a version that is none
+    except (TypeError, ValueError):  # the version in Accept is not a number
         return choose_encoder("")
 
 
-_DOCS: dict[str, Doc | None] = {
-    "/healthz": docs.HEALTH,
-    "/readyz": docs.READY,
-    "/status": docs.STATUS,
-    "/metrics": docs.METRICS,
-    "/": None,
-}
+def readiness(view: OperatorView) -> tuple[str, list[str]]:
+    """`ready`, `degraded` or `unready`, and the reasons. A proxy that could not answer a single read is unready.
 
-
-def operations_routes(endpoints: Mapping[str, Endpoint]) -> Routes:
-    """The endpoints by path, documented."""
-    routes = Routes("operations")
-    for path, doc in _DOCS.items():
-        routes.add("GET", path, endpoints[path], doc)
-    return routes
-
-
-def readiness(sight: OperatorView) -> tuple[str, list[str]]:
-    """`ready`, `degraded` or `unready`, and why. Unready is a proxy that could not answer a single read.
-
-    Nodes of the upstream that are down are named; as long as half of them are up that alone degrades nothing.
+    Upstream servers that are down are named, but degrade nothing while at least half of them are up.
     """
-    catalog = sight.agent.catalog
+    catalog = view.agent.catalog
     reasons: list[str] = []
+    knows_nothing = not any(entry.visible is not None for entry in catalog.cache.entries())
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
-        if not any(entry.visible is not None for entry in catalog.cache.entries()):
+        if knows_nothing:
             return "unready", [*reasons, "cache: nothing is known yet"]
-    parts = (("push", sight.push()), ("polling", sight.polling()), ("disk", sight.disk()))
-    for name, part in parts:
-        state = part.get("state", "off")
+    for name, shown in (("push", view.push()), ("polling", view.polling()), ("disk", view.disk())):
+        state = shown.get("state", "off")
         if state not in _WELL:
-            reasons.append(f"{name}: {part.get('reason') or state}")
-    reasons += [f"failing: {name}: {why}" for name, why in sight.failing().items()]
-    if refused := sight.upstream().get("login", {}).get("error"):
+            reasons.append(f"{name}: {shown.get('reason') or state}")
+    reasons += [f"failing: {name}: {why}" for name, why in view.failing().items()]
+    if refused := view.upstream().get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
-        if not any(entry.visible is not None for entry in catalog.cache.entries()):
+        if knows_nothing:
             return "unready", [*reasons, "cache: nothing is known yet"]
     if catalog.registrations.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
-    if sight.events.closed:
+    if view.events.closed:
         reasons.append("stopping")
-    upstream = sight.upstream()
+    upstream = view.upstream()
     servers: list[Mapping[str, Any]] = upstream.get("servers", [])
     down = [s for s in servers if s["state"] == "down"] if len(servers) > 1 and catalog.breaker.up else []
     notes = [f"upstream: {upstream['note']}"] if "note" in upstream else []
@@ -163,34 +230,35 @@ def readiness(sight: OperatorView) -> tuple[str, list[str]]:
     return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
 
 
-async def status_json(sight: OperatorView, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
-    """Everything in one object; of the services `limit` from `offset` on, in the order of their names.
+async def status_json(view: OperatorView, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
+    """The whole status; of the services, in the order of their names, `limit` from `offset` on.
 
-    `hosts` of each service are shown. The services are read in turns: what changes meanwhile may show or not.
+    At most `hosts` instances of each service are shown. Other work runs between the services, so a change meanwhile may
+    or may not show.
     """
-    agent, catalog = sight.agent, sight.agent.catalog
+    agent, catalog = view.agent, view.agent.catalog
     now = agent.clock.now()
     breaker = catalog.breaker
     entries = sorted(catalog.cache.entries(), key=lambda entry: entry.key)
     chosen = entries[offset : offset + limit]
-    services = [_service_json(sight, entry, now, hosts) async for entry in in_turns(chosen, 100)]
+    services = [_service_json(view, entry, now, hosts) async for entry in in_turns(chosen, 100)]
     return {
-        "version": sight.version,
-        "uptimeSeconds": round(now - sight.started, 3),
+        "version": view.version,
+        "uptimeSeconds": round(now - view.started, 3),
         "upstream": {
             "state": "up" if breaker.up else "down",
-            "forSeconds": round(now - max(breaker.since, sight.started), 3),
+            "forSeconds": round(now - max(breaker.since, view.started), 3),
             "reason": breaker.reason,
-            **sight.upstream(),
+            **view.upstream(),
         },
-        "push": {"state": "off", **sight.push()},
-        "disk": {"state": "off", **sight.disk()},
-        "failing": sight.failing(),
-        "subscribers": {"streams": sight.events.readers, "byClient": sight.events.quota.clients},
+        "push": {"state": "off", **view.push()},
+        "disk": {"state": "off", **view.disk()},
+        "failing": view.failing(),
+        "subscribers": {"streams": view.events.readers, "byClient": view.events.quota.clients},
         "registrations": len(catalog.registrations),
         "lastEventId": catalog.hub.last_id,
         "counts": asdict(agent.counts),
-        **sight.more(),
+        **view.more(),
         "servicesTotal": len(entries),
         "offset": offset,
         "limit": limit,
@@ -199,15 +267,15 @@ async def status_json(sight: OperatorView, limit: int, offset: int = 0, *, hosts
     }
 
 
-def _service_json(sight: OperatorView, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
-    cache = sight.agent.catalog.cache
-    look, shown = cache.result_of(entry, now), entry.visible
+def _service_json(view: OperatorView, entry: Entry, now: float, hosts: int) -> dict[str, Any]:
+    cache = view.agent.catalog.cache
+    result, shown = cache.result_of(entry, now), entry.visible
     instances = shown.instances if shown is not None else ()
     row: dict[str, Any] = {
         "service": entry.key.grouped,
         "namespaceId": entry.key.namespace,
-        "state": look.freshness.value,
-        "ageSeconds": round(look.age, 3) if shown is not None else None,
+        "state": result.freshness.value,
+        "ageSeconds": round(result.age, 3) if shown is not None else None,
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
         "watched": cache.watches(entry, now),

@@ -1,6 +1,6 @@
-"""Numbers for Prometheus, read from the parts at each scrape: nothing is counted twice, there is no global registry.
+"""Numbers for Prometheus, read from the components at each scrape: nothing is counted twice.
 
-Not for: deciding anything. Every metric is listed in `METRICS`; the docs' table is held against it.
+Every metric is listed in `METRICS`; a test compares the table in docs/operations.md with it.
 """
 
 from __future__ import annotations
@@ -21,39 +21,33 @@ from nacos_proxy.runtime import in_turns
 
 PREFIX = "nacos_proxy_"
 
+Samples = Iterable[tuple[tuple[str, ...], float]]
+
 
 class Repeated(NamedTuple):
-    """How many answers (`number`) of a kind and status the fast path repeated; `door` is `head` or `target`."""
+    """How many answers (`number`) of a kind and status the fast path repeated; lookup `stage` is `head` or `target`."""
 
     kind: str
     status: int
-    door: str
+    stage: str
     number: int
-
-
-def _none() -> Iterable[Repeated]:
-    return ()
-
-
-def _zero() -> int:
-    return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the numbers come from. `push_up` gives None where push is not in use."""
+    """Where the numbers come from. `push_up` gives None if push is not in use."""
 
     agent: Agent
     version: str
     push_up: Callable[[], bool | None] = lambda: None
-    subscribers: Callable[[], int] = _zero
-    refused: Callable[[], int] = _zero
-    repeated: Callable[[], Iterable[Repeated]] = _none
+    subscribers: Callable[[], int] = lambda: 0
+    refused: Callable[[], int] = lambda: 0
+    repeated: Callable[[], Iterable[Repeated]] = lambda: ()
     more: Callable[[], Iterable[Metric]] = lambda: ()
 
 
 class Row(NamedTuple):
-    """A metric's name behind the prefix (a counter's without `_total`), its labels, what it says."""
+    """A metric's name after the prefix (a counter's without `_total`), its labels, its help text."""
 
     name: str
     labels: tuple[str, ...]
@@ -64,7 +58,7 @@ COUNTERS = {
     row.name: row
     for row in (
         Row("reads", ("outcome",), "Reads that the cache answered: hit, stale, miss (waited for the upstream), none"),
-        Row("repeated", ("kind", "status", "door"), "Answers that the fast path repeated from memory"),
+        Row("repeated", ("kind", "status", "stage"), "Answers that the fast path repeated from memory"),
         Row("fetches", ("outcome",), "Fetches of a service from the upstream: ok, or the error"),
         Row("writes", ("outcome",), "Writes sent to the upstream: ok, or the error"),
         Row("changes", ("source",), "Changes of services: poll, push, write"),
@@ -74,7 +68,7 @@ COUNTERS = {
             "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
         ),
         Row("events_published", (), "Events published to subscribers"),
-        Row("subscribers_refused", (), "Streams refused since there were too many"),
+        Row("subscribers_refused", (), "Streams refused because there were too many"),
         Row("healed", (), "Instances registered again after the upstream had lost them"),
         Row("local_beats", (), "Beats answered here while the upstream was away"),
     )
@@ -84,13 +78,13 @@ GAUGES = {
     for row in (
         Row("info", ("version",), "1, with the version"),
         Row("upstream_up", (), "1 while the upstream answers"),
-        Row("push_up", (), "1 while changes are pushed to us, 0 while push is lost; absent where none is in use"),
+        Row("push_up", (), "1 while the upstream pushes changes, 0 while push is lost; absent if push is not in use"),
         Row("subscribers", (), "Event streams that are open"),
         Row("services", ("state",), "Services in the cache: fresh, stale, expired, missing"),
         Row("services_watched", (), "Services that are kept up to date"),
         Row("instances", (), "Instances of all services in the cache"),
         Row("registrations", (), "Instances registered through this proxy"),
-        Row("outage_writes_waiting", (), "Writes accepted here that the upstream has not heard of yet"),
+        Row("outage_writes_waiting", (), "Writes accepted here that have not been sent to the upstream yet"),
     )
 }
 METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
@@ -106,7 +100,7 @@ class Census:
 
 
 async def census(agent: Agent) -> Census:
-    """Counted in turns: there may be 10,000 services."""
+    """Counts with pauses for other work: there may be 10,000 services."""
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
         found.states[cache.result_of(entry, now).freshness] += 1
@@ -116,18 +110,22 @@ async def census(agent: Agent) -> Census:
 
 
 class ProxyCollector(Collector):
-    """Makes the metric families at each scrape; the census is taken before."""
+    """Makes the metric families at each scrape, after the census was taken."""
 
     def __init__(self, sources: Sources) -> None:
         self.census = Census()
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._counters()
-        yield from self._gauges()
+        for name, samples in self._counters():
+            row = COUNTERS[name]
+            yield _with(CounterMetricFamily(PREFIX + name, row.text, labels=row.labels), samples)
+        for name, samples in self._gauges():
+            row = GAUGES[name]
+            yield _with(GaugeMetricFamily(PREFIX + name, row.text, labels=row.labels), samples)
         yield from self._sources.more()
 
-    def _counters(self) -> Iterator[Metric]:
+    def _counters(self) -> Iterator[tuple[str, Samples]]:
         sources, counts = self._sources, self._sources.agent.counts
         for name, values in (
             ("reads", counts.reads),
@@ -136,52 +134,36 @@ class ProxyCollector(Collector):
             ("changes", counts.changes),
             ("outage_writes", counts.outage),
         ):
-            yield _counter(name, (((label,), value) for label, value in sorted(values.items())))
-        yield _counter("repeated", (((r.kind, str(r.status), r.door), r.number) for r in sources.repeated()))
-        for name, value in (
-            ("events_published", sources.agent.catalog.hub.published),
-            ("subscribers_refused", sources.refused()),
-            ("healed", counts.healed),
-            ("local_beats", counts.local_beats),
-        ):
-            yield _counter(name, [((), value)])
+            yield name, (((label,), value) for label, value in sorted(values.items()))
+        yield "repeated", (((r.kind, str(r.status), r.stage), r.number) for r in sources.repeated())
+        yield "events_published", [((), sources.agent.catalog.hub.published)]
+        yield "subscribers_refused", [((), sources.refused())]
+        yield "healed", [((), counts.healed)]
+        yield "local_beats", [((), counts.local_beats)]
 
-    def _gauges(self) -> Iterator[Metric]:
+    def _gauges(self) -> Iterator[tuple[str, Samples]]:
         sources, catalog = self._sources, self._sources.agent.catalog
-        yield _gauge("services", (((state.value,), number) for state, number in self.census.states.items()))
+        yield "services", (((state.value,), number) for state, number in self.census.states.items())
         push = sources.push_up()
         if push is not None:
-            yield _gauge("push_up", [((), int(push))])
-        yield _gauge("info", [((sources.version,), 1)])
-        for name, value in (
-            ("upstream_up", int(catalog.breaker.up)),
-            ("subscribers", sources.subscribers()),
-            ("services_watched", self.census.watched),
-            ("instances", self.census.instances),
-            ("registrations", len(catalog.registrations)),
-            ("outage_writes_waiting", len(sources.agent.outage.journal)),
-        ):
-            yield _gauge(name, [((), value)])
+            yield "push_up", [((), int(push))]
+        yield "info", [((sources.version,), 1)]
+        yield "upstream_up", [((), int(catalog.breaker.up))]
+        yield "subscribers", [((), sources.subscribers())]
+        yield "services_watched", [((), self.census.watched)]
+        yield "instances", [((), self.census.instances)]
+        yield "registrations", [((), len(catalog.registrations))]
+        yield "outage_writes_waiting", [((), len(sources.agent.outage.journal))]
 
 
-def _counter(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    row = COUNTERS[name]
-    family = CounterMetricFamily(PREFIX + name, row.text, labels=row.labels)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
-
-
-def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    row = GAUGES[name]
-    family = GaugeMetricFamily(PREFIX + name, row.text, labels=row.labels)
+def _with(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> Metric:
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
 
 
 class Metrics:
-    """Ours, and those of the process, the interpreter and its memory."""
+    """Our metrics, and those of the process, the interpreter and its memory."""
 
     def __init__(self, sources: Sources) -> None:
         self.registry = CollectorRegistry()
@@ -193,6 +175,6 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     async def scrape(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
-        """As `encode` of prometheus_client writes them."""
+        """The metrics in the format of `encode`, of prometheus_client."""
         self._collector.census = await census(self._agent)
         return encode(self.registry)

@@ -1,7 +1,7 @@
-"""The status page: one HTML document from the status object. Not for: what is in it (`ops`).
+"""The status page: one HTML document made from the status object.
 
-Whatever is shown came from anybody who can register an instance, so all of it is escaped, nothing is a link, and the
-policy that goes with the page lets a browser run no script and load nothing.
+Anybody who can register an instance can put text on it. So all text is escaped, none of it becomes a link, and the
+Content-Security-Policy lets the browser run no script and load nothing.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def page(
     reasons: Sequence[str],
     carried: Mapping[str, str] = EMPTY,
 ) -> bytes:
-    """The document, UTF-8. It loads itself again every five seconds.
+    """The document in UTF-8. It reloads itself every five seconds.
 
-    `rows_of_services` are made one by one by `service_row`: all at once they would hold the loop too long.
-    `carried` are parameters that its links go on with: the token it was opened with, for a link sends no header.
+    The caller makes `rows_of_services` one by one with `service_row`: all at once would block the event loop too long.
+    `carried` are parameters for its links: the token that the page was opened with, because a link sends no header.
     """
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
     services = "".join(rows_of_services)
     if not services:
-        services = '<tr><td colspan="6" class="muted">none was asked for or registered yet</td></tr>'
+        services = '<tr><td colspan="6" class="muted">none was read or registered yet</td></tr>'
     hidden = status["servicesTotal"] - len(rows_of_services)
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
@@ -68,7 +68,7 @@ def page(
 
 
 def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> list[tuple[str, str]]:
-    """What is said of the whole proxy: names, and values in HTML."""
+    """Facts about the whole proxy: names, and values in HTML."""
     upstream, push, disk = (status[name] for name in ("upstream", "push", "disk"))
     reason = f": {_text(upstream['reason'])}" if upstream["reason"] else ""
     note = f", {_text(upstream['note'])}" if "note" in upstream else ""

@@ -1,7 +1,8 @@
-"""The API's documents in a browser, at `/docs`. Not for: what they say (`documents`).
+"""The API's document in a browser, at `/docs`.
 
-FastAPI's own page loads its script from a public CDN: nothing to see on a host without the internet, and somebody
-else's code on an origin that can rewrite where traffic goes. Here all of it comes from this process.
+FastAPI's own page loads Swagger UI from a public CDN, which a host without the internet cannot reach, and
+fastapi-offline's needs inline scripts, which our Content-Security-Policy forbids on an origin that can rewrite where
+traffic goes. So the page is ours; Swagger UI comes from fastapi-offline's files.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
-from nacos_proxy.frontends.rest.routes import Endpoint, Routes
+from nacos_proxy.frontends.rest.routing import ApiRoute, Reply
 from nacos_proxy.wire.http import HttpReply, Pairs
 
 OPENAPI = "/openapi.json"
@@ -20,10 +22,14 @@ _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_HEADERS: Pairs = (("content-security-policy", _POLICY), ("x-content-type-options", "nosniff"))
+_HEADERS: Pairs = (
+    ("content-security-policy", _POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "private, max-age=3600"),
+)
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 PATHS = frozenset({"/docs", "/docs/start.js", OPENAPI, *(f"/docs/{name}" for name in _ASSETS)})
-"""What is the same for everybody and tells nothing of services."""
+"""The same for everybody; they say nothing about services."""
 
 _PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nacos-proxy API</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="/docs/favicon.png">
@@ -40,26 +46,21 @@ _START = f"""SwaggerUIBundle({{
 """.encode()
 
 
-def explorer_router() -> APIRouter:
-    """For an app that was made with `docs_url=None` and `redoc_url=None`."""
-    routes = Routes("operations")
-    routes.add("GET", "/docs", _sends(_PAGE, "text/html; charset=utf-8"), None)
-    routes.add("GET", "/docs/start.js", _sends(_START, "text/javascript"), None)
-    for name, media in _ASSETS.items():
-        routes.add("GET", f"/docs/{name}", _sends(None, media, name), None)
-    return routes.router()
+router = APIRouter(route_class=ApiRoute, include_in_schema=False)
 
 
-def _sends(body: bytes | None, media: str, asset: str = "") -> Endpoint:
-    async def send(request: Request) -> HttpReply:
-        data = (_static() / asset).read_bytes() if body is None else body
-        return HttpReply(200, media, data, (*_HEADERS, ("cache-control", "private, max-age=3600")))
-
-    return send
+@router.get("/docs")
+async def docs() -> Response:
+    return Reply(HttpReply(200, "text/html; charset=utf-8", _PAGE, _HEADERS))
 
 
-def _static() -> Path:
-    """Where the package that carries Swagger UI keeps it; its code is not run."""
-    spec = find_spec("fastapi_offline")
+@router.get("/docs/{name}")
+async def asset(name: str) -> Response:
+    if name == "start.js":
+        return Reply(HttpReply(200, "text/javascript", _START, _HEADERS))
+    if name not in _ASSETS:
+        raise HTTPException(404)
+    spec = find_spec("fastapi_offline")  # finds the files; the package's code does not run
     assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "static"
+    body = (Path(spec.origin).parent / "static" / name).read_bytes()
+    return Reply(HttpReply(200, _ASSETS[name], body, _HEADERS))

@@ -1,12 +1,8 @@
-"""How a read of our own API is answered: freshness as asked for, a body made once, validators, the fast path's mark.
-
-Not for: what a body shows (`wire.rest`), where it comes from (the agent).
-"""
+"""Answers reads of our own API: freshness, prepared bodies, ETags, and the mark that lets the fast path repeat them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import orjson
@@ -16,32 +12,26 @@ from starlette.requests import Request
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable
+from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
-# The proxy is the cache. Another one between it and the reader may keep an answer, but must ask each time, which the
-# ETag makes cheap: so nobody is told of an instance that this host knows to be gone.
+# The proxy is the cache. A cache between it and the reader may keep an answer but must revalidate it each time, which
+# the ETag makes cheap. So no reader sees an instance that this host knows to be gone.
 REVALIDATE = ("cache-control", "private, max-age=0, must-revalidate")
 
 
-def wants_of(request: Request) -> CacheControl:
-    """What the request says of freshness."""
+def cache_control_of(request: Request) -> CacheControl:
+    """The freshness that the request asks for."""
     return CacheControl.parse(",".join(request.headers.getlist("cache-control")))
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPolicy:
-    """`prepared` bytes of bodies are kept."""
-
-    prepared: int = 32 << 20
-
-
 class Bodies:
-    """Bodies of services as they are now, made once; `most` bytes. What one was before, nobody asks for again."""
+    """Prepared bodies of the current snapshots, `max_bytes` in all. Bodies of earlier snapshots are dropped."""
 
-    def __init__(self, most: int) -> None:
-        self._kept: LRUCache[Hashable, tuple[object, bytes, int]] = LRUCache(most, getsizeof=lambda kept: kept[2])
+    def __init__(self, max_bytes: int) -> None:
+        self._kept: LRUCache[Hashable, tuple[object, bytes, int]] = LRUCache(max_bytes, getsizeof=lambda kept: kept[2])
 
     def of(self, snapshot: Snapshot, variant: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
         slot, made_of = (snapshot.key, variant), (snapshot.revision, snapshot.last_ref_time)
@@ -50,18 +40,18 @@ class Bodies:
             return known[1]
         body = make()
         self._kept.pop(slot, None)
-        size = 500 + len(body) + sum(4 * len(part) for part in variant if isinstance(part, str))  # with what is around
+        size = 500 + len(body) + sum(4 * len(part) for part in variant if isinstance(part, str))  # and the overhead
         if size <= self._kept.maxsize:
             self._kept[slot] = (made_of, body, size)
         return body
 
 
 class Reads:
-    """Answers reads of one service. Bodies are made once per (snapshot, variant, stale)."""
+    """Answers reads of one service. A body is made once per (snapshot, variant, stale)."""
 
-    def __init__(self, agent: Agent, policy: ReadPolicy) -> None:
+    def __init__(self, agent: Agent, *, prepared: int = 32 << 20) -> None:
         self._agent = agent
-        self._bodies = Bodies(policy.prepared)
+        self._bodies = Bodies(prepared)
 
     async def answer(
         self,
@@ -73,34 +63,34 @@ class Reads:
         *,
         media: str = JSON_TYPE,
     ) -> HttpReply:
-        """The service as `make(snapshot, stale)` shows it: bytes, or what becomes JSON. Raises what a read raises.
+        """The service as `make(snapshot, stale)` shows it: bytes, or a value for JSON. Raises what a read raises.
 
-        `variant` and `kind` name all that the body depends on besides the snapshot.
+        `kind` and `variant` name everything that the body depends on besides the snapshot.
         """
-        wants = wants_of(request)
-        look = await self._agent.read(key, wants)
-        return self.reply(request, look, wants, kind, variant, make, media=media)
+        cache_control = cache_control_of(request)
+        cached = await self._agent.read(key, cache_control)
+        return self.reply(request, cached, cache_control, kind, variant, make, media=media)
 
     def reply(
         self,
         request: Request,
-        look: CacheResult,
-        wants: CacheControl,
+        cached: CacheResult,
+        cache_control: CacheControl,
         kind: str,
         variant: tuple[object, ...],
         make: Callable[[Snapshot, bool], object],
         *,
         media: str = JSON_TYPE,
     ) -> HttpReply:
-        """The same from a look that was taken before."""
-        snapshot = look.snapshot
+        """The same, from a result that the caller has read."""
+        snapshot = cached.snapshot
         assert snapshot is not None
-        mark_cacheable(request.scope, self._agent, look, kind, wants)
-        tag = etag(snapshot.revision, *variant, "stale" if look.stale else "")
-        headers = (*cache_headers(look), ("etag", tag), REVALIDATE)
+        mark_cacheable(request.scope, self._agent, cached, kind, cache_control)
+        tag = etag(snapshot.revision, *variant, "stale" if cached.stale else "")
+        headers = (*cache_headers(cached), ("etag", tag), REVALIDATE)
         if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
             return HttpReply(304, None, b"", headers)
-        body = self._bodies.of(snapshot, (look.stale, kind, *variant), lambda: _encoded(make(snapshot, look.stale)))
+        body = self._bodies.of(snapshot, (cached.stale, kind, *variant), lambda: _encoded(make(snapshot, cached.stale)))
         return HttpReply(200, media, body, headers)
 
 
@@ -109,7 +99,7 @@ def _encoded(made: object) -> bytes:
 
 
 def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_TYPE) -> HttpReply:
-    """An answer that no one snapshot stands behind: its tag is a digest of its bytes."""
+    """An answer made from several snapshots, or from none: its ETag is a digest of its bytes."""
     tag = etag(blake2b(body, digest_size=8).hexdigest())
     headers = (*headers, ("etag", tag))
     if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
@@ -117,6 +107,14 @@ def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_T
     return HttpReply(200, media, body, headers)
 
 
-def oldest(looks: list[CacheResult]) -> Pairs:
-    """Headers for an answer made from several looks: those of the oldest."""
-    return (*cache_headers(max(looks, key=lambda look: look.age)), REVALIDATE) if looks else (REVALIDATE,)
+def known_names(agent: Agent, group: ListServices) -> list[str]:
+    """The names of a group's services that this host knows instances of, for while the upstream is away."""
+    keys = (
+        entry.key for entry in agent.catalog.cache.entries() if entry.visible is not None and entry.visible.instances
+    )
+    return sorted(key.name for key in keys if (key.namespace, key.group) == (group.namespace, group.group))
+
+
+def oldest(results: list[CacheResult]) -> Pairs:
+    """Headers for an answer made from several results: those of the oldest."""
+    return (*cache_headers(max(results, key=lambda result: result.age)), REVALIDATE) if results else (REVALIDATE,)

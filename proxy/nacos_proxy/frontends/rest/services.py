@@ -1,33 +1,34 @@
-"""Our own API: services, instances, beats. Not for: its JSON (`wire.rest`), streams (`events`), choices (`lookup`)."""
+"""Our own API: services, instances, beats. Lookups and event streams have routers of their own."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
 import orjson
-from starlette.requests import Request
+from fastapi import APIRouter, Body, Depends, Query
+from fastapi.openapi.models import Example
+from starlette.responses import Response
 
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Agent, Written
-from nacos_proxy.frontends.answers import client_of, to_query
-from nacos_proxy.frontends.request_body import read_body
-from nacos_proxy.frontends.rest import documents as docs
-from nacos_proxy.frontends.rest.reads import (
-    REVALIDATE,
-    Reads,
-    tagged,
-    wants_of,
+from nacos_proxy.frontends.answers import client_of
+from nacos_proxy.frontends.rest import examples, models
+from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, WHO_ANSWERED, WRITE_ERRORS
+from nacos_proxy.frontends.rest.reads import REVALIDATE, Reads, cache_control_of, known_names, tagged
+from nacos_proxy.frontends.rest.routing import (
+    Address,
+    ApiRequest,
+    ApiRoute,
+    Reply,
+    ServiceName,
+    documented,
+    json_reply,
+    problems,
+    provided,
 )
-from nacos_proxy.frontends.rest.routes import Routes
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    GetInstance,
-    ListServices,
-    Register,
-    ServicePage,
-)
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, BeatResult, GetInstance, ListServices, Register, ServicePage
 from nacos_proxy.model.errors import (
     BadCall,
     Garbled,
@@ -39,16 +40,13 @@ from nacos_proxy.model.errors import (
     Unreachable,
     Violation,
 )
-from nacos_proxy.model.services import (
-    DEFAULT_CLUSTER,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
-from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs
+from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
+from nacos_proxy.wire.http import HttpReply, Pairs
 from nacos_proxy.wire.nacos.hosts import host_json
-from nacos_proxy.wire.nacos.shapes import dumps
 from nacos_proxy.wire.rest.bodies import (
+    BeatBody,
+    RegisterBody,
+    UpdateBody,
     beat_json,
     instances_json,
     page_json,
@@ -60,21 +58,25 @@ from nacos_proxy.wire.rest.bodies import (
 )
 from nacos_proxy.wire.rest.query import (
     InstanceAddress,
-    Query,
+    InstanceQuery,
+    KindQuery,
+    PageQuery,
+    ServiceQuery,
+    View,
+    ViewQuery,
     read_address,
-    read_cluster,
-    read_key,
-    read_list,
-    read_view,
 )
 
 ANSWER_HEADER = "nacos-proxy-answer"
-_SERVICE = "/api/v1/services/{service}"
-_INSTANCE = _SERVICE + "/instances/{address}"
+SERVICE = "/api/v1/services/{service}"
+INSTANCE = SERVICE + "/instances/{address}"
+NOT_REGISTERED = "the registry does not know this instance: register it (POST …/instances), or send a beat with a body"
+
+router = APIRouter(route_class=ApiRoute, tags=["services"], default_response_class=Response)
 
 
 class Managing(Protocol):
-    """Who beats for services that cannot: `managed.HealthChecker` is one."""
+    """Beats for services that cannot: `background.health_checker.HealthChecker`."""
 
     async def register(
         self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
@@ -89,190 +91,282 @@ class Managing(Protocol):
     def forget(self, service: ServiceKey, ip: str, port: int) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
 class RestApi:
-    """The endpoints. `keeper` None: a registration that asks to be managed is refused."""
+    """What the endpoints work with. `health_checker` None: a registration that asks to be managed is refused."""
 
-    def __init__(self, agent: Agent, reads: Reads, keeper: Managing | None = None, *, max_body: int = 1 << 20) -> None:
-        self._agent = agent
-        self._reads = reads
-        self._keeper = keeper
-        self._max_body = max_body
+    agent: Agent
+    reads: Reads
+    health_checker: Managing | None = None
 
-    def routes(self) -> Routes:
-        routes = Routes("services")
-        routes.add("GET", "/api/v1/services", self.services, docs.SERVICES)
-        routes.add("GET", _SERVICE, self.snapshot, docs.SNAPSHOT)
-        routes.add("GET", _SERVICE + "/instances", self.instances, docs.INSTANCES)
-        routes.add("POST", _SERVICE + "/instances", self.register, docs.REGISTER)
-        routes.add("GET", _INSTANCE, self.instance, docs.INSTANCE)
-        routes.add("PATCH", _INSTANCE, self.update, docs.UPDATE)
-        routes.add("DELETE", _INSTANCE, self.deregister, docs.DEREGISTER)
-        routes.add("PUT", _INSTANCE + "/beat", self.beat, docs.BEAT)
-        return routes
-
-    # reads
-
-    async def snapshot(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        view = read_view(query)
-        variant = (view.clusters, view.healthy_only)
-        return await self._reads.answer(
-            request, key, "snapshot", variant, lambda found, stale: snapshot_json(found, view, stale=stale)
-        )
-
-    async def instances(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        view = read_view(query)
-        variant = ("all", view.clusters, view.healthy_only)
-        return await self._reads.answer(
-            request, key, "instances", variant, lambda found, stale: instances_json(found, view, stale=stale)
-        )
-
-    async def instance(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        asked_for = read_address(request.path_params["address"], query.rules)
-        cluster = read_cluster(query)
-        wants = wants_of(request)
-        look = await self._agent.read(key, wants)
-        assert look.snapshot is not None
-        ip, port = self._spelt(key, asked_for, look.snapshot)
-        known = look.snapshot.find(ip, port, cluster or None)
-        if known is not None:
-
-            def make(found: Snapshot, stale: bool) -> dict[str, Any]:
-                return host_json(known, key)
-
-            return self._reads.reply(request, look, wants, "instance", (ip, port, cluster), make)
-        owned = self._agent.catalog.registrations.find(key, ip, port)
-        cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
-        asked, _ = await self._agent.instance(GetInstance(key, ip, port, cluster))
-        return json_reply(host_json(asked, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
-
-    async def services(self, request: Request) -> HttpReply:
-        call = read_list(to_query(request.scope))
-        error: Exception | None = None
-        if self._agent.catalog.breaker.allows(self._agent.clock.now()):
-            try:
-                page = await self._agent.ask(call)
-                headers = (("cache-status", "nacos-proxy; fwd=request"), REVALIDATE)
-                return tagged(request, orjson.dumps(page_json(call, page)), headers)
-            except (Unreachable, TooSlow, Garbled) as failure:
-                error = failure
-        page = self._known(call)
-        if not page.count:
-            why = str(error or self._agent.catalog.breaker.reason)
-            raise NothingKnown(f"no services are known here and the upstream cannot be asked: {why}") from error
-        headers = (("cache-status", "nacos-proxy; hit; detail=upstream-error"), REVALIDATE)
-        return tagged(request, orjson.dumps(page_json(call, page, stale=True)), headers)
-
-    def _known(self, call: ListServices) -> ServicePage:
-        entries = self._agent.catalog.cache.entries()
-        shown = (entry.visible for entry in entries if entry.key.namespace == call.namespace)
-        names = sorted(s.key.name for s in shown if s is not None and s.instances and s.key.group == call.group)
-        first = (call.page - 1) * call.size
-        return ServicePage(len(names), tuple(names[first : first + call.size]))
-
-    # writes
-
-    async def register(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        registering = read_register(key, await json_body(request, self._max_body), query.rules)
-        given = registering.call.instance
-        instance = replace(given, ip=(await self._registered(key, InstanceAddress(given.ip, given.port))).ip)
-        written: Written[None]
-        if registering.managed is None:
-            written = await self._agent.write(Register(key, instance))
-        elif self._keeper is None:
-            raise BadCall(
-                "managed", Violation.OTHER, "Param 'managed' is not possible: this proxy does not beat itself."
-            )
-        else:
-            spec = CheckSpec.parse(registering.managed)
-            written = await self._keeper.register(key, instance, spec, client_of(request.scope))
-        return json_reply(host_json(instance, key), 201, (("location", _location(request, instance)), *_how(written)))
-
-    async def update(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        body = await json_body(request, self._max_body)
-        call = read_update(key, await self._addressed(request, key, query), query, body)
-        written = await self._agent.modify(call)
-        return json_reply(host_json(written.result, key), headers=_how(written))
-
-    async def deregister(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        call = read_deregister(key, await self._addressed(request, key, query), query)
-        written = await self._agent.write(call)
-        if self._keeper is not None:
-            self._keeper.forget(key, call.ip, call.port)
-        return HttpReply(204, None, b"", _how(written))
-
-    async def beat(self, request: Request) -> HttpReply:
-        key, query = target(request)
-        body = await read_body(request.scope, request.receive, self._max_body)
-        if body.strip():
-            _want_json(request)
-        call = read_beat(key, await self._addressed(request, key, query), query, body)
-        if self._keeper is not None:
-            self._keeper.heard(key, call.ip, call.port)
-        written = await self._agent.write(call)
-        if written.result.code == BEAT_NOT_FOUND:
-            raise Refused(Reason.INSTANCE_NOT_FOUND, docs.NOT_REGISTERED, status=404)
-        return json_reply(beat_json(written.result), headers=_how(written))
-
-    async def _addressed(self, request: Request, key: ServiceKey, query: Query) -> InstanceAddress:
-        return await self._registered(key, read_address(request.path_params["address"], query.rules))
-
-    async def _registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
+    async def as_registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
         """The address as its instance was registered, for a write: servers keep each spelling of one apart."""
         if ":" not in address.ip:
             return address
         try:
-            listed = (await self._agent.read(key)).snapshot
+            listed = (await self.agent.read(key)).snapshot
         except ProxyError:  # the write has its own say of what fails
             listed = None
-        return self._spelt(key, address, listed or Snapshot(key))
+        return self.spelling(key, address, listed or Snapshot(key))
 
-    def _spelt(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
+    def spelling(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
         """The same of what is listed, and of what was registered here: a disabled instance is in no list."""
         ip, port = address
         spelt = listed.spelt(ip, port)
         if ":" in ip and spelt == ip and listed.find(ip, port) is None:
-            ours = (registration.instance for registration in self._agent.catalog.registrations.of(key))
+            ours = (registration.instance for registration in self.agent.catalog.registrations.of(key))
             spelt = Snapshot.of(key, ours).spelt(ip, port)
         return InstanceAddress(spelt, port)
 
 
-def target(request: Request) -> tuple[ServiceKey, Query]:
-    """The service that a path names, and the parameters."""
-    query = to_query(request.scope)
-    return read_key(request.path_params["service"], query), query
+Api = Annotated[RestApi, Depends(provided(RestApi))]
+
+# --- reads -------------------------------------------------------------------------------------------------------
 
 
-async def json_body(request: Request, most: int) -> bytes:
-    """The body of a request that must be JSON. Raises `BadCall`."""
-    _want_json(request)
-    return await read_body(request.scope, request.receive, most)
+@router.get(
+    "/api/v1/services",
+    summary="The names of a group's services",
+    description="Asked of the upstream each time; while that is away, the names that this host knows, marked `stale`.",
+    responses={
+        **documented(
+            page_json(ListServices("public", "DEFAULT_GROUP"), ServicePage(2, ("orders", "stock"))), models.ServicePage
+        ),
+        **examples.UNCHANGED,
+        **problems(
+            BadCall("page", Violation.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
+            *(*examples.ANY_ERRORS, examples.NOTHING),
+        ),
+    },
+)
+async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], api: Api) -> Response:
+    call = query.list_call(request.rules, query.page, query.size)
+    error: Exception | None = None
+    if api.agent.catalog.breaker.allows(api.agent.clock.now()):
+        try:
+            page = await api.agent.ask(call)
+            headers = (("cache-status", "nacos-proxy; fwd=request"), REVALIDATE)
+            return Reply(tagged(request, orjson.dumps(page_json(call, page)), headers))
+        except (Unreachable, TooSlow, Garbled) as failure:
+            error = failure
+    names, first = known_names(api.agent, call), (call.page - 1) * call.size
+    if not names:
+        why = str(error or api.agent.catalog.breaker.reason)
+        raise NothingKnown(f"no services are known here and the upstream cannot be asked: {why}") from error
+    page = ServicePage(len(names), tuple(names[first : first + call.size]))
+    headers = (("cache-status", "nacos-proxy; hit; detail=upstream-error"), REVALIDATE)
+    return Reply(tagged(request, orjson.dumps(page_json(call, page, stale=True)), headers))
 
 
-def _want_json(request: Request) -> None:
-    # A web page can send a form or plain text to any address unasked, but not this type (the browser asks first).
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != JSON_TYPE and not media.endswith("+json"):
-        text = f"the body must be JSON and say so with 'Content-Type: application/json', not '{media[:100]}'"
-        raise BadCall("", Violation.BODY, text, status=415)
+@router.get(
+    SERVICE,
+    summary="A service: its instances as a reader sees them",
+    description="Enabled instances of all clusters, filtered as Nacos does it. `revision` names this state; `stale` "
+    "says that the upstream could not confirm it lately. An unknown service has no hosts." + FRESHNESS,
+    responses=examples.of_a_read(examples.SNAPSHOT_JSON, models.Snapshot),
+)
+async def snapshot(
+    request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
+) -> Response:
+    key, view = query.service_key(service, request.rules), query.view(request.rules)
+    variant = (view.clusters, view.healthy_only)
+    reply = await api.reads.answer(
+        request, key, "snapshot", variant, lambda found, stale: snapshot_json(found, view, stale=stale)
+    )
+    return Reply(reply)
 
 
-def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> HttpReply:
-    """What this host names, such as a path, may be no Unicode text."""
-    return HttpReply(status, JSON_TYPE, dumps(value), headers)
+@router.get(
+    SERVICE + "/instances",
+    summary="All that is known of a service's instances",
+    description="With their true health, also if protection masks it for readers, and disabled ones if the upstream "
+    "shows them." + FRESHNESS,
+    responses=examples.of_a_read(instances_json(examples.AFTER, View()), models.Instances),
+)
+async def instances(
+    request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
+) -> Response:
+    key, view = query.service_key(service, request.rules), query.view(request.rules)
+    variant = ("all", view.clusters, view.healthy_only)
+    reply = await api.reads.answer(
+        request, key, "instances", variant, lambda found, stale: instances_json(found, view, stale=stale)
+    )
+    return Reply(reply)
+
+
+@router.get(
+    INSTANCE,
+    summary="One instance",
+    description="One that the list does not show, such as a disabled one, is asked of the upstream." + FRESHNESS,
+    responses=examples.of_a_read(examples.INSTANCE_JSON, models.Instance, examples.BAD_PORT, examples.NOT_FOUND),
+)
+async def instance(
+    request: ApiRequest, service: ServiceName, address: Address, query: Annotated[InstanceQuery, Query()], api: Api
+) -> Response:
+    key, asked = query.service_key(service, request.rules), read_address(address, request.rules)
+    cluster = query.checked_cluster(request.rules)
+    cache_control = cache_control_of(request)
+    cached = await api.agent.read(key, cache_control)
+    assert cached.snapshot is not None
+    ip, port = api.spelling(key, asked, cached.snapshot)
+    known = cached.snapshot.find(ip, port, cluster or None)
+    if known is not None:
+
+        def make(found: Snapshot, stale: bool) -> dict[str, Any]:
+            return host_json(known, key)
+
+        return Reply(api.reads.reply(request, cached, cache_control, "instance", (ip, port, cluster), make))
+    owned = api.agent.catalog.registrations.find(key, ip, port)
+    cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
+    found, _ = await api.agent.instance(GetInstance(key, ip, port, cluster))
+    return json_reply(host_json(found, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
+
+
+# --- writes ------------------------------------------------------------------------------------------------------
+
+
+_REGISTRATIONS: dict[str, Example] = {
+    "least": {"summary": "Only what is needed", "value": {"ip": "10.0.0.5", "port": 8080}},
+    "all": {
+        "summary": "All fields, with their defaults",
+        "value": RegisterBody(ip="10.0.0.5", port=8080, cluster="DEFAULT", metadata={"zone": "a"}).model_dump(
+            exclude={"clusterName", "managed"}
+        ),
+    },
+    "managed": {
+        "summary": "The proxy checks the service and beats for it",
+        "value": {
+            "ip": "127.0.0.1",
+            "port": 8080,
+            "managed": {"interval": "5s", "check": {"http": "http://127.0.0.1:8080/health"}},
+        },
+    },
+}
+_UPDATES: dict[str, Example] = {
+    "drain": {"summary": "Take it out of the choice", "value": {"weight": 0}},
+    "off": {"summary": "Disable it", "value": {"enabled": False}},
+}
+_BEATS: dict[str, Example] = {
+    "full": {"summary": "A full beat", "value": {"weight": 1.0, "metadata": {"zone": "a"}, "ephemeral": True}}
+}
+
+
+@router.post(
+    SERVICE + "/instances",
+    summary="Register an instance",
+    description="An instance that is there already is replaced. The next read through this proxy shows it, and "
+    "subscribers hear of it at once. An ephemeral instance lives as long as its beats come." + WHO_ANSWERED,
+    status_code=201,
+    responses={
+        **documented(
+            examples.INSTANCE_JSON, models.Instance, "Registered; the instance as it will be shown", status=201
+        ),
+        **problems(*WRITE_ERRORS, examples.BAD_PORT, *BODY_ERRORS, examples.WRONG_KIND),
+    },
+)
+async def register(
+    request: ApiRequest,
+    service: ServiceName,
+    query: Annotated[ServiceQuery, Query()],
+    body: Annotated[RegisterBody, Body(openapi_examples=_REGISTRATIONS)],
+    api: Api,
+) -> Response:
+    key = query.service_key(service, request.rules)
+    given = read_register(key, body, request.rules).instance
+    instance = replace(given, ip=(await api.as_registered(key, InstanceAddress(given.ip, given.port))).ip)
+    written: Written[None]
+    if body.managed is None:
+        written = await api.agent.write(Register(key, instance))
+    elif api.health_checker is None:
+        raise BadCall("managed", Violation.OTHER, "Param 'managed' is not possible: this proxy does not beat itself.")
+    else:
+        spec = CheckSpec.parse(body.managed)
+        written = await api.health_checker.register(key, instance, spec, client_of(request.scope))
+    location = _location(service, instance, request.scope["query_string"].decode("latin-1"))
+    return json_reply(host_json(instance, key), 201, (("location", location), *_how(written)))
+
+
+@router.patch(
+    INSTANCE,
+    summary="Change weight, enabled or metadata",
+    description="Only what the body names changes; metadata is merged key by key. A key cannot be taken away (Nacos "
+    "keeps what was registered)." + WHO_ANSWERED,
+    responses={
+        **documented(examples.INSTANCE_JSON, models.Instance, "Changed; the instance as it will be shown"),
+        **problems(*WRITE_ERRORS, *BODY_ERRORS, examples.NOT_FOUND),
+    },
+)
+async def update(
+    request: ApiRequest,
+    service: ServiceName,
+    address: Address,
+    query: Annotated[InstanceQuery, Query()],
+    body: Annotated[UpdateBody, Body(openapi_examples=_UPDATES)],
+    api: Api,
+) -> Response:
+    key = query.service_key(service, request.rules)
+    registered = await api.as_registered(key, read_address(address, request.rules))
+    written = await api.agent.modify(read_update(key, registered, query, body, request.rules))
+    return json_reply(host_json(written.result, key), headers=_how(written))
+
+
+@router.delete(
+    INSTANCE,
+    summary="Deregister an instance",
+    description="A success also if nobody knows the instance. A persistent one needs `ephemeral=false`." + WHO_ANSWERED,
+    status_code=204,
+    responses={204: {"description": "Deregistered"}, **problems(*WRITE_ERRORS, examples.BAD_PORT)},
+)
+async def deregister(
+    request: ApiRequest, service: ServiceName, address: Address, query: Annotated[KindQuery, Query()], api: Api
+) -> Response:
+    key = query.service_key(service, request.rules)
+    registered = await api.as_registered(key, read_address(address, request.rules))
+    call = read_deregister(key, registered, query, request.rules)
+    written = await api.agent.write(call)
+    if api.health_checker is not None:
+        api.health_checker.forget(key, call.ip, call.port)
+    return Reply(HttpReply(204, None, b"", _how(written)))
+
+
+def _not_null(schema: dict[str, Any]) -> None:
+    """A body may be absent, but not `null`."""
+    schema.update(schema.pop("anyOf")[0])
+
+
+@router.put(
+    INSTANCE + "/beat",
+    summary="Send a heartbeat",
+    description="Without a body a light beat: 404 if the registry does not know the instance. With a body a full beat, "
+    "which registers it then. `clientBeatInterval` (ms) says when the next one is due." + WHO_ANSWERED,
+    responses={
+        **documented(beat_json(BeatResult()), models.BeatAnswer, "Heard"),
+        **problems(*WRITE_ERRORS, *BODY_ERRORS, Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)),
+    },
+)
+async def beat(
+    request: ApiRequest,
+    service: ServiceName,
+    address: Address,
+    query: Annotated[KindQuery, Query()],
+    api: Api,
+    body: Annotated[BeatBody | None, Body(openapi_examples=_BEATS, json_schema_extra=_not_null)] = None,
+) -> Response:
+    key = query.service_key(service, request.rules)
+    registered = await api.as_registered(key, read_address(address, request.rules))
+    call = read_beat(key, registered, query, body, request.rules)
+    if api.health_checker is not None:
+        api.health_checker.heard(key, call.ip, call.port)
+    written = await api.agent.write(call)
+    if written.result.code == BEAT_NOT_FOUND:
+        raise Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)
+    return json_reply(beat_json(written.result), headers=_how(written))
 
 
 def _how(written: Written[Any]) -> Pairs:
     return ((ANSWER_HEADER, written.how),)
 
 
-def _location(request: Request, instance: Instance) -> str:
-    service = quote(request.path_params["service"], safe="@")
-    query = request.scope["query_string"].decode("latin-1")
-    path = f"/api/v1/services/{service}/instances/{quote(instance.address, safe='[]:')}"
+def _location(service: str, instance: Instance, query: str) -> str:
+    path = f"/api/v1/services/{quote(service, safe='@')}/instances/{quote(instance.address, safe='[]:')}"
     return f"{path}?{query}" if query else path

@@ -1,16 +1,17 @@
-"""The JSON of our own API: bodies → calls; snapshots, instances and changes → JSON.
+"""The JSON of our own API: pydantic models of request bodies → calls; snapshots, instances and changes → JSON.
 
-Not for: parameters (`query`), errors (`problem`), streams (`sse`), headers of freshness (`catalog.look`). What a caller
-sends is read strictly: an unknown field is an error that names it, since a misspelt `weigth` would route traffic.
+Bodies are read strictly: an unknown field is an error that names it, because a misspelt `weigth` would route traffic.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from nacos_proxy.model.calls import (
     Beat,
@@ -22,10 +23,9 @@ from nacos_proxy.model.calls import (
     Update,
 )
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
-from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.limits import MAX_WEIGHT, check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
-    EMPTY,
     Change,
     Instance,
     Selection,
@@ -38,12 +38,11 @@ from nacos_proxy.wire.nacos.rules import NACOS, Rules
 from nacos_proxy.wire.nacos.shapes import read_exactly
 from nacos_proxy.wire.rest.query import (
     InstanceAddress,
-    Query,
+    InstanceQuery,
+    KindQuery,
     View,
     checked,
     illegal,
-    missing,
-    read_cluster,
     read_ip,
     read_port,
     unknown,
@@ -52,130 +51,125 @@ from nacos_proxy.wire.rest.query import (
 # --- bodies → calls ----------------------------------------------------------------------------------------------
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(name, "a text")
-    return value
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type(name, "true or false")
-    return value
-
-
-def _weight(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_type(name, "a number")
-    return check_weight(float(value))
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong_type(name, "a whole number")
-    return value
-
-
-def _metadata(name: str, value: object) -> Mapping[str, str]:
-    # JSON has text keys only
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        text = f"Param '{name}' is illegal, it must be an object whose values are texts."
-        raise BadCall(name, Violation.METADATA, text)
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-def _as_it_is(name: str, value: object) -> object:
-    return value
-
-
-def _wrong_type(name: str, wanted: str) -> BadCall:
-    return BadCall(name, Violation.BODY, f"Param '{name}' is illegal, it must be {wanted}.")
-
-
-_FIELDS: dict[str, Callable[[str, object], Any]] = {
-    "ip": _text,
-    "port": _whole,
-    "cluster": _text,
-    "clusterName": _text,
-    "weight": _weight,
-    "metadata": _metadata,
-    "ephemeral": _flag,
-    "enabled": _flag,
-    "healthy": _flag,
-    "managed": _as_it_is,
-}
-_INSTANCE_FIELDS = ("weight", "metadata", "ephemeral", "enabled", "healthy")
-REGISTER_FIELDS = tuple(_FIELDS)
-UPDATE_FIELDS = ("weight", "enabled", "metadata")
-BEAT_FIELDS = ("weight", "metadata", "ephemeral")
-
-
-def read_object(body: bytes, fields: Collection[str], rules: Rules) -> dict[str, Any]:
-    """A JSON object with none but these fields, each read and checked. Raises `BadCall` that names the field."""
+def read_object(body: bytes) -> Any:
+    """A JSON object. Raises `BadCall`."""
     try:
         value = read_exactly(body)
     except Malformed as error:
         raise BadCall("", Violation.BODY, f"The body is {error}") from None
     if not isinstance(value, dict):
         raise BadCall("", Violation.BODY, "The body must be a JSON object.")
-    given: dict[str, object] = value  # pyright: ignore[reportUnknownVariableType]
-    for name in given:
-        if name not in fields:
-            raise unknown(name, fields, Violation.BODY)
-    found = {name: _FIELDS[name](name, item) for name, item in given.items()}
-    checked(rules.metadata, found.get("metadata", EMPTY))
-    return found
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
-@dataclass(frozen=True, slots=True)
-class Registering:
-    """A registration as our API takes it; `managed` is the JSON that asks us to beat for it, None where it does not."""
+def _read_metadata(value: object, info: ValidationInfo) -> object:
+    # JSON has text keys only
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        text = f"Param '{info.field_name}' is illegal, it must be an object whose values are texts."
+        raise BadCall("metadata", Violation.METADATA, text)
+    return value  # pyright: ignore[reportUnknownVariableType]
 
-    call: Register
-    managed: object = None
+
+Weight = Annotated[float, AfterValidator(check_weight), Field(json_schema_extra={"minimum": 0, "maximum": MAX_WEIGHT})]
+Metadata = Annotated[dict[str, str], BeforeValidator(_read_metadata)]
 
 
-def read_register(service: ServiceKey, body: bytes, rules: Rules = NACOS) -> Registering:
-    fields = read_object(body, REGISTER_FIELDS, rules)
-    for name in ("ip", "port"):
-        if name not in fields:
-            raise missing(name)
-    clusters = {fields[name] for name in ("cluster", "clusterName") if fields.get(name)}
+class RequestBody(BaseModel):
+    """A request body. `given` are the fields that it names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in given:
+            if name not in cls.model_fields:
+                raise unknown(name, [*cls.model_fields], Violation.BODY)
+        return given
+
+    def given(self, *but: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set if name not in but}
+
+
+class RegisterBody(RequestBody):
+    """An instance to register."""
+
+    ip: str
+    port: Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 65535})]
+    cluster: Annotated[str, Field(description="`DEFAULT` if left out.")] = ""
+    clusterName: Annotated[str, Field(description="The same as `cluster`, as Nacos calls it.")] = ""
+    weight: Weight = 1.0
+    metadata: Metadata = {}
+    ephemeral: bool = True
+    enabled: bool = True
+    healthy: bool = True
+    managed: Annotated[
+        Any, Field(description="How the proxy checks the service, to beat for it: `interval`, `timeout`, `check`.")
+    ] = None
+
+
+class UpdateBody(RequestBody):
+    """What to change."""
+
+    weight: Weight = 1.0
+    enabled: bool = True
+    metadata: Metadata = {}
+
+
+class BeatBody(RequestBody):
+    """A full beat."""
+
+    weight: Weight = 1.0
+    metadata: Metadata = {}
+    ephemeral: bool = True
+
+
+def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS) -> Register:
+    """Raises `BadCall`. `managed` is not looked at."""
+    checked(rules.metadata, body.metadata)
+    clusters = {name for name in (body.cluster, body.clusterName) if name}
     if len(clusters) > 1:
         raise illegal("cluster", "Params 'cluster' and 'clusterName' name two different clusters.")
-    ip, port, managed = fields["ip"], read_port(fields["port"]), fields.get("managed")
+    ip, port = body.ip, read_port(body.port)
     ip = read_ip(ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip, rules)
     cluster = clusters.pop() if clusters else DEFAULT_CLUSTER
     checked(rules.cluster, cluster)
-    rest = {name: fields[name] for name in _INSTANCE_FIELDS if name in fields}
-    instance = Instance(ip, port, cluster, **rest)
+    instance = Instance(ip, port, cluster, **body.given("ip", "port", "cluster", "clusterName", "managed"))
     checked(rules.instance, instance)
-    return Registering(Register(service, instance), managed)
+    return Register(service, instance)
 
 
-def read_update(service: ServiceKey, address: InstanceAddress, query: Query, body: bytes) -> Update:
-    """A PATCH: only what the body names changes."""
-    fields = read_object(body, UPDATE_FIELDS, query.rules)
-    if not fields:
-        raise BadCall("", Violation.BODY, f"The body names nothing to change; known are: {', '.join(UPDATE_FIELDS)}.")
-    cluster = read_cluster(query) or DEFAULT_CLUSTER
-    return Update(service, address.ip, address.port, cluster, partial=True, **fields)
+def read_update(
+    service: ServiceKey, address: InstanceAddress, query: InstanceQuery, body: UpdateBody, rules: Rules = NACOS
+) -> Update:
+    """A PATCH: only what the body names changes. Raises `BadCall`."""
+    if not body.model_fields_set:
+        known = ", ".join(UpdateBody.model_fields)
+        raise BadCall("", Violation.BODY, f"The body names nothing to change; known are: {known}.")
+    checked(rules.metadata, body.metadata)
+    cluster = query.checked_cluster(rules) or DEFAULT_CLUSTER
+    return Update(service, address.ip, address.port, cluster, partial=True, **body.given())
 
 
-def read_deregister(service: ServiceKey, address: InstanceAddress, query: Query) -> Deregister:
-    cluster = read_cluster(query) or DEFAULT_CLUSTER
-    return Deregister(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
+def read_deregister(
+    service: ServiceKey, address: InstanceAddress, query: KindQuery, rules: Rules = NACOS
+) -> Deregister:
+    """Raises `BadCall`."""
+    cluster = query.checked_cluster(rules) or DEFAULT_CLUSTER
+    return Deregister(service, address.ip, address.port, cluster, query.ephemeral)
 
 
-def read_beat(service: ServiceKey, address: InstanceAddress, query: Query, body: bytes) -> Beat:
-    """With a body a full beat, which registers an unknown instance; without one a light beat."""
-    cluster = read_cluster(query) or DEFAULT_CLUSTER
-    if not body.strip():
-        return Beat(service, address.ip, address.port, cluster, query.flag("ephemeral", True))
-    fields = read_object(body, BEAT_FIELDS, query.rules)
-    ephemeral = fields.pop("ephemeral", query.flag("ephemeral", True))
-    instance = Instance(address.ip, address.port, cluster, ephemeral=ephemeral, **fields)
-    checked(query.rules.instance, instance)
+def read_beat(
+    service: ServiceKey, address: InstanceAddress, query: KindQuery, body: BeatBody | None, rules: Rules = NACOS
+) -> Beat:
+    """With a body a full beat, which registers an unknown instance; without one a light beat. Raises `BadCall`."""
+    cluster = query.checked_cluster(rules) or DEFAULT_CLUSTER
+    if body is None:
+        return Beat(service, address.ip, address.port, cluster, query.ephemeral)
+    checked(rules.metadata, body.metadata)
+    ephemeral = body.ephemeral if "ephemeral" in body.model_fields_set else query.ephemeral
+    instance = Instance(address.ip, address.port, cluster, ephemeral=ephemeral, **body.given("ephemeral"))
+    checked(rules.instance, instance)
     return Beat(service, address.ip, address.port, cluster, ephemeral, full=instance)
 
 
@@ -189,7 +183,7 @@ def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dic
 
 
 def change_json(change: Change, view: View) -> dict[str, Any] | None:
-    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None where the view shows none."""
+    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None if the view shows no change."""
     before, after, key = view.of(change.before), view.of(change.after), change.key
     seen = change
     if not (_unfiltered(before, change.before) and _unfiltered(after, change.after)):
@@ -216,7 +210,7 @@ def _with_hosts(snapshot: Snapshot, shown: Selection) -> Snapshot:
 
 
 def instances_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
-    """Every instance that is known with its true health, also disabled ones, which a snapshot hides."""
+    """Every known instance with its true health, including disabled ones, which a snapshot hides."""
     clusters = view.cluster_set
     rows = [i for i in snapshot.instances if not clusters or i.cluster in clusters]
     rows = [i for i in rows if i.healthy or not view.healthy_only]
@@ -244,7 +238,7 @@ def page_json(call: ListServices, page: ServicePage, *, stale: bool = False) -> 
 
 
 def beat_json(result: BeatResult) -> dict[str, Any]:
-    """As Nacos answers a beat, then what else the server said."""
+    """Nacos's answer to a beat, then the server's other fields."""
     ours = {"clientBeatInterval": result.interval, "code": result.code, "lightBeatEnabled": result.light}
     return {**ours, **{name: value for name, value in result.extra.items() if name not in ours}}
 
@@ -253,7 +247,7 @@ def beat_json(result: BeatResult) -> dict[str, Any]:
 
 
 def etag(revision: str, *variant: object) -> str:
-    """The entity tag of one representation of a snapshot: the revision, and what else its bytes depend on."""
+    """The entity tag of one representation of a snapshot: the revision, and whatever else its bytes depend on."""
     if not any(variant):
         return f'"{revision}"'
     return f'"{revision}-{blake2b(repr(variant).encode("utf-8", "replace"), digest_size=4).hexdigest()}"'

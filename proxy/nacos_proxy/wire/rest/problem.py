@@ -1,4 +1,4 @@
-"""Errors of our own API: RFC 9457 problem documents. Not for: errors in a Nacos dialect (that dialect's own)."""
+"""Errors of our own API: RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS: dict[type[ProxyError], Kind] = {
     Garbled: Kind("upstream-garbled", "The upstream's answer could not be understood"),
 }
 
-# Nacos's dialects give one and the same refusal different statuses; a client of ours sees one.
+# Nacos's dialects give the same refusal different statuses; our API always gives this one.
 _REASON_STATUS = {
     Reason.INSTANCE_NOT_FOUND: 404,
     Reason.NO_INSTANCES: 404,
@@ -65,7 +65,7 @@ def kind_of(error: type[ProxyError]) -> Kind:
 
 
 def status_of(error: ProxyError) -> int:
-    """The status to answer with: always an error's, whatever an upstream's refusal carried."""
+    """The status to answer with, always from 400 to 599, whatever status an upstream's refusal had."""
     status = _REASON_STATUS.get(error.reason, error.status) if isinstance(error, Refused) else error.status
     return status if 400 <= status <= 599 else 502
 
@@ -73,13 +73,7 @@ def status_of(error: ProxyError) -> int:
 def problem(error: ProxyError, path: str) -> HttpReply:
     """The answer to an error; `path` is that of the request. Total: every `ProxyError` has one."""
     kind, status = kind_of(type(error)), status_of(error)
-    document: dict[str, Any] = {
-        "type": TYPE_PREFIX + kind.slug,
-        "title": kind.title,
-        "status": status,
-        "detail": str(error),
-        "instance": path,
-    }
+    document = _document(kind, status, str(error), path)
     if isinstance(error, BadCall) and error.parameter:
         document["parameter"] = error.parameter
     if isinstance(error, Refused):
@@ -90,6 +84,11 @@ def problem(error: ProxyError, path: str) -> HttpReply:
     return document_reply(document, _headers(error, status))
 
 
+def _document(kind: Kind, status: int, detail: str, path: str) -> dict[str, Any]:
+    type_ = TYPE_PREFIX + kind.slug
+    return {"type": type_, "title": kind.title, "status": status, "detail": detail, "instance": path}
+
+
 def _headers(error: ProxyError, status: int) -> Pairs:
     if isinstance(error, NothingKnown):
         return (("retry-after", "1"),)
@@ -97,27 +96,19 @@ def _headers(error: ProxyError, status: int) -> Pairs:
 
 
 def nothing_to_pick(reason: str, path: str) -> HttpReply:
-    """A choice from nothing; `reason` says what is missing."""
-    kind = Kind("nothing-to-pick", "There is no instance to choose")
-    document = {
-        "type": TYPE_PREFIX + kind.slug,
-        "title": kind.title,
-        "status": 503,
-        "detail": reason,
-        "instance": path,
-    }
-    return document_reply(document)
+    """The answer if there is no instance to choose; `reason` says what is missing."""
+    return document_reply(_document(Kind("nothing-to-pick", "There is no instance to choose"), 503, reason, path))
 
 
 def plain_problem(status: int, detail: str, path: str, headers: Pairs = ()) -> HttpReply:
-    """A problem that says no more than its status (RFC 9457 4.2.1): unknown path, method not allowed, our own fault."""
+    """A problem without a type of its own (RFC 9457 4.2.1): unknown path, method not allowed, our own fault."""
     title = HTTPStatus(status).phrase
     document = {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": path}
     return document_reply(document, headers)
 
 
 def document_reply(document: dict[str, Any], headers: Pairs = ()) -> HttpReply:
-    # an upstream's text may hold what is no Unicode text; it must not make the answer fail
+    # An upstream's text may not be valid Unicode; that must not make the answer fail.
     safe = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in document.items()}
     body = orjson.dumps(safe)
     return HttpReply(document["status"], PROBLEM_TYPE, body, (("cache-control", "no-store"), *headers))

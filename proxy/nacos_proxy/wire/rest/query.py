@@ -1,16 +1,18 @@
-"""The parameters of our own API: what stands in a path and in a query string → values, checked.
+"""The parameters of our own API: pydantic models of query strings, and what they and the path name, checked.
 
-Not for: bodies (`rest`). Errors name the parameter as our API calls it; the rules are Nacos's own (nacos-http.md 1.6).
+Errors name the parameter as our API calls it; the rules are Nacos's own (nacos-http.md 1.6).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, Violation
@@ -21,15 +23,15 @@ from nacos_proxy.model.services import (
     Snapshot,
     plain_ip,
 )
-from nacos_proxy.wire.http import pairs
 from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
+MAX_PAGE = 10**9 - 1
 MAX_PAGE_SIZE = 1000
-LONGEST_WAIT = 300.0
-TOKENS = ("accessToken", "access_token")  # as the guard takes one from a query
-CREDENTIALS = (*TOKENS, "username", "password")  # what may stand on any path: who asks, as Nacos clients say it
+MAX_WAIT = 300.0
+TOKENS = ("accessToken", "access_token")  # the guard takes an API token from these
+CREDENTIALS = (*TOKENS, "username", "password")  # Nacos clients send these with any call
 
-# What Nacos's own checks call a parameter, and what it is called here.
+# Nacos's own checks' name of a parameter → ours.
 _OUR_NAMES = {
     "namespaceId/tenant": "namespace",
     "serviceName": "service",
@@ -42,56 +44,158 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 _ADDRESS = re.compile(r"(?:\[(?P<inside>.*)\]|(?P<bare>.*)):(?P<port>[0-9]+)")
 
 
-class Query:
-    """The decoded parameters of a query string; of one given twice the first counts, except in `all`.
+class Query(BaseModel):
+    """The parameters of one operation. One without a value counts as absent; an unknown one is refused by name."""
 
-    `rules` is what all values of the request are held to.
-    """
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name not in cls.model_fields and name not in CREDENTIALS:
+                raise unknown(name, [*cls.model_fields])
+        return {name: value for name, value in given.items() if value != ""}
 
-    def __init__(self, text: str, rules: Rules = NACOS) -> None:
-        self.rules = rules
-        self._pairs = pairs(text)
-        self._first = dict(reversed(self._pairs))
 
-    def text(self, name: str, default: str = "") -> str:
-        return self._first.get(name, "") or default
+def _read_flag(text: str, info: ValidationInfo) -> bool:
+    name, word = info.field_name or "", text.lower()
+    if word not in _TRUE and word not in _FALSE:
+        raise illegal(name, f"Param '{name}' is illegal, it must be true or false.", word)
+    return word in _TRUE
 
-    def all(self, name: str) -> list[str]:
-        """Every non-empty value of the parameter, in order, each once."""
-        return list(dict.fromkeys(value for given, value in self._pairs if given == name and value))
 
-    def only(self, known: Collection[str]) -> None:
-        """Raises `BadCall` that names the first parameter beside these and `CREDENTIALS`."""
-        for name, _ in self._pairs:
-            if name not in known and name not in CREDENTIALS:
-                raise unknown(name, [*known])
+def bounded(least: int, most: int) -> BeforeValidator:
+    """Reads a number in decimal digits. pydantic's own reader would also take '+1', ' 1' and '1.0'."""
 
-    def flag(self, name: str, default: bool) -> bool:
-        text = self.text(name).lower()
-        if not text:
-            return default
-        if text not in _TRUE and text not in _FALSE:
-            raise illegal(name, f"Param '{name}' is illegal, it must be true or false.", text)
-        return text in _TRUE
-
-    def number(self, name: str, default: int, least: int, most: int) -> int:
-        text = self.text(name)
-        if not text:
-            return default
+    def read(text: str, info: ValidationInfo) -> int:
+        name = info.field_name or ""
         if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
             raise illegal(name, f"Param '{name}' is illegal, it must be a number from {least} to {most}.", text)
         return int(text)
 
-    def one_of(self, name: str, default: str, words: Collection[str]) -> str:
-        text = self.text(name, default)
-        if text not in words:
-            choices = ", ".join(filter(None, words))
-            raise illegal(name, f"Param '{name}' is illegal, it must be one of: {choices}.", text)
-        return text
+    return BeforeValidator(read)
+
+
+def _distinct(values: Sequence[str], info: ValidationInfo) -> list[str]:
+    found = list(dict.fromkeys(value for value in values if value))
+    if not found:
+        raise missing(info.field_name or "")
+    return found
+
+
+Flag = Annotated[bool, BeforeValidator(_read_flag)]
+HealthyOnly = Annotated[Flag, Field(description="Only healthy instances.")]
+Names = Annotated[list[str], BeforeValidator(_distinct), Field(description="The service's name, or `group@@name`.")]
+"""A parameter that may be given many times."""
+
+
+class ServiceQuery(Query):
+    """Which service is meant, beside the name in the path."""
+
+    namespace: Annotated[str, Field(description="The namespace's id; `public` if left out.")] = ""
+    group: Annotated[
+        str, Field(description="The group; `DEFAULT_GROUP` if left out. A `group@@` in the name wins.")
+    ] = ""
+
+    def service_key(self, service: str, rules: Rules = NACOS) -> ServiceKey:
+        """The key of `name` or `group@@name`. Raises `BadCall`."""
+        group, separator, name = service.partition("@@")
+        if not (name if separator else service).strip():
+            raise missing("service")
+        if separator and not group:
+            raise illegal("service", "Param 'service' is illegal, the group before '@@' is empty.", service)
+        key = ServiceKey.of(service, self.group, self.namespace)
+        checked(rules.service, key)
+        return key
+
+    def list_call(self, rules: Rules = NACOS, page: int = 1, size: int = 100) -> ListServices:
+        """The call that lists the group's services. Raises `BadCall`."""
+        key = ServiceKey.of("*", self.group, self.namespace)
+        checked(rules.service, key)
+        return ListServices(key.namespace, key.group, page, size)
+
+
+class PageQuery(ServiceQuery):
+    page: Annotated[int, Field(ge=1, le=MAX_PAGE, description="Counts from 1."), bounded(1, MAX_PAGE)] = 1
+    size: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Per page."), bounded(1, MAX_PAGE_SIZE)] = 100
+
+
+class ViewQuery(ServiceQuery):
+    """Which of a service's instances are shown."""
+
+    clusters: Annotated[
+        list[str],
+        WithJsonSchema({"type": "string"}),
+        Field(
+            default_factory=list, description="Only instances of these clusters, separated by commas; all if left out."
+        ),
+    ]
+    healthy_only: HealthyOnly = False
+
+    def view(self, rules: Rules = NACOS) -> View:
+        """Raises `BadCall` if a cluster's name breaks the rules."""
+        parts = [part.strip() for value in dict.fromkeys(self.clusters) for part in value.split(",")]
+        for part in parts:
+            checked(rules.cluster, part, "clusters")
+        clusters = ",".join(part for part in parts if part)
+        return _view(clusters, self.healthy_only) if len(clusters) <= SHORT else View(clusters, self.healthy_only)
+
+
+class ServicesQuery(ViewQuery):
+    """Which services are meant: several by name, or `*`, all of a group."""
+
+    service: Names
+
+    def keys(self, most: int, rules: Rules = NACOS) -> list[ServiceKey] | None:
+        """At most `most` keys; None: all of the group. Raises `BadCall`."""
+        if len(self.service) > most:
+            raise illegal("service", f"Param 'service' is given more than {most} times.")
+        if "*" not in self.service:
+            return [self.service_key(name, rules) for name in self.service]
+        if len(self.service) > 1:
+            raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
+        return None
+
+
+class InstanceQuery(ServiceQuery):
+    """Which instance is meant, beside the address in the path."""
+
+    cluster: Annotated[str, Field(description="The instance's cluster.")] = ""
+
+    def checked_cluster(self, rules: Rules = NACOS) -> str:
+        """`cluster`, '' if none is named. Raises `BadCall`."""
+        checked(rules.cluster, self.cluster)
+        return self.cluster
+
+
+class KindQuery(InstanceQuery):
+    ephemeral: Annotated[
+        Flag, Field(description="Whether the instance is ephemeral (kept by beats) or persistent.")
+    ] = True
+
+
+def refusal(errors: Sequence[Any]) -> BadCall:
+    """The first of pydantic's errors (`ValidationError.errors()`) as ours; missing fields come last."""
+    error = min(errors, key=lambda error: error["type"] == "missing")
+    name = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+    if error["type"] == "missing":
+        return missing(name)
+    wanted = _WANTED.get(error["type"])
+    if error["type"] == "literal_error":
+        wanted = "one of: " + error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+    text = f"it must be {wanted}." if wanted else error["msg"]
+    return BadCall(name, Violation.BODY, f"Param '{name}' is illegal, {text}")
+
+
+_WANTED = {
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+}
 
 
 def unknown(name: str, known: Collection[str], problem: Violation = Violation.ILLEGAL) -> BadCall:
-    """A misspelt name that was ignored would send traffic elsewhere, unseen."""
+    """The error for an unknown name. Ignoring a misspelt name would route traffic elsewhere unnoticed."""
     name = name[:100]
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
@@ -108,7 +212,7 @@ def missing(parameter: str) -> BadCall:
 
 
 def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> None:
-    """Run one of Nacos's checks and let its error speak of our parameter (`parameter`, else by the table of names)."""
+    """Runs one of Nacos's checks; its error names our parameter (`parameter`, or else by the table of names)."""
     try:
         check(value)
     except BadCall as error:
@@ -117,24 +221,12 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
         raise BadCall(ours, error.violation, text, value=error.value, status=error.status) from None
 
 
-def read_key(service: str, query: Query) -> ServiceKey:
-    """The service of a path or a parameter, `name` or `group@@name`; `group` and `namespace` are parameters."""
-    group, separator, name = service.partition("@@")
-    if not (name if separator else service).strip():
-        raise missing("service")
-    if separator and not group:
-        raise illegal("service", "Param 'service' is illegal, the group before '@@' is empty.", service)
-    key = ServiceKey.of(service, query.text("group"), query.text("namespace"))
-    checked(query.rules.service, key)
-    return key
-
-
-SHORT = 256  # characters of a view's clusters: what is made for a longer one is not kept
+SHORT = 256  # characters of a view's clusters; nothing is kept for a view with more
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a reader wants to see of a snapshot. `clusters` is as it was asked for, and echoed so."""
+    """What a reader wants to see of a snapshot. `clusters` stays as the request has it, because answers repeat it."""
 
     clusters: str = ""
     healthy_only: bool = False
@@ -144,9 +236,9 @@ class View:
         return frozenset(part for part in self.clusters.split(",") if part)
 
     def within(self, snapshot: Snapshot) -> View | None:
-        """The one of all views that show the same of this snapshot that names no cluster but its own.
+        """The view without the clusters that this snapshot does not have; None if it has none of them.
 
-        None where it has none of those that are named. Names that nobody has make nothing new.
+        All views that show the same become equal, so unknown clusters add nothing to what is kept per view.
         """
         if not self.clusters:
             return self
@@ -157,44 +249,18 @@ class View:
         return snapshot.select(self.cluster_set, self.healthy_only)
 
 
-def read_view(query: Query, *, healthy_only: bool = False) -> View:
-    """`clusters=a,b` (also given twice) and `healthy_only`."""
-    parts = [part.strip() for value in query.all("clusters") for part in value.split(",")]
-    for part in parts:
-        checked(query.rules.cluster, part, "clusters")
-    clusters, healthy_only = ",".join(part for part in parts if part), query.flag("healthy_only", healthy_only)
-    return _view(clusters, healthy_only) if len(clusters) <= SHORT else View(clusters, healthy_only)
-
-
 @lru_cache(maxsize=1024)
 def _view(clusters: str, healthy_only: bool) -> View:
-    """Thousands of readers have the same one: then it need not be compared."""
+    """The same object for the same view: thousands of readers share it, and identity is faster than equality."""
     return View(clusters, healthy_only)
 
 
-def read_list(query: Query) -> ListServices:
-    key = ServiceKey.of("*", query.text("group"), query.text("namespace"))
-    checked(query.rules.service, key)
-    page, size = query.number("page", 1, 1, 10**9 - 1), query.number("size", 100, 1, MAX_PAGE_SIZE)
-    return ListServices(key.namespace, key.group, page, size)
-
-
-def read_wait(query: Query, default: float = 30.0) -> float:
-    """`wait=30s`, `1500ms`, `2m` or plain seconds; more than five minutes is five minutes."""
-    text = query.text("wait")
-    if not text:
-        return default
+def read_wait(text: str) -> float:
+    """Seconds of `30s`, `1500ms`, `2m` or plain seconds; at most five minutes. Raises `BadCall`."""
     match = _WAIT.fullmatch(text)
     if match is None:
         raise illegal("wait", "Param 'wait' is illegal, it must be a time like 30s, 1500ms or 2m.", text)
-    return min(float(match[1]) * _UNITS[match[2]], LONGEST_WAIT)
-
-
-def read_cluster(query: Query) -> str:
-    """`cluster`, '' where none is named."""
-    cluster = query.text("cluster")
-    checked(query.rules.cluster, cluster)
-    return cluster
+    return min(float(match[1]) * _UNITS[match[2]], MAX_WAIT)
 
 
 class InstanceAddress(NamedTuple):
@@ -203,10 +269,12 @@ class InstanceAddress(NamedTuple):
 
 
 def read_address(text: str, rules: Rules = NACOS) -> InstanceAddress:
-    """`ip:port` of a path, an IPv6 address in brackets or without them, in whichever spelling (`model.plain_ip`)."""
+    """`ip:port` of a path; an IPv6 address with or without brackets, in any spelling (`plain_ip`). Raises `BadCall`."""
     match = _ADDRESS.fullmatch(text)
     bare = "" if match is None else match["bare"] or ""
-    if match is None or (":" in bare and plain_ip(f"[{bare}]").startswith("[")):  # without brackets nothing but IPv6
+    if match is None or (
+        ":" in bare and plain_ip(f"[{bare}]").startswith("[")
+    ):  # without brackets only IPv6 may have ':'
         wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
         raise illegal("address", wanted, text)
     return InstanceAddress(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
@@ -220,6 +288,6 @@ def read_ip(ip: str, rules: Rules) -> str:
 
 
 def read_port(port: str | int) -> int:
-    """Whatever the rules: of no use is a port that nobody can connect to."""
+    """Checked under any rules: a port that nobody can connect to is useless. Raises `BadCall`."""
     checked(check_port, port)
     return check_port(port)

@@ -1,4 +1,4 @@
-"""An event ⇄ `text/event-stream`, as HTML's "Server-sent events" (9.2.5, 9.2.6) reads it. Not for: what events say."""
+"""Events ⇄ `text/event-stream` (HTML standard, "Server-sent events", 9.2.5 and 9.2.6)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event of a stream. `data` is UTF-8 text; `id` is the last id that the stream has named, '' for none yet."""
+    """One event of a stream. `data` is UTF-8 text; `id` is the last id in the stream so far, '' if there was none."""
 
     event: str = "message"
     data: bytes = b""
@@ -32,7 +32,7 @@ def encode(event: str, data: bytes, id: str = "") -> bytes:
 
 
 def encode_retry(millis: int) -> bytes:
-    """How long a reader waits before it connects again; no event of its own."""
+    """Tells the reader how long to wait before it reconnects; this is not an event."""
     return b"retry: %d\n\n" % millis
 
 
@@ -55,7 +55,7 @@ class Decoder:
             self._buffer = self._buffer.removeprefix(_BOM)
         messages: list[Message] = []
         done = 0
-        # a CR at the very end waits for the LF that may follow in the next piece
+        # A CR at the very end waits: its LF may follow in the next piece.
         while (end := _LINE_END.search(self._buffer, done)) is not None:
             line, done = self._buffer[done : end.start()], end.end()
             if line:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.frontends.discovery.lookup import LookupPolicy
-from nacos_proxy.frontends.rest.shapes import Instance, TargetGroup
+from nacos_proxy.frontends.rest.models import Instance, TargetGroup
 from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.wire.http import CACHEABLE
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -193,8 +192,8 @@ async def test_lists_need_their_service(world: World, target: str) -> None:
 
 class TestBounds:
     @pytest.fixture
-    def lookup_policy(self) -> LookupPolicy:
-        return LookupPolicy(max_services=2)
+    def max_services(self) -> int:
+        return 2
 
     async def test_one_answer_names_a_bounded_number_of_services(self, world: World) -> None:
         many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")

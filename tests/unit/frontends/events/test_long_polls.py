@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nacos_proxy.frontends.rest.shapes import Snapshot
+from nacos_proxy.frontends.rest.models import Snapshot
 from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from tests.helpers.build import KEY, instance, snapshot
 from tests.unit.frontends.conftest import World, ips, register

@@ -8,14 +8,14 @@ import pytest
 
 from nacos_proxy.frontends.events.stream_quota import StreamQuota, StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
-from nacos_proxy.frontends.rest.shapes import Change, Snapshot
+from nacos_proxy.frontends.rest.models import Snapshot
 from nacos_proxy.model.calls import Deregister, Register
 from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from nacos_proxy.wire.http import STREAM, Channel
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import settle
-from tests.unit.frontends.conftest import World, ips, register
+from tests.unit.frontends.conftest import Change, World, ips, register
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2", cluster="c2", weight=2.0)
 

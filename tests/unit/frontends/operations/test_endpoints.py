@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from prometheus_client import generate_latest
-from starlette.requests import Request
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import STRANGER
 from nacos_proxy.frontends.operations.endpoints import (
     OperatorView,
-    OpsApi,
     readiness,
     status_json,
 )
+from nacos_proxy.frontends.rest.routing import PROVIDED
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import Unreachable
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -220,6 +218,5 @@ async def test_who_shows_no_token_is_told_the_parts_alone(world: World) -> None:
         upstream=lambda: {"servers": servers, "login": {"error": "denied\nappaccount is locked"}},
         failing=lambda: {"disk": "OSError: no space left"},
     )
-    request = Request({"type": "http", "method": "GET", "path": "/readyz", "headers": [], STRANGER: True})
-    reply = await OpsApi(sight).ready(request)
-    assert json.loads(reply.body)["reasons"] == ["failing", "login", "node"]
+    answer = await world.ask("GET", "/readyz", **{STRANGER: True, PROVIDED: {OperatorView: sight}})
+    assert answer.json()["reasons"] == ["failing", "login", "node"]

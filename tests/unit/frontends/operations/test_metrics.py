@@ -44,7 +44,7 @@ async def test_every_metric_is_there_with_what_happened() -> None:
     expected = {
         ("reads_total", "miss"): 1,
         ("reads_total", "hit"): 1,
-        ("repeated_total", "head", "list", "200"): 7,
+        ("repeated_total", "list", "head", "200"): 7,
         ("writes_total", "ok"): 1,
         ("fetches_total", "Unreachable"): 3,
         ("changes_total", "write"): 1,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 
-from fastapi import FastAPI
-
-from nacos_proxy.frontends.rest.explorer import explorer_router
+from nacos_proxy.app.router import rest_app
 from tests.helpers.asgi import ask
 
 
 async def test_everything_the_page_loads_comes_from_this_process() -> None:
-    app = FastAPI(docs_url=None, redoc_url=None)
-    app.include_router(explorer_router())
+    app = rest_app({})
     page = await ask(app, "GET", "/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"].startswith("default-src 'self';")

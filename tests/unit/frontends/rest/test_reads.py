@@ -10,7 +10,6 @@ from starlette.requests import Request
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.frontends.rest.reads import (
     Bodies,
-    ReadPolicy,
     Reads,
     oldest,
     tagged,
@@ -41,7 +40,7 @@ class Maker:
 async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
     shelf, clock, make = Shelf(snapshot(instance())), FakeClock(), Maker()
     agent = build.agent(ScriptedRegistry(shelf), clock)
-    reads = Reads(agent, ReadPolicy())
+    reads = Reads(agent)
     for _ in range(3):
         assert (await reads.answer(request(), KEY, "x", ("a",), make)).body == b'{"n":1}'
     assert len(make.made) == 1
@@ -60,7 +59,7 @@ async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
 async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
-    reads = Reads(agent, ReadPolicy(prepared=2_000))
+    reads = Reads(agent, prepared=2_000)
     fresh = partial(CacheResult, Freshness.FRESH, age=0.0, ttl=10.0)
 
     def ask(found: Snapshot) -> None:
@@ -91,7 +90,7 @@ async def test_what_a_body_is_asked_for_by_counts_too() -> None:
 async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
-    reads = Reads(agent, ReadPolicy(prepared=10))
+    reads = Reads(agent, prepared=10)
     for _ in range(2):
         assert (await reads.answer(request(), KEY, "x", (), make)).status == 200
     assert len(make.made) == 2

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from fastapi import FastAPI
 
+from nacos_proxy.app.router import rest_app
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Written
-from nacos_proxy.frontends.rest.reads import ReadPolicy, Reads
-from nacos_proxy.frontends.rest.services import RestApi, json_reply
-from nacos_proxy.frontends.rest.shapes import (
+from nacos_proxy.frontends.rest.models import (
     Instance,
     Instances,
     ServicePage,
     Snapshot,
 )
+from nacos_proxy.frontends.rest.reads import Reads
+from nacos_proxy.frontends.rest.routing import json_reply
+from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.calls import (
     Beat,
     Deregister,
@@ -289,8 +290,7 @@ class Keeper:
 
 async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     keeper = Keeper()
-    app = FastAPI()
-    app.include_router(RestApi(world.agent, Reads(world.agent, ReadPolicy()), keeper).routes().router())
+    app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent), keeper)})
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
     made = await ask(app, "POST", INSTANCES, json_body=body)
     assert (made.status, made.headers["nacos-proxy-answer"]) == (201, "local")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import orjson
 import pytest
 
@@ -22,14 +20,8 @@ from nacos_proxy.wire.nacos.rules import (
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
-from nacos_proxy.wire.rest.bodies import read_register, read_update
-from nacos_proxy.wire.rest.query import (
-    Query,
-    read_address,
-    read_key,
-    read_list,
-    read_view,
-)
+from nacos_proxy.wire.rest.bodies import RegisterBody, UpdateBody, read_register, read_update
+from nacos_proxy.wire.rest.query import InstanceQuery, ViewQuery, read_address
 from tests.helpers.build import KEY, instance
 
 LONG = {"note": "x" * 5000}
@@ -134,36 +126,35 @@ def test_a_status_key_is_held_to_what_is_always_refused() -> None:
 
 
 def test_our_api_obeys_the_same_switch_in_its_own_words() -> None:
-    text = f"group={quote('组')}&namespace=team.one&clusters={quote('甲')}"
+    query = ViewQuery(group="组", namespace="team.one", clusters=["甲"])
     with pytest.raises(BadCall):
-        read_key("服务", Query(text))
+        query.service_key("服务")
     with pytest.raises(BadCall):
-        read_view(Query(text))
+        query.view()
     with pytest.raises(BadCall):
-        read_list(Query(text))
-    query = Query(text, LENIENT)
-    assert read_key("服务", query) == ServiceKey("team.one", "组", "服务")
-    assert read_view(query).cluster_set == {"甲"}
-    assert read_list(query).group == "组"
+        query.list_call()
+    assert query.service_key("服务", LENIENT) == ServiceKey("team.one", "组", "服务")
+    assert query.view(LENIENT).cluster_set == {"甲"}
+    assert query.list_call(LENIENT).group == "组"
     assert read_address("主机:80", LENIENT) == ("主机", 80)
     with pytest.raises(BadCall, match="'service'"):
-        read_key("a\nb", query)
+        query.service_key("a\nb", LENIENT)
 
 
 def test_a_body_of_our_api_obeys_it_too() -> None:
-    body = orjson.dumps({"ip": "主机", "port": 80, "cluster": "甲_乙", "metadata": LONG})
+    body = RegisterBody(ip="主机", port=80, cluster="甲_乙", metadata=LONG)
     with pytest.raises(BadCall):
         read_register(KEY, body)
-    assert read_register(KEY, body, LENIENT).call.instance == instance("主机", 80, cluster="甲_乙", metadata=LONG)
-    more = orjson.dumps({"metadata": LONG})
+    assert read_register(KEY, body, LENIENT).instance == instance("主机", 80, cluster="甲_乙", metadata=LONG)
+    more = UpdateBody(metadata=LONG)
     address = read_address("10.0.0.1:80")
     with pytest.raises(BadCall, match="'metadata'"):
-        read_update(KEY, address, Query(""), more)
-    assert read_update(KEY, address, Query("", LENIENT), more).metadata == LONG
+        read_update(KEY, address, InstanceQuery(), more)
+    assert read_update(KEY, address, InstanceQuery(), more, LENIENT).metadata == LONG
 
 
 def test_a_port_that_nobody_can_connect_to_is_refused_by_our_api_always() -> None:
     for rules in (NACOS, LENIENT):
         with pytest.raises(BadCall) as caught:
-            read_register(KEY, b'{"ip":"a","port":70000}', rules)
+            read_register(KEY, RegisterBody(ip="a", port=70000), rules)
         assert caught.value.violation is Violation.ILLEGAL

@@ -8,21 +8,24 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nacos_proxy.model.calls import BeatResult
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Change
 from nacos_proxy.wire.rest.bodies import (
-    REGISTER_FIELDS,
+    BeatBody,
+    RegisterBody,
     beat_json,
     change_json,
     etag,
     read_beat,
+    read_object,
     read_register,
     snapshot_json,
     tag_matches,
 )
-from nacos_proxy.wire.rest.query import InstanceAddress, Query, View
+from nacos_proxy.wire.rest.query import InstanceAddress, KindQuery, View, refusal
 from tests.helpers.build import KEY, instance, snapshot
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2", cluster="c2")
@@ -100,9 +103,9 @@ def test_a_registration_takes_every_field_and_leaves_the_rest_at_its_default() -
     )
     body = {"ip": "[::1]", "port": 0, "cluster": "c", "weight": 0.5, "metadata": {"a": ""}}
     body |= {"ephemeral": False, "enabled": False, "healthy": False, "managed": {"x": 1}}
-    read = read_register(KEY, orjson.dumps(body))
-    assert (read.call.instance, read.managed) == (whole, {"x": 1})
-    assert read_register(KEY, b'{"ip":"a","port":1}').call.instance == instance("a", 1)
+    read = RegisterBody.model_validate(body)
+    assert (read_register(KEY, read).instance, read.managed) == (whole, {"x": 1})
+    assert read_register(KEY, RegisterBody(ip="a", port=1)).instance == instance("a", 1)
 
 
 @given(
@@ -110,7 +113,7 @@ def test_a_registration_takes_every_field_and_leaves_the_rest_at_its_default() -
         st.none() | st.booleans() | st.integers(-9, 99999) | st.floats() | st.text(max_size=5),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(REGISTER_FIELDS) | st.text(max_size=3), inner, max_size=6)
+            | st.dictionaries(st.sampled_from([*RegisterBody.model_fields]) | st.text(max_size=3), inner, max_size=6)
         ),
         max_leaves=12,
     )
@@ -121,7 +124,9 @@ def test_no_body_does_anything_but_read_or_be_refused(body: Any) -> None:
     except TypeError:
         return  # a whole number that JSON has no place for
     try:
-        read_register(KEY, data)
+        read_register(KEY, RegisterBody.model_validate(read_object(data)))
+    except ValidationError as error:
+        assert refusal(error.errors()).text
     except BadCall as error:
         assert 400 <= error.status < 500 and error.text
 
@@ -129,15 +134,15 @@ def test_no_body_does_anything_but_read_or_be_refused(body: Any) -> None:
 def test_beat_timeouts_out_of_order_are_refused() -> None:
     body = {"ip": "a", "port": 1, "metadata": {"preserved.heart.beat.interval": "60000"}}
     with pytest.raises(BadCall) as caught:
-        read_register(KEY, orjson.dumps(body))
+        read_register(KEY, RegisterBody.model_validate(body))
     assert caught.value.parameter == "metadata"
 
 
 def test_a_beat_is_light_without_a_body_and_full_with_one() -> None:
-    place, query = InstanceAddress("10.0.0.1", 80), Query("ephemeral=false&cluster=c")
-    light = read_beat(KEY, place, query, b" \n")
+    place, query = InstanceAddress("10.0.0.1", 80), KindQuery.model_validate({"ephemeral": "false", "cluster": "c"})
+    light = read_beat(KEY, place, query, None)
     assert (light.full, light.ephemeral, light.cluster) == (None, False, "c")
-    full = read_beat(KEY, place, query, b'{"weight":2}')
+    full = read_beat(KEY, place, query, BeatBody(weight=2))
     assert full.full == instance("10.0.0.1", cluster="c", weight=2.0, ephemeral=False)
 
 

@@ -2,59 +2,106 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.rest.query import (
+    Flag,
     InstanceAddress,
+    Names,
+    PageQuery,
     Query,
+    ServiceQuery,
     View,
+    ViewQuery,
+    bounded,
     read_address,
-    read_key,
-    read_list,
-    read_view,
     read_wait,
+    refusal,
 )
 from tests.helpers.build import instance, snapshot
 
 
-def test_of_a_parameter_given_twice_the_first_counts() -> None:
-    query = Query("a=1&a=2&b=&a=1")
-    assert (query.text("a"), query.text("b", "x"), query.text("c"), query.all("a")) == ("1", "x", "", ["1", "2"])
+class Sample(Query):
+    flag: Flag = False
+    number: Annotated[int, bounded(0, 10)] = 5
+    word: str = "x"
 
 
-@pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("off", False), ("no", False), ("", None)])
-def test_flags(text: str, value: bool | None) -> None:
-    for default in (True, False):
-        assert Query(f"f={text}").flag("f", default) is (default if value is None else value)
+class Named(Query):
+    names: Names
 
 
-@pytest.mark.parametrize("text", ["-1", "1.0", "11", "²", "1" * 30, "a"])
-def test_a_number_out_of_its_bounds_names_its_parameter(text: str) -> None:
+def test_query_takes_an_empty_value_as_none_at_all() -> None:
+    query = Sample.model_validate({"flag": "", "number": "", "word": ""})
+    assert (query.flag, query.number, query.word) == (False, 5, "x")
+
+
+def test_query_refuses_an_unknown_name_and_knows_what_clients_send_with_any_call() -> None:
+    assert Sample.model_validate({"accessToken": "a", "username": "b"}).word == "x"
+    with pytest.raises(BadCall, match="did you mean 'word'") as caught:
+        Sample.model_validate({"wrod": "a"})
+    assert caught.value.parameter == "wrod"
+
+
+@pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("off", False), ("no", False), ("", False)])
+def test_flag(text: str, value: bool) -> None:
+    assert Sample.model_validate({"flag": text}).flag is value
+
+
+@pytest.mark.parametrize("text", ["t", "y", "2", "maybe"])
+def test_flag_refuses_other_words(text: str) -> None:
     with pytest.raises(BadCall) as caught:
-        Query(f"n={text}").number("n", 1, 0, 10)
-    assert caught.value.parameter == "n"
+        Sample.model_validate({"flag": text})
+    assert caught.value.parameter == "flag"
 
 
-def test_a_service_is_named_in_three_ways() -> None:
-    assert read_key("a", Query("")) == ServiceKey("public", "DEFAULT_GROUP", "a")
-    assert read_key("a", Query("group=g&namespace=n")) == ServiceKey("n", "g", "a")
-    assert read_key("g@@a", Query("group=other")) == ServiceKey("public", "g", "a")
+@pytest.mark.parametrize("text", ["-1", "1.0", "11", "²", "1" * 30, "a", "+1", " 1", "1_0"])
+def test_bounded_refuses_a_number_out_of_its_bounds_and_names_the_parameter(text: str) -> None:
+    with pytest.raises(BadCall) as caught:
+        Sample.model_validate({"number": text})
+    assert caught.value.parameter == "number"
+
+
+def test_names_are_each_given_once_and_one_at_least() -> None:
+    assert Named.model_validate({"names": ["b", "", "a", "b"]}).names == ["b", "a"]
+    with pytest.raises(BadCall, match="'names' is required"):
+        Named.model_validate({"names": [""]})
+
+
+def test_refusal_words_the_errors_of_pydantic_and_names_missing_fields_last() -> None:
+    class Strict(Query, strict=True):
+        ip: str
+        port: int
+
+    for values, text in (({"port": "80"}, "Param 'port' is illegal, it must be a whole number."), ({}, "'ip' is requ")):
+        with pytest.raises(ValidationError) as caught:
+            Strict.model_validate(values)
+        assert text in refusal(caught.value.errors()).text
+
+
+def test_service_key_reads_a_name_in_three_ways() -> None:
+    assert ServiceQuery().service_key("a") == ServiceKey("public", "DEFAULT_GROUP", "a")
+    assert ServiceQuery(group="g", namespace="n").service_key("a") == ServiceKey("n", "g", "a")
+    assert ServiceQuery(group="other").service_key("g@@a") == ServiceKey("public", "g", "a")
 
 
 def test_errors_of_the_common_checks_speak_of_our_parameters() -> None:
     with pytest.raises(BadCall) as caught:
-        read_key("a", Query(f"namespace={'n' * 65}"))
+        ServiceQuery(namespace="n" * 65).service_key("a")
     assert (caught.value.parameter, "'namespace'" in caught.value.text) == ("namespace", True)
 
 
 def test_a_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
-    view = read_view(Query("clusters=b,,a&clusters=c&healthy_only=true"))
+    view = ViewQuery.model_validate({"clusters": ["b,,a", "c"], "healthy_only": "true"}).view()
     assert (view, view.cluster_set) == (View("b,a,c", True), frozenset("abc"))
-    assert read_view(Query(""), healthy_only=True) == View("", True)
+    assert ViewQuery.model_validate({}).view() == View("", False)
 
 
 @pytest.mark.parametrize(
@@ -71,23 +118,23 @@ def test_of_the_clusters_that_are_named_those_count_that_a_service_has(asked: st
 
 def test_a_view_of_long_clusters_is_not_remembered() -> None:
     for text, same in (("a", True), ("a" * 60 + ("," + "b" * 60) * 9, False)):
-        views = [read_view(Query(f"clusters={text}")) for _ in range(2)]
+        views = [ViewQuery(clusters=[text]).view() for _ in range(2)]
         assert views[0] == views[1]
         assert (views[0] is views[1]) is same
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("", 30.0), ("5", 5.0), ("5s", 5.0), ("1500ms", 1.5), ("2m", 120.0), ("0.5s", 0.5), ("1000m", 300.0)],
+    [("5", 5.0), ("5s", 5.0), ("1500ms", 1.5), ("2m", 120.0), ("0.5s", 0.5), ("1000m", 300.0)],
 )
 def test_a_wait_is_a_time_of_at_most_five_minutes(text: str, seconds: float) -> None:
-    assert read_wait(Query(f"wait={text}")) == seconds
+    assert read_wait(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["-1", "1h", "soon", "1e3", "nan", "1.", "5 s"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(BadCall) as caught:
-        read_wait(Query(f"wait={text}"))
+        read_wait(text)
     assert caught.value.parameter == "wait"
 
 
@@ -119,5 +166,6 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_a_list_counts_pages_from_one() -> None:
-    call = read_list(Query("namespace=n&page=2&size=5"))
+    query = PageQuery.model_validate({"namespace": "n", "page": "2", "size": "5"})
+    call = query.list_call(page=query.page, size=query.size)
     assert (call.namespace, call.group, call.page, call.size) == ("n", "DEFAULT_GROUP", 2, 5)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nacos_proxy.frontends.rest.shapes import (
-    Change,
+from nacos_proxy.frontends.rest.models import (
     Instance,
     Instances,
     Snapshot,
@@ -13,6 +12,7 @@ from nacos_proxy.wire.nacos.hosts import host_json
 from nacos_proxy.wire.rest.bodies import change_json, instances_json, snapshot_json
 from nacos_proxy.wire.rest.query import View
 from tests.helpers.build import KEY, instance, snapshot
+from tests.unit.frontends.conftest import Change
 
 A = snapshot(instance())
 

@@ -10,13 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.model.services import Instance
-from nacos_proxy.wire.discovery.targets import (
-    haproxy,
-    nginx,
-    prometheus,
-    text,
-    whole_weights,
-)
+from nacos_proxy.wire.discovery import haproxy, nginx
+from nacos_proxy.wire.discovery.addresses import whole_weights
+from nacos_proxy.wire.discovery.formats import text
+from nacos_proxy.wire.discovery.prometheus import target_groups
 from tests.helpers.build import KEY, instance
 
 HOSTS = [instance("10.0.0.1", 80, weight=2.0), instance("::1", 81, weight=1.0), instance("10.0.0.3", weight=0.0)]
@@ -24,7 +21,7 @@ HOSTS = [instance("10.0.0.1", 80, weight=2.0), instance("::1", 81, weight=1.0), 
 
 def test_a_target_carries_what_is_known_of_it_as_labels() -> None:
     host = instance("10.0.0.1", 80, cluster="c", weight=0.5, healthy=False, metadata={"a-b": "1", "service": "x"})
-    assert prometheus([host], KEY) == [
+    assert target_groups([host], KEY) == [
         {
             "targets": ["10.0.0.1:80"],
             "labels": {
@@ -43,17 +40,17 @@ def test_a_target_carries_what_is_known_of_it_as_labels() -> None:
 
 
 def test_lines_for_each_load_balancer() -> None:
-    assert text(HOSTS, KEY) == b"10.0.0.1:80\n[::1]:81\n"
-    assert nginx(HOSTS, KEY) == b"server 10.0.0.1:80 weight=2;\nserver [::1]:81 weight=1;\n"
-    assert haproxy(HOSTS, KEY) == (
+    assert text(HOSTS) == b"10.0.0.1:80\n[::1]:81\n"
+    assert nginx.render(HOSTS) == b"server 10.0.0.1:80 weight=2;\nserver [::1]:81 weight=1;\n"
+    assert haproxy.render(HOSTS) == (
         b"server 10.0.0.1:80 10.0.0.1:80 weight 2 check\nserver _::1_:81 [::1]:81 weight 1 check\n"
     )
 
 
 @pytest.mark.parametrize("ip", ["a;include/etc/passwd;#", "a{b", "a}", "$x", "a/b", "a'b", 'a"', "", "a\0", "a\\b"])
 def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
-    for write in (text, nginx, haproxy):
-        assert write([instance(ip)], KEY) == b""
+    for write in (text, nginx.render, haproxy.render):
+        assert write([instance(ip)]) == b""
 
 
 @pytest.mark.parametrize(
@@ -65,17 +62,17 @@ def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
     ],
 )
 def test_what_is_no_ip_address_and_no_host_name_is_left_out(ip: str) -> None:
-    for write in (text, nginx, haproxy):
-        assert write([instance(ip)], KEY) == b""
+    for write in (text, nginx.render, haproxy.render):
+        assert write([instance(ip)]) == b""
 
 
 @pytest.mark.parametrize("ip", ["localhost", "a-b.c-1", "my_web_1", "1.a", "0x7f.a", "a" * 63, "xn--bcher-kva.example"])
 def test_a_host_name_is_an_address(ip: str) -> None:
-    assert text([instance(ip, 8080)], KEY) == f"{ip}:8080\n".encode()
+    assert text([instance(ip, 8080)]) == f"{ip}:8080\n".encode()
 
 
 def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
-    assert haproxy([instance("Nosuch.invalid", 80)], KEY) == (
+    assert haproxy.render([instance("Nosuch.invalid", 80)]) == (
         b"server nosuch.invalid:80 nosuch.invalid:80 weight 1 check init-addr last,libc,none\n"
     )
 
@@ -87,13 +84,13 @@ def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
 def test_an_address_stands_once_however_it_is_spelt(spellings: tuple[str, ...]) -> None:
     hosts = [instance(ip, 80, weight=float(n + 1)) for n, ip in enumerate(spellings)]
     address = f"[{spellings[0]}]" if ":" in spellings[0] else spellings[0]
-    assert text(hosts, KEY) == f"{address}:80\n".encode()
-    assert nginx(hosts, KEY) == f"server {address}:80 weight={len(spellings)};\n".encode()
-    assert haproxy(hosts, KEY).count(b"\n") == 1
+    assert text(hosts) == f"{address}:80\n".encode()
+    assert nginx.render(hosts) == f"server {address}:80 weight={len(spellings)};\n".encode()
+    assert haproxy.render(hosts).count(b"\n") == 1
 
 
 def test_prometheus_gets_an_address_in_brackets_in_one_pair_of_them() -> None:
-    assert prometheus([instance("[2001:DB8::7]", 80)], KEY)[0]["targets"] == ["[2001:db8::7]:80"]
+    assert target_groups([instance("[2001:DB8::7]", 80)], KEY)[0]["targets"] == ["[2001:db8::7]:80"]
 
 
 _PIECES = st.sampled_from(["10", ".", "0", "1", ":", "::", "[", "]", "db8", "a", "A", "-", "_", "%", ";", "unix", "x"])
@@ -107,8 +104,10 @@ _WEIGHTS = st.one_of(st.floats(), st.integers(-1, 300).map(float))
 _HOSTS = st.builds(lambda ip, port, weight: instance(ip, port, weight=weight), _IPS, st.integers(-1, 65_537), _WEIGHTS)
 _LINES = {
     text: re.compile(r"(?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"),
-    nginx: re.compile(r"server (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+) weight=(?P<weight>[0-9]+);"),
-    haproxy: re.compile(
+    nginx.render: re.compile(
+        r"server (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+) weight=(?P<weight>[0-9]+);"
+    ),
+    haproxy.render: re.compile(
         r"server [0-9a-zA-Z._:-]+ (?P<host>[0-9a-z._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]+)"
         r" weight (?P<weight>[0-9]+) check( init-addr last,libc,none)?"
     ),
@@ -118,19 +117,20 @@ _LINES = {
 @given(st.lists(_HOSTS, max_size=6))
 def test_whatever_is_registered_each_line_is_one_server_and_none_stands_twice(hosts: list[Instance]) -> None:
     for write, line in _LINES.items():
-        found = [line.fullmatch(row) for row in write(hosts, KEY).decode().splitlines()]
+        found = [line.fullmatch(row) for row in write(hosts).decode().splitlines()]
         assert all(found)
         places = [(match["host"], match["port"]) for match in found if match]
         assert len(set(places)) == len(places)
         assert all(1 <= int(port) <= 65_535 for _, port in places)
         for match in found:
-            assert match is None or write is text or 1 <= int(match["weight"]) <= (100 if write is nginx else 256)
+            most = 100 if write is nginx.render else 256
+            assert match is None or write is text or 1 <= int(match["weight"]) <= most
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])
 def test_a_port_that_nobody_can_listen_on_is_left_out(port: int) -> None:
-    for write in (text, nginx, haproxy):
-        assert write([instance("10.0.0.1", port)], KEY) == b""
+    for write in (text, nginx.render, haproxy.render):
+        assert write([instance("10.0.0.1", port)]) == b""
 
 
 @given(st.lists(st.floats(1e-6, 10_000), min_size=1, max_size=8), st.integers(1, 256))

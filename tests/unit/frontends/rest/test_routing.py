@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
+from starlette.responses import Response
 
-from nacos_proxy.frontends.rest.routes import (
-    ENDPOINTS,
+from nacos_proxy.frontends.rest.routing import (
     PROBLEM_HANDLERS,
-    Routes,
+    PROVIDED,
+    ApiRoute,
+    Reply,
     on_unexpected,
+    provided,
 )
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import Garbled
@@ -22,28 +25,38 @@ from tests.helpers.asgi import ask
 from tests.unit.frontends.conftest import World
 
 
-async def echo(request: Request) -> HttpReply:
-    return HttpReply(200, "text/plain", request.path_params["name"].encode())
+def app_of(router: APIRouter, objects: dict[type, Any] | None = None) -> FastAPI:
+    app = FastAPI(routes=router.routes, exception_handlers=PROBLEM_HANDLERS)
+    app.state.provided = objects or {}
+    return app
 
 
-async def garbled(request: Request) -> HttpReply:
+def text(body: str) -> Response:
+    return Reply(HttpReply(200, "text/plain", body.encode()))
+
+
+router = APIRouter(route_class=ApiRoute)
+
+
+@router.get("/echo/{name}")
+@router.put("/echo/{name}")
+async def echo(name: str) -> Response:
+    return text(name)
+
+
+@router.get("/garbled")
+async def garbled() -> Response:
     raise Garbled("what?")
 
 
-async def broken(request: Request) -> HttpReply:
+@router.get("/broken")
+async def broken() -> Response:
     raise RuntimeError("a secret")
 
 
 @pytest.fixture
 def app() -> FastAPI:
-    routes = Routes("test")
-    routes.add("GET", "/echo/{name}", echo, None)
-    routes.add("PUT", "/echo/{name}", echo, None)
-    routes.add("GET", "/garbled", garbled, None)
-    routes.add("GET", "/broken", broken, None)
-    app = FastAPI(exception_handlers=PROBLEM_HANDLERS)
-    app.include_router(routes.router())
-    return app
+    return app_of(router)
 
 
 @pytest.mark.parametrize(("raw", "name"), [("a", "a"), ("a%2Fb", "a/b"), ("a%20%25", "a %"), ("%e5%8c%97", "北")])
@@ -65,14 +78,14 @@ async def test_options_tells_what_there_is_and_does_nothing() -> None:
     """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
     done: list[str] = []
 
-    async def beat(request: Request) -> HttpReply:
-        done.append(request.method)
-        return HttpReply(200, "text/plain", b"ok")
+    router = APIRouter(route_class=ApiRoute)
 
-    routes = Routes("test")
-    routes.add("PUT", "/beat/{name}", beat, None)
-    app = FastAPI()
-    app.include_router(routes.router())
+    @router.put("/beat/{name}")
+    async def beat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        done.append(request.method)
+        return text("ok")
+
+    app = app_of(router)
     for target in ("/beat/a", "/beat/a%2Fb"):
         answer = await ask(app, "OPTIONS", target)
         assert (answer.status, answer.headers["allow"], answer.body) == (204, "PUT", b"")
@@ -129,7 +142,7 @@ async def test_every_call_has_a_summary_examples_and_its_errors(world: World) ->
         where = f"{method} {path}"
         assert operation["summary"] and operation["description"], where
         for name in ("service", "address"):
-            assert (f"{{{name}}}" in path) <= any(p["name"] == name for p in operation["parameters"]), where
+            assert (f"{{{name}}}" in path) <= any(p["name"] == name for p in operation.get("parameters", [])), where
         for status, answer in operation["responses"].items():
             if int(status) >= 400 and path.startswith("/api"):
                 examples = answer["content"]["application/problem+json"]["examples"]
@@ -146,7 +159,7 @@ async def test_every_call_has_a_summary_examples_and_its_errors(world: World) ->
 async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_others_by_name(world: World) -> None:
     places = {"service": "orders", "address": "10.0.0.1:80"}
     for path, method, operation in operations(world.app.openapi()):
-        taken = [p["name"] for p in operation["parameters"] if p["in"] == "query"]
+        taken = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
         if path in ("/healthz", "/readyz", "/metrics"):  # probes and scrapers add what they like
             assert (await world.ask("GET", f"{path}?verbose")).status == 200
             continue
@@ -190,16 +203,22 @@ async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given
     assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
 
 
-async def test_a_scope_may_say_whose_endpoints_answer(app: FastAPI) -> None:
-    """The routes are made once; with `auth = client` each tenant has endpoints of its own."""
-    own = Routes("test")
+class Voice:
+    def __init__(self, said: str) -> None:
+        self.said = said
 
-    async def loud(request: Request) -> HttpReply:
-        return HttpReply(200, "text/plain", request.path_params["name"].upper().encode())
 
-    own.add("GET", "/echo/{name}", loud, None)
-    assert (await ask(app, "GET", "/echo/a")).body == b"a"
-    assert (await ask(app, "GET", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"A"
-    assert (await ask(app, "HEAD", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 200
-    assert (await ask(app, "PUT", "/echo/a", **{ENDPOINTS: own.endpoints})).body == b"a"
-    assert (await ask(app, "POST", "/echo/a", **{ENDPOINTS: own.endpoints})).status == 405
+async def test_provided_finds_the_object_of_the_tenant_or_else_of_the_app() -> None:
+    """The routes are made once; with `auth = client` each tenant has objects of its own."""
+    router = APIRouter(route_class=ApiRoute)
+
+    @router.get("/say")
+    async def say(voice: Annotated[Voice, Depends(provided(Voice))]) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return text(voice.said)
+
+    app = app_of(router, {Voice: Voice("app")})
+    assert (await ask(app, "GET", "/say")).body == b"app"
+    tenant = {PROVIDED: {Voice: Voice("tenant")}}
+    assert (await ask(app, "GET", "/say", **tenant)).body == b"tenant"
+    assert (await ask(app, "HEAD", "/say", **tenant)).status == 200
+    assert (await ask(app, "POST", "/say", **tenant)).status == 405
