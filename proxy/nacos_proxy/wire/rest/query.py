@@ -56,7 +56,9 @@ class Query(BaseModel):
         return {name: value for name, value in given.items() if value != ""}
 
 
-def _read_flag(text: str, info: ValidationInfo) -> bool:
+def _read_flag(text: str | bool, info: ValidationInfo) -> bool:
+    if isinstance(text, bool):  # older FastAPI passes the default itself
+        return text
     name, word = info.field_name or "", text.lower()
     if word not in _TRUE and word not in _FALSE:
         raise illegal(name, f"Param '{name}' is illegal, it must be true or false.", word)
@@ -66,7 +68,9 @@ def _read_flag(text: str, info: ValidationInfo) -> bool:
 def bounded(least: int, most: int) -> BeforeValidator:
     """Reads a number in decimal digits. pydantic's own reader would also take '+1', ' 1' and '1.0'."""
 
-    def read(text: str, info: ValidationInfo) -> int:
+    def read(text: str | int, info: ValidationInfo) -> int:
+        if isinstance(text, int):  # older FastAPI passes the default itself
+            return text
         name = info.field_name or ""
         if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
             raise illegal(name, f"Param '{name}' is illegal, it must be a number from {least} to {most}.", text)
