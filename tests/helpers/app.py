@@ -15,12 +15,7 @@ import uvicorn
 from nacos_proxy.app.components import Components, build
 from nacos_proxy.app.server import App, uvicorn_config
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.runtime import (
-    Clock,
-    SystemClock,
-    spawn,
-    stop,
-)
+from nacos_proxy.runtime import Clock, SystemClock, spawn, stop
 
 PATIENCE = 60.0  # for what hangs: httpx's own 5 s may pass on a busy machine
 

@@ -11,12 +11,7 @@ from nacos_proxy.catalog.circuit_breaker import Breaker, BreakerPolicy
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.catalog.registrations import Registrations
-from nacos_proxy.core.agent import (
-    Agent,
-    AgentPolicy,
-    Catalog,
-    Follower,
-)
+from nacos_proxy.core.agent import Agent, AgentPolicy, Catalog, Follower
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 from nacos_proxy.upstream.contract import Registry
 from tests.helpers.clock import FakeClock

@@ -34,32 +34,11 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import (
-    BadCall,
-    Malformed,
-    ProxyError,
-    Refused,
-)
+from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Refused
 from nacos_proxy.model.limits import MAX_METADATA
-from nacos_proxy.model.services import (
-    Instance,
-    Selection,
-    ServiceKey,
-    Snapshot,
-)
-from nacos_proxy.wire.http import (
-    FORM_TYPE,
-    HttpReply,
-    HttpRequest,
-    Pairs,
-)
-from nacos_proxy.wire.nacos.base import (
-    Dialect,
-    Operation,
-    ReadInstance,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.model.services import Instance, Selection, ServiceKey, Snapshot
+from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from tests.helpers.recordings import Row
 
 R = TypeVar("R")

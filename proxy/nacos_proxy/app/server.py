@@ -18,14 +18,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy import __version__
-from nacos_proxy.app.components import (
-    Components,
-    build,
-    build_tenant,
-    finish,
-    start,
-    start_udp,
-)
+from nacos_proxy.app.components import Components, build, build_tenant, finish, start, start_udp
 from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import guard_policy, loopback
@@ -39,12 +32,7 @@ from nacos_proxy.app.process import (
     unlink_own,
     url_of,
 )
-from nacos_proxy.app.router import (
-    Router,
-    TenantApp,
-    guarded,
-    obey,
-)
+from nacos_proxy.app.router import Router, TenantApp, guarded, obey
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked

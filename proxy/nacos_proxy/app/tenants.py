@@ -45,13 +45,7 @@ from nacos_proxy.model.errors import (
     Violation,
     no_right,
 )
-from nacos_proxy.runtime import (
-    Clock,
-    Supervisor,
-    at_most,
-    spawn,
-    stop,
-)
+from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
 from nacos_proxy.upstream.nacos.rights import Pass
 
 _MAX_REFUSAL_BODY = 4096  # bytes of a refusal that are kept

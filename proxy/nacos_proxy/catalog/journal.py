@@ -12,13 +12,7 @@ from typing import Any
 
 from nacos_proxy.catalog.pending_writes import supersedes
 from nacos_proxy.catalog.registrations import RegistrationKey
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update, Write
 
 Local = Register | Deregister | Update | Beat
 

@@ -15,15 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.effects import Draft
 from nacos_proxy.model.services import Snapshot
 

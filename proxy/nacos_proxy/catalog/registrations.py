@@ -10,12 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.heartbeats import beat_timeout, delete_timeout
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot

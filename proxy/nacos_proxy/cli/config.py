@@ -11,13 +11,7 @@ from typing import Any, get_args
 import click
 
 from nacos_proxy.app.setting_types import format_value, kind_of
-from nacos_proxy.app.settings import (
-    REMOVED,
-    Loaded,
-    Settings,
-    load,
-    misspelt_variables,
-)
+from nacos_proxy.app.settings import REMOVED, Loaded, Settings, load, misspelt_variables
 from nacos_proxy.model.masking import MASK
 
 # The first ones in --help; the others follow in the order of the class.

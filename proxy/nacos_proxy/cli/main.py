@@ -19,19 +19,9 @@ from nacos_proxy.app.settings import BadSettings
 from nacos_proxy.cli.client_options import EXIT_CODES
 from nacos_proxy.cli.config import config, loaded_from, settings_options
 from nacos_proxy.cli.demo import demo
-from nacos_proxy.cli.reads import (
-    get,
-    list_services,
-    pick,
-    watch,
-)
+from nacos_proxy.cli.reads import get, list_services, pick, watch
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached
-from nacos_proxy.cli.writes import (
-    beat,
-    deregister,
-    modify,
-    register,
-)
+from nacos_proxy.cli.writes import beat, deregister, modify, register
 
 
 class Group(click.Group):

@@ -20,12 +20,7 @@ from nacos_proxy.cli.client_options import (
     metadata_of,
     warn,
 )
-from nacos_proxy.cli.rest_client import (
-    ApiProblem,
-    Unreached,
-    address_segment,
-    service_path,
-)
+from nacos_proxy.cli.rest_client import ApiProblem, Unreached, address_segment, service_path
 
 COMMAND_TTL = 30.0  # seconds until a COMMAND without a check counts as failed, if we do not report it alive
 COMMAND_BEAT = 5.0  # seconds between two such reports

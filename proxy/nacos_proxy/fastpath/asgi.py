@@ -12,13 +12,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.utils import get_path_with_query_string
 
-from nacos_proxy.fastpath.table import (
-    Headers,
-    LookupKey,
-    PreparedResponse,
-    ResponseTable,
-    is_repeatable,
-)
+from nacos_proxy.fastpath.table import Headers, LookupKey, PreparedResponse, ResponseTable, is_repeatable
 from nacos_proxy.wire.http import CACHEABLE, Cacheable
 
 Scope = MutableMapping[str, Any]

@@ -6,15 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
 
 

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.app.components import (
-    Components,
-    build,
-    build_tenant,
-    finish,
-    start,
-)
+from nacos_proxy.app.components import Components, build, build_tenant, finish, start
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.catalog.hub import Filter

@@ -9,12 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nacos_proxy.app.logs import (
-    JsonFormatter,
-    TextFormatter,
-    printable,
-    set_up,
-)
+from nacos_proxy.app.logs import JsonFormatter, TextFormatter, printable, set_up
 
 
 def record(message: str, *arguments: object, error: bool = False) -> logging.LogRecord:

@@ -14,14 +14,7 @@ from starlette.types import Receive, Scope, Send
 from nacos_proxy import __version__
 from nacos_proxy.app.components import build
 from nacos_proxy.app.process import CannotStart
-from nacos_proxy.app.server import (
-    App,
-    banner,
-    check_exposure,
-    reload_safely,
-    run,
-    uvicorn_config,
-)
+from nacos_proxy.app.server import App, banner, check_exposure, reload_safely, run, uvicorn_config
 from nacos_proxy.app.settings import Settings, load
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.runtime import spawn

@@ -10,15 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from nacos_proxy.app.setting_types import (
-    ContextPath,
-    Duration,
-    Networks,
-    OptionalPath,
-    Size,
-    TextList,
-    format_value,
-)
+from nacos_proxy.app.setting_types import ContextPath, Duration, Networks, OptionalPath, Size, TextList, format_value
 from nacos_proxy.model.masking import MASK
 
 DURATION: TypeAdapter[float] = TypeAdapter(Duration)

@@ -16,14 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.tenants import TenantRequest, Tenants, TenantsPolicy
-from nacos_proxy.model.errors import (
-    BadCall,
-    NothingKnown,
-    ProxyError,
-    Reason,
-    Refused,
-    Unreachable,
-)
+from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.runtime import Supervisor, spawn
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.rights import Pass

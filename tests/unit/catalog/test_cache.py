@@ -15,22 +15,9 @@ from hypothesis import strategies as st
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.freshness import Freshness
 from nacos_proxy.catalog.pending_writes import PendingPolicy, apply_pending
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.errors import Unreachable
-from nacos_proxy.model.services import (
-    Change,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import Change, Instance, ServiceKey, Snapshot
 from tests.helpers.build import KEY, instance, key, snapshot
 
 A, B, C, D = (instance(f"10.0.0.{number}") for number in (1, 2, 3, 4))

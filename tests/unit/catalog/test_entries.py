@@ -4,15 +4,7 @@ import itertools
 
 from cachetools import LRUCache
 
-from nacos_proxy.catalog.entries import (
-    MAX_LANES,
-    READS,
-    REGISTERED_HERE,
-    UNLIKELY,
-    Entry,
-    EntryStore,
-    discovery_lane,
-)
+from nacos_proxy.catalog.entries import MAX_LANES, READS, REGISTERED_HERE, UNLIKELY, Entry, EntryStore, discovery_lane
 from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import instance, key, snapshot
 

@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.catalog import freshness as module
-from nacos_proxy.catalog.freshness import (
-    CacheControl,
-    CacheResult,
-    Freshness,
-    cache_headers,
-    freshness,
-)
+from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness, cache_headers, freshness
 from nacos_proxy.model.errors import Unreachable
 from tests.helpers.build import instance, snapshot
 

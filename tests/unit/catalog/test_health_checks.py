@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.health_checks import (
-    CheckedInstance,
-    CheckSpec,
-    local,
-    seconds,
-    startable,
-)
+from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, local, seconds, startable
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Instance, ServiceKey
 

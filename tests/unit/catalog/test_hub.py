@@ -8,20 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.hub import (
-    Event,
-    Filter,
-    Hub,
-    HubPolicy,
-    Mailbox,
-    Notice,
-)
-from nacos_proxy.model.services import (
-    Change,
-    ServiceKey,
-    Snapshot,
-    diff,
-)
+from nacos_proxy.catalog.hub import Event, Filter, Hub, HubPolicy, Mailbox, Notice
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot, diff
 from tests.helpers.build import KEY, instance, key, snapshot
 
 OTHER = key("stock")

@@ -6,18 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.journal import (
-    Journal,
-    Local,
-    Waiting,
-    place_of,
-)
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.catalog.journal import Journal, Local, Waiting, place_of
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, instance, snapshot

@@ -17,15 +17,7 @@ from nacos_proxy.catalog.pending_writes import (
     drop_confirmed,
     explained,
 )
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.services import Snapshot
 from tests.helpers.build import KEY, instance, snapshot

@@ -9,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.catalog.registrations import Registration, Registrations
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, instance, key
 

@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 
 from nacos_proxy.app.settings import BadSettings, Settings
-from nacos_proxy.cli.doctor import (
-    Finding,
-    clock_finding,
-    port_finding,
-    push_finding,
-    state_finding,
-    upstream_findings,
-)
+from nacos_proxy.cli.doctor import Finding, clock_finding, port_finding, push_finding, state_finding, upstream_findings
 from nacos_proxy.runtime import SystemClock
 from tests.helpers.app import serving
 from tests.helpers.faces import facing

@@ -8,13 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nacos_proxy.cli.rest_client import (
-    ApiProblem,
-    RestClient,
-    Unreached,
-    address_segment,
-    service_path,
-)
+from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached, address_segment, service_path
 from tests.helpers.live import ProxyProcess
 
 Answer = Callable[[httpx.Request], httpx.Response]

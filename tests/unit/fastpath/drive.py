@@ -13,14 +13,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from nacos_proxy.fastpath.asgi import (
-    App,
-    FastPath,
-    Message,
-    Receive,
-    Scope,
-    Send,
-)
+from nacos_proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Send
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy

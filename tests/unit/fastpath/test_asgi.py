@@ -3,14 +3,7 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.fastpath.asgi import (
-    HEAD_KEY,
-    FastPath,
-    Message,
-    Receive,
-    Scope,
-    Send,
-)
+from nacos_proxy.fastpath.asgi import HEAD_KEY, FastPath, Message, Receive, Scope, Send
 from nacos_proxy.fastpath.table import ResponseTablePolicy
 from nacos_proxy.wire.http import CACHEABLE, Cacheable
 from tests.unit.fastpath.drive import Service, ask

@@ -2,12 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nacos_proxy.fastpath.table import (
-    PreparedResponse,
-    ResponseTable,
-    ResponseTablePolicy,
-    is_repeatable,
-)
+from nacos_proxy.fastpath.table import PreparedResponse, ResponseTable, ResponseTablePolicy, is_repeatable
 from nacos_proxy.wire.http import Cacheable
 
 HEADERS = [(b"Age", b"0"), (b"Content-Length", b"2"), (b"Cache-Status", b"nacos-proxy; fwd=miss; ttl=10")]

@@ -6,11 +6,7 @@ import pytest
 from starlette.types import Message
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
-from nacos_proxy.frontends.answers import (
-    mark_cacheable,
-    send_reply,
-    to_request,
-)
+from nacos_proxy.frontends.answers import mark_cacheable, send_reply, to_request
 from nacos_proxy.wire.http import CACHEABLE, HttpReply
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, agent, snapshot

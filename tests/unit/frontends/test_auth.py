@@ -5,13 +5,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.auth import (
-    AccessControl,
-    AccessPolicy,
-    Token,
-    host_name,
-    required_right,
-)
+from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token, host_name, required_right
 from nacos_proxy.frontends.request_body import read_body
 from tests.helpers.asgi import ask
 from tests.unit.frontends.conftest import refuse

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    Write,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.effects import Draft, apply
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
 from nacos_proxy.wire.nacos.base import Dialect

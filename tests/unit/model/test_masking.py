@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.masking import (
-    MASK,
-    is_secret,
-    masked,
-    shown_origin,
-    shown_url,
-)
+from nacos_proxy.model.masking import MASK, is_secret, masked, shown_origin, shown_url
 from tests.helpers.growth import grows_as_its_input
 
 SECRET = "hunter2"

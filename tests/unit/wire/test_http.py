@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.wire.http import (
-    FORM_TYPE,
-    HttpRequest,
-    coded,
-    pairs,
-)
+from nacos_proxy.wire.http import FORM_TYPE, HttpRequest, coded, pairs
 from tests.helpers.pair import TEXT
 
 

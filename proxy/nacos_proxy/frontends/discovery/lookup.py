@@ -22,15 +22,7 @@ from nacos_proxy.frontends.answers import mark_cacheable
 from nacos_proxy.frontends.rest import examples, models
 from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Reads, cache_control_of, known_names, oldest, tagged
-from nacos_proxy.frontends.rest.routing import (
-    ApiRequest,
-    ApiRoute,
-    Reply,
-    ServiceName,
-    documented,
-    problems,
-    provided,
-)
+from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, ServiceName, documented, problems, provided
 from nacos_proxy.frontends.rest.services import SERVICE
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, NothingKnown, UpstreamError, Violation

@@ -23,12 +23,7 @@ from pydantic import Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nacos_proxy.catalog.hub import (
-    Event,
-    Filter,
-    Mailbox,
-    Notice,
-)
+from nacos_proxy.catalog.hub import Event, Filter, Mailbox, Notice
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of, send_reply
 from nacos_proxy.frontends.channel import AsgiChannel
@@ -46,12 +41,7 @@ from nacos_proxy.wire.nacos.rules import Rules
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
 from nacos_proxy.wire.rest.query import SHORT, ServicesQuery, View
-from nacos_proxy.wire.rest.sse import (
-    CONTENT_TYPE,
-    HEARTBEAT,
-    encode,
-    encode_retry,
-)
+from nacos_proxy.wire.rest.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode()),

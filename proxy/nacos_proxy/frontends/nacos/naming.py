@@ -13,31 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import (
-    header,
-    mark_cacheable,
-    send_reply,
-    to_request,
-)
+from nacos_proxy.frontends.answers import header, mark_cacheable, send_reply, to_request
 from nacos_proxy.frontends.request_body import read_body
-from nacos_proxy.model.calls import (
-    Alive,
-    Beat,
-    DetailPage,
-    GetInstance,
-    Write,
-)
+from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
 from nacos_proxy.wire.nacos.administration import WHOLE
-from nacos_proxy.wire.nacos.base import (
-    Dialect,
-    Operation,
-    ReadInstance,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.nacos.rules import RULES
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 

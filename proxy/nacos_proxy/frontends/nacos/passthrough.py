@@ -25,12 +25,7 @@ from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.frontends.answers import client_of, send_reply
 from nacos_proxy.frontends.channel import wait_for_disconnect
 from nacos_proxy.frontends.open_streams import end_on_revocation
-from nacos_proxy.frontends.own_tokens import (
-    own_in,
-    without_own_headers,
-    without_own_in_body,
-    without_own_parameters,
-)
+from nacos_proxy.frontends.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Refused
 from nacos_proxy.runtime import spawn

@@ -6,29 +6,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    Alive,
-    BeatResult,
-    Metrics,
-    Namespaces,
-    Ready,
-    ServerState,
-    Subscribers,
-    Switches,
-)
+from nacos_proxy.model.calls import Alive, BeatResult, Metrics, Namespaces, Ready, ServerState, Subscribers, Switches
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL, beat_interval
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.runtime import Clock, in_turns
 from nacos_proxy.upstream.embedded.state import Address, Registered, Service
 from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, with_switch
-from nacos_proxy.wire.nacos.administration import (
-    Client,
-    Clients,
-    FindClient,
-    Publishers,
-    SetSwitch,
-)
+from nacos_proxy.wire.nacos.administration import Client, Clients, FindClient, Publishers, SetSwitch
 
 BATCH = 100  # services that are read before other tasks get a turn; one may have many instances
 

@@ -38,27 +38,10 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.limits import check_instance
-from nacos_proxy.model.services import (
-    Checking,
-    Instance,
-    InstanceKey,
-    ServiceKey,
-    Snapshot,
-)
-from nacos_proxy.runtime import (
-    Clock,
-    Supervisor,
-    in_turns,
-    stood_still,
-    stop,
-)
+from nacos_proxy.model.services import Checking, Instance, InstanceKey, ServiceKey, Snapshot
+from nacos_proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
 from nacos_proxy.upstream.embedded.administration import BATCH, Administration
-from nacos_proxy.upstream.embedded.persistence import (
-    SERVICE_WRITES,
-    SWITCHES_KEY,
-    PersistentState,
-    PersistentValue,
-)
+from nacos_proxy.upstream.embedded.persistence import SERVICE_WRITES, SWITCHES_KEY, PersistentState, PersistentValue
 from nacos_proxy.upstream.embedded.state import (
     InstanceOverrides,
     PersistentService,

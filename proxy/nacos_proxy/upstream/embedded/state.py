@@ -14,15 +14,7 @@ from typing import Any
 from nacos_proxy.model.calls import ServiceInfo, Update
 from nacos_proxy.model.errors import Malformed, Reason, Refused
 from nacos_proxy.model.heartbeats import beat_timeout, delete_timeout
-from nacos_proxy.model.services import (
-    EMPTY,
-    Checking,
-    Instance,
-    InstanceKey,
-    Metadata,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.parameters import TRUE
 from nacos_proxy.wire.nacos.shapes import read_exactly
 

@@ -12,21 +12,9 @@ import httpx
 from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
-from nacos_proxy.upstream.http.transport import (
-    FastTransport,
-    HeaderBlock,
-    Origin,
-    PreparedRequest,
-)
+from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
 from nacos_proxy.upstream.nacos.servers import Server
-from nacos_proxy.wire.http import (
-    CODED,
-    FORM_TYPE,
-    PLAIN,
-    HttpReply,
-    HttpRequest,
-    coded,
-)
+from nacos_proxy.wire.http import CODED, FORM_TYPE, PLAIN, HttpReply, HttpRequest, coded
 
 
 @dataclass(frozen=True, slots=True)

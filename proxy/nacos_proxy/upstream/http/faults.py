@@ -7,13 +7,7 @@ from enum import Enum
 
 import httpx
 
-from nacos_proxy.model.errors import (
-    Busy,
-    Garbled,
-    TooSlow,
-    Unreachable,
-    UpstreamError,
-)
+from nacos_proxy.model.errors import Busy, Garbled, TooSlow, Unreachable, UpstreamError
 
 
 class Fault(Enum):

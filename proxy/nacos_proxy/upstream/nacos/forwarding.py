@@ -27,14 +27,7 @@ from urllib.parse import parse_qsl, unquote
 
 import httpx
 
-from nacos_proxy.model.errors import (
-    BadCall,
-    Reason,
-    Refused,
-    Unreachable,
-    UpstreamError,
-    Violation,
-)
+from nacos_proxy.model.errors import BadCall, Reason, Refused, Unreachable, UpstreamError, Violation
 from nacos_proxy.upstream.http.connection import RawHeaders
 from nacos_proxy.upstream.http.exchange import Http
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error

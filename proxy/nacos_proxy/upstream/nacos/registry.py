@@ -52,15 +52,7 @@ from nacos_proxy.model.calls import (
     UpdateService,
     Write,
 )
-from nacos_proxy.model.errors import (
-    Garbled,
-    Malformed,
-    Misplaced,
-    Reason,
-    Refused,
-    Unreachable,
-    UpstreamError,
-)
+from nacos_proxy.model.errors import Garbled, Malformed, Misplaced, Reason, Refused, Unreachable, UpstreamError
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.contract import Registry

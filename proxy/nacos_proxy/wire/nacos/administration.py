@@ -9,33 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    Alive,
-    Call,
-    Metrics,
-    ServiceInfo,
-    Subscriber,
-    Subscribers,
-)
+from nacos_proxy.model.calls import Alive, Call, Metrics, ServiceInfo, Subscriber, Subscribers
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.services import Checking, InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect, Operation
 from nacos_proxy.wire.nacos.parameters import Parameters
-from nacos_proxy.wire.nacos.results import (
-    form_required,
-    named_key,
-    param_required,
-    read_service_form,
-)
+from nacos_proxy.wire.nacos.results import form_required, named_key, param_required, read_service_form
 from nacos_proxy.wire.nacos.results import write_ok as write_result_ok
 from nacos_proxy.wire.nacos.services import NO_SELECTOR, shown_checker
-from nacos_proxy.wire.nacos.shapes import (
-    as_json,
-    as_object,
-    read_exactly,
-    result,
-)
+from nacos_proxy.wire.nacos.shapes import as_json, as_object, read_exactly, result
 from nacos_proxy.wire.nacos.table import ANY
 from nacos_proxy.wire.nacos.v1 import V1, write_ok
 from nacos_proxy.wire.nacos.v2 import V2

@@ -23,13 +23,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import check_weight
-from nacos_proxy.model.services import (
-    DEFAULT_CLUSTER,
-    GROUP_SEPARATOR,
-    Instance,
-    Metadata,
-    ServiceKey,
-)
+from nacos_proxy.model.services import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from nacos_proxy.wire.http import HttpRequest, Pairs
 from nacos_proxy.wire.nacos.base import PushAddress
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped, read_beat

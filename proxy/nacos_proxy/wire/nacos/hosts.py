@@ -14,21 +14,8 @@ import orjson
 
 from nacos_proxy.model.calls import BeatResult, GetInstance
 from nacos_proxy.model.errors import Malformed, Misplaced
-from nacos_proxy.model.heartbeats import (
-    DEFAULT_BEAT_INTERVAL,
-    beat_interval,
-    beat_timeout,
-    delete_timeout,
-)
-from nacos_proxy.model.services import (
-    DEFAULT_CLUSTER,
-    EMPTY,
-    GROUP_SEPARATOR,
-    Instance,
-    Metadata,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.heartbeats import DEFAULT_BEAT_INTERVAL, beat_interval, beat_timeout, delete_timeout
+from nacos_proxy.model.services import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.shapes import as_json, dumps

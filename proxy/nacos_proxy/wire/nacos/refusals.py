@@ -22,14 +22,7 @@ from nacos_proxy.model.errors import (
     stranger,
 )
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.shapes import (
-    as_text,
-    check_line,
-    error_page,
-    failure,
-    phrase,
-    read_json,
-)
+from nacos_proxy.wire.nacos.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
 # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -35,12 +35,7 @@ from nacos_proxy.wire.nacos.hosts import read_asked
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
 from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.services import read_service
-from nacos_proxy.wire.nacos.shapes import (
-    as_object,
-    as_strings,
-    read_json,
-    result,
-)
+from nacos_proxy.wire.nacos.shapes import as_object, as_strings, read_json, result
 
 # --- forms -------------------------------------------------------------------------------------------------------
 

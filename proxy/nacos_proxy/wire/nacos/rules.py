@@ -13,20 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import (
-    check_cluster,
-    check_instance,
-    check_ip,
-    check_metadata,
-    check_port,
-    check_service,
-)
-from nacos_proxy.model.services import (
-    Instance,
-    Metadata,
-    ServiceKey,
-    without_nulls,
-)
+from nacos_proxy.model.limits import check_cluster, check_instance, check_ip, check_metadata, check_port, check_service
+from nacos_proxy.model.services import Instance, Metadata, ServiceKey, without_nulls
 
 MAX_LENGTH = 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -7,21 +7,9 @@ from typing import Any
 
 from nacos_proxy.model.calls import ServiceDetail, ServiceInfo, Subscriber
 from nacos_proxy.model.errors import Malformed, Misplaced, Reason, Refused
-from nacos_proxy.model.services import (
-    EMPTY,
-    GROUP_SEPARATOR,
-    Checking,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import EMPTY, GROUP_SEPARATOR, Checking, Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.base import ReadPage, ReadService, ServiceView
-from nacos_proxy.wire.nacos.hosts import (
-    check_named,
-    host_json,
-    read_each,
-    read_metadata,
-)
+from nacos_proxy.wire.nacos.hosts import check_named, host_json, read_each, read_metadata
 from nacos_proxy.wire.nacos.shapes import as_int, as_list, as_object
 
 NO_SELECTOR: Mapping[str, Any] = {"type": "none", "contextType": "NONE"}

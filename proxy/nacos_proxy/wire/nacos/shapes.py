@@ -14,12 +14,7 @@ from typing import Any, cast
 import orjson
 
 from nacos_proxy.model.errors import Malformed
-from nacos_proxy.wire.http import (
-    JSON_TYPE,
-    TEXT_TYPE,
-    HttpReply,
-    HttpRequest,
-)
+from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply, HttpRequest
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NO_CACHE = (

@@ -29,20 +29,9 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.errors import Malformed, ProxyError, Violation
 from nacos_proxy.model.limits import check_weight
-from nacos_proxy.model.services import (
-    DEFAULT_CLUSTER,
-    Instance,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import (
-    Operation,
-    ReadInstance,
-    ReadPage,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     bare,
@@ -92,20 +81,8 @@ from nacos_proxy.wire.nacos.results import (
     write_ok,
     write_updated,
 )
-from nacos_proxy.wire.nacos.services import (
-    NO_SELECTOR,
-    cluster_map,
-    page_of,
-)
-from nacos_proxy.wire.nacos.shapes import (
-    as_int,
-    as_object,
-    as_strings,
-    as_text,
-    error_page,
-    read_json,
-    result,
-)
+from nacos_proxy.wire.nacos.services import NO_SELECTOR, cluster_map, page_of
+from nacos_proxy.wire.nacos.shapes import as_int, as_object, as_strings, as_text, error_page, read_json, result
 from nacos_proxy.wire.nacos.table import ANY, KEY, Table
 
 _INSTANCE = "/v2/ns/instance"

@@ -13,25 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from nacos_proxy.model.calls import (
-    Beat,
-    BeatResult,
-    Deregister,
-    ListServices,
-    Register,
-    ServicePage,
-    Update,
-)
+from nacos_proxy.model.calls import Beat, BeatResult, Deregister, ListServices, Register, ServicePage, Update
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.limits import MAX_WEIGHT, check_weight
-from nacos_proxy.model.services import (
-    DEFAULT_CLUSTER,
-    Change,
-    Instance,
-    Selection,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import DEFAULT_CLUSTER, Change, Instance, Selection, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.hosts import hosts_json, list_json
 from nacos_proxy.wire.nacos.rules import NACOS, Rules

@@ -12,12 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.nacos.passthrough import MAX_REQUESTS, NOT_THERE, Passthrough
-from nacos_proxy.model.errors import (
-    BadCall,
-    TooSlow,
-    Unreachable,
-    Violation,
-)
+from nacos_proxy.model.errors import BadCall, TooSlow, Unreachable, Violation
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.asgi import Exchange, ask, scope, start
 

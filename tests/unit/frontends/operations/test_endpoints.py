@@ -11,11 +11,7 @@ from prometheus_client import generate_latest
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.frontends.auth import STRANGER
-from nacos_proxy.frontends.operations.endpoints import (
-    OperatorView,
-    readiness,
-    status_json,
-)
+from nacos_proxy.frontends.operations.endpoints import OperatorView, readiness, status_json
 from nacos_proxy.frontends.rest.routing import PROVIDED
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import Unreachable

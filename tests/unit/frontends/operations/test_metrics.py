@@ -5,12 +5,7 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nacos_proxy.frontends.operations.metrics import (
-    METRICS,
-    Metrics,
-    Repeated,
-    Sources,
-)
+from nacos_proxy.frontends.operations.metrics import METRICS, Metrics, Repeated, Sources
 from nacos_proxy.model.calls import Beat, Deregister, Register
 from nacos_proxy.model.errors import Unreachable
 from tests.helpers import build

@@ -8,12 +8,7 @@ from functools import partial
 from starlette.requests import Request
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
-from nacos_proxy.frontends.rest.reads import (
-    Bodies,
-    Reads,
-    oldest,
-    tagged,
-)
+from nacos_proxy.frontends.rest.reads import Bodies, Reads, oldest, tagged
 from nacos_proxy.model.services import Snapshot
 from tests.helpers import build
 from tests.helpers.asgi import scope

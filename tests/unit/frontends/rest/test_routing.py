@@ -10,14 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nacos_proxy.frontends.rest.routing import (
-    PROBLEM_HANDLERS,
-    PROVIDED,
-    ApiRoute,
-    Reply,
-    on_unexpected,
-    provided,
-)
+from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, ApiRoute, Reply, on_unexpected, provided
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import Garbled
 from nacos_proxy.wire.http import HttpReply

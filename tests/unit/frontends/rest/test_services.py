@@ -7,31 +7,12 @@ import pytest
 from nacos_proxy.app.router import rest_app
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Written
-from nacos_proxy.frontends.rest.models import (
-    Instance,
-    Instances,
-    ServicePage,
-    Snapshot,
-)
+from nacos_proxy.frontends.rest.models import Instance, Instances, ServicePage, Snapshot
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.routing import json_reply
 from nacos_proxy.frontends.rest.services import RestApi
-from nacos_proxy.model.calls import (
-    Beat,
-    Deregister,
-    Fetch,
-    GetInstance,
-    ListServices,
-    Register,
-    Update,
-    Write,
-)
-from nacos_proxy.model.errors import (
-    Reason,
-    Refused,
-    TooSlow,
-    Unreachable,
-)
+from nacos_proxy.model.calls import Beat, Deregister, Fetch, GetInstance, ListServices, Register, Update, Write
+from nacos_proxy.model.errors import Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.model.services import Instance as ModelInstance
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import CACHEABLE

@@ -39,12 +39,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.errors import BadCall, Reason, Refused
-from nacos_proxy.model.services import (
-    Instance,
-    InstanceKey,
-    ServiceKey,
-    Snapshot,
-)
+from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.upstream.contract import Watchable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry, Limits

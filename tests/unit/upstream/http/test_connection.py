@@ -12,13 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.http.connection import (
-    HIGH_WATER,
-    MAX_HEAD,
-    MAX_HEADERS,
-    Connection,
-    ExchangeLimits,
-)
+from nacos_proxy.upstream.http.connection import HIGH_WATER, MAX_HEAD, MAX_HEADERS, Connection, ExchangeLimits
 from tests.helpers.clock import settle
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

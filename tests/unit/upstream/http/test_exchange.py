@@ -15,20 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from nacos_proxy.model.errors import (
-    Garbled,
-    TooSlow,
-    Unreachable,
-    UpstreamError,
-)
+from nacos_proxy.model.errors import Garbled, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.model.masking import shown_origin
-from nacos_proxy.upstream.http.exchange import (
-    Http,
-    HttpPolicy,
-    Timeouts,
-    TlsPolicy,
-    tls_context,
-)
+from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
 from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest

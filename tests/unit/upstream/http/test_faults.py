@@ -6,19 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from nacos_proxy.model.errors import (
-    Busy,
-    Garbled,
-    TooSlow,
-    Unreachable,
-    UpstreamError,
-)
-from nacos_proxy.upstream.http.faults import (
-    CAUGHT,
-    FAULTS,
-    Fault,
-    upstream_error,
-)
+from nacos_proxy.model.errors import Busy, Garbled, TooSlow, Unreachable, UpstreamError
+from nacos_proxy.upstream.http.faults import CAUGHT, FAULTS, Fault, upstream_error
 
 
 def family(root: type[BaseException]) -> Iterator[type[BaseException]]:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nacos_proxy.model.calls import (
-    CreateService,
-    Fetch,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import CreateService, Fetch, Register, Update
 from nacos_proxy.upstream.nacos.capabilities import ORDER, Capabilities
 from tests.helpers.build import KEY
 

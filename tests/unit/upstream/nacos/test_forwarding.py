@@ -14,16 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.errors import (
-    BadCall,
-    Busy,
-    Garbled,
-    ProxyError,
-    Refused,
-    TooSlow,
-    Unreachable,
-    UpstreamError,
-)
+from nacos_proxy.model.errors import BadCall, Busy, Garbled, ProxyError, Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy

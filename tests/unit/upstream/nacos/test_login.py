@@ -7,27 +7,10 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.model.errors import (
-    Garbled,
-    ProxyError,
-    Reason,
-    Refused,
-    TooSlow,
-    Unreachable,
-)
+from nacos_proxy.model.errors import Garbled, ProxyError, Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.nacos.login import (
-    Credential,
-    LoginPolicy,
-    Session,
-    token_headers,
-)
-from nacos_proxy.wire.http import (
-    JSON_TYPE,
-    TEXT_TYPE,
-    HttpReply,
-    HttpRequest,
-)
+from nacos_proxy.upstream.nacos.login import Credential, LoginPolicy, Session, token_headers
+from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply, HttpRequest
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.recordings import Row, load
 

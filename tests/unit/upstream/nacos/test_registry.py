@@ -26,15 +26,7 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import (
-    Garbled,
-    Reason,
-    Refused,
-    Unreachable,
-    UpstreamError,
-    away,
-    telling,
-)
+from nacos_proxy.model.errors import Garbled, Reason, Refused, Unreachable, UpstreamError, away, telling
 from nacos_proxy.model.services import Instance
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from nacos_proxy.upstream.nacos.login import LoginPolicy

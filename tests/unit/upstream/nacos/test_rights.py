@@ -9,22 +9,11 @@ from typing import Any
 import pytest
 
 from nacos_proxy.model.calls import Fetch, Register
-from nacos_proxy.model.errors import (
-    ProxyError,
-    Reason,
-    Refused,
-    Unreachable,
-)
+from nacos_proxy.model.errors import ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
-from nacos_proxy.upstream.nacos.rights import (
-    Pass,
-    Telling,
-    prove,
-    take_account,
-    take_token,
-)
+from nacos_proxy.upstream.nacos.rights import Pass, Telling, prove, take_account, take_token
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock

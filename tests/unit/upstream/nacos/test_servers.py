@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.errors import (
-    Garbled,
-    Reason,
-    Refused,
-    TooSlow,
-    Unreachable,
-)
+from nacos_proxy.model.errors import Garbled, Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.nacos.servers import (
     IDLE,

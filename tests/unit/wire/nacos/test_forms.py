@@ -6,13 +6,7 @@ import json
 
 import pytest
 
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    CreateService,
-    Register,
-    Update,
-)
+from nacos_proxy.model.calls import BatchMetadata, Beat, CreateService, Register, Update
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.services import InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpRequest

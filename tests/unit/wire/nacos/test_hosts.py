@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    BEAT_OK,
-    BeatResult,
-    GetInstance,
-)
+from nacos_proxy.model.calls import BEAT_NOT_FOUND, BEAT_OK, BeatResult, GetInstance
 from nacos_proxy.model.errors import Malformed, Misplaced
 from nacos_proxy.model.services import Instance, ServiceKey
 from nacos_proxy.wire.nacos.base import ServiceView

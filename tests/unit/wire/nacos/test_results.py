@@ -6,21 +6,8 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.model.calls import (
-    CreateService,
-    Fetch,
-    Metrics,
-    SetHealth,
-    Update,
-    UpdateService,
-)
-from nacos_proxy.model.errors import (
-    BadCall,
-    Malformed,
-    Reason,
-    Refused,
-    Violation,
-)
+from nacos_proxy.model.calls import CreateService, Fetch, Metrics, SetHealth, Update, UpdateService
+from nacos_proxy.model.errors import BadCall, Malformed, Reason, Refused, Violation
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.forms import health_form
 from nacos_proxy.wire.nacos.parameters import Parameters

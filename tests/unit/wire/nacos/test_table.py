@@ -6,23 +6,13 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.model.calls import (
-    Call,
-    Deregister,
-    Fetch,
-    GetInstance,
-    Metrics,
-)
+from nacos_proxy.model.calls import Call, Deregister, Fetch, GetInstance, Metrics
 from nacos_proxy.model.errors import Malformed
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Operation
 from nacos_proxy.wire.nacos.shapes import as_text
-from nacos_proxy.wire.nacos.table import (
-    ANY,
-    KEY,
-    Table,
-)
+from nacos_proxy.wire.nacos.table import ANY, KEY, Table
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3

@@ -31,14 +31,7 @@ from nacos_proxy.wire.nacos.base import PushAddress, ReadInstance, ReadPage, Rea
 from nacos_proxy.wire.nacos.hosts import list_json
 from nacos_proxy.wire.nacos.v1 import V1
 from tests.helpers.build import KEY, instance, key, snapshot
-from tests.helpers.pair import (
-    GROUPS,
-    NAMES,
-    NAMESPACES,
-    DialectPair,
-    answer_again,
-    asked_by,
-)
+from tests.helpers.pair import GROUPS, NAMES, NAMESPACES, DialectPair, answer_again, asked_by
 from tests.helpers.recordings import Row, comparable, load
 
 SERVICE = "/v1/ns/service"

@@ -7,34 +7,14 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.model.calls import (
-    Fetch,
-    ListServices,
-    Metrics,
-    Register,
-    Update,
-)
-from nacos_proxy.model.errors import (
-    BadCall,
-    Malformed,
-    Reason,
-    Refused,
-)
-from nacos_proxy.model.services import (
-    ServiceKey,
-)
+from nacos_proxy.model.calls import Fetch, ListServices, Metrics, Register, Update
+from nacos_proxy.model.errors import BadCall, Malformed, Reason, Refused
+from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import (
-    PushAddress,
-    ReadPage,
-    ReadService,
-    ServiceView,
-)
+from nacos_proxy.wire.nacos.base import PushAddress, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.v2 import V2
 from tests.helpers.build import KEY, instance, snapshot
-from tests.helpers.pair import (
-    answer_again,
-)
+from tests.helpers.pair import answer_again
 from tests.helpers.recordings import Row, comparable, load
 
 ROWS = [row for row in load("nacos-2.5.1") if row.below.startswith("/v2/")]

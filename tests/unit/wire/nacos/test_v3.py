@@ -29,15 +29,7 @@ from nacos_proxy.wire.nacos import v3
 from nacos_proxy.wire.nacos.base import ReadService, ServiceView
 from nacos_proxy.wire.nacos.v3 import V3, details_of, find
 from tests.helpers.build import KEY, instance, key, snapshot
-from tests.helpers.pair import (
-    CLUSTERS,
-    IPS,
-    KEYS,
-    PORTS,
-    SNAPSHOTS,
-    DialectPair,
-    answer_again,
-)
+from tests.helpers.pair import CLUSTERS, IPS, KEYS, PORTS, SNAPSHOTS, DialectPair, answer_again
 from tests.helpers.recordings import Row, comparable, load
 
 LIST = "/v3/admin/ns/service/list"

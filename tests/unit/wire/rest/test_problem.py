@@ -22,12 +22,7 @@ from nacos_proxy.model.errors import (
     Violation,
 )
 from nacos_proxy.wire.http import HttpReply
-from nacos_proxy.wire.rest.problem import (
-    KINDS,
-    nothing_to_pick,
-    plain_problem,
-    problem,
-)
+from nacos_proxy.wire.rest.problem import KINDS, nothing_to_pick, plain_problem, problem
 
 SAMPLES: list[tuple[ProxyError, int]] = [
     (ProxyError("?"), 500),
