@@ -103,7 +103,7 @@ async def write(line: Line, target: str, method: str = "POST") -> None:
 
 
 def repeated(served: Served) -> int:
-    return sum(tally.head + tally.target for tally in served.parts.response_table.hit_counts.values())
+    return sum(tally.head + tally.target for tally in served.components.response_table.hit_counts.values())
 
 
 # each read has it

@@ -55,7 +55,7 @@ async def test_a_listener_waits_until_the_configuration_changes(rnacos: RNacos, 
     async with serving(upstream=rnacos.url) as proxy:
         await publish(proxy.http, service, "one")
         waiting = spawn(listen(proxy.http, service, "one", 20_000), name="listener")
-        while not proxy.parts.agent.registry.servers.all[0].outcomes.get("passed"):  # type: ignore[attr-defined]
+        while not proxy.components.agent.registry.servers.all[0].outcomes.get("passed"):  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
         assert not waiting.done()
         await publish(proxy.http, service, "two")

@@ -87,9 +87,9 @@ async def test_push_is_off_where_no_list_can_ask_for_it(face: str, dialect: str)
         facing(face, clock) as server,
         serving(clock=clock, upstream=server.url, upstream_dialect=dialect, push="off") as proxy,
     ):
-        receiver, registry = PushReceiver(("1.", "2.", "3.")), proxy.parts.registry
+        receiver, registry = PushReceiver(("1.", "2.", "3.")), proxy.components.registry
         assert isinstance(registry, NacosRegistry)
-        registry.receiver = proxy.parts.receiver = receiver
+        registry.receiver = proxy.components.receiver = receiver
         for _ in range(12):
             await proxy.http.get(f"{INSTANCE}/list", params=HERE)
             await clock.advance(1.0)

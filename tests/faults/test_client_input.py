@@ -94,7 +94,7 @@ async def app(request: pytest.FixtureRequest) -> AsyncIterator[App]:
     """The whole program around the embedded registry, with Nacos's parameter check and without."""
     made = App(build(Settings(**SETTINGS, parameter_check=request.param), FakeClock()))
     yield made
-    await made.parts.agent.close()
+    await made.components.agent.close()
 
 
 async def say(app: App, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> Exchange:

@@ -244,7 +244,7 @@ class Door:
         return not self.state.tasks
 
     async def close(self) -> None:
-        await self.app.parts.agent.close()
+        await self.app.components.agent.close()
 
 
 @pytest.mark.timeout(900)
@@ -271,7 +271,7 @@ async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
                 await door.clock.advance(2.0)
     print({status.decode(): number for status, number in sorted(seen.items())})
     assert seen[b"200"] > CASES / 20 and seen[b"400"] > CASES / 20, seen
-    tallies = fast.app.parts.response_table.hit_counts.values()
+    tallies = fast.app.components.response_table.hit_counts.values()
     assert sum(tally.head for tally in tallies) > 0, "the fast path had its part"
     for door in (fast, plain):
         await door.close()
@@ -291,7 +291,7 @@ async def test_every_request_of_a_pipeline_is_answered_and_no_body_is_one_wherev
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         answer = await door.say([piece for piece in pieces if piece])
         assert answer.count(b"HTTP/1.1 ") == len(requests), f"case {number}: {pieces!r}"
-        names = [entry.key.name for entry in door.app.parts.agent.catalog.cache.entries()]
+        names = [entry.key.name for entry in door.app.components.agent.catalog.cache.entries()]
         assert "inner" not in names, f"case {number}: {pieces!r}"
     assert errors == []
     await door.close()

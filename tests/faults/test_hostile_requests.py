@@ -128,7 +128,7 @@ async def test_an_event_stream_of_http_1_0_is_plain_and_ends_with_its_connection
     assert b"\r\nconnection: close\r\n" in head and b"transfer-encoding" not in head
     assert (await reader.readuntil(b"\n\n")).startswith(b"retry: ")
     assert (await reader.readuntil(b"\n\n")).startswith(b"id: ")
-    proxy.parts.events.close()
+    proxy.components.events.close()
     assert (await asyncio.wait_for(reader.read(), 60)).endswith(b"\n\n")
     writer.transport.abort()
 
@@ -185,10 +185,10 @@ async def test_more_streams_than_allowed_are_refused_and_end_nobody_else_s(proxy
         writer.write(request)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
     assert (await proxy.http.get("/api/v1/events?service=a")).status_code == 429
-    assert proxy.parts.events.readers == 3
+    assert proxy.components.events.readers == 3
     for _, writer in streams:
         writer.transport.abort()
-    await until(lambda: proxy.parts.events.readers == 0, "the streams are gone")
+    await until(lambda: proxy.components.events.readers == 0, "the streams are gone")
 
 
 async def test_more_services_than_a_client_may_watch_are_refused(proxy: Served) -> None:
@@ -199,7 +199,7 @@ async def test_more_services_than_a_client_may_watch_are_refused(proxy: Served) 
 async def test_a_million_unknown_services_push_out_no_real_one_and_are_not_polled(proxy: Served) -> None:
     real = {"serviceName": "real", "ip": "10.0.0.1", "port": "80"}
     assert (await proxy.http.post("/nacos/v1/ns/instance", params=real)).text == "ok"
-    agent = proxy.parts.agent
+    agent = proxy.components.agent
     for n in range(500):
         reply = await proxy.http.get(f"/nacos/v1/ns/instance/list?serviceName=unknown-{n}")
         assert reply.status_code == 200
@@ -218,4 +218,4 @@ async def test_unknown_services_do_not_wait_one_after_the_other_for_an_upstream_
             *(proxy.http.get(f"/nacos/v1/ns/instance/list?serviceName=unknown-{n}") for n in range(80))
         )
         assert {reply.status_code for reply in replies} <= {500, 502, 503, 504}
-        assert len(proxy.parts.agent.catalog.cache) <= 40
+        assert len(proxy.components.agent.catalog.cache) <= 40

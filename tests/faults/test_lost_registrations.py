@@ -62,15 +62,15 @@ async def test_registrations_come_back_with_all_their_data_after_an_outage() -> 
     async with facing("v1+v2") as server, behind(server.url, "lost-outage") as (relay, proxy, load):
         before = await hosts(load, server.url)
         await relay.set("refuse")
-        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
         await lose(server)
         beats = len(load.beats)
         await steps(load, 8)
         assert {beat[1] for beat in load.beats[beats:]} == {"local"}
 
         await relay.set("pass")
-        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
-        await until(lambda: proxy.parts.agent.counts.healed >= len(load.beaters), "all are registered again")
+        await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
+        await until(lambda: proxy.components.agent.counts.healed >= len(load.beaters), "all are registered again")
         await load.settled(server.url)
         assert await hosts(load, server.url) == before
         await steps(load, 8)
@@ -84,7 +84,7 @@ async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
         await steps(load, 4)
         beats = len(load.beats)
         await lose(server)
-        await until(lambda: proxy.parts.agent.counts.healed >= len(load.beaters), "all are registered again")
+        await until(lambda: proxy.components.agent.counts.healed >= len(load.beaters), "all are registered again")
         await load.settled(server.url)
         await steps(load, 4)
         assert await hosts(load, server.url) == before
@@ -99,11 +99,11 @@ async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_l
         await load.http.post(f"{server.url}/nacos/v1/ns/instance", params=foreign)
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
         await relay.set("refuse")
-        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
         await lose(server)
         await relay.set("pass")
-        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
-        entry = next(e for e in proxy.parts.agent.catalog.cache.entries() if e.key.name == "foreign")
+        await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
+        entry = next(e for e in proxy.components.agent.catalog.cache.entries() if e.key.name == "foreign")
         await until(lambda: entry.quarantined_since is not None, "the empty list is held back")
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
         await until(lambda: entry.quarantined_since is None, "the second look confirms it")
@@ -116,9 +116,9 @@ async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
         await load.http.post("/nacos/v1/ns/instance", params=one)
         assert (await load.shown("", "meant")) == {"10.9.0.2:80"}
         await relay.set("refuse")
-        await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+        await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
         await relay.set("pass")
-        await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+        await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
         assert (await load.http.delete("/nacos/v1/ns/instance", params=one)).text == "ok"
         assert (await load.shown("", "meant")) == frozenset()
         await steps(load, 20)
@@ -137,12 +137,12 @@ async def test_r_nacos_killed_and_started_again(data: str) -> None:
         async with behind(server.url, f"lost-{data}") as (_, proxy, load):
             before = await hosts(load, server.url)
             server.kill()
-            await until(lambda: not proxy.parts.agent.catalog.breaker.up, "the breaker opens")
+            await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
             if data == "removed":
                 server.forget()
             await steps(load, 8)
             server.start()
-            await until(lambda: proxy.parts.agent.catalog.breaker.up, "the breaker closes")
+            await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
             await load.settled(server.url)
             await whole_again(load, server.url, before)
             await steps(load, 8)

@@ -78,7 +78,7 @@ class Shop:
             await stop(task)
 
     def up(self) -> bool:
-        return self.proxy.parts.agent.catalog.breaker.up
+        return self.proxy.components.agent.catalog.breaker.up
 
     async def lose(self, mode: Mode) -> None:
         for relay in self.relays:
@@ -239,6 +239,6 @@ async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_clients_gi
             assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
             await relay.set(mode)
             beat = await proxy.http.put("/nacos/v1/ns/instance/beat", params=place)
-            assert proxy.parts.agent.catalog.breaker.failures == 0, "it has not failed yet"
+            assert proxy.components.agent.catalog.breaker.failures == 0, "it has not failed yet"
             assert (beat.json()["code"], beat.headers["nacos-proxy-answer"]) == (10200, "local")
-            await until(lambda: proxy.parts.agent.catalog.breaker.failures > 0, "its late failure is counted")
+            await until(lambda: proxy.components.agent.catalog.breaker.failures > 0, "its late failure is counted")

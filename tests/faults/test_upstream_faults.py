@@ -74,7 +74,7 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 @asynccontextmanager
 async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, Tap]]:
     load = Load(proxy.url, name)
-    tap = Tap(proxy.parts.agent, load.services)
+    tap = Tap(proxy.components.agent, load.services)
     tap.open()
     async with load:
         await load.more(10)
@@ -102,7 +102,7 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
         serving(upstream=relay.url, **QUICK, **SILENT.get(mode, {})) as proxy,
         loaded(proxy, name) as (load, tap),
     ):
-        breaker = proxy.parts.agent.catalog.breaker
+        breaker = proxy.components.agent.catalog.breaker
         assert (await proxy.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
         await relay.set(mode)
@@ -144,7 +144,7 @@ async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFix
         port = urlsplit(server.url).port
         assert port is not None
         async with fault_proxy(port) as relay, serving(upstream=relay.url, **slow) as proxy:
-            breaker = proxy.parts.agent.catalog.breaker
+            breaker = proxy.components.agent.catalog.breaker
             places = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
             for place in places:
                 assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"

@@ -26,7 +26,7 @@ class Served:
 
     url: str
     http: httpx.AsyncClient
-    parts: Components
+    components: Components
     app: App
 
 
@@ -81,9 +81,9 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
         httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE, verify=False) as http,
     ):
         try:
-            yield Served(url, http, app.parts, app)
+            yield Served(url, http, app.components, app)
         finally:
-            app.parts.events.close()
+            app.components.events.close()
 
 
 async def heard(chunks: AsyncIterator[str], text: str) -> str:

@@ -35,7 +35,7 @@ from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker
 from nacos_proxy.catalog.hub import Hub, HubPolicy
 from nacos_proxy.catalog.registrations import Registrations
-from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
+from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.core.agent import Agent, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.events.streams import EventsApi
@@ -49,7 +49,7 @@ from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from nacos_proxy.upstream.grpc.push import GrpcPush, PushPolicy, available
 from nacos_proxy.upstream.nacos.login import NOBODY, Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
-from nacos_proxy.upstream.nacos.rights import Telling
+from nacos_proxy.upstream.nacos.rights import RefusalReporter
 from nacos_proxy.upstream.nacos.servers import Server, Servers
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from nacos_proxy.wire.nacos.base import ReadService, ServiceView
@@ -116,7 +116,7 @@ def build_tenant(
     longer accepts the token.
     """
     supervisor = of.agent.supervisor
-    account = Telling(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
+    account = RefusalReporter(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
     settings = of.settings.model_copy(update={"disk": False})
     return _assemble(settings, of.clock, supervisor, of.response_table, upstream, account, of_tenant=True)
 
@@ -144,7 +144,11 @@ def _assemble(
     agent = Agent(account, catalog, clock, agent_policy(s, strict=account is not registry), supervisor, checks)
     poller = Poller(agent, poll_policy(s), push)
     events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
-    udp = UdpPush(Pushes(PushesPolicy()), _udp_list, clock, udp_policy(s), supervisor) if s.udp_push else None
+    udp = (
+        UdpPush(UdpSubscribers(UdpSubscribersPolicy()), _udp_list, clock, udp_policy(s), supervisor)
+        if s.udp_push
+        else None
+    )
     persistence = None
     if s.disk:
         pushes = None if udp is None else udp.pushes
@@ -191,7 +195,7 @@ def _assemble(
 def _parameter_check(s: Settings, upstream: NacosRegistry | None) -> Callable[[], bool]:
     """As set, else as the servers do it. A server whose version is not known yet refuses by itself."""
     if s.parameter_check == "auto" and upstream is not None:
-        return lambda: upstream.servers.checking
+        return lambda: upstream.servers.have_parameter_check
     return lambda: s.parameter_check != "off"
 
 
@@ -232,7 +236,7 @@ def _udp_receiver(s: Settings, supervisor: Supervisor, upstream: NacosRegistry, 
     versions = ("1.",) if available() else ("1.", "2.", "3.")
     servers = upstream.servers
     receiver = upstream.receiver = PushReceiver(versions, s.push_udp_port, poller.notified)
-    servers.on_list.append(lambda: supervisor.call("push", receiver.part, servers.all))
+    servers.on_list.append(lambda: supervisor.call("push", receiver.retain, servers.all))
     return receiver
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from nacos_proxy.frontends.own_tokens import Known
+from nacos_proxy.frontends.own_tokens import IsOwnToken
 from nacos_proxy.wire.http import first_of
 
 _NAMESPACE = re.compile(r"[\w-]{1,128}", re.ASCII)
@@ -29,7 +29,7 @@ class ClientCredentials:
         return len(self.token or self.username + self.password) > _MAX_LENGTH
 
 
-def find_credentials(scope: Scope, form: bytes, own: Known) -> ClientCredentials | None:
+def find_credentials(scope: Scope, form: bytes, own: IsOwnToken) -> ClientCredentials | None:
     """The credentials in the places where Nacos clients put them (nacos-http.md 7.2), a bearer token first.
 
     The API tokens of this proxy, for which `own` is true, are none of the upstream's. None if there are none.

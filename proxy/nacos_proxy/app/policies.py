@@ -36,7 +36,7 @@ def pending_policy(s: Settings) -> PendingPolicy:
     """
     grace = 0.0 if s.embedded else s.overlay_grace
     several = len(s.upstream) > 1 or bool(s.endpoint)
-    return PendingPolicy(settle=min(2.0, grace), grace=grace) if several else PendingPolicy(grace=grace)
+    return PendingPolicy(confirm_after=min(2.0, grace), grace=grace) if several else PendingPolicy(grace=grace)
 
 
 def cache_policy(s: Settings) -> CachePolicy:

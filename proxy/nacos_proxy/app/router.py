@@ -23,7 +23,7 @@ from nacos_proxy.frontends.auth import OPEN_PATHS, AccessControl, AccessPolicy
 from nacos_proxy.frontends.discovery import lookup
 from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events import long_polls, streams
-from nacos_proxy.frontends.nacos.naming import NacosApi, remembered_calls
+from nacos_proxy.frontends.nacos.naming import NacosApi, parsed_writes
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.operations import endpoints as operations
 from nacos_proxy.frontends.rest import explorer, services
@@ -80,7 +80,7 @@ class Router:
         self._checks = components.checks
         self._context = components.settings.context_path.rstrip("/")
         self.passthrough = Passthrough(components.forwarder, context_path=self._context)
-        self._remembered = remembered_calls()
+        self._remembered = parsed_writes()
         self._nacos = self.nacos_api(components, components.udp.listed if components.udp is not None else None)
 
     def nacos_api(self, components: Components, on_list: OnList | None) -> NacosApi:
@@ -120,7 +120,7 @@ class Router:
             return False
         return path == self._context or (path == self._context + "/" and b"text/html" in header(scope, b"accept"))
 
-    def answers_for_one(self, scope: Scope) -> bool:
+    def is_per_tenant(self, scope: Scope) -> bool:
         """Whether the answer depends on what the client may see; pass-through and open paths do not."""
         path: str = scope["path"]
         return self._nacos.knows(scope["method"], path) if self._is_nacos(path) else path not in OPEN_PATHS

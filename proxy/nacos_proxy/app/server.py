@@ -46,7 +46,7 @@ from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, SystemClock
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
-from nacos_proxy.upstream.nacos.rights import Pass, take_account, take_token
+from nacos_proxy.upstream.nacos.rights import AcceptedCredential, accept_account, accept_token
 from nacos_proxy.wire.nacos.base import ReadService
 
 log = logging.getLogger("nacos_proxy.server")
@@ -63,7 +63,7 @@ class App:
     """
 
     def __init__(self, components: Components) -> None:
-        self.parts = components
+        self.components = components
         self.clock = components.clock
         self.response_table = components.response_table
         self.router = Router(components, self._lifespan)
@@ -84,13 +84,13 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        await start(self.parts)
+        await start(self.components)
         try:
             yield
         finally:
             if self.tenants is not None:
                 await self.tenants.close()
-            await finish(self.parts)
+            await finish(self.components)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -100,7 +100,7 @@ class App:
 
     def end_streams(self) -> None:
         """The process is about to stop: subscribers are told when to come back."""
-        self.parts.events.close()
+        self.components.events.close()
         if self.tenants is not None:
             self.tenants.end_streams()
 
@@ -110,7 +110,7 @@ class App:
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.tenants is None or not self.router.answers_for_one(scope):
+        if self.tenants is None or not self.router.is_per_tenant(scope):
             await self.router(scope, receive, send)
             return
         try:
@@ -132,15 +132,15 @@ class UpstreamAuthenticator:
     upstream: NacosRegistry
     router: Router
 
-    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+    async def authenticate(self, credentials: ClientCredentials) -> AcceptedCredential | None:
         breaker = self.components.agent.catalog.breaker
         if not breaker.up:
             raise Unreachable(breaker.reason, arrived=False)
         if credentials.password:
-            return await take_account(self.upstream, credentials.username, credentials.password)
-        return await take_token(self.upstream, credentials.token, credentials.namespace)
+            return await accept_account(self.upstream, credentials.username, credentials.password)
+        return await accept_token(self.upstream, credentials.token, credentials.namespace)
 
-    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> AccountTenant:
+    async def open(self, granted: AcceptedCredential, refused: Callable[[Refused], None]) -> AccountTenant:
         components = build_tenant(self.components, self.upstream, granted.credential, refused)
         await start(components)
         return AccountTenant(components, self.router)
@@ -230,7 +230,10 @@ def run(loaded: Loaded) -> int:
             listener.close()
         raise CannotStart(str(error)) from error
 
-    print(banner(settings, None if app.parts.persistence is None else app.parts.persistence.directory), flush=True)
+    print(
+        banner(settings, None if app.components.persistence is None else app.components.persistence.directory),
+        flush=True,
+    )
 
     def ready() -> None:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]
@@ -245,7 +248,7 @@ def run(loaded: Loaded) -> int:
         app.end_streams()
         unlink_own(listeners)
 
-    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.parts.agent.supervisor)
+    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.components.agent.supervisor)
     server.run(sockets=listeners)
     return 0 if server.started else 1
 

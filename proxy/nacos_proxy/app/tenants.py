@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope
 
 from nacos_proxy.app.credentials import ClientCredentials, find_credentials
 from nacos_proxy.frontends.answers import client_of
-from nacos_proxy.frontends.own_tokens import own_in
+from nacos_proxy.frontends.own_tokens import own_token_test
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import (
@@ -43,10 +43,10 @@ from nacos_proxy.model.errors import (
     Refused,
     UpstreamError,
     Violation,
-    no_right,
+    is_denied,
 )
 from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
-from nacos_proxy.upstream.nacos.rights import Pass
+from nacos_proxy.upstream.nacos.rights import AcceptedCredential
 
 _MAX_REFUSAL_BODY = 4096  # bytes of a refusal that are kept
 _REFUSAL_BACKOFF = Backoff(initial=5.0, maximum=60.0)  # how long credentials are refused from memory
@@ -108,11 +108,11 @@ class Tenant(Protocol):
 class Authenticator(Protocol):
     """The upstream, as far as tenants need it."""
 
-    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+    async def authenticate(self, credentials: ClientCredentials) -> AcceptedCredential | None:
         """What the upstream granted; None if it does not ask for accounts. Raises `UpstreamError`."""
         ...
 
-    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> Tenant:
+    async def open(self, granted: AcceptedCredential, refused: Callable[[Refused], None]) -> Tenant:
         """`refused` is called when the upstream no longer accepts the token."""
         ...
 
@@ -126,7 +126,7 @@ class _TenantSlot:
 
     key: bytes
     address: str
-    granted: Pass | None
+    granted: AcceptedCredential | None
     tenant: Tenant | None
     last_used: float
     requests: int = 0
@@ -192,10 +192,10 @@ class Tenants:
         Raises `Refused` if the upstream does not accept the credentials, `BadCall` (429) if no tenant can be added or
         the address was refused too often, `NothingKnown` if the upstream cannot be asked.
         """
-        credentials = find_credentials(scope, b"", own_in(scope))
+        credentials = find_credentials(scope, b"", own_token_test(scope))
         if credentials is None:
             form, receive = await peek_form(scope, receive, self._policy.max_form)
-            credentials = find_credentials(scope, form, own_in(scope)) if form else None
+            credentials = find_credentials(scope, form, own_token_test(scope)) if form else None
         if credentials is None:
             return TenantRequest(None, scope, receive)
         if credentials.too_long:
@@ -284,7 +284,7 @@ class Tenants:
             if granted is not None:
                 slot.tenant = await self._authenticator.open(granted, lambda error: self._end(slot, error))
         except UpstreamError as error:
-            if no_right(error) and isinstance(error, Refused):
+            if is_denied(error) and isinstance(error, Refused):
                 self._remember_refusal(key, error, address if guess else None)
                 return _copy(error)
             return _cannot_ask(str(error))
@@ -314,7 +314,9 @@ class Tenants:
 
     # renewal of a login
 
-    async def _renew_if_due(self, slot: _TenantSlot, granted: Pass, credentials: ClientCredentials) -> None:
+    async def _renew_if_due(
+        self, slot: _TenantSlot, granted: AcceptedCredential, credentials: ClientCredentials
+    ) -> None:
         """Waits for the renewal only if the current login has ended."""
         now = self._clock.now()
         if now < granted.renew_at:
@@ -325,11 +327,11 @@ class Tenants:
         if now >= granted.ends_at and slot.renewal is not None:
             await asyncio.wait([slot.renewal])
 
-    async def _renew(self, slot: _TenantSlot, granted: Pass, credentials: ClientCredentials) -> None:
+    async def _renew(self, slot: _TenantSlot, granted: AcceptedCredential, credentials: ClientCredentials) -> None:
         try:
             fresh = await self._authenticator.authenticate(credentials)
         except UpstreamError as error:
-            if no_right(error) and isinstance(error, Refused):
+            if is_denied(error) and isinstance(error, Refused):
                 self._end(slot, error)
             return
         if fresh is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 
 from nacos_proxy.background.udp_push import Network, allowed
-from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, local, startable
+from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, is_local_host, startable
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.core.agent import Agent, Written
@@ -73,7 +73,7 @@ class HealthChecker:
 
     def validate(self, spec: CheckSpec) -> None:
         """Raises `BadCall` for a check that is not allowed from here."""
-        if spec.kind != "ttl" and not local(spec.host) and not allowed(spec.host, self._policy.allow):
+        if spec.kind != "ttl" and not is_local_host(spec.host) and not allowed(spec.host, self._policy.allow):
             text = f"checks reach this host only; {spec.host!r} is not allowed by the setting managed_allow"
             raise BadCall("managed.check", Violation.BODY, text, status=403)
 
@@ -107,21 +107,21 @@ class HealthChecker:
         self._instances[checked.key] = checked
         registration = self._agent.catalog.registrations.find(*checked.key)
         if registration is not None:
-            registration.managed = checked.spec.dump() | ({"owner": checked.owner} if checked.owner else {})
+            registration.check = checked.spec.dump() | ({"owner": checked.owner} if checked.owner else {})
             self._registered.add(checked.key)
 
     def restore_all(self) -> int:
         """Restore all instances whose registration has a check that is still allowed. Returns their number."""
         for registration in self._agent.catalog.registrations:
-            if registration.managed is None:
+            if registration.check is None:
                 continue
-            saved = dict(registration.managed)
+            saved = dict(registration.check)
             owner = str(saved.pop("owner", ""))
             try:
-                spec = CheckSpec.parse(saved, kept=True)
+                spec = CheckSpec.parse(saved, restored=True)
                 self.validate(spec)
             except BadCall as error:
-                registration.managed = None
+                registration.check = None
                 log.error(
                     "%s of %s is not managed any more and has to beat by itself: %s",
                     registration.instance.address,
@@ -137,7 +137,7 @@ class HealthChecker:
         checked = self._instances.get((service, ip, port))
         if checked is None:
             return False
-        checked.heard = self._agent.clock.now()
+        checked.last_heard = self._agent.clock.now()
         return True
 
     def forget(self, service: ServiceKey, ip: str, port: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from nacos_proxy.background.state_file import Batch, StateFile, StateLocked
 from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
 from nacos_proxy.catalog.entries import Entry
-from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
+from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot
@@ -63,7 +63,7 @@ class Persistence:
         agent: Agent,
         policy: PersistencePolicy,
         *,
-        pushes: Pushes | None = None,
+        pushes: UdpSubscribers | None = None,
         embedded: EmbeddedRegistry | None = None,
     ) -> None:
         self.failing = file.trouble
@@ -125,9 +125,9 @@ class Persistence:
             catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now)
         for registration, heard_at in registrations:
             # The last beats before a kill are not in the file, because beats are written so rarely.
-            unwritten = CONTACTS_EVERY + EVERY if registration.beaten else 0.0
+            unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
             age = max(0.0, wall - heard_at - unwritten)
-            registration.heard = now if registration.managed else now - age
+            registration.last_heard = now if registration.check else now - age
             if registration.alive(now):
                 catalog.registrations.restore(registration)
                 catalog.cache.set_local_registrations(
@@ -213,7 +213,7 @@ class Persistence:
             lambda rows: self._write(self._file.write_registry, rows, lambda: None)
         )
 
-    async def _write_subscribers(self, pushes: Pushes) -> bool:
+    async def _write_subscribers(self, pushes: UdpSubscribers) -> bool:
         now, before = self._clock.now(), self._pushes_written
         aged = len(pushes) and now - before[1] >= CONTACTS_EVERY
         if pushes.changes == before[0] and not aged:
@@ -274,7 +274,7 @@ class Persistence:
         if self._registrations_dirty:
             self._registrations_dirty = False
             registrations = [
-                SavedRegistration(r.service, r.instance, r.beaten, r.managed, ahead + r.heard)
+                SavedRegistration(r.service, r.instance, r.beats, r.check, ahead + r.last_heard)
                 for r in self._agent.catalog.registrations
             ]
         services = list[tuple[ServiceKey, Snapshot, float]]()

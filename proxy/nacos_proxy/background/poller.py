@@ -177,7 +177,7 @@ class Poller:
         pause = 0.0 if not breaker.up else self._policy.retry_after if breaker.failures else self._policy.probe_after
         if breaker.allows(now) and now - self._last_call >= pause:
             self._last_call = now
-            breaker.probing(now)
+            breaker.call_started(now)
             self._in_background(self._probe(), "probe")
 
     async def _probe(self) -> None:

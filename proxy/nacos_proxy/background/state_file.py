@@ -41,9 +41,9 @@ from nacos_proxy.background.state_rows import (
     registry_row,
     service_row,
 )
-from nacos_proxy.catalog.journal import Waiting
+from nacos_proxy.catalog.journal import JournalEntry
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
-from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
+from nacos_proxy.catalog.udp_subscribers import MAX_SUBSCRIPTIONS, Subscription
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.private_directory import PrivateDirectory
 from nacos_proxy.upstream.embedded.persistence import PersistentValue
@@ -182,7 +182,7 @@ class StateFile:
         """Snapshots with the time when they were confirmed, registrations with that of their last beat, since 1970."""
         return self._reading(self._read) or ([], [])
 
-    def read_journal(self) -> list[tuple[RegistrationKey, Waiting]]:
+    def read_journal(self) -> list[tuple[RegistrationKey, JournalEntry]]:
         """Writes that wait for the upstream, in order."""
         return self._reading(self._read_journal) or []
 
@@ -219,11 +219,11 @@ class StateFile:
                 registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))
         return services, registrations
 
-    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[RegistrationKey, Waiting]]:
+    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[RegistrationKey, JournalEntry]]:
         return self._rows_of(db, "journal", "ORDER BY number", load_waiting)
 
     def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
-        return self._rows_of(db, "subscriber", f"LIMIT {MOST}", load_subscriber)
+        return self._rows_of(db, "subscriber", f"LIMIT {MAX_SUBSCRIPTIONS}", load_subscriber)
 
     def _rows_of(self, db: sqlite3.Connection, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
         """The rows of a table; none if it is missing from an older file that cannot be written."""
@@ -241,7 +241,7 @@ class StateFile:
         except UNREADABLE:
             self.unreadable += 1
 
-    def write_journal(self, rows: list[tuple[RegistrationKey, Waiting | None]]) -> None:
+    def write_journal(self, rows: list[tuple[RegistrationKey, JournalEntry | None]]) -> None:
         """Replaces the row of each instance; where nothing waits any more, the row is deleted."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from nacos_proxy.catalog.journal import Local, Waiting
+from nacos_proxy.catalog.journal import JournalEntry, LocalWrite
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
@@ -42,7 +42,7 @@ RegistryRow = tuple[str, str, str, bytes]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
 _PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
-_KINDS: Mapping[str, type[Local]] = {kind.__name__: kind for kind in (Register, Deregister, Update, Beat)}
+_KINDS: Mapping[str, type[LocalWrite]] = {kind.__name__: kind for kind in (Register, Deregister, Update, Beat)}
 
 
 def _dumps(value: object) -> bytes:
@@ -92,19 +92,19 @@ def load_registration(key: ServiceKey, body: bytes) -> Registration:
     return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
 
 
-def dump_writes(writes: Iterable[Local]) -> bytes:
+def dump_writes(writes: Iterable[LocalWrite]) -> bytes:
     return _dumps([_dump_write(write) for write in writes])
 
 
-def _dump_write(write: Local) -> dict[str, Any]:
+def _dump_write(write: LocalWrite) -> dict[str, Any]:
     return {"kind": type(write).__name__, **{name: getattr(write, name) for name in type(write).__slots__}}
 
 
-def load_writes(key: ServiceKey, body: bytes) -> tuple[Local, ...]:
+def load_writes(key: ServiceKey, body: bytes) -> tuple[LocalWrite, ...]:
     return tuple(_load_write(key, row) for row in orjson.loads(body))
 
 
-def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
+def _load_write(key: ServiceKey, row: dict[str, Any]) -> LocalWrite:
     kind = _KINDS[row.pop("kind")]
     for name in ("instance", "full"):
         if row.get(name) is not None:
@@ -112,17 +112,17 @@ def _load_write(key: ServiceKey, row: dict[str, Any]) -> Local:
     return kind(key, **row)
 
 
-def journal_row(row: tuple[RegistrationKey, Waiting | None]) -> JournalRow:
+def journal_row(row: tuple[RegistrationKey, JournalEntry | None]) -> JournalRow:
     """Without a body if nothing waits for the upstream any more."""
     (key, ip, port), waiting = row
     number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
     return (key.namespace, key.group, key.name, ip, port, number, at, body)
 
 
-def load_waiting(row: JournalRow) -> tuple[RegistrationKey, Waiting]:
+def load_waiting(row: JournalRow) -> tuple[RegistrationKey, JournalEntry]:
     namespace, group, name, ip, port, number, at, body = row
     key = ServiceKey(namespace, group, name)
-    return (key, ip, port), Waiting(load_writes(key, body), number, at)
+    return (key, ip, port), JournalEntry(load_writes(key, body), number, at)
 
 
 def subscriber_row(s: Subscription, ahead: float) -> SubscriberRow:

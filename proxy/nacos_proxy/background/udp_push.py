@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nacos_proxy.catalog.udp_subscribers import Pushes, Subscription
+from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
 from nacos_proxy.wire.nacos.base import ReadService
@@ -48,7 +48,12 @@ class UdpPush(asyncio.DatagramProtocol):
     """A follower of the agent's changes. `start`, then `stop`."""
 
     def __init__(
-        self, pushes: Pushes, encode: Encode, clock: Clock, policy: UdpPolicy, supervisor: Supervisor | None = None
+        self,
+        pushes: UdpSubscribers,
+        encode: Encode,
+        clock: Clock,
+        policy: UdpPolicy,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self.sent = 0
         self.refused = 0
@@ -119,7 +124,7 @@ class UdpPush(asyncio.DatagramProtocol):
                 if self._clock.now() > end:
                     break
         finally:  # an exception in one push must not stop the others
-            if self.pushes.behind:
+            if self.pushes.queued:
                 self._backlog.set()
             else:
                 self._backlog.clear()
@@ -177,8 +182,8 @@ class UdpPush(asyncio.DatagramProtocol):
             await self._clock.sleep_until(due)
             now = self._clock.now()
             self.pushes.shift(stood_still(due, now), now)
-            self.pushes.lapse(now)
-            for sent in self.pushes.again(now):
+            self.pushes.expire(now)
+            for sent in self.pushes.due_again(now):
                 self._put(sent.packet, sent.subscription)
 
 

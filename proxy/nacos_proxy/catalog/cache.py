@@ -25,7 +25,7 @@ from nacos_proxy.catalog.entries import UNLIKELY, Entry, EntryStore, Watcher, di
 from nacos_proxy.catalog.fair_queue import FairQueue
 from nacos_proxy.catalog.freshness import CacheResult, Freshness, freshness
 from nacos_proxy.catalog.pending_writes import (
-    UNHEARD,
+    UNSENT,
     Pending,
     PendingPolicy,
     add,
@@ -132,9 +132,9 @@ class Cache:
         now: float,
         source: Source,
         *,
-        asked: float,
+        requested_at: float,
         suspicious: bool = False,
-        missed: Mapping[tuple[str, int], float] = MappingProxyType({}),
+        missing_since: Mapping[tuple[str, int], float] = MappingProxyType({}),
         now_ms: int = 0,
     ) -> Change | None:
         """A fetch that began at `asked` succeeded. Returns the change that readers see, or None.
@@ -146,22 +146,22 @@ class Cache:
         `now_ms` dates the change.
         """
         entry = self._get_or_create(snapshot.key)
-        self._keep_visible(entry, missed)
+        self._keep_visible(entry, missing_since)
         entry.fetching, entry.error, entry.failures = False, None, 0
-        if self._lost_too_much(entry, snapshot, now, suspicious=suspicious or bool(missed)):
+        if self._lost_too_much(entry, snapshot, now, suspicious=suspicious or bool(missing_since)):
             since = now if entry.quarantined_since is None else entry.quarantined_since
             if now - since < self._policy.confirm_after:
                 entry.quarantined_since, entry.retry_at = since, since + self._policy.confirm_after
                 self._schedule_at(entry, entry.retry_at, now)
                 return None
         entry.quarantined_since, entry.retry_at, entry.from_disk, entry.confirmed_at = None, -math.inf, False, now
-        pending = drop_confirmed(entry.pending, snapshot, asked, self._pending_policy) if entry.pending else ()
+        pending = drop_confirmed(entry.pending, snapshot, requested_at, self._pending_policy) if entry.pending else ()
         # a registry returns the very same object if nothing changed, which saves comparing it
         unchanged = snapshot is entry.upstream_snapshot and pending == entry.pending
         entry.upstream_snapshot, entry.pending = snapshot, pending
         change = None if unchanged else self._set_visible(entry, apply_pending(snapshot, pending), source, now_ms)
         self._store.put(entry)
-        if entry.notified_at > asked:  # it changed again during the fetch
+        if entry.notified_at > requested_at:  # it changed again during the fetch
             self._schedule_at(entry, now, now)
         else:
             entry.fetch_cause = "poll"
@@ -185,10 +185,10 @@ class Cache:
         state = freshness(now - entry.confirmed_at, self._ttl(entry), self._policy.stale_if_error)
         return state is not Freshness.EXPIRED
 
-    def reject(self, key: ServiceKey, error: ProxyError, now: float, *, barred: bool = False) -> None:
+    def reject(self, key: ServiceKey, error: ProxyError, now: float, *, forbidden: bool = False) -> None:
         """A fetch failed: the next one is put off, longer each time. `barred`: readers lose the snapshot, too."""
         entry = self._get_or_create(key)
-        if barred:
+        if forbidden:
             entry.upstream_snapshot, entry.visible, entry.pending = None, None, ()
             self._store.put(entry)
         entry.fetching, entry.error, entry.failures = False, error, entry.failures + 1
@@ -211,7 +211,7 @@ class Cache:
 
     # writes
 
-    def wrote(self, write: Write[Any], now: float, now_ms: int, *, local: bool = False) -> Change | None:
+    def record_write(self, write: Write[Any], now: float, now_ms: int, *, local: bool = False) -> Change | None:
         """A write was accepted: readers see it at once. Returns the change, or None.
 
         `local`: it was accepted here while the upstream was away, which will hear of it later.
@@ -225,9 +225,9 @@ class Cache:
         # A write that changes nothing here may still change the upstream, which lists it late: it may have lost the
         # instance, or lists no disabled ones. Beats are too frequent for that check.
         if local or (self._pending_policy.grace > 0 and (after is not before or not isinstance(write, Beat))):
-            entry.pending = add(entry.pending, write, UNHEARD if local else now)
+            entry.pending = add(entry.pending, write, UNSENT if local else now)
             self.recent_writes.add(entry.key, now)
-            self._schedule_by(entry, now + self._pending_policy.settle, now)
+            self._schedule_by(entry, now + self._pending_policy.confirm_after, now)
         if entry.visible is None or after is before:
             return None
         if self._pending_policy.grace <= 0 and not local:
@@ -242,7 +242,7 @@ class Cache:
         """Replaces or drops (None) each pending write of a service. Returns the change that readers see, or None."""
         entry = self._get_or_create(key)
         entry.pending = tuple(p for p in map(revised, entry.pending) if p is not None)
-        self._schedule_by(entry, now + self._pending_policy.settle, now)
+        self._schedule_by(entry, now + self._pending_policy.confirm_after, now)
         if entry.upstream_snapshot is None:
             return None
         change = self._set_visible(entry, apply_pending(entry.upstream_snapshot, entry.pending), "write", now_ms)
@@ -285,12 +285,12 @@ class Cache:
         entry.remove_watcher(watcher)
         entry.last_read = max(entry.last_read, now)
         self._store.put(entry)
-        if not self.watches(entry, now):
+        if not self.is_watched(entry, now):
             self._schedule.drop(key)
 
     def discovered(self, key: ServiceKey, now: float) -> None:
         """The upstream lists this name in a group that someone listens to as a whole."""
-        if (entry := self._store.get(key)) is not None and self.watches(entry, now):
+        if (entry := self._store.get(key)) is not None and self.is_watched(entry, now):
             entry.discovered_at = now
             self._ensure_scheduled(entry, now)
         else:
@@ -318,7 +318,7 @@ class Cache:
                 due = entry.confirmed_at + self._base_interval(entry) * self._jitter()
                 self._schedule_by(entry, max(due, entry.retry_at), now)
 
-    def watches(self, entry: Entry, now: float) -> bool:
+    def is_watched(self, entry: Entry, now: float) -> bool:
         """Whether someone listens to the service, has read it lately, or registered an instance of it here."""
         if entry.pinned or (entry.pending and entry.visible is not None):
             return True
@@ -336,7 +336,7 @@ class Cache:
             if lane == discovery_lane(key) and key not in self._schedule:
                 entry = self._get_or_create(key)
                 entry.discovered_at = now
-            elif entry is None or not self.watches(entry, now):
+            elif entry is None or not self.is_watched(entry, now):
                 self._schedule.drop(key)
                 continue
             elif self._schedule.due_at(key) < math.inf:  # it got a new due time while it waited
@@ -349,7 +349,7 @@ class Cache:
     def _enqueue_due(self, now: float) -> None:
         while (due := self._schedule.next_due()) <= now and (key := self._schedule.take(now)) is not None:
             entry = self._store.get(key)
-            if entry is None or not self.watches(entry, now):
+            if entry is None or not self.is_watched(entry, now):
                 self._schedule.drop(key)
             else:
                 self._queue.put(key, due, entry.lanes(now - self._policy.watch_idle))
@@ -387,7 +387,7 @@ class Cache:
         self._schedule_at(entry, min(self._schedule.due_at(entry.key), due), now)
 
     def _schedule_at(self, entry: Entry, due: float, now: float) -> None:
-        if not self.watches(entry, now):
+        if not self.is_watched(entry, now):
             self._schedule.drop(entry.key)
         else:
             self._schedule.put(entry.key, math.inf if entry.fetching else due)

@@ -40,7 +40,7 @@ class Breaker:
         """Whether a call may go out: while up always, while down one probe when it is due."""
         return self.up or now >= self._next_probe
 
-    def probing(self, now: float) -> None:
+    def call_started(self, now: float) -> None:
         """A call goes out. While down it is a probe, and puts off the next one."""
         if not self.up:
             self._probes += 1

@@ -76,7 +76,7 @@ class Entry:
         return not self.pinned and (self.visible is None or not self.visible.instances)
 
     @property
-    def listeners(self) -> int:
+    def watcher_count(self) -> int:
         return sum(streams.total() for streams in self.watchers.values())
 
     def add_watcher(self, watcher: Watcher) -> Lane:

@@ -74,7 +74,7 @@ class CheckSpec:
     ttl: float = 0.0
 
     @classmethod
-    def parse(cls, body: object, *, kept: bool = False) -> CheckSpec:
+    def parse(cls, body: object, *, restored: bool = False) -> CheckSpec:
         """From the `managed` object of a registration. Raises `BadCall`, which names the wrong field.
 
         `kept`: it was read back from disk. An older version may have accepted a longer `timeout`, which is shortened.
@@ -101,7 +101,7 @@ class CheckSpec:
             kind,  # pyright: ignore[reportArgumentType] - one of the three kinds, as checked above
             _target(kind, value),
             interval,
-            _timeout(managed.get("timeout"), interval, kept),
+            _timeout(managed.get("timeout"), interval, restored),
             failures,
             seconds("managed.deregisterAfter", managed["deregisterAfter"]) if "deregisterAfter" in managed else 0.0,
             seconds("managed.check.ttl", value) if kind == "ttl" else 0.0,
@@ -162,7 +162,7 @@ def _is_url(text: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
 
 
-def local(host: str) -> bool:
+def is_local_host(host: str) -> bool:
     """Whether a host is certainly this one; names are not resolved."""
     if host.lower() == "localhost":
         return True
@@ -186,7 +186,7 @@ class CheckedInstance:
     due_at: float = 0.0
     beat_at: float = 0.0
     slow: bool = True
-    heard: float = 0.0
+    last_heard: float = 0.0
     failed: int = 0
     failing_since: float | None = None
     last_error: str = ""
@@ -198,7 +198,7 @@ class CheckedInstance:
         One that was read back from disk (not `registered` now) beats as soon as it passes: the upstream may have
         removed it meanwhile.
         """
-        self.due_at, self.heard = now, self.heard or now
+        self.due_at, self.last_heard = now, self.last_heard or now
         self.beat_at = now + self._beat_interval if registered else math.inf
 
     @property
@@ -251,13 +251,13 @@ class CheckedInstance:
 
     def shift(self, gap: float, now: float) -> None:
         """This process stood still for `gap` seconds, which counts neither as silence nor as failing."""
-        self.heard = min(now, self.heard + gap)
+        self.last_heard = min(now, self.last_heard + gap)
         if self.failing_since is not None:
             self.failing_since = min(now, self.failing_since + gap)
 
     def expired(self, now: float) -> str:
         """The error of a TTL check; '' while the last sign of life is recent enough."""
-        return "" if now - self.heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
+        return "" if now - self.last_heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
 
 
 def startable(

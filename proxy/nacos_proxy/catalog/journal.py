@@ -14,22 +14,22 @@ from nacos_proxy.catalog.pending_writes import supersedes
 from nacos_proxy.catalog.registrations import RegistrationKey
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update, Write
 
-Local = Register | Deregister | Update | Beat
+LocalWrite = Register | Deregister | Update | Beat
 
 
 MAX_WRITES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class JournalEntry:
     """The writes that wait for one key. `number` orders the keys; `at` is when the last write came (s since 1970)."""
 
-    writes: tuple[Local, ...]
+    writes: tuple[LocalWrite, ...]
     number: int
     at: float
 
 
-def place_of(write: Local) -> RegistrationKey:
+def registration_key(write: LocalWrite) -> RegistrationKey:
     """The key of the registration that a write is about."""
     if isinstance(write, Register):
         return (write.service, write.instance.ip, write.instance.port)
@@ -42,7 +42,7 @@ class Journal:
     def __init__(self, max_writes: int = MAX_WRITES) -> None:
         self.changed: set[RegistrationKey] = set()
         self._max_writes = max_writes
-        self._waiting: dict[RegistrationKey, Waiting] = {}
+        self._waiting: dict[RegistrationKey, JournalEntry] = {}
         self._count = 0
         self._number = 0
 
@@ -50,32 +50,32 @@ class Journal:
     def room(self) -> bool:
         return self._count < self._max_writes
 
-    def add(self, write: Local, at: float) -> None:
-        key = place_of(write)
+    def add(self, write: LocalWrite, at: float) -> None:
+        key = registration_key(write)
         kept = [old for old in self.of(key) if not supersedes(write, old) or _of_another_cluster(old, write)]
         self._number += 1
-        self._put(key, Waiting((*kept, write), self._number, at))
+        self._put(key, JournalEntry((*kept, write), self._number, at))
 
-    def done(self, key: RegistrationKey, write: Local) -> None:
+    def done(self, key: RegistrationKey, write: LocalWrite) -> None:
         """Removes a write: it was sent, or never will be. No effect if another one superseded it meanwhile."""
         known = self._waiting.get(key)
         if known is not None and any(old is write for old in known.writes):
             left = tuple(old for old in known.writes if old is not write)
-            self._put(key, Waiting(left, known.number, known.at))
+            self._put(key, JournalEntry(left, known.number, known.at))
 
-    def lapsed(self, key: RegistrationKey) -> None:
+    def expired(self, key: RegistrationKey) -> None:
         """The client fell silent: removes the writes that would register the instance again."""
         for write in self.of(key):
             if not isinstance(write, Deregister):
                 self.done(key, write)
 
-    def restore(self, key: RegistrationKey, waiting: Waiting) -> None:
+    def restore(self, key: RegistrationKey, waiting: JournalEntry) -> None:
         """Adds what was read from disk; to be called in the order of the numbers."""
         self._number = max(self._number, waiting.number)
         self._put(key, waiting)
         self.changed.discard(key)
 
-    def _put(self, key: RegistrationKey, waiting: Waiting) -> None:
+    def _put(self, key: RegistrationKey, waiting: JournalEntry) -> None:
         before = self._waiting.get(key)
         self._count += len(waiting.writes) - (0 if before is None else len(before.writes))
         self.changed.add(key)
@@ -86,11 +86,11 @@ class Journal:
         else:
             self._waiting.pop(key, None)
 
-    def of(self, key: RegistrationKey) -> tuple[Local, ...]:
+    def of(self, key: RegistrationKey) -> tuple[LocalWrite, ...]:
         known = self._waiting.get(key)
         return () if known is None else known.writes
 
-    def get(self, key: RegistrationKey) -> Waiting | None:
+    def get(self, key: RegistrationKey) -> JournalEntry | None:
         return self._waiting.get(key)
 
     def __contains__(self, key: object) -> bool:
@@ -108,6 +108,6 @@ class Journal:
         return f"<Journal {self._count} writes of {len(self._waiting)} instances>"
 
 
-def _of_another_cluster(old: Write[Any], new: Local) -> bool:
+def _of_another_cluster(old: Write[Any], new: LocalWrite) -> bool:
     cluster = new.instance.cluster if isinstance(new, Register) else new.cluster
     return isinstance(old, Deregister) and not isinstance(new, Update) and old.cluster != cluster

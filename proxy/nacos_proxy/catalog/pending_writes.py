@@ -19,14 +19,14 @@ from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, S
 from nacos_proxy.model.effects import Draft
 from nacos_proxy.model.services import Snapshot
 
-UNHEARD = math.inf  # `since` of a write that was not sent to the upstream yet, so no list can confirm it
+UNSENT = math.inf  # `since` of a write that was not sent to the upstream yet, so no list can confirm it
 
 
 @dataclass(frozen=True, slots=True)
 class PendingPolicy:
     """Seconds. `grace` 0 trusts every list at once, for a registry that lists writes without a delay."""
 
-    settle: float = 1.0
+    confirm_after: float = 1.0
     grace: float = 3.0
 
 
@@ -108,12 +108,12 @@ def drop_confirmed(
     pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: PendingPolicy
 ) -> tuple[Pending, ...]:
     """What stays pending after the upstream listed `base`, asked for at `asked`: neither confirmed nor given up."""
-    if all(asked - p.since >= policy.settle for p in pending) and apply_pending(base, pending) == base:
+    if all(asked - p.since >= policy.confirm_after for p in pending) and apply_pending(base, pending) == base:
         return ()  # they agree together, though one alone may not: registered, then modified
     kept: list[Pending] = []
     visible = Draft(base, many=True)
     for one in pending:
-        confirmed = asked - one.since >= policy.settle and visible.shows(one.write)
+        confirmed = asked - one.since >= policy.confirm_after and visible.shows(one.write)
         if not confirmed and asked - one.since < policy.grace:
             kept.append(one)
             visible.apply(one.write)
@@ -132,5 +132,7 @@ def next_check(pending: Iterable[Pending], policy: PendingPolicy, now: float) ->
 
     Not sooner than in half of `settle`, so that a series of writes does not cause a fetch for each of them.
     """
-    waits = [p.since + (policy.settle if p.since + policy.settle > now else policy.grace) for p in pending]
-    return max(now + policy.settle / 2, min(waits)) if waits else math.inf
+    waits = [
+        p.since + (policy.confirm_after if p.since + policy.confirm_after > now else policy.grace) for p in pending
+    ]
+    return max(now + policy.confirm_after / 2, min(waits)) if waits else math.inf

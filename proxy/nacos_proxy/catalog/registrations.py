@@ -34,11 +34,11 @@ class Registration:
 
     service: ServiceKey
     instance: Instance
-    heard: float
-    beaten: bool = False
-    managed: Mapping[str, Any] | None = None
-    left: bool = False
-    since: float = -math.inf
+    last_heard: float
+    beats: bool = False
+    check: Mapping[str, Any] | None = None
+    deregistering: bool = False
+    registered_at: float = -math.inf
     missed_since: float = math.inf
     hidden_until: float = -math.inf
 
@@ -49,7 +49,7 @@ class Registration:
     @property
     def expires_at(self) -> float:
         """When Nacos removes it unless its client beats before; infinity for a persistent one."""
-        return self.heard + delete_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
+        return self.last_heard + delete_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
 
     def alive(self, now: float) -> bool:
         """Whether it has not expired yet."""
@@ -58,7 +58,7 @@ class Registration:
     @property
     def unhealthy_at(self) -> float:
         """When Nacos marks it unhealthy unless its client beats before; infinity for a persistent one."""
-        return self.heard + beat_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
+        return self.last_heard + beat_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
 
     def healthy(self, now: float) -> bool:
         return now < self.unhealthy_at
@@ -74,7 +74,7 @@ class Registrations:
         self._first_expiry = math.inf  # lets `expire`, which is called many times a second, return at once
         self.full = False
 
-    def wrote(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
+    def record_write(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
         """Records an accepted write or beat. True if a registration changed (a beat of a known one is no change)."""
         match write:
             case Register():
@@ -89,7 +89,7 @@ class Registrations:
     def _put(self, service: ServiceKey, instance: Instance, now: float) -> bool:
         known = self._by_key.get((service, instance.ip, instance.port))
         if known is not None:
-            known.heard, known.since, known.left = now, now, False
+            known.last_heard, known.registered_at, known.deregistering = now, now, False
             changed = known.instance != instance
             known.instance = instance
             self._track_expiry(known)
@@ -97,7 +97,7 @@ class Registrations:
         if not self.room:
             self.full = True
             return False
-        self._add(Registration(service, instance, now, since=now))
+        self._add(Registration(service, instance, now, registered_at=now))
         return True
 
     def _add(self, registration: Registration) -> None:
@@ -131,11 +131,11 @@ class Registrations:
     def _beat(self, write: Beat, now: float) -> bool:
         known = self._by_key.get((write.service, write.ip, write.port))
         if known is not None:
-            known.heard, known.beaten, known.left = now, True, False
+            known.last_heard, known.beats, known.deregistering = now, True, False
             return False
         if write.full is None or not self._put(write.service, write.full, now):
             return False
-        self._by_key[(write.service, write.ip, write.port)].beaten = True
+        self._by_key[(write.service, write.ip, write.port)].beats = True
         return True
 
     @property
@@ -150,7 +150,7 @@ class Registrations:
         """How many instances of the service are registered here."""
         return len(self._by_service.get(service, ()))
 
-    def of(self, service: ServiceKey) -> Iterable[Registration]:
+    def of_service(self, service: ServiceKey) -> Iterable[Registration]:
         """A view of the registrations of a service; do not change any while iterating."""
         return self._by_service.get(service, {}).values()
 
@@ -158,18 +158,18 @@ class Registrations:
         """Removes and returns the expired ones. A managed one is left to its health checker."""
         if now < self._first_expiry:
             return []
-        gone = [r for r in self._by_key.values() if r.managed is None and not r.alive(now)]
+        gone = [r for r in self._by_key.values() if r.check is None and not r.alive(now)]
         for registration in gone:
             self._drop(registration.key)
         # a health checker may give up a managed one at any time, so look again soon
-        expiries = (r.expires_at if r.managed is None else now + 1 for r in self._by_key.values())
+        expiries = (r.expires_at if r.check is None else now + 1 for r in self._by_key.values())
         self._first_expiry = min(expiries, default=math.inf)
         return gone
 
     def shift(self, gap: float, now: float) -> None:
         """This process stood still for `gap` seconds: that is not counted as silence of the clients."""
         for registration in self._by_key.values():
-            registration.heard = min(now, registration.heard + gap)
+            registration.last_heard = min(now, registration.last_heard + gap)
 
     def restore(self, registration: Registration) -> None:
         """Adds one that was read from disk. It never replaces one that was registered since start."""

@@ -21,13 +21,13 @@ from nacos_proxy.model.services import ServiceKey, Snapshot
 
 SocketAddress = tuple[str, int]
 
-MOST = 20_000  # subscriptions, including those that are read from disk
+MAX_SUBSCRIPTIONS = 20_000  # subscriptions, including those that are read from disk
 _MAX_NAME = 200  # characters of a client's agent and app that are kept
 _OVERHEAD = 500  # bytes that are kept with each datagram
 
 
 @dataclass(frozen=True, slots=True)
-class PushesPolicy:
+class UdpSubscribersPolicy:
     """Seconds and numbers. `per_socket` bounds the subscriptions of one IP and port.
 
     Up to `max_unacknowledged` bytes of datagrams are kept to be sent again; datagrams beyond that are sent only once.
@@ -37,7 +37,7 @@ class PushesPolicy:
     expire_after: float = 60.0
     repeat_after: float = 10.0
     tries: int = 2
-    max_subscriptions: int = MOST
+    max_subscriptions: int = MAX_SUBSCRIPTIONS
     per_socket: int = 1_000
     max_unacknowledged: int = 16 << 20
     max_clusters_length: int = 1_000
@@ -67,10 +67,10 @@ class Sent:
 _Key = tuple[ServiceKey, SocketAddress, str]  # a subscription, by service, address and clusters
 
 
-class Pushes:
+class UdpSubscribers:
     """The subscriptions of UDP push, and the datagrams on their way."""
 
-    def __init__(self, policy: PushesPolicy) -> None:
+    def __init__(self, policy: UdpSubscribersPolicy) -> None:
         self.changes = 0  # grows with each subscription that is added or removed
         self.acknowledged = 0
         self.given_up = 0
@@ -133,7 +133,7 @@ class Pushes:
         return None
 
     @property
-    def behind(self) -> int:
+    def queued(self) -> int:
         """How many pushes wait in the queue."""
         return len(self._queue)
 
@@ -160,7 +160,7 @@ class Pushes:
         self.acknowledged += 1
         return True
 
-    def again(self, now: float, limit: int = 500) -> list[Sent]:
+    def due_again(self, now: float, limit: int = 500) -> list[Sent]:
         """At most `limit` datagrams to send again now; those without tries left are given up."""
         due: list[Sent] = []
         for reference, sent in list(self._waiting.items()):
@@ -180,7 +180,7 @@ class Pushes:
         for subscription in self:
             subscription.seen = min(now, subscription.seen + gap)
 
-    def lapse(self, now: float) -> list[ServiceKey]:
+    def expire(self, now: float) -> list[ServiceKey]:
         """Removes the expired subscriptions. Returns the services that have no subscribers any more."""
         emptied: list[ServiceKey] = []
         for service, subscriptions in list(self._by_service.items()):

@@ -83,7 +83,7 @@ class Committer:
 
     def show(self, write: Write[Any], *, local: bool = False) -> Change | None:
         """Make a write visible to the next read. `local`: only this proxy has accepted it so far."""
-        change = self._catalog.cache.wrote(write, self._clock.now(), self.now_ms(), local=local)
+        change = self._catalog.cache.record_write(write, self._clock.now(), self.now_ms(), local=local)
         self.commit(change)
         return change
 
@@ -98,7 +98,7 @@ class Committer:
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
         now, registrations = self._clock.now(), self._catalog.registrations
-        if isinstance(write, Register | Deregister | Update | Beat) and registrations.wrote(write, now):
+        if isinstance(write, Register | Deregister | Update | Beat) and registrations.record_write(write, now):
             self.registrations_changed(write.service)
         self.show(shown_as or write, local=local)
         if isinstance(write, Update) and (hidden := registrations.find(write.service, write.ip, write.port)):

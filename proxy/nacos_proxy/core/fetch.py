@@ -9,7 +9,7 @@ from nacos_proxy.core.commit import Catalog, Committer, Counts
 from nacos_proxy.core.reregistration import Reregistration
 from nacos_proxy.core.send import Sender
 from nacos_proxy.model.calls import Fetch
-from nacos_proxy.model.errors import Garbled, ProxyError, no_right
+from nacos_proxy.model.errors import Garbled, ProxyError, is_denied
 from nacos_proxy.model.services import ServiceKey, Source
 from nacos_proxy.runtime import Clock, Supervisor, stop
 
@@ -44,7 +44,7 @@ class Fetcher:
     def refresh(self, key: ServiceKey, source: Source = "poll") -> asyncio.Task[None]:
         """The fetch of a service that is in flight, or a new one. It outlives whoever waits for it."""
         if (task := self.in_flight.get(key)) is None:
-            self._catalog.breaker.probing(self._clock.now())
+            self._catalog.breaker.call_started(self._clock.now())
             self._catalog.cache.begin_fetch(key)
             task = self.in_flight[key] = self._supervisor.once(self._fetch(key, source), name="fetch")
         return task
@@ -56,8 +56,8 @@ class Fetcher:
             suspicious = self._sender.suspicious
             missed = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
         except ProxyError as error:
-            barred = self._strict and no_right(error)
-            cache.reject(key, error, self._clock.now(), barred=barred)
+            barred = self._strict and is_denied(error)
+            cache.reject(key, error, self._clock.now(), forbidden=barred)
             Counts.add(counts.fetches, type(error).__name__)
             for listener in self.on_barred if barred else ():
                 self._supervisor.call("what is refused", listener, key, error)
@@ -71,9 +71,9 @@ class Fetcher:
             snapshot,
             self._clock.now(),
             source,
-            asked=asked,
+            requested_at=asked,
             suspicious=suspicious,
-            missed=missed,
+            missing_since=missed,
             now_ms=self._committer.now_ms(),
         )
         Counts.add(counts.fetches, "ok")

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from nacos_proxy.catalog.journal import Journal, Local, Waiting, place_of
-from nacos_proxy.catalog.pending_writes import UNHEARD, Pending
+from nacos_proxy.catalog.journal import Journal, JournalEntry, LocalWrite, registration_key
+from nacos_proxy.catalog.pending_writes import UNSENT, Pending
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
 from nacos_proxy.core.send import Sender
 from nacos_proxy.model.calls import Beat, BeatResult, Deregister, Register, SetHealth, Write
-from nacos_proxy.model.errors import BadCall, ProxyError, Refused, away
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, is_unavailable
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Instance
@@ -82,9 +82,9 @@ class Outage:
         """
         if not self._breaker.up:
             return await self._accept(call)
-        if isinstance(call, Local) and (key := place_of(call)) in self.journal:
+        if isinstance(call, LocalWrite) and (key := registration_key(call)) in self.journal:
             if isinstance(call, Beat):
-                self._registrations.wrote(call, self._clock.now())
+                self._registrations.record_write(call, self._clock.now())
             await self.send_waiting(key)
             if key in self.journal:  # this write must not overtake it
                 return await self._accept(call)
@@ -92,21 +92,21 @@ class Outage:
 
     async def after_failure(self, call: Write[Any], error: ProxyError) -> Written[Any] | ProxyError | None:
         """The answer in place of the upstream, which gave none; None if its failure is the answer."""
-        if not away(error):
+        if not is_unavailable(error):
             return None
-        known = self._registrations.find(*place_of(call)) if isinstance(call, Local) else None
+        known = self._registrations.find(*registration_key(call)) if isinstance(call, LocalWrite) else None
         about_the_call = isinstance(error, Refused) and error.status in _ABOUT_THE_CALL
         if not about_the_call or (isinstance(call, Beat) and known is not None):
             if (local := await self._accept(call)) is not None:
                 return local
         if isinstance(call, Deregister) and known is not None:
-            known.left = True
+            known.deregistering = True
         return None
 
     async def _accept(self, call: Write[Any]) -> Written[Any] | ProxyError | None:
         if isinstance(call, Beat) and (answer := self.answer_beat(call)) is not None:
             return answer
-        if not self._accept_writes or not isinstance(call, Local) or not self._acceptable(call):
+        if not self._accept_writes or not isinstance(call, LocalWrite) or not self._acceptable(call):
             return None
         created = _created_by(call)
         try:
@@ -119,10 +119,10 @@ class Outage:
         await self._persist_journal()
         return Written(result, "local")
 
-    def _journal(self, call: Local, result: object) -> None:
+    def _journal(self, call: LocalWrite, result: object) -> None:
         self._committer.accepted(call, result, local=True)
-        self._silent.pop(place_of(call), None)
-        self._refusals.pop(place_of(call), None)
+        self._silent.pop(registration_key(call), None)
+        self._refusals.pop(registration_key(call), None)
         self._next_check = -math.inf
         self.journal.add(call, self._clock.wall())
         Counts.add(self._committer.counts.outage, "accepted")
@@ -131,16 +131,16 @@ class Outage:
         """The answer to a beat of an instance that is registered here; None for any other."""
         if (known := self._registrations.find(beat.service, beat.ip, beat.port)) is None:
             return None
-        self._registrations.wrote(beat, self._clock.now())
+        self._registrations.record_write(beat, self._clock.now())
         self._committer.counts.local_beats += 1
         self._end_silence(known)
         return Written(BeatResult(interval=beat_interval(known.instance.metadata)), "local")
 
-    def _acceptable(self, call: Local) -> bool:
+    def _acceptable(self, call: LocalWrite) -> bool:
         """Whether it is about an ephemeral instance, which must be known unless the call creates or removes it."""
         if not self.journal.room:
             return False
-        key = place_of(call)
+        key = registration_key(call)
         known = self._known(key)
         if known is not None and not known.ephemeral:
             return False
@@ -183,7 +183,7 @@ class Outage:
     def expired(self, registration: Registration) -> None:
         """A registration was forgotten for its silence; while the upstream is away readers no longer see it."""
         waited = registration.key in self.journal
-        self.journal.lapsed(registration.key)
+        self.journal.expired(registration.key)
         if self._upstream_away:
             self._show_silent(registration, gone=True)
         if waited:
@@ -232,17 +232,17 @@ class Outage:
                     return False
         return True
 
-    async def _send(self, key: RegistrationKey, write: Local) -> bool:
+    async def _send(self, key: RegistrationKey, write: LocalWrite) -> bool:
         known = self._registrations.find(*key)
         if isinstance(write, Register | Beat) and (known is None or not known.healthy(self._clock.now())):
-            self.journal.lapsed(key)
+            self.journal.expired(key)
             self._ended(key, "lapsed")
             return True
         try:
             await self._sender.send(cast("Write[Any]", write))
         except Refused as error:
             refusals = self._refusals[key] = self._refusals.get(key, 0) + 1
-            if (away(error) and error.status not in _ABOUT_THE_CALL) or refusals < REFUSALS:
+            if (is_unavailable(error) and error.status not in _ABOUT_THE_CALL) or refusals < REFUSALS:
                 return False
             log.error(
                 "the upstream refuses a write that was accepted during the outage; it is undone: %s of %s: %s",
@@ -259,12 +259,12 @@ class Outage:
         self._ended(key, "sent")
         return True
 
-    def _undo(self, key: RegistrationKey, write: Local) -> None:
+    def _undo(self, key: RegistrationKey, write: LocalWrite) -> None:
         self.journal.done(key, write)
         if isinstance(write, Register | Beat):
-            self.journal.lapsed(key)
+            self.journal.expired(key)
             # Otherwise it would be registered again and again.
-            if self._registrations.wrote(Deregister(*key), self._clock.now()):
+            if self._registrations.record_write(Deregister(*key), self._clock.now()):
                 self._committer.registrations_changed(key[0])
         self._ended(key, "refused")
 
@@ -285,20 +285,20 @@ class Outage:
 
     def _revise(self, key: RegistrationKey, revised: Callable[[Pending], Pending | None]) -> None:
         def of_this_instance(pending: Pending) -> Pending | None:
-            return revised(pending) if pending.address == key[1:] and pending.since == UNHEARD else pending
+            return revised(pending) if pending.address == key[1:] and pending.since == UNSENT else pending
 
         self._committer.revise(key[0], of_this_instance)
 
     # from disk
 
-    def restore(self, key: RegistrationKey, waiting: Waiting) -> None:
+    def restore(self, key: RegistrationKey, waiting: JournalEntry) -> None:
         """What waited when the last process ended; of the registrations only those that may still be alive."""
         now, age = self._clock.now(), max(0.0, self._clock.wall() - waiting.at)
         self.journal.restore(key, waiting)
         for write in waiting.writes:
             if (created := _created_by(write)) is None:
-                self._registrations.wrote(write, now)
-            elif (new := Registration(key[0], created, now - age, since=now - age)).alive(now):
+                self._registrations.record_write(write, now)
+            elif (new := Registration(key[0], created, now - age, registered_at=now - age)).alive(now):
                 self._registrations.restore(new)
             if created is None or self._registrations.find(*key) is not None:
                 self._committer.show(write, local=True)
@@ -308,7 +308,7 @@ class Outage:
         return f"<Outage {self.journal!r}, {len(self._silent)} silent>"
 
 
-def _created_by(write: Local) -> Instance | None:
+def _created_by(write: LocalWrite) -> Instance | None:
     """The instance that a write creates if there is none."""
     if isinstance(write, Register):
         return write.instance

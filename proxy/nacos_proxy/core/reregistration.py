@@ -18,7 +18,7 @@ from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Reg
 from nacos_proxy.core.commit import Committer
 from nacos_proxy.core.send import Sender
 from nacos_proxy.model.calls import BEAT_NOT_FOUND, BEAT_OK, Beat, BeatResult, Deregister, GetInstance, Register
-from nacos_proxy.model.errors import ABSENT, ProxyError, Reason, Refused, away
+from nacos_proxy.model.errors import ABSENT, ProxyError, Reason, Refused, is_unavailable
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import Instance, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stop
@@ -65,7 +65,7 @@ class Reregistration:
     def _wanted(self, key: RegistrationKey) -> Registration | None:
         """The registration, unless its owner has ended it or is ending it, or it is persistent."""
         known = self._registrations.find(*key)
-        unwanted = known is None or known.left or not known.instance.ephemeral or key in self._deregistering
+        unwanted = known is None or known.deregistering or not known.instance.ephemeral or key in self._deregistering
         return None if unwanted else known
 
     def _is_alive(self, registration: Registration) -> bool:
@@ -97,7 +97,7 @@ class Reregistration:
         unhealthy, because its beats did not get through. What was registered just now is not missing yet: a server
         lists it late.
         """
-        missing = [r for r in self._registrations.of(snapshot.key) if self._is_missing(snapshot, r, suspicious)]
+        missing = [r for r in self._registrations.of_service(snapshot.key) if self._is_missing(snapshot, r, suspicious)]
         if missing and not suspicious:
             looked_up, rest = missing[:MAX_LOOKUPS], missing[MAX_LOOKUPS:]
             hidden = await asyncio.gather(*(self._is_hidden(known) for known in looked_up))
@@ -113,7 +113,9 @@ class Reregistration:
         listed = snapshot.find(i.ip, i.port)
         if listed is not None:
             known.hidden_until = -math.inf
-        expected = known.beaten and known.healthy(now) and now - known.since > LISTED_WITHIN and self._wanted(known.key)
+        expected = (
+            known.beats and known.healthy(now) and now - known.registered_at > LISTED_WITHIN and self._wanted(known.key)
+        )
         hidden = not suspicious and (now < known.hidden_until or not i.enabled)
         lost = listed is None or (suspicious and (_lacks_data(listed, i) or not listed.healthy))
         if not expected or hidden or not lost:
@@ -155,7 +157,7 @@ class Reregistration:
                 await self.renew(registration)
             except ProxyError as error:
                 log.info("%s of %s is lost: %s", registration.instance.address, registration.service, error)
-                if away(error):  # its return starts all this again
+                if is_unavailable(error):  # its return starts all this again
                     self._lost.clear()
             finally:
                 self._lost.pop(key, None)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from nacos_proxy.catalog.hub import Notice
 from nacos_proxy.core.commit import Catalog
 from nacos_proxy.model.calls import Call, Fetch
-from nacos_proxy.model.errors import BadCall, ProxyError, TooSlow, away, telling
+from nacos_proxy.model.errors import BadCall, ProxyError, TooSlow, counts_for_upstream, is_unavailable
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry
 
@@ -43,9 +43,9 @@ class Sender:
 
     def _record(self, call: Call[Any], error: ProxyError | None) -> None:
         breaker, now = self._catalog.breaker, self._clock.now()
-        if not telling(error, fetching=isinstance(call, Fetch)):
+        if not counts_for_upstream(error, fetching=isinstance(call, Fetch)):
             return
-        if away(error):
+        if is_unavailable(error):
             self.suspect()
             if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):
                 log.warning("upstream lost: %s", error)

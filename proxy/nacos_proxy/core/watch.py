@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.entries import Watcher
 from nacos_proxy.catalog.hub import Filter, Hub, Mailbox
-from nacos_proxy.model.errors import ProxyError, no_right
+from nacos_proxy.model.errors import ProxyError, is_denied
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 
@@ -51,13 +51,13 @@ class Watches:
         Raises the upstream's refusal if it refuses to show any of them.
         """
         failed = await self._read_all(interest.keys)
-        refused = [error for error in failed if self._strict and no_right(error)]
+        refused = [error for error in failed if self._strict and is_denied(error)]
         if refused and len(refused) == len(interest.keys) and refused[0] is not None:
             raise refused[0]
         now = self._clock.now()
         mailbox = self._hub.subscribe(interest, wake, after)
         for entry in self._cache.entries() if self._strict and after else ():
-            if no_right(entry.error):
+            if is_denied(entry.error):
                 mailbox.drop(entry.key)
         mailbox.client = client
         watcher = _watcher(mailbox)

@@ -65,7 +65,7 @@ class Writer:
             return await self._forward(call, answered)
         # A beat may get through where other calls do not, so it goes on as a probe.
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
-            breaker.probing(now)
+            breaker.call_started(now)
             answered.set()
             self._supervisor.once(self._forward(call, answered), name="beat behind its answer")
         return local

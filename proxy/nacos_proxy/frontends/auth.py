@@ -29,7 +29,7 @@ from nacos_proxy.wire.rest.query import TOKENS
 Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
-STRANGER = "nacos_proxy.stranger"
+UNAUTHENTICATED = "nacos_proxy.stranger"
 """The scope key that says whether a request lacks a token that is good for its path; only open paths then see it."""
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -86,7 +86,7 @@ class AccessControl:
                 token = _token_in(form)
             admission = Admission(token, scope["method"], scope["path"])
             error = self._check_rights(admission)
-            scope[OWN], scope[STRANGER] = self._is_own, error is not None
+            scope[OWN], scope[UNAUTHENTICATED] = self._is_own, error is not None
             error = None if scope["path"] in OPEN_PATHS else error
         if error is None:
             scope[OPEN_STREAMS] = (self.open_streams, admission)

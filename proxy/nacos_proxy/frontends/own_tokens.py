@@ -26,19 +26,19 @@ OWN = "nacos_proxy.own"
 _MAX_PARAMETER = 16 * 1024  # bytes; a longer parameter cannot be a token
 _PLAIN_HEAD = b'\r\nContent-Disposition: form-data; name="'
 
-Known = Callable[[str], bool]
+IsOwnToken = Callable[[str], bool]
 
 
 def _no_tokens(text: str) -> bool:
     return False
 
 
-def own_in(scope: Scope) -> Known:
+def own_token_test(scope: Scope) -> IsOwnToken:
     """The test for this proxy's tokens; always false if it has none."""
     return scope.get(OWN, _no_tokens)
 
 
-def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: Known) -> list[tuple[bytes, bytes]]:
+def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: IsOwnToken) -> list[tuple[bytes, bytes]]:
     """The headers without own tokens, which may also be in the `Referer` of a page with a token in its address."""
     kept: list[tuple[bytes, bytes]] = []
     for name, value in headers:
@@ -56,18 +56,18 @@ def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: Known) -> l
     return kept
 
 
-def without_own_parameters(query: str, own: Known) -> str:
+def without_own_parameters(query: str, own: IsOwnToken) -> str:
     """A query or form without the parameters that hold own tokens, otherwise unchanged."""
     return "&".join(pair for pair in query.split("&") if not _is_token(pair, own))
 
 
-def _is_token(pair: str, own: Known) -> bool:
+def _is_token(pair: str, own: IsOwnToken) -> bool:
     name, _, value = pair.partition("=")
     return unquote_plus(name) in TOKENS and own(unquote_plus(value))
 
 
 def without_own_in_body(
-    headers: Iterable[tuple[bytes, bytes]], body: AsyncIterator[bytes], own: Known
+    headers: Iterable[tuple[bytes, bytes]], body: AsyncIterator[bytes], own: IsOwnToken
 ) -> AsyncIterator[bytes]:
     """The body, of the same length, with own tokens overwritten if it is a form of either type."""
     media = next((value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"), "")
@@ -88,11 +88,11 @@ def _boundary(media: str) -> bytes:
         return b""
 
 
-def _blank_pair(pair: bytes, own: Known) -> bytes:
+def _blank_pair(pair: bytes, own: IsOwnToken) -> bytes:
     return b"&" * len(pair) if _is_token(pair.decode("latin-1"), own) else pair
 
 
-def _blank_part(part: bytes, own: Known) -> bytes:
+def _blank_part(part: bytes, own: IsOwnToken) -> bytes:
     """A part with another name and an overwritten value. The name is parsed as access control parses it."""
     head, empty_line, value = part.partition(b"\r\n\r\n")
     if len(head) > MAX_HEAD or not own(value.decode("utf-8", "replace").strip()):

@@ -169,29 +169,29 @@ class Garbled(UpstreamError):
         self.answered = answered
 
 
-def away(error: ProxyError | None) -> bool:
+def is_unavailable(error: ProxyError | None) -> bool:
     """Whether the outcome of a call (None: success) shows that the upstream is unavailable."""
     if isinstance(error, Refused):
         return error.status >= 500 or error.reason is Reason.NO_PEER
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 
-def no_right(error: BaseException | None) -> bool:
+def is_denied(error: BaseException | None) -> bool:
     """Whether the upstream denied the call to this client."""
     return isinstance(error, Refused) and error.reason is Reason.NO_RIGHT
 
 
-def stranger(error: BaseException | None) -> bool:
+def is_unknown_token(error: BaseException | None) -> bool:
     """Whether the upstream rejected the token itself (unknown or expired), not the rights of its account.
 
     If they know the account, all versions answer `authorization failed!`, or 1.4.6 `resource name invalid`
     (nacos-http.md 7.4).
     """
     text = str(error).lower()
-    return no_right(error) and "authorization failed" not in text and "resource name invalid" not in text
+    return is_denied(error) and "authorization failed" not in text and "resource name invalid" not in text
 
 
-def telling(error: ProxyError | None, *, fetching: bool) -> bool:
+def counts_for_upstream(error: ProxyError | None, *, fetching: bool) -> bool:
     """Whether an outcome counts for or against the upstream as a whole.
 
     A single unreadable list does not count: the server answered. For calls other than fetches, 500 and 501 do not

@@ -215,7 +215,7 @@ class Snapshot:
         keys = self.by_address.get((ip, port))
         return self.by_key[keys[0]] if keys else None
 
-    def spelt(self, ip: str, port: int) -> str:
+    def registered_ip(self, ip: str, port: int) -> str:
         """`ip` in the form in which an instance at that address is registered; unchanged if there is none."""
         if ":" not in ip or (ip, port) in self.by_address:
             return ip

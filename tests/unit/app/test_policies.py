@@ -46,7 +46,7 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cache_ttl", "3s", lambda s: poll_policy(s).late, 3.0),
     ("overlay_grace", "2s", lambda s: pending_policy(s).grace, 0.0),
     ("upstream", "a:1", lambda s: pending_policy(s), PendingPolicy(grace=3.0)),
-    ("upstream", "a:1,b:2", lambda s: pending_policy(s), PendingPolicy(settle=2.0, grace=3.0)),
+    ("upstream", "a:1,b:2", lambda s: pending_policy(s), PendingPolicy(confirm_after=2.0, grace=3.0)),
     ("upstream", "a:1,b:2", lambda s: nacos_policy(s).servers.urls, ("a:1", "b:2")),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.urls, ()),
     ("endpoint", "http://e/list", lambda s: nacos_policy(s).servers.endpoint, "http://e/list"),

@@ -77,7 +77,7 @@ async def test_what_only_nacos_of_2_3_refuses_is_refused_here_where_the_server_i
         for _ in range(3):  # the version is asked for behind the first call; till then the server refuses
             refused = await proxy.http.post("/nacos/v1/ns/instance", params=CHINESE)
             assert (refused.status_code, refused.text[:30]) == (400, "Param 'serviceName' is illegal")
-            while not proxy.parts.checks() and face == "v1+v2":
+            while not proxy.components.checks() and face == "v1+v2":
                 await proxy.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "a"})
         assert (server.asked.count("POST /v1/ns/instance") == 1) is (by == "the proxy")
 

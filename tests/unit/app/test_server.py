@@ -44,7 +44,7 @@ def test_run_refuses_an_invalid_upstream_and_frees_the_port() -> None:
 def test_uvicorn_config_keeps_connections_alive_between_two_heartbeats_and_lists(fast: bool) -> None:
     """A client that beats every 5 s on a connection that ends after 5 s finds it broken again and again."""
     app = App(build(Settings(**PLAIN, fast_path=fast), FakeClock()))
-    assert uvicorn_config(app, app.parts.settings).timeout_keep_alive >= 2 * 10
+    assert uvicorn_config(app, app.components.settings).timeout_keep_alive >= 2 * 10
 
 
 async def test_app_reload_applies_tokens_to_prepared_answers_too(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nacos_proxy.app.tenants import TenantRequest, Tenants, TenantsPolicy
 from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.runtime import Supervisor, spawn
 from nacos_proxy.upstream.nacos.login import Credential
-from nacos_proxy.upstream.nacos.rights import Pass
+from nacos_proxy.upstream.nacos.rights import AcceptedCredential
 from tests.helpers.asgi import scope as http_scope
 from tests.helpers.clock import FakeClock, settle
 
@@ -69,7 +69,7 @@ class Upstream:
     fails: list[str] = field(default_factory=list)
     ttl: float = math.inf
 
-    async def authenticate(self, credentials: ClientCredentials) -> Pass | None:
+    async def authenticate(self, credentials: ClientCredentials) -> AcceptedCredential | None:
         who = credentials.token or credentials.username
         self.asked.append(who)
         await asyncio.sleep(0)
@@ -82,9 +82,9 @@ class Upstream:
         if who not in self.known:
             raise refusal()
         now = self.clock.now()
-        return Pass(Credential(f"{who}-{len(self.asked)}"), now + 0.9 * self.ttl, now + self.ttl)
+        return AcceptedCredential(Credential(f"{who}-{len(self.asked)}"), now + 0.9 * self.ttl, now + self.ttl)
 
-    async def open(self, granted: Pass, refused: Callable[[Refused], None]) -> View:
+    async def open(self, granted: AcceptedCredential, refused: Callable[[Refused], None]) -> View:
         if self.fails:
             raise OSError(self.fails.pop())
         self.views.append(View(granted.credential.token, refused))

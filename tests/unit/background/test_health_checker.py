@@ -330,7 +330,7 @@ async def test_check_that_failed_long_is_still_known_when_it_passes_again(
     await clock.advance(6)
     known = owner.catalog.registrations.find(KEY, "127.0.0.1", 8080)
     assert known is not None
-    assert known.managed == ttl(1, failures=1).dump()
+    assert known.check == ttl(1, failures=1).dump()
 
 
 # bounds
@@ -437,7 +437,7 @@ async def test_register_that_the_upstream_refuses_is_not_checked(
 
 
 def remembered(owner: Agent, managed: dict[str, object], worker: Instance = WORKER) -> Registration:
-    registration = Registration(KEY, worker, owner.clock.now(), managed=managed)
+    registration = Registration(KEY, worker, owner.clock.now(), check=managed)
     owner.catalog.registrations.restore(registration)
     return registration
 
@@ -462,7 +462,7 @@ async def test_restore_all_logs_and_skips_a_check_that_is_not_allowed_any_more(
     registration = remembered(owner, managed)
     remembered(owner, ttl().dump(), instance("127.0.0.1", 2))
     assert checker.restore_all() == 1
-    assert registration.managed is None
+    assert registration.check is None
     assert f"127.0.0.1:8080 of {KEY} is not managed any more and has to beat by itself" in caplog.text
 
 
@@ -474,7 +474,7 @@ async def test_restore_all_shortens_a_timeout_of_an_older_version_and_keeps_the_
     assert checker.restore_all() == 1
     (managed,) = checker
     assert (managed.spec.timeout, managed.owner) == (5.0, "10.0.0.1")
-    assert registration.managed == {**managed.spec.dump(), "owner": "10.0.0.1"}
+    assert registration.check == {**managed.spec.dump(), "owner": "10.0.0.1"}
 
 
 async def test_register_calls_on_registration_when_the_check_is_known(checker: HealthChecker, owner: Agent) -> None:
@@ -482,7 +482,7 @@ async def test_register_calls_on_registration_when_the_check_is_known(checker: H
 
     def listen() -> None:
         known = owner.catalog.registrations.find(KEY, "127.0.0.1", 8080)
-        heard.append(known and known.managed)
+        heard.append(known and known.check)
 
     owner.on_registration.append(listen)
     await checker.register(KEY, WORKER, ttl())

@@ -25,9 +25,9 @@ from nacos_proxy.background.state_file import FILE, Batch, StateFile, StateLocke
 from nacos_proxy.background.state_rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.freshness import CacheControl, Freshness
-from nacos_proxy.catalog.journal import Waiting
+from nacos_proxy.catalog.journal import JournalEntry
 from nacos_proxy.catalog.registrations import RegistrationKey
-from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
+from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy
 from nacos_proxy.model.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
 from nacos_proxy.model.errors import Unreachable
@@ -46,7 +46,7 @@ class Life:
 
     def __init__(
         self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: PersistencePolicy = POLICY,
-        local: bool = False, pushes: Pushes | None = None, **more: Any,
+        local: bool = False, pushes: UdpSubscribers | None = None, **more: Any,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.registry = ScriptedRegistry(shelf or Shelf())
@@ -321,7 +321,7 @@ async def test_restore_keeps_registrations_and_watches_their_services(tmp_path: 
     second = Life(tmp_path, clock)
     second.disk.restore()
     (known,) = second.agent.catalog.registrations
-    assert (known.instance, known.beaten) == (instance("10.0.0.1", metadata={"zone": "a"}), True)
+    assert (known.instance, known.beats) == (instance("10.0.0.1", metadata={"zone": "a"}), True)
     assert KEY in second.agent.catalog.cache.watched_keys()
     await second.ends()
 
@@ -354,7 +354,7 @@ async def test_restore_after_a_long_time_keeps_only_persistent_and_managed_insta
     await register(first, "10.0.0.4", beat=False)
     managed = first.agent.catalog.registrations.find(KEY, "10.0.0.4", 80)
     assert managed is not None
-    managed.managed = {"check": {"ttl": "30s"}}
+    managed.check = {"check": {"ttl": "30s"}}
     await first.ends()
     await clock.advance(3600)
     second = Life(tmp_path, clock)
@@ -742,7 +742,7 @@ class Hanging(StateFile):
         super().__init__(directory)
         self.free = threading.Event()
 
-    def write_journal(self, rows: list[tuple[RegistrationKey, Waiting | None]]) -> None:
+    def write_journal(self, rows: list[tuple[RegistrationKey, JournalEntry | None]]) -> None:
         assert self.free.wait(60)
         super().write_journal(rows)
 
@@ -847,7 +847,7 @@ async def test_state_file_that_another_program_holds_is_not_set_aside(tmp_path: 
 
 
 async def test_state_file_that_cannot_be_written_is_read_completely(tmp_path: Path, clock: FakeClock) -> None:
-    pushes = Pushes(PushesPolicy())
+    pushes = UdpSubscribers(UdpSubscribersPolicy())
     life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
     await life.agent.read(KEY)
@@ -895,7 +895,7 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_subscribers_survive_a_restart_until_their_subscription_ends(tmp_path: Path, clock: FakeClock) -> None:
-    pushes = Pushes(PushesPolicy())
+    pushes = UdpSubscribers(UdpSubscribersPolicy())
     life = Life(tmp_path, clock, pushes=pushes)
     pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
     await life.disk.flush()
@@ -908,7 +908,7 @@ async def test_subscribers_survive_a_restart_until_their_subscription_ends(tmp_p
     assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
     await clock.advance(300.0)
     assert life.disk.subscribers() == [], "whose port it is by now nobody knows"
-    pushes.lapse(clock.now() + 60.0)
+    pushes.expire(clock.now() + 60.0)
     await life.ends()
     assert rows(tmp_path, "subscriber") == []
 

@@ -720,7 +720,7 @@ async def test_notice_gap_keeps_registrations_whose_beats_could_not_be_heard(
         await world.clock.advance(0.2)
         assert "this process did not run for 60" in caplog.text
         ledger, now = world.agent.catalog.registrations, world.clock.now()
-        assert [(r.healthy(now), round(now - r.heard)) for r in ledger] == [(True, 12)] * 2
+        assert [(r.healthy(now), round(now - r.last_heard)) for r in ledger] == [(True, 12)] * 2
         assert world.agent.suspicious
         await world.clock.advance(31)
         assert len(ledger) == 0, "from here on their silence counts"
@@ -756,7 +756,7 @@ async def test_notice_gap_ignores_a_turn_that_is_a_little_late() -> None:
         world.clock.jump(0.9)
         await world.clock.advance(0.2)
         (registration,) = world.agent.catalog.registrations
-        assert round(world.clock.now() - registration.heard, 1) == 1.1
+        assert round(world.clock.now() - registration.last_heard, 1) == 1.1
         assert not world.agent.suspicious
 
 

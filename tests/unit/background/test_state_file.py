@@ -11,8 +11,8 @@ import pytest
 
 from nacos_proxy.background.state_file import Batch, StateFile, StateLocked, lock
 from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
-from nacos_proxy.catalog.journal import Waiting
-from nacos_proxy.catalog.udp_subscribers import MOST, Subscription
+from nacos_proxy.catalog.journal import JournalEntry
+from nacos_proxy.catalog.udp_subscribers import MAX_SUBSCRIPTIONS, Subscription
 from nacos_proxy.model.calls import Deregister, Register
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.private_directory import PrivateDirectory
@@ -77,7 +77,9 @@ def test_write_leaves_out_only_a_row_that_cannot_be_written_and_logs_it_once(
 def test_write_journal_and_write_subscribers_leave_out_only_what_cannot_be_written(tmp_path: Path) -> None:
     file, place = StateFile(tmp_path), (KEY, "10.0.0.1", 80)
     writes = [Register(KEY, instance("10.0.0.9", metadata={"a": "\ud800"})), Deregister(KEY, "10.0.0.1", 80)]
-    file.write_journal([((KEY, "10.0.0.9", 80), Waiting((writes[0],), 1, 1.0)), (place, Waiting((writes[1],), 2, 1.0))])
+    file.write_journal(
+        [((KEY, "10.0.0.9", 80), JournalEntry((writes[0],), 1, 1.0)), (place, JournalEntry((writes[1],), 2, 1.0))]
+    )
     row = (*KEY, "", "127.0.0.1", 5000)
     file.write_subscribers([(*row, "\ud800", "", 1.0), (*row, "agent", "", 1.0)])
     assert [found[0] for found in file.read_journal()] == [place]
@@ -89,8 +91,10 @@ def test_write_journal_and_write_subscribers_leave_out_only_what_cannot_be_writt
 def test_read_subscribers_reads_no_more_than_there_may_be(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     one = Subscription(ServiceKey.of("orders"), ("127.0.0.1", 1), "", "a", "", 0.0)
-    file.write_subscribers([subscriber_row(replace(one, address=("127.0.0.1", n)), 0.0) for n in range(MOST + 10)])
-    assert len(file.read_subscribers()) == MOST
+    file.write_subscribers(
+        [subscriber_row(replace(one, address=("127.0.0.1", n)), 0.0) for n in range(MAX_SUBSCRIPTIONS + 10)]
+    )
+    assert len(file.read_subscribers()) == MAX_SUBSCRIPTIONS
     file.close()
 
 

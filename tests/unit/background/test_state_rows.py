@@ -16,7 +16,7 @@ from nacos_proxy.background.state_rows import (
     load_writes,
     registry_row,
 )
-from nacos_proxy.catalog.journal import Journal, Local
+from nacos_proxy.catalog.journal import Journal, LocalWrite
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.services import EMPTY, Checking
 from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY
@@ -25,7 +25,7 @@ from nacos_proxy.upstream.embedded.switches import SWITCHES
 from tests.helpers.build import KEY, instance
 
 A = instance("::1", 80, cluster="blue", weight=2.0, enabled=False, metadata={"zone": "ä"}, extra={"x": [1]})
-WRITES: list[Local] = [
+WRITES: list[LocalWrite] = [
     Register(KEY, A),
     Deregister(KEY, "::1", 80, "blue"),
     Update(KEY, "::1", 80, weight=0.0, enabled=False, metadata={"a": "1"}, partial=True),

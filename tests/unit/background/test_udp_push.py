@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from nacos_proxy.background.udp_push import UdpPolicy, UdpPush, allowed
-from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy, Subscription
+from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.model.services import Change, Snapshot
 from nacos_proxy.wire.nacos.base import PushAddress, ReadService
 from tests.helpers.build import KEY, instance, key, snapshot
@@ -59,7 +59,7 @@ class Client(asyncio.DatagramProtocol):
 @dataclass
 class World:
     push: UdpPush
-    pushes: Pushes
+    pushes: UdpSubscribers
     clock: FakeClock
     client: Client
     encoded: list[ReadService] = field(default_factory=list)
@@ -77,7 +77,7 @@ class World:
 
 @asynccontextmanager
 async def udp(encode: Any = None, host: str = "127.0.0.1", **policy: Any) -> AsyncIterator[World]:
-    clock, pushes = FakeClock(), Pushes(PushesPolicy())
+    clock, pushes = FakeClock(), UdpSubscribers(UdpSubscribersPolicy())
     seen: list[ReadService] = []
 
     def text(call: ReadService, shown: Snapshot) -> bytes:

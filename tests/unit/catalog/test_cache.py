@@ -31,7 +31,7 @@ def cache(rng: float = 0.5, pending_policy: PendingPolicy = PendingPolicy(), **p
 
 def listed(kept: Cache, now: float, *hosts: Instance, service: ServiceKey = KEY, **more: Any) -> Change | None:
     """The upstream listed these hosts; unless `asked` is given, it was asked at `now`."""
-    return kept.accept(snapshot(*hosts, service=service), now, "poll", **{"asked": now, **more})
+    return kept.accept(snapshot(*hosts, service=service), now, "poll", **{"requested_at": now, **more})
 
 
 def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance, ...] | None:
@@ -41,11 +41,11 @@ def shown(kept: Cache, now: float, service: ServiceKey = KEY) -> tuple[Instance,
 
 def watched(kept: Cache, service: ServiceKey, now: float) -> bool:
     entry = kept.get(service)
-    return entry is not None and kept.watches(entry, now)
+    return entry is not None and kept.is_watched(entry, now)
 
 
 def wrote(kept: Cache, write: Write[Any], now: float) -> Change | None:
-    return kept.wrote(write, now, WALL)
+    return kept.record_write(write, now, WALL)
 
 
 def read(kept: Cache, now: float, service: ServiceKey = KEY) -> None:
@@ -154,8 +154,8 @@ def test_cache_accept_returns_a_change_for_the_first_list_and_none_for_the_same(
     change = listed(kept, 0, A, B)
     assert change is not None
     assert (change.added, change.removed, change.source) == ((A, B), (), "poll")
-    assert listed(kept, 1, B, A, asked=1) is None
-    assert kept.accept(snapshot(A, B, last_ref_time=7), 2, "poll", asked=2) is None
+    assert listed(kept, 1, B, A, requested_at=1) is None
+    assert kept.accept(snapshot(A, B, last_ref_time=7), 2, "poll", requested_at=2) is None
 
 
 def test_cache_accept_returns_no_change_for_an_empty_service() -> None:
@@ -166,11 +166,11 @@ def test_cache_accept_returns_no_change_for_an_empty_service() -> None:
 
 def test_cache_accept_dates_a_list_without_a_time_by_the_change() -> None:
     kept = cache()
-    kept.accept(snapshot(A, last_ref_time=0), 0, "poll", asked=0, now_ms=5_000)
-    kept.accept(snapshot(A, last_ref_time=0), 1, "poll", asked=1, now_ms=6_000)
+    kept.accept(snapshot(A, last_ref_time=0), 0, "poll", requested_at=0, now_ms=5_000)
+    kept.accept(snapshot(A, last_ref_time=0), 1, "poll", requested_at=1, now_ms=6_000)
     first = kept.lookup(KEY, 1).snapshot
     assert first is not None and first.last_ref_time == 5_000
-    kept.accept(snapshot(B, last_ref_time=0), 2, "poll", asked=2, now_ms=7_000)
+    kept.accept(snapshot(B, last_ref_time=0), 2, "poll", requested_at=2, now_ms=7_000)
     second = kept.lookup(KEY, 2).snapshot
     assert second is not None and second.last_ref_time == 7_000
 
@@ -178,11 +178,11 @@ def test_cache_accept_dates_a_list_without_a_time_by_the_change() -> None:
 def test_cache_accept_never_dates_a_service_earlier() -> None:
     """SDKs refuse a list that is older than the last as "out of date data"; a server's clock may be behind ours."""
     kept = cache()
-    kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", asked=0, now_ms=5_000)
+    kept.accept(snapshot(A, last_ref_time=9_000), 0, "poll", requested_at=0, now_ms=5_000)
     moments: list[int] = []
-    kept.wrote(Register(KEY, B), 1, 6_000)
+    kept.record_write(Register(KEY, B), 1, 6_000)
     for now, hosts, wall in ((2, (B,), 5_500), (3, (A,), 7_000), (4, (A, B), 0)):
-        kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", asked=now + 5, now_ms=wall)
+        kept.accept(snapshot(*hosts, last_ref_time=1_000), now + 5, "poll", requested_at=now + 5, now_ms=wall)
         result = kept.lookup(KEY, now).snapshot
         assert result is not None
         moments.append(result.last_ref_time)
@@ -201,9 +201,9 @@ def test_cache_accept_does_not_compare_the_very_same_list() -> None:
 
     kept = cache()
     word = Word(KEY, (A,), last_ref_time=1)
-    kept.accept(word, 0, "poll", asked=0)
+    kept.accept(word, 0, "poll", requested_at=0)
     compared.clear()
-    assert kept.accept(word, 1, "poll", asked=1) is None
+    assert kept.accept(word, 1, "poll", requested_at=1) is None
     assert compared == []
     assert kept.lookup(KEY, 1).age == 0
 
@@ -237,12 +237,12 @@ def test_cache_accept_of_a_list_requested_before_the_write_does_not_undo_it() ->
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
-    assert listed(kept, 9, A, asked=0.5) is None
+    assert listed(kept, 9, A, requested_at=0.5) is None
     assert shown(kept, 9) == (A, B)
 
 
 def test_cache_accept_gives_up_a_write_that_is_not_listed_within_the_grace() -> None:
-    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
+    kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 3.9, A) is None
@@ -252,7 +252,7 @@ def test_cache_accept_gives_up_a_write_that_is_not_listed_within_the_grace() -> 
 
 
 def test_cache_accept_lets_the_next_list_replace_a_confirmed_write() -> None:
-    kept = cache(pending_policy=PendingPolicy(settle=1, grace=30))
+    kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=30))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     listed(kept, 2, A, B)
@@ -261,7 +261,7 @@ def test_cache_accept_lets_the_next_list_replace_a_confirmed_write() -> None:
 
 
 def test_cache_accept_does_not_confirm_a_write_by_a_list_that_agrees_too_early() -> None:
-    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
+    kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=3))
     listed(kept, 0, A)
     wrote(kept, Register(KEY, B), 1)
     assert listed(kept, 1.5, A, B) is None  # one server of several
@@ -318,7 +318,7 @@ def test_cache_wrote_of_a_light_beat_keeps_the_full_beat_pending() -> None:
 
 
 def test_cache_wrote_of_an_unlisted_instance_makes_the_service_due_soon() -> None:
-    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3))
+    kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=3))
     read(kept, 0)
     wrote(kept, Update(KEY, C.ip, C.port, enabled=True), 1)
     assert kept.due(1.9, 10) == []
@@ -326,7 +326,7 @@ def test_cache_wrote_of_an_unlisted_instance_makes_the_service_due_soon() -> Non
 
 
 def test_cache_due_after_a_write_when_it_should_be_listed_and_when_its_grace_ends() -> None:
-    kept = cache(pending_policy=PendingPolicy(settle=1, grace=3), interval_read=100)
+    kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=3), interval_read=100)
     read(kept, 0)
     wrote(kept, Register(KEY, B), 1)
     assert kept.due(1.99, 10) == []
@@ -342,10 +342,10 @@ def test_cache_due_after_a_write_when_it_should_be_listed_and_when_its_grace_end
 def test_cache_without_grace_trusts_each_list_at_once() -> None:
     kept = cache(pending_policy=PendingPolicy(grace=0))
     word = snapshot(A)
-    kept.accept(word, 0, "poll", asked=0)
+    kept.accept(word, 0, "poll", requested_at=0)
     assert wrote(kept, Register(KEY, B), 1) is not None
     assert shown(kept, 1) == (A, B)
-    assert kept.accept(word, 1.1, "poll", asked=1.1) is not None
+    assert kept.accept(word, 1.1, "poll", requested_at=1.1) is not None
     assert shown(kept, 1.1) == (A,)
 
 
@@ -583,7 +583,7 @@ def test_cache_due_omits_a_service_that_is_being_fetched() -> None:
     kept.set_push_alive(True, 16)
     kept.set_push_alive(False, 17)
     assert kept.due(1000, 10) == []
-    listed(kept, 1000, A, asked=999)
+    listed(kept, 1000, A, requested_at=999)
     assert len(kept.due(2000, 10)) == 1
 
 
@@ -605,7 +605,7 @@ def test_cache_invalidate_makes_a_service_due_at_once_with_its_cause() -> None:
     entry = kept.get(KEY)
     assert entry is not None
     assert (kept.due(1, 10), entry.fetch_cause) == ([KEY], "push")
-    listed(kept, 1.1, A, asked=1)
+    listed(kept, 1.1, A, requested_at=1)
     assert entry.fetch_cause == "poll"
     assert kept.next_due() == 1.4, "it brought nothing: looked at once more"
 
@@ -615,11 +615,11 @@ def test_cache_invalidate_during_a_fetch_causes_another_fetch() -> None:
     read(kept, 0)
     assert kept.due(5, 10) == [KEY]
     kept.invalidate(KEY, 5.2, "push")
-    listed(kept, 5.4, A, asked=5)
+    listed(kept, 5.4, A, requested_at=5)
     entry = kept.get(KEY)
     assert entry is not None
     assert (kept.due(5.4, 10), entry.fetch_cause) == ([KEY], "push")
-    listed(kept, 5.7, B, asked=5.5)
+    listed(kept, 5.7, B, requested_at=5.5)
     assert kept.next_due() == pytest.approx(6.0), "once more for what was told last"
 
 
@@ -825,9 +825,9 @@ def at(*hosts: Instance, since: float) -> dict[tuple[str, int], float]:
 
 def test_cache_accept_keeps_missed_instances_even_if_it_believes_the_list() -> None:
     kept = held()
-    assert listed(kept, 100, A, B, C, missed=at(D, since=100)) is None
+    assert listed(kept, 100, A, B, C, missing_since=at(D, since=100)) is None
     assert shown(kept, 100) == (A, B, C, D)
-    change = listed(kept, 101, A, B, missed=at(D, since=101))
+    change = listed(kept, 101, A, B, missing_since=at(D, since=101))
     assert change is not None and change.removed == (C,)
     listed(kept, 110, A, B, D)
     assert shown(kept, 110) == (A, B, D)
@@ -837,30 +837,30 @@ def test_cache_accept_keeps_missed_instances_even_if_it_believes_the_list() -> N
 
 def test_cache_accept_drops_instances_that_are_missed_longer_than_the_grace() -> None:
     kept = held(confirm_after=5)
-    listed(kept, 100, A, B, C, missed=at(D, since=100))
-    change = listed(kept, 103, A, B, C, missed=at(D, since=100))
+    listed(kept, 100, A, B, C, missing_since=at(D, since=100))
+    change = listed(kept, 103, A, B, C, missing_since=at(D, since=100))
     assert change is not None and change.removed == (D,)
-    assert listed(kept, 104, A, B, C, missed=at(D, since=104)) is None  # readers have not seen it any more
+    assert listed(kept, 104, A, B, C, missing_since=at(D, since=104)) is None  # readers have not seen it any more
 
 
 def test_cache_accept_shows_missed_instances_with_their_data() -> None:
     kept = cache()
     rich = instance(weight=2.0, metadata={"zone": "a"})
     listed(kept, 0, rich, B)
-    assert listed(kept, 100, A, B, missed=at(A, since=100)) is None
+    assert listed(kept, 100, A, B, missing_since=at(A, since=100)) is None
     assert shown(kept, 100) == (rich, B)
 
 
 def test_cache_accept_quarantines_a_list_that_misses_most_instances() -> None:
     kept = held(confirm_after=5)
-    assert listed(kept, 100, A, missed=at(B, since=100)) is None
+    assert listed(kept, 100, A, missing_since=at(B, since=100)) is None
     assert shown(kept, 100) == (A, B, C, D)
 
 
 def test_cache_accept_without_grace_drops_missed_instances_at_once() -> None:
     kept = cache(pending_policy=PendingPolicy(grace=0.0))
     listed(kept, 0, A, B, C)
-    assert listed(kept, 100, A, B, missed=at(C, since=100)) is not None
+    assert listed(kept, 100, A, B, missing_since=at(C, since=100)) is not None
     assert shown(kept, 100) == (A, B)
 
 
@@ -960,9 +960,11 @@ def test_cache_always_shows_the_upstream_snapshot_with_the_pending_writes(
                 word = Snapshot.of(KEY, value, last_ref_time=1)
                 asked = now - 2 if what == "late list" else now
                 missed = at(*(last.instances if last and what == "list that lacks" else ()), since=now)
-                change = kept.accept(word, now, "poll", asked=asked, suspicious=more, missed=missed, now_ms=1)
+                change = kept.accept(
+                    word, now, "poll", requested_at=asked, suspicious=more, missing_since=missed, now_ms=1
+                )
             case "write":
-                change = kept.wrote(value, now, 1)
+                change = kept.record_write(value, now, 1)
             case "fail":
                 kept.reject(KEY, AWAY, now)
             case "wait":
@@ -997,9 +999,9 @@ def test_cache_always_shows_the_upstream_snapshot_with_the_pending_writes(
 def test_cache_accept_never_undoes_an_unsent_write() -> None:
     kept = cache()
     listed(kept, 0, A)
-    change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    change = kept.record_write(Register(KEY, B), 1, WALL, local=True)
     assert change is not None and change.added == (B,)
-    kept.wrote(Deregister(KEY, A.ip, A.port), 1, WALL, local=True)
+    kept.record_write(Deregister(KEY, A.ip, A.port), 1, WALL, local=True)
     for now in (2, 10, 1000):
         assert listed(kept, now, A) is None
         assert shown(kept, now) == (B,)
@@ -1008,7 +1010,7 @@ def test_cache_accept_never_undoes_an_unsent_write() -> None:
 def test_cache_revise_of_a_sent_write_lets_lists_count_after_the_grace() -> None:
     kept = cache()
     listed(kept, 0, A)
-    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    kept.record_write(Register(KEY, B), 1, WALL, local=True)
     kept.revise(KEY, lambda p: replace(p, since=100.0), 100, WALL)
     assert kept.due(101, 9) == [KEY], "looked at soon"
     listed(kept, 101, A)
@@ -1020,7 +1022,7 @@ def test_cache_revise_of_a_sent_write_lets_lists_count_after_the_grace() -> None
 def test_cache_revise_of_a_refused_write_hides_it() -> None:
     kept = cache()
     listed(kept, 0, A)
-    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    kept.record_write(Register(KEY, B), 1, WALL, local=True)
     change = kept.revise(KEY, lambda p: None, 2, WALL + 1_000)
     assert change is not None and (change.removed, change.after.last_ref_time) == ((B,), WALL + 1_000)
     assert kept.revise(KEY, lambda p: None, 2, WALL) is None
@@ -1028,9 +1030,9 @@ def test_cache_revise_of_a_refused_write_hides_it() -> None:
 
 def test_cache_wrote_locally_to_an_unknown_service_shows_it_stale() -> None:
     kept = cache()
-    assert kept.wrote(Deregister(KEY, A.ip, A.port), 1, WALL, local=True) is None
+    assert kept.record_write(Deregister(KEY, A.ip, A.port), 1, WALL, local=True) is None
     assert shown(kept, 1) is None
-    change = kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    change = kept.record_write(Register(KEY, B), 1, WALL, local=True)
     assert change is not None and change.added == (B,)
     assert kept.lookup(KEY, 1).freshness is Freshness.STALE
     change = listed(kept, 2, A, C)
@@ -1042,7 +1044,7 @@ def test_cache_wrote_locally_to_an_unknown_service_shows_it_stale() -> None:
 def test_cache_wrote_locally_stays_pending_without_grace() -> None:
     kept = cache(pending_policy=PendingPolicy(grace=0))
     listed(kept, 0, A)
-    kept.wrote(Register(KEY, B), 1, WALL, local=True)
+    kept.record_write(Register(KEY, B), 1, WALL, local=True)
     listed(kept, 100, A)
     assert shown(kept, 100) == (A, B)
     kept.revise(KEY, lambda p: None, 100, WALL)
@@ -1053,7 +1055,7 @@ def test_cache_reject_barred_hides_the_snapshot_until_the_next_list() -> None:
     kept = cache()
     kept.watch(KEY, 0)
     listed(kept, 0, A)
-    kept.reject(KEY, AWAY, 5, barred=True)
+    kept.reject(KEY, AWAY, 5, forbidden=True)
     assert (kept.lookup(KEY, 5).freshness, kept.lookup(KEY, 5).error) == (Freshness.MISSING, AWAY)
     assert watched(kept, KEY, 5), "who listens hears of it when it may be seen again"
     change = listed(kept, 7, A)

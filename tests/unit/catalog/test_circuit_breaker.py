@@ -62,7 +62,7 @@ def test_breaker_succeeded_closes_once() -> None:
 
 def test_breaker_allows_everything_while_up() -> None:
     breaker = Breaker(POLICY)
-    breaker.probing(100.0)
+    breaker.call_started(100.0)
     breaker.failed(100.0, "refused")
     assert breaker.allows(100.0)
 
@@ -71,7 +71,7 @@ def test_breaker_allows_one_probe_when_it_is_due() -> None:
     breaker = lost(100.0)
     assert not breaker.allows(100.49)
     assert breaker.allows(100.5)
-    breaker.probing(100.5)
+    breaker.call_started(100.5)
     assert not breaker.allows(100.5)
 
 
@@ -81,7 +81,7 @@ def test_breaker_probes_back_off_up_to_the_maximum() -> None:
         moment = next(n / 8 for n in range(int(now * 8), 10_000) if breaker.allows(n / 8))
         pauses.append(moment - now)
         now = moment
-        breaker.probing(now)
+        breaker.call_started(now)
         breaker.failed(now, "refused")
     assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
@@ -102,7 +102,7 @@ def test_breaker_failed_while_down_does_not_put_off_the_probe() -> None:
 def test_breaker_probes_start_from_the_first_delay_after_each_loss() -> None:
     breaker = lost(100.0)
     for _ in range(10):
-        breaker.probing(101.0)
+        breaker.call_started(101.0)
     breaker.succeeded(200.0)
     for _ in range(3):
         breaker.failed(300.0, "refused")
@@ -113,7 +113,7 @@ def test_breaker_probes_start_from_the_first_delay_after_each_loss() -> None:
 def test_breaker_stands_any_number_of_probes(probes: int) -> None:
     breaker = lost(0.0)
     for _ in range(probes):
-        breaker.probing(0.0)
+        breaker.call_started(0.0)
     assert breaker.allows(5.0)
 
 
@@ -128,7 +128,7 @@ def test_breaker_transitions_alternate_and_the_next_probe_is_never_far(steps: li
             case "succeeded":
                 news = breaker.succeeded(now)
             case _:
-                breaker.probing(now)
+                breaker.call_started(now)
                 news = False
         if news:
             told.append(breaker.up)

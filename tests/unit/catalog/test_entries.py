@@ -114,7 +114,7 @@ def test_entry_remove_watcher_undoes_one_add_watcher() -> None:
     entry.add_watcher(READER)
     for left in (1, 0, 0):
         entry.remove_watcher(READER)
-        assert (entry.listeners, entry.pinned) == (left, left > 0)
+        assert (entry.watcher_count, entry.pinned) == (left, left > 0)
 
 
 def test_entry_lanes_depend_on_who_wants_the_service() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, local, seconds, startable
+from nacos_proxy.catalog.health_checks import CheckedInstance, CheckSpec, is_local_host, seconds, startable
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Instance, ServiceKey
 
@@ -38,7 +38,7 @@ def test_checked_instance_result_never_deregisters_by_default() -> None:
 
 
 def test_checked_instance_expired_without_a_sign_of_life() -> None:
-    instance = CheckedInstance(ServiceKey.of("o"), Instance("127.0.0.1", 80), CheckSpec("ttl", ttl=30), heard=100)
+    instance = CheckedInstance(ServiceKey.of("o"), Instance("127.0.0.1", 80), CheckSpec("ttl", ttl=30), last_heard=100)
     assert instance.expired(now=129) == ""
     assert instance.expired(now=130) == "no sign of life for 30 s"
 
@@ -103,7 +103,7 @@ def test_check_spec_parse_names_the_bound_of_a_timeout() -> None:
         CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"})
     with pytest.raises(BadCall, match="at most 60 s"):
         CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h", "interval": "24h"})
-    assert CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"}, kept=True).timeout == 5.0
+    assert CheckSpec.parse({"check": {"ttl": "30s"}, "timeout": "24h"}, restored=True).timeout == 5.0
 
 
 GROUPS = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=120)
@@ -164,4 +164,4 @@ def test_seconds_reads_durations_as_people_write_them(text: object, value: float
     [("localhost", True), ("127.0.0.1", True), ("::1", True), ("10.0.0.1", False), ("example.org", False)],
 )
 def test_local_holds_for_certain_names_only(host: str, here: bool) -> None:
-    assert local(host) is here
+    assert is_local_host(host) is here

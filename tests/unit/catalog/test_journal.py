@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.journal import Journal, Local, Waiting, place_of
+from nacos_proxy.catalog.journal import Journal, JournalEntry, LocalWrite, registration_key
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.services import Instance
@@ -18,7 +18,7 @@ HERE, GONE = Register(KEY, A), Deregister(KEY, A.ip, A.port)
 HEAVY = Update(KEY, A.ip, A.port, weight=9.0)
 
 
-def journal(*writes: Local, max_writes: int = 100) -> Journal:
+def journal(*writes: LocalWrite, max_writes: int = 100) -> Journal:
     made = Journal(max_writes)
     for write in writes:
         made.add(write, 0.0)
@@ -37,7 +37,7 @@ def journal(*writes: Local, max_writes: int = 100) -> Journal:
         ([GONE, Beat(KEY, A.ip, A.port, full=A)], [GONE, Beat(KEY, A.ip, A.port, full=A)]),
     ],
 )
-def test_journal_add_keeps_only_the_writes_that_still_matter(writes: list[Local], left: list[Local]) -> None:
+def test_journal_add_keeps_only_the_writes_that_still_matter(writes: list[LocalWrite], left: list[LocalWrite]) -> None:
     made = journal(*writes)
     assert (list(made.of(PLACE)), len(made)) == (left, len(left))
 
@@ -66,7 +66,7 @@ def test_journal_done_removes_only_the_write_that_was_sent() -> None:
 def test_journal_lapsed_keeps_only_deregistrations() -> None:
     blue = Deregister(KEY, A.ip, A.port, "blue")
     made = journal(blue, HERE, HEAVY)
-    made.lapsed(PLACE)
+    made.expired(PLACE)
     assert made.of(PLACE) == (blue,)
 
 
@@ -89,12 +89,12 @@ def test_journal_restore_keeps_the_order_and_marks_nothing_as_changed() -> None:
         again.restore(place, waiting)
     assert (list(again), again.changed) == (list(made), set())
     again.add(HEAVY, 5.0)
-    assert again.get(PLACE) == Waiting((HERE, HEAVY), 3, 5.0)
+    assert again.get(PLACE) == JournalEntry((HERE, HEAVY), 3, 5.0)
     assert repr(again) == "<Journal 3 writes of 2 instances>"
 
 
 def test_place_of_is_the_key_of_the_instance() -> None:
-    assert {place_of(write) for write in (HERE, GONE, HEAVY)} == {PLACE}
+    assert {registration_key(write) for write in (HERE, GONE, HEAVY)} == {PLACE}
 
 
 _instances = st.builds(
@@ -120,7 +120,7 @@ _writes = st.one_of(
 
 
 @given(st.lists(_instances, max_size=2, unique_by=lambda i: i.ip), st.lists(_writes, max_size=12))
-def test_journal_sends_the_effect_of_all_writes(base: list[Instance], writes: list[Local]) -> None:
+def test_journal_sends_the_effect_of_all_writes(base: list[Instance], writes: list[LocalWrite]) -> None:
     made = journal(*writes)
     shown = sent = snapshot(*base)
     for write in writes:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.catalog.pending_writes import (
-    UNHEARD,
+    UNSENT,
     Pending,
     PendingPolicy,
     add,
@@ -22,7 +22,7 @@ from nacos_proxy.model.effects import apply
 from nacos_proxy.model.services import Snapshot
 from tests.helpers.build import KEY, instance, snapshot
 
-POLICY = PendingPolicy(settle=1.0, grace=3.0)
+POLICY = PendingPolicy(confirm_after=1.0, grace=3.0)
 NOTHING = snapshot()
 X, Y = instance("10.0.0.1"), instance("10.0.0.2")
 
@@ -55,7 +55,7 @@ def beat(full: Any = None) -> Beat:
 
 
 def test_drop_confirmed_keeps_unsent_writes() -> None:
-    some = add(pending(deregister(Y)), register(), UNHEARD)
+    some = add(pending(deregister(Y)), register(), UNSENT)
     for listed in (NOTHING, snapshot(X)):
         assert [p.write for p in drop_confirmed(some, listed, 1e9, POLICY)] == [register()]
 

@@ -21,7 +21,7 @@ FAST = {"preserved.heart.beat.timeout": "3000", "preserved.ip.delete.timeout": "
 def ledger(*registered: Instance, max_registrations: int = 100, now: float = 100.0) -> Registrations:
     found = Registrations(max_registrations)
     for one in registered:
-        assert found.wrote(Register(KEY, one), now)
+        assert found.record_write(Register(KEY, one), now)
     return found
 
 
@@ -41,43 +41,43 @@ def beat(one: Instance = X, full: Instance | None = None) -> Beat:
 def test_registrations_wrote_remembers_all_data_of_an_instance() -> None:
     one = instance(weight=2.0, metadata={"a": "1"}, cluster="c1", enabled=False)
     found = ledger(one)
-    assert (known(found).instance, known(found).heard, known(found).beaten) == (one, 100.0, False)
+    assert (known(found).instance, known(found).last_heard, known(found).beats) == (one, 100.0, False)
     assert (len(found), found.count(KEY), found.count(OTHER)) == (1, 1, 0)
 
 
 def test_registrations_wrote_again_is_a_sign_of_life_and_no_change() -> None:
     found = ledger(X)
-    assert not found.wrote(Register(KEY, X), 110.0)
-    assert (known(found).heard, found.count(KEY)) == (110.0, 1)
+    assert not found.record_write(Register(KEY, X), 110.0)
+    assert (known(found).last_heard, found.count(KEY)) == (110.0, 1)
 
 
 def test_registrations_wrote_replaces_the_data_even_in_another_cluster() -> None:
     """On 2.x ip and port identify an instance; the proxy remembers the last one."""
     found = ledger(X)
-    assert found.wrote(Register(KEY, instance(cluster="c1", weight=2.0)), 110.0)
+    assert found.record_write(Register(KEY, instance(cluster="c1", weight=2.0)), 110.0)
     assert (known(found).instance, len(found)) == (instance(cluster="c1", weight=2.0), 1)
 
 
 def test_registrations_wrote_forgets_what_is_deregistered() -> None:
     found = ledger(X, Y)
-    assert found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
-    assert not found.wrote(Deregister(KEY, X.ip, X.port), 101.0)
+    assert found.record_write(Deregister(KEY, X.ip, X.port), 101.0)
+    assert not found.record_write(Deregister(KEY, X.ip, X.port), 101.0)
     assert (found.find(KEY, X.ip, X.port), found.count(KEY)) == (None, 1)
-    assert found.wrote(Deregister(KEY, Y.ip, Y.port), 101.0)
+    assert found.record_write(Deregister(KEY, Y.ip, Y.port), 101.0)
     assert found.count(KEY) == 0
 
 
 def test_registrations_wrote_applies_updates() -> None:
     found = ledger(instance(metadata={"a": "1"}, cluster="c1"))
-    assert found.wrote(Update(KEY, X.ip, X.port, weight=5.0, enabled=False, metadata={"b": "2"}), 101.0)
+    assert found.record_write(Update(KEY, X.ip, X.port, weight=5.0, enabled=False, metadata={"b": "2"}), 101.0)
     assert known(found).instance == instance(cluster="c1", weight=5.0, enabled=False, metadata={"a": "1", "b": "2"})
-    assert known(found).heard == 100.0
+    assert known(found).last_heard == 100.0
 
 
 def test_registrations_wrote_of_an_update_without_effect_is_no_change() -> None:
     found = ledger(X)
-    assert not found.wrote(Update(KEY, X.ip, X.port), 101.0)
-    assert not found.wrote(Update(KEY, Y.ip, Y.port, weight=2.0), 101.0)
+    assert not found.record_write(Update(KEY, X.ip, X.port), 101.0)
+    assert not found.record_write(Update(KEY, Y.ip, Y.port, weight=2.0), 101.0)
     assert len(found) == 1
 
 
@@ -86,23 +86,23 @@ def test_registrations_wrote_of_an_update_without_effect_is_no_change() -> None:
 
 def test_registrations_wrote_of_a_beat_is_a_sign_of_life() -> None:
     found = ledger(X)
-    assert not found.wrote(beat(), 105.0)
-    assert (known(found).heard, known(found).beaten) == (105.0, True)
+    assert not found.record_write(beat(), 105.0)
+    assert (known(found).last_heard, known(found).beats) == (105.0, True)
 
 
 def test_registrations_wrote_of_a_full_beat_does_not_change_a_known_instance() -> None:
     """nacos-http.md 2.7: weight and metadata of a beat are not applied to a known instance."""
     found = ledger(X)
-    found.wrote(beat(full=instance(weight=9.0)), 105.0)
+    found.record_write(beat(full=instance(weight=9.0)), 105.0)
     assert known(found).instance == X
 
 
 def test_registrations_wrote_of_a_full_beat_registers_an_unknown_instance() -> None:
     found = ledger()
-    assert not found.wrote(beat(), 100.0)
+    assert not found.record_write(beat(), 100.0)
     assert len(found) == 0
-    assert found.wrote(beat(full=X), 100.0)
-    assert (known(found).instance, known(found).beaten) == (X, True)
+    assert found.record_write(beat(full=X), 100.0)
+    assert (known(found).instance, known(found).beats) == (X, True)
 
 
 # the end
@@ -120,9 +120,9 @@ def test_registrations_expire_removes_silent_instances_after_they_are_unhealthy(
 def test_registrations_shift_does_not_count_a_standstill_as_silence() -> None:
     """An instance that beat before the gap was noticed does not get a time in the future."""
     some = ledger(X, Y)
-    some.wrote(beat(Y), 170)
+    some.record_write(beat(Y), 170)
     some.shift(60, 171)
-    assert (known(some, X).heard, known(some, Y).heard) == (160, 171)
+    assert (known(some, X).last_heard, known(some, Y).last_heard) == (160, 171)
     assert known(some, X).healthy(174) and not known(some, X).healthy(175)
     assert known(some, X).unhealthy_at == 175
     assert some.expire(189) == []
@@ -136,18 +136,18 @@ def test_registrations_room_ends_at_the_maximum() -> None:
 
 def test_registration_left_is_reset_by_the_next_sign_of_life() -> None:
     some = ledger(X)
-    known(some).left = True
-    some.wrote(beat(), 101)
-    assert not known(some).left
-    known(some).left = True
-    some.wrote(Register(KEY, X), 102)
-    assert not known(some).left
+    known(some).deregistering = True
+    some.record_write(beat(), 101)
+    assert not known(some).deregistering
+    known(some).deregistering = True
+    some.record_write(Register(KEY, X), 102)
+    assert not known(some).deregistering
 
 
 def test_registrations_expire_keeps_instances_that_beat() -> None:
     found = ledger(X)
     for now in range(105, 1000, 5):
-        found.wrote(beat(), float(now))
+        found.record_write(beat(), float(now))
         assert found.expire(float(now)) == []
     assert len(found.expire(995.0 + 30.0)) == 1
 
@@ -161,8 +161,8 @@ def test_registrations_expire_after_the_times_in_the_metadata() -> None:
 def test_registrations_expire_honours_a_shorter_time_that_came_later() -> None:
     found = ledger(X, Y)
     assert found.expire(101.0) == []
-    found.wrote(Update(KEY, X.ip, X.port, metadata=FAST), 101.0)
-    found.wrote(Register(KEY, instance(Y.ip, metadata=FAST)), 102.0)
+    found.record_write(Update(KEY, X.ip, X.port, metadata=FAST), 101.0)
+    found.record_write(Register(KEY, instance(Y.ip, metadata=FAST)), 102.0)
     assert [r.instance.ip for r in found.expire(106.5)] == [X.ip]
     assert [r.instance.ip for r in found.expire(108.0)] == [Y.ip]
 
@@ -187,11 +187,11 @@ def test_registrations_expire_misses_none_by_its_shortcut(made: list[tuple[str, 
         now += passed
         one = instance(f"10.0.0.{number}", metadata=FAST if what == "fast" else {})
         if what in ("register", "fast"):
-            found.wrote(Register(KEY, one), now)
+            found.record_write(Register(KEY, one), now)
         elif what == "beat":
-            found.wrote(beat(one), now)
+            found.record_write(beat(one), now)
         elif what == "update":
-            found.wrote(Update(KEY, one.ip, one.port, metadata=FAST), now)
+            found.record_write(Update(KEY, one.ip, one.port, metadata=FAST), now)
         else:
             silent = [r.key for r in found if not r.alive(now)]
             assert [r.key for r in found.expire(now)] == silent
@@ -205,18 +205,18 @@ def test_registrations_expire_misses_none_by_its_shortcut(made: list[tuple[str, 
 def test_registrations_wrote_beyond_the_maximum_is_not_remembered() -> None:
     found = ledger(X, max_registrations=1)
     assert not found.full
-    assert not found.wrote(Register(KEY, Y), 100.0)
-    assert not found.wrote(beat(Y, full=Y), 100.0)
+    assert not found.record_write(Register(KEY, Y), 100.0)
+    assert not found.record_write(beat(Y, full=Y), 100.0)
     assert (found.full, len(found), found.find(KEY, Y.ip, Y.port)) == (True, 1, None)
-    assert found.wrote(Register(KEY, instance(X.ip, weight=3.0)), 100.0), "a known one is still followed"
+    assert found.record_write(Register(KEY, instance(X.ip, weight=3.0)), 100.0), "a known one is still followed"
 
 
 def test_registrations_wrote_uses_room_that_was_made() -> None:
     found = ledger(X, max_registrations=1)
-    found.wrote(Register(KEY, Y), 100.0)
-    found.wrote(Deregister(KEY, X.ip, X.port), 100.0)
+    found.record_write(Register(KEY, Y), 100.0)
+    found.record_write(Deregister(KEY, X.ip, X.port), 100.0)
     assert not found.full
-    assert found.wrote(beat(Y, full=Y), 101.0)
+    assert found.record_write(beat(Y, full=Y), 101.0)
 
 
 # after a start
@@ -224,9 +224,9 @@ def test_registrations_wrote_uses_room_that_was_made() -> None:
 
 def test_registrations_restore_keeps_all_fields() -> None:
     found, managed = ledger(), {"check": {"ttl": "30s"}}
-    found.restore(Registration(KEY, X, heard=90.0, beaten=True))
-    found.restore(Registration(KEY, Y, heard=90.0, managed=managed))
-    assert (known(found).heard, known(found).beaten, known(found, Y).managed) == (90.0, True, managed)
+    found.restore(Registration(KEY, X, last_heard=90.0, beats=True))
+    found.restore(Registration(KEY, Y, last_heard=90.0, check=managed))
+    assert (known(found).last_heard, known(found).beats, known(found, Y).check) == (90.0, True, managed)
     assert found.count(KEY) == 2
     assert found.expire(119.9) == []
     assert [r.instance for r in found.expire(120.0)] == [X]
@@ -235,32 +235,32 @@ def test_registrations_restore_keeps_all_fields() -> None:
 def test_registrations_expire_leaves_managed_ones_to_their_health_checker() -> None:
     """Its check may fail for long while it stays listed as unhealthy."""
     found = ledger(X)
-    known(found).managed = {"check": {"ttl": "30s"}}
+    known(found).check = {"check": {"ttl": "30s"}}
     assert found.expire(1000.0) == []
-    known(found).managed = None
+    known(found).check = None
     assert len(found.expire(1001.0)) == 1
 
 
 def test_registrations_restore_never_replaces_a_newer_registration() -> None:
     found = ledger(instance(weight=7.0))
-    found.restore(Registration(KEY, X, heard=90.0))
-    assert (known(found).instance.weight, known(found).heard, found.count(KEY)) == (7.0, 100.0, 1)
+    found.restore(Registration(KEY, X, last_heard=90.0))
+    assert (known(found).instance.weight, known(found).last_heard, found.count(KEY)) == (7.0, 100.0, 1)
 
 
 def test_registrations_restore_keeps_the_bound() -> None:
     found = ledger(X, max_registrations=1)
-    found.restore(Registration(OTHER, Y, heard=90.0))
+    found.restore(Registration(OTHER, Y, last_heard=90.0))
     assert (len(found), found.full, found.count(OTHER)) == (1, True, 0)
 
 
 def test_registrations_restore_of_a_long_silent_client_expires() -> None:
     found = ledger()
-    found.restore(Registration(KEY, X, heard=-math.inf))
+    found.restore(Registration(KEY, X, last_heard=-math.inf))
     assert len(found.expire(0.0)) == 1
 
 
 def test_registrations_may_change_while_iterated() -> None:
     found: Any = ledger(X, Y)
     for registration in found:
-        found.wrote(Deregister(KEY, registration.instance.ip, registration.instance.port), 100.0)
+        found.record_write(Deregister(KEY, registration.instance.ip, registration.instance.port), 100.0)
     assert repr(found) == "<Registrations 0 instances of 0 services>"

@@ -1,6 +1,6 @@
 """UDP push: subscriptions expire, datagrams are repeated once, and only their receiver acknowledges them."""
 
-from nacos_proxy.catalog.udp_subscribers import Pushes, PushesPolicy
+from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.model.services import ServiceKey
 from tests.helpers.build import instance, snapshot
 
@@ -8,8 +8,8 @@ KEY = ServiceKey.of("orders")
 HERE = ("127.0.0.1", 5000)
 
 
-def pushes(**policy: float) -> Pushes:
-    return Pushes(PushesPolicy(expire_after=60, repeat_after=10, **policy))
+def pushes(**policy: float) -> UdpSubscribers:
+    return UdpSubscribers(UdpSubscribersPolicy(expire_after=60, repeat_after=10, **policy))
 
 
 def test_pushes_lapse_counts_from_the_last_list_call() -> None:
@@ -18,7 +18,7 @@ def test_pushes_lapse_counts_from_the_last_list_call() -> None:
     assert not book.listed(KEY, HERE, "", "agent", "", now=50)
     assert [s.address for s in book.of(KEY, now=100)] == [HERE]
     assert book.of(KEY, now=111) == []
-    assert book.lapse(now=111) == [KEY]
+    assert book.expire(now=111) == [KEY]
     assert len(book) == 0
 
 
@@ -26,8 +26,8 @@ def test_pushes_shift_does_not_count_a_standstill_as_silence() -> None:
     book = pushes()
     book.listed(KEY, HERE, "", "agent", "", now=0)
     book.shift(100, now=120)
-    assert book.lapse(now=120) == []
-    assert book.lapse(now=160) == [KEY]
+    assert book.expire(now=120) == []
+    assert book.expire(now=160) == [KEY]
     assert book.listed(KEY, HERE, "", "agent", "", now=160)
     book.shift(100, now=161)
     assert [s.seen for s in book] == [161], "not later than now"
@@ -40,7 +40,7 @@ def test_pushes_listed_makes_a_subscription_for_each_set_of_clusters() -> None:
     assert book.listed(KEY, HERE, "a,b", "agent", "", now=1)
     assert not book.listed(KEY, HERE, "a", "agent", "", now=50)
     assert [s.clusters for s in book.of(KEY, now=50)] == ["a", "a,b"]
-    assert book.lapse(now=61) == []
+    assert book.expire(now=61) == []
     assert ([s.clusters for s in book.of(KEY, now=61)], len(book)) == (["a"], 1)
 
 
@@ -49,10 +49,10 @@ def test_pushes_again_repeats_an_unacknowledged_datagram_once() -> None:
     book.listed(KEY, HERE, "", "agent", "", now=0)
     (subscription,) = book.of(KEY, now=0)
     book.sent(1, subscription, b"x", now=0)
-    assert book.again(now=9) == []
-    assert [s.packet for s in book.again(now=10)] == [b"x"]
-    assert book.again(now=15) == []
-    assert book.again(now=20) == []
+    assert book.due_again(now=9) == []
+    assert [s.packet for s in book.due_again(now=10)] == [b"x"]
+    assert book.due_again(now=15) == []
+    assert book.due_again(now=20) == []
     assert book.given_up == 1
 
 
@@ -63,7 +63,7 @@ def test_pushes_acked_ends_the_repeating() -> None:
     book.sent(1, subscription, b"x", now=0)
     assert not book.acked(1, ("10.0.0.9", 5000))
     assert book.acked(1, ("127.0.0.1", 6000))
-    assert book.again(now=30) == []
+    assert book.due_again(now=30) == []
     assert (book.acknowledged, book.given_up) == (1, 0)
 
 
@@ -73,7 +73,7 @@ def test_pushes_sent_replaces_an_older_datagram() -> None:
     (subscription,) = book.of(KEY, now=0)
     book.sent(1, subscription, b"old", now=0)
     book.sent(2, subscription, b"new", now=1)
-    assert [s.packet for s in book.again(now=20)] == [b"new"]
+    assert [s.packet for s in book.due_again(now=20)] == [b"new"]
 
 
 def test_pushes_sent_keeps_datagrams_of_other_subscriptions() -> None:
@@ -83,11 +83,11 @@ def test_pushes_sent_keeps_datagrams_of_other_subscriptions() -> None:
     book.sent(1, first, b"first", now=0)
     book.sent(2, second, b"second", now=0)
     book.sent(3, first, b"newer", now=1)
-    assert [s.packet for s in book.again(now=20)] == [b"second", b"newer"]
+    assert [s.packet for s in book.due_again(now=20)] == [b"second", b"newer"]
 
 
 def test_pushes_listed_bounds_the_number_of_subscriptions() -> None:
-    book = Pushes(PushesPolicy(max_subscriptions=4))
+    book = UdpSubscribers(UdpSubscribersPolicy(max_subscriptions=4))
     new = [book.listed(KEY, ("127.0.0.1", port), "", "a", "", now=0) for port in range(4)]
     assert [subscription is not None for subscription in new] == [True, True, False, False]
     more = [book.listed(KEY, (f"10.0.0.{number}", 1), "", "a", "", now=0) for number in range(9)]
@@ -96,17 +96,17 @@ def test_pushes_listed_bounds_the_number_of_subscriptions() -> None:
 
 
 def test_pushes_listed_leaves_room_for_other_clients() -> None:
-    book = Pushes(PushesPolicy(max_subscriptions=100))
+    book = UdpSubscribers(UdpSubscribersPolicy(max_subscriptions=100))
     evil = [book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=0) for port in range(1000)]
     assert sum(subscription is not None for subscription in evil) == 50
     assert all(book.listed(KEY, ("10.0.0.2", port), "", "a", "", now=50) for port in range(20))
-    assert len(book.lapse(now=60)) == 0
+    assert len(book.expire(now=60)) == 0
     assert len(book) == 20
     assert all(book.listed(KEY, ("10.0.0.1", port), "", "a", "", now=60) for port in range(20))
 
 
 def test_pushes_listed_bounds_the_subscriptions_of_a_socket() -> None:
-    book = Pushes(PushesPolicy(per_socket=3))
+    book = UdpSubscribers(UdpSubscribersPolicy(per_socket=3))
     new = [book.listed(ServiceKey.of(f"s{n}"), HERE, "", "a", "", now=0) for n in range(5)]
     assert [subscription is not None for subscription in new] == [True, True, True, False, False]
     assert book.listed(KEY, ("127.0.0.1", 5001), "", "a", "", now=0)
@@ -128,7 +128,7 @@ def test_pushes_sent_bounds_the_bytes_that_wait() -> None:
         subscription = book.listed(KEY, (client, number), "", "a", "", now=0)
         assert subscription is not None
         book.sent(number, subscription, b"x" * 500, now=0)
-    waiting = [s.subscription.address[0] for s in book.again(now=10)]
+    waiting = [s.subscription.address[0] for s in book.due_again(now=10)]
     assert (waiting.count("10.0.0.1"), waiting.count("10.0.0.2")) == (20, 10)
     assert all(book.acked(number, ("10.0.0.1", 0)) for number in range(1, 21))
     again = book.listed(KEY, ("10.0.0.1", 9999), "", "a", "", now=10)
@@ -143,7 +143,7 @@ def test_pushes_again_honours_its_limit() -> None:
         subscription = book.listed(KEY, ("127.0.0.1", number), "", "a", "", now=0)
         assert subscription is not None
         book.sent(number, subscription, b"x", now=0)
-    assert [len(book.again(now=10, limit=4)) for _ in range(4)] == [4, 4, 2, 0]
+    assert [len(book.due_again(now=10, limit=4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
 def test_pushes_next_takes_turns_by_client_and_gives_only_the_last_state() -> None:
@@ -157,18 +157,18 @@ def test_pushes_next_takes_turns_by_client_and_gives_only_the_last_state() -> No
     book.changed(first, now=1)
     book.changed(snapshot(instance(), service=other), now=1)
     book.changed(last, now=1)
-    assert book.behind == 52
-    book.lapse(now=31)
+    assert book.queued == 52
+    book.expire(now=31)
     heard: list[tuple[str, str]] = []
     while (told := book.next()) is not None:
         subscription, shown = told
         heard.append((subscription.address[0], shown.key.name))
         assert shown is last or shown.key == other
-    assert (len(heard), book.behind) == (51, 0)
+    assert (len(heard), book.queued) == (51, 0)
     assert ("127.0.0.1", "other") in heard[:3]
 
 
 def test_pushes_changed_without_subscribers_queues_nothing() -> None:
     book = pushes()
     book.changed(snapshot(instance()), now=0)
-    assert (book.behind, book.next()) == (0, None)
+    assert (book.queued, book.next()) == (0, None)

@@ -315,7 +315,7 @@ async def test_check_silence_finds_the_silent_again_in_a_second_outage(world: Wo
 
 async def test_answer_beat_brings_back_a_managed_instance_that_was_removed(world: World) -> None:
     for registration in world.agent.catalog.registrations:
-        registration.managed = {"check": {}}
+        registration.check = {"check": {}}
     await world.lose()
     await world.clock.advance(31)
     assert await world.lists() == []

@@ -91,7 +91,7 @@ async def test_modify_of_an_instance_in_no_list_uses_its_registration_or_looks_i
     hidden = instance("10.0.0.9", enabled=False, weight=4.0)
     registry = ScriptedRegistry(lambda call: snapshot() if isinstance(call, Fetch) else None)
     worker = agent(registry, FakeClock())
-    worker.catalog.registrations.wrote(Register(KEY, hidden), 0.0)
+    worker.catalog.registrations.record_write(Register(KEY, hidden), 0.0)
     assert (await worker.modify(Update(KEY, hidden.ip, hidden.port, enabled=True))).result.weight == 4.0
     assert registry.sent(GetInstance) == []
     registry.script = Shelf(snapshot())
@@ -115,7 +115,7 @@ async def test_patch_of_a_disabled_instance_does_not_enable_it() -> None:
     """Not every server tells that an instance which it does not list is disabled."""
     registry = ScriptedRegistry(lambda call: KNOWN if isinstance(call, GetInstance) else snapshot())
     worker = agent(registry, FakeClock())
-    worker.catalog.registrations.wrote(Register(KEY, KNOWN), 0.0)
+    worker.catalog.registrations.record_write(Register(KEY, KNOWN), 0.0)
     await worker.write(Update(KEY, KNOWN.ip, KNOWN.port, weight=5.0, partial=True))
     await worker.modify(Update(KEY, KNOWN.ip, KNOWN.port, weight=6.0))
     assert [(call.weight, call.enabled) for call in registry.sent(Update)] == [(5.0, False), (6.0, False)]

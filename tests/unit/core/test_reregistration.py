@@ -49,15 +49,15 @@ class World:
         self.committer.follow("changes", self.changes.append)
         self.sender = Sender(self.registry, catalog, self.clock, supervisor)
         self.reregistration = Reregistration(catalog.registrations, self.sender, self.committer, self.clock, supervisor)
-        catalog.cache.accept(snapshot(), self.clock.now(), "poll", asked=0)
-        self.registrations.wrote(Register(KEY, MINE), self.clock.now())
+        catalog.cache.accept(snapshot(), self.clock.now(), "poll", requested_at=0)
+        self.registrations.record_write(Register(KEY, MINE), self.clock.now())
 
     @property
     def registration(self) -> Any:
         return self.registrations.find(KEY, MINE.ip, MINE.port)
 
     def deregister(self) -> None:
-        self.registrations.wrote(Deregister(KEY, MINE.ip, MINE.port), self.clock.now())
+        self.registrations.record_write(Deregister(KEY, MINE.ip, MINE.port), self.clock.now())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_reregister_does_nothing_if_the_upstream_knows_the_instance(world:
 
 async def test_reregister_ignores_what_was_not_registered_here_or_is_persistent(world: World) -> None:
     assert await world.reregistration.reregister(Beat(KEY, "10.0.0.9", 80), LOST) is None
-    world.registrations.wrote(Register(KEY, instance("10.0.0.8", ephemeral=False)), 0)
+    world.registrations.record_write(Register(KEY, instance("10.0.0.8", ephemeral=False)), 0)
     assert await world.reregistration.reregister(Beat(KEY, "10.0.0.8", 80), LOST) is None
     assert world.registry.calls == []
 
@@ -160,7 +160,7 @@ ADDRESS = (MINE.ip, MINE.port)
 
 
 async def test_missing_from_finds_what_beats_here_and_registers_it_again(world: World) -> None:
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     assert not await world.reregistration.missing_from(snapshot(), suspicious=False), (
         "registered just now: a server lists it late"
     )
@@ -179,7 +179,7 @@ async def test_missing_from_finds_what_beats_here_and_registers_it_again(world: 
 
 async def test_missing_from_looks_up_a_disabled_instance_once(world: World) -> None:
     """Lists show no disabled instance; the call for one does (recording "v1 get instance by clusterName")."""
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
     await world.clock.advance(6)
     for _ in range(3):
@@ -192,7 +192,7 @@ async def test_missing_from_looks_up_a_disabled_instance_once(world: World) -> N
 
 
 async def test_missing_from_sends_a_beat_if_hidden_instances_may_not_be_looked_up(world: World) -> None:
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     world.shelf.services[KEY] = snapshot(MINE)
     untold = Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
     untold.__cause__ = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
@@ -204,8 +204,8 @@ async def test_missing_from_sends_a_beat_if_hidden_instances_may_not_be_looked_u
 
 
 async def test_missing_from_ignores_what_was_disabled_through_this_proxy(world: World) -> None:
-    world.registrations.wrote(BEAT, world.clock.now())
-    world.registrations.wrote(Update(KEY, MINE.ip, MINE.port, enabled=False), world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
+    world.registrations.record_write(Update(KEY, MINE.ip, MINE.port, enabled=False), world.clock.now())
     await world.clock.advance(6)
     assert not await world.reregistration.missing_from(snapshot(), suspicious=False)
     assert world.registry.calls == []
@@ -213,8 +213,8 @@ async def test_missing_from_ignores_what_was_disabled_through_this_proxy(world: 
 
 async def test_missing_from_looks_up_only_a_few_of_many(world: World) -> None:
     for number in range(40):
-        world.registrations.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
-        world.registrations.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
+        world.registrations.record_write(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
+        world.registrations.record_write(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
     await world.clock.advance(6)
     assert len(await world.reregistration.missing_from(snapshot(), suspicious=False)) == 40
     assert len(world.registry.sent(GetInstance)) == MAX_LOOKUPS
@@ -222,7 +222,7 @@ async def test_missing_from_looks_up_only_a_few_of_many(world: World) -> None:
 
 
 async def test_missing_from_a_suspicious_list_counts_anew_with_each_list(world: World) -> None:
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     for passed in (1006, 1008):
         await world.clock.advance(passed - world.clock.now())
         assert await world.reregistration.missing_from(snapshot(), suspicious=True) == {ADDRESS: passed}
@@ -237,7 +237,7 @@ async def test_missing_from_a_suspicious_list_includes_what_lacks_its_data(
     world: World, weight: float, metadata: dict[str, str], whole: bool
 ) -> None:
     """r-nacos makes an instance of a light beat: without metadata or, where it keeps that over a restart, with it."""
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     await world.clock.advance(6)
     word = world.shelf.services[KEY] = snapshot(replace(MINE, weight=weight, metadata=metadata))
     assert not await world.reregistration.missing_from(word, suspicious=False), "somebody may have changed it"
@@ -249,8 +249,8 @@ async def test_missing_from_a_suspicious_list_includes_what_lacks_its_data(
 async def test_missing_from_many_lists_registers_again_one_after_the_other(world: World) -> None:
     services = [key(f"s{number}") for number in range(20)]
     for service in services:
-        world.registrations.wrote(Register(service, MINE), world.clock.now())
-        world.registrations.wrote(replace(BEAT, service=service), world.clock.now())
+        world.registrations.record_write(Register(service, MINE), world.clock.now())
+        world.registrations.record_write(replace(BEAT, service=service), world.clock.now())
     await world.clock.advance(6)
     for service in services:
         await world.reregistration.missing_from(snapshot(service=service), suspicious=True)
@@ -261,8 +261,8 @@ async def test_missing_from_many_lists_registers_again_one_after_the_other(world
 async def test_missing_from_stops_registering_again_if_the_upstream_is_away(world: World) -> None:
     world.registry.script = lambda call: Unreachable("refused", arrived=False)
     for number in range(20):
-        world.registrations.wrote(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
-        world.registrations.wrote(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
+        world.registrations.record_write(Register(KEY, instance(f"10.0.1.{number}")), world.clock.now())
+        world.registrations.record_write(Beat(KEY, f"10.0.1.{number}", 80), world.clock.now())
     await world.clock.advance(6)
     await world.reregistration.missing_from(snapshot(), suspicious=True)
     await settle()
@@ -270,7 +270,7 @@ async def test_missing_from_stops_registering_again_if_the_upstream_is_away(worl
 
 
 async def test_missing_from_a_suspicious_list_sends_a_beat_for_what_is_unhealthy_there(world: World) -> None:
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     await world.clock.advance(6)
     word = world.shelf.services[KEY] = snapshot(replace(MINE, healthy=False))
     assert not await world.reregistration.missing_from(word, suspicious=False), "its server may know better"
@@ -282,10 +282,10 @@ async def test_missing_from_a_suspicious_list_sends_a_beat_for_what_is_unhealthy
 async def test_missing_from_ignores_what_fell_silent_or_never_beat_or_left(world: World) -> None:
     await world.clock.advance(6)
     assert not await world.reregistration.missing_from(snapshot(), suspicious=True), "it never beat"
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     await world.clock.advance(16)
     assert not await world.reregistration.missing_from(snapshot(), suspicious=True), "it fell silent"
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     with world.reregistration.deregistering(Deregister(KEY, MINE.ip, MINE.port)):
         assert not await world.reregistration.missing_from(snapshot(), suspicious=True)
     assert world.registry.calls == []
@@ -294,7 +294,7 @@ async def test_missing_from_ignores_what_fell_silent_or_never_beat_or_left(world
 async def test_renew_is_no_sign_of_life_of_the_client(world: World) -> None:
     await world.clock.advance(10)
     await world.reregistration.renew(world.registration)
-    assert world.registration.heard == 1000
+    assert world.registration.last_heard == 1000
 
 
 async def test_renew_does_not_register_what_was_deregistered_meanwhile(world: World) -> None:
@@ -328,10 +328,10 @@ async def test_renew_sends_no_beat_for_a_client_that_falls_silent_meanwhile(worl
 async def test_renew_ignores_what_its_owner_deregistered_though_the_upstream_did_not_answer(
     world: World,
 ) -> None:
-    world.registration.left = True
-    world.registrations.wrote(Beat(KEY, "10.0.0.9", 80), world.clock.now())
+    world.registration.deregistering = True
+    world.registrations.record_write(Beat(KEY, "10.0.0.9", 80), world.clock.now())
     assert await world.reregistration.renew(world.registration) is False
     assert await world.reregistration.reregister(BEAT, LOST) is None
     assert world.registry.calls == []
-    world.registrations.wrote(BEAT, world.clock.now())
+    world.registrations.record_write(BEAT, world.clock.now())
     assert await world.reregistration.renew(world.registration) is True, "he beats on"

@@ -32,7 +32,7 @@ class Watched:
             raise NothingKnown("nobody to ask")
         if isinstance(self.known[service], Refused):
             raise self.known[service]
-        self.cache.accept(self.known[service], 0, "poll", asked=0)
+        self.cache.accept(self.known[service], 0, "poll", requested_at=0)
 
 
 async def test_watch_of_a_service_that_cannot_be_fetched_gives_no_snapshot_but_watches_it() -> None:
@@ -66,12 +66,12 @@ async def test_watch_that_resumes_does_not_replay_what_is_refused_now() -> None:
     world.known[other] = snapshot(A, service=other)
     after = world.hub.last_id
     for service in (KEY, other):
-        change = world.cache.accept(world.known[service], 0, "poll", asked=0)
+        change = world.cache.accept(world.known[service], 0, "poll", requested_at=0)
         assert change is not None
         world.hub.publish(change)
     world.known[KEY] = REFUSED
     for interest in (Filter(frozenset({KEY, other})), Filter(everything=(KEY.namespace, KEY.group))):
-        world.cache.reject(KEY, REFUSED, 0, barred=True)
+        world.cache.reject(KEY, REFUSED, 0, forbidden=True)
         mailbox, start = await world.watches.watch(interest, lambda: None, after)
         assert {event.body.key for event in mailbox.take()} == {other}
         assert KEY not in {shown.key for shown in start}
@@ -171,4 +171,4 @@ async def test_unwatch_twice_does_not_end_the_watch_of_another(world: World) -> 
     world.agent.unwatch(first)
     world.agent.unwatch(first)
     entry = world.agent.catalog.cache.get(KEY)
-    assert entry is not None and entry.listeners == 1
+    assert entry is not None and entry.watcher_count == 1

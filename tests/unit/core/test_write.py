@@ -135,7 +135,7 @@ async def test_write_whose_outcome_is_unknown_makes_its_service_due(
 
 async def test_write_that_the_upstream_accepted_is_answered_whatever_fails_here(world: World) -> None:
     class Failing(Registrations):
-        def wrote(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
+        def record_write(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
             raise RuntimeError("a bug")
 
     await world.read()
@@ -175,7 +175,7 @@ async def test_write_of_a_beat_is_answered_here_if_the_upstream_does_not_answer(
     world.fail(error)
     assert await world.agent.write(Beat(KEY, C.ip, C.port)) == Written(BeatResult(), "local")
     known = world.agent.catalog.registrations.find(KEY, C.ip, C.port)
-    assert known is not None and known.heard == world.clock.now()
+    assert known is not None and known.last_heard == world.clock.now()
     assert world.agent.counts.local_beats == 1
     with pytest.raises(type(error)):
         await world.agent.write(Beat(KEY, "10.0.0.9", 80))
@@ -198,7 +198,7 @@ async def test_write_of_a_beat_that_takes_too_long_is_answered_here_and_its_late
     await world.clock.advance(0.2)
     assert await beat == Written(BeatResult(), "local")
     known = world.agent.catalog.registrations.find(KEY, C.ip, C.port)
-    assert known is not None and begun + 2.4 < known.heard < begun + 2.7
+    assert known is not None and begun + 2.4 < known.last_heard < begun + 2.7
     assert world.agent.counts.local_beats == 1
     registered = len(world.registry.sent(Register))
     await world.clock.advance(5.0)  # longer than an answer counts that came before

@@ -12,7 +12,7 @@ from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.own_tokens import (
     OWN,
-    own_in,
+    own_token_test,
     without_own_headers,
     without_own_in_body,
     without_own_parameters,
@@ -172,5 +172,5 @@ async def test_own_tokens_are_not_forwarded(target: str, headers: dict[str, str]
 
 
 def test_own_in_is_false_without_access_control() -> None:
-    assert not own_in(scope("GET", "/"))(OURS)
-    assert own_in({**scope("GET", "/"), OWN: own})(OURS)
+    assert not own_token_test(scope("GET", "/"))(OURS)
+    assert own_token_test({**scope("GET", "/"), OWN: own})(OURS)

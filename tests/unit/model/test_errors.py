@@ -24,8 +24,8 @@ from nacos_proxy.model.errors import (
     Unreachable,
     UpstreamError,
     Violation,
-    stranger,
-    telling,
+    counts_for_upstream,
+    is_unknown_token,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.v1 import V1
@@ -164,13 +164,13 @@ def test_write_error_accepts_any_text(text: str, kind: Violation, reason: Reason
 
 
 def test_telling_ignores_one_unreadable_list_and_counts_a_missing_answer() -> None:
-    assert not telling(Garbled(TEXT, answered=True), fetching=True)
-    assert telling(Garbled(TEXT), fetching=True)  # no HTTP, or a page of something in between
-    assert telling(Garbled(TEXT, answered=True), fetching=False)
-    assert telling(None, fetching=True) and telling(None, fetching=False)
+    assert not counts_for_upstream(Garbled(TEXT, answered=True), fetching=True)
+    assert counts_for_upstream(Garbled(TEXT), fetching=True)  # no HTTP, or a page of something in between
+    assert counts_for_upstream(Garbled(TEXT, answered=True), fetching=False)
+    assert counts_for_upstream(None, fetching=True) and counts_for_upstream(None, fetching=False)
     for status in (500, 501):
-        assert telling(Refused(Reason.OTHER, TEXT, status=status), fetching=True)
-        assert not telling(Refused(Reason.OTHER, TEXT, status=status), fetching=False)
+        assert counts_for_upstream(Refused(Reason.OTHER, TEXT, status=status), fetching=True)
+        assert not counts_for_upstream(Refused(Reason.OTHER, TEXT, status=status), fetching=False)
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_telling_ignores_one_unreadable_list_and_counts_a_missing_answer() -> No
     ],
 )
 def test_stranger_tells_an_unknown_token_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
-    assert stranger(error) is unknown
+    assert is_unknown_token(error) is unknown

@@ -35,7 +35,7 @@ def test_beat_times_never_break_the_registrations(text: str) -> None:
         ("preserved.heart.beat.interval", "preserved.heart.beat.timeout", "preserved.ip.delete.timeout"), text
     )
     registrations = Registrations()
-    registrations.wrote(Register(KEY, instance(metadata=metadata)), 100.0)
+    registrations.record_write(Register(KEY, instance(metadata=metadata)), 100.0)
     registrations.expire(1e6)
     assert all(r.alive(100.0) in (True, False) and r.healthy(100.0) in (True, False) for r in registrations)
     orjson.dumps([beat_interval(metadata), beat_timeout(metadata), delete_timeout(metadata)])

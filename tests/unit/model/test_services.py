@@ -93,7 +93,7 @@ def test_plain_ip_keeps_other_text(ip: str) -> None:
 
 def test_snapshot_spelt_gives_the_registered_form() -> None:
     listed = snapshot(instance("[2001:db8::7]", 80), instance("2001:db8::7", 81), instance("[2001:db8::7]", 81))
-    found = [listed.spelt("2001:db8::7", port) for port in (80, 81, 82)]
+    found = [listed.registered_ip("2001:db8::7", port) for port in (80, 81, 82)]
     assert found == ["[2001:db8::7]", "2001:db8::7", "2001:db8::7"]
 
 

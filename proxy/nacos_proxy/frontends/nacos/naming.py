@@ -38,7 +38,7 @@ Remembered = LRUCache[Hashable, Write[Any]]
 """Parsed writes, by a digest of the request (which may hold a token or a password) and the rules."""
 
 
-def remembered_calls() -> Remembered:
+def parsed_writes() -> Remembered:
     return LRUCache(_REMEMBERED)
 
 
@@ -81,7 +81,7 @@ class NacosApi:
         self._max_body = max_body
         self._on_list = on_list
         self._on_beat = on_beat
-        self._writes = remembered_calls() if remembered is None else remembered
+        self._writes = parsed_writes() if remembered is None else remembered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = self._path(scope)

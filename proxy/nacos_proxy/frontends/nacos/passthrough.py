@@ -25,7 +25,12 @@ from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.frontends.answers import client_of, send_reply
 from nacos_proxy.frontends.channel import wait_for_disconnect
 from nacos_proxy.frontends.open_streams import end_on_revocation
-from nacos_proxy.frontends.own_tokens import own_in, without_own_headers, without_own_in_body, without_own_parameters
+from nacos_proxy.frontends.own_tokens import (
+    own_token_test,
+    without_own_headers,
+    without_own_in_body,
+    without_own_parameters,
+)
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Refused
 from nacos_proxy.runtime import spawn
@@ -131,7 +136,7 @@ class Passthrough:
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, unless: Container[int]
     ) -> bool:
         assert self._forwarder is not None
-        own = own_in(scope)
+        own = own_token_test(scope)
         query = without_own_parameters(scope["query_string"].decode("latin-1"), own)
         headers = without_own_headers(scope["headers"], own)
         body = without_own_in_body(scope["headers"], body, own)

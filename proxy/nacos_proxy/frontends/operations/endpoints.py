@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.auth import STRANGER
+from nacos_proxy.frontends.auth import UNAUTHENTICATED
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.operations.metrics import Metrics
 from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MOST_HOSTS, service_row
@@ -89,7 +89,7 @@ async def health() -> Response:
 )
 async def ready(request: Request, view: View) -> Response:
     status, reasons = readiness(view)
-    if request.scope.get(STRANGER):  # reasons may name accounts and repeat what the upstream said
+    if request.scope.get(UNAUTHENTICATED):  # reasons may name accounts and repeat what the upstream said
         reasons = list(dict.fromkeys(reason.partition(":")[0].partition(" ")[0] for reason in reasons))
     return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
@@ -278,8 +278,8 @@ def _service_json(view: OperatorView, entry: Entry, now: float, hosts: int) -> d
         "ageSeconds": round(result.age, 3) if shown is not None else None,
         "instances": len(instances),
         "healthy": sum(1 for i in instances if i.healthy),
-        "watched": cache.watches(entry, now),
-        "subscribers": entry.listeners,
+        "watched": cache.is_watched(entry, now),
+        "subscribers": entry.watcher_count,
         "registeredHere": entry.local_registrations,
         "pendingWrites": len(entry.pending),
         "fromDisk": entry.from_disk,

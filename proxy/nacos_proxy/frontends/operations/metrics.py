@@ -104,7 +104,7 @@ async def census(agent: Agent) -> Census:
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
         found.states[cache.result_of(entry, now).freshness] += 1
-        found.watched += cache.watches(entry, now)
+        found.watched += cache.is_watched(entry, now)
         found.instances += len(entry.visible.instances) if entry.visible is not None else 0
     return found
 

@@ -112,10 +112,10 @@ class RestApi:
     def spelling(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
         """The same of what is listed, and of what was registered here: a disabled instance is in no list."""
         ip, port = address
-        spelt = listed.spelt(ip, port)
+        spelt = listed.registered_ip(ip, port)
         if ":" in ip and spelt == ip and listed.find(ip, port) is None:
-            ours = (registration.instance for registration in self.agent.catalog.registrations.of(key))
-            spelt = Snapshot.of(key, ours).spelt(ip, port)
+            ours = (registration.instance for registration in self.agent.catalog.registrations.of_service(key))
+            spelt = Snapshot.of(key, ours).registered_ip(ip, port)
         return InstanceAddress(spelt, port)
 
 

@@ -27,7 +27,7 @@ class Timeouts:
     connect: float = 1.0
     reads: float = 5.0
     writes: float = 5.0
-    passing: float | None = None
+    forwarded: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def tls_context(policy: TlsPolicy) -> ssl.SSLContext:
 Headers = Sequence[tuple[str, str]]
 
 
-class Http:
+class HttpClient:
     """Calls to servers through one transport. An httpx client on top would cost more than the call."""
 
     def __init__(self, policy: HttpPolicy, transport: httpx.AsyncBaseTransport) -> None:
@@ -80,14 +80,19 @@ class Http:
         self._sni: Mapping[str, object] = {"sni_hostname": policy.sni} if policy.sni else {}
         self._reads: Mapping[str, object] = {"timeout": connecting, "total": times.reads}
         self._writes: Mapping[str, object] = {"timeout": connecting, "total": times.writes}
-        self.passing: Mapping[str, object] = {
-            "timeout": {"connect": times.connect, "read": times.passing, "write": times.passing, "pool": times.connect},
+        self.forwarding_extensions: Mapping[str, object] = {
+            "timeout": {
+                "connect": times.connect,
+                "read": times.forwarded,
+                "write": times.forwarded,
+                "pool": times.connect,
+            },
             "stream": True,
             **self._sni,
         }
         self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
-    async def ask(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
+    async def send(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
         """The reply, whatever its status. `again`: the call may be sent twice.
 
         Raises `Unreachable`, `TooSlow` and `Garbled`: the answer is not valid HTTP, is compressed or too large, or is

@@ -87,7 +87,7 @@ class DialectClient:
         self._beats: LRUCache[Hashable, tuple[Beat, HttpRequest]] = LRUCache(MAX_BEATS)
 
     def can_execute(self, call: Call[Any]) -> bool:
-        return isinstance(call, self.composed) or self.dialect.can_ask(call)
+        return isinstance(call, self.composed) or self.dialect.can_send(call)
 
     async def execute(self, client: Client, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and what the client raises."""

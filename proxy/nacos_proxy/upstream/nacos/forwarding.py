@@ -29,7 +29,7 @@ import httpx
 
 from nacos_proxy.model.errors import BadCall, Reason, Refused, Unreachable, UpstreamError, Violation
 from nacos_proxy.upstream.http.connection import RawHeaders
-from nacos_proxy.upstream.http.exchange import Http
+from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.nacos.servers import Server
 
@@ -198,7 +198,7 @@ def _wrong_length(length: int) -> BadCall:
 
 @asynccontextmanager
 async def forward_request(
-    http: Http, candidates: Iterable[Server], report: ReportOutcome, request: ForwardedRequest
+    http: HttpClient, candidates: Iterable[Server], report: ReportOutcome, request: ForwardedRequest
 ) -> AsyncGenerator[ForwardedResponse]:
     """The response to a request. `report` is called with the outcome at each server.
 
@@ -215,7 +215,7 @@ async def forward_request(
     upload = Upload(request.body, length) if length != 0 else None
     failed: UpstreamError = Unreachable("no server is known", arrived=False)
     for server in candidates:
-        extensions = {**http.passing, "target": f"{server.context}{target}".encode()}
+        extensions = {**http.forwarding_extensions, "target": f"{server.context}{target}".encode()}
         sent = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
         try:
             response = await http.transport.handle_async_request(sent)

@@ -56,7 +56,7 @@ from nacos_proxy.model.errors import Garbled, Malformed, Misplaced, Reason, Refu
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.contract import Registry
-from nacos_proxy.upstream.http.exchange import Headers, Http, HttpPolicy, TlsPolicy, tls_context
+from nacos_proxy.upstream.http.exchange import Headers, HttpClient, HttpPolicy, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
 from nacos_proxy.upstream.nacos.dialect_client import NOT_IDEMPOTENT, DialectClient, dialect_clients
@@ -96,7 +96,7 @@ class NacosRegistry:
         self.clock = clock
         self.servers = Servers(policy.servers)
         self.session = Session(policy.login, clock)
-        self.http = Http(policy.http, transport or FastTransport(tls=tls))
+        self.http = HttpClient(policy.http, transport or FastTransport(tls=tls))
         self.dialect_order: tuple[DialectName, ...] = ORDER if policy.dialect == "auto" else (policy.dialect,)
         self.receiver: PushReceiver | None = None
         self.unreadable = 0
@@ -319,14 +319,14 @@ class ServerClient:
         """
         http, credential = self.client.registry.http, self.client.credential
         if credential is not None:
-            return await http.ask(self.server, request, credential.headers, again=again)
+            return await http.send(self.server, request, credential.headers, again=again)
         session = self.client.registry.session
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await http.ask(self.server, request, self._own_headers(token), again=again)
+        reply = await http.send(self.server, request, self._own_headers(token), again=again)
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await http.ask(self.server, request, self._own_headers(renewed), again=again)
+                reply = await http.send(self.server, request, self._own_headers(renewed), again=again)
         return reply
 
     def _own_headers(self, token: str) -> Headers:
@@ -334,7 +334,7 @@ class ServerClient:
         return token_headers(token) + ((identity,) if identity is not None else ())
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
-        return await self.client.registry.http.ask(self.server, request, again=True)
+        return await self.client.registry.http.send(self.server, request, again=True)
 
     def with_push_address(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
         """A list request of v1, which subscribes to UDP push if it is our own, and the `cacheMillis` to show.

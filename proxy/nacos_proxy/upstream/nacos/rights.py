@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nacos_proxy.model.calls import Call, Fetch
-from nacos_proxy.model.errors import Reason, Refused, stranger
+from nacos_proxy.model.errors import Reason, Refused, is_unknown_token
 from nacos_proxy.model.services import DEFAULT_GROUP, ServiceKey
 from nacos_proxy.upstream.contract import Registry
 from nacos_proxy.upstream.nacos.login import RENEW_AT, Credential
@@ -20,20 +20,20 @@ PROBED_SERVICE = "nacos-proxy"  # need not exist
 
 
 @dataclass(slots=True)
-class Pass:
+class AcceptedCredential:
     """A credential that the upstream accepted. A login's should be renewed at `renew_at` and ends at `ends_at`."""
 
     credential: Credential
     renew_at: float = math.inf
     ends_at: float = math.inf
 
-    def renew(self, fresh: Pass) -> None:
+    def renew(self, fresh: AcceptedCredential) -> None:
         """Calls made with this credential use the new token from now on."""
         self.credential.token = fresh.credential.token
         self.renew_at, self.ends_at = fresh.renew_at, fresh.ends_at
 
 
-class Telling:
+class RefusalReporter:
     """A `Registry` that calls `refused` when the upstream no longer accepts the token."""
 
     def __init__(self, registry: Registry, refused: Callable[[Refused], None]) -> None:
@@ -44,7 +44,7 @@ class Telling:
         try:
             return await self._registry.send(call)
         except Refused as error:
-            if stranger(error):
+            if is_unknown_token(error):
                 self._refused(error)
             raise
 
@@ -61,20 +61,20 @@ async def prove(client: Registry, namespace: str) -> None:
     try:
         await client.send(Fetch(ServiceKey(namespace, DEFAULT_GROUP, PROBED_SERVICE)))
     except Refused as error:
-        if error.reason is not Reason.NO_RIGHT or stranger(error):
+        if error.reason is not Reason.NO_RIGHT or is_unknown_token(error):
             raise
 
 
-async def take_token(registry: NacosRegistry, token: str, namespace: str) -> Pass:
+async def accept_token(registry: NacosRegistry, token: str, namespace: str) -> AcceptedCredential:
     """Raises as `prove`."""
     credential = Credential(token)
     await prove(registry.acting_as(credential), namespace)
-    return Pass(credential)
+    return AcceptedCredential(credential)
 
 
-async def take_account(registry: NacosRegistry, username: str, password: str) -> Pass | None:
+async def accept_account(registry: NacosRegistry, username: str, password: str) -> AcceptedCredential | None:
     """Logs the account in; None if the upstream requires no token. Raises as `login.log_in`."""
     login, now = await registry.log_in(username, password), registry.clock.now()
     if not login.token:
         return None
-    return Pass(Credential(login.token), now + login.ttl * RENEW_AT, now + login.ttl)
+    return AcceptedCredential(Credential(login.token), now + login.ttl * RENEW_AT, now + login.ttl)

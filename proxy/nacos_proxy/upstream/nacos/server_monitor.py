@@ -12,7 +12,7 @@ from typing import Any
 
 from nacos_proxy.model.errors import Busy, ProxyError, Refused, UpstreamError
 from nacos_proxy.runtime import Clock, spawn, stop
-from nacos_proxy.upstream.http.exchange import Http
+from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.nacos.servers import Server, Servers, parse_addresses
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 
@@ -31,7 +31,7 @@ class ServerMonitor:
     def __init__(
         self,
         servers: Servers,
-        http: Http,
+        http: HttpClient,
         clock: Clock,
         probe: Callable[[Server], Awaitable[object]],
         read_state: Callable[[Server], Awaitable[Mapping[str, str | None]]],

@@ -188,7 +188,7 @@ class Servers:
         return [server for server in self.all if server.up]
 
     @property
-    def checking(self) -> bool:
+    def have_parameter_check(self) -> bool:
         """Whether all servers are known to have Nacos's parameter check."""
         return bool(self.all) and all(server.capabilities.has_parameter_check for server in self.all)
 

@@ -86,7 +86,7 @@ class PushReceiver:
         senders = frozenset(str(info[4][0]) for info in found)
         self._subscriptions[server.origin] = _Subscription(parameters, senders)
 
-    def part(self, servers: Collection[Server]) -> None:
+    def retain(self, servers: Collection[Server]) -> None:
         """Ends the subscriptions to all other servers."""
         origins = {server.origin for server in servers}
         self._subscriptions = {origin: s for origin, s in self._subscriptions.items() if origin in origins}

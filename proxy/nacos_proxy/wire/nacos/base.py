@@ -114,7 +114,7 @@ class Dialect(Protocol):
         """An error as this dialect's servers answer it. Every `ProxyError` has an answer."""
         ...
 
-    def can_ask(self, call: Call[Any]) -> bool:
+    def can_send(self, call: Call[Any]) -> bool:
         """Whether the client role has a request for this call."""
         ...
 

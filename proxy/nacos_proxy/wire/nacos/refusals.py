@@ -19,7 +19,7 @@ from nacos_proxy.model.errors import (
     Reason,
     Refused,
     Violation,
-    stranger,
+    is_unknown_token,
 )
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.shapes import as_text, check_line, error_page, failure, phrase, read_json
@@ -203,7 +203,7 @@ def write_result_error(
     if error.dialect == dialect:
         return HttpReply(error.status, error.content_type, error.body)
     if error.reason is Reason.NO_RIGHT:  # in the message, 3.x says 401 for an unknown token and 403 else (auth.jsonl)
-        code = 401 if stranger(error) else 403
+        code = 401 if is_unknown_token(error) else 403
         return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
     if error.reason is Reason.GONE:
         return error_page(request, 410, error.text, now_ms)

@@ -93,7 +93,7 @@ class Table:
 
     # client role
 
-    def can_ask(self, call: Call[Any]) -> bool:
+    def can_send(self, call: Call[Any]) -> bool:
         return type(call) in self._asked
 
     def write_request(self, call: Call[Any]) -> HttpRequest:

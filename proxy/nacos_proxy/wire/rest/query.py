@@ -193,17 +193,17 @@ _WANTED = {
 }
 
 
-def unknown(name: str, known: Collection[str], problem: Violation = Violation.ILLEGAL) -> BadCall:
+def unknown(name: str, known: Collection[str], violation: Violation = Violation.ILLEGAL) -> BadCall:
     """The error for an unknown name. Ignoring a misspelt name would route traffic elsewhere unnoticed."""
     name = name[:100]
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
     text = f"Param '{name}' is not known here{hint} Known are: {', '.join(known) or 'none'}."
-    return BadCall(name, problem, text)
+    return BadCall(name, violation, text)
 
 
-def illegal(parameter: str, text: str, value: str = "", problem: Violation = Violation.ILLEGAL) -> BadCall:
-    return BadCall(parameter, problem, text, value=value[:200])
+def illegal(parameter: str, text: str, value: str = "", violation: Violation = Violation.ILLEGAL) -> BadCall:
+    return BadCall(parameter, violation, text, value=value[:200])
 
 
 def missing(parameter: str) -> BadCall:

@@ -189,10 +189,10 @@ async def test_a_stream_whose_client_disconnects_is_forgotten(world: World) -> N
     stream = await world.start("/api/v1/events?service=orders")
     entry = world.agent.catalog.cache.get(KEY)
     assert entry is not None
-    assert (world.events.readers, world.agent.catalog.hub.readers, entry.listeners) == (1, 1, 1)
+    assert (world.events.readers, world.agent.catalog.hub.readers, entry.watcher_count) == (1, 1, 1)
     assert repr(world.events) == "<EventsApi 1 readers, 0 polls, 1 clients>"
     await stream.leave()
-    assert (world.events.readers, world.agent.catalog.hub.readers, entry.listeners) == (0, 0, 0)
+    assert (world.events.readers, world.agent.catalog.hub.readers, entry.watcher_count) == (0, 0, 0)
     assert world.events.quota.clients == {}
 
 

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from nacos_proxy.catalog.cache import Cache, CachePolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
-from nacos_proxy.frontends.auth import STRANGER
+from nacos_proxy.frontends.auth import UNAUTHENTICATED
 from nacos_proxy.frontends.operations.endpoints import OperatorView, readiness, status_json
 from nacos_proxy.frontends.rest.routing import PROVIDED
 from nacos_proxy.model.calls import Register
@@ -134,7 +134,7 @@ async def test_others_have_their_turns_while_many_services_are_shown(world: Worl
     """With 10,000 services `/status` held everybody up for 0.3 s, `/metrics` and the page for 0.1 s."""
     for number in range(4_000):
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
-        world.agent.catalog.cache.accept(listed, now, "poll", asked=now)
+        world.agent.catalog.cache.accept(listed, now, "poll", requested_at=now)
 
     assert await turns_during(status_json(world.sight, 0)) == 1
     assert await turns_during(status_json(world.sight, 4000)) > 40
@@ -196,10 +196,10 @@ async def test_a_scrape_does_not_change_which_services_are_kept(world: World, pa
     cache = Cache(CachePolicy(max_services=2), PendingPolicy(), lambda: 0.5)
     world.agent.catalog.cache = cache
     for name in "ab":
-        cache.accept(snapshot(instance(), service=key(name)), 0.0, "poll", asked=0.0)
+        cache.accept(snapshot(instance(), service=key(name)), 0.0, "poll", requested_at=0.0)
     assert cache.lookup(key("a"), 0.0).snapshot is not None
     await world.ask("GET", path)
-    cache.accept(snapshot(instance(), service=key("c")), 0.0, "poll", asked=0.0)
+    cache.accept(snapshot(instance(), service=key("c")), 0.0, "poll", requested_at=0.0)
     assert sorted(entry.key.name for entry in cache.entries()) == ["a", "c"]
 
 
@@ -214,5 +214,5 @@ async def test_who_shows_no_token_is_told_the_parts_alone(world: World) -> None:
         upstream=lambda: {"servers": servers, "login": {"error": "denied\nappaccount is locked"}},
         failing=lambda: {"disk": "OSError: no space left"},
     )
-    answer = await world.ask("GET", "/readyz", **{STRANGER: True, PROVIDED: {OperatorView: sight}})
+    answer = await world.ask("GET", "/readyz", **{UNAUTHENTICATED: True, PROVIDED: {OperatorView: sight}})
     assert answer.json()["reasons"] == ["failing", "login", "node"]

@@ -184,7 +184,7 @@ async def test_an_ipv6_address_is_found_however_it_is_spelt_and_shown_as_it_was_
 
 
 async def test_a_disabled_instance_that_was_registered_here_is_found_by_any_spelling(world: World) -> None:
-    world.agent.catalog.registrations.wrote(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
+    world.agent.catalog.registrations.record_write(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
     assert (await world.ask("DELETE", "/api/v1/services/orders/instances/2001:db8::7:80")).status == 204
     assert world.registry.calls[-1] == Deregister(KEY, "[2001:db8::7]", 80)
 

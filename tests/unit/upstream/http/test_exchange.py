@@ -17,7 +17,7 @@ import pytest
 
 from nacos_proxy.model.errors import Garbled, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.model.masking import shown_origin
-from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts, TlsPolicy, tls_context
+from nacos_proxy.upstream.http.exchange import HttpClient, HttpPolicy, Timeouts, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
 from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest
@@ -33,9 +33,9 @@ WRITE = HttpRequest("POST", "/v1/ns/instance", form=(("ip", "10.0.0.1"), ("metad
 @asynccontextmanager
 async def served(
     play: Callable[[Request], Say], policy: HttpPolicy | None = None, transport: TransportPolicy | None = None
-) -> AsyncIterator[tuple[Stub, Http, Server]]:
+) -> AsyncIterator[tuple[Stub, HttpClient, Server]]:
     async with stub(play) as seen:
-        http = Http(policy or HttpPolicy(), FastTransport(transport or TransportPolicy()))
+        http = HttpClient(policy or HttpPolicy(), FastTransport(transport or TransportPolicy()))
         try:
             yield seen, http, parse_server(seen.url)
         finally:
@@ -48,9 +48,9 @@ async def test_http_ask_sends_the_request_and_returns_the_reply() -> None:
         http,
         to,
     ):
-        reply = await http.ask(to, LIST, [("accessToken", "x")], again=True)
+        reply = await http.send(to, LIST, [("accessToken", "x")], again=True)
         assert reply == HttpReply(200, "application/json;charset=UTF-8", b'{"hosts":[]}')
-        await http.ask(to, WRITE, again=True)
+        await http.send(to, WRITE, again=True)
     read, write = seen.requests
     assert read.line == b"GET /nacos/v1/ns/instance/list?serviceName=g%40%40a HTTP/1.1"
     assert b"\r\naccessToken: x\r\n" in read.head
@@ -67,8 +67,8 @@ async def test_http_ask_allows_a_long_query() -> None:
             assert isinstance(request, PreparedRequest)
             return httpx.Response(200, content=request.target)
 
-    http, metadata = Http(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
-    reply = await http.ask(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
+    http, metadata = HttpClient(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
+    reply = await http.send(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
     assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
 
 
@@ -78,13 +78,13 @@ async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=request.url.query)
 
-    http, to = Http(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
+    http, to = HttpClient(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
     held: list[int] = []
     tracemalloc.start()
     try:
         for number in range(1500):
             named = HttpRequest("GET", "/v1/ns/instance/list", (("serviceName", f"g@@{number}-{'x' * 60}"),))
-            assert (await http.ask(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
+            assert (await http.send(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
             if number in (499, 1499):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
@@ -97,7 +97,7 @@ async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
 async def test_http_ask_returns_any_status(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nno" % status)
     async with served(lambda _: answer) as (_, http, to):
-        assert await http.ask(to, LIST, again=True) == HttpReply(status, None, b"no")
+        assert await http.send(to, LIST, again=True) == HttpReply(status, None, b"no")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ async def test_http_ask_returns_any_status(status: int) -> None:
 async def test_http_ask_raises_garbled_for_answers_that_are_not_from_nacos(answer: Say, said: str) -> None:
     async with served(lambda _: answer) as (seen, http, to):
         with pytest.raises(Garbled, match=said) as raised:
-            await http.ask(to, LIST, again=True)
+            await http.send(to, LIST, again=True)
         assert str(raised.value).startswith(f"{seen.url}: ")
 
 
@@ -155,7 +155,7 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
     async with served(lambda _: answer) as (seen, http, to):
         tracemalloc.start()
         try:
-            for ask in (lambda: http.ask(to, LIST, again=True), lambda: http.get(seen.url)):
+            for ask in (lambda: http.send(to, LIST, again=True), lambda: http.get(seen.url)):
                 with pytest.raises(Garbled, match="the answer is compressed"):
                     await ask()
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -166,15 +166,15 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
 
 async def test_http_ask_accepts_the_identity_encoding() -> None:
     async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
-        assert (await http.ask(to, LIST, again=True)).body == b"[]"
+        assert (await http.send(to, LIST, again=True)).body == b"[]"
 
 
 async def test_http_ask_bounds_the_answer() -> None:
     async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(max_body=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.ask(to, LIST, again=True)
+            await http.send(to, LIST, again=True)
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.ask(to, LIST, again=True)
+            await http.send(to, LIST, again=True)
         assert len(seen.requests) == 2, "nothing that was left over is taken for the next answer"
 
 
@@ -182,26 +182,26 @@ async def test_http_ask_limits_the_total_time_of_a_trickling_answer() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
     policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
     async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
-        await http.ask(to, WRITE, again=True)
+        await http.send(to, WRITE, again=True)
         with pytest.raises(TooSlow, match="no answer in time"):
-            await http.ask(to, LIST, again=True)
+            await http.send(to, LIST, again=True)
 
 
 async def test_http_ask_has_separate_timeouts_for_reads_and_writes() -> None:
     policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
     answers = {b"GET": say(then="hang"), b"POS": ok()}
     async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
-        assert (await http.ask(to, WRITE, again=True)).status == 200
+        assert (await http.send(to, WRITE, again=True)).status == 200
         with pytest.raises(TooSlow):
-            await http.ask(to, LIST, again=True)
+            await http.send(to, LIST, again=True)
 
 
 @pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
 async def test_http_ask_again_survives_a_stale_connection(again: bool, requests: int) -> None:
     answers = iter([ok(), say(then="close"), ok(b"again")])
     async with served(lambda _: next(answers)) as (seen, http, to):
-        await http.ask(to, LIST, again=True)
-        call = http.ask(to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
+        await http.send(to, LIST, again=True)
+        call = http.send(to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
         if again:
             assert (await call).body == b"again"
         else:
@@ -214,9 +214,9 @@ async def test_http_ask_again_survives_a_stale_connection(again: bool, requests:
 async def test_http_ask_without_a_server_is_unreachable_and_did_not_arrive() -> None:
     async with stub(lambda _: ok()) as gone:
         pass
-    http = Http(HttpPolicy(), FastTransport())
+    http = HttpClient(HttpPolicy(), FastTransport())
     with pytest.raises(Unreachable) as raised:
-        await http.ask(parse_server(gone.url), WRITE, again=False)
+        await http.send(parse_server(gone.url), WRITE, again=False)
     assert (str(raised.value), raised.value.arrived) == (f"{gone.url}: no connection: Connection refused", False)
 
 
@@ -225,15 +225,15 @@ async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode
     """Every fault raises an `UpstreamError`, and none calls a write unsent that was sent."""
     async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
         transport = FastTransport()
-        await Http(HttpPolicy(), transport).ask(parse_server(way.url), LIST, again=True)
+        await HttpClient(HttpPolicy(), transport).send(parse_server(way.url), LIST, again=True)
         await way.set(mode)
         seconds = 0.5 if mode in ("slow", "blackhole") else 30.0
-        http = Http(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
+        http = HttpClient(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
         while transport.connections:  # the one that stood is cut
             await asyncio.sleep(0)
         for request in (LIST, WRITE):
             try:
-                reply = await http.ask(parse_server(way.url), request, again=False)
+                reply = await http.send(parse_server(way.url), request, again=False)
             except UpstreamError as error:
                 if mode != "reset":  # which may come before or after the request went out
                     assert error.arrived is (mode != "refuse")
@@ -254,7 +254,7 @@ async def test_http_get_sends_nothing_that_is_only_for_nacos() -> None:
         asked.append(request)
         return httpx.Response(200, text="10.0.0.1\n")
 
-    http = Http(policy, httpx.MockTransport(answer))
+    http = HttpClient(policy, httpx.MockTransport(answer))
     assert (await http.get("http://address:8080/nacos/serverlist?x=1")).body == b"10.0.0.1\n"
     [request] = asked
     assert "sni_hostname" not in request.extensions
@@ -278,7 +278,7 @@ async def test_http_get_error_names_the_server_and_no_secret(url: str, shown: st
 
     assert shown_origin(url) == shown
     with pytest.raises(Unreachable) as raised:
-        await Http(HttpPolicy(), httpx.MockTransport(broken)).get(url)
+        await HttpClient(HttpPolicy(), httpx.MockTransport(broken)).get(url)
     assert str(raised.value) == f"{shown}: no connection"
 
 
@@ -292,7 +292,7 @@ def test_http_policy_repr_shows_no_secret() -> None:
 @asynccontextmanager
 async def over_tls(
     policy: TlsPolicy, *, wants: str = "", sni: str = "", certificate: str = SERVER
-) -> AsyncIterator[tuple[Http, Server, list[str | None]]]:
+) -> AsyncIterator[tuple[HttpClient, Server, list[str | None]]]:
     """A server that requires a client certificate of the authority `wants`; yields the names that it was asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -302,15 +302,15 @@ async def over_tls(
     names: list[str | None] = []
     context.sni_callback = lambda _socket, name, _context: names.append(name)
     async with stub(lambda _: ok(b"hello"), context) as seen:
-        http = Http(HttpPolicy(sni=sni), FastTransport(tls=tls_context(policy)))
+        http = HttpClient(HttpPolicy(sni=sni), FastTransport(tls=tls_context(policy)))
         try:
             yield http, parse_server(seen.url), names
         finally:
             await http.transport.aclose()
 
 
-async def said(http: Http, to: Server) -> Any:
-    return (await http.ask(to, LIST, again=True)).body
+async def said(http: HttpClient, to: Server) -> Any:
+    return (await http.send(to, LIST, again=True)).body
 
 
 async def test_tls_context_trusts_the_given_authority() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nacos_proxy.model.errors import BadCall, Busy, Garbled, ProxyError, Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.http.exchange import Http, HttpPolicy, Timeouts
+from nacos_proxy.upstream.http.exchange import HttpClient, HttpPolicy, Timeouts
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.forwarding import (
     ForwardedRequest,
@@ -44,7 +44,7 @@ class Upstream:
     def __init__(self, *urls: str, transport: TransportPolicy | None = None, times: Timeouts | None = None) -> None:
         self.servers = [parse_server(url) for url in urls]
         self.transport = FastTransport(transport or TransportPolicy())
-        self.http = Http(HttpPolicy(timeouts=times or Timeouts()), self.transport)
+        self.http = HttpClient(HttpPolicy(timeouts=times or Timeouts()), self.transport)
         self.outcomes: list[tuple[str, str]] = []
 
     def report(self, server: Server, error: UpstreamError | None) -> None:
@@ -238,7 +238,7 @@ async def test_forward_request_sends_the_clients_headers_and_none_of_ours() -> N
     async with stub(lambda _: ok(b"", b"X-B: 2", b"Set-Cookie: a", b"Set-Cookie: b", b"Keep-Alive: x")) as server:
         through = Upstream(server.url)
         identity = HttpPolicy("ours", ("serverIdentity", "secret"))
-        through.http = Http(identity, through.transport)
+        through.http = HttpClient(identity, through.transport)
         headers = [(b"user-agent", b"Nacos-Java-Client:v1.4.6"), (b"x-a", b"1"), (b"x-a", b"2"), (b"host", b"evil")]
         _, answered, _ = await through.ask("GET", "/a", headers=headers)
         await through.transport.aclose()
@@ -391,7 +391,7 @@ async def test_forward_request_does_not_apply_the_read_timeout_to_a_long_poll() 
 
 
 async def test_forward_request_applies_its_own_timeout() -> None:
-    times = Timeouts(passing=0.02)
+    times = Timeouts(forwarded=0.02)
     async with upstream(lambda _: say(then="hang"), times=times) as (server, through):
         with pytest.raises(TooSlow):
             await through.ask("POST", "/a")
@@ -538,7 +538,7 @@ async def test_forward_request_reports_nothing_if_no_connection_is_free() -> Non
         holder = spawn(through.ask("GET", "/a"), name="holder")
         while not server.requests:
             await asyncio.sleep(0)
-        through.http = Http(HttpPolicy(timeouts=Timeouts(connect=0.02)), through.transport)
+        through.http = HttpClient(HttpPolicy(timeouts=Timeouts(connect=0.02)), through.transport)
         with pytest.raises(Busy, match="no connection became free") as raised:
             await through.ask("GET", "/b")
         assert raised.value.arrived is False
@@ -555,7 +555,9 @@ async def test_forward_request_without_a_server_is_unreachable() -> None:
 async def test_forward_request_works_with_any_transport() -> None:
     """Any transport of httpx: forwarding needs nothing beyond its interface."""
     through = Upstream("http://nacos")
-    through.http = Http(HttpPolicy(), httpx.MockTransport(lambda request: httpx.Response(200, text=request.method)))
+    through.http = HttpClient(
+        HttpPolicy(), httpx.MockTransport(lambda request: httpx.Response(200, text=request.method))
+    )
     answer: ForwardedResponse
     async with through.forward("GET", "/a") as answer:
         assert [chunk async for chunk in answer.body()] == [b"GET"]

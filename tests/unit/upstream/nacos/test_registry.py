@@ -26,7 +26,15 @@ from nacos_proxy.model.calls import (
     Update,
     UpdateService,
 )
-from nacos_proxy.model.errors import Garbled, Reason, Refused, Unreachable, UpstreamError, away, telling
+from nacos_proxy.model.errors import (
+    Garbled,
+    Reason,
+    Refused,
+    Unreachable,
+    UpstreamError,
+    counts_for_upstream,
+    is_unavailable,
+)
 from nacos_proxy.model.services import Instance
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from nacos_proxy.upstream.nacos.login import LoginPolicy
@@ -425,7 +433,7 @@ async def test_authenticated_client_send_fails_if_all_nodes_lack_their_peer(said
     registry = NacosRegistry(policy, FakeClock(), transport)
     with pytest.raises(Refused) as caught:
         await registry.send(Beat(KEY, A.ip, A.port))
-    assert away(caught.value) and not telling(caught.value, fetching=False)
+    assert is_unavailable(caught.value) and not counts_for_upstream(caught.value, fetching=False)
     assert all(server.up for server in registry.servers.all)
     with pytest.raises(Refused):
         await registry.send(CreateService(KEY))

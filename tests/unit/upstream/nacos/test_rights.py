@@ -13,7 +13,7 @@ from nacos_proxy.model.errors import ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
-from nacos_proxy.upstream.nacos.rights import Pass, Telling, prove, take_account, take_token
+from nacos_proxy.upstream.nacos.rights import AcceptedCredential, RefusalReporter, accept_account, accept_token, prove
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
@@ -70,17 +70,17 @@ async def test_take_token_and_take_account_with_every_face(face: str) -> None:
     async with facing(face, passwords=PASSWORDS) as server:
         assert server.users is not None
         asked = registry(server.url)
-        good = await take_token(asked, server.users.login("app"), "dev")
+        good = await accept_token(asked, server.users.login("app"), "dev")
         assert (good.renew_at, good.ends_at) == (math.inf, math.inf)
         with pytest.raises(Refused) as caught:
-            await take_token(asked, "made-up", "")
+            await accept_token(asked, "made-up", "")
         assert caught.value.reason is Reason.NO_RIGHT
-        account = await take_account(asked, "app", PASSWORDS["app"])
+        account = await accept_account(asked, "app", PASSWORDS["app"])
         now = asked.clock.now()
         assert account is not None and account.credential.token in server.users.tokens
         assert (account.renew_at, account.ends_at) == (now + 16_200, now + 18_000)
         with pytest.raises(Refused, match="the login as 'app' was refused") as wrong:
-            await take_account(asked, "app", "guessed")
+            await accept_account(asked, "app", "guessed")
         assert "guessed" not in str(wrong.value) and wrong.value.status == 403
         await asked.close()
 
@@ -89,7 +89,7 @@ async def test_take_account_tries_the_next_server_if_one_is_gone() -> None:
     async with facing("v1+v2", passwords=PASSWORDS) as server:
         asked = registry(DEAD, server.url)
         for user in PASSWORDS:
-            assert await take_account(asked, user, PASSWORDS[user]) is not None
+            assert await accept_account(asked, user, PASSWORDS[user]) is not None
         await asked.close()
 
 
@@ -97,14 +97,14 @@ async def test_take_account_tries_the_next_server_if_one_is_gone() -> None:
 async def test_take_account_raises_unreachable_if_no_server_answers(urls: tuple[str, ...]) -> None:
     asked = registry(*urls)
     with pytest.raises(Unreachable):
-        await take_account(asked, "app", "secret-of-app")
+        await accept_account(asked, "app", "secret-of-app")
     await asked.close()
 
 
 def test_pass_renew_gives_the_credential_the_new_token() -> None:
     credential = Credential("old")
-    held = Pass(credential, 1.0, 2.0)
-    held.renew(Pass(Credential("new"), 3.0, 4.0))
+    held = AcceptedCredential(credential, 1.0, 2.0)
+    held.renew(AcceptedCredential(Credential("new"), 3.0, 4.0))
     assert (credential.headers[1], held.renew_at, held.ends_at) == (("accessToken", "new"), 3.0, 4.0)
 
 
@@ -113,10 +113,10 @@ async def test_telling_reports_only_a_token_that_is_no_longer_accepted() -> None
     tell: Callable[[Refused], None] = lambda error: told.append(error.text)  # noqa: E731
     calls: tuple[Awaitable[Any], ...]
     for answer in (no("token expired!"), no("authorization failed!"), no("bad", Reason.OTHER, 400)):
-        telling = Telling(FixedRegistry(answer), tell)
+        telling = RefusalReporter(FixedRegistry(answer), tell)
         calls = (telling.send(Fetch(KEY)), telling.send(Register(KEY, instance())))
         for call in calls:
             with pytest.raises(Refused):
                 await call
     assert told == ["token expired!"] * 2
-    assert await Telling(FixedRegistry(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)
+    assert await RefusalReporter(FixedRegistry(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)

@@ -40,14 +40,14 @@ def key(name: str) -> ServiceKey:
 
 def test_servers_checking_is_true_if_all_servers_have_the_parameter_check() -> None:
     servers = Servers(ServersPolicy())
-    assert not servers.checking
+    assert not servers.have_parameter_check
     servers = three()
     for server, version in zip(servers.all, ("2.5.1", "2.3.0", "2.2.0"), strict=True):
-        assert not servers.checking
+        assert not servers.have_parameter_check
         server.capabilities.set_version({"version": version})
-    assert not servers.checking
+    assert not servers.have_parameter_check
     servers.all[-1].capabilities.set_version({"version": "3.0.3"})
-    assert servers.checking
+    assert servers.have_parameter_check
 
 
 # addresses

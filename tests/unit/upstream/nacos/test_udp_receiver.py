@@ -123,7 +123,7 @@ async def test_push_receiver_opens_one_socket_for_the_nodes_of_a_cluster() -> No
     await asyncio.gather(*map(receiver.subscribe, nodes))
     assert [dict(asked(receiver, node).query)["udpPort"] for node in nodes] == [str(port)] * 3
     assert receiver.covers(nodes)
-    receiver.part(nodes[:1])
+    receiver.retain(nodes[:1])
     assert asked(receiver, nodes[2]) == write_list(KEY)
     receiver.stop()
     await receiver.subscribe(nodes[2])

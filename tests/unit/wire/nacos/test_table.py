@@ -86,10 +86,10 @@ def test_table_owns_whole_path_segments_only() -> None:
 
 def test_table_write_request_finds_the_row_of_a_call() -> None:
     dialect = table()
-    assert dialect.can_ask(Fetch(SERVICE))
+    assert dialect.can_send(Fetch(SERVICE))
     assert dialect.write_request(Fetch(SERVICE)).path == "/asked/Fetch"
-    assert not dialect.can_ask(Metrics())
-    assert not dialect.can_ask(GetInstance(SERVICE, "10.0.0.1", 80))
+    assert not dialect.can_send(Metrics())
+    assert not dialect.can_send(GetInstance(SERVICE, "10.0.0.1", 80))
     with pytest.raises(KeyError):
         dialect.write_request(Metrics())
 
@@ -100,7 +100,7 @@ def test_write_request_of_every_dialect_puts_all_but_a_full_beat_into_the_query(
     dialect: Table, call: Call[Any]
 ) -> None:
     """1.x ignores the form of a POST; a cluster loses the form of a DELETE."""
-    if not dialect.can_ask(call):
+    if not dialect.can_send(call):
         return
     request = dialect.write_request(call)
     assert {name for name, _ in request.form} <= {"beat"}
