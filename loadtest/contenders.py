@@ -148,8 +148,8 @@ def proxy(upstream: str = "embedded", *options: str, name: str = "nacos-proxy") 
     folder = tempfile.TemporaryDirectory()
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
     command += [folder.name, *options]
-    root = str(Path(__file__).resolve().parent.parent)
-    return _start(name, port, command, folder, "/healthz", {"PYTHONPATH": root})
+    source = str(Path(__file__).resolve().parent.parent / "proxy")
+    return _start(name, port, command, folder, "/healthz", {"PYTHONPATH": source})
 
 
 def nginx(upstream: str) -> Contender:

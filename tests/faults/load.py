@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from nacos_proxy.runtime import SystemClock, spawn, stop
-from nacos_proxy.wire.rest.sse import Decoder, Message
+from tests.helpers.sse import Decoder, Message
 
 LIST = "/nacos/v1/ns/instance/list"
 INSTANCE = "/nacos/v1/ns/instance"

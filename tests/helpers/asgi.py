@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message
 
 from nacos_proxy.runtime import spawn
-from nacos_proxy.wire.rest.sse import Decoder
 from tests.helpers.clock import settle
+from tests.helpers.sse import Decoder
 
 
 def scope(

@@ -1,25 +1,11 @@
-"""Events ⇄ `text/event-stream` (HTML standard, "Server-sent events", 9.2.5 and 9.2.6)."""
+"""Events as `text/event-stream` (HTML standard, "Server-sent events", 9.2.5 and 9.2.6)."""
 
 from __future__ import annotations
-
-import re
-from dataclasses import dataclass, field
 
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT = b":\n\n"
 
-_BOM = b"\xef\xbb\xbf"
 _UNSAFE = ("\r", "\n", "\0")
-_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One event of a stream. `data` is UTF-8 text; `id` is the last id in the stream so far, '' if there was none."""
-
-    event: str = "message"
-    data: bytes = b""
-    id: str = ""
 
 
 def encode(event: str, data: bytes, id: str = "") -> bytes:
@@ -34,53 +20,3 @@ def encode(event: str, data: bytes, id: str = "") -> bytes:
 def encode_retry(millis: int) -> bytes:
     """Tells the reader how long to wait before it reconnects; this is not an event."""
     return b"retry: %d\n\n" % millis
-
-
-@dataclass(slots=True)
-class Decoder:
-    """Reads a stream in pieces of any size. `last_id` and `retry` (ms) are what a reader reconnects with."""
-
-    last_id: str = ""
-    retry: int | None = None
-    _buffer: bytes = b""
-    _started: bool = False
-    _event: str = ""
-    _data: list[bytes] = field(default_factory=lambda: [])
-
-    def feed(self, piece: bytes) -> list[Message]:
-        """The events that this piece completes."""
-        self._buffer += piece
-        if not self._started and len(self._buffer) >= len(_BOM):
-            self._started = True
-            self._buffer = self._buffer.removeprefix(_BOM)
-        messages: list[Message] = []
-        done = 0
-        # A CR at the very end waits: its LF may follow in the next piece.
-        while (end := _LINE_END.search(self._buffer, done)) is not None:
-            line, done = self._buffer[done : end.start()], end.end()
-            if line:
-                self._field(line)
-            elif (message := self._dispatch()) is not None:
-                messages.append(message)
-        self._buffer = self._buffer[done:]
-        return messages
-
-    def _field(self, line: bytes) -> None:
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        match name:
-            case b"event":
-                self._event = value.decode("utf-8", "replace")
-            case b"data":
-                self._data.append(value)
-            case b"id" if b"\0" not in value:
-                self.last_id = value.decode("utf-8", "replace")
-            case b"retry" if value.isdigit():
-                self.retry = int(value)
-            case _:
-                pass
-
-    def _dispatch(self) -> Message | None:
-        event, data = self._event, self._data
-        self._event, self._data = "", []
-        return Message(event or "message", b"\n".join(data), self.last_id) if data else None

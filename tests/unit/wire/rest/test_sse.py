@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.wire.rest.sse import HEARTBEAT, Decoder, Message, encode, encode_retry
+from nacos_proxy.wire.rest.sse import HEARTBEAT, encode, encode_retry
+from tests.helpers.sse import Decoder, Message
 
 LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)
 DATA = st.binary(min_size=1).filter(lambda data: b"\r" not in data)
