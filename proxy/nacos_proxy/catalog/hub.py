@@ -1,4 +1,4 @@
-"""Publishes changes to readers: event ids, history, resuming, mailmailboxes.
+"""Publishes changes to readers: event ids, history, resuming, mailboxes.
 
 A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event. A slow one has at
 most one pending change per service, into which newer changes are merged. So its memory is bounded by the number of

@@ -1,6 +1,7 @@
 """Access control, as an ASGI app in front of all others: Host and Origin checks, API tokens and their rights.
 
-These are this proxy's own tokens. The upstream's accounts are in `upstream.nacos.login`.
+These are this proxy's own tokens. The upstream's accounts are in `upstream.nacos.login`. If clients may send a token in
+a new place, `own_tokens` has to remove it there, and `VARY` of `fastpath.asgi` has to list it if it is a header.
 
 A process that can redirect traffic is worth attacking from a web page. A browser that was led here by a rebound DNS
 name sends that name as Host, so on a loopback address only names of this host are accepted.

@@ -1,5 +1,5 @@
-"""Where the truth lives: `contract` says what a registry is; `nacos` and `embedded` are the two registries.
+"""Registries: `contract` defines what a registry is; `nacos` and `embedded` are the two implementations.
 
-A registry takes a call and returns its result; `http` and `grpc` are how `nacos` reaches its servers.
+A registry takes a call and returns its result; `nacos` reaches its servers through `http` and `grpc`.
 Never here: caching for readers; an upstream does not know that there is a cache.
 """
