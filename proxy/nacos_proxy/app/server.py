@@ -109,7 +109,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAuthenticator:
-    """The `Authenticator` that asks the upstream. While the upstream is down it asks nothing; polls detect the end."""
+    """The `Authenticator` that asks the upstream. It does not ask while the breaker counts the upstream as down."""
 
     components: Components
     upstream: NacosRegistry
@@ -130,7 +130,7 @@ class UpstreamAuthenticator:
 
 
 class AccountTenant:
-    """A `Tenant` made of its own components."""
+    """The `Tenant` of one account."""
 
     def __init__(self, components: Components, router: Router) -> None:
         self._components = components
@@ -138,7 +138,7 @@ class AccountTenant:
         self.app: ASGIApp = TenantApp(router, components, self._listed if components.udp else None)
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
-        """The first list that asks for UDP push opens the socket for it."""
+        """Opens the socket for UDP push at the first list that asks for it."""
         components = self._components
         if call.push is None or components.udp is None:
             return

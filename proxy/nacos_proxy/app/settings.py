@@ -175,9 +175,7 @@ class Settings(BaseModel):
         if self.password_file is not None and self.password.get_secret_value():
             raise ValueError("password and password_file are both set; choose one")
         if self.auth == "client" and self.username:
-            raise ValueError(
-                "username is set, which only auth = proxy uses; auth = client uses the account of each client"
-            )
+            raise ValueError("username is for auth = proxy; with auth = client, clients use accounts of their own")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream contains servers and 'embedded'; choose one")
         if self.require_upstream and self.embedded:

@@ -70,7 +70,7 @@ async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
     except ProxyError as error:
         if not registry.servers.all:
             seen = f"{shown_url(s.endpoint)} lists no server: {error}"
-            return [Finding("endpoint", False, seen, "try it with curl")]
+            return [Finding("endpoint", False, seen, "request this URL with curl")]
     finally:
         await registry.close()
     findings: list[Finding] = []
@@ -184,7 +184,9 @@ def state_finding(s: Settings) -> Finding:
         todo = "check that the disk is not full and that no other program uses the directory"
         return Finding("state", False, f"{s.state_dir}: {state.trouble}", todo)
     if state.set_aside is not None:
-        return Finding("state", False, "the state file was damaged", f"nothing: it was renamed to {state.set_aside}")
+        return Finding(
+            "state", False, "the state file was damaged", f"nothing to do: it was renamed to {state.set_aside}"
+        )
     return Finding("state", True, f"{s.state_dir} can be written")
 
 

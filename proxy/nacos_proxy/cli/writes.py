@@ -139,7 +139,7 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
     body |= {"enabled": enabled} if enabled is not None else {}
     body |= {"metadata": metadata_of(metadata)} if metadata else {}
     if not body:
-        raise click.UsageError("say what to change: --weight, --enabled or --disabled, --metadata")
+        raise click.UsageError("nothing to change: give --weight, --enabled or --disabled, or --metadata")
     path = service_path(service, "instances", address_segment(address))
     changed = session.json("PATCH", path, body, cluster=cluster)
     session.show(changed, lambda: click.echo(f"changed {address} of {service}"))
@@ -149,10 +149,10 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
 @click.argument("service")
 @click.argument("address", metavar="IP:PORT", type=ADDRESS)
 @click.option("--cluster", default="")
-@click.option("--every", type=DURATION, help="Send one after each DURATION, until interrupted.")
+@click.option("--every", type=DURATION, help="Send one every DURATION until interrupted.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many heartbeats.")
 def beat(session: Session, service: str, address: str, cluster: str, every: float | None, count: int | None) -> None:
-    """Send a heartbeat. With --every, a failed one is only reported."""
+    """Send a heartbeat. With --every, report a failure and go on."""
     path = service_path(service, "instances", address_segment(address), "beat")
     pause, left = threading.Event(), count or (1 if every is None else 0)
     try:
