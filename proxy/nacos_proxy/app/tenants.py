@@ -3,9 +3,8 @@
 A client with credentials reads from a catalog that only its own account filled, and writes with that account. So
 nobody sees more than the upstream would show them.
 
-The first request with some credentials opens their tenant. It ends when it was idle for `idle` seconds, when another
-tenant needs its place, or when the upstream refuses its token; but not while it has requests, streams or managed
-instances, except in the last case.
+The first request with some credentials opens their tenant. A tenant without requests, streams and managed instances
+ends after `idle` seconds, or when another tenant needs its place. Any tenant ends when the upstream refuses its token.
 
 Refused credentials are refused from memory for a while, longer each time. An address with `max_refusals` recent
 refusals must wait before it can try others. Tokens from a login through this proxy, and credentials that were accepted
@@ -106,9 +105,9 @@ class Authenticator(Protocol):
 
 @dataclass(slots=True)
 class _TenantSlot:
-    """A tenant, None if the upstream needs no account, and after its end.
+    """`tenant` is None if the upstream needs no account, and after the end of the tenant, of which `error` is the reason.
 
-    `requests` counts requests under way; `error` is why the tenant ended.
+    `requests` counts requests under way.
     """
 
     key: bytes
