@@ -105,9 +105,9 @@ class Authenticator(Protocol):
 
 @dataclass(slots=True)
 class _TenantSlot:
-    """`tenant` is None if the upstream needs no account, and after the end of the tenant, of which `error` is the reason.
+    """Credentials and their tenant, which is None if the upstream needs no account, and after the tenant's end.
 
-    `requests` counts requests under way.
+    `requests` counts requests under way; `error` is why the upstream no longer accepts the credentials.
     """
 
     key: bytes
