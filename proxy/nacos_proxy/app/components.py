@@ -1,7 +1,4 @@
-"""The composition root: makes all components from the settings, connects them, starts and stops them in order.
-
-`policies` maps settings to the policy of each component; `server` puts the HTTP app in front of them.
-"""
+"""The composition root: makes all components from the settings, connects them, starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -13,17 +10,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from nacos_proxy.app.policies import (
-    agent_policy,
-    breaker_policy,
-    cache_policy,
-    events_policy,
-    health_checker_policy,
-    nacos_policy,
-    pending_policy,
-    poll_policy,
-    udp_policy,
-)
+from nacos_proxy.app import policies
 from nacos_proxy.app.settings import BadSettings, Settings
 from nacos_proxy.app.tenants import TenantCounts
 from nacos_proxy.background.health_checker import HealthChecker
@@ -57,15 +44,16 @@ from nacos_proxy.wire.nacos.hosts import list_json
 
 log = logging.getLogger("nacos_proxy.components")
 
-CONFIRM_WITHIN = 1.0  # seconds after a start in which reads wait for the upstream: a kill may have lost the last writes
+# Seconds after a start in which reads wait for the upstream, because a kill may have lost the last writes to disk.
+CONFIRM_WITHIN = 1.0
 
 
 @dataclass(slots=True)
 class Components:
     """Everything that runs for the proxy itself, or for one tenant.
 
-    `registry` is the upstream, which tenants share; `agent.registry` acts on the account that the agent is for.
-    `checks` says whether Nacos's parameter check applies now.
+    `registry` is the upstream, which tenants share; `agent.registry` calls it with the account of these components.
+    `checks` returns whether Nacos's parameter check applies now.
     """
 
     settings: Settings
@@ -90,18 +78,17 @@ class Components:
 
 
 def build(s: Settings, clock: Clock) -> Components:
-    """The components of the proxy itself, connected, not started.
+    """Makes and connects the components of the proxy itself; `start` starts them.
 
-    Raises `StateLocked` if another process holds the state directory, `BadSettings` or `ValueError` for settings that
-    cannot work.
+    Raises `StateLocked` if another process holds the state directory, `BadSettings` or `ValueError` for invalid
+    settings.
     """
     supervisor, response_table = Supervisor(clock), ResponseTable(ResponseTablePolicy())
     if s.embedded:
         embedded = EmbeddedRegistry(clock, supervisor=supervisor)
         return _assemble(s, clock, supervisor, response_table, embedded, embedded, push=embedded)
-    upstream = NacosRegistry(nacos_policy(s), clock)
-    # With auth = client, a client without a token has no account: it gets neither the server identity of this proxy
-    # nor what the upstream accepted without a check.
+    upstream = NacosRegistry(policies.nacos_policy(s), clock)
+    # With auth = client, calls for a client without a token use no account, and not the server identity of this proxy.
     account = upstream.acting_as(NOBODY) if s.auth == "client" else upstream
     push = _grpc_push(s, clock, supervisor, upstream)
     return _assemble(s, clock, supervisor, response_table, upstream, account, push=push)
@@ -110,10 +97,10 @@ def build(s: Settings, clock: Clock) -> Components:
 def build_tenant(
     of: Components, upstream: NacosRegistry, credential: Credential, refused: Callable[[Refused], None]
 ) -> Components:
-    """The components of one account. It shares the clock, the servers and the response table of `of`.
+    """Makes the components of one account, which share the clock, the servers and the response table of `of`.
 
-    Nothing of it goes to disk, because its token does not survive a restart. `refused` is called when the upstream no
-    longer accepts the token.
+    They write nothing to disk, because the account's token does not survive a restart. `refused` is called when the
+    upstream no longer accepts the token.
     """
     supervisor = of.agent.supervisor
     account = RefusalReporter(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
@@ -136,34 +123,33 @@ def _assemble(
     upstream = registry if isinstance(registry, NacosRegistry) else None
     checks = _parameter_check(s, upstream)
     catalog = Catalog(
-        Cache(cache_policy(s), pending_policy(s), random.random),
+        Cache(policies.cache_policy(s), policies.pending_policy(s), random.random),
         Hub(HubPolicy(s.events_history), epoch=secrets.token_hex(4)),
         Registrations(),
-        Breaker(breaker_policy(s)),
+        Breaker(policies.breaker_policy(s)),
     )
-    agent = Agent(account, catalog, clock, agent_policy(s, strict=account is not registry), supervisor, checks)
-    poller = Poller(agent, poll_policy(s), push)
-    events = EventsApi(agent, events_policy(s), discover=poller.discover, forget=poller.forget)
-    udp = (
-        UdpPush(UdpSubscribers(UdpSubscribersPolicy()), _udp_list, clock, udp_policy(s), supervisor)
-        if s.udp_push
-        else None
-    )
-    persistence = None
+    agent_policy = policies.agent_policy(s, strict=account is not registry)
+    agent = Agent(account, catalog, clock, agent_policy, supervisor, checks)
+    poller = Poller(agent, policies.poll_policy(s), push)
+    events = EventsApi(agent, policies.events_policy(s), discover=poller.discover, forget=poller.forget)
+    udp = persistence = None
+    if s.udp_push:
+        subscribers = UdpSubscribers(UdpSubscribersPolicy())
+        udp = UdpPush(subscribers, _udp_list, clock, policies.udp_policy(s), supervisor)
     if s.disk:
         pushes = None if udp is None else udp.pushes
         persistence = Persistence(StateFile(s.state_dir), agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
     elif embedded is not None:
         log.info("disk = false: persistent instances and services are lost when this process ends")
 
-    # The order of followers matters: nobody may read an old answer after the event.
+    # Prepared answers go first, so that nobody who has got an event can read the old answer.
     agent.follow("prepared answers", lambda change: response_table.forget(change.key))
     agent.follow("events", catalog.hub.publish)
     if persistence is not None:
         agent.follow("disk", persistence.mark)
     if udp is not None:
         agent.follow("udp push", udp.follow)
-    # Clients that may not see a service any more must not learn about it from prepared answers or open streams.
+    # Clients that may no longer see a service must not get it from prepared answers or open streams.
     agent.on_barred.append(lambda key, error: response_table.forget(key))
     agent.on_barred.append(lambda key, error: events.refuse(error, key))
     poller.on_push_lost.append(response_table.clear)
@@ -177,52 +163,51 @@ def _assemble(
         response_table=response_table,
         reads=Reads(agent),
         events=events,
-        health_checker=HealthChecker(agent, health_checker_policy(s)),
+        health_checker=HealthChecker(agent, policies.health_checker_policy(s)),
         checks=checks,
         push=push,
-        receiver=None if upstream is None else _udp_receiver(s, supervisor, upstream, poller),
+        receiver=_udp_receiver(s, supervisor, upstream, poller) if upstream else None,
         udp=udp,
         persistence=persistence,
         forwarder=upstream,
         started=clock.now(),
         of_tenant=of_tenant,
-        unfollow_servers=_suspect_when_servers_change(agent, upstream.servers)
-        if upstream is not None
-        else lambda: None,
+        unfollow_servers=_suspect_when_servers_change(agent, upstream.servers) if upstream else lambda: None,
     )
 
 
 def _parameter_check(s: Settings, upstream: NacosRegistry | None) -> Callable[[], bool]:
-    """As set, else as the servers do it. A server whose version is not known yet refuses by itself."""
+    """Whether to check parameters; with `auto`, if all servers do. A server of unknown version checks them itself."""
     if s.parameter_check == "auto" and upstream is not None:
         return lambda: upstream.servers.have_parameter_check
     return lambda: s.parameter_check != "off"
 
 
 def _suspect_when_servers_change(agent: Agent, servers: Servers) -> Callable[[], None]:
-    """Another server may have lost its memory, too. Returns a function that ends this."""
+    """Suspects lost registrations whenever a server goes down or comes up. Returns a function that ends this."""
 
-    def changed(_: Server) -> None:
+    def suspect(_: Server) -> None:
         agent.suspect()
 
     def unfollow() -> None:
-        for listeners in (servers.on_down, servers.on_up):
-            listeners.remove(changed)
+        servers.on_down.remove(suspect)
+        servers.on_up.remove(suspect)
 
-    for listeners in (servers.on_down, servers.on_up):
-        listeners.append(changed)
+    servers.on_down.append(suspect)
+    servers.on_up.append(suspect)
     return unfollow
 
 
 def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, upstream: NacosRegistry) -> GrpcPush | None:
-    """Raises `BadSettings` if push is demanded and the extra is not installed."""
+    """None if push is off or the extra is not installed. Raises `BadSettings` if it is not installed with push = on."""
     if not available():
         if s.push == "on":
             raise BadSettings("push = on needs the extra: pip install 'nacos-proxy[push]'")
         return None
     if s.push == "off":
         return None
-    servers, home = upstream.servers, str(s.state_dir / "push")
+    servers = upstream.servers
+    home = str(s.state_dir / "push")
     policy = PushPolicy(_origins(servers), s.username, s.read_password(), home=home, port=s.push_port)
     push = GrpcPush(policy, clock, hint=upstream.hint, supervisor=supervisor)
     servers.on_list.append(lambda: supervisor.call("push", push.follow, _origins(servers)))
@@ -230,7 +215,7 @@ def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, upstream: Naco
 
 
 def _udp_receiver(s: Settings, supervisor: Supervisor, upstream: NacosRegistry, poller: Poller) -> PushReceiver | None:
-    """Only the proxy's own lists ask for UDP push, so there is none with auth = client."""
+    """None with auth = client: only lists with the proxy's own account ask for UDP push."""
     if s.push == "off" or s.auth == "client":
         return None
     versions = ("1.",) if available() else ("1.", "2.", "3.")
@@ -245,16 +230,15 @@ def _origins(servers: Servers) -> tuple[str, ...]:
 
 
 def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
-    view = ServiceView(snapshot, snapshot.select(call.cluster_set))
-    body = list_json(view, call.clusters)
-    body.pop("groupName", None)  # a pushed list has none (nacos-http.md 6)
+    body = list_json(ServiceView(snapshot, snapshot.select(call.cluster_set)), call.clusters)
+    body.pop("groupName", None)  # a pushed list has no groupName (nacos-http.md 6)
     return orjson.dumps(body)
 
 
 async def start(components: Components) -> None:
-    """Reads the state from disk first, so that the first read finds it; then starts the background work.
+    """Restores the state from disk, so that the first read finds it; then starts the background work.
 
-    The socket for UDP push of a tenant is opened on demand, by `start_udp`.
+    A tenant calls `start_udp` itself, when its first client asks for UDP push.
     """
     disk, udp = components.persistence, components.udp
     if disk is not None:
@@ -276,10 +260,7 @@ async def start_udp(components: Components) -> None:
 
 
 async def finish(components: Components) -> None:
-    """Stops in the reverse order; the state is written last, when nothing changes it any more.
-
-    A step that fails is logged and does not stop the next one.
-    """
+    """Stops in the reverse order; the state is written when nothing changes it any more. Failures are only logged."""
     components.unfollow_servers()
     supervisor = components.agent.supervisor
     supervisor.call("stop", components.events.close)

@@ -16,7 +16,7 @@ _MAX_LENGTH = 4096  # characters of a token, or of name and password
 
 @dataclass(frozen=True, slots=True)
 class ClientCredentials:
-    """A token, or name and password; and the namespace that the request is about, if it names one."""
+    """A token, or name and password; and the namespace that the request names, if any."""
 
     token: str = field(default="", repr=False)
     username: str = ""
@@ -25,14 +25,14 @@ class ClientCredentials:
 
     @property
     def too_long(self) -> bool:
-        """Longer than any real ones. They are refused, because requests prepared with them stay in memory."""
+        """Whether they are longer than any real ones. Prepared answers would keep them in memory, so refuse them."""
         return len(self.token or self.username + self.password) > _MAX_LENGTH
 
 
 def find_credentials(scope: Scope, form: bytes, own: IsOwnToken) -> ClientCredentials | None:
-    """The credentials in the places where Nacos clients put them (nacos-http.md 7.2), a bearer token first.
+    """Looks where Nacos clients put their credentials (nacos-http.md 7.2), for a bearer token first.
 
-    The API tokens of this proxy, for which `own` is true, are none of the upstream's. None if there are none.
+    Skips the API tokens of this proxy, for which `own` is true. Returns None if the request has no credentials.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     values = first_of(scope["query_string"], form)

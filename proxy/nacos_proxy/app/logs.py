@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """For people. A message is one line, whatever it quotes; the traceback of an error follows it."""
+    """For people: each message on one line, even if it quotes several; tracebacks follow on lines of their own."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -33,7 +33,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For programs: one JSON object a line: time, level, logger, message; and error, a traceback, if there is one."""
+    """For programs: each line is a JSON object with time, level, logger, message, and for errors the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
-    """Logs the whole process to standard error; of libraries, only warnings and errors."""
+    """Logs to standard error: our lines from `level` on, warnings and errors of libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""The table from settings to policies: one function for each part, called by `components`."""
+"""Makes the policy of each component from the settings."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def agent_policy(s: Settings, *, strict: bool) -> AgentPolicy:
 
 
 def pending_policy(s: Settings) -> PendingPolicy:
-    """How long an accepted write outweighs lists of the upstream; the embedded registry lists a write at once.
+    """How long an accepted write overrides lists of the upstream; the embedded registry lists a write at once.
 
-    The nodes of a cluster list a write at different times, after 0.6 s and after 1.7 s (nacos-http.md, fact 19). With
-    several servers, the first list that has the write is therefore no proof that the next one has it.
+    The nodes of a cluster list a write at different times, after 0.6 s and after 1.7 s (nacos-http.md, fact 19). So,
+    with several servers, the list after the first one that has the write may still lack it.
     """
     grace = 0.0 if s.embedded else s.overlay_grace
     several = len(s.upstream) > 1 or bool(s.endpoint)
@@ -61,7 +61,7 @@ def breaker_policy(s: Settings) -> BreakerPolicy:
 
 
 def nacos_policy(s: Settings) -> NacosPolicy:
-    """How the upstream is reached. Raises `BadSettings` if the password file cannot be read."""
+    """Raises `BadSettings` if the password file cannot be read."""
     urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream
     identity = (s.identity_key, s.identity_value.get_secret_value()) if s.identity_key else None
     timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)

@@ -1,7 +1,7 @@
-"""The process around the app: listening sockets, TLS, signals, the service manager, uvicorn.
+"""The process around the app: listening sockets, TLS, signals, systemd, uvicorn.
 
-A graceful stop ends the event streams with a `retry`, stops accepting connections, waits for requests under way for as
-long as `drain_timeout` says, then shuts the app down (poller, disk, registry).
+A graceful stop ends the event streams with a `retry`, stops accepting connections, waits up to `drain_timeout` for
+requests under way, then shuts the app down.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,43 +36,36 @@ class CannotStart(Exception):
     """Its text tells the operator what is wrong and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where to listen: on the Unix socket `uds` if given, else on host and port (0: any free port)."""
+def sockets(host: str, port: int, uds: Path | None = None) -> list[socket.socket]:
+    """The listening sockets that systemd passes; else one on `uds`, or on host and port (0: any free port).
 
-    host: str
-    port: int
-    uds: Path | None = None
-
-
-def sockets(address: ListenAddress) -> list[socket.socket]:
-    """The listening sockets: those that systemd passes, else new ones. Raises `CannotStart`."""
+    Raises `CannotStart`.
+    """
     if inherited := _inherited_count():
         return [socket.socket(fileno=SYSTEMD_FIRST + number) for number in range(inherited)]
-    return [_unix(address.uds) if address.uds is not None else _tcp(address)]
+    return [_listen_unix(uds) if uds is not None else _listen_tcp(host, port)]
 
 
 def _inherited_count() -> int:
-    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
-    return int(os.environ.get("LISTEN_FDS", "0")) if ours else 0
+    for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return int(os.environ.get("LISTEN_FDS", "0")) if for_us else 0
 
 
-def _tcp(address: ListenAddress) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only for sockets whose protocol is TCP; else each answer takes 40 ms longer.
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Without IPPROTO_TCP, asyncio would leave Nagle's algorithm on, which delays each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((address.host, address.port))
+        listener.bind((host, port))
         listener.listen(BACKLOG)  # with SO_REUSEADDR, only a second `listen` fails, not a second `bind`
     except OSError as error:
         listener.close()
-        where = f"{_bracketed(address.host)}:{address.port}"
+        where = f"{_bracketed(host)}:{port}"
+        text = f"cannot listen on {where}: {error.strerror or error}"
         if error.errno == errno.EADDRINUSE:
-            raise CannotStart(
-                f"{where} is in use by another nacos-proxy or another program; choose another --port"
-            ) from error
-        raise CannotStart(f"cannot listen on {where}: {error.strerror or error}") from error
+            text = f"{where} is in use by another nacos-proxy or another program; choose another --port"
+        raise CannotStart(text) from error
     return listener
 
 
@@ -81,7 +73,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _unix(path: Path) -> socket.socket:
+def _listen_unix(path: Path) -> socket.socket:
     exists = os.path.lexists(path)
     if exists and not stat.S_ISSOCK(path.lstat().st_mode):
         raise CannotStart(f"{path} exists and is not a socket; choose another --uds")
@@ -89,18 +81,17 @@ def _unix(path: Path) -> socket.socket:
     try:
         if exists:
             _unlink_if_dead(path)
-        before = os.umask(0o117)  # not chmod afterwards: by then the path may be a symlink to another file
+        before = os.umask(0o117)  # not chmod after bind: by then the path may be a symlink to another file
         try:
             listener.bind(str(path))
         finally:
             os.umask(before)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, CannotStart) as error:
         listener.close()
+        if isinstance(error, CannotStart):
+            raise
         raise CannotStart(f"cannot listen on {path}: {error.strerror or error}") from error
-    except CannotStart:
-        listener.close()
-        raise
     return listener
 
 
@@ -112,7 +103,7 @@ def _unlink_if_dead(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except BlockingIOError:  # the listener is busy
+        except BlockingIOError:  # its backlog is full, so the listener lives
             pass
     raise CannotStart(f"{path} is in use by another nacos-proxy; choose another --uds")
 
@@ -126,15 +117,15 @@ def url_of(listener: socket.socket, *, tls: bool) -> str:
 
 
 def beyond_loopback(listeners: Sequence[socket.socket]) -> list[str]:
-    """Addresses that other hosts can reach. The sockets that systemd passes need not match the settings."""
-    names = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
-    return [name for name in names if not ipaddress.ip_address(name).is_loopback]
+    """The addresses that other hosts can reach. Sockets from systemd may differ from the settings."""
+    addresses = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
+    return [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which also calls `ready`, calls `before_drain` when a stop begins, and reloads on SIGHUP.
+    """uvicorn's server with callbacks: `ready`, `before_drain` when a stop begins, `reload` on SIGHUP.
 
-    It tells systemd its state, where systemd asks for it (Type=notify, WatchdogSec).
+    It reports its state to systemd, if systemd wants that (Type=notify, WatchdogSec).
     """
 
     def __init__(
@@ -142,14 +133,14 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         ready: Callable[[], None],
         before_drain: Callable[[], None],
-        reload: Callable[[], Awaitable[None]],
-        supervisor: Supervisor | None = None,
+        reload: Callable[[], None],
+        supervisor: Supervisor,
     ) -> None:
         super().__init__(config)
         self._ready = ready
         self._before_drain = before_drain
         self._reload = reload
-        self._supervisor = supervisor or Supervisor(SystemClock())
+        self._supervisor = supervisor
         self._notifier: Any = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         self._watchdog: Any = None
 
@@ -168,21 +159,14 @@ class Server(uvicorn.Server):
             self._notifier.notify(state)
 
     def reload(self) -> None:
-        """Starts a reload, as SIGHUP does."""
-
-        async def reload() -> None:
-            self._notify("RELOADING=1")
-            try:
-                await self._reload()
-            finally:  # after a failure, too, or systemd waits for ever
-                self._notify("READY=1")
-
-        self._supervisor.once(reload(), name="reload")
+        self._notify("RELOADING=1")
+        self._supervisor.call("reload", self._reload)
+        self._notify("READY=1")  # after a failure, too, or systemd waits for ever
 
     async def _keep_alive(self) -> None:
-        """Tells systemd twice in each of its intervals that the event loop is alive."""
-        ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if ours else 0.0
+        """Reports to systemd, twice in each of its watchdog intervals, that the event loop is alive."""
+        for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000 if for_us else 0.0
         clock = SystemClock()
         while interval:
             self._notify("WATCHDOG=1")
@@ -203,7 +187,7 @@ class Server(uvicorn.Server):
 
 
 def unlink_own(listeners: Sequence[socket.socket]) -> None:
-    """Removes the Unix sockets that we created. Call it while we listen: later, the path may be another proxy's."""
+    """Removes the Unix sockets that we created. Call it while we listen: later, another proxy may own the path."""
     if _inherited_count():
         return
     for listener in listeners:
@@ -213,7 +197,7 @@ def unlink_own(listeners: Sequence[socket.socket]) -> None:
 
 
 def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
-    """For serving TLS; with `client_ca`, clients must show a certificate. Raises `CannotStart`."""
+    """The context for serving TLS. With `client_ca`, clients must show a certificate. Raises `CannotStart`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     files = f"{certificate} with {key}" if key else str(certificate)
     try:

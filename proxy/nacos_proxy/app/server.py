@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,50 +21,35 @@ from nacos_proxy.app.components import Components, build, build_tenant, finish, 
 from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import guard_policy, loopback
-from nacos_proxy.app.process import (
-    CannotStart,
-    ListenAddress,
-    Server,
-    beyond_loopback,
-    sockets,
-    tls_context,
-    unlink_own,
-    url_of,
-)
+from nacos_proxy.app.process import CannotStart, Server, beyond_loopback, sockets, tls_context, unlink_own, url_of
 from nacos_proxy.app.router import Router, TenantApp, guarded, obey
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
-from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.fastpath.tls import make_tls
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.model.services import Snapshot
-from nacos_proxy.runtime import Clock, SystemClock
+from nacos_proxy.runtime import SystemClock
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.rights import AcceptedCredential, accept_account, accept_token
 from nacos_proxy.wire.nacos.base import ReadService
 
 log = logging.getLogger("nacos_proxy.server")
 
-# Seconds. Nacos clients send heartbeats every 5 s and list every 10 s. With uvicorn's own 5 s, a connection would close
-# at the very moment of the next heartbeat.
+# Seconds. Nacos clients send heartbeats every 5 s and list every 10 s. uvicorn's default of 5 s would close a
+# connection just when the next heartbeat comes.
 KEEP_ALIVE = 30
 
 
 class App:
-    """The ASGI app: fast path, guard, then the router of the proxy itself or of the client's tenant.
-
-    Its lifespan starts and stops the components.
-    """
+    """The ASGI app: fast path, guard, then the router of the proxy itself or of the client's tenant."""
 
     def __init__(self, components: Components) -> None:
         self.components = components
-        self.clock = components.clock
-        self.response_table = components.response_table
         self.router = Router(components, self._lifespan)
         self.tenants: Tenants | None = None
         s = components.settings
@@ -99,14 +83,13 @@ class App:
             await self.router.rest(scope, receive, send)
 
     def end_streams(self) -> None:
-        """The process is about to stop: subscribers are told when to come back."""
+        """Ends the event streams before the process stops, and tells subscribers when to reconnect."""
         self.components.events.close()
         if self.tenants is not None:
             self.tenants.end_streams()
 
     def reload(self, settings: Settings) -> None:
-        """Applies the settings that can change while serving."""
-        obey(self.guard, self.response_table, settings)
+        obey(self.guard, self.components.response_table, settings)
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +109,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAuthenticator:
-    """The `Authenticator` that asks the upstream, unless that is down: polls find out when it is back."""
+    """The `Authenticator` that asks the upstream. It does not ask while the breaker counts the upstream as down."""
 
     components: Components
     upstream: NacosRegistry
@@ -147,7 +130,7 @@ class UpstreamAuthenticator:
 
 
 class AccountTenant:
-    """A `Tenant` made of its own components."""
+    """The `Tenant` of one account."""
 
     def __init__(self, components: Components, router: Router) -> None:
         self._components = components
@@ -155,7 +138,7 @@ class AccountTenant:
         self.app: ASGIApp = TenantApp(router, components, self._listed if components.udp else None)
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
-        """The first list that asks for UDP push opens the socket for it."""
+        """Opens the socket for UDP push at the first list that asks for it."""
         components = self._components
         if call.push is None or components.udp is None:
             return
@@ -183,19 +166,11 @@ class AccountTenant:
         await finish(self._components)
 
 
-class Served(Protocol):
-    """What `uvicorn_config` serves: an ASGI app, and the response table that the fast path shares with it."""
-
-    clock: Clock
-    response_table: ResponseTable
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
-
-
-def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves the app, with our protocol classes."""
+    table, now = app.components.response_table, app.components.clock.now
     limits = ConnectionLimits(s.max_head, max_connections=s.max_connections)
-    protocol = make_protocol(app.response_table, app.clock.now, limits=limits) if s.fast_path else make_limited(limits)
+    protocol = make_protocol(table, now, limits=limits) if s.fast_path else make_limited(limits)
     return uvicorn.Config(
         app,
         http=protocol if tls is None else make_tls(protocol, tls),
@@ -211,9 +186,6 @@ def uvicorn_config(app: Served, s: Settings, tls: ssl.SSLContext | None = None) 
     )
 
 
-# the process
-
-
 def run(loaded: Loaded) -> int:
     """Serves until a signal stops it; returns the exit code. Raises `CannotStart` and `BadSettings`."""
     settings = loaded.settings
@@ -221,7 +193,7 @@ def run(loaded: Loaded) -> int:
     tls = None
     if settings.tls_cert is not None:
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    listeners = sockets(ListenAddress(settings.host, settings.port, settings.uds))
+    listeners = sockets(settings.host, settings.port, settings.uds)
     try:
         check_exposure(settings, listeners)
         app = App(build(settings, SystemClock()))
@@ -230,10 +202,8 @@ def run(loaded: Loaded) -> int:
             listener.close()
         raise CannotStart(str(error)) from error
 
-    print(
-        banner(settings, None if app.components.persistence is None else app.components.persistence.directory),
-        flush=True,
-    )
+    persistence = app.components.persistence
+    print(banner(settings, persistence.directory if persistence else None), flush=True)
 
     def ready() -> None:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]
@@ -241,7 +211,7 @@ def run(loaded: Loaded) -> int:
         lines += [f"status page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
         print("\n".join(lines), flush=True)
 
-    async def reload() -> None:
+    def reload() -> None:
         reload_safely(app, loaded, listeners)
 
     def stopping() -> None:
@@ -255,11 +225,9 @@ def run(loaded: Loaded) -> int:
 
 def banner(s: Settings, directory: Path | None) -> str:
     """The first lines that `serve` prints: version, upstream, where the state is kept."""
-    upstream = (
-        f"{EMBEDDED}; name one with --upstream"
-        if s.embedded
-        else ", ".join(map(shown_origin, s.upstream)) or f"the servers that {shown_origin(s.endpoint)} lists"
-    )
+    upstream = ", ".join(map(shown_origin, s.upstream)) or f"the servers that {shown_origin(s.endpoint)} lists"
+    if s.embedded:
+        upstream = f"{EMBEDDED}; name one with --upstream"
     state = "not kept (disk = false)" if directory is None else str(directory)
     return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"
 
@@ -278,7 +246,7 @@ def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) 
 
 
 def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None:
-    """Raises `CannotStart` if other hosts could connect without an API token: clients can redirect traffic."""
+    """Raises `CannotStart` if other hosts could connect without a token: such clients could redirect traffic."""
     reachable = beyond_loopback(listeners) or ([] if loopback(s) else [s.host])
     if reachable and not s.read_tokens() and not s.insecure:
         raise CannotStart(

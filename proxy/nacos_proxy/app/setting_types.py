@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from nacos_proxy.model.masking import MASK, shown_url
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
-_FORMAT_UNITS = (("d", 172_800.0, 86_400.0), ("h", 3600.0, 3600.0), ("m", 60.0, 60.0), ("s", 1.0, 1.0))
+_FORMAT_UNITS = (("d", 172_800.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0))  # a unit, and from how many seconds on
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 _URL_SETTINGS = ("upstream", "endpoint")
@@ -51,12 +51,12 @@ def _parse_list(value: Any) -> Any:
 
 
 def _join_secrets(value: Any) -> Any:
-    """From a TOML list to the text with commas that a `SecretStr` holds. Errors never quote a secret."""
+    """Joins a TOML list with commas, because the setting is one `SecretStr`. Errors quote no secret."""
     if not isinstance(value, list):
         return value
     given: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
     if not all(isinstance(item, str) for item in given):
-        raise ValueError("each item of the list must be a text in quotes")
+        raise ValueError("each item of the list must be a string in quotes")
     if any("," in item for item in given):
         raise ValueError("an item of the list contains a comma")
     return ",".join(given)
@@ -120,7 +120,6 @@ _KINDS: dict[Any, Kind] = {  # by the parser of a type, else by the type
 
 
 def kind_of(field: FieldInfo) -> Kind:
-    """The kind of a setting, from its type."""
     functions = {item.func for item in field.metadata if isinstance(item, BeforeValidator)}
     if functions:
         return _KINDS[functions.pop()]
@@ -130,7 +129,7 @@ def kind_of(field: FieldInfo) -> Kind:
 
 
 def format_value(value: object, kind: Kind = "text") -> str:
-    """A value as a flag or a variable has it; secrets are masked."""
+    """A value as text for a flag or a variable; secrets are masked."""
     if kind == "duration" and isinstance(value, float):
         return _format_duration(value)
     if kind == "size" and isinstance(value, int):
@@ -148,7 +147,7 @@ def format_value(value: object, kind: Kind = "text") -> str:
 
 
 def display_value(name: str, value: object, kind: Kind) -> str:
-    """As `format_value`; the login in a URL is masked, too."""
+    """As `format_value`, and masks the login in a URL, too."""
     if name in _URL_SETTINGS:
         parts = value if isinstance(value, tuple) else (value,)  # pyright: ignore[reportUnknownVariableType]
         return ",".join(shown_url(str(part)) for part in parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
@@ -158,7 +157,7 @@ def display_value(name: str, value: object, kind: Kind) -> str:
 def _format_duration(seconds: float) -> str:
     if seconds == math.inf:
         return "forever"
-    for unit, least, length in _FORMAT_UNITS:
-        if seconds >= least and seconds % length == 0:
-            return f"{seconds / length:.0f}{unit}"
+    for unit, minimum in _FORMAT_UNITS:
+        if seconds >= minimum and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
     return f"{seconds:.12g}s" if seconds == 0 or seconds > 1 else f"{1000 * seconds:.12g}ms"

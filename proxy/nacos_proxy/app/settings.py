@@ -1,8 +1,7 @@
 """Every setting: its name, type, default and meaning; and where its value comes from.
 
-A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. The
-setting `cache_ttl` is `--cache-ttl`, `NACOS_PROXY_CACHE_TTL`, and `cache_ttl` in the file. An empty variable counts as
-not set, because compose files produce such.
+A flag beats an environment variable `NACOS_PROXY_<NAME>`, which beats the TOML file, which beats the default. An empty
+variable counts as not set, because compose files produce such variables.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from nacos_proxy.app.setting_types import (
     ContextPath,
@@ -65,12 +63,10 @@ def _setting(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, **constraints)
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings. Durations are seconds, or text such as 500ms, 5s, 24h, forever; sizes are bytes, or 64KiB."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", enable_decoding=False, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     # listening
     host: str = _setting("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
@@ -79,13 +75,9 @@ class Settings(BaseSettings):
     context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
     tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
     tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
-    tls_client_ca: OptionalPath = _setting(
-        None, "PEM file with certificate authorities; clients must have a certificate of one of them."
-    )
+    tls_client_ca: OptionalPath = _setting(None, "PEM file of authorities that must sign client certificates.")
     # upstream
-    upstream: TextList = _setting(
-        ("embedded",), "Nacos servers, separated by commas; 'embedded': a registry in this process."
-    )
+    upstream: TextList = _setting(("embedded",), "Comma-separated Nacos servers; 'embedded': a registry in the proxy.")
     require_upstream: bool = _setting(False, "Refuse to start with the embedded registry.")
     endpoint: Url = _setting("", "URL of an address server, which lists the Nacos servers, one per line.")
     namespace: str = _setting("", "Namespace for the client commands; empty: public.")
@@ -93,7 +85,7 @@ class Settings(BaseSettings):
     password: SecretStr = _setting(SecretStr(""), "Password of username.")
     password_file: OptionalPath = _setting(None, "File that contains the password, instead of password.")
     auth: Literal["proxy", "client"] = _setting(
-        "proxy", "Account for calls to the upstream: that of the proxy, or that of each client."
+        "proxy", "Account for upstream calls: the proxy's, or each client's own."
     )
     identity_key: str = _setting("", "Header by which Nacos servers recognise each other.")
     identity_value: SecretStr = _setting(SecretStr(""), "Value of the header identity_key.")
@@ -106,9 +98,7 @@ class Settings(BaseSettings):
     upstream_context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API of the upstream; / for none.")
     upstream_timeout: Duration = _setting(5.0, "How long a call to the upstream may take, after it is connected.")
     upstream_connect_timeout: Duration = _setting(1.0, "How long connecting to the upstream may take.")
-    upstream_tls_ca: OptionalPath = _setting(
-        None, "PEM file with certificate authorities for the upstream, instead of the system's."
-    )
+    upstream_tls_ca: OptionalPath = _setting(None, "PEM file of authorities for the upstream; unset: the system's.")
     upstream_tls_cert: OptionalPath = _setting(None, "PEM file with the client certificate for the upstream.")
     upstream_tls_key: OptionalPath = _setting(None, "PEM file with the key of upstream_tls_cert.")
     upstream_tls_sni: str = _setting("", "Name in the upstream's certificate, if it is not the host name.")
@@ -120,30 +110,19 @@ class Settings(BaseSettings):
     push_udp_port: int = _setting(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
     breaker_failures: int = _setting(3, "Consecutive failures after which the upstream counts as down.", ge=1)
     breaker_longest: Duration = _setting(5.0, "Maximum time between two probes of an upstream that is down.")
-    outage_writes: bool = _setting(
-        True, "Accept writes of ephemeral instances while the upstream is down, and send them later."
-    )
+    outage_writes: bool = _setting(True, "During an outage, accept writes of ephemeral instances and send them later.")
     # cache
     cache_ttl: Duration = _setting(10.0, "How long a snapshot of a service is fresh.")
     cache_negative_ttl: Duration = _setting(2.0, "How long a snapshot is fresh if the service never had an instance.")
-    cache_stale_if_error: Duration = _setting(
-        86_400.0, "How long a stale snapshot may be served while it cannot be refreshed."
-    )
-    cache_max_services: int = _setting(10_000, "Maximum number of services in the cache.", ge=1)
-    cache_max_unknown: int = _setting(
-        1_000, "Maximum number of services in the cache that never had an instance.", ge=1
-    )
-    cold_wait: Duration = _setting(
-        2.5, "How long a read that is not in the cache, or a heartbeat, waits for the upstream."
-    )
+    cache_stale_if_error: Duration = _setting(86_400.0, "How long a stale snapshot may be served if refreshing fails.")
+    cache_max_services: int = _setting(10_000, "Maximum number of cached services.", ge=1)
+    cache_max_unknown: int = _setting(1_000, "Maximum number of cached services that never had an instance.", ge=1)
+    cold_wait: Duration = _setting(2.5, "How long an uncached read, or a heartbeat, waits for the upstream.")
     overlay_grace: Duration = _setting(3.0, "How long an accepted write stays visible until the upstream lists it.")
     empty_list_share: float = _setting(
-        0.5,
-        "After an outage, a list that loses more than this share of the instances is read again first.",
-        ge=0,
-        le=1,
+        0.5, "After an outage, a list that loses more than this share of the instances is read again first.", ge=0, le=1
     )
-    empty_list_confirm: Duration = _setting(5.0, "How soon such a list is read again.")
+    empty_list_confirm: Duration = _setting(5.0, "How soon a list with such a loss is read again.")
     # refreshing the cache
     poll_interval_subscribed: Duration = _setting(1.0, "How often a service with subscribers is polled.")
     poll_interval_read: Duration = _setting(5.0, "How often a service without subscribers is polled.")
@@ -159,25 +138,19 @@ class Settings(BaseSettings):
     udp_push: bool = _setting(True, "Push changes by UDP to legacy clients that ask for it.")
     udp_push_allow: Networks = _setting((), "Networks that may receive UDP push, besides this host.")
     # access and limits
-    tokens: SecretList = _setting(
-        SecretStr(""), "API tokens, separated by commas: right:token, with the right read, write or admin."
-    )
+    tokens: SecretList = _setting(SecretStr(""), "Comma-separated API tokens: read:TOKEN, write:TOKEN or admin:TOKEN.")
     tokens_file: OptionalPath = _setting(None, "File with API tokens, one right:token per line.")
     insecure: bool = _setting(False, "Start without an API token, even if other hosts can connect.")
     allowed_hosts: TextList = _setting((), "Allowed values of the Host header, besides this host's names; '*' for any.")
     cors_origins: TextList = _setting((), "Origins of web pages that may use the API; '*' for any.")
-    max_connections: int = _setting(
-        0, "Maximum number of open connections, TLS handshakes included; 0: what the system allows.", ge=0
-    )
+    max_connections: int = _setting(0, "Maximum open connections, with TLS handshakes; 0: the system's limit.", ge=0)
     max_head: Size = _setting(65_536, "Maximum size of a request line with headers.")
     max_body: Size = _setting(1 << 20, "Maximum size of a request body of the naming API.")
     subscribers_per_client: int = _setting(
-        20_000, "Maximum number of event streams of one address; with auth = client, of one account there.", ge=1
+        20_000, "Maximum event streams of one address; with auth = client, of one account at one address.", ge=1
     )
     services_per_client: int = _setting(500, "Maximum number of services of one event stream.", ge=1)
-    watched_per_client: int = _setting(
-        10_000, "Maximum number of services of all event streams of one address or account.", ge=1
-    )
+    watched_per_client: int = _setting(10_000, "Maximum services in all event streams of an address or account.", ge=1)
     # state and process
     state_dir: Path = Field(
         default_factory=lambda: user_state_path("nacos-proxy"), description="Directory for the last known state."
@@ -191,19 +164,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
     log_format: Literal["text", "json"] = _setting("text", "Format of log lines.")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
     @model_validator(mode="after")
-    def _fit_together(self) -> Settings:
+    def _check_combinations(self) -> Settings:
         for needs, needed in (
             ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"), ("upstream_tls_key", "upstream_tls_cert"),
             ("identity_value", "identity_key"), ("password", "username"), ("password_file", "username"),
@@ -213,9 +175,7 @@ class Settings(BaseSettings):
         if self.password_file is not None and self.password.get_secret_value():
             raise ValueError("password and password_file are both set; choose one")
         if self.auth == "client" and self.username:
-            raise ValueError(
-                "username is set, which only auth = proxy uses; auth = client uses the account of each client"
-            )
+            raise ValueError("username is for auth = proxy; with auth = client, clients use accounts of their own")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream contains servers and 'embedded'; choose one")
         if self.require_upstream and self.embedded:
@@ -256,7 +216,7 @@ def _token(line: str) -> TokenRight:
 
 
 def _read(file: Path, what: str) -> str:
-    """Refuses a file that everybody can write: they could give themselves any right. Reading is up to the operator."""
+    """The text of a file. Refuses a file that everybody can write: any user could give themselves every right."""
     try:
         with file.open() as opened:
             mode = os.fstat(opened.fileno()).st_mode
@@ -279,7 +239,7 @@ class Row(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The settings and where each came from: flags, environment, or `file`."""
+    """The settings, and the source of each that is not the default: a flag, the environment or `file`."""
 
     settings: Settings
     sources: Mapping[str, str]
@@ -287,7 +247,7 @@ class Loaded(NamedTuple):
     file: Path | None
 
     def reload(self) -> Loaded:
-        """The same flags, with the environment and the file as they are now. Raises `BadSettings`."""
+        """Reads the environment and the file again, and keeps the flags. Raises `BadSettings`."""
         return load(self.flags, self.file)
 
     def rows(self) -> list[Row]:
@@ -304,7 +264,7 @@ class Loaded(NamedTuple):
 
 
 def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """From flags, environment and a file: `file`, else NACOS_PROXY_CONFIG, else the user's. Raises `BadSettings`."""
+    """Reads flags, environment and a file: `file`, else NACOS_PROXY_CONFIG, else the user's. Raises `BadSettings`."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     file = file or _default_file(environ)
@@ -328,22 +288,21 @@ def load(flags: Mapping[str, Any], file: Path | None = None, environ: Mapping[st
 
 
 def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
-    """A warning for each variable whose name looks like that of a setting and is not."""
-    given = (name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX))
-    found: list[str] = []
-    for name in given:
+    """A warning for each variable whose name is almost that of a setting."""
+    warnings: list[str] = []
+    for name in (variable.removeprefix(PREFIX) for variable in environ if variable.startswith(PREFIX)):
         near = difflib.get_close_matches(name.lower(), Settings.model_fields, 1, cutoff=0.85)
         if near and name.lower() not in Settings.model_fields and name not in OTHER_VARIABLES:
-            found.append(f"{PREFIX}{name} is not a setting and has no effect; did you mean {PREFIX}{near[0].upper()}?")
-    return found
+            suggestion = f"{PREFIX}{near[0].upper()}"
+            warnings.append(f"{PREFIX}{name} is not a setting and has no effect; did you mean {suggestion}?")
+    return warnings
 
 
 def _default_file(environ: Mapping[str, str]) -> Path | None:
-    named = environ.get(PREFIX + "CONFIG")
-    if named:
+    if named := environ.get(PREFIX + "CONFIG"):
         return Path(named)
-    usual = user_config_path("nacos-proxy") / "config.toml"
-    return usual if usual.is_file() else None
+    users = user_config_path("nacos-proxy") / "config.toml"
+    return users if users.is_file() else None
 
 
 def _toml(file: Path) -> dict[str, Any]:
@@ -361,10 +320,6 @@ def _toml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _shown_value(name: str, value: object) -> object:
-    return display_value(name, value, "text") if isinstance(value, str) else value
-
-
 def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     lines: list[str] = []
     for problem in error.errors():
@@ -373,7 +328,8 @@ def _explain(error: ValidationError, values: Mapping[str, Any], sources: Mapping
             lines.append(f"{reason}.")
             continue
         name = str(problem["loc"][0])
-        field = Settings.model_fields[name]
-        given = "" if kind_of(field) == "secret" else f" {_shown_value(name, values.get(name))!r}"
+        field, value = Settings.model_fields[name], values.get(name)
+        shown = display_value(name, value, "text") if isinstance(value, str) else value
+        given = "" if kind_of(field) == "secret" else f" {shown!r}"
         lines.append(f"{name}{given} ({sources.get(name, 'default')}): {reason}. {field.description or ''}")
     return "\n".join(lines)

@@ -1,19 +1,14 @@
 """Tenants (`auth = client`): separate components for each account that the upstream accepts.
 
 A client with credentials reads from a catalog that only its own account filled, and writes with that account. So
-nobody sees what the upstream would not show them.
+nobody sees more than the upstream would show them.
 
-    a tenant is | from                                        | until
-    ------------+---------------------------------------------+----------------------------------------------------
-    opening     | the first request with the credentials      | the upstream accepted or refused them
-    open        | the upstream accepted the credentials       | it was idle for `idle` seconds, another tenant
-                |                                             | needs its place, or the upstream refuses its token
-    busy        | it has requests, streams, managed instances | the last of them ended
+The first request with some credentials opens their tenant. A tenant without requests, streams and managed instances
+ends after `idle` seconds, or when another tenant needs its place. Any tenant ends when the upstream refuses its token.
 
 Refused credentials are refused from memory for a while, longer each time. An address with `max_refusals` recent
 refusals must wait before it can try others. Tokens from a login through this proxy, and credentials that were accepted
-before, do not count as guesses. Credentials are remembered only as a keyed digest; a password is gone when its request
-is.
+before, do not count as guesses. Only a keyed digest of credentials is remembered.
 """
 
 from __future__ import annotations
@@ -35,31 +30,22 @@ from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.own_tokens import own_token_test
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.model.backoff import Backoff
-from nacos_proxy.model.errors import (
-    BadCall,
-    NothingKnown,
-    ProxyError,
-    Reason,
-    Refused,
-    UpstreamError,
-    Violation,
-    is_denied,
-)
+from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, UpstreamError, Violation
 from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
 from nacos_proxy.upstream.nacos.rights import AcceptedCredential
 
-_MAX_REFUSAL_BODY = 4096  # bytes of a refusal that are kept
+_MAX_REFUSAL_BODY = 4096  # bytes; of a longer refusal only the text is kept
 _REFUSAL_BACKOFF = Backoff(initial=5.0, maximum=60.0)  # how long credentials are refused from memory
 
 
 @dataclass(frozen=True, slots=True)
 class TenantsPolicy:
-    """Seconds and numbers.
+    """Durations are seconds.
 
     wait: how long the first request of a tenant waits for the upstream.
-    max_refusals, forgiven_after: an address may have so many refusals; one of them is forgotten every so many seconds.
+    max_refusals: recent refusals after which an address must wait; one is forgotten every `forgiven_after` seconds.
     max_attempts: how many credentials of one address may be checked at the same time.
-    renewal_retry: how soon a login that could not be renewed is tried again.
+    renewal_retry: how soon a failed renewal of a login is tried again.
     max_remembered: entries in each memory of refused credentials, accepted credentials and addresses.
     """
 
@@ -76,14 +62,14 @@ class TenantsPolicy:
 
 @dataclass(slots=True)
 class TenantCounts:
-    """`open` tenants now, and how many requests were refused for their credentials."""
+    """The number of open tenants, and of requests refused for their credentials so far."""
 
     open: int = 0
     refused: int = 0
 
 
 class Tenant(Protocol):
-    """The components of one account behind an app for its requests."""
+    """An ASGI app for the requests of one account, and its components."""
 
     @property
     def app(self) -> ASGIApp: ...
@@ -95,21 +81,21 @@ class Tenant(Protocol):
 
     @property
     def last_read(self) -> float:
-        """When it last gave an answer, including prepared answers for which no request came here."""
+        """When it last gave an answer, including those that the fast path gave."""
         ...
 
     def end(self, error: Refused | None) -> None:
-        """Ends its streams. With `error`: the account may not see anything any more, so drop prepared answers, too."""
+        """Ends its streams; with `error`, drops prepared answers, too: the account may not see anything any more."""
         ...
 
     async def close(self) -> None: ...
 
 
 class Authenticator(Protocol):
-    """The upstream, as far as tenants need it."""
+    """Checks credentials and makes tenants."""
 
     async def authenticate(self, credentials: ClientCredentials) -> AcceptedCredential | None:
-        """What the upstream granted; None if it does not ask for accounts. Raises `UpstreamError`."""
+        """Returns None if the upstream needs no account. Raises `UpstreamError`."""
         ...
 
     async def open(self, granted: AcceptedCredential, refused: Callable[[Refused], None]) -> Tenant:
@@ -119,9 +105,9 @@ class Authenticator(Protocol):
 
 @dataclass(slots=True)
 class _TenantSlot:
-    """A tenant with its bookkeeping. `tenant` is None if the upstream does not ask for accounts, and after the end.
+    """Credentials and their tenant, which is None if the upstream needs no account, and after the tenant's end.
 
-    `requests` are those under way; `error` is why the tenant ended.
+    `requests` counts requests under way; `error` is why the upstream no longer accepts the credentials.
     """
 
     key: bytes
@@ -142,10 +128,7 @@ class _TenantSlot:
 
 @dataclass(frozen=True, slots=True)
 class TenantRequest:
-    """A request and the app that answers it; `app` None: that of clients without an account.
-
-    Call `release` once, when the request ends.
-    """
+    """A request and the app that answers it, None if the client has no account. Call `release` when it ends."""
 
     app: ASGIApp | None
     scope: Scope
@@ -169,9 +152,9 @@ class Tenants:
         policy: TenantsPolicy,
         clock: Clock,
         supervisor: Supervisor,
-        counts: TenantCounts | None = None,
+        counts: TenantCounts,
     ) -> None:
-        self.counts = counts or TenantCounts()
+        self.counts = counts
         self._authenticator = authenticator
         self._policy = policy
         self._clock = clock
@@ -180,9 +163,9 @@ class Tenants:
         self._slots: dict[bytes, _TenantSlot] = {}  # the most recently used one is the last
         self._opening: dict[bytes, asyncio.Task[_TenantSlot | ProxyError]] = {}
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(policy.max_remembered)
-        self._trusted: LRUCache[bytes, None] = LRUCache(policy.max_remembered)  # issued or accepted before: no guesses
+        self._trusted: LRUCache[bytes, None] = LRUCache(policy.max_remembered)  # issued or accepted before
         self._attempts: Counter[str] = Counter()  # under way, by address
-        self._refusals_of: LRUCache[str, tuple[float, float]] = LRUCache(policy.max_remembered)  # number, and when
+        self._refusals_of: LRUCache[str, tuple[float, float]] = LRUCache(policy.max_remembered)  # count, time of count
         self._sweeping: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -201,9 +184,9 @@ class Tenants:
         if credentials.too_long:
             raise Refused(Reason.NO_RIGHT, "token invalid!", status=403)
         while (slot := await self._slot(credentials, client_of(scope))).ended:
-            pass  # it ended before this request had its turn
+            pass  # it ended while this request waited for it
         if credentials.password:
-            scope = {**scope}  # the fast path must not see this request marked as cacheable: it would keep the password
+            scope = {**scope}  # hides the mark "cacheable" from the fast path, which would keep the password
         slot.requests += 1
         app = None if slot.tenant is None else slot.tenant.app
         return TenantRequest(app, scope, receive, lambda: self._release(slot))
@@ -225,8 +208,8 @@ class Tenants:
             return slot
         opening = self._opening.get(key)
         if opening is None:
-            guess = self._check_limits(key, address)
-            opening = self._opening[key] = spawn(self._open(key, credentials, address, guess), name="tenant")
+            is_guess = self._check_limits(key, address)
+            opening = self._opening[key] = spawn(self._open(key, credentials, address, is_guess), name="tenant")
             self._attempts[address] += 1
             opening.add_done_callback(lambda _: self._opened(key, address))
         await at_most(self._clock, self._policy.wait, opening)
@@ -247,11 +230,11 @@ class Tenants:
         return hmac.digest(self._digest_key, text.encode(), "sha256")
 
     def trust(self, token: str) -> None:
-        """The upstream has just issued this token to a client, so it does not count as a guess."""
+        """Call it with each token that the upstream issues to a client: such tokens do not count as guesses."""
         self._trusted[self._digest(ClientCredentials(token))] = None
 
     def _check_limits(self, key: bytes, address: str) -> bool:
-        """Raises if the upstream must not be asked now; else whether a refusal counts against the address."""
+        """Raises if the upstream must not be asked now. Returns whether a refusal counts against the address."""
         now, refusal = self._clock.now(), self._refusals.get(key)
         if refusal is not None and now < refusal.until:
             self.counts.refused += 1
@@ -270,12 +253,11 @@ class Tenants:
         return True
 
     def _recent_refusals(self, address: str) -> float:
-        """How many refusals of an address are not forgotten yet."""
         count, since = self._refusals_of.get(address, (0.0, self._clock.now()))
         return max(0.0, count - (self._clock.now() - since) / self._policy.forgiven_after)
 
     async def _open(
-        self, key: bytes, credentials: ClientCredentials, address: str, guess: bool
+        self, key: bytes, credentials: ClientCredentials, address: str, is_guess: bool
     ) -> _TenantSlot | ProxyError:
         try:
             granted = await self._authenticator.authenticate(credentials)
@@ -284,8 +266,8 @@ class Tenants:
             if granted is not None:
                 slot.tenant = await self._authenticator.open(granted, lambda error: self._end(slot, error))
         except UpstreamError as error:
-            if is_denied(error) and isinstance(error, Refused):
-                self._remember_refusal(key, error, address if guess else None)
+            if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
+                self._remember_refusal(key, error, address if is_guess else None)
                 return _copy(error)
             return _cannot_ask(str(error))
         except ProxyError as error:
@@ -312,8 +294,6 @@ class Tenants:
             count = min(self._recent_refusals(address) + 1, 2.0 * self._policy.max_refusals)
             self._refusals_of[address] = (count, now)
 
-    # renewal of a login
-
     async def _renew_if_due(
         self, slot: _TenantSlot, granted: AcceptedCredential, credentials: ClientCredentials
     ) -> None:
@@ -331,16 +311,14 @@ class Tenants:
         try:
             fresh = await self._authenticator.authenticate(credentials)
         except UpstreamError as error:
-            if is_denied(error) and isinstance(error, Refused):
+            if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
                 self._end(slot, error)
             return
         if fresh is not None:
             granted.renew(fresh)
 
-    # ends
-
     def _end(self, slot: _TenantSlot, error: Refused | None = None) -> None:
-        """`error`: the upstream does not accept the token any more; the next request asks it again."""
+        """With `error`, the upstream no longer accepts the token; the next request asks it again."""
         if slot.ended:
             return
         slot.ended, slot.error = True, error
@@ -357,18 +335,17 @@ class Tenants:
             self._supervisor.once(tenant.close(), name="tenant's end")
 
     def _make_room(self) -> None:
-        """Ends the least recently used tenant of the address that has most of them, if there are too many."""
+        """If all places are taken, ends the least recently used idle tenant of the address that has most tenants."""
         if len(self._slots) < self._policy.max_tenants:
             return
         tenants_of = Counter(slot.address for slot in self._slots.values())
-        free = [slot for slot in self._slots.values() if not slot.busy]
-        if not free:
-            text = f"all of the {self._policy.max_tenants} accounts that can be served at a time are in use"
+        idle = [slot for slot in self._slots.values() if not slot.busy]
+        if not idle:
+            text = f"the maximum of {self._policy.max_tenants} accounts is in use; try again later"
             raise BadCall("", Violation.OTHER, text, status=429)
-        self._end(max(free, key=lambda slot: tenants_of[slot.address]))
+        self._end(max(idle, key=lambda slot: tenants_of[slot.address]))
 
     async def _sweep(self) -> None:
-        """Ends idle tenants; without this, only another request would."""
         clock, idle = self._clock, self._policy.idle
         while self._slots:
             await clock.sleep_until(clock.now() + idle / 10)
@@ -396,12 +373,9 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def __repr__(self) -> str:
-        return f"<Tenants {len(self)} of {self._policy.max_tenants}, {len(self._opening)} opening>"
-
 
 def _copy(error: Refused) -> Refused:
-    """An error that was raised refers to its stack frames, and by them to the password."""
+    """A copy without the traceback, whose stack frames hold the password."""
     copy = Refused(error.reason, error.text, status=error.status)
     if len(error.body) <= _MAX_REFUSAL_BODY:
         copy.dialect, copy.content_type, copy.body = error.dialect, error.content_type, error.body
@@ -411,5 +385,5 @@ def _copy(error: Refused) -> Refused:
 def _cannot_ask(reason: str) -> NothingKnown:
     return NothingKnown(
         f"the upstream cannot be asked about this account ({reason}); try again when it answers. "
-        "Until then, only accounts that it accepted before are served"
+        "Until then, the proxy serves only accounts that the upstream accepted before"
     )

@@ -1,7 +1,6 @@
-"""What the commands for a running proxy share: their options, and how answers are printed.
+"""Shared by the commands for a running proxy: options, and output as tables or JSON (`--json`).
 
-Output is tables for people, or one JSON object per line (`--json`). Anybody can register text, so control characters
-are escaped.
+Control characters in texts of other users are escaped.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import functools
 import json
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,51 +25,45 @@ from nacos_proxy.cli.rest_client import RestClient, address_segment
 from nacos_proxy.model.services import address_of as plain_address_of
 
 EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no proxy answers."
-WIDE = 10_000  # columns if the output is not a terminal: lines must not be folded
+WIDE = 10_000  # columns if the output is not a terminal, so that no line is folded
 
 
-class AddressParameter(click.ParamType[str]):
-    """`ip:port`, an IPv6 address in brackets."""
+class Parameter(click.ParamType[Any]):
+    """The type of an option or argument. `parse` raises `ValueError` with the message for the user."""
 
-    name = "IP:PORT"
+    def __init__(self, name: str, parse: Callable[[Any], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            address_segment(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-
-class DurationParameter(click.ParamType[float]):
-    """A duration, in seconds or as 500ms, 5s, 1m."""
-
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return float(parse_duration(value))
+            return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class WeightParameter(click.ParamType[float]):
-    """A finite number; the proxy checks its range."""
+def _parse_address(value: str) -> str:
+    address_segment(value)
+    return value
 
-    name = "NUMBER"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return weight
+def _parse_weight(value: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ValueError(f"{value!r} is not a number")
+    return weight
+
+
+ADDRESS = Parameter("IP:PORT", _parse_address)
+DURATION = Parameter("DURATION", parse_duration)
+WEIGHT = Parameter("NUMBER", _parse_weight)  # the proxy checks its range
 
 
 class Session:
-    """First argument of each client command: the proxy, `scope` (namespace and group), and how to print."""
+    """The first argument of each client command. Its calls are about `scope`, a namespace and a group."""
 
     def __init__(self, client: RestClient, namespace: str, group: str, as_json: bool) -> None:
         self.client = client
@@ -81,7 +75,7 @@ class Session:
         self.client.call(method, path, {**self.scope, **query}, body)
 
     def json(self, method: str, path: str, body: object = None, **query: str) -> Any:
-        """The JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
+        """Returns the JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
         return self.client.json(method, path, {**self.scope, **query}, body)
 
     def show(self, body: Any, print_for_people: Callable[[], None]) -> None:
@@ -90,7 +84,7 @@ class Session:
         else:
             print_for_people()
         if self.client.local:
-            warn("Nacos is down: the proxy accepted this by itself and will send changes to Nacos when it is back.")
+            warn("Nacos is down. The proxy accepted this by itself and will send changes to Nacos when it is back.")
 
 
 def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -138,9 +132,9 @@ def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def console() -> Console:
-    """A console on standard output: colours on a terminal only; with NO_COLOR no styles at all."""
-    made = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
-    return made if made.is_terminal else Console(width=WIDE)
+    """A console on standard output: styles on a terminal only, and no colours with NO_COLOR."""
+    console = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
@@ -156,7 +150,7 @@ def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
 
 def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str) -> Text:
     """A changed instance as one line."""
-    cells = "  ".join(str(cell) for cell in _cells(host) if str(cell))
+    cells = "  ".join(cell.plain for cell in _cells(host) if cell)
     return Text(f"{sign} {printable(name)}  {cells}  ({source})", colour)
 
 
@@ -178,7 +172,16 @@ def _cells(host: dict[str, Any]) -> tuple[Text, ...]:
     )
 
 
+def can_bind(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
 def warn(text: object) -> None:
-    """Prints a warning on standard error."""
     click.secho(f"nacos-proxy: {printable(str(text))}", fg="yellow", err=True)
     sys.stderr.flush()

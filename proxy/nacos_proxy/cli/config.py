@@ -45,20 +45,16 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
         field = Settings.model_fields[name]
         flag = f"--{name.replace('_', '-')}"
         text = f"{field.description} [{_default(name) or 'none'}]"
-        if kind_of(field) == "switch":
+        kind = kind_of(field)
+        if kind == "switch":
             option = click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=text)
         else:
-            option = click.option(flag, name, default=None, metavar=_metavar(name), help=text)
+            metavar = f"[{'|'.join(get_args(field.annotation))}]" if kind == "choice" else kind.upper()
+            option = click.option(flag, name, default=None, metavar=metavar, help=text)
         function = option(function)
     for name in REMOVED:
         function = click.option(f"--{name.replace('_', '-')}", name, default=None, hidden=True)(function)
     return click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")(function)
-
-
-def _metavar(name: str) -> str:
-    field = Settings.model_fields[name]
-    kind = kind_of(field)
-    return f"[{'|'.join(get_args(field.annotation))}]" if kind == "choice" else kind.upper()
 
 
 def _default(name: str) -> str:
@@ -70,8 +66,8 @@ def _default(name: str) -> str:
 
 def loaded_from(file: Path | None, flags: dict[str, Any]) -> Loaded:
     """The settings, with the flags from click; warns of misspelt variables. Raises `BadSettings`."""
-    for sentence in misspelt_variables(os.environ):
-        click.secho(f"nacos-proxy: {sentence}", fg="yellow", err=True)
+    for warning in misspelt_variables(os.environ):
+        click.secho(f"nacos-proxy: {warning}", fg="yellow", err=True)
     return load({name: value for name, value in flags.items() if value is not None}, file)
 
 
@@ -99,7 +95,7 @@ def config(file: Path | None, form: str | None, **flags: Any) -> None:
 
 
 def as_toml(loaded: Loaded) -> str:
-    """A configuration file with the same effect. Secrets, and settings that are not set, are comments."""
+    """A configuration file with the same effect. Secrets and unset settings are commented out."""
     lines: list[str] = []
     for row in loaded.rows():
         kind = kind_of(Settings.model_fields[row.name])
@@ -110,7 +106,6 @@ def as_toml(loaded: Loaded) -> str:
 
 
 def documentation() -> str:
-    """The text of docs/configuration.md."""
     rows: list[str] = []
     for name, field in Settings.model_fields.items():
         default = _default(name)

@@ -1,4 +1,4 @@
-"""`nacos-proxy demo`: what the proxy does, step by step, as curl commands; with the embedded registry."""
+"""`nacos-proxy demo`: shows what the proxy does, step by step, as curl commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import click
 
-from nacos_proxy.cli.client_options import console
+from nacos_proxy.cli.client_options import can_bind, console
 from nacos_proxy.cli.rest_client import RestClient
 
 SERVICE = "shop"  # not used in README.md, whose commands must work at the same time
@@ -45,22 +44,14 @@ def demo(port: int, once: bool) -> None:
 
 
 def _free(port: int) -> int:
-    for candidate in (*range(port, port + 20), 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    return 0
+    return next((candidate for candidate in range(port, port + 20) if can_bind("127.0.0.1", candidate)), 0)
 
 
 @contextmanager
 def _serving(port: int, state: str) -> Generator[str, None, None]:
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--upstream", "embedded", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--state-dir", state, "--log-level", "warning"]
-    # The demo ignores the settings of a real proxy. In its own session, Ctrl-C does not reach it: we stop it.
+    # The demo ignores the settings of a real proxy. It is in a session of its own, so that only we stop it, not Ctrl-C.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
     clean["NACOS_PROXY_CONFIG"] = os.devnull
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean, start_new_session=True) as process:
@@ -92,11 +83,11 @@ class Demo:
         self._title("3. The same read again, from memory.")
         self._curl("GET", f"{V1}/list?serviceName={SERVICE}", headers=True, body=False)
         self._title("4. A subscriber gets events when a weight changes and an instance leaves.")
-        with self._listening() as expect:
+        with self._subscribed() as print_next_change:
             self._curl("PATCH", f"/api/v1/services/{SERVICE}/instances/10.0.0.1:8080", {"weight": 5})
-            expect("change")
+            print_next_change()
             self._curl("DELETE", f"{V1}?serviceName={SERVICE}&ip=10.0.0.2&port=8080")
-            expect("change")
+            print_next_change()
         self._title("5. A load balancer picks one instance.")
         self._curl("GET", f"/api/v1/services/{SERVICE}/pick?format=text")
 
@@ -120,23 +111,22 @@ class Demo:
             show(reply.text)
 
     @contextmanager
-    def _listening(self) -> Generator[Callable[[str], None], None, None]:
+    def _subscribed(self) -> Generator[Callable[[], None], None, None]:
         click.secho(f"$ curl -N {shlex.quote(f'{self._url}/api/v1/events?service={SERVICE}')} &", fg="yellow")
         with closing(self._client.events({"service": SERVICE})) as events:
             _, kind, data = next(events)
             click.secho(f"  event: {kind}, {len(data['hosts'])} instances", fg="green")
 
-            def expect(wanted: str) -> None:
-                kind, data = next((kind, data) for _, kind, data in events if kind == wanted)
-                fields = [name for name in ("added", "modified", "removed") if data[name]]
-                hosts = {name: [_brief(host) for host in data[name]] for name in fields}
-                click.secho(f"  event: {kind}, {json.dumps(hosts)}", fg="green")
+            def print_next_change() -> None:
+                change = next(data for _, kind, data in events if kind == "change")
+                hosts = {
+                    name: [f"{host['ip']}:{host['port']} weight {host['weight']:g}" for host in change[name]]
+                    for name in ("added", "modified", "removed")
+                    if change[name]
+                }
+                click.secho(f"  event: change, {json.dumps(hosts)}", fg="green")
 
-            yield expect
-
-
-def _brief(host: dict[str, Any]) -> str:
-    return f"{host['ip']}:{host['port']} weight {host['weight']:g}"
+            yield print_next_change
 
 
 def show(text: str) -> None:

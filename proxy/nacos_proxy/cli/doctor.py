@@ -1,4 +1,4 @@
-"""`nacos-proxy doctor`: checks what the proxy needs, and prints a line for each check and what to do if it fails."""
+"""`nacos-proxy doctor`: runs checks and prints a line for each, with what to do if it failed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nacos_proxy.app.logs import printable
 from nacos_proxy.app.policies import nacos_policy
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateFile, StateLocked
+from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
 from nacos_proxy.model.calls import ListServices, ServerState
 from nacos_proxy.model.errors import ProxyError, Reason, Refused
@@ -56,7 +57,7 @@ def examine(settings: Settings) -> int:
 async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
     """Checks each server of the upstream. Raises `BadSettings`."""
     if s.embedded:
-        seen = "the embedded registry, which is for development, without Nacos"
+        seen = "the embedded registry, which is for development and uses no Nacos"
         return [Finding("upstream", False, seen, "set upstream to your Nacos, such as http://10.0.0.1:8848")]
     policy = nacos_policy(s)
     try:
@@ -64,12 +65,12 @@ async def upstream_findings(s: Settings, clock: Clock) -> list[Finding]:
     except ValueError as error:
         return [Finding("upstream", False, str(error), "write it like http://10.0.0.1:8848")]
     try:
-        if s.endpoint:  # the first call fetches the list of servers, even if it fails itself
+        if s.endpoint:  # the first call fetches the list of servers, even if the call fails
             await registry.send(ServerState())
     except ProxyError as error:
         if not registry.servers.all:
             seen = f"{shown_url(s.endpoint)} lists no server: {error}"
-            return [Finding("endpoint", False, seen, "try it with curl")]
+            return [Finding("endpoint", False, seen, "request this URL with curl")]
     finally:
         await registry.close()
     findings: list[Finding] = []
@@ -113,12 +114,10 @@ async def _login_finding(registry: NacosRegistry, url: str, s: Settings) -> Find
         if error.reason is Reason.GONE:
             todo = "set upstream_context_path to the path of its API, or append the path to the URL"
             return Finding("API", False, f"there is no Nacos API at {urlsplit(url).path or '/'}: {error}", todo)
-        todo = (
-            "set username and password_file" if not s.username else f"check the password and rights of {s.username!r}"
-        )
+        todo = f"check the password and rights of {s.username!r}" if s.username else "set username and password_file"
         return Finding("login", False, f"reading services was refused: {error}", todo)
     except ProxyError as error:
-        return Finding("login", False, str(error), "see the line above")
+        return Finding("login", False, str(error), "see the result for the upstream")
     account = f"as {s.username!r}" if s.username else "without an account"
     return Finding("login", True, f"services can be read {account} ({page.count} in DEFAULT_GROUP)")
 
@@ -129,7 +128,7 @@ def _host_and_port(url: str) -> tuple[str, int]:
 
 
 def push_finding(host: str, port: int, wanted: str, version: str = "") -> Finding:
-    """Whether the gRPC port is open. If not, polling finds changes, so that is a failure only if `wanted` is `on`."""
+    """Whether the gRPC port is open. If it is closed, polling finds changes, so this fails only if `wanted` is `on`."""
     if wanted == "off":
         return Finding("push port", True, "not used (push = off); changes are found by polling")
     forced = wanted == "on"
@@ -185,16 +184,16 @@ def state_finding(s: Settings) -> Finding:
         todo = "check that the disk is not full and that no other program uses the directory"
         return Finding("state", False, f"{s.state_dir}: {state.trouble}", todo)
     if state.set_aside is not None:
-        return Finding("state", False, "the state file was damaged", f"nothing: it was renamed to {state.set_aside}")
+        return Finding(
+            "state", False, "the state file was damaged", f"nothing to do: it was renamed to {state.set_aside}"
+        )
     return Finding("state", True, f"{s.state_dir} can be written")
 
 
 def port_finding(s: Settings) -> Finding:
     """Whether the address to listen on is free, or a nacos-proxy already listens there."""
     where = f"unix:{s.uds}" if s.uds else f"{f'[{s.host}]' if ':' in s.host else s.host}:{s.port}"
-    if s.uds is None and _can_bind(s.host, s.port):
-        return Finding("own port", True, f"{where} is free")
-    if s.uds is not None and not s.uds.exists():
+    if not s.uds.exists() if s.uds else can_bind(s.host, s.port):
         return Finding("own port", True, f"{where} is free")
     scheme = "" if s.uds else "https://" if s.tls_cert else "http://"
     in_use = Finding("own port", False, f"{where} is in use by another program", "choose another --port or --uds")
@@ -204,13 +203,3 @@ def port_finding(s: Settings) -> Finding:
     except (Unreached, ApiProblem):
         return in_use
     return Finding("own port", True, f"a nacos-proxy listens on {where}") if status.get("status") == "ok" else in_use
-
-
-def _can_bind(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True

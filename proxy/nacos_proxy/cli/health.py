@@ -1,8 +1,7 @@
-"""`python -m nacos_proxy.cli.health`: the health check of a container.
+"""`python -m nacos_proxy.cli.health`: the health check of a container, which asks the proxy for `/readyz`.
 
-It asks `/readyz` at the address that the settings name (environment and file; it takes no flags), by TLS or on a Unix
-socket if the settings say so. Exit codes: 0 ready or degraded, 1 not ready. It runs every few seconds, so it imports
-little. It sends no secret, so it does not verify the certificate.
+It takes the address from the settings (environment and file, no flags). Exit codes: 0 ready or degraded, 1 not ready.
+It runs every few seconds, so it imports little. It sends no secret, so it does not verify the certificate.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def ready(s: Settings, timeout: float = TIMEOUT) -> tuple[bool, str]:
         return reply.status == 200, reply.read(MAX_ANSWER).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
         if s.tls_client_ca is not None and not isinstance(error, TimeoutError):
-            return True, "it answers, but requires a client certificate"
+            return True, "the proxy answers, but requires a client certificate"
         return False, f"no answer: {error}"
     finally:
         http_connection.close()

@@ -1,6 +1,6 @@
-"""`nacos-proxy`: the group of all commands, and the message and exit code of each kind of failure.
+"""`nacos-proxy`: the group of all commands, and the exit code of each kind of failure.
 
-`serve` and `doctor` import what they need when they run: it takes a second, which the other commands do not need.
+`serve` and `doctor` import the proxy when they run, because that takes a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Group(click.Group):
         except Unreached as error:
             _fail(str(error), 3)
         except BrokenPipeError:
-            # The reader of our output, such as `head`, has left. Without this, Python reports it again at exit.
+            # The reader of our output, such as `head`, has left. Without dup2, Python reports that again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
 
@@ -78,7 +78,7 @@ def serve(file: Path | None, **flags: Any) -> None:
 
     loaded = loaded_from(file, flags)
     set_up(loaded.settings.log_level, loaded.settings.log_format)
-    # After a graceful stop, uvicorn raises the signal again; make SIGTERM a KeyboardInterrupt, as SIGINT is
+    # After a graceful stop, uvicorn raises the signal again. SIGTERM then becomes KeyboardInterrupt, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(loaded)

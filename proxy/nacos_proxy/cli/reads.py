@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nacos_proxy.app.logs import printable
 from nacos_proxy.cli.client_options import (
-    DurationParameter,
+    DURATION,
     Session,
     address_of,
     client_command,
@@ -82,7 +82,7 @@ def pick(session: Session, service: str, strategy: str, key: str, clusters: str,
 @click.option("--clusters", default="", help="Only these clusters, separated by commas.")
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--once", is_flag=True, help="Stop after the first change.")
-@click.option("--retry", type=DurationParameter(), default="500ms", show_default=True, help="First reconnection delay.")
+@click.option("--retry", type=DURATION, default="500ms", show_default=True, help="First reconnection delay.")
 def watch(
     session: Session, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float
 ) -> None:
@@ -120,7 +120,7 @@ def _follow(session: Session, query: dict[str, str | list[str]], once: bool, ret
 
 
 def _interrupt_when_reader_leaves() -> None:
-    """A reader such as `head` may leave while nothing is written, so that no write fails; a thread watches for that."""
+    """If a reader such as `head` leaves while nothing is written, no write fails; so a thread waits for that."""
     try:
         descriptor = sys.stdout.fileno()
     except UnsupportedOperation:  # standard output is not a real file

@@ -6,7 +6,6 @@ import json
 import socket
 import ssl
 from collections.abc import Generator, Mapping
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +19,6 @@ MAX_SILENCE = 40.0  # seconds; an event stream sends a comment every 15 s
 
 _HINTS = {
     401: "Set an API token: --token, or NACOS_PROXY_TOKEN.",
-    403: "This token lacks the right to do that.",
     429: "Try again later.",
 }
 
@@ -78,15 +76,13 @@ class RestClient:
     def __enter__(self) -> RestClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
     ) -> httpx.Response:
-        """The answer. Raises `Unreached` or `ApiProblem`."""
+        """Raises `Unreached` or `ApiProblem`."""
         params = {k: v for k, v in (query or {}).items() if v != ""}
         self.local = False
         try:
@@ -99,7 +95,7 @@ class RestClient:
         return reply
 
     def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:
-        """The JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
+        """Returns the JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
         reply = self.call(method, path, query, body)
         try:
             body = reply.json()
@@ -112,7 +108,7 @@ class RestClient:
     def events(
         self, query: Mapping[str, str | list[str]], last_id: str = ""
     ) -> Generator[tuple[str, str, Any], None, None]:
-        """(id, type, data) of each event until the stream ends. Raises `Unreached` or `ApiProblem`."""
+        """Yields (id, type, data) of each event until the stream ends. Raises `Unreached` or `ApiProblem`."""
         headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
         timeout = httpx.Timeout(10.0, read=MAX_SILENCE)
         try:
@@ -121,7 +117,7 @@ class RestClient:
                     reply.read()
                     raise _problem(reply)
                 for event in EventSource(reply).iter_sse():
-                    if event.data:  # else it is only a `retry`
+                    if event.data:  # an event without data only sets `retry`
                         yield event.id, event.event, json.loads(event.data)
         except (httpx.HTTPError, ValueError) as error:
             raise self._unreached(error) from error

@@ -12,24 +12,24 @@ from typing import Any
 import click
 
 from nacos_proxy.cli.client_options import (
-    AddressParameter,
-    DurationParameter,
+    ADDRESS,
+    DURATION,
+    WEIGHT,
     Session,
-    WeightParameter,
     client_command,
     metadata_of,
     warn,
 )
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached, address_segment, service_path
 
-COMMAND_TTL = 30.0  # seconds until a COMMAND without a check counts as failed, if we do not report it alive
-COMMAND_BEAT = 5.0  # seconds between two such reports
+COMMAND_TTL = 30.0  # seconds after the last heartbeat for a COMMAND without a check until it counts as failed
+COMMAND_BEAT = 5.0  # seconds between two heartbeats for a COMMAND
 
 
 @client_command("register")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=AddressParameter())
-@click.option("--weight", type=WeightParameter())
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
+@click.option("--weight", type=WEIGHT)
 @click.option("--cluster", default="")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE")
 @click.option("--ephemeral/--persistent", default=True)
@@ -38,7 +38,7 @@ COMMAND_BEAT = 5.0  # seconds between two such reports
 @click.option("--managed", is_flag=True, help="Let the proxy send its heartbeats.")
 @click.option("--check-http", metavar="URL", help="Managed: healthy while this URL answers with 2xx.")
 @click.option("--check-tcp", metavar="HOST:PORT", help="Managed: healthy while this accepts connections.")
-@click.option("--check-ttl", metavar="DURATION", help="Managed: healthy while `beat` is called this often.")
+@click.option("--check-ttl", metavar="DURATION", help="Managed: healthy while `beat` is called at least this often.")
 @click.option("--interval", default="5s", show_default=True, help="Managed: time between two checks.")
 @click.option("--failures", default=3, show_default=True, help="Managed: failures in a row that stop its heartbeats.")
 @click.option("--deregister-after", metavar="DURATION", help="Managed: deregister it after it failed for this long.")
@@ -71,7 +71,7 @@ def register(session: Session, service: str, address: str, command: tuple[str, .
 def _run_managed(session: Session, service: str, address: str, body: dict[str, Any], command: tuple[str, ...]) -> int:
     """Runs the command and returns its exit code. SIGINT and SIGTERM stop the command first, then us."""
     stops = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    received: list[int] = []  # until the command is started: an exception in between would leave it running
+    received: list[int] = []  # signals during the start, when an exception would leave the command running
     for number in stops:
         signal.signal(number, lambda number, _: received.append(number))
     try:
@@ -99,7 +99,6 @@ def _run_managed(session: Session, service: str, address: str, body: dict[str, A
 
 
 def _still_runs(child: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Waits for its end, at most for so long."""
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -116,7 +115,7 @@ def _warn_on_failure(call: Callable[[], object]) -> None:
 
 @client_command("deregister")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=AddressParameter())
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
 @click.option("--cluster", default="")
 @click.option("--ephemeral/--persistent", default=True)
 def deregister(session: Session, service: str, address: str, cluster: str, ephemeral: bool) -> None:
@@ -128,9 +127,9 @@ def deregister(session: Session, service: str, address: str, cluster: str, ephem
 
 @client_command("modify")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=AddressParameter())
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
 @click.option("--cluster", default="")
-@click.option("--weight", type=WeightParameter())
+@click.option("--weight", type=WEIGHT)
 @click.option("--enabled/--disabled", default=None)
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE")
 def modify(session: Session, service: str, address: str, cluster: str, weight: float | None,
@@ -140,7 +139,7 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
     body |= {"enabled": enabled} if enabled is not None else {}
     body |= {"metadata": metadata_of(metadata)} if metadata else {}
     if not body:
-        raise click.UsageError("say what to change: --weight, --enabled or --disabled, --metadata")
+        raise click.UsageError("nothing to change: give --weight, --enabled or --disabled, or --metadata")
     path = service_path(service, "instances", address_segment(address))
     changed = session.json("PATCH", path, body, cluster=cluster)
     session.show(changed, lambda: click.echo(f"changed {address} of {service}"))
@@ -148,12 +147,12 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
 
 @client_command("beat")
 @click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=AddressParameter())
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
 @click.option("--cluster", default="")
-@click.option("--every", type=DurationParameter(), help="Send one after each DURATION, until interrupted.")
+@click.option("--every", type=DURATION, help="Send one every DURATION until interrupted.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many heartbeats.")
 def beat(session: Session, service: str, address: str, cluster: str, every: float | None, count: int | None) -> None:
-    """Send a heartbeat. With --every, a failed one is only reported."""
+    """Send a heartbeat. With --every, report a failure and go on."""
     path = service_path(service, "instances", address_segment(address), "beat")
     pause, left = threading.Event(), count or (1 if every is None else 0)
     try:

@@ -6,14 +6,13 @@
         client.add_naming_instance("orders", "10.0.0.5", 8080, heartbeat_interval=5)
         client.subscribe(lambda event: print(event["hosts"]), service_name="orders")
 
-It differs from the legacy client on purpose:
+Intended differences from the legacy client:
 
-* A call without a cluster is about the cluster DEFAULT, not "None".
-* `modify_naming_instance` changes only what it is given.
-* A listener gets the whole event, not one call for each instance.
+* A call without a cluster uses the cluster DEFAULT, not "None".
+* `modify_naming_instance` changes only the properties that it is given.
+* A listener gets one call with all instances of an event, not one for each instance.
 * A subscription survives failures and resumes after the last event.
-
-It needs the proxy: `subscribe` and `modify_naming_instance` use the REST API, which a Nacos server does not have.
+* `subscribe` and `modify_naming_instance` need the proxy: they use its REST API, which a Nacos server does not have.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class NacosClient:
     * **namespace** - Id of the namespace; empty is the public one.
     * **username**, **password** - Account at Nacos, for a proxy with `auth = client`. The constructor logs in.
     * **token** - API token of the proxy. If given, there is no login.
-    * **timeout** - Seconds for connecting and for each part of an answer.
+    * **timeout** - Maximum seconds for connecting, and between two parts of an answer.
     * **transport** - An httpx transport, for tests.
     """
 
@@ -96,8 +95,6 @@ class NacosClient:
     def _login(self, username: str, password: str) -> str:
         form = {"username": username, "password": password}
         return str(self._object("POST", "/nacos/v1/auth/login", data=form).get("accessToken", ""))
-
-    # writes
 
     def add_naming_instance(
         self,
@@ -169,13 +166,12 @@ class NacosClient:
     ) -> bool:
         """Changes the given properties of an instance and nothing else. `metadata` is merged key by key."""
         check(service_name, ip, port)
-        body: dict[str, Any] = {}
-        if weight is not None:
-            body["weight"] = weight
-        if enable is not None:
-            body["enabled"] = enable
-        if metadata is not None:
-            body["metadata"] = metadata_of(metadata)
+        given = {
+            "weight": weight,
+            "enabled": enable,
+            "metadata": None if metadata is None else metadata_of(metadata),
+        }
+        body = {name: value for name, value in given.items() if value is not None}
         path = f"/api/v1/services/{quote(service_name, safe='')}/instances/{address_segment(ip, port)}"
         params = {"namespace": self.namespace, "group": group_name, "cluster": cluster_name or ""}
         self._send("PATCH", path, json=body, params={k: v for k, v in params.items() if v})
@@ -204,8 +200,6 @@ class NacosClient:
         form = self._form(service_name, group_name, beat=json.dumps(beat))
         return self._object("PUT", "/nacos/v1/ns/instance/beat", data=form)
 
-    # reads
-
     def list_naming_instance(
         self,
         service_name: str,
@@ -220,10 +214,7 @@ class NacosClient:
         """
         check(service_name)
         query = self._form(
-            service_name,
-            group_name or DEFAULT_GROUP_NAME,
-            healthyOnly=healthy_only,
-            clusters=_cluster_list(clusters),
+            service_name, group_name or DEFAULT_GROUP_NAME, healthyOnly=healthy_only, clusters=_cluster_list(clusters)
         )
         query |= {"namespaceId": namespace_id} if namespace_id else {}
         return self._object("GET", "/nacos/v1/ns/instance/list", params=query)
@@ -243,8 +234,6 @@ class NacosClient:
         check(service_name, ip, port)
         query = self._form(service_name, group_name, ip=ip, port=port, clusterName=cluster_name)
         return self._object("GET", "/nacos/v1/ns/instance", params=query)
-
-    # events
 
     def subscribe(
         self,
@@ -279,20 +268,15 @@ class NacosClient:
         subscription.start()
 
     def unsubscribe(self, service_name: str, listener: Listener | None = None, group_name: str | None = None) -> None:
-        """Ends the subscriptions of a service; with `listener`, only the calls of that one."""
+        """Ends the subscriptions of a service; with `listener`, only the calls of that listener."""
+        key = (service_name, group_name or DEFAULT_GROUP_NAME)
         with self._lock:
-            key = (service_name, group_name or DEFAULT_GROUP_NAME)
-            kept: list[Subscription] = []
-            ended: list[Subscription] = []
-            for subscription in self._subscriptions.pop(key, []):
+            subscriptions = self._subscriptions.pop(key, [])
+            for subscription in subscriptions:
                 subscription.listeners = [f for f in subscription.listeners if listener is not None and f != listener]
-                if subscription.listeners:
-                    kept.append(subscription)
-                else:
-                    ended.append(subscription)
-            if kept:
+            if kept := [subscription for subscription in subscriptions if subscription.listeners]:
                 self._subscriptions[key] = kept
-        self._end(ended)
+        self._end([subscription for subscription in subscriptions if not subscription.listeners])
 
     def stop_subscribe(self) -> None:
         """Ends all subscriptions."""
@@ -302,7 +286,7 @@ class NacosClient:
         self._end(ended)
 
     def _end(self, subscriptions: Sequence[Subscription]) -> None:
-        """Waits for their threads. A listener cannot wait for its own thread; the next call from outside does."""
+        """Waits for their threads. A listener cannot wait for its own thread, so a later call waits for it."""
         for subscription in subscriptions:
             subscription.stop()
         with self._lock:
@@ -311,8 +295,6 @@ class NacosClient:
             subscription.join()
         with self._lock:
             self._ending = [s for s in {*self._ending, *ending} if s.alive]
-
-    # heartbeats
 
     def _start_heartbeats(self, key: tuple[str, str, str, int], interval: float, beat: Callable[[], None]) -> None:
         self._stop_heartbeats(key)
@@ -331,16 +313,14 @@ class NacosClient:
         thread.start()
 
     def _stop_heartbeats(self, key: tuple[str, str, str, int]) -> None:
-        """Waits for the last one: after a deregistration, it would register the instance again."""
+        """Waits for a heartbeat under way: after a deregistration, it would register the instance again."""
         stop, thread = self._beats.pop(key, (None, None))
         if stop is not None and thread is not None:
             stop.set()
             thread.join()
 
-    # transport
-
     def _form(self, service_name: str, group_name: str, **fields: object) -> dict[str, str]:
-        """The parameters of a call, without empty ones."""
+        """The parameters of a call that are not empty."""
         form = {"serviceName": service_name, "groupName": group_name, "namespaceId": self.namespace, **fields}
         return {name: _text(value) for name, value in form.items() if value not in (None, "")}
 
@@ -382,5 +362,4 @@ def _cluster_list(clusters: str | Sequence[str] | None) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as Nacos reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -20,6 +20,6 @@ def plain_client(base_url: str, headers: Sequence[tuple[str, str]], **options: A
 
 
 def _refuse_compressed(reply: httpx.Response) -> None:
-    """httpx would decompress them without a limit."""
+    """httpx would decompress such an answer without a limit."""
     if coding := coded(reply.headers.raw):
         raise httpx.DecodingError(CODED.format(coding))

@@ -1,4 +1,4 @@
-"""What the client takes over from the legacy SDK: exceptions, forms of metadata, checks of parameters."""
+"""Parts of the client that work as in the legacy SDK: exceptions, forms of metadata, checks of parameters."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check(service_name: str, ip: str = "-", port: int | str = 0) -> None:
     if not ip:
         raise NacosException("ip is required")
     try:
-        number = int(port)
-    except (TypeError, ValueError) as error:
-        raise NacosException(f"port must be a number from 0 to 65535, not {port!r}") from error
-    if not 0 <= number <= 65535:
+        is_port = 0 <= int(port) <= 65535
+    except (TypeError, ValueError):
+        is_port = False
+    if not is_port:
         raise NacosException(f"port must be a number from 0 to 65535, not {port!r}")
 
 
@@ -46,8 +46,7 @@ def metadata_of(metadata: Metadata) -> dict[str, str]:
         return {str(k): str(v) for k, v in metadata.items()}
     try:
         if metadata.lstrip().startswith("{"):
-            parsed = cast(dict[str, Any], json.loads(metadata))
-            return {str(k): str(v) for k, v in parsed.items()}
+            return {str(k): str(v) for k, v in cast(dict[str, Any], json.loads(metadata)).items()}
         return dict(part.split("=", 1) for part in metadata.split(","))
     except ValueError as error:
         raise NacosException(f"metadata must be a mapping, JSON, or k=v,k=v, not {metadata!r}") from error

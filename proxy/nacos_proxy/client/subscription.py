@@ -19,15 +19,15 @@ from nacos_proxy.model.backoff import Backoff
 log = logging.getLogger("nacos_proxy.client")
 
 MIN_DELAY = 0.1  # seconds until a reconnection
-MAX_SILENCE = 40.0  # seconds without a byte after which a stream counts as dead; the proxy sends comments every 15 s
+MAX_SILENCE = 40.0  # seconds without a byte until a stream counts as dead; the proxy sends a comment every 15 s
 Listener = Callable[[dict[str, Any]], None]
 
 
 class Subscription:
-    """`start`, then `stop` and `join`. Failures are logged.
+    """Call `start`, later `stop` and `join`. Failures are logged.
 
-    After a stream ended, it reconnects after the delay that the stream asked for last (`retry`): so a proxy that stops
-    spreads its clients over time. Further failures double the delay, up to `max_delay` seconds.
+    It reconnects after the delay that the stream asked for last (`retry`), with which a stopping proxy spreads its
+    clients over time. Repeated failures double the delay, up to `max_delay` seconds.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Subscription:
     def stop(self) -> None:
         """Ends the stream at once; shutting its socket down wakes the thread."""
         self._stopped.set()
-        if (waiting := self._socket) is not None:
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                waiting.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def join(self) -> None:
         """Waits for the thread; returns at once if called by a listener."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import uvicorn
 
 from nacos_proxy.app.process import (
     CannotStart,
-    ListenAddress,
     Server,
     beyond_loopback,
     sockets,
@@ -27,8 +26,9 @@ from nacos_proxy.app.process import (
     unlink_own,
     url_of,
 )
+from nacos_proxy.runtime import Supervisor, SystemClock
 
-LOOPBACK = ListenAddress("127.0.0.1", 0)
+LOOPBACK = ("127.0.0.1", 0)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def opened() -> Iterator[list[socket.socket]]:
 
 
 def test_sockets_listen_at_once_without_nagle(opened: list[socket.socket]) -> None:
-    opened += sockets(LOOPBACK)
+    opened += sockets(*LOOPBACK)
     (listener,) = opened
     assert listener.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
     assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
@@ -53,17 +53,17 @@ def test_sockets_listen_at_once_without_nagle(opened: list[socket.socket]) -> No
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_sockets_name_a_port_in_use_even_by_a_process_that_is_starting(opened: list[socket.socket], host: str) -> None:
-    opened += sockets(ListenAddress(host, 0))
+    opened += sockets(host, 0)
     port = opened[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     with pytest.raises(CannotStart, match=re.escape(f"{shown}:{port} is in use by another nacos-proxy or")):
-        sockets(ListenAddress(host, port))
+        sockets(host, port)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_sockets_name_an_address_of_another_host(host: str) -> None:
     with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):
-        sockets(ListenAddress(host, 0))
+        sockets(host, 0)
 
 
 # on a Unix socket
@@ -71,7 +71,7 @@ def test_sockets_name_an_address_of_another_host(host: str) -> None:
 
 def test_sockets_make_a_unix_socket_for_its_owner_and_group(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    opened += sockets(ListenAddress("", 0, path))
+    opened += sockets("", 0, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert url_of(opened[0], tls=False) == f"unix:{path}"
 
@@ -82,7 +82,7 @@ def test_sockets_make_a_unix_socket_with_its_mode_whatever_the_umask(
 ) -> None:
     before = os.umask(umask)
     try:
-        opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
+        opened += sockets("", 0, tmp_path / "proxy.sock")
         assert os.umask(umask) == umask
     finally:
         os.umask(before)
@@ -92,25 +92,25 @@ def test_sockets_make_a_unix_socket_with_its_mode_whatever_the_umask(
 @pytest.mark.parametrize("to", ["file", "proxy.sock", "nothing"])
 def test_sockets_refuse_a_symlink_for_a_unix_socket(tmp_path: Path, opened: list[socket.socket], to: str) -> None:
     (tmp_path / "file").touch(0o640)
-    opened += sockets(ListenAddress("", 0, tmp_path / "proxy.sock"))
+    opened += sockets("", 0, tmp_path / "proxy.sock")
     (tmp_path / "link").symlink_to(tmp_path / to)
     with pytest.raises(CannotStart, match="exists and is not a socket"):
-        sockets(ListenAddress("", 0, tmp_path / "link"))
+        sockets("", 0, tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
 def test_sockets_replace_a_unix_socket_that_nobody_listens_on(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    for dead in sockets(ListenAddress("", 0, path)):
+    for dead in sockets("", 0, path):
         dead.close()
-    opened += sockets(ListenAddress("", 0, path))
+    opened += sockets("", 0, path)
 
 
 def test_sockets_refuse_a_unix_socket_in_use(tmp_path: Path, opened: list[socket.socket]) -> None:
     path = tmp_path / "proxy.sock"
-    opened += sockets(ListenAddress("", 0, path))
+    opened += sockets("", 0, path)
     with pytest.raises(CannotStart, match="is in use by another nacos-proxy; choose another --uds"):
-        sockets(ListenAddress("", 0, path))
+        sockets("", 0, path)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
@@ -128,21 +128,21 @@ def test_sockets_refuse_a_unix_socket_whose_listener_is_busy(tmp_path: Path, ope
         with suppress(BlockingIOError):
             client.connect(str(path))
     with pytest.raises(CannotStart, match="is in use"):
-        sockets(ListenAddress("", 0, path))
+        sockets("", 0, path)
 
 
 def test_sockets_refuse_a_file_for_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(CannotStart, match="exists and is not a socket"):
-        sockets(ListenAddress("", 0, path))
+        sockets("", 0, path)
     assert path.read_text() == "data"
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "no/such/directory"])
 def test_sockets_name_an_impossible_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(CannotStart, match=r"cannot listen on .*: [A-Z].+") as refused:
-        sockets(ListenAddress("", 0, tmp_path / name))
+        sockets("", 0, tmp_path / name)
     assert "None" not in str(refused.value)
 
 
@@ -150,16 +150,16 @@ def test_sockets_name_an_impossible_path(tmp_path: Path, name: str) -> None:
 
 
 def test_url_of_is_the_url_of_a_listener(opened: list[socket.socket]) -> None:
-    opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0))]
+    opened += [*sockets(*LOOPBACK), *sockets("::1", 0)]
     first, second = (listener.getsockname()[1] for listener in opened)
     assert url_of(opened[0], tls=False) == f"http://127.0.0.1:{first}"
     assert url_of(opened[1], tls=True) == f"https://[::1]:{second}"
 
 
 def test_beyond_loopback_lists_addresses_of_the_sockets(tmp_path: Path, opened: list[socket.socket]) -> None:
-    opened += [*sockets(LOOPBACK), *sockets(ListenAddress("::1", 0)), *sockets(ListenAddress("", 0, tmp_path / "s"))]
+    opened += [*sockets(*LOOPBACK), *sockets("::1", 0), *sockets("", 0, tmp_path / "s")]
     assert beyond_loopback(opened) == []
-    opened += [*sockets(ListenAddress("0.0.0.0", 0)), *sockets(ListenAddress("::", 0))]
+    opened += [*sockets("0.0.0.0", 0), *sockets("::", 0)]
     assert beyond_loopback(opened) == ["0.0.0.0", "::"]
 
 
@@ -206,14 +206,17 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def served(
-    listener: socket.socket, told: list[str], reload: Callable[[], Awaitable[None]] | None = None
+    listener: socket.socket, told: list[str], reload: Callable[[], None] | None = None
 ) -> AsyncIterator[Server]:
-    async def nothing() -> None:
+    def note() -> None:
         told.append("reloaded")
 
     config = uvicorn.Config(_app, lifespan="off", log_config=None)
     config.load()
-    server = Server(config, lambda: told.append("ready"), lambda: told.append("streams end"), reload or nothing)
+    supervisor = Supervisor(SystemClock())
+    server = Server(
+        config, lambda: told.append("ready"), lambda: told.append("streams end"), reload or note, supervisor
+    )
     server.lifespan = config.lifespan_class(config)
     await server.startup([listener])
     try:
@@ -224,7 +227,7 @@ async def served(
 
 async def test_server_notifies_the_service_manager_of_every_step(manager: Notified) -> None:
     told: list[str] = []
-    async with served(sockets(LOOPBACK)[0], told):
+    async with served(sockets(*LOOPBACK)[0], told):
         assert (told, manager.said()) == (["ready"], ["READY=1"])
         os.kill(os.getpid(), signal.SIGHUP)
         assert (await manager.reloaded(), told[1:]) == (["RELOADING=1", "READY=1"], ["reloaded"])
@@ -233,7 +236,7 @@ async def test_server_notifies_the_service_manager_of_every_step(manager: Notifi
 
 async def test_server_runs_without_a_service_manager() -> None:
     told: list[str] = []
-    async with served(sockets(LOOPBACK)[0], told):
+    async with served(sockets(*LOOPBACK)[0], told):
         pass
     assert told == ["ready", "streams end"]
 
@@ -241,10 +244,10 @@ async def test_server_runs_without_a_service_manager() -> None:
 async def test_server_reload_notifies_ready_after_a_failure(
     manager: Notified, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fails() -> None:
+    def fails() -> None:
         raise ValueError("no such file")
 
-    async with served(sockets(LOOPBACK)[0], [], fails):
+    async with served(sockets(*LOOPBACK)[0], [], fails):
         assert manager.said() == ["READY=1"]
         os.kill(os.getpid(), signal.SIGHUP)
         assert await manager.reloaded() == ["RELOADING=1", "READY=1"]
@@ -255,7 +258,7 @@ async def test_server_notifies_the_watchdog_twice_in_each_interval(
     manager: Notified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
-    async with served(sockets(LOOPBACK)[0], []):
+    async with served(sockets(*LOOPBACK)[0], []):
         while manager.said().count("WATCHDOG=1") == 0:
             await asyncio.sleep(0.001)
 
@@ -265,7 +268,7 @@ async def test_server_ignores_a_watchdog_for_another_process(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
-    async with served(sockets(LOOPBACK)[0], []):
+    async with served(sockets(*LOOPBACK)[0], []):
         await asyncio.sleep(0.01)
         assert "WATCHDOG=1" not in manager.said()
 
@@ -274,7 +277,7 @@ def test_unlink_own_removes_our_unix_socket_only(
     tmp_path: Path, opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "proxy.sock"
-    opened += [*sockets(ListenAddress("", 0, path)), *sockets(LOOPBACK)]
+    opened += [*sockets("", 0, path), *sockets(*LOOPBACK)]
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     unlink_own(opened)

@@ -105,8 +105,8 @@ def test_load_takes_tokens_from_the_file_as_a_list_or_as_text(tmp_path: Path) ->
         ("password", ["hush-hush"], "valid string"),
         ("identity_value", ["hush-hush"], "valid string"),
         ("tokens", {"read": "hush-hush"}, "valid string"),
-        ("tokens", ["read:hush-hush", 5], "each item of the list must be a text"),
-        ("tokens", [["read:hush-hush"]], "each item of the list must be a text"),
+        ("tokens", ["read:hush-hush", 5], "each item of the list must be a string"),
+        ("tokens", [["read:hush-hush"]], "each item of the list must be a string"),
         ("tokens", ["read:hush-hush,admin:hush-hush"], "an item of the list contains a comma"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from nacos_proxy.app.credentials import ClientCredentials
-from nacos_proxy.app.tenants import TenantRequest, Tenants, TenantsPolicy
+from nacos_proxy.app.tenants import TenantCounts, TenantRequest, Tenants, TenantsPolicy
 from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.runtime import Supervisor, spawn
 from nacos_proxy.upstream.nacos.login import Credential
@@ -113,7 +113,7 @@ class World:
 def world(**policy: Any) -> World:
     clock = FakeClock()
     upstream = Upstream(clock)
-    return World(clock, upstream, Tenants(upstream, TenantsPolicy(**policy), clock, Supervisor(clock)))
+    return World(clock, upstream, Tenants(upstream, TenantsPolicy(**policy), clock, Supervisor(clock), TenantCounts()))
 
 
 async def test_admit_finds_a_token_in_a_form_and_leaves_the_form_to_be_read() -> None:
@@ -224,7 +224,7 @@ async def test_admit_serves_only_known_tenants_while_the_upstream_is_down() -> N
     await w.ask("a")
     w.upstream.away = True
     for _ in range(5):
-        with pytest.raises(NothingKnown, match="only accounts that it accepted before are served") as no:
+        with pytest.raises(NothingKnown, match="serves only accounts that the upstream accepted before") as no:
             await w.ask("b")
         assert no.value.status == 503
     assert (await w.ask("a")).app is not None

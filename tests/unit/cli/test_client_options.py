@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from nacos_proxy.cli.client_options import (
+    ADDRESS,
+    DURATION,
+    WEIGHT,
     WIDE,
-    AddressParameter,
-    DurationParameter,
     Session,
-    WeightParameter,
     address_of,
     line_of,
     metadata_of,
@@ -79,14 +79,14 @@ def test_metadata_of_parses_pairs() -> None:
 
 
 def test_parameter_types_convert_or_refuse() -> None:
-    assert AddressParameter().convert("[::1]:80", None, None) == "[::1]:80"
-    assert DurationParameter().convert("500ms", None, None) == 0.5
-    assert WeightParameter().convert("2.5", None, None) == 2.5
+    assert ADDRESS.convert("[::1]:80", None, None) == "[::1]:80"
+    assert DURATION.convert("500ms", None, None) == 0.5
+    assert WEIGHT.convert("2.5", None, None) == 2.5
     for kind, wrong in (
-        (AddressParameter(), "10.0.0.1"),
-        (DurationParameter(), "soon"),
-        (WeightParameter(), "nan"),
-        (WeightParameter(), "heavy"),
+        (ADDRESS, "10.0.0.1"),
+        (DURATION, "soon"),
+        (WEIGHT, "nan"),
+        (WEIGHT, "heavy"),
     ):
         with pytest.raises(click.UsageError):
             kind.convert(wrong, None, None)

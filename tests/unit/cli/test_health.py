@@ -50,7 +50,7 @@ def test_ready_accepts_a_proxy_that_requires_a_client_certificate() -> None:
     settings = {**TLS, "tls_client_ca": str(CERTIFICATES / "ca.pem")}
     with ProxyProcess(*flags(settings)) as proxy:
         given = Settings(**{**settings, "port": proxy.port})  # type: ignore[arg-type]
-        assert ready(given, LONG) == (True, "it answers, but requires a client certificate")
+        assert ready(given, LONG) == (True, "the proxy answers, but requires a client certificate")
     assert not ready(given)[0]
 
 

@@ -76,7 +76,7 @@ def test_beat_every_goes_on_after_a_failure(cli: Run) -> None:
         (("register", "x", "10.0.0.1:80", "--", "sleep", "1"), "needs --managed"),
         (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
         (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
-        (("modify", "x", "10.0.0.1:80"), "say what to change"),
+        (("modify", "x", "10.0.0.1:80"), "nothing to change: give --weight"),
         (("beat", "x", "10.0.0.1:80", "--every", "soon"), "write a duration like"),
     ],
 )
