@@ -13,13 +13,12 @@ from nacos_proxy.model.calls import Alive, Call, Metrics, ServiceInfo, Subscribe
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.services import Checking, InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import Dialect, Operation
+from nacos_proxy.wire.nacos.base import ANY, Dialect, Operation
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.results import form_required, named_key, param_required, read_service_form
 from nacos_proxy.wire.nacos.results import write_ok as write_result_ok
 from nacos_proxy.wire.nacos.services import NO_SELECTOR, shown_checker
 from nacos_proxy.wire.nacos.shapes import as_json, as_object, read_exactly, result
-from nacos_proxy.wire.nacos.table import ANY
 from nacos_proxy.wire.nacos.v1 import V1, write_ok
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
@@ -327,8 +326,8 @@ _ROWS_V3: tuple[Operation[Any, Any], ...] = (
     *_clients(f"{_ADMIN}/client", (_write_client_v3, _write_published_v3, _write_publishers_v3, _write_subscribers_v3)),
 )
 
-V1_WHOLE = V1.with_rows(_ROWS_V1)
-V2_WHOLE = V2.with_rows(_ROWS_V2)
-V3_WHOLE = V3.with_rows(_ROWS_V3)
+V1_WHOLE = V1.with_operations(_ROWS_V1)
+V2_WHOLE = V2.with_operations(_ROWS_V2)
+V3_WHOLE = V3.with_operations(_ROWS_V3)
 WHOLE: tuple[Dialect, ...] = (V1_WHOLE, V2_WHOLE, V3_WHOLE)
 """The dialects as the embedded registry serves them."""

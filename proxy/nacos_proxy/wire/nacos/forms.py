@@ -16,6 +16,7 @@ from nacos_proxy.model.calls import (
     ListServices,
     Metrics,
     Register,
+    ServiceNames,
     SetHealth,
     Subscribers,
     Update,
@@ -24,8 +25,8 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
-from nacos_proxy.wire.http import HttpRequest, Pairs
-from nacos_proxy.wire.nacos.base import PushAddress
+from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.nacos.base import ANY, Operation, PushAddress
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped, read_beat
 from nacos_proxy.wire.nacos.rules import plain_service
 from nacos_proxy.wire.nacos.shapes import dumps
@@ -33,16 +34,25 @@ from nacos_proxy.wire.nacos.shapes import dumps
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def sends(
-    method: str, path: str, *forms: Callable[[Any], Pairs], service: Callable[[ServiceKey], Pairs] | None = None
-) -> Callable[[Any], HttpRequest]:
-    """Writes a call as a request: first the names of its service, then the parameters of each form."""
+def row(
+    method: str,
+    path: str,
+    call: type,
+    read_request: Callable[[HttpRequest], Any],
+    write_reply: Callable[[Any, Any], HttpReply],
+    read_reply: Callable[[Any, HttpReply], Any],
+    *forms: Callable[[Any], Pairs],
+    service: Callable[[ServiceKey], Pairs] | None = None,
+    asks: tuple[type, ...] = (),
+) -> Operation[Any, Any]:
+    """An operation whose request has the names of the service (by `service`), then the parameters of each form."""
 
-    def write(call: Any) -> HttpRequest:
+    def write_request(call: Any) -> HttpRequest:
         named = service(call.service) if service is not None else ()
-        return HttpRequest(method, path, (*named, *(pair for form in forms for pair in form(call))))
+        parameters = (*named, *(pair for form in forms for pair in form(call)))
+        return HttpRequest("GET" if method == ANY else method, path, parameters)
 
-    return write
+    return Operation(method, path, call, read_request, write_reply, write_request, read_reply, asks)
 
 
 def text(value: bool | float | str) -> str:
@@ -131,19 +141,12 @@ def batch_form(call: BatchMetadata) -> Pairs:
         {"ip": i.ip, "port": i.port, "clusterName": i.cluster, "ephemeral": call.ephemeral} for i in call.instances
     ]
     return pairs(
-        consistencyType=kind,
-        metadata=metadata_text(call.metadata),
-        instances=dumps(named).decode() if named else None,
+        consistencyType=kind, metadata=metadata_text(call.metadata), instances=dumps(named).decode() if named else None
     )
 
 
-def sends_batch(path: str, service: Callable[[ServiceKey], Pairs]) -> Callable[[BatchMetadata], HttpRequest]:
-    """As `sends`, for a batch, whose method depends on the call."""
-
-    def write(call: BatchMetadata) -> HttpRequest:
-        return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
-
-    return write
+def write_batch(path: str, service: Callable[[ServiceKey], Pairs], call: BatchMetadata) -> HttpRequest:
+    return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
 
 
 def service_form(call: CreateService | UpdateService) -> Pairs:
@@ -165,6 +168,10 @@ def page_form(call: ListServices | Subscribers) -> Pairs:
 
 def group_form(call: ListServices) -> Pairs:
     return pairs(groupName=call.group, namespaceId=call.namespace)
+
+
+def names_form(call: ServiceNames) -> Pairs:
+    return pairs(namespaceId=call.namespace or None)
 
 
 def metrics_form(call: Metrics) -> Pairs:

@@ -9,6 +9,7 @@ from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.shapes import as_object, read_json
 
+_PATHS = {"v1": "/v1/auth/login", "v3": "/v3/auth/user/login"}
 _DEFAULT_TTL = 18_000.0
 
 
@@ -19,8 +20,8 @@ class Login(NamedTuple):
     ttl: float
 
 
-def write_login(path: str, username: str, password: str) -> HttpRequest:
-    return HttpRequest("POST", path, form=(("username", username), ("password", password)))
+def write_login(dialect: str, username: str, password: str) -> HttpRequest:
+    return HttpRequest("POST", _PATHS[dialect], form=(("username", username), ("password", password)))
 
 
 def read_login(dialect: str, reply: HttpReply) -> Login:

@@ -14,8 +14,7 @@ from nacos_proxy.model.errors import BadCall, ProxyError
 from nacos_proxy.model.services import Checking, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.administration import WHOLE, Publishers, SetCluster, SetSwitch
-from nacos_proxy.wire.nacos.base import Operation
-from nacos_proxy.wire.nacos.table import ANY
+from nacos_proxy.wire.nacos.base import ANY, Operation
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3

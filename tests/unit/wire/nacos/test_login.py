@@ -6,7 +6,6 @@ import pytest
 
 from nacos_proxy.model.errors import Malformed, Reason, Refused
 from nacos_proxy.wire.http import HttpReply
-from nacos_proxy.wire.nacos import v1, v3
 from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 from tests.helpers.recordings import Row, load
 
@@ -14,7 +13,7 @@ ROWS = [row for row in load("auth") if row.path.endswith("login")]
 
 
 def test_the_password_goes_in_the_body() -> None:
-    request = write_login("/v1/auth/login", "nacos", "a&b")
+    request = write_login("v1", "nacos", "a&b")
     assert (request.method, request.target, request.body) == (
         "POST",
         "/v1/auth/login",
@@ -23,13 +22,13 @@ def test_the_password_goes_in_the_body() -> None:
 
 
 def test_each_api_has_its_path() -> None:
-    assert v1.login_request("a", "b").path == "/v1/auth/login"
-    assert v3.login_request("a", "b").path == "/v3/auth/user/login"
+    assert write_login("v1", "a", "b").path == "/v1/auth/login"
+    assert write_login("v3", "a", "b").path == "/v3/auth/user/login"
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.status == 200], ids=str)
 def test_a_token_and_its_seconds_are_read(row: Row) -> None:
-    assert v1.login_reply(row.reply) == v3.login_reply(row.reply) == Login("TOKEN", 18000.0)
+    assert read_login("v1", row.reply) == read_login("v3", row.reply) == Login("TOKEN", 18000.0)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.status != 200], ids=str)
@@ -42,7 +41,7 @@ def test_read_login_raises_refused_with_the_reason(row: Row) -> None:
 
 def test_r_nacos_answers_without_a_content_type() -> None:
     row = next(row for row in load("r-nacos-0.8.8") if row.path.endswith("/v1/auth/login"))
-    assert row.type is None and v1.login_reply(row.reply) == Login("AUTH_DISABLED", 3600.0)
+    assert row.type is None and read_login("v1", row.reply) == Login("AUTH_DISABLED", 3600.0)
 
 
 @pytest.mark.parametrize(
