@@ -1,7 +1,7 @@
 """Calls to a registry, as immutable values. `effects.apply` says what a write does.
 
 A call names its result type: `Fetch` is a `Call[Snapshot]`. Constructors check nothing: the front ends check a caller's
-values (`limits`, `wire.nacos.rules`) before they construct a call. Reads of a snapshot (a filtered list, a pick) are
+values (`limits`) before they construct a call. Reads of a snapshot (a filtered list, a pick) are
 not calls to a registry: the catalog answers them and needs only `Fetch`.
 """
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlencode
 
+from nacos_proxy.model.limits import NACOS, Rules
 from nacos_proxy.model.services import EMPTY
 from nacos_proxy.wire.multipart import MULTIPART_TYPE, read_multipart
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
@@ -138,6 +138,7 @@ class Cacheable(NamedTuple):
 
 
 CACHEABLE = "nacos_proxy.cacheable"
+RULES = "nacos_proxy.rules"  # in the ASGI scope: the `Rules` of a request
 
 
 class Channel(Protocol):

@@ -23,12 +23,11 @@ from nacos_proxy.model.calls import (
     UpdateService,
 )
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.limits import check_weight, plain_service
 from nacos_proxy.model.services import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
 from nacos_proxy.wire.nacos.base import ANY, Operation, PushAddress
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped, read_beat
-from nacos_proxy.wire.nacos.rules import plain_service
 from nacos_proxy.wire.nacos.shapes import dumps
 
 # --- writing -----------------------------------------------------------------------------------------------------

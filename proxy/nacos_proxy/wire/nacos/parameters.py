@@ -15,9 +15,9 @@ from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
+from nacos_proxy.model.limits import NACOS
 from nacos_proxy.model.services import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from nacos_proxy.wire.http import HttpRequest
-from nacos_proxy.wire.nacos.rules import NACOS
 from nacos_proxy.wire.nacos.shapes import read_exactly
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"

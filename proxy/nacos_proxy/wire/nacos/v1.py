@@ -41,7 +41,7 @@ from nacos_proxy.model.calls import (
     UpdateService,
 )
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Reason, Refused, Violation
-from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.limits import NACOS, check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
     DEFAULT_GROUP,
@@ -88,7 +88,6 @@ from nacos_proxy.wire.nacos.hosts import (
 )
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
 from nacos_proxy.wire.nacos.refusals import read_refusal, write_text_error
-from nacos_proxy.wire.nacos.rules import NACOS
 from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
     by_cluster,

@@ -15,11 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from nacos_proxy.model.calls import Beat, BeatResult, Deregister, ListServices, Register, ServicePage, Update
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
-from nacos_proxy.model.limits import MAX_WEIGHT, check_weight
+from nacos_proxy.model.limits import MAX_WEIGHT, NACOS, Rules, check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Change, Instance, Selection, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.hosts import hosts_json, list_json
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 from nacos_proxy.wire.nacos.shapes import read_exactly
 from nacos_proxy.wire.rest.query import (
     InstanceAddress,

@@ -16,9 +16,8 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJson
 
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import check_port
+from nacos_proxy.model.limits import NACOS, Rules, check_port
 from nacos_proxy.model.services import Selection, ServiceKey, Snapshot, plain_ip
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
 MAX_PAGE = 10**9 - 1
 MAX_PAGE_SIZE = 1000

@@ -7,11 +7,11 @@ import pytest
 
 from nacos_proxy.model.calls import BatchMetadata, Beat, Register
 from nacos_proxy.model.errors import BadCall, Violation
+from nacos_proxy.model.limits import LENIENT, MAX_LENGTH, NACOS, Rules
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect, ReadService
 from nacos_proxy.wire.nacos.forms import status_key
-from nacos_proxy.wire.nacos.rules import LENIENT, MAX_LENGTH, NACOS, Rules
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
