@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from nacos_proxy.model.errors import BadCall, Violation
@@ -33,15 +34,11 @@ _REGISTRABLE_CLUSTER = re.compile(r"[0-9a-zA-Z-]+")
 _IP = re.compile(r"[^\u4E00-\u9FA5\s]*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 
-MAX_LENGTH = 1024  # of a name, under `LENIENT`
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_INT = range(-(2**31), 2**31)  # Java's int
-
 
 class Rules(NamedTuple):
-    """Each check raises `BadCall`. `instance` has the additional checks of a registration.
+    """Each check raises `BadCall`. `instance` makes the additional checks of a registration.
 
-    `nulls`: nulls in metadata are kept. r-nacos would lose the whole metadata.
+    `nulls`: keep nulls in metadata. r-nacos would lose the whole metadata because of one.
     """
 
     service: Callable[[ServiceKey], None]
@@ -69,7 +66,7 @@ def _length(text: str) -> int:
 def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
     if len(value) <= limit and value.isascii() and pattern.fullmatch(value) is not None:
         return
-    if not value.strip(BLANK):  # a blank value passes: whether it is required is checked elsewhere
+    if not value.strip(BLANK):  # other checks refuse a missing value
         return
     if _length(value) > limit:
         raise _illegal(parameter, f"the param length should not exceed {limit}.")
@@ -125,41 +122,39 @@ def check_instance(instance: Instance) -> None:
         raise BadCall("metadata", Violation.INSTANCE, text)
 
 
-# --- the minimum ---------------------------------------------------------------------------------------------------
+# --- LENIENT ----------------------------------------------------------------------------------------------------------
+
+MAX_LENGTH = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_INT = range(-(2**31), 2**31)  # Java's int
 
 
-def _plain(parameter: str, value: str) -> None:
+def _check_plain(parameter: str, value: str) -> None:
     if len(value) > MAX_LENGTH:
         raise _illegal(parameter, f"the param length should not exceed {MAX_LENGTH}.")
     if not value.isprintable() and _CONTROL.search(value):
         raise _illegal(parameter, "illegal characters should not appear in the param.")
 
 
-def plain_service(key: ServiceKey) -> None:
-    _plain("namespaceId/tenant", key.namespace)
-    _plain("serviceName", key.name)
-    _plain("group", key.group)
+def check_plain_service(key: ServiceKey) -> None:
+    _check_plain("namespaceId/tenant", key.namespace)
+    _check_plain("serviceName", key.name)
+    _check_plain("group", key.group)
     if "@@" in key.name or ServiceKey.of(key.grouped, None, key.namespace) != key:
         raise _illegal("serviceName", "illegal characters should not appear in the param.")
 
 
-def _plain_cluster(cluster: str) -> None:
-    _plain("cluster", cluster)
-
-
-def _plain_ip(ip: str) -> None:
-    _plain("ip", ip)
-
-
-def _any_int(port: str | int) -> None:
+def _check_int(port: str | int) -> None:
     """Checks only numbers from JSON, which may have any length. The controllers parse text."""
     if isinstance(port, int) and port not in _INT:
         raise BadCall("port", Violation.NOT_A_NUMBER, f'For input string: "{str(port)[:20]}"')
 
 
-def _anything(_value: object) -> None:
-    """Accepts everything."""
+def _accept(_value: object) -> None:
+    pass
 
 
 NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, nulls=True)
-LENIENT = Rules(plain_service, _plain_cluster, _plain_ip, _any_int, _anything, _anything)
+LENIENT = Rules(
+    check_plain_service, partial(_check_plain, "cluster"), partial(_check_plain, "ip"), _check_int, _accept, _accept
+)

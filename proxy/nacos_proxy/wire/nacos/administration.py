@@ -1,6 +1,6 @@
 """Operations that only the embedded registry answers: health checkers, switches, and lists of clients.
 
-In front of a real server these paths are passed through in the client's dialect, so there is no client role.
+With a real upstream, these requests are passed through unchanged, so the operations have no client role.
 Sources: nacos-http.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
 """
 
@@ -54,7 +54,7 @@ class SetSwitch(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class CatalogService(Call[ServiceInfo]):
-    """As `GetService`, with other error messages."""
+    """As `GetService`, but with other error messages."""
 
     service: ServiceKey
 
@@ -106,11 +106,15 @@ def _read_checker(text: str) -> dict[str, Any]:
         message = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
         raise BadCall("healthChecker", Violation.OTHER, message) from error
     fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
-    own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
+    own = {
+        name: given[name]
+        for name, default in fields.items()
+        if name != "type" and _has_type_of(default, given.get(name))
+    }
     return {**fields, **own}
 
 
-def _fits(default: Any, value: Any) -> bool:
+def _has_type_of(default: Any, value: Any) -> bool:
     return type(value) is int if isinstance(default, int) else isinstance(value, str)
 
 

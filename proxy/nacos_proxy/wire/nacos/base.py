@@ -24,7 +24,7 @@ KEY = "/{key}"  # at the end of a path: the last segment is a parameter
 
 @dataclass(frozen=True, slots=True)
 class PushAddress:
-    """Where a legacy client expects UDP push (nacos-http.md 6). `agent` is its User-Agent, or else Client-Version."""
+    """Where a legacy client expects UDP push (nacos-http.md 6). `agent` is its User-Agent, else its Client-Version."""
 
     ip: str
     port: int
@@ -34,13 +34,13 @@ class PushAddress:
 
 @dataclass(frozen=True, slots=True)
 class ReadService(Call[Selection]):
-    """A list as a client requests it; the catalog answers. `clusters` is echoed as sent; its parts are the filter."""
+    """A list as a client requests it; the catalog answers. `clusters` is repeated as sent; its parts are the filter."""
 
     service: ServiceKey
     clusters: str = ""
     healthy_only: bool = False
     push: PushAddress | None = None
-    everything: bool = False  # the v3 admin list: with disabled instances and true health; refuses unknown names
+    everything: bool = False  # as the v3 admin list: disabled instances, true health; unknown names are refused
 
     @property
     def cluster_set(self) -> frozenset[str]:
@@ -59,7 +59,7 @@ class ReadPage(ReadService):
 
 @dataclass(frozen=True, slots=True)
 class ServiceView:
-    """The result of `ReadService`: a snapshot, and the selection of it that is shown."""
+    """The result of `ReadService`: a snapshot, and the hosts of it to show."""
 
     snapshot: Snapshot
     selection: Selection
@@ -80,9 +80,9 @@ class Operation(Generic[C, R]):
     """One row of a dialect. `path` starts after the context path.
 
     Server role: `read_request` raises `BadCall`; `write_reply` gets the call and its result.
-    Client role: `write_request` (None: the dialect has no such request) and `read_reply`, which raises `Malformed` or
-    `Refused`. `asks` are the calls of the client role, if they differ from `call`: the same path serves a client's
-    `ReadService` and our own `Fetch`.
+    Client role: `write_request` and `read_reply`, which raises `Malformed` or `Refused`; None if the dialect has no
+    such request. `asks` are the calls that the client role sends, if they differ from `call`: at the same path we
+    answer a client's `ReadService` and send our own `Fetch`.
     """
 
     method: str

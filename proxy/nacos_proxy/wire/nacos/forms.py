@@ -23,7 +23,7 @@ from nacos_proxy.model.calls import (
     UpdateService,
 )
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import check_weight, plain_service
+from nacos_proxy.model.limits import check_plain_service, check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
 from nacos_proxy.wire.nacos.base import ANY, Operation, PushAddress
@@ -71,7 +71,7 @@ def bare(key: ServiceKey) -> Pairs:
 
 
 def grouped(key: ServiceKey) -> Pairs:
-    """A service as v1 names it, plus `groupName`, because r-nacos prefers that to the prefix."""
+    """A service as v1 names it, plus `groupName`, which r-nacos prefers to the prefix."""
     return (("serviceName", key.grouped), ("groupName", key.group), ("namespaceId", key.namespace))
 
 
@@ -114,7 +114,7 @@ def update_form(call: Update) -> Pairs:
 
 
 def beat_form(call: Beat) -> Pairs:
-    """A light beat; if the call has the whole instance, the `beat` object as well."""
+    """A light beat, plus the `beat` object if the call has the whole instance."""
     if call.full is None:
         return deregister_form(call)
     beat = {
@@ -189,7 +189,7 @@ def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> Pus
 
 
 def patched_weight(weight: float | None) -> float | None:
-    """A patch accepts any range (nacos-http.md 1.7), but NaN and infinity cannot be stored. Raises `BadCall`."""
+    """A PATCH accepts any finite weight (nacos-http.md 1.7). Raises `BadCall`."""
     return weight if weight is None or isfinite(weight) else check_weight(float("nan"))
 
 
@@ -232,5 +232,5 @@ def status_key(key: str) -> ServiceKey:
     check_grouped(name, Violation.GROUPED_NAME)
     group, _, service = name.partition(GROUP_SEPARATOR)
     found = ServiceKey.of(service, group, namespace)
-    plain_service(found)  # Nacos has no parameter check here, in any version
+    check_plain_service(found)  # no version of Nacos runs its parameter check on a statuses call
     return found

@@ -25,11 +25,10 @@ def write_login(dialect: str, username: str, password: str) -> HttpRequest:
 
 
 def read_login(dialect: str, reply: HttpReply) -> Login:
-    """Raises `Malformed`, or `Refused` with one of two reasons: `GONE` if the server has no login at that path, else
-    `NO_RIGHT`.
+    """Raises `Malformed`, or `Refused`: with `GONE` if the server has no login at that path, else with `NO_RIGHT`.
 
-    The status does not tell them apart: 2.5.1 answers 500 for an unknown user, 3.0.3 also for a wrong password, and
-    other login types answer 200 with a code. A 502 and above is raised as it is.
+    The status alone does not tell these apart: 2.5.1 answers 500 for an unknown user, 3.0.3 also for a wrong password,
+    and other login types answer 200 with a code. A refusal with 502 or above is raised unchanged.
     """
     if reply.status == 200:
         answer = as_object(read_json(reply.body), "login")

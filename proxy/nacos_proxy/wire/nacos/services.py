@@ -1,4 +1,4 @@
-"""Services, pages of services, subscribers and namespaces as JSON, read and written, if several dialects show them."""
+"""The JSON of services, subscribers and namespaces that several dialects share, read and written."""
 
 from __future__ import annotations
 
@@ -199,6 +199,6 @@ def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
 
 
 def read_namespaces(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Reads the namespaces. Up to 2.5 the default one is '' here, and `public` elsewhere (nacos-http.md 1.7)."""
+    """Reads the namespaces. Up to 2.5, this list has '' for the default one, `public` elsewhere (nacos-http.md 1.7)."""
     rows = [as_object(row, "namespace") for row in as_list(value, "namespaces")]
     return tuple({**row, "namespace": row.get("namespace") or "public"} for row in rows)

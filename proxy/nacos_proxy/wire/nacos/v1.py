@@ -1,6 +1,6 @@
-"""Nacos v1 over HTTP, both roles. The server answers exactly as 2.5.1; the client suits 1.x, 2.x, 3.0 and r-nacos.
+"""Nacos v1 over HTTP, both roles. The server answers exactly as 2.5.1; the client works with 1.x, 2.x, 3.0 and r-nacos.
 
-Errors are plain text (shape T). The parameter check answers without a content type (P), filters with an error page (J).
+Errors are plain text (shape T), or without a content type from the parameter check (P), or a page from a filter (J).
 Sources: nacos-http.md 2 and the recordings.
 """
 
@@ -80,9 +80,9 @@ from nacos_proxy.wire.nacos.hosts import (
     Listing,
     host_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_listing,
+    read_requested,
     write_beat,
     write_statuses,
 )
@@ -436,7 +436,7 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
     """r-nacos answers 500 `error` for an unknown instance; clients get Nacos's own message."""
     if reply.status == 500 and reply.body == b"error":
         raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
-    return read_asked(call, _value(call, reply))
+    return read_requested(call, _value(call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:

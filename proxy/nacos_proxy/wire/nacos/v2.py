@@ -53,9 +53,9 @@ from nacos_proxy.wire.nacos.hosts import (
     Listing,
     host_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_listing,
+    read_requested,
     write_beat,
     write_statuses,
 )
@@ -241,7 +241,7 @@ def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
 
 
 def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_asked(call, data_of("v2", call, reply))
+    return read_requested(call, data_of("v2", call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:

@@ -1,4 +1,4 @@
-"""Nacos v3 over HTTP, client and admin API, both roles. The server answers exactly as 3.0.3; the client suits 3.x.
+"""Nacos v3 over HTTP, client and admin API, both roles. The server answers exactly as 3.0.3; the client works with 3.x.
 
 Answers are `{code, message, data}` (shape V). A beat is a registration with `heartBeat=true`; code 21003 in a 200 means
 that the instance is not registered. Only the admin API can change an instance, and it requires rights even if the
@@ -70,7 +70,7 @@ from nacos_proxy.wire.nacos.forms import (
     row,
     update_form,
 )
-from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_asked, read_each
+from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_each, read_requested
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.refusals import write_result_error
 from nacos_proxy.wire.nacos.results import (
@@ -134,7 +134,7 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 
 def _read_partial(request: HttpRequest) -> Update:
-    """Not really partial: 3.0.3 resets weight and enabled if they are not given (recording "modify")."""
+    """3.0.3 resets weight and enabled if they are not given, even at the path `partial` (recording "modify")."""
     call = read_update(request, partial=True)
     weight = 1.0 if call.weight is None else call.weight
     return replace(call, weight=weight, enabled=call.enabled is not False)
@@ -327,7 +327,7 @@ def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | No
 
 
 def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
-    return read_asked(call, data_of("v3", call, reply))
+    return read_requested(call, data_of("v3", call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:
@@ -339,8 +339,8 @@ def _write_update(call: Update) -> HttpRequest:
 def details_of(key: ServiceKey, page: int = 1, size: int = _PAGE) -> ListDetails:
     """The call whose pages list a service among similar names.
 
-    The server puts the text into a regular expression. So a name with special characters is searched for by its longest
-    part without them.
+    The server puts the text into a regular expression. So the call has only the longest part of the name that contains
+    no special characters.
     """
     pieces = (piece.lstrip("@") for piece in _REGEX.split(key.name))
     return ListDetails(key.namespace, max(pieces, key=len), key.group, page, size)
@@ -376,14 +376,14 @@ def read_details(call: ListDetails, reply: HttpReply) -> DetailPage:
 
 
 def _write_services(call: ListServices) -> HttpRequest:
-    """v3 refuses a page below 1; v1 takes it for the first one."""
+    """v3 refuses a page below 1, which v1 treats as the first one."""
     page, size = max(1, call.page), max(1, call.size)
     query = pairs(pageNo=page, pageSize=size, namespaceId=call.namespace, groupNameParam=call.group)
     return HttpRequest("GET", _SERVICES, query)
 
 
 def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
-    """Servers also match parts of group names, so rows of other groups are removed from the page and from its count."""
+    """Servers match parts of group names, too. So rows of other groups are removed from the page and from its count."""
     answer = as_object(data_of("v3", call, reply), "page")
     rows = [as_object(row, "row") for row in as_list(answer.get("pageItems"), "pageItems")]
     names = tuple(str(row["name"]) for row in rows if row.get("groupName") == call.group)

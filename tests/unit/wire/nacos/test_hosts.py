@@ -19,12 +19,12 @@ from nacos_proxy.wire.nacos.hosts import (
     host_json,
     hosts_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_each,
     read_host,
     read_listing,
     read_metadata,
+    read_requested,
     write_beat,
     write_statuses,
 )
@@ -341,9 +341,9 @@ def test_a_list_may_spell_its_service_in_many_ways(said: dict[str, Any]) -> None
 )
 def test_read_asked_raises_misplaced_for_another_instance(said: dict[str, Any]) -> None:
     call = GetInstance(KEY, "10.0.0.1", 80)
-    assert read_asked(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
+    assert read_requested(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
     with pytest.raises(Misplaced):
-        read_asked(call, bare(**said))
+        read_requested(call, bare(**said))
 
 
 # --- large services

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from nacos_proxy.model.calls import BeatResult
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Change
+from nacos_proxy.wire.nacos.hosts import beat_json
 from nacos_proxy.wire.rest.bodies import (
     BeatBody,
     RegisterBody,
-    beat_json,
     change_json,
     etag,
     read_beat,
