@@ -32,8 +32,6 @@ CHECKERS: dict[str, dict[str, Any]] = {
 SELECTORS = ("none", "label")
 _CHECKER_CLASS = "com.alibaba.nacos.api.naming.pojo.healthcheck.AbstractHealthChecker"
 
-# --- calls -------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class SetCluster(Call[None]):
@@ -93,9 +91,6 @@ class Publishers(Call[tuple[Client, ...]]):
     service: ServiceKey
     ip: str | None = None
     port: int | None = None
-
-
-# --- requests ----------------------------------------------------------------------------------------------------
 
 
 def _read_checker(text: str) -> dict[str, Any]:
@@ -175,9 +170,6 @@ def _read_publishers(request: HttpRequest) -> Publishers:
 
 def _read_subscribers(request: HttpRequest) -> Subscribers:
     return Subscribers(_read_publishers(request).service)
-
-
-# --- replies -----------------------------------------------------------------------------------------------------
 
 
 def _write_server(_call: Metrics, metrics: Any) -> HttpReply:
@@ -282,9 +274,6 @@ def _write_subscribers_v2(_call: Subscribers, found: tuple[Subscriber, ...]) -> 
 def _write_subscribers_v3(_call: Subscribers, found: tuple[Subscriber, ...]) -> HttpReply:
     rows = [(f"{s.address}#true", s.app, s.agent, s.address) for s in found]
     return result([dict(zip(("clientId", "appName", "agent", "address"), row, strict=True)) for row in rows])
-
-
-# --- the rows ----------------------------------------------------------------------------------------------------
 
 
 def _constant(method: str, path: str, reply: HttpReply) -> Operation[Any, Any]:

@@ -147,8 +147,6 @@ class Dialect:
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"
 
-    # server role
-
     def owns(self, path: str) -> bool:
         """Whether a path belongs to the naming API, even if no operation has it."""
         return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self._prefixes)
@@ -161,8 +159,6 @@ class Dialect:
         by_path = self._by_path
         found = by_path.get((method, path)) or by_path.get((ANY, path))
         return found or by_path.get((ANY, path.rpartition("/")[0] + KEY))
-
-    # client role
 
     def can_send(self, call: Call[Any]) -> bool:
         return type(call) in self._by_call

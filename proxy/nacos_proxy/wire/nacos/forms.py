@@ -30,8 +30,6 @@ from nacos_proxy.wire.nacos.base import ANY, Operation, PushAddress
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped, read_beat
 from nacos_proxy.wire.nacos.shapes import dumps
 
-# --- writing -----------------------------------------------------------------------------------------------------
-
 
 def row(
     method: str,
@@ -175,9 +173,6 @@ def names_form(call: ServiceNames) -> Pairs:
 
 def metrics_form(call: Metrics) -> Pairs:
     return pairs(onlyStatus=call.only_status)
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
 
 
 def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> PushAddress | None:

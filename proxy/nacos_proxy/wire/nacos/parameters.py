@@ -220,9 +220,6 @@ def _not_a_number(name: str, value: str) -> BadCall:
     return BadCall(name, Violation.NOT_A_NUMBER, f'For input string: "{value}"', value=value)
 
 
-# --- JSON in parameters ------------------------------------------------------------------------------------------
-
-
 def parse_metadata(text: str) -> dict[str, str | None]:
     """Parses a JSON object, or else `k=v,k=v` (`UtilsAndCommons.parseMetadata`). Numbers keep their text."""
     if not text:

@@ -23,7 +23,6 @@ from nacos_proxy.model.errors import (
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
-# --- reading -----------------------------------------------------------------------------------------------------
 
 _REASON_TEXTS: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
@@ -119,8 +118,6 @@ def _unwrap(text: str) -> str:
     found = _WRAPPED.fullmatch(text)
     return next((cast(str, part) for part in found.groups() if part is not None), text) if found else text
 
-
-# --- writing -----------------------------------------------------------------------------------------------------
 
 _STATUS_AND_CODE = {
     Reason.INSTANCE_NOT_FOUND: (404, 20004),

@@ -35,7 +35,6 @@ from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.services import read_service
 from nacos_proxy.wire.nacos.shapes import as_object, as_strings, read_json, result
 
-# --- forms -------------------------------------------------------------------------------------------------------
 
 _TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useInstancePort4Check": "Boolean"}
 
@@ -147,9 +146,6 @@ def read_metrics(request: HttpRequest) -> Metrics:
     return Metrics(Parameters(request).flag("onlyStatus", True))
 
 
-# --- results -----------------------------------------------------------------------------------------------------
-
-
 def write_ok(_call: Any, _result: Any) -> HttpReply:
     return result("ok")
 
@@ -191,9 +187,6 @@ def read_mapping(dialect: str, call: Call[Any], reply: HttpReply) -> Mapping[str
 
 def read_service_reply(dialect: str, call: GetService, reply: HttpReply) -> ServiceInfo:
     return read_service(call.service, data_of(dialect, call, reply))
-
-
-# --- rows --------------------------------------------------------------------------------------------------------
 
 
 def service_rows(

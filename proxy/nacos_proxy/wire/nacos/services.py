@@ -78,9 +78,6 @@ def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
     return shown
 
 
-# --- services with their instances -------------------------------------------------------------------------------
-
-
 def by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     found: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -161,9 +158,6 @@ def in_cluster(call: ReadService, view: ServiceView) -> list[Instance]:
 def page_of(call: ReadPage, instances: Sequence[Instance]) -> tuple[Instance, ...]:
     start = max(0, (call.page - 1) * call.size)
     return tuple(instances[start : start + max(0, call.size)])
-
-
-# --- subscribers and namespaces ----------------------------------------------------------------------------------
 
 
 def subscriber_json(subscriber: Subscriber, service: ServiceKey) -> dict[str, Any]:

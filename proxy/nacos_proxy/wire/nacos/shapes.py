@@ -99,9 +99,6 @@ def failure(status: int, code: int, data: str | None, message: str = "") -> Http
     return as_json({"code": code, "message": message or CODES.get(code, "server error"), "data": data}, status)
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
 MAX_LEVELS = 64  # of nested JSON that are accepted; orjson reads 1,024 and writes 254
 _EXTRA_LEVELS = 254 - MAX_LEVELS
 _TOO_DEEP_TEXT = f"JSON nested deeper than {MAX_LEVELS} levels"

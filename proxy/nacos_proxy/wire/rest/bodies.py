@@ -32,8 +32,6 @@ from nacos_proxy.wire.rest.query import (
     unknown,
 )
 
-# --- bodies → calls ----------------------------------------------------------------------------------------------
-
 
 def read_object(body: bytes) -> Any:
     """A JSON object. Raises `BadCall`."""
@@ -158,9 +156,6 @@ def read_beat(
     return Beat(service, address.ip, address.port, cluster, ephemeral, full=instance)
 
 
-# --- values → JSON -----------------------------------------------------------------------------------------------
-
-
 def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
     """The fields of a Nacos list in its order, then our own: `namespaceId`, `revision` and `stale`."""
     shown = list_json(ServiceView(snapshot, view.of(snapshot)), view.clusters)
@@ -220,9 +215,6 @@ def page_json(call: ListServices, page: ServicePage, *, stale: bool = False) -> 
         "services": list(page.names),
         "stale": stale,
     }
-
-
-# --- validators --------------------------------------------------------------------------------------------------
 
 
 def etag(revision: str, *variant: object) -> str:

@@ -136,7 +136,7 @@ def test_dialect_repr_and_unknown() -> None:
     assert table().unknown(HttpRequest("GET", "/n/x"), 0).body == b"/n/x"
 
 
-def test_read_service_splits_clusters_for_filtering_and_keeps_them_for_the_echo() -> None:
+def test_read_service_cluster_set_splits_clusters() -> None:
     call = ReadService(SERVICE, "c1,,c2,")
     assert call.clusters == "c1,,c2,"
     assert call.cluster_set == {"c1", "c2"}
