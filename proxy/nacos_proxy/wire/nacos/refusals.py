@@ -23,7 +23,6 @@ from nacos_proxy.model.errors import (
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
-
 _REASON_TEXTS: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (

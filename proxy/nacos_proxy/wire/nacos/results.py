@@ -35,7 +35,6 @@ from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.services import read_service
 from nacos_proxy.wire.nacos.shapes import as_object, as_strings, read_json, result
 
-
 _TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useInstancePort4Check": "Boolean"}
 
 
