@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nacos_proxy.app.server import App, build
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.wire.nacos.administration import WHOLE
-from nacos_proxy.wire.nacos.table import ANY
+from nacos_proxy.wire.nacos.base import ANY
 from nacos_proxy.wire.rest.bodies import BeatBody, RegisterBody, UpdateBody
 from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock

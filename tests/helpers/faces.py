@@ -41,13 +41,13 @@ from nacos_proxy.model.calls import (
     Write,
 )
 from nacos_proxy.model.errors import ProxyError, Reason, Refused
+from nacos_proxy.model.limits import LENIENT
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, SystemClock, spawn, stop
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry, Limits
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.administration import V1_WHOLE, V2_WHOLE, V3_WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, PushAddress, ReadService, ServiceView
-from nacos_proxy.wire.nacos.rules import LENIENT
 from nacos_proxy.wire.nacos.shapes import as_json, as_text, error_page
 from nacos_proxy.wire.nacos.udp import qualifies, write_push
 from nacos_proxy.wire.nacos.v1 import V1

@@ -30,12 +30,12 @@ from nacos_proxy.frontends.rest import explorer, services
 from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, openapi_of
 from nacos_proxy.frontends.rest.services import RestApi
 from nacos_proxy.model.errors import ProxyError
+from nacos_proxy.model.limits import LENIENT, NACOS
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock
-from nacos_proxy.wire.http import HttpReply
+from nacos_proxy.wire.http import RULES, HttpReply
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, ReadService
-from nacos_proxy.wire.nacos.rules import LENIENT, NACOS, RULES
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3

@@ -9,8 +9,8 @@ from starlette.types import Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.wire.http import CACHEABLE, Cacheable, HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.rules import NACOS, RULES
+from nacos_proxy.model.limits import NACOS
+from nacos_proxy.wire.http import CACHEABLE, RULES, Cacheable, HttpReply, HttpRequest
 
 ANY_AGE = CacheControl()
 

@@ -1,5 +1,4 @@
-"""Values: services, instances and snapshots; calls; what Nacos accepts; what a write means; errors.
+"""Values that all rooms share (services, snapshots, calls, errors) and their rules. Immutable and pure.
 
-Everything here is immutable and pure.
 Never here: anything that awaits, reads a clock, logs, or imports another room.
 """

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_MAX_EXPONENT = 64  # reaches any maximum in use, and keeps the power within a float
+_MAX_EXPONENT = 64  # enough for any maximum in use; a larger one could overflow a float
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays in seconds: `initial`, then each `factor` times the one before, at most `maximum`.
+    """Delays in seconds: the first is `initial`, each next one is `factor` times as long, up to `maximum`.
 
-    `jitter` is the share of a delay, from 0 to 1, that is drawn at random: 0.5 gives 50 to 100 % of it. It keeps many
-    retries from falling on the same moment.
+    `jitter`, from 0 to 1, is the random share of a delay: 0.5 gives 50 to 100 % of it. It spreads the retries of many
+    clients over time.
     """
 
     initial: float

@@ -1,7 +1,7 @@
 """Calls to a registry, as immutable values. `effects.apply` says what a write does.
 
 A call names its result type: `Fetch` is a `Call[Snapshot]`. Constructors check nothing: the front ends check a caller's
-values (`limits`, `wire.nacos.rules`) before they construct a call. Reads of a snapshot (a filtered list, a pick) are
+values (`limits`) before they construct a call. Reads of a snapshot (a filtered list, a pick) are
 not calls to a registry: the catalog answers them and needs only `Fetch`.
 """
 
@@ -123,7 +123,7 @@ class Update(Write[None]):
 
 @dataclass(frozen=True, slots=True)
 class BeatResult:
-    """The answer to a beat. `code` is BEAT_OK or BEAT_NOT_FOUND; `interval` is in ms; `extra` has other fields."""
+    """The answer to a beat. `code` is BEAT_OK or BEAT_NOT_FOUND; `interval` is in ms; `extra` has unknown fields."""
 
     code: int = BEAT_OK
     interval: int = DEFAULT_BEAT_INTERVAL
@@ -133,10 +133,10 @@ class BeatResult:
 
 @dataclass(frozen=True, slots=True)
 class Beat(Write[BeatResult]):
-    """A heartbeat. If the server does not know the instance, it registers `full`, or answers BEAT_NOT_FOUND without it.
+    """A heartbeat. A server that does not know the instance registers `full`; without `full` it answers BEAT_NOT_FOUND.
 
-    A known instance keeps its weight and metadata, whatever `full` has (nacos-http.md 2.7, recording "beat with
-    weight 1").
+    A known instance keeps its weight and metadata, even if those of `full` differ (nacos-http.md 2.7, recording "beat
+    with weight 1").
     """
 
     ip: str
@@ -148,7 +148,7 @@ class Beat(Write[BeatResult]):
 
 @dataclass(frozen=True, slots=True)
 class BatchMetadata(Write[tuple[str, ...]]):
-    """Adds metadata to many instances, or removes it (`remove`). No `instances` means all of the service.
+    """Adds metadata to many instances, or removes it (`remove`). Without `instances`: to all of the service.
 
     The result names each changed instance as `ip:port:unknown:cluster:ephemeral`.
     """
@@ -179,7 +179,7 @@ class ServiceInfo:
     selector: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     clusters: tuple[str, ...] = ()
     ephemeral: bool = True
-    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)  # only of clusters with their own
+    checks: Mapping[str, Checking] = field(default_factory=lambda: EMPTY)  # only clusters with a setting of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ class ListDetails(Call[DetailPage]):
     page: int = 1
     size: int = 100
     ignore_empty: bool = False
-    with_instances: bool = True  # False: counts are enough; the registry may still return instances
+    with_instances: bool = True  # False: the caller needs only counts; the registry may still return instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +296,9 @@ class Namespaces(Call[tuple[Mapping[str, Any], ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Alive(Call[None]):
-    """Is the answering process alive? Nothing else is checked."""
+    """Checks only that the server process answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready(Call[None]):
-    """Can the registry serve requests? Raises an `UpstreamError` that says why not."""
+    """Checks that the registry can serve requests. Raises an `UpstreamError` with the reason if it cannot."""

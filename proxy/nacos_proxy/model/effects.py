@@ -1,4 +1,4 @@
-"""`apply` predicts what a server lists after a write. The catalog's pending writes and the tests use it."""
+"""Predicts what a server lists after a write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
 
 
 def apply(snapshot: Snapshot, write: Write[Any]) -> Snapshot:
-    """What the server will list after a write: a prediction, used only until the server's own list confirms it.
+    """What the server will list after a write: a prediction to use until the server's own list confirms it.
 
     Never raises. If the write changes nothing, the same object is returned.
     """
@@ -39,14 +39,14 @@ class Draft:
     """
 
     def __init__(self, base: Snapshot, *, many: bool = False) -> None:
-        """`many`: enough writes will follow to make an index by address worthwhile."""
+        """`many`: so many writes follow that an index by address pays off."""
         self._base = base
-        self._now: Mapping[InstanceKey, Instance] = base.by_key
-        self._draft: dict[InstanceKey, Instance] | None = None  # `_now` from the first change on
+        self._instances: Mapping[InstanceKey, Instance] = base.by_key
+        self._draft: dict[InstanceKey, Instance] | None = None  # the same as `_instances` from the first change on
         self._index: dict[tuple[str, int], set[InstanceKey]] | None = None
         if many:
             self._index = {}
-            for key in self._now:
+            for key in self._instances:
                 self._index.setdefault((key.ip, key.port), set()).add(key)
 
     @property
@@ -62,13 +62,13 @@ class Draft:
             self._put(instance)
 
     def shows(self, write: Write[Any]) -> bool:
-        """Whether the snapshot already shows the write: applying it would change nothing."""
+        """Whether the snapshot already shows the write, so that applying it would change nothing."""
         return not any(self._effect(write))
 
     def _mutable(self) -> dict[InstanceKey, Instance]:
         """The mutable copy of the instances, made on the first change, because most writes change nothing."""
         if self._draft is None:
-            self._now = self._draft = dict(self._now)
+            self._instances = self._draft = dict(self._instances)
         return self._draft
 
     def _remove(self, key: InstanceKey) -> None:
@@ -85,9 +85,9 @@ class Draft:
     def _keys_at(self, ip: str, port: int) -> list[InstanceKey]:
         if self._index is not None:
             return sorted(self._index.get((ip, port), ()))
-        return [key for key in self._now if key[0] == ip and key[1] == port]
+        return [key for key in self._instances if key[0] == ip and key[1] == port]
 
-    def _at(self, ip: str, port: int, cluster: str) -> list[InstanceKey]:
+    def _affected_keys(self, ip: str, port: int, cluster: str) -> list[InstanceKey]:
         """The instances that a write to this address affects.
 
         Only 1.x keeps more than one instance at an address; there, a write affects only the one of its cluster.
@@ -101,8 +101,8 @@ class Draft:
             case Register():
                 return self._register(write.instance)
             case Deregister():
-                keys = self._at(write.ip, write.port, write.cluster)
-                return [key for key in keys if self._now[key].ephemeral == write.ephemeral], []
+                keys = self._affected_keys(write.ip, write.port, write.cluster)
+                return [key for key in keys if self._instances[key].ephemeral == write.ephemeral], []
             case Update():
                 return (), self._update(write)
             case Beat():
@@ -110,18 +110,18 @@ class Draft:
             case BatchMetadata():
                 return (), self._merge(write)
             case SetHealth():
-                known = self._now.get(InstanceKey(write.ip, write.port, write.cluster))
+                known = self._instances.get(InstanceKey(write.ip, write.port, write.cluster))
                 return (), [] if known is None else self._changes(known, replace(known, healthy=write.healthy))
             case _:
                 return (), []
 
     def _register(self, instance: Instance) -> tuple[Iterable[InstanceKey], list[Instance]]:
         key = instance.key
-        known = self._now.get(key)
-        if known is not None:  # a registration lacks what the server adds itself, such as a snowflake id
-            own, extra = instance.instance_id or known.instance_id, instance.extra or known.extra
-            if own != instance.instance_id or extra != instance.extra:
-                instance = replace(instance, instance_id=own, extra=extra)
+        known = self._instances.get(key)
+        if known is not None:  # a registration lacks values that the server adds, such as a snowflake id
+            instance_id, extra = instance.instance_id or known.instance_id, instance.extra or known.extra
+            if instance_id != instance.instance_id or extra != instance.extra:
+                instance = replace(instance, instance_id=instance_id, extra=extra)
             if instance == known:
                 return (), []
         others = () if self._base.by_cluster else self._keys_at(key.ip, key.port)
@@ -132,7 +132,7 @@ class Draft:
         return [] if after == known else [after]
 
     def _update(self, write: Update) -> list[Instance]:
-        known = self._now.get(InstanceKey(write.ip, write.port, write.cluster))
+        known = self._instances.get(InstanceKey(write.ip, write.port, write.cluster))
         if known is None:
             return []
         default_weight, default_enabled = (known.weight, known.enabled) if write.partial else (1.0, True)
@@ -145,9 +145,9 @@ class Draft:
         # Beats are frequent and rarely change anything, so look in the snapshot's own index first.
         keys: Sequence[InstanceKey] = self._base.by_address.get((write.ip, write.port), ())
         if self._draft is not None or len(keys) > 1 or self._base.by_cluster:
-            keys = self._at(write.ip, write.port, write.cluster)
+            keys = self._affected_keys(write.ip, write.port, write.cluster)
         if keys:
-            known = self._now[min(keys)]
+            known = self._instances[min(keys)]
             recovers = known.ephemeral and not known.healthy
             return (), [replace(known, healthy=True)] if recovers else []
         if write.full is None:
@@ -157,6 +157,6 @@ class Draft:
     def _merge(self, write: BatchMetadata) -> list[Instance]:
         if write.remove:
             return []
-        found = [self._now[key] for key in write.instances or self._now if key in self._now]
+        found = [self._instances[key] for key in write.instances or self._instances if key in self._instances]
         merged = [replace(known, metadata={**known.metadata, **write.metadata}) for known in found]
         return [after for known, after in zip(found, merged, strict=True) if after != known]

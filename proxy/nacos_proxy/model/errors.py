@@ -1,4 +1,4 @@
-"""Errors, by whose fault they are.
+"""Errors, grouped by whose fault they are.
 
     ProxyError
     ├─ BadCall            the caller's fault; names the parameter               400
@@ -11,8 +11,8 @@
        │  └─ Busy         all our connections stayed in use; nothing was sent   503
        └─ Garbled         the answer cannot be understood                       502
 
-Each error has an HTTP status. `arrived` alone decides whether a write may be retried on the next server.
-Decoders raise `Malformed`; their caller turns it into `BadCall` (a client's bytes) or `Garbled` (a server's).
+Each error has an HTTP status. Only `arrived` decides whether a write may be retried on the next server.
+Decoders raise `Malformed`; their callers turn it into `BadCall` (bytes of a client) or `Garbled` (bytes of a server).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import Enum
 
 
 class Violation(Enum):
-    """What is wrong with a parameter (`BadCall`). Each dialect has its own words and codes for it."""
+    """What is wrong with a parameter (`BadCall`). Each dialect has its own text and code for it."""
 
     MISSING = "missing"
     ILLEGAL = "illegal"  # Nacos's own parameter check refuses it (nacos-http.md 1.6)
@@ -59,13 +59,13 @@ ABSENT = (Reason.INSTANCE_NOT_FOUND, Reason.NO_INSTANCES, Reason.SERVICE_NOT_FOU
 
 
 class ProxyError(Exception):
-    """The root. `str()` is a message for people, without secrets."""
+    """The base class. `str()` is a message for people and contains no secrets."""
 
     status = 500
 
 
 class Malformed(Exception):
-    """The input cannot be understood. The message says what is wrong, and where."""
+    """The input cannot be decoded. The message says which part is wrong, and why."""
 
 
 class Misplaced(Malformed):
@@ -96,7 +96,7 @@ class Denied(ProxyError):
 
 
 class NothingKnown(ProxyError):
-    """There is no snapshot to answer a read, and no upstream to ask; `__cause__` says why."""
+    """There is no snapshot to answer a read, and no upstream to ask. `__cause__` is the reason."""
 
     status = 503
 
@@ -159,7 +159,7 @@ class Busy(TooSlow):
 class Garbled(UpstreamError):
     """The answer is not HTTP, not JSON, or not the expected JSON.
 
-    `answered`: the server itself sent an HTTP answer (not some gateway an error page), so the server is up.
+    `answered`: the server itself, not a gateway, sent an HTTP answer. So the server is up.
     """
 
     arrived = True
@@ -184,7 +184,7 @@ def is_denied(error: BaseException | None) -> bool:
 def is_unknown_token(error: BaseException | None) -> bool:
     """Whether the upstream rejected the token itself (unknown or expired), not the rights of its account.
 
-    If they know the account, all versions answer `authorization failed!`, or 1.4.6 `resource name invalid`
+    A server that knows the account answers `authorization failed!`; 1.4.6 may answer `resource name invalid`
     (nacos-http.md 7.4).
     """
     text = str(error).lower()
@@ -194,11 +194,11 @@ def is_unknown_token(error: BaseException | None) -> bool:
 def counts_for_upstream(error: ProxyError | None, *, fetching: bool) -> bool:
     """Whether an outcome counts for or against the upstream as a whole.
 
-    A single unreadable list does not count: the server answered. For calls other than fetches, 500 and 501 do not
-    count, because they also mean bad parameters; nor does a node that cannot reach a peer, since the node itself is up.
-    `Busy` never counts: nothing was sent.
+    A single unreadable list does not count, because the server answered. Two outcomes count only for fetches: 500 and
+    501, because they can also mean bad parameters, and NO_PEER, because the node itself is up. `Busy` never counts,
+    because nothing was sent.
     """
     if fetching:
         return not isinstance(error, Busy) and not (isinstance(error, Garbled) and error.answered)
-    vague = isinstance(error, Refused) and (error.status in (500, 501) or error.reason is Reason.NO_PEER)
-    return not vague and not isinstance(error, Busy)
+    ambiguous = isinstance(error, Refused) and (error.status in (500, 501) or error.reason is Reason.NO_PEER)
+    return not ambiguous and not isinstance(error, Busy)

@@ -1,13 +1,22 @@
-"""What Nacos accepts: lengths, characters and ranges of the values in a call (nacos-http.md 1.6, 1.7)."""
+"""The checks for a caller's values: Nacos's parameter check (`NACOS`), or the minimum without it (`LENIENT`).
+
+Servers from 2.3 on have the check (nacos-http.md 1.6, 1.7). Older ones and r-nacos accept metadata of any length,
+Chinese names and namespaces with dots, and themselves refuse the values that they do not accept. `LENIENT` refuses only
+control characters, which break lines in logs and in other programs' files; names that are too long to store; and a
+service whose `group@@name` would be read back as another service.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import beat_interval, beat_timeout, delete_timeout
-from nacos_proxy.model.services import Instance, Metadata, ServiceKey
+from nacos_proxy.model.services import Instance, Metadata, ServiceKey, without_nulls
 
 MAX_WEIGHT = 10_000.0
 MAX_METADATA = 1024  # characters, keys and values together
@@ -26,6 +35,25 @@ _IP = re.compile(r"[^\u4E00-\u9FA5\s]*", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
+class Rules(NamedTuple):
+    """Each check raises `BadCall`. `instance` makes the additional checks of a registration.
+
+    `nulls`: keep nulls in metadata. r-nacos would lose the whole metadata because of one.
+    """
+
+    service: Callable[[ServiceKey], None]
+    cluster: Callable[[str], None]
+    ip: Callable[[str], None]
+    port: Callable[[str | int], object]
+    metadata: Callable[[Metadata], None]
+    instance: Callable[[Instance], None]
+    nulls: bool = False
+
+    def kept(self, metadata: Metadata) -> Metadata:
+        """The metadata without what the server cannot store."""
+        return metadata if self.nulls else without_nulls(metadata)
+
+
 def _illegal(parameter: str, why: str) -> BadCall:
     return BadCall(parameter, Violation.ILLEGAL, f"Param '{parameter}' is illegal, {why}")
 
@@ -38,7 +66,7 @@ def _length(text: str) -> int:
 def _check_text(parameter: str, value: str, limit: int, pattern: re.Pattern[str]) -> None:
     if len(value) <= limit and value.isascii() and pattern.fullmatch(value) is not None:
         return
-    if not value.strip(BLANK):  # a blank value passes: whether it is required is checked elsewhere
+    if not value.strip(BLANK):  # other checks refuse a missing value
         return
     if _length(value) > limit:
         raise _illegal(parameter, f"the param length should not exceed {limit}.")
@@ -92,3 +120,41 @@ def check_instance(instance: Instance) -> None:
     if min(beat_timeout(instance.metadata), delete_timeout(instance.metadata)) < beat_interval(instance.metadata):
         text = "Instance 'heart beat interval' must less than 'heart beat timeout' and 'ip delete timeout'."
         raise BadCall("metadata", Violation.INSTANCE, text)
+
+
+# --- LENIENT ----------------------------------------------------------------------------------------------------------
+
+MAX_LENGTH = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_INT = range(-(2**31), 2**31)  # Java's int
+
+
+def _check_plain(parameter: str, value: str) -> None:
+    if len(value) > MAX_LENGTH:
+        raise _illegal(parameter, f"the param length should not exceed {MAX_LENGTH}.")
+    if not value.isprintable() and _CONTROL.search(value):
+        raise _illegal(parameter, "illegal characters should not appear in the param.")
+
+
+def check_plain_service(key: ServiceKey) -> None:
+    _check_plain("namespaceId/tenant", key.namespace)
+    _check_plain("serviceName", key.name)
+    _check_plain("group", key.group)
+    if "@@" in key.name or ServiceKey.of(key.grouped, None, key.namespace) != key:
+        raise _illegal("serviceName", "illegal characters should not appear in the param.")
+
+
+def _check_int(port: str | int) -> None:
+    """Checks only numbers from JSON, which may have any length. The controllers parse text."""
+    if isinstance(port, int) and port not in _INT:
+        raise BadCall("port", Violation.NOT_A_NUMBER, f'For input string: "{str(port)[:20]}"')
+
+
+def _accept(_value: object) -> None:
+    pass
+
+
+NACOS = Rules(check_service, check_cluster, check_ip, check_port, check_metadata, check_instance, nulls=True)
+LENIENT = Rules(
+    check_plain_service, partial(_check_plain, "cluster"), partial(_check_plain, "ip"), _check_int, _accept, _accept
+)

@@ -1,7 +1,7 @@
-"""Masks secrets in text that people see: log lines, and URLs in settings and errors. Pure.
+"""Masks secrets in log lines, and in URLs that settings and errors show.
 
-Parameter names are decoded as a server decodes them, so `access%54oken` counts, too. Settings that are secret as a
-whole are masked by their type (`app.setting_types`).
+Parameter names are decoded first, so `access%54oken` counts, too. The type of a setting masks a setting that is secret
+as a whole (`app.setting_types`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from urllib.parse import unquote_plus
 MASK = "********"
 
 # A parameter is secret if its name contains one of these: accessToken, newPassword, client_secret, X-Api-Key …
-_WORDS = ("passw", "pwd", "token", "secret", "credential", "signature", "apikey", "accesskey", "secretkey")
-_NAMES = ("sk", "sig", "auth")
-_END = re.compile(r"[/?#]")  # ends the part of a URL that names the host
+_SECRET_PARTS = ("passw", "pwd", "token", "secret", "credential", "signature", "apikey", "accesskey", "secretkey")
+_SECRET_NAMES = ("sk", "sig", "auth")
+_AFTER_HOST = re.compile(r"[/?#]")  # the first character after the host in a URL
 _PIECE = re.compile(r"[^\s?&#]+")  # may be name=value
-_USER = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 
 
 def masked(text: str) -> str:
     """The line without the values of secret parameters, and without the credentials in URLs."""
-    return _USER.sub(f"{MASK}@", _PIECE.sub(_masked_piece, text))
+    return _USER_INFO.sub(f"{MASK}@", _PIECE.sub(_masked_piece, text))
 
 
 def _masked_piece(found: re.Match[str]) -> str:
@@ -32,7 +32,7 @@ def _masked_piece(found: re.Match[str]) -> str:
 def is_secret(name: str) -> bool:
     """Whether a parameter is secret, by its name as written in a URL."""
     plain = re.sub(r"[^a-z]", "", unquote_plus(name).lower())
-    return plain in _NAMES or any(word in plain for word in _WORDS)
+    return plain in _SECRET_NAMES or any(word in plain for word in _SECRET_PARTS)
 
 
 def shown_url(url: str) -> str:
@@ -42,7 +42,7 @@ def shown_url(url: str) -> str:
     is masked.
     """
     scheme, separator, rest = _scheme(url)
-    authority = _END.split(rest, maxsplit=1)[0]
+    authority = _AFTER_HOST.split(rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@") if "@" in authority else rest.rpartition("@")
     if at:
         rest = f"{MASK}@{rest[len(user) + 1 :]}"
@@ -52,7 +52,7 @@ def shown_url(url: str) -> str:
 def shown_origin(url: str) -> str:
     """Only the scheme, host and port of a URL."""
     scheme, separator, rest = _scheme(shown_url(url))
-    return f"{scheme}{separator}{_END.split(rest, maxsplit=1)[0].rpartition('@')[2]}"
+    return f"{scheme}{separator}{_AFTER_HOST.split(rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 def _scheme(url: str) -> tuple[str, str, str]:

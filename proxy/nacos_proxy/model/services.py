@@ -37,8 +37,8 @@ def without_nulls(metadata: Metadata) -> Metadata:
 def plain_ip(ip: str) -> str:
     """The canonical form of an IPv6 address (RFC 5952), without brackets. Any other text is returned unchanged.
 
-    Clients register one address as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers treat each form as
-    a separate instance, and show it as registered (tried with 2.5.1).
+    Clients register the same address as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers treat each
+    form as a separate instance and show it unchanged (tried with 2.5.1).
     """
     bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
     if ":" not in bare:
@@ -58,7 +58,7 @@ def address_of(ip: str, port: int | str) -> str:
 class ServiceKey(NamedTuple):
     """The key of a service. `str()` gives `namespace/group@@name`, as in logs and in our own API.
 
-    A tuple, because it is the key of most tables here, and tuples hash and compare in C.
+    A tuple, because most tables have it as key, and tuples hash and compare in C.
     """
 
     namespace: str
@@ -134,7 +134,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The hosts of a snapshot that pass a reader's filters, in order; `protected`: protection masks their health."""
+    """The hosts that pass a reader's filters, in order. `protected`: protection hides their true health."""
 
     hosts: tuple[Instance, ...]
     protected: bool = False
@@ -142,16 +142,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A service at one moment: every cluster, healthy or not, disabled instances where the source shows them.
+    """A service at one moment: its instances, sorted by key, with their true health; disabled ones if the source shows
+    them.
 
-    `instances` are sorted by key and carry their true health. `threshold` is the protection threshold (0.0 to 1.0).
-    A threshold of 0.0 masks health only if the service has metadata of its own; `masking` says that it has
-    (nacos-http.md 5.5). `cache_millis` is how often clients poll, in ms. `extra` holds a server's unknown fields.
+    `threshold` is the protection threshold (0.0 to 1.0). With 0.0, protection works only if the service has metadata of
+    its own (`masking`; nacos-http.md 5.5). `cache_millis` is the poll interval of clients in ms. `extra` holds a
+    server's unknown fields.
 
     Not compared: `last_ref_time` is in ms since 1970. `by_cluster` marks a 1.x server, which keeps one instance per
     cluster at an address; later servers keep one per address (nacos-http.md 5.1). `unreadable` has one text for each
-    host that was left out. A constructor that already has the `instances` by their key passes them as `index`, in the
-    same order.
+    host that was left out. `index`, if given, is the `instances` by key, in the same order.
     """
 
     key: ServiceKey
@@ -209,14 +209,14 @@ class Snapshot:
         return found
 
     def find(self, ip: str, port: int, cluster: str | None = None) -> Instance | None:
-        """The instance at ip:port, in the given cluster or else in any."""
+        """The instance at ip:port, in `cluster` if given, else in any cluster."""
         if cluster is not None:
             return self.by_key.get(InstanceKey(ip, port, cluster))
         keys = self.by_address.get((ip, port))
         return self.by_key[keys[0]] if keys else None
 
     def registered_ip(self, ip: str, port: int) -> str:
-        """`ip` in the form in which an instance at that address is registered; unchanged if there is none."""
+        """`ip` as the instance at this address spells it; unchanged if there is no such instance."""
         if ":" not in ip or (ip, port) in self.by_address:
             return ip
         same = (i.ip for i in self.instances if i.port == port and plain_ip(i.ip) == plain_ip(ip))
@@ -231,7 +231,7 @@ class Snapshot:
         return replace(self, instances=tuple(index.values()), index=index)
 
     def dated(self, last_ref_time: int) -> Snapshot:
-        """The same snapshot with another time."""
+        """The same snapshot with another `last_ref_time`."""
         return replace(self, last_ref_time=last_ref_time, index=self.by_key)
 
     def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
@@ -249,7 +249,7 @@ class Snapshot:
         return Selection(hosts)
 
     def _protects(self, share: float) -> bool:
-        # Nacos compares Java floats: there, 29 of 100 equals a threshold of 0.29. As doubles they would differ.
+        # Nacos compares Java floats: 29 of 100 equals a threshold of 0.29 as a float, but not as a double.
         return _float32(share) <= _float32(min(1.0, self.threshold))
 
 
@@ -263,7 +263,7 @@ def _float32(number: float) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """The step from one snapshot of a service to the next. At least one thing that clients can see differs."""
+    """The step from one snapshot of a service to the next. Clients can see at least one difference."""
 
     before: Snapshot
     after: Snapshot

@@ -1,5 +1,4 @@
-"""Bytes to values and back, pure and in both roles: requests and replies of every protocol we speak.
+"""Converts bytes to values and back, as client and as server, without side effects. Each folder is a protocol family.
 
-`http` holds HTTP as values; the folders below hold one protocol family each.
 Never here: sockets, state, or a decision about what to answer.
 """

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlencode
 
+from nacos_proxy.model.limits import NACOS, Rules
 from nacos_proxy.model.services import EMPTY
 from nacos_proxy.wire.multipart import MULTIPART_TYPE, read_multipart
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
@@ -107,7 +107,7 @@ def coded(fields: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 class HttpReply(NamedTuple):
-    """An answer. `content_type` None: no such header, as in some refusals of Nacos."""
+    """An answer. With `content_type` None it has no such header, as some refusals of Nacos."""
 
     status: int
     content_type: str | None
@@ -138,24 +138,25 @@ class Cacheable(NamedTuple):
 
 
 CACHEABLE = "nacos_proxy.cacheable"
+RULES = "nacos_proxy.rules"  # in the ASGI scope: the `Rules` of a request
 
 
 class Channel(Protocol):
     """A response body written straight to the transport, without a task: for streams with many idle readers.
 
     Send `http.response.start` without a content-length, then call `scope["extensions"][STREAM]()`. It returns a
-    `Channel`, or None if this request cannot have one; send the body by ASGI then. With a channel, the app sends
-    nothing more and returns, and the connection keeps the channel alive. Frame a chunk once with `frame`; all channels
-    can share it.
+    `Channel`, or None if this request cannot have one: then send the body by ASGI. With a channel, the app returns
+    without another ASGI message, and the connection keeps the channel alive. Frame a chunk once with `frame`; all
+    channels can share the result.
     """
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """The bytes as they travel (chunked coding, RFC 9112 7.1); b"" for b""."""
+        """The bytes in chunked coding (RFC 9112 7.1); b"" for b""."""
         ...
 
     def write(self, chunk: bytes) -> bool:
-        """Takes framed bytes, always. False if the reader is slow or gone: then wait for `on_drain`."""
+        """Accepts framed bytes in any case. Returns False if the reader is slow or gone: then wait for `on_drain`."""
         ...
 
     def on_drain(self, callback: Callable[[], None]) -> None:
@@ -167,11 +168,11 @@ class Channel(Protocol):
         ...
 
     def farewell(self, chunk: bytes) -> None:
-        """Sets framed bytes to write before the end if this server stops."""
+        """Sets the framed bytes to write last if this server stops."""
         ...
 
     def close(self) -> None:
-        """Ends the body properly, so the connection can carry the next request. Harmless if already ended."""
+        """Ends the body so that the connection can carry the next request. Does nothing if it has already ended."""
         ...
 
 

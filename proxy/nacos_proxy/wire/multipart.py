@@ -1,8 +1,8 @@
 """Parameters in a `multipart/form-data` body (RFC 7578), read as Nacos 2.5.1 and 3.0.3 do. Files are skipped.
 
-Values are always UTF-8, and no transfer encoding is decoded. A delimiter that no line break follows is the last one
-(`tests/conformance/test_multipart.py` compares with a real server). `email` reads only the headers of a part: it would
-take seconds to find the delimiters in a megabyte of them.
+Values are always UTF-8, and no transfer encoding is decoded. The first delimiter without a line break after it is the
+last one (`tests/conformance/test_multipart.py` compares with a real server). `email` reads only the headers of a part,
+because it would take seconds to find a megabyte of delimiters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_HEAD = 1024  # bytes of Content-Type, or of a part's headers: `email` takes 
 def read_multipart(content_type: str, body: bytes) -> tuple[tuple[str, str], ...]:
     """Names and values in the order of the parts. Raises `BadCall` if the body is truncated or not multipart."""
     delimiter = b"--" + boundary_of(content_type)
-    _, first, rest = body.partition(delimiter)  # the first may stand anywhere, the others start a line
+    _, first, rest = body.partition(delimiter)  # the first delimiter may stand anywhere, the others start a line
     pieces = rest.split(b"\r\n" + delimiter, MAX_PARTS) if first else []
     found: list[tuple[str, str]] = []
     for number, piece in enumerate(pieces, 1):

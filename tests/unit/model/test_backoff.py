@@ -15,12 +15,12 @@ def test_backoff_delay_never_exceeds_a_maximum_below_the_initial_delay() -> None
     assert Backoff(initial=10.0, maximum=4.0).delay(0) == 4.0
 
 
-def test_backoff_delay_stands_any_number_of_retries() -> None:
+def test_backoff_delay_accepts_any_number_of_retries() -> None:
     assert Backoff(initial=0.001, maximum=60.0).delay(10_000_000) == 60.0
 
 
 @pytest.mark.parametrize(("drawn", "delay"), [(0.0, 5.0), (0.5, 7.5), (1.0, 10.0)])
-def test_backoff_jitter_is_the_share_that_is_drawn(drawn: float, delay: float) -> None:
+def test_backoff_jitter_is_the_random_share_of_the_delay(drawn: float, delay: float) -> None:
     assert Backoff(initial=10.0, maximum=60.0, jitter=0.5).delay(0, lambda: drawn) == delay
 
 

@@ -229,7 +229,7 @@ def test_apply_on_1x_treats_each_cluster_at_an_address_as_a_separate_instance() 
     assert [i.healthy for i in apply(ill, Beat(KEY, one.ip, one.port, "c2")).instances] == [False, True]
 
 
-def test_two_clusters_at_one_address_show_that_the_server_is_a_1x() -> None:
+def test_apply_recognises_1x_by_two_clusters_at_one_address() -> None:
     one, two = instance(), instance(cluster="c2")
     assert apply(snapshot(one, two), Deregister(KEY, one.ip, one.port, "c2")) == snapshot(one)
 

@@ -78,12 +78,12 @@ def tree(root: type[ProxyError] = ProxyError, depth: int = 0) -> Iterator[tuple[
 # the tree
 
 
-def test_the_drawing_shows_every_error_in_its_place() -> None:
+def test_errors_docstring_shows_the_class_tree() -> None:
     drawn = re.findall(r"^    ([ │├└─]*)(\w+)", module.__doc__ or "", re.MULTILINE)
     assert [(name, len(branch) // 3) for branch, name in drawn] == list(tree())
 
 
-def test_the_drawing_shows_the_status_of_every_error() -> None:
+def test_errors_docstring_shows_the_status_of_every_error() -> None:
     drawn = dict(re.findall(r"[├└]─ (\w+) .*?(\d{3})(?:, \d{3})?$", module.__doc__ or "", re.MULTILINE))
     statuses = {name: str(SAMPLES[getattr(module, name)][0].status) for name in drawn}
     statuses["Denied"] = str(Denied(TEXT, status=401).status)
@@ -103,7 +103,7 @@ def test_the_drawing_shows_the_status_of_every_error() -> None:
     ],
     ids=repr,
 )
-def test_each_fault_of_the_other_side_says_whether_a_write_may_have_arrived(error: ProxyError, arrived: bool) -> None:
+def test_every_upstream_error_has_arrived(error: ProxyError, arrived: bool) -> None:
     """What says no is taken to have arrived by nobody: else it would be sent a second time."""
     assert isinstance(error, UpstreamError)
     assert error.arrived is arrived
@@ -147,7 +147,7 @@ def test_refused_is_written_unchanged_in_its_own_dialect(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
-def test_an_error_of_our_own_api_is_a_problem_document(kind: type[ProxyError]) -> None:
+def test_problem_writes_every_error_as_a_problem_document(kind: type[ProxyError]) -> None:
     for error in SAMPLES[kind]:
         reply = problem(error, "/api/v1/services")
         assert reply.content_type == PROBLEM_TYPE
@@ -163,7 +163,7 @@ def test_write_error_accepts_any_text(text: str, kind: Violation, reason: Reason
             assert "\r" not in (reply.content_type or "") and isinstance(reply.body, bytes)
 
 
-def test_telling_ignores_one_unreadable_list_and_counts_a_missing_answer() -> None:
+def test_counts_for_upstream_ignores_an_unreadable_list_and_counts_a_missing_answer() -> None:
     assert not counts_for_upstream(Garbled(TEXT, answered=True), fetching=True)
     assert counts_for_upstream(Garbled(TEXT), fetching=True)  # no HTTP, or a page of something in between
     assert counts_for_upstream(Garbled(TEXT, answered=True), fetching=False)
@@ -188,5 +188,5 @@ def test_telling_ignores_one_unreadable_list_and_counts_a_missing_answer() -> No
         (None, False),
     ],
 )
-def test_stranger_tells_an_unknown_token_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
+def test_is_unknown_token_differs_from_a_missing_right(error: ProxyError | None, unknown: bool) -> None:
     assert is_unknown_token(error) is unknown

@@ -32,12 +32,12 @@ SECRET = "hunter2"
     ],
 )
 @pytest.mark.parametrize("line", ['1.2.3.4:5 - "GET /a?{} HTTP/1.1" 200', "cannot ask http://h:1/a?{}", "{}", "{}, so"])
-def test_a_line_holds_no_value_of_a_secret_parameter(query: str, line: str) -> None:
+def test_masked_hides_values_of_secret_parameters(query: str, line: str) -> None:
     shown = masked(line.format(query))
     assert SECRET not in shown and MASK in shown
 
 
-def test_the_rest_of_a_line_is_unchanged() -> None:
+def test_masked_keeps_the_rest_of_a_line() -> None:
     line = 'INFO  1.2.3.4:5 - "GET /nacos/v1/ns/instance/list?serviceName=G@@a&ip=::1&username=app HTTP/1.1"  200\tend'
     assert masked(line) == line
     said = "http://127.0.0.1:8848/nacos: G@@orders of a:80 is gone; see user@example.org"
@@ -63,7 +63,7 @@ def test_masked_shows_what_is_not_secret(pairs: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("piece", ["a", "%41", "a=", "://", "://a"])
-def test_a_long_line_takes_no_longer_than_its_length(piece: str) -> None:
+def test_masked_takes_linear_time(piece: str) -> None:
     assert grows_as_its_input(lambda size: masked(piece * size), 50_000)
 
 
@@ -83,7 +83,7 @@ def test_a_long_line_takes_no_longer_than_its_length(piece: str) -> None:
         ("", ""),
     ],
 )
-def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+def test_shown_url_hides_secrets(url: str, shown: str) -> None:
     assert shown_url(url) == shown
     assert shown_origin("10.0.0.1:8848/nacos") == "10.0.0.1:8848"
     assert SECRET not in shown_origin(url)

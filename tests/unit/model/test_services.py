@@ -91,7 +91,7 @@ def test_plain_ip_keeps_other_text(ip: str) -> None:
     assert plain_ip(ip) == ip
 
 
-def test_snapshot_spelt_gives_the_registered_form() -> None:
+def test_snapshot_registered_ip_gives_the_registered_form() -> None:
     listed = snapshot(instance("[2001:db8::7]", 80), instance("2001:db8::7", 81), instance("[2001:db8::7]", 81))
     found = [listed.registered_ip("2001:db8::7", port) for port in (80, 81, 82)]
     assert found == ["[2001:db8::7]", "2001:db8::7", "2001:db8::7"]
@@ -101,7 +101,7 @@ def test_snapshot_spelt_gives_the_registered_form() -> None:
 
 
 @given(st.lists(instances, max_size=6), st.randoms(use_true_random=False), st.integers(0, 2**40))
-def test_snapshots_compare_without_order_and_last_ref_time(
+def test_snapshot_equality_ignores_order_and_last_ref_time(
     found: list[Instance], luck: random.Random, moment: int
 ) -> None:
     one = snapshot(*found)
@@ -114,11 +114,11 @@ def test_snapshots_compare_without_order_and_last_ref_time(
 
 
 @given(snapshots, snapshots)
-def test_two_snapshots_are_equal_exactly_when_their_revisions_are(one: Snapshot, other: Snapshot) -> None:
+def test_snapshot_revisions_are_equal_if_and_only_if_the_snapshots_are(one: Snapshot, other: Snapshot) -> None:
     assert (one == other) == (one.revision == other.revision)
 
 
-def test_equal_snapshots_have_one_revision_however_their_maps_and_numbers_are_written() -> None:
+def test_snapshot_revision_ignores_the_order_of_maps_and_the_type_of_numbers() -> None:
     one = snapshot(instance(weight=1, metadata={"a": "1", "b": "2"}, extra={"x": {"p": 1, "q": 2}}), threshold=0)
     other = snapshot(instance(weight=1.0, metadata={"b": "2", "a": "1"}, extra={"x": {"q": 2, "p": 1}}), threshold=0.0)
     assert one == other
@@ -139,13 +139,13 @@ def test_equal_snapshots_have_one_revision_however_their_maps_and_numbers_are_wr
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_whatever_a_client_can_see_of_an_instance_is_a_change(changed: dict[str, Any]) -> None:
+def test_diff_sees_a_change_of_every_visible_field(changed: dict[str, Any]) -> None:
     before, after = snapshot(instance()), snapshot(instance(**changed))
     assert before.revision != after.revision
     assert diff(before, after, "poll") is not None
 
 
-def test_a_revision_is_the_same_in_another_process() -> None:
+def test_snapshot_revision_is_the_same_in_another_process() -> None:
     """ETags and resumption survive a restart: nothing in it depends on the process, such as the hash of a text."""
     code = (
         "from nacos_proxy.model.services import *;"
@@ -235,20 +235,18 @@ def test_snapshot_select_follows_the_rules_of_nacos(
 
 
 @pytest.mark.parametrize(("masking", "protected"), [(True, True), (False, False)])
-def test_at_threshold_zero_only_a_service_with_metadata_masks_that_none_is_healthy(
-    masking: bool, protected: bool
-) -> None:
+def test_snapshot_select_at_threshold_zero_masks_health_only_with_metadata(masking: bool, protected: bool) -> None:
     shown = snapshot(instance(healthy=False), masking=masking).select()
     assert (shown.protected, shown.hosts[0].healthy) == (protected, protected)
 
 
-def test_an_empty_service_is_never_protected() -> None:
+def test_snapshot_select_never_protects_an_empty_service() -> None:
     assert not snapshot(threshold=1.0, masking=True).select().protected
     assert not snapshot(instance(enabled=False, healthy=False), threshold=1.0).select().protected
 
 
 @pytest.mark.parametrize(("healthy", "of", "threshold"), [(29, 100, 0.29), (3, 10, 0.3), (7, 10, 0.7), (57, 100, 0.57)])
-def test_a_share_exactly_at_the_threshold_is_protected(healthy: int, of: int, threshold: float) -> None:
+def test_snapshot_select_protects_a_share_exactly_at_the_threshold(healthy: int, of: int, threshold: float) -> None:
     """As Java's floats have it: 0.29 * 100 is 28.999999999999996 in Python's."""
     service = snapshot(*(instance(port=n + 1, healthy=n < healthy) for n in range(of)), threshold=threshold)
     assert service.select().protected
@@ -257,7 +255,7 @@ def test_a_share_exactly_at_the_threshold_is_protected(healthy: int, of: int, th
 
 
 @pytest.mark.parametrize("threshold", [1.5, 1e300])
-def test_a_threshold_above_one_protects_always(threshold: float) -> None:
+def test_snapshot_select_always_protects_with_a_threshold_above_one(threshold: float) -> None:
     assert snapshot(instance(), threshold=threshold).select().protected
 
 

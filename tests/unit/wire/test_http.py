@@ -18,7 +18,7 @@ def test_request_parameters_take_the_query_before_the_form() -> None:
     assert request.parameters == {"a": "1", "b": "", "c": "北"}
 
 
-def test_request_parse_ignores_a_body_that_is_no_form() -> None:
+def test_request_parse_ignores_a_body_that_is_not_a_form() -> None:
     request = HttpRequest.parse(
         "POST", "/v1/ns/instance", "", b'{"serviceName":"x"}', {"content-type": "application/json"}
     )

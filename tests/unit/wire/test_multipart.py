@@ -16,11 +16,11 @@ from tests.helpers.multipart import CUT, EMPTY, END, IP, TAKEN, TYPE, part
 
 
 @pytest.mark.parametrize("body", TAKEN, ids=range(len(TAKEN)))
-def test_a_field_is_a_parameter_and_a_file_is_none(body: bytes) -> None:
+def test_read_multipart_reads_fields_and_skips_files(body: bytes) -> None:
     assert read_multipart(TYPE, body) == (("ip", "10.0.0.1"),)
 
 
-def test_values_are_utf_8_as_they_stand_and_all_of_them() -> None:
+def test_read_multipart_reads_all_values_as_utf_8() -> None:
     body = (
         part("a", " ü\r\n--xx is no end \r\n".replace("--xx", "-- x"))
         + part("a", "")
@@ -39,7 +39,7 @@ def test_values_are_utf_8_as_they_stand_and_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("body", EMPTY)
-def test_a_body_without_a_delimiter_has_no_parameters(body: bytes) -> None:
+def test_read_multipart_of_a_body_without_delimiter_is_empty(body: bytes) -> None:
     assert read_multipart(TYPE, body) == ()
 
 
@@ -47,7 +47,7 @@ LONG = [IP * (MAX_PARTS + 1) + END, part("a" * 2000, "1") + END]
 
 
 @pytest.mark.parametrize("body", [*CUT, *LONG], ids=range(len(CUT) + len(LONG)))
-def test_an_incomplete_form_is_refused(body: bytes) -> None:
+def test_read_multipart_refuses_an_incomplete_form(body: bytes) -> None:
     """A registration without the part that was cut off would be another one. (2.5.1 answers 500.)"""
     with pytest.raises(BadCall) as caught:
         read_multipart(TYPE, body)
@@ -61,7 +61,7 @@ def test_an_incomplete_form_is_refused(body: bytes) -> None:
         *("multipart/form-data; boundary*=idna''x%ff", "multipart/form-data; boundary*=\0''x"),
     ],
 )
-def test_without_a_boundary_nothing_can_be_read(type: str) -> None:
+def test_boundary_of_requires_a_boundary(type: str) -> None:
     with pytest.raises(BadCall):
         read_multipart(type, IP + END)
 
@@ -71,7 +71,7 @@ names = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_chara
 
 
 @given(st.lists(st.tuples(names, texts), max_size=5))
-def test_what_a_client_writes_is_read(fields: list[tuple[str, str]]) -> None:
+def test_read_multipart_reads_the_forms_of_a_client(fields: list[tuple[str, str]]) -> None:
     request = httpx.Request("POST", "http://x", files=[(name, (None, value)) for name, value in fields] or {"a": "b"})
     found = read_multipart(request.headers["content-type"], request.read())
     assert found == tuple(fields)
@@ -120,7 +120,7 @@ def test_read_multipart_gives_parameters_or_raises_bad_call(parameters: str, bod
     ],
     ids=["delimiters", "headers", "lines", "almost delimiters"],
 )
-def test_a_body_takes_no_longer_than_its_length(body: Callable[[int], bytes]) -> None:
+def test_read_multipart_takes_linear_time_for_a_body(body: Callable[[int], bytes]) -> None:
     def read(size: int) -> None:
         with pytest.raises(BadCall):
             read_multipart(TYPE, body(size))
@@ -129,7 +129,7 @@ def test_a_body_takes_no_longer_than_its_length(body: Callable[[int], bytes]) ->
 
 
 @pytest.mark.parametrize("more", [";", ' ";', "a*0=b;"])
-def test_a_content_type_takes_no_longer_than_its_length(more: str) -> None:
+def test_read_multipart_takes_linear_time_for_a_content_type(more: str) -> None:
     """`email` alone took seconds for 60,000 semicolons in quotes."""
 
     def read(size: int) -> None:

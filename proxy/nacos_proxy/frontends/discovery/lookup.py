@@ -26,12 +26,12 @@ from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, Serv
 from nacos_proxy.frontends.rest.services import SERVICE
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, NothingKnown, UpstreamError, Violation
+from nacos_proxy.model.limits import Rules
 from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.wire.discovery.formats import FORMATS
 from nacos_proxy.wire.discovery.prometheus import target_groups
 from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply
 from nacos_proxy.wire.nacos.hosts import host_json
-from nacos_proxy.wire.nacos.rules import Rules
 from nacos_proxy.wire.rest.problem import nothing_to_pick
 from nacos_proxy.wire.rest.query import HealthyOnly, Names, ServicesQuery, View, ViewQuery, illegal, missing
 

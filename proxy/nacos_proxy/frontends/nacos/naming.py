@@ -18,10 +18,9 @@ from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.http import RULES, HttpReply, HttpRequest, Pairs
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
-from nacos_proxy.wire.nacos.rules import RULES
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
 ANSWER_HEADER = "nacos-proxy-answer"

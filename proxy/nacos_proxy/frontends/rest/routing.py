@@ -27,8 +27,8 @@ from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.frontends.rest.models import ProblemDocument
 from nacos_proxy.model.errors import BadCall, ProxyError, Violation
-from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs, pairs
-from nacos_proxy.wire.nacos.rules import NACOS, RULES, Rules
+from nacos_proxy.model.limits import NACOS, Rules
+from nacos_proxy.wire.http import JSON_TYPE, RULES, HttpReply, Pairs, pairs
 from nacos_proxy.wire.nacos.shapes import dumps
 from nacos_proxy.wire.rest.bodies import read_object
 from nacos_proxy.wire.rest.problem import PROBLEM_TYPE, plain_problem, problem

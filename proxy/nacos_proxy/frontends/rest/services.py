@@ -42,12 +42,11 @@ from nacos_proxy.model.errors import (
 )
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, Pairs
-from nacos_proxy.wire.nacos.hosts import host_json
+from nacos_proxy.wire.nacos.hosts import beat_json, host_json
 from nacos_proxy.wire.rest.bodies import (
     BeatBody,
     RegisterBody,
     UpdateBody,
-    beat_json,
     instances_json,
     page_json,
     read_beat,

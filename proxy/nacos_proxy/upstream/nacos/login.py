@@ -21,16 +21,13 @@ from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import Garbled, Malformed, ProxyError, Reason, Refused
 from nacos_proxy.runtime import Clock, spawn
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos import v1, v3
-from nacos_proxy.wire.nacos.login import Login
+from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 
 RENEW_AT = 0.9  # of the ttl of a token
 BACKOFF = Backoff(initial=5.0, maximum=60.0)
 AUTH_DISABLED = "AUTH_DISABLED"  # a server's token if it requires none (nacos-http.md 7.3)
 
 Ask = Callable[[HttpRequest], Awaitable[HttpReply]]
-
-_PATHS = ((v1.login_request, v1.login_reply), (v3.login_request, v3.login_reply))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Session:
         self._retry = 0
         self._running: asyncio.Task[ProxyError | None] | None = None
         self._running_at: Hashable = None
-        self._path = 0
+        self._dialect = "v1"  # the one that had a login
 
     @property
     def enabled(self) -> bool:
@@ -140,7 +137,7 @@ class Session:
     async def _run(self, ask: Ask) -> ProxyError | None:
         self._tried_at = self._clock.now()
         try:
-            login, self._path = await log_in(self._policy.username, self._policy.password, ask, self._path)
+            login, self._dialect = await log_in(self._policy.username, self._policy.password, ask, self._dialect)
         except ProxyError as error:
             self.error = str(error)
             if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
@@ -157,16 +154,15 @@ class Session:
         return None
 
 
-async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) -> tuple[Login, int]:
-    """The login, and the number of the path that has it: `first_path`, or the other one if that has none.
+async def log_in(username: str, password: str, ask: Ask, dialect: str = "v1") -> tuple[Login, str]:
+    """The login, and the dialect that has one: `dialect`, or else the other one of v1 and v3.
 
     The token is '' if the servers require none. Raises `Refused` (NO_RIGHT) if they do not accept the account, and
     the errors of the calls.
     """
-    for path in (first_path, 1 - first_path):
-        write, read = _PATHS[path]
+    for name in (dialect, "v3" if dialect == "v1" else "v1"):
         try:
-            login = read(await ask(write(username, password)))
+            login = read_login(name, await ask(write_login(name, username, password)))
         except Refused as refused:
             if refused.status >= 502:  # from a gateway, or a server that is not ready: not about the password
                 raise
@@ -176,5 +172,5 @@ async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) ->
             continue
         except Malformed as error:
             raise Garbled(f"the answer to a login cannot be read: {error}") from error
-        return (login._replace(token="") if login.token == AUTH_DISABLED else login), path
-    return Login("", 60.0), first_path  # no login at either path: no token is required
+        return (login._replace(token="") if login.token == AUTH_DISABLED else login), name
+    return Login("", 60.0), dialect  # neither dialect has a login: no token is required

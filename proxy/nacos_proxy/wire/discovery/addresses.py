@@ -1,8 +1,8 @@
-"""Addresses and weights that another program's configuration can hold; what the formats of lines share.
+"""Addresses and weights as the configuration of other programs accepts them.
 
-Anybody can register an address, and other programs refuse a whole file for one line that they cannot read. So lines
-hold only IP addresses and host names, with a port from 1 to 65535, each once however it is spelt. Instances of weight 0
-are left out.
+Anybody can register any address, and other programs refuse a whole file because of one line that they cannot read. So
+lines hold only IP addresses and host names with a port from 1 to 65535, each only once in whichever spelling. Instances
+of weight 0 are left out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from nacos_proxy.model.services import Instance, plain_ip
 
-# RFC 1123 2.1, and the underscore that names of containers have. A name that ends in a number is not allowed: resolvers
-# would read an address of another kind out of it. nginx reads `unix:80` as the path of a socket.
+# RFC 1123 2.1, plus the underscore of container names. The last label must not be a number, because resolvers would
+# read the name as an address. nginx would read `unix:80` as the path of a socket.
 _LABEL = "(?!-)[0-9a-z_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(?!unix$)(?=.{{1,253}}$)(?:{_LABEL}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)$){_LABEL}")
 
@@ -35,7 +35,7 @@ def host_of(ip: str) -> str:
 
 
 def servers(hosts: Iterable[Instance]) -> dict[str, float]:
-    """Weights by address, of the instances that another program's configuration accepts; of two weights the greater."""
+    """Weights by address, without instances that other programs refuse. Of two at one address the greater counts."""
     found: dict[str, float] = {}
     for instance in hosts:
         if not (0 < instance.weight < math.inf and 0 < instance.port <= 65535):

@@ -1,4 +1,4 @@
-"""The formats of lines by name. A new one is a module beside this one and a row here; its route follows."""
+"""Line formats by name. For a new one, add a module beside this one and a row: the route is made from the row."""
 
 from __future__ import annotations
 

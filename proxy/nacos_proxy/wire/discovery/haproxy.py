@@ -1,4 +1,4 @@
-"""`server` lines of a backend of HAProxy."""
+"""`server` lines for a backend of HAProxy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from nacos_proxy.model.services import Instance
 from nacos_proxy.wire.discovery.addresses import lines, weighted_servers
 
-_NO_NAME = re.compile(r"[^0-9A-Za-z_.:-]")
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_.:-]")
 
 
 def render(hosts: Sequence[Instance]) -> bytes:
     """Weights are whole numbers from 1 to 256 (HAProxy's own limit).
 
-    A name that cannot be resolved is a server that is down; without `init-addr` HAProxy would not start.
+    `init-addr` makes a server whose name cannot be resolved count as down; without it HAProxy would not start.
     """
     return lines(
-        f"server {_NO_NAME.sub('_', address)} {address} weight {weight} check{_init_addr(address)}"
+        f"server {_NOT_IN_NAMES.sub('_', address)} {address} weight {weight} check{_init_addr(address)}"
         for address, weight in weighted_servers(hosts, 256)
     )
 

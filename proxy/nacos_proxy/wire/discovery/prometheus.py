@@ -8,17 +8,17 @@ from typing import Any
 
 from nacos_proxy.model.services import Instance, ServiceKey
 
-_NO_LABEL = re.compile(r"[^0-9A-Za-z_]")
+_NOT_IN_LABELS = re.compile(r"[^0-9A-Za-z_]")
 
 
 def target_groups(hosts: Sequence[Instance], key: ServiceKey) -> list[dict[str, Any]]:
-    """Target groups for `http_sd`, one per instance as their labels differ."""
+    """One target group per instance, because their labels differ."""
     return [{"targets": [host.address], "labels": _labels(host, key)} for host in hosts]
 
 
 def _labels(host: Instance, key: ServiceKey) -> dict[str, str]:
     given = ((name, text) for name, text in sorted(host.metadata.items()) if text is not None)
-    own = {f"__meta_nacos_metadata_{_NO_LABEL.sub('_', name)}": text for name, text in given}
+    own = {f"__meta_nacos_metadata_{_NOT_IN_LABELS.sub('_', name)}": text for name, text in given}
     return {
         **own,
         "__meta_nacos_namespace": key.namespace,

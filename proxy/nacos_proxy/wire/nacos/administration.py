@@ -1,6 +1,6 @@
 """Operations that only the embedded registry answers: health checkers, switches, and lists of clients.
 
-In front of a real server these paths are passed through in the client's dialect, so there is no client role.
+With a real upstream, these requests are passed through unchanged, so the operations have no client role.
 Sources: nacos-http.md 2.10, 2.14 to 2.16, 3, 4.2, 5.5.
 """
 
@@ -13,13 +13,12 @@ from nacos_proxy.model.calls import Alive, Call, Metrics, ServiceInfo, Subscribe
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
 from nacos_proxy.model.services import Checking, InstanceKey, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import Dialect, Operation
+from nacos_proxy.wire.nacos.base import ANY, Dialect, Operation
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.results import form_required, named_key, param_required, read_service_form
 from nacos_proxy.wire.nacos.results import write_ok as write_result_ok
 from nacos_proxy.wire.nacos.services import NO_SELECTOR, shown_checker
 from nacos_proxy.wire.nacos.shapes import as_json, as_object, read_exactly, result
-from nacos_proxy.wire.nacos.table import ANY
 from nacos_proxy.wire.nacos.v1 import V1, write_ok
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
@@ -32,8 +31,6 @@ CHECKERS: dict[str, dict[str, Any]] = {
 }
 SELECTORS = ("none", "label")
 _CHECKER_CLASS = "com.alibaba.nacos.api.naming.pojo.healthcheck.AbstractHealthChecker"
-
-# --- calls -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class SetSwitch(Call[None]):
 
 @dataclass(frozen=True, slots=True)
 class CatalogService(Call[ServiceInfo]):
-    """As `GetService`, with other error messages."""
+    """As `GetService`, but with other error messages."""
 
     service: ServiceKey
 
@@ -96,9 +93,6 @@ class Publishers(Call[tuple[Client, ...]]):
     port: int | None = None
 
 
-# --- requests ----------------------------------------------------------------------------------------------------
-
-
 def _read_checker(text: str) -> dict[str, Any]:
     """A checker with all its fields. An unknown type becomes NONE, as in Nacos."""
     try:
@@ -107,11 +101,15 @@ def _read_checker(text: str) -> dict[str, Any]:
         message = f"errCode: 101, errMsg: Nacos deserialize for class [{_CHECKER_CLASS}] failed. "
         raise BadCall("healthChecker", Violation.OTHER, message) from error
     fields = CHECKERS.get(str(given.get("type")), CHECKERS["NONE"])
-    own = {name: given[name] for name, default in fields.items() if name != "type" and _fits(default, given.get(name))}
+    own = {
+        name: given[name]
+        for name, default in fields.items()
+        if name != "type" and _has_type_of(default, given.get(name))
+    }
     return {**fields, **own}
 
 
-def _fits(default: Any, value: Any) -> bool:
+def _has_type_of(default: Any, value: Any) -> bool:
     return type(value) is int if isinstance(default, int) else isinstance(value, str)
 
 
@@ -172,9 +170,6 @@ def _read_publishers(request: HttpRequest) -> Publishers:
 
 def _read_subscribers(request: HttpRequest) -> Subscribers:
     return Subscribers(_read_publishers(request).service)
-
-
-# --- replies -----------------------------------------------------------------------------------------------------
 
 
 def _write_server(_call: Metrics, metrics: Any) -> HttpReply:
@@ -281,9 +276,6 @@ def _write_subscribers_v3(_call: Subscribers, found: tuple[Subscriber, ...]) -> 
     return result([dict(zip(("clientId", "appName", "agent", "address"), row, strict=True)) for row in rows])
 
 
-# --- the rows ----------------------------------------------------------------------------------------------------
-
-
 def _constant(method: str, path: str, reply: HttpReply) -> Operation[Any, Any]:
     """An operation that always gives the same answer."""
     return Operation(method, path, Alive, lambda _: Alive(), lambda _call, _result: reply)
@@ -327,8 +319,8 @@ _ROWS_V3: tuple[Operation[Any, Any], ...] = (
     *_clients(f"{_ADMIN}/client", (_write_client_v3, _write_published_v3, _write_publishers_v3, _write_subscribers_v3)),
 )
 
-V1_WHOLE = V1.with_rows(_ROWS_V1)
-V2_WHOLE = V2.with_rows(_ROWS_V2)
-V3_WHOLE = V3.with_rows(_ROWS_V3)
+V1_WHOLE = V1.with_operations(_ROWS_V1)
+V2_WHOLE = V2.with_operations(_ROWS_V2)
+V3_WHOLE = V3.with_operations(_ROWS_V3)
 WHOLE: tuple[Dialect, ...] = (V1_WHOLE, V2_WHOLE, V3_WHOLE)
 """The dialects as the embedded registry serves them."""

@@ -16,33 +16,40 @@ from nacos_proxy.model.calls import (
     ListServices,
     Metrics,
     Register,
+    ServiceNames,
     SetHealth,
     Subscribers,
     Update,
     UpdateService,
 )
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.limits import check_plain_service, check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
-from nacos_proxy.wire.http import HttpRequest, Pairs
-from nacos_proxy.wire.nacos.base import PushAddress
+from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.nacos.base import ANY, Operation, PushAddress
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped, read_beat
-from nacos_proxy.wire.nacos.rules import plain_service
 from nacos_proxy.wire.nacos.shapes import dumps
 
-# --- writing -----------------------------------------------------------------------------------------------------
 
+def row(
+    method: str,
+    path: str,
+    call: type,
+    read_request: Callable[[HttpRequest], Any],
+    write_reply: Callable[[Any, Any], HttpReply],
+    read_reply: Callable[[Any, HttpReply], Any],
+    *forms: Callable[[Any], Pairs],
+    service: Callable[[ServiceKey], Pairs] | None = None,
+    asks: tuple[type, ...] = (),
+) -> Operation[Any, Any]:
+    """An operation whose request has the names of the service (by `service`), then the parameters of each form."""
 
-def sends(
-    method: str, path: str, *forms: Callable[[Any], Pairs], service: Callable[[ServiceKey], Pairs] | None = None
-) -> Callable[[Any], HttpRequest]:
-    """Writes a call as a request: first the names of its service, then the parameters of each form."""
-
-    def write(call: Any) -> HttpRequest:
+    def write_request(call: Any) -> HttpRequest:
         named = service(call.service) if service is not None else ()
-        return HttpRequest(method, path, (*named, *(pair for form in forms for pair in form(call))))
+        parameters = (*named, *(pair for form in forms for pair in form(call)))
+        return HttpRequest("GET" if method == ANY else method, path, parameters)
 
-    return write
+    return Operation(method, path, call, read_request, write_reply, write_request, read_reply, asks)
 
 
 def text(value: bool | float | str) -> str:
@@ -62,7 +69,7 @@ def bare(key: ServiceKey) -> Pairs:
 
 
 def grouped(key: ServiceKey) -> Pairs:
-    """A service as v1 names it, plus `groupName`, because r-nacos prefers that to the prefix."""
+    """A service as v1 names it, plus `groupName`, which r-nacos prefers to the prefix."""
     return (("serviceName", key.grouped), ("groupName", key.group), ("namespaceId", key.namespace))
 
 
@@ -105,7 +112,7 @@ def update_form(call: Update) -> Pairs:
 
 
 def beat_form(call: Beat) -> Pairs:
-    """A light beat; if the call has the whole instance, the `beat` object as well."""
+    """A light beat, plus the `beat` object if the call has the whole instance."""
     if call.full is None:
         return deregister_form(call)
     beat = {
@@ -131,19 +138,12 @@ def batch_form(call: BatchMetadata) -> Pairs:
         {"ip": i.ip, "port": i.port, "clusterName": i.cluster, "ephemeral": call.ephemeral} for i in call.instances
     ]
     return pairs(
-        consistencyType=kind,
-        metadata=metadata_text(call.metadata),
-        instances=dumps(named).decode() if named else None,
+        consistencyType=kind, metadata=metadata_text(call.metadata), instances=dumps(named).decode() if named else None
     )
 
 
-def sends_batch(path: str, service: Callable[[ServiceKey], Pairs]) -> Callable[[BatchMetadata], HttpRequest]:
-    """As `sends`, for a batch, whose method depends on the call."""
-
-    def write(call: BatchMetadata) -> HttpRequest:
-        return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
-
-    return write
+def write_batch(path: str, service: Callable[[ServiceKey], Pairs], call: BatchMetadata) -> HttpRequest:
+    return HttpRequest("DELETE" if call.remove else "PUT", path, (*service(call.service), *batch_form(call)))
 
 
 def service_form(call: CreateService | UpdateService) -> Pairs:
@@ -167,11 +167,12 @@ def group_form(call: ListServices) -> Pairs:
     return pairs(groupName=call.group, namespaceId=call.namespace)
 
 
+def names_form(call: ServiceNames) -> Pairs:
+    return pairs(namespaceId=call.namespace or None)
+
+
 def metrics_form(call: Metrics) -> Pairs:
     return pairs(onlyStatus=call.only_status)
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
 
 
 def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> PushAddress | None:
@@ -183,7 +184,7 @@ def push_address(request: HttpRequest, p: Parameters, ip: str, port: int) -> Pus
 
 
 def patched_weight(weight: float | None) -> float | None:
-    """A patch accepts any range (nacos-http.md 1.7), but NaN and infinity cannot be stored. Raises `BadCall`."""
+    """A PATCH accepts any finite weight (nacos-http.md 1.7). Raises `BadCall`."""
     return weight if weight is None or isfinite(weight) else check_weight(float("nan"))
 
 
@@ -226,5 +227,5 @@ def status_key(key: str) -> ServiceKey:
     check_grouped(name, Violation.GROUPED_NAME)
     group, _, service = name.partition(GROUP_SEPARATOR)
     found = ServiceKey.of(service, group, namespace)
-    plain_service(found)  # Nacos has no parameter check here, in any version
+    check_plain_service(found)  # no version of Nacos runs its parameter check on a statuses call
     return found

@@ -1,7 +1,7 @@
-"""Hosts, lists of hosts and answers to beats as JSON, read and written: shared by all dialects, pushes and our own API.
+"""The JSON of hosts, lists and answers to beats, read and written, for all dialects, UDP push and our own API.
 
-In a service with a thousand instances usually only one changes between two lists. So for large services this module
-keeps what it read or wrote for a host, and reuses it if all fields are the same.
+Between two lists of a thousand hosts usually only one host changes. So for large services this module keeps the value
+or the JSON of each host, and reuses it while all fields are the same.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nacos_proxy.wire.http import HttpReply
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.shapes import as_json, dumps
 
-LARGE = 100  # hosts; from this size on the lookup costs less than it saves
+LARGE = 100  # hosts: from this size on, the lookup in a memo costs less than it saves
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class _Memo(dict[K, V]):
-    """A bounded memo. When full it is cleared, which costs one more pass over the hosts in use."""
+    """A bounded memo. A full one is cleared, so each host in use is read or written once more."""
 
     def put(self, key: K, value: V) -> V:
         if len(self) >= 16_384:
@@ -133,7 +133,7 @@ def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
 def check_named(key: ServiceKey, *names: object) -> None:
     """Raises `Misplaced` if an answer names another service, with or without the group. Ignores what is not text.
 
-    1.x shows `dom` and the hosts' `serviceName` without the group to most agents (nacos-http.md 2.6). Servers trim the
+    1.x shows most agents `dom` and the hosts' `serviceName` without the group (nacos-http.md 2.6). Servers trim the
     names in requests.
     """
     for name in names:
@@ -146,19 +146,19 @@ def check_named(key: ServiceKey, *names: object) -> None:
 def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     """Reads a host of 1.x, 2.x, 3.x or r-nacos. Raises `Malformed`.
 
-    The usual instance id (or r-nacos's `ip#port`) becomes ''. Unknown fields become `extra`. `large`: the host is one
-    of many, and probably unchanged.
+    The usual instance id (or r-nacos's `ip#port`) becomes ''. Unknown fields become `extra`. `large`: use the memo,
+    because the host is one of many and probably unchanged.
     """
     try:
         ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
         cluster = host.get("clusterName") or DEFAULT_CLUSTER
         healthy, metadata = host.get("healthy"), host.get("metadata") or EMPTY
         instance_id = host.get("instanceId") or ""
-        extra = EMPTY if host.keys() <= _HOST else _own(host, _HOST)
+        extra = EMPTY if host.keys() <= _HOST else _unknown_fields(host, _HOST)
     except (KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"a host without ip or port: {error}") from error
     if type(ip) is not str or type(cluster) is not str or type(instance_id) is not str:
-        raise Malformed("ip, clusterName or instanceId of a host is no text")
+        raise Malformed("ip, clusterName or instanceId of a host is not text")
     if not ip or ip.isspace():
         raise Malformed("a host with an empty ip")
     if instance_id == f"{ip}#{port}#{cluster}#{grouped}" or instance_id == f"{ip}#{port}":
@@ -180,7 +180,7 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     return _instances.put(fields, instance) if large and not extra else instance
 
 
-def read_asked(call: GetInstance, value: Any) -> Instance:
+def read_requested(call: GetInstance, value: Any) -> Instance:
     """Reads the requested instance. Raises `Malformed`, and `Misplaced` for another instance.
 
     The cluster may differ: r-nacos treats it as a hint.
@@ -192,15 +192,15 @@ def read_asked(call: GetInstance, value: Any) -> Instance:
     return found
 
 
-def _own(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """A server's unknown fields, to be passed on."""
+def _unknown_fields(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """The unknown fields of a server, which are passed on."""
     return {name: value for name, value in fields.items() if name not in known}
 
 
 def read_metadata(value: Any) -> Metadata:
     """A server's metadata. As in Nacos, scalars become text, and null stays null. Raises `Malformed`."""
     if not isinstance(value, dict):
-        raise Malformed("metadata is no object")
+        raise Malformed("metadata is not an object")
     given = cast("dict[str, Any]", value)
     if all(type(item) is str for item in given.values()):
         return given
@@ -213,18 +213,18 @@ def read_metadata(value: Any) -> Metadata:
         elif item is None:
             text[name] = None
         else:
-            raise Malformed(f"metadata {name!r} is no text")
+            raise Malformed(f"metadata {name!r} is not text")
     return text
 
 
 def _port(value: Any) -> int:
     if isinstance(value, str) and len(value) <= 5 and value.isascii() and value.isdecimal() and int(value) <= 65535:
         return int(value)
-    raise Malformed("port of a host is no number from 0 to 65535")
+    raise Malformed("port of a host is not a number from 0 to 65535")
 
 
 def _weight(value: Any) -> float:
-    """Weights that are not finite become 0, no traffic. Nacos can show "NaN" (nacos-http.md 1.7)."""
+    """A weight that is not finite becomes 0, which means no traffic. Nacos can show "NaN" (nacos-http.md 1.7)."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -266,7 +266,7 @@ class Listing(NamedTuple):
 def read_listing(key: ServiceKey, value: Any) -> Listing:
     """Reads a list, also of 1.x and r-nacos, which leave out or add fields. Raises `Malformed`.
 
-    A list does not have the threshold, and shows `masking` only while protection masks health.
+    A list lacks the threshold, and reveals `masking` only while protection masks health.
     """
     if not isinstance(value, dict) or not isinstance(value.get("hosts"), list):  # pyright: ignore[reportUnknownMemberType]
         raise Malformed("a list without hosts")
@@ -280,7 +280,7 @@ def read_listing(key: ServiceKey, value: Any) -> Listing:
         hosts.instances,
         masking=protected,
         cache_millis=millis if type(millis) is int and 0 < millis <= _MAX_LONG else 10_000,
-        extra=EMPTY if answer.keys() <= _LIST else _own(answer, _LIST),
+        extra=EMPTY if answer.keys() <= _LIST else _unknown_fields(answer, _LIST),
         last_ref_time=moment if type(moment) is int and 0 < moment <= _MAX_LONG else 0,
         by_cluster="useSpecifiedURL" in answer and "protectThreshold" not in answer,  # 1.x; r-nacos writes both
         unreadable=hosts.unreadable,
@@ -297,10 +297,14 @@ def write_statuses(_call: Any, view: ServiceView) -> HttpReply:
 _BEAT = frozenset({"clientBeatInterval", "code", "lightBeatEnabled"})
 
 
-def write_beat(_call: Any, beat: BeatResult) -> HttpReply:
-    """The answer to a beat on v1 and v2; neither wraps it."""
+def beat_json(beat: BeatResult) -> dict[str, Any]:
+    """The answer to a beat in v1, v2 and our own API, then the server's other fields."""
     answer = {"clientBeatInterval": beat.interval, "code": beat.code, "lightBeatEnabled": beat.light}
-    return as_json({**answer, **{name: beat.extra[name] for name in beat.extra if name not in answer}})
+    return {**answer, **{name: beat.extra[name] for name in beat.extra if name not in answer}}
+
+
+def write_beat(_call: Any, beat: BeatResult) -> HttpReply:
+    return as_json(beat_json(beat))
 
 
 def read_beat_result(value: Any) -> BeatResult:

@@ -9,6 +9,7 @@ from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.shapes import as_object, read_json
 
+_PATHS = {"v1": "/v1/auth/login", "v3": "/v3/auth/user/login"}
 _DEFAULT_TTL = 18_000.0
 
 
@@ -19,16 +20,15 @@ class Login(NamedTuple):
     ttl: float
 
 
-def write_login(path: str, username: str, password: str) -> HttpRequest:
-    return HttpRequest("POST", path, form=(("username", username), ("password", password)))
+def write_login(dialect: str, username: str, password: str) -> HttpRequest:
+    return HttpRequest("POST", _PATHS[dialect], form=(("username", username), ("password", password)))
 
 
 def read_login(dialect: str, reply: HttpReply) -> Login:
-    """Raises `Malformed`, or `Refused` with one of two reasons: `GONE` if the server has no login at that path, else
-    `NO_RIGHT`.
+    """Raises `Malformed`, or `Refused`: with `GONE` if the server has no login at that path, else with `NO_RIGHT`.
 
-    The status does not tell them apart: 2.5.1 answers 500 for an unknown user, 3.0.3 also for a wrong password, and
-    other login types answer 200 with a code. A 502 and above is raised as it is.
+    The status alone does not tell these apart: 2.5.1 answers 500 for an unknown user, 3.0.3 also for a wrong password,
+    and other login types answer 200 with a code. A refusal with 502 or above is raised unchanged.
     """
     if reply.status == 200:
         answer = as_object(read_json(reply.body), "login")

@@ -1,8 +1,8 @@
 """Reads request parameters as a Nacos server does (nacos-http.md 1.2, 1.6, 1.7): Java's numbers and booleans, metadata,
 names, and the parameter check that runs before every controller.
 
-The order of errors is Nacos's: first what the check has to parse (metadata, beat, instances), then the check itself,
-then what the controller requires, with the controller's message.
+Errors come in Nacos's order: first unreadable metadata, beats and instances, then the check itself, then the values
+that the controller requires, with the controller's message.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NoReturn, cast
 from urllib.parse import unquote_plus
 
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
+from nacos_proxy.model.limits import NACOS
 from nacos_proxy.model.services import DEFAULT_CLUSTER, EMPTY, GROUP_SEPARATOR, Instance, Metadata, ServiceKey
 from nacos_proxy.wire.http import HttpRequest
-from nacos_proxy.wire.nacos.rules import NACOS
 from nacos_proxy.wire.nacos.shapes import read_exactly
 
 UNGROUPED = "Param 'serviceName' is illegal, it should be format as 'groupName@@serviceName'"
@@ -42,7 +42,7 @@ class Parameters:
         return self._values.get(name)
 
     def text(self, *names: str, default: str = "") -> str:
-        """The first value that is not blank, trimmed."""
+        """The first of these parameters that is not blank, trimmed."""
         return self._untrimmed(*names).strip(_TRIM) or default
 
     def _untrimmed(self, *names: str) -> str:
@@ -54,8 +54,6 @@ class Parameters:
 
     def key(self) -> ServiceKey:
         return ServiceKey.of(self.text("serviceName"), self.text("groupName"), self.text("namespaceId"))
-
-    # the filters before the controllers
 
     @classmethod
     def filtered(cls, request: HttpRequest) -> Parameters:
@@ -71,7 +69,7 @@ class Parameters:
     def check(self, *, address: bool = True, clusters: bool = False) -> Metadata:
         """Runs the parameter check and returns the parsed metadata.
 
-        Without `address` it checks only the names, and with `clusters` each cluster of a list, untrimmed.
+        `address` false: checks only the names. `clusters`: also checks each cluster of a list, untrimmed.
         """
         rules, metadata = self.rules, self.metadata() if address else EMPTY
         name, group = self._untrimmed("serviceName", "serviceNameParam"), self._untrimmed("groupName", "groupNameParam")
@@ -99,13 +97,11 @@ class Parameters:
             self.rules.port(port)
 
     def check_instances(self, instances: Iterable[Instance]) -> None:
-        """As `check_address` and the check of the cluster, for instances in a JSON parameter."""
+        """Checks cluster, ip and port of instances in a JSON parameter."""
         for instance in instances:
             self.rules.cluster(instance.cluster)
             self.rules.ip(instance.ip)
             self.rules.port(instance.port)
-
-    # what v1's controllers require, with their messages
 
     def required(self, name: str) -> str:
         if not self.raw(name):
@@ -113,7 +109,7 @@ class Parameters:
         return self.text(name)
 
     def request_param(self, name: str) -> str:
-        """As `required`, for parameters that Spring itself requires: the message differs."""
+        """As `required`, with the message of Spring instead of the controller's."""
         if not self.raw(name):
             raise BadCall(name, Violation.MISSING, f"Parameter '{name}' is missing")
         return self.text(name)
@@ -129,10 +125,8 @@ class Parameters:
             raise BadCall("ip", Violation.MISSING, "Param 'ip' is required.")
         return ip, to_int("port", self.required("port"))
 
-    # values
-
     def yes(self, *names: str, default: bool) -> bool:
-        """A boolean of v1: any text that does not mean true is false."""
+        """A boolean of v1: any other text than those in `TRUE` is false."""
         value = self.text(*names)
         return value.lower() in TRUE if value else default
 
@@ -169,7 +163,7 @@ class Parameters:
     def finite(self, name: str, default: float) -> float:
         number = self.double(name)
         if number is not None and not isfinite(number):
-            raise _no_number(name, self.text(name))
+            raise _not_a_number(name, self.text(name))
         return default if number is None else number
 
     def lenient_double(self, name: str) -> float:
@@ -211,22 +205,19 @@ def split(text: str, separator: str) -> list[str]:
 
 def to_int(name: str, value: str) -> int:
     if _INT.fullmatch(value) is None:
-        raise _no_number(name, value)
+        raise _not_a_number(name, value)
     return int(value)
 
 
 def to_double(name: str, value: str) -> float:
     found = _DOUBLE.fullmatch(value)
     if found is None:
-        raise _no_number(name, value)
+        raise _not_a_number(name, value)
     return float(found[1])
 
 
-def _no_number(name: str, value: str) -> BadCall:
+def _not_a_number(name: str, value: str) -> BadCall:
     return BadCall(name, Violation.NOT_A_NUMBER, f'For input string: "{value}"', value=value)
-
-
-# --- JSON in parameters ------------------------------------------------------------------------------------------
 
 
 def parse_metadata(text: str) -> dict[str, str | None]:
@@ -329,7 +320,7 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         (ip + name_of_cluster).encode()
         return Instance(
             ip,
-            0 if value.get("port") is None else _whole(value["port"]),
+            0 if value.get("port") is None else _to_whole_number(value["port"]),
             name_of_cluster,
             number,
             ephemeral=str(value.get("ephemeral", True)).lower() not in ("false", "0"),
@@ -339,7 +330,7 @@ def _instance(name: str, value: Any, cluster: str, weight: float) -> Instance:
         raise _unreadable(name, str(error)) from error
 
 
-def _whole(text: str) -> int:
+def _to_whole_number(text: str) -> int:
     """As Jackson reads a number into an integer: it drops the fraction."""
     whole, point, rest = text.partition(".")
     if point and not rest.isdecimal():

@@ -1,8 +1,7 @@
-"""Errors on the wire: what a server's refusal means, and how each dialect writes our errors.
+"""Errors in the Nacos dialects: reads the refusals of servers, and writes our errors.
 
-`read_refusal` finds the reason in status, code and text of any server version (nacos-http.md 1.4, 1.5, 9).
-`write_text_error` writes for v1 (shape T), `write_result_error` for v2 and v3 (shape V); both accept every error.
-If the client speaks the dialect of the upstream's refusal, it gets the same status, content type and body.
+`read_refusal` finds the reason in status, code and text of any server version (nacos-http.md 1.4, 1.5, 9). A client
+that speaks the dialect of the upstream's refusal gets the same status, content type and body.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from nacos_proxy.model.errors import (
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.shapes import as_text, check_line, error_page, failure, phrase, read_json
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
 _REASON_TEXTS: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (
@@ -39,7 +36,7 @@ _REASON_TEXTS: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
         (r"service not (?:found|exist)|service \S+ (?:is )?not found|no service \S+ found", Reason.SERVICE_NOT_FOUND),
     )
 )
-# A cluster node answers this if the node to which it forwards the call is down or has just started (nacos-http.md,
+# A node of a cluster answers this if it forwards the call to a node that is down or has just started (nacos-http.md,
 # fact 19).
 _NO_PEER = re.compile(
     r"receive invalid redirect request from peer|connection (?:refused|reset)|connect(?:ion)? timed out|read timed out"
@@ -55,8 +52,6 @@ _REASON_CODES = {
     21008: Reason.SERVICE_NOT_FOUND,
     21009: Reason.SERVICE_NOT_EMPTY,
     21011: Reason.CHECKER_AT_WORK,
-    40000: Reason.GONE,
-    40001: Reason.GONE,
 }
 _WRAPPED = re.compile(
     r"errCode: ?\d+, errMsg: ?(?P<error>.*?)\s*|Code: \d+, Message: (?P<code>.*)\.|caused: (?P<cause>[^;]*);", re.DOTALL
@@ -65,12 +60,12 @@ _MAX_TEXT = 2000  # characters of a message: some answers are whole error pages 
 
 
 def read_refusal(dialect: str, reply: HttpReply, asked: str) -> Refused:
-    """Reads a server's refusal. If it has no message, `asked` (the name of the call) goes into the text.
+    """Reads a server's refusal. If it has no message, the text has `asked`, the name of the call.
 
-    Two refusals are not passed on as they are, but written anew for the client: one without a body, and a 500 for
-    something that does not exist, as 1.4.8 answers: clients would take that for a failing server.
+    Two kinds of refusals are not passed on, but written anew in the client's dialect: one without a body, and the 500
+    of 1.4.8 for something that does not exist, which clients would take for a failing server.
     """
-    code, text = _dissect(reply.body)
+    code, text = _code_and_text(reply.body)
     text = _unwrap(text) or f"{asked}: {reply.status} {phrase(reply.status)}"
     reason = _reason(reply.status, code, text)
     misleading = reply.status == 500 and reason in ABSENT
@@ -97,8 +92,8 @@ def _reason(status: int, code: int, text: str) -> Reason:
     return _REASON_CODES.get(code, Reason.GONE if status == 404 else Reason.OTHER)
 
 
-def _dissect(body: bytes) -> tuple[int, str]:
-    """Code (0: none) and message of an error page, a result, JSON text inside of one of these, or plain text."""
+def _code_and_text(body: bytes) -> tuple[int, str]:
+    """Code (0: none) and message of an error page, a result, plain text, or JSON inside of one of these."""
     if body[:1] == b"{":
         try:
             answer: dict[str, Any] = read_json(body)
@@ -107,7 +102,7 @@ def _dissect(body: bytes) -> tuple[int, str]:
         code, data, message = answer.get("code"), answer.get("data"), answer.get("message")
         text = data if isinstance(data, str) and data else message
         if isinstance(text, str) and text[:1] == "{":
-            inner, text = _dissect(text.encode("utf-8", "replace"))
+            inner, text = _code_and_text(text.encode("utf-8", "replace"))
             return inner or _int(code), text
         if isinstance(text, str):
             return _int(code), text[:_MAX_TEXT]
@@ -123,19 +118,7 @@ def _unwrap(text: str) -> str:
     return next((cast(str, part) for part in found.groups() if part is not None), text) if found else text
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
-
-_TEXT_STATUS = {
-    Reason.INSTANCE_NOT_FOUND: 404,
-    Reason.NO_INSTANCES: 404,
-    Reason.CLUSTER_NOT_FOUND: 404,
-    Reason.SERVICE_NOT_FOUND: 400,
-    Reason.SERVICE_EXISTS: 400,
-    Reason.SERVICE_NOT_EMPTY: 400,
-    Reason.WRONG_KIND: 400,
-    Reason.CHECKER_AT_WORK: 400,
-}
-_RESULT_CODE = {
+_STATUS_AND_CODE = {
     Reason.INSTANCE_NOT_FOUND: (404, 20004),
     Reason.NO_INSTANCES: (404, 20004),
     Reason.CLUSTER_NOT_FOUND: (404, 30000),
@@ -151,13 +134,13 @@ _VIOLATION_CODE = {
     Violation.INSTANCE: 21004,
     Violation.SELECTOR: 21006,
 }
-_CLASS = {"beat": "com.alibaba.nacos.naming.healthcheck.RsInfo", "instances": "java.util.List"}
+_JAVA_CLASS = {"beat": "com.alibaba.nacos.naming.healthcheck.RsInfo", "instances": "java.util.List"}
 
 
 def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_ms: int) -> HttpReply:
     """Shape T, unless v1 has another one for the error. `dialect` is the client's."""
     if isinstance(error, BadCall):
-        return _bad_text(request, error, now_ms)
+        return _bad_call_as_text(request, error, now_ms)
     if isinstance(error, Denied):
         return error_page(request, 403, error.text, now_ms)
     if not isinstance(error, Refused):
@@ -168,13 +151,13 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
         return HttpReply(error.status, kind, error.body)
     if error.reason in (Reason.NO_RIGHT, Reason.GONE):
         return error_page(request, 403 if error.reason is Reason.NO_RIGHT else 410, error.text, now_ms)
-    status = _TEXT_STATUS.get(error.reason, _failing(error.status))
+    status = _status_and_code(error)[0]
     if error.reason is Reason.SERVICE_NOT_FOUND and "/catalog/" in request.path:
         status = 404
     return as_text(_message(error), status)
 
 
-def _bad_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
+def _bad_call_as_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
     text = error.text
     match error.violation:
         case Violation.ILLEGAL:
@@ -195,19 +178,19 @@ def write_result_error(
 ) -> HttpReply:
     """Shape V, unless v2 and v3 have another one for the error. `forbidden` is the dialect's message of a 403."""
     if isinstance(error, BadCall):
-        return _bad_result(request, error, now_ms)
+        return _bad_call_as_result(request, error, now_ms)
     if isinstance(error, Denied):
         return error_page(request, 403, forbidden.format(code=error.status, text=error.text), now_ms)
     if not isinstance(error, Refused):
         return failure(error.status, 30000, str(error))
     if error.dialect == dialect:
         return HttpReply(error.status, error.content_type, error.body)
-    if error.reason is Reason.NO_RIGHT:  # in the message, 3.x says 401 for an unknown token and 403 else (auth.jsonl)
+    if error.reason is Reason.NO_RIGHT:  # the message of 3.x has 401 for an unknown token, 403 otherwise (auth.jsonl)
         code = 401 if is_unknown_token(error) else 403
         return error_page(request, 403, forbidden.format(code=code, text=error.text), now_ms)
     if error.reason is Reason.GONE:
         return error_page(request, 410, error.text, now_ms)
-    status, code = _RESULT_CODE.get(error.reason, (_failing(error.status), 30000))
+    status, code = _status_and_code(error)
     if error.reason is Reason.SERVICE_NOT_FOUND:
         status, code = _unknown_service(request)
     return failure(status, code, _message(error))
@@ -220,7 +203,7 @@ def _unknown_service(request: HttpRequest) -> tuple[int, int]:
     return (400, 21004) if "/ns/instance" in request.path else (400, 21008)
 
 
-def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
+def _bad_call_as_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
     match error.violation:
         case Violation.ILLEGAL:
             return check_line(error.text)
@@ -237,16 +220,16 @@ def _bad_result(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
 
 
 def _unreadable(error: BadCall) -> str:
-    message = f"Nacos deserialize for class [{_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
+    message = f"Nacos deserialize for class [{_JAVA_CLASS.get(error.parameter, 'java.lang.Object')}] failed"
     return f"errCode: 101, errMsg: {message}, cause error[{error.text}].  "
 
 
 def _message(error: Refused) -> str:
-    """The message. WRONG_KIND comes from an exception with a prefix (recording "v1 register ephemeral …")."""
+    """The text; WRONG_KIND gets the prefix of Nacos's exception (recording "v1 register ephemeral …")."""
     wrap = error.reason is Reason.WRONG_KIND and not error.text.startswith("errCode:")
     return f"errCode: 400, errMsg: {error.text.strip()} " if wrap else error.text
 
 
-def _failing(status: int) -> int:
-    """An error status: some refusals come with a 200 (nacos-http.md 4.1, 7.3)."""
-    return status if 400 <= status <= 599 else 500
+def _status_and_code(error: Refused) -> tuple[int, int]:
+    """The status, and the code of a result. Some refusals come with a 200 (nacos-http.md 4.1, 7.3)."""
+    return _STATUS_AND_CODE.get(error.reason, (error.status if 400 <= error.status <= 599 else 500, 30000))

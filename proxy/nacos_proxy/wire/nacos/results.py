@@ -16,7 +16,6 @@ from nacos_proxy.model.calls import (
     CreateService,
     DeleteService,
     Deregister,
-    GetInstance,
     GetService,
     Metrics,
     Register,
@@ -30,14 +29,11 @@ from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.base import Operation
-from nacos_proxy.wire.nacos.forms import bare, created_service_form, read_batch, sends, service_form
-from nacos_proxy.wire.nacos.hosts import read_asked
+from nacos_proxy.wire.nacos.forms import bare, created_service_form, read_batch, row, service_form, write_batch
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
 from nacos_proxy.wire.nacos.refusals import read_refusal
 from nacos_proxy.wire.nacos.services import read_service
 from nacos_proxy.wire.nacos.shapes import as_object, as_strings, read_json, result
-
-# --- forms -------------------------------------------------------------------------------------------------------
 
 _TYPES = {"port": "Integer", "checkPort": "Integer", "healthy": "Boolean", "useInstancePort4Check": "Boolean"}
 
@@ -149,9 +145,6 @@ def read_metrics(request: HttpRequest) -> Metrics:
     return Metrics(Parameters(request).flag("onlyStatus", True))
 
 
-# --- results -----------------------------------------------------------------------------------------------------
-
-
 def write_ok(_call: Any, _result: Any) -> HttpReply:
     return result("ok")
 
@@ -191,15 +184,8 @@ def read_mapping(dialect: str, call: Call[Any], reply: HttpReply) -> Mapping[str
     return as_object(data_of(dialect, call, reply), type(call).__name__)
 
 
-def read_instance_reply(dialect: str, call: GetInstance, reply: HttpReply) -> Instance:
-    return read_asked(call, data_of(dialect, call, reply))
-
-
 def read_service_reply(dialect: str, call: GetService, reply: HttpReply) -> ServiceInfo:
     return read_service(call.service, data_of(dialect, call, reply))
-
-
-# --- rows --------------------------------------------------------------------------------------------------------
 
 
 def service_rows(
@@ -209,42 +195,26 @@ def service_rows(
     write_service: Callable[[GetService, ServiceInfo], HttpReply],
 ) -> tuple[Operation[Any, Any], ...]:
     """Create, change, delete and show a service. `read_key` reads the service of the last two."""
-    ok = partial(read_ok, dialect)
+    ok, read_reply = partial(read_ok, dialect), partial(read_service_reply, dialect)
+
+    def read_delete(request: HttpRequest) -> DeleteService:
+        return DeleteService(read_key(request))
+
+    def read_get(request: HttpRequest) -> GetService:
+        return GetService(read_key(request))
+
     return (
-        Operation(
-            "POST",
-            path,
-            CreateService,
-            read_create,
-            write_ok,
-            sends("POST", path, created_service_form, service=bare),
-            ok,
-        ),
-        Operation(
-            "PUT",
-            path,
-            UpdateService,
-            read_service_update,
-            write_ok,
-            sends("PUT", path, service_form, service=bare),
-            ok,
-        ),
-        Operation(
-            "DELETE",
-            path,
-            DeleteService,
-            lambda request: DeleteService(read_key(request)),
-            write_ok,
-            sends("DELETE", path, service=bare),
-            ok,
-        ),
-        Operation(
-            "GET",
-            path,
-            GetService,
-            lambda request: GetService(read_key(request)),
-            write_service,
-            sends("GET", path, service=bare),
-            partial(read_service_reply, dialect),
-        ),
+        row("POST", path, CreateService, read_create, write_ok, ok, created_service_form, service=bare),
+        row("PUT", path, UpdateService, read_service_update, write_ok, ok, service_form, service=bare),
+        row("DELETE", path, DeleteService, read_delete, write_ok, ok, service=bare),
+        row("GET", path, GetService, read_get, write_service, read_reply, service=bare),
+    )
+
+
+def batch_rows(dialect: str, path: str) -> tuple[Operation[Any, Any], ...]:
+    """Add metadata to many instances, and remove it."""
+    write, read = partial(write_batch, path, bare), partial(read_updated, dialect)
+    return (
+        Operation("PUT", path, BatchMetadata, read_batch_form, write_updated, write, read),
+        Operation("DELETE", path, BatchMetadata, read_batch_form, write_updated),
     )

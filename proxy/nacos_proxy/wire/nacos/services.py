@@ -1,4 +1,4 @@
-"""Services, pages of services, subscribers and namespaces as JSON, read and written, if several dialects show them."""
+"""The JSON of services, subscribers and namespaces that several dialects share, read and written."""
 
 from __future__ import annotations
 
@@ -76,9 +76,6 @@ def cluster_map(info: ServiceInfo, *, ports: bool) -> dict[str, Any]:
             "hosts": None,
         }
     return shown
-
-
-# --- services with their instances -------------------------------------------------------------------------------
 
 
 def by_cluster(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
@@ -163,9 +160,6 @@ def page_of(call: ReadPage, instances: Sequence[Instance]) -> tuple[Instance, ..
     return tuple(instances[start : start + max(0, call.size)])
 
 
-# --- subscribers and namespaces ----------------------------------------------------------------------------------
-
-
 def subscriber_json(subscriber: Subscriber, service: ServiceKey) -> dict[str, Any]:
     """A subscriber as v1 shows it."""
     name = subscriber.service
@@ -199,6 +193,6 @@ def read_subscriber(value: Any, service: ServiceKey) -> Subscriber:
 
 
 def read_namespaces(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Reads the namespaces. Up to 2.5 the default one is '' here, and `public` elsewhere (nacos-http.md 1.7)."""
+    """Reads the namespaces. Up to 2.5, this list has '' for the default one, `public` elsewhere (nacos-http.md 1.7)."""
     rows = [as_object(row, "namespace") for row in as_list(value, "namespaces")]
     return tuple({**row, "namespace": row.get("namespace") or "public"} for row in rows)

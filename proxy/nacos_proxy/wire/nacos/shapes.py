@@ -46,10 +46,10 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:  # lone surrogates, integers beyond 64 bits
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode("utf-8", "replace")
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_default).encode("utf-8", "replace")
 
 
-def _plain(value: Any) -> Any:
+def _default(value: Any) -> Any:
     return json.loads(orjson.dumps(value)) if isinstance(value, orjson.Fragment) else str(value)
 
 
@@ -99,24 +99,21 @@ def failure(status: int, code: int, data: str | None, message: str = "") -> Http
     return as_json({"code": code, "message": message or CODES.get(code, "server error"), "data": data}, status)
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-MAX_LEVELS = 64  # of nested JSON that we accept; orjson reads 1,024 and writes 254
-_LEVELS_AROUND = 254 - MAX_LEVELS
-_DEEP = f"JSON nested deeper than {MAX_LEVELS} levels"
+MAX_LEVELS = 64  # of nested JSON that are accepted; orjson reads 1,024 and writes 254
+_EXTRA_LEVELS = 254 - MAX_LEVELS
+_TOO_DEEP_TEXT = f"JSON nested deeper than {MAX_LEVELS} levels"
 
 
 def read_json(text: bytes | str) -> Any:
     """A server's JSON, whatever its content type, because r-nacos sends some without one. Raises `Malformed`.
 
-    All foreign JSON that we store comes through here or `read_exactly`. Such a value can always be written again, also
-    inside another value: fields that are nested too deep are dropped, and there are no lone surrogates, no infinite
-    numbers and none beyond 64 bits.
+    All foreign JSON that we store passes through this function or `read_exactly`. orjson can write such a value again,
+    also inside another value: fields that are nested too deep are dropped, and orjson reads no lone surrogates, no
+    infinite numbers and no integers beyond 64 bits.
     """
     value = _loads(text)
     if not _shallow(value) and (value := _pruned(value, MAX_LEVELS)) is _TOO_DEEP:
-        raise Malformed(_DEEP)
+        raise Malformed(_TOO_DEEP_TEXT)
     return value
 
 
@@ -124,7 +121,7 @@ def read_exactly(text: bytes | str) -> Any:
     """A client's JSON. Unlike `read_json`, drops nothing: raises `Malformed` if it is nested too deep."""
     value = _loads(text)
     if not _shallow(value):
-        raise Malformed(_DEEP)
+        raise Malformed(_TOO_DEEP_TEXT)
     return value
 
 
@@ -139,8 +136,8 @@ _TOO_DEEP = object()
 
 
 def _shallow(value: Any) -> bool:
-    """Whether the value has at most `MAX_LEVELS` levels. Writing it is cheaper than visiting each part."""
-    for _ in range(_LEVELS_AROUND):
+    """Whether the value has at most `MAX_LEVELS` levels. To write it costs less than to visit each part."""
+    for _ in range(_EXTRA_LEVELS):
         value = [value]
     try:
         orjson.dumps(value)
@@ -164,20 +161,20 @@ def _pruned(value: Any, levels: int) -> Any:
 
 def as_object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed(f"{what} is no object")
+        raise Malformed(f"{what} is not an object")
     return cast("dict[str, Any]", value)
 
 
 def as_list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise Malformed(f"{what} is no list")
+        raise Malformed(f"{what} is not a list")
     return cast("list[Any]", value)
 
 
 def as_strings(value: Any, what: str) -> tuple[str, ...]:
     items = as_list(value, what)
     if not all(isinstance(item, str) for item in items):
-        raise Malformed(f"{what} holds something else than text")
+        raise Malformed(f"{what} contains an item that is not text")
     return tuple(items)
 
 
@@ -185,5 +182,5 @@ def as_int(value: Any, what: str) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         return int(value[:19])
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Malformed(f"{what} is no whole number")
+        raise Malformed(f"{what} is not a whole number")
     return value

@@ -1,4 +1,4 @@
-"""UDP push to legacy clients, both roles: who gets it, the datagram, the acknowledgement (nacos-http.md 6). Pure."""
+"""UDP push to legacy clients, both roles: their agents, the datagram, the acknowledgement (nacos-http.md 6)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def qualifies(agent: str) -> bool:
 
 
 def write_push(text: bytes, reference: int) -> bytes | None:
-    """The datagram with a list body; None if it is too large, so that the client has to poll.
+    """The datagram with a list body; None if it would be too large: then the client has to poll.
 
     The acknowledgement repeats `reference`; real servers use nanoseconds since their start.
     """

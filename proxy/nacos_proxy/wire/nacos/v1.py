@@ -1,12 +1,13 @@
-"""Nacos v1 over HTTP, both roles. The server answers exactly as 2.5.1; the client suits 1.x, 2.x, 3.0 and r-nacos.
+"""Nacos v1 over HTTP, both roles. The server answers exactly as 2.5.1; the client works with 1.x, 2.x, 3.0 and r-nacos.
 
-Errors are plain text (shape T). The parameter check answers without a content type (P), filters with an error page (J).
+Errors are plain text (shape T), or without a content type from the parameter check (P), or a page from a filter (J).
 Sources: nacos-http.md 2 and the recordings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from nacos_proxy.model.calls import (
@@ -40,7 +41,7 @@ from nacos_proxy.model.calls import (
     UpdateService,
 )
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Reason, Refused, Violation
-from nacos_proxy.model.limits import check_weight
+from nacos_proxy.model.limits import NACOS, check_weight
 from nacos_proxy.model.services import (
     DEFAULT_CLUSTER,
     DEFAULT_GROUP,
@@ -52,7 +53,7 @@ from nacos_proxy.model.services import (
     Snapshot,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadPage, ReadService, ServiceView
+from nacos_proxy.wire.nacos.base import ANY, Dialect, Operation, ReadInstance, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     beat_form,
@@ -61,6 +62,7 @@ from nacos_proxy.wire.nacos.forms import (
     grouped,
     health_form,
     metrics_form,
+    names_form,
     page_form,
     pairs,
     patched_weight,
@@ -68,26 +70,24 @@ from nacos_proxy.wire.nacos.forms import (
     read_any_beat,
     read_batch,
     register_form,
-    sends,
-    sends_batch,
+    row,
     service_form,
     status_key,
     update_form,
+    write_batch,
 )
 from nacos_proxy.wire.nacos.hosts import (
     Listing,
     host_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_listing,
+    read_requested,
     write_beat,
     write_statuses,
 )
-from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 from nacos_proxy.wire.nacos.parameters import Parameters, read_instances
 from nacos_proxy.wire.nacos.refusals import read_refusal, write_text_error
-from nacos_proxy.wire.nacos.rules import NACOS
 from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
     by_cluster,
@@ -110,7 +110,6 @@ from nacos_proxy.wire.nacos.shapes import (
     error_page,
     read_json,
 )
-from nacos_proxy.wire.nacos.table import ANY, Table
 
 _INSTANCE = "/v1/ns/instance"
 _LIST = "/v1/ns/instance/list"
@@ -123,10 +122,7 @@ _NAMES = "/v1/ns/service/names"
 _METRICS = "/v1/ns/operator/metrics"
 _SWITCHES = "/v1/ns/operator/switches"
 _HEALTH = "/v1/ns/health/instance"
-_LIVENESS = "/v1/console/health/liveness"
 _READINESS = "/v1/console/health/readiness"
-_STATE = "/v1/console/server/state"
-_NAMESPACES = "/v1/console/namespaces"
 
 # --- server role: requests ---------------------------------------------------------------------------------------
 
@@ -239,16 +235,10 @@ def _read_service_update(request: HttpRequest) -> UpdateService:
     return UpdateService(service, p.lenient_double("protectThreshold"), metadata, p.selector())
 
 
-def _read_service_delete(request: HttpRequest) -> DeleteService:
+def _read_key(request: HttpRequest) -> ServiceKey:
     p, _ = _checked(request)
     p.request_param("serviceName")
-    return DeleteService(p.key())
-
-
-def _read_service_get(request: HttpRequest) -> GetService:
-    p, _ = _checked(request)
-    p.request_param("serviceName")
-    return GetService(p.key())
+    return p.key()
 
 
 def _read_services(request: HttpRequest) -> ListServices:
@@ -295,10 +285,8 @@ def _read_catalog(request: HttpRequest) -> ListDetails:
 
 def _read_catalog_instances(request: HttpRequest) -> ReadPage:
     p, _ = _checked(request)
-    p.request_param("serviceName")
-    p.request_param("clusterName")
-    p.request_param("pageNo")
-    p.request_param("pageSize")
+    for name in ("serviceName", "clusterName", "pageNo", "pageSize"):
+        p.request_param(name)
     cluster, page, size = p.text("clusterName"), p.integer("pageNo", 1), p.integer("pageSize", 10)
     return ReadPage(p.key(), cluster, everything=True, page=page, size=size)
 
@@ -436,6 +424,10 @@ def read_list(key: ServiceKey, reply: HttpReply) -> Listing:
     return read_listing(key, _value(Fetch(key), reply))
 
 
+def _write_fetch(call: Fetch) -> HttpRequest:
+    return write_list(call.service)
+
+
 def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
     return read_list(call.service, reply).snapshot
 
@@ -444,7 +436,7 @@ def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
     """r-nacos answers 500 `error` for an unknown instance; clients get Nacos's own message."""
     if reply.status == 500 and reply.body == b"error":
         raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
-    return read_asked(call, _value(call, reply))
+    return read_requested(call, _value(call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:
@@ -508,149 +500,44 @@ def _read_namespaces_reply(call: Namespaces, reply: HttpReply) -> tuple[Mapping[
     return read_namespaces(_mapping(call, reply).get("data"))
 
 
-def login_request(username: str, password: str) -> HttpRequest:
-    return write_login("/v1/auth/login", username, password)
-
-
-def login_reply(reply: HttpReply) -> Login:
-    """Raises `Refused` and `Malformed` as `login.read_login` says."""
-    return read_login("v1", reply)
-
-
 # --- the table ---------------------------------------------------------------------------------------------------
 
+_service_row = partial(row, service=grouped)
+_write_batch = partial(write_batch, _BATCH, grouped)
 _ROWS: tuple[Operation[Any, Any], ...] = (
-    Operation(
-        "POST",
-        _INSTANCE,
-        Register,
-        _read_register,
-        write_ok,
-        sends("POST", _INSTANCE, register_form, service=grouped),
-        _done,
-    ),
-    Operation(
-        "DELETE",
-        _INSTANCE,
-        Deregister,
-        _read_deregister,
-        write_ok,
-        sends("DELETE", _INSTANCE, deregister_form, service=grouped),
-        _done,
-    ),
+    _service_row("POST", _INSTANCE, Register, _read_register, write_ok, _done, register_form),
+    _service_row("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok, _done, deregister_form),
     Operation("PUT", _INSTANCE, Update, _read_update, write_ok, _write_update, _done),
     Operation("PATCH", _INSTANCE, Update, _read_patch, write_ok),
-    Operation(
-        "GET",
-        _INSTANCE,
-        ReadInstance,
-        _read_get,
-        _write_instance,
-        sends("GET", _INSTANCE, address_form, service=grouped),
-        _read_get_reply,
-        asks=(GetInstance,),
+    _service_row(
+        "GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _read_get_reply, address_form, asks=(GetInstance,)
     ),
-    Operation(
-        "GET",
-        _LIST,
-        ReadService,
-        _read_list,
-        _write_list,
-        lambda call: write_list(call.service),
-        _read_fetch,
-        asks=(Fetch,),
-    ),
-    Operation(
-        "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
-    ),
-    Operation("PUT", _BATCH, BatchMetadata, _read_batch, _write_updated, sends_batch(_BATCH, grouped), _read_updated),
+    Operation("GET", _LIST, ReadService, _read_list, _write_list, _write_fetch, _read_fetch, asks=(Fetch,)),
+    _service_row("PUT", _BEAT, Beat, _read_beat, write_beat, _read_beat_reply, beat_form),
+    Operation("PUT", _BATCH, BatchMetadata, _read_batch, _write_updated, _write_batch, _read_updated),
     Operation("DELETE", _BATCH, BatchMetadata, _read_batch, _write_updated),
     Operation(ANY, f"{_INSTANCE}/statuses", ReadService, _read_statuses, write_statuses),
-    Operation(
-        "POST",
-        _SERVICE,
-        CreateService,
-        _read_create,
-        write_ok,
-        sends("POST", _SERVICE, service_form, service=grouped),
-        _done,
+    _service_row("POST", _SERVICE, CreateService, _read_create, write_ok, _done, service_form),
+    _service_row("PUT", _SERVICE, UpdateService, _read_service_update, write_ok, _done, service_form),
+    _service_row("DELETE", _SERVICE, DeleteService, lambda r: DeleteService(_read_key(r)), write_ok, _read_deleted),
+    _service_row("GET", _SERVICE, GetService, lambda r: GetService(_read_key(r)), _write_service, _read_service_reply),
+    row("GET", _SERVICES, ListServices, _read_services, _write_services, _read_page, page_form, group_form),
+    _service_row(
+        "GET", _SUBSCRIBERS, Subscribers, _read_subscribers, _write_subscribers, _read_subscribers_reply, page_form
     ),
-    Operation(
-        "PUT",
-        _SERVICE,
-        UpdateService,
-        _read_service_update,
-        write_ok,
-        sends("PUT", _SERVICE, service_form, service=grouped),
-        _done,
-    ),
-    Operation(
-        "DELETE",
-        _SERVICE,
-        DeleteService,
-        _read_service_delete,
-        write_ok,
-        sends("DELETE", _SERVICE, service=grouped),
-        _read_deleted,
-    ),
-    Operation(
-        "GET",
-        _SERVICE,
-        GetService,
-        _read_service_get,
-        _write_service,
-        sends("GET", _SERVICE, service=grouped),
-        _read_service_reply,
-    ),
-    Operation(
-        "GET",
-        _SERVICES,
-        ListServices,
-        _read_services,
-        _write_services,
-        sends("GET", _SERVICES, page_form, group_form),
-        _read_page,
-    ),
-    Operation(
-        "GET",
-        _SUBSCRIBERS,
-        Subscribers,
-        _read_subscribers,
-        _write_subscribers,
-        sends("GET", _SUBSCRIBERS, page_form, service=grouped),
-        _read_subscribers_reply,
-    ),
-    Operation(
-        ANY,
-        _NAMES,
-        ServiceNames,
-        _read_names,
-        _write_names,
-        sends("GET", _NAMES, lambda call: pairs(namespaceId=call.namespace or None)),
-        _read_names_reply,
-    ),
-    Operation(
-        "PUT", _HEALTH, SetHealth, _read_health, write_ok, sends("PUT", _HEALTH, health_form, service=grouped), _done
-    ),
+    row(ANY, _NAMES, ServiceNames, _read_names, _write_names, _read_names_reply, names_form),
+    _service_row("PUT", _HEALTH, SetHealth, _read_health, write_ok, _done, health_form),
     Operation("PUT", "/v1/ns/health", SetHealth, _read_health, write_ok),
-    Operation("GET", _METRICS, Metrics, _read_metrics, _write_as_is, sends("GET", _METRICS, metrics_form), _mapping),
+    row("GET", _METRICS, Metrics, _read_metrics, _write_as_is, _mapping, metrics_form),
     Operation("GET", "/v1/ns/ops/metrics", Metrics, _read_metrics, _write_as_is),
-    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), _write_as_is, sends("GET", _SWITCHES), _mapping),
+    row("GET", _SWITCHES, Switches, lambda _: Switches(), _write_as_is, _mapping),
     Operation("GET", "/v1/ns/ops/switches", Switches, lambda _: Switches(), _write_as_is),
     Operation("GET", "/v1/ns/catalog/services", ListDetails, _read_catalog, _write_catalog),
     Operation(ANY, "/v1/ns/catalog/instances", ReadPage, _read_catalog_instances, _write_catalog_instances),
-    Operation("GET", _LIVENESS, Alive, lambda _: Alive(), _write_up, sends("GET", _LIVENESS), _read_up),
-    Operation("GET", _READINESS, Ready, lambda _: Ready(), _write_up, sends("GET", _READINESS), _read_up),
-    Operation("GET", _STATE, ServerState, lambda _: ServerState(), _write_as_is, sends("GET", _STATE), _mapping),
-    Operation(
-        "GET",
-        _NAMESPACES,
-        Namespaces,
-        lambda _: Namespaces(),
-        _write_namespaces,
-        sends("GET", _NAMESPACES),
-        _read_namespaces_reply,
-    ),
+    row("GET", "/v1/console/health/liveness", Alive, lambda _: Alive(), _write_up, _read_up),
+    row("GET", _READINESS, Ready, lambda _: Ready(), _write_up, _read_up),
+    row("GET", "/v1/console/server/state", ServerState, lambda _: ServerState(), _write_as_is, _mapping),
+    row("GET", "/v1/console/namespaces", Namespaces, lambda _: Namespaces(), _write_namespaces, _read_namespaces_reply),
 )
 
-V1 = Table("v1", ["/v1/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=True, head=False)
+V1 = Dialect("v1", ["/v1/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=True, head=False)

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from nacos_proxy.model.calls import (
-    BatchMetadata,
     Beat,
     BeatResult,
     Deregister,
@@ -31,7 +30,7 @@ from nacos_proxy.model.errors import Malformed, ProxyError, Violation
 from nacos_proxy.model.limits import check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadPage, ReadService, ServiceView
+from nacos_proxy.wire.nacos.base import ANY, KEY, Dialect, Operation, ReadInstance, ReadPage, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     bare,
@@ -46,8 +45,7 @@ from nacos_proxy.wire.nacos.forms import (
     push_address,
     read_any_beat,
     register_form,
-    sends,
-    sends_batch,
+    row,
     status_key,
     update_form,
 )
@@ -57,43 +55,34 @@ from nacos_proxy.wire.nacos.hosts import (
     list_json,
     read_beat_result,
     read_listing,
+    read_requested,
     write_beat,
     write_statuses,
 )
 from nacos_proxy.wire.nacos.parameters import Parameters, check_grouped
 from nacos_proxy.wire.nacos.refusals import read_refusal, write_result_error
 from nacos_proxy.wire.nacos.results import (
+    batch_rows,
     data_of,
     named_key,
     param_required,
-    read_batch_form,
     read_deregister,
     read_health,
-    read_instance_reply,
     read_mapping,
     read_metrics,
     read_ok,
     read_register,
     read_update,
-    read_updated,
     service_rows,
     write_as_is,
     write_ok,
-    write_updated,
 )
 from nacos_proxy.wire.nacos.services import NO_SELECTOR, cluster_map, page_of
 from nacos_proxy.wire.nacos.shapes import as_int, as_object, as_strings, as_text, error_page, read_json, result
-from nacos_proxy.wire.nacos.table import ANY, KEY, Table
 
 _INSTANCE = "/v2/ns/instance"
 _LIST = "/v2/ns/instance/list"
-_BATCH = "/v2/ns/instance/metadata/batch"
 _BEAT = "/v2/ns/instance/beat"
-_SERVICE = "/v2/ns/service"
-_SERVICES = "/v2/ns/service/list"
-_METRICS = "/v2/ns/operator/metrics"
-_SWITCHES = "/v2/ns/operator/switches"
-_HEALTH = "/v2/ns/health/instance"
 _OK = partial(read_ok, "v2")
 _MAPPING = partial(read_mapping, "v2")
 
@@ -167,8 +156,8 @@ def _read_catalog(request: HttpRequest) -> ReadPage:
     p = Parameters(request)
     p.check()
     healthy, enabled = p.boolean("healthyOnly"), p.boolean("enabledOnly")
-    for name, kind in (("pageNo", "int"), ("pageSize", "int")):
-        param_required(p, name, kind)
+    param_required(p, "pageNo", "int")
+    param_required(p, "pageSize", "int")
     page, size = p.integer("pageNo", 1), p.integer("pageSize", 10)
     return ReadPage(named_key(p), everything=True, page=page, size=size, healthy=healthy, enabled=enabled)
 
@@ -243,8 +232,16 @@ def read_list(key: ServiceKey, reply: HttpReply) -> Listing:
     return read_listing(key, data_of("v2", Fetch(key), reply))
 
 
+def _write_fetch(call: Fetch) -> HttpRequest:
+    return write_list(call.service)
+
+
 def _read_fetch(call: Fetch, reply: HttpReply) -> Snapshot:
     return read_list(call.service, reply).snapshot
+
+
+def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
+    return read_requested(call, data_of("v2", call, reply))
 
 
 def _write_update(call: Update) -> HttpRequest:
@@ -278,72 +275,28 @@ def _read_page(call: ListServices, reply: HttpReply) -> ServicePage:
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
+_service_row = partial(row, service=bare)
 _ROWS: tuple[Operation[Any, Any], ...] = (
-    Operation(
-        "POST", _INSTANCE, Register, read_register, write_ok, sends("POST", _INSTANCE, register_form, service=bare), _OK
-    ),
-    Operation(
-        "DELETE",
-        _INSTANCE,
-        Deregister,
-        _read_deregister,
-        write_ok,
-        sends("DELETE", _INSTANCE, deregister_form, service=bare),
-        _OK,
-    ),
+    _service_row("POST", _INSTANCE, Register, read_register, write_ok, _OK, register_form),
+    _service_row("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok, _OK, deregister_form),
     Operation("PUT", _INSTANCE, Update, read_update, write_ok, _write_update, _read_update_reply),
     Operation("PATCH", _INSTANCE, Update, _read_patch, _write_patched),
-    Operation(
-        "GET",
-        _INSTANCE,
-        ReadInstance,
-        _read_get,
-        _write_instance,
-        sends("GET", _INSTANCE, address_form, service=bare),
-        partial(read_instance_reply, "v2"),
-        asks=(GetInstance,),
+    _service_row(
+        "GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _read_get_reply, address_form, asks=(GetInstance,)
     ),
-    Operation(
-        "GET",
-        _LIST,
-        ReadService,
-        _read_list,
-        _write_list,
-        lambda call: write_list(call.service),
-        _read_fetch,
-        asks=(Fetch,),
-    ),
-    Operation(
-        "PUT", _BEAT, Beat, _read_beat, write_beat, sends("PUT", _BEAT, beat_form, service=grouped), _read_beat_reply
-    ),
-    Operation(
-        "PUT",
-        _BATCH,
-        BatchMetadata,
-        read_batch_form,
-        write_updated,
-        sends_batch(_BATCH, bare),
-        partial(read_updated, "v2"),
-    ),
-    Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
+    Operation("GET", _LIST, ReadService, _read_list, _write_list, _write_fetch, _read_fetch, asks=(Fetch,)),
+    row("PUT", _BEAT, Beat, _read_beat, write_beat, _read_beat_reply, beat_form, service=grouped),
+    *batch_rows("v2", f"{_INSTANCE}/metadata/batch"),
     Operation(ANY, f"{_INSTANCE}/statuses{KEY}", ReadService, _read_statuses, write_statuses),
-    *service_rows("v2", _SERVICE, _read_key, _write_service),
-    Operation(
-        "GET",
-        _SERVICES,
-        ListServices,
-        _read_services,
-        _write_services,
-        sends("GET", _SERVICES, page_form, group_form),
-        _read_page,
-    ),
-    Operation("PUT", _HEALTH, SetHealth, read_health, write_ok, sends("PUT", _HEALTH, health_form, service=bare), _OK),
+    *service_rows("v2", "/v2/ns/service", _read_key, _write_service),
+    row("GET", "/v2/ns/service/list", ListServices, _read_services, _write_services, _read_page, page_form, group_form),
+    _service_row("PUT", "/v2/ns/health/instance", SetHealth, read_health, write_ok, _OK, health_form),
     Operation("PUT", "/v2/ns/health", SetHealth, read_health, write_ok),
-    Operation("GET", _METRICS, Metrics, read_metrics, _write_metrics, sends("GET", _METRICS, metrics_form), _MAPPING),
+    row("GET", "/v2/ns/operator/metrics", Metrics, read_metrics, _write_metrics, _MAPPING, metrics_form),
     Operation("GET", "/v2/ns/ops/metrics", Metrics, read_metrics, _write_metrics),
-    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), write_as_is, sends("GET", _SWITCHES), _MAPPING),
+    row("GET", "/v2/ns/operator/switches", Switches, lambda _: Switches(), write_as_is, _MAPPING),
     Operation("GET", "/v2/ns/ops/switches", Switches, lambda _: Switches(), write_as_is),
     Operation(ANY, "/v2/ns/catalog/instances", ReadPage, _read_catalog, _write_catalog),
 )
 
-V2 = Table("v2", ["/v2/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=True, head=True)
+V2 = Dialect("v2", ["/v2/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=True, head=True)

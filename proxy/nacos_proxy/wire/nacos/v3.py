@@ -1,4 +1,4 @@
-"""Nacos v3 over HTTP, client and admin API, both roles. The server answers exactly as 3.0.3; the client suits 3.x.
+"""Nacos v3 over HTTP, client and admin API, both roles. The server answers exactly as 3.0.3; the client works with 3.x.
 
 Answers are `{code, message, data}` (shape V). A beat is a registration with `heartBeat=true`; code 21003 in a 200 means
 that the instance is not registered. Only the admin API can change an instance, and it requires rights even if the
@@ -23,7 +23,6 @@ from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
     Alive,
-    BatchMetadata,
     Beat,
     BeatResult,
     Deregister,
@@ -58,7 +57,7 @@ from nacos_proxy.model.services import (
     Snapshot,
 )
 from nacos_proxy.wire.http import HttpReply, HttpRequest
-from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadService, ServiceView
+from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.nacos.forms import (
     address_form,
     bare,
@@ -68,33 +67,28 @@ from nacos_proxy.wire.nacos.forms import (
     page_form,
     pairs,
     register_form,
-    sends,
-    sends_batch,
+    row,
     update_form,
 )
-from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_each
-from nacos_proxy.wire.nacos.login import Login, read_login, write_login
+from nacos_proxy.wire.nacos.hosts import Hosts, host_json, hosts_json, read_each, read_requested
 from nacos_proxy.wire.nacos.parameters import Parameters
 from nacos_proxy.wire.nacos.refusals import write_result_error
 from nacos_proxy.wire.nacos.results import (
+    batch_rows,
     data_of,
     form_required,
-    read_batch_form,
     read_deregister,
     read_health,
     read_instance,
-    read_instance_reply,
     read_mapping,
     read_metrics,
     read_ok,
     read_register,
     read_service_form,
     read_update,
-    read_updated,
     service_rows,
     write_as_is,
     write_ok,
-    write_updated,
 )
 from nacos_proxy.wire.nacos.services import (
     NO_SELECTOR,
@@ -107,20 +101,13 @@ from nacos_proxy.wire.nacos.services import (
     view_json,
 )
 from nacos_proxy.wire.nacos.shapes import as_int, as_list, as_object, error_page, failure, result
-from nacos_proxy.wire.nacos.table import Table
 
 _CLIENT = "/v3/client/ns/instance"
 _INSTANCE = "/v3/admin/ns/instance"
 _INSTANCES = "/v3/admin/ns/instance/list"
-_BATCH = "/v3/admin/ns/instance/metadata/batch"
 _SERVICE = "/v3/admin/ns/service"
 _SERVICES = "/v3/admin/ns/service/list"
-_SUBSCRIBERS = "/v3/admin/ns/service/subscribers"
-_HEALTH = "/v3/admin/ns/health/instance"
-_METRICS = "/v3/admin/ns/ops/metrics"
-_SWITCHES = "/v3/admin/ns/ops/switches"
 _STATE = "/v3/admin/core/state"
-_LIVENESS = "/v3/admin/core/state/liveness"
 _READINESS = "/v3/admin/core/state/readiness"
 _NAMESPACES = "/v3/admin/core/namespace/list"
 
@@ -147,7 +134,7 @@ def _read_deregister(request: HttpRequest) -> Deregister:
 
 
 def _read_partial(request: HttpRequest) -> Update:
-    """Not really partial: 3.0.3 resets weight and enabled if they are not given (recording "modify")."""
+    """3.0.3 resets weight and enabled if they are not given, even at the path `partial` (recording "modify")."""
     call = read_update(request, partial=True)
     weight = 1.0 if call.weight is None else call.weight
     return replace(call, weight=weight, enabled=call.enabled is not False)
@@ -339,6 +326,10 @@ def _read_registered(call: Register | Beat, reply: HttpReply) -> BeatResult | No
     return BeatResult(BEAT_OK, interval) if isinstance(call, Beat) else None
 
 
+def _read_get_reply(call: GetInstance, reply: HttpReply) -> Instance:
+    return read_requested(call, data_of("v3", call, reply))
+
+
 def _write_update(call: Update) -> HttpRequest:
     """The server resets weight and enabled if they are not given, even at the path `partial`."""
     path = f"{_INSTANCE}/partial" if call.partial else _INSTANCE
@@ -348,8 +339,8 @@ def _write_update(call: Update) -> HttpRequest:
 def details_of(key: ServiceKey, page: int = 1, size: int = _PAGE) -> ListDetails:
     """The call whose pages list a service among similar names.
 
-    The server puts the text into a regular expression. So a name with special characters is searched for by its longest
-    part without them.
+    The server puts the text into a regular expression. So the call has only the longest part of the name that contains
+    no special characters.
     """
     pieces = (piece.lstrip("@") for piece in _REGEX.split(key.name))
     return ListDetails(key.namespace, max(pieces, key=len), key.group, page, size)
@@ -385,14 +376,14 @@ def read_details(call: ListDetails, reply: HttpReply) -> DetailPage:
 
 
 def _write_services(call: ListServices) -> HttpRequest:
-    """v3 refuses a page below 1; v1 takes it for the first one."""
+    """v3 refuses a page below 1, which v1 treats as the first one."""
     page, size = max(1, call.page), max(1, call.size)
     query = pairs(pageNo=page, pageSize=size, namespaceId=call.namespace, groupNameParam=call.group)
     return HttpRequest("GET", _SERVICES, query)
 
 
 def _read_services(call: ListServices, reply: HttpReply) -> ServicePage:
-    """Servers also match parts of group names, so rows of other groups are removed from the page and from its count."""
+    """Servers match parts of group names, too. So rows of other groups are removed from the page and from its count."""
     answer = as_object(data_of("v3", call, reply), "page")
     rows = [as_object(row, "row") for row in as_list(answer.get("pageItems"), "pageItems")]
     names = tuple(str(row["name"]) for row in rows if row.get("groupName") == call.group)
@@ -410,17 +401,9 @@ def _read_namespaces_reply(call: Namespaces, reply: HttpReply) -> tuple[Any, ...
     return read_namespaces(data_of("v3", call, reply))
 
 
-def login_request(username: str, password: str) -> HttpRequest:
-    return write_login("/v3/auth/user/login", username, password)
-
-
-def login_reply(reply: HttpReply) -> Login:
-    """Raises `Refused` and `Malformed` as `login.read_login` says."""
-    return read_login("v3", reply)
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
+_service_row = partial(row, service=bare)
 _ROWS: tuple[Operation[Any, Any], ...] = (
     Operation(
         "POST",
@@ -430,73 +413,41 @@ _ROWS: tuple[Operation[Any, Any], ...] = (
         _write_registered,
         _write_register,
         _read_registered,
-        asks=(Register, Beat),
+        (Register, Beat),
     ),
-    Operation(
-        "DELETE",
-        _CLIENT,
-        Deregister,
-        _read_deregister,
-        write_ok,
-        sends("DELETE", _CLIENT, deregister_form, service=bare),
-        _OK,
-    ),
+    _service_row("DELETE", _CLIENT, Deregister, _read_deregister, write_ok, _OK, deregister_form),
     Operation("GET", f"{_CLIENT}/list", ReadService, _read_list, _write_list),
     Operation("POST", _INSTANCE, Register, read_register, write_ok),
     Operation("DELETE", _INSTANCE, Deregister, _read_deregister, write_ok),
     Operation("PUT", _INSTANCE, Update, read_update, write_ok, _write_update, _OK),
     Operation("PUT", f"{_INSTANCE}/partial", Update, _read_partial, write_ok),
-    Operation(
-        "PUT",
-        _BATCH,
-        BatchMetadata,
-        read_batch_form,
-        write_updated,
-        sends_batch(_BATCH, bare),
-        partial(read_updated, "v3"),
-    ),
-    Operation("DELETE", _BATCH, BatchMetadata, read_batch_form, write_updated),
-    Operation(
-        "GET",
-        _INSTANCE,
-        ReadInstance,
-        _read_get,
-        _write_instance,
-        sends("GET", _INSTANCE, address_form, service=bare),
-        partial(read_instance_reply, "v3"),
-        asks=(GetInstance,),
+    *batch_rows("v3", f"{_INSTANCE}/metadata/batch"),
+    _service_row(
+        "GET", _INSTANCE, ReadInstance, _read_get, _write_instance, _read_get_reply, address_form, asks=(GetInstance,)
     ),
     Operation("GET", _INSTANCES, ReadService, _read_admin_list, _write_admin_list),
     *service_rows("v3", _SERVICE, read_service_form, _write_service),
     Operation("GET", _SERVICES, ListDetails, _read_details, _write_details, write_details, read_details),
     Operation("GET", _SERVICES, ListServices, _read_details, _write_details, _write_services, _read_services),
-    Operation(
+    _service_row(
         "GET",
-        _SUBSCRIBERS,
+        f"{_SERVICE}/subscribers",
         Subscribers,
         _read_subscribers,
         _write_subscribers,
-        sends("GET", _SUBSCRIBERS, page_form, service=bare),
         _read_subscribers_reply,
+        page_form,
     ),
-    Operation("PUT", _HEALTH, SetHealth, read_health, write_ok, sends("PUT", _HEALTH, health_form, service=bare), _OK),
-    Operation("GET", _METRICS, Metrics, read_metrics, write_as_is, sends("GET", _METRICS, metrics_form), _MAPPING),
-    Operation("GET", _SWITCHES, Switches, lambda _: Switches(), write_as_is, sends("GET", _SWITCHES), _MAPPING),
-    Operation("GET", _STATE, ServerState, lambda _: ServerState(), write_as_is, sends("GET", _STATE), _MAPPING),
-    Operation("GET", _LIVENESS, Alive, lambda _: Alive(), write_ok, sends("GET", _LIVENESS), _OK),
-    Operation("GET", _READINESS, Ready, lambda _: Ready(), write_ok, sends("GET", _READINESS), _OK),
-    Operation(
-        "GET",
-        _NAMESPACES,
-        Namespaces,
-        lambda _: Namespaces(),
-        _write_namespaces,
-        sends("GET", _NAMESPACES),
-        _read_namespaces_reply,
-    ),
+    _service_row("PUT", "/v3/admin/ns/health/instance", SetHealth, read_health, write_ok, _OK, health_form),
+    row("GET", "/v3/admin/ns/ops/metrics", Metrics, read_metrics, write_as_is, _MAPPING, metrics_form),
+    row("GET", "/v3/admin/ns/ops/switches", Switches, lambda _: Switches(), write_as_is, _MAPPING),
+    row("GET", _STATE, ServerState, lambda _: ServerState(), write_as_is, _MAPPING),
+    row("GET", f"{_STATE}/liveness", Alive, lambda _: Alive(), write_ok, _OK),
+    row("GET", _READINESS, Ready, lambda _: Ready(), write_ok, _OK),
+    row("GET", _NAMESPACES, Namespaces, lambda _: Namespaces(), _write_namespaces, _read_namespaces_reply),
     Operation("GET", _SERVICES, Fetch, _read_list, _write_list, _write_fetch, _read_fetch),
 )
 
-V3 = Table(
+V3 = Dialect(
     "v3", ["/v3/client/ns", "/v3/admin/ns"], _ROWS, unknown=_unknown, write_error=_write_error, slash=False, head=True
 )

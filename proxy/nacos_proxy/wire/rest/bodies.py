@@ -1,6 +1,6 @@
 """The JSON of our own API: pydantic models of request bodies → calls; snapshots, instances and changes → JSON.
 
-Bodies are read strictly: an unknown field is an error that names it, because a misspelt `weigth` would route traffic.
+An unknown field is an error that names the field: with a misspelt `weight` ignored, traffic would go elsewhere.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from nacos_proxy.model.calls import Beat, BeatResult, Deregister, ListServices, Register, ServicePage, Update
+from nacos_proxy.model.calls import Beat, Deregister, ListServices, Register, ServicePage, Update
 from nacos_proxy.model.errors import BadCall, Malformed, Violation
-from nacos_proxy.model.limits import MAX_WEIGHT, check_weight
+from nacos_proxy.model.limits import MAX_WEIGHT, NACOS, Rules, check_weight
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Change, Instance, Selection, ServiceKey, Snapshot
 from nacos_proxy.wire.nacos.base import ServiceView
 from nacos_proxy.wire.nacos.hosts import hosts_json, list_json
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 from nacos_proxy.wire.nacos.shapes import read_exactly
 from nacos_proxy.wire.rest.query import (
     InstanceAddress,
@@ -32,8 +31,6 @@ from nacos_proxy.wire.rest.query import (
     read_port,
     unknown,
 )
-
-# --- bodies → calls ----------------------------------------------------------------------------------------------
 
 
 def read_object(body: bytes) -> Any:
@@ -60,7 +57,7 @@ Metadata = Annotated[dict[str, str], BeforeValidator(_read_metadata)]
 
 
 class RequestBody(BaseModel):
-    """A request body. `given` are the fields that it names."""
+    """A request body. Unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -72,8 +69,9 @@ class RequestBody(BaseModel):
                 raise unknown(name, [*cls.model_fields], Violation.BODY)
         return given
 
-    def given(self, *but: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.model_fields_set if name not in but}
+    def given(self, *excluded: str) -> dict[str, Any]:
+        """The fields that the body names."""
+        return {name: getattr(self, name) for name in self.model_fields_set if name not in excluded}
 
 
 class RegisterBody(RequestBody):
@@ -110,7 +108,7 @@ class BeatBody(RequestBody):
 
 
 def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS) -> Register:
-    """Raises `BadCall`. `managed` is not looked at."""
+    """Ignores `managed`. Raises `BadCall`."""
     checked(rules.metadata, body.metadata)
     clusters = {name for name in (body.cluster, body.clusterName) if name}
     if len(clusters) > 1:
@@ -127,7 +125,7 @@ def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS)
 def read_update(
     service: ServiceKey, address: InstanceAddress, query: InstanceQuery, body: UpdateBody, rules: Rules = NACOS
 ) -> Update:
-    """A PATCH: only what the body names changes. Raises `BadCall`."""
+    """A PATCH: changes only the fields that the body names. Raises `BadCall`."""
     if not body.model_fields_set:
         known = ", ".join(UpdateBody.model_fields)
         raise BadCall("", Violation.BODY, f"The body names nothing to change; known are: {known}.")
@@ -158,17 +156,14 @@ def read_beat(
     return Beat(service, address.ip, address.port, cluster, ephemeral, full=instance)
 
 
-# --- values → JSON -----------------------------------------------------------------------------------------------
-
-
 def snapshot_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
-    """The fields of a Nacos list in its order, then `namespaceId`, `revision` and `stale` of ours."""
+    """The fields of a Nacos list in its order, then our own: `namespaceId`, `revision` and `stale`."""
     shown = list_json(ServiceView(snapshot, view.of(snapshot)), view.clusters)
     return {**shown, "namespaceId": snapshot.key.namespace, "revision": snapshot.revision, "stale": stale}
 
 
 def change_json(change: Change, view: View) -> dict[str, Any] | None:
-    """The snapshot after the change, `added`, `modified`, `removed` and `source`; None if the view shows no change."""
+    """The snapshot after a change, with `added`, `modified`, `removed`, `source`; None if the view hides the change."""
     before, after, key = view.of(change.before), view.of(change.after), change.key
     seen = change
     if not (_unfiltered(before, change.before) and _unfiltered(after, change.after)):
@@ -222,17 +217,8 @@ def page_json(call: ListServices, page: ServicePage, *, stale: bool = False) -> 
     }
 
 
-def beat_json(result: BeatResult) -> dict[str, Any]:
-    """Nacos's answer to a beat, then the server's other fields."""
-    ours = {"clientBeatInterval": result.interval, "code": result.code, "lightBeatEnabled": result.light}
-    return {**ours, **{name: value for name, value in result.extra.items() if name not in ours}}
-
-
-# --- validators --------------------------------------------------------------------------------------------------
-
-
 def etag(revision: str, *variant: object) -> str:
-    """The entity tag of one representation of a snapshot: the revision, and whatever else its bytes depend on."""
+    """The entity tag of one representation of a snapshot: the revision, and all else that its bytes depend on."""
     if not any(variant):
         return f'"{revision}"'
     return f'"{revision}-{blake2b(repr(variant).encode("utf-8", "replace"), digest_size=4).hexdigest()}"'

@@ -27,7 +27,7 @@ TYPE_PREFIX = "urn:nacos-proxy:problem:"
 
 
 class Kind(NamedTuple):
-    """A row of the table: the last part of `type`, and `title`, which never varies for a type (RFC 9457 3.1.4)."""
+    """`slug` ends the URI `type`. A type always has the same `title` (RFC 9457 3.1.4)."""
 
     slug: str
     title: str
@@ -60,7 +60,7 @@ _REASON_STATUS = {
 
 
 def kind_of(error: type[ProxyError]) -> Kind:
-    """The table's row of an error's class, or of the nearest class above it."""
+    """The kind of an error's class, or of its nearest base class."""
     return next(KINDS[base] for base in error.__mro__ if base in KINDS)
 
 
@@ -71,7 +71,7 @@ def status_of(error: ProxyError) -> int:
 
 
 def problem(error: ProxyError, path: str) -> HttpReply:
-    """The answer to an error; `path` is that of the request. Total: every `ProxyError` has one."""
+    """The answer to any `ProxyError`. `path` is that of the request."""
     kind, status = kind_of(type(error)), status_of(error)
     document = _document(kind, status, str(error), path)
     if isinstance(error, BadCall) and error.parameter:
@@ -108,7 +108,7 @@ def plain_problem(status: int, detail: str, path: str, headers: Pairs = ()) -> H
 
 
 def document_reply(document: dict[str, Any], headers: Pairs = ()) -> HttpReply:
-    # An upstream's text may not be valid Unicode; that must not make the answer fail.
+    # The text of an upstream may contain lone surrogates, on which orjson would fail.
     safe = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in document.items()}
     body = orjson.dumps(safe)
     return HttpReply(document["status"], PROBLEM_TYPE, body, (("cache-control", "no-store"), *headers))

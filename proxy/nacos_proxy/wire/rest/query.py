@@ -1,4 +1,4 @@
-"""The parameters of our own API: pydantic models of query strings, and what they and the path name, checked.
+"""The parameters of our own API: pydantic models of query strings, and readers of values in queries and paths.
 
 Errors name the parameter as our API calls it; the rules are Nacos's own (nacos-http.md 1.6).
 """
@@ -16,9 +16,8 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJson
 
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.limits import check_port
+from nacos_proxy.model.limits import NACOS, Rules, check_port
 from nacos_proxy.model.services import Selection, ServiceKey, Snapshot, plain_ip
-from nacos_proxy.wire.nacos.rules import NACOS, Rules
 
 MAX_PAGE = 10**9 - 1
 MAX_PAGE_SIZE = 1000
@@ -26,7 +25,7 @@ MAX_WAIT = 300.0
 TOKENS = ("accessToken", "access_token")  # the guard takes an API token from these
 CREDENTIALS = (*TOKENS, "username", "password")  # Nacos clients send these with any call
 
-# Nacos's own checks' name of a parameter → ours.
+# The name in Nacos's checks → the name in our API.
 _OUR_NAMES = {
     "namespaceId/tenant": "namespace",
     "serviceName": "service",
@@ -40,7 +39,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<inside>.*)\]|(?P<bare>.*)):(?P<port>[0-9]+)")
 
 
 class Query(BaseModel):
-    """The parameters of one operation. One without a value counts as absent; an unknown one is refused by name."""
+    """The parameters of one operation. An empty value counts as absent. An unknown name is an error."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,15 +59,15 @@ def _read_flag(text: str | bool, info: ValidationInfo) -> bool:
     return word in _TRUE
 
 
-def bounded(least: int, most: int) -> BeforeValidator:
+def bounded(minimum: int, maximum: int) -> BeforeValidator:
     """Reads a number in decimal digits. pydantic's own reader would also take '+1', ' 1' and '1.0'."""
 
     def read(text: str | int, info: ValidationInfo) -> int:
         if isinstance(text, int):  # older FastAPI passes the default itself
             return text
         name = info.field_name or ""
-        if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
-            raise illegal(name, f"Param '{name}' is illegal, it must be a number from {least} to {most}.", text)
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and minimum <= int(text) <= maximum):
+            raise illegal(name, f"Param '{name}' is illegal, it must be a number from {minimum} to {maximum}.", text)
         return int(text)
 
     return BeforeValidator(read)
@@ -84,11 +83,10 @@ def _distinct(values: Sequence[str], info: ValidationInfo) -> list[str]:
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 HealthyOnly = Annotated[Flag, Field(description="Only healthy instances.")]
 Names = Annotated[list[str], BeforeValidator(_distinct), Field(description="The service's name, or `group@@name`.")]
-"""A parameter that may be given many times."""
 
 
 class ServiceQuery(Query):
-    """Which service is meant, beside the name in the path."""
+    """The namespace and group of the service that the path names."""
 
     namespace: Annotated[str, Field(description="The namespace's id; `public` if left out.")] = ""
     group: Annotated[
@@ -119,7 +117,7 @@ class PageQuery(ServiceQuery):
 
 
 class ViewQuery(ServiceQuery):
-    """Which of a service's instances are shown."""
+    """A filter for the instances of a service."""
 
     clusters: Annotated[
         list[str],
@@ -136,18 +134,20 @@ class ViewQuery(ServiceQuery):
         for part in parts:
             checked(rules.cluster, part, "clusters")
         clusters = ",".join(part for part in parts if part)
-        return _view(clusters, self.healthy_only) if len(clusters) <= SHORT else View(clusters, self.healthy_only)
+        return (
+            _shared_view(clusters, self.healthy_only) if len(clusters) <= SHORT else View(clusters, self.healthy_only)
+        )
 
 
 class ServicesQuery(ViewQuery):
-    """Which services are meant: several by name, or `*`, all of a group."""
+    """Several services by name, or `*` for all of a group."""
 
     service: Names
 
-    def keys(self, most: int, rules: Rules = NACOS) -> list[ServiceKey] | None:
-        """At most `most` keys; None: all of the group. Raises `BadCall`."""
-        if len(self.service) > most:
-            raise illegal("service", f"Param 'service' is given more than {most} times.")
+    def keys(self, max_keys: int, rules: Rules = NACOS) -> list[ServiceKey] | None:
+        """At most `max_keys` keys; None means all of the group. Raises `BadCall`."""
+        if len(self.service) > max_keys:
+            raise illegal("service", f"Param 'service' is given more than {max_keys} times.")
         if "*" not in self.service:
             return [self.service_key(name, rules) for name in self.service]
         if len(self.service) > 1:
@@ -156,7 +156,7 @@ class ServicesQuery(ViewQuery):
 
 
 class InstanceQuery(ServiceQuery):
-    """Which instance is meant, beside the address in the path."""
+    """The cluster of the instance whose address is in the path."""
 
     cluster: Annotated[str, Field(description="The instance's cluster.")] = ""
 
@@ -178,14 +178,14 @@ def refusal(errors: Sequence[Any]) -> BadCall:
     name = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
     if error["type"] == "missing":
         return missing(name)
-    wanted = _WANTED.get(error["type"])
+    expected = _EXPECTED.get(error["type"])
     if error["type"] == "literal_error":
-        wanted = "one of: " + error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
-    text = f"it must be {wanted}." if wanted else error["msg"]
+        expected = "one of: " + error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+    text = f"it must be {expected}." if expected else error["msg"]
     return BadCall(name, Violation.BODY, f"Param '{name}' is illegal, {text}")
 
 
-_WANTED = {
+_EXPECTED = {
     "string_type": "a text",
     "bool_type": "true or false",
     "float_type": "a number",
@@ -194,7 +194,7 @@ _WANTED = {
 
 
 def unknown(name: str, known: Collection[str], violation: Violation = Violation.ILLEGAL) -> BadCall:
-    """The error for an unknown name. Ignoring a misspelt name would route traffic elsewhere unnoticed."""
+    """The error for an unknown name: to ignore a misspelt one would route traffic elsewhere unnoticed."""
     name = name[:100]
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
@@ -220,12 +220,12 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
         raise BadCall(ours, error.violation, text, value=error.value, status=error.status) from None
 
 
-SHORT = 256  # characters of a view's clusters; nothing is kept for a view with more
+SHORT = 256  # characters: views whose `clusters` are longer are not cached
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a reader wants to see of a snapshot. `clusters` stays as the request has it, because answers repeat it."""
+    """The filter that a reader requests. `clusters` stays as the request has it, because answers repeat it."""
 
     clusters: str = ""
     healthy_only: bool = False
@@ -235,9 +235,9 @@ class View:
         return frozenset(part for part in self.clusters.split(",") if part)
 
     def within(self, snapshot: Snapshot) -> View | None:
-        """The view without the clusters that this snapshot does not have; None if it has none of them.
+        """The view without the clusters that the snapshot lacks; None if it lacks all of them.
 
-        All views that show the same become equal, so unknown clusters add nothing to what is kept per view.
+        Views that show the same hosts become equal, so requests with unknown clusters add no cache entries.
         """
         if not self.clusters:
             return self
@@ -249,13 +249,13 @@ class View:
 
 
 @lru_cache(maxsize=1024)
-def _view(clusters: str, healthy_only: bool) -> View:
-    """The same object for the same view: thousands of readers share it, and identity is faster than equality."""
+def _shared_view(clusters: str, healthy_only: bool) -> View:
+    """Returns one object for equal views: thousands of readers share it, and identity is faster than equality."""
     return View(clusters, healthy_only)
 
 
 def read_wait(text: str) -> float:
-    """Seconds of `30s`, `1500ms`, `2m` or plain seconds; at most five minutes. Raises `BadCall`."""
+    """Reads `30s`, `1500ms`, `2m` or plain seconds, as seconds; cut to five minutes. Raises `BadCall`."""
     match = _WAIT.fullmatch(text)
     if match is None:
         raise illegal("wait", "Param 'wait' is illegal, it must be a time like 30s, 1500ms or 2m.", text)
@@ -268,14 +268,14 @@ class InstanceAddress(NamedTuple):
 
 
 def read_address(text: str, rules: Rules = NACOS) -> InstanceAddress:
-    """`ip:port` of a path; an IPv6 address with or without brackets, in any spelling (`plain_ip`). Raises `BadCall`."""
+    """Reads `ip:port`. IPv6 may have brackets, and becomes canonical (`plain_ip`). Raises `BadCall`."""
     match = _ADDRESS.fullmatch(text)
     bare = "" if match is None else match["bare"] or ""
     if match is None or (
         ":" in bare and plain_ip(f"[{bare}]").startswith("[")
     ):  # without brackets only IPv6 may have ':'
-        wanted = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
-        raise illegal("address", wanted, text)
+        expected = "Param 'address' is illegal, it must be ip:port, an IPv6 address in brackets ([::1]:8080)."
+        raise illegal("address", expected, text)
     return InstanceAddress(read_ip(plain_ip(bare or match["inside"] or ""), rules), read_port(match["port"]))
 
 
@@ -287,6 +287,6 @@ def read_ip(ip: str, rules: Rules) -> str:
 
 
 def read_port(port: str | int) -> int:
-    """Checked under any rules: a port that nobody can connect to is useless. Raises `BadCall`."""
+    """No rules make this check lenient, because nobody can connect to another port. Raises `BadCall`."""
     checked(check_port, port)
     return check_port(port)

@@ -9,7 +9,7 @@ _UNSAFE = ("\r", "\n", "\0")
 
 
 def encode(event: str, data: bytes, id: str = "") -> bytes:
-    """One event. Line breaks in `data` become several data lines. Raises `ValueError` for one in `event` or `id`."""
+    """One event, with a data line for each line of `data`. Raises `ValueError` for a line break in `event` or `id`."""
     if any(mark in text for text in (event, id) for mark in _UNSAFE):
         raise ValueError("an event's name and id are single lines without NUL")
     head = f"id: {id}\n" if id else ""

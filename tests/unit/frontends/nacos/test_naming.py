@@ -13,10 +13,10 @@ from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.nacos.naming import ANSWER_HEADER, NacosApi
 from nacos_proxy.model.calls import Alive, Beat, Deregister, Register, Update
 from nacos_proxy.model.errors import Denied, Unreachable
+from nacos_proxy.model.limits import LENIENT
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.wire.http import CACHEABLE, FORM_TYPE, HttpReply
+from nacos_proxy.wire.http import CACHEABLE, FORM_TYPE, RULES, HttpReply
 from nacos_proxy.wire.nacos.base import ReadService
-from nacos_proxy.wire.nacos.rules import LENIENT, RULES
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3

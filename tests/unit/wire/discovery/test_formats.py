@@ -19,7 +19,7 @@ from tests.helpers.build import KEY, instance
 HOSTS = [instance("10.0.0.1", 80, weight=2.0), instance("::1", 81, weight=1.0), instance("10.0.0.3", weight=0.0)]
 
 
-def test_a_target_carries_what_is_known_of_it_as_labels() -> None:
+def test_target_groups_has_labels_for_every_field() -> None:
     host = instance("10.0.0.1", 80, cluster="c", weight=0.5, healthy=False, metadata={"a-b": "1", "service": "x"})
     assert target_groups([host], KEY) == [
         {
@@ -39,7 +39,7 @@ def test_a_target_carries_what_is_known_of_it_as_labels() -> None:
     ]
 
 
-def test_lines_for_each_load_balancer() -> None:
+def test_formats_render_lines_for_each_load_balancer() -> None:
     assert text(HOSTS) == b"10.0.0.1:80\n[::1]:81\n"
     assert nginx.render(HOSTS) == b"server 10.0.0.1:80 weight=2;\nserver [::1]:81 weight=1;\n"
     assert haproxy.render(HOSTS) == (
@@ -48,7 +48,7 @@ def test_lines_for_each_load_balancer() -> None:
 
 
 @pytest.mark.parametrize("ip", ["a;include/etc/passwd;#", "a{b", "a}", "$x", "a/b", "a'b", 'a"', "", "a\0", "a\\b"])
-def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
+def test_formats_leave_out_addresses_with_other_syntax(ip: str) -> None:
     for write in (text, nginx.render, haproxy.render):
         assert write([instance(ip)]) == b""
 
@@ -61,17 +61,17 @@ def test_an_address_that_could_say_more_than_where_is_left_out(ip: str) -> None:
         *("-a", "a-", "a..b", ".a", "a.", "a" * 64, ".".join(["a" * 60] * 5), "\u212a", "\u0661.0.0.1", "unix", "UNIX"),
     ],
 )
-def test_what_is_no_ip_address_and_no_host_name_is_left_out(ip: str) -> None:
+def test_formats_leave_out_what_is_neither_ip_nor_host_name(ip: str) -> None:
     for write in (text, nginx.render, haproxy.render):
         assert write([instance(ip)]) == b""
 
 
 @pytest.mark.parametrize("ip", ["localhost", "a-b.c-1", "my_web_1", "1.a", "0x7f.a", "a" * 63, "xn--bcher-kva.example"])
-def test_a_host_name_is_an_address(ip: str) -> None:
+def test_formats_accept_host_names(ip: str) -> None:
     assert text([instance(ip, 8080)]) == f"{ip}:8080\n".encode()
 
 
-def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
+def test_haproxy_starts_despite_an_unresolvable_name() -> None:
     assert haproxy.render([instance("Nosuch.invalid", 80)]) == (
         b"server nosuch.invalid:80 nosuch.invalid:80 weight 1 check init-addr last,libc,none\n"
     )
@@ -81,7 +81,7 @@ def test_a_name_that_does_not_resolve_keeps_haproxy_from_nothing() -> None:
     "spellings",
     [("2001:db8::7", "[2001:db8::7]", "2001:DB8::7", "2001:db8:0:0::7", "[2001:0DB8::0007]"), ("web", "WEB")],
 )
-def test_an_address_stands_once_however_it_is_spelt(spellings: tuple[str, ...]) -> None:
+def test_servers_lists_an_address_once_in_whichever_spelling(spellings: tuple[str, ...]) -> None:
     hosts = [instance(ip, 80, weight=float(n + 1)) for n, ip in enumerate(spellings)]
     address = f"[{spellings[0]}]" if ":" in spellings[0] else spellings[0]
     assert text(hosts) == f"{address}:80\n".encode()
@@ -89,7 +89,7 @@ def test_an_address_stands_once_however_it_is_spelt(spellings: tuple[str, ...]) 
     assert haproxy.render(hosts).count(b"\n") == 1
 
 
-def test_prometheus_gets_an_address_in_brackets_in_one_pair_of_them() -> None:
+def test_target_groups_puts_ipv6_in_one_pair_of_brackets() -> None:
     assert target_groups([instance("[2001:DB8::7]", 80)], KEY)[0]["targets"] == ["[2001:db8::7]:80"]
 
 
@@ -115,7 +115,7 @@ _LINES = {
 
 
 @given(st.lists(_HOSTS, max_size=6))
-def test_whatever_is_registered_each_line_is_one_server_and_none_stands_twice(hosts: list[Instance]) -> None:
+def test_formats_write_one_line_per_server_for_any_registrations(hosts: list[Instance]) -> None:
     for write, line in _LINES.items():
         found = [line.fullmatch(row) for row in write(hosts).decode().splitlines()]
         assert all(found)
@@ -128,7 +128,7 @@ def test_whatever_is_registered_each_line_is_one_server_and_none_stands_twice(ho
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536])
-def test_a_port_that_nobody_can_listen_on_is_left_out(port: int) -> None:
+def test_servers_leaves_out_invalid_ports(port: int) -> None:
     for write in (text, nginx.render, haproxy.render):
         assert write([instance("10.0.0.1", port)]) == b""
 

@@ -14,8 +14,7 @@ from nacos_proxy.model.errors import BadCall, ProxyError
 from nacos_proxy.model.services import Checking, ServiceKey
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos.administration import WHOLE, Publishers, SetCluster, SetSwitch
-from nacos_proxy.wire.nacos.base import Operation
-from nacos_proxy.wire.nacos.table import ANY
+from nacos_proxy.wire.nacos.base import ANY, Operation
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
@@ -54,14 +53,14 @@ def wrong(method: str, path: str, **values: str) -> HttpReply:
     return BY_NAME[path[1:3]].write_error(request, caught.value, 0)
 
 
-def test_only_the_whole_tables_have_the_administration() -> None:
+def test_only_the_whole_dialects_have_the_administration() -> None:
     for _, operation in NEW:
         method = "GET" if operation.method == ANY else operation.method
         assert all(dialect.match(method, operation.path) is None for dialect in (V1, V2, V3))
 
 
 @pytest.mark.parametrize("path", ["/v1/ns/cluster", "/v3/admin/ns/cluster"])
-def test_a_cluster_is_set_with_all_that_its_checking_has(path: str) -> None:
+def test_set_cluster_reads_every_field_of_checking(path: str) -> None:
     call = read("PUT", path, **CLUSTER, metadata='{"a":"1"}', groupName="g", namespaceId="dev")
     checking = Checking({"type": "NONE"}, 81, False, {"a": "1"})
     assert call == SetCluster(ServiceKey("dev", "g", "orders"), "c1", checking)
@@ -88,7 +87,7 @@ def test_set_cluster_reads_a_checker_with_the_fields_of_its_type(given_text: str
 
 @pytest.mark.parametrize("text", ["oops", "[]", "1", "null", "[" * 100_000])
 @pytest.mark.parametrize("path", ["/v1/ns/cluster", "/v3/admin/ns/cluster"])
-def test_a_checker_that_is_no_object_is_the_callers_fault(path: str, text: str) -> None:
+def test_set_cluster_refuses_a_checker_that_is_not_an_object(path: str, text: str) -> None:
     reply = wrong("PUT", path, **{**CLUSTER, "healthChecker": text})
     assert reply.status == 400
     assert b"deserialize for class [com.alibaba.nacos.api.naming.pojo.healthcheck.AbstractHealthChecker]" in reply.body
@@ -132,14 +131,14 @@ def test_find_client_reads_the_name(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/ns/client/service", "/v3/admin/ns/client/service"])
-def test_publishers_and_subscribers_are_those_of_a_service(path: str) -> None:
+def test_publishers_and_subscribers_read_their_service(path: str) -> None:
     call = read("GET", f"{path}/publisher/list", serviceName="orders", groupName="g", ip="10.0.0.1", port="80")
     assert call == Publishers(ServiceKey("public", "g", "orders"), "10.0.0.1", 80)
     assert read("GET", f"{path}/publisher/list", serviceName="orders").port is None
     assert json.loads(wrong("GET", f"{path}/subscriber/list").body)["code"] == 10000
 
 
-def test_a_subscriber_is_shown_as_the_client_that_it_is() -> None:
+def test_subscribers_are_shown_as_clients() -> None:
     found = (Subscriber("10.0.0.9:5000", "Nacos-Go-Client:v1", "app", "10.0.0.9", 5000, "public", "g@@s", ""),)
     shown = {}
     for path in ("/v2/ns/client/service/subscriber/list", "/v3/admin/ns/client/service/subscriber/list"):

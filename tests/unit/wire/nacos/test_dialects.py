@@ -38,8 +38,7 @@ from nacos_proxy.model.calls import (
 )
 from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.wire.http import HttpReply, Pairs
-from nacos_proxy.wire.nacos.base import Operation, ReadInstance, ReadService, ServiceView
-from nacos_proxy.wire.nacos.table import Table
+from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
@@ -97,7 +96,7 @@ V1_UPDATES = st.builds(
     st.booleans(),
 )
 PROBES = st.sampled_from([Alive(), Ready()])
-WRITES: dict[Table, tuple[st.SearchStrategy[Any], ...]] = {
+WRITES: dict[Dialect, tuple[st.SearchStrategy[Any], ...]] = {
     V1: (V1_UPDATES, CREATED, PROBES),
     V2: (PUTS, V2_PATCHES, CREATED_OF_EITHER_KIND),
     V3: (PUTS, CREATED_OF_EITHER_KIND, PROBES),
@@ -118,7 +117,7 @@ def none(_call: Any) -> None:
 @every_dialect
 @given(st.data(), ODD_PARAMETERS, st.booleans())
 def test_read_request_survives_odd_parameters(
-    dialect: Table, data: st.DataObject, parameters: Pairs, in_form: bool
+    dialect: Dialect, data: st.DataObject, parameters: Pairs, in_form: bool
 ) -> None:
     operation: Operation[Any, Any] = data.draw(st.sampled_from(dialect.operations))
     survives_request(dialect, operation, parameters, in_form)
@@ -127,21 +126,21 @@ def test_read_request_survives_odd_parameters(
 @pytest.mark.parametrize(
     ("dialect", "call"),
     [(dialect, call) for dialect in DIALECTS for call in CALLS if dialect.can_send(call)],
-    ids=lambda value: value.name if isinstance(value, Table) else repr(value),
+    ids=lambda value: value.name if isinstance(value, Dialect) else repr(value),
 )
 @given(ODD_REPLIES)
-def test_read_reply_survives_odd_replies(dialect: Table, call: Call[Any], reply: HttpReply) -> None:
+def test_read_reply_survives_odd_replies(dialect: Dialect, call: Call[Any], reply: HttpReply) -> None:
     survives_reply(dialect, call, reply)
 
 
 @pytest.mark.parametrize(
     ("dialect", "writes"),
     [(dialect, writes) for dialect in DIALECTS for writes in (COMMON_WRITES, *WRITES[dialect])],
-    ids=lambda value: value.name if isinstance(value, Table) else "",
+    ids=lambda value: value.name if isinstance(value, Dialect) else "",
 )
 @given(st.data())
 def test_a_write_arrives_as_it_was_sent(
-    dialect: Table, writes: st.SearchStrategy[Call[None]], data: st.DataObject
+    dialect: Dialect, writes: st.SearchStrategy[Call[None]], data: st.DataObject
 ) -> None:
     pair, call = DialectPair(dialect, none), data.draw(writes)
     pair.send(call)
@@ -151,7 +150,7 @@ def test_a_write_arrives_as_it_was_sent(
 @v1_and_v2
 @given(KEYS, REGISTERED, st.booleans(), st.sampled_from([BeatResult(), BeatResult(BEAT_NOT_FOUND, 1000)]))
 def test_a_beat_and_its_answer_arrive_as_they_were_sent(
-    dialect: Table, service: ServiceKey, i: Instance, full: bool, answer: BeatResult
+    dialect: Dialect, service: ServiceKey, i: Instance, full: bool, answer: BeatResult
 ) -> None:
     beating = Instance(i.ip, i.port, i.cluster, i.weight, ephemeral=i.ephemeral, metadata=i.metadata)
     pair = DialectPair(dialect, lambda call: answer)
@@ -163,7 +162,7 @@ def test_a_beat_and_its_answer_arrive_as_they_were_sent(
 @every_dialect
 @given(KEYS, st.lists(st.builds(InstanceKey, IPS, PORTS, CLUSTERS), max_size=3), NAMED, st.booleans(), st.booleans())
 def test_a_batch_and_its_answer_arrive_as_they_were_sent(
-    dialect: Table,
+    dialect: Dialect,
     service: ServiceKey,
     keys: list[InstanceKey],
     metadata: dict[str, str],
@@ -178,7 +177,7 @@ def test_a_batch_and_its_answer_arrive_as_they_were_sent(
 
 @v1_and_v2
 @given(SNAPSHOTS)
-def test_a_fetched_snapshot_arrives_as_it_was(dialect: Table, before: Snapshot) -> None:
+def test_a_fetched_snapshot_arrives_as_it_was(dialect: Dialect, before: Snapshot) -> None:
     pair = DialectPair(dialect, lambda call: ServiceView(before, before.select(call.cluster_set, call.healthy_only)))
     assert pair.send(Fetch(before.key)) == before
     assert pair.seen == [ReadService(before.key)]
@@ -187,7 +186,7 @@ def test_a_fetched_snapshot_arrives_as_it_was(dialect: Table, before: Snapshot) 
 @every_dialect
 @given(KEYS, LISTED)
 def test_an_instance_arrives_as_far_as_the_dialect_shows_it(
-    dialect: Table, service: ServiceKey, before: Instance
+    dialect: Dialect, service: ServiceKey, before: Instance
 ) -> None:
     """v1 and v2 show neither `enabled` nor `ephemeral` of one instance."""
     pair = DialectPair(dialect, lambda call: before)
@@ -205,7 +204,7 @@ def test_an_instance_arrives_as_far_as_the_dialect_shows_it(
 @every_dialect
 @given(KEYS, st.floats(0, 1), METADATA, st.lists(CLUSTERS, max_size=3, unique=True), st.booleans())
 def test_a_service_info_arrives_as_it_was(
-    dialect: Table, key: ServiceKey, threshold: float, metadata: dict[str, str], clusters: list[str], ephemeral: bool
+    dialect: Dialect, key: ServiceKey, threshold: float, metadata: dict[str, str], clusters: list[str], ephemeral: bool
 ) -> None:
     """v1 does not show `ephemeral`."""
     selector = {"type": "none", "contextType": "NONE"}
@@ -215,7 +214,7 @@ def test_a_service_info_arrives_as_it_was(
 
 @pytest.mark.parametrize(("dialect", "first"), [(V1, 0), (V2, 1)], ids=["v1", "v2"])
 @given(st.data())
-def test_a_page_of_names_arrives_as_it_was(dialect: Table, first: int, data: st.DataObject) -> None:
+def test_a_page_of_names_arrives_as_it_was(dialect: Dialect, first: int, data: st.DataObject) -> None:
     numbers = st.integers(first, 99), st.integers(first, 500)
     call = data.draw(st.builds(ListServices, NAMESPACES, GROUPS, *numbers))
     page = ServicePage(3, ("a", "b"))
@@ -225,7 +224,7 @@ def test_a_page_of_names_arrives_as_it_was(dialect: Table, first: int, data: st.
 
 
 @pytest.mark.parametrize(("dialect", "cluster"), [(V1, "c1"), (V3, "")], ids=["v1", "v3"])
-def test_subscribers_arrive_as_they_were(dialect: Table, cluster: str) -> None:
+def test_subscribers_arrive_as_they_were(dialect: Dialect, cluster: str) -> None:
     """v3 does not show the cluster."""
     one = Subscriber("10.0.0.9:5000", "Java", "app", "10.0.0.9", 5000, "public", "DEFAULT_GROUP@@orders", cluster)
     pair = DialectPair(dialect, lambda call: (one,))
@@ -236,15 +235,15 @@ def test_subscribers_arrive_as_they_were(dialect: Table, cluster: str) -> None:
 @pytest.mark.parametrize(
     ("dialect", "call"),
     [(d, call) for d in DIALECTS for call in (Metrics(False), Switches(), ServerState()) if d.can_send(call)],
-    ids=lambda value: value.name if isinstance(value, Table) else type(value).__name__,
+    ids=lambda value: value.name if isinstance(value, Dialect) else type(value).__name__,
 )
-def test_objects_of_the_server_arrive_as_they_were(dialect: Table, call: Call[Any]) -> None:
+def test_objects_of_the_server_arrive_as_they_were(dialect: Dialect, call: Call[Any]) -> None:
     pair = DialectPair(dialect, lambda call: {"status": "UP", "any": [1]})
     assert pair.send(call) == {"status": "UP", "any": [1]}
     assert pair.seen == [call]
 
 
 @pytest.mark.parametrize("dialect", [V1, V3], ids=["v1", "v3"])
-def test_namespaces_arrive_as_they_were(dialect: Table) -> None:
+def test_namespaces_arrive_as_they_were(dialect: Dialect) -> None:
     rows = ({"namespace": "public", "namespaceShowName": "public", "quota": 200},)
     assert DialectPair(dialect, lambda call: rows).send(Namespaces()) == rows

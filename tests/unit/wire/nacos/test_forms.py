@@ -48,13 +48,13 @@ def test_pairs_leaves_out_none_and_writes_booleans_as_java() -> None:
     )
 
 
-def test_v1_names_a_service_with_its_group_and_the_others_without() -> None:
+def test_grouped_and_bare_name_a_service() -> None:
     service = key("s", "g", "n")
     assert dict(grouped(service)) == {"serviceName": "g@@s", "groupName": "g", "namespaceId": "n"}
     assert dict(bare(service)) == {"serviceName": "s", "groupName": "g", "namespaceId": "n"}
 
 
-def test_metadata_travels_as_json_in_utf8() -> None:
+def test_metadata_text_is_json_in_utf8() -> None:
     assert metadata_text({"zone": "北"}) == '{"zone":"北"}'
     assert "metadata" not in dict(register_form(Register(KEY, instance())))
 
@@ -65,7 +65,7 @@ def test_update_form_has_only_what_is_given() -> None:
     assert (form["weight"], form["enabled"], form["metadata"]) == ("0.5", "false", "{}")
 
 
-def test_a_full_beat_has_the_object_beside_the_light_parameters() -> None:
+def test_beat_form_has_the_object_beside_the_light_parameters() -> None:
     assert "beat" not in dict(beat_form(Beat(KEY, "10.0.0.1", 80)))
     full = instance(cluster="c1", weight=2.0, metadata={"a": "1"})
     beat = json.loads(dict(beat_form(Beat(KEY, "10.0.0.1", 80, "c1", full=full)))["beat"])
@@ -81,7 +81,7 @@ def test_a_full_beat_has_the_object_beside_the_light_parameters() -> None:
     }
 
 
-def test_a_batch_of_all_names_no_instances() -> None:
+def test_batch_form_of_all_instances_names_none() -> None:
     assert dict(batch_form(BatchMetadata(KEY, (), {"a": "1"}))) == {
         "consistencyType": "ephemeral",
         "metadata": '{"a":"1"}',
@@ -151,13 +151,15 @@ def test_read_any_beat_takes_the_service_from_the_parameters_and_the_rest_from_t
         ({"serviceName": "a b", "beat": "{"}, False, Violation.BODY),
     ],
 )
-def test_a_beat_is_checked_in_nacoss_order(values: dict[str, str], group_needed: bool, violation: Violation) -> None:
+def test_read_any_beat_checks_in_the_order_of_nacos(
+    values: dict[str, str], group_needed: bool, violation: Violation
+) -> None:
     with pytest.raises(BadCall) as caught:
         read_any_beat(of(**values), group_needed=group_needed)
     assert caught.value.violation is violation
 
 
-def test_a_batch_is_of_one_kind() -> None:
+def test_read_batch_is_ephemeral_or_persistent_as_a_whole() -> None:
     everybody = of(serviceName="s", consistencyType="persist")
     assert read_batch(everybody, (), {}, "PUT") == BatchMetadata(key("s"), (), {}, ephemeral=False)
     two = (instance(), instance("10.0.0.2", ephemeral=False))

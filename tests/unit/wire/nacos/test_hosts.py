@@ -19,12 +19,12 @@ from nacos_proxy.wire.nacos.hosts import (
     host_json,
     hosts_json,
     list_json,
-    read_asked,
     read_beat_result,
     read_each,
     read_host,
     read_listing,
     read_metadata,
+    read_requested,
     write_beat,
     write_statuses,
 )
@@ -47,7 +47,7 @@ def read(**fields: Any) -> Instance:
     return read_host(read_json(json.dumps(bare(**fields))), KEY.grouped)
 
 
-def test_a_host_has_an_instance_id_and_the_fields_of_2_5_1_in_order() -> None:
+def test_host_json_has_an_instance_id_and_the_fields_of_2_5_1_in_order() -> None:
     host = host_json(instance(weight=2.0), KEY)
     assert list(host.items())[:2] == [("instanceId", ID), ("ip", "10.0.0.1")]
     assert list(host)[2:] == [
@@ -70,11 +70,13 @@ def test_a_host_has_an_instance_id_and_the_fields_of_2_5_1_in_order() -> None:
     ("metadata", "generator"),
     [({}, "simple"), ({"a": "1"}, None), ({"preserved.instance.id.generator": "snowflake"}, "snowflake")],
 )
-def test_the_id_generator_shows_while_metadata_is_empty_or_names_it(metadata: dict[str, str], generator: Any) -> None:
+def test_host_json_shows_the_id_generator_if_metadata_is_empty_or_names_it(
+    metadata: dict[str, str], generator: Any
+) -> None:
     assert host_json(instance(metadata=metadata), KEY).get("instanceIdGenerator") == generator
 
 
-def test_heartbeat_times_come_from_the_metadata() -> None:
+def test_host_json_takes_heartbeat_times_from_the_metadata() -> None:
     times = {"preserved.heart.beat.interval": "1000", "preserved.heart.beat.timeout": "x"}
     host = host_json(instance(metadata=times), KEY)
     assert (host["instanceHeartBeatInterval"], host["instanceHeartBeatTimeOut"], host["ipDeleteTimeout"]) == (
@@ -95,7 +97,7 @@ def test_read_host_reads_what_host_json_wrote(host: Instance, key: ServiceKey) -
 
 
 @pytest.mark.parametrize("name", ["nacos-2.5.1", "nacos-3.0.3", "r-nacos-0.8.8"])
-def test_hosts_of_real_servers_have_nothing_unknown(name: str) -> None:
+def test_read_host_knows_every_field_of_real_servers(name: str) -> None:
     seen = 0
     for row in load(name):
         answer = row.body.get("data", row.body) if isinstance(row.body, dict) else {}
@@ -134,7 +136,7 @@ def test_hosts_of_real_servers_have_nothing_unknown(name: str) -> None:
         ({"zone": "z", "deep": NESTED}, "extra", {"zone": "z"}),
     ],
 )
-def test_every_spelling_is_read(fields: dict[str, Any], name: str, value: Any) -> None:
+def test_read_host_accepts_every_spelling(fields: dict[str, Any], name: str, value: Any) -> None:
     assert getattr(read(**fields), name) == value
 
 
@@ -146,7 +148,7 @@ def test_read_listing_keeps_unknown_fields_unless_they_cannot_be_written() -> No
 
 
 @pytest.mark.parametrize("moment", [2**63, 2**64 - 1, -1, 1.5])
-def test_a_time_outside_javas_long_is_ignored(moment: float) -> None:
+def test_read_listing_ignores_a_time_outside_of_javas_long(moment: float) -> None:
     """The next change added 1 to 2^64 - 1, and the list could no longer be written."""
     found = read_listing(KEY, {"hosts": [], "lastRefTime": moment, "cacheMillis": moment}).snapshot
     assert (found.last_ref_time, found.cache_millis) == (0, 10_000)
@@ -209,7 +211,7 @@ def test_list_json_echoes_clusters_and_shows_protection() -> None:
 
 
 @given(SNAPSHOTS)
-def test_a_list_comes_back_as_it_was(before: Any) -> None:
+def test_read_listing_reads_any_list_json(before: Any) -> None:
     view = ServiceView(before, before.select())
     listing = read_listing(before.key, json.loads(json.dumps(list_json(view, ""))))
     assert listing.snapshot == before
@@ -217,7 +219,7 @@ def test_a_list_comes_back_as_it_was(before: Any) -> None:
     assert not listing.protected
 
 
-def test_the_answer_of_1_4_6_for_an_unknown_service_is_an_empty_list() -> None:
+def test_read_listing_reads_the_empty_answer_of_1_4_6() -> None:
     found = read_listing(KEY, {"name": KEY.grouped, "clusters": "", "cacheMillis": 3000, "hosts": []}).snapshot
     assert (found.instances, found.cache_millis, found.last_ref_time) == ((), 3000, 0)
 
@@ -243,13 +245,13 @@ def test_write_statuses_shows_every_instance() -> None:
         st.dictionaries(st.just("x"), st.integers(), max_size=1),
     )
 )
-def test_an_answer_to_a_beat_comes_back_as_it_was(beat: BeatResult) -> None:
+def test_read_beat_result_reads_any_write_beat(beat: BeatResult) -> None:
     answer = read_json(write_beat(None, beat).body)
     assert list(answer)[:3] == ["clientBeatInterval", "code", "lightBeatEnabled"]
     assert read_beat_result(answer) == beat
 
 
-def test_an_answer_to_a_beat_without_lightbeat_is_that_of_1_4_6() -> None:
+def test_read_beat_result_reads_the_answer_of_1_4_6() -> None:
     assert read_beat_result({"code": 20404, "clientBeatInterval": 5000}) == BeatResult(BEAT_NOT_FOUND)
 
 
@@ -314,7 +316,7 @@ def test_read_each_leaves_out_what_is_not_a_host() -> None:
     ],
     ids=str,
 )
-def test_a_list_that_names_another_service_is_misplaced(said: dict[str, Any]) -> None:
+def test_read_listing_raises_misplaced_for_another_service(said: dict[str, Any]) -> None:
     with pytest.raises(Misplaced, match="asked for 'DEFAULT_GROUP@@orders', but the answer is about"):
         read_listing(KEY, {"hosts": [], **said})
 
@@ -330,7 +332,7 @@ def test_a_list_that_names_another_service_is_misplaced(said: dict[str, Any]) ->
     ],
     ids=str,
 )
-def test_a_list_may_spell_its_service_in_many_ways(said: dict[str, Any]) -> None:
+def test_read_listing_accepts_every_spelling_of_the_service(said: dict[str, Any]) -> None:
     read_listing(KEY, {"hosts": [], **said})
 
 
@@ -339,11 +341,11 @@ def test_a_list_may_spell_its_service_in_many_ways(said: dict[str, Any]) -> None
     [{"service": "carts"}, {"serviceName": "G2@@orders"}, {"ip": "10.0.0.2"}, {"port": 81}],
     ids=str,
 )
-def test_read_asked_raises_misplaced_for_another_instance(said: dict[str, Any]) -> None:
+def test_read_requested_raises_misplaced_for_another_instance(said: dict[str, Any]) -> None:
     call = GetInstance(KEY, "10.0.0.1", 80)
-    assert read_asked(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
+    assert read_requested(call, bare(clusterName="c1")).cluster == "c1"  # r-nacos takes the cluster for a hint
     with pytest.raises(Misplaced):
-        read_asked(call, bare(**said))
+        read_requested(call, bare(**said))
 
 
 # --- large services
@@ -382,7 +384,7 @@ def test_read_each_of_a_large_service_equals_read_host_of_each(some: list[Instan
         ({}, {"zone": 1}),
     ],
 )
-def test_a_host_of_a_large_service_is_never_taken_for_another(fields: dict[str, Any], other: dict[str, Any]) -> None:
+def test_hosts_json_of_a_large_service_never_confuses_hosts(fields: dict[str, Any], other: dict[str, Any]) -> None:
     around = [json.loads(json.dumps(host_json(host, KEY))) for host in MANY]
     for given_now in (fields, other, fields, other):
         host = read_each([*around, bare(**given_now)], KEY).instances[-1]
@@ -398,7 +400,7 @@ def test_read_each_reuses_unchanged_instances_of_a_large_service() -> None:
     assert all(before is after for before, after in zip(first[1:], changed[1:], strict=True))
 
 
-def test_numbers_that_are_equal_keep_their_spelling_in_a_large_service() -> None:
+def test_hosts_json_of_a_large_service_keeps_the_type_of_equal_numbers() -> None:
     for weight in (1.0, 1, 1.0):
         host = instance(weight=weight)
         assert dumps(hosts_json([*MANY, host], KEY)[-1]) == dumps(host_json(host, KEY))

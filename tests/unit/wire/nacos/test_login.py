@@ -6,15 +6,14 @@ import pytest
 
 from nacos_proxy.model.errors import Malformed, Reason, Refused
 from nacos_proxy.wire.http import HttpReply
-from nacos_proxy.wire.nacos import v1, v3
 from nacos_proxy.wire.nacos.login import Login, read_login, write_login
 from tests.helpers.recordings import Row, load
 
 ROWS = [row for row in load("auth") if row.path.endswith("login")]
 
 
-def test_the_password_goes_in_the_body() -> None:
-    request = write_login("/v1/auth/login", "nacos", "a&b")
+def test_write_login_has_the_password_in_the_body() -> None:
+    request = write_login("v1", "nacos", "a&b")
     assert (request.method, request.target, request.body) == (
         "POST",
         "/v1/auth/login",
@@ -22,14 +21,14 @@ def test_the_password_goes_in_the_body() -> None:
     )
 
 
-def test_each_api_has_its_path() -> None:
-    assert v1.login_request("a", "b").path == "/v1/auth/login"
-    assert v3.login_request("a", "b").path == "/v3/auth/user/login"
+def test_write_login_has_a_path_for_each_dialect() -> None:
+    assert write_login("v1", "a", "b").path == "/v1/auth/login"
+    assert write_login("v3", "a", "b").path == "/v3/auth/user/login"
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.status == 200], ids=str)
-def test_a_token_and_its_seconds_are_read(row: Row) -> None:
-    assert v1.login_reply(row.reply) == v3.login_reply(row.reply) == Login("TOKEN", 18000.0)
+def test_read_login_reads_token_and_ttl(row: Row) -> None:
+    assert read_login("v1", row.reply) == read_login("v3", row.reply) == Login("TOKEN", 18000.0)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.status != 200], ids=str)
@@ -40,9 +39,9 @@ def test_read_login_raises_refused_with_the_reason(row: Row) -> None:
     assert caught.value.status == row.status and caught.value.text
 
 
-def test_r_nacos_answers_without_a_content_type() -> None:
+def test_read_login_reads_r_nacos_without_a_content_type() -> None:
     row = next(row for row in load("r-nacos-0.8.8") if row.path.endswith("/v1/auth/login"))
-    assert row.type is None and v1.login_reply(row.reply) == Login("AUTH_DISABLED", 3600.0)
+    assert row.type is None and read_login("v1", row.reply) == Login("AUTH_DISABLED", 3600.0)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_read_login_uses_the_default_for_a_ttl_that_is_not_a_number(body: bytes,
     assert read_login("v1", HttpReply(200, None, body)).ttl == ttl
 
 
-def test_a_200_with_a_code_is_a_refusal() -> None:
+def test_read_login_raises_refused_for_a_200_with_a_code() -> None:
     with pytest.raises(Refused, match="Login failed") as caught:
         read_login("v1", HttpReply(200, None, b'{"code":401,"message":"Login failed","data":null}'))
     assert caught.value.reason is Reason.NO_RIGHT
@@ -71,6 +70,6 @@ def test_read_login_raises_502_and_above_unchanged() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"ok", b"[]", b"{}", b'{"accessToken":5}'])
-def test_an_answer_without_a_token_is_malformed(body: bytes) -> None:
+def test_read_login_raises_malformed_without_a_token(body: bytes) -> None:
     with pytest.raises(Malformed):
         read_login("v1", HttpReply(200, None, body))

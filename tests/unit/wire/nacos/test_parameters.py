@@ -37,7 +37,7 @@ def refused(**values: str) -> BadCall:
     return caught.value
 
 
-def test_the_first_name_that_is_not_blank_counts_trimmed() -> None:
+def test_parameters_text_is_the_first_that_is_not_blank() -> None:
     p = of(clusterName=" \t", cluster=" c1 ")
     assert p.text("clusterName", "cluster") == "c1"
     assert p.text("nothing", default="DEFAULT") == "DEFAULT"
@@ -53,20 +53,20 @@ def test_the_first_name_that_is_not_blank_counts_trimmed() -> None:
         ({"serviceName": "s", "groupName": "h", "namespaceId": "n"}, ServiceKey("n", "h", "s")),
     ],
 )
-def test_a_service_is_named_by_prefix_or_group(values: dict[str, str], key: ServiceKey) -> None:
+def test_parameters_key_reads_prefix_or_group(values: dict[str, str], key: ServiceKey) -> None:
     assert of(**values).key() == key
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("@@x", "groupName can't be empty"), ("g@@", "format as"), ("@@", "format")]
 )
-def test_the_name_filter_refuses_half_a_name(name: str, text: str) -> None:
+def test_parameters_filtered_refuses_half_a_name(name: str, text: str) -> None:
     with pytest.raises(BadCall, match=text) as caught:
         Parameters.filtered(HttpRequest("GET", "/", (("serviceName", name),)))
     assert caught.value.violation is Violation.EMPTY_GROUP
 
 
-def test_the_name_filter_trims() -> None:
+def test_parameters_filtered_trims_the_name() -> None:
     assert Parameters.filtered(HttpRequest("GET", "/", (("serviceName", " s "),))).check() == {}
     assert refused(serviceName=" s ").violation is Violation.ILLEGAL
 
@@ -102,7 +102,7 @@ def test_parameters_check_parses_metadata_first() -> None:
     assert refused(metadata="{oops", namespaceId="a b").violation is Violation.METADATA
 
 
-def test_clusters_of_a_list_are_checked_one_by_one() -> None:
+def test_parameters_check_checks_each_cluster_of_a_list() -> None:
     """2.5.1 was asked of each; a part that is blank is none."""
     for legal in ("a,b_c,,d-e", "a, ", "a, ,b", " ", ",", ""):
         assert of(serviceName="s", clusters=legal).check(address=False, clusters=True) == {}
@@ -111,7 +111,7 @@ def test_clusters_of_a_list_are_checked_one_by_one() -> None:
             of(serviceName="s", clusters=illegal).check(address=False, clusters=True)
 
 
-def test_instances_inside_a_parameter_are_checked_too() -> None:
+def test_parameters_check_instances_checks_each_instance() -> None:
     p = Parameters(HttpRequest("PUT", "/"))
     p.check_instances([instance()])
     for wrong in (instance(cluster="a b"), instance(ip="a b"), instance(port=70000)):
@@ -128,7 +128,7 @@ def test_instances_inside_a_parameter_are_checked_too() -> None:
         ("@@s", "Param 'serviceName' is illegal, groupName can't be empty"),
     ],
 )
-def test_a_grouped_name_has_two_parts(name: str, text: str) -> None:
+def test_check_grouped_requires_two_parts(name: str, text: str) -> None:
     check_grouped("g@@s", Violation.GROUPED_NAME)
     with pytest.raises(BadCall) as caught:
         check_grouped(name, Violation.GROUPED_NAME)
@@ -170,7 +170,7 @@ def test_parameters_yes_is_false_unless_the_text_means_true(text: str, value: bo
     assert of(a=text).yes("a", default=True) is value
 
 
-def test_booleans_have_defaults() -> None:
+def test_parameters_booleans_have_defaults() -> None:
     assert of().yes("a", default=True) and of(a=" ").yes("a", default=True)
     assert of().exactly_true("a", default=True) and not of(a="yes").exactly_true("a")
     assert of(a="TRUE").exactly_true("a")
@@ -189,7 +189,7 @@ def test_parameters_boolean_refuses_other_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "", "1.0", "0x1", "\uff11", "99999999999", "1 "])
-def test_a_whole_number_is_javas(text: str) -> None:
+def test_to_int_reads_as_java_does(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         to_int("udpPort", text)
     assert caught.value.text == f'For input string: "{text}"'
@@ -199,7 +199,7 @@ def test_a_whole_number_is_javas(text: str) -> None:
     ("text", "value"),
     [("1", 1.0), ("2.5", 2.5), (".5", 0.5), ("5.", 5.0), ("1e3", 1000.0), ("-1", -1.0), ("1f", 1.0), ("1D", 1.0)],
 )
-def test_a_number_is_javas(text: str, value: float) -> None:
+def test_to_double_reads_as_java_does(text: str, value: float) -> None:
     assert to_double("weight", text) == value
 
 
@@ -210,7 +210,7 @@ def test_to_int_and_to_double_refuse_with_the_message_of_java(text: str) -> None
     assert (caught.value.text, caught.value.violation) == (f'For input string: "{text}"', Violation.NOT_A_NUMBER)
 
 
-def test_numbers_have_defaults_and_lenient_sisters() -> None:
+def test_parameters_numbers_have_defaults_and_lenient_variants() -> None:
     p = of(a="x", b="7", c="NaN", d="0.5", e="1e999")
     assert p.integer("nothing", 3) == 3 and p.integer("b", 3) == 7
     assert p.lenient_integer("a", 3) == 0 and p.lenient_integer("nothing", 3) == 3 and p.lenient_integer("b") == 7
@@ -229,12 +229,12 @@ def test_numbers_have_defaults_and_lenient_sisters() -> None:
         ("%7B%22type%22%3A%22label%22%2C%22expression%22%3A%22a%22%7D", '{"type":"label","expression":"a"}'),
     ],
 )
-def test_a_selector_may_be_encoded_once_more(text: str, value: str) -> None:
+def test_parameters_selector_may_be_encoded_twice(text: str, value: str) -> None:
     assert of(selector=text).selector() == value
 
 
 @pytest.mark.parametrize("text", ["x", "{}", "[]", '{"type":"odd"}', '{"type":[]}', "[" * 5000, "null"])
-def test_a_selector_of_no_known_type_is_refused(text: str) -> None:
+def test_parameters_selector_refuses_an_unknown_type(text: str) -> None:
     with pytest.raises(BadCall, match="not match any type of selector!") as caught:
         of(selector=text).selector()
     assert caught.value.violation is Violation.SELECTOR
@@ -260,7 +260,7 @@ def test_a_selector_of_no_known_type_is_refused(text: str) -> None:
         ('"a=b"', {'"a': 'b"'}),
     ],
 )
-def test_metadata_is_json_or_pairs(text: str, value: dict[str, str | None]) -> None:
+def test_parse_metadata_reads_json_or_pairs(text: str, value: dict[str, str | None]) -> None:
     assert parse_metadata(text) == value
 
 
@@ -274,18 +274,18 @@ def test_parse_metadata_refuses_with_the_whole_text(text: str) -> None:
 
 
 @given(METADATA)
-def test_metadata_written_as_json_is_read_as_it_was(metadata: dict[str, str]) -> None:
+def test_parse_metadata_reads_any_written_metadata(metadata: dict[str, str]) -> None:
     assert parse_metadata(metadata_text(metadata)) == metadata
 
 
 @pytest.mark.parametrize(
     ("text", "parts"), [("", [""]), (",", []), ("a,b,,", ["a", "b"]), (",a", ["", "a"]), ("a", ["a"])]
 )
-def test_text_is_split_as_java_does(text: str, parts: list[str]) -> None:
+def test_split_works_as_in_java(text: str, parts: list[str]) -> None:
     assert split(text, ",") == parts
 
 
-def test_a_full_beat_is_an_instance() -> None:
+def test_read_beat_reads_an_instance() -> None:
     beat = read_beat(
         '{"serviceName":"g@@s","ip":"10.0.0.1","port":"80","cluster":"c1","metadata":{"a":1},"scheduled":true}'
     )
@@ -299,7 +299,7 @@ def test_a_full_beat_is_an_instance() -> None:
     assert empty is not None and (empty.ip, empty.port) == ("", 0)
 
 
-def test_a_batch_names_instances() -> None:
+def test_read_instances_reads_a_list() -> None:
     assert read_instances("") == ()
     text = '[{"ip":"10.0.0.1","port":"80","clusterName":"c1","ephemeral":"false"},{"ip":"10.0.0.2","port":81}]'
     assert read_instances(text) == (

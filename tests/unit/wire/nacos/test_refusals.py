@@ -181,13 +181,13 @@ def test_read_refusal_finds_no_peer(status: int, text: str, reason: Reason) -> N
 # writing
 
 
-def test_the_list_of_errors_is_the_whole_tree() -> None:
+def test_errors_here_are_the_whole_class_tree() -> None:
     assert {type(error) for error in ERRORS} == set(kinds(ProxyError))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=repr)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_every_error_has_an_answer_in_every_dialect(dialect: Dialect, error: ProxyError) -> None:
+def test_write_error_answers_every_error_in_every_dialect(dialect: Dialect, error: ProxyError) -> None:
     reply = write(dialect, error)
     assert 400 <= reply.status <= 599
     assert str(error).encode() in reply.body
@@ -207,7 +207,7 @@ def test_every_error_has_an_answer_in_every_dialect(dialect: Dialect, error: Pro
     ],
     ids=repr,
 )
-def test_the_status_says_whose_fault_it_is(dialect: Dialect, error: ProxyError, status: int) -> None:
+def test_write_error_has_the_status_of_the_error(dialect: Dialect, error: ProxyError, status: int) -> None:
     assert write(dialect, error).status == status
 
 
@@ -294,7 +294,7 @@ def test_the_table_of_violations_is_complete() -> None:
     assert {case[0] for case in mark.args[1]} == set(Violation)
 
 
-def test_an_unknown_service_has_another_code_where_the_call_is_about_the_service() -> None:
+def test_write_error_of_an_unknown_service_has_a_code_by_path() -> None:
     unknown = Refused(Reason.SERVICE_NOT_FOUND, "service g@@s not found!")
     assert code(V2.write_error(HttpRequest("PUT", "/v2/ns/service"), unknown, 0)) == 21008
     on_list = V3.write_error(HttpRequest("GET", "/v3/admin/ns/instance/list"), unknown, 0)
@@ -302,7 +302,7 @@ def test_an_unknown_service_has_another_code_where_the_call_is_about_the_service
     assert V1.write_error(HttpRequest("GET", "/v1/ns/catalog/instances"), unknown, 0).status == 404
 
 
-def test_a_wrong_kind_is_wrapped_once() -> None:
+def test_write_error_wraps_a_wrong_kind_once() -> None:
     said = "Current service g@@s is persistent service, can't register ephemeral instance."
     for text in (said, f"errCode: 400, errMsg: {said} "):
         assert write(V1, Refused(Reason.WRONG_KIND, text)).body.decode() == f"errCode: 400, errMsg: {said} "

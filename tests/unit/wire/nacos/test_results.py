@@ -92,7 +92,7 @@ def test_read_instance_has_defaults() -> None:
         ({**HERE, "clusterName": "a_b"}, Violation.INSTANCE),
     ],
 )
-def test_a_registration_is_checked_in_nacoss_order(values: dict[str, str], violation: Violation) -> None:
+def test_read_register_checks_in_the_order_of_nacos(values: dict[str, str], violation: Violation) -> None:
     with pytest.raises(BadCall) as caught:
         read_register(request(**values))
     assert caught.value.violation is violation
@@ -127,7 +127,7 @@ def test_read_health_requires_healthy() -> None:
     assert read_health(request(serviceName="orders", **dict(health_form(call)))) == call
 
 
-def test_services_have_forms() -> None:
+def test_read_create_and_read_service_update_read_their_forms() -> None:
     made = read_create(request(serviceName="s", protectThreshold="0.5", metadata="a=1", ephemeral="true"))
     assert made == CreateService(key("s"), 0.5, {"a": "1"}, ephemeral=True)
     assert read_service_update(request(serviceName="s")) == UpdateService(key("s"))
@@ -140,7 +140,7 @@ def test_services_have_forms() -> None:
 # answers
 
 
-def test_answers_are_wrapped() -> None:
+def test_write_ok_and_write_updated_wrap_their_answers() -> None:
     assert write_ok(None, None).body == b'{"code":0,"message":"success","data":"ok"}'
     assert write_as_is(None, {"a": 1}).body == b'{"code":0,"message":"success","data":{"a":1}}'
     assert write_updated(None, ("x",)).body == b'{"code":0,"message":"success","data":{"updated":["x"]}}'  # type: ignore[arg-type]
@@ -176,6 +176,6 @@ def test_data_of_raises_malformed_without_a_code(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", ["null", '"x"', "[]", '{"updated":null}', '{"updated":[1]}'])
-def test_a_batch_that_names_nothing_is_malformed(data: Any) -> None:
+def test_read_updated_raises_malformed_without_a_list(data: Any) -> None:
     with pytest.raises(Malformed):
         read_updated("v2", Fetch(KEY), reply(b'{"code":0,"data":%s}' % data.encode()))  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def recorded(name: str, case: str) -> Any:
     return row.body
 
 
-def test_a_service_of_v1_names_its_clusters_in_a_list() -> None:
+def test_read_service_reads_the_cluster_list_of_v1() -> None:
     shown = recorded("r-nacos-0.8.8", "v1 service get")
     info = read_service(key(shown["name"]), shown)
     assert info == ServiceInfo(
@@ -47,7 +47,7 @@ def test_a_service_of_v1_names_its_clusters_in_a_list() -> None:
     ("name", "case", "clusters"),
     [("nacos-2.5.1", "v2 service get", ("DEFAULT",)), ("nacos-3.0.3", "v3 admin service get", ("c1", "DEFAULT"))],
 )
-def test_a_service_of_v2_and_v3_names_them_in_a_map(name: str, case: str, clusters: tuple[str, ...]) -> None:
+def test_read_service_reads_the_cluster_map_of_v2_and_v3(name: str, case: str, clusters: tuple[str, ...]) -> None:
     shown = recorded(name, case)["data"]
     info = read_service(key(shown["serviceName"]), shown)
     assert (info.clusters, info.ephemeral, info.threshold) == (clusters, True, 0.0)
@@ -64,16 +64,16 @@ def test_read_service_refuses_what_is_not_a_service(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [{"name": "carts"}, {"name": "G@@orders"}, {"serviceName": "carts"}, {"name": "orders", "groupName": "G"}]
 )
-def test_an_answer_about_another_service_is_misplaced(value: Any) -> None:
+def test_read_service_raises_misplaced_for_another_service(value: Any) -> None:
     with pytest.raises(Misplaced):
         read_service(KEY, value)
 
 
-def test_what_a_service_does_not_say_has_defaults() -> None:
+def test_read_service_has_defaults() -> None:
     assert read_service(KEY, {"protectThreshold": None, "selector": None, "ephemeral": None}) == ServiceInfo(KEY)
 
 
-def test_a_cluster_map_has_no_hosts() -> None:
+def test_cluster_map_has_no_hosts() -> None:
     cluster = {"clusterName": "c1", "healthChecker": {"type": "TCP"}, "metadata": {}, "hosts": None}
     info = ServiceInfo(KEY, clusters=("c1",))
     assert cluster_map(info, ports=False) == {"c1": cluster}
@@ -88,7 +88,7 @@ def test_a_cluster_map_has_no_hosts() -> None:
         {"clusterMap": {"c1": {"healthChecker": {"type": "NONE"}, "metadata": {"a": "1"}, "hosts": None}, "c2": {}}},
     ],
 )
-def test_a_checker_that_a_server_shows_is_kept(value: Any) -> None:
+def test_read_service_keeps_the_checker(value: Any) -> None:
     info = read_service(KEY, value)
     assert (info.clusters, dict(info.checks)) == (
         ("c1", "c2"),
@@ -97,7 +97,7 @@ def test_a_checker_that_a_server_shows_is_kept(value: Any) -> None:
     assert cluster_map(info, ports=False)["c1"]["healthChecker"] == {"type": "NONE"}
 
 
-def test_v3_also_says_on_which_port_it_is_checked() -> None:
+def test_read_service_reads_the_check_port_of_v3() -> None:
     row = {"healthChecker": {"type": "TCP"}, "healthyCheckPort": 81, "useInstancePortForCheck": False, "metadata": {}}
     info = read_service(KEY, {"clusterMap": {"c1": row}})
     assert info.checks == {"c1": Checking(port=81, by_instance_port=False)}
@@ -113,14 +113,14 @@ def test_v3_also_says_on_which_port_it_is_checked() -> None:
         (detail(instance(cluster="c1"), clusters=("c2",)), (2, 1, 1, "false")),
     ],
 )
-def test_a_service_in_numbers(row: ServiceDetail, numbers: tuple[int, int, int, str]) -> None:
+def test_view_json_counts_instances(row: ServiceDetail, numbers: tuple[int, int, int, str]) -> None:
     view = view_json(row)
     assert (view["name"], view["groupName"]) == ("orders", "DEFAULT_GROUP")
     shown = ("clusterCount", "ipCount", "healthyInstanceCount", "triggerFlag")
     assert tuple(view[name] for name in shown) == numbers
 
 
-def test_a_detail_comes_back_but_for_the_threshold_that_3_0_3_never_shows() -> None:
+def test_read_detail_reads_any_detail_json_but_the_threshold() -> None:
     before = detail(instance(), instance("10.0.0.2", cluster="c1", enabled=False), threshold=0.5, metadata={"a": "1"})
     after = read_detail("public", detail_json(before))
     assert after.snapshot.instances == before.snapshot.instances
@@ -128,12 +128,12 @@ def test_a_detail_comes_back_but_for_the_threshold_that_3_0_3_never_shows() -> N
     assert after.snapshot.masking  # it has metadata of its own
 
 
-def test_a_detail_with_a_threshold_would_be_understood() -> None:
+def test_read_detail_reads_a_threshold() -> None:
     shown = {**detail_json(detail(instance())), "protectThreshold": 0.5}
     assert read_detail("public", shown).snapshot.threshold == 0.5
 
 
-def test_details_of_a_real_server_are_whole_services() -> None:
+def test_read_detail_reads_the_recorded_details() -> None:
     rows = recorded("v3-only", "v3 only: service list with instances")["data"]["pageItems"]
     found = read_detail("public", rows[0]).snapshot
     assert [(i.ip, i.cluster, i.healthy, i.enabled) for i in found.instances] == [
@@ -156,7 +156,7 @@ def test_read_detail_refuses_what_is_not_a_detail(value: Any) -> None:
         read_detail("public", value)
 
 
-def test_instances_stand_by_cluster() -> None:
+def test_by_cluster_groups_instances() -> None:
     one, two = instance(), instance("10.0.0.2", cluster="c1")
     assert by_cluster([two, one]) == {"c1": [two], "DEFAULT": [one]}
 
@@ -164,7 +164,7 @@ def test_instances_stand_by_cluster() -> None:
 @pytest.mark.parametrize(
     ("page", "size", "ports"), [(1, 2, (1, 2)), (2, 2, (3,)), (0, 2, (1, 2)), (3, 2, ()), (1, -1, ())]
 )
-def test_a_page_is_a_slice(page: int, size: int, ports: tuple[int, ...]) -> None:
+def test_page_of_is_a_slice(page: int, size: int, ports: tuple[int, ...]) -> None:
     every = [instance(port=port) for port in (1, 2, 3)]
     assert tuple(i.port for i in page_of(ReadPage(KEY, page=page, size=size), every)) == ports
 
@@ -172,11 +172,11 @@ def test_a_page_is_a_slice(page: int, size: int, ports: tuple[int, ...]) -> None
 SUBSCRIBER = Subscriber("10.0.0.9:5000", "Nacos-Java-Client:v1", "shop", "10.0.0.9", 5000, "public", KEY.grouped, "c1")
 
 
-def test_a_subscriber_comes_back() -> None:
+def test_read_subscriber_reads_any_subscriber_json() -> None:
     assert read_subscriber(subscriber_json(SUBSCRIBER, KEY), KEY) == SUBSCRIBER
 
 
-def test_a_subscriber_of_v3_has_neither_address_nor_cluster() -> None:
+def test_read_subscriber_of_v3_has_neither_address_nor_cluster() -> None:
     shown = {
         "namespaceId": "n",
         "groupName": "g",
@@ -195,7 +195,7 @@ def test_read_subscriber_refuses_what_is_not_a_subscriber() -> None:
         read_subscriber("x", KEY)
 
 
-def test_the_default_namespace_is_public_whatever_the_server_calls_it() -> None:
+def test_read_namespaces_calls_the_default_one_public() -> None:
     assert read_namespaces([{"namespace": "", "type": 0}, {"namespace": "n"}]) == (
         {"namespace": "public", "type": 0},
         {"namespace": "n"},

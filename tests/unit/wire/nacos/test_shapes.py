@@ -31,17 +31,17 @@ from nacos_proxy.wire.nacos.shapes import (
 from tests.helpers.recordings import load
 
 
-def test_json_is_compact_utf8_and_keeps_the_point_of_a_whole_number() -> None:
+def test_dumps_is_compact_utf8_and_keeps_the_point_of_a_whole_number() -> None:
     assert dumps({"a": 1.0, "b": "北", "c": [1, None, True]}) == '{"a":1.0,"b":"北","c":[1,null,true]}'.encode()
 
 
-def test_json_never_fails() -> None:
+def test_dumps_never_fails() -> None:
     assert dumps("\ud800") == b'"?"'
     assert dumps(2**70) == str(2**70).encode()
     assert dumps(math.nan) == b"null"
 
 
-def test_a_line_of_the_parameter_check_has_no_content_type_and_must_not_be_kept() -> None:
+def test_check_line_has_no_content_type_and_must_not_be_cached() -> None:
     reply = check_line("Param 'port' is illegal, the value should be between 0 and 65535.")
     assert (reply.status, reply.content_type) == (400, None)
     assert reply.body == b"Param 'port' is illegal, the value should be between 0 and 65535.\r\n"
@@ -53,32 +53,32 @@ def test_a_line_of_the_parameter_check_has_no_content_type_and_must_not_be_kept(
 
 
 @pytest.mark.parametrize("name", ["nacos-2.5.1", "nacos-3.0.3", "auth"])
-def test_error_pages_are_those_recorded_to_the_byte(name: str) -> None:
+def test_error_page_equals_the_recordings(name: str) -> None:
     pages = [row for row in load(name) if row.is_error_page]
     assert len(pages) > 5
     for row in pages:
         assert error_page(row.request, row.status, row.body["message"], row.now_ms) == row.reply
 
 
-def test_an_error_page_shows_the_context_path_that_was_asked() -> None:
+def test_error_page_shows_the_context_path() -> None:
     page = json.loads(error_page(HttpRequest("GET", "/v1/ns/x", context="/registry"), 501, "no", 0).body)
     assert page["path"] == "/registry/v1/ns/x"
     assert page["timestamp"] == "1970-01-01T00:00:00.000+00:00"
 
 
-def test_a_head_has_an_error_page_without_body() -> None:
+def test_error_page_of_head_has_no_body() -> None:
     reply = error_page(HttpRequest("HEAD", "/v1/ns/instance/list"), 501, "no such api", 0)
     assert (reply.status, reply.content_type, reply.body) == (501, "application/json", b"")
 
 
-def test_results_have_code_message_and_data_in_this_order() -> None:
+def test_result_and_failure_have_code_message_and_data_in_this_order() -> None:
     assert result("ok").body == b'{"code":0,"message":"success","data":"ok"}'
     assert failure(200, 21003, None).body == b'{"code":21003,"message":"instance not found","data":null}'
     assert failure(500, 30000, None, message="odd").body == b'{"code":30000,"message":"odd","data":null}'
     assert failure(400, 99, "x").body == b'{"code":99,"message":"server error","data":"x"}'
 
 
-def test_texts_that_are_no_utf8_do_not_fail() -> None:
+def test_as_text_accepts_text_that_is_not_utf8() -> None:
     assert as_text("\ud800").body == b"?"
 
 
@@ -93,7 +93,7 @@ def test_read_json_refuses_what_is_not_json(body: bytes) -> None:
         read_json(body)
 
 
-def test_json_of_another_kind_than_expected_is_malformed() -> None:
+def test_as_object_and_its_siblings_raise_malformed() -> None:
     assert as_object({}, "x") == {} and as_list([], "x") == [] and as_strings(["a"], "x") == ("a",)
     assert as_int(5, "x") == 5 and as_int("5", "x") == 5
     for read, value in (
@@ -154,7 +154,7 @@ def test_read_json_gives_what_can_be_written_inside_another_value(text: str) -> 
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e999", '"\\ud800"', '{"\\udfff":1}', "\ud800"])
-def test_what_no_answer_of_ours_could_hold_is_no_json(text: str) -> None:
+def test_read_json_refuses_values_that_cannot_be_written(text: str) -> None:
     with pytest.raises(Malformed):
         read_json(text)
 
@@ -164,5 +164,5 @@ def test_what_no_answer_of_ours_could_hold_is_no_json(text: str) -> None:
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]))
 )
-def test_every_number_and_text_that_is_read_can_be_written(value: object) -> None:
+def test_read_json_gives_numbers_and_texts_that_can_be_written(value: object) -> None:
     assert orjson.dumps(read_json(json.dumps(value)))

@@ -42,13 +42,13 @@ def test_qualifies_only_for_clients_to_which_real_servers_push(agent: str, wante
     assert qualifies(agent) is wanted
 
 
-def test_a_short_list_travels_as_plain_json() -> None:
+def test_write_push_keeps_a_short_list_as_plain_json() -> None:
     packet = write_push(b'{"hosts":[]}', 7)
     assert packet is not None
     assert json.loads(packet) == {"type": "dom", "data": '{"hosts":[]}', "lastRefTime": 7}
 
 
-def test_a_longer_list_travels_compressed() -> None:
+def test_write_push_compresses_a_longer_list() -> None:
     text = json.dumps({"hosts": ["x" * 50] * 40}).encode()
     packet = write_push(text, 7)
     assert packet is not None
@@ -70,7 +70,7 @@ def test_read_ack_accepts_any_bytes(packet: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [12, '"12"'])
-def test_an_acknowledgement_names_its_datagram_as_number_or_text(number: object) -> None:
+def test_read_ack_reads_the_reference_as_number_or_text(number: object) -> None:
     assert read_ack(f'{{"type":"push-ack","lastRefTime":{number},"data":""}}'.encode()) == 12
 
 
@@ -79,7 +79,7 @@ def test_read_ack_gives_none_for_other_messages() -> None:
 
 
 @given(st.text(max_size=2000), st.integers(0, 2**63 - 1))
-def test_a_push_is_read_as_it_was_written_and_its_acknowledgement_too(name: str, reference: int) -> None:
+def test_read_push_and_read_ack_read_any_written_packet(name: str, reference: int) -> None:
     packet = write_push(json.dumps({"name": name, "hosts": []}).encode(), reference)
     assert packet is not None
     assert read_push(packet) == Push(name, str(reference))

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from nacos_proxy.model.calls import BeatResult
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Change
+from nacos_proxy.wire.nacos.hosts import beat_json
 from nacos_proxy.wire.rest.bodies import (
     BeatBody,
     RegisterBody,
-    beat_json,
     change_json,
     etag,
     read_beat,
@@ -40,7 +40,7 @@ def ips(rows: list[dict[str, Any]]) -> list[str]:
     return [row["ip"] for row in rows]
 
 
-def test_a_snapshot_has_the_fields_of_a_nacos_list_then_ours() -> None:
+def test_snapshot_json_has_the_fields_of_a_nacos_list_then_ours() -> None:
     shown = snapshot_json(snapshot(A, extra={"env": "x", "stale": 1}), View("DEFAULT"), stale=True)
     assert list(shown)[:10] == (
         "name groupName clusters cacheMillis hosts lastRefTime checksum allIPs reachProtectionThreshold valid".split()
@@ -48,14 +48,14 @@ def test_a_snapshot_has_the_fields_of_a_nacos_list_then_ours() -> None:
     assert (shown["env"], shown["stale"], shown["clusters"], shown["namespaceId"]) == ("x", True, "DEFAULT", "public")
 
 
-def test_protection_shows_all_as_healthy_and_says_so() -> None:
+def test_snapshot_json_shows_all_as_healthy_under_protection() -> None:
     sick = snapshot(A, instance("10.0.0.3", healthy=False), threshold=0.5)
     shown = snapshot_json(sick, ALL)
     assert (shown["reachProtectionThreshold"], [h["healthy"] for h in shown["hosts"]]) == (True, [True, True])
     assert snapshot_json(sick, View("", True))["reachProtectionThreshold"] is False
 
 
-def test_a_change_says_what_came_what_went_and_what_is_different() -> None:
+def test_change_json_has_added_removed_and_modified() -> None:
     heavier = instance("10.0.0.1", weight=5.0)
     new = instance("10.0.0.9")
     shown = change_json(change(snapshot(A, B), snapshot(heavier, new)), ALL)
@@ -69,19 +69,19 @@ def test_a_change_says_what_came_what_went_and_what_is_different() -> None:
 
 
 @pytest.mark.parametrize("view", [View("c2"), View("", True)])
-def test_a_change_that_a_view_does_not_show_is_none(view: View) -> None:
+def test_change_json_is_none_if_the_view_hides_the_change(view: View) -> None:
     unseen = instance("10.0.0.7", healthy=False)
     assert change_json(change(snapshot(B), snapshot(B, unseen)), view) is None
     assert change_json(change(snapshot(B), snapshot(B, unseen)), ALL) is not None
 
 
-def test_an_instance_that_gets_disabled_is_removed_for_readers() -> None:
+def test_change_json_shows_a_disabled_instance_as_removed() -> None:
     shown = change_json(change(snapshot(A), snapshot(instance("10.0.0.1", enabled=False))), ALL)
     assert shown is not None and ips(shown["removed"]) == ["10.0.0.1"] and shown["modified"] == []
 
 
 @given(st.sets(st.integers(0, 5)), st.sets(st.integers(0, 5)), st.booleans())
-def test_a_reader_that_applies_each_change_has_the_hosts(before: set[int], after: set[int], healthy_only: bool) -> None:
+def test_change_json_leads_a_reader_to_the_current_hosts(before: set[int], after: set[int], healthy_only: bool) -> None:
     def built(numbers: set[int], weight: float) -> Any:
         return snapshot(*(instance(f"10.0.0.{n}", weight=weight, healthy=n % 2 == 0) for n in numbers))
 
@@ -97,7 +97,7 @@ def test_a_reader_that_applies_each_change_has_the_hosts(before: set[int], after
     assert all(hosts[h["instanceId"]] == h for h in snapshot_json(second, view)["hosts"])
 
 
-def test_a_registration_takes_every_field_and_leaves_the_rest_at_its_default() -> None:
+def test_read_register_reads_every_field_and_has_defaults() -> None:
     whole = instance(
         "::1", 0, cluster="c", weight=0.5, metadata={"a": ""}, ephemeral=False, enabled=False, healthy=False
     )
@@ -118,7 +118,7 @@ def test_a_registration_takes_every_field_and_leaves_the_rest_at_its_default() -
         max_leaves=12,
     )
 )
-def test_no_body_does_anything_but_read_or_be_refused(body: Any) -> None:
+def test_read_register_reads_any_body_or_raises_bad_call(body: Any) -> None:
     try:
         data = orjson.dumps(body)
     except TypeError:
@@ -131,14 +131,14 @@ def test_no_body_does_anything_but_read_or_be_refused(body: Any) -> None:
         assert 400 <= error.status < 500 and error.text
 
 
-def test_beat_timeouts_out_of_order_are_refused() -> None:
+def test_read_register_refuses_beat_timeouts_out_of_order() -> None:
     body = {"ip": "a", "port": 1, "metadata": {"preserved.heart.beat.interval": "60000"}}
     with pytest.raises(BadCall) as caught:
         read_register(KEY, RegisterBody.model_validate(body))
     assert caught.value.parameter == "metadata"
 
 
-def test_a_beat_is_light_without_a_body_and_full_with_one() -> None:
+def test_read_beat_is_light_without_a_body_and_full_with_one() -> None:
     place, query = InstanceAddress("10.0.0.1", 80), KindQuery.model_validate({"ephemeral": "false", "cluster": "c"})
     light = read_beat(KEY, place, query, None)
     assert (light.full, light.ephemeral, light.cluster) == (None, False, "c")
@@ -146,12 +146,12 @@ def test_a_beat_is_light_without_a_body_and_full_with_one() -> None:
     assert full.full == instance("10.0.0.1", cluster="c", weight=2.0, ephemeral=False)
 
 
-def test_what_else_a_server_says_to_a_beat_is_passed_on() -> None:
+def test_beat_json_passes_unknown_fields_on() -> None:
     shown = beat_json(BeatResult(extra={"code": 0, "more": [1]}))
     assert shown == {"clientBeatInterval": 5000, "code": 10200, "lightBeatEnabled": True, "more": [1]}
 
 
-def test_a_tag_differs_by_revision_and_variant() -> None:
+def test_etag_differs_by_revision_and_variant() -> None:
     assert etag("r") == etag("r", "", False) == '"r"'
     assert len({etag("r"), etag("s"), etag("r", "a", ""), etag("r", "", "a"), etag("r", True)}) == 5
 
@@ -168,5 +168,5 @@ def test_a_tag_differs_by_revision_and_variant() -> None:
         ("r", False),
     ],
 )
-def test_if_none_match(header: str, matches: bool) -> None:
+def test_tag_matches_reads_if_none_match(header: str, matches: bool) -> None:
     assert tag_matches(header, '"r"') is matches

@@ -56,14 +56,14 @@ def body(reply: HttpReply) -> dict[str, object]:
     return document
 
 
-def test_every_error_has_a_row_of_its_own_and_a_sample_here() -> None:
+def test_kinds_has_a_row_for_every_error() -> None:
     assert set(kinds(ProxyError)) == set(KINDS)
     assert {type(error) for error, _ in SAMPLES} == set(KINDS)
     assert len({kind.slug for kind in KINDS.values()}) == len(KINDS)
 
 
 @pytest.mark.parametrize(("error", "status"), SAMPLES, ids=lambda value: repr(value)[:40])
-def test_a_document_says_what_happened_and_where(error: ProxyError, status: int) -> None:
+def test_problem_names_the_error_and_the_path(error: ProxyError, status: int) -> None:
     document = body(problem(error, "/api/v1/services/a"))
     assert document["status"] == status
     assert document["type"] == f"urn:nacos-proxy:problem:{KINDS[type(error)].slug}"
@@ -71,7 +71,7 @@ def test_a_document_says_what_happened_and_where(error: ProxyError, status: int)
     assert document["title"]
 
 
-def test_what_each_error_carries_is_shown() -> None:
+def test_problem_shows_the_fields_of_each_error() -> None:
     assert body(problem(SAMPLES[1][0], "/"))["parameter"] == "port"
     assert "parameter" not in body(problem(SAMPLES[2][0], "/"))
     refused = body(problem(Refused(Reason.WRONG_KIND, "no", status=400), "/"))
@@ -79,16 +79,16 @@ def test_what_each_error_carries_is_shown() -> None:
     assert body(problem(Unreachable("gone", arrived=True), "/"))["arrived"] is True
 
 
-def test_a_missing_token_names_its_scheme() -> None:
+def test_problem_for_a_missing_token_names_the_scheme() -> None:
     assert ("www-authenticate", "Bearer") in problem(Denied("no token", status=401), "/").headers
     assert problem(Denied("no right"), "/").headers == (("cache-control", "no-store"),)
 
 
-def test_text_that_is_no_unicode_does_not_break_the_answer() -> None:
+def test_problem_accepts_text_that_is_not_unicode() -> None:
     assert body(problem(Garbled("half \ud800 a pair"), "/\udcff"))["detail"] == "half ? a pair"
 
 
-def test_plain_problems_say_no_more_than_their_status() -> None:
+def test_plain_problem_has_no_type_of_its_own() -> None:
     document = body(plain_problem(404, "nothing here", "/x"))
     assert (document["type"], document["title"]) == ("about:blank", "Not Found")
     assert body(nothing_to_pick("none is healthy", "/x"))["detail"] == "none is healthy"

@@ -38,12 +38,12 @@ class Named(Query):
     names: Names
 
 
-def test_query_takes_an_empty_value_as_none_at_all() -> None:
+def test_query_treats_an_empty_value_as_absent() -> None:
     query = Sample.model_validate({"flag": "", "number": "", "word": ""})
     assert (query.flag, query.number, query.word) == (False, 5, "x")
 
 
-def test_query_refuses_an_unknown_name_and_knows_what_clients_send_with_any_call() -> None:
+def test_query_refuses_unknown_names_but_not_credentials() -> None:
     assert Sample.model_validate({"accessToken": "a", "username": "b"}).word == "x"
     with pytest.raises(BadCall, match="did you mean 'word'") as caught:
         Sample.model_validate({"wrod": "a"})
@@ -51,7 +51,7 @@ def test_query_refuses_an_unknown_name_and_knows_what_clients_send_with_any_call
 
 
 @pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("1", True), ("off", False), ("no", False), ("", False)])
-def test_flag(text: str, value: bool) -> None:
+def test_flag_reads_true_and_false(text: str, value: bool) -> None:
     assert Sample.model_validate({"flag": text}).flag is value
 
 
@@ -69,13 +69,13 @@ def test_bounded_refuses_a_number_out_of_its_bounds_and_names_the_parameter(text
     assert caught.value.parameter == "number"
 
 
-def test_names_are_each_given_once_and_one_at_least() -> None:
+def test_names_drops_repeated_names_and_requires_one() -> None:
     assert Named.model_validate({"names": ["b", "", "a", "b"]}).names == ["b", "a"]
     with pytest.raises(BadCall, match="'names' is required"):
         Named.model_validate({"names": [""]})
 
 
-def test_refusal_words_the_errors_of_pydantic_and_names_missing_fields_last() -> None:
+def test_refusal_turns_pydantic_errors_into_ours_with_missing_fields_last() -> None:
     class Strict(Query, strict=True):
         ip: str
         port: int
@@ -92,13 +92,13 @@ def test_service_key_reads_a_name_in_three_ways() -> None:
     assert ServiceQuery(group="other").service_key("g@@a") == ServiceKey("public", "g", "a")
 
 
-def test_errors_of_the_common_checks_speak_of_our_parameters() -> None:
+def test_checked_names_our_parameters() -> None:
     with pytest.raises(BadCall) as caught:
         ServiceQuery(namespace="n" * 65).service_key("a")
     assert (caught.value.parameter, "'namespace'" in caught.value.text) == ("namespace", True)
 
 
-def test_a_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
+def test_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
     view = ViewQuery.model_validate({"clusters": ["b,,a", "c"], "healthy_only": "true"}).view()
     assert (view, view.cluster_set) == (View("b,a,c", True), frozenset("abc"))
     assert ViewQuery.model_validate({}).view() == View("", False)
@@ -108,7 +108,7 @@ def test_a_view_keeps_the_order_of_clusters_and_filters_by_them() -> None:
     ("asked", "shown"),
     [("", ""), ("a", "a"), ("b,a", "a,b"), ("a,a,x,b", "a,b"), ("x", None), ("x,y", None)],
 )
-def test_of_the_clusters_that_are_named_those_count_that_a_service_has(asked: str, shown: str | None) -> None:
+def test_view_within_drops_clusters_that_the_service_lacks(asked: str, shown: str | None) -> None:
     found = snapshot(instance(cluster="a"), instance("10.0.0.2", cluster="b"))
     within = View(asked, True).within(found)
     assert within == (None if shown is None else View(shown, True))
@@ -116,7 +116,7 @@ def test_of_the_clusters_that_are_named_those_count_that_a_service_has(asked: st
     assert hosts == View(asked, True).of(found).hosts
 
 
-def test_a_view_of_long_clusters_is_not_remembered() -> None:
+def test_view_with_long_clusters_is_not_cached() -> None:
     for text, same in (("a", True), ("a" * 60 + ("," + "b" * 60) * 9, False)):
         views = [ViewQuery(clusters=[text]).view() for _ in range(2)]
         assert views[0] == views[1]
@@ -127,19 +127,19 @@ def test_a_view_of_long_clusters_is_not_remembered() -> None:
     ("text", "seconds"),
     [("5", 5.0), ("5s", 5.0), ("1500ms", 1.5), ("2m", 120.0), ("0.5s", 0.5), ("1000m", 300.0)],
 )
-def test_a_wait_is_a_time_of_at_most_five_minutes(text: str, seconds: float) -> None:
+def test_read_wait_reads_times_up_to_five_minutes(text: str, seconds: float) -> None:
     assert read_wait(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["-1", "1h", "soon", "1e3", "nan", "1.", "5 s"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_read_wait_refuses_other_text(text: str) -> None:
     with pytest.raises(BadCall) as caught:
         read_wait(text)
     assert caught.value.parameter == "wait"
 
 
 @given(st.sampled_from(["10.0.0.1", "my-host", "2001:db8::1", "::1", "fe80::1%eth0"]), st.integers(0, 65535))
-def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None:
+def test_read_address_reads_the_address_of_an_instance(ip: str, port: int) -> None:
     assert read_address(instance(ip, port).address) == InstanceAddress(ip, port)
 
 
@@ -147,12 +147,12 @@ def test_an_address_is_read_as_an_instance_writes_it(ip: str, port: int) -> None
     "text",
     ["2001:db8::7:80", "[2001:db8::7]:80", "[2001:DB8::7]:80", "2001:db8:0:0:0:0:0:7:80", "[2001:0db8::0007]:80"],
 )
-def test_an_ipv6_address_is_read_in_every_spelling(text: str) -> None:
+def test_read_address_reads_ipv6_in_every_spelling(text: str) -> None:
     assert read_address(text) == InstanceAddress("2001:db8::7", 80)
 
 
 @pytest.mark.parametrize("ip", ["10.0.0.1:80", "[2001:db8::7", "x::y", "a]b", "[a:b]"])
-def test_what_was_registered_as_no_address_has_a_path_too(ip: str) -> None:
+def test_read_address_accepts_names_that_are_not_addresses(ip: str) -> None:
     assert read_address(instance(ip, 80).address) == InstanceAddress(ip, 80)
 
 
@@ -160,12 +160,12 @@ def test_what_was_registered_as_no_address_has_a_path_too(ip: str) -> None:
     "text",
     ["", "10.0.0.1", "2001:db8::7", "10.0.0.1:80:80", "[::1]", "a:b", "a:-1", "[::1]:80x", ":", "[]:80", "[::1:80"],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_read_address_refuses_other_text(text: str) -> None:
     with pytest.raises(BadCall):
         read_address(text)
 
 
-def test_a_list_counts_pages_from_one() -> None:
+def test_list_call_counts_pages_from_one() -> None:
     query = PageQuery.model_validate({"namespace": "n", "page": "2", "size": "5"})
     call = query.list_call(page=query.page, size=query.size)
     assert (call.namespace, call.group, call.page, call.size) == ("n", "DEFAULT_GROUP", 2, 5)

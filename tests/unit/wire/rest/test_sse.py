@@ -13,14 +13,14 @@ LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["C
 DATA = st.binary(min_size=1).filter(lambda data: b"\r" not in data)
 
 
-def test_an_event_is_its_id_its_name_and_its_data() -> None:
+def test_encode_writes_id_name_and_data() -> None:
     assert encode("change", b'{"a":1}', "e-1") == b'id: e-1\nevent: change\ndata: {"a":1}\n\n'
     assert encode("change", b"{}") == b"event: change\ndata: {}\n\n"
     assert encode_retry(2000) == b"retry: 2000\n\n"
 
 
 @given(st.lists(st.tuples(LINE, DATA, LINE), max_size=5), st.integers(1, 20))
-def test_what_is_written_is_read_however_it_is_cut(events: list[tuple[str, bytes, str]], width: int) -> None:
+def test_encode_is_decoded_from_any_pieces(events: list[tuple[str, bytes, str]], width: int) -> None:
     stream = encode_retry(5) + HEARTBEAT.join(encode(*event) for event in events)
     decoder = Decoder()
     found = [m for i in range(0, len(stream), width) for m in decoder.feed(stream[i : i + width])]
@@ -47,10 +47,10 @@ def test_what_carries_no_data_is_no_event() -> None:
 
 
 @pytest.mark.parametrize(("event", "number"), [("a\nb", ""), ("a", "1\r"), ("a", "\0")])
-def test_names_and_ids_cannot_break_out_of_their_line(event: str, number: str) -> None:
+def test_encode_refuses_line_breaks_in_name_and_id(event: str, number: str) -> None:
     with pytest.raises(ValueError):
         encode(event, b"", number)
 
 
-def test_data_of_several_lines_stays_one_event() -> None:
+def test_encode_keeps_data_of_several_lines_in_one_event() -> None:
     assert Decoder().feed(encode("x", b"a\nb\r\nc")) == [Message("x", b"a\nb\nc")]

@@ -1,4 +1,4 @@
-"""What values are held to with Nacos's parameter check, and without it."""
+"""`NACOS` and `LENIENT`, as the dialects and our own API apply them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 
 from nacos_proxy.model.calls import BatchMetadata, Beat, Register
 from nacos_proxy.model.errors import BadCall, Violation
+from nacos_proxy.model.limits import LENIENT, MAX_LENGTH, NACOS, Rules
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.http import HttpRequest
 from nacos_proxy.wire.nacos.base import Dialect, ReadService
 from nacos_proxy.wire.nacos.forms import status_key
-from nacos_proxy.wire.nacos.rules import LENIENT, MAX_LENGTH, NACOS, Rules
 from nacos_proxy.wire.nacos.v1 import V1
 from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
@@ -46,7 +46,7 @@ def read(method: str, path: str, rules: Rules, dialect: Dialect = V1, /, **value
 
 @pytest.mark.parametrize(("dialect", "path"), REGISTRATIONS, ids=["v1", "v2", "v3"])
 @pytest.mark.parametrize("values", TAKEN_BY_OLD_SERVERS, ids=lambda values: next(iter(values)))
-def test_lenient_accepts_what_nacos_refuses_and_old_servers_take(
+def test_lenient_accepts_values_that_only_old_servers_accept(
     dialect: Dialect, path: str, values: dict[str, str]
 ) -> None:
     if "own" not in values.get("metadata", "") or dialect is V1:
@@ -78,7 +78,7 @@ def test_lenient_refuses_a_name_that_is_read_back_as_another(service: str, group
         read("GET", "/v1/ns/instance/list", LENIENT, serviceName=service, groupName=group)
 
 
-def test_without_the_check_what_no_server_takes_is_still_refused_in_the_words_of_1x() -> None:
+def test_lenient_controllers_refuse_other_values_with_the_message_of_1x() -> None:
     for values, text in [
         ({"port": "abc"}, 'For input string: "abc"'),
         ({"ip": ""}, "Param 'ip' is required."),
@@ -92,7 +92,7 @@ def test_without_the_check_what_no_server_takes_is_still_refused_in_the_words_of
         assert (reply.status, reply.body.decode()) == (400, text)
 
 
-def test_without_the_check_lists_beats_and_batches_take_the_same_names() -> None:
+def test_lenient_accepts_the_same_names_in_lists_beats_and_batches() -> None:
     names = {"serviceName": "服务", "groupName": "组"}
     listed = read("GET", "/v1/ns/instance/list", LENIENT, **names, clusters="甲,b c")
     assert isinstance(listed, ReadService) and listed.cluster_set == {"甲", "b c"}
@@ -104,14 +104,14 @@ def test_without_the_check_lists_beats_and_batches_take_the_same_names() -> None
 
 
 @pytest.mark.parametrize("port", [2**31, -(2**31) - 1, 10**30])
-def test_a_port_in_json_that_no_int_holds_is_refused_by_both(port: int) -> None:
+def test_both_rules_refuse_a_json_port_beyond_an_int(port: int) -> None:
     full = orjson.dumps({"ip": "a"}).decode()[:-1] + f',"port":{port}}}'
     for rules in (NACOS, LENIENT):
         with pytest.raises(BadCall):
             read("PUT", "/v1/ns/instance/beat", rules, beat=full)
 
 
-def test_a_status_key_is_held_to_what_is_always_refused() -> None:
+def test_status_key_is_checked_by_the_lenient_rules() -> None:
     assert status_key("team.one##组@@服务") == ServiceKey("team.one", "组", "服务")
     with pytest.raises(BadCall):
         status_key("g@@a\nb")
@@ -120,7 +120,7 @@ def test_a_status_key_is_held_to_what_is_always_refused() -> None:
 # our own API
 
 
-def test_our_api_obeys_the_same_switch_in_its_own_words() -> None:
+def test_view_query_and_read_address_obey_the_rules() -> None:
     query = ViewQuery(group="组", namespace="team.one", clusters=["甲"])
     with pytest.raises(BadCall):
         query.service_key("服务")
@@ -136,7 +136,7 @@ def test_our_api_obeys_the_same_switch_in_its_own_words() -> None:
         query.service_key("a\nb", LENIENT)
 
 
-def test_a_body_of_our_api_obeys_it_too() -> None:
+def test_read_register_and_read_update_obey_the_rules() -> None:
     body = RegisterBody(ip="主机", port=80, cluster="甲_乙", metadata=LONG)
     with pytest.raises(BadCall):
         read_register(KEY, body)
@@ -148,7 +148,7 @@ def test_a_body_of_our_api_obeys_it_too() -> None:
     assert read_update(KEY, address, InstanceQuery(), more, LENIENT).metadata == LONG
 
 
-def test_a_port_that_nobody_can_connect_to_is_refused_by_our_api_always() -> None:
+def test_read_register_refuses_an_invalid_port_under_any_rules() -> None:
     for rules in (NACOS, LENIENT):
         with pytest.raises(BadCall) as caught:
             read_register(KEY, RegisterBody(ip="a", port=70000), rules)
