@@ -1,5 +1,5 @@
-"""What happens to a request, one file each: read, query, fetch, send, write, patch, watch, commit; `Agent` joins them.
+"""Handles requests: read, query, fetch, send, write, patch, watch and commit have a file each; `Agent` joins them.
 
-Only this room knows both the catalog and the upstream, and only it changes the catalog.
-Never here: HTTP, settings, files.
+Only this package knows both the catalog and the upstream, and only it changes the catalog. It knows no HTTP, settings
+or files.
 """
