@@ -1,6 +1,6 @@
 """The socket of UDP push: sends lists to legacy clients and receives their acknowledgements.
 
-It sends only to loopback and this host's own addresses unless a setting allows more, because a client may name any
+Unless a setting allows more, it sends only to loopback and this host's own addresses, because a client may name any
 address in a list call.
 """
 
@@ -31,10 +31,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class UdpPolicy:
-    """`allow`: networks that may be pushed to besides loopback and this host's own addresses.
+    """`allow`: networks that may get pushes, besides loopback and this host's own addresses.
 
-    A change is sent to at most `max_sends` subscribers in a row, and for at most `max_busy` seconds; the others follow
-    after a pause of `pause` seconds, and so on.
+    At most `max_sends` pushes go out in a row, and for at most `max_busy` seconds; then follows a `pause` (s).
     """
 
     allow: tuple[Network, ...] = ()
@@ -65,7 +64,7 @@ class UdpPush(asyncio.DatagramProtocol):
         self._policy = policy
         self._transport: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._backlog = asyncio.Event()  # set while some subscribers are still waiting for a change
+        self._backlog = asyncio.Event()  # set while subscribers wait for a change
         self._reference = 0
         self._ipv6 = False
 
@@ -87,7 +86,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self._transport.close()
 
     def listed(self, call: ReadService, snapshot: Snapshot) -> None:
-        """A list was answered. If the call names a push address that qualifies, a subscription begins or goes on."""
+        """A list call was answered. If its push address qualifies, a subscription begins or goes on."""
         target = call.push
         if target is None or not qualifies(target.agent):
             return
@@ -101,20 +100,20 @@ class UdpPush(asyncio.DatagramProtocol):
             self._send(new, snapshot)
 
     def restore(self, saved: Sequence[Subscription]) -> None:
-        """Subscriptions from before a restart. They expire if their clients do not list any more."""
+        """Restore subscriptions after a restart. They expire unless their clients list again."""
         now = self._clock.now()
         for s in saved:
             if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
                 self.pushes.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
 
     def follow(self, change: Change) -> None:
-        """A follower of the agent."""
+        """Push the change to its subscribers; a follower of the agent."""
         self.pushes.changed(change.after, self._clock.now())
         if not self._backlog.is_set():
             self._send_some()
 
     def _send_some(self) -> None:
-        """Compressing a long list for thousands of subscribers takes seconds, in which nothing else would run."""
+        """Push to some subscribers. To compress a long list for thousands at once would block the loop for seconds."""
         end = self._clock.now() + self._policy.max_busy
         try:
             for _ in range(self._policy.max_sends):
@@ -123,7 +122,7 @@ class UdpPush(asyncio.DatagramProtocol):
                 self._send(*push)
                 if self._clock.now() > end:
                     break
-        finally:  # an exception in one push must not stop the others
+        finally:  # an exception in a push must not stop the others
             if self.pushes.queued:
                 self._backlog.set()
             else:
@@ -136,7 +135,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self._send_some()
 
     def tallies(self) -> dict[str, int]:
-        """Numbers of datagrams (`sent` includes repeated ones, `given_up` got no answer) and refused addresses."""
+        """Counts of datagrams (`sent` includes repetitions; `given_up` got no answer) and of refused addresses."""
         return {
             "sent": self.sent,
             "acknowledged": self.pushes.acknowledged,
@@ -197,12 +196,12 @@ def plain(ip: str) -> str:
 
 
 def allowed(ip: str, networks: Sequence[Network]) -> bool:
-    """Whether it is loopback, an address of this host, or allowed by the operator. Names are never resolved."""
+    """Whether an address is loopback, this host's own or in `networks`. A name is never resolved, so not allowed."""
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return False
-    # `ipaddress` accepts any text as the scope of an IPv6 address; one that the system rejects closes asyncio's socket.
+    # `ipaddress` accepts any text as the scope of an IPv6 address, but an invalid one closes asyncio's socket.
     if _SCOPE.fullmatch(getattr(address, "scope_id", None) or "") is None:
         return False
     if address.is_loopback or any(address in network for network in networks):
@@ -211,7 +210,7 @@ def allowed(ip: str, networks: Sequence[Network]) -> bool:
 
 
 def _is_ours(ip: str, family: int) -> bool:
-    """Only an address of this host can be bound; of these, only a broadcast address refuses a connection."""
+    """Binds a socket to find out: only this host's addresses can be bound. Broadcast addresses refuse to connect."""
     if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
         return False
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,5 +1,4 @@
 """What this host knows: cached snapshots, freshness, pending writes, events, registrations, the circuit breaker.
 
-Pure: the time and random numbers are arguments.
-Never here: asking the upstream, tasks, timers, encodings.
+Pure: the time and random numbers are arguments. It knows no upstream, tasks, timers or encodings.
 """

@@ -82,7 +82,7 @@ class Reregistration:
         return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
 
     async def missing_from(self, snapshot: Snapshot, *, suspicious: bool) -> dict[tuple[str, int], float]:
-        """Registers the instances that the upstream has lost again. Returns since when lists lack each address.
+        """Starts to reregister the instances that the upstream has lost. Returns since when lists lack each address.
 
         Readers should go on seeing these instances. Lists also lack disabled instances, so each missing one is looked
         up first. While `suspicious` (the upstream was away), a lookup proves nothing, and an instance also counts as
