@@ -104,7 +104,7 @@ class Persistence:
         self._registrations_dirty = True
 
     def restore(self) -> int:
-        """Fill the catalog from the file, but replace nothing that was fetched since. Returns the number of services."""
+        """Fill the catalog from the file, but replace no fetched state. Returns the number of services."""
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
             if self._embedded is not None:
@@ -244,7 +244,7 @@ class Persistence:
 
     def _failed(self, why: str, unexpected: Exception | None = None) -> None:
         if not self.failing:
-            text = "the state cannot be written: %s; serving goes on, and writing is retried ever more rarely"
+            text = "the state cannot be written: %s; serving goes on without it, and writing is tried ever more rarely"
             log.error(text, why, exc_info=unexpected)
         self.failing = why
 

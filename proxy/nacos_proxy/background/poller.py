@@ -279,7 +279,7 @@ class Poller:
         await self._spread_out(alive, self._renew_one, self._policy.renew_within)
 
     async def _spread_out(self, items: Sequence[T], work: Callable[[T], Awaitable[object]], max_pause: float) -> None:
-        """Start `work` for each item within `renew_within` seconds, at most `max_pause` apart, while the upstream is up."""
+        """Start `work` for all items in `renew_within` s, at most `max_pause` apart. Stop if the upstream is down."""
         clock, begin = self._agent.clock, self._agent.clock.now()
         pause = min(max_pause, self._policy.renew_within / max(1, len(items)))
 

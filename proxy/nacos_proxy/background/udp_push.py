@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
-from nacos_proxy.model.services import Change, ServiceKey, Snapshot
+from nacos_proxy.model.services import Change, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
@@ -143,9 +143,6 @@ class UdpPush(asyncio.DatagramProtocol):
             "refused": self.refused,
             "too_large": self.too_large,
         }
-
-    def subscribed(self) -> Sequence[ServiceKey]:
-        return [subscription.service for subscription in self.pushes]
 
     def _send(self, subscription: Subscription, snapshot: Snapshot) -> None:
         self._reference += 1

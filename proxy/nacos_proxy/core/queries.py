@@ -55,19 +55,21 @@ class Queries:
 
     async def ask(self, call: Call[R]) -> R:
         """The upstream's answer with the pending writes applied. Raises what `send` raises."""
+        return cast(R, await self._ask(call))
+
+    async def _ask(self, call: Call[Any]) -> Any:
         if isinstance(call, GetInstance):
-            return cast(R, await self._instance(call))
-        answer: Any = await self._sender.send(call)
+            return await self._instance(call)
+        answer = await self._sender.send(call)
         match call:
             case ListDetails():
-                answer = self._details(call, answer)
+                return self._details(call, answer)
             case ListServices():
-                answer = self._page(call, answer)
+                return self._page(call, answer)
             case ServiceNames():
-                answer = self._names(call, answer)
+                return self._names(call, answer)
             case _:
-                pass
-        return cast(R, answer)
+                return answer
 
     async def _instance(self, call: GetInstance) -> Instance:
         refused = _not_found()

@@ -105,7 +105,7 @@ async def test_listed_begins_a_subscription_that_gets_each_change() -> None:
         assert json.loads(second["data"]) == ["10.0.0.1", "10.0.0.2"]
         assert second["lastRefTime"] > first["lastRefTime"]
         assert world.encoded == [ReadService(KEY, "c1,c2")] * 2
-        assert world.push.subscribed() == [KEY]
+        assert [s.service for s in world.push.pushes] == [KEY]
 
 
 async def test_restore_keeps_subscriptions_whose_address_is_allowed() -> None:
@@ -251,7 +251,7 @@ async def test_subscription_expires_60_s_after_the_last_list() -> None:
         await world.clock.advance(2.0)
         world.push.follow(Change(TWO, ONE, "poll"))
         await world.none_comes()
-        assert world.push.subscribed() == []
+        assert [s.service for s in world.push.pushes] == []
 
 
 async def test_listed_by_an_agent_that_takes_no_push_is_ignored() -> None:
@@ -260,7 +260,7 @@ async def test_listed_by_an_agent_that_takes_no_push_is_ignored() -> None:
         world.list(agent="")
         world.push.listed(ReadService(KEY), ONE)
         await world.none_comes()
-        assert world.push.subscribed() == []
+        assert [s.service for s in world.push.pushes] == []
 
 
 ODD_SCOPES = ["::1%a\0b", "fe80::1%a\0b", "::1%é", "fe80::1%\ud800", "::1%" + "9" * 5000]
@@ -281,7 +281,7 @@ FOREIGN = [
 async def test_allowed_refuses_an_address_of_another_host(ip: str) -> None:
     async with udp() as world:
         world.list(ip=ip)
-        assert (world.push.refused, world.push.sent, world.push.subscribed()) == (1, 0, [])
+        assert (world.push.refused, world.push.sent, [s.service for s in world.push.pushes]) == (1, 0, [])
 
 
 @pytest.mark.parametrize("ip", ODD_SCOPES)
