@@ -52,7 +52,7 @@ class PersistencePolicy:
 class Persistence:
     """Follows an agent's changes. Call `restore`, then `start`, at the end `close`.
 
-    It also keeps the UDP subscriptions `pushes` and the registry `embedded`. `failing`: why writing fails now, or ''.
+    It also keeps `udp_subscribers` and the `embedded` registry. `failing`: why writing fails now, '' if it does not.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Persistence:
         agent: Agent,
         policy: PersistencePolicy,
         *,
-        pushes: UdpSubscribers | None = None,
+        udp_subscribers: UdpSubscribers | None = None,
         embedded: EmbeddedRegistry | None = None,
     ) -> None:
         self.failing = file.trouble
@@ -71,8 +71,8 @@ class Persistence:
         self._clock = agent.clock
         self._policy = policy
         self._backoff = Backoff(EVERY, policy.max_delay)
-        self._pushes = pushes
-        self._pushes_written = (0, -math.inf)  # the number of written changes, and the time of the last write
+        self._udp_subscribers = udp_subscribers
+        self._subscribers_written = (0, -math.inf)  # the number of written changes, and the time of the last write
         self._embedded = embedded
         self._dirty: set[ServiceKey] = set()
         self._rows: dict[ServiceKey, float] = {}  # services with a row, and the time of confirmation in it
@@ -162,7 +162,7 @@ class Persistence:
             return
         if self._embedded is not None and not await self._write_registry(self._embedded):
             return
-        if self._pushes is not None and not await self._write_subscribers(self._pushes):
+        if self._udp_subscribers is not None and not await self._write_subscribers(self._udp_subscribers):
             return
         while await self._write_batch():
             pass
@@ -211,17 +211,17 @@ class Persistence:
             lambda rows: self._write(self._file.write_registry, rows, lambda: None)
         )
 
-    async def _write_subscribers(self, pushes: UdpSubscribers) -> bool:
-        now, before = self._clock.now(), self._pushes_written
-        aged = len(pushes) and now - before[1] >= CONTACTS_EVERY
-        if pushes.changes == before[0] and not aged:
+    async def _write_subscribers(self, udp_subscribers: UdpSubscribers) -> bool:
+        now, before = self._clock.now(), self._subscribers_written
+        aged = len(udp_subscribers) and now - before[1] >= CONTACTS_EVERY
+        if udp_subscribers.changes == before[0] and not aged:
             return True
-        self._pushes_written = (pushes.changes, now)
+        self._subscribers_written = (udp_subscribers.changes, now)
 
         def put_back() -> None:
-            self._pushes_written = before
+            self._subscribers_written = before
 
-        rows = [subscriber_row(s, self._clock.wall() - now) for s in pushes]
+        rows = [subscriber_row(s, self._clock.wall() - now) for s in udp_subscribers]
         return await self._write(self._file.write_subscribers, rows, put_back)
 
     async def _write(self, write: Callable[[T], None], what: T, put_back: Callable[[], None]) -> bool:
@@ -285,7 +285,7 @@ class Persistence:
         """Write the rest, sync, and release the directory."""
         await stop(self._task)
         self._contacts_at = -math.inf
-        self._pushes_written = (self._pushes_written[0], -math.inf)
+        self._subscribers_written = (self._subscribers_written[0], -math.inf)
         try:
             await self.flush()
         except Exception as error:  # the file must be closed all the same

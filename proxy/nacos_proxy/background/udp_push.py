@@ -48,7 +48,7 @@ class UdpPush(asyncio.DatagramProtocol):
 
     def __init__(
         self,
-        pushes: UdpSubscribers,
+        subscribers: UdpSubscribers,
         encode: Encode,
         clock: Clock,
         policy: UdpPolicy,
@@ -57,7 +57,7 @@ class UdpPush(asyncio.DatagramProtocol):
         self.sent = 0
         self.refused = 0
         self.too_large = 0
-        self.pushes = pushes
+        self.subscribers = subscribers
         self._encode = encode
         self._clock = clock
         self._supervisor = supervisor or Supervisor(clock)
@@ -95,7 +95,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self.refused += 1
             return
         now = self._clock.now()
-        new = self.pushes.listed(call.service, (ip, target.port), call.clusters, target.agent, target.app, now)
+        new = self.subscribers.listed(call.service, (ip, target.port), call.clusters, target.agent, target.app, now)
         if new is not None:
             self._send(new, snapshot)
 
@@ -104,11 +104,11 @@ class UdpPush(asyncio.DatagramProtocol):
         now = self._clock.now()
         for s in saved:
             if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
-                self.pushes.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
+                self.subscribers.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
 
     def follow(self, change: Change) -> None:
         """Push the change to its subscribers; a follower of the agent."""
-        self.pushes.changed(change.after, self._clock.now())
+        self.subscribers.changed(change.after, self._clock.now())
         if not self._backlog.is_set():
             self._send_some()
 
@@ -117,13 +117,13 @@ class UdpPush(asyncio.DatagramProtocol):
         end = self._clock.now() + self._policy.max_busy
         try:
             for _ in range(self._policy.max_sends):
-                if (push := self.pushes.next()) is None:
+                if (push := self.subscribers.next()) is None:
                     break
                 self._send(*push)
                 if self._clock.now() > end:
                     break
         finally:  # an exception in a push must not stop the others
-            if self.pushes.queued:
+            if self.subscribers.queued:
                 self._backlog.set()
             else:
                 self._backlog.clear()
@@ -138,8 +138,8 @@ class UdpPush(asyncio.DatagramProtocol):
         """Counts of datagrams (`sent` includes repetitions; `given_up` got no answer) and of refused addresses."""
         return {
             "sent": self.sent,
-            "acknowledged": self.pushes.acknowledged,
-            "given_up": self.pushes.given_up,
+            "acknowledged": self.subscribers.acknowledged,
+            "given_up": self.subscribers.given_up,
             "refused": self.refused,
             "too_large": self.too_large,
         }
@@ -151,7 +151,7 @@ class UdpPush(asyncio.DatagramProtocol):
         if packet is None:
             self.too_large += 1
             return
-        self.pushes.sent(self._reference, subscription, packet, self._clock.now())
+        self.subscribers.sent(self._reference, subscription, packet, self._clock.now())
         self._put(packet, subscription)
 
     def _put(self, packet: bytes, subscription: Subscription) -> None:
@@ -167,7 +167,7 @@ class UdpPush(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         reference = read_ack(data)
         if reference is not None:
-            self.pushes.acked(reference, (plain(addr[0]), addr[1]))
+            self.subscribers.acked(reference, (plain(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp: %s", exc)
@@ -177,9 +177,9 @@ class UdpPush(asyncio.DatagramProtocol):
             due = self._clock.now() + self._policy.tick
             await self._clock.sleep_until(due)
             now = self._clock.now()
-            self.pushes.shift(stood_still(due, now), now)
-            self.pushes.expire(now)
-            for sent in self.pushes.due_again(now):
+            self.subscribers.shift(stood_still(due, now), now)
+            self.subscribers.expire(now)
+            for sent in self.subscribers.due_again(now):
                 self._put(sent.packet, sent.subscription)
 
 

@@ -177,17 +177,14 @@ class UdpSubscribers:
         for subscription in self:
             subscription.seen = min(now, subscription.seen + gap)
 
-    def expire(self, now: float) -> list[ServiceKey]:
-        """Removes the expired subscriptions. Returns the services that have no subscribers any more."""
-        emptied: list[ServiceKey] = []
+    def expire(self, now: float) -> None:
+        """Removes the expired subscriptions."""
         for service, subscriptions in list(self._by_service.items()):
             for key in [key for key, s in subscriptions.items() if now - s.seen >= self._policy.expire_after]:
                 del subscriptions[key]
                 self._forget(key[0])
             if not subscriptions:
                 del self._by_service[service]
-                emptied.append(service)
-        return emptied
 
     def __iter__(self) -> Iterator[Subscription]:
         for subscriptions in self._by_service.values():
