@@ -64,7 +64,7 @@ class HealthChecker:
         for task in (*checks, *self._beats.values()):  # a late beat would undo the deregistration
             await stop(task)
         if deregister and self._instances:
-            leaving = [spawn(self._deregister(checked), name="farewell") for checked in self]
+            leaving = [spawn(self._deregister(checked), name="deregister") for checked in self]
             _, late = await asyncio.wait(leaving, timeout=self._policy.max_stop)
             for task in late:
                 await stop(task)

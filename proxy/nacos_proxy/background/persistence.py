@@ -122,7 +122,7 @@ class Persistence:
             self._rows[snapshot.key] = -math.inf
             catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now)
         for registration, heard_at in registrations:
-            # The file lacks the last beats before a kill, because it is written so rarely.
+            # The file lacks the last beats before a kill, because the times of beats are written so rarely.
             unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
             age = max(0.0, wall - heard_at - unwritten)
             registration.last_heard = now if registration.check else now - age
@@ -184,7 +184,7 @@ class Persistence:
         return len(batch.services) == self._policy.max_batch
 
     async def persist_journal(self) -> None:
-        """Returns when the journal of the agent's outage is on disk, or at once if the disk fails."""
+        """Returns when the agent's journal is on disk, after `PATIENCE`, or at once if the disk fails."""
         if not self.failing:
             await self._write_within_patience(self._write_journal())
 

@@ -131,10 +131,11 @@ class Poller:
 
     def _watch_budget(self, now: float) -> None:
         late = self.behind > (self._policy.late / 2 if self.late else self._policy.late)
-        if late != self.late:
-            self.late = late
-            reason = "is late: more is watched than poll_budget or the speed of the upstream allows"
-            log.warning("polling %s", reason if late else "keeps up again")
+        if late and not self.late:
+            log.warning("polling is late: more is watched than poll_budget or the speed of the upstream allows")
+        elif self.late and not late:
+            log.warning("polling keeps up again")
+        self.late = late
 
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._agent.supervisor.once(work, name=name)

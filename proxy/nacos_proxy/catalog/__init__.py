@@ -1,4 +1,5 @@
 """What this host knows: cached snapshots, freshness, pending writes, events, registrations, the circuit breaker.
 
-Pure: the time and random numbers are arguments. It knows no upstream, tasks, timers or encodings.
+Pure: the time and random numbers are arguments.
+Never here: requests to the upstream, tasks, timers, encodings.
 """

@@ -2,8 +2,8 @@
 
 A lane is one stream of a client, or anything else with a share of its own. It is first in, first out. A key waits in
 the shortest of its lanes. So a client that listens to thousands of services delays only itself, and a service with
-several listeners waits for the first of them. A new listener adds a lane to a waiting key, which keeps its place in the
-others.
+several listeners has the shortest wait of them all. A new listener adds a lane to a waiting key, which keeps its place
+in the others.
 """
 
 from __future__ import annotations

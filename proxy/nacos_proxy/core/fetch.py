@@ -38,11 +38,11 @@ class Fetcher:
         return task
 
     async def _fetch(self, key: ServiceKey, source: Source) -> None:
-        cache, counts, asked = self._catalog.cache, self._committer.counts, self._clock.now()
+        cache, counts, requested_at = self._catalog.cache, self._committer.counts, self._clock.now()
         try:
             snapshot = await self._sender.send(Fetch(key))
             suspicious = self._sender.suspicious
-            missed = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
+            missing_since = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
         except ProxyError as error:
             barred = self._strict and is_denied(error)
             cache.reject(key, error, self._clock.now(), forbidden=barred)
@@ -59,9 +59,9 @@ class Fetcher:
             snapshot,
             self._clock.now(),
             source,
-            requested_at=asked,
+            requested_at=requested_at,
             suspicious=suspicious,
-            missing_since=missed,
+            missing_since=missing_since,
             now_ms=self._committer.now_ms(),
         )
         Counts.add(counts.fetches, "ok")

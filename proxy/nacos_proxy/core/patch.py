@@ -36,7 +36,7 @@ class Patches:
         return len(self._locks)
 
     def _lock(self, call: Update) -> asyncio.Lock:
-        """Holds back the second of two patches until the first is written, so that it does not undo the first."""
+        """Makes a second patch wait until the first is written, so that it does not undo the first."""
         return self._locks.setdefault((call.service, call.ip, call.port), asyncio.Lock())
 
     async def modify(self, call: Update) -> Written[Instance]:

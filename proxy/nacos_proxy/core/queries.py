@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False, repr=False)
 class Queries:
-    """`ask` is `Sender.send` for every call that reads."""
+    """Use `ask` instead of `Sender.send` for every call that reads."""
 
     _catalog: Catalog
     _reader: Reader

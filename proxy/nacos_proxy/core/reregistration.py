@@ -75,11 +75,11 @@ class Reregistration:
         if result.code != BEAT_NOT_FOUND or known is None:
             return None
         try:
-            back = await self._register_again(known)
+            registered = await self._register_again(known)
         except Refused as error:
             log.warning("%s of %s is lost and cannot be registered again: %s", beat.ip, beat.service, error)
             return None
-        return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
+        return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if registered else None
 
     async def missing_from(self, snapshot: Snapshot, *, suspicious: bool) -> dict[tuple[str, int], float]:
         """Starts to reregister the instances that the upstream has lost. Returns since when lists lack each address.
@@ -105,9 +105,8 @@ class Reregistration:
         listed = snapshot.find(i.ip, i.port)
         if listed is not None:
             known.hidden_until = -math.inf
-        expected = (
-            known.beats and known.healthy(now) and now - known.registered_at > LISTED_WITHIN and self._wanted(known.key)
-        )
+        settled = now - known.registered_at > LISTED_WITHIN
+        expected = known.beats and known.healthy(now) and settled and self._wanted(known.key)
         hidden = not suspicious and (now < known.hidden_until or not i.enabled)
         lost = listed is None or (suspicious and (_lacks_data(listed, i) or not listed.healthy))
         if not expected or hidden or not lost:
