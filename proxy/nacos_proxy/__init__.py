@@ -13,7 +13,7 @@ __all__ = ["NacosClient", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports the client on first use: the proxy and the command line start without it."""
+    """Imports the client on first use, because the proxy and the command line start faster without it."""
     if name == "NacosClient":
         from nacos_proxy.client.client import NacosClient
 

@@ -1,8 +1,8 @@
 """A directory that belongs to this process alone, and the files in it.
 
-Whoever can plant a link or a file where this process writes can make it write or read whatever he likes. So no link is
-followed, no file of a third user is used, and where anybody can write, a subdirectory of our own is made. The owner of
-the directory is trusted, and so are root and whoever can rename it.
+A user who can plant a link or a file in it could make this process write or read any file. So this module follows no
+link and uses no file of a third user. If anybody can write to the directory, it makes a subdirectory of its own. It
+trusts the owner of the directory, root, and users who can rename the directory.
 """
 
 from __future__ import annotations
@@ -19,22 +19,18 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a p
 
 
 class UnsafeDirectory(OSError):
-    """Says what is wrong with the directory or a file in it, and what to do."""
+    """The message says what is wrong with the directory or a file in it, and what to do."""
 
 
 class PrivateDirectory:
-    """Open until `close`. Created if it is missing; raises `UnsafeDirectory` and other `OSError`s.
+    """Creates the directory if it is missing, and holds it open until `close`. Raises `OSError`, `UnsafeDirectory`.
 
     The directory may be a link (systemd makes one for a dynamic user); the files in it may not. If anybody can write to
     the directory, as to an `emptyDir` of Kubernetes, `path` is a subdirectory of it.
     """
 
-    path: Path
-    _descriptor: int
-    _owner: int
-
     def __init__(self, path: Path, *, ours: bool = False) -> None:
-        """`ours`: anybody could have put something in its place, so it must be ours and no link."""
+        """`ours`: anybody could have created the path, so require that it is ours and no link."""
         if ours and path.is_symlink():
             raise UnsafeDirectory(f"{path} is a link, and anybody could have made it: remove it")
         self.path = path
@@ -51,7 +47,7 @@ class PrivateDirectory:
             raise
 
     def _check_directory(self, status: os.stat_result) -> int:
-        """Returns its owner. Closes it to others, or moves to a subdirectory."""
+        """Denies access to others, or moves to a subdirectory. Returns the owner."""
         ours, writable = status.st_uid == os.geteuid(), status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if ours and writable:
             with suppress(OSError):  # on a read-only file system nobody can write anyway
@@ -68,12 +64,12 @@ class PrivateDirectory:
         return status.st_uid
 
     def open(self, name: str, flags: int) -> int:
-        """A descriptor of a file in it; a new file has mode 0600. Raises `UnsafeDirectory` and other `OSError`s."""
+        """A descriptor of a file in the directory, created with mode 0600. Raises `OSError`, `UnsafeDirectory`."""
         self.own(name)
         return os.open(name, flags | _FLAGS, 0o600, dir_fd=self._descriptor)
 
     def own(self, *names: str) -> None:
-        """Make sure that these files, if they exist, are ours and have mode 0600."""
+        """Make sure that these files, if they exist, belong to us and have mode 0600."""
         for name in names:
             with suppress(FileNotFoundError):
                 self._own(name, os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))
@@ -90,7 +86,7 @@ class PrivateDirectory:
         if status.st_mode & 0o077:
             descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=self._descriptor)
             try:
-                with suppress(PermissionError):  # only its owner may, or the mount gives all files one mode
+                with suppress(PermissionError):  # we are not its owner, or the mount gives all files one mode
                     os.fchmod(descriptor, 0o600)
             finally:
                 os.close(descriptor)

@@ -34,7 +34,7 @@ class Clock(Protocol):
         ...
 
     async def sleep_until(self, moment: float) -> None:
-        """Returns when `now()` has reached `moment`, at once if it has passed."""
+        """Returns when `now()` has reached `moment`."""
         ...
 
 
@@ -52,7 +52,7 @@ class SystemClock:
 
 
 async def in_turns(items: Sequence[T], max_turn: int) -> AsyncIterator[T]:
-    """The items. After every `max_turn` of them other tasks get to run, which would otherwise wait too long."""
+    """Yields the items. After every `max_turn` of them, other tasks run, which would otherwise wait too long."""
     for number, item in enumerate(items, 1):
         yield item
         if number % max_turn == 0:
@@ -60,20 +60,20 @@ async def in_turns(items: Sequence[T], max_turn: int) -> AsyncIterator[T]:
 
 
 STEADY = 60.0  # seconds without a failure after which a loop counts as healthy again
-RESTART = Backoff(initial=1.0, maximum=10.0)  # until a loop that failed starts again
+RESTART = Backoff(initial=1.0, maximum=10.0)  # seconds until a failed loop starts again
 STOOD_STILL = 1.0  # seconds that a loop's turn may be late; if it is later, this process did not run
 
 
 def stood_still(due: float, now: float) -> float:
     """Seconds for which this process did not run, given a turn that was `due`; 0 if it did.
 
-    Clients that seem to have been silent in that time may just not have been heard.
+    In that time it heard no client, so clients that seem silent may be alive.
     """
     return now - due if now - due > STOOD_STILL else 0.0
 
 
 def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-    """Start a task. It is referenced until it ends, and its failure is logged with its traceback."""
+    """Start a task, keep a reference to it until it ends, and log its failure with the traceback."""
     task = _start(coroutine, name)
     task.add_done_callback(_log_failure)
     return task
@@ -87,14 +87,14 @@ def _start(coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
 
 
 def outlive(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Future[T]:
-    """The outcome of a task that goes on if whoever awaits it is cancelled: a `shield` without its callbacks."""
+    """The outcome of a task that goes on if its waiter is cancelled: a `shield` without its callbacks."""
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     spawn(_forward(coroutine, outcome), name=name)
     return outcome
 
 
 async def at_most(clock: Clock, max_delay: float, done: asyncio.Future[Any]) -> None:
-    """Returns when `done` is done, or after `max_delay` seconds, in which case it goes on."""
+    """Returns when `done` is done, at the latest after `max_delay` seconds. Does not cancel `done`."""
     timer = spawn(clock.sleep_until(clock.now() + max_delay), name="timer")
     try:
         await asyncio.wait({done, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,7 @@ def _log_failure(task: asyncio.Task[Any]) -> None:
 
 @dataclass(slots=True)
 class _Failing:
-    """A name that has failed lately: its last failure, when that was, and the kinds that were logged."""
+    """The last failure of a name, its time, and the kinds of exceptions that were logged."""
 
     text: str
     at: float
@@ -133,7 +133,7 @@ class _Failing:
 class Supervisor:
     """Runs background work and followers, by name. `failures` counts the exceptions of each since the start.
 
-    Each kind of exception is logged with its traceback once, until the name has not failed for `STEADY` seconds.
+    It logs each kind of exception with its traceback once, until the name has not failed for `STEADY` seconds.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -151,13 +151,13 @@ class Supervisor:
         return spawn(self._keep(work, name), name=name)
 
     def once(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start work that ends by itself; a failure is counted and logged."""
+        """Start work that ends by itself. A failure is counted and logged."""
         task = _start(work, name)
         task.add_done_callback(self._ended)
         return task
 
     def call(self, name: str, function: Callable[..., Any], *args: Any, **more: Any) -> None:
-        """Call a follower. An exception of it affects neither the caller nor the followers after it."""
+        """Call a follower. Its exception affects neither the caller nor later followers."""
         try:
             function(*args, **more)
         except Exception as error:
@@ -198,7 +198,7 @@ class Supervisor:
             failures += 1
 
     async def _succeeds(self, work: Coroutine[Any, Any, None], name: str) -> bool:
-        """Whether it ended without an exception. If `work` cancels itself, that is a failure like any other."""
+        """Whether `work` ended without an exception. If it cancels itself, that is a failure, too."""
         task = _start(work, name)
         try:
             await asyncio.wait([task])

@@ -137,8 +137,10 @@ def _assemble(
         subscribers = UdpSubscribers(UdpSubscribersPolicy())
         udp = UdpPush(subscribers, _udp_list, clock, policies.udp_policy(s), supervisor)
     if s.disk:
-        pushes = None if udp is None else udp.pushes
-        persistence = Persistence(StateFile(s.state_dir), agent, PersistencePolicy(), pushes=pushes, embedded=embedded)
+        udp_subscribers = None if udp is None else udp.subscribers
+        persistence = Persistence(
+            StateFile(s.state_dir), agent, PersistencePolicy(), udp_subscribers=udp_subscribers, embedded=embedded
+        )
     elif embedded is not None:
         log.info("disk = false: persistent instances and services are lost when this process ends")
 

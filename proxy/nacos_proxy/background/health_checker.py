@@ -1,6 +1,6 @@
 """Runs the health checks of instances that cannot beat by themselves, and beats for those that pass.
 
-What a result means is decided in `catalog.health_checks`.
+`catalog.health_checks` decides what follows from a result.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger("nacos_proxy.managed")
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckerPolicy:
-    """`allow` are networks that checks may reach besides this host.
+    """`allow`: networks that checks may reach besides this host. `max_checks` run at once.
 
-    There are at most `max_instances` instances, and at most `max_checks` checks run at once. One owner gets no more of
-    either than it leaves free. On a stop, the instances have `max_stop` seconds to leave the registry.
+    One owner gets at most as many instances and checks as stay free (`Shares`). `max_stop`: seconds for the
+    deregistrations at a stop.
     """
 
     allow: tuple[Network, ...] = ()
@@ -49,7 +49,7 @@ class HealthChecker:
         self._instances: dict[RegistrationKey, CheckedInstance] = {}
         self._checks: dict[RegistrationKey, tuple[CheckedInstance, asyncio.Task[None]]] = {}
         self._beats: dict[RegistrationKey, asyncio.Task[None]] = {}
-        self._registered: set[RegistrationKey] = set()  # those whose registration the agent remembers
+        self._registered: set[RegistrationKey] = set()  # instances whose registrations the agent remembers
         self._client: httpx.AsyncClient | None = None  # made on first use, because reading the CAs takes a while
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self._forget_deregistered)
@@ -58,13 +58,13 @@ class HealthChecker:
         self._task = self._agent.supervisor.keep(self._run, name="managed")
 
     async def stop(self, *, deregister: bool = False) -> None:
-        """End the checks. With `deregister` the instances also leave the registry, for a planned stop."""
+        """End the checks. With `deregister`, for a planned stop, also deregister the instances."""
         await stop(self._task)
         checks = [task for _, task in self._checks.values()]
-        for task in (*checks, *self._beats.values()):  # a late beat would register again what is deregistered now
+        for task in (*checks, *self._beats.values()):  # a late beat would undo the deregistration
             await stop(task)
         if deregister and self._instances:
-            leaving = [spawn(self._deregister(checked), name="farewell") for checked in self]
+            leaving = [spawn(self._deregister(checked), name="deregister") for checked in self]
             _, late = await asyncio.wait(leaving, timeout=self._policy.max_stop)
             for task in late:
                 await stop(task)
@@ -80,10 +80,7 @@ class HealthChecker:
     async def register(
         self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
     ) -> Written[None]:
-        """Register for the client at the address `owner`, and keep beating.
-
-        Raises `BadCall` or what the upstream says.
-        """
+        """Register for the client at the address `owner`, and keep beating. Raises `BadCall` or upstream errors."""
         self.validate(spec)
         if (service, instance.ip, instance.port) not in self._instances:
             shares = Shares(self._policy.max_instances, (checked.owner for checked in self))
@@ -96,10 +93,6 @@ class HealthChecker:
         self._agent.registrations_changed(service)
         return written
 
-    def restore(self, checked: CheckedInstance) -> None:
-        """An instance that was checked before a restart; its first check is due at once."""
-        self._add(checked, registered=False)
-
     def _add(self, checked: CheckedInstance, *, registered: bool) -> None:
         checked.begin(self._agent.clock.now(), registered=registered)
         if checked.spec.kind == "http" and self._client is None:
@@ -111,7 +104,7 @@ class HealthChecker:
             self._registered.add(checked.key)
 
     def restore_all(self) -> int:
-        """Restore all instances whose registration has a check that is still allowed. Returns their number."""
+        """Restore the checks of all registrations from disk, if still allowed. Returns the number of instances."""
         for registration in self._agent.catalog.registrations:
             if registration.check is None:
                 continue
@@ -122,18 +115,14 @@ class HealthChecker:
                 self.validate(spec)
             except BadCall as error:
                 registration.check = None
-                log.error(
-                    "%s of %s is not managed any more and has to beat by itself: %s",
-                    registration.instance.address,
-                    registration.service,
-                    error,
-                )
+                text = "%s of %s is not managed any more and has to beat by itself: %s"
+                log.error(text, registration.instance.address, registration.service, error)
                 continue
-            self.restore(CheckedInstance(registration.service, registration.instance, spec, owner))
+            self._add(CheckedInstance(registration.service, registration.instance, spec, owner), registered=False)
         return len(self._instances)
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
-        """A sign of life for a TTL check. False if the instance is not checked here."""
+        """A sign of life for a TTL check. False if the instance has no check."""
         checked = self._instances.get((service, ip, port))
         if checked is None:
             return False
@@ -141,12 +130,12 @@ class HealthChecker:
         return True
 
     def forget(self, service: ServiceKey, ip: str, port: int) -> None:
-        """The instance was deregistered by its owner. No effect if it is not checked here."""
+        """The owner deregistered the instance. No effect if it has no check."""
         self._instances.pop((service, ip, port), None)
         self._registered.discard((service, ip, port))
 
     def _forget_deregistered(self) -> None:
-        """In whatever way the owner deregistered an instance, no beat may bring it back."""
+        """However an owner deregistered an instance, no beat may register it again."""
         registrations = self._agent.catalog.registrations
         for key in [key for key in self._registered if registrations.find(*key) is None]:
             self.forget(*key)
@@ -215,12 +204,12 @@ class HealthChecker:
         return checked.instance if registration is None else registration.instance
 
     async def _run_check(self, checked: CheckedInstance) -> str:
-        """What is wrong, '' if the check passes."""
+        """The error, '' if the check passes."""
         spec = checked.spec
         if spec.kind == "ttl":
             return checked.expired(self._agent.clock.now())
         try:
-            # One limit for the whole check: a server that sends a byte now and then is not healthy.
+            # One limit for the whole check, because a server that sends a byte now and then is not healthy.
             return await asyncio.wait_for(self._http(spec) if spec.kind == "http" else self._tcp(spec), spec.timeout)
         except asyncio.TimeoutError:
             return f"no answer in {spec.timeout:g} s"

@@ -1,8 +1,8 @@
-"""The last known state on disk: written in the background, read at a cold start.
+"""Keeps the last known state on disk: writes it in the background, reads it at a cold start.
 
-A thread of its own makes the rows and touches the file, so that neither a slow disk nor a state of 10,000 services
-delays a reader. A failure to write never fails a request; it is reported as a degraded state. A service gets its row
-when the upstream has confirmed it, changed or not, and loses it when it leaves memory, but never because of its age.
+A separate thread makes the rows and accesses the file, so that neither a slow disk nor 10,000 services delay a reader.
+A failure to write fails no request; /status reports it. A service gets a row when the upstream confirms it, and loses
+the row when the cache drops it, but never because of its age.
 """
 
 from __future__ import annotations
@@ -33,16 +33,15 @@ log = logging.getLogger("nacos_proxy.disk")
 
 EVERY = 1.0  # seconds between writes
 PATIENCE = 1.0  # seconds that an answer waits for a write; a disk that takes longer counts as failing
-CONTACTS_EVERY = 30.0  # seconds between writes of the times at which services were confirmed and clients were heard
-MAX_RESTART = 120.0  # seconds; a UDP subscription does not survive a restart that takes longer
+CONTACTS_EVERY = 30.0  # seconds between writes of the last confirmations of services and the last beats of clients
+MAX_RESTART = 120.0  # seconds; a UDP subscription does not survive a longer restart
 
 
 @dataclass(frozen=True, slots=True)
 class PersistencePolicy:
-    """A disk that fails is tried again ever later, up to every `max_delay` seconds.
+    """`max_delay`: the longest time in seconds until a failing disk is tried again. `max_rows`: services on disk.
 
-    At most `max_rows` services are kept. A batch has at most `max_batch` of them, because collecting them blocks the
-    loop for some milliseconds.
+    A batch has at most `max_batch` services, because collecting them blocks the loop for some milliseconds.
     """
 
     max_delay: float = 60.0
@@ -53,8 +52,7 @@ class PersistencePolicy:
 class Persistence:
     """Follows an agent's changes. Call `restore`, then `start`, at the end `close`.
 
-    `pushes` are the subscriptions of UDP push and `embedded` is the embedded registry, if these are to be kept, too.
-    `failing` says why nothing can be written now, '' if all is well.
+    It also keeps `udp_subscribers` and the `embedded` registry. `failing`: why writing fails now, '' if it does not.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Persistence:
         agent: Agent,
         policy: PersistencePolicy,
         *,
-        pushes: UdpSubscribers | None = None,
+        udp_subscribers: UdpSubscribers | None = None,
         embedded: EmbeddedRegistry | None = None,
     ) -> None:
         self.failing = file.trouble
@@ -73,11 +71,11 @@ class Persistence:
         self._clock = agent.clock
         self._policy = policy
         self._backoff = Backoff(EVERY, policy.max_delay)
-        self._pushes = pushes
-        self._pushes_written = (0, -math.inf)  # the number of changes that are written, and when
+        self._udp_subscribers = udp_subscribers
+        self._subscribers_written = (0, -math.inf)  # the number of written changes, and the time of the last write
         self._embedded = embedded
         self._dirty: set[ServiceKey] = set()
-        self._rows: dict[ServiceKey, float] = {}  # services that have a row: when that row says they were confirmed
+        self._rows: dict[ServiceKey, float] = {}  # services with a row, and the time of confirmation in it
         self._registrations_dirty = False
         self._contacts_at = -math.inf
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
@@ -89,16 +87,16 @@ class Persistence:
 
     @property
     def directory(self) -> Path:
-        """Where the state is: a subdirectory of the configured one if anybody can write to that."""
+        """The directory of the state: a subdirectory of the configured one if anybody can write to that."""
         return self._file.path.parent
 
     @property
     def unwritable(self) -> int:
-        """The number of rows that were left out because they cannot be written."""
+        """The number of rows that could not be written."""
         return self._file.unwritable
 
     def mark(self, change: Change) -> None:
-        """A follower of the agent: write the service with the next batch."""
+        """Write the service with the next batch."""
         if len(self._dirty) < self._policy.max_rows:
             self._dirty.add(change.key)
 
@@ -106,7 +104,7 @@ class Persistence:
         self._registrations_dirty = True
 
     def restore(self) -> int:
-        """Fill the catalog from the file, without replacing what was fetched since. Returns the number of services."""
+        """Fill the catalog from the file, but replace no fetched state. Returns the number of services."""
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
             if self._embedded is not None:
@@ -124,7 +122,7 @@ class Persistence:
             self._rows[snapshot.key] = -math.inf
             catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now)
         for registration, heard_at in registrations:
-            # The last beats before a kill are not in the file, because beats are written so rarely.
+            # The file lacks the last beats before a kill, because the times of beats are written so rarely.
             unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
             age = max(0.0, wall - heard_at - unwritten)
             registration.last_heard = now if registration.check else now - age
@@ -140,7 +138,7 @@ class Persistence:
         return len(services)
 
     def subscribers(self) -> list[Subscription]:
-        """The recent subscriptions of UDP push: their clients list again within 10 s, but changes may come earlier."""
+        """The recent UDP subscriptions. Their clients list again within 10 s, but changes may come earlier."""
         since = self._clock.wall() - CONTACTS_EVERY - MAX_RESTART
         try:
             return [s for s in self._file.read_subscribers() if s.seen >= since]
@@ -159,18 +157,18 @@ class Persistence:
             failures = failures + 1 if self.failing else 0
 
     async def flush(self) -> None:
-        """Write what is due. A failure is kept in `failing`; what was not written is written next time."""
+        """Write all changes. If that fails, `failing` says why, and the next call writes the rest."""
         if self._agent.outage.journal.changed and not await self._write_journal():
             return
         if self._embedded is not None and not await self._write_registry(self._embedded):
             return
-        if self._pushes is not None and not await self._write_subscribers(self._pushes):
+        if self._udp_subscribers is not None and not await self._write_subscribers(self._udp_subscribers):
             return
         while await self._write_batch():
             pass
 
     async def _write_batch(self) -> bool:
-        """Whether a batch was written and there is more."""
+        """Writes a batch. Returns whether there is more to write."""
         now = self._clock.now()
         batch = await self._batch()
         if batch.empty and not self.failing:
@@ -186,7 +184,7 @@ class Persistence:
         return len(batch.services) == self._policy.max_batch
 
     async def persist_journal(self) -> None:
-        """Returns when the journal of the agent's outage is on disk, or at once if the disk fails."""
+        """Returns when the agent's journal is on disk, after `PATIENCE`, or at once if the disk fails."""
         if not self.failing:
             await self._write_within_patience(self._write_journal())
 
@@ -197,7 +195,7 @@ class Persistence:
         return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(keys))
 
     async def persist_registry(self) -> None:
-        """Returns when the state of the embedded registry is on disk, or at once if the disk fails."""
+        """Like `persist_journal`, for the embedded registry."""
         if self._embedded is not None and not self.failing:
             await self._write_within_patience(self._write_registry(self._embedded))
 
@@ -208,29 +206,29 @@ class Persistence:
             self._failed(f"the disk has not answered for {PATIENCE:g} s")
 
     async def _write_registry(self, registry: EmbeddedRegistry) -> bool:
-        """The thread writes one batch after the other, as `write_changes` demands."""
+        """The thread writes one batch at a time, as `write_changes` requires."""
         return await registry.persistent_state.write_changes(
             lambda rows: self._write(self._file.write_registry, rows, lambda: None)
         )
 
-    async def _write_subscribers(self, pushes: UdpSubscribers) -> bool:
-        now, before = self._clock.now(), self._pushes_written
-        aged = len(pushes) and now - before[1] >= CONTACTS_EVERY
-        if pushes.changes == before[0] and not aged:
+    async def _write_subscribers(self, udp_subscribers: UdpSubscribers) -> bool:
+        now, before = self._clock.now(), self._subscribers_written
+        aged = len(udp_subscribers) and now - before[1] >= CONTACTS_EVERY
+        if udp_subscribers.changes == before[0] and not aged:
             return True
-        self._pushes_written = (pushes.changes, now)
+        self._subscribers_written = (udp_subscribers.changes, now)
 
         def put_back() -> None:
-            self._pushes_written = before
+            self._subscribers_written = before
 
-        rows = [subscriber_row(s, self._clock.wall() - now) for s in pushes]
+        rows = [subscriber_row(s, self._clock.wall() - now) for s in udp_subscribers]
         return await self._write(self._file.write_subscribers, rows, put_back)
 
     async def _write(self, write: Callable[[T], None], what: T, put_back: Callable[[], None]) -> bool:
-        """Whether it was written. If not, `put_back` marks it to be written again."""
+        """Whether the write succeeded. If not, calls `put_back`, which marks the rows for the next write."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, write, what)
-        except asyncio.CancelledError:  # it may not have begun: `close` writes it again
+        except asyncio.CancelledError:  # the write may not have begun: `close` repeats it
             put_back()
             raise
         except Exception as error:
@@ -257,7 +255,7 @@ class Persistence:
         self._registrations_dirty |= batch.registrations is not None
 
     async def _batch(self) -> Batch:
-        """Collects references only: the thread makes rows of them."""
+        """Collects references, from which the thread makes rows."""
         now, cache = self._clock.now(), self._agent.catalog.cache
         ahead = self._clock.wall() - now
         contacts = list[tuple[ServiceKey, float]]()
@@ -270,7 +268,7 @@ class Persistence:
             self._dirty.update(e.key for e in moved if e.key not in self._rows)
             gone = [key for key in self._rows if key not in known]
             self._registrations_dirty |= len(self._agent.catalog.registrations) > 0
-            await asyncio.sleep(0)  # that took some milliseconds, and so does what follows
+            await asyncio.sleep(0)  # the code above took some milliseconds, and so does the code below
         if self._registrations_dirty:
             self._registrations_dirty = False
             registrations = [
@@ -284,10 +282,10 @@ class Persistence:
         return Batch(services, contacts, registrations, gone, self._policy.max_rows)
 
     async def close(self) -> None:
-        """Write the rest, sync, release the directory."""
+        """Write the rest, sync, and release the directory."""
         await stop(self._task)
         self._contacts_at = -math.inf
-        self._pushes_written = (self._pushes_written[0], -math.inf)
+        self._subscribers_written = (self._subscribers_written[0], -math.inf)
         try:
             await self.flush()
         except Exception as error:  # the file must be closed all the same
@@ -300,5 +298,5 @@ class Persistence:
 
 
 def _confirmed_at(entry: Entry, ahead: float) -> float:
-    """When a service was confirmed, since 1970; 0 if it never was. `ahead`: by how much 1970 time leads our clock."""
+    """When a service was confirmed, since 1970; 0 for never. `ahead`: the wall clock minus the monotonic clock."""
     return ahead + entry.confirmed_at if entry.confirmed_at > -math.inf else 0.0

@@ -1,6 +1,6 @@
-"""Polls what is due, within a budget; listens to push; renews registrations and sends what waits after an outage.
+"""Polls due services within a budget, listens to push, and renews registrations and sends writes after an outage.
 
-The cache decides what is due. A push notification makes a service due at once, but does not exceed the budget.
+The cache decides which services are due. A push notification makes a service due at once, but keeps to the budget.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nacos_proxy.catalog.registrations import Registration, RegistrationKey
+from nacos_proxy.catalog.registrations import Registration
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.calls import ListServices, Metrics
 from nacos_proxy.model.errors import ProxyError
@@ -27,11 +27,11 @@ log = logging.getLogger("nacos_proxy.poller")
 
 @dataclass(frozen=True, slots=True)
 class PollPolicy:
-    """`budget`: requests a second in all. `tick`: seconds between two turns. `late`: seconds overdue that are reported.
+    """`budget`: requests a second in all. `tick`: seconds between two turns. `late`: a longer delay (s) is reported.
 
-    A probe follows `probe_after` seconds without a call, or `retry_after` seconds after a call that failed, so that the
-    loss of an idle upstream is noticed soon. A poll waits while `max_fetches` fetches are in flight, a renewal while
-    `max_renewals` are: the slower the upstream answers, the less it is asked, and connections are left for clients.
+    A probe follows `probe_after` seconds without a call, or `retry_after` seconds after a failed one, so that the loss
+    of an idle upstream is noticed soon. A poll waits while `max_fetches` are in flight, a renewal while `max_renewals`
+    are: a slow upstream gets fewer requests, and connections stay free for clients.
     """
 
     budget: float = 200.0
@@ -54,7 +54,7 @@ class Poller:
     def __init__(self, agent: Agent, policy: PollPolicy, push: Watchable | None = None) -> None:
         self.push_alive = False
         self.late = False  # more is due than the budget allows
-        self.on_push_lost: list[Callable[[], None]] = []  # prepared answers may be out of date from then on
+        self.on_push_lost: list[Callable[[], None]] = []  # without push, prepared answers may be out of date
         self.discovering: dict[tuple[str, str], int] = {}
         self._agent = agent
         self._policy = policy
@@ -64,21 +64,21 @@ class Poller:
         self._last_call = -policy.probe_after
         self._names_due: dict[tuple[str, str], float] = {}
         self._names_in_flight: set[tuple[str, str]] = set()
-        self._push_changes = -1  # the number of changes of the watched services that push was notified of
+        self._push_changes = -1  # `watched_changes` when push last got the watched services
         self._listening: asyncio.Task[None] | None = None
-        self._hears = False
+        self._listens = False
         self._send_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
-        self._renewals = asyncio.Semaphore(policy.max_renewals)  # shared by all rounds, because rounds may overlap
+        self._renewals = asyncio.Semaphore(policy.max_renewals)  # for all rounds, because they may overlap
         self._running: asyncio.Task[None] | None = None
         self._background: dict[asyncio.Task[None], None] = {}
-        self._steps: dict[str, Callable[[float], None]] = {  # of each turn; one that fails does not stop the next
+        self._steps: dict[str, Callable[[float], None]] = {  # of each turn; an exception does not stop the next step
             "following push": self._follow_push,
             "outage": agent.outage.check_silence,
             "registrations": self._expire_registrations,
             "sending on": self._send_waiting,
             "discovery": self._discover_due,
-            "polls": self._poll,
+            "polls": lambda now: None if self._fetch_due(now) else self._probe_if_idle(now),
             "polling pace": self._watch_budget,
         }
 
@@ -88,7 +88,7 @@ class Poller:
         self._running = keep(self._run, name="poller")
         if (push := self._push) is not None:
             self._agent.catalog.cache.set_push_coverage(push.covers)
-            self._hears = True
+            self._listens = True
             self._listening = keep(lambda: self._listen(push), name="push")
         self._agent.on_recovery.append(self._renew_all)
 
@@ -101,7 +101,7 @@ class Poller:
         due, ahead = clock.now(), clock.wall() - clock.now()
         while True:
             now, slept = clock.now(), clock.wall() - clock.now() - ahead
-            ahead += slept  # while a host sleeps, its monotonic clock stands still and the wall clock does not
+            ahead += slept  # while a host sleeps, only its wall clock goes on
             self._notice_gap(stood_still(due, now), slept)
             for name, step in self._steps.items():
                 self._agent.supervisor.call(name, step, now)
@@ -122,32 +122,25 @@ class Poller:
             agent.outage.expired(registration)
             agent.registrations_changed(registration.service)
 
-    def _poll(self, now: float) -> None:
-        if not self._fetch_due(now):
-            self._probe_if_idle(now)
-
     @property
     def behind(self) -> float:
-        """Seconds for which the most overdue service has been due; 0 while the upstream is down and not polled."""
+        """Seconds for which the most overdue service has been due; 0 while the upstream is down."""
         due = self._agent.catalog.cache.overdue_since()
         up = self._agent.catalog.breaker.up
         return max(0.0, self._agent.clock.now() - due) if up and due > -math.inf else 0.0
 
     def _watch_budget(self, now: float) -> None:
         late = self.behind > (self._policy.late / 2 if self.late else self._policy.late)
-        if late != self.late:
-            self.late = late
-            if late:
-                log.warning("polling is late: more is watched than poll_budget or the speed of the upstream allows")
-            else:
-                log.warning("polling keeps up again")
+        if late and not self.late:
+            log.warning("polling is late: more is watched than poll_budget or the speed of the upstream allows")
+        elif self.late and not late:
+            log.warning("polling keeps up again")
+        self.late = late
 
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._agent.supervisor.once(work, name=name)
         self._background[task] = None
         task.add_done_callback(self._background.pop)
-
-    # polls
 
     def _fetch_due(self, now: float) -> int:
         """Fetch services that are due. Returns their number."""
@@ -166,13 +159,13 @@ class Poller:
         return len(keys)
 
     def _refill(self, now: float) -> None:
-        # At most two ticks' worth at once: a hundred polls in a row delay readers by a tenth of a second.
+        # At most the tokens of two ticks, because a hundred polls in a row delay readers by a tenth of a second.
         max_tokens = max(1.0, 2.0 * self._policy.budget * self._policy.tick)
         self._tokens = min(max_tokens, self._tokens + (now - self._filled) * self._policy.budget)
         self._filled = now
 
     def _probe_if_idle(self, now: float) -> None:
-        """Nothing is due: find out whether the upstream is up. While it is down, as often as the breaker allows."""
+        """Nothing is due: probe whether the upstream is up. While it is down, the breaker limits how often."""
         breaker = self._agent.catalog.breaker
         pause = 0.0 if not breaker.up else self._policy.retry_after if breaker.failures else self._policy.probe_after
         if breaker.allows(now) and now - self._last_call >= pause:
@@ -186,22 +179,16 @@ class Poller:
         except ProxyError as error:
             log.debug("probe: %s", error)
 
-    # push
-
     def _follow_push(self, now: float) -> None:
         push, cache = self._push, self._agent.catalog.cache
         if push is None:
             return
-        alive = push.alive and self._hears
-        was = self.push_alive
-        if alive != was:
-            self.push_alive = alive
-            if alive:
-                log.info("push is available; polling less often")
-            else:
-                log.warning("push is unavailable; polling at the normal pace")
-        cache.set_push_alive(alive, now)
-        if was and not alive:
+        was, self.push_alive = self.push_alive, push.alive and self._listens
+        if self.push_alive and not was:
+            log.info("push is available; polling less often")
+        cache.set_push_alive(self.push_alive, now)
+        if was and not self.push_alive:
+            log.warning("push is unavailable; polling at the normal pace")
             for listener in self.on_push_lost:
                 self._agent.supervisor.call("push", listener)
         if self._push_changes != cache.watched_changes:
@@ -209,23 +196,21 @@ class Poller:
             push.watch(cache.watched_keys())
 
     async def _listen(self, push: Watchable) -> None:
-        self._hears = True
+        self._listens = True
         try:
             async for key in push.changes():
                 self.notified(key)
         finally:
-            self._hears = False
+            self._listens = False
 
     def notified(self, key: ServiceKey) -> None:
-        """Push says that the service has changed."""
+        """A push notification: the service has changed."""
         now = self._agent.clock.now()
         self._agent.catalog.cache.invalidate(key, now, "push")
         self._fetch_due(now)
 
-    # every service of a namespace
-
     def discover(self, namespace: str, group: str) -> None:
-        """A client watches all services of a group: ask the upstream for their names from now on, until `forget`."""
+        """A client watches all services of a group: list their names regularly until `forget`."""
         self.discovering[(namespace, group)] = self.discovering.get((namespace, group), 0) + 1
 
     def forget(self, namespace: str, group: str) -> None:
@@ -234,21 +219,17 @@ class Poller:
             self.discovering[(namespace, group)] = left
 
     def _discover_due(self, now: float) -> None:
-        """The longest waiting first, with at most half of the budget: a group costs at least one call each time."""
-        self._names_due = {
-            group: due for group, due in self._names_due.items() if group in self.discovering or due > now
-        }
+        """List the names of due groups, the longest waiting first, with at most half of the budget."""
+        self._names_due = {key: due for key, due in self._names_due.items() if key in self.discovering or due > now}
         if not self.discovering or not self._agent.catalog.breaker.up:
             return
         self._refill(now)
-        waiting = [
-            (self._names_due.get(group, 0.0), group) for group in self.discovering.keys() - self._names_in_flight
-        ]
+        waiting = [(self._names_due.get(key, 0.0), key) for key in self.discovering.keys() - self._names_in_flight]
         max_groups = max(1, int(self._tokens / 2)) if self._tokens >= 1 else 0
-        for _, group in sorted((due, group) for due, group in waiting if due <= now)[:max_groups]:
-            self._tokens -= 1
-            self._names_due[group] = now + self._policy.discover_every
-            self._in_background(self._discover(*group), "discover")
+        for _, key in sorted((due, key) for due, key in waiting if due <= now)[:max_groups]:
+            self._tokens -= 1  # each list takes at least one call
+            self._names_due[key] = now + self._policy.discover_every
+            self._in_background(self._discover(*key), "discover")
 
     async def _discover(self, namespace: str, group: str) -> None:
         self._names_in_flight.add((namespace, group))
@@ -274,39 +255,32 @@ class Poller:
             log.info("the services of %s %s could not be listed: %s", namespace, group, error)
         return names
 
-    # after an outage
-
     def _send_waiting(self, now: float) -> None:
-        """Send the writes that were accepted here, as soon as the upstream may take them."""
+        """Send the writes that this proxy accepted, as soon as the upstream may accept them."""
         outage, idle = self._agent.outage, self._renewing is None or self._renewing.done()
         if len(outage.journal) and self._agent.catalog.breaker.up and now >= self._send_at and idle:
             self._send_at = now + self._policy.retry_after
             self._renewing = self._agent.supervisor.once(self._send_all(), name="send on")
 
     async def _send_all(self) -> None:
-        async def send(key: RegistrationKey) -> None:
-            await self._agent.outage.send_waiting(key)
-
-        await self._spread_out(list(self._agent.outage.journal), send, self._policy.send_pause)
+        outage = self._agent.outage
+        await self._spread_out(list(outage.journal), outage.send_waiting, self._policy.send_pause)
 
     def _renew_all(self) -> None:
-        """Start again if a round is in progress: what it has renewed may be lost again."""
+        """Start a new round, even if one is in progress: the upstream may have lost again what that has renewed."""
         if self._renewing is not None:
             self._renewing.cancel()
         self._renewing = self._agent.supervisor.once(self._renew(), name="renew")
 
     async def _renew(self) -> None:
-        """Send the writes that were accepted here first, because they are newer."""
+        """Send the waiting writes before the renewals, because they are newer."""
         await self._send_all()
         now = self._agent.clock.now()
         alive = [r for r in self._agent.catalog.registrations if r.instance.ephemeral and r.healthy(now)]
         await self._spread_out(alive, self._renew_one, self._policy.renew_within)
 
-    async def _spread_out(self, items: Sequence[T], work: Callable[[T], Awaitable[None]], max_pause: float) -> None:
-        """Start `work` for each item over `renew_within` seconds, with a pause of at most `max_pause` in between.
-
-        Ends if the upstream goes down.
-        """
+    async def _spread_out(self, items: Sequence[T], work: Callable[[T], Awaitable[object]], max_pause: float) -> None:
+        """Start `work` for all items in `renew_within` s, at most `max_pause` apart. Stop if the upstream is down."""
         clock, begin = self._agent.clock, self._agent.clock.now()
         pause = min(max_pause, self._policy.renew_within / max(1, len(items)))
 
@@ -318,7 +292,7 @@ class Poller:
             await clock.sleep_until(begin + number * pause)
             async with self._renewals:
                 if not self._agent.catalog.breaker.up:
-                    return  # its next return starts again
+                    return  # after its return, a new round begins
             self._in_background(limited(item), "renew")
 
     async def _renew_one(self, registration: Registration) -> None:

@@ -1,11 +1,9 @@
 """The state file: SQLite in WAL mode (docs/decisions), as blocking calls.
 
-After a kill at any moment the last finished batch is complete, a batch costs one write however many services changed,
-and SQLite comes with Python.
-
-- A damaged file is set aside and logged; one that cannot be opened now (disk full, locked by another program) is not.
-- A row that cannot be understood costs only that row.
-- Nothing secret is written. Modes are 0600 and 0700, and nobody else's file or link is touched (`private_directory`).
+- After a kill at any moment, the last finished batch is complete. A batch is one write, however many services changed.
+- A damaged file is set aside and logged, but not one that cannot be opened now (disk full, locked by another program).
+- An unreadable row is left out; the others are read.
+- The file holds no secrets. Modes are 0600 and 0700, and other users' files and links stay untouched.
 - One process at a time uses a state directory.
 """
 
@@ -71,7 +69,7 @@ CREATE TABLE IF NOT EXISTS registration (
 
 _DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
-# If there are more services than the policy allows, those that were confirmed longest ago go first.
+# Deletes the services beyond the policy's number, beginning with the one that was confirmed longest ago.
 _TRIM = """
 DELETE FROM service WHERE (namespace, grp, name) IN
     (SELECT namespace, grp, name FROM service ORDER BY contact DESC LIMIT -1 OFFSET ?)
@@ -83,13 +81,13 @@ class StateLocked(Exception):
 
 
 def lock(directory: PrivateDirectory) -> int:
-    """The descriptor that holds the directory until it is closed. Raises `StateLocked`, `OSError`."""
+    """Locks the directory until the returned descriptor is closed. Raises `StateLocked`, `OSError`."""
     try:
         descriptor = directory.open(LOCK_FILE, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         if error.errno not in _DISK_ERRORS or not (directory.path / LOCK_FILE).exists():
             raise
-        descriptor = directory.open(LOCK_FILE, os.O_RDONLY)  # a file that cannot be written can still be locked
+        descriptor = directory.open(LOCK_FILE, os.O_RDONLY)  # a read-only file can still be locked
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -97,17 +95,17 @@ def lock(directory: PrivateDirectory) -> int:
         os.close(descriptor)
         text = f"the state directory {directory.path} is in use by another nacos-proxy (process {holder})"
         raise StateLocked(f"{text}; give this one its own --state-dir") from error
-    with suppress(OSError):  # a full disk; the lock itself needs no room
+    with suppress(OSError):  # the disk is full, but the lock itself needs no room
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
 
 
 class StateFile:
-    """The file, for one thread. `trouble` says why it cannot be opened now, '' if it is open.
+    """The file, for one thread. `trouble`: why it cannot be opened now, '' if it is open.
 
-    `patience`: seconds to wait for another program that holds the file. Raises `StateLocked`, and `OSError` for a
-    directory that cannot be used; a disk that is full or read-only is only trouble.
+    `patience`: seconds to wait for another program that has locked the file. Raises `StateLocked`, and `OSError` for an
+    unusable directory. If the disk is full or read-only, it sets `trouble` instead.
     """
 
     def __init__(self, directory: Path, *, patience: float = 5.0) -> None:
@@ -130,7 +128,7 @@ class StateFile:
             self.trouble = f"{error.strerror}: {directory}"
 
     def _opened(self) -> sqlite3.Connection:
-        """The connection, opened if there is none. An `OperationalError` is the disk's fault, not the file's."""
+        """The connection, opened if necessary. On an `OperationalError` the disk is at fault, not the file."""
         if self._directory is None:
             self._directory = PrivateDirectory(self.path.parent)
             self.path = self._directory.path / FILE
@@ -149,7 +147,7 @@ class StateFile:
         return self._db
 
     def _open(self, directory: PrivateDirectory) -> sqlite3.Connection:
-        os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives the files beside it the same mode
+        os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives its other files the same mode
         db = sqlite3.connect(self.path, self._patience, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
@@ -179,27 +177,27 @@ class StateFile:
         return aside
 
     def read(self) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
-        """Snapshots with the time when they were confirmed, registrations with that of their last beat, since 1970."""
+        """Snapshots with the time of their confirmation, registrations with that of their last beat (s since 1970)."""
         return self._reading(self._read) or ([], [])
 
     def read_journal(self) -> list[tuple[RegistrationKey, JournalEntry]]:
         """Writes that wait for the upstream, in order."""
-        return self._reading(self._read_journal) or []
+        return self._rows_of("journal", "ORDER BY number", load_waiting)
 
     def read_subscribers(self) -> list[Subscription]:
-        """The subscriptions of UDP push, when they were last written."""
-        return self._reading(self._read_subscribers) or []
+        """The subscriptions of UDP push at the last write."""
+        return self._rows_of("subscriber", f"LIMIT {MAX_SUBSCRIPTIONS}", load_subscriber)
 
     def read_registry(self) -> list[tuple[ServiceKey, PersistentValue]]:
         """The state of the embedded registry that survives a restart."""
-        return self._reading(lambda db: self._rows_of(db, "registry", "", load_lasting)) or []
+        return self._rows_of("registry", "", load_lasting)
 
     def _reading(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
         if self._db is not None:
             return read(self._db)
         if not self.path.exists():
             return None
-        # A file that cannot be written can still be read. Without room for SQLite's journal: as of the last checkpoint.
+        # A read-only file can still be read. If SQLite has no room for its journal: as of the last checkpoint.
         with suppress(sqlite3.OperationalError), closing(self._readable("")) as db:
             return read(db)
         with closing(self._readable("&immutable=1")) as db:
@@ -212,43 +210,41 @@ class StateFile:
         services: list[tuple[Snapshot, float]] = []
         registrations: list[tuple[Registration, float]] = []
         for namespace, group, name, body, contact in db.execute("SELECT * FROM service ORDER BY contact"):
-            with self._row():
+            with self._counted_if_unreadable():
                 services.append((load_snapshot(ServiceKey(namespace, group, name), body), float(contact)))
         for namespace, group, name, _, _, body, heard in db.execute("SELECT * FROM registration"):
-            with self._row():
+            with self._counted_if_unreadable():
                 registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))
         return services, registrations
 
-    def _read_journal(self, db: sqlite3.Connection) -> list[tuple[RegistrationKey, JournalEntry]]:
-        return self._rows_of(db, "journal", "ORDER BY number", load_waiting)
+    def _rows_of(self, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
+        """The rows of a table; none if an older, read-only file lacks it."""
 
-    def _read_subscribers(self, db: sqlite3.Connection) -> list[Subscription]:
-        return self._rows_of(db, "subscriber", f"LIMIT {MAX_SUBSCRIPTIONS}", load_subscriber)
+        def read(db: sqlite3.Connection) -> list[T]:
+            found: list[T] = []
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                for row in db.execute(f"SELECT * FROM {table} {order}"):
+                    with self._counted_if_unreadable():
+                        found.append(load(row))
+            return found
 
-    def _rows_of(self, db: sqlite3.Connection, table: str, order: str, load: Callable[[Any], T]) -> list[T]:
-        """The rows of a table; none if it is missing from an older file that cannot be written."""
-        found: list[T] = []
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-            for row in db.execute(f"SELECT * FROM {table} {order}"):
-                with self._row():
-                    found.append(load(row))
-        return found
+        return self._reading(read) or []
 
     @contextmanager
-    def _row(self) -> Generator[None, None, None]:
+    def _counted_if_unreadable(self) -> Generator[None, None, None]:
         try:
             yield
         except UNREADABLE:
             self.unreadable += 1
 
     def write_journal(self, rows: list[tuple[RegistrationKey, JournalEntry | None]]) -> None:
-        """Replaces the row of each instance; where nothing waits any more, the row is deleted."""
+        """Replaces the row of each instance, or deletes it if no write waits."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
 
     def write_registry(self, rows: list[tuple[ServiceKey, PersistentValue | None]]) -> None:
-        """Replaces the row of each service; where there is nothing to keep, the row is deleted."""
+        """Replaces the row of each service, or deletes it if nothing is left to keep."""
         with self._transaction() as cursor:
             self._put(cursor, "INSERT OR REPLACE INTO registry VALUES (?,?,?,?)", rows, registry_row)
             cursor.execute("DELETE FROM registry WHERE length(body) = 0")
@@ -268,7 +264,7 @@ class StateFile:
                 yield cursor
                 cursor.execute("COMMIT")
             except sqlite3.Error:
-                if db.in_transaction:  # after a full disk, SQLite has ended it by itself
+                if db.in_transaction:  # if the disk is full, SQLite has ended the transaction
                     cursor.execute("ROLLBACK")
                 raise
 
@@ -286,7 +282,7 @@ class StateFile:
                 cursor.execute(_TRIM, (batch.max_rows,))
 
     def _put(self, cursor: sqlite3.Cursor, sql: str, rows: list[R], make: Callable[[R], tuple[Any, ...]]) -> None:
-        """One by one: only a row that cannot be written is left out."""
+        """Writes the rows one by one, to leave out only unwritable rows."""
         for row in rows:
             try:
                 cursor.execute(sql, make(row))
@@ -311,10 +307,10 @@ class StateFile:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What to write at once; the thread that writes makes rows of it. All of it is immutable.
+    """Immutable values that the writing thread makes rows of, for one transaction.
 
-    `services` and `contacts` come with the time of the last confirmation (since 1970; 0: never). `registrations` None:
-    they have not changed.
+    `services` and `contacts` come with the time of the last confirmation (since 1970; 0: never). `registrations` is
+    None if they have not changed.
     """
 
     services: list[tuple[ServiceKey, Snapshot, float]]

@@ -1,4 +1,4 @@
-"""The rows of the state file: values of this package as compact, complete JSON, and back."""
+"""The rows of the state file: converts this package's values to compact JSON and back, without a loss."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ CREATE TABLE IF NOT EXISTS registry (
     namespace TEXT, grp TEXT, name TEXT, body BLOB NOT NULL, PRIMARY KEY (namespace, grp, name)
 ) WITHOUT ROWID
 """
-ServiceRow = tuple[str, str, str, bytes, float]
-RegistrationRow = tuple[str, str, str, str, int, bytes, float]
 SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
 RegistryRow = tuple[str, str, str, bytes]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
@@ -66,7 +64,7 @@ def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
 
 
 class SavedRegistration(NamedTuple):
-    """A registration as it is written. `heard_at`: when its client was last heard, in seconds since 1970."""
+    """The saved part of a registration. `heard_at`: the time of its client's last call, in seconds since 1970."""
 
     service: ServiceKey
     instance: Instance
@@ -75,29 +73,27 @@ class SavedRegistration(NamedTuple):
     heard_at: float
 
 
-def service_row(row: tuple[ServiceKey, Snapshot, float]) -> ServiceRow:
+def service_row(row: tuple[ServiceKey, Snapshot, float]) -> tuple[str, str, str, bytes, float]:
     key, snapshot, confirmed = row
     return (key.namespace, key.group, key.name, dump_snapshot(snapshot), confirmed)
 
 
-def registration_row(r: SavedRegistration) -> RegistrationRow:
+def registration_row(r: SavedRegistration) -> tuple[str, str, str, str, int, bytes, float]:
     body = _dumps({"instance": r.instance, "beaten": r.beaten, "managed": r.managed})
     key, i = r.service, r.instance
     return (key.namespace, key.group, key.name, i.ip, i.port, body, r.heard_at)
 
 
 def load_registration(key: ServiceKey, body: bytes) -> Registration:
-    """The caller sets when its client was last heard."""
+    """The caller sets `last_heard`."""
     row: dict[str, Any] = orjson.loads(body)
     return Registration(key, load_instance(row["instance"]), 0.0, row["beaten"], row["managed"])
 
 
 def dump_writes(writes: Iterable[LocalWrite]) -> bytes:
-    return _dumps([_dump_write(write) for write in writes])
-
-
-def _dump_write(write: LocalWrite) -> dict[str, Any]:
-    return {"kind": type(write).__name__, **{name: getattr(write, name) for name in type(write).__slots__}}
+    return _dumps(
+        [{"kind": type(w).__name__, **{name: getattr(w, name) for name in type(w).__slots__}} for w in writes]
+    )
 
 
 def load_writes(key: ServiceKey, body: bytes) -> tuple[LocalWrite, ...]:
@@ -113,7 +109,7 @@ def _load_write(key: ServiceKey, row: dict[str, Any]) -> LocalWrite:
 
 
 def journal_row(row: tuple[RegistrationKey, JournalEntry | None]) -> JournalRow:
-    """Without a body if nothing waits for the upstream any more."""
+    """The body is empty if no write waits."""
     (key, ip, port), waiting = row
     number, at, body = (waiting.number, waiting.at, dump_writes(waiting.writes)) if waiting else (0, 0.0, b"")
     return (key.namespace, key.group, key.name, ip, port, number, at, body)
@@ -126,7 +122,7 @@ def load_waiting(row: JournalRow) -> tuple[RegistrationKey, JournalEntry]:
 
 
 def subscriber_row(s: Subscription, ahead: float) -> SubscriberRow:
-    """`ahead`: by how much 1970 time leads the clock of `seen`."""
+    """`ahead`: the wall clock minus the clock of `seen`."""
     key, (ip, port) = s.service, s.address
     return (key.namespace, key.group, key.name, s.clusters, ip, port, s.agent, s.app, s.seen + ahead)
 
@@ -138,7 +134,7 @@ def load_subscriber(row: SubscriberRow) -> Subscription:
 
 
 def registry_row(row: tuple[ServiceKey, PersistentValue | None]) -> RegistryRow:
-    """Without a body if there is nothing to keep."""
+    """The body is empty if nothing is left to keep."""
     key, lasting = row
     return (key.namespace, key.group, key.name, b"" if lasting is None else _dumps(lasting))
 
@@ -147,16 +143,14 @@ def load_lasting(row: RegistryRow) -> tuple[ServiceKey, PersistentValue]:
     namespace, group, name, body = row
     key, found = ServiceKey(namespace, group, name), orjson.loads(body)
     if key == SWITCHES_KEY:
-        return key, {
-            name: value for name, value in found.items() if name in SWITCHES and _same_type(value, SWITCHES[name])
-        }
+        return key, {n: value for n, value in found.items() if n in SWITCHES and _same_type(value, SWITCHES[n])}
     checks = {name: Checking(**checking) for name, checking in found.pop("checks").items()}
     places = tuple(
         (load_instance(i), healthy, overrides and InstanceOverrides(**overrides))
         for i, healthy, overrides in found.pop("places")
     )
     kept = PersistentService(**found, checks=checks, places=places)
-    Service.of(key, kept, 0.0).snapshot()  # raises here, not at the start of the registry, if it cannot be understood
+    Service.of(key, kept, 0.0).snapshot()  # an unreadable row raises here, not at the start of the registry
     return key, kept
 
 

@@ -1,6 +1,6 @@
 """The socket of UDP push: sends lists to legacy clients and receives their acknowledgements.
 
-It sends only to loopback and this host's own addresses unless a setting allows more, because a client may name any
+Unless a setting allows more, it sends only to loopback and this host's own addresses, because a client may name any
 address in a list call.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
-from nacos_proxy.model.services import Change, ServiceKey, Snapshot
+from nacos_proxy.model.services import Change, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
@@ -31,10 +31,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class UdpPolicy:
-    """`allow`: networks that may be pushed to besides loopback and this host's own addresses.
+    """`allow`: networks that may get pushes, besides loopback and this host's own addresses.
 
-    A change is sent to at most `max_sends` subscribers in a row, and for at most `max_busy` seconds; the others follow
-    after a pause of `pause` seconds, and so on.
+    At most `max_sends` pushes go out in a row, and for at most `max_busy` seconds; then follows a `pause` (s).
     """
 
     allow: tuple[Network, ...] = ()
@@ -49,7 +48,7 @@ class UdpPush(asyncio.DatagramProtocol):
 
     def __init__(
         self,
-        pushes: UdpSubscribers,
+        subscribers: UdpSubscribers,
         encode: Encode,
         clock: Clock,
         policy: UdpPolicy,
@@ -58,14 +57,14 @@ class UdpPush(asyncio.DatagramProtocol):
         self.sent = 0
         self.refused = 0
         self.too_large = 0
-        self.pushes = pushes
+        self.subscribers = subscribers
         self._encode = encode
         self._clock = clock
         self._supervisor = supervisor or Supervisor(clock)
         self._policy = policy
         self._transport: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._backlog = asyncio.Event()  # set while some subscribers are still waiting for a change
+        self._backlog = asyncio.Event()  # set while subscribers wait for a change
         self._reference = 0
         self._ipv6 = False
 
@@ -87,7 +86,7 @@ class UdpPush(asyncio.DatagramProtocol):
             self._transport.close()
 
     def listed(self, call: ReadService, snapshot: Snapshot) -> None:
-        """A list was answered. If the call names a push address that qualifies, a subscription begins or goes on."""
+        """A list call was answered. If its push address qualifies, a subscription begins or goes on."""
         target = call.push
         if target is None or not qualifies(target.agent):
             return
@@ -96,35 +95,35 @@ class UdpPush(asyncio.DatagramProtocol):
             self.refused += 1
             return
         now = self._clock.now()
-        new = self.pushes.listed(call.service, (ip, target.port), call.clusters, target.agent, target.app, now)
+        new = self.subscribers.listed(call.service, (ip, target.port), call.clusters, target.agent, target.app, now)
         if new is not None:
             self._send(new, snapshot)
 
     def restore(self, saved: Sequence[Subscription]) -> None:
-        """Subscriptions from before a restart. They expire if their clients do not list any more."""
+        """Restore subscriptions after a restart. They expire unless their clients list again."""
         now = self._clock.now()
         for s in saved:
             if allowed(s.address[0], self._policy.allow) and self._reaches(s.address[0]):
-                self.pushes.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
+                self.subscribers.listed(s.service, s.address, s.clusters, s.agent, s.app, now)
 
     def follow(self, change: Change) -> None:
-        """A follower of the agent."""
-        self.pushes.changed(change.after, self._clock.now())
+        """Push the change to its subscribers; a follower of the agent."""
+        self.subscribers.changed(change.after, self._clock.now())
         if not self._backlog.is_set():
             self._send_some()
 
     def _send_some(self) -> None:
-        """Compressing a long list for thousands of subscribers takes seconds, in which nothing else would run."""
+        """Push to some subscribers. To compress a long list for thousands at once would block the loop for seconds."""
         end = self._clock.now() + self._policy.max_busy
         try:
             for _ in range(self._policy.max_sends):
-                if (push := self.pushes.next()) is None:
+                if (push := self.subscribers.next()) is None:
                     break
                 self._send(*push)
                 if self._clock.now() > end:
                     break
-        finally:  # an exception in one push must not stop the others
-            if self.pushes.queued:
+        finally:  # an exception in a push must not stop the others
+            if self.subscribers.queued:
                 self._backlog.set()
             else:
                 self._backlog.clear()
@@ -136,17 +135,14 @@ class UdpPush(asyncio.DatagramProtocol):
             self._send_some()
 
     def tallies(self) -> dict[str, int]:
-        """Numbers of datagrams (`sent` includes repeated ones, `given_up` got no answer) and refused addresses."""
+        """Counts of datagrams (`sent` includes repetitions; `given_up` got no answer) and of refused addresses."""
         return {
             "sent": self.sent,
-            "acknowledged": self.pushes.acknowledged,
-            "given_up": self.pushes.given_up,
+            "acknowledged": self.subscribers.acknowledged,
+            "given_up": self.subscribers.given_up,
             "refused": self.refused,
             "too_large": self.too_large,
         }
-
-    def subscribed(self) -> Sequence[ServiceKey]:
-        return [subscription.service for subscription in self.pushes]
 
     def _send(self, subscription: Subscription, snapshot: Snapshot) -> None:
         self._reference += 1
@@ -155,7 +151,7 @@ class UdpPush(asyncio.DatagramProtocol):
         if packet is None:
             self.too_large += 1
             return
-        self.pushes.sent(self._reference, subscription, packet, self._clock.now())
+        self.subscribers.sent(self._reference, subscription, packet, self._clock.now())
         self._put(packet, subscription)
 
     def _put(self, packet: bytes, subscription: Subscription) -> None:
@@ -171,7 +167,7 @@ class UdpPush(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         reference = read_ack(data)
         if reference is not None:
-            self.pushes.acked(reference, (plain(addr[0]), addr[1]))
+            self.subscribers.acked(reference, (plain(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp: %s", exc)
@@ -181,9 +177,9 @@ class UdpPush(asyncio.DatagramProtocol):
             due = self._clock.now() + self._policy.tick
             await self._clock.sleep_until(due)
             now = self._clock.now()
-            self.pushes.shift(stood_still(due, now), now)
-            self.pushes.expire(now)
-            for sent in self.pushes.due_again(now):
+            self.subscribers.shift(stood_still(due, now), now)
+            self.subscribers.expire(now)
+            for sent in self.subscribers.due_again(now):
                 self._put(sent.packet, sent.subscription)
 
 
@@ -197,12 +193,12 @@ def plain(ip: str) -> str:
 
 
 def allowed(ip: str, networks: Sequence[Network]) -> bool:
-    """Whether it is loopback, an address of this host, or allowed by the operator. Names are never resolved."""
+    """Whether an address is loopback, this host's own or in `networks`. A name is never resolved, so not allowed."""
     try:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return False
-    # `ipaddress` accepts any text as the scope of an IPv6 address; one that the system rejects closes asyncio's socket.
+    # `ipaddress` accepts any text as the scope of an IPv6 address, but an invalid one closes asyncio's socket.
     if _SCOPE.fullmatch(getattr(address, "scope_id", None) or "") is None:
         return False
     if address.is_loopback or any(address in network for network in networks):
@@ -211,7 +207,7 @@ def allowed(ip: str, networks: Sequence[Network]) -> bool:
 
 
 def _is_ours(ip: str, family: int) -> bool:
-    """Only an address of this host can be bound; of these, only a broadcast address refuses a connection."""
+    """Binds a socket to find out: only this host's addresses can be bound. Broadcast addresses refuse to connect."""
     if ipaddress.ip_address(ip).is_unspecified or ipaddress.ip_address(ip).is_multicast:
         return False
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,13 +1,11 @@
-"""What this host knows of each service: its snapshot, how fresh it is, and when to fetch it again.
+"""The cache: each service's snapshot, how fresh it is, and when to fetch it again.
 
-The cache never fetches; it says what is due, and is told the outcome and the time (`now`: seconds of one monotonic
-clock). Its rules:
+The cache never fetches: `due` returns what to fetch, and callers report the outcome and the time (`now`: seconds of one
+monotonic clock). Its rules:
 
 - Only `accept` sets a snapshot of the upstream, only `reject` an error; if both exist, the error is newer.
 - Readers see the upstream's snapshot with the pending writes applied; only `_set_visible` sets that.
-- Unknown services have a bound of their own, so that requests for a million names evict no real service.
-- Invariant: a key is scheduled if and only if it is watched. While it waits in the queue, or is being fetched, it has
-  no due time.
+- Invariant: a key is scheduled if and only if it is watched. A key in the queue or in a fetch has no due time.
 - Clients take turns in what is due, so that no listener delays another.
 """
 
@@ -42,12 +40,12 @@ from nacos_proxy.model.effects import apply
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot, Source, diff
 
-MAX_BACKOFF = 60.0  # seconds until a fetch that keeps failing is tried again
+MAX_BACKOFF = 60.0  # seconds between the attempts of a fetch that keeps failing
 
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """Seconds and numbers. `ttl_pushed` applies while changes are pushed to us, `ttl_unknown` to unknown services."""
+    """Seconds and numbers. `ttl_pushed`: while the upstream pushes changes. `ttl_unknown`: for unknown services."""
 
     ttl: float = 10.0
     ttl_pushed: float = 45.0
@@ -77,14 +75,12 @@ class Cache:
         self._schedule = Schedule()
         self._queue: FairQueue[ServiceKey] = FairQueue()
 
-    # reads
-
     def lookup(self, key: ServiceKey, now: float) -> CacheResult:
-        """What is known of a service. It changes only the eviction order; `touch` records that someone read it."""
+        """The state of a service. It changes only the eviction order; `touch` records that someone read it."""
         return self.result_of(self._store.get(key), now)
 
     def result_of(self, entry: Entry | None, now: float) -> CacheResult:
-        """Like `lookup`, for one of `entries`; it does not change the eviction order."""
+        """Like `lookup`, for one of `entries`, without a change of the eviction order."""
         if entry is None or entry.visible is None:
             error = entry.error if entry is not None else None
             return CacheResult(Freshness.MISSING, None, 0.0, 0.0, error)
@@ -95,14 +91,14 @@ class Cache:
         return CacheResult(state, entry.visible, age, ttl - age, entry.error, from_disk=entry.from_disk)
 
     def fresh_interval(self, visible: Snapshot, now: float) -> tuple[float, float] | None:
-        """From when until when this snapshot is fresh. None if it is not, or if readers see another one by now."""
+        """From when until when this snapshot is fresh. None if it is not, or readers see another one by now."""
         result = self.lookup(visible.key, now)
         if result.snapshot is not visible or result.stale or result.error is not None:
             return None
         return now - result.age, now + result.ttl
 
     def touch(self, key: ServiceKey, now: float) -> None:
-        """A reader asked for the service: it is watched until nobody has asked for `watch_idle` seconds."""
+        """A reader asked for the service: watch it until nobody has asked for `watch_idle` seconds."""
         entry = self._get_or_create(key)
         entry.last_read = now
         self._ensure_scheduled(entry, now)
@@ -117,10 +113,8 @@ class Cache:
             return self._policy.ttl_unknown
         return self._policy.ttl_pushed if self._is_pushed(entry) else self._policy.ttl
 
-    # the life of an entry: fetch, then accept or reject
-
     def begin_fetch(self, key: ServiceKey) -> None:
-        """A fetch begins: the service has no due time until `accept` or `reject` ends it."""
+        """A fetch begins: the service has no due time until `accept` or `reject`."""
         entry = self._get_or_create(key)
         entry.fetching = True
         if key in self._schedule:
@@ -137,12 +131,12 @@ class Cache:
         missing_since: Mapping[tuple[str, int], float] = MappingProxyType({}),
         now_ms: int = 0,
     ) -> Change | None:
-        """A fetch that began at `asked` succeeded. Returns the change that readers see, or None.
+        """A fetch that began at `requested_at` succeeded. Returns the change that readers see, or None.
 
-        `suspicious`: the upstream was away, or another server answers now. A list that then lacks more than
-        `suspicious_share` of the instances is quarantined: it counts only if a list that is `confirm_after` seconds
-        younger lacks them, too. `missed` are addresses that will be reregistered, each with the time since when the
-        upstream lacks it. They make a list suspicious, and readers go on seeing them as if registered at that time.
+        `suspicious`: the upstream was away, or another server answers now. If the list then lacks more than
+        `suspicious_share` of the instances, it is quarantined: it counts only if a list that is `confirm_after` seconds
+        younger lacks them, too. `missing_since` holds the addresses that will be reregistered, and since when the
+        upstream lacks each. They make a list suspicious, and readers go on seeing them as if registered at that time.
         `now_ms` dates the change.
         """
         entry = self._get_or_create(snapshot.key)
@@ -156,7 +150,7 @@ class Cache:
                 return None
         entry.quarantined_since, entry.retry_at, entry.from_disk, entry.confirmed_at = None, -math.inf, False, now
         pending = drop_confirmed(entry.pending, snapshot, requested_at, self._pending_policy) if entry.pending else ()
-        # a registry returns the very same object if nothing changed, which saves comparing it
+        # a registry returns the same object if nothing changed, which saves the comparison
         unchanged = snapshot is entry.upstream_snapshot and pending == entry.pending
         entry.upstream_snapshot, entry.pending = snapshot, pending
         change = None if unchanged else self._set_visible(entry, apply_pending(snapshot, pending), source, now_ms)
@@ -168,10 +162,10 @@ class Cache:
             self._schedule_at(entry, min(self._next_poll(entry, now), entry.next_recheck(now)), now)
         return change
 
-    def _keep_visible(self, entry: Entry, missed: Mapping[tuple[str, int], float]) -> None:
+    def _keep_visible(self, entry: Entry, missing_since: Mapping[tuple[str, int], float]) -> None:
         if self._pending_policy.grace <= 0 or entry.visible is None:
             return
-        for (ip, port), since in missed.items():
+        for (ip, port), since in missing_since.items():
             if (instance := entry.visible.find(ip, port)) is not None:
                 entry.pending = add(entry.pending, Register(entry.key, instance), since)
 
@@ -181,12 +175,12 @@ class Cache:
             return False
         if explained(entry.pending, entry.visible, snapshot, self._policy.suspicious_share):
             return False
-        # an expired snapshot is served to nobody, so there is nothing to protect
+        # nobody gets an expired snapshot, so there is nothing to protect
         state = freshness(now - entry.confirmed_at, self._ttl(entry), self._policy.stale_if_error)
         return state is not Freshness.EXPIRED
 
     def reject(self, key: ServiceKey, error: ProxyError, now: float, *, forbidden: bool = False) -> None:
-        """A fetch failed: the next one is put off, longer each time. `barred`: readers lose the snapshot, too."""
+        """A fetch failed: put off the next one, longer each time. `forbidden`: readers lose the snapshot, too."""
         entry = self._get_or_create(key)
         if forbidden:
             entry.upstream_snapshot, entry.visible, entry.pending = None, None, ()
@@ -197,24 +191,22 @@ class Cache:
         self._schedule_at(entry, entry.retry_at, now)
 
     def retry_failed(self, now: float) -> None:
-        """The upstream is back: failed fetches may be retried at once, and their polls are spread over an interval."""
+        """The upstream is back: reads may retry failed fetches at once, and polls do so within one interval."""
         for entry in self._store:
             if entry.failures:
                 entry.retry_at = now
                 self._schedule_at(entry, now + self._rng() * self._base_interval(entry), now)
 
     def invalidate(self, key: ServiceKey, now: float, cause: Source = "poll") -> None:
-        """Someone reports a change of the service: it is due at once, or again right after the fetch under way."""
+        """Someone reports a change of the service: it is due at once, or again right after the fetch in flight."""
         if (entry := self._store.get(key)) is not None:
             entry.notified_at, entry.fetch_cause = now, cause
             self._schedule_at(entry, now, now)
 
-    # writes
-
     def record_write(self, write: Write[Any], now: float, now_ms: int, *, local: bool = False) -> Change | None:
         """A write was accepted: readers see it at once. Returns the change, or None.
 
-        `local`: it was accepted here while the upstream was away, which will hear of it later.
+        `local`: this proxy accepted it while the upstream was away, and will send it later.
         """
         entry = self._get_or_create(write.service)
         before = entry.visible if entry.visible is not None else Snapshot(write.service)
@@ -222,8 +214,8 @@ class Cache:
         if local and entry.visible is None and after.instances:  # the write is all that is known, so it starts stale
             entry.upstream_snapshot = entry.visible = before
             entry.confirmed_at = now - self._policy.ttl_pushed
-        # A write that changes nothing here may still change the upstream, which lists it late: it may have lost the
-        # instance, or lists no disabled ones. Beats are too frequent for that check.
+        # A write that changes nothing here may still change the upstream, which may have lost the instance or may list
+        # no disabled ones. Beats are too frequent for that check.
         if local or (self._pending_policy.grace > 0 and (after is not before or not isinstance(write, Beat))):
             entry.pending = add(entry.pending, write, UNSENT if local else now)
             self.recent_writes.add(entry.key, now)
@@ -250,7 +242,7 @@ class Cache:
         return change
 
     def restore(self, snapshot: Snapshot, age: float, now: float) -> None:
-        """A snapshot from disk, `age` seconds old. It never replaces one that came from the upstream since start."""
+        """Adds a snapshot from disk, `age` seconds old. It never replaces one that was fetched since the start."""
         entry = self._get_or_create(snapshot.key)
         if entry.visible is None:
             entry.upstream_snapshot = snapshot
@@ -262,14 +254,12 @@ class Cache:
         change = diff(entry.visible, snapshot, source)
         if change is None and entry.visible is not None:
             return None
-        # SDKs ignore a list that is older than the last one, and the clocks of servers and of this host differ
+        # SDKs ignore a list that is older than their last one, and the clocks of servers and this host differ
         earliest = entry.visible.last_ref_time + 1 if entry.visible is not None else 0
         snapshot = snapshot.dated(max(now_ms or snapshot.last_ref_time, earliest))
         entry.visible = snapshot
         entry.ever_nonempty = entry.ever_nonempty or bool(snapshot.instances)
         return None if change is None else replace(change, after=snapshot)
-
-    # watching
 
     def watch(self, key: ServiceKey, now: float, watcher: Watcher = ("", 0)) -> None:
         """Someone listens to the service from now on."""
@@ -289,7 +279,7 @@ class Cache:
             self._schedule.drop(key)
 
     def discovered(self, key: ServiceKey, now: float) -> None:
-        """The upstream lists this name in a group that someone listens to as a whole."""
+        """The upstream lists this name in a group to which someone listens as a whole."""
         if (entry := self._store.get(key)) is not None and self.is_watched(entry, now):
             entry.discovered_at = now
             self._ensure_scheduled(entry, now)
@@ -297,7 +287,7 @@ class Cache:
             self._queue.put(key, now, (discovery_lane(key),))
 
     def set_local_registrations(self, key: ServiceKey, number: int, now: float) -> None:
-        """How many instances of the service are registered through this proxy."""
+        """Sets how many instances of the service are registered through this proxy."""
         entry = self._get_or_create(key)
         entry.local_registrations = number
         entry.last_read = max(entry.last_read, now)
@@ -305,11 +295,11 @@ class Cache:
         self._ensure_scheduled(entry, now)
 
     def set_push_coverage(self, covers: Callable[[ServiceKey], bool]) -> None:
-        """`covers(key)` says whether changes of a service are pushed to us, while push is alive at all."""
+        """`covers(key)`: whether the upstream pushes changes of a service while push is alive."""
         self._covered_by_push = covers
 
     def set_push_alive(self, alive: bool, now: float) -> None:
-        """Whether changes are pushed to us. Without push, watched services are polled at their base interval again."""
+        """Sets whether the upstream pushes changes. If not, poll watched services at their base interval again."""
         if alive == self.pushed:
             return
         self.pushed = alive
@@ -323,8 +313,6 @@ class Cache:
         if entry.pinned or (entry.pending and entry.visible is not None):
             return True
         return entry.ever_nonempty and now - max(entry.last_read, entry.discovered_at) < self._policy.watch_idle
-
-    # what is due
 
     def due(self, now: float, budget: int) -> list[ServiceKey]:
         """At most `budget` services to fetch now. None of them is due again until its fetch ends."""
@@ -359,7 +347,7 @@ class Cache:
         return -math.inf if self._queue else self._schedule.next_due()
 
     def overdue_since(self) -> float:
-        """Since when the most overdue service waits, infinity for none. Unlikely services do not count."""
+        """Since when the most overdue service has been due, infinity for none. Unlikely services do not count."""
         return min(self._schedule.next_due(), self._queue.oldest(but=UNLIKELY))
 
     def _is_pushed(self, entry: Entry) -> bool:
@@ -383,7 +371,7 @@ class Cache:
             self._schedule_at(entry, max(entry.confirmed_at + self._poll_interval(entry), entry.retry_at), now)
 
     def _schedule_by(self, entry: Entry, due: float, now: float) -> None:
-        """Schedules it at `due`, unless it is due earlier."""
+        """Schedules the service at `due`, unless it is due earlier."""
         self._schedule_at(entry, min(self._schedule.due_at(entry.key), due), now)
 
     def _schedule_at(self, entry: Entry, due: float, now: float) -> None:
@@ -399,8 +387,6 @@ class Cache:
             self._store.put(entry)
         return entry
 
-    # for operators, and for push
-
     def entries(self) -> Iterator[Entry]:
         """All entries, the pinned ones first. Callers must not change them."""
         return iter(self._store)
@@ -409,7 +395,7 @@ class Cache:
         return self._store.get(key)
 
     def watched_keys(self) -> Collection[ServiceKey]:
-        """A view of the services that are kept fresh. One that is no longer watched leaves it when it is next due."""
+        """A view of the watched services. A service that is no longer watched leaves it when it is next due."""
         return self._schedule.keys()
 
     @property

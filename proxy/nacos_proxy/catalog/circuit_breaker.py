@@ -11,10 +11,10 @@ FIRST_PROBE = 0.5  # seconds after the upstream was lost
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """It opens after `failures` in a row; `max_delay` is the longest time between two probes, in seconds.
+    """The breaker opens after `failures` in a row. `max_delay`: the longest time between two probes, in seconds.
 
-    A timeout counts as a failure only if nothing at all was answered for `slow` seconds, which is how long a call may
-    take: an upstream that answers some calls is slow, not lost.
+    A timeout counts as a failure only if the upstream answered no call for `slow` seconds, the timeout of a call: an
+    upstream that answers some calls is slow, not lost.
     """
 
     failures: int = 3
@@ -23,7 +23,7 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """Learns the outcome of every call and says whether to call at all. `up` starts True; operators see it."""
+    """Gets the outcome of every call and decides whether calls may go out. Operators see `up`, which starts True."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
@@ -37,11 +37,11 @@ class Breaker:
         self._next_probe = 0.0
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go out: while up always, while down one probe when it is due."""
+        """Whether a call may go out: always while the upstream is up, else only a probe that is due."""
         return self.up or now >= self._next_probe
 
     def call_started(self, now: float) -> None:
-        """A call goes out. While down it is a probe, and puts off the next one."""
+        """A call goes out. While the upstream is down, it is a probe and puts off the next one."""
         if not self.up:
             self._probes += 1
             self._next_probe = now + self._backoff.delay(self._probes)
@@ -55,10 +55,10 @@ class Breaker:
         return was_down
 
     def failed(self, now: float, reason: str, *, slow: bool = False) -> bool:
-        """The upstream gave no answer or a senseless one; `slow`: none in time. True if it now counts as down.
+        """A call failed; `slow`: by a timeout. True if the upstream now counts as down.
 
-        A failure while down does not put off the next probe: otherwise a client that keeps writing would put it off
-        for ever.
+        A failure while it is down does not put off the next probe. Otherwise a client that keeps writing would put it
+        off for ever.
         """
         if slow and now - self._answered < self._policy.slow:
             return False
@@ -69,7 +69,3 @@ class Breaker:
             self.up, self.since, self._probes = False, now, 0
             self._next_probe = now + self._backoff.delay(0)
         return lost
-
-    def __repr__(self) -> str:
-        state = "up" if self.up else f"down, next probe at {self._next_probe:g}"
-        return f"<Breaker {state}, {self.failures} failures>"

@@ -19,13 +19,13 @@ from nacos_proxy.model.services import ServiceKey, Snapshot, Source
 Watcher = tuple[str, int]  # a client, by its address, and one of its streams
 REGISTERED_HERE: Lane = ("registered here", "")
 READS: Lane = ("reads", "")
-MAX_LANES = 8  # streams of one client that are considered
+MAX_LANES = 8  # streams of one client whose lanes `lanes` returns
 UNLIKELY = "unlikely"  # the lane of a client for services that probably do not exist
 RECHECKS = (0.4, 0.8, 1.2, 2.0, 4.0)  # seconds after a notification
 
 
 def discovery_lane(key: ServiceKey) -> Lane:
-    """Where a service waits that nobody asked for by name, but somebody listens to its whole group."""
+    """The lane for services that nobody asked for by name, in a group to which somebody listens as a whole."""
     return "discovery", (key.namespace, key.group)
 
 
@@ -33,13 +33,11 @@ def discovery_lane(key: ServiceKey) -> Lane:
 class Entry:
     """One service; all times are in seconds of the monotonic clock.
 
-    `upstream_snapshot` is the upstream's last list, `visible` what readers see, `confirmed_at` when the upstream last
-    confirmed it. `error` and `failures` are those of the fetches since then.
-
-    `fetching`: a fetch is under way. `notified_at`: when someone last said that the service changed, `fetch_cause` who
-    did. Before `retry_at` a stale read is no reason to fetch: the last fetch failed, or its list is quarantined.
-    `ever_nonempty`: instances were seen; merely asking for a name does not set it. `discovered_at`: when the upstream
-    last listed the name for a client that listens to the whole group.
+    `upstream_snapshot` is the upstream's last list, `visible` the snapshot that readers see. `confirmed_at`: when the
+    upstream last confirmed it. `error` and `failures` are those of the fetches since then. `fetching`: a fetch is in
+    flight. `notified_at`: when a change was last reported; `fetch_cause`: by whom. Before `retry_at`, a stale read
+    starts no fetch, because the last one failed or its list is quarantined. `ever_nonempty`: the service has had
+    instances. `discovered_at`: when the upstream last listed the name for a client that listens to the whole group.
     """
 
     key: ServiceKey
@@ -63,12 +61,12 @@ class Entry:
 
     @property
     def pinned(self) -> bool:
-        """Whether it must not be evicted: someone listens, or registered an instance here."""
+        """Whether the entry must not be evicted: someone listens, or registered an instance here."""
         return bool(self.watchers) or self.local_registrations > 0
 
     @property
     def unlikely(self) -> bool:
-        """Whether the service probably does not exist: it was never seen, and nobody reported a change of it since."""
+        """Whether the service probably does not exist: it never had instances, and no change was reported since."""
         return not self.ever_nonempty and not self.local_registrations and self.notified_at <= self.confirmed_at
 
     @property
@@ -99,16 +97,16 @@ class Entry:
     def next_recheck(self, now: float) -> float:
         """When to fetch again after the last notification, infinity after the last recheck.
 
-        In a cluster, one node reports a change after half a second. Another lists it only after 1.2 to 1.7 s, and may
-        list an older state meanwhile (nacos-http.md, fact 19). Readers are to see the change within 2 s.
+        In a cluster, one node reports a change after half a second, but another lists it only after 1.2 to 1.7 s and
+        may list an older state meanwhile (nacos-http.md, fact 19). Readers should see the change within 2 s.
         """
         return next((self.notified_at + after for after in RECHECKS if self.notified_at + after > now), math.inf)
 
     def lanes(self, read_since: float) -> Iterable[Lane]:
-        """The lanes in which it may wait for its poll. All unlikely services of a client share one lane."""
+        """The lanes in which the service may wait for its poll. All unlikely services of a client share one."""
         if self.watchers and self.unlikely:
             return ((client, UNLIKELY) for client in self.watchers)
-        if self.watchers:  # a few of each client: all streams of one would leave no room to compare those of others
+        if self.watchers:  # a few of each client, so that the streams of others are compared, too
             return ((client, at) for client, streams in self.watchers.items() for at in islice(streams, MAX_LANES))
         if self.local_registrations or self.pending:
             return (REGISTERED_HERE,)
@@ -120,9 +118,8 @@ _peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.
 
 @dataclass(slots=True)
 class EntryStore:
-    """All entries: the pinned ones without a bound, the known and the unknown services under one each.
-
-    Unknown services have a bound of their own, so that requests for a million invented names evict no real service.
+    """All entries. Pinned ones have no bound. Known and unknown services have one each, so that requests for a million
+    invented names evict no real service.
     """
 
     known: LRUCache[ServiceKey, Entry]
@@ -133,7 +130,7 @@ class EntryStore:
         return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
 
     def put(self, entry: Entry) -> None:
-        """Adds an entry, or moves it to where it belongs after a change."""
+        """Adds an entry, or moves it to the mapping for its current state."""
         target = self.pinned if entry.pinned else self.unknown if entry.unknown else self.known
         if target.get(entry.key) is entry:
             return

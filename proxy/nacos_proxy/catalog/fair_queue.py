@@ -1,9 +1,9 @@
-"""A fair queue of what is due: clients take turns, and within a client its lanes do. Polls and UDP pushes use it.
+"""A fair queue: clients take turns, and so do the lanes of a client. Polls and UDP pushes use it.
 
-A lane is one stream of a client, or anything else that deserves a share of its own. A key waits in the emptiest of the
-lanes that it may wait in, and each lane is first in, first out. So a client that listens to thousands of services
-delays only itself, and a service with several listeners waits where the wait is shortest. A listener that arrives
-meanwhile adds a lane to the key; the key keeps its place in the others.
+A lane is one stream of a client, or anything else with a share of its own. It is first in, first out. A key waits in
+the shortest of its lanes. So a client that listens to thousands of services delays only itself, and a service with
+several listeners has the shortest wait of them all. A new listener adds a lane to a waiting key, which keeps its place
+in the others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 Lane = tuple[Hashable, Hashable]  # a client, and the name of one of its lanes
 
-_MAX_COMPARED = 1_000  # lanes of one key: comparing more costs more than it gains
-_MAX_ADDED = 8  # lanes that are added to a key while it waits
+_MAX_COMPARED = 1_000  # lanes of one key; to compare more of them costs more than it gains
+_MAX_ADDED = 8  # lanes that a waiting key may get in addition
 
 
 class FairQueue(Generic[K]):
-    """Keys that wait for their turn. Clients and lanes exist here only while something waits in them."""
+    """Keys that wait for their turn. A client or lane without waiting keys takes no memory."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[Hashable, OrderedDict[Hashable, OrderedDict[K, float]]] = OrderedDict()
         self._lanes: dict[K, list[Lane]] = {}
 
     def put(self, key: K, due: float, lanes: Iterable[Lane]) -> None:
-        """Queues a key, due since `due` (seconds), in the emptiest of these lanes. No effect if it waits already."""
+        """Queues a key, due since `due` (seconds), in the shortest of these lanes. No effect if it waits already."""
         if key in self._lanes:
             return
         lane = min(islice(lanes, _MAX_COMPARED), key=self._turns_ahead)
@@ -37,7 +37,7 @@ class FairQueue(Generic[K]):
         self._add(key, lane, due)
 
     def add_lane(self, key: K, lane: Lane) -> bool:
-        """If the key waits already, lets it wait in this lane as well. Returns whether it waits."""
+        """Adds a lane to a waiting key. Returns whether the key waits."""
         lanes = self._lanes.get(key)
         if lanes is None:
             return False
@@ -84,7 +84,7 @@ class FairQueue(Generic[K]):
         return key, (client, lane)
 
     def oldest(self, but: Hashable) -> float:
-        """The earliest `due` of what waits, infinity for nothing; lanes named `but` do not count."""
+        """The earliest `due` of all waiting keys, infinity for none; lanes named `but` do not count."""
         queues = (queue for lanes in self._clients.values() for lane, queue in lanes.items() if lane != but)
         return min((next(iter(queue.values())) for queue in queues), default=math.inf)
 

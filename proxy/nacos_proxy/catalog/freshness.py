@@ -1,13 +1,11 @@
-"""How fresh an entry is, and the headers that tell a reader so.
+"""How fresh an entry is, and the headers that tell a reader. Freshness depends on the age alone:
 
-Freshness is a function of an entry's age; no flag is set when time passes:
-
-    age                                              | freshness | what a read does
-    -------------------------------------------------|-----------|------------------------------------------
-    younger than the TTL                             | FRESH     | answers
-    younger than the TTL + stale-if-error            | STALE     | answers, refreshes behind the answer
-    older                                            | EXPIRED   | asks the upstream, has nothing if that fails
-    nothing was ever fetched                         | MISSING   | waits for the one fetch in flight
+age                                              | freshness | what a read does
+-------------------------------------------------|-----------|------------------------------------------
+younger than the TTL                             | FRESH     | answers
+younger than the TTL + stale-if-error            | STALE     | answers, refreshes behind the answer
+older                                            | EXPIRED   | asks the upstream, has nothing if that fails
+nothing was ever fetched                         | MISSING   | waits for the one fetch in flight
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ def freshness(age: float | None, ttl: float, stale_if_error: float) -> Freshness
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """A request's demands: `no_cache` wants an answer of the upstream, `max_age` bounds the age in seconds."""
+    """A request's demands: `no_cache` asks for an answer of the upstream, `max_age` bounds the age in seconds."""
 
     no_cache: bool = False
     max_age: float | None = None
@@ -57,7 +55,7 @@ class CacheControl:
         return cls(no_cache or max_age == 0, max_age)
 
     def satisfied_by(self, result: CacheResult) -> bool:
-        """Whether the cached result may be the answer, without asking the upstream."""
+        """Whether the cached result may be the answer, without a fetch."""
         if self.no_cache or result.freshness in (Freshness.MISSING, Freshness.EXPIRED):
             return False
         return self.max_age is None or result.age <= self.max_age
@@ -67,9 +65,9 @@ class CacheControl:
 class CacheResult:
     """The cache's answer to a read. `age`: seconds since the upstream last confirmed the snapshot.
 
-    `ttl` is how many seconds longer the answer is fresh; it is negative for a stale one. If there are both a snapshot
-    and an `error`, the error is newer. `fetched`: this read waited for the upstream. `from_disk`: the snapshot was
-    restored, and the upstream has not confirmed it since.
+    `ttl`: seconds until the answer becomes stale, negative for a stale one. If both a snapshot and an `error` exist,
+    the error is newer. `fetched`: this read waited for the upstream. `from_disk`: the snapshot was restored, and the
+    upstream has not confirmed it since.
     """
 
     freshness: Freshness

@@ -1,4 +1,4 @@
-"""Health checks of instances that the proxy beats for: their settings, and what the results mean.
+"""Health checks of instances that the proxy beats for: their settings, and the actions that follow from results.
 
 result            | while passing        | while failing
 ------------------|----------------------|------------------------------------------------------
@@ -6,12 +6,11 @@ pass              | passing              | passing again: a beat at once
 fail              | after n in a row:    | silence: the registry marks the instance unhealthy;
                   | failing              | after `deregister_after` seconds of it: deregister
 
-Beats are independent of the interval of the checks: while an instance passes, it beats as often as Nacos expects.
+While an instance passes, it beats as often as Nacos expects, whatever the interval of the checks.
 
 A bounded number of checks run at once. `Shares` divides them among groups, so that a few groups cannot keep the others
-waiting. A group is an owner (a client's address) with one of three speeds: checks that ended quickly the last time,
-slow ones with a short timeout, and slow ones with a long timeout. So checks are separated by speed even if all clients
-share one address.
+waiting. A group is an owner (a client's address) with one of three speeds: quick at the last check, slow with a short
+timeout, slow with a long timeout. So slow checks do not delay quick ones even if all clients share one address.
 """
 
 from __future__ import annotations
@@ -34,12 +33,16 @@ Kind = Literal["http", "tcp", "ttl"]
 Action = Literal["beat", "silence", "deregister"]
 
 MAX_TIMEOUT = 60.0  # seconds
-MIN_BEAT_INTERVAL = 1.0  # seconds, whatever the metadata says
-QUICK = 1.0  # seconds within which a check ends that counts as quick
+MIN_BEAT_INTERVAL = 1.0  # seconds, even if the metadata asks for less
+QUICK = 1.0  # seconds that a quick check may take
 LONG = 5.0  # seconds; a longer timeout counts as long
 
 _PORT = re.compile(r"[0-9]{1,5}")  # Python refuses to convert a very long number
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def _bad(parameter: str, problem: str) -> BadCall:
+    return BadCall(parameter, Violation.BODY, f"{parameter} {problem}")
 
 
 def seconds(parameter: str, value: object) -> float:
@@ -52,15 +55,13 @@ def seconds(parameter: str, value: object) -> float:
     except (ValueError, KeyError):
         result = -1.0
     if not 0 < result < 86_400 * 366:
-        raise BadCall(
-            parameter, Violation.BODY, f"{parameter} is a duration such as '5s' or '500ms', not {text[:40]!r}"
-        )
+        raise _bad(parameter, f"is a duration such as '5s' or '500ms', not {text[:40]!r}")
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """What to check, how often, and what failures mean; seconds. `target` is a URL, `host:port`, or '' for a TTL.
+    """The settings of a check; times in seconds. `target` is a URL, `host:port`, or '' for a TTL.
 
     `timeout` is at most `interval` and at most 60 s, because the number of checks that run at once is bounded.
     """
@@ -77,25 +78,19 @@ class CheckSpec:
     def parse(cls, body: object, *, restored: bool = False) -> CheckSpec:
         """From the `managed` object of a registration. Raises `BadCall`, which names the wrong field.
 
-        `kept`: it was read back from disk. An older version may have accepted a longer `timeout`, which is shortened.
+        `restored`: the object comes from disk. A longer `timeout`, which older versions accepted, is shortened.
         """
         managed = _mapping("managed", body)
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
-            raise BadCall(
-                "managed", Violation.BODY, f"managed has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}"
-            )
+            raise _bad("managed", f"has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}")
         check = _mapping("managed.check", managed.get("check"))
         if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
-            raise BadCall(
-                "managed.check",
-                Violation.BODY,
-                'managed.check is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}',
-            )
+            raise _bad("managed.check", 'is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}')
         kind, value = next(iter(check.items()))
         failures = managed.get("failures", 3)
         if not isinstance(failures, int) or not 1 <= failures <= 1000:
-            raise BadCall("managed.failures", Violation.BODY, "managed.failures is a number from 1 to 1000")
+            raise _bad("managed.failures", "is a number from 1 to 1000")
         interval = seconds("managed.interval", managed.get("interval", 5))
         return cls(
             kind,  # pyright: ignore[reportArgumentType] - one of the three kinds, as checked above
@@ -109,7 +104,7 @@ class CheckSpec:
 
     @property
     def host(self) -> str:
-        """The host that a check would connect to, '' for a TTL."""
+        """The host to which the check connects, '' for a TTL."""
         if self.kind == "http":
             return urlsplit(self.target).hostname or ""
         return self.target.rpartition(":")[0].strip("[]")
@@ -124,32 +119,27 @@ class CheckSpec:
 
 def _mapping(parameter: str, body: object) -> Mapping[str, Any]:
     if not isinstance(body, dict):
-        raise BadCall(parameter, Violation.BODY, f"{parameter} is an object")
+        raise _bad(parameter, "is an object")
     return body  # pyright: ignore[reportUnknownVariableType]
 
 
-def _timeout(value: object, interval: float, kept: bool) -> float:
-    longest = min(interval, MAX_TIMEOUT)
-    if value is None:
-        return min(2.0, longest)
-    timeout = seconds("managed.timeout", value)
-    if timeout <= longest or kept:
-        return min(timeout, longest)
+def _timeout(value: object, interval: float, restored: bool) -> float:
+    max_timeout = min(interval, MAX_TIMEOUT)
+    timeout = 2.0 if value is None else seconds("managed.timeout", value)
+    if timeout <= max_timeout or restored or value is None:
+        return min(timeout, max_timeout)
     bound = f"its interval, which is {interval:g} s here" if interval < MAX_TIMEOUT else f"{MAX_TIMEOUT:g} s"
-    text = f"managed.timeout is at most {bound}, not {timeout:g} s"
-    raise BadCall("managed.timeout", Violation.BODY, text)
+    raise _bad("managed.timeout", f"is at most {bound}, not {timeout:g} s")
 
 
 def _target(kind: str, value: object) -> str:
     text = value if isinstance(value, str) and value.isprintable() else ""
     if kind == "http" and not _is_url(text):
-        raise BadCall(
-            "managed.check.http", Violation.BODY, "managed.check.http is a URL such as http://127.0.0.1:8080/health"
-        )
+        raise _bad("managed.check.http", "is a URL such as http://127.0.0.1:8080/health")
     if kind == "tcp":
         host, _, port = text.rpartition(":")
         if not host or _PORT.fullmatch(port) is None or not 0 < int(port) < 65536:
-            raise BadCall("managed.check.tcp", Violation.BODY, "managed.check.tcp is host:port, such as 127.0.0.1:8080")
+            raise _bad("managed.check.tcp", "is host:port, such as 127.0.0.1:8080")
     return "" if kind == "ttl" else text
 
 
@@ -174,9 +164,9 @@ def is_local_host(host: str) -> bool:
 
 @dataclass(slots=True)
 class CheckedInstance:
-    """An instance that the proxy beats for. `owner` is the address of the client that registered it.
+    """An instance that the proxy beats for. `owner`: the address of the client that registered it.
 
-    `heard` is the last sign of life of a TTL check. `slow`: the last check took long, or there was none yet.
+    `last_heard`: the last sign of life for a TTL check. `slow`: the last check took long, or none has ended yet.
     """
 
     service: ServiceKey
@@ -193,10 +183,9 @@ class CheckedInstance:
     actions: dict[str, int] = field(default_factory=lambda: {})
 
     def begin(self, now: float, *, registered: bool) -> None:
-        """The first check is due at once, the first beat an interval after the instance was registered.
+        """The first check is due at once. If the instance was just `registered`, the first beat is an interval later.
 
-        One that was read back from disk (not `registered` now) beats as soon as it passes: the upstream may have
-        removed it meanwhile.
+        An instance from disk beats as soon as it passes, because the upstream may have removed it meanwhile.
         """
         self.due_at, self.last_heard = now, self.last_heard or now
         self.beat_at = now + self._beat_interval if registered else math.inf
@@ -211,7 +200,7 @@ class CheckedInstance:
 
     @property
     def group(self) -> Hashable:
-        """The group that shares the bounded number of checks with others."""
+        """The holder of a share (see the module's docstring)."""
         return self.owner, self.slow, self.slow and self.spec.timeout > LONG
 
     @property
@@ -219,14 +208,14 @@ class CheckedInstance:
         return max(MIN_BEAT_INTERVAL, beat_interval(self.instance.metadata) / 1000)
 
     def beats(self, now: float) -> bool:
-        """Whether a beat is due. If so, the next one is due an interval later."""
+        """Whether a beat is due. If so, schedules the next one an interval later."""
         if not self.passing or now < self.beat_at:
             return False
         self.beat_at = now + self._beat_interval
         return True
 
     def result(self, error: str, now: float, took: float = 0.0) -> Action:
-        """A check ended after `took` seconds; `error` is '' for a pass. Returns what to do, and schedules the next."""
+        """A check ended after `took` seconds; `error` is '' for a pass. Schedules the next, returns what to do."""
         self.due_at = now + self.spec.interval
         self.last_error = error
         self.slow = took > QUICK
@@ -256,14 +245,14 @@ class CheckedInstance:
             self.failing_since = min(now, self.failing_since + gap)
 
     def expired(self, now: float) -> str:
-        """The error of a TTL check; '' while the last sign of life is recent enough."""
+        """The error of a TTL check, '' if the last sign of life is recent enough."""
         return "" if now - self.last_heard < self.spec.ttl else f"no sign of life for {self.spec.ttl:g} s"
 
 
 def startable(
     waiting: Iterable[CheckedInstance], running: Iterable[CheckedInstance], max_running: int
 ) -> list[CheckedInstance]:
-    """The checks that may start now, the most overdue first, so that at most `max_running` run at once."""
+    """The checks that may start now, the most overdue first. At most `max_running` run at once."""
     shares = Shares(max_running, (checked.group for checked in running))
     chosen: list[CheckedInstance] = []
     for checked in sorted(waiting, key=lambda checked: checked.due_at):

@@ -1,12 +1,12 @@
 """Publishes changes to readers: event ids, history, resuming, mailboxes.
 
-A change is published once and gets one id, `<epoch>-<n>`. A reader that keeps up gets every event. A slow one has at
-most one pending change per service, into which newer changes are merged. So its memory is bounded by the number of
-services; it may miss a state that came and went, but always gets the last state of each service.
+Each published change gets one id, `<epoch>-<n>`. A reader that keeps up gets every event. A slow one has at most one
+pending change per service, into which newer changes are merged, so the number of services bounds its memory. It may
+miss an intermediate state, but always gets the last state of each service.
 
-A reader resumes after an id, so an id promises that the reader got everything up to it. In the middle of what a slow
-reader is sent, that does not hold: if changes 1 and 3 of one service were merged, change 2 of another service goes out
-before them. Such an event gets an id of an unknown epoch, so that a reader resuming there starts from new snapshots.
+A reader resumes after an id, so an id promises that the reader got everything up to it. After a merge this may not
+hold: if changes 1 and 3 of one service were merged, change 2 of another service goes out before them. Such an event
+gets an id of an unknown epoch, so that a reader that resumes there starts from new snapshots.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -22,12 +22,10 @@ from cachetools import LRUCache
 
 from nacos_proxy.model.services import Change, ServiceKey, merge
 
-UpstreamState = Literal["up", "down"]
-
 
 @dataclass(frozen=True, slots=True)
 class HubPolicy:
-    """How much is kept: `history` events with at most `hosts` instances in all, and `encoded` bytes of encodings."""
+    """Bounds: `history` events with at most `hosts` instances in all, and `encoded` bytes of encoded events."""
 
     history: int = 4096
     hosts: int = 100_000
@@ -36,12 +34,9 @@ class HubPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """The upstream was lost or is back. It has its place in the stream among the changes.
+    """The upstream was lost or is back. Of several waiting notices a reader gets only the last, the current state."""
 
-    Of several that wait for a reader only the last is sent: it is the whole state, and a repeated one does no harm.
-    """
-
-    state: UpstreamState
+    state: Literal["up", "down"]
     reason: str
 
 
@@ -49,8 +44,8 @@ class Notice:
 class Event:
     """A change or a notice with its number in the stream.
 
-    `first` is the number of the first change that was merged into it. `resumable`: a reader that got this event has
-    got everything up to its number.
+    `first`: the number of the first change that was merged into it. `resumable`: a reader of this event has got
+    everything up to its number.
     """
 
     number: int
@@ -61,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a reader listens to: services by key, or all of a (namespace, group) (`everything`), and which instances."""
+    """The services of a reader, by key or all of a (namespace, group) (`everything`), and the instances to show."""
 
     keys: frozenset[ServiceKey] = frozenset()
     everything: tuple[str, str] | None = None
@@ -75,28 +70,29 @@ class Filter:
 class Mailbox:
     """One reader's pending events. `wake` is called when an event arrives in an empty mailbox; it must not block.
 
-    A reader that keeps up, and has taken all that was pending, may attach a sink: events then go there at once.
+    A reader that has taken all pending events may attach a sink, which then gets each event at once. `reset`: the
+    reader must start from new snapshots. `client` is the reader's address.
     """
 
     def __init__(self, interest: Filter, wake: Callable[[], None]) -> None:
         self.filter = interest
-        self.client = ""  # the reader's address
+        self.client = ""
         self.reset = False
         self.sink: Callable[[Event], None] | None = None  # set by `attach` and `detach` only
         self._wake = wake
         self._pending: dict[ServiceKey | None, Event] = {}
-        self._undone: tuple[float, int] = (math.inf, 0)  # from the first change that was undone here to what undid it
+        self._undone: tuple[float, int] = (math.inf, 0)  # numbers of the first undone change, and of the one undoing it
 
     def attach(self, sink: Callable[[Event], None]) -> None:
-        """The hub hands each event to `sink` from now on, and nothing is kept here."""
+        """From now on, each event goes to `sink` and does not wait here."""
         self.sink = sink
 
     def detach(self) -> None:
-        """Events are kept here again; no effect without a sink."""
+        """From now on, events wait here again. No effect without a sink."""
         self.sink = None
 
     def put(self, event: Event) -> None:
-        """Adds an event. A change is merged into one of the same service that waits here."""
+        """Adds an event. A change is merged with a waiting one of the same service."""
         empty = not self._pending
         key = event.body.key if isinstance(event.body, Change) else None
         waiting = self._pending.pop(key, None)
@@ -141,15 +137,8 @@ def _marked(events: list[Event], undone: tuple[float, int]) -> list[Event]:
     return marked[::-1]
 
 
-@dataclass(slots=True)
-class _Readers:
-    by_key: dict[ServiceKey, dict[Mailbox, None]] = field(default_factory=lambda: {})
-    everything: dict[tuple[str, str], dict[Mailbox, None]] = field(default_factory=lambda: {})
-    all: dict[Mailbox, None] = field(default_factory=lambda: {})
-
-
 class Hub:
-    """Numbers events and delivers them. `epoch` tells the ids of this run from those of another."""
+    """Numbers events and delivers them. The `epoch` of an id names the run of the proxy."""
 
     def __init__(self, policy: HubPolicy, epoch: str) -> None:
         self.epoch = epoch
@@ -157,11 +146,13 @@ class Hub:
         self._policy = policy
         self._history: deque[Event] = deque()
         self._hosts = 0
-        self._readers = _Readers()
+        self._readers: dict[Mailbox, None] = {}
+        self._by_key: dict[ServiceKey, dict[Mailbox, None]] = {}
+        self._by_group: dict[tuple[str, str], dict[Mailbox, None]] = {}
         self._encoded: LRUCache[Hashable, bytes] = LRUCache(policy.encoded, getsizeof=_size)
 
     def id_of(self, event: Event) -> str:
-        """The id from which a reader of this event resumes; of an unknown epoch if the event is not resumable."""
+        """The id after which a reader of this event resumes. It has an unknown epoch if the event is not resumable."""
         return f"{self.epoch}{'' if event.resumable else '.part'}-{event.number}"
 
     @property
@@ -170,7 +161,7 @@ class Hub:
         return f"{self.epoch}-{self.published}"
 
     def publish(self, body: Change | Notice) -> Event:
-        """Numbers it, keeps it in the history, and delivers it to every mailbox that wants it."""
+        """Numbers the event, keeps it in the history, and delivers it to every mailbox that wants it."""
         self.published += 1
         event = Event(self.published, body, self.published)
         self._remember(event)
@@ -187,16 +178,15 @@ class Hub:
 
     def _audience(self, body: Change | Notice) -> Iterable[Mailbox]:
         if isinstance(body, Notice):
-            return self._readers.all
-        listeners = self._readers.by_key.get(body.key)
-        every = self._readers.everything.get((body.key.namespace, body.key.group))
+            return self._readers
+        listeners = self._by_key.get(body.key)
+        every = self._by_group.get((body.key.namespace, body.key.group))
         return {**listeners, **every} if listeners and every else listeners or every or ()
 
     def subscribe(self, interest: Filter, wake: Callable[[], None], after: str = "") -> Mailbox:
         """A mailbox that gets events from now on, filled with those after the id `after`.
 
-        If these are not known any more (another epoch, or older than the history), the mailbox is marked `reset`: its
-        reader must start from new snapshots.
+        If the history does not hold all of these (another epoch, or too old), the mailbox is marked `reset`.
         """
         mailbox = Mailbox(interest, wake)
         if after:
@@ -205,22 +195,22 @@ class Hub:
             for event in missed or ():
                 if isinstance(event.body, Notice) or interest.wants(event.body.key):
                     mailbox.put(event)
-        self._readers.all[mailbox] = None
+        self._readers[mailbox] = None
         for key in interest.keys:
-            self._readers.by_key.setdefault(key, {})[mailbox] = None
+            self._by_key.setdefault(key, {})[mailbox] = None
         if interest.everything is not None:
-            self._readers.everything.setdefault(interest.everything, {})[mailbox] = None
+            self._by_group.setdefault(interest.everything, {})[mailbox] = None
         return mailbox
 
     def unsubscribe(self, mailbox: Mailbox) -> bool:
         """Stops delivering to a mailbox. False if it was unsubscribed before."""
-        if mailbox not in self._readers.all:
+        if mailbox not in self._readers:
             return False
-        del self._readers.all[mailbox]
+        del self._readers[mailbox]
         for key in mailbox.filter.keys:
-            _discard(self._readers.by_key, key, mailbox)
+            _discard(self._by_key, key, mailbox)
         if mailbox.filter.everything is not None:
-            _discard(self._readers.everything, mailbox.filter.everything, mailbox)
+            _discard(self._by_group, mailbox.filter.everything, mailbox)
         return True
 
     def _since(self, after: str) -> list[Event] | None:
@@ -234,7 +224,7 @@ class Hub:
     def encoded(self, event: Event, variant: Hashable, encode: Callable[[Event], bytes]) -> bytes:
         """The event's bytes for a variant, encoded once for all readers that see the same change.
 
-        Readers with the same first and last number got the same changes of a service, so they see the same merged one.
+        If the first and last number of a merged change are the same, the change is the same.
         """
         slot = (event.number, event.first, event.resumable, variant)
         data = self._encoded.get(slot)
@@ -246,7 +236,7 @@ class Hub:
 
     @property
     def readers(self) -> int:
-        return len(self._readers.all)
+        return len(self._readers)
 
     def __repr__(self) -> str:
         return f"<Hub {self.last_id}, {self.readers} readers, {len(self._history)} kept>"

@@ -1,7 +1,7 @@
-"""Writes that were accepted here while the upstream was away, in order, until they are sent to it.
+"""Writes that this proxy accepted while the upstream was away, in order, until it sends them.
 
-For each ip:port of a service only the writes that still matter are kept. A registration supersedes all before it,
-except a deregistration from another cluster: servers 1.x keep an instance for each cluster.
+For each ip:port of a service, the journal keeps only the writes that still matter. A registration supersedes all
+earlier ones except a deregistration from another cluster, because servers 1.x keep an instance for each cluster.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from nacos_proxy.model.calls import Beat, Deregister, Register, Update, Write
 
 LocalWrite = Register | Deregister | Update | Beat
 
-
 MAX_WRITES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """The writes that wait for one key. `number` orders the keys; `at` is when the last write came (s since 1970)."""
+    """The waiting writes of one key. `number` orders the keys; `at`: the time of the last write (s since 1970)."""
 
     writes: tuple[LocalWrite, ...]
     number: int
@@ -30,14 +29,13 @@ class JournalEntry:
 
 
 def registration_key(write: LocalWrite) -> RegistrationKey:
-    """The key of the registration that a write is about."""
     if isinstance(write, Register):
         return (write.service, write.instance.ip, write.instance.port)
     return (write.service, write.ip, write.port)
 
 
 class Journal:
-    """At most `max_writes` writes, by key. `changed`: the keys whose state on disk is out of date."""
+    """At most `max_writes` writes, by key; `len` is their number. `changed`: the keys to write to disk."""
 
     def __init__(self, max_writes: int = MAX_WRITES) -> None:
         self.changed: set[RegistrationKey] = set()
@@ -57,7 +55,7 @@ class Journal:
         self._put(key, JournalEntry((*kept, write), self._number, at))
 
     def done(self, key: RegistrationKey, write: LocalWrite) -> None:
-        """Removes a write: it was sent, or never will be. No effect if another one superseded it meanwhile."""
+        """Removes a write that was sent or given up. No effect if a newer one superseded it meanwhile."""
         known = self._waiting.get(key)
         if known is not None and any(old is write for old in known.writes):
             left = tuple(old for old in known.writes if old is not write)
@@ -70,7 +68,7 @@ class Journal:
                 self.done(key, write)
 
     def restore(self, key: RegistrationKey, waiting: JournalEntry) -> None:
-        """Adds what was read from disk; to be called in the order of the numbers."""
+        """Adds an entry from disk. Call it in the order of the numbers."""
         self._number = max(self._number, waiting.number)
         self._put(key, waiting)
         self.changed.discard(key)
@@ -101,11 +99,7 @@ class Journal:
         return iter(list(self._waiting))
 
     def __len__(self) -> int:
-        """How many writes wait."""
         return self._count
-
-    def __repr__(self) -> str:
-        return f"<Journal {self._count} writes of {len(self._waiting)} instances>"
 
 
 def _of_another_cluster(old: Write[Any], new: LocalWrite) -> bool:

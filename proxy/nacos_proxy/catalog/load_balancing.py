@@ -1,11 +1,11 @@
-"""Chooses one instance of a snapshot for a request. Random numbers, the last choice and keys are arguments.
+"""Chooses one instance of a snapshot for a request.
 
     strategy     | the choice
     -------------|------------------------------------------------------------------------------------------
     weighted     | at random, in proportion to the weights
-    random       | at random, every instance alike
+    random       | at random, each instance equally likely
     round_robin  | the one after the last choice, in the order of ip, port, cluster
-    hash         | the same instance for the same key, until that instance goes (weighted rendezvous hashing)
+    hash         | the same instance for the same key, while that instance exists (weighted rendezvous hashing)
 
 No strategy chooses a disabled instance or one of weight 0.
 """
@@ -53,14 +53,14 @@ class Candidates:
         return self.hosts[min(int(draw * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
 
     def after(self, last: InstanceKey | None) -> Instance | None:
-        """The next one after `last`, even if `last` is gone; None starts from the first."""
+        """The next instance after `last`, even if `last` is gone; None starts from the first."""
         if not self.hosts:
             return None
         index = 0 if last is None else bisect_right(self._keys, last)
         return self.hosts[index % len(self.hosts)]
 
     def hashed(self, key: str) -> Instance | None:
-        """Rendezvous hashing: the highest score wins, so an instance that comes or goes moves only its own keys."""
+        """Rendezvous hashing: the highest score wins, so a new or lost instance moves only its own keys."""
         return max(self.hosts, key=lambda host: score(key, host), default=None)
 
 
@@ -76,7 +76,7 @@ def score(key: str, host: Instance) -> float:
 
 
 def why_empty(snapshot: Snapshot, clusters: frozenset[str], healthy_only: bool) -> str:
-    """Why no instance of a snapshot can be chosen, for people."""
+    """Tells people why no instance of a snapshot can be chosen."""
     hosts = snapshot.instances
     steps: tuple[tuple[str, Callable[[Instance], bool]], ...] = (
         (f"in the clusters {', '.join(sorted(clusters))}", lambda i: not clusters or i.cluster in clusters),

@@ -1,11 +1,12 @@
 """Accepted writes that the upstream does not list yet, applied to its snapshots.
 
-A real server lists a write some 500 ms after it answered `ok`. Until then a fetch returns the old list, which readers
-must not see again. A pending write ends in one of two ways. It is confirmed by a list that agrees with it and was
-asked for `settle` seconds after it or later; an older list may agree by chance and be followed by an older state. It is
-given up when a list that was asked for `grace` seconds after it or later does not agree: then the upstream is right.
-What counts is when a list was asked for, not when it arrived.
-Source: nacos-http.md, fact 1; recordings "v1 list at once after register".
+A real server lists a write some 500 ms after it answered `ok` (nacos-http.md, fact 1; recordings "v1 list at once after
+register"). Until then a fetch returns the old list, which readers must not see again. A pending write ends in one of
+two ways, which depend on when a list was requested, not on when it arrived:
+
+- A list that agrees confirms it, if requested `confirm_after` seconds after the write or later. An earlier list may
+  agree by chance, and an older state may follow.
+- A list that does not agree ends it, if requested `grace` seconds after the write or later: then the upstream is right.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, S
 from nacos_proxy.model.effects import Draft
 from nacos_proxy.model.services import Snapshot
 
-UNSENT = math.inf  # `since` of a write that was not sent to the upstream yet, so no list can confirm it
+UNSENT = math.inf  # `since` of a write that the upstream has not received yet, so no list can confirm it
 
 
 @dataclass(frozen=True, slots=True)
 class PendingPolicy:
-    """Seconds. `grace` 0 trusts every list at once, for a registry that lists writes without a delay."""
+    """Seconds. With `grace` 0 every list counts at once, for a registry that lists writes without a delay."""
 
     confirm_after: float = 1.0
     grace: float = 3.0
@@ -32,7 +33,7 @@ class PendingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A write, when the upstream accepted it (or `UNHEARD`), and the ip and port that it is about, if any."""
+    """A write, when the upstream accepted it (or `UNSENT`), and the ip and port that it is about, if any."""
 
     write: Write[Any]
     since: float
@@ -48,10 +49,10 @@ def apply_pending(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
 
 
 def add(pending: tuple[Pending, ...], write: Write[Any], now: float) -> tuple[Pending, ...]:
-    """The pending writes with one more, without those that it supersedes, so their number stays bounded."""
+    """Adds a write and drops those that it supersedes, so that their number stays bounded."""
     address = _address(write)
     if isinstance(write, Beat) and any(p.address == address and p.write == write for p in pending):
-        return pending  # the first one keeps its place, before any modification that followed it
+        return pending  # the first beat keeps its place, before any modification that followed it
     kept = [p for p in pending if p.address != address or not supersedes(write, p.write)]
     kept.append(Pending(write, now, address))
     return tuple(kept)
@@ -105,16 +106,16 @@ def _named(update: Update) -> set[str]:
 
 
 def drop_confirmed(
-    pending: tuple[Pending, ...], base: Snapshot, asked: float, policy: PendingPolicy
+    pending: tuple[Pending, ...], base: Snapshot, requested_at: float, policy: PendingPolicy
 ) -> tuple[Pending, ...]:
-    """What stays pending after the upstream listed `base`, asked for at `asked`: neither confirmed nor given up."""
-    if all(asked - p.since >= policy.confirm_after for p in pending) and apply_pending(base, pending) == base:
+    """The writes that stay pending after the upstream listed `base` in answer to a request at `requested_at`."""
+    if all(requested_at - p.since >= policy.confirm_after for p in pending) and apply_pending(base, pending) == base:
         return ()  # they agree together, though one alone may not: registered, then modified
     kept: list[Pending] = []
     visible = Draft(base, many=True)
     for one in pending:
-        confirmed = asked - one.since >= policy.confirm_after and visible.shows(one.write)
-        if not confirmed and asked - one.since < policy.grace:
+        confirmed = requested_at - one.since >= policy.confirm_after and visible.shows(one.write)
+        if not confirmed and requested_at - one.since < policy.grace:
             kept.append(one)
             visible.apply(one.write)
     return tuple(kept)
@@ -130,7 +131,7 @@ def explained(pending: Iterable[Pending], before: Snapshot, after: Snapshot, sha
 def next_check(pending: Iterable[Pending], policy: PendingPolicy, now: float) -> float:
     """When to fetch a list that may confirm pending writes, infinity if there are none.
 
-    Not sooner than in half of `settle`, so that a series of writes does not cause a fetch for each of them.
+    At the earliest after half of `confirm_after`, so that not every write of a series causes a fetch.
     """
     waits = [
         p.since + (policy.confirm_after if p.since + policy.confirm_after > now else policy.grace) for p in pending

@@ -1,4 +1,4 @@
-"""Which services were written to through this proxy a moment ago."""
+"""The services that were written to through this proxy a moment ago."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nacos_proxy.model.services import ServiceKey
 
 
 class RecentWrites:
-    """Services by their last write. Each is forgotten `grace` seconds after it, which bounds their number."""
+    """Services by their last write, for `grace` seconds each, which bounds their number."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace

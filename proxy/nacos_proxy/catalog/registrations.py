@@ -1,6 +1,6 @@
 """Instances that were registered through this proxy, and whether their clients still beat.
 
-With them the proxy can reregister an instance that the upstream has lost, and answer a beat while the upstream is away.
+They let the proxy reregister an instance that the upstream has lost, and answer beats while the upstream is away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 
 RegistrationKey = tuple[ServiceKey, str, int]
 
-
 MAX_REGISTRATIONS = 20_000
 
 
@@ -25,11 +24,10 @@ MAX_REGISTRATIONS = 20_000
 class Registration:
     """An instance as its client registered it; all times are in seconds of the monotonic clock.
 
-    `heard` is when its client was last heard of, `beaten` whether it sends beats through this proxy, `since` when it
-    was last registered. `managed` is the check by which the proxy beats for it, as `CheckSpec.dump` writes it. `left`:
-    its owner deregistered it, but the upstream gave no answer; it is not reregistered.
-    `missed_since` is since when the upstream's lists lack it (infinity: they have it). Until `hidden_until` it is known
-    that the upstream has it and does not list it, because someone disabled it.
+    `beats`: the client sends beats through this proxy. `check`: the proxy checks its health and beats for it; the value
+    is that of `CheckSpec.dump`. `deregistering`: its owner deregistered it, but the upstream did not answer; it is not
+    reregistered. `missed_since`: since when the upstream's lists lack it (infinity: they do not). Until `hidden_until`
+    the upstream is known to have it but not to list it, because someone disabled it.
     """
 
     service: ServiceKey
@@ -52,7 +50,6 @@ class Registration:
         return self.last_heard + delete_timeout(self.instance.metadata) / 1000 if self.instance.ephemeral else math.inf
 
     def alive(self, now: float) -> bool:
-        """Whether it has not expired yet."""
         return now < self.expires_at
 
     @property
@@ -65,7 +62,7 @@ class Registration:
 
 
 class Registrations:
-    """At most `max_registrations`, by key. Further instances are served, but not remembered."""
+    """At most `max_registrations`, by key. `full`: further instances were not remembered, though readers see them."""
 
     def __init__(self, max_registrations: int = MAX_REGISTRATIONS) -> None:
         self._max_registrations = max_registrations
@@ -75,7 +72,7 @@ class Registrations:
         self.full = False
 
     def record_write(self, write: Register | Deregister | Update | Beat, now: float) -> bool:
-        """Records an accepted write or beat. True if a registration changed (a beat of a known one is no change)."""
+        """Records an accepted write or beat. True if a registration changed; a beat alone does not change one."""
         match write:
             case Register():
                 return self._put(write.service, write.instance, now)
@@ -140,7 +137,6 @@ class Registrations:
 
     @property
     def room(self) -> bool:
-        """Whether there is room for one more."""
         return len(self._by_key) < self._max_registrations
 
     def find(self, service: ServiceKey, ip: str, port: int) -> Registration | None:
@@ -155,30 +151,29 @@ class Registrations:
         return self._by_service.get(service, {}).values()
 
     def expire(self, now: float) -> list[Registration]:
-        """Removes and returns the expired ones. A managed one is left to its health checker."""
+        """Removes and returns the expired registrations, except health-checked ones."""
         if now < self._first_expiry:
             return []
         gone = [r for r in self._by_key.values() if r.check is None and not r.alive(now)]
         for registration in gone:
             self._drop(registration.key)
-        # a health checker may give up a managed one at any time, so look again soon
+        # the health checker may give up an instance at any time, so look again soon
         expiries = (r.expires_at if r.check is None else now + 1 for r in self._by_key.values())
         self._first_expiry = min(expiries, default=math.inf)
         return gone
 
     def shift(self, gap: float, now: float) -> None:
-        """This process stood still for `gap` seconds: that is not counted as silence of the clients."""
+        """This process stood still for `gap` seconds, which does not count as silence of the clients."""
         for registration in self._by_key.values():
             registration.last_heard = min(now, registration.last_heard + gap)
 
     def restore(self, registration: Registration) -> None:
-        """Adds one that was read from disk. It never replaces one that was registered since start."""
-        if registration.key in self._by_key:
-            return
-        if not self.room:
-            self.full = True
-            return
-        self._add(registration)
+        """Adds a registration from disk. It never replaces one that was made since the start."""
+        if registration.key not in self._by_key:
+            if self.room:
+                self._add(registration)
+            else:
+                self.full = True
 
     def __iter__(self) -> Iterator[Registration]:
         return iter(list(self._by_key.values()))

@@ -1,4 +1,4 @@
-"""When each service is to be fetched again. The cache decides which services, and how often."""
+"""The schedule: when to fetch each service again. The cache decides which services, and how often."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import KeysView
 
 from nacos_proxy.model.services import ServiceKey
 
-_SLACK = 64  # replaced entries that the heap may hold in addition to as many as there are services
+_SLACK = 64  # replaced times that the heap may hold, in addition to one for each service
 
 
 class Schedule:
-    """Services by the time at which they are due. `changes` counts the services that were added or dropped.
+    """One due time for each service. `changes` counts the services that were added or dropped.
 
-    A service has one due time; scheduling it again replaces that. A replaced time stays in the heap until it passes,
-    or until there are too many of them. So the heap is bounded by the number of services, however often they move.
+    A replaced time stays in the heap until it passes, or until too many of them exist. So the number of services bounds
+    the heap, however often they are rescheduled.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Schedule:
         self._heap: list[tuple[float, ServiceKey]] = []
 
     def put(self, key: ServiceKey, due: float) -> None:
-        """Sets when a service is due; infinity: it is kept here until it gets another due time."""
+        """Sets when a service is due; with infinity it stays scheduled, but is never due."""
         known = self._due.get(key)
         if known is None:
             self.changes += 1

@@ -1,4 +1,4 @@
-"""How much of a bounded resource each client may hold, so that a few cannot take all of it."""
+"""Limits how much of a bounded resource each client may hold, so that a few cannot take all of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Shares(Generic[K]):
-    """Of `capacity` units no holder gets more than are still free (a dynamic threshold, as in switch buffers).
+    """No holder gets more of `capacity` units than are still free (a dynamic threshold, as in switch buffers).
 
     One holder alone gets half, the next half of the rest, and so on. If `n` holders take turns, each gets 1/(n + 1).
-    So there is always room for another one, whatever a few hold.
+    So a new holder always finds room.
     """
 
     def __init__(self, capacity: int, holders: Iterable[K] = ()) -> None:
@@ -26,7 +26,7 @@ class Shares(Generic[K]):
         return self._held[holder]
 
     def room(self, holder: K, units: int = 1) -> bool:
-        """Whether the holder may take this many more."""
+        """Whether the holder may take that many more."""
         return self._held[holder] + units <= self._capacity - self.total
 
     def take(self, holder: K, units: int = 1) -> None:

@@ -1,12 +1,12 @@
-"""Who gets UDP pushes, which datagrams wait for an acknowledgement, and which must be sent again.
+"""The subscribers of UDP push, and the datagrams that wait for an acknowledgement.
 
-A subscription expires `expire_after` seconds after the last list call that carried its address. An address has one for
-each service and set of clusters, as on 1.x: an SDK has one socket, and lists a service with other clusters for each of
-its callers. (2.x keeps only the last one, so its other callers get no pushes.) A datagram without an acknowledgement is
-sent once more after `repeat_after` seconds, then given up (nacos-http.md 6, fact 2).
+A subscription expires `expire_after` seconds after the last list call with its address. An address has a subscription
+for each service and set of clusters, as on 1.x, because all callers of an SDK share its one socket. (2.x keeps only the
+last subscription, so the other callers get no pushes.) A datagram without an acknowledgement is sent once more after
+`repeat_after` seconds, then given up (nacos-http.md 6, fact 2).
 
-A client is an IP address. `Shares` bounds its subscriptions and its bytes that wait for an acknowledgement; one socket
-has a bound of its own, too. Clients take turns in what is pushed, and a waiting subscription gets only the last state.
+A client is an IP address. `Shares` bounds its subscriptions and its bytes that wait for an acknowledgement. Clients
+take turns, and a waiting subscription gets only the last state.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from nacos_proxy.model.services import ServiceKey, Snapshot
 
 SocketAddress = tuple[str, int]
 
-MAX_SUBSCRIPTIONS = 20_000  # subscriptions, including those that are read from disk
+MAX_SUBSCRIPTIONS = 20_000  # including those from disk
 _MAX_NAME = 200  # characters of a client's agent and app that are kept
-_OVERHEAD = 500  # bytes that are kept with each datagram
+_OVERHEAD = 500  # bytes of memory for each datagram in addition to its own
 
 
 @dataclass(frozen=True, slots=True)
 class UdpSubscribersPolicy:
     """Seconds and numbers. `per_socket` bounds the subscriptions of one IP and port.
 
-    Up to `max_unacknowledged` bytes of datagrams are kept to be sent again; datagrams beyond that are sent only once.
-    A list call whose clusters are longer than `max_clusters_length` characters makes no subscription.
+    Up to `max_unacknowledged` bytes of datagrams are kept for a repetition; datagrams beyond that are sent only once.
+    A list call with more than `max_clusters_length` characters of clusters makes no subscription.
     """
 
     expire_after: float = 60.0
@@ -56,7 +56,7 @@ class Subscription:
 
 @dataclass(slots=True)
 class Sent:
-    """A datagram that was not acknowledged yet."""
+    """A datagram that the client has not acknowledged yet."""
 
     subscription: Subscription
     packet: bytes
@@ -68,10 +68,10 @@ _Key = tuple[ServiceKey, SocketAddress, str]  # a subscription, by service, addr
 
 
 class UdpSubscribers:
-    """The subscriptions of UDP push, and the datagrams on their way."""
+    """`changes` grows with each subscription that is added or removed; `given_up` counts datagrams."""
 
     def __init__(self, policy: UdpSubscribersPolicy) -> None:
-        self.changes = 0  # grows with each subscription that is added or removed
+        self.changes = 0
         self.acknowledged = 0
         self.given_up = 0
         self._policy = policy
@@ -91,7 +91,8 @@ class UdpSubscribers:
         if known is not None:
             known.agent, known.app, known.seen = agent[:_MAX_NAME], app[:_MAX_NAME], now
             return None
-        if not self._room(address) or len(clusters) > self._policy.max_clusters_length:
+        room = self._clients.room(address[0]) and self._sockets[address] < self._policy.per_socket
+        if not room or len(clusters) > self._policy.max_clusters_length:
             return None
         new = Subscription(service, address, clusters, agent[:_MAX_NAME], app[:_MAX_NAME], now)
         self._by_service.setdefault(service, {})[address, clusters] = new
@@ -99,9 +100,6 @@ class UdpSubscribers:
         self._clients.take(address[0])
         self._sockets[address] += 1
         return new
-
-    def _room(self, address: SocketAddress) -> bool:
-        return self._clients.room(address[0]) and self._sockets[address] < self._policy.per_socket
 
     def _forget(self, address: SocketAddress) -> None:
         self.changes += 1
@@ -134,11 +132,10 @@ class UdpSubscribers:
 
     @property
     def queued(self) -> int:
-        """How many pushes wait in the queue."""
         return len(self._queue)
 
     def sent(self, reference: int, subscription: Subscription, packet: bytes, now: float) -> None:
-        """A datagram went out. An older one of the same subscription needs no acknowledgement any more."""
+        """A datagram went out. An older one of the same subscription no longer needs an acknowledgement."""
         self._discard(subscription.reference)
         subscription.reference = reference
         client, size = subscription.address[0], len(packet) + _OVERHEAD
@@ -152,7 +149,7 @@ class UdpSubscribers:
             self._bytes.give_back(sent.subscription.address[0], len(sent.packet) + _OVERHEAD)
 
     def acked(self, reference: int, sender: SocketAddress) -> bool:
-        """An acknowledgement came. False if it is for an unknown datagram, or one that went to another IP."""
+        """An acknowledgement came. False if the datagram is unknown or went to another IP."""
         sent = self._waiting.get(reference)
         if sent is None or sent.subscription.address[0] != sender[0]:
             return False
@@ -180,17 +177,14 @@ class UdpSubscribers:
         for subscription in self:
             subscription.seen = min(now, subscription.seen + gap)
 
-    def expire(self, now: float) -> list[ServiceKey]:
-        """Removes the expired subscriptions. Returns the services that have no subscribers any more."""
-        emptied: list[ServiceKey] = []
+    def expire(self, now: float) -> None:
+        """Removes the expired subscriptions."""
         for service, subscriptions in list(self._by_service.items()):
             for key in [key for key, s in subscriptions.items() if now - s.seen >= self._policy.expire_after]:
                 del subscriptions[key]
                 self._forget(key[0])
             if not subscriptions:
                 del self._by_service[service]
-                emptied.append(service)
-        return emptied
 
     def __iter__(self) -> Iterator[Subscription]:
         for subscriptions in self._by_service.values():

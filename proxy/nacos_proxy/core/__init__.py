@@ -1,4 +1,4 @@
-"""What happens to a request, one file each: read, query, fetch, send, write, patch, watch, commit; `Agent` joins them.
+"""Handles requests: read, query, fetch, send, write, patch, watch and commit have a file each; `Agent` joins them.
 
 `outage` and `reregistration` handle an upstream that is down or has lost instances.
 Only this room knows both the catalog and the upstream, and only it changes the catalog.

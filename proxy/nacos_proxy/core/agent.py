@@ -1,4 +1,4 @@
-"""The agent: one object over everything in this package, for all that serve clients or work in the background."""
+"""The agent: one object over this package, for frontends and background work."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["Agent", "AgentPolicy", "Catalog", "Follower", "Written"]
 class AgentPolicy:
     """A read waits at most `cold_wait` seconds: legacy clients give up after 3 (nacos-http.md 10.1).
 
-    `strict`: a service that the upstream refuses to show for lack of rights is forgotten, and `on_barred` is called.
-    `outage_writes`: while the upstream is away, writes about ephemeral instances are accepted here.
+    `strict`: if the upstream refuses to show a service for lack of rights, forget the service and call `on_barred`.
+    `outage_writes`: while the upstream is away, accept writes about ephemeral instances here.
     """
 
     cold_wait: float = 2.5
@@ -39,9 +39,9 @@ class AgentPolicy:
 
 
 class Agent:
-    """Reads, writes and watches on behalf of clients. `checks` says whether Nacos's parameter check applies now.
+    """Reads, writes and watches on behalf of clients. `checks()`: whether Nacos's parameter check applies now.
 
-    Its attributes are the methods of the objects that do the work, so a call costs nothing extra.
+    Most attributes are methods of the objects that do the work, so that a call costs nothing extra.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class Agent:
         committer = Committer(catalog, clock, supervisor)
         sender = Sender(registry, catalog, clock, supervisor)
         reregistration = Reregistration(catalog.registrations, sender, committer, clock, supervisor)
-        fetcher = Fetcher(catalog, sender, reregistration, committer, clock, supervisor, strict=policy.strict)
+        fetcher = Fetcher(catalog, sender, reregistration, committer, clock, supervisor, policy.strict)
         reader = Reader(catalog, fetcher, committer.counts, clock, policy.cold_wait)
         queries = Queries(catalog, reader, sender, clock)
-        outage = Outage(catalog, sender, committer, clock, accept_writes=policy.outage_writes, checks=checks)
+        outage = Outage(catalog, sender, committer, clock, policy.outage_writes, checks)
         writer = Writer(
             catalog, sender, queries, outage, reregistration, committer, clock, supervisor, policy.cold_wait
         )
-        patches = Patches(catalog, reader, queries, writer, committer)
-        watches = Watches(catalog.cache, catalog.hub, reader.read, clock, strict=policy.strict)
+        patches = Patches(catalog.registrations, reader, queries, writer, committer)
+        watches = Watches(catalog.cache, catalog.hub, reader.read, clock, policy.strict)
 
         self.registry = registry
         self.catalog = catalog
@@ -110,17 +110,17 @@ class Agent:
         return self._sender.suspicious
 
     def restored(self, confirm_within: float) -> None:
-        """The cache was filled from disk. For `confirm_within` seconds, reads wait for the upstream to confirm it."""
+        """The cache was filled from disk: for `confirm_within` seconds, reads wait for the upstream to confirm it."""
         self.suspect()
         self._reader.restored(confirm_within)
 
     def stood_still(self, gap: float) -> None:
-        """This process did not run for `gap` seconds: it heard no client, and the upstream heard nothing from here."""
+        """This process did not run for `gap` seconds, so it may have missed beats, and the upstream got none."""
         self.catalog.registrations.shift(gap, self.clock.now())
         self.suspect()
 
     async def close(self) -> None:
-        """End what is under way, and the registry."""
+        """End all work in progress, and close the registry."""
         await self._reregistration.close()
         await self._fetcher.close()
         await self.registry.close()

@@ -1,7 +1,7 @@
-"""Commit: a change of the catalog and its publication are one transaction.
+"""Commit: change the catalog and publish the change, as one transaction.
 
-On one event loop, a stretch of code without `await` is a transaction: nothing else can run in between. Everything here
-is synchronous, and a follower must not await. Therefore followers get each change once, in order and without a gap.
+On one event loop, code without `await` is a transaction, because nothing else can run in between. This module never
+awaits, nor may a follower. Therefore followers get each change once, in order and without a gap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Follower = Callable[[Change], object]
 
 @dataclass(slots=True)
 class Catalog:
-    """What this host knows. Its parts are pure: they never await, and get the time as an argument."""
+    """What this host knows. Its parts never await, and get the time as an argument."""
 
     cache: Cache
     hub: Hub
@@ -35,7 +35,7 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[R]):
-    """The result of a write and who gave it: the upstream, the upstream after a reregistration, or this proxy alone."""
+    """The result of a write, and its source: the upstream, the upstream after a reregistration, or this proxy alone."""
 
     result: R
     how: Literal["upstream", "healed", "local"] = "upstream"
@@ -58,23 +58,23 @@ class Counts:
         counts[name] = counts.get(name, 0) + 1
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Committer:
     """Makes accepted writes visible to readers and calls the followers of each change, in the order they joined."""
 
-    def __init__(self, catalog: Catalog, clock: Clock, supervisor: Supervisor) -> None:
-        self.counts = Counts()
-        self.on_registration: list[Callable[[], None]] = []
-        self._catalog = catalog
-        self._clock = clock
-        self._supervisor = supervisor
-        self._followers: dict[str, Follower] = {}
+    _catalog: Catalog
+    _clock: Clock
+    _supervisor: Supervisor
+    counts: Counts = field(default_factory=Counts)
+    on_registration: list[Callable[[], None]] = field(default_factory=lambda: [])
+    _followers: dict[str, Follower] = field(default_factory=lambda: {})
 
     def follow(self, name: str, follower: Follower) -> None:
-        """Call `follower` for each change, after those that followed before it. It must not await."""
+        """Call `follower` for each change, after the earlier followers. It must not await."""
         self._followers[name] = follower
 
     def commit(self, change: Change | None) -> None:
-        """Publish a change that the cache has just made. None means that readers see no difference."""
+        """Publish a change that the cache has just made. None: readers see no difference."""
         if change is None:
             return
         Counts.add(self.counts.changes, change.source)
@@ -88,13 +88,13 @@ class Committer:
         return change
 
     def revise(self, service: ServiceKey, revised: Callable[[Pending], Pending | None]) -> None:
-        """Replace each pending write of a service by what `revised` makes of it; None drops it."""
+        """Replace each pending write of a service by `revised(write)`; None drops it."""
         self.commit(self._catalog.cache.revise(service, revised, self._clock.now(), self.now_ms()))
 
     def accepted(
         self, write: Write[Any], result: object, *, shown_as: Write[Any] | None = None, local: bool = False
     ) -> None:
-        """A write was accepted: remember registrations, and make it (or `shown_as` in its place) visible to readers."""
+        """Record an accepted write: remember registrations, and show the write (or `shown_as` instead) to readers."""
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
         now, registrations = self._clock.now(), self._catalog.registrations
@@ -106,14 +106,14 @@ class Committer:
                 self.enabled(write.service, hidden.instance)
 
     def enabled(self, service: ServiceKey, instance: Instance) -> None:
-        """Lists hide a disabled instance. Now the upstream will list this one; until it does, show it."""
+        """Show an instance that was just enabled, until the upstream lists it. Lists hide disabled instances."""
         entry, i = self._catalog.cache.get(service), instance
         if entry is not None and entry.visible is not None and entry.visible.find(i.ip, i.port) is None:
-            # A full beat adds the instance where no list shows it and changes nothing where one does.
+            # A full beat adds the instance to a list that lacks it, and changes nothing in others.
             self.show(Beat(service, i.ip, i.port, i.cluster, i.ephemeral, full=i))
 
     def registrations_changed(self, service: ServiceKey) -> None:
-        """The registrations that are remembered for a service have changed: tell the cache and `on_registration`."""
+        """The remembered registrations of a service have changed: notify the cache and `on_registration`."""
         number = self._catalog.registrations.count(service)
         self._catalog.cache.set_local_registrations(service, number, self._clock.now())
         for listener in self.on_registration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from nacos_proxy.core.commit import Catalog, Committer, Counts
 from nacos_proxy.core.reregistration import Reregistration
@@ -14,35 +15,22 @@ from nacos_proxy.model.services import ServiceKey, Source
 from nacos_proxy.runtime import Clock, Supervisor, stop
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Fetcher:
-    """`in_flight` are the fetches by service.
+    """`in_flight` are the fetches by service. `_strict`: see `AgentPolicy`."""
 
-    `strict`: a service that the upstream refuses to show for lack of rights is forgotten, and `on_barred` is called.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        sender: Sender,
-        reregistration: Reregistration,
-        committer: Committer,
-        clock: Clock,
-        supervisor: Supervisor,
-        *,
-        strict: bool,
-    ) -> None:
-        self.in_flight: dict[ServiceKey, asyncio.Task[None]] = {}
-        self.on_barred: list[Callable[[ServiceKey, ProxyError], None]] = []
-        self._catalog = catalog
-        self._sender = sender
-        self._reregistration = reregistration
-        self._committer = committer
-        self._clock = clock
-        self._supervisor = supervisor
-        self._strict = strict
+    _catalog: Catalog
+    _sender: Sender
+    _reregistration: Reregistration
+    _committer: Committer
+    _clock: Clock
+    _supervisor: Supervisor
+    _strict: bool
+    in_flight: dict[ServiceKey, asyncio.Task[None]] = field(default_factory=lambda: {})
+    on_barred: list[Callable[[ServiceKey, ProxyError], None]] = field(default_factory=lambda: [])
 
     def refresh(self, key: ServiceKey, source: Source = "poll") -> asyncio.Task[None]:
-        """The fetch of a service that is in flight, or a new one. It outlives whoever waits for it."""
+        """The service's fetch in flight, or a new one. It goes on if the caller is cancelled."""
         if (task := self.in_flight.get(key)) is None:
             self._catalog.breaker.call_started(self._clock.now())
             self._catalog.cache.begin_fetch(key)
@@ -50,11 +38,11 @@ class Fetcher:
         return task
 
     async def _fetch(self, key: ServiceKey, source: Source) -> None:
-        cache, counts, asked = self._catalog.cache, self._committer.counts, self._clock.now()
+        cache, counts, requested_at = self._catalog.cache, self._committer.counts, self._clock.now()
         try:
             snapshot = await self._sender.send(Fetch(key))
             suspicious = self._sender.suspicious
-            missed = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
+            missing_since = await self._reregistration.missing_from(snapshot, suspicious=suspicious)
         except ProxyError as error:
             barred = self._strict and is_denied(error)
             cache.reject(key, error, self._clock.now(), forbidden=barred)
@@ -71,9 +59,9 @@ class Fetcher:
             snapshot,
             self._clock.now(),
             source,
-            requested_at=asked,
+            requested_at=requested_at,
             suspicious=suspicious,
-            missing_since=missed,
+            missing_since=missing_since,
             now_ms=self._committer.now_ms(),
         )
         Counts.add(counts.fetches, "ok")

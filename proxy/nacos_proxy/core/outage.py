@@ -1,8 +1,7 @@
-"""Outage: what is accepted here while the upstream is away, what silence means meanwhile, what is sent on its return.
+"""Outage: accept writes while the upstream is away, watch for silent clients, and send the writes after its return.
 
 This covers ephemeral instances only: their clients run on this host, and their beats show whether they are alive.
-Readers see an accepted write like any other, as a pending write. No list of the upstream undoes it before the upstream
-has heard of it.
+Readers see an accepted write as a pending write. Until the upstream has received it, no list can undo it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -29,8 +28,7 @@ from nacos_proxy.runtime import Clock
 
 log = logging.getLogger("nacos_proxy.outage")
 
-# A node that has just come back refuses what it accepts a moment later: only so many refusals in a row count.
-REFUSALS = 3
+REFUSALS = 3  # in a row undo a write; a node that just came back may refuse what it accepts a moment later
 _ABOUT_THE_CALL = (500, 501)  # also the answer to a wrong call, so it says nothing about the upstream
 
 
@@ -38,63 +36,51 @@ async def _not_persisted() -> None:
     """Without a state file, nothing has to be on disk before an answer."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Outage:
-    """Writes that wait for the upstream are in `journal`. `checks` says whether Nacos's parameter check applies now.
+    """Writes that wait for the upstream are in `journal`. `_checks()`: whether Nacos's parameter check applies now.
 
-    Unless `accept_writes`, only beats of instances that were registered here are answered in place of the upstream.
+    Unless `_accept_writes`, the proxy answers only beats of instances that were registered here.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        sender: Sender,
-        committer: Committer,
-        clock: Clock,
-        *,
-        accept_writes: bool,
-        checks: Callable[[], bool],
-    ) -> None:
-        self.journal = Journal()
-        self._registrations = catalog.registrations
-        self._cache = catalog.cache
-        self._breaker = catalog.breaker
-        self._sender = sender
-        self._committer = committer
-        self._clock = clock
-        self._accept_writes = accept_writes
-        self._checks = checks
-        self._persist_journal: Callable[[], Awaitable[None]] = _not_persisted
-        self._locks: WeakValueDictionary[RegistrationKey, asyncio.Lock] = WeakValueDictionary()
-        self._refusals: dict[RegistrationKey, int] = {}
-        self._silent: dict[RegistrationKey, bool] = {}  # shown as unhealthy for silence; True: no longer shown at all
-        self._next_check = -math.inf
+    _catalog: Catalog
+    _sender: Sender
+    _committer: Committer
+    _clock: Clock
+    _accept_writes: bool
+    _checks: Callable[[], bool]
+    journal: Journal = field(default_factory=Journal)
+    _persist_journal: Callable[[], Awaitable[None]] = _not_persisted
+    _locks: WeakValueDictionary[RegistrationKey, asyncio.Lock] = field(default_factory=lambda: WeakValueDictionary())
+    _refusals: dict[RegistrationKey, int] = field(default_factory=lambda: {})
+    # instances that readers see as unhealthy because their clients are silent; True: readers no longer see them
+    _silent: dict[RegistrationKey, bool] = field(default_factory=lambda: {})
+    _next_check: float = -math.inf
 
     def persist_with(self, persist_journal: Callable[[], Awaitable[None]]) -> None:
-        """From now on a write is answered only when `persist_journal` has returned."""
+        """From now on, answer a write only when `persist_journal` has returned."""
         self._persist_journal = persist_journal
 
-    # accepting
-
     async def before_sending(self, call: Write[Any]) -> Written[Any] | ProxyError | None:
-        """The answer in place of the upstream; None if the upstream is to be asked.
+        """The answer in place of the upstream's.
 
-        Then the upstream has heard of all earlier writes about the instance.
+        None: send the call. The upstream then has all earlier writes about the instance.
         """
-        if not self._breaker.up:
+        if not self._catalog.breaker.up:
             return await self._accept(call)
         if isinstance(call, LocalWrite) and (key := registration_key(call)) in self.journal:
             if isinstance(call, Beat):
-                self._registrations.record_write(call, self._clock.now())
+                self._catalog.registrations.record_write(call, self._clock.now())
             await self.send_waiting(key)
             if key in self.journal:  # this write must not overtake it
                 return await self._accept(call)
         return None
 
     async def after_failure(self, call: Write[Any], error: ProxyError) -> Written[Any] | ProxyError | None:
-        """The answer in place of the upstream, which gave none; None if its failure is the answer."""
+        """The answer in place of the upstream's, which failed; None if its error is the answer."""
         if not is_unavailable(error):
             return None
-        known = self._registrations.find(*registration_key(call)) if isinstance(call, LocalWrite) else None
+        known = self._catalog.registrations.find(*registration_key(call)) if isinstance(call, LocalWrite) else None
         about_the_call = isinstance(error, Refused) and error.status in _ABOUT_THE_CALL
         if not about_the_call or (isinstance(call, Beat) and known is not None):
             if (local := await self._accept(call)) is not None:
@@ -128,16 +114,16 @@ class Outage:
         Counts.add(self._committer.counts.outage, "accepted")
 
     def answer_beat(self, beat: Beat) -> Written[BeatResult] | None:
-        """The answer to a beat of an instance that is registered here; None for any other."""
-        if (known := self._registrations.find(beat.service, beat.ip, beat.port)) is None:
+        """The answer to a beat of an instance that is registered here; None for other beats."""
+        if (known := self._catalog.registrations.find(beat.service, beat.ip, beat.port)) is None:
             return None
-        self._registrations.record_write(beat, self._clock.now())
+        self._catalog.registrations.record_write(beat, self._clock.now())
         self._committer.counts.local_beats += 1
         self._end_silence(known)
         return Written(BeatResult(interval=beat_interval(known.instance.metadata)), "local")
 
     def _acceptable(self, call: LocalWrite) -> bool:
-        """Whether it is about an ephemeral instance, which must be known unless the call creates or removes it."""
+        """Whether the call is about an ephemeral instance that is known, or that the call creates or removes."""
         if not self.journal.room:
             return False
         key = registration_key(call)
@@ -146,42 +132,40 @@ class Outage:
             return False
         if isinstance(call, Register | Beat):
             created = _created_by(call)
-            room = self._registrations.room or self._registrations.find(*key) is not None
+            room = self._catalog.registrations.room or self._catalog.registrations.find(*key) is not None
             return created is not None and created.ephemeral and room
         return call.ephemeral and (known is not None or isinstance(call, Deregister))
 
     def _known(self, key: RegistrationKey) -> Instance | None:
-        registration, entry = self._registrations.find(*key), self._cache.get(key[0])
+        registration, entry = self._catalog.registrations.find(*key), self._catalog.cache.get(key[0])
         if registration is not None:
             return registration.instance
         return None if entry is None or entry.visible is None else entry.visible.find(key[1], key[2])
 
-    # silence
-
     @property
     def _upstream_away(self) -> bool:
         """Whether the upstream did not answer the last call."""
-        return not self._breaker.up or self._breaker.failures > 0
+        return not self._catalog.breaker.up or self._catalog.breaker.failures > 0
 
     def check_silence(self, now: float) -> None:
-        """While the upstream is away, clients that fall silent become unhealthy here, as they would there."""
+        """While the upstream is away, show instances of silent clients as unhealthy, as the upstream would."""
         if not self._upstream_away:
             self._end_all_silence(now)
             return
         if now < self._next_check:
             return
         self._next_check = math.inf
-        for registration in self._registrations:
+        for registration in self._catalog.registrations:
             if registration.healthy(now):
                 self._next_check = min(self._next_check, registration.unhealthy_at)
             elif registration.alive(now):
                 self._next_check = min(self._next_check, registration.expires_at)
                 self._show_silent(registration, gone=False)
-            else:  # a health-checked one: the others are forgotten by now
+            else:  # it has a health check; all others have been forgotten by now
                 self._show_silent(registration, gone=True)
 
     def expired(self, registration: Registration) -> None:
-        """A registration was forgotten for its silence; while the upstream is away readers no longer see it."""
+        """A registration was forgotten because its client fell silent: while the upstream is away, hide it."""
         waited = registration.key in self.journal
         self.journal.expired(registration.key)
         if self._upstream_away:
@@ -194,15 +178,11 @@ class Outage:
         if self._silent.get(key) is gone:
             return
         self._silent[key] = gone
-        left = Deregister(service, i.ip, i.port, i.cluster)
+        deregister = Deregister(service, i.ip, i.port, i.cluster)
         unhealthy = SetHealth(service, i.ip, i.port, i.cluster, False)
-        if self._committer.show(left if gone else unhealthy, local=True) is not None:
-            log.info(
-                "%s of %s has stopped beating: %s here until the upstream answers again",
-                i.address,
-                service,
-                "removed" if gone else "unhealthy",
-            )
+        if self._committer.show(deregister if gone else unhealthy, local=True) is not None:
+            text = "%s of %s has stopped beating: %s here until the upstream answers again"
+            log.info(text, i.address, service, "removed" if gone else "unhealthy")
 
     def _end_silence(self, registration: Registration) -> None:
         """The client of a registration beats again."""
@@ -214,26 +194,23 @@ class Outage:
             self._revise(registration.key, lambda p: None if gone or isinstance(p.write, SetHealth) else p)
 
     def _end_all_silence(self, now: float) -> None:
-        """The upstream is back: its lists count again, as soon as it has had the time to give one."""
+        """The upstream is back: from now on its lists can end the changes that silence made here."""
         for key in self._silent:
             if key not in self.journal:
                 self._revise(key, lambda p: replace(p, since=now))
         self._silent.clear()
         self._next_check = -math.inf
 
-    # the return
-
     async def send_waiting(self, key: RegistrationKey) -> bool:
-        """Send the writes that wait for an instance, in order. False if the upstream does not take one now."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
+        """Send an instance's waiting writes, in order. False if the upstream does not accept one now."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
             while writes := self.journal.of(key):
                 if not await self._send(key, writes[0]):
                     return False
         return True
 
     async def _send(self, key: RegistrationKey, write: LocalWrite) -> bool:
-        known = self._registrations.find(*key)
+        known = self._catalog.registrations.find(*key)
         if isinstance(write, Register | Beat) and (known is None or not known.healthy(self._clock.now())):
             self.journal.expired(key)
             self._ended(key, "lapsed")
@@ -244,12 +221,8 @@ class Outage:
             refusals = self._refusals[key] = self._refusals.get(key, 0) + 1
             if (is_unavailable(error) and error.status not in _ABOUT_THE_CALL) or refusals < REFUSALS:
                 return False
-            log.error(
-                "the upstream refuses a write that was accepted during the outage; it is undone: %s of %s: %s",
-                write,
-                key[0],
-                error,
-            )
+            text = "the upstream refuses a write that was accepted during the outage; it is undone: %s of %s: %s"
+            log.error(text, write, key[0], error)
             self._undo(key, write)
             return True
         except ProxyError as error:
@@ -263,13 +236,13 @@ class Outage:
         self.journal.done(key, write)
         if isinstance(write, Register | Beat):
             self.journal.expired(key)
-            # Otherwise it would be registered again and again.
-            if self._registrations.record_write(Deregister(*key), self._clock.now()):
+            # Otherwise reregistration would try again and again.
+            if self._catalog.registrations.record_write(Deregister(*key), self._clock.now()):
                 self._committer.registrations_changed(key[0])
         self._ended(key, "refused")
 
     def _ended(self, key: RegistrationKey, outcome: str, *, still_shown: bool = False) -> None:
-        """A write waits no more. If it was sent, the upstream's lists confirm it; else readers no longer see it."""
+        """A write no longer waits. If it was sent, the upstream's lists will confirm it; else hide it from readers."""
         self._refusals.pop(key, None)
         Counts.add(self._committer.counts.outage, outcome)
         if still_shown:
@@ -289,23 +262,18 @@ class Outage:
 
         self._committer.revise(key[0], of_this_instance)
 
-    # from disk
-
     def restore(self, key: RegistrationKey, waiting: JournalEntry) -> None:
-        """What waited when the last process ended; of the registrations only those that may still be alive."""
+        """Restore the writes that waited when the last process ended, without registrations that have expired."""
         now, age = self._clock.now(), max(0.0, self._clock.wall() - waiting.at)
         self.journal.restore(key, waiting)
         for write in waiting.writes:
             if (created := _created_by(write)) is None:
-                self._registrations.record_write(write, now)
+                self._catalog.registrations.record_write(write, now)
             elif (new := Registration(key[0], created, now - age, registered_at=now - age)).alive(now):
-                self._registrations.restore(new)
-            if created is None or self._registrations.find(*key) is not None:
+                self._catalog.registrations.restore(new)
+            if created is None or self._catalog.registrations.find(*key) is not None:
                 self._committer.show(write, local=True)
         self._committer.registrations_changed(key[0])
-
-    def __repr__(self) -> str:
-        return f"<Outage {self.journal!r}, {len(self._silent)} silent>"
 
 
 def _created_by(write: LocalWrite) -> Instance | None:

@@ -1,18 +1,18 @@
-"""Patch: change only what a call names: read, merge, write the whole instance.
+"""Patch: read an instance, change only the fields that a call names, and write the whole instance.
 
-Real servers know no partial update: they reset what a call leaves out (nacos-http.md, fact 5, modify.jsonl).
+Real servers have no partial update: they reset the fields that a call leaves out (nacos-http.md, fact 5, modify.jsonl).
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from nacos_proxy.catalog.freshness import CacheControl
-from nacos_proxy.catalog.registrations import RegistrationKey
-from nacos_proxy.core.commit import Catalog, Committer, Written
+from nacos_proxy.catalog.registrations import RegistrationKey, Registrations
+from nacos_proxy.core.commit import Committer, Written
 from nacos_proxy.core.queries import Queries
 from nacos_proxy.core.read import Reader
 from nacos_proxy.core.write import Writer
@@ -21,30 +21,28 @@ from nacos_proxy.model.effects import completed
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Patches:
-    """One instance is patched by one call at a time. `len` is the number of instances being patched."""
+    """One call at a time patches an instance. `len` is the number of instances being patched."""
 
-    def __init__(
-        self, catalog: Catalog, reader: Reader, queries: Queries, writer: Writer, committer: Committer
-    ) -> None:
-        self._registrations = catalog.registrations
-        self._reader = reader
-        self._queries = queries
-        self._writer = writer
-        self._committer = committer
-        self._locks: WeakValueDictionary[RegistrationKey, asyncio.Lock] = WeakValueDictionary()
+    _registrations: Registrations
+    _reader: Reader
+    _queries: Queries
+    _writer: Writer
+    _committer: Committer
+    _locks: WeakValueDictionary[RegistrationKey, asyncio.Lock] = field(default_factory=lambda: WeakValueDictionary())
 
     def __len__(self) -> int:
         return len(self._locks)
 
     def _lock(self, call: Update) -> asyncio.Lock:
-        """The second of two patches reads what the first has written, so that neither undoes the other."""
+        """Makes a second patch wait until the first is written, so that it does not undo the first."""
         return self._locks.setdefault((call.service, call.ip, call.port), asyncio.Lock())
 
     async def modify(self, call: Update) -> Written[Instance]:
-        """Change what the call names; named metadata is merged by key. The result is the instance as it will be shown.
+        """Change the named fields, merge metadata by key, and return the instance as readers will see it.
 
-        The default cluster stands for any cluster.
+        The default cluster matches any cluster.
         """
         any_cluster = call.cluster == DEFAULT_CLUSTER
         async with self._lock(call):
@@ -59,7 +57,7 @@ class Patches:
             return Written(after, written.how)
 
     async def patch(self, call: Update) -> Written[Any]:
-        """A client's PATCH, answered as `write` answers. It names one cluster; its metadata replaces the old one."""
+        """A client's PATCH, answered as by `Writer.write`. It names one cluster; its metadata replaces the old."""
         async with self._lock(call):
             known = await self._listed(call, any_cluster=False) or await self._unlisted(call, any_cluster=False)
             return await self._writer.write(completed(call, known))
@@ -71,7 +69,7 @@ class Patches:
         return result.snapshot.find(call.ip, call.port) if known is None and any_cluster else known
 
     async def _unlisted(self, call: Update, any_cluster: bool) -> Instance:
-        """An instance that no list shows, because it is disabled; not every server says so."""
+        """An instance that lists do not show because it is disabled. Not every server reports it as disabled."""
         registration = self._registrations.find(call.service, call.ip, call.port)
         if registration is not None and (any_cluster or registration.instance.cluster == call.cluster):
             return replace(registration.instance, enabled=False)

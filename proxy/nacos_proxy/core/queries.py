@@ -1,13 +1,13 @@
-"""Query: calls that read anything but whole services, answered by the upstream and corrected by our pending writes.
+"""Query: send any other reading call to the upstream, and apply the pending writes to the answer.
 
-In every call, not only in its lists, a real server shows a write half a second later (nacos-http.md, fact 13), a node
-of a cluster up to two seconds later.
+A real server shows a write half a second late in every call, not only in lists (nacos-http.md, fact 13). Another node
+of a cluster shows it up to two seconds late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from nacos_proxy.catalog.freshness import CacheResult
@@ -33,24 +33,23 @@ from nacos_proxy.runtime import Clock
 R = TypeVar("R")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Queries:
-    """`ask` is `Sender.send` for every call that reads."""
+    """Use `ask` instead of `Sender.send` for every call that reads."""
 
-    def __init__(self, catalog: Catalog, reader: Reader, sender: Sender, clock: Clock) -> None:
-        self._cache = catalog.cache
-        self._breaker = catalog.breaker
-        self._reader = reader
-        self._sender = sender
-        self._clock = clock
+    _catalog: Catalog
+    _reader: Reader
+    _sender: Sender
+    _clock: Clock
 
     async def instance(self, call: GetInstance) -> tuple[Instance, CacheResult | None]:
-        """One instance: from the cached service, else from the upstream, which also knows disabled instances."""
+        """Looks in the cached service, then asks the upstream, which also knows disabled instances."""
         result = await self._reader.read(call.service)
         assert result.snapshot is not None
         known = result.snapshot.find(call.ip, call.port, call.cluster)
         if known is not None:
             return known, result
-        if not self._breaker.up:
+        if not self._catalog.breaker.up:
             raise _not_found()
         return await self.ask(call), None
 
@@ -114,24 +113,24 @@ class Queries:
         return found
 
     def _recent(self, namespace: str, wanted: Callable[[ServiceKey], bool]) -> Sequence[Snapshot]:
-        """Services with instances that were written to just now, whether the upstream lists them already or not.
+        """Services with instances and a recent write. Whether the upstream lists them already is not checked.
 
-        Only complete lists are extended by them: a single page does not tell whether a name is missing.
+        Callers add them to complete lists only, because one page of many does not tell whether a name is missing.
         """
-        entries = (self._cache.get(key) for key in self._cache.recent_writes.keys(self._clock.now()))
+        cache = self._catalog.cache
+        entries = (cache.get(key) for key in cache.recent_writes.keys(self._clock.now()))
         visible = (entry.visible for entry in entries if entry is not None and entry.visible is not None)
         return [s for s in visible if s.instances and namespace in ("", s.key.namespace) and wanted(s.key)]
 
     def _with_pending(self, upstream_snapshot: Snapshot) -> Snapshot:
-        """What a call that is no list says of a service, with the pending writes applied."""
-        entry = self._cache.get(upstream_snapshot.key)
+        """Applies the recent pending writes to the answer of a call that is not a list."""
+        entry = self._catalog.cache.get(upstream_snapshot.key)
         if entry is None or not entry.pending:
             return upstream_snapshot
-        oldest = self._clock.now() - self._cache.recent_writes.grace
+        oldest = self._clock.now() - self._catalog.cache.recent_writes.grace
         by_cluster = entry.upstream_snapshot is not None and entry.upstream_snapshot.by_cluster
-        return apply_pending(
-            replace(upstream_snapshot, by_cluster=by_cluster), (p for p in entry.pending if p.since > oldest)
-        )
+        recent = (p for p in entry.pending if p.since > oldest)
+        return apply_pending(replace(upstream_snapshot, by_cluster=by_cluster), recent)
 
 
 def _not_found() -> Refused:

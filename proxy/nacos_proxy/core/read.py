@@ -1,8 +1,8 @@
-"""Read: a service from the cache, as fresh as the reader asks for; the upstream is asked where that is needed."""
+"""Read: serve a service from the cache, and ask the upstream if the reader wants it fresher."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.core.commit import Catalog, Counts
@@ -11,34 +11,29 @@ from nacos_proxy.model.errors import NothingKnown, Refused, Unreachable
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, at_most
 
+_DEFAULT = CacheControl()
 
+
+@dataclass(slots=True, eq=False, repr=False)
 class Reader:
-    """Reads of one cache. A reader waits for the upstream at most `cold_wait` seconds."""
+    """Reads from the cache. A reader waits for the upstream at most `_cold_wait` seconds."""
 
-    def __init__(self, catalog: Catalog, fetcher: Fetcher, counts: Counts, clock: Clock, cold_wait: float) -> None:
-        self._catalog = catalog
-        self._fetcher = fetcher
-        self._counts = counts
-        self._clock = clock
-        self._cold_wait = cold_wait
-        self._confirm_until = 0.0
+    _catalog: Catalog
+    _fetcher: Fetcher
+    _counts: Counts
+    _clock: Clock
+    _cold_wait: float
+    _confirm_until: float = 0.0
 
     def restored(self, confirm_within: float) -> None:
-        """The cache was filled from disk, without the last writes before a kill.
+        """For `confirm_within` seconds, a read of a service from disk waits until the upstream has confirmed it.
 
-        For `confirm_within` seconds, a read of a service from disk waits until the upstream has confirmed it.
+        After a kill, the disk lacks the last writes.
         """
         self._confirm_until = self._clock.now() + confirm_within
 
-    async def read(
-        self,
-        key: ServiceKey,
-        cache_control: CacheControl = CacheControl(),  # noqa: B008 - a frozen value
-    ) -> CacheResult:
-        """What is known of a service, as fresh as `cache_control` asks.
-
-        Raises `NothingKnown`, or the upstream's refusal.
-        """
+    async def read(self, key: ServiceKey, cache_control: CacheControl = _DEFAULT) -> CacheResult:
+        """A service as fresh as `cache_control` demands. Raises `NothingKnown`, or the upstream's refusal."""
         cache, breaker, now = self._catalog.cache, self._catalog.breaker, self._clock.now()
         cache.touch(key, now)
         result = cache.lookup(key, now)
@@ -48,39 +43,39 @@ class Reader:
             result = replace(result, fetched=not result.from_disk)
         if cache_control.satisfied_by(result):
             if result.stale:
-                self._refresh_behind(key, now)
+                self._refresh_in_background(key, now)
             Counts.add(self._counts.reads, "stale" if result.stale else "miss" if result.fetched else "hit")
-            return self._explained(result)
+            return self._with_outage_error(result)
         if not breaker.up and result.freshness in (Freshness.FRESH, Freshness.STALE):
-            # Where there is a snapshot, nobody waits for an upstream that is down.
-            self._refresh_behind(key, now)
-            return self._settle_for(result)
+            # The upstream is down and there is a snapshot, so the reader does not wait.
+            self._refresh_in_background(key, now)
+            return self._served_or_raise(result)
         await self._wait_for_fetch(key, self._cold_wait)
         result = replace(cache.lookup(key, self._clock.now()), fetched=True)
         if result.freshness in (Freshness.MISSING, Freshness.EXPIRED):
-            return self._settle_for(result)
+            return self._served_or_raise(result)
         Counts.add(self._counts.reads, "stale" if result.stale else "miss")
         return result
 
     def confirmed(self, visible: Snapshot, now: float) -> tuple[float, float] | None:
-        """Since when and until when this snapshot is fresh, None where it is not. A fresh one counts as read."""
+        """From when until when this snapshot is fresh, None if it is not. If it is, this counts as a read."""
         span = self._catalog.cache.fresh_interval(visible, now)
         if span is not None:
             self._catalog.cache.touch(visible.key, now)
         return span
 
-    def _explained(self, result: CacheResult) -> CacheResult:
-        """A stale result says that the upstream is down even if it was not asked for this very service."""
+    def _with_outage_error(self, result: CacheResult) -> CacheResult:
+        """Adds the error to a stale result if the upstream is down, even if no fetch of this service has failed."""
         breaker = self._catalog.breaker
         if breaker.up or result.error is not None or not result.stale:
             return result
         return replace(result, error=Unreachable(breaker.reason, arrived=False))
 
-    def _settle_for(self, result: CacheResult) -> CacheResult:
-        """The result, if it has a snapshot that may be served. Otherwise raises the reason why there is none."""
+    def _served_or_raise(self, result: CacheResult) -> CacheResult:
+        """Returns the result if its snapshot may be served, else raises the reason why there is none."""
         if result.freshness in (Freshness.STALE, Freshness.FRESH):
             Counts.add(self._counts.reads, "stale")
-            return self._explained(result)
+            return self._with_outage_error(result)
         Counts.add(self._counts.reads, "none")
         error = result.error
         if isinstance(error, Refused) and error.status < 500:
@@ -88,7 +83,7 @@ class Reader:
         why = error or self._catalog.breaker.reason or "the upstream has not answered in time"
         raise NothingKnown(f"nothing is known of this service and the upstream cannot be asked: {why}") from error
 
-    def _refresh_behind(self, key: ServiceKey, now: float) -> None:
+    def _refresh_in_background(self, key: ServiceKey, now: float) -> None:
         if self._catalog.breaker.allows(now) and self._catalog.cache.may_refresh(key, now):
             self._fetcher.refresh(key)
 

@@ -1,7 +1,7 @@
-"""Reregistration: an instance that beats through this proxy and that the upstream has lost is registered again.
+"""Reregistration: register an instance again if it beats through this proxy and the upstream has lost it.
 
-The client notices nothing: its beat is answered as if the instance had been there. Only the owner can end this: what he
-deregisters stays away.
+The client does not notice: the proxy answers its beat as if the upstream had never lost the instance. An instance that
+its owner deregistered is not registered again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
 from nacos_proxy.core.commit import Committer
@@ -25,34 +25,27 @@ from nacos_proxy.runtime import Clock, Supervisor, stop
 
 log = logging.getLogger("nacos_proxy.healing")
 
-LISTED_WITHIN = 5.0  # seconds until every server lists what it accepted (nacos-http.md, fact 1)
+LISTED_WITHIN = 5.0  # seconds until every server lists an instance that it accepted (nacos-http.md, fact 1)
 MAX_LOOKUPS = 16  # instances looked up for one list; if it lacks more, they are more likely lost than disabled
-HIDDEN_FOR = 30.0  # seconds for which an instance that exists and is not listed is taken for disabled
+HIDDEN_FOR = 30.0  # seconds for which an existing instance that no list shows counts as disabled
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Reregistration:
-    """Keeps registrations alive at the upstream."""
+    """Keeps registrations alive at the upstream. One task at a time registers the `_lost` ones again."""
 
-    def __init__(
-        self,
-        registrations: Registrations,
-        sender: Sender,
-        committer: Committer,
-        clock: Clock,
-        supervisor: Supervisor,
-    ) -> None:
-        self._registrations = registrations
-        self._sender = sender
-        self._committer = committer
-        self._clock = clock
-        self._supervisor = supervisor
-        self._deregistering: Counter[RegistrationKey] = Counter()
-        self._lost: dict[RegistrationKey, Registration] = {}  # to be registered again, one after the other
-        self._task: asyncio.Task[None] | None = None
+    _registrations: Registrations
+    _sender: Sender
+    _committer: Committer
+    _clock: Clock
+    _supervisor: Supervisor
+    _deregistering: Counter[RegistrationKey] = field(default_factory=lambda: Counter())
+    _lost: dict[RegistrationKey, Registration] = field(default_factory=lambda: {})
+    _task: asyncio.Task[None] | None = None
 
     @contextmanager
     def deregistering(self, call: Deregister) -> Generator[None, None, None]:
-        """While a deregistration is in flight, a beat that finds nothing does not register the instance again."""
+        """Until the deregistration ends, a beat of the unknown instance does not register it again."""
         key = (call.service, call.ip, call.port)
         self._deregistering[key] += 1
         try:
@@ -63,39 +56,38 @@ class Reregistration:
                 del self._deregistering[key]
 
     def _wanted(self, key: RegistrationKey) -> Registration | None:
-        """The registration, unless its owner has ended it or is ending it, or it is persistent."""
+        """The registration of an ephemeral instance, unless its owner has deregistered it or is doing so now."""
         known = self._registrations.find(*key)
         unwanted = known is None or known.deregistering or not known.instance.ephemeral or key in self._deregistering
         return None if unwanted else known
 
     def _is_alive(self, registration: Registration) -> bool:
-        """Nothing is sent for a client that fell silent: a beat of ours would make it healthy again for everybody."""
+        """Whether the client still beats. If not, a beat of ours would make its instance healthy for everybody."""
         return self._wanted(registration.key) is registration and registration.healthy(self._clock.now())
 
     async def reregister(self, beat: Beat, result: BeatResult) -> BeatResult | None:
-        """Register again if the upstream does not know the instance of a beat. None if its own answer stands.
+        """Register the instance of a beat again if the upstream does not know it.
 
-        Raises what the upstream says to the new registration. A refusal is not raised: the client, which then hears
-        that it is not registered, knows best what to do.
+        Returns the new answer to the beat. None if the upstream's own answer stands, also because it refuses the
+        registration: the client then learns that it is not registered, and knows best what to do. Raises other errors.
         """
         known = self._wanted((beat.service, beat.ip, beat.port))
         if result.code != BEAT_NOT_FOUND or known is None:
             return None
         try:
-            back = await self._register_again(known)
+            registered = await self._register_again(known)
         except Refused as error:
             log.warning("%s of %s is lost and cannot be registered again: %s", beat.ip, beat.service, error)
             return None
-        return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if back else None
+        return replace(result, code=BEAT_OK, interval=beat_interval(known.instance.metadata)) if registered else None
 
     async def missing_from(self, snapshot: Snapshot, *, suspicious: bool) -> dict[tuple[str, int], float]:
-        """Addresses that beat through this proxy and are missing from a list, and since when they are missing.
+        """Starts to reregister the instances that the upstream has lost. Returns since when lists lack each address.
 
-        The upstream has lost them; they are registered again, and readers should not see them go in the meantime.
-        Lists do not show disabled instances either, so what is missing is looked up first. While `suspicious`, because
-        the upstream was away, a lookup proves nothing. Then an instance also counts as lost if it lacks its data or is
-        unhealthy, because its beats did not get through. What was registered just now is not missing yet: a server
-        lists it late.
+        Readers should go on seeing these instances. Lists also lack disabled instances, so each missing one is looked
+        up first. While `suspicious` (the upstream was away), a lookup proves nothing, and an instance also counts as
+        lost if it lacks its data or is unhealthy because its beats did not get through. An instance that was just
+        registered does not count, because servers list it late.
         """
         missing = [r for r in self._registrations.of_service(snapshot.key) if self._is_missing(snapshot, r, suspicious)]
         if missing and not suspicious:
@@ -113,9 +105,8 @@ class Reregistration:
         listed = snapshot.find(i.ip, i.port)
         if listed is not None:
             known.hidden_until = -math.inf
-        expected = (
-            known.beats and known.healthy(now) and now - known.registered_at > LISTED_WITHIN and self._wanted(known.key)
-        )
+        settled = now - known.registered_at > LISTED_WITHIN
+        expected = known.beats and known.healthy(now) and settled and self._wanted(known.key)
         hidden = not suspicious and (now < known.hidden_until or not i.enabled)
         lost = listed is None or (suspicious and (_lacks_data(listed, i) or not listed.healthy))
         if not expected or hidden or not lost:
@@ -125,7 +116,7 @@ class Reregistration:
         return True
 
     async def _is_hidden(self, known: Registration) -> bool:
-        """Whether the upstream has an instance that it does not list. If so, it is not looked up again for a while."""
+        """Whether the upstream has an instance that it does not list. If so, do not look it up again for a while."""
         try:
             exists = await self._look_up(known) is not None or await self._knows_beat(known)
         except ProxyError:
@@ -135,7 +126,7 @@ class Reregistration:
         return exists
 
     async def _look_up(self, known: Registration) -> Instance | None:
-        """The instance as the upstream shows it, None if it may not show it. Raises `Refused` if it has none."""
+        """The upstream's instance; None if we lack the right to see it. Raises `Refused` if there is none."""
         i = known.instance
         try:
             return await self._sender.send(GetInstance(known.service, i.ip, i.port, i.cluster))
@@ -145,7 +136,7 @@ class Reregistration:
             return None
 
     async def _knows_beat(self, known: Registration) -> bool:
-        """Whether the upstream accepts a beat. None is sent for a client that fell silent meanwhile."""
+        """Whether the upstream accepts a beat. If the client fell silent, sends no beat and returns True."""
         i = known.instance
         beat = Beat(known.service, i.ip, i.port, i.cluster, i.ephemeral)
         return not self._is_alive(known) or (await self._sender.send(beat)).code == BEAT_OK
@@ -157,22 +148,22 @@ class Reregistration:
                 await self.renew(registration)
             except ProxyError as error:
                 log.info("%s of %s is lost: %s", registration.instance.address, registration.service, error)
-                if is_unavailable(error):  # its return starts all this again
+                if is_unavailable(error):  # after the outage, lists show again what is lost
                     self._lost.clear()
             finally:
                 self._lost.pop(key, None)
 
     async def renew(self, registration: Registration) -> bool:
-        """Make sure that the upstream still has it; True if it had to be registered again. Raises what it says."""
+        """Make sure that the upstream has the instance. True if it had lost it. Raises the upstream's error."""
         if not self._is_alive(registration) or await self._exists(registration) or not self._is_alive(registration):
             return False
         return await self._register_again(registration)
 
     async def _exists(self, registration: Registration) -> bool:
-        """Whether the upstream has it, with its data.
+        """Whether the upstream has the instance with its data.
 
-        It is looked up first, because r-nacos makes an instance of any beat. A beat follows if the upstream takes it
-        for unhealthy, or decides if it may not be looked up.
+        Look it up first, because r-nacos creates an instance for any beat. If the upstream shows it as unhealthy, or
+        does not let us see it, a beat decides.
         """
         try:
             found = await self._look_up(registration)
@@ -199,10 +190,10 @@ class Reregistration:
 
 
 def _lacks_rights(error: ProxyError) -> bool:
-    """Whether an instance was not found only for lack of rights to see hidden ones (v3 without admin)."""
+    """Whether an instance was not found only because we may not see hidden ones (v3 without admin)."""
     return isinstance(error.__cause__, Refused) and error.__cause__.reason is Reason.NO_RIGHT
 
 
 def _lacks_data(found: Instance, known: Instance) -> bool:
-    """Whether a light beat may have made the instance: r-nacos does that, and keeps metadata over a restart."""
+    """Whether a light beat may have created the instance without its data, as on r-nacos."""
     return bool(known.metadata and not found.metadata) or found.weight == 1.0 != known.weight

@@ -1,9 +1,10 @@
-"""Send: a call goes to the upstream, and its outcome tells the circuit breaker whether the upstream is up."""
+"""Send: pass a call to the upstream, and its outcome to the circuit breaker."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nacos_proxy.catalog.hub import Notice
@@ -17,19 +18,19 @@ R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.agent")
 
-SUSPICIOUS_FOR = 30.0  # seconds
+SUSPICIOUS_FOR = 30.0  # seconds during which the cache quarantines lists that shrink a lot
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sender:
     """Sends calls to one registry. `on_recovery` is called when the upstream answers again after it was down."""
 
-    def __init__(self, registry: Registry, catalog: Catalog, clock: Clock, supervisor: Supervisor) -> None:
-        self.on_recovery: list[Callable[[], None]] = []
-        self._registry = registry
-        self._catalog = catalog
-        self._clock = clock
-        self._supervisor = supervisor
-        self._suspicious_until = 0.0
+    _registry: Registry
+    _catalog: Catalog
+    _clock: Clock
+    _supervisor: Supervisor
+    on_recovery: list[Callable[[], None]] = field(default_factory=lambda: [])
+    _suspicious_until: float = 0.0
 
     async def send(self, call: Call[R]) -> R:
         """The upstream's result. Raises what the registry raises."""
@@ -60,9 +61,9 @@ class Sender:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the upstream may have lost its data: lists that shrink a lot are quarantined."""
+        """Whether `suspect` was called within the last `SUSPICIOUS_FOR` seconds."""
         return self._clock.now() < self._suspicious_until
 
     def suspect(self) -> None:
-        """The upstream may have lost its data: quarantine lists that shrink a lot, for `SUSPICIOUS_FOR` seconds."""
+        """The upstream may have lost its data."""
         self._suspicious_until = self._clock.now() + SUSPICIOUS_FOR

@@ -1,10 +1,11 @@
-"""Watch: a mailbox and the snapshots that it starts from, without a gap between the two."""
+"""Watch: give a reader a mailbox and the snapshots that it starts from, without a gap between the two."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.entries import Watcher
@@ -18,37 +19,24 @@ log = logging.getLogger("nacos_proxy.agent")
 MAX_READS = 50  # services of one listener that are read at once
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Watches:
-    """Over one cache and one hub. `read` fetches what is not known yet.
+    """`_strict`: if the upstream refuses to show a service, do not replay its history either."""
 
-    `strict`: what the upstream refuses to show is not replayed from history either.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        hub: Hub,
-        read: Callable[[ServiceKey], Awaitable[object]],
-        clock: Clock,
-        *,
-        strict: bool = False,
-    ) -> None:
-        self._cache = cache
-        self._hub = hub
-        self._read = read
-        self._clock = clock
-        self._strict = strict
+    _cache: Cache
+    _hub: Hub
+    _read: Callable[[ServiceKey], Awaitable[object]]
+    _clock: Clock
+    _strict: bool
 
     async def watch(
         self, interest: Filter, wake: Callable[[], None], after: str = "", client: str = ""
     ) -> tuple[Mailbox, list[Snapshot]]:
-        """A mailbox and, unless it resumes without a gap, the snapshots to start from: taken without `await`.
+        """Returns a mailbox and the snapshots to start from. A reader that resumes needs few of them (`_unpublished`).
 
-        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. A reader that
-        resumes gets a snapshot where no change may have been published (`_unpublished`); it replaces all that waits for
-        that service. Clients at the same address `client` share one budget of polls.
-
-        Raises the upstream's refusal if it refuses to show any of them.
+        A service that cannot be fetched now has no snapshot; its first change will hold the whole state. `client` is an
+        address; clients at the same address share one budget of polls. Raises the refusal if the upstream refuses to
+        show all services.
         """
         failed = await self._read_all(interest.keys)
         refused = [error for error in failed if self._strict and is_denied(error)]
@@ -71,7 +59,7 @@ class Watches:
         return mailbox, self._known(interest)
 
     def unwatch(self, mailbox: Mailbox) -> bool:
-        """End what `watch` began. False, without an effect, if it has ended already."""
+        """End what `watch` began. False if it had ended before."""
         if not self._hub.unsubscribe(mailbox):
             return False
         watcher = _watcher(mailbox)
@@ -80,20 +68,16 @@ class Watches:
         return True
 
     def _unpublished(self, interest: Filter) -> list[Snapshot]:
-        """Services without instances ever since their entry was made, which may be later than what a reader knows.
+        """Services that had no instances since their entry was made, although the reader may remember some.
 
-        If a service had instances when the cache dropped it and has none when it is fetched again, no change is
-        published, because there is nothing to compare it with.
+        If the cache drops a service with instances and later fetches it without any, it has nothing to compare and
+        publishes no change.
         """
         entries = (self._cache.get(key) for key in sorted(interest.keys))
-        return [
-            entry.visible
-            for entry in entries
-            if entry is not None and entry.visible is not None and not entry.ever_nonempty
-        ]
+        return [e.visible for e in entries if e is not None and e.visible is not None and not e.ever_nonempty]
 
     async def _read_all(self, keys: Collection[ServiceKey]) -> list[ProxyError | None]:
-        """`MAX_READS` at a time: a task for each of 500 services, of each of 40 streams, would take 80 MiB."""
+        """Reads `MAX_READS` at a time, because a task for each of 500 services in 40 streams would take 80 MiB."""
         waiting, outcomes = iter(keys), list[ProxyError | None]()
 
         async def read_some() -> None:

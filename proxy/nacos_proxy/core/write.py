@@ -1,10 +1,10 @@
-"""Write: a call that changes something goes to the upstream, and the next read here shows it."""
+"""Write: send a call that changes something to the upstream, and show the change to the next read here."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
@@ -19,33 +19,22 @@ from nacos_proxy.runtime import Clock, Supervisor, at_most, outlive
 R = TypeVar("R")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Writer:
-    """Sends writes. A beat of an instance registered here is answered here if no answer comes within `cold_wait` s."""
+    """Sends writes. If the upstream does not answer the beat of a known instance in `_cold_wait` s, the proxy does."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        sender: Sender,
-        queries: Queries,
-        outage: Outage,
-        reregistration: Reregistration,
-        committer: Committer,
-        clock: Clock,
-        supervisor: Supervisor,
-        cold_wait: float,
-    ) -> None:
-        self._catalog = catalog
-        self._sender = sender
-        self._queries = queries
-        self._outage = outage
-        self._reregistration = reregistration
-        self._committer = committer
-        self._clock = clock
-        self._supervisor = supervisor
-        self._cold_wait = cold_wait
+    _catalog: Catalog
+    _sender: Sender
+    _queries: Queries
+    _outage: Outage
+    _reregistration: Reregistration
+    _committer: Committer
+    _clock: Clock
+    _supervisor: Supervisor
+    _cold_wait: float
 
     async def write(self, call: Write[R]) -> Written[R]:
-        """The upstream's own answer; the write is visible to the next read here. It goes on if the caller goes away."""
+        """Returns the upstream's answer; the next read here shows the write. A cancelled caller does not stop it."""
         answered = asyncio.Event()
         outcome = outlive(self._write(call, answered), name=type(call).__name__)
         if isinstance(call, Beat):
@@ -59,11 +48,11 @@ class Writer:
         return written
 
     async def _write(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
-        """`answered`: whether the caller already has an answer, so that this one is not needed."""
+        """`answered` is set once the caller has an answer and does not need this one."""
         breaker, now = self._catalog.breaker, self._clock.now()
         if (local := await self._outage.before_sending(call)) is None:
             return await self._forward(call, answered)
-        # A beat may get through where other calls do not, so it goes on as a probe.
+        # While the upstream is down, this beat also serves as a probe: it may get through where other calls do not.
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.call_started(now)
             answered.set()
@@ -86,9 +75,9 @@ class Writer:
                 self._catalog.cache.invalidate(call.service, self._clock.now())
             return error if answered.is_set() else await self._outage.after_failure(call, error) or error
         Counts.add(self._committer.counts.writes, "ok")
-        # A beat that is answered late must not bring back an instance that was deregistered meanwhile.
+        # A late answer to a beat must not restore an instance that was deregistered meanwhile.
         if not was_registered or self._is_registered_beat(call):
-            # The upstream has accepted the write, so whatever fails here is not the caller's failure.
+            # The upstream has accepted the write, so the caller must not see an exception of this step.
             self._supervisor.call("write", self._committer.accepted, call, written.result, shown_as=shown_as)
         return written
 
@@ -97,7 +86,7 @@ class Writer:
         return isinstance(call, Beat) and registrations.find(call.service, call.ip, call.port) is not None
 
     async def _beat_registers(self, beat: Beat) -> bool:
-        """Whether a full beat registers its instance. It does not if the instance is known here, or only disabled."""
+        """Whether a full beat registers its instance: neither the proxy nor the upstream knows it yet."""
         if beat.full is None or self._is_registered_beat(beat):
             return False
         try:

@@ -46,7 +46,7 @@ class Life:
 
     def __init__(
         self, directory: Path, clock: FakeClock, *, shelf: Shelf | None = None, policy: PersistencePolicy = POLICY,
-        local: bool = False, pushes: UdpSubscribers | None = None, **more: Any,
+        local: bool = False, udp_subscribers: UdpSubscribers | None = None, **more: Any,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.registry = ScriptedRegistry(shelf or Shelf())
@@ -54,7 +54,7 @@ class Life:
             self.registry, clock, lambda change: self.disk.mark(change), policy=AgentPolicy(outage_writes=local), **more
         )
         self.file = StateFile(directory)
-        self.disk = Persistence(self.file, self.agent, policy, pushes=pushes)
+        self.disk = Persistence(self.file, self.agent, policy, udp_subscribers=udp_subscribers)
 
     def names(self) -> list[str]:
         return sorted(e.key.name for e in self.agent.catalog.cache.entries() if e.visible is not None)
@@ -847,9 +847,9 @@ async def test_state_file_that_another_program_holds_is_not_set_aside(tmp_path: 
 
 
 async def test_state_file_that_cannot_be_written_is_read_completely(tmp_path: Path, clock: FakeClock) -> None:
-    pushes = UdpSubscribers(UdpSubscribersPolicy())
-    life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), pushes=pushes)
-    pushes.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
+    udp_subscribers = UdpSubscribers(UdpSubscribersPolicy())
+    life = Life(tmp_path, clock, local=True, shelf=Shelf(snapshot(instance())), udp_subscribers=udp_subscribers)
+    udp_subscribers.listed(KEY, ("127.0.0.1", 5000), "", "Nacos-Java-Client:v1.4.6", "", clock.now())
     await life.agent.read(KEY)
     await outage(life)
     await life.agent.write(WAITING[2])
@@ -895,20 +895,20 @@ def _heard(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_subscribers_survive_a_restart_until_their_subscription_ends(tmp_path: Path, clock: FakeClock) -> None:
-    pushes = UdpSubscribers(UdpSubscribersPolicy())
-    life = Life(tmp_path, clock, pushes=pushes)
-    pushes.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
+    udp_subscribers = UdpSubscribers(UdpSubscribersPolicy())
+    life = Life(tmp_path, clock, udp_subscribers=udp_subscribers)
+    udp_subscribers.listed(KEY, ("127.0.0.1", 5000), "c1,c2", "Nacos-Java-Client:v1.4.6", "shop", clock.now())
     await life.disk.flush()
     assert len(rows(tmp_path, "subscriber")) == 1, "a kill would leave it"
     await life.ends()
 
-    life = Life(tmp_path, clock, pushes=pushes)
+    life = Life(tmp_path, clock, udp_subscribers=udp_subscribers)
     (found,) = life.disk.subscribers()
     assert (found.service, found.address, found.clusters) == (KEY, ("127.0.0.1", 5000), "c1,c2")
     assert (found.agent, found.app) == ("Nacos-Java-Client:v1.4.6", "shop")
     await clock.advance(300.0)
     assert life.disk.subscribers() == [], "whose port it is by now nobody knows"
-    pushes.expire(clock.now() + 60.0)
+    udp_subscribers.expire(clock.now() + 60.0)
     await life.ends()
     assert rows(tmp_path, "subscriber") == []
 

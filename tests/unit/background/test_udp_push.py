@@ -59,7 +59,7 @@ class Client(asyncio.DatagramProtocol):
 @dataclass
 class World:
     push: UdpPush
-    pushes: UdpSubscribers
+    subscribers: UdpSubscribers
     clock: FakeClock
     client: Client
     encoded: list[ReadService] = field(default_factory=list)
@@ -77,18 +77,18 @@ class World:
 
 @asynccontextmanager
 async def udp(encode: Any = None, host: str = "127.0.0.1", **policy: Any) -> AsyncIterator[World]:
-    clock, pushes = FakeClock(), UdpSubscribers(UdpSubscribersPolicy())
+    clock, subscribers = FakeClock(), UdpSubscribers(UdpSubscribersPolicy())
     seen: list[ReadService] = []
 
     def text(call: ReadService, shown: Snapshot) -> bytes:
         seen.append(call)
         return json.dumps([i.ip for i in shown.instances]).encode()
 
-    push = UdpPush(pushes, encode or text, clock, UdpPolicy(**policy))
+    push = UdpPush(subscribers, encode or text, clock, UdpPolicy(**policy))
     await push.start(host)
     _, client = await asyncio.get_running_loop().create_datagram_endpoint(Client, local_addr=("127.0.0.1", 0))
     try:
-        yield World(push, pushes, clock, client, seen)
+        yield World(push, subscribers, clock, client, seen)
     finally:
         assert client.transport is not None
         client.transport.close()
@@ -105,7 +105,7 @@ async def test_listed_begins_a_subscription_that_gets_each_change() -> None:
         assert json.loads(second["data"]) == ["10.0.0.1", "10.0.0.2"]
         assert second["lastRefTime"] > first["lastRefTime"]
         assert world.encoded == [ReadService(KEY, "c1,c2")] * 2
-        assert world.push.subscribed() == [KEY]
+        assert [s.service for s in world.push.subscribers] == [KEY]
 
 
 async def test_restore_keeps_subscriptions_whose_address_is_allowed() -> None:
@@ -114,7 +114,7 @@ async def test_restore_keeps_subscriptions_whose_address_is_allowed() -> None:
         world.push.restore([own, replace(own, address=("192.0.2.1", 5000)), replace(own, address=("::1", 5000))])
         world.push.follow(Change(ONE, TWO, "poll"))
         assert json.loads((await world.client.pushed())["data"]) == ["10.0.0.1", "10.0.0.2"]
-        assert len(world.pushes) == 1
+        assert len(world.subscribers) == 1
 
 
 async def test_listed_again_sends_nothing_and_other_services_neither() -> None:
@@ -197,7 +197,7 @@ async def test_push_without_an_ack_is_repeated_after_10_s_and_then_given_up() ->
 
 
 async def acked(world: World, times: int) -> None:
-    while world.pushes.acknowledged < times:
+    while world.subscribers.acknowledged < times:
         await asyncio.sleep(0)
 
 
@@ -235,7 +235,7 @@ async def test_datagram_received_ignores_nonsense() -> None:
         world.client.ack(json.loads(data), where, 1)
         world.client.ack(json.loads(data), where)
         await asyncio.wait_for(acked(world, 1), 60)
-        assert world.pushes.acknowledged == 1
+        assert world.subscribers.acknowledged == 1
 
 
 async def test_subscription_expires_60_s_after_the_last_list() -> None:
@@ -251,7 +251,7 @@ async def test_subscription_expires_60_s_after_the_last_list() -> None:
         await world.clock.advance(2.0)
         world.push.follow(Change(TWO, ONE, "poll"))
         await world.none_comes()
-        assert world.push.subscribed() == []
+        assert [s.service for s in world.push.subscribers] == []
 
 
 async def test_listed_by_an_agent_that_takes_no_push_is_ignored() -> None:
@@ -260,7 +260,7 @@ async def test_listed_by_an_agent_that_takes_no_push_is_ignored() -> None:
         world.list(agent="")
         world.push.listed(ReadService(KEY), ONE)
         await world.none_comes()
-        assert world.push.subscribed() == []
+        assert [s.service for s in world.push.subscribers] == []
 
 
 ODD_SCOPES = ["::1%a\0b", "fe80::1%a\0b", "::1%é", "fe80::1%\ud800", "::1%" + "9" * 5000]
@@ -281,7 +281,7 @@ FOREIGN = [
 async def test_allowed_refuses_an_address_of_another_host(ip: str) -> None:
     async with udp() as world:
         world.list(ip=ip)
-        assert (world.push.refused, world.push.sent, world.push.subscribed()) == (1, 0, [])
+        assert (world.push.refused, world.push.sent, [s.service for s in world.push.subscribers]) == (1, 0, [])
 
 
 @pytest.mark.parametrize("ip", ODD_SCOPES)

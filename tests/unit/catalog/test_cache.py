@@ -211,7 +211,7 @@ def test_cache_accept_does_not_compare_the_very_same_list() -> None:
 # --- pending writes -------------------------------------------------------------------------------------------------
 
 
-def test_cache_wrote_shows_in_the_next_lookup_and_returns_the_change() -> None:
+def test_cache_record_write_shows_in_the_next_lookup_and_returns_the_change() -> None:
     kept = cache()
     listed(kept, 0, A)
     change = wrote(kept, Register(KEY, B), 1)
@@ -278,7 +278,7 @@ def test_cache_accept_shows_other_changes_beside_a_pending_write() -> None:
     assert change.added == (C,) and shown(kept, 1.5) == (A, B, C)
 
 
-def test_cache_wrote_to_an_unfetched_service_shows_with_its_first_list() -> None:
+def test_cache_record_write_to_an_unfetched_service_shows_with_its_first_list() -> None:
     kept = cache()
     kept.set_local_registrations(KEY, 1, 0)
     assert wrote(kept, Register(KEY, B), 0) is None
@@ -288,7 +288,7 @@ def test_cache_wrote_to_an_unfetched_service_shows_with_its_first_list() -> None
     assert change.added == (A, B)
 
 
-def test_cache_wrote_of_a_reregistration_holds_until_it_is_listed() -> None:
+def test_cache_record_write_of_a_reregistration_holds_until_it_is_listed() -> None:
     kept = cache()
     listed(kept, 0, A, B)
     assert wrote(kept, Register(KEY, B), 1) is None  # it shows already
@@ -296,7 +296,7 @@ def test_cache_wrote_of_a_reregistration_holds_until_it_is_listed() -> None:
     assert shown(kept, 1.3) == (A, B)
 
 
-def test_cache_wrote_of_a_beat_without_effect_is_not_pending() -> None:
+def test_cache_record_write_of_a_beat_without_effect_is_not_pending() -> None:
     kept = cache()
     read(kept, 0)
     before = kept.next_due()
@@ -307,7 +307,7 @@ def test_cache_wrote_of_a_beat_without_effect_is_not_pending() -> None:
     assert entry is not None and entry.pending == ()
 
 
-def test_cache_wrote_of_a_light_beat_keeps_the_full_beat_pending() -> None:
+def test_cache_record_write_of_a_light_beat_keeps_the_full_beat_pending() -> None:
     kept = cache()
     listed(kept, 0, A)
     wrote(kept, Beat(KEY, B.ip, B.port, full=B), 1)
@@ -317,7 +317,7 @@ def test_cache_wrote_of_a_light_beat_keeps_the_full_beat_pending() -> None:
     assert shown(kept, 1.3) == (A, B)
 
 
-def test_cache_wrote_of_an_unlisted_instance_makes_the_service_due_soon() -> None:
+def test_cache_record_write_of_an_unlisted_instance_makes_the_service_due_soon() -> None:
     kept = cache(pending_policy=PendingPolicy(confirm_after=1, grace=3))
     read(kept, 0)
     wrote(kept, Update(KEY, C.ip, C.port, enabled=True), 1)
@@ -349,7 +349,7 @@ def test_cache_without_grace_trusts_each_list_at_once() -> None:
     assert shown(kept, 1.1) == (A,)
 
 
-def test_cache_wrote_keeps_few_pending_writes_of_one_instance() -> None:
+def test_cache_record_write_keeps_few_pending_writes_of_one_instance() -> None:
     kept = cache()
     listed(kept, 0, A)
     for number in range(1000):
@@ -388,7 +388,7 @@ def test_cache_reject_of_unknown_names_polls_nothing() -> None:
     assert len(kept) == 5
 
 
-def test_cache_wrote_to_unknown_names_polls_nothing() -> None:
+def test_cache_record_write_to_unknown_names_polls_nothing() -> None:
     kept = cache(max_unknown=5)
     for number in range(100):
         wrote(kept, Deregister(key(f"no{number}"), "10.0.0.1", 80), 1)
@@ -458,7 +458,7 @@ def test_cache_watch_makes_a_service_due_sooner() -> None:
     assert kept.next_due() == pytest.approx(7)
 
 
-def test_cache_watched_while_anyone_listens() -> None:
+def test_cache_is_watched_while_anyone_listens() -> None:
     kept = cache(watch_idle=60)
     kept.watch(KEY, 0)
     kept.watch(KEY, 0)
@@ -864,7 +864,7 @@ def test_cache_accept_without_grace_drops_missed_instances_at_once() -> None:
     assert shown(kept, 100) == (A, B)
 
 
-def test_cache_wrote_shows_during_a_quarantine() -> None:
+def test_cache_record_write_shows_during_a_quarantine() -> None:
     kept = held()
     listed(kept, 100, suspicious=True)
     assert wrote(kept, Deregister(KEY, A.ip, A.port), 101) is not None
@@ -1028,7 +1028,7 @@ def test_cache_revise_of_a_refused_write_hides_it() -> None:
     assert kept.revise(KEY, lambda p: None, 2, WALL) is None
 
 
-def test_cache_wrote_locally_to_an_unknown_service_shows_it_stale() -> None:
+def test_cache_record_write_locally_to_an_unknown_service_shows_it_stale() -> None:
     kept = cache()
     assert kept.record_write(Deregister(KEY, A.ip, A.port), 1, WALL, local=True) is None
     assert shown(kept, 1) is None
@@ -1041,7 +1041,7 @@ def test_cache_wrote_locally_to_an_unknown_service_shows_it_stale() -> None:
     assert kept.revise(key("other"), lambda p: p, 2, WALL) is None
 
 
-def test_cache_wrote_locally_stays_pending_without_grace() -> None:
+def test_cache_record_write_locally_stays_pending_without_grace() -> None:
     kept = cache(pending_policy=PendingPolicy(grace=0))
     listed(kept, 0, A)
     kept.record_write(Register(KEY, B), 1, WALL, local=True)
@@ -1051,7 +1051,7 @@ def test_cache_wrote_locally_stays_pending_without_grace() -> None:
     assert shown(kept, 100) == (A,)
 
 
-def test_cache_reject_barred_hides_the_snapshot_until_the_next_list() -> None:
+def test_cache_reject_forbidden_hides_the_snapshot_until_the_next_list() -> None:
     kept = cache()
     kept.watch(KEY, 0)
     listed(kept, 0, A)

@@ -136,8 +136,3 @@ def test_breaker_transitions_alternate_and_the_next_probe_is_never_far(steps: li
         assert breaker.allows(now + POLICY.max_delay)
         assert breaker.allows(math.inf)
     assert all(a != b for a, b in itertools.pairwise(told))
-
-
-def test_breaker_repr_shows_the_state() -> None:
-    assert repr(Breaker(POLICY)) == "<Breaker up, 0 failures>"
-    assert repr(lost(100.0)) == "<Breaker down, next probe at 100.5, 3 failures>"

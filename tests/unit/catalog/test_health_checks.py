@@ -163,5 +163,5 @@ def test_seconds_reads_durations_as_people_write_them(text: object, value: float
     ("host", "here"),
     [("localhost", True), ("127.0.0.1", True), ("::1", True), ("10.0.0.1", False), ("example.org", False)],
 )
-def test_local_holds_for_certain_names_only(host: str, here: bool) -> None:
+def test_is_local_host_holds_for_certain_names_only(host: str, here: bool) -> None:
     assert is_local_host(host) is here

@@ -95,7 +95,7 @@ def test_drop_confirmed_gives_up_a_write_after_the_grace() -> None:
     assert drop_confirmed(waiting, NOTHING, 103.0, POLICY) == ()
 
 
-def test_drop_confirmed_counts_from_when_the_list_was_asked_for() -> None:
+def test_drop_confirmed_counts_from_the_request_of_the_list() -> None:
     """It was asked for at once after the write and came after the grace, so it may show an older state."""
     waiting = pending(register())
     assert apply_pending(NOTHING, drop_confirmed(waiting, NOTHING, 100.1, POLICY)) == snapshot(X)

@@ -478,4 +478,4 @@ async def test_send_waiting_also_sends_what_is_accepted_meanwhile(world: World) 
 async def test_outage_leaves_a_beat_of_an_unknown_instance_to_the_upstream(world: World) -> None:
     assert (await world.agent.write(Beat(KEY, "10.0.0.9", 80))).result.code == BEAT_NOT_FOUND
     await settle()
-    assert repr(world.outage) == "<Outage <Journal 0 writes of 0 instances>, 0 silent>"
+    assert len(world.outage.journal) == 0

@@ -24,7 +24,7 @@ class Watched:
     def __init__(self, strict: bool = False) -> None:
         self.cache = Cache(CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__)
         self.hub = Hub(HubPolicy(), "e")
-        self.watches = Watches(self.cache, self.hub, self.read, FakeClock(), strict=strict)
+        self.watches = Watches(self.cache, self.hub, self.read, FakeClock(), strict)
         self.known: dict[ServiceKey, Any] = {KEY: snapshot(A)}
 
     async def read(self, service: ServiceKey) -> None:
