@@ -85,8 +85,6 @@ class Administration:
         default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
         return ({**default, "quota": 200, "configCount": 0, "type": 0},)
 
-    # clients and what they registered: a client is an ip:port of one kind (nacos-http.md 5.1)
-
     async def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
         index = _ClientIndex()
         async for service in in_turns(list(self._services.values()), BATCH):

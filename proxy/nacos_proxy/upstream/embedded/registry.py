@@ -147,8 +147,6 @@ class EmbeddedRegistry:
     async def close(self) -> None:
         await stop(self._task)
 
-    # watching
-
     @property
     def alive(self) -> bool:
         return True
@@ -186,8 +184,6 @@ class EmbeddedRegistry:
             if key in self._watched:
                 self._notifications.put_nowait(key)
 
-    # time
-
     def _expire_due(self, now: float) -> None:
         if self._task is not None and (gap := stood_still(self._expired_at + TICK, now)):
             for service in self._services.values():  # beats that came meanwhile were not read
@@ -220,8 +216,6 @@ class EmbeddedRegistry:
         if deadline < self._scheduled.get(service.key, math.inf):
             self._scheduled[service.key] = deadline
             heapq.heappush(self._deadlines, (deadline, service.key))
-
-    # instances
 
     def _fetch(self, call: Fetch, now: float) -> Snapshot:
         service = self._services.get(call.service)
@@ -324,8 +318,6 @@ class EmbeddedRegistry:
             raise Refused(Reason.CHECKER_AT_WORK, text)
         if service.set_health(call.ip, call.port, call.healthy):
             self._mark_changed(service, now)
-
-    # services
 
     def _get_service(self, call: GetService, now: float) -> ServiceInfo:
         key = call.service

@@ -109,8 +109,6 @@ class Service:
     empty_since: float = math.inf
     _snapshot: Snapshot | None = None
 
-    # persistence
-
     def persistent(self) -> PersistentService | None:
         """What of it outlives the process, None for nothing."""
         if not self.explicit and (self.ephemeral or not self.instances):
@@ -145,8 +143,6 @@ class Service:
             if overrides is not None:
                 service.override(instance.key, overrides)
         return service
-
-    # writes
 
     def register(self, instance: Instance, now: float) -> None:
         """Adds or replaces the instance at its ip:port. Raises `Refused` if the service is of the other kind."""
@@ -225,8 +221,6 @@ class Service:
     def _checked(self) -> bool:
         return (self.metadata.get(UNCHECKED) or "").lower() != "true"
 
-    # time
-
     def expire(self, now: float) -> bool:
         """Marks silent instances unhealthy, then removes them. Returns whether the list changed."""
         if not self.ephemeral:
@@ -259,8 +253,6 @@ class Service:
         if not self.ephemeral:
             return math.inf
         return min(known.deadline() for known in self.instances.values())
-
-    # reads
 
     def snapshot(self) -> Snapshot:
         """The service as lists show it; the same object while nothing changed."""

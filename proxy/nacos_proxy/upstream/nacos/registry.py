@@ -309,7 +309,7 @@ class ServerClient:
             return await dialect_client.execute(self, call)
         except Malformed as error:
             if isinstance(error, Misplaced):  # replies and requests are out of step on this connection
-                self.client.registry.http.renew(self.server)
+                self.client.registry.http.renew(self.server.origin)
             raise Garbled(f"{self.server.origin}: the answer cannot be read: {error}", answered=True) from error
 
     async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
@@ -318,15 +318,16 @@ class ServerClient:
         `again`: the request may be sent twice.
         """
         http, credential = self.client.registry.http, self.client.credential
+        origin, context = self.server.origin, self.server.context
         if credential is not None:
-            return await http.send(self.server, request, credential.headers, again=again)
+            return await http.send(origin, context, request, credential.headers, again=again)
         session = self.client.registry.session
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await http.send(self.server, request, self._own_headers(token), again=again)
+        reply = await http.send(origin, context, request, self._own_headers(token), again=again)
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await http.send(self.server, request, self._own_headers(renewed), again=again)
+                reply = await http.send(origin, context, request, self._own_headers(renewed), again=again)
         return reply
 
     def _own_headers(self, token: str) -> Headers:
@@ -334,7 +335,7 @@ class ServerClient:
         return token_headers(token) + ((identity,) if identity is not None else ())
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
-        return await self.client.registry.http.send(self.server, request, again=True)
+        return await self.client.registry.http.send(self.server.origin, self.server.context, request, again=True)
 
     def with_push_address(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
         """A list request of v1, which subscribes to UDP push if it is our own, and the `cacheMillis` to show.

@@ -78,8 +78,6 @@ class ResponseCache:
             service = self._unknown[key] = _Service()
         return service
 
-    # values
-
     def parse(
         self, key: ServiceKey, question: Hashable, reply: HttpReply, read: Callable[[HttpReply], T]
     ) -> Versioned[T]:
@@ -109,8 +107,6 @@ class ResponseCache:
             values.clear()
         return values
 
-    # a service's own data
-
     def info(self, key: ServiceKey, now: float) -> tuple[ServiceInfo | None, bool]:
         """The last answer (None if the server gave none), and whether it is time to ask again."""
         service = self._find(key)
@@ -124,8 +120,6 @@ class ResponseCache:
         if info is not None:
             self._add_clusters(service, info.clusters)
         return service.info
-
-    # clusters
 
     def add_clusters(self, key: ServiceKey, clusters: Collection[str]) -> None:
         """Clusters in which a service has instances."""
@@ -146,8 +140,6 @@ class ResponseCache:
         """All clusters seen so far, DEFAULT first."""
         service = self._find(key)
         return (DEFAULT_CLUSTER,) if service is None else service.clusters
-
-    # v3
 
     def admin_refused(self, now: float) -> None:
         """The admin API refused us: do not ask it for lists for a while."""

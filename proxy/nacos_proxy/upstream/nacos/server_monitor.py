@@ -51,8 +51,6 @@ class ServerMonitor:
         servers.on_up.append(self._on_up)
         servers.on_down.append(self._on_down)
 
-    # what is due
-
     async def ready(self) -> None:
         """Starts what is due. Waits for the address server while no server is known."""
         now = self._clock.now()
@@ -128,8 +126,6 @@ class ServerMonitor:
                 await self._clock.sleep_until(self._clock.now() + SUBSCRIBE_AGAIN)
         finally:
             self._subscribing.discard(server.origin)
-
-    # outcomes of calls
 
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
         """The server answered, even if it refused. `seconds`: its latency, None if it says nothing about that."""

@@ -192,8 +192,6 @@ class Servers:
         """Whether all servers are known to have Nacos's parameter check."""
         return bool(self.all) and all(server.capabilities.has_parameter_check for server in self.all)
 
-    # choosing
-
     def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
         """The servers to try, in order, at most `MAX_ATTEMPTS`. `keys` say what the call is about, the closest first.
 
@@ -239,8 +237,6 @@ class Servers:
 
     def unpin(self, key: Hashable) -> None:
         self._pins.pop(key, None)
-
-    # health
 
     def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
         """The server answered, even if it refused. `seconds`: how long it took."""

@@ -19,7 +19,6 @@ from nacos_proxy.model.errors import Garbled, TooSlow, Unreachable, UpstreamErro
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.exchange import HttpClient, HttpPolicy, Timeouts, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
-from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from tests.helpers.fault import MODES, Mode, fault_proxy
 from tests.unit.upstream.stub import Request, Say, Stub, ok, say, stub
@@ -29,15 +28,21 @@ CA, SERVER, CLIENT, STRANGER = (str(CERTIFICATES / f"{name}.pem") for name in ("
 LIST = HttpRequest("GET", "/v1/ns/instance/list", query=(("serviceName", "g@@a"),))
 WRITE = HttpRequest("POST", "/v1/ns/instance", form=(("ip", "10.0.0.1"), ("metadata", '{"a":"b c"}')))
 
+Address = tuple[str, str]  # origin and context path
+
+
+def address(url: str) -> Address:
+    return url, "/nacos"
+
 
 @asynccontextmanager
 async def served(
     play: Callable[[Request], Say], policy: HttpPolicy | None = None, transport: TransportPolicy | None = None
-) -> AsyncIterator[tuple[Stub, HttpClient, Server]]:
+) -> AsyncIterator[tuple[Stub, HttpClient, Address]]:
     async with stub(play) as seen:
         http = HttpClient(policy or HttpPolicy(), FastTransport(transport or TransportPolicy()))
         try:
-            yield seen, http, parse_server(seen.url)
+            yield seen, http, address(seen.url)
         finally:
             await http.transport.aclose()
 
@@ -48,9 +53,9 @@ async def test_http_ask_sends_the_request_and_returns_the_reply() -> None:
         http,
         to,
     ):
-        reply = await http.send(to, LIST, [("accessToken", "x")], again=True)
+        reply = await http.send(*to, LIST, [("accessToken", "x")], again=True)
         assert reply == HttpReply(200, "application/json;charset=UTF-8", b'{"hosts":[]}')
-        await http.send(to, WRITE, again=True)
+        await http.send(*to, WRITE, again=True)
     read, write = seen.requests
     assert read.line == b"GET /nacos/v1/ns/instance/list?serviceName=g%40%40a HTTP/1.1"
     assert b"\r\naccessToken: x\r\n" in read.head
@@ -68,7 +73,7 @@ async def test_http_ask_allows_a_long_query() -> None:
             return httpx.Response(200, content=request.target)
 
     http, metadata = HttpClient(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
-    reply = await http.send(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
+    reply = await http.send(*address("http://a:8848"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
     assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
 
 
@@ -78,13 +83,13 @@ async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=request.url.query)
 
-    http, to = HttpClient(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
+    http, to = HttpClient(HttpPolicy(), httpx.MockTransport(answer)), address("http://a:8848")
     held: list[int] = []
     tracemalloc.start()
     try:
         for number in range(1500):
             named = HttpRequest("GET", "/v1/ns/instance/list", (("serviceName", f"g@@{number}-{'x' * 60}"),))
-            assert (await http.send(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
+            assert (await http.send(*to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
             if number in (499, 1499):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
@@ -97,7 +102,7 @@ async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
 async def test_http_ask_returns_any_status(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nno" % status)
     async with served(lambda _: answer) as (_, http, to):
-        assert await http.send(to, LIST, again=True) == HttpReply(status, None, b"no")
+        assert await http.send(*to, LIST, again=True) == HttpReply(status, None, b"no")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +123,7 @@ async def test_http_ask_returns_any_status(status: int) -> None:
 async def test_http_ask_raises_garbled_for_answers_that_are_not_from_nacos(answer: Say, said: str) -> None:
     async with served(lambda _: answer) as (seen, http, to):
         with pytest.raises(Garbled, match=said) as raised:
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, again=True)
         assert str(raised.value).startswith(f"{seen.url}: ")
 
 
@@ -155,7 +160,7 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
     async with served(lambda _: answer) as (seen, http, to):
         tracemalloc.start()
         try:
-            for ask in (lambda: http.send(to, LIST, again=True), lambda: http.get(seen.url)):
+            for ask in (lambda: http.send(*to, LIST, again=True), lambda: http.get(seen.url)):
                 with pytest.raises(Garbled, match="the answer is compressed"):
                     await ask()
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -166,15 +171,15 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
 
 async def test_http_ask_accepts_the_identity_encoding() -> None:
     async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
-        assert (await http.send(to, LIST, again=True)).body == b"[]"
+        assert (await http.send(*to, LIST, again=True)).body == b"[]"
 
 
 async def test_http_ask_bounds_the_answer() -> None:
     async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(max_body=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, again=True)
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, again=True)
         assert len(seen.requests) == 2, "nothing that was left over is taken for the next answer"
 
 
@@ -182,26 +187,26 @@ async def test_http_ask_limits_the_total_time_of_a_trickling_answer() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
     policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
     async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
-        await http.send(to, WRITE, again=True)
+        await http.send(*to, WRITE, again=True)
         with pytest.raises(TooSlow, match="no answer in time"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, again=True)
 
 
 async def test_http_ask_has_separate_timeouts_for_reads_and_writes() -> None:
     policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
     answers = {b"GET": say(then="hang"), b"POS": ok()}
     async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
-        assert (await http.send(to, WRITE, again=True)).status == 200
+        assert (await http.send(*to, WRITE, again=True)).status == 200
         with pytest.raises(TooSlow):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, again=True)
 
 
 @pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
 async def test_http_ask_again_survives_a_stale_connection(again: bool, requests: int) -> None:
     answers = iter([ok(), say(then="close"), ok(b"again")])
     async with served(lambda _: next(answers)) as (seen, http, to):
-        await http.send(to, LIST, again=True)
-        call = http.send(to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
+        await http.send(*to, LIST, again=True)
+        call = http.send(*to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
         if again:
             assert (await call).body == b"again"
         else:
@@ -216,7 +221,7 @@ async def test_http_ask_without_a_server_is_unreachable_and_did_not_arrive() -> 
         pass
     http = HttpClient(HttpPolicy(), FastTransport())
     with pytest.raises(Unreachable) as raised:
-        await http.send(parse_server(gone.url), WRITE, again=False)
+        await http.send(*address(gone.url), WRITE, again=False)
     assert (str(raised.value), raised.value.arrived) == (f"{gone.url}: no connection: Connection refused", False)
 
 
@@ -225,7 +230,7 @@ async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode
     """Every fault raises an `UpstreamError`, and none calls a write unsent that was sent."""
     async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
         transport = FastTransport()
-        await HttpClient(HttpPolicy(), transport).send(parse_server(way.url), LIST, again=True)
+        await HttpClient(HttpPolicy(), transport).send(*address(way.url), LIST, again=True)
         await way.set(mode)
         seconds = 0.5 if mode in ("slow", "blackhole") else 30.0
         http = HttpClient(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
@@ -233,7 +238,7 @@ async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode
             await asyncio.sleep(0)
         for request in (LIST, WRITE):
             try:
-                reply = await http.send(parse_server(way.url), request, again=False)
+                reply = await http.send(*address(way.url), request, again=False)
             except UpstreamError as error:
                 if mode != "reset":  # which may come before or after the request went out
                     assert error.arrived is (mode != "refuse")
@@ -292,7 +297,7 @@ def test_http_policy_repr_shows_no_secret() -> None:
 @asynccontextmanager
 async def over_tls(
     policy: TlsPolicy, *, wants: str = "", sni: str = "", certificate: str = SERVER
-) -> AsyncIterator[tuple[HttpClient, Server, list[str | None]]]:
+) -> AsyncIterator[tuple[HttpClient, Address, list[str | None]]]:
     """A server that requires a client certificate of the authority `wants`; yields the names that it was asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -304,13 +309,13 @@ async def over_tls(
     async with stub(lambda _: ok(b"hello"), context) as seen:
         http = HttpClient(HttpPolicy(sni=sni), FastTransport(tls=tls_context(policy)))
         try:
-            yield http, parse_server(seen.url), names
+            yield http, address(seen.url), names
         finally:
             await http.transport.aclose()
 
 
-async def said(http: HttpClient, to: Server) -> Any:
-    return (await http.send(to, LIST, again=True)).body
+async def said(http: HttpClient, to: Address) -> Any:
+    return (await http.send(*to, LIST, again=True)).body
 
 
 async def test_tls_context_trusts_the_given_authority() -> None:
@@ -361,10 +366,10 @@ async def test_http_ask_fails_without_a_required_client_certificate() -> None:
 async def test_http_ask_with_the_wrong_scheme_raises_our_errors() -> None:
     async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
         with pytest.raises(UpstreamError):
-            await said(http, Server(to.origin.replace("https", "http"), to.context))
+            await said(http, address(to[0].replace("https", "http")))
     async with served(lambda _: ok()) as (_, http, to):
         with pytest.raises(UpstreamError):
-            await said(http, Server(to.origin.replace("http", "https"), to.context))
+            await said(http, address(to[0].replace("http", "https")))
 
 
 @pytest.mark.parametrize("policy", [TlsPolicy(ca="/nowhere.pem"), TlsPolicy(certificate="/nowhere.pem")])
