@@ -1,6 +1,6 @@
-"""A registry in this process that fulfils the contract of a real Nacos server, including instances that expire.
+"""A registry in this process that behaves like a Nacos server, including instances that expire.
 
-Each call first expires what is due. While anyone watches, a task does the same at each deadline, to notify watchers.
+Each call first expires what is due. While changes are watched, a task does the same at each deadline.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -35,31 +35,25 @@ from nacos_proxy.model.calls import (
     SetHealth,
     Update,
     UpdateService,
+    Write,
 )
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
 from nacos_proxy.upstream.embedded.administration import BATCH, Administration
-from nacos_proxy.upstream.embedded.persistence import SERVICE_WRITES, SWITCHES_KEY, PersistentState, PersistentValue
-from nacos_proxy.upstream.embedded.state import (
-    InstanceOverrides,
-    PersistentService,
-    Service,
-    no_instances,
-    read_selector,
-    service_not_found,
-)
+from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentState, PersistentValue
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service, read_selector
 from nacos_proxy.wire.nacos.administration import CatalogService, SetCluster, SetSwitch
 
 R = TypeVar("R")
 
-TICK = 1.0  # seconds between two checks for what has expired, while anyone watches
+TICK = 1.0  # seconds, at most, between two checks for expired instances while changes are watched
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much it holds; it refuses more. A list shows a write only after `listing_delay` seconds (for tests)."""
+    """How much the registry holds. A list shows a write only after `listing_delay` seconds (for tests)."""
 
     instances: int = 100_000
     services: int = 50_000
@@ -79,7 +73,7 @@ class EmbeddedRegistry:
         self._delayed_lists: dict[ServiceKey, Snapshot] = {}
         self._delayed_until: dict[ServiceKey, float] = {}
         self._watched: set[ServiceKey] = set()
-        self._changed: list[ServiceKey] = []  # by the call that is being handled
+        self._changed: list[ServiceKey] = []  # by the current call
         self._notifications: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._instances = 0
@@ -105,8 +99,7 @@ class EmbeddedRegistry:
             SetCluster: self._set_cluster,
             **self._administration.handlers,
         }
-        slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {ListDetails: self._details}
-        self._slow = slow | self._administration.slow
+        self._slow = {ListDetails: self._details, **self._administration.slow}
 
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`."""
@@ -115,7 +108,7 @@ class EmbeddedRegistry:
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
         result = self._handlers[type(call)](call, now)
-        if isinstance(call, SERVICE_WRITES):
+        if isinstance(call, (Write, CreateService, UpdateService, DeleteService, SetCluster)):
             self._persist(call.service)
         elif isinstance(call, SetSwitch):
             self.persistent_state.update(SWITCHES_KEY, self._administration.switches)
@@ -124,7 +117,7 @@ class EmbeddedRegistry:
         changed, self._changed = self._changed, []
         try:
             await self.persistent_state.flush()
-        finally:  # watchers, like the caller, learn of a change only once it is written
+        finally:  # like the caller, watchers must not learn of a change before it is written
             self._notify(changed)
         return result
 
@@ -133,7 +126,7 @@ class EmbeddedRegistry:
         self.persistent_state.update(key, None if service is None else service.persistent())
 
     def restore(self, values: Iterable[tuple[ServiceKey, PersistentValue]]) -> None:
-        """Loads what an earlier process wrote; to be called before anything else."""
+        """Loads the state that an earlier process wrote. Must be called before anything else."""
         now = self._clock.now()
         for key, value in values:
             self.persistent_state.restore(key, value)
@@ -156,11 +149,11 @@ class EmbeddedRegistry:
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         before, self._watched = self._watched, set(services)
-        for key in self._watched - before:  # it may have changed before it was watched
+        for key in self._watched - before:  # may have changed before it was watched
             self._notifications.put_nowait(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
-        """Yields watched services as they change. The first call starts the task that expires instances in time."""
+        """Yields watched services as they change. The first call starts the task that expires instances."""
         if self._task is None:
             self._expired_at = self._clock.now()
             self._task = self._supervisor.keep(self._tick, name="embedded registry")
@@ -186,7 +179,7 @@ class EmbeddedRegistry:
 
     def _expire_due(self, now: float) -> None:
         if self._task is not None and (gap := stood_still(self._expired_at + TICK, now)):
-            for service in self._services.values():  # beats that came meanwhile were not read
+            for service in self._services.values():  # beats that arrived meanwhile were not read
                 service.shift(gap, now)
         self._expired_at = now
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -232,7 +225,8 @@ class EmbeddedRegistry:
     def _get_instance(self, call: GetInstance, now: float) -> Instance:
         snapshot = self._fetch(Fetch(call.service), now)
         if not snapshot.instances:
-            raise no_instances(call.service, call.cluster)
+            text = f"no ips found for cluster {call.cluster} in service {call.service.grouped}"
+            raise Refused(Reason.NO_INSTANCES, text, status=404)
         found = snapshot.find(call.ip, call.port, call.cluster)
         if found is None:
             raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
@@ -271,7 +265,10 @@ class EmbeddedRegistry:
         if call.partial:
             self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
-            raise service_not_found(call)
+            namespace, group, name = call.service.namespace, call.service.group, call.service.name
+            java = f"Service{{namespace='{namespace}', group='{group}', name='{name}', "
+            java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
+            raise Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {namespace}, service: {java}")
         old = service.overrides_of(key) if call.partial else InstanceOverrides()
         overrides = InstanceOverrides(
             old.weight if call.weight is None else call.weight,
@@ -348,7 +345,7 @@ class EmbeddedRegistry:
         self._mark_changed(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:
-        """Like every change of a service, it makes the service explicit (nacos-http.md 5.5)."""
+        """Makes the service explicit, as every change of a service does (nacos-http.md 5.5)."""
         service = self._existing(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
         service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
         service.changed()
@@ -389,9 +386,8 @@ class EmbeddedRegistry:
             and not (call.ignore_empty and not s.instances)
         ]
         first = (max(1, call.page) - 1) * call.size
-        rows: list[ServiceDetail] = []
-        async for s in in_turns(matching[first : first + call.size], BATCH):
-            rows.append(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)))
+        page = in_turns(matching[first : first + call.size], BATCH)
+        rows = [ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)) async for s in page]
         return DetailPage(len(matching), tuple(rows))
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The switches of the embedded registry and the values that they take, and its server state; as in Nacos 2.5.1.
+"""The switches of the embedded registry, their valid values, and its server state, all as in Nacos 2.5.1.
 
 Source: recordings "v1 operator switches", "v1 server state"; nacos-http.md 2.14 (`SwitchManager`).
 """
@@ -84,7 +84,7 @@ _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?[
 
 
 def with_switch(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, Any]:
-    """The switches after a PUT; unchanged if there is none of this name. Raises `BadCall` with Nacos's text."""
+    """The switches after a PUT; unchanged if the name is unknown. Raises `BadCall` with Nacos's text."""
     if entry == "pushVersion":
         return {**switches, **_push_version(value)}
     if entry not in _ENTRIES:

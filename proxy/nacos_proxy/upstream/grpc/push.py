@@ -242,7 +242,7 @@ class _Feed:
                 return client
 
     async def _subscribe(self, client: Client, key: ServiceKey) -> None:
-        """Waits even if the connection is lost: the SDK would subscribe despite a cancellation, and twice after a retry."""
+        """Not cancelled if the connection is lost: the SDK would subscribe anyway, and twice after a retry."""
         renewal = key in self._subscribed
         listener: Listener = _ignore if renewal else lambda instances: self._on_push(key, instances)
         error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))

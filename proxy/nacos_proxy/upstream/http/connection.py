@@ -24,7 +24,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 class ExchangeLimits(NamedTuple):
-    """`read` and `write`: seconds of each wait; `until`: the loop's time when the body must have ended. None: no limit."""
+    """`read` and `write`: seconds of each wait; `until`: the loop's time at which the body must have ended."""
 
     read: float | None = None
     write: float | None = None

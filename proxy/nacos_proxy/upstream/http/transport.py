@@ -266,7 +266,7 @@ class HeaderBlock(NamedTuple):
 class PreparedRequest(httpx.Request):
     """A request whose parts are ready to send. httpx would compute them anew, which costs more than the rest of a call.
 
-    `target` is path and query. `block` is sent unchanged, so it contains `Host` and `Content-Length`; requests share it.
+    `target` is path and query. `block` is sent unchanged, so it contains `Host` and `Content-Length`.
     """
 
     def __init__(
