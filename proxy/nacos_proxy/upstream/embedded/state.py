@@ -132,7 +132,7 @@ class Service:
         return service
 
     def register(self, instance: Instance, now: float) -> None:
-        """Adds or replaces the instance at its ip:port. Raises `Refused` if it is ephemeral and the service is not."""
+        """Adds or replaces the instance at its ip:port. Raises `Refused` if only one of them is ephemeral."""
         if instance.ephemeral != self.ephemeral:
             kinds = ("ephemeral", "persistent")
             ours, theirs = kinds if self.ephemeral else reversed(kinds)

@@ -1,19 +1,19 @@
 """Forwards a request to a server, streamed both ways, and only below the context path.
 
-A client's own headers go unchanged, and nothing of this proxy's account is added.
+The client's end-to-end headers are sent unchanged, without this proxy's token or identity.
 
 A path is refused if any reading of it, decoded once or more often, with or without `;parameters`, could leave the
 context path: dot segments, empty segments (`//host`), backslashes, encoded slashes, control characters (RFC 3986
-6.2.2). The path that was checked is sent byte for byte.
+6.2.2). An accepted path is sent byte for byte.
 
-    a call that failed          | goes to the next server
+    a request that failed       | is sent to the next server
     ----------------------------+------------------------------------------------
     did not arrive              | unless some of its body was consumed
     may have arrived            | if it is GET, HEAD or OPTIONS without a body
     found no free connection    | never: that says nothing about the server
 
-All calls about one configuration start at the same server, so that a client reads back what it published: the other
-servers learn of it some 100 ms later.
+All requests about a configuration start at the same server, so that a client reads back what it published: the other
+servers show it only some 100 ms later.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _QUERY = re.compile(r"[!-\"$-~]*")
 _BAD = re.compile(r"[\x00-\x20\x7f\\#?\ufffd]")
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_UNAVAILABLE = (502, 503, 504)  # from gateways, and from servers that are not ready
-_MAX_READINGS = 4  # honest clients encode a path less often, and each reading costs its length
+_UNAVAILABLE = (502, 503, 504)  # gateways, and servers that are not ready, answer these
+_MAX_READINGS = 4  # honest clients encode a path less often, and the cost of a reading grows with its length
 _FORM = b"application/x-www-form-urlencoded"
 _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and headers that the transport writes
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
@@ -48,7 +48,7 @@ _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and headers that the transport write
 
 
 def safe_target(path: str, query: str) -> str:
-    """Path and query, to be sent after a context path. Raises `BadCall` if they could leave it."""
+    """Path and query, to append to a context path. Raises `BadCall` if they could leave it."""
     if _PATH.fullmatch(path) is None or _QUERY.fullmatch(query) is None:
         raise _refused("the path must begin with / and contain only printable ASCII")
     reading = path
@@ -75,7 +75,7 @@ def _refused(why: str) -> BadCall:
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """Without the headers that are for one connection, including those that `Connection` names."""
+    """The headers that are not for one connection only; `Connection` may name more of those."""
     fields = list(headers)
     named = (value for name, value in fields if name.lower() == b"connection")
     dropped = _HOP_BY_HOP | {token.strip().lower() for value in named for token in value.split(b",")}
@@ -113,9 +113,9 @@ class ForwardedRequest:
 
 
 async def data_id(request: ForwardedRequest) -> tuple[str, ForwardedRequest]:
-    """The id of the configuration that a request is about, '' for none, and the request to send.
+    """The id of the configuration that a request is about ('' for none), and the request to send instead of this one.
 
-    The id may be in the body, so its first chunk may be consumed here; the returned request has the whole body. Raises
+    It may consume the first chunk of the body to find the id; the returned request still has the whole body. Raises
     `BadCall` and the errors of the body.
     """
     found = _data_id(request.query)
@@ -127,7 +127,7 @@ async def data_id(request: ForwardedRequest) -> tuple[str, ForwardedRequest]:
 
 
 def _data_id(text: str) -> str:
-    """From a query, or from the beginning of a form."""
+    """Reads the id from a query, or from the beginning of a form."""
     return next((value for name, value in parse_qsl(text) if name == "dataId"), "") if "dataId=" in text else ""
 
 
@@ -141,12 +141,12 @@ ReportOutcome = Callable[[Server, UpstreamError | None], None]
 
 
 class ForwardedResponse:
-    """A response on its way. `body` yields it as it arrives, and raises `UpstreamError`s."""
+    """A response whose body is still arriving."""
 
     def __init__(self, response: httpx.Response, server: Server, report: ReportOutcome) -> None:
         self.status = response.status_code
-        dropped = {b"date"}  # our own server writes one, and a response has only one
-        if self.status in (204, 304):  # a length here is of a body that is not sent
+        dropped = {b"date"}  # our own server adds it
+        if self.status in (204, 304):  # their Content-Length is of a body that is not sent
             dropped.add(b"content-length")
         self.headers = [field for field in end_to_end(response.headers.raw) if field[0].lower() not in dropped]
         self._response = response
@@ -154,6 +154,7 @@ class ForwardedResponse:
         self._report = report
 
     async def body(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamError`s, and reports them."""
         stream: Any = self._response.stream
         try:
             async for chunk in stream:
@@ -165,7 +166,7 @@ class ForwardedResponse:
 
 
 class Upload:
-    """A client's body. `begun`: some of it was consumed, so it cannot be sent again. `broken`: the client's error."""
+    """A client's body. `begun`: some of it was consumed, so it cannot be sent again. `broken`: its own error."""
 
     def __init__(self, body: AsyncIterator[bytes], length: int | None) -> None:
         self.begun = False

@@ -1,14 +1,14 @@
-"""The credentials for the servers: this proxy's own token, renewed before it ends, or a client's.
+"""The credentials for the servers: a client's own token, or this proxy's token, which is renewed before it ends.
 
     our token is      | while                              | a call
     ------------------+------------------------------------+-------------------------------------------------
-    valid             | before `RENEW_AT` of its ttl       | goes with it
-    about to end      | until its ttl is over              | goes with it, and one login runs beside it
-    none              | otherwise                          | waits for the one login in flight
+    valid             | before `RENEW_AT` of its ttl       | carries it
+    about to end      | until its ttl is over              | carries it; one login runs in the background
+    absent            | otherwise                          | waits for the one login in flight
     refused (401/403) | unless a login was tried just now  | waits for the one login in flight, then is sent again
 
-If the servers refuse a login (a wrong password), the pause before the next one grows: a directory behind the servers
-may lock the account. If a login reaches no server, that says nothing about the other servers.
+After each login that the servers refuse (a wrong password), the pause before the next login grows, because a directory
+behind the servers may lock the account. If a server does not answer a login, another server may.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class LoginPolicy:
 
 @dataclass(slots=True)
 class Credential:
-    """A client's own token. Its calls carry that and nothing of this proxy's account.
+    """A client's token. The client's calls carry it, and neither token nor identity of this proxy.
 
-    If the token is from a login made here, it changes when the login is renewed.
+    If the proxy logged the client in, `token` changes when that login is renewed.
     """
 
     token: str = field(repr=False)
@@ -59,9 +59,9 @@ NOBODY = Credential("")
 
 
 def token_headers(token: str) -> tuple[tuple[str, str], ...]:
-    """Both headers: 1.4.6 reads only the bearer, and some gateways consume `Authorization`.
+    """The token in two headers: 1.4.6 reads only `Authorization`, which some gateways consume.
 
-    Raises `Refused` for a token that no header can carry.
+    Raises `Refused` if the token cannot be in a header.
     """
     if not (token.isascii() and token.isprintable()):
         raise Refused(Reason.NO_RIGHT, "a token may contain only printable ASCII characters", status=403)
@@ -71,7 +71,7 @@ def token_headers(token: str) -> tuple[tuple[str, str], ...]:
 class Session:
     """The token of this proxy, which is valid at all servers of a cluster.
 
-    `logins` counts the successful ones, `error` says why the last one failed.
+    `logins` counts successful logins. `error` says why the last login failed.
     """
 
     def __init__(self, policy: LoginPolicy, clock: Clock) -> None:
@@ -93,10 +93,7 @@ class Session:
         return bool(self._policy.username)
 
     async def token(self, server: Hashable, ask: Ask) -> str:
-        """The token to send, '' if none is needed. `ask` sends a login to `server`.
-
-        Raises `Refused` (NO_RIGHT) and the errors of the login's call.
-        """
+        """The token to send, '' if none is needed. `ask` sends a login to `server`. Raises as `log_in`."""
         if not self.enabled:
             return ""
         now = self._clock.now()
@@ -107,10 +104,7 @@ class Session:
         return self._token
 
     async def renew(self, refused: str, server: Hashable, ask: Ask) -> str:
-        """A new token if the refused one is still in use and a login may be tried; else the current one.
-
-        Raises as `token`.
-        """
+        """A new token if the refused one is still in use and a login may be tried; else the current one."""
         if self.enabled and self._token == refused and not self._backing_off:
             await self._log_in(server, ask)
         return self._token
@@ -130,7 +124,7 @@ class Session:
                 return
             if running_at == server or error is self._refusal:
                 raise error
-            # The login in flight was at another server, which did not answer. Try it at this one.
+            # Another server did not answer the login that was in flight. Log in at this server.
 
     def _start(self, server: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
         if self._running is None or self._running.done():
@@ -158,17 +152,17 @@ class Session:
 
 
 async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) -> tuple[Login, int]:
-    """The login, and the number of the path that has it: `first_path`, or the other one if that has none.
+    """Logs in at `_PATHS[first_path]`, or at the other path if the first is gone. Returns the login and its path.
 
     The token is '' if the servers require none. Raises `Refused` (NO_RIGHT) if they do not accept the account, and
-    the errors of the calls.
+    the errors of `ask`.
     """
     for path in (first_path, 1 - first_path):
         write, read = _PATHS[path]
         try:
             login = read(await ask(write(username, password)))
         except Refused as refused:
-            if refused.status >= 502:  # from a gateway, or a server that is not ready: not about the password
+            if refused.status >= 502:  # from a gateway or a server that is not ready, whatever the password
                 raise
             if refused.reason is not Reason.GONE:
                 text = f"the login as {username!r} was refused: {refused.text}"
@@ -177,4 +171,4 @@ async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) ->
         except Malformed as error:
             raise Garbled(f"the answer to a login cannot be read: {error}") from error
         return (login._replace(token="") if login.token == AUTH_DISABLED else login), path
-    return Login("", 60.0), first_path  # no login at either path: no token is required
+    return Login("", 60.0), first_path  # a server without login requires no token
