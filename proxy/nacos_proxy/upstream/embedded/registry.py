@@ -8,35 +8,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    BatchMetadata,
-    Beat,
-    BeatResult,
-    Call,
-    CreateService,
-    DeleteService,
-    Deregister,
-    DetailPage,
-    Fetch,
-    GetInstance,
-    GetService,
-    ListDetails,
-    ListServices,
-    Register,
-    ServiceDetail,
-    ServiceInfo,
-    ServiceNames,
-    ServicePage,
-    SetHealth,
-    Update,
-    UpdateService,
-    Write,
-)
+from nacos_proxy.model import calls
+from nacos_proxy.model.calls import Call
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Checking, Instance, InstanceKey, ServiceKey, Snapshot
@@ -81,25 +58,28 @@ class EmbeddedRegistry:
         self._administration = Administration(self._services, clock)
         self.persistent_state = PersistentState()
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
-            Fetch: self._fetch,
-            GetInstance: self._get_instance,
-            ListServices: self._list_services,
-            Register: self._register,
-            Deregister: self._deregister,
-            Update: self._update,
-            Beat: self._beat,
-            BatchMetadata: self._batch,
-            SetHealth: self._set_health,
-            GetService: self._get_service,
-            CreateService: self._create_service,
-            UpdateService: self._update_service,
-            DeleteService: self._delete_service,
-            ServiceNames: self._names,
+            calls.Fetch: self._fetch,
+            calls.GetInstance: self._get_instance,
+            calls.ListServices: self._list_services,
+            calls.Register: self._register,
+            calls.Deregister: self._deregister,
+            calls.Update: self._update,
+            calls.Beat: self._beat,
+            calls.BatchMetadata: self._batch,
+            calls.SetHealth: self._set_health,
+            calls.GetService: self._get_service,
+            calls.CreateService: self._create_service,
+            calls.UpdateService: self._update_service,
+            calls.DeleteService: self._delete_service,
+            calls.ServiceNames: self._names,
             CatalogService: self._catalog_service,
             SetCluster: self._set_cluster,
             **self._administration.handlers,
         }
-        self._slow = {ListDetails: self._details, **self._administration.slow}
+        self._slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {
+            calls.ListDetails: self._details,
+            **self._administration.slow,
+        }
 
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`."""
@@ -108,7 +88,7 @@ class EmbeddedRegistry:
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
         result = self._handlers[type(call)](call, now)
-        if isinstance(call, (Write, CreateService, UpdateService, DeleteService, SetCluster)):
+        if isinstance(call, (calls.Write, calls.CreateService, calls.UpdateService, calls.DeleteService, SetCluster)):
             self._persist(call.service)
         elif isinstance(call, SetSwitch):
             self.persistent_state.update(SWITCHES_KEY, self._administration.switches)
@@ -210,7 +190,7 @@ class EmbeddedRegistry:
             self._scheduled[service.key] = deadline
             heapq.heappush(self._deadlines, (deadline, service.key))
 
-    def _fetch(self, call: Fetch, now: float) -> Snapshot:
+    def _fetch(self, call: calls.Fetch, now: float) -> Snapshot:
         service = self._services.get(call.service)
         if service is None:
             return Snapshot(call.service)
@@ -222,8 +202,8 @@ class EmbeddedRegistry:
             self._delayed_lists[key] = service.snapshot()
         return self._delayed_lists[key]
 
-    def _get_instance(self, call: GetInstance, now: float) -> Instance:
-        snapshot = self._fetch(Fetch(call.service), now)
+    def _get_instance(self, call: calls.GetInstance, now: float) -> Instance:
+        snapshot = self._fetch(calls.Fetch(call.service), now)
         if not snapshot.instances:
             text = f"no ips found for cluster {call.cluster} in service {call.service.grouped}"
             raise Refused(Reason.NO_INSTANCES, text, status=404)
@@ -232,7 +212,7 @@ class EmbeddedRegistry:
             raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
         return found
 
-    def _register(self, call: Register, now: float) -> None:
+    def _register(self, call: calls.Register, now: float) -> None:
         check_instance(call.instance)
         service = self._services.get(call.service)
         known = service is not None and (call.instance.ip, call.instance.port) in service.instances
@@ -252,18 +232,18 @@ class EmbeddedRegistry:
         self._schedule(service, service.deadline())
         return service
 
-    def _deregister(self, call: Deregister, now: float) -> None:
+    def _deregister(self, call: calls.Deregister, now: float) -> None:
         service = self._services.get(call.service)
         if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
             self._instances -= 1
             self._schedule(service, math.inf if service.instances else service.deadline())
             self._mark_changed(service, now)
 
-    def _update(self, call: Update, now: float) -> None:
+    def _update(self, call: calls.Update, now: float) -> None:
         service = self._services.get(call.service)
         key = InstanceKey(call.ip, call.port, call.cluster)
         if call.partial:
-            self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
+            self._get_instance(calls.GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
             namespace, group, name = call.service.namespace, call.service.group, call.service.name
             java = f"Service{{namespace='{namespace}', group='{group}', name='{name}', "
@@ -279,7 +259,7 @@ class EmbeddedRegistry:
         self._schedule(service, service.deadline_of(call.ip, call.port))
         self._mark_changed(service, now)
 
-    def _beat(self, call: Beat, now: float) -> BeatResult:
+    def _beat(self, call: calls.Beat, now: float) -> calls.BeatResult:
         service = self._services.get(call.service)
         if service is not None:
             before = service.snapshot()
@@ -288,11 +268,11 @@ class EmbeddedRegistry:
                     self._mark_changed(service, now)
                 return self._administration.beat_result(known)
         if call.full is None:
-            return replace(self._administration.beat_result(), code=BEAT_NOT_FOUND)
-        self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
+            return replace(self._administration.beat_result(), code=calls.BEAT_NOT_FOUND)
+        self._register(calls.Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
         return self._administration.beat_result(self._services[call.service].instances[(call.ip, call.port)])
 
-    def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
+    def _batch(self, call: calls.BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
         if service is None:
             return ()
@@ -308,7 +288,7 @@ class EmbeddedRegistry:
         kind = "ephemeral" if call.ephemeral else "persistent"
         return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
 
-    def _set_health(self, call: SetHealth, now: float) -> None:
+    def _set_health(self, call: calls.SetHealth, now: float) -> None:
         service = self._services.get(call.service)
         if service is None or service.checks.get(call.cluster, Checking()).checker["type"] != "NONE":
             text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
@@ -316,15 +296,15 @@ class EmbeddedRegistry:
         if service.set_health(call.ip, call.port, call.healthy):
             self._mark_changed(service, now)
 
-    def _get_service(self, call: GetService, now: float) -> ServiceInfo:
+    def _get_service(self, call: calls.GetService, now: float) -> calls.ServiceInfo:
         key = call.service
         text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
         return self._existing(key, text).info()
 
-    def _catalog_service(self, call: CatalogService, now: float) -> ServiceInfo:
+    def _catalog_service(self, call: CatalogService, now: float) -> calls.ServiceInfo:
         return self._existing(call.service, f"service {call.service.grouped} is not found!").info()
 
-    def _create_service(self, call: CreateService, now: float) -> None:
+    def _create_service(self, call: calls.CreateService, now: float) -> None:
         if call.service in self._services:
             raise Refused(Reason.SERVICE_EXISTS, f"specified service {call.service.grouped} already exists!")
         self._create(
@@ -336,7 +316,7 @@ class EmbeddedRegistry:
             selector=read_selector(call.selector),
         )
 
-    def _update_service(self, call: UpdateService, now: float) -> None:
+    def _update_service(self, call: calls.UpdateService, now: float) -> None:
         service = self._existing(call.service)
         service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
         service.selector = read_selector(call.selector)
@@ -351,7 +331,7 @@ class EmbeddedRegistry:
         service.changed()
         self._mark_changed(service, now)
 
-    def _delete_service(self, call: DeleteService, now: float) -> None:
+    def _delete_service(self, call: calls.DeleteService, now: float) -> None:
         service = self._existing(call.service)
         if service.instances:
             text = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
@@ -364,19 +344,19 @@ class EmbeddedRegistry:
             raise Refused(reason, text or f"service {key.grouped} not found!")
         return service
 
-    def _list_services(self, call: ListServices, now: float) -> ServicePage:
+    def _list_services(self, call: calls.ListServices, now: float) -> calls.ServicePage:
         names = [k.name for k in self._services if k.namespace == call.namespace and k.group == call.group]
         first = (max(1, call.page) - 1) * max(0, call.size)
-        return ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
+        return calls.ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
 
-    def _names(self, call: ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
+    def _names(self, call: calls.ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
         for key in self._services:
             if not call.namespace or key.namespace == call.namespace:
                 found.setdefault(key.namespace, []).append(key.grouped)
         return {namespace: tuple(names) for namespace, names in found.items()}
 
-    async def _details(self, call: ListDetails, now: float) -> DetailPage:
+    async def _details(self, call: calls.ListDetails, now: float) -> calls.DetailPage:
         matching = [
             s
             for s in self._services.values()
@@ -387,8 +367,8 @@ class EmbeddedRegistry:
         ]
         first = (max(1, call.page) - 1) * call.size
         page = in_turns(matching[first : first + call.size], BATCH)
-        rows = [ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)) async for s in page]
-        return DetailPage(len(matching), tuple(rows))
+        rows = [calls.ServiceDetail(s.info(), self._fetch(calls.Fetch(s.key), now)) async for s in page]
+        return calls.DetailPage(len(matching), tuple(rows))
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

@@ -138,7 +138,7 @@ class ServiceList(NamedTuple):
 
 
 def unmask(listed: ServiceList, healthy: ServiceList | None, info: ServiceInfo | None) -> Snapshot:
-    """The snapshot with the true health, from a list that may be under protection (nacos-http.md 5.5, protection.jsonl).
+    """The snapshot with its true health, from a list that may mask it (nacos-http.md 5.5, protection.jsonl).
 
     If the threshold is unknown, takes the lowest one at which the server would have masked the health as it did.
     """
@@ -190,7 +190,7 @@ class ListDialectClient(DialectClient):
                 return await super().execute(client, call)
 
     async def current(self, client: Client, call: Update) -> Instance:
-        """Read from the list, because GET of an instance shows neither enabled nor ephemeral. It hides disabled ones."""
+        """Reads the list, since the single instance lacks enabled and ephemeral. The list hides disabled instances."""
         listed = (await self._list(client, call.service, healthy_only=False)).value.snapshot
         found = listed.find(call.ip, call.port, call.cluster)
         return found or replace(await super().current(client, call), enabled=False)

@@ -1,7 +1,4 @@
-"""Keeps the list of servers, their health and their versions current.
-
-It runs no timer: what is due starts beside the next call.
-"""
+"""Keeps the list of servers, their health and their versions current. It has no timer: calls start what is due."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ SUBSCRIBE_AGAIN = 30.0  # seconds until a UDP subscription that failed is tried 
 
 
 class ServerMonitor:
-    """`probe` sends a cheap call to a server and reports its outcome here; `read_state` reads its state object.
+    """`probe` sends a cheap call to a server and reports the outcome to this monitor. `read_state` reads its state.
 
-    `receiver` gives the receiver of UDP push, to which servers are subscribed as soon as their version is known.
+    `receiver` returns the receiver of UDP push, which subscribes to each server once its version is known.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class ServerMonitor:
             server.probing = False
 
     async def _ask_version(self, server: Server) -> None:
-        """Every Nacos gives its version in some dialect; r-nacos refuses, which does no harm."""
+        """Reads the version, which every Nacos gives in some dialect. r-nacos refuses, and has no version then."""
         try:
             server.capabilities.set_version(await self._read_state(server))
         except ProxyError as error:
@@ -109,7 +106,7 @@ class ServerMonitor:
             await self._subscribe(server)
 
     async def _subscribe(self, server: Server) -> None:
-        """Subscribes to a server's UDP push, and tries again if that fails. One task for each server."""
+        """Subscribes to a server's UDP push, again and again until that succeeds, unless another task does."""
         receiver = self._receiver()
         if receiver is None or server.origin in self._subscribing:
             return
@@ -128,7 +125,7 @@ class ServerMonitor:
             self._subscribing.discard(server.origin)
 
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
-        """The server answered, even if it refused. `seconds`: its latency, None if it says nothing about that."""
+        """Notes an answer, even a refusal. `seconds`: the latency of a normal call, else None."""
         now = self._clock.now()
         server.count(outcome)
         self._servers.succeeded(server, now, seconds)
@@ -138,7 +135,7 @@ class ServerMonitor:
 
     def failed(self, server: Server, error: UpstreamError) -> None:
         server.count(type(error).__name__)
-        if not isinstance(error, Busy):  # our own queue was too long, which says nothing about the server
+        if not isinstance(error, Busy):  # only our own queue was too long
             self._servers.failed(server, self._clock.now(), error)
 
     def _on_up(self, server: Server) -> None:
