@@ -88,13 +88,13 @@ class Administration:
         index = _ClientIndex()
         async for service in in_turns(list(self._services.values()), BATCH):
             index.add(service, service.instances)
-        return tuple([self._client(index, key, now) async for key in in_turns(list(index.heard), 10 * BATCH)])
+        return tuple([self._describe_client(index, key, now) async for key in in_turns(list(index.heard), 10 * BATCH)])
 
     def _publishers(self, call: Publishers, now: float) -> tuple[Client, ...]:
         index = _ClientIndex()
         if (service := self._services.get(call.service)) is not None:
             index.add(service, service.instances)
-        return tuple(self._client(index, key, now) for key in index.heard)
+        return tuple(self._describe_client(index, key, now) for key in index.heard)
 
     def _find_client(self, call: FindClient, now: float) -> Client:
         name, _, kind = call.name.partition("#")
@@ -105,12 +105,12 @@ class Administration:
             for service in self._services.values():
                 if address in service.instances and str(service.ephemeral).lower() == kind:
                     index.add(service, (address,))
-        clients = [self._client(index, key, now) for key in index.heard]
+        clients = [self._describe_client(index, key, now) for key in index.heard]
         if not clients or clients[0].name != call.name:
             raise Refused(Reason.INSTANCE_NOT_FOUND, f"clientId [ {call.name} ] not exist", status=404)
         return clients[0]
 
-    def _client(self, index: _ClientIndex, key: _ClientKey, now: float) -> Client:
+    def _describe_client(self, index: _ClientIndex, key: _ClientKey, now: float) -> Client:
         updated = int((self._clock.wall() - now + index.heard[key]) * 1000)
         return Client(*key, updated, tuple(index.published[key]))
 

@@ -52,7 +52,7 @@ class EmbeddedRegistry:
         self._watched: set[ServiceKey] = set()
         self._changed: list[ServiceKey] = []  # by the current call
         self._notifications: asyncio.Queue[ServiceKey] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._expiry_task: asyncio.Task[None] | None = None
         self._instances = 0
         self._expired_at = 0.0
         self._administration = Administration(self._services, clock)
@@ -65,19 +65,19 @@ class EmbeddedRegistry:
             calls.Deregister: self._deregister,
             calls.Update: self._update,
             calls.Beat: self._beat,
-            calls.BatchMetadata: self._batch,
+            calls.BatchMetadata: self._batch_metadata,
             calls.SetHealth: self._set_health,
             calls.GetService: self._get_service,
             calls.CreateService: self._create_service,
             calls.UpdateService: self._update_service,
             calls.DeleteService: self._delete_service,
-            calls.ServiceNames: self._names,
+            calls.ServiceNames: self._list_names,
             CatalogService: self._catalog_service,
             SetCluster: self._set_cluster,
             **self._administration.handlers,
         }
         self._slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {
-            calls.ListDetails: self._details,
+            calls.ListDetails: self._list_details,
             **self._administration.slow,
         }
 
@@ -118,7 +118,7 @@ class EmbeddedRegistry:
                 self._administration.switches = {**self._administration.switches, **value}
 
     async def close(self) -> None:
-        await stop(self._task)
+        await stop(self._expiry_task)
 
     @property
     def alive(self) -> bool:
@@ -134,13 +134,13 @@ class EmbeddedRegistry:
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
         """Yields watched services as they change. The first call starts the task that expires instances."""
-        if self._task is None:
+        if self._expiry_task is None:
             self._expired_at = self._clock.now()
-            self._task = self._supervisor.keep(self._tick, name="embedded registry")
+            self._expiry_task = self._supervisor.keep(self._expire_regularly, name="embedded registry")
         while True:
             yield await self._notifications.get()
 
-    async def _tick(self) -> None:
+    async def _expire_regularly(self) -> None:
         while True:
             now = self._clock.now()
             self._expire_due(now)
@@ -158,7 +158,7 @@ class EmbeddedRegistry:
                 self._notifications.put_nowait(key)
 
     def _expire_due(self, now: float) -> None:
-        if self._task is not None and (gap := stood_still(self._expired_at + TICK, now)):
+        if self._expiry_task is not None and (gap := stood_still(self._expired_at + TICK, now)):
             for service in self._services.values():  # beats that arrived meanwhile were not read
                 service.shift(gap, now)
         self._expired_at = now
@@ -272,7 +272,7 @@ class EmbeddedRegistry:
         self._register(calls.Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
         return self._administration.beat_result(self._services[call.service].instances[(call.ip, call.port)])
 
-    def _batch(self, call: calls.BatchMetadata, now: float) -> tuple[str, ...]:
+    def _batch_metadata(self, call: calls.BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
         if service is None:
             return ()
@@ -349,14 +349,14 @@ class EmbeddedRegistry:
         first = (max(1, call.page) - 1) * max(0, call.size)
         return calls.ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
 
-    def _names(self, call: calls.ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
+    def _list_names(self, call: calls.ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
         for key in self._services:
             if not call.namespace or key.namespace == call.namespace:
                 found.setdefault(key.namespace, []).append(key.grouped)
         return {namespace: tuple(names) for namespace, names in found.items()}
 
-    async def _details(self, call: calls.ListDetails, now: float) -> calls.DetailPage:
+    async def _list_details(self, call: calls.ListDetails, now: float) -> calls.DetailPage:
         matching = [
             s
             for s in self._services.values()

@@ -1,6 +1,6 @@
 """gRPC push of Nacos 2.0 and later, through the SDK's client (`sdk`). It reports that a service changed, never what.
 
-Snapshots come only from the HTTP list. Push also tells the clusters of a service, because some servers list by HTTP
+Snapshots come only from the HTTP list. Push also reports the clusters of a service, because some servers list by HTTP
 only the clusters that a request names. Without the extra `push`, or if the gRPC port is closed, push is not alive, and
 polling finds the changes.
 

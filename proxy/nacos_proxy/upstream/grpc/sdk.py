@@ -79,7 +79,7 @@ async def connect(policy: PushPolicy, namespace: str) -> Client:
     """Makes a client for one namespace. Raises `OSError` if no gRPC port answers, `RuntimeError` if the SDK fails."""
     if policy.port and policy.servers:
         policy = replace(policy, offset=policy.port - (urlsplit(policy.servers[0]).port or 8848))
-    answering = await asyncio.gather(*(_answers(url, policy) for url in policy.servers))
+    answering = await asyncio.gather(*(_port_answers(url, policy) for url in policy.servers))
     urls = [url for url, answers in zip(policy.servers, answering, strict=True) if answers]
     if not urls:
         raise OSError("no gRPC port answers")
@@ -87,16 +87,18 @@ async def connect(policy: PushPolicy, namespace: str) -> Client:
     return await asyncio.get_running_loop().run_in_executor(None, _construct, policy, addresses, namespace)
 
 
-async def _answers(url: str, policy: PushPolicy) -> bool:
+async def _port_answers(url: str, policy: PushPolicy) -> bool:
     """Whether the gRPC port answers in time. If it only accepted connections, the SDK would freeze the process."""
     parts = urlsplit(url)
     try:
-        return await asyncio.wait_for(_check(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer)
+        return await asyncio.wait_for(
+            _await_frame(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer
+        )
     except (OSError, OverflowError, UnicodeError, EOFError, asyncio.TimeoutError):
         return False
 
 
-async def _check(host: str, port: int) -> bool:
+async def _await_frame(host: str, port: int) -> bool:
     """Sends `CHECK`. Any frame on its stream is an answer: headers, data, even a refusal."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -159,7 +161,7 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
         moved = bool(policy.home) and not _constructed.is_set()
         os.environ.setdefault("RUST_LOG", "off")
         if moved:
-            os.environ["HOME"] = _home(policy.home)
+            os.environ["HOME"] = _choose_home(policy.home)
         try:
             sdk = importlib.import_module(MODULE)
             options = sdk.ClientOptions(
@@ -182,7 +184,7 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
         return client
 
 
-def _home(wanted: str) -> str:
+def _choose_home(wanted: str) -> str:
     """The directory for the SDK's files: the wanted one, or a temporary one if that is not writable."""
     try:
         PrivateDirectory(Path(wanted)).close()

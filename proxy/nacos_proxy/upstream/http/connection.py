@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server: an `asyncio.Protocol` that carries one exchange at a time.
 
 - `exchange` returns at the end of the packet that completes the head; a short answer is complete by then.
-- An error ends the connection, and is raised by the call that waits for the answer.
+- An error ends the connection. The call that waits for the answer raises it.
 - A connection is reused only if the last answer ended where its framing said, with no bytes after it.
 """
 
@@ -24,7 +24,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 class ExchangeLimits(NamedTuple):
-    """`read` and `write`: seconds of each wait; `until`: the loop's time at which the body must have ended."""
+    """`read` and `write`: seconds of each wait; `until`: the loop's time of the body's end. None: no limit."""
 
     read: float | None = None
     write: float | None = None

@@ -95,21 +95,21 @@ class HttpClient:
         method, content = request.method, request.body if request.form else b""
         extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
 
-        def make() -> httpx.Request:
+        def make_request() -> httpx.Request:
             server, target = _origin(origin), f"{context}{request.target}".encode("ascii")
             agent = request.headers.get("user-agent", self.policy.agent)
             block = self._header_block(method, server.netloc, agent, tuple(headers), len(content))
             return PreparedRequest(method, server, target, block, content, extensions)
 
-        return await self._send(make, origin)
+        return await self._send(make_request, origin)
 
     def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
-        fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
+        header_fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
         if length:
-            fields.append(("Content-Type", FORM_TYPE))
+            header_fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
-            fields.append(("Content-Length", str(length)))
-        return HeaderBlock.of(httpx.Headers(fields))
+            header_fields.append(("Content-Length", str(length)))
+        return HeaderBlock.of(httpx.Headers(header_fields))
 
     def renew(self, origin: str) -> None:
         """Reuses no connection to this server, because an answer belonged to another request."""
@@ -123,20 +123,20 @@ class HttpClient:
             lambda: httpx.Request("GET", url, headers=headers, extensions=self._reads), shown_origin(url)
         )
 
-    async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:
+    async def _send(self, make_request: Callable[[], httpx.Request], server: str) -> HttpReply:
         try:
-            response = await self.transport.handle_async_request(make())
-            fields = {name.lower(): value for name, value in response.headers.raw}
-            if b"content-encoding" in fields and (coding := coded(response.headers.raw)):
+            response = await self.transport.handle_async_request(make_request())
+            header_fields = {name.lower(): value for name, value in response.headers.raw}
+            if b"content-encoding" in header_fields and (coding := coded(response.headers.raw)):
                 await response.aclose()
                 raise httpx.DecodingError(CODED.format(coding))
             stream = response.stream
             body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
-        _check(response.status_code, body, server)
-        kind = fields.get(b"content-type")
-        return HttpReply(response.status_code, None if kind is None else kind.decode("latin-1"), body)
+        _check_is_nacos(response.status_code, body, server)
+        content_type = header_fields.get(b"content-type")
+        return HttpReply(response.status_code, None if content_type is None else content_type.decode("latin-1"), body)
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
@@ -155,7 +155,7 @@ def _origin(url: str) -> Origin:
     return Origin.of(httpx.URL(url))
 
 
-def _check(status: int, body: bytes, server: str) -> None:
+def _check_is_nacos(status: int, body: bytes, server: str) -> None:
     """Raises `Garbled` for answers that no Nacos gives. Ignores the content type, which r-nacos often sets wrongly."""
     if body[:100].lstrip()[:1] == b"<":
         answer = f"an HTML page with status {status}"

@@ -17,13 +17,13 @@ _INVALID_ANSWER = (httpx.ProtocolError, httpx.DecodingError, httpx.TooManyRedire
 
 def upstream_error(error: BaseException, server: str) -> UpstreamError:
     """The error that a caller gets for any of `CAUGHT`. `server` is the address for its text."""
-    text = f"{server}: {error}" if str(error) else ""
+    text = str(error)
     if isinstance(error, _NEVER_SENT):
-        return Unreachable(text or f"{server}: no connection", arrived=False)
+        return Unreachable(f"{server}: {text or 'no connection'}", arrived=False)
     if isinstance(error, httpx.PoolTimeout):
-        return Busy(text or f"{server}: no connection became free in time")
+        return Busy(f"{server}: {text or 'no connection became free in time'}")
     if isinstance(error, httpx.TimeoutException):
-        return TooSlow(text or f"{server}: no answer in time")
+        return TooSlow(f"{server}: {text or 'no answer in time'}")
     if isinstance(error, _INVALID_ANSWER):
-        return Garbled(text or f"{server}: the answer is invalid")
-    return Unreachable(text or f"{server}: the connection was lost", arrived=True)
+        return Garbled(f"{server}: {text or 'the answer is invalid'}")
+    return Unreachable(f"{server}: {text or 'the connection was lost'}", arrived=True)

@@ -307,7 +307,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         head, body = _head(request), _body(request)
         pool, bodyless = self._pool(origin, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
-        waits = _shorter(timeout.get("connect"), total), _shorter(timeout.get("pool"), total)
+        waits = _shorter_limit(timeout.get("connect"), total), _shorter_limit(timeout.get("pool"), total)
         connection = await pool.take(*waits)
         until = pool.loop.time() + total if total is not None else None
         limits = ExchangeLimits(timeout.get("read"), timeout.get("write"), until)
@@ -359,7 +359,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         self._pools.clear()
 
 
-def _shorter(limit: float | None, total: float | None) -> float | None:
+def _shorter_limit(limit: float | None, total: float | None) -> float | None:
     return total if limit is None else limit if total is None else min(limit, total)
 
 

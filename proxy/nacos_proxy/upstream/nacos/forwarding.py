@@ -35,10 +35,10 @@ from nacos_proxy.upstream.nacos.servers import Server
 
 _PATH = re.compile(r"/[!-;=-~]*")  # printable ASCII that a path may contain
 _QUERY = re.compile(r"[!-\"$-~]*")
-_BAD = re.compile(r"[\x00-\x20\x7f\\#?\ufffd]")
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\#?\ufffd]")
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_UNAVAILABLE = (502, 503, 504)  # gateways, and servers that are not ready, answer these
+_UNAVAILABLE_STATUSES = (502, 503, 504)  # gateways, and servers that are not ready, answer these
 _MAX_READINGS = 4  # honest clients encode a path less often, and the cost of a reading grows with its length
 _FORM = b"application/x-www-form-urlencoded"
 _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and headers that the transport writes
@@ -63,7 +63,7 @@ def safe_target(path: str, query: str) -> str:
 
 
 def _check_reading(path: str) -> None:
-    if _BAD.search(path):
+    if _FORBIDDEN.search(path):
         raise _refused("it contains an encoded character that is not allowed in a path")
     segments = [segment.partition(";")[0] for segment in path.split("/")[1:]]
     if "." in segments or ".." in segments or "" in segments[:-1]:
@@ -118,15 +118,15 @@ async def data_id(request: ForwardedRequest) -> tuple[str, ForwardedRequest]:
     It may consume the first chunk of the body to find the id; the returned request still has the whole body. Raises
     `BadCall` and the errors of the body.
     """
-    found = _data_id(request.query)
+    found = _find_data_id(request.query)
     media = next((value for name, value in request.headers if name.lower() == b"content-type"), b"")
     if found or media.partition(b";")[0].strip().lower() != _FORM or body_length(request.headers) == 0:
         return found, request
     first = await anext(request.body, b"")
-    return _data_id(first.decode("latin-1")), replace(request, body=_chain(first, request.body))
+    return _find_data_id(first.decode("latin-1")), replace(request, body=_chain(first, request.body))
 
 
-def _data_id(text: str) -> str:
+def _find_data_id(text: str) -> str:
     """Reads the id from a query, or from the beginning of a form."""
     return next((value for name, value in parse_qsl(text) if name == "dataId"), "") if "dataId=" in text else ""
 
@@ -235,7 +235,7 @@ async def forward_request(
                 break
             continue
         status, refused = response.status_code, None
-        if status in _UNAVAILABLE:
+        if status in _UNAVAILABLE_STATUSES:
             refused = Refused(Reason.OTHER, f"{server.origin}: a forwarded request got status {status}", status=status)
         report(server, refused)
         try:

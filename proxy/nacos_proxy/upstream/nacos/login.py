@@ -30,7 +30,7 @@ AUTH_DISABLED = "AUTH_DISABLED"  # a server's token if it requires none (nacos-h
 
 Ask = Callable[[HttpRequest], Awaitable[HttpReply]]
 
-_PATHS = ((v1.login_request, v1.login_reply), (v3.login_request, v3.login_reply))
+_LOGIN_PATHS = ((v1.login_request, v1.login_reply), (v3.login_request, v3.login_reply))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Session:
         self._tried_at = float("-inf")
         self._refusal: Refused | None = None  # of the last login
         self._retry = 0
-        self._running: asyncio.Task[ProxyError | None] | None = None
-        self._running_at: Hashable = None
+        self._login_task: asyncio.Task[ProxyError | None] | None = None
+        self._login_server: Hashable = None
         self._path = 0
 
     @property
@@ -100,7 +100,7 @@ class Session:
         if now >= self._ends_at:
             await self._log_in(server, ask)
         elif now >= self._renew_at and not self._backing_off:
-            self._start(server, ask)
+            self._start_login(server, ask)
         return self._token
 
     async def renew(self, refused: str, server: Hashable, ask: Ask) -> str:
@@ -117,21 +117,21 @@ class Session:
         if self._refusal is not None and self._backing_off:
             raise self._refusal
         while True:
-            running = self._start(server, ask)
-            running_at = self._running_at
-            error = await asyncio.shield(running)
+            login_task = self._start_login(server, ask)
+            login_server = self._login_server
+            error = await asyncio.shield(login_task)
             if error is None:
                 return
-            if running_at == server or error is self._refusal:
+            if login_server == server or error is self._refusal:
                 raise error
             # Another server did not answer the login that was in flight. Log in at this server.
 
-    def _start(self, server: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
-        if self._running is None or self._running.done():
-            self._running, self._running_at = spawn(self._run(ask), name="login"), server
-        return self._running
+    def _start_login(self, server: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
+        if self._login_task is None or self._login_task.done():
+            self._login_task, self._login_server = spawn(self._run_login(ask), name="login"), server
+        return self._login_task
 
-    async def _run(self, ask: Ask) -> ProxyError | None:
+    async def _run_login(self, ask: Ask) -> ProxyError | None:
         self._tried_at = self._clock.now()
         try:
             login, self._path = await log_in(self._policy.username, self._policy.password, ask, self._path)
@@ -158,7 +158,7 @@ async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) ->
     the errors of `ask`.
     """
     for path in (first_path, 1 - first_path):
-        write, read = _PATHS[path]
+        write, read = _LOGIN_PATHS[path]
         try:
             login = read(await ask(write(username, password)))
         except Refused as refused:

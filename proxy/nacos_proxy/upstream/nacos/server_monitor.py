@@ -41,7 +41,7 @@ class ServerMonitor:
         self._read_state = read_state
         self._receiver = receiver
         self._listed_at = float("-inf")
-        self._listing: asyncio.Task[None] | None = None
+        self._list_task: asyncio.Task[None] | None = None
         self._subscribing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -54,15 +54,15 @@ class ServerMonitor:
         endpoint = self._servers.policy.endpoint
         if endpoint and self._servers.all and now - self._listed_at >= LIST_EVERY:
             self._listed_at = now
-            self._spawn(self._list(), "address server")
+            self._spawn(self._fetch_list(), "address server")
         for server in self._servers.to_probe(now):
             server.probing = True
             self._spawn(self._probe(server), "probe")
         if endpoint and not self._servers.all:
-            if self._listing is None or self._listing.done():
-                self._listing = self._spawn(self._list(), "address server")
-            if self._listing is not None:
-                await asyncio.wait([self._listing])
+            if self._list_task is None or self._list_task.done():
+                self._list_task = self._spawn(self._fetch_list(), "address server")
+            if self._list_task is not None:
+                await asyncio.wait([self._list_task])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         if self._closed:
@@ -73,7 +73,7 @@ class ServerMonitor:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _list(self) -> None:
+    async def _fetch_list(self) -> None:
         policy = self._servers.policy
         self._listed_at = self._clock.now()
         try:
@@ -94,7 +94,7 @@ class ServerMonitor:
         finally:
             server.probing = False
 
-    async def _ask_version(self, server: Server) -> None:
+    async def _fetch_version(self, server: Server) -> None:
         """Reads the version, which every Nacos gives in some dialect. r-nacos refuses, and has no version then."""
         try:
             server.capabilities.set_version(await self._read_state(server))
@@ -131,7 +131,7 @@ class ServerMonitor:
         self._servers.succeeded(server, now, seconds)
         if server.capabilities.version_asked_at == float("-inf"):
             server.capabilities.version_asked_at = now
-            self._spawn(self._ask_version(server), "version")
+            self._spawn(self._fetch_version(server), "version")
 
     def failed(self, server: Server, error: UpstreamError) -> None:
         server.count(type(error).__name__)

@@ -49,15 +49,15 @@ async def list_details(client: Client, call: ListDetails) -> DetailPage:
     """The page of services, from a server that lists names and shows single services."""
     keys = [key for key in await _all_keys(client, call) if call.name_part in key.name and call.group_part in key.group]
     if not call.ignore_empty:
-        return DetailPage(len(keys), tuple(await _describe_all(client, _page(call, keys), call.with_instances)))
-    rows = [row for row in await _describe_all(client, keys, call.with_instances) if row.snapshot.instances]
-    return DetailPage(len(rows), tuple(_page(call, rows)))
+        return DetailPage(len(keys), tuple(await _fetch_details(client, _slice_page(call, keys), call.with_instances)))
+    rows = [row for row in await _fetch_details(client, keys, call.with_instances) if row.snapshot.instances]
+    return DetailPage(len(rows), tuple(_slice_page(call, rows)))
 
 
 async def without_empty(get_page: GetPage, call: ListDetails) -> DetailPage:
     """The page without empty services, from a server whose pages include them."""
     rows = [row for row in await _all_rows(get_page, replace(call, ignore_empty=False)) if row.snapshot.instances]
-    return DetailPage(len(rows), tuple(_page(call, rows)))
+    return DetailPage(len(rows), tuple(_slice_page(call, rows)))
 
 
 async def list_names(client: Client, get_page: GetPage, call: ServiceNames) -> dict[str, tuple[str, ...]]:
@@ -104,15 +104,15 @@ async def _all_rows(get_page: GetPage, call: ListDetails) -> list[ServiceDetail]
     return list(rows.values())
 
 
-async def _describe_all(client: Client, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
+async def _fetch_details(client: Client, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
     rows: list[ServiceDetail] = []
     for start in range(0, len(keys), MAX_CONCURRENT):
         batch = keys[start : start + MAX_CONCURRENT]
-        rows += await asyncio.gather(*(_describe(client, key, with_instances) for key in batch))
+        rows += await asyncio.gather(*(_fetch_detail(client, key, with_instances) for key in batch))
     return rows
 
 
-async def _describe(client: Client, key: ServiceKey, with_instances: bool) -> ServiceDetail:
+async def _fetch_detail(client: Client, key: ServiceKey, with_instances: bool) -> ServiceDetail:
     snapshot = await client.send(Fetch(key))
     info = ServiceInfo(key, snapshot.threshold)
     if with_instances:
@@ -123,6 +123,6 @@ async def _describe(client: Client, key: ServiceKey, with_instances: bool) -> Se
     return ServiceDetail(info, snapshot)
 
 
-def _page(call: ListDetails, rows: Sequence[T]) -> Sequence[T]:
+def _slice_page(call: ListDetails, rows: Sequence[T]) -> Sequence[T]:
     first = (max(1, call.page) - 1) * max(0, call.size)
     return rows[first : first + max(0, call.size)]
