@@ -85,15 +85,15 @@ class HttpClient:
         self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
     async def send(
-        self, origin: str, context: str, request: HttpRequest, headers: Headers = (), *, again: bool
+        self, origin: str, context: str, request: HttpRequest, headers: Headers = (), *, idempotent: bool
     ) -> HttpReply:
-        """The reply, whatever its status. `context` is the context path; `again`: the request may be sent twice.
+        """The reply, whatever its status. `context` is the context path; `idempotent`: the request may be sent twice.
 
         Raises `Unreachable`, `Busy` and `TooSlow`. Raises `Garbled` if the answer is not valid HTTP, is compressed or
         too large, or cannot be from Nacos: HTML, a redirect, an unknown status.
         """
         method, content = request.method, request.body if request.form else b""
-        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
+        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": idempotent}
 
         def make_request() -> httpx.Request:
             server, target = _origin(origin), f"{context}{request.target}".encode("ascii")

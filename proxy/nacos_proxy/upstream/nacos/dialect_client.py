@@ -64,7 +64,7 @@ MANY_SIMILAR_NAMES = 50  # a page of more services costs more than the lists of 
 class Client(Protocol):
     """One server for one credential. `ask` sends a request, `send` a call in any dialect that the server offers."""
 
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply: ...
+    async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply: ...
 
     async def send(self, call: Call[R]) -> R: ...
 
@@ -90,7 +90,7 @@ class DialectClient:
 
     async def execute(self, client: Client, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and the errors of the client."""
-        reply = await client.ask(self._write_request(call), again=not isinstance(call, NOT_IDEMPOTENT))
+        reply = await client.ask(self._write_request(call), idempotent=not isinstance(call, NOT_IDEMPOTENT))
         return self.dialect.read_reply(call, reply)
 
     def _write_request(self, call: Call[Any]) -> HttpRequest:

@@ -152,7 +152,7 @@ class Session:
 
 
 async def log_in(username: str, password: str, ask: Ask, first_path: int = 0) -> tuple[Login, int]:
-    """Logs in at `_PATHS[first_path]`, or at the other path if the first is gone. Returns the login and its path.
+    """Logs in at `_LOGIN_PATHS[first_path]`, or at the other path if the first is gone. Returns the login and its path.
 
     The token is '' if the servers require none. Raises `Refused` (NO_RIGHT) if they do not accept the account, and
     the errors of `ask`.

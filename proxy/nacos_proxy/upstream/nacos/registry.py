@@ -304,22 +304,22 @@ class ServerClient:
                 self.client.registry.http.renew(self.server.origin)
             raise Garbled(f"{self.server.origin}: the answer cannot be read: {error}", answered=True) from error
 
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
+    async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply:
         """Sends a request with the token. If our own token is refused, logs in and sends the request again.
 
-        `again`: the request may be sent a second time after it may have arrived.
+        `idempotent`: the request may be sent twice.
         """
         http, credential = self.client.registry.http, self.client.credential
         origin, context = self.server.origin, self.server.context
         if credential is not None:
-            return await http.send(origin, context, request, credential.headers, again=again)
+            return await http.send(origin, context, request, credential.headers, idempotent=idempotent)
         session = self.client.registry.session
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await http.send(origin, context, request, self._own_headers(token), again=again)
+        reply = await http.send(origin, context, request, self._own_headers(token), idempotent=idempotent)
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await http.send(origin, context, request, self._own_headers(renewed), again=again)
+                reply = await http.send(origin, context, request, self._own_headers(renewed), idempotent=idempotent)
         return reply
 
     def _own_headers(self, token: str) -> Headers:
@@ -327,7 +327,7 @@ class ServerClient:
         return token_headers(token) + ((identity,) if identity is not None else ())
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
-        return await self.client.registry.http.send(self.server.origin, self.server.context, request, again=True)
+        return await self.client.registry.http.send(self.server.origin, self.server.context, request, idempotent=True)
 
     def with_push_address(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
         """Makes our own list request of v1 subscribe to UDP push. Also returns the `cacheMillis` to show, or None.
