@@ -276,11 +276,11 @@ class EmbeddedRegistry:
         service = self._services.get(call.service)
         if service is None:
             return ()
-        keys = call.instances or tuple(i.key for i in service.snapshot().instances)
+        keys = call.instances or tuple(instance.key for instance in service.snapshot().instances)
         changed = [key for key in keys if service.find(key) is not None]
         for key in changed:
             old = service.overrides_of(key)
-            kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
+            kept = {name: old.metadata[name] for name in old.metadata if not (call.remove and name in call.metadata)}
             service.override(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
             self._schedule(service, service.deadline_of(key.ip, key.port))
         if changed:
@@ -345,7 +345,7 @@ class EmbeddedRegistry:
         return service
 
     def _list_services(self, call: calls.ListServices, now: float) -> calls.ServicePage:
-        names = [k.name for k in self._services if k.namespace == call.namespace and k.group == call.group]
+        names = [key.name for key in self._services if (key.namespace, key.group) == (call.namespace, call.group)]
         first = (max(1, call.page) - 1) * max(0, call.size)
         return calls.ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
 
@@ -358,16 +358,18 @@ class EmbeddedRegistry:
 
     async def _list_details(self, call: calls.ListDetails, now: float) -> calls.DetailPage:
         matching = [
-            s
-            for s in self._services.values()
-            if s.key.namespace == call.namespace
-            and call.name_part in s.key.name
-            and call.group_part in s.key.group
-            and not (call.ignore_empty and not s.instances)
+            service
+            for key, service in self._services.items()
+            if key.namespace == call.namespace
+            and call.name_part in key.name
+            and call.group_part in key.group
+            and (service.instances or not call.ignore_empty)
         ]
         first = (max(1, call.page) - 1) * call.size
         page = in_turns(matching[first : first + call.size], BATCH)
-        rows = [calls.ServiceDetail(s.info(), self._fetch(calls.Fetch(s.key), now)) async for s in page]
+        rows = [
+            calls.ServiceDetail(service.info(), self._fetch(calls.Fetch(service.key), now)) async for service in page
+        ]
         return calls.DetailPage(len(matching), tuple(rows))
 
     def __repr__(self) -> str:

@@ -141,7 +141,7 @@ def _read_push_version(value: str) -> dict[str, str]:
 
 
 def _read_limited_urls(value: str) -> dict[str, int]:
-    found: dict[str, int] = {}
+    codes: dict[str, int] = {}
     for piece in filter(None, value.split(",")):
         url, separator, code = piece.partition(":")
         if not separator:
@@ -150,26 +150,26 @@ def _read_limited_urls(value: str) -> dict[str, int]:
             raise _bad_value("url can not be empty, url: ")
         if (number := _read_long(code.partition(":")[0])) <= 0:
             raise _bad_value(f"illegal normal status code: {number}")
-        found[url] = number
-    return found
+        codes[url] = number
+    return codes
 
 
 def _health_reader(checked: bool, **defaults: float) -> Callable[[str], dict[str, Any]]:
     def read(value: str) -> dict[str, Any]:
         try:
             given: Any = read_exactly(value)
-            found = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
+            params = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
         except (Malformed, ValueError, TypeError, AttributeError):
             raise _bad_value("json param invalid.") from None
-        if any(not abs(number) < 1 << 31 for number in found.values()):  # excludes NaN, too
+        if any(not abs(number) < 1 << 31 for number in params.values()):  # excludes NaN, too
             raise _bad_value("json param invalid.")
-        if checked and found["min"] < 500:
+        if checked and params["min"] < 500:
             raise _bad_value("min check time for http or tcp is too small(<500)")
-        if checked and found["max"] < 3000:
+        if checked and params["max"] < 3000:
             raise _bad_value("max check time for http or tcp is too small(<3000)")
-        if checked and not 0 <= found["factor"] <= 1:
+        if checked and not 0 <= params["factor"] <= 1:
             raise _bad_value("malformed factor")
-        return found
+        return params
 
     return read
 

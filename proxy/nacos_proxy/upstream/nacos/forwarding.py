@@ -91,9 +91,8 @@ def body_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     lengths = {value.strip() for name, value in headers if name.lower() == b"content-length"}
     codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
     if codings and (lengths or codings != [b"chunked"]):
-        raise BadCall(
-            "Transfer-Encoding", Violation.OTHER, "only chunked is forwarded, and not together with a Content-Length"
-        )
+        text = "only chunked is forwarded, and not together with a Content-Length"
+        raise BadCall("Transfer-Encoding", Violation.OTHER, text)
     if codings:
         return None
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
@@ -192,9 +191,8 @@ class Upload:
 
 
 def _wrong_length(length: int) -> BadCall:
-    return BadCall(
-        "Content-Length", Violation.OTHER, f"the body does not have the {length} bytes that its Content-Length says"
-    )
+    text = f"the body does not have the {length} bytes that its Content-Length says"
+    return BadCall("Content-Length", Violation.OTHER, text)
 
 
 @asynccontextmanager
@@ -217,16 +215,15 @@ async def forward_request(
     failed: UpstreamError = Unreachable("no server is known", arrived=False)
     for server in candidates:
         extensions = {**http.forwarding_extensions, "target": f"{server.context}{target}".encode()}
-        sent = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
+        outgoing = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
         try:
-            response = await http.transport.handle_async_request(sent)
+            response = await http.transport.handle_async_request(outgoing)
         except CAUGHT as error:
             if upload is not None and upload.broken is error:
                 raise
             if isinstance(error, httpx.LocalProtocolError):
-                raise BadCall(
-                    "headers", Violation.OTHER, "a header contains characters that are not allowed"
-                ) from error
+                text = "a header contains characters that are not allowed"
+                raise BadCall("headers", Violation.OTHER, text) from error
             failed = upstream_error(error, server.origin)
             if isinstance(error, httpx.PoolTimeout):
                 break

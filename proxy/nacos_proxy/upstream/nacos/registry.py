@@ -282,9 +282,8 @@ class ServerClient:
                     raise
                 gone = refused
                 if capabilities.gone(name, kind):
-                    log.warning(
-                        "%s no longer offers %s in %s: it has another version now", self.server, kind.__name__, name
-                    )
+                    url, call_name = self.server.url, kind.__name__
+                    log.warning("%s no longer offers %s in %s: it has another version now", url, call_name, name)
                 continue
             capabilities.worked(name, kind)
             return result

@@ -31,14 +31,14 @@ _RENEWED = re.compile(rb'"(?:lastRefTime":\s*\d+|checksum":\s*"[^"\\]*")')
 def digest(body: bytes) -> bytes:
     """16 bytes. Bodies that differ only in `lastRefTime` or `checksum` have the same digest."""
     tail = body.rfind(b"]") + 1
-    found = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     depth = 2 if body.startswith(b'{"code":') else 1  # v2 wraps the list in another object
     if tail and b"{" not in (rest := body[tail:]) and rest.count(b"}") == depth:
-        found.update(memoryview(body)[:tail])
-        found.update(_RENEWED.sub(b"", rest))
+        hasher.update(memoryview(body)[:tail])
+        hasher.update(_RENEWED.sub(b"", rest))
     else:
-        found.update(body)
-    return found.digest()
+        hasher.update(body)
+    return hasher.digest()
 
 
 @dataclass(frozen=True, slots=True)

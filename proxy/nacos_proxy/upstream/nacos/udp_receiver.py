@@ -89,7 +89,7 @@ class PushReceiver:
     def retain(self, servers: Collection[Server]) -> None:
         """Ends the subscriptions to all other servers."""
         origins = {server.origin for server in servers}
-        self._subscriptions = {origin: s for origin, s in self._subscriptions.items() if origin in origins}
+        self._subscriptions = {key: kept for key, kept in self._subscriptions.items() if key in origins}
 
     def covers(self, servers: Collection[Server]) -> bool:
         """Whether all of these servers were asked to push."""
