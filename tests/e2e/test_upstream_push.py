@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from nacos_proxy.upstream.grpc.push import available
+from nacos_proxy.upstream.grpc.sdk import available
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from tests.helpers.app import serving

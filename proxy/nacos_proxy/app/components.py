@@ -33,7 +33,8 @@ from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry, Watchable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
-from nacos_proxy.upstream.grpc.push import GrpcPush, PushPolicy, available
+from nacos_proxy.upstream.grpc.push import GrpcPush
+from nacos_proxy.upstream.grpc.sdk import PushPolicy, available
 from nacos_proxy.upstream.nacos.login import NOBODY, Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.rights import RefusalReporter

@@ -24,7 +24,7 @@ from nacos_proxy.model.calls import ListServices, ServerState
 from nacos_proxy.model.errors import ProxyError, Reason, Refused
 from nacos_proxy.model.masking import shown_url
 from nacos_proxy.runtime import Clock, SystemClock
-from nacos_proxy.upstream.grpc.push import available
+from nacos_proxy.upstream.grpc.sdk import available
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 
 CLOCK_TOLERANCE = 5.0  # seconds

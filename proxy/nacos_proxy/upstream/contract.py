@@ -17,19 +17,19 @@ class Registry(Protocol):
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Raises only `ProxyError`s.
 
-        If a `Fetch` finds the service unchanged, it may return the `Snapshot` object of the last `Fetch`; the catalog
-        then need not compare.
+        A `Fetch` of an unchanged service may return the `Snapshot` object of the last `Fetch`, which saves the catalog
+        a comparison.
         """
         ...
 
     async def close(self) -> None:
-        """Ends connections and tasks. A closed registry is not used again."""
+        """Ends connections and tasks, for good."""
         ...
 
 
 @runtime_checkable
 class Watchable(Protocol):
-    """An optional ability of a registry: it reports that a service changed, never what changed."""
+    """A source of changes: it reports that a service changed, never what changed."""
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         """Replaces the set of services whose changes are reported."""
@@ -41,9 +41,9 @@ class Watchable(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether changes are reported right now. The poller slows down while they are."""
+        """Whether changes are reported now. While they are, the poller slows down."""
         ...
 
     def covers(self, key: ServiceKey) -> bool:
-        """Whether changes of this service are reported. Services not subscribed to yet are polled as without push."""
+        """Whether changes of this service are reported. If not, it is polled as without push."""
         ...

@@ -16,7 +16,8 @@ from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.model.calls import Fetch, Register
 from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
-from nacos_proxy.upstream.grpc.push import GrpcPush, available
+from nacos_proxy.upstream.grpc.push import GrpcPush
+from nacos_proxy.upstream.grpc.sdk import available
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.servers import parse_server

@@ -13,7 +13,8 @@ from nacos_proxy.app.settings import Settings
 from nacos_proxy.frontends.operations.endpoints import readiness, status_json
 from nacos_proxy.frontends.operations.status_page import page
 from nacos_proxy.model.calls import Register
-from nacos_proxy.upstream.grpc.push import GrpcPush, available
+from nacos_proxy.upstream.grpc.push import GrpcPush
+from nacos_proxy.upstream.grpc.sdk import available
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
 

@@ -1,4 +1,4 @@
-"""A registry inside this process: it behaves like a Nacos server, with beats that expire.
+"""A registry in this process that behaves like a Nacos server, including instances that expire.
 
 Never here: the file that its persistent services are written to (`background.persistence`).
 """

@@ -15,14 +15,14 @@ from nacos_proxy.upstream.embedded.state import Address, Registered, Service
 from nacos_proxy.upstream.embedded.switches import STATE, SWITCHES, with_switch
 from nacos_proxy.wire.nacos.administration import Client, Clients, FindClient, Publishers, SetSwitch
 
-BATCH = 100  # services that are read before other tasks get a turn; one may have many instances
+BATCH = 100  # services that are read before other tasks get a turn; a service may have many instances
 
 
 class Administration:
-    """Reads the registry's services, and owns the switches. `handlers` and `slow` take a call and the time.
+    """Reads the registry's services, and owns the switches. `handlers` and `slow` map a call's type to its handler.
 
     Only the switches `clientBeatInterval`, `lightBeatEnabled` and `check` (off: no instance expires) have an effect;
-    the others are stored and shown.
+    the others are only stored.
     """
 
     def __init__(self, services: Mapping[ServiceKey, Service], clock: Clock) -> None:
@@ -47,7 +47,6 @@ class Administration:
         return bool(self.switches["healthCheckEnabled"])
 
     def beat_result(self, known: Registered | None = None) -> BeatResult:
-        """The answer to a beat."""
         interval = self.switches["clientBeatInterval"] or DEFAULT_BEAT_INTERVAL
         if known is not None:
             interval = beat_interval(known.metadata, interval)
@@ -81,26 +80,21 @@ class Administration:
         }
 
     def _namespaces(self, call: Namespaces, now: float) -> tuple[Mapping[str, Any], ...]:
-        """Only the default one: registering in a namespace does not create it (recording "v1 namespaces")."""
+        """Only the default namespace: registering in another does not create that (recording "v1 namespaces")."""
         default = {"namespace": "", "namespaceShowName": "public", "namespaceDesc": "Default Namespace"}
         return ({**default, "quota": 200, "configCount": 0, "type": 0},)
-
-    # clients and what they registered: a client is an ip:port of one kind (nacos-http.md 5.1)
 
     async def _clients(self, call: Clients, now: float) -> tuple[Client, ...]:
         index = _ClientIndex()
         async for service in in_turns(list(self._services.values()), BATCH):
             index.add(service, service.instances)
-        clients: list[Client] = []
-        async for key in in_turns(list(index.heard), 10 * BATCH):
-            clients.append(self._client(index, key, now))
-        return tuple(clients)
+        return tuple([self._describe_client(index, key, now) async for key in in_turns(list(index.heard), 10 * BATCH)])
 
     def _publishers(self, call: Publishers, now: float) -> tuple[Client, ...]:
         index = _ClientIndex()
         if (service := self._services.get(call.service)) is not None:
             index.add(service, service.instances)
-        return tuple(self._client(index, key, now) for key in index.heard)
+        return tuple(self._describe_client(index, key, now) for key in index.heard)
 
     def _find_client(self, call: FindClient, now: float) -> Client:
         name, _, kind = call.name.partition("#")
@@ -111,22 +105,22 @@ class Administration:
             for service in self._services.values():
                 if address in service.instances and str(service.ephemeral).lower() == kind:
                     index.add(service, (address,))
-        clients = [self._client(index, key, now) for key in index.heard]
+        clients = [self._describe_client(index, key, now) for key in index.heard]
         if not clients or clients[0].name != call.name:
             raise Refused(Reason.INSTANCE_NOT_FOUND, f"clientId [ {call.name} ] not exist", status=404)
         return clients[0]
 
-    def _client(self, index: _ClientIndex, key: _ClientKey, now: float) -> Client:
+    def _describe_client(self, index: _ClientIndex, key: _ClientKey, now: float) -> Client:
         updated = int((self._clock.wall() - now + index.heard[key]) * 1000)
         return Client(*key, updated, tuple(index.published[key]))
 
 
-_ClientKey = tuple[str, int, bool]  # ip, port, ephemeral
+_ClientKey = tuple[str, int, bool]  # ip, port, ephemeral: these identify a client (nacos-http.md 5.1)
 
 
 @dataclass(slots=True)
 class _ClientIndex:
-    """When each client was last heard of, and which instances it published."""
+    """The time of each client's last beat, and the instances that it published."""
 
     heard: dict[_ClientKey, float] = field(default_factory=lambda: {})
     published: dict[_ClientKey, list[tuple[ServiceKey, InstanceKey]]] = field(default_factory=lambda: {})

@@ -1,7 +1,7 @@
-"""What of the embedded registry outlives the process, and which changes of it are not written yet.
+"""The state of the embedded registry that outlives the process, and its changes that are not written yet.
 
-That is: persistent instances with their overrides, the data of services (metadata, threshold, selector, the health
-checks of their clusters), and the switches. Ephemeral instances are registered again by their clients.
+The state has the persistent instances with their overrides, the data of services (metadata, threshold, selector, the
+health checks of their clusters), and the switches. Clients register ephemeral instances again.
 """
 
 from __future__ import annotations
@@ -9,34 +9,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from nacos_proxy.model.calls import (
-    BatchMetadata,
-    Beat,
-    CreateService,
-    DeleteService,
-    Deregister,
-    Register,
-    SetHealth,
-    Update,
-    UpdateService,
-)
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.embedded.state import PersistentService
 from nacos_proxy.upstream.embedded.switches import SWITCHES
-from nacos_proxy.wire.nacos.administration import SetCluster
 
 PersistentValue = PersistentService | Mapping[str, Any]
 """A service, or the switches."""
 
 SWITCHES_KEY = ServiceKey("", "", "")  # the key of the switches; no service has it
-SERVICE_WRITES = (
-    *(Register, Deregister, Update, Beat, BatchMetadata, SetHealth),
-    *(CreateService, UpdateService, DeleteService, SetCluster),
-)
 
 
 class PersistentState:
-    """What is to outlive the process, by service. `unwritten` are the changes that are not written yet (None: gone)."""
+    """The state to persist, by service. `unwritten` has the changes that are not written yet (None: removed)."""
 
     def __init__(self) -> None:
         self.unwritten: dict[ServiceKey, PersistentValue | None] = {}
@@ -45,7 +29,7 @@ class PersistentState:
         self._writer: Callable[[], Awaitable[None]] | None = None
 
     def set_writer(self, writer: Callable[[], Awaitable[None]]) -> None:
-        """`writer` is to call `write_changes`; the answer to a write waits for it."""
+        """`writer` must call `write_changes`; a write call is not answered before it returns."""
         self._writer = writer
 
     def restore(self, key: ServiceKey, value: PersistentValue) -> None:
@@ -53,7 +37,7 @@ class PersistentState:
         self._values[key] = value
 
     def update(self, key: ServiceKey, value: PersistentValue | None) -> None:
-        """Sets the current value; None: nothing of it is to outlive the process."""
+        """Sets or (None) removes a value."""
         if self._values.get(key) == value:
             return
         self.unwritten[key] = value
@@ -70,10 +54,10 @@ class PersistentState:
     async def write_changes(
         self, write: Callable[[list[tuple[ServiceKey, PersistentValue | None]]], Awaitable[bool]]
     ) -> bool:
-        """Hands the unwritten changes to `write`; they stay unwritten unless it returns True. Returns whether it did.
+        """Passes the unwritten changes to `write`, and returns its result. Unless that is True, they stay unwritten.
 
-        `write` must write in the order of its calls. It is called without changes while another call is under way, so
-        that its end is the end of that one, too.
+        `write` must write in the order of its calls. While a call of it is under way, another is made even without
+        changes, so that waiting for the later call includes the earlier one.
         """
         if not self.unwritten and not self._writes_under_way:
             return True

@@ -1,6 +1,6 @@
-"""A registry in this process that fulfils the contract of a real Nacos server, including instances that expire.
+"""A registry in this process that behaves like a Nacos server, including instances that expire.
 
-Each call first expires what is due. While anyone watches, a task does the same at each deadline, to notify watchers.
+Each call first expires what is due. While changes are watched, a task does the same at each deadline.
 """
 
 from __future__ import annotations
@@ -12,54 +12,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from nacos_proxy.model.calls import (
-    BEAT_NOT_FOUND,
-    BatchMetadata,
-    Beat,
-    BeatResult,
-    Call,
-    CreateService,
-    DeleteService,
-    Deregister,
-    DetailPage,
-    Fetch,
-    GetInstance,
-    GetService,
-    ListDetails,
-    ListServices,
-    Register,
-    ServiceDetail,
-    ServiceInfo,
-    ServiceNames,
-    ServicePage,
-    SetHealth,
-    Update,
-    UpdateService,
-)
+from nacos_proxy.model import calls
+from nacos_proxy.model.calls import Call
 from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
 from nacos_proxy.upstream.embedded.administration import BATCH, Administration
-from nacos_proxy.upstream.embedded.persistence import SERVICE_WRITES, SWITCHES_KEY, PersistentState, PersistentValue
-from nacos_proxy.upstream.embedded.state import (
-    InstanceOverrides,
-    PersistentService,
-    Service,
-    no_instances,
-    read_selector,
-    service_not_found,
-)
+from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentState, PersistentValue
+from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service, read_selector
 from nacos_proxy.wire.nacos.administration import CatalogService, SetCluster, SetSwitch
 
 R = TypeVar("R")
 
-TICK = 1.0  # seconds between two checks for what has expired, while anyone watches
+TICK = 1.0  # seconds, at most, between two checks for expired instances while changes are watched
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much it holds; it refuses more. A list shows a write only after `listing_delay` seconds (for tests)."""
+    """How much the registry holds. A list shows a write only after `listing_delay` seconds (for tests)."""
 
     instances: int = 100_000
     services: int = 50_000
@@ -79,34 +50,36 @@ class EmbeddedRegistry:
         self._delayed_lists: dict[ServiceKey, Snapshot] = {}
         self._delayed_until: dict[ServiceKey, float] = {}
         self._watched: set[ServiceKey] = set()
-        self._changed: list[ServiceKey] = []  # by the call that is being handled
+        self._changed: list[ServiceKey] = []  # by the current call
         self._notifications: asyncio.Queue[ServiceKey] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._expiry_task: asyncio.Task[None] | None = None
         self._instances = 0
         self._expired_at = 0.0
         self._administration = Administration(self._services, clock)
         self.persistent_state = PersistentState()
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
-            Fetch: self._fetch,
-            GetInstance: self._get_instance,
-            ListServices: self._list_services,
-            Register: self._register,
-            Deregister: self._deregister,
-            Update: self._update,
-            Beat: self._beat,
-            BatchMetadata: self._batch,
-            SetHealth: self._set_health,
-            GetService: self._get_service,
-            CreateService: self._create_service,
-            UpdateService: self._update_service,
-            DeleteService: self._delete_service,
-            ServiceNames: self._names,
+            calls.Fetch: self._fetch,
+            calls.GetInstance: self._get_instance,
+            calls.ListServices: self._list_services,
+            calls.Register: self._register,
+            calls.Deregister: self._deregister,
+            calls.Update: self._update,
+            calls.Beat: self._beat,
+            calls.BatchMetadata: self._batch_metadata,
+            calls.SetHealth: self._set_health,
+            calls.GetService: self._get_service,
+            calls.CreateService: self._create_service,
+            calls.UpdateService: self._update_service,
+            calls.DeleteService: self._delete_service,
+            calls.ServiceNames: self._list_names,
             CatalogService: self._catalog_service,
             SetCluster: self._set_cluster,
             **self._administration.handlers,
         }
-        slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {ListDetails: self._details}
-        self._slow = slow | self._administration.slow
+        self._slow: dict[type, Callable[[Any, float], Awaitable[Any]]] = {
+            calls.ListDetails: self._list_details,
+            **self._administration.slow,
+        }
 
     async def send(self, call: Call[R]) -> R:
         """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`."""
@@ -115,7 +88,7 @@ class EmbeddedRegistry:
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
         result = self._handlers[type(call)](call, now)
-        if isinstance(call, SERVICE_WRITES):
+        if isinstance(call, (calls.Write, calls.CreateService, calls.UpdateService, calls.DeleteService, SetCluster)):
             self._persist(call.service)
         elif isinstance(call, SetSwitch):
             self.persistent_state.update(SWITCHES_KEY, self._administration.switches)
@@ -124,7 +97,7 @@ class EmbeddedRegistry:
         changed, self._changed = self._changed, []
         try:
             await self.persistent_state.flush()
-        finally:  # watchers, like the caller, learn of a change only once it is written
+        finally:  # like the caller, watchers must not learn of a change before it is written
             self._notify(changed)
         return result
 
@@ -133,7 +106,7 @@ class EmbeddedRegistry:
         self.persistent_state.update(key, None if service is None else service.persistent())
 
     def restore(self, values: Iterable[tuple[ServiceKey, PersistentValue]]) -> None:
-        """Loads what an earlier process wrote; to be called before anything else."""
+        """Loads the state that an earlier process wrote. Must be called before anything else."""
         now = self._clock.now()
         for key, value in values:
             self.persistent_state.restore(key, value)
@@ -145,9 +118,7 @@ class EmbeddedRegistry:
                 self._administration.switches = {**self._administration.switches, **value}
 
     async def close(self) -> None:
-        await stop(self._task)
-
-    # watching
+        await stop(self._expiry_task)
 
     @property
     def alive(self) -> bool:
@@ -158,18 +129,18 @@ class EmbeddedRegistry:
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         before, self._watched = self._watched, set(services)
-        for key in self._watched - before:  # it may have changed before it was watched
+        for key in self._watched - before:  # may have changed before it was watched
             self._notifications.put_nowait(key)
 
     async def changes(self) -> AsyncIterator[ServiceKey]:
-        """Yields watched services as they change. The first call starts the task that expires instances in time."""
-        if self._task is None:
+        """Yields watched services as they change. The first call starts the task that expires instances."""
+        if self._expiry_task is None:
             self._expired_at = self._clock.now()
-            self._task = self._supervisor.keep(self._tick, name="embedded registry")
+            self._expiry_task = self._supervisor.keep(self._expire_regularly, name="embedded registry")
         while True:
             yield await self._notifications.get()
 
-    async def _tick(self) -> None:
+    async def _expire_regularly(self) -> None:
         while True:
             now = self._clock.now()
             self._expire_due(now)
@@ -186,11 +157,9 @@ class EmbeddedRegistry:
             if key in self._watched:
                 self._notifications.put_nowait(key)
 
-    # time
-
     def _expire_due(self, now: float) -> None:
-        if self._task is not None and (gap := stood_still(self._expired_at + TICK, now)):
-            for service in self._services.values():  # beats that came meanwhile were not read
+        if self._expiry_task is not None and (gap := stood_still(self._expired_at + TICK, now)):
+            for service in self._services.values():  # beats that arrived meanwhile were not read
                 service.shift(gap, now)
         self._expired_at = now
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -221,9 +190,7 @@ class EmbeddedRegistry:
             self._scheduled[service.key] = deadline
             heapq.heappush(self._deadlines, (deadline, service.key))
 
-    # instances
-
-    def _fetch(self, call: Fetch, now: float) -> Snapshot:
+    def _fetch(self, call: calls.Fetch, now: float) -> Snapshot:
         service = self._services.get(call.service)
         if service is None:
             return Snapshot(call.service)
@@ -235,16 +202,17 @@ class EmbeddedRegistry:
             self._delayed_lists[key] = service.snapshot()
         return self._delayed_lists[key]
 
-    def _get_instance(self, call: GetInstance, now: float) -> Instance:
-        snapshot = self._fetch(Fetch(call.service), now)
+    def _get_instance(self, call: calls.GetInstance, now: float) -> Instance:
+        snapshot = self._fetch(calls.Fetch(call.service), now)
         if not snapshot.instances:
-            raise no_instances(call.service, call.cluster)
+            text = f"no ips found for cluster {call.cluster} in service {call.service.grouped}"
+            raise Refused(Reason.NO_INSTANCES, text, status=404)
         found = snapshot.find(call.ip, call.port, call.cluster)
         if found is None:
             raise Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
         return found
 
-    def _register(self, call: Register, now: float) -> None:
+    def _register(self, call: calls.Register, now: float) -> None:
         check_instance(call.instance)
         service = self._services.get(call.service)
         known = service is not None and (call.instance.ip, call.instance.port) in service.instances
@@ -264,20 +232,23 @@ class EmbeddedRegistry:
         self._schedule(service, service.deadline())
         return service
 
-    def _deregister(self, call: Deregister, now: float) -> None:
+    def _deregister(self, call: calls.Deregister, now: float) -> None:
         service = self._services.get(call.service)
         if service is not None and service.deregister(call.ip, call.port, call.ephemeral, now):
             self._instances -= 1
             self._schedule(service, math.inf if service.instances else service.deadline())
             self._mark_changed(service, now)
 
-    def _update(self, call: Update, now: float) -> None:
+    def _update(self, call: calls.Update, now: float) -> None:
         service = self._services.get(call.service)
         key = InstanceKey(call.ip, call.port, call.cluster)
         if call.partial:
-            self._get_instance(GetInstance(call.service, call.ip, call.port, call.cluster), now)
+            self._get_instance(calls.GetInstance(call.service, call.ip, call.port, call.cluster), now)
         if service is None:
-            raise service_not_found(call)
+            namespace, group, name = call.service.namespace, call.service.group, call.service.name
+            java = f"Service{{namespace='{namespace}', group='{group}', name='{name}', "
+            java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
+            raise Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {namespace}, service: {java}")
         old = service.overrides_of(key) if call.partial else InstanceOverrides()
         overrides = InstanceOverrides(
             old.weight if call.weight is None else call.weight,
@@ -288,7 +259,7 @@ class EmbeddedRegistry:
         self._schedule(service, service.deadline_of(call.ip, call.port))
         self._mark_changed(service, now)
 
-    def _beat(self, call: Beat, now: float) -> BeatResult:
+    def _beat(self, call: calls.Beat, now: float) -> calls.BeatResult:
         service = self._services.get(call.service)
         if service is not None:
             before = service.snapshot()
@@ -297,19 +268,19 @@ class EmbeddedRegistry:
                     self._mark_changed(service, now)
                 return self._administration.beat_result(known)
         if call.full is None:
-            return replace(self._administration.beat_result(), code=BEAT_NOT_FOUND)
-        self._register(Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
+            return replace(self._administration.beat_result(), code=calls.BEAT_NOT_FOUND)
+        self._register(calls.Register(call.service, replace(call.full, healthy=True, enabled=True)), now)
         return self._administration.beat_result(self._services[call.service].instances[(call.ip, call.port)])
 
-    def _batch(self, call: BatchMetadata, now: float) -> tuple[str, ...]:
+    def _batch_metadata(self, call: calls.BatchMetadata, now: float) -> tuple[str, ...]:
         service = self._services.get(call.service)
         if service is None:
             return ()
-        keys = call.instances or tuple(i.key for i in service.snapshot().instances)
+        keys = call.instances or tuple(instance.key for instance in service.snapshot().instances)
         changed = [key for key in keys if service.find(key) is not None]
         for key in changed:
             old = service.overrides_of(key)
-            kept = {k: v for k, v in old.metadata.items() if not (call.remove and k in call.metadata)}
+            kept = {name: old.metadata[name] for name in old.metadata if not (call.remove and name in call.metadata)}
             service.override(key, replace(old, metadata=kept if call.remove else {**kept, **call.metadata}))
             self._schedule(service, service.deadline_of(key.ip, key.port))
         if changed:
@@ -317,7 +288,7 @@ class EmbeddedRegistry:
         kind = "ephemeral" if call.ephemeral else "persistent"
         return tuple(f"{key.ip}:{key.port}:unknown:{key.cluster}:{kind}" for key in changed)
 
-    def _set_health(self, call: SetHealth, now: float) -> None:
+    def _set_health(self, call: calls.SetHealth, now: float) -> None:
         service = self._services.get(call.service)
         if service is None or service.checks.get(call.cluster, Checking()).checker["type"] != "NONE":
             text = f"health check is still working, service: {call.service.grouped}, cluster: {call.cluster}"
@@ -325,17 +296,15 @@ class EmbeddedRegistry:
         if service.set_health(call.ip, call.port, call.healthy):
             self._mark_changed(service, now)
 
-    # services
-
-    def _get_service(self, call: GetService, now: float) -> ServiceInfo:
+    def _get_service(self, call: calls.GetService, now: float) -> calls.ServiceInfo:
         key = call.service
         text = f"service not found, namespace: {key.namespace}, serviceName: {key.grouped}"
         return self._existing(key, text).info()
 
-    def _catalog_service(self, call: CatalogService, now: float) -> ServiceInfo:
+    def _catalog_service(self, call: CatalogService, now: float) -> calls.ServiceInfo:
         return self._existing(call.service, f"service {call.service.grouped} is not found!").info()
 
-    def _create_service(self, call: CreateService, now: float) -> None:
+    def _create_service(self, call: calls.CreateService, now: float) -> None:
         if call.service in self._services:
             raise Refused(Reason.SERVICE_EXISTS, f"specified service {call.service.grouped} already exists!")
         self._create(
@@ -347,7 +316,7 @@ class EmbeddedRegistry:
             selector=read_selector(call.selector),
         )
 
-    def _update_service(self, call: UpdateService, now: float) -> None:
+    def _update_service(self, call: calls.UpdateService, now: float) -> None:
         service = self._existing(call.service)
         service.explicit, service.threshold, service.metadata = True, call.threshold, call.metadata
         service.selector = read_selector(call.selector)
@@ -356,13 +325,13 @@ class EmbeddedRegistry:
         self._mark_changed(service, now)
 
     def _set_cluster(self, call: SetCluster, now: float) -> None:
-        """Like every change of a service, it makes the service explicit (nacos-http.md 5.5)."""
+        """Makes the service explicit, as every change of a service does (nacos-http.md 5.5)."""
         service = self._existing(call.service, f"service not found:{call.service.grouped}", Reason.OTHER)
         service.explicit, service.checks = True, {**service.checks, call.cluster: call.checking}
         service.changed()
         self._mark_changed(service, now)
 
-    def _delete_service(self, call: DeleteService, now: float) -> None:
+    def _delete_service(self, call: calls.DeleteService, now: float) -> None:
         service = self._existing(call.service)
         if service.instances:
             text = f"Service {call.service.grouped} is not empty, can't be delete. Please unregister instance first"
@@ -375,32 +344,33 @@ class EmbeddedRegistry:
             raise Refused(reason, text or f"service {key.grouped} not found!")
         return service
 
-    def _list_services(self, call: ListServices, now: float) -> ServicePage:
-        names = [k.name for k in self._services if k.namespace == call.namespace and k.group == call.group]
+    def _list_services(self, call: calls.ListServices, now: float) -> calls.ServicePage:
+        names = [key.name for key in self._services if (key.namespace, key.group) == (call.namespace, call.group)]
         first = (max(1, call.page) - 1) * max(0, call.size)
-        return ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
+        return calls.ServicePage(len(names), tuple(names[first : first + max(0, call.size)]))
 
-    def _names(self, call: ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
+    def _list_names(self, call: calls.ServiceNames, now: float) -> Mapping[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
         for key in self._services:
             if not call.namespace or key.namespace == call.namespace:
                 found.setdefault(key.namespace, []).append(key.grouped)
         return {namespace: tuple(names) for namespace, names in found.items()}
 
-    async def _details(self, call: ListDetails, now: float) -> DetailPage:
+    async def _list_details(self, call: calls.ListDetails, now: float) -> calls.DetailPage:
         matching = [
-            s
-            for s in self._services.values()
-            if s.key.namespace == call.namespace
-            and call.name_part in s.key.name
-            and call.group_part in s.key.group
-            and not (call.ignore_empty and not s.instances)
+            service
+            for key, service in self._services.items()
+            if key.namespace == call.namespace
+            and call.name_part in key.name
+            and call.group_part in key.group
+            and (service.instances or not call.ignore_empty)
         ]
         first = (max(1, call.page) - 1) * call.size
-        rows: list[ServiceDetail] = []
-        async for s in in_turns(matching[first : first + call.size], BATCH):
-            rows.append(ServiceDetail(s.info(), self._fetch(Fetch(s.key), now)))
-        return DetailPage(len(matching), tuple(rows))
+        page = in_turns(matching[first : first + call.size], BATCH)
+        rows = [
+            calls.ServiceDetail(service.info(), self._fetch(calls.Fetch(service.key), now)) async for service in page
+        ]
+        return calls.DetailPage(len(matching), tuple(rows))
 
     def __repr__(self) -> str:
         return f"<EmbeddedRegistry {len(self._services)} services, {self._instances} instances>"

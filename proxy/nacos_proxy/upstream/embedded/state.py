@@ -1,7 +1,7 @@
 """One service of the embedded registry: its instances, their overrides and their deadlines. The time is an argument.
 
-As in Nacos 2.5.1 (nacos-http.md 5): an instance is identified by its ip:port, and a service is ephemeral or persistent
-as a whole. Registrations and modifications (overrides) are stored apart; a list shows an instance with its overrides.
+As in Nacos 2.5.1 (nacos-http.md 5), ip:port identifies an instance, and all instances of a service are ephemeral, or
+all are persistent. Modifications (overrides) are kept apart from registrations; lists show instances with overrides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nacos_proxy.model.calls import ServiceInfo, Update
+from nacos_proxy.model.calls import ServiceInfo
 from nacos_proxy.model.errors import Malformed, Reason, Refused
 from nacos_proxy.model.heartbeats import beat_timeout, delete_timeout
 from nacos_proxy.model.services import EMPTY, Checking, Instance, InstanceKey, Metadata, ServiceKey, Snapshot
@@ -21,13 +21,13 @@ from nacos_proxy.wire.nacos.shapes import read_exactly
 Address = tuple[str, int]
 
 MAX_SILENCE = 180.0  # seconds until a silent ip:port is removed, whatever its metadata says
-UNCHECKED = "enableClientBeat"  # "true" in the metadata of an instance or a service: it need not beat
-EMPTY_SERVICE_LIVES = 60.0  # seconds, even if it was created explicitly (nacos-http.md 2.10)
+UNCHECKED = "enableClientBeat"  # if "true" in the metadata of an instance or a service, beats are not required
+EMPTY_SERVICE_LIVES = 60.0  # seconds, also if it was created explicitly (nacos-http.md 2.10)
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceOverrides:
-    """What PUT, PATCH and the metadata batch change of an instance (recordings modify.jsonl)."""
+    """The fields of an instance that PUT, PATCH and the metadata batch change (recordings modify.jsonl)."""
 
     weight: float = 1.0
     enabled: bool = True
@@ -36,10 +36,10 @@ class InstanceOverrides:
 
 @dataclass(slots=True)
 class Registered:
-    """An instance as it was registered, its overrides, when it last beat, and its health.
+    """An instance as it was registered, its overrides, its health, and the time of its last beat (`heard`).
 
-    `unhealthy_after` and `removed_after` are seconds of silence. They are stored because reading them from the metadata
-    for each look at a large service would be slow.
+    `unhealthy_after` and `removed_after` are seconds of silence. They are stored because reading the metadata at every
+    check of a large service would be slow.
     """
 
     instance: Instance
@@ -51,11 +51,11 @@ class Registered:
 
     @property
     def metadata(self) -> Metadata:
-        """With its overrides, which take precedence (nacos-http.md 5.6)."""
+        """The metadata with its overrides, which take precedence (nacos-http.md 5.6)."""
         return {**self.instance.metadata, **self.overrides.metadata} if self.overrides else self.instance.metadata
 
     def set_timeouts(self, *, checked: bool) -> None:
-        """From the metadata. `checked`: whether the service requires beats."""
+        """Reads the timeouts from the metadata. `checked`: whether the service requires beats."""
         metadata = self.metadata
         checked = checked and (metadata.get(UNCHECKED) or "").lower() not in TRUE
         self.unhealthy_after = beat_timeout(metadata) / 1000 if checked else math.inf
@@ -80,9 +80,9 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class PersistentService:
-    """What of a service outlives the process; `places` are its persistent instances, their health and overrides.
+    """The part of a service that outlives the process, an object with these field names in the state file.
 
-    The state file has an object with these field names.
+    `places` are its persistent instances, their health and their overrides.
     """
 
     ephemeral: bool
@@ -96,7 +96,7 @@ class PersistentService:
 
 @dataclass(slots=True)
 class Service:
-    """One service. `explicit`: it was created or modified itself; otherwise a threshold of 0 never masks."""
+    """`explicit`: a caller created or modified the service itself. If not, a threshold of 0 never masks."""
 
     key: ServiceKey
     ephemeral: bool
@@ -109,36 +109,21 @@ class Service:
     empty_since: float = math.inf
     _snapshot: Snapshot | None = None
 
-    # persistence
-
     def persistent(self) -> PersistentService | None:
-        """What of it outlives the process, None for nothing."""
+        """The part that outlives the process, None for nothing."""
         if not self.explicit and (self.ephemeral or not self.instances):
             return None
         instances = () if self.ephemeral else self.instances.values()
+        places = tuple((known.instance, known.healthy, known.overrides) for known in instances)
         return PersistentService(
-            self.ephemeral,
-            self.explicit,
-            self.threshold,
-            self.metadata,
-            self.selector,
-            self.checks,
-            tuple((known.instance, known.healthy, known.overrides) for known in instances),
+            self.ephemeral, self.explicit, self.threshold, self.metadata, self.selector, self.checks, places
         )
 
     @classmethod
     def of(cls, key: ServiceKey, stored: PersistentService, now: float) -> Service:
         """The inverse of `persistent`."""
-        service = cls(
-            key,
-            stored.ephemeral,
-            stored.explicit,
-            stored.threshold,
-            stored.metadata,
-            stored.selector,
-            checks=stored.checks,
-            empty_since=now,
-        )
+        service = cls(key, stored.ephemeral, stored.explicit, stored.threshold, stored.metadata, stored.selector)
+        service.checks, service.empty_since = stored.checks, now
         for instance, healthy, overrides in stored.places:
             service.register(replace(instance, ephemeral=stored.ephemeral), now)
             service.instances[(instance.ip, instance.port)].healthy = healthy
@@ -146,10 +131,8 @@ class Service:
                 service.override(instance.key, overrides)
         return service
 
-    # writes
-
     def register(self, instance: Instance, now: float) -> None:
-        """Adds or replaces the instance at its ip:port. Raises `Refused` if the service is of the other kind."""
+        """Adds or replaces the instance at its ip:port. Raises `Refused` if only one of them is ephemeral."""
         if instance.ephemeral != self.ephemeral:
             kinds = ("ephemeral", "persistent")
             ours, theirs = kinds if self.ephemeral else reversed(kinds)
@@ -183,9 +166,9 @@ class Service:
             self._snapshot = None
 
     def overrides_of(self, key: InstanceKey) -> InstanceOverrides:
-        """The overrides of an instance; without any, those that change nothing.
+        """The overrides of an instance. If it has none: overrides with its own weight and enabled.
 
-        Nacos itself resets weight and enabled then, though the caller named only the metadata.
+        Nacos would reset these two, although the caller named only the metadata.
         """
         known = self.find(key)
         if known is None:
@@ -197,7 +180,7 @@ class Service:
         return known if known is not None and known.instance.cluster == key.cluster else None
 
     def beat(self, ip: str, port: int, now: float) -> Registered | None:
-        """Records a beat of an ephemeral instance; None if there is none."""
+        """Records a beat. Returns the instance, None if no ephemeral one is registered."""
         known = self.instances.get((ip, port))
         if known is None or not known.instance.ephemeral:
             return None
@@ -217,15 +200,13 @@ class Service:
         return True
 
     def changed(self) -> None:
-        """To be called after a change of the service's own data."""
+        """Must be called after a change of the service's own data."""
         self._snapshot = None
         for known in self.instances.values():
             known.set_timeouts(checked=self._checked())
 
     def _checked(self) -> bool:
         return (self.metadata.get(UNCHECKED) or "").lower() != "true"
-
-    # time
 
     def expire(self, now: float) -> bool:
         """Marks silent instances unhealthy, then removes them. Returns whether the list changed."""
@@ -243,24 +224,22 @@ class Service:
         return changed
 
     def shift(self, gap: float, now: float) -> None:
-        """This process stood still for `gap` seconds, which does not count as silence."""
+        """Does not count as silence the `gap` seconds in which this process stood still."""
         for known in self.instances.values():
             known.heard = min(now, known.heard + gap)
 
     def deadline_of(self, ip: str, port: int) -> float:
-        """When `expire` may next have something to do with one instance."""
+        """The time at which one instance may next expire."""
         known = self.instances.get((ip, port))
         return known.deadline() if known is not None and self.ephemeral else math.inf
 
     def deadline(self) -> float:
-        """When `expire` may next have something to do."""
+        """The time at which an instance, or the empty service, may next expire."""
         if not self.instances:
             return self.empty_since + EMPTY_SERVICE_LIVES
         if not self.ephemeral:
             return math.inf
         return min(known.deadline() for known in self.instances.values())
-
-    # reads
 
     def snapshot(self) -> Snapshot:
         """The service as lists show it; the same object while nothing changed."""
@@ -270,12 +249,10 @@ class Service:
         return self._snapshot
 
     def info(self) -> ServiceInfo:
+        clusters = tuple(dict.fromkeys(known.instance.cluster for known in self.instances.values()))
         return ServiceInfo(
-            self.key, self.threshold, self.metadata, self.selector, self.clusters(), self.ephemeral, self.checks
+            self.key, self.threshold, self.metadata, self.selector, clusters, self.ephemeral, self.checks
         )
-
-    def clusters(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(known.instance.cluster for known in self.instances.values()))
 
 
 def read_selector(text: str) -> Mapping[str, Any]:
@@ -289,15 +266,3 @@ def read_selector(text: str) -> Mapping[str, Any]:
     if not isinstance(selector, dict) or selector.get("type") not in ("none", "label"):  # pyright: ignore[reportUnknownMemberType]
         raise Refused(Reason.OTHER, "not match any type of selector!")
     return {"contextType": "NONE", **selector} if selector["type"] == "none" else selector  # pyright: ignore[reportUnknownVariableType]
-
-
-def no_instances(key: ServiceKey, cluster: str) -> Refused:
-    text = f"no ips found for cluster {cluster} in service {key.grouped}"
-    return Refused(Reason.NO_INSTANCES, text, status=404)
-
-
-def service_not_found(call: Update) -> Refused:
-    key = call.service
-    java = f"Service{{namespace='{key.namespace}', group='{key.group}', name='{key.name}', "
-    java += f"ephemeral={str(call.ephemeral).lower()}, revision=0}}"
-    return Refused(Reason.SERVICE_NOT_FOUND, f"service not found, namespace: {key.namespace}, service: {java}")

@@ -1,4 +1,4 @@
-"""The switches of the embedded registry and the values that they take, and its server state; as in Nacos 2.5.1.
+"""The switches of the embedded registry, their valid values, and its server state, all as in Nacos 2.5.1.
 
 Source: recordings "v1 operator switches", "v1 server state"; nacos-http.md 2.14 (`SwitchManager`).
 """
@@ -78,128 +78,128 @@ STATE: Mapping[str, str | None] = {
 }
 
 
-_CLIENTS = {"java": "Java", "python": "Python", "c": "C", "go": "Go", "csharp": "CSharp"}
+_CLIENT_TYPES = {"java": "Java", "python": "Python", "c": "C", "go": "Go", "csharp": "CSharp"}
 _LONG = re.compile(r"[+-]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?[fFdD]?")
 
 
 def with_switch(switches: Mapping[str, Any], entry: str, value: str) -> Mapping[str, Any]:
-    """The switches after a PUT; unchanged if there is none of this name. Raises `BadCall` with Nacos's text."""
+    """The switches after a PUT; unchanged if the name is unknown. Raises `BadCall` with Nacos's text."""
     if entry == "pushVersion":
-        return {**switches, **_push_version(value)}
+        return {**switches, **_read_push_version(value)}
     if entry not in _ENTRIES:
         return switches
     name, read = _ENTRIES[entry]
     return {**switches, name: read(value)}
 
 
-def _refused(text: str) -> BadCall:
+def _bad_value(text: str) -> BadCall:
     return BadCall("value", Violation.SWITCH, text)
 
 
-def _true(value: str) -> bool:
+def _read_true(value: str) -> bool:
     return value.lower() == "true"
 
 
-def _yes(value: str) -> bool:
+def _read_truthy(value: str) -> bool:
     return value.lower() in TRUE
 
 
-def _long(value: str) -> int:
+def _read_long(value: str) -> int:
     if _LONG.fullmatch(value) is None:
-        raise _refused(f'For input string: "{value}"')
+        raise _bad_value(f'For input string: "{value}"')
     return int(value)
 
 
-def _at_least(minimum: int, text: str) -> Callable[[str], int]:
+def _long_reader(minimum: int, text: str) -> Callable[[str], int]:
     def read(value: str) -> int:
-        number = _long(value)
+        number = _read_long(value)
         if number < minimum:
-            raise _refused(text)
+            raise _bad_value(text)
         return number
 
     return read
 
 
-def _threshold(value: str) -> float:
+def _read_threshold(value: str) -> float:
     if _FLOAT.fullmatch(value) is None:
-        raise _refused(f'For input string: "{value}"')
+        raise _bad_value(f'For input string: "{value}"')
     number = float(value.rstrip("fFdD"))
     if number <= 0:
-        raise _refused(f"distroThreshold can not be zero or negative: {number}")
+        raise _bad_value(f"distroThreshold can not be zero or negative: {number}")
     return number
 
 
-def _push_version(value: str) -> dict[str, str]:
+def _read_push_version(value: str) -> dict[str, str]:
     kind, _, version = value.partition(":")
     version = version.partition(":")[0]
     if re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version) is None:
-        raise _refused("illegal version, must match: [0-9]+\\.[0-9]+\\.[0-9]+")
-    if kind not in _CLIENTS:
-        raise _refused(f"unsupported client type: {kind}")
-    return {f"push{_CLIENTS[kind]}Version": version}
+        raise _bad_value("illegal version, must match: [0-9]+\\.[0-9]+\\.[0-9]+")
+    if kind not in _CLIENT_TYPES:
+        raise _bad_value(f"unsupported client type: {kind}")
+    return {f"push{_CLIENT_TYPES[kind]}Version": version}
 
 
-def _limited(value: str) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _read_limited_urls(value: str) -> dict[str, int]:
+    codes: dict[str, int] = {}
     for piece in filter(None, value.split(",")):
         url, separator, code = piece.partition(":")
         if not separator:
-            raise _refused("invalid input for limited urls")
+            raise _bad_value("invalid input for limited urls")
         if not url:
-            raise _refused("url can not be empty, url: ")
-        if (number := _long(code.partition(":")[0])) <= 0:
-            raise _refused(f"illegal normal status code: {number}")
-        found[url] = number
-    return found
+            raise _bad_value("url can not be empty, url: ")
+        if (number := _read_long(code.partition(":")[0])) <= 0:
+            raise _bad_value(f"illegal normal status code: {number}")
+        codes[url] = number
+    return codes
 
 
-def _health_params(checked: bool, **defaults: float) -> Callable[[str], dict[str, Any]]:
+def _health_reader(checked: bool, **defaults: float) -> Callable[[str], dict[str, Any]]:
     def read(value: str) -> dict[str, Any]:
         try:
             given: Any = read_exactly(value)
-            found = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
+            params = {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
         except (Malformed, ValueError, TypeError, AttributeError):
-            raise _refused("json param invalid.") from None
-        if any(not abs(number) < 1 << 31 for number in found.values()):  # excludes NaN, too
-            raise _refused("json param invalid.")
-        if checked and found["min"] < 500:
-            raise _refused("min check time for http or tcp is too small(<500)")
-        if checked and found["max"] < 3000:
-            raise _refused("max check time for http or tcp is too small(<3000)")
-        if checked and not 0 <= found["factor"] <= 1:
-            raise _refused("malformed factor")
-        return found
+            raise _bad_value("json param invalid.") from None
+        if any(not abs(number) < 1 << 31 for number in params.values()):  # excludes NaN, too
+            raise _bad_value("json param invalid.")
+        if checked and params["min"] < 500:
+            raise _bad_value("min check time for http or tcp is too small(<500)")
+        if checked and params["max"] < 3000:
+            raise _bad_value("max check time for http or tcp is too small(<3000)")
+        if checked and not 0 <= params["factor"] <= 1:
+            raise _bad_value("malformed factor")
+        return params
 
     return read
 
 
-_SYNC = "serviceStatusSynchronizationPeriodMillis"
-_SERVERS = "serverStatusSynchronizationPeriodMillis"
+_SERVICE_SYNC = "serviceStatusSynchronizationPeriodMillis"
+_SERVER_SYNC = "serverStatusSynchronizationPeriodMillis"
 _ENTRIES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "distroThreshold": ("distroThreshold", _threshold),
-    "clientBeatInterval": ("clientBeatInterval", _long),
+    "distroThreshold": ("distroThreshold", _read_threshold),
+    "clientBeatInterval": ("clientBeatInterval", _read_long),
     "pushCacheMillis": (
         "defaultPushCacheMillis",
-        _at_least(10_000, "min cache time for http or tcp is too small(<10000)"),
+        _long_reader(10_000, "min cache time for http or tcp is too small(<10000)"),
     ),
-    "defaultCacheMillis": ("defaultCacheMillis", _at_least(1_000, "min default cache time  is too small(<1000)")),
+    "defaultCacheMillis": ("defaultCacheMillis", _long_reader(1_000, "min default cache time  is too small(<1000)")),
     "masters": ("masters", lambda value: value.split(",")),
-    "distro": ("distroEnabled", _true),
-    "check": ("healthCheckEnabled", _true),
-    "pushEnabled": ("pushEnabled", _true),
-    _SYNC: (_SYNC, _at_least(5_000, f"{_SYNC} is too small(<5000)")),
-    _SERVERS: (_SERVERS, _at_least(1_000, f"{_SERVERS} is too small(<15000)")),
-    "healthCheckTimes": ("checkTimes", _long),
-    "disableAddIP": ("disableAddIP", _true),
-    "sendBeatOnly": ("sendBeatOnly", _true),
-    "limitedUrlMap": ("limitedUrlMap", _limited),
+    "distro": ("distroEnabled", _read_true),
+    "check": ("healthCheckEnabled", _read_true),
+    "pushEnabled": ("pushEnabled", _read_true),
+    _SERVICE_SYNC: (_SERVICE_SYNC, _long_reader(5_000, f"{_SERVICE_SYNC} is too small(<5000)")),
+    _SERVER_SYNC: (_SERVER_SYNC, _long_reader(1_000, f"{_SERVER_SYNC} is too small(<15000)")),
+    "healthCheckTimes": ("checkTimes", _read_long),
+    "disableAddIP": ("disableAddIP", _read_true),
+    "sendBeatOnly": ("sendBeatOnly", _read_true),
+    "limitedUrlMap": ("limitedUrlMap", _read_limited_urls),
     "overriddenServerStatus": ("overriddenServerStatus", lambda value: "" if value == "null" else value),
-    "defaultInstanceEphemeral": ("defaultInstanceEphemeral", _true),
-    "distroServerExpiredMillis": ("distroServerExpiredMillis", _long),
-    "lightBeatEnabled": ("lightBeatEnabled", _yes),
-    "autoChangeHealthCheckEnabled": ("autoChangeHealthCheckEnabled", _yes),
-    "httpHealthParams": ("httpHealthParams", _health_params(True, max=5000, min=500, factor=0.85)),
-    "tcpHealthParams": ("tcpHealthParams", _health_params(True, max=5000, min=1000, factor=0.75)),
-    "mysqlHealthParams": ("mysqlHealthParams", _health_params(False, max=3000, min=2000, factor=0.65)),
+    "defaultInstanceEphemeral": ("defaultInstanceEphemeral", _read_true),
+    "distroServerExpiredMillis": ("distroServerExpiredMillis", _read_long),
+    "lightBeatEnabled": ("lightBeatEnabled", _read_truthy),
+    "autoChangeHealthCheckEnabled": ("autoChangeHealthCheckEnabled", _read_truthy),
+    "httpHealthParams": ("httpHealthParams", _health_reader(True, max=5000, min=500, factor=0.85)),
+    "tcpHealthParams": ("tcpHealthParams", _health_reader(True, max=5000, min=1000, factor=0.75)),
+    "mysqlHealthParams": ("mysqlHealthParams", _health_reader(False, max=3000, min=2000, factor=0.65)),
 }

@@ -1,5 +1,5 @@
 """Push from Nacos 2.0 and later over gRPC, with the optional Rust SDK binding.
 
-It reports that a service changed; the change itself is fetched over HTTP.
+Push reports that a service changed; the poller then fetches the service over HTTP.
 Never here: reads and writes.
 """

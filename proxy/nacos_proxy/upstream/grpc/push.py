@@ -1,19 +1,19 @@
 """gRPC push of Nacos 2.0 and later, through the SDK's client (`sdk`). It reports that a service changed, never what.
 
-The HTTP list stays the one source of snapshots. Only clusters are learned from here, because some servers list by HTTP
-only the clusters that they are asked for. Without the extra `push`, or if the gRPC port is closed, push is not alive
-and changes are found by polling.
+Snapshots come only from the HTTP list. Push also reports the clusters of a service, because some servers list by HTTP
+only the clusters that a request names. Without the extra `push`, or if the gRPC port is closed, push is not alive, and
+polling finds the changes.
 
-What the SDK does, seen with 0.8.0 against r-nacos, shapes this module:
+These properties of the SDK (0.8.0, observed against r-nacos) shape this module:
 
-- A client has one namespace, and never closes a connection or a subscription. Unwanted services are only ignored.
-- It reconnects by itself and does not report a loss; calls just wait. Hence the probe, a query with a deadline.
-- It renews its subscriptions one after the other, 30 ms each: a minute for 2,000. After a loss that the probe has seen,
-  all are renewed from here, which takes a second. A shorter loss is left to the SDK and to the safety poll.
-- It calls listeners in a thread of its own, with the instances and without the service.
-- It writes a file for each service, named like the service, so it never gets a name that is not a plain file name.
-- It cannot change its servers. If one of them leaves the list of the address server, another client takes over, a
-  limited number of times.
+- A client has one namespace, and never closes a connection or a subscription. We ignore pushes of unwatched services.
+- It reconnects by itself and does not report the loss; calls just wait. Hence the probe, a query with a deadline.
+- It renews its subscriptions one after the other, 30 ms each: a minute for 2,000. After a loss that the probe noticed,
+  this module renews all of them within a second. The SDK and the safety poll cover a shorter loss.
+- It calls listeners in its own thread, with the instances but without the service.
+- It writes a file named like each service, so it gets only services whose names are plain file names.
+- It cannot change its servers. If one of them leaves the list of the address server, a new client takes over, a limited
+  number of times.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
 from nacos_proxy.upstream.grpc.sdk import Client, Listener, PushPolicy, connect, failure
-from nacos_proxy.upstream.grpc.sdk import available as available
 
 log = logging.getLogger("nacos_proxy.push")
 
 MAX_NAME = 200  # bytes, of the 255 that a file name may have
 MAX_CONCURRENT = 100  # subscriptions under way in one namespace
-MAX_RENEWALS = 100  # each one leaves a listener for each service in the SDK
-MAX_CLIENTS = 16  # of one namespace, each with its threads and its subscriptions
-BACKOFF = Backoff(initial=1.0, maximum=30.0)  # of attempts to connect; one subscription is retried after the maximum
+MAX_RENEWALS = 100  # each adds a listener for each service to the SDK, which never removes it
+MAX_CLIENTS = 16  # of one namespace, since replaced clients keep their threads and subscriptions
+BACKOFF = Backoff(initial=1.0, maximum=30.0)  # of attempts to connect; a subscription is retried after the maximum
 SDK_RENEWAL = 0.05  # seconds, at most, that the SDK takes to renew one subscription
 
 
 def pushable(key: ServiceKey) -> bool:
-    """Whether the SDK can name a file like the service."""
+    """Whether the name of the service can be a file name, which the SDK requires."""
     return "/" not in key.name and "\\" not in key.name and len(key.grouped.encode()) <= MAX_NAME
 
 
@@ -52,9 +51,9 @@ Hint = Callable[[ServiceKey, Collection[str]], None]
 
 
 class GrpcPush:
-    """Implements `Watchable`. Its tasks start with the first service that is watched, and end with `close`.
+    """Implements `Watchable`. Its tasks start with the first watched service, and end with `close`.
 
-    `hint` is called with the clusters in which a service has instances. `unavailable` says why there is no client yet.
+    `hint` is called with a service and the clusters in which it has instances. `unavailable`: why there is no client.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class GrpcPush:
                 feed.add(key)
 
     def follow(self, servers: Iterable[str]) -> None:
-        """Takes a new list of servers. Servers that were only added are left to the next client."""
+        """Takes a new list of servers. A client uses added servers only if it is made after this."""
         before, self.servers = self.servers, tuple(servers)
         if set(before) != set(self.servers) and not self._closed:
             for feed in self._feeds.values():
@@ -121,16 +120,14 @@ class GrpcPush:
             del self._changed[key]
             yield key
 
-    # for feeds
-
     def notify(self, key: ServiceKey) -> None:
-        """A service changed. Several changes are one while nobody takes them."""
+        """Reports that a service changed. Changes of one service are merged until `changes` yields it."""
         if key in self._watched:
             self._changed[key] = None
             self._wake.set()
 
     async def connect(self, namespace: str) -> tuple[Client, frozenset[str]]:
-        """A client and its servers. Raises `OSError` and `RuntimeError`, and logs each reason once."""
+        """A new client and its servers. Raises `OSError` and `RuntimeError`, and logs a reason only when it is new."""
         try:
             async with self._connecting:
                 servers = self.servers
@@ -144,7 +141,7 @@ class GrpcPush:
         return client, frozenset(servers)
 
     async def close(self) -> None:
-        """The SDK's threads go on, and may call; nobody listens to them any more."""
+        """Ends the tasks. The SDK's threads go on; their pushes are ignored."""
         self._closed = True
         self._watched = frozenset()
         self._wake.set()
@@ -160,7 +157,7 @@ class _Feed:
         self._push = push
         self._loop = asyncio.get_running_loop()
         self._clients = 0
-        self._servers: frozenset[str] = frozenset()  # of the client, empty if there is none yet
+        self._servers: frozenset[str] = frozenset()  # of the client; empty while there is no client
         self._keys: set[ServiceKey] = set()
         self._subscribed: set[ServiceKey] = set()
         self._failing: set[ServiceKey] = set()
@@ -175,7 +172,7 @@ class _Feed:
 
     @property
     def alive(self) -> bool:
-        """Whether the client has answered probes for a while, and all its servers are still in the list."""
+        """Whether the client has answered probes for `settle` seconds, and all its servers are still in the list."""
         since, current = self._answered_since, self._servers.issubset(self._push.servers)
         return since is not None and self._push.clock.now() - since >= self._push.policy.settle and current
 
@@ -184,7 +181,7 @@ class _Feed:
         return key in self._subscribed and key not in self._failing and key not in self._pending
 
     def follow(self, servers: Collection[str]) -> None:
-        """Starts again if there is no client yet, or if one of its servers has left the list."""
+        """Connects anew if there is no client yet, or if one of its servers has left the list."""
         if not self._servers.issubset(servers) and self._clients >= MAX_CLIENTS:
             log.warning("push of %s ends: the servers changed too often; changes are found by polling", self.namespace)
         elif not self._servers or not self._servers.issubset(servers):
@@ -245,7 +242,7 @@ class _Feed:
                 return client
 
     async def _subscribe(self, client: Client, key: ServiceKey) -> None:
-        """Never cancelled because of a loss: the SDK would subscribe all the same, and twice after a retry."""
+        """Not cancelled if the connection is lost: the SDK would subscribe anyway, and twice after a retry."""
         renewal = key in self._subscribed
         listener: Listener = _ignore if renewal else lambda instances: self._on_push(key, instances)
         error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))
@@ -269,7 +266,7 @@ class _Feed:
         self._enqueue(key)
 
     def _on_push(self, key: ServiceKey, pushed: Any) -> None:
-        """In a thread of the SDK, at any time, even after the loop has ended."""
+        """Called in a thread of the SDK, at any time, even after the loop has ended."""
         instances = cast(list[Any], pushed) if isinstance(pushed, list) else []
         clusters = {str(getattr(instance, "cluster_name", "")) for instance in instances}
         with contextlib.suppress(RuntimeError):
@@ -297,7 +294,7 @@ class _Feed:
             self._answered_since = None
 
     def _renew(self) -> None:
-        """Subscribes to all services again: the server that answers now may know none of the subscriptions."""
+        """Subscribes to all services again, since the server that answers now may know none of the subscriptions."""
         if self._renewals < MAX_RENEWALS:
             self._renewals += 1
             for key in self._subscribed - self._pending:
@@ -306,7 +303,7 @@ class _Feed:
             self._answered_since += SDK_RENEWAL * len(self._subscribed)
 
     async def _answers(self, client: Client) -> bool:
-        """Whether a query of one of the services is answered in time."""
+        """Whether the client answers a query of one service in time."""
         key = next(iter(self._subscribed or self._keys))
         query = spawn(self._query(client, key), name="push probe")
         try:
@@ -327,4 +324,4 @@ class _Feed:
 
 
 def _ignore(_: Any) -> None:
-    """The listener of a renewed subscription: the first listener still gets the pushes."""
+    """The listener of a renewed subscription, since the first listener still gets the pushes."""

@@ -1,10 +1,10 @@
-"""The client of the official Rust SDK's Python binding: how to make one, and how its calls fail.
+"""Makes clients of the official Rust SDK's Python binding, and turns their failures into text.
 
-What the binding does was seen with 0.8.0, and read in its source:
+Two properties of the binding (0.8.0, observed and read in its source) shape this module:
 
-- Its constructor blocks and holds the interpreter's lock, usually for 0.1 s, but for ever if a port accepts connections
-  and sends nothing. So it only gets servers that have answered a call just before.
-- It writes log files below HOME, and panics if it cannot. So it gets a writable directory.
+- The constructor of a client blocks and holds the interpreter's lock: usually for 0.1 s, but for ever if a port accepts
+  connections and sends nothing. So it gets only servers that have just answered a request.
+- It writes log files below HOME, and panics if it cannot. So HOME is a writable directory meanwhile.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from nacos_proxy.private_directory import PrivateDirectory
 log = logging.getLogger("nacos_proxy.push")
 
 MODULE = "nacos_sdk_rust_binding_py"
-OFFSET = 1000  # from the HTTP port that the SDK gets to the gRPC port that it connects to
+OFFSET = 1000  # the SDK is given an HTTP port, and connects to the gRPC port that is this much higher
 
 
 @dataclass(frozen=True, slots=True)
 class PushPolicy:
-    """Times in seconds. `servers` are the upstream's URLs; the gRPC ports are `offset` above theirs.
+    """Times in seconds. `servers` are the upstream's URLs; their gRPC ports are `offset` higher than the URLs' ports.
 
-    `port`, if given, is the gRPC port of the first server, and sets `offset` for all. A probe is sent every `probe` and
-    must be answered within `answer`; push counts as alive when probes have been answered for `settle`. `home` is the
-    directory for the SDK's files, if it is writable.
+    `port`, if not 0, is the gRPC port of the first server, and sets `offset` for all. `probe` is the interval between
+    probes, `answer` the time limit of each; push counts as alive once probes have been answered for `settle`. `home` is
+    the directory for the SDK's files, if it is writable.
     """
 
     servers: tuple[str, ...]
@@ -59,7 +59,7 @@ Listener = Callable[[Any], None]
 
 
 class Client(Protocol):
-    """The part of the SDK's client that is used."""
+    """The methods of the SDK's client that push uses."""
 
     def subscribe(
         self, service: str, group: str, clusters: list[str] | None, listener: Listener, /
@@ -76,10 +76,10 @@ def available() -> bool:
 
 
 async def connect(policy: PushPolicy, namespace: str) -> Client:
-    """A client of the SDK for one namespace. Raises `OSError` if no gRPC port answers, else `RuntimeError`."""
+    """Makes a client for one namespace. Raises `OSError` if no gRPC port answers, `RuntimeError` if the SDK fails."""
     if policy.port and policy.servers:
         policy = replace(policy, offset=policy.port - (urlsplit(policy.servers[0]).port or 8848))
-    answering = await asyncio.gather(*(_answers(url, policy) for url in policy.servers))
+    answering = await asyncio.gather(*(_port_answers(url, policy) for url in policy.servers))
     urls = [url for url, answers in zip(policy.servers, answering, strict=True) if answers]
     if not urls:
         raise OSError("no gRPC port answers")
@@ -87,16 +87,18 @@ async def connect(policy: PushPolicy, namespace: str) -> Client:
     return await asyncio.get_running_loop().run_in_executor(None, _construct, policy, addresses, namespace)
 
 
-async def _answers(url: str, policy: PushPolicy) -> bool:
-    """Whether a call is answered in time. A port that only accepts connections would freeze the whole process."""
+async def _port_answers(url: str, policy: PushPolicy) -> bool:
+    """Whether the gRPC port answers in time. If it only accepted connections, the SDK would freeze the process."""
     parts = urlsplit(url)
     try:
-        return await asyncio.wait_for(_check(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer)
+        return await asyncio.wait_for(
+            _await_frame(parts.hostname or "", (parts.port or 8848) + policy.offset), policy.answer
+        )
     except (OSError, OverflowError, UnicodeError, EOFError, asyncio.TimeoutError):
         return False
 
 
-async def _check(host: str, port: int) -> bool:
+async def _await_frame(host: str, port: int) -> bool:
     """Sends `CHECK`. Any frame on its stream is an answer: headers, data, even a refusal."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -115,7 +117,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _field(number: int, value: bytes) -> bytes:
-    """A field of a protobuf message, shorter than 128 bytes."""
+    """A length-delimited field of a protobuf message. `value` must be shorter than 128 bytes."""
     return bytes((number << 3 | 2, len(value))) + value
 
 
@@ -137,7 +139,7 @@ _HEADERS = b"".join(
 )
 _MESSAGE = _field(2, _field(3, b"ServerCheckRequest")) + _field(3, _field(2, b"{}"))
 
-# The first request of a Nacos client, as HTTP/2 with prior knowledge: settings, headers, data that end the stream.
+# The first request of a Nacos client, in HTTP/2 with prior knowledge: settings, headers, and data that end the stream.
 CHECK = b"".join(
     (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -153,15 +155,24 @@ _constructed = threading.Event()
 
 
 def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
-    """Blocks. The SDK reads HOME and RUST_LOG only when its first client is made."""
+    """Blocks. The SDK reads HOME and RUST_LOG only when it makes its first client."""
     with _constructing:
         before = os.environ.get("HOME")
         moved = bool(policy.home) and not _constructed.is_set()
         os.environ.setdefault("RUST_LOG", "off")
         if moved:
-            os.environ["HOME"] = _home(policy.home)
+            os.environ["HOME"] = _choose_home(policy.home)
         try:
-            client = _client(policy, addresses, namespace)
+            sdk = importlib.import_module(MODULE)
+            options = sdk.ClientOptions(
+                addresses,
+                namespace,
+                app_name="nacos-proxy",
+                username=policy.username or None,
+                password=policy.password or None,
+                naming_push_empty_protection=False,
+            )
+            client = sdk.AsyncNacosNamingClient(options)
         except BaseException as error:  # a panic in Rust is not an Exception
             raise RuntimeError(f"the SDK cannot be used: {error}") from error
         finally:
@@ -173,8 +184,8 @@ def _construct(policy: PushPolicy, addresses: str, namespace: str) -> Client:
         return client
 
 
-def _home(wanted: str) -> str:
-    """The directory for the SDK's files: a temporary one if the wanted one is not writable."""
+def _choose_home(wanted: str) -> str:
+    """The directory for the SDK's files: the wanted one, or a temporary one if that is not writable."""
     try:
         PrivateDirectory(Path(wanted)).close()
         tempfile.TemporaryFile(dir=wanted).close()
@@ -192,31 +203,15 @@ def _temporary_home() -> str:
     return directory
 
 
-def _client(policy: PushPolicy, addresses: str, namespace: str) -> Client:
-    sdk = importlib.import_module(MODULE)
-    options = sdk.ClientOptions(
-        addresses,
-        namespace,
-        app_name="nacos-proxy",
-        username=policy.username or None,
-        password=policy.password or None,
-        naming_push_empty_protection=False,
-    )
-    return sdk.AsyncNacosNamingClient(options)
-
-
 def _address(url: str, offset: int) -> str:
-    """The address from which the SDK derives the gRPC port, which it does not take directly."""
+    """The HTTP address from which the SDK computes the wanted gRPC port, since it does not accept that port."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{host}:{(parts.port or 8848) + offset - OFFSET}"
 
 
 async def failure(call: Callable[[], Awaitable[Any]]) -> str:
-    """Why a call of the SDK failed, '' if it did not.
-
-    The SDK raises any type of exception, and a panic in Rust is not an `Exception`.
-    """
+    """Why a call of the SDK failed, '' if it did not. A panic in Rust is a `BaseException`, but no `Exception`."""
     try:
         await call()
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server: an `asyncio.Protocol` that carries one exchange at a time.
 
-- Whoever waits for the head is woken at the end of the packet that completes it; a short answer is complete by then.
-- An error ends the connection, and is raised to whoever waits on it.
+- `exchange` returns at the end of the packet that completes the head; a short answer is complete by then.
+- An error ends the connection. The call that waits for the answer raises it.
 - A connection is reused only if the last answer ended where its framing said, with no bytes after it.
 """
 
@@ -24,10 +24,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 class ExchangeLimits(NamedTuple):
-    """`read` and `write`: seconds of each wait; `until`: when the body must have ended, by the loop's clock.
-
-    None: no limit.
-    """
+    """`read` and `write`: seconds of each wait; `until`: the loop's time of the body's end. None: no limit."""
 
     read: float | None = None
     write: float | None = None
@@ -38,9 +35,9 @@ UNLIMITED = ExchangeLimits()
 
 
 class Connection(asyncio.Protocol):
-    """`open` until the socket is closed; `used` once an exchange has ended on it; `idle_since` is set by the pool.
+    """`open` until the socket is closed; `used` once an exchange has ended; the pool sets `idle_since`.
 
-    `retired`: it is not reused after the exchange that is under way.
+    `retired`: the connection is not reused after the exchange that is under way.
     """
 
     def __init__(self, on_lost: Callable[[Connection], None]) -> None:
@@ -52,7 +49,7 @@ class Connection(asyncio.Protocol):
         self.reason = b""
         self.headers: RawHeaders = []
         self.complete = True
-        self.began = False  # a byte of the answer has come
+        self.began = False  # a byte of the answer has arrived
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -185,7 +182,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another exchange may follow: nothing of the last one is left."""
+        """Whether another exchange may follow: the last one is over, and the connection is in order."""
         ended = self.complete and not self._chunks and not self._paused and self._sender is None
         return self.open and ended and self._reusable and not self.retired and self._error is None
 
@@ -199,8 +196,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Sends a request and waits for the head of its answer. Raises httpx's transport errors.
 
-        `bodyless` is for HEAD. A streamed body is sent concurrently, its chunks unchanged; an exception of its
-        iterator is raised here.
+        `bodyless` is for HEAD. A streamed body is sent concurrently, its chunks unchanged; if its iterator raises, this
+        raises the same exception.
         """
         self.began = False
         if self._transport is None or not self.open:
@@ -232,7 +229,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(chunk)
                 if self._drained is not None:
                     await self._drain(self._drained)
-        except Exception as error:  # the client's stream broke: raised to whoever waits for the answer
+        except Exception as error:  # the client's stream broke: `exchange` or `read` raises it
             self._fail(error)
         else:
             self._sender = None
@@ -250,7 +247,7 @@ class Connection(asyncio.Protocol):
             timer.cancel()
 
     async def read(self) -> bytes:
-        """The next bytes of the body, waiting for them if need be; b"" at its end. Raises httpx's transport errors."""
+        """Waits for the next bytes of the body; b"" at its end. Raises httpx's transport errors."""
         while not self._chunks:
             if self._error is not None:
                 raise self._error
@@ -265,7 +262,7 @@ class Connection(asyncio.Protocol):
         return data
 
     def take_body(self) -> bytes:
-        """The bytes of the body that have come, which is all of it once the answer is complete."""
+        """The bytes of the body that have arrived: all of it if the answer is complete."""
         data = b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
         self._chunks, self._buffered = [], 0
         return data
@@ -308,7 +305,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def abort(self) -> None:
-        """Ends the connection at once. May be called again."""
+        """Ends the connection at once. May be called more than once."""
         self._disarm()
         sender, self._sender = self._sender, None
         if sender is not None:

@@ -1,4 +1,4 @@
-"""One call over HTTP to one server: takes a dialect's request, returns the reply, raises every fault as our error."""
+"""One HTTP exchange with a server: sends a dialect's request and returns the reply, or raises an `UpstreamError`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
-from nacos_proxy.upstream.nacos.servers import Server
 from nacos_proxy.wire.http import CODED, FORM_TYPE, PLAIN, HttpReply, HttpRequest, coded
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. `reads` and `writes` are for a whole call; `passing` limits each wait of a forwarded request.
+    """Seconds. `reads` and `writes` limit a whole call, `forwarded` each wait of a forwarded request.
 
-    `passing` is None because long polls of the configuration API are silent for 30 s.
+    `forwarded` is None (no limit) because long polls of the configuration API are silent for 30 s.
     """
 
     connect: float = 1.0
@@ -32,10 +31,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class HttpPolicy:
-    """What requests carry; `max_body` is the largest answer, in bytes. `sni` is the server's name for TLS.
+    """`agent` is the User-Agent, `max_body` the largest answer in bytes, `sni` the server's name for TLS.
 
     `identity` is the header that Nacos servers send to each other (`nacos.core.auth.server.identity.key` and
-    `.value`). A request with it passes every check, so only this proxy's own calls carry it.
+    `.value`). It lets a request pass every check, so only this proxy's own calls carry it.
     """
 
     agent: str = "nacos-proxy"
@@ -47,7 +46,7 @@ class HttpPolicy:
 
 @dataclass(frozen=True, slots=True)
 class TlsPolicy:
-    """Files in PEM. `verify=False` trusts every server; for tests only."""
+    """The paths of PEM files. `verify=False` trusts every server; for tests only."""
 
     ca: str = ""
     certificate: str = ""
@@ -70,81 +69,74 @@ Headers = Sequence[tuple[str, str]]
 
 
 class HttpClient:
-    """Calls to servers through one transport. An httpx client on top would cost more than the call."""
+    """Sends requests through a transport directly, because httpx's client would cost more than the rest of a call."""
 
     def __init__(self, policy: HttpPolicy, transport: httpx.AsyncBaseTransport) -> None:
         self.policy = policy
         self.transport = transport
         times = policy.timeouts
-        connecting = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
+        timeout = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
+        wait = times.forwarded
+        forwarding = {"connect": times.connect, "read": wait, "write": wait, "pool": times.connect}
         self._sni: Mapping[str, object] = {"sni_hostname": policy.sni} if policy.sni else {}
-        self._reads: Mapping[str, object] = {"timeout": connecting, "total": times.reads}
-        self._writes: Mapping[str, object] = {"timeout": connecting, "total": times.writes}
-        self.forwarding_extensions: Mapping[str, object] = {
-            "timeout": {
-                "connect": times.connect,
-                "read": times.forwarded,
-                "write": times.forwarded,
-                "pool": times.connect,
-            },
-            "stream": True,
-            **self._sni,
-        }
+        self._reads: Mapping[str, object] = {"timeout": timeout, "total": times.reads}
+        self._writes: Mapping[str, object] = {"timeout": timeout, "total": times.writes}
+        self.forwarding_extensions: Mapping[str, object] = {"timeout": forwarding, "stream": True, **self._sni}
         self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
-    async def send(self, server: Server, request: HttpRequest, headers: Headers = (), *, again: bool) -> HttpReply:
-        """The reply, whatever its status. `again`: the call may be sent twice.
+    async def send(
+        self, origin: str, context: str, request: HttpRequest, headers: Headers = (), *, idempotent: bool
+    ) -> HttpReply:
+        """The reply, whatever its status. `context` is the context path; `idempotent`: the request may be sent twice.
 
-        Raises `Unreachable`, `TooSlow` and `Garbled`: the answer is not valid HTTP, is compressed or too large, or is
-        HTML, a redirect or another status that no Nacos gives, so it comes from a proxy in between.
+        Raises `Unreachable`, `Busy` and `TooSlow`. Raises `Garbled` if the answer is not valid HTTP, is compressed or
+        too large, or cannot be from Nacos: HTML, a redirect, an unknown status.
         """
         method, content = request.method, request.body if request.form else b""
-        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": again}
+        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": idempotent}
 
-        def make() -> httpx.Request:
-            origin, target = _origin(server.origin), f"{server.context}{request.target}".encode("ascii")
+        def make_request() -> httpx.Request:
+            server, target = _origin(origin), f"{context}{request.target}".encode("ascii")
             agent = request.headers.get("user-agent", self.policy.agent)
-            block = self._header_block(method, origin.netloc, agent, tuple(headers), len(content))
-            return PreparedRequest(method, origin, target, block, content, extensions)
+            block = self._header_block(method, server.netloc, agent, tuple(headers), len(content))
+            return PreparedRequest(method, server, target, block, content, extensions)
 
-        return await self._send(make, server.origin)
+        return await self._send(make_request, origin)
 
     def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
-        fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
+        header_fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
         if length:
-            fields.append(("Content-Type", FORM_TYPE))
+            header_fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
-            fields.append(("Content-Length", str(length)))
-        return HeaderBlock.of(httpx.Headers(fields))
+            header_fields.append(("Content-Length", str(length)))
+        return HeaderBlock.of(httpx.Headers(header_fields))
 
-    def renew(self, server: Server) -> None:
-        """Reuses no connection to it, because it answered another request than the one it got."""
+    def renew(self, origin: str) -> None:
+        """Reuses no connection to this server, because an answer belonged to another request."""
         if isinstance(self.transport, FastTransport):
-            self.transport.renew(httpx.URL(server.origin))
+            self.transport.renew(_origin(origin))
 
     async def get(self, url: str) -> HttpReply:
-        """The reply of any URL, within the timeout of a read, without what is only for Nacos servers."""
+        """The reply of any URL, within the timeout of a read. Sends no header that is only for Nacos servers."""
+        headers = [("User-Agent", self.policy.agent), PLAIN]
         return await self._send(
-            lambda: httpx.Request(
-                "GET", url, headers=[("User-Agent", self.policy.agent), PLAIN], extensions=self._reads
-            ),
-            shown_origin(url),
+            lambda: httpx.Request("GET", url, headers=headers, extensions=self._reads), shown_origin(url)
         )
 
-    async def _send(self, make: Callable[[], httpx.Request], server: str) -> HttpReply:
+    async def _send(self, make_request: Callable[[], httpx.Request], server: str) -> HttpReply:
         try:
-            response = await self.transport.handle_async_request(make())
-            fields = {name.lower(): value for name, value in response.headers.raw}
-            if b"content-encoding" in fields and (coding := coded(response.headers.raw)):
+            response = await self.transport.handle_async_request(make_request())
+            header_fields = {name.lower(): value for name, value in response.headers.raw}
+            if b"content-encoding" in header_fields and (coding := coded(response.headers.raw)):
                 await response.aclose()
                 raise httpx.DecodingError(CODED.format(coding))
             stream = response.stream
             body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
-        _check(response.status_code, body, server)
-        kind = fields.get(b"content-type")
-        return HttpReply(response.status_code, None if kind is None else kind.decode("latin-1"), body)
+        _check_is_nacos(response.status_code, body, server)
+        content_type = header_fields.get(b"content-type")
+        return HttpReply(response.status_code, None if content_type is None else content_type.decode("latin-1"), body)
 
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
@@ -163,8 +155,8 @@ def _origin(url: str) -> Origin:
     return Origin.of(httpx.URL(url))
 
 
-def _check(status: int, body: bytes, server: str) -> None:
-    """Raises `Garbled` for answers that no Nacos gives. The content type does not tell: r-nacos's are often wrong."""
+def _check_is_nacos(status: int, body: bytes, server: str) -> None:
+    """Raises `Garbled` for answers that no Nacos gives. Ignores the content type, which r-nacos often sets wrongly."""
     if body[:100].lstrip()[:1] == b"<":
         answer = f"an HTML page with status {status}"
     elif 300 <= status < 400:

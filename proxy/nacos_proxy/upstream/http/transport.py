@@ -1,16 +1,16 @@
 """A fast transport with httpx's interface: a pool of connections for each server, answers parsed by httptools.
 
-It replaces httpx's default transport, which takes most of the time of a forwarded call (figures:
-docs/decisions/0004-a-transport-of-our-own.md). HTTP/1.1 only, no proxies, no redirects, no retries on other servers.
+httpx's default transport would take most of the time of a call (docs/decisions/0004-a-transport-of-our-own.md). This
+one has only HTTP/1.1, without proxies, redirects and retries on other servers.
 
 It obeys these extensions of a request:
 
 - `timeout`: as httpx sets it; seconds or None; `read` limits each wait.
-- `total`: seconds from when there is a connection to the end of the body, including a second attempt. Waiting for a
-  connection is not the server's fault, and does not count.
+- `total`: seconds from having a connection to the end of the body, including a second attempt. Waiting for a connection
+  does not count, since that is not the server's fault.
 - `idempotent`: whether the request may be sent a second time; by default its method decides.
 - `stream`: True if the request may last long.
-- `target`: path and query exactly as they are to be sent, instead of the URL's.
+- `target`: the raw path and query to send, instead of the URL's.
 - `sni_hostname`: the server's name for TLS.
 
 Rules:
@@ -18,7 +18,7 @@ Rules:
 - Requests that wait for a connection are served in order.
 - The policy's maximum includes connections that are being opened.
 - A request is sent a second time only if the server closed an idle connection without a byte of an answer.
-- Once closed, the transport opens no connection.
+- A closed transport opens no connection.
 """
 
 from __future__ import annotations
@@ -52,15 +52,14 @@ class Origin(NamedTuple):
         return cls(url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80), url.netloc)
 
 
-_PoolKey = tuple[Origin, str, bool]  # the origin, the server's name for TLS, and whether it is for streams
+_PoolKey = tuple[Origin, str, bool]  # the origin, the server's name for TLS, whether its requests may last long
 
 
 @dataclass(frozen=True, slots=True)
 class TransportPolicy:
-    """At most `connections` to one server; one that was idle for `keep_alive` seconds is not reused.
+    """Each server gets at most `connections`. One that was idle for `keep_alive` seconds is not reused.
 
-    `streams` bounds the connections to one server for requests that may last long. They are counted separately, so that
-    long polls cannot block short calls.
+    `streams` is a separate limit for requests that may last long, so that long polls cannot block short calls.
     """
 
     connections: int = 64
@@ -69,7 +68,7 @@ class TransportPolicy:
 
 
 class _Pool:
-    """The connections to one server; the last used one is taken first."""
+    """The connections to one server. The most recently used one is taken first."""
 
     def __init__(self, key: _PoolKey, policy: TransportPolicy, tls: ssl.SSLContext | None) -> None:
         self.connections: set[Connection] = set()
@@ -116,7 +115,7 @@ class _Pool:
             self._idle.pop(0).abort()
 
     async def _wait(self, limit: float | None) -> Connection | None:
-        """A connection that was given back; None: there is room for a new one, which counts as being opened."""
+        """A connection that was given back. None: the caller has to open one, which `_opening` counts already."""
         if self._closed:
             raise httpx.ConnectError("the transport is closed")
         waiter: asyncio.Future[Connection | None] = self.loop.create_future()
@@ -181,7 +180,6 @@ class _Pool:
         self._drop_old()
 
     def renew(self) -> None:
-        """Reuses none of the connections."""
         for connection in self.connections:
             connection.retired = True
         for connection in self._idle[:]:
@@ -201,7 +199,7 @@ class _Pool:
         self._offer_room()
 
     def _release_room(self) -> None:
-        """A connection is not opened after all."""
+        """Ends an attempt to open a connection."""
         self._opening -= 1
         self._offer_room()
 
@@ -220,7 +218,7 @@ class _Pool:
 
 
 def _reason(error: Exception) -> str:
-    """A text without the server's address, which asyncio's texts have: whoever reports the error adds it."""
+    """The text of an error without the server's address, which asyncio includes and `upstream_error` adds anyway."""
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
         return os.strerror(error.errno or 0)
     return getattr(error, "strerror", None) or str(error)
@@ -232,7 +230,7 @@ def _time_out(waiter: asyncio.Future[Connection | None]) -> None:
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of an answer; its end gives the connection back to the pool."""
+    """The body of an answer. Gives the connection back to the pool at its end."""
 
     def __init__(self, pool: _Pool, connection: Connection) -> None:
         self._pool = pool
@@ -266,9 +264,9 @@ class HeaderBlock(NamedTuple):
 
 
 class PreparedRequest(httpx.Request):
-    """A request with its parts ready to send: httpx computes them anew, which costs more than the rest of a call.
+    """A request whose parts are ready to send. httpx would compute them anew, which costs more than the rest of a call.
 
-    `target` is path and query. `block` is sent unchanged, with `Host` and `Content-Length`. Requests may share it.
+    `target` is path and query. `block` is sent unchanged, so it contains `Host` and `Content-Length`.
     """
 
     def __init__(
@@ -284,7 +282,7 @@ class PreparedRequest(httpx.Request):
 
     @property
     def url(self) -> httpx.URL:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """For transports other than ours; parsing it costs as much as the rest of a call."""
+        """For other transports. Not parsed in advance, since that costs as much as the rest of a call."""
         return httpx.URL(f"{self.origin.scheme}://{self.origin.netloc.decode('ascii')}{self.target.decode('ascii')}")
 
 
@@ -309,7 +307,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         head, body = _head(request), _body(request)
         pool, bodyless = self._pool(origin, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
-        waits = _shorter(timeout.get("connect"), total), _shorter(timeout.get("pool"), total)
+        waits = _shorter_limit(timeout.get("connect"), total), _shorter_limit(timeout.get("pool"), total)
         connection = await pool.take(*waits)
         until = pool.loop.time() + total if total is not None else None
         limits = ExchangeLimits(timeout.get("read"), timeout.get("write"), until)
@@ -317,7 +315,8 @@ class FastTransport(httpx.AsyncBaseTransport):
             await connection.exchange(head, body, bodyless=bodyless, limits=limits)
         except httpx.ReadError as lost:
             # the server may close an idle connection just when it is taken (RFC 9112 9.3.1)
-            if not (connection.used and not connection.began and isinstance(body, bytes) and _idempotent(request)):
+            idempotent = extensions.get("idempotent", request.method in IDEMPOTENT)
+            if not (connection.used and not connection.began and isinstance(body, bytes) and idempotent):
                 raise
             try:
                 connection = await pool.take(*waits, fresh=True)
@@ -330,11 +329,10 @@ class FastTransport(httpx.AsyncBaseTransport):
             return response
         return _response(connection, _Body(pool, connection))
 
-    def renew(self, server: httpx.URL) -> None:
-        """Reuses no connection to this server, because answers and requests on one of them are out of step."""
-        renewed = Origin.of(server)
+    def renew(self, server: Origin) -> None:
+        """Reuses none of the connections to this server after the exchanges that are under way."""
         for (origin, _, _), pool in self._pools.items():
-            if origin == renewed:
+            if origin == server:
                 pool.renew()
 
     def _pool(self, origin: Origin, extensions: Mapping[str, Any]) -> _Pool:
@@ -354,20 +352,15 @@ class FastTransport(httpx.AsyncBaseTransport):
         self._closed = True
         for pool in self._pools.values():
             pool.close()
-        for _ in range(100):  # each takes an iteration or two of the loop, over TLS a few more
+        for _ in range(100):  # a connection needs an iteration or two of the loop, over TLS a few more
             if not self.connections:
                 break
             await asyncio.sleep(0)
         self._pools.clear()
 
 
-def _shorter(limit: float | None, total: float | None) -> float | None:
+def _shorter_limit(limit: float | None, total: float | None) -> float | None:
     return total if limit is None else limit if total is None else min(limit, total)
-
-
-def _idempotent(request: httpx.Request) -> bool:
-    given: bool | None = request.extensions.get("idempotent")
-    return request.method in IDEMPOTENT if given is None else given
 
 
 def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Response:

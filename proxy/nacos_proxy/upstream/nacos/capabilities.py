@@ -1,8 +1,8 @@
-"""Which dialects a server speaks, learned from its answers, call by call, and from its version.
+"""Which dialects a server speaks, learned from its version and, for each kind of call, from its answers.
 
-Nacos 3.0 answers 410 to some calls of v1 and not to others, 3.2 answers 404 to all of them. A refusal is remembered for
-its kind of call, and the next dialect is used at once. If a call is refused that worked before, the server has another
-version now: everything learned is forgotten, so that an upgrade or a downgrade loses no call.
+Nacos 3.0 answers 410 to some calls of v1 and not to others, 3.2 answers 404 to all of them. A refusal counts for its
+kind of call, which uses the next dialect from then on. If a kind of call is refused that worked before, the server has
+another version now: everything learned is forgotten, so that an upgrade or a downgrade loses no call.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 @dataclass(slots=True)
 class Capabilities:
-    """What is known of one server.
+    """The capabilities of one server.
 
-    `version` is '' while it is unknown. `version_asked_at` is when it was last asked for, -inf if that is due.
-    `has_parameter_check` is True if the server is known to have Nacos's parameter check, which came with 2.3.
+    `version` is '' while it is unknown. `version_asked_at` is the time of the last request for it, -inf if one is due.
+    `has_parameter_check`: the version is known, and has Nacos's parameter check (2.3 and later).
     """
 
     version: str = ""
@@ -35,7 +35,7 @@ class Capabilities:
     _gone: set[tuple[DialectName, type]] = field(default_factory=lambda: set())
 
     def dialects_for(self, call: Call[Any], order: tuple[DialectName, ...]) -> list[DialectName]:
-        """The dialects to try, in order; all of them again if each one has refused the call."""
+        """The dialects to try, in order: those that have not refused the call, or all if each has."""
         kind = type(call)
         if self.version[:2] in ("3.", "4."):  # v2's whole naming API is gone (nacos-http.md 4.0)
             order = tuple(name for name in order if name != "v2") or order
@@ -50,7 +50,7 @@ class Capabilities:
         self._gone.discard((name, kind))
 
     def gone(self, name: DialectName, kind: type) -> bool:
-        """The server does not offer this call in this dialect. True if it did before: it has another version now."""
+        """Notes that a dialect does not have this call. Returns whether it had before, in another version."""
         changed = (name, kind) in self._worked
         if changed:
             self.forget()
@@ -58,19 +58,19 @@ class Capabilities:
         return changed
 
     def forget(self) -> None:
-        """The server may have another version, after a reconnect or a refusal; the version is asked for again."""
+        """Called when the server may have another version. Makes a request for the version due."""
         self.version, self.has_parameter_check = "", False
         self._worked.clear()
         self._gone.clear()
         self.version_asked_at = float("-inf")
 
     def set_version(self, state: Mapping[str, str | None]) -> None:
-        """Takes the version from the server's state object."""
+        """Reads the version from the server's state object."""
         self.version = str(state.get("version") or "")
         number = _VERSION.match(self.version)
         self.has_parameter_check = number is not None and (int(number[1]), int(number[2])) >= (2, 3)
 
     @property
     def dialects(self) -> list[str]:
-        """Those in which a call has worked, for people."""
+        """The dialects in which a call has worked, for people."""
         return sorted({name for name, _ in self._worked})

@@ -1,10 +1,10 @@
-"""How calls are executed in one dialect, including those that take more than one request of it.
+"""Executes calls in one dialect, including those that need more than one request.
 
 a Fetch in | sends
 -----------+-------------------------------------------------------------------------------------------------
-v1, v2     | the list; under protection also the list of healthy instances; if one is unhealthy, a request for the
-           | threshold
-v3         | the admin page of services with similar names; if there are too many of them, the admin list of each
+v1, v2     | the list; under protection also the list of healthy instances; if an instance is unhealthy, a
+           | request for the threshold
+v3         | the admin page of services with similar names; if these are too many, the admin list of each
            | cluster; without admin rights the client list of the clusters seen so far
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -50,22 +50,21 @@ from nacos_proxy.wire.nacos.hosts import Hosts, Listing
 
 R = TypeVar("R")
 
-NOT_IDEMPOTENT = (CreateService, DeleteService)  # sent a second time, these fail
+NOT_IDEMPOTENT = (CreateService, DeleteService)  # these fail if they are sent a second time
 ADMIN = "/v3/admin/"
 NEEDS_ADMIN = (
     "(this call needs the admin API of Nacos 3: an upstream user with write permission for the namespace, by the "
     "settings username and password, or a server with nacos.core.auth.admin.enabled=false)"
 )
-NO_HOSTS = Versioned(Hosts(()), "none")
-MAX_BEATS = 4096  # whose requests are cached
+MAX_BEATS = 4096  # cached requests
 MAX_BEAT_LENGTH = 2048  # characters of parameter values; the requests of longer beats are not cached
-MANY_SIMILAR_NAMES = 50  # from this number on, a page of them costs more than a service's own lists
+MANY_SIMILAR_NAMES = 50  # a page of more services costs more than the lists of one service
 
 
 class Client(Protocol):
-    """One server for one credential: raw requests, and calls in whichever dialect the server takes them."""
+    """One server for one credential. `ask` sends a request, `send` a call in any dialect that the server offers."""
 
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply: ...
+    async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply: ...
 
     async def send(self, call: Call[R]) -> R: ...
 
@@ -73,9 +72,9 @@ class Client(Protocol):
 
 
 class DialectClient:
-    """A dialect in which every call is one request; subclasses add what takes more.
+    """Executes each call with one request. Subclasses add the calls that need more.
 
-    `composed` are calls that it executes although the dialect has no request for them.
+    `composed` are calls that the dialect has no request for, and that are executed with others.
     """
 
     composed: tuple[type, ...] = ()
@@ -90,12 +89,12 @@ class DialectClient:
         return isinstance(call, self.composed) or self.dialect.can_send(call)
 
     async def execute(self, client: Client, call: Call[R]) -> R:
-        """The result. Raises `Malformed`, `Refused` and what the client raises."""
-        reply = await client.ask(self._write_request(call), again=not isinstance(call, NOT_IDEMPOTENT))
+        """The result. Raises `Malformed`, `Refused` and the errors of the client."""
+        reply = await client.ask(self._write_request(call), idempotent=not isinstance(call, NOT_IDEMPOTENT))
         return self.dialect.read_reply(call, reply)
 
     def _write_request(self, call: Call[Any]) -> HttpRequest:
-        """The requests of beats are cached: the front ends give the same `Beat` object for each beat of an instance."""
+        """Caches the requests of beats: the front ends give the same `Beat` object for each beat of an instance."""
         if not isinstance(call, Beat):
             return self.dialect.write_request(call)
         instance = (call.service, call.ip, call.port, call.cluster)
@@ -108,7 +107,7 @@ class DialectClient:
         return request
 
     async def info(self, client: Client, key: ServiceKey) -> ServiceInfo | None:
-        """A service's threshold and metadata, cached for a while; None if the server does not give them."""
+        """A service's own data, which may be from the cache. None if the server refuses to show it."""
         info, due = self.cache.info(key, self.clock.now())
         if not due:
             return info
@@ -118,16 +117,12 @@ class DialectClient:
             info = None
         return self.cache.set_info(key, info, self.clock.now())
 
-    async def complete(self, client: Client, call: Update) -> Update:
-        """A partial change as one that names every field."""
-        return completed(call, await self.current(client, call))
-
     async def current(self, client: Client, call: Update) -> Instance:
-        """The instance to change, as the server shows it. Raises `Refused` if there is none."""
+        """The instance to change, as the server shows it. Raises `Refused` if it is not registered."""
         return await client.send(GetInstance(call.service, call.ip, call.port, call.cluster))
 
     def listed(self, snapshot: Snapshot, *, protected: bool = False) -> ServiceList:
-        """A list just read. Keeps its clusters, and stamps it with the current time if the dialect gives none."""
+        """Makes the result of a list. Keeps its clusters; sets its time to now if the dialect gives none."""
         self.cache.add_clusters(snapshot.key, {host.cluster for host in snapshot.instances})
         if not snapshot.last_ref_time:
             snapshot = replace(snapshot, last_ref_time=int(self.clock.wall() * 1000))
@@ -135,7 +130,7 @@ class DialectClient:
 
 
 class ServiceList(NamedTuple):
-    """A service as a list shows it. `protected`: the health is masked. `all_healthy`: the threshold has no effect."""
+    """A service as a list shows it. `protected`: the list may show unhealthy instances as healthy."""
 
     snapshot: Snapshot
     protected: bool
@@ -143,9 +138,9 @@ class ServiceList(NamedTuple):
 
 
 def unmask(listed: ServiceList, healthy: ServiceList | None, info: ServiceInfo | None) -> Snapshot:
-    """The true health behind a list that may be under protection (nacos-http.md 5.5, protection.jsonl).
+    """The snapshot with its true health, from a list that may mask it (nacos-http.md 5.5, protection.jsonl).
 
-    If the server does not give the threshold, it is the lowest one at which the server would have masked as it did.
+    If the threshold is unknown, takes the lowest one at which the server would have masked the health as it did.
     """
     snapshot, masked = listed.snapshot, listed.protected
     if healthy is not None and not healthy.protected:
@@ -163,10 +158,10 @@ def unmask(listed: ServiceList, healthy: ServiceList | None, info: ServiceInfo |
 
 
 class ListDialectClient(DialectClient):
-    """v1 and v2: their lists show a whole service.
+    """v1 and v2, whose lists show a whole service.
 
-    Partial changes are completed here, because the servers' PATCH changes more than it names: v2's requires every
-    field, v1's resets weight and enabled if they were never modified, r-nacos's replaces the metadata.
+    It makes partial changes complete, because PATCH cannot change only the named fields: v2's requires every field,
+    v1's resets weight and enabled if they were never modified, r-nacos's replaces the metadata.
     """
 
     composed = (ListDetails,)
@@ -190,12 +185,12 @@ class ListDialectClient(DialectClient):
             case ListDetails():
                 return await service_pages.list_details(client, call)
             case Update() if call.partial:
-                return await super().execute(client, await self.complete(client, call))
+                return await super().execute(client, completed(call, await self.current(client, call)))
             case _:
                 return await super().execute(client, call)
 
     async def current(self, client: Client, call: Update) -> Instance:
-        """From the list, which hides only disabled instances. The single instance lacks enabled and ephemeral."""
+        """Reads the list, since the single instance lacks enabled and ephemeral. The list hides disabled instances."""
         listed = (await self._list(client, call.service, healthy_only=False)).value.snapshot
         found = listed.find(call.ip, call.port, call.cluster)
         return found or replace(await super().current(client, call), enabled=False)
@@ -239,14 +234,14 @@ class V3DialectClient(DialectClient):
             case Beat() if call.full is not None:
                 return await self._full_beat(client, call, call.full)
             case Update() if call.partial:
-                return await self._execute(client, await self.complete(client, call))
+                return await self._execute(client, completed(call, await self.current(client, call)))
             case GetInstance():
                 return await self._get_instance(client, call)
             case _:
                 return await self._execute(client, call)
 
     async def _execute(self, client: Client, call: Call[R]) -> R:
-        """One request. A refusal for want of the admin right says what is needed."""
+        """Sends one request. If the admin right is missing, the refusal says what to do."""
         try:
             return await super().execute(client, call)
         except Refused as refused:
@@ -263,7 +258,7 @@ class V3DialectClient(DialectClient):
             ) from refused
 
     async def _get_instance(self, client: Client, call: GetInstance) -> Instance:
-        """Without admin rights from the client list, which hides disabled instances: those count as not found."""
+        """Without admin rights, reads the client list. That hides disabled instances, which then count as not found."""
         try:
             return await super().execute(client, call)
         except Refused as refused:
@@ -276,7 +271,7 @@ class V3DialectClient(DialectClient):
             return found
 
     async def _full_beat(self, client: Client, call: Beat, full: Instance) -> BeatResult:
-        """A heartbeat of v3 is always light: an instance that the server does not know is registered after it."""
+        """A heartbeat of v3 carries no instance, so if the server does not know the instance, this registers it."""
         result = await self._execute(client, call)
         if result.code != BEAT_NOT_FOUND:
             return result
@@ -305,11 +300,12 @@ class V3DialectClient(DialectClient):
             call = v3.details_of(key)
             reply = await client.ask(self.dialect.write_request(call))
             page = self.cache.parse(
-                key, "page", reply, lambda reply: _Page.of(key, self.dialect.read_reply(call, reply))
+                key, "page", reply, lambda reply: _read_page(key, self.dialect.read_reply(call, reply))
             )
-            if page.value.count > MANY_SIMILAR_NAMES:
+            count, snapshot = page.value
+            if count > MANY_SIMILAR_NAMES:
                 self.cache.set_list_by_cluster(key)
-            if (snapshot := page.value.snapshot) is not None:
+            if snapshot is not None:
                 return await self._with_threshold(client, key, page.version, lambda: snapshot)
         return await self._fetch_by_cluster(client, key)
 
@@ -333,13 +329,13 @@ class V3DialectClient(DialectClient):
             return self.cache.parse(key, ("cluster", cluster), reply, lambda reply: v3.read_hosts(key, reply))
         except Refused as refused:
             if refused.reason in (Reason.CLUSTER_NOT_FOUND, Reason.SERVICE_NOT_FOUND):
-                return NO_HOSTS
+                return Versioned(Hosts(()), "none")
             raise
 
     async def _with_threshold(
         self, client: Client, key: ServiceKey, version: Hashable, build: Callable[[], Snapshot]
     ) -> Snapshot:
-        """The admin API shows true health, and never the threshold, which matters only if one is unhealthy."""
+        """Adds the threshold, which admin lists lack. It matters only if an instance is unhealthy."""
         listed = self.cache.derive(key, "raw", version, lambda: self.listed(build()))
         info = None if listed.value.all_healthy else await self.info(client, key)
         if info is None:
@@ -347,21 +343,14 @@ class V3DialectClient(DialectClient):
         return self.cache.derive(key, "true", (version, info), lambda: unmask(listed.value, None, info)).value
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """What an admin page says of one service: None if that may be on another page."""
-
-    count: int
-    snapshot: Snapshot | None
-
-    @classmethod
-    def of(cls, key: ServiceKey, page: DetailPage) -> _Page:
-        complete = page.count <= len(page.rows)
-        return cls(page.count, v3.find(key, page) or (Snapshot(key) if complete else None))
+def _read_page(key: ServiceKey, page: DetailPage) -> tuple[int, Snapshot | None]:
+    """The number of services on all pages, and the snapshot of one service, None if another page may have it."""
+    complete = page.count <= len(page.rows)
+    return page.count, v3.find(key, page) or (Snapshot(key) if complete else None)
 
 
 def dialect_clients(cache: ResponseCache, clock: Clock) -> dict[str, DialectClient]:
-    """One for each dialect, by its name."""
+    """The client of each dialect, by its name."""
     return {
         "v1": ListDialectClient(v1.V1, cache, clock, v1.write_list, v1.read_list),
         "v2": ListDialectClient(v2.V2, cache, clock, v2.write_list, v2.read_list),

@@ -1,19 +1,19 @@
 """Forwards a request to a server, streamed both ways, and only below the context path.
 
-A client's own headers go unchanged, and nothing of this proxy's account is added.
+The client's end-to-end headers are sent unchanged, without this proxy's token or identity.
 
 A path is refused if any reading of it, decoded once or more often, with or without `;parameters`, could leave the
 context path: dot segments, empty segments (`//host`), backslashes, encoded slashes, control characters (RFC 3986
-6.2.2). The path that was checked is sent byte for byte.
+6.2.2). An accepted path is sent byte for byte.
 
-    a call that failed          | goes to the next server
+    a request that failed       | is sent to the next server
     ----------------------------+------------------------------------------------
     did not arrive              | unless some of its body was consumed
     may have arrived            | if it is GET, HEAD or OPTIONS without a body
     found no free connection    | never: that says nothing about the server
 
-All calls about one configuration start at the same server, so that a client reads back what it published: the other
-servers learn of it some 100 ms later.
+All requests about a configuration start at the same server, so that a client reads back what it published: the other
+servers show it only some 100 ms later.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from nacos_proxy.upstream.nacos.servers import Server
 
 _PATH = re.compile(r"/[!-;=-~]*")  # printable ASCII that a path may contain
 _QUERY = re.compile(r"[!-\"$-~]*")
-_BAD = re.compile(r"[\x00-\x20\x7f\\#?\ufffd]")
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\#?\ufffd]")
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_UNAVAILABLE = (502, 503, 504)  # from gateways, and from servers that are not ready
-_MAX_READINGS = 4  # honest clients encode a path less often, and each reading costs its length
+_UNAVAILABLE_STATUSES = (502, 503, 504)  # gateways, and servers that are not ready, answer these
+_MAX_READINGS = 4  # honest clients encode a path less often, and the cost of a reading grows with its length
 _FORM = b"application/x-www-form-urlencoded"
 _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and headers that the transport writes
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
@@ -48,7 +48,7 @@ _HOP_BY_HOP = frozenset(  # RFC 9110 7.6.1, and headers that the transport write
 
 
 def safe_target(path: str, query: str) -> str:
-    """Path and query, to be sent after a context path. Raises `BadCall` if they could leave it."""
+    """Path and query, to append to a context path. Raises `BadCall` if they could leave it."""
     if _PATH.fullmatch(path) is None or _QUERY.fullmatch(query) is None:
         raise _refused("the path must begin with / and contain only printable ASCII")
     reading = path
@@ -63,7 +63,7 @@ def safe_target(path: str, query: str) -> str:
 
 
 def _check_reading(path: str) -> None:
-    if _BAD.search(path):
+    if _FORBIDDEN.search(path):
         raise _refused("it contains an encoded character that is not allowed in a path")
     segments = [segment.partition(";")[0] for segment in path.split("/")[1:]]
     if "." in segments or ".." in segments or "" in segments[:-1]:
@@ -75,7 +75,7 @@ def _refused(why: str) -> BadCall:
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """Without the headers that are for one connection, including those that `Connection` names."""
+    """The headers that are not for one connection only; `Connection` may name more of those."""
     fields = list(headers)
     named = (value for name, value in fields if name.lower() == b"connection")
     dropped = _HOP_BY_HOP | {token.strip().lower() for value in named for token in value.split(b",")}
@@ -91,9 +91,8 @@ def body_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     lengths = {value.strip() for name, value in headers if name.lower() == b"content-length"}
     codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
     if codings and (lengths or codings != [b"chunked"]):
-        raise BadCall(
-            "Transfer-Encoding", Violation.OTHER, "only chunked is forwarded, and not together with a Content-Length"
-        )
+        text = "only chunked is forwarded, and not together with a Content-Length"
+        raise BadCall("Transfer-Encoding", Violation.OTHER, text)
     if codings:
         return None
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
@@ -113,21 +112,21 @@ class ForwardedRequest:
 
 
 async def data_id(request: ForwardedRequest) -> tuple[str, ForwardedRequest]:
-    """The id of the configuration that a request is about, '' for none, and the request to send.
+    """The id of the configuration that a request is about ('' for none), and the request to send instead of this one.
 
-    The id may be in the body, so its first chunk may be consumed here; the returned request has the whole body. Raises
+    It may consume the first chunk of the body to find the id; the returned request still has the whole body. Raises
     `BadCall` and the errors of the body.
     """
-    found = _data_id(request.query)
+    found = _find_data_id(request.query)
     media = next((value for name, value in request.headers if name.lower() == b"content-type"), b"")
     if found or media.partition(b";")[0].strip().lower() != _FORM or body_length(request.headers) == 0:
         return found, request
     first = await anext(request.body, b"")
-    return _data_id(first.decode("latin-1")), replace(request, body=_chain(first, request.body))
+    return _find_data_id(first.decode("latin-1")), replace(request, body=_chain(first, request.body))
 
 
-def _data_id(text: str) -> str:
-    """From a query, or from the beginning of a form."""
+def _find_data_id(text: str) -> str:
+    """Reads the id from a query, or from the beginning of a form."""
     return next((value for name, value in parse_qsl(text) if name == "dataId"), "") if "dataId=" in text else ""
 
 
@@ -141,12 +140,12 @@ ReportOutcome = Callable[[Server, UpstreamError | None], None]
 
 
 class ForwardedResponse:
-    """A response on its way. `body` yields it as it arrives, and raises `UpstreamError`s."""
+    """A response whose body is still arriving."""
 
     def __init__(self, response: httpx.Response, server: Server, report: ReportOutcome) -> None:
         self.status = response.status_code
-        dropped = {b"date"}  # our own server writes one, and a response has only one
-        if self.status in (204, 304):  # a length here is of a body that is not sent
+        dropped = {b"date"}  # our own server adds it
+        if self.status in (204, 304):  # their Content-Length is of a body that is not sent
             dropped.add(b"content-length")
         self.headers = [field for field in end_to_end(response.headers.raw) if field[0].lower() not in dropped]
         self._response = response
@@ -154,6 +153,7 @@ class ForwardedResponse:
         self._report = report
 
     async def body(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamError`s, and reports them."""
         stream: Any = self._response.stream
         try:
             async for chunk in stream:
@@ -165,7 +165,7 @@ class ForwardedResponse:
 
 
 class Upload:
-    """A client's body. `begun`: some of it was consumed, so it cannot be sent again. `broken`: the client's error."""
+    """A client's body. `begun`: some of it was consumed, so it cannot be sent again. `broken`: its own error."""
 
     def __init__(self, body: AsyncIterator[bytes], length: int | None) -> None:
         self.begun = False
@@ -191,9 +191,8 @@ class Upload:
 
 
 def _wrong_length(length: int) -> BadCall:
-    return BadCall(
-        "Content-Length", Violation.OTHER, f"the body does not have the {length} bytes that its Content-Length says"
-    )
+    text = f"the body does not have the {length} bytes that its Content-Length says"
+    return BadCall("Content-Length", Violation.OTHER, text)
 
 
 @asynccontextmanager
@@ -216,16 +215,15 @@ async def forward_request(
     failed: UpstreamError = Unreachable("no server is known", arrived=False)
     for server in candidates:
         extensions = {**http.forwarding_extensions, "target": f"{server.context}{target}".encode()}
-        sent = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
+        outgoing = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
         try:
-            response = await http.transport.handle_async_request(sent)
+            response = await http.transport.handle_async_request(outgoing)
         except CAUGHT as error:
             if upload is not None and upload.broken is error:
                 raise
             if isinstance(error, httpx.LocalProtocolError):
-                raise BadCall(
-                    "headers", Violation.OTHER, "a header contains characters that are not allowed"
-                ) from error
+                text = "a header contains characters that are not allowed"
+                raise BadCall("headers", Violation.OTHER, text) from error
             failed = upstream_error(error, server.origin)
             if isinstance(error, httpx.PoolTimeout):
                 break
@@ -234,7 +232,7 @@ async def forward_request(
                 break
             continue
         status, refused = response.status_code, None
-        if status in _UNAVAILABLE:
+        if status in _UNAVAILABLE_STATUSES:
             refused = Refused(Reason.OTHER, f"{server.origin}: a forwarded request got status {status}", status=status)
         report(server, refused)
         try:

@@ -1,14 +1,14 @@
-"""The credentials for the servers: this proxy's own token, renewed before it ends, or a client's.
+"""The credentials for the servers: a client's own token, or this proxy's token, which is renewed before it ends.
 
     our token is      | while                              | a call
     ------------------+------------------------------------+-------------------------------------------------
-    valid             | before `RENEW_AT` of its ttl       | goes with it
-    about to end      | until its ttl is over              | goes with it, and one login runs beside it
-    none              | otherwise                          | waits for the one login in flight
+    valid             | before `RENEW_AT` of its ttl       | carries it
+    about to end      | until its ttl is over              | carries it; one login runs in the background
+    absent            | otherwise                          | waits for the one login in flight
     refused (401/403) | unless a login was tried just now  | waits for the one login in flight, then is sent again
 
-If the servers refuse a login (a wrong password), the pause before the next one grows: a directory behind the servers
-may lock the account. If a login reaches no server, that says nothing about the other servers.
+After each login that the servers refuse (a wrong password), the pause before the next login grows, because a directory
+behind the servers may lock the account. If a server does not answer a login, another server may.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class LoginPolicy:
 
 @dataclass(slots=True)
 class Credential:
-    """A client's own token. Its calls carry that and nothing of this proxy's account.
+    """A client's token. The client's calls carry it, and neither token nor identity of this proxy.
 
-    If the token is from a login made here, it changes when the login is renewed.
+    If the proxy logged the client in, `token` changes when that login is renewed.
     """
 
     token: str = field(repr=False)
@@ -56,9 +56,9 @@ NOBODY = Credential("")
 
 
 def token_headers(token: str) -> tuple[tuple[str, str], ...]:
-    """Both headers: 1.4.6 reads only the bearer, and some gateways consume `Authorization`.
+    """The token in two headers: 1.4.6 reads only `Authorization`, which some gateways consume.
 
-    Raises `Refused` for a token that no header can carry.
+    Raises `Refused` if the token cannot be in a header.
     """
     if not (token.isascii() and token.isprintable()):
         raise Refused(Reason.NO_RIGHT, "a token may contain only printable ASCII characters", status=403)
@@ -68,7 +68,7 @@ def token_headers(token: str) -> tuple[tuple[str, str], ...]:
 class Session:
     """The token of this proxy, which is valid at all servers of a cluster.
 
-    `logins` counts the successful ones, `error` says why the last one failed.
+    `logins` counts successful logins. `error` says why the last login failed.
     """
 
     def __init__(self, policy: LoginPolicy, clock: Clock) -> None:
@@ -81,8 +81,8 @@ class Session:
         self._tried_at = float("-inf")
         self._refusal: Refused | None = None  # of the last login
         self._retry = 0
-        self._running: asyncio.Task[ProxyError | None] | None = None
-        self._running_at: Hashable = None
+        self._login_task: asyncio.Task[ProxyError | None] | None = None
+        self._login_server: Hashable = None
         self._dialect = "v1"  # the one that had a login
 
     @property
@@ -90,24 +90,18 @@ class Session:
         return bool(self._policy.username)
 
     async def token(self, server: Hashable, ask: Ask) -> str:
-        """The token to send, '' if none is needed. `ask` sends a login to `server`.
-
-        Raises `Refused` (NO_RIGHT) and the errors of the login's call.
-        """
+        """The token to send, '' if none is needed. `ask` sends a login to `server`. Raises as `log_in`."""
         if not self.enabled:
             return ""
         now = self._clock.now()
         if now >= self._ends_at:
             await self._log_in(server, ask)
         elif now >= self._renew_at and not self._backing_off:
-            self._start(server, ask)
+            self._start_login(server, ask)
         return self._token
 
     async def renew(self, refused: str, server: Hashable, ask: Ask) -> str:
-        """A new token if the refused one is still in use and a login may be tried; else the current one.
-
-        Raises as `token`.
-        """
+        """A new token if the refused one is still in use and a login may be tried; else the current one."""
         if self.enabled and self._token == refused and not self._backing_off:
             await self._log_in(server, ask)
         return self._token
@@ -120,21 +114,21 @@ class Session:
         if self._refusal is not None and self._backing_off:
             raise self._refusal
         while True:
-            running = self._start(server, ask)
-            running_at = self._running_at
-            error = await asyncio.shield(running)
+            login_task = self._start_login(server, ask)
+            login_server = self._login_server
+            error = await asyncio.shield(login_task)
             if error is None:
                 return
-            if running_at == server or error is self._refusal:
+            if login_server == server or error is self._refusal:
                 raise error
-            # The login in flight was at another server, which did not answer. Try it at this one.
+            # Another server did not answer the login that was in flight. Log in at this server.
 
-    def _start(self, server: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
-        if self._running is None or self._running.done():
-            self._running, self._running_at = spawn(self._run(ask), name="login"), server
-        return self._running
+    def _start_login(self, server: Hashable, ask: Ask) -> asyncio.Task[ProxyError | None]:
+        if self._login_task is None or self._login_task.done():
+            self._login_task, self._login_server = spawn(self._run_login(ask), name="login"), server
+        return self._login_task
 
-    async def _run(self, ask: Ask) -> ProxyError | None:
+    async def _run_login(self, ask: Ask) -> ProxyError | None:
         self._tried_at = self._clock.now()
         try:
             login, self._dialect = await log_in(self._policy.username, self._policy.password, ask, self._dialect)
@@ -158,13 +152,13 @@ async def log_in(username: str, password: str, ask: Ask, dialect: str = "v1") ->
     """The login, and the dialect that has one: `dialect`, or else the other one of v1 and v3.
 
     The token is '' if the servers require none. Raises `Refused` (NO_RIGHT) if they do not accept the account, and
-    the errors of the calls.
+    the errors of `ask`.
     """
     for name in (dialect, "v3" if dialect == "v1" else "v1"):
         try:
             login = read_login(name, await ask(write_login(name, username, password)))
         except Refused as refused:
-            if refused.status >= 502:  # from a gateway, or a server that is not ready: not about the password
+            if refused.status >= 502:  # from a gateway or a server that is not ready, whatever the password
                 raise
             if refused.reason is not Reason.GONE:
                 text = f"the login as {username!r} was refused: {refused.text}"
@@ -173,4 +167,4 @@ async def log_in(username: str, password: str, ask: Ask, dialect: str = "v1") ->
         except Malformed as error:
             raise Garbled(f"the answer to a login cannot be read: {error}") from error
         return (login._replace(token="") if login.token == AUTH_DISABLED else login), name
-    return Login("", 60.0), dialect  # neither dialect has a login: no token is required
+    return Login("", 60.0), dialect  # a server without login requires no token

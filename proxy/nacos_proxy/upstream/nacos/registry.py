@@ -8,18 +8,18 @@ A call travels like this:
     ServerClient.send         | chooses a dialect                                | `capabilities`
     DialectClient.execute     | writes the requests and reads the replies        | `dialect_client`, `wire.nacos`
     ServerClient.ask          | adds the token, and renews it if it is refused   | `login`
-    Http.ask                  | exchanges a request and a reply                  | `upstream.http.exchange`
+    HttpClient.send           | exchanges a request and a reply                  | `upstream.http.exchange`
 
-Only an idempotent call is sent again if it may have arrived; all are idempotent but creating and deleting a service.
+All calls are idempotent except those that create or delete a service.
 
-    a call that failed        | goes to the next server
+    a call that               | is sent to the next server
     --------------------------+-----------------------------------------------------------------------------------
     did not arrive            | always
     may have arrived          | if it is idempotent
-    refused, 502 to 504       | if it is idempotent; a read also after 500
-    refused, a peer is gone   | if it is idempotent: the node needed another one, which is gone or has just returned
-    refused otherwise         | never
-    refused as gone           | never: it is sent to the same server in the next dialect
+    was refused, 502 to 504   | if it is idempotent; a read also after 500
+    was refused, NO_PEER      | if it is idempotent: the server needed another node, which is or was just down
+    was refused, GONE         | never: it is sent to the same server in the next dialect
+    was refused otherwise     | never
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ CACHE_MILLIS = 3000  # `defaultCacheMillis` of 1.x
 
 @dataclass(frozen=True, slots=True)
 class NacosPolicy:
-    """A `dialect` other than `auto` is the only one that is used."""
+    """`dialect`: the only dialect to use, or `auto`."""
 
     servers: ServersPolicy
     http: HttpPolicy = field(default_factory=HttpPolicy)
@@ -88,10 +88,10 @@ class NacosPolicy:
 
 
 class NacosRegistry:
-    """Implements `Registry`. `unreadable` counts the hosts that were left out of lists."""
+    """Implements `Registry`. `unreadable` counts the hosts that were left out of lists, because of invalid data."""
 
     def __init__(self, policy: NacosPolicy, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """Tests may give a `transport`. Raises `ValueError` and `OSError` for an invalid policy."""
+        """`transport` is for tests. Raises `ValueError` and `OSError` for an invalid policy."""
         tls = tls_context(policy.tls) if policy.tls is not None else None
         self.clock = clock
         self.servers = Servers(policy.servers)
@@ -108,25 +108,25 @@ class NacosRegistry:
             self.http,
             clock,
             probe=lambda server: own_client.send_to(server, Metrics()),
-            read_state=lambda server: own_client.server_client(server).send(ServerState()),
+            read_state=lambda server: ServerClient(own_client, server).send(ServerState()),
             receiver=lambda: self.receiver,
         )
 
     async def send(self, call: Call[R]) -> R:
-        """As `Registry.send`, with this proxy's own login."""
+        """As `Registry.send`, with this proxy's own token."""
         return await self._own_client.send(call)
 
     def acting_as(self, credential: Credential) -> Registry:
-        """The same servers for a client with its own token, with a response cache of its own."""
+        """A client of the same servers with another token and its own response cache."""
         return AuthenticatedClient(self, credential)
 
     async def log_in(self, username: str, password: str) -> Login:
-        """Logs a client in at the first server that answers. Raises as `login.log_in`."""
+        """Logs a user in at the first server that answers. Raises as `login.log_in`."""
         await self.monitor.ready()
         last: UpstreamError = Unreachable("no server is known", arrived=False)
         for server in self.servers.candidates((username,), self.clock.now()):
             try:
-                login, _ = await log_in(username, password, self._own_client.server_client(server).ask_without_token)
+                login, _ = await log_in(username, password, ServerClient(self._own_client, server).ask_without_token)
             except UpstreamError as error:
                 if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
                     raise
@@ -141,13 +141,12 @@ class NacosRegistry:
     async def forward(
         self, method: str, path: str, query: str, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
     ) -> AsyncGenerator[ForwardedResponse]:
-        """The response to a request of another API. `path` is raw and starts after the context path.
-
-        Raises `BadCall` for a path that could leave the context path, else `UpstreamError`s.
+        """The response to a request of another API. `path` is raw and starts after the context path. Raises as
+        `forward_request`.
         """
         await self.monitor.ready()
         config, request = await data_id(ForwardedRequest(method, path, query, headers, body))
-        # Requests about no configuration start at one server for each proxy, so that proxies are spread.
+        # Without a configuration, all requests of one proxy start at the same server. Several proxies use several.
         key = config or self._proxy_id
         servers = self.servers.candidates((key,), self.clock.now(), reading=method == "GET")
         async with forward_request(self.http, servers, self._report_forwarded, request) as response:
@@ -160,11 +159,11 @@ class NacosRegistry:
             self.monitor.failed(server, error)
 
     def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
-        """Clusters of a service, learned from push: some servers list only the clusters that they are asked for."""
+        """Adds clusters that push reported, because some servers list only the clusters that a request names."""
         self._own_client.cache.add_clusters(key, clusters)
 
     def report_unreadable(self, snapshot: Snapshot) -> None:
-        """Counts and logs hosts that cannot be read, once for as long as a service has the same ones."""
+        """Counts and logs the unreadable hosts of a service, unless they are the same as last time."""
         hosts, key = snapshot.unreadable, snapshot.key
         if not hosts:
             self._unreadable_hosts.pop(key, None)
@@ -174,9 +173,8 @@ class NacosRegistry:
             log.warning("%s: hosts that cannot be read were left out (%d): %s", key, len(hosts), "; ".join(hosts[:3]))
 
     def status(self) -> dict[str, Any]:
-        """What operators want to know, ready for JSON, without secrets. Latencies in milliseconds."""
-        session = self.session
-        login = {"enabled": session.enabled, "logins": session.logins, "error": session.error}
+        """The state of the login and of the servers, ready for JSON, without secrets."""
+        login = {"enabled": self.session.enabled, "logins": self.session.logins, "error": self.session.error}
         servers = [
             {
                 "url": server.url,
@@ -197,7 +195,7 @@ class NacosRegistry:
 
 
 class AuthenticatedClient:
-    """The servers for one credential; None is this proxy's own login. Implements `Registry`."""
+    """The servers for one credential; None is this proxy's own token. Implements `Registry`."""
 
     def __init__(self, registry: NacosRegistry, credential: Credential | None) -> None:
         self.registry = registry
@@ -231,7 +229,7 @@ class AuthenticatedClient:
         clock, monitor = self.registry.clock, self.registry.monitor
         begin = clock.now()
         try:
-            result = await self.server_client(server).send(call)
+            result = await ServerClient(self, server).send(call)
         except Refused as error:
             if not _lacks_peer(error) and server_failed(error, reading=not isinstance(call, Write)):
                 monitor.failed(server, error)
@@ -239,7 +237,7 @@ class AuthenticatedClient:
                 monitor.succeeded(server, None, "refused")
             raise
         except UpstreamError as error:
-            if isinstance(error, Garbled) and error.answered:  # one bad answer: all others may be good
+            if isinstance(error, Garbled) and error.answered:  # other calls may still work
                 server.count("Garbled")
             else:
                 monitor.failed(server, error)
@@ -247,26 +245,20 @@ class AuthenticatedClient:
         monitor.succeeded(server, clock.now() - begin)
         return result
 
-    def server_client(self, server: Server) -> ServerClient:
-        return ServerClient(self, server)
-
     def _note_result(self, call: Call[Any], result: Any, server: Server, keys: tuple[Hashable, ...]) -> None:
         registry = self.registry
-        match call:
-            case Fetch():
-                registry.report_unreadable(result)
-            case Register() | Beat():
-                cluster = call.instance.cluster if isinstance(call, Register) else call.cluster
-                self.cache.add_clusters(call.service, (cluster,))
-                for key in keys:
-                    registry.servers.pin(key, server, registry.clock.now())
-            case Deregister():
-                registry.servers.unpin(keys[0])
-            case _:
-                pass
+        if isinstance(call, Fetch):
+            registry.report_unreadable(result)
+        elif isinstance(call, (Register, Beat)):
+            cluster = call.instance.cluster if isinstance(call, Register) else call.cluster
+            self.cache.add_clusters(call.service, (cluster,))
+            for key in keys:
+                registry.servers.pin(key, server, registry.clock.now())
+        elif isinstance(call, Deregister):
+            registry.servers.unpin(keys[0])
 
     async def close(self) -> None:
-        """Nothing: the connections belong to the registry."""
+        """Does nothing, because the connections belong to the registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +282,8 @@ class ServerClient:
                     raise
                 gone = refused
                 if capabilities.gone(name, kind):
-                    log.warning(
-                        "%s no longer offers %s in %s: it has another version now", self.server, kind.__name__, name
-                    )
+                    url, call_name = self.server.url, kind.__name__
+                    log.warning("%s no longer offers %s in %s: it has another version now", url, call_name, name)
                 continue
             capabilities.worked(name, kind)
             return result
@@ -308,25 +299,26 @@ class ServerClient:
         try:
             return await dialect_client.execute(self, call)
         except Malformed as error:
-            if isinstance(error, Misplaced):  # replies and requests are out of step on this connection
-                self.client.registry.http.renew(self.server)
+            if isinstance(error, Misplaced):  # it answers another request, as will the next replies on this connection
+                self.client.registry.http.renew(self.server.origin)
             raise Garbled(f"{self.server.origin}: the answer cannot be read: {error}", answered=True) from error
 
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
-        """The reply to a request with a token. If our own token is refused, the request is sent again with a new one.
+    async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply:
+        """Sends a request with the token. If our own token is refused, logs in and sends the request again.
 
-        `again`: the request may be sent twice.
+        `idempotent`: the request may be sent twice.
         """
         http, credential = self.client.registry.http, self.client.credential
+        origin, context = self.server.origin, self.server.context
         if credential is not None:
-            return await http.send(self.server, request, credential.headers, again=again)
+            return await http.send(origin, context, request, credential.headers, idempotent=idempotent)
         session = self.client.registry.session
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await http.send(self.server, request, self._own_headers(token), again=again)
+        reply = await http.send(origin, context, request, self._own_headers(token), idempotent=idempotent)
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await http.send(self.server, request, self._own_headers(renewed), again=again)
+                reply = await http.send(origin, context, request, self._own_headers(renewed), idempotent=idempotent)
         return reply
 
     def _own_headers(self, token: str) -> Headers:
@@ -334,28 +326,28 @@ class ServerClient:
         return token_headers(token) + ((identity,) if identity is not None else ())
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
-        return await self.client.registry.http.send(self.server, request, again=True)
+        return await self.client.registry.http.send(self.server.origin, self.server.context, request, idempotent=True)
 
     def with_push_address(self, key: ServiceKey, request: HttpRequest) -> tuple[HttpRequest, int | None]:
-        """A list request of v1, which subscribes to UDP push if it is our own, and the `cacheMillis` to show.
+        """Makes our own list request of v1 subscribe to UDP push. Also returns the `cacheMillis` to show, or None.
 
-        Nacos 1.x answers 10 s to subscribers (seen with 1.4.8), but our clients do not get its pushes.
+        Nacos 1.x tells subscribers to cache for 10 s (seen with 1.4.8), but our clients do not get its pushes.
         """
         receiver = self.client.registry.receiver
         if receiver is None or self.client.credential is not None:
             return request, None
         subscribing = receiver.with_push_address(self.server, key, request)
-        replace_millis = subscribing is not request and self.server.capabilities.version.startswith("1.")
-        return subscribing, CACHE_MILLIS if replace_millis else None
+        subscribes = subscribing is not request and self.server.capabilities.version.startswith("1.")
+        return subscribing, CACHE_MILLIS if subscribes else None
 
 
 def _lacks_peer(error: UpstreamError) -> bool:
-    """Whether not the server is in trouble, but another node that it needed."""
+    """Whether the server is well, but could not reach another node that it needed."""
     return isinstance(error, Refused) and error.reason is Reason.NO_PEER
 
 
 def _keys(call: Call[Any]) -> tuple[Hashable, ...]:
-    """What a call is about, the closest first: an instance, its service."""
+    """The instance and the service of a call, the most specific first."""
     match call:
         case Register():
             return ((call.service, call.instance.ip, call.instance.port), call.service)

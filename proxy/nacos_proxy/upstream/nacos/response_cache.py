@@ -1,7 +1,7 @@
-"""What one credential was shown of each service, so that an unchanged reply costs no parse. Bounded.
+"""A bounded cache of the values read from replies to one credential, so that an unchanged reply is not parsed again.
 
-A reply is recognised by a digest of its body without `lastRefTime` and `checksum`, which r-nacos and Nacos renew in
-every reply. Only the plain fields after the hosts are cut out, because metadata may contain the same words.
+A digest identifies the body of a reply without `lastRefTime` and `checksum`, which r-nacos and Nacos change in every
+reply. These are removed only after the list of hosts, because metadata may contain the same words.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from cachetools import LRUCache
@@ -28,21 +29,21 @@ _RENEWED = re.compile(rb'"(?:lastRefTime":\s*\d+|checksum":\s*"[^"\\]*")')
 
 
 def digest(body: bytes) -> bytes:
-    """16 bytes that stay the same if only the moment of the reply differs."""
+    """16 bytes. Bodies that differ only in `lastRefTime` or `checksum` have the same digest."""
     tail = body.rfind(b"]") + 1
-    found = hashlib.blake2b(digest_size=16)
-    depth = 2 if body.startswith(b'{"code":') else 1  # of the list's own fields: v2 wraps it
+    hasher = hashlib.blake2b(digest_size=16)
+    depth = 2 if body.startswith(b'{"code":') else 1  # v2 wraps the list in another object
     if tail and b"{" not in (rest := body[tail:]) and rest.count(b"}") == depth:
-        found.update(memoryview(body)[:tail])
-        found.update(_RENEWED.sub(b"", rest))
+        hasher.update(memoryview(body)[:tail])
+        hasher.update(_RENEWED.sub(b"", rest))
     else:
-        found.update(body)
-    return found.digest()
+        hasher.update(body)
+    return hasher.digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Versioned(Generic[T]):
-    """A value, and a version of what it was made from: for one service, equal versions mean equal values."""
+    """A value, and the version of its source: for one service, equal versions mean equal values."""
 
     value: T
     version: Hashable
@@ -58,10 +59,10 @@ class _Service:
 
 
 class ResponseCache:
-    """One for each credential: what one was shown is not used for another.
+    """The cache of one credential, because another may not see the same.
 
-    Services of which no instance was ever seen have a bound of their own, `max_unknown`: requests for a million
-    invented names must not evict real services.
+    Services that never had an instance have a separate bound, `max_unknown`: requests for a million invented names must
+    not evict real services.
     """
 
     def __init__(self, max_services: int = 20_000, max_unknown: int = 1_000) -> None:
@@ -78,46 +79,35 @@ class ResponseCache:
             service = self._unknown[key] = _Service()
         return service
 
-    # values
-
     def parse(
         self, key: ServiceKey, question: Hashable, reply: HttpReply, read: Callable[[HttpReply], T]
     ) -> Versioned[T]:
-        """What `read` makes of a reply; the last object if the reply to this question is unchanged."""
+        """The value of a reply: the last object if the reply to `question` is unchanged, else `read(reply)`."""
         version = (digest(reply.body), reply.status, question)
-        values = self._values(key)
-        last = values.get(question)
-        if last is not None and last.version == version:
-            return last
-        parsed = Versioned(read(reply), version)
-        if reply.status == 200:
-            values[question] = parsed
-        return parsed
+        return self.derive(key, question, version, partial(read, reply), keep=reply.status == 200)
 
-    def derive(self, key: ServiceKey, name: Hashable, version: Hashable, build: Callable[[], T]) -> Versioned[T]:
-        """A value built from others; the last object of this name if `version`, made of theirs, is unchanged."""
-        values = self._values(key)
+    def derive(
+        self, key: ServiceKey, name: Hashable, version: Hashable, build: Callable[[], T], *, keep: bool = True
+    ) -> Versioned[T]:
+        """The last object of this name if its version is the same, else `build()`, which is cached if `keep`."""
+        values = self._find_or_add(key).values
+        if len(values) > 2 * MAX_CLUSTERS:  # many clusters came and went
+            values.clear()
         last = values.get(name)
         if last is not None and last.version == version:
             return last
-        values[name] = derived = Versioned(build(), version)
+        derived = Versioned(build(), version)
+        if keep:
+            values[name] = derived
         return derived
 
-    def _values(self, key: ServiceKey) -> dict[Hashable, Versioned[Any]]:
-        values = self._find_or_add(key).values
-        if len(values) > 2 * MAX_CLUSTERS:  # of clusters that came and went
-            values.clear()
-        return values
-
-    # a service's own data
-
     def info(self, key: ServiceKey, now: float) -> tuple[ServiceInfo | None, bool]:
-        """The last answer (None if the server gave none), and whether it is time to ask again."""
+        """The service's own data, None if the server did not show it, and whether to fetch it again."""
         service = self._find(key)
         return (None, True) if service is None else (service.info, now >= service.info_until)
 
     def set_info(self, key: ServiceKey, info: ServiceInfo | None, now: float) -> ServiceInfo | None:
-        """Keeps an answer. Returns the object of the last one if they are equal."""
+        """Keeps a service's own data. Returns the object kept before if it is equal."""
         service = self._find_or_add(key)
         service.info = service.info if service.info == info else info
         service.info_until = now + INFO_TTL
@@ -125,10 +115,8 @@ class ResponseCache:
             self._add_clusters(service, info.clusters)
         return service.info
 
-    # clusters
-
     def add_clusters(self, key: ServiceKey, clusters: Collection[str]) -> None:
-        """Clusters in which a service has instances."""
+        """Adds clusters in which a service has instances."""
         if not clusters:
             return
         service = self._find_or_add(key)
@@ -147,14 +135,12 @@ class ResponseCache:
         service = self._find(key)
         return (DEFAULT_CLUSTER,) if service is None else service.clusters
 
-    # v3
-
     def admin_refused(self, now: float) -> None:
-        """The admin API refused us: do not ask it for lists for a while."""
+        """Postpones the next list by the admin API, which refused this one."""
         self.admin_refused_until = now + ADMIN_RETRY
 
     def list_by_cluster(self, key: ServiceKey) -> bool:
-        """Whether too many services have similar names for one page, so that this one is listed cluster by cluster."""
+        """Whether to list each cluster of this service, because a page would have too many services."""
         service = self._find(key)
         return service is not None and service.list_by_cluster
 

@@ -16,12 +16,12 @@ from nacos_proxy.upstream.nacos.registry import NacosRegistry
 
 R = TypeVar("R")
 
-PROBED_SERVICE = "nacos-proxy"  # need not exist
+PROBED_SERVICE = "nacos-proxy"  # it need not exist
 
 
 @dataclass(slots=True)
 class AcceptedCredential:
-    """A credential that the upstream accepted. A login's should be renewed at `renew_at` and ends at `ends_at`."""
+    """A credential that the upstream accepted. If from a login, renew it at `renew_at`; it ends at `ends_at`."""
 
     credential: Credential
     renew_at: float = math.inf
@@ -53,10 +53,9 @@ class RefusalReporter:
 
 
 async def prove(client: Registry, namespace: str) -> None:
-    """Returns if the upstream accepts the token of `client`, by fetching one service.
+    """Fetches a service to find out whether the upstream knows the token of `client`. Needs no right to read it.
 
-    An account without the right to read is accepted, too. Raises `Refused` (NO_RIGHT) for an invalid token, and the
-    errors of the call.
+    Raises `Refused` (NO_RIGHT) for an invalid token, and the errors of the call.
     """
     try:
         await client.send(Fetch(ServiceKey(namespace, DEFAULT_GROUP, PROBED_SERVICE)))

@@ -1,7 +1,4 @@
-"""Keeps the list of servers, their health and their versions current.
-
-It runs no timer: what is due starts beside the next call.
-"""
+"""Keeps the list of servers, their health and their versions current. It has no timer: calls start what is due."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ SUBSCRIBE_AGAIN = 30.0  # seconds until a UDP subscription that failed is tried 
 
 
 class ServerMonitor:
-    """`probe` sends a cheap call to a server and reports its outcome here; `read_state` reads its state object.
+    """`probe` sends a cheap call to a server and reports the outcome to this monitor. `read_state` reads its state.
 
-    `receiver` gives the receiver of UDP push, to which servers are subscribed as soon as their version is known.
+    `receiver` returns the receiver of UDP push, which subscribes to each server once its version is known.
     """
 
     def __init__(
@@ -44,14 +41,12 @@ class ServerMonitor:
         self._read_state = read_state
         self._receiver = receiver
         self._listed_at = float("-inf")
-        self._listing: asyncio.Task[None] | None = None
+        self._list_task: asyncio.Task[None] | None = None
         self._subscribing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         servers.on_up.append(self._on_up)
         servers.on_down.append(self._on_down)
-
-    # what is due
 
     async def ready(self) -> None:
         """Starts what is due. Waits for the address server while no server is known."""
@@ -59,15 +54,15 @@ class ServerMonitor:
         endpoint = self._servers.policy.endpoint
         if endpoint and self._servers.all and now - self._listed_at >= LIST_EVERY:
             self._listed_at = now
-            self._spawn(self._list(), "address server")
+            self._spawn(self._fetch_list(), "address server")
         for server in self._servers.to_probe(now):
             server.probing = True
             self._spawn(self._probe(server), "probe")
         if endpoint and not self._servers.all:
-            if self._listing is None or self._listing.done():
-                self._listing = self._spawn(self._list(), "address server")
-            if self._listing is not None:
-                await asyncio.wait([self._listing])
+            if self._list_task is None or self._list_task.done():
+                self._list_task = self._spawn(self._fetch_list(), "address server")
+            if self._list_task is not None:
+                await asyncio.wait([self._list_task])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         if self._closed:
@@ -78,7 +73,7 @@ class ServerMonitor:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _list(self) -> None:
+    async def _fetch_list(self) -> None:
         policy = self._servers.policy
         self._listed_at = self._clock.now()
         try:
@@ -99,8 +94,8 @@ class ServerMonitor:
         finally:
             server.probing = False
 
-    async def _ask_version(self, server: Server) -> None:
-        """Every Nacos gives its version in some dialect; r-nacos refuses, which does no harm."""
+    async def _fetch_version(self, server: Server) -> None:
+        """Reads the version, which every Nacos gives in some dialect. r-nacos refuses, and has no version then."""
         try:
             server.capabilities.set_version(await self._read_state(server))
         except ProxyError as error:
@@ -111,7 +106,7 @@ class ServerMonitor:
             await self._subscribe(server)
 
     async def _subscribe(self, server: Server) -> None:
-        """Subscribes to a server's UDP push, and tries again if that fails. One task for each server."""
+        """Subscribes to a server's UDP push, again and again until that succeeds, unless another task does."""
         receiver = self._receiver()
         if receiver is None or server.origin in self._subscribing:
             return
@@ -129,20 +124,18 @@ class ServerMonitor:
         finally:
             self._subscribing.discard(server.origin)
 
-    # outcomes of calls
-
     def succeeded(self, server: Server, seconds: float | None, outcome: str = "ok") -> None:
-        """The server answered, even if it refused. `seconds`: its latency, None if it says nothing about that."""
+        """Notes an answer, even a refusal. `seconds`: the latency of a normal call, else None."""
         now = self._clock.now()
         server.count(outcome)
         self._servers.succeeded(server, now, seconds)
         if server.capabilities.version_asked_at == float("-inf"):
             server.capabilities.version_asked_at = now
-            self._spawn(self._ask_version(server), "version")
+            self._spawn(self._fetch_version(server), "version")
 
     def failed(self, server: Server, error: UpstreamError) -> None:
         server.count(type(error).__name__)
-        if not isinstance(error, Busy):  # our own queue was too long, which says nothing about the server
+        if not isinstance(error, Busy):  # only our own queue was too long
             self._servers.failed(server, self._clock.now(), error)
 
     def _on_up(self, server: Server) -> None:

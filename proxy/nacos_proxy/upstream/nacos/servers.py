@@ -1,16 +1,16 @@
-"""The servers of the upstream: which of them are up, and which one a call goes to. Pure: every method gets the time.
+"""The servers of the upstream: which are up, and which a call goes to. Pure: every method gets the time.
 
-    a server is | while                                         | calls
+    a server is | while                                         | it gets
     ------------+-----------------------------------------------+----------------------------------------------------
-    up          | it has not failed, or given fewer than        | go to it by rendezvous hashing, or because their
-                | `MAX_FAILURES` slow or garbled answers in a   | key is pinned to it (an instance's registration and
-                | row                                           | its beats)
-    recovering  | for `RECOVERY` seconds after it was down      | as up; reads only if no other server is up
-    down        | from a failure until the next success         | only if no server is up, or none is left to try;
+    up          | it is reachable, with fewer than              | calls by rendezvous hashing, and those whose key is
+                | `MAX_FAILURES` slow or garbled answers in a   | pinned to it (an instance's registration and its
+                | row                                           | beats)
+    recovering  | it was down less than `RECOVERY` seconds ago  | the same, but reads only if no other server is up
+    down        | it has not answered since                     | calls if no server is up, or none is left to try;
                 |                                               | probes when `retry_at` has passed
 
-A key whose server goes down is pinned to another one meanwhile. After the recovery of its own server it returns. The
-moment is derived from the key, so that not all return at once.
+While the server of a key is down, the key is pinned to another. After the recovery it returns to its own server, at a
+time that depends on the key, so that not all return at once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from nacos_proxy.model.masking import shown_url
 from nacos_proxy.upstream.nacos.capabilities import Capabilities
 
 DEFAULT_PORT = 8848
-MAX_SERVERS = 100  # lines of an address server's answer that count
+MAX_SERVERS = 100  # read from an address server's answer
 MAX_ATTEMPTS = 3  # servers that one call is sent to
 MAX_PINS = 100_000
 MAX_FAILURES = 2  # slow or garbled answers in a row that take a server down
-IDLE = 10.0  # seconds without a call after which a server is probed, if there are several
-RECOVERY = 10.0  # seconds after an outage in which a server may list instances as unhealthy, or as they were before it
-RETURN_WITHIN = 30.0  # seconds after the recovery within which pinned keys return
+IDLE = 10.0  # seconds without a call until one of several servers is probed
+RECOVERY = 10.0  # seconds after an outage, while a server may list outdated or unhealthy instances
+RETURN_WITHIN = 30.0  # seconds after the recovery; pinned keys return in this time
 PROBE_BACKOFF = Backoff(initial=0.5, maximum=15.0)
 
 _HOST = re.compile(r"(?:[0-9A-Za-z_-]+\.)*[0-9A-Za-z_-]+\.?|\[[0-9A-Fa-f:.]+\]")
@@ -44,9 +44,8 @@ _CONTEXT = re.compile(r"(?:/(?!\.\.?(?:/|$))[0-9A-Za-z._~-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class ServersPolicy:
-    """Where the servers are.
+    """`urls`: `host`, `host:port` or `http(s)://host:port[/context]`; a path in a URL is its context path.
 
-    `urls`: `host`, `host:port` or `http(s)://host:port[/context]`; a path in a URL is its context path.
     `endpoint`: the URL of an address server, whose answer names one server a line.
     `slow`: a timeout counts as a failure only if the server has answered nothing for this many seconds.
     """
@@ -59,10 +58,10 @@ class ServersPolicy:
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One server, its health, and what operators want to know of it.
+    """One server, its health and its statistics.
 
-    `failures` counts those since the last success, `retries` the failed probes of an outage; `retry_at` is when the
-    next probe is due, `back_at` when the last outage ended. `latency` is a moving mean in seconds.
+    `failures` counts failures since the last success, `retries` failed probes of an outage. At `retry_at` the next
+    probe is due; at `back_at` the last outage ended. `latency` is a moving mean in seconds.
     """
 
     origin: str
@@ -92,11 +91,11 @@ class Server:
 
 
 def parse_server(text: str, context_path: str = "/nacos") -> Server:
-    """A server from the text of a setting. Raises `ValueError` with a sentence for people, without a password."""
+    """A server from the text of a setting. Raises `ValueError` with a text for users, which has no password."""
     address = text.strip()
     address = address if "://" in address else f"http://{address}"
     shown = shown_url(text.strip())
-    if "@" in address:  # a password may contain the end of a host, and would then be shown as something else
+    if "@" in address:  # the texts below might show a part of a password
         raise ValueError(f"the server {shown!r} may have a port and a context path, and nothing else")
     try:
         parts = urlsplit(address)
@@ -131,9 +130,9 @@ def _port(parts: SplitResult, shown: str) -> int:
 
 
 def parse_addresses(body: bytes, context_path: str = "/nacos") -> list[Server]:
-    """The lines of an address server's answer; blank lines, comments and lines without an address are left out.
+    """The servers in an address server's answer. Ignores comments, lines without an address and queries.
 
-    Queries are for Nacos's own servers (`?raft_port=7848`), and ignored.
+    The queries are for Nacos's own servers (`?raft_port=7848`).
     """
     found: dict[str, Server] = {}
     for line in body.decode("utf-8-sig", "replace").splitlines()[: 10 * MAX_SERVERS]:
@@ -153,7 +152,7 @@ Listener = Callable[[Server], None]
 
 @dataclass(slots=True)
 class _Pin:
-    """A key belongs to `home`; its calls go to `current`, another server since `home` failed it at `since`."""
+    """A key belongs to `home`. `current` gets its calls: another server if `home` failed a call at `since`."""
 
     home: Server
     current: Server
@@ -161,7 +160,7 @@ class _Pin:
 
 
 class Servers:
-    """`on_up` and `on_down` are called once for each transition of a server, `on_list` when the list has changed."""
+    """`on_up` and `on_down` are called once for each transition of a server, `on_list` for each change of the list."""
 
     def __init__(self, policy: ServersPolicy) -> None:
         self.policy = policy
@@ -173,7 +172,7 @@ class Servers:
         self.replace(parse_server(url, policy.context_path) for url in policy.urls)
 
     def replace(self, servers: Iterable[Server]) -> None:
-        """A new list. Servers of the old one keep their state. An empty list changes nothing."""
+        """Takes a new list, unless it is empty. Servers that stay keep their state."""
         known = {server.url: server for server in self.all}
         wanted = {server.url: known.get(server.url, server) for server in servers}
         if not wanted:
@@ -192,12 +191,10 @@ class Servers:
         """Whether all servers are known to have Nacos's parameter check."""
         return bool(self.all) and all(server.capabilities.has_parameter_check for server in self.all)
 
-    # choosing
-
     def candidates(self, keys: tuple[Hashable, ...], now: float, *, reading: bool = False) -> Iterator[Server]:
-        """The servers to try, in order, at most `MAX_ATTEMPTS`. `keys` say what the call is about, the closest first.
+        """At most `MAX_ATTEMPTS` servers to try, in order. `keys`: the instance and the service of the call.
 
-        If none is up, or all that were up have failed meanwhile, the last one is the server that is probed next.
+        If none is up any more, ends with the server that is to be probed next.
         """
         if len(self.all) < 2:
             yield from self.all
@@ -219,7 +216,8 @@ class Servers:
             pin = self._pins.get(key)
             if pin is not None:
                 yield from (server for server in self._pinned(key, pin, now) if server.up and server in self.all)
-        yield from sorted(self.up, key=lambda server: _weight(server, keys), reverse=True)
+        service = keys[-1] if keys else ""  # rendezvous hashing: all calls about it start at the same server
+        yield from sorted(self.up, key=lambda server: _digest(f"{server.url} {service}"), reverse=True)
 
     def _pinned(self, key: Hashable, pin: _Pin, now: float) -> tuple[Server, ...]:
         if pin.current is pin.home:
@@ -229,7 +227,7 @@ class Servers:
         return (pin.home, pin.current) if now >= due else (pin.current,)
 
     def pin(self, key: Hashable, server: Server, now: float) -> None:
-        """Calls about `key` go to this server while it is up, and again after an outage."""
+        """Sends calls about `key` to this server while it is up, and again after an outage."""
         if len(self.all) < 2:
             return
         pin = self._pins.get(key)
@@ -240,10 +238,8 @@ class Servers:
     def unpin(self, key: Hashable) -> None:
         self._pins.pop(key, None)
 
-    # health
-
     def succeeded(self, server: Server, now: float, seconds: float | None = None) -> None:
-        """The server answered, even if it refused. `seconds`: how long it took."""
+        """Notes an answer, even a refusal. `seconds`: its latency."""
         server.called_at = server.answered_at = now
         server.failures = 0
         server.error = ""
@@ -266,21 +262,16 @@ class Servers:
             server.retry_at = now + PROBE_BACKOFF.delay(0)
             for listener in self.on_down:
                 listener(server)
-        elif not server.up and now >= server.retry_at:  # earlier ones are calls that were under way when it went down
+        elif not server.up and now >= server.retry_at:  # else the call was under way when the server went down
             server.retries += 1
             server.retry_at = now + PROBE_BACKOFF.delay(server.retries)
 
     def to_probe(self, now: float) -> list[Server]:
-        """Servers to probe now: those that are down, and those that no call has reached for a while."""
+        """Servers to probe now: those that are down or idle, if there are several servers."""
         if len(self.all) < 2:
             return []
         due = (s for s in self.all if (now - s.called_at >= IDLE if s.up else s.retry_at <= now))
         return [server for server in due if not server.probing]
-
-
-def _weight(server: Server, keys: tuple[Hashable, ...]) -> bytes:
-    """Rendezvous hashing on the last key, the service: all calls about it start at the same server."""
-    return _digest(f"{server.url} {keys[-1] if keys else ''}")
 
 
 def _digest(text: str) -> bytes:
@@ -288,10 +279,10 @@ def _digest(text: str) -> bytes:
 
 
 def server_failed(error: UpstreamError, *, reading: bool) -> bool:
-    """Whether an error says that the server is in trouble, not just that it refuses the call.
+    """Whether an error means that the server does not work, rather than that it refuses the call.
 
-    Gateways, and servers that are not ready, answer 502 to 504. 500 also stands for bad parameters, so after a write
-    it says nothing about the server.
+    Gateways, and servers that are not ready, answer 502 to 504. 500 counts only after a read, because Nacos also
+    answers it to bad parameters of writes.
     """
     if isinstance(error, Refused):
         return error.status in (502, 503, 504) or (reading and error.status == 500)

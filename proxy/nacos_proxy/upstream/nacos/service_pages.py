@@ -1,12 +1,10 @@
-"""Pages of services with their instances, and lists of all names, from dialects that have no request for them.
+"""Pages of services with their instances, and lists of all names, for dialects that have no request for them.
 
-They cost a call for each service on the page.
-
-    asked for    | composed of
-    -------------+----------------------------------------------------------------------------------------------------
-    ListDetails  | v1, v2: all names, or those of one group if the server does not list all (r-nacos); then a fetch of
-                 | each service that shows. v3 with `ignore_empty`: its pages with instances, without the empty ones
-    ServiceNames | v3: the names on all its pages
+call         | is composed of
+-------------+----------------------------------------------------------------------------------------------------
+ListDetails  | v1, v2: all names, or those of one group if the server does not list all (r-nacos); then a fetch of
+             | each service on the page. v3 with `ignore_empty`: its pages with instances, without empty services
+ServiceNames | v3: the names on all its pages
 """
 
 from __future__ import annotations
@@ -35,35 +33,35 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_CONCURRENT = 16  # services fetched at the same time
-PAGE_SIZE = 500  # the most that v2 gives at once
+PAGE_SIZE = 500  # v2 gives no more at once
 MAX_PAGES = 200
 
 GetPage = Callable[[ListDetails], Awaitable[DetailPage]]
 
 
 class Client(Protocol):
-    """A server that takes calls in whichever dialect it has."""
+    """A server that executes calls in any dialect that it has."""
 
     async def send(self, call: Call[R]) -> R: ...
 
 
 async def list_details(client: Client, call: ListDetails) -> DetailPage:
-    """The page, from a server that lists only names and shows only single services."""
+    """The page of services, from a server that lists names and shows single services."""
     keys = [key for key in await _all_keys(client, call) if call.name_part in key.name and call.group_part in key.group]
     if not call.ignore_empty:
-        return DetailPage(len(keys), tuple(await _describe_all(client, _page(call, keys), call.with_instances)))
-    rows = [row for row in await _describe_all(client, keys, call.with_instances) if row.snapshot.instances]
-    return DetailPage(len(rows), tuple(_page(call, rows)))
+        return DetailPage(len(keys), tuple(await _fetch_details(client, _slice_page(call, keys), call.with_instances)))
+    rows = [row for row in await _fetch_details(client, keys, call.with_instances) if row.snapshot.instances]
+    return DetailPage(len(rows), tuple(_slice_page(call, rows)))
 
 
 async def without_empty(get_page: GetPage, call: ListDetails) -> DetailPage:
-    """The page, from a server whose own pages with instances cannot leave out empty services."""
+    """The page without empty services, from a server whose pages include them."""
     rows = [row for row in await _all_rows(get_page, replace(call, ignore_empty=False)) if row.snapshot.instances]
-    return DetailPage(len(rows), tuple(_page(call, rows)))
+    return DetailPage(len(rows), tuple(_slice_page(call, rows)))
 
 
 async def list_names(client: Client, get_page: GetPage, call: ServiceNames) -> dict[str, tuple[str, ...]]:
-    """Namespace -> names, from the pages of a server that has no request for them."""
+    """The names by namespace, from the pages of a server."""
     namespaces = [call.namespace]
     if not call.namespace:
         namespaces = [str(row["namespace"]) for row in await client.send(Namespaces())]
@@ -76,7 +74,7 @@ async def list_names(client: Client, get_page: GetPage, call: ServiceNames) -> d
 
 
 async def _all_keys(client: Client, call: ListDetails) -> list[ServiceKey]:
-    """The services of the namespace, sorted, so that pages do not overlap; of one group if names are not listed."""
+    """The services of the namespace, or of one group if the server does not list all. Sorted, so that pages agree."""
     try:
         names = await client.send(ServiceNames(call.namespace))
     except Refused as refused:
@@ -106,25 +104,25 @@ async def _all_rows(get_page: GetPage, call: ListDetails) -> list[ServiceDetail]
     return list(rows.values())
 
 
-async def _describe_all(client: Client, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
+async def _fetch_details(client: Client, keys: Sequence[ServiceKey], with_instances: bool) -> list[ServiceDetail]:
     rows: list[ServiceDetail] = []
     for start in range(0, len(keys), MAX_CONCURRENT):
         batch = keys[start : start + MAX_CONCURRENT]
-        rows += await asyncio.gather(*(_describe(client, key, with_instances) for key in batch))
+        rows += await asyncio.gather(*(_fetch_detail(client, key, with_instances) for key in batch))
     return rows
 
 
-async def _describe(client: Client, key: ServiceKey, with_instances: bool) -> ServiceDetail:
+async def _fetch_detail(client: Client, key: ServiceKey, with_instances: bool) -> ServiceDetail:
     snapshot = await client.send(Fetch(key))
     info = ServiceInfo(key, snapshot.threshold)
     if with_instances:
         try:
             info = await client.send(GetService(key))
-        except Refused:  # it was deleted meanwhile, or the server does not show it
+        except Refused:  # the service was deleted meanwhile, or the server does not show it
             pass
     return ServiceDetail(info, snapshot)
 
 
-def _page(call: ListDetails, rows: Sequence[T]) -> Sequence[T]:
+def _slice_page(call: ListDetails, rows: Sequence[T]) -> Sequence[T]:
     first = (max(1, call.page) - 1) * max(0, call.size)
     return rows[first : first + max(0, call.size)]

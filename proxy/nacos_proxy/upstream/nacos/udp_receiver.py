@@ -1,8 +1,8 @@
 """Receives UDP push from the upstream, as legacy clients do (nacos-http.md 6). 1.x has no other push.
 
-A subscription is some parameters of the list that is polled anyway, so it costs the upstream no call and lasts as long
-as the polls go on. A datagram is only a hint: the list stays the one source, and polling keeps its pace, because
-nothing tells whether datagrams arrive.
+A subscription consists of parameters of the list that is polled anyway, so it costs no call and lasts as long as the
+polling. A datagram is only a hint: snapshots come from the list, and polling does not slow down, because nothing tells
+whether datagrams get lost.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from nacos_proxy.wire.nacos.udp import read_push, write_ack
 
 log = logging.getLogger("nacos_proxy.push")
 
-AGENT = "Nacos-Go-Client:v1.0.0"  # servers push only to known agents; 1.x writes the same hosts for this one as for us
-MAX_NAMES = 20_000  # of services that were subscribed to
-MAX_NAMESPACES = 16  # of each name, the last ones: a push does not carry its namespace
-MAX_LOGGED_SENDERS = 100  # of ignored datagrams
+AGENT = "Nacos-Go-Client:v1.0.0"  # servers push only to known agents; 1.x lists the same hosts to this agent as to ours
+MAX_NAMES = 20_000  # names of subscribed services
+MAX_NAMESPACES = 16  # the last ones of each name: a push does not name its namespace
+MAX_LOGGED_SENDERS = 100  # senders of ignored datagrams
 
 
 @dataclass(slots=True)
 class _Subscription:
-    """To one server. `parameters` are added to its lists, `senders` are the addresses that its pushes come from.
+    """A subscription to one server. `parameters` are added to requests for lists; `sent`: such a request was made.
 
-    `sent`: a list with the parameters was requested.
+    `senders` are the addresses that the server's pushes come from.
     """
 
     parameters: tuple[tuple[str, str], ...]
@@ -43,10 +43,10 @@ class _Subscription:
 
 
 class PushReceiver:
-    """Opens a socket for the first server that can push, on the local address that faces it. `stop` closes it for good.
+    """Opens a socket for the first server that can push, on the local address that routes to it.
 
-    `hint` is called with each service that may have changed. `received` counts the pushes, `ignored` the datagrams
-    whose sender is no address of the upstream.
+    `hint` is called with each service that may have changed. `received` counts pushes, `ignored` datagrams from other
+    senders than the upstream.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PushReceiver:
         self._closed = False
 
     async def subscribe(self, server: Server) -> None:
-        """Prepares the subscription to a server whose version is known now. Raises `OSError` if that fails."""
+        """Prepares the subscription to a server of a known version. Raises `OSError`."""
         if not self._can_push(server):
             return
         address, loop = urlsplit(server.origin), asyncio.get_running_loop()
@@ -89,14 +89,14 @@ class PushReceiver:
     def retain(self, servers: Collection[Server]) -> None:
         """Ends the subscriptions to all other servers."""
         origins = {server.origin for server in servers}
-        self._subscriptions = {origin: s for origin, s in self._subscriptions.items() if origin in origins}
+        self._subscriptions = {key: kept for key, kept in self._subscriptions.items() if key in origins}
 
     def covers(self, servers: Collection[Server]) -> bool:
         """Whether all of these servers were asked to push."""
         return bool(servers) and all((s := self._subscription(server)) is not None and s.sent for server in servers)
 
     def with_push_address(self, server: Server, key: ServiceKey, request: HttpRequest) -> HttpRequest:
-        """A list request of v1, which subscribes to pushes if the server can push."""
+        """Makes a list request of v1 subscribe to pushes, if the server can push."""
         subscription = self._subscription(server)
         if subscription is None:
             return request
@@ -113,7 +113,7 @@ class PushReceiver:
         return self._subscriptions.get(server.origin) if self._can_push(server) else None
 
     def receive(self, packet: bytes, sender: str) -> bytes | None:
-        """Handles a datagram. Returns the acknowledgement, None if it is not a push of a subscribed server."""
+        """Handles a datagram. Returns the acknowledgement, None if no subscribed server sent it, or it is no push."""
         if not any(sender in subscription.senders for subscription in self._subscriptions.values()):
             self.ignored += 1
             if sender not in self._logged_senders and len(self._logged_senders) < MAX_LOGGED_SENDERS:
@@ -152,7 +152,7 @@ class _Socket(asyncio.DatagramProtocol):
 
 
 def _facing(address: Any) -> str:
-    """The local address on the route to another host; nothing is sent."""
+    """The local address on the route to another host. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])

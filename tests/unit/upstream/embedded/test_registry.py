@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -43,9 +44,16 @@ from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey, Snapsh
 from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.upstream.contract import Watchable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry, Limits
+from nacos_proxy.wire.nacos.administration import WHOLE
+from nacos_proxy.wire.nacos.base import ReadInstance, ReadPage, ReadService
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock, settle
 
+FROM_THE_CATALOG = {ReadService, ReadInstance, ReadPage}
+EMBEDDED_CALLS = sorted(
+    {kind for dialect in WHOLE for row in dialect.operations for kind in (row.call, *row.asks)} - FROM_THE_CATALOG,
+    key=lambda kind: kind.__name__,
+)
 A = instance("10.0.0.1")
 B = instance("10.0.0.2")
 
@@ -405,6 +413,13 @@ async def test_registry_answers_administrative_calls(registry: EmbeddedRegistry)
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EMBEDDED_CALLS, ids=lambda kind: kind.__name__)
+async def test_registry_has_a_handler_for_each_call_of_its_dialects(registry: EmbeddedRegistry, kind: type) -> None:
+    """The call has no fields, so its handler may raise `AttributeError`; without a handler it would be `KeyError`."""
+    with contextlib.suppress(AttributeError):
+        await registry.send(object.__new__(kind))
 
 
 async def test_registry_keeps_its_limits(clock: FakeClock) -> None:

@@ -18,7 +18,8 @@ from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.runtime import SystemClock, spawn
 from nacos_proxy.upstream.contract import Watchable
 from nacos_proxy.upstream.grpc import push as module
-from nacos_proxy.upstream.grpc.push import GrpcPush, PushPolicy, available, pushable
+from nacos_proxy.upstream.grpc.push import GrpcPush, pushable
+from nacos_proxy.upstream.grpc.sdk import PushPolicy, available
 from tests.helpers.build import key
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.live import RNacos, rnacos_binary

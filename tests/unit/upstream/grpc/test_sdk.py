@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nacos_proxy.upstream.grpc.push import PushPolicy
-from nacos_proxy.upstream.grpc.sdk import available, connect, failure
+from nacos_proxy.upstream.grpc.sdk import PushPolicy, available, connect, failure
 from tests.helpers.live import RNacos, free_port
 
 needs_sdk = pytest.mark.skipif(not available(), reason="without the extra push")

@@ -19,7 +19,6 @@ from nacos_proxy.model.errors import Garbled, TooSlow, Unreachable, UpstreamErro
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.exchange import HttpClient, HttpPolicy, Timeouts, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, PreparedRequest, TransportPolicy
-from nacos_proxy.upstream.nacos.servers import Server, parse_server
 from nacos_proxy.wire.http import HttpReply, HttpRequest
 from tests.helpers.fault import MODES, Mode, fault_proxy
 from tests.unit.upstream.stub import Request, Say, Stub, ok, say, stub
@@ -29,28 +28,34 @@ CA, SERVER, CLIENT, STRANGER = (str(CERTIFICATES / f"{name}.pem") for name in ("
 LIST = HttpRequest("GET", "/v1/ns/instance/list", query=(("serviceName", "g@@a"),))
 WRITE = HttpRequest("POST", "/v1/ns/instance", form=(("ip", "10.0.0.1"), ("metadata", '{"a":"b c"}')))
 
+Address = tuple[str, str]  # origin and context path
+
+
+def address(url: str) -> Address:
+    return url, "/nacos"
+
 
 @asynccontextmanager
 async def served(
     play: Callable[[Request], Say], policy: HttpPolicy | None = None, transport: TransportPolicy | None = None
-) -> AsyncIterator[tuple[Stub, HttpClient, Server]]:
+) -> AsyncIterator[tuple[Stub, HttpClient, Address]]:
     async with stub(play) as seen:
         http = HttpClient(policy or HttpPolicy(), FastTransport(transport or TransportPolicy()))
         try:
-            yield seen, http, parse_server(seen.url)
+            yield seen, http, address(seen.url)
         finally:
             await http.transport.aclose()
 
 
-async def test_http_ask_sends_the_request_and_returns_the_reply() -> None:
+async def test_http_client_send_sends_the_request_and_returns_the_reply() -> None:
     async with served(lambda _: ok(b'{"hosts":[]}', b"Content-Type: application/json;charset=UTF-8")) as (
         seen,
         http,
         to,
     ):
-        reply = await http.send(to, LIST, [("accessToken", "x")], again=True)
+        reply = await http.send(*to, LIST, [("accessToken", "x")], idempotent=True)
         assert reply == HttpReply(200, "application/json;charset=UTF-8", b'{"hosts":[]}')
-        await http.send(to, WRITE, again=True)
+        await http.send(*to, WRITE, idempotent=True)
     read, write = seen.requests
     assert read.line == b"GET /nacos/v1/ns/instance/list?serviceName=g%40%40a HTTP/1.1"
     assert b"\r\naccessToken: x\r\n" in read.head
@@ -61,30 +66,32 @@ async def test_http_ask_sends_the_request_and_returns_the_reply() -> None:
     assert write.body == b"ip=10.0.0.1&metadata=%7B%22a%22%3A%22b+c%22%7D"
 
 
-async def test_http_ask_allows_a_long_query() -> None:
+async def test_http_client_send_allows_a_long_query() -> None:
     class Target(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             assert isinstance(request, PreparedRequest)
             return httpx.Response(200, content=request.target)
 
     http, metadata = HttpClient(HttpPolicy(), Target()), (("metadata", "\u4e2d" * 30_000),)
-    reply = await http.send(parse_server("a"), HttpRequest("POST", "/v1/ns/instance", metadata), again=True)
+    reply = await http.send(
+        *address("http://a:8848"), HttpRequest("POST", "/v1/ns/instance", metadata), idempotent=True
+    )
     assert reply.body == b"/nacos/v1/ns/instance?metadata=" + b"%E4%B8%AD" * 30_000
 
 
-async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
+async def test_http_client_send_caches_nothing_of_the_names_in_requests() -> None:
     """Requests for a million names take no memory: only what belongs to the server is cached."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=request.url.query)
 
-    http, to = HttpClient(HttpPolicy(), httpx.MockTransport(answer)), parse_server("a:8848")
+    http, to = HttpClient(HttpPolicy(), httpx.MockTransport(answer)), address("http://a:8848")
     held: list[int] = []
     tracemalloc.start()
     try:
         for number in range(1500):
             named = HttpRequest("GET", "/v1/ns/instance/list", (("serviceName", f"g@@{number}-{'x' * 60}"),))
-            assert (await http.send(to, named, again=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
+            assert (await http.send(*to, named, idempotent=True)).body.startswith(b"serviceName=g%%40%%40%d-" % number)
             if number in (499, 1499):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
@@ -94,10 +101,10 @@ async def test_http_ask_caches_nothing_of_the_names_in_requests() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 410, 500, 501, 503])
-async def test_http_ask_returns_any_status(status: int) -> None:
+async def test_http_client_send_returns_any_status(status: int) -> None:
     answer = say(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nno" % status)
     async with served(lambda _: answer) as (_, http, to):
-        assert await http.send(to, LIST, again=True) == HttpReply(status, None, b"no")
+        assert await http.send(*to, LIST, idempotent=True) == HttpReply(status, None, b"no")
 
 
 @pytest.mark.parametrize(
@@ -115,10 +122,10 @@ async def test_http_ask_returns_any_status(status: int) -> None:
         (say(b"HTTP/1.1 999 X\r\nContent-Length: 2\r\n\r\nok"), "the invalid status 999"),
     ],
 )
-async def test_http_ask_raises_garbled_for_answers_that_are_not_from_nacos(answer: Say, said: str) -> None:
+async def test_http_client_send_raises_garbled_for_answers_that_are_not_from_nacos(answer: Say, said: str) -> None:
     async with served(lambda _: answer) as (seen, http, to):
         with pytest.raises(Garbled, match=said) as raised:
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, idempotent=True)
         assert str(raised.value).startswith(f"{seen.url}: ")
 
 
@@ -146,7 +153,7 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("fields", CODINGS)
 @pytest.mark.parametrize("whole", [True, False])
-async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
+async def test_http_client_send_refuses_a_compressed_answer_before_reading_it(
     bomb: bytes, fields: tuple[bytes, ...], whole: bool
 ) -> None:
     answer = ok(bomb, *fields)
@@ -155,7 +162,7 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
     async with served(lambda _: answer) as (seen, http, to):
         tracemalloc.start()
         try:
-            for ask in (lambda: http.send(to, LIST, again=True), lambda: http.get(seen.url)):
+            for ask in (lambda: http.send(*to, LIST, idempotent=True), lambda: http.get(seen.url)):
                 with pytest.raises(Garbled, match="the answer is compressed"):
                     await ask()
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -164,45 +171,47 @@ async def test_http_ask_refuses_a_compressed_answer_before_reading_it(
     assert all(b"\r\nAccept-Encoding: identity\r\n" in request.head for request in seen.requests)
 
 
-async def test_http_ask_accepts_the_identity_encoding() -> None:
+async def test_http_client_send_accepts_the_identity_encoding() -> None:
     async with served(lambda _: ok(b"[]", b"Content-Encoding: Identity")) as (_, http, to):
-        assert (await http.send(to, LIST, again=True)).body == b"[]"
+        assert (await http.send(*to, LIST, idempotent=True)).body == b"[]"
 
 
-async def test_http_ask_bounds_the_answer() -> None:
+async def test_http_client_send_bounds_the_answer() -> None:
     async with served(lambda _: ok(b"x" * 400_000), HttpPolicy(max_body=300_000)) as (seen, http, to):
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, idempotent=True)
         with pytest.raises(Garbled, match="more than 300000 bytes"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, idempotent=True)
         assert len(seen.requests) == 2, "nothing that was left over is taken for the next answer"
 
 
-async def test_http_ask_limits_the_total_time_of_a_trickling_answer() -> None:
+async def test_http_client_send_limits_the_total_time_of_a_trickling_answer() -> None:
     trickle = say(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", *[b"x"] * 3000, then="hang")
     policy = HttpPolicy(timeouts=Timeouts(reads=0.05, writes=60.0))
     async with served(lambda request: ok() if request.body else trickle, policy) as (_, http, to):
-        await http.send(to, WRITE, again=True)
+        await http.send(*to, WRITE, idempotent=True)
         with pytest.raises(TooSlow, match="no answer in time"):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, idempotent=True)
 
 
-async def test_http_ask_has_separate_timeouts_for_reads_and_writes() -> None:
+async def test_http_client_send_has_separate_timeouts_for_reads_and_writes() -> None:
     policy = HttpPolicy(timeouts=Timeouts(reads=0.02, writes=60.0))
     answers = {b"GET": say(then="hang"), b"POS": ok()}
     async with served(lambda request: answers[request.head[:3]], policy) as (_, http, to):
-        assert (await http.send(to, WRITE, again=True)).status == 200
+        assert (await http.send(*to, WRITE, idempotent=True)).status == 200
         with pytest.raises(TooSlow):
-            await http.send(to, LIST, again=True)
+            await http.send(*to, LIST, idempotent=True)
 
 
-@pytest.mark.parametrize(("again", "requests"), [(True, 3), (False, 2)])
-async def test_http_ask_again_survives_a_stale_connection(again: bool, requests: int) -> None:
+@pytest.mark.parametrize(("idempotent", "requests"), [(True, 3), (False, 2)])
+async def test_http_client_send_repeats_an_idempotent_call_after_a_stale_connection(
+    idempotent: bool, requests: int
+) -> None:
     answers = iter([ok(), say(then="close"), ok(b"again")])
     async with served(lambda _: next(answers)) as (seen, http, to):
-        await http.send(to, LIST, again=True)
-        call = http.send(to, HttpRequest("DELETE", "/v1/ns/service"), again=again)
-        if again:
+        await http.send(*to, LIST, idempotent=True)
+        call = http.send(*to, HttpRequest("DELETE", "/v1/ns/service"), idempotent=idempotent)
+        if idempotent:
             assert (await call).body == b"again"
         else:
             with pytest.raises(Unreachable) as raised:
@@ -211,21 +220,21 @@ async def test_http_ask_again_survives_a_stale_connection(again: bool, requests:
         assert len(seen.requests) == requests
 
 
-async def test_http_ask_without_a_server_is_unreachable_and_did_not_arrive() -> None:
+async def test_http_client_send_without_a_server_is_unreachable_and_did_not_arrive() -> None:
     async with stub(lambda _: ok()) as gone:
         pass
     http = HttpClient(HttpPolicy(), FastTransport())
     with pytest.raises(Unreachable) as raised:
-        await http.send(parse_server(gone.url), WRITE, again=False)
+        await http.send(*address(gone.url), WRITE, idempotent=False)
     assert (str(raised.value), raised.value.arrived) == (f"{gone.url}: no connection: Connection refused", False)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode: Mode) -> None:
+async def test_http_client_send_turns_every_network_fault_into_our_error_or_a_reply(mode: Mode) -> None:
     """Every fault raises an `UpstreamError`, and none calls a write unsent that was sent."""
     async with stub(lambda _: ok(b"[]")) as seen, fault_proxy(int(seen.url.rpartition(":")[2])) as way:
         transport = FastTransport()
-        await HttpClient(HttpPolicy(), transport).send(parse_server(way.url), LIST, again=True)
+        await HttpClient(HttpPolicy(), transport).send(*address(way.url), LIST, idempotent=True)
         await way.set(mode)
         seconds = 0.5 if mode in ("slow", "blackhole") else 30.0
         http = HttpClient(HttpPolicy(timeouts=Timeouts(30.0, seconds, seconds)), transport)
@@ -233,7 +242,7 @@ async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode
             await asyncio.sleep(0)
         for request in (LIST, WRITE):
             try:
-                reply = await http.send(parse_server(way.url), request, again=False)
+                reply = await http.send(*address(way.url), request, idempotent=False)
             except UpstreamError as error:
                 if mode != "reset":  # which may come before or after the request went out
                     assert error.arrived is (mode != "refuse")
@@ -246,7 +255,7 @@ async def test_http_ask_turns_every_network_fault_into_our_error_or_a_reply(mode
 # any URL
 
 
-async def test_http_get_sends_nothing_that_is_only_for_nacos() -> None:
+async def test_http_client_get_sends_nothing_that_is_only_for_nacos() -> None:
     policy = HttpPolicy("ours", ("serverIdentity", "secret"), sni="nacos.example")
     asked: list[httpx.Request] = []
 
@@ -272,7 +281,7 @@ async def test_http_get_sends_nothing_that_is_only_for_nacos() -> None:
         ("https://[::1]:80#secret", "https://[::1]:80"),
     ],
 )
-async def test_http_get_error_names_the_server_and_no_secret(url: str, shown: str) -> None:
+async def test_http_client_get_error_names_the_server_and_no_secret(url: str, shown: str) -> None:
     def broken(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no connection")
 
@@ -292,7 +301,7 @@ def test_http_policy_repr_shows_no_secret() -> None:
 @asynccontextmanager
 async def over_tls(
     policy: TlsPolicy, *, wants: str = "", sni: str = "", certificate: str = SERVER
-) -> AsyncIterator[tuple[HttpClient, Server, list[str | None]]]:
+) -> AsyncIterator[tuple[HttpClient, Address, list[str | None]]]:
     """A server that requires a client certificate of the authority `wants`; yields the names that it was asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -304,13 +313,13 @@ async def over_tls(
     async with stub(lambda _: ok(b"hello"), context) as seen:
         http = HttpClient(HttpPolicy(sni=sni), FastTransport(tls=tls_context(policy)))
         try:
-            yield http, parse_server(seen.url), names
+            yield http, address(seen.url), names
         finally:
             await http.transport.aclose()
 
 
-async def said(http: HttpClient, to: Server) -> Any:
-    return (await http.send(to, LIST, again=True)).body
+async def said(http: HttpClient, to: Address) -> Any:
+    return (await http.send(*to, LIST, idempotent=True)).body
 
 
 async def test_tls_context_trusts_the_given_authority() -> None:
@@ -333,7 +342,7 @@ async def test_tls_context_without_verify_trusts_every_server() -> None:
         assert await said(http, to) == b"hello"
 
 
-async def test_http_sni_is_sent_and_must_match_the_certificate() -> None:
+async def test_http_client_sni_is_sent_and_must_match_the_certificate() -> None:
     async with over_tls(TlsPolicy(ca=CA), sni="localhost") as (http, to, names):
         assert await said(http, to) == b"hello"
         assert names == ["localhost"]
@@ -349,7 +358,7 @@ async def test_tls_context_presents_the_client_certificate() -> None:
         assert await said(http, to) == b"hello"
 
 
-async def test_http_ask_fails_without_a_required_client_certificate() -> None:
+async def test_http_client_send_fails_without_a_required_client_certificate() -> None:
     async with over_tls(TlsPolicy(ca=CA), wants=CA) as (http, to, _):
         with pytest.raises(Unreachable):
             await said(http, to)
@@ -358,13 +367,13 @@ async def test_http_ask_fails_without_a_required_client_certificate() -> None:
             await said(http, to)
 
 
-async def test_http_ask_with_the_wrong_scheme_raises_our_errors() -> None:
+async def test_http_client_send_with_the_wrong_scheme_raises_our_errors() -> None:
     async with over_tls(TlsPolicy(ca=CA)) as (http, to, _):
         with pytest.raises(UpstreamError):
-            await said(http, Server(to.origin.replace("https", "http"), to.context))
+            await said(http, address(to[0].replace("https", "http")))
     async with served(lambda _: ok()) as (_, http, to):
         with pytest.raises(UpstreamError):
-            await said(http, Server(to.origin.replace("http", "https"), to.context))
+            await said(http, address(to[0].replace("http", "https")))
 
 
 @pytest.mark.parametrize("policy", [TlsPolicy(ca="/nowhere.pem"), TlsPolicy(certificate="/nowhere.pem")])

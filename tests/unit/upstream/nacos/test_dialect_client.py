@@ -47,11 +47,11 @@ class FakeServerClient:
         self.dialect_client: DialectClient = dialect_clients(self.cache, self.clock)[dialect]
         self.admin = admin
         self.asked: list[str] = []
-        self.again: list[bool] = []
+        self.idempotent: list[bool] = []
 
-    async def ask(self, request: HttpRequest, *, again: bool = True) -> HttpReply:
+    async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply:
         self.asked.append(f"{request.method} {request.path}")
-        self.again.append(again)
+        self.idempotent.append(idempotent)
         if request.path.startswith("/v3/admin/") and not self.admin:
             return HttpReply(403, "application/json", b'{"status":403,"message":"authorization failed!"}')
         body, headers = request.body, {"content-type": "application/x-www-form-urlencoded"} if request.form else {}
@@ -199,7 +199,7 @@ async def test_v3_dialect_client_registers_an_unknown_instance_after_a_full_beat
 
 
 @pytest.mark.parametrize(("face", "dialect"), [("v1+v2", "v1"), ("v1+v2", "v2"), ("v3", "v3")])
-async def test_dialect_client_complete_sends_every_field_of_a_partial_update(face: str, dialect: str) -> None:
+async def test_dialect_client_execute_completes_a_partial_update(face: str, dialect: str) -> None:
     client = FakeServerClient(face, dialect)
     await client.at_server(Register(KEY, instance("10.0.0.1", weight=2.5, metadata={"a": "1"})))
     await client.execute(Update(KEY, "10.0.0.1", 80, metadata={"b": "2"}, partial=True))
@@ -215,7 +215,7 @@ async def test_dialect_client_execute_allows_only_idempotent_calls_to_be_sent_tw
     client = FakeServerClient("v1+v2", "v1")
     await client.execute(CreateService(KEY))
     await client.execute(Register(KEY, instance("10.0.0.1", ephemeral=False)))
-    assert client.again == [False, True]
+    assert client.idempotent == [False, True]
 
 
 async def test_dialect_client_beat_cache_never_mixes_up_instances() -> None:
@@ -239,7 +239,7 @@ async def test_dialect_client_beat_cache_does_not_keep_long_beats() -> None:
         tracemalloc.stop()
 
 
-async def test_dialect_client_stamps_a_list_that_has_no_last_ref_time() -> None:
+async def test_dialect_client_listed_stamps_a_list_that_has_no_last_ref_time() -> None:
     client = FakeServerClient("v3", "v3")
     await client.at_server(Register(KEY, instance("10.0.0.1")))
     assert (await client.execute(Fetch(KEY))).last_ref_time == int(client.clock.wall() * 1000)

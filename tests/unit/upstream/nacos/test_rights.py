@@ -66,7 +66,7 @@ async def test_prove_raises_every_other_error(answer: ProxyError) -> None:
 
 
 @pytest.mark.parametrize("face", ["v1", "1.x", "v1+v2", "3.0", "v3"])
-async def test_take_token_and_take_account_with_every_face(face: str) -> None:
+async def test_accept_token_and_accept_account_with_every_face(face: str) -> None:
     async with facing(face, passwords=PASSWORDS) as server:
         assert server.users is not None
         asked = registry(server.url)
@@ -85,7 +85,7 @@ async def test_take_token_and_take_account_with_every_face(face: str) -> None:
         await asked.close()
 
 
-async def test_take_account_tries_the_next_server_if_one_is_gone() -> None:
+async def test_accept_account_tries_the_next_server_if_one_is_gone() -> None:
     async with facing("v1+v2", passwords=PASSWORDS) as server:
         asked = registry(DEAD, server.url)
         for user in PASSWORDS:
@@ -94,21 +94,21 @@ async def test_take_account_tries_the_next_server_if_one_is_gone() -> None:
 
 
 @pytest.mark.parametrize("urls", [(), (DEAD,)])
-async def test_take_account_raises_unreachable_if_no_server_answers(urls: tuple[str, ...]) -> None:
+async def test_accept_account_raises_unreachable_if_no_server_answers(urls: tuple[str, ...]) -> None:
     asked = registry(*urls)
     with pytest.raises(Unreachable):
         await accept_account(asked, "app", "secret-of-app")
     await asked.close()
 
 
-def test_pass_renew_gives_the_credential_the_new_token() -> None:
+def test_accepted_credential_renew_gives_the_credential_the_new_token() -> None:
     credential = Credential("old")
     held = AcceptedCredential(credential, 1.0, 2.0)
     held.renew(AcceptedCredential(Credential("new"), 3.0, 4.0))
     assert (credential.headers[1], held.renew_at, held.ends_at) == (("accessToken", "new"), 3.0, 4.0)
 
 
-async def test_telling_reports_only_a_token_that_is_no_longer_accepted() -> None:
+async def test_refusal_reporter_reports_only_a_token_that_is_no_longer_accepted() -> None:
     told: list[str] = []
     tell: Callable[[Refused], None] = lambda error: told.append(error.text)  # noqa: E731
     calls: tuple[Awaitable[Any], ...]

@@ -38,7 +38,7 @@ def key(name: str) -> ServiceKey:
     return ServiceKey("public", "DEFAULT_GROUP", name)
 
 
-def test_servers_checking_is_true_if_all_servers_have_the_parameter_check() -> None:
+def test_servers_have_parameter_check_if_every_server_is_known_to() -> None:
     servers = Servers(ServersPolicy())
     assert not servers.have_parameter_check
     servers = three()
