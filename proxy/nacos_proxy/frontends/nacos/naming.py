@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import header, mark_cacheable, send_reply, to_request
+from nacos_proxy.frontends.answers import ANSWER_HEADER, header, mark_cacheable, send_reply, to_request
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
@@ -24,7 +24,6 @@ from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadSe
 from nacos_proxy.wire.nacos.rules import RULES
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
-ANSWER_HEADER = "nacos-proxy-answer"
 _REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 2048  # requests whose parsed call is remembered; bytes of one
 _DIGEST_KEY = token_bytes(32)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")

@@ -146,9 +146,6 @@ def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> Reply:
     return Reply(HttpReply(status, JSON_TYPE, dumps(value), headers))
 
 
-# errors
-
-
 async def on_proxy_error(request: Request, error: ProxyError) -> Response:
     return Reply(problem(error, request.scope["path"]))
 
@@ -201,23 +198,29 @@ PROBLEM_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine
     Exception: on_unexpected,
 }
 
-# documents
-
 Responses = dict[int | str, dict[str, Any]]
 
 
 def documented(
-    example: Any, model: Any = None, description: str = "", *, status: int = 200, media: str = JSON_TYPE
+    example: Any,
+    model: Any = None,
+    *errors: ProxyError,
+    description: str = "",
+    status: int = 200,
+    media: str = JSON_TYPE,
 ) -> Responses:
-    """A route's `responses` entry for an answer with an example; `model` None: it is not JSON, or has no fixed form."""
+    """A route's `responses`: a success with its example, and `problems(*errors)`.
+
+    `model` None: the success is not JSON, or has no fixed form.
+    """
     entry: dict[str, Any] = {"description": description or HTTPStatus(status).phrase}
     if model is not None:
         entry["model"] = model
-    return {status: {**entry, "content": {media: {"example": example}}}}
+    return {status: {**entry, "content": {media: {"example": example}}}, **problems(*errors)}
 
 
 def problems(*errors: ProxyError) -> Responses:
-    """The `responses` entries of errors, each shown as it would be answered."""
+    """The `responses` entries of errors, each with the problem document that it would be answered with."""
     found: Responses = {}
     for error in errors:
         reply = problem(error, "/api/v1/services/orders")
