@@ -1,4 +1,4 @@
 """For operators: health, readiness, status, metrics, the status page.
 
-Never here: what the numbers are made of; each part counts for itself.
+Never here: counting. Each component counts its own events.
 """

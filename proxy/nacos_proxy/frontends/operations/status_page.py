@@ -1,7 +1,7 @@
 """The status page: one HTML document made from the status object.
 
-Anybody who can register an instance can put text on it. So all text is escaped, none of it becomes a link, and the
-Content-Security-Policy lets the browser run no script and load nothing.
+Anyone who can register an instance can put text on it. So all text is escaped, none of it becomes a link, and the
+Content-Security-Policy forbids scripts and loading anything.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def page(
 ) -> bytes:
     """The document in UTF-8. It reloads itself every five seconds.
 
-    The caller makes `rows_of_services` one by one with `service_row`: all at once would block the event loop too long.
-    `carried` are parameters for its links: the token that the page was opened with, because a link sends no header.
+    The caller makes `rows_of_services` with `service_row`, with pauses, so as not to block the event loop. `carried`
+    are parameters for the links: the token in the page's own address, because a link sends no header.
     """
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
     services = "".join(rows_of_services)
     if not services:
-        services = '<tr><td colspan="6" class="muted">none was read or registered yet</td></tr>'
+        services = '<tr><td colspan="6" class="muted">no service was read or registered yet</td></tr>'
     hidden = status["servicesTotal"] - len(rows_of_services)
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"

@@ -265,7 +265,9 @@ async def register(
     else:
         spec = CheckSpec.parse(body.managed)
         written = await api.health_checker.register(key, instance, spec, client_of(request.scope))
-    location = _location(service, instance, request.scope["query_string"].decode("latin-1"))
+    location = f"/api/v1/services/{quote(service, safe='@')}/instances/{quote(instance.address, safe='[]:')}"
+    if query_string := request.scope["query_string"].decode("latin-1"):
+        location += f"?{query_string}"
     return json_reply(host_json(instance, key), 201, (("location", location), *_how(written)))
 
 
@@ -349,8 +351,3 @@ async def beat(
 
 def _how(written: Written[Any]) -> Pairs:
     return ((ANSWER_HEADER, written.how),)
-
-
-def _location(service: str, instance: Instance, query: str) -> str:
-    path = f"/api/v1/services/{quote(service, safe='@')}/instances/{quote(instance.address, safe='[]:')}"
-    return f"{path}?{query}" if query else path

@@ -81,7 +81,7 @@ def test_a_service_goes_by_its_name_and_says_below_where_it_is() -> None:
 
 
 def test_a_proxy_that_knows_no_service_yet_says_so() -> None:
-    assert "none was read or registered yet" in page({**STATUS, "services": []}, "ready", []).decode()
+    assert "no service was read or registered yet" in page({**STATUS, "services": []}, "ready", []).decode()
 
 
 def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
