@@ -414,7 +414,7 @@ class TestLimits:
     def events_policy(self) -> EventsPolicy:
         return EventsPolicy(quota=StreamQuotaPolicy(max_streams=3, streams_per_client=2))
 
-    async def test_one_client_has_its_bound_and_the_proxy_another(self, world: World) -> None:
+    async def test_streams_are_bounded_per_client_and_in_total(self, world: World) -> None:
         target = "/api/v1/events?service=orders"
         streams = [await world.start(target), await world.start(target)]
         refused = await world.ask("GET", target)
@@ -429,7 +429,7 @@ class TestLimits:
             await stream.leave()
         assert world.events.quota.clients == {}
 
-    async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
+    async def test_streams_and_long_polls_of_a_client_watch_a_bounded_number_of_services(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
         world.events.quota = world.events.polls.quota = StreamQuota(StreamQuotaPolicy(services_per_client=3))
         streams = [
