@@ -63,7 +63,7 @@ def push_status(components: Components) -> Mapping[str, Any]:
         return {"state": "idle", "reason": "no service is watched"}
     why = components.push.unavailable if isinstance(components.push, GrpcPush) else ""
     if why and components.settings.push != "on":
-        return {"state": "unavailable", "reason": f"{why}; polling finds changes"}
+        return {"state": "unavailable", "reason": f"{why}; changes are found by polling"}
     interval = components.settings.poll_interval_read
     return {"state": "lost", "reason": f"unavailable; polling every {interval:g} s"}
 

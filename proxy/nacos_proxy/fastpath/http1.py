@@ -88,7 +88,7 @@ class Http1Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._phase = BETWEEN  # the parser's position
-        self._reading: RequestResponseCycle | None = None  # the request whose body arrives
+        self._reading: RequestResponseCycle | None = None  # the request whose body is arriving
         self._answering: RequestResponseCycle | None = None  # the request of the current or last response
         self._held = bytearray()  # unparsed bytes behind a waiting request
         self._refused = False  # all further input is ignored

@@ -1,8 +1,8 @@
 """The head stage: a uvicorn protocol that repeats responses before it parses, and hands its transport to streams.
 
 Between two messages the parser has no state, so the same bytes are always the same request. If they once were a whole
-request, and the table has its response, the protocol writes the response without parsing. A request with a new head is
-parsed, then looked up by target before uvicorn makes a task for it. uvicorn handles everything else.
+request, the table has its response, and no other response is due, the protocol writes the response without parsing.
+Other heads are parsed, then looked up by target before uvicorn makes a task. uvicorn handles everything else.
 
 This module uses private names of uvicorn: its version range is pinned, and tests compare the bytes with and without
 the fast path.

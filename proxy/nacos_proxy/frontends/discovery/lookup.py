@@ -89,7 +89,7 @@ class LookupApi:
                 self._draws[slot] = draws
         return draws
 
-    def drawer(
+    def make_draw(
         self, strategy: Strategy, draws: Draws, prepare: Callable[[], Draws], turn: int, key: str
     ) -> Callable[[], bytes]:
         """A function that chooses anew at each call. The fast path keeps it; it keeps no `Draws` beyond their bound."""
@@ -203,7 +203,9 @@ async def pick(request: ApiRequest, service: ServiceName, query: Annotated[PickQ
     if view is None or draws is None or not draws.candidates.hosts:
         reason = why_empty(shown, asked.cluster_set, asked.healthy_only)
         return Reply(nothing_to_pick(reason, request.scope["path"]))
-    draw = api.drawer(query.strategy, draws, lambda: api.prepared(shown, view, as_text), hash((key, view)), query.key)
+    draw = api.make_draw(
+        query.strategy, draws, lambda: api.prepared(shown, view, as_text), hash((key, view)), query.key
+    )
     repeat = None if query.strategy == "hash" else draw
     mark_cacheable(request.scope, api.agent, cached, "pick", cache_control, repeat)
     media = TEXT_TYPE if as_text else JSON_TYPE

@@ -38,10 +38,10 @@ log = logging.getLogger("nacos_proxy.api")
 
 _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
 OTHER_LOGIN = {_V1_LOGIN: _V3_LOGIN, "/v1/auth/users/login": _V3_LOGIN, _V3_LOGIN: _V1_LOGIN}
-NOT_THERE = (404, 410, 501)
+MISSING_STATUSES = (404, 410, 501)
 _CONFIGURATION = re.compile(r"/v[12]/cs")
 _ALWAYS_FOUND = ("/v1/cs/configs/listener",)  # at other paths, 404 can also mean that a configuration is missing
-GONE = (
+_MISSING_API = (
     "clients ask for configuration by %s, which the upstream does not have (status %d), and the proxy does not "
     "translate configuration calls. Use a client of the server's generation for configuration, or make the server "
     "answer %s: on Nacos 3.0 and 3.1 set nacos.core.api.compatibility.client.enabled=true in its "
@@ -95,7 +95,9 @@ class Passthrough:
 
     async def _try(self, request: Request, send: Send) -> bool:
         try:
-            return await self._forward(request.scope, self._path(request), request.stream(), send, (*NOT_THERE, 405))
+            return await self._forward(
+                request.scope, self._path(request), request.stream(), send, (*MISSING_STATUSES, 405)
+            )
         except BadCall:
             return False
 
@@ -106,7 +108,7 @@ class Passthrough:
             return await self._forward(scope, path, request.stream(), send)
         form = await read_body(scope, request.receive, MAX_LOGIN)
         send = _with_login_callback(send, self.on_login)
-        if not await self._forward(scope, path, _once(form), send, NOT_THERE):
+        if not await self._forward(scope, path, _once(form), send, MISSING_STATUSES):
             await self._forward(scope, other_login, _once(form), send)
         return True
 
@@ -151,11 +153,11 @@ class Passthrough:
         api = "/".join(path.split("/", 3)[:3])
         if not _CONFIGURATION.fullmatch(api):
             return
-        if status not in NOT_THERE:
+        if status not in MISSING_STATUSES:
             self._missing_api = ""
         elif api != self._missing_api and (status != 404 or path.startswith(_ALWAYS_FOUND)):
             self._missing_api = api
-            log.warning(GONE, api, status, api)
+            log.warning(_MISSING_API, api, status, api)
 
 
 async def _serve_while_connected(

@@ -19,7 +19,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.auth import UNAUTHENTICATED
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.operations.metrics import Metrics
-from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MOST_HOSTS, service_row
+from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MAX_HOSTS, service_row
 from nacos_proxy.frontends.operations.status_page import page as status_page
 from nacos_proxy.frontends.rest import examples
 from nacos_proxy.frontends.rest.routing import ApiRoute, Reply, documented, json_reply, provided
@@ -179,7 +179,7 @@ async def page(request: Request, view: View) -> Response:
     headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
     given = parse_qsl(request.scope["query_string"].decode("latin-1"))
     token = {name: value for name, value in given if name in TOKENS}
-    shown = await status_json(view, _PAGE_SERVICES, hosts=MOST_HOSTS)
+    shown = await status_json(view, _PAGE_SERVICES, hosts=MAX_HOSTS)
     rows = [service_row(row) async for row in in_turns(shown["services"], 10)]
     body = status_page(shown, rows, *readiness(view), token)
     return Reply(HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE)))

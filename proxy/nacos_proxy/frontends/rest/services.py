@@ -75,7 +75,7 @@ _BEAT_NOT_FOUND = Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)
 router = APIRouter(route_class=ApiRoute, tags=["services"], default_response_class=Response)
 
 
-class Managing(Protocol):
+class InstanceManager(Protocol):
     """The part of `background.health_checker.HealthChecker` that the endpoints call."""
 
     async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str) -> Written[None]: ...
@@ -91,7 +91,7 @@ class RestApi:
 
     agent: Agent
     reads: Reads
-    health_checker: Managing | None = None
+    health_checker: InstanceManager | None = None
 
     async def as_registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
         """The address as registered, for a write: servers treat two spellings of an IPv6 address as two instances."""
