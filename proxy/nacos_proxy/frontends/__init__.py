@@ -1,5 +1,5 @@
-"""What clients speak: one interface per folder, and in this folder the HTTP code that they share.
+"""The APIs for clients: one interface per folder. Shared files are here: access control, tokens, bodies, streams.
 
-A front end reads a request, asks the agent, and writes the response.
+A front end reads a request, calls the agent, and writes the response.
 Never here: deciding where an answer comes from.
 """

@@ -1,7 +1,10 @@
-"""Access control, an ASGI app in front of all others: Host and Origin checks, this proxy's own API tokens.
+"""Access control, as an ASGI app in front of all others: Host and Origin checks, API tokens and their rights.
+
+These are this proxy's own tokens. The upstream's accounts are in `upstream.nacos.login`. If clients may send a token in
+a new place, `own_tokens` has to remove it there, and `VARY` of `fastpath.asgi` has to list it if it is a header.
 
 A web page could attack this proxy through DNS rebinding: the browser then sends the attacker's name as Host. So on a
-loopback address, only names of this host are accepted. The upstream's accounts are in `upstream.nacos.login`.
+loopback address, only names of this host are accepted.
 """
 
 from __future__ import annotations

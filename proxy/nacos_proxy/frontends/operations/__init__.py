@@ -1,4 +1,4 @@
 """For operators: health, readiness, status, metrics, the status page.
 
-Never here: counting. Each component counts its own events.
+Never here: the counting; each component counts for itself.
 """
