@@ -1,4 +1,4 @@
-"""What operators see: the values of `/status` and `/metrics` that come from several components."""
+"""Collects the values of `/status` and `/metrics` from the components."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from pydantic.alias_generators import to_camel
 
 from nacos_proxy import __version__
 from nacos_proxy.app.components import Components
 from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.operations.endpoints import OperatorView
-from nacos_proxy.frontends.operations.metrics import Metrics, Repeated, Sources
+from nacos_proxy.frontends.operations.metrics import PREFIX, Metrics, Repeated, Sources
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 
@@ -20,11 +21,10 @@ EMBEDDED = "embedded registry, for development: no Nacos is behind it"
 
 
 def operator_view(components: Components) -> OperatorView:
-    """Everything that the operations endpoints show."""
     sources = Sources(
         components.agent,
         __version__,
-        push_up=lambda: _push_up(components),
+        push_up=lambda: {"ok": True, "lost": False}.get(push_status(components)["state"]),
         subscribers=lambda: components.events.readers,
         refused=lambda: components.events.quota.refused,
         repeated=lambda: _repeated(components.response_table),
@@ -61,37 +61,26 @@ def push_status(components: Components) -> Mapping[str, Any]:
         return {"state": "off"}
     if not components.agent.catalog.cache.watched_keys():
         return {"state": "idle", "reason": "no service is watched"}
-    if (
-        isinstance(components.push, GrpcPush)
-        and (why := components.push.unavailable)
-        and components.settings.push != "on"
-    ):
+    why = components.push.unavailable if isinstance(components.push, GrpcPush) else ""
+    if why and components.settings.push != "on":
         return {"state": "unavailable", "reason": f"{why}; changes are found by polling"}
     interval = components.settings.poll_interval_read
     return {"state": "lost", "reason": f"unavailable; polling every {interval:g} s"}
 
 
-def _push_up(components: Components) -> bool | None:
-    return {"ok": True, "lost": False}.get(push_status(components)["state"])
-
-
 def polling_status(components: Components) -> Mapping[str, Any]:
-    """Whether `poll_budget` and the upstream's pace suffice for the watched services."""
+    """Whether `poll_budget` and the upstream's speed suffice for the watched services."""
     if not components.poller.late:
         return {"state": "ok"}
     waits = f"services wait {components.poller.behind:.0f} s for their poll"
-    reason = f"{waits}: more services are watched than poll_budget or the upstream's pace allows"
-    return {"state": "late", "reason": reason}
+    return {"state": "late", "reason": f"{waits}: too many are watched for poll_budget or for the upstream's speed"}
 
 
 def disk_status(components: Components) -> Mapping[str, Any]:
     if components.persistence is None:
         return {"state": "off"}
-    return (
-        {"state": "failing", "reason": components.persistence.failing}
-        if components.persistence.failing
-        else {"state": "ok"}
-    )
+    reason = components.persistence.failing
+    return {"state": "failing", "reason": reason} if reason else {"state": "ok"}
 
 
 def more_status(components: Components) -> Mapping[str, Any]:
@@ -102,65 +91,47 @@ def more_status(components: Components) -> Mapping[str, Any]:
     udp = components.udp
     return {
         "managed": managed,
-        "udpPush": {} if udp is None else {_camel(name): number for name, number in udp.tallies().items()},
+        "udpPush": {} if udp is None else {to_camel(name): number for name, number in udp.tallies().items()},
         "fastPath": {"answers": len(components.response_table), "bytes": components.response_table.bytes},
     }
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-def _repeated(answers: ResponseTable) -> Iterable[Repeated]:
-    for (kind, status), tally in answers.hit_counts.items():
-        yield Repeated(kind, status, "head", tally.head)
-        yield Repeated(kind, status, "target", tally.target)
+def _repeated(table: ResponseTable) -> Iterable[Repeated]:
+    for (kind, status), hits in table.hit_counts.items():
+        yield Repeated(kind, status, "head", hits.head)
+        yield Repeated(kind, status, "target", hits.target)
 
 
 def _more_metrics(components: Components) -> Iterable[Metric]:
-    gauges = {
-        "tenants": ("Tenants that are open, with auth = client", components.tenants.open),
-        "upstream_embedded": ("1 on the embedded registry, with no Nacos behind", int(components.settings.embedded)),
-        "disk_failing": (
-            "1 while the state cannot be written",
-            int(bool(components.persistence and components.persistence.failing)),
-        ),
-        "managed_instances": ("Instances that this proxy sends heartbeats for", len(components.health_checker)),
-        "poll_late_seconds": ("How long the most overdue poll has waited", round(components.poller.behind, 3)),
-        "prepared_answers": ("Answers that the fast path holds", len(components.response_table)),
-    }
-    counters = {
-        "unwritable_rows": (
-            "Rows left out of the state file",
-            components.persistence.unwritable if components.persistence else 0,
-        ),
-        "tenants_refused": (
-            "Requests whose token or password was refused, with auth = client",
-            components.tenants.refused,
-        ),
-        "unreadable_hosts": (
-            "Hosts in the upstream's lists that could not be read",
-            components.registry.unreadable if isinstance(components.registry, NacosRegistry) else 0,
-        ),
-        "udp_pushes_received": (
-            "Datagrams from the upstream that announced changes",
-            components.receiver.received if components.receiver else 0,
-        ),
-    }
-    for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
-        for name, (text, value) in families.items():
-            family = kind(f"nacos_proxy_{name}", text)
-            family.add_metric([], value)
-            yield family
-    failures = CounterMetricFamily(
-        "nacos_proxy_background_failures", "Failures of background work, which goes on", labels=["part"]
-    )
-    for name, number in components.agent.supervisor.failures.items():
-        failures.add_metric([name], number)
-    yield failures
+    persistence, registry, tenants = components.persistence, components.registry, components.tenants
+    receiver, table, checker = components.receiver, components.response_table, components.health_checker
+    unreadable = registry.unreadable if isinstance(registry, NacosRegistry) else 0
+    failing, unwritable = (bool(persistence.failing), persistence.unwritable) if persistence else (False, 0)
+    for name, text, value in (
+        ("tenants", "Tenants that are open, with auth = client", tenants.open),
+        ("upstream_embedded", "1 on the embedded registry, with no Nacos behind", components.settings.embedded),
+        ("disk_failing", "1 while the state cannot be written", failing),
+        ("managed_instances", "Instances that this proxy sends heartbeats for", len(checker)),
+        ("poll_late_seconds", "How long the most overdue poll has waited", round(components.poller.behind, 3)),
+        ("prepared_answers", "Answers that the fast path holds", len(table)),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, text, value=value)
+    received = receiver.received if receiver else 0
+    for name, text, value in (
+        ("unwritable_rows", "Rows left out of the state file", unwritable),
+        ("tenants_refused", "Requests whose token or password was refused, with auth = client", tenants.refused),
+        ("unreadable_hosts", "Hosts in the upstream's lists that could not be read", unreadable),
+        ("udp_pushes_received", "Datagrams from the upstream that announced changes", received),
+    ):
+        yield CounterMetricFamily(PREFIX + name, text, value=value)
+    failures = components.agent.supervisor.failures
+    yield _labelled("background_failures", "Failures of background work, which goes on", "part", failures)
     if components.udp is not None:
-        counter = CounterMetricFamily("nacos_proxy_udp_pushes", "Datagrams to legacy clients", labels=["what"])
-        for name, number in components.udp.tallies().items():
-            counter.add_metric([name], number)
-        yield counter
+        yield _labelled("udp_pushes", "Datagrams to legacy clients", "what", components.udp.tallies())
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    counter = CounterMetricFamily(PREFIX + name, text, labels=[label])
+    for label_value, number in values.items():
+        counter.add_metric([label_value], number)
+    return counter

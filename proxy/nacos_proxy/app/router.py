@@ -1,4 +1,4 @@
-"""Routes requests: the Nacos API below its context path, our own API beside it."""
+"""Routes requests: the Nacos API is below its context path, the REST API is everything else."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from nacos_proxy.wire.nacos.v2 import V2
 from nacos_proxy.wire.nacos.v3 import V3
 from nacos_proxy.wire.rest.problem import problem
 
-DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # the calls answered here if there are servers behind, which do the rest
+DIALECTS: tuple[Dialect, ...] = (V1, V2, V3)  # without the calls that only servers answer (`WHOLE` has them)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 OnList = Callable[[ReadService, Snapshot], None]
 
 
 def provided_by(components: Components) -> Mapping[type, Any]:
-    """What the endpoints of our own API ask for, by class."""
+    """The objects that the REST endpoints depend on, by class."""
     objects = (
         RestApi(components.agent, components.reads, components.health_checker),
         LookupApi(components.agent, components.reads),
@@ -56,11 +56,11 @@ def provided_by(components: Components) -> Mapping[type, Any]:
         components.events.polls,
         operator_view(components),
     )
-    return {type(one): one for one in objects}
+    return {type(it): it for it in objects}
 
 
 class TenantApp:
-    """An ASGI app: one tenant's components behind the routes of a router. `on_list` is told of lists of v1."""
+    """An ASGI app: the routes of `router` with one tenant's components. `on_list` is as in `NacosApi`."""
 
     def __init__(self, router: Router, components: Components, on_list: OnList | None) -> None:
         self._router = router
@@ -73,7 +73,7 @@ class TenantApp:
 
 
 class Router:
-    """An ASGI app for HTTP requests; `rest` is the FastAPI app within, which also runs the `lifespan`."""
+    """An ASGI app for HTTP requests. `rest` is the FastAPI app inside, which also runs the `lifespan`."""
 
     def __init__(self, components: Components, lifespan: Lifespan | None = None) -> None:
         self.rest = rest_app(provided_by(components), lifespan, max_body=components.settings.max_body)
@@ -100,10 +100,10 @@ class Router:
         await self.serve(self._nacos, scope, receive, send)
 
     async def serve(self, nacos: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """`nacos` answers below the context path, our own API beside it."""
+        """Answers a request; `nacos` answers those below the context path."""
         scope[RULES] = NACOS if self._checks() else LENIENT
         if self._seeks_console(scope):
-            query = scope["query_string"].decode("latin-1")  # a token may stand there
+            query = scope["query_string"].decode("latin-1")  # it may hold a token
             headers = (("location", f"/?{query}" if query else "/"), ("vary", "accept"))
             await send_reply(send, HttpReply(302, None, b"", headers))
         elif self._is_nacos(scope["path"]):
@@ -112,16 +112,14 @@ class Router:
             await self.rest(_without_slash(scope), receive, send)
 
     def _seeks_console(self, scope: Scope) -> bool:
-        """Whether a browser asks for the console at Nacos's path. A probe, which writes the slash, gets the upstream's
-        answer.
-        """
+        """Whether a browser asks for Nacos's console. Probes, which add a slash, get the upstream's answer."""
         path: str = scope["path"]
         if not self._context or scope["method"] not in ("GET", "HEAD"):
             return False
         return path == self._context or (path == self._context + "/" and b"text/html" in header(scope, b"accept"))
 
     def is_per_tenant(self, scope: Scope) -> bool:
-        """Whether the answer depends on what the client may see; pass-through and open paths do not."""
+        """Whether the answer depends on the client's rights. On pass-through and open paths it does not."""
         path: str = scope["path"]
         return self._nacos.knows(scope["method"], path) if self._is_nacos(path) else path not in OPEN_PATHS
 
@@ -131,7 +129,7 @@ class Router:
         return path.startswith(("/v1/", "/v2/", "/v3/"))
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
-        """The answer to an error that occurred before the request came here, in the dialect of its path."""
+        """The answer to an error from before this app, in the dialect of the request's path."""
         path: str = scope["path"]
         if self._is_nacos(path):
             return self._nacos.refuse(scope, error)
@@ -139,9 +137,7 @@ class Router:
 
 
 def _without_slash(scope: Scope) -> Scope:
-    """A slash at the end means nothing. A redirect to the path without it would name a host and a scheme, which may be
-    those of a proxy in between.
-    """
+    """Ignores a slash at the end. A redirect would need the client's host and scheme, which a proxy may hide."""
     path, raw = scope["path"], scope.get("raw_path") or scope["path"].encode()
     if len(path) < 2 or not raw.endswith(b"/"):
         return scope
@@ -149,7 +145,7 @@ def _without_slash(scope: Scope) -> Scope:
 
 
 def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, max_body: int = 1 << 20) -> FastAPI:
-    """Our own API with its document. `provided` are the objects that endpoints ask for, by class."""
+    """The REST API with its document. `provided` has the objects that the endpoints depend on, by class."""
     routers = (services.router, lookup.router, long_polls.router, streams.router, operations.router, explorer.router)
     app = FastAPI(
         title="nacos-proxy",
@@ -172,19 +168,19 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
 def guarded(
     router: Router, app: ASGIApp, policy: AccessPolicy, answers: ResponseTable, clock: Clock, s: Settings
 ) -> tuple[AccessControl, ASGIApp]:
-    """The guard, and `app` behind it, cross-origin rules and the fast path, which is outermost."""
+    """The access control in front of `app`, and the whole app: fast path, CORS, access control, `app`."""
     guard = AccessControl(app, policy, router.refuse)
-    own: ASGIApp = guard
+    whole: ASGIApp = guard
     if s.cors_origins:
         headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
-        own = CORSMiddleware(
-            own, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
+        whole = CORSMiddleware(
+            whole, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
         )
-    return guard, FastPath(own, answers, clock.now) if s.fast_path else own
+    return guard, FastPath(whole, answers, clock.now) if s.fast_path else whole
 
 
 def obey(guard: AccessControl, answers: ResponseTable, s: Settings) -> None:
-    """Applies the settings that can change while the process serves: tokens, host names, the log level."""
+    """Applies the settings that can change at run time: tokens, host names, the log level."""
     guard.set_policy(guard_policy(s))
-    answers.clear()  # they were prepared for clients that may no longer be allowed to ask
+    answers.clear()  # their clients may have lost access
     logging.getLogger("nacos_proxy").setLevel(s.log_level.upper())

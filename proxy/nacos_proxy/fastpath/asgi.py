@@ -1,8 +1,8 @@
-"""The target stage, for any ASGI server: an app in front of the others that repeats the responses they marked.
+"""The target stage, for any ASGI server: an app in front of the others that repeats the responses that they marked.
 
-It looks a response up by everything the response can depend on: the target, the scheme, whether the request came over a
-Unix socket, and the headers in `VARY`. It ignores other headers, such as a request id that differs each time. Requests
-with a header in `BYPASS` go to the app: they have a body, or ask for more than a cached response can give.
+The lookup key has everything that a response can depend on: the target, the kind of socket, and the headers in `VARY`.
+Other headers, such as a request id, do not matter. Requests with a header in `BYPASS` go to the app: they have a body,
+or ask for more than a cached response can give.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEAD_KEY = "nacos_proxy.head"
-"""The scope key under which the protocol leaves the head-stage `LookupKey` of a request that it had to pass on."""
+"""The scope key under which the protocol puts the head-stage `LookupKey` of a request that it did not answer."""
 
 VARY = frozenset(
     {b"accept", b"accept-encoding", b"accesstoken", b"authorization", b"cookie", b"host"}
     | {b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"origin", b"range"}
 )
 BYPASS = frozenset({b"cache-control", b"content-length", b"expect", b"pragma", b"transfer-encoding", b"upgrade"})
-KEY_HEADERS = VARY | BYPASS  # those in the lookup key; a request with one of `BYPASS` then finds nothing
+KEY_HEADERS = VARY | BYPASS  # in the lookup key, so that a request with one of `BYPASS` finds nothing
 
 
 class FastPath:
@@ -67,7 +67,7 @@ def _target_key_of(scope: Scope) -> LookupKey:
 
 
 def socket_kind(tls: bool, unix: bool) -> bytes:
-    """Each kind of socket has its own responses; on a Unix socket, for example, Host is not checked."""
+    """The part of a key for the kind of socket: responses depend on it; on a Unix socket, Host is not checked."""
     return (b"https" if tls else b"http") + (b" unix" if unix else b"")
 
 
@@ -80,14 +80,14 @@ def target_key(kind: bytes, path: bytes, query: bytes, headers: Headers) -> Look
 
 
 def keeps_connection(scope: Scope) -> bool:
-    """Whether the connection goes on unchanged after the response: HTTP/1.1 that stays open."""
+    """Whether the connection is HTTP/1.1 and stays open after the response."""
     if scope["http_version"] != "1.1":
         return False
     return all(value.lower() == b"keep-alive" for name, value in scope["headers"] if name == b"connection")
 
 
 class _ResponseRecorder:
-    """Passes a response on. A marked and admitted response becomes a `PreparedResponse` when it is complete."""
+    """Passes a response on. When a marked and admitted response is complete, it becomes a `PreparedResponse`."""
 
     __slots__ = ("_body", "_cacheable", "_keys", "_scope", "_send", "_since", "_start", "_table", "_target")
 

@@ -1,4 +1,4 @@
-"""Corrections of uvicorn's httptools protocol, where it reads or answers HTTP/1 wrongly.
+"""Corrects uvicorn's httptools protocol where it reads or answers HTTP/1 wrongly.
 
     input                                  | behaviour
     ---------------------------------------|--------------------------------------------------------------------------
@@ -6,12 +6,12 @@
     CONNECT                                | 405, and the connection ends, because what follows is not HTTP
     HTTP/1.0                               | no chunks; the connection ends after a body of unknown length
     a request while one is unanswered      | waits; bytes after it are held unparsed
-    a client that disconnects              | its app is notified, even if more requests are waiting
+    a client that disconnects              | the app is notified, even if more requests are waiting
     trailer fields                         | ignored, they are not headers (RFC 9110 6.5.1)
     a refused request                      | earlier responses are sent in full; the refusal follows, or is left out
 
-After a head with `Upgrade`, httptools stops parsing, because it takes the body for another protocol. So such a head is
-parsed again, by a new parser, without the upgrade's fields.
+After a head with `Upgrade`, httptools stops, because it takes the body for another protocol. So a new parser parses the
+head again, without the upgrade's fields.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from nacos_proxy.fastpath.asgi import App, Message, Receive, Scope, Send
 BETWEEN, HEAD, BODY = 0, 1, 2
 
 MAX_PARSED = 8192  # bytes parsed at once, which bounds the requests that one chunk can create
-MAX_HELD = 256 << 10  # bytes held behind a waiting request; with more, the connection ends after the due responses
-GRACE = 2.0  # seconds to finish responses after the client has closed its side
+MAX_HELD = 256 << 10  # bytes held behind a waiting request; with more, the connection ends after the waiting responses
+GRACE = 2.0  # seconds to finish responses after the client closed its side
 
 _NO_TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)
 _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
@@ -88,7 +88,7 @@ class Http1Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._phase = BETWEEN  # the parser's position
-        self._reading: RequestResponseCycle | None = None  # the request whose body is being read
+        self._reading: RequestResponseCycle | None = None  # the request whose body is arriving
         self._answering: RequestResponseCycle | None = None  # the request of the current or last response
         self._held = bytearray()  # unparsed bytes behind a waiting request
         self._refused = False  # all further input is ignored
@@ -107,7 +107,7 @@ class Http1Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client closed its side: it is gone, or it still reads responses, as `nc -N` does."""
+        """The client closed its side: it has gone, or it still reads responses, as `nc -N` does."""
         due = cast("RequestResponseCycle | None", self.cycle)
         if due is None or due.response_complete or not isinstance(cast(object, due), RequestResponseCycle):
             return None
@@ -127,10 +127,8 @@ class Http1Protocol(HttpToolsProtocol):
             answering.keep_alive = False
 
     def close(self) -> None:
-        """Ends the connection after everything written has been sent."""
+        """Ends the connection when everything written is sent."""
         self.transport.close()
-
-    # reading
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
@@ -170,7 +168,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.send_400_response(message)
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
-        """Parses, and returns the unparsed rest behind the head of a request with an upgrade."""
+        """Returns the bytes after the head of a request with an upgrade, which are not parsed yet."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -185,7 +183,7 @@ class Http1Protocol(HttpToolsProtocol):
         return None
 
     def _without_upgrade(self) -> bytes:
-        """The head just parsed, without the fields that ask for an upgrade."""
+        """The current head, without the fields that ask for an upgrade."""
         parser: Any = self.parser
         lines = [b"%b %b HTTP/%b" % (parser.get_method(), self.url, parser.get_http_version().encode())]
         for name, value in self.headers:
@@ -197,8 +195,6 @@ class Http1Protocol(HttpToolsProtocol):
             if name not in _UPGRADE_FIELDS:
                 lines.append(name + b": " + value)
         return b"\r\n".join((*lines, b"", b""))
-
-    # parser callbacks
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -225,9 +221,7 @@ class Http1Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """No warning: Java's client asks for h2c on each new connection, and goes on in HTTP/1.1."""
-
-    # answering
+        """Logs nothing: Java's client asks for h2c on each new connection, and continues in HTTP/1.1."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -244,14 +238,10 @@ class Http1Protocol(HttpToolsProtocol):
             self.data_received(held)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses input that is not an HTTP request."""
         self._refuse_with(partial(super().send_400_response, msg))
 
     def refuse(self, status: int) -> None:
-        """Stops reading and ends the connection.
-
-        The request that is being read gets this status, unless a response is due before it; that is then the last.
-        """
+        """Ends the connection. The request being read gets this status, unless an earlier response is still due."""
         self._refuse_with(partial(self._write_empty, status))
 
     def _refuse_with(self, write_response: Callable[[], None]) -> None:
@@ -261,7 +251,7 @@ class Http1Protocol(HttpToolsProtocol):
         if self._reading is not None and self._reading is self._answering:
             due = None  # type: ignore[assignment]
             if self._reading.response_started:
-                self.close()  # a second response would be taken for the body of the first
+                self.close()  # the client would take a second response for the body of the first
                 return
         elif self._reading is not None:
             self.pipeline.popleft()  # the newest is on the left
@@ -279,10 +269,7 @@ class Http1Protocol(HttpToolsProtocol):
 
 
 def _unchunked(app: App, cycle: RequestResponseCycle) -> App:
-    """The app for an HTTP/1.0 client, which knows no chunks (RFC 9112 6.1).
-
-    The connection ends after a body of unknown length.
-    """
+    """The app for an HTTP/1.0 client, without chunks (RFC 9112 6.1): a body of unknown length ends the connection."""
 
     async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
         unknown_length = False

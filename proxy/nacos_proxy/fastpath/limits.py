@@ -1,19 +1,18 @@
-"""Bounds on what one connection may cost: heads, waits, and the number of connections.
+"""Bounds on the cost of one connection, and on the number of connections. uvicorn's httptools protocol has none.
 
-uvicorn's httptools protocol does not limit a head, and waits for ever for the end of a request and for a client to read
-its response. The size of a body is not bounded here, but where it is read.
+The code that reads a body bounds its size.
 
-    input                                         | behaviour (always, the connection ends)
+    input                                         | response; then the connection ends
     ----------------------------------------------|------------------------------------------------
     a head of more than `max_head` bytes          | 431
     a head that is incomplete after `read_timeout`| 408
     no request at all                             | no response, after the keep-alive time-out
     a body that stalls for `read_timeout`         | 408 if no response has begun
     a body slower than `min_body_rate`            | the same
-    a client that does not read its response      | closed after `write_timeout`
+    a client that does not read its response      | none more, after `write_timeout`
     more than `max_connections`                   | 503; with TLS no response, before the handshake (`tls`)
 
-A response that is due to an earlier request is sent first, in full (`Http1Protocol.refuse`).
+The responses to earlier requests are sent first, in full (`Http1Protocol.refuse`).
 """
 
 from __future__ import annotations
@@ -43,19 +42,13 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(Http1Protocol):
-    """One connection with bounds. It is what uvicorn runs if the fast path is off; `make_limited` sets the limits."""
+    """One connection with bounds. uvicorn runs it if the fast path is off; `make_limited` sets the limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     __slots__ = (
-        "_body_deadline",
-        "_head_began",
-        "_head_bytes",
-        "_last_progress",
-        "_read_timer",
-        "_unsent",
-        "_write_timer",
-    )
+        "_body_deadline", "_head_began", "_head_bytes", "_last_progress", "_read_timer", "_unsent", "_write_timer",
+    )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,9 +73,7 @@ class LimitedProtocol(Http1Protocol):
         limit = self.limits.max_connections
         if not limit or len(self.connections) <= limit:
             return False
-        self.logger.warning(
-            "More than %d connections: one was refused. Raise max_connections if this is wanted.", limit
-        )
+        self.logger.warning("More than %d connections: refused one. To allow more, raise max_connections.", limit)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,9 +98,7 @@ class LimitedProtocol(Http1Protocol):
             if phase == BODY:
                 self._body_deadline += len(data) / self.limits.min_body_rate
         if self._read_timer is None:
-            self._start_read_timer(self.limits.read_timeout)
-
-    # parser callbacks
+            self._read_timer = self.loop.call_later(self.limits.read_timeout, self._read_timed_out)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -122,10 +111,8 @@ class LimitedProtocol(Http1Protocol):
         self._body_deadline = self.loop.time() + self.limits.body_time
         super().on_headers_complete()
 
-    # time-outs while reading
-
     def _is_late(self, timer: asyncio.TimerHandle | None) -> bool:
-        """Whether the process stood still. A timer may then run before input that came in time; read that first."""
+        """Whether the process stood still. The timer may then run before input that came in time, which goes first."""
         return timer is not None and stood_still(timer.when(), self.loop.time()) > 0
 
     def timeout_keep_alive_handler(self) -> None:
@@ -133,9 +120,6 @@ class LimitedProtocol(Http1Protocol):
             self.timeout_keep_alive_task = self.loop.call_later(STOOD_STILL, self.timeout_keep_alive_handler)
         else:
             self.close()
-
-    def _start_read_timer(self, seconds: float) -> None:
-        self._read_timer = self.loop.call_later(seconds, self._read_timed_out)
 
     def _read_timed_out(self) -> None:
         late, self._read_timer = self._is_late(self._read_timer), None
@@ -150,11 +134,9 @@ class LimitedProtocol(Http1Protocol):
         if late:
             left = STOOD_STILL
         if left > 0:
-            self._start_read_timer(left)
+            self._read_timer = self.loop.call_later(left, self._read_timed_out)
         else:
             self.refuse(408)
-
-    # responses that the client does not read
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -171,7 +153,7 @@ class LimitedProtocol(Http1Protocol):
         self._start_write_timer()
 
     def _start_write_timer(self) -> None:
-        """Starts the timer; also for a connection that is closing, as that waits until everything is sent."""
+        """Also for a closing connection, which waits until everything is sent."""
         unsent = self.transport.get_write_buffer_size()
         if unsent and self._write_timer is None:
             self._unsent = unsent

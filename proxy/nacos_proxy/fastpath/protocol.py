@@ -1,11 +1,10 @@
 """The head stage: a uvicorn protocol that repeats responses before it parses, and hands its transport to streams.
 
-A chunk of bytes that once was a whole request, read by the parser between two messages, is the same request whenever it
-comes again between two messages, because the parser has no other memory. So if the table has its response and nothing
-else is in progress on the connection, the response is written and the parser never sees the chunk. A head that differs
-each time is parsed, and then looked up by target before uvicorn makes a task for it. uvicorn handles everything else.
+Between two messages the parser has no state, so the same bytes are always the same request. If they once were a whole
+request, the table has its response, and no other response is due, the protocol writes the response without parsing.
+Other heads are parsed, then looked up by target before uvicorn makes a task. uvicorn handles everything else.
 
-This module uses private names of uvicorn. Its version range is pinned, and tests compare the bytes with and without
+This module uses private names of uvicorn: its version range is pinned, and tests compare the bytes with and without
 the fast path.
 """
 
@@ -26,9 +25,9 @@ from nacos_proxy.wire.http import STREAM
 
 
 class FastProtocol(LimitedProtocol):
-    """One connection with the fast path. It adds nothing to HTTP: a response is the same to the byte without it.
+    """One connection with the fast path. Its responses are the same bytes as without it.
 
-    uvicorn makes it; `make_protocol` sets what all connections share.
+    `make_protocol` sets the class attributes, which all connections share.
     """
 
     table: ClassVar[ResponseTable]
@@ -41,11 +40,11 @@ class FastProtocol(LimitedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._last_sent = float("-inf")  # the loop's time of the last prepared response
+        self._last_sent = float("-inf")  # the loop's time when the last prepared response was sent
         self._heads_parsed = 0
         self._socket_kind = b""
         self._socket = b""  # part of the head-stage key; b"" for plain TCP
-        self._prepared: PreparedResponse | None = None  # what the request that was parsed last was answered with
+        self._prepared: PreparedResponse | None = None  # the response to the request parsed last
         self._max_fast_head = min(self.table.policy.max_head, self.limits.max_head)
         self._one_chunk = False  # the parser is reading one chunk of at most `_max_fast_head` bytes
         self._stream: Stream | None = None
@@ -94,8 +93,6 @@ class FastProtocol(LimitedProtocol):
         else:
             self.scope[HEAD_KEY] = key  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
-    # parser callbacks
-
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._prepared = None
@@ -141,22 +138,18 @@ class FastProtocol(LimitedProtocol):
         else:
             self._phase = BETWEEN
 
-    # the keep-alive time-out: a prepared response extends it without making a new timer
-
     def _start_keep_alive_timer(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        left = self._last_sent + self.timeout_keep_alive - self.loop.time()
+        left = self._last_sent + self.timeout_keep_alive - self.loop.time()  # a prepared response makes no new timer
         if left > 0:
             self._start_keep_alive_timer(left)
         else:
             super().timeout_keep_alive_handler()
 
-    # streams
-
     def take_stream(self) -> Stream | None:
-        """The `Channel` of the request in progress; None if its body cannot bypass the app."""
+        """The `Channel` of the current request; None if its body cannot bypass the app."""
         cycle = self.cycle
         if not cycle or cycle.response_complete or self.pipeline or self._phase != BETWEEN:
             return None
@@ -169,7 +162,7 @@ class FastProtocol(LimitedProtocol):
         cycle.message_event.set()
         self._stream = stream = Stream(self.transport, self.flow, cycle.keep_alive, self._stream_ended)
         self.cycle = self._answering = cast(RequestResponseCycle, stream)
-        self.scope = self.headers = None  # type: ignore[assignment] - an idle stream need not hold its request
+        self.scope = self.headers = None  # type: ignore[assignment] - saves memory in an idle stream
         self.transport.set_write_buffer_limits(HIGH_WATER)
         return stream
 

@@ -11,24 +11,17 @@ from collections.abc import Callable
 from uvicorn.protocols.http.flow_control import FlowControl
 
 LAST_CHUNK = b"0\r\n\r\n"
-HIGH_WATER = 32 << 10  # bytes: a reader with more unsent is slow; it has caught up below a quarter of that
+HIGH_WATER = 32 << 10  # a reader with more unsent bytes is slow, until fewer than a quarter of that are left
 
 
 class Stream:
-    """One channel. It takes the place of uvicorn's request cycle, hence `response_complete` and `keep_alive`.
+    """Takes the place of uvicorn's request cycle, hence `response_complete` and `keep_alive`.
 
-    `on_finished` is called when `close` has ended the body, so that the connection can take the next request.
+    After `close`, it calls `on_finished`, so that the connection can take the next request.
     """
 
     __slots__ = (
-        "_farewell",
-        "_flow",
-        "_on_close",
-        "_on_drain",
-        "_on_finished",
-        "_transport",
-        "keep_alive",
-        "response_complete",
+        "_farewell", "_flow", "_on_close", "_on_drain", "_on_finished", "_transport", "keep_alive", "response_complete",
     )  # fmt: skip
 
     def __init__(
@@ -45,45 +38,39 @@ class Stream:
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """See `Channel.frame`. An empty chunk would end the body (RFC 9112 7.1), so b"" stays b""."""
-        return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        return b"%x\r\n%b\r\n" % (len(data), data) if data else b""  # an empty chunk would end the body (RFC 9112 7.1)
 
     def write(self, chunk: bytes) -> bool:
-        """See `Channel.write`."""
         if self.response_complete:
             return False
         self._transport.write(chunk)
         return not self._flow.write_paused
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """See `Channel.on_drain`."""
         self._on_drain = callback
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """See `Channel.on_close`."""
         if self.response_complete:
             callback()
         else:
             self._on_close = callback
 
     def farewell(self, chunk: bytes) -> None:
-        """See `Channel.farewell`."""
         self._farewell = chunk
 
     def close(self) -> None:
-        """See `Channel.close`."""
         if not self.response_complete:
             self._transport.write(LAST_CHUNK)
             self.lost()
             self._on_finished()
 
     def drained(self) -> None:
-        """Called by the protocol: the transport takes more."""
+        """The protocol calls this when the transport takes more."""
         if self._on_drain is not None:
             self._on_drain()
 
     def stop(self) -> None:
-        """Called by the protocol: the server stops."""
+        """The protocol calls this when the server stops."""
         self.write(self._farewell)
         self.close()
 

@@ -1,11 +1,11 @@
 """The bounded table of prepared responses. It is pure: callers pass the time.
 
 Rules:
-1. A stale response is never found: it is gone at its `valid_until`, and at once when its invalidation key is forgotten.
-   `revalidate` extends it while polls confirm the same data, so an unchanged service is never rendered from scratch.
-2. A response whose invalidation key was forgotten while it was being made is not taken (`since`).
-3. A lookup key is admitted the second time it is seen, so clients that never repeat themselves cannot flush the table.
-   Which keys were seen is remembered in bounded space.
+1. The table drops a response at its `valid_until`, or at once when its invalidation key is forgotten.
+   `revalidate` extends `valid_until` while polls confirm the same data, so an unchanged service is not rendered again.
+2. The table rejects a response whose invalidation key was forgotten while the response was being made (`since`).
+3. It admits a lookup key the second time that it sees the key, so clients that never repeat a request cannot flush it.
+   Its memory of seen keys is bounded.
 4. One number bounds both entries and bytes: an entry costs its bytes, but at least `size / entries`.
 """
 
@@ -23,10 +23,9 @@ from nacos_proxy.wire.http import Cacheable
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 LookupKey: TypeAlias = bytes | tuple[bytes, ...]
-"""What a response is found by, at one of two stages:
+"""At the head stage: a whole request head, with its kind of socket if that is not plain TCP.
 
-- head: a whole request head as it came over plain TCP, or such a head with its kind of socket;
-- target: the request target with its kind of socket and the headers in `VARY`.
+At the target stage: the kind of socket, the request target, and the headers in `asgi.KEY_HEADERS`.
 """
 
 _OVERHEAD = 1500  # bytes of an entry beside its content, measured with tracemalloc
@@ -37,9 +36,9 @@ _STATUS_LINE = {status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".enc
 
 @dataclass(frozen=True, slots=True)
 class ResponseTablePolicy:
-    """The table holds `size` bytes and `entries` entries. Longer heads and bodies (bytes) are not kept.
+    """Bounds: `size` (bytes), `entries`, and per entry `max_head` and `max_body` (bytes).
 
-    At least the last `remembered` lookup keys are remembered between the first and the second time they are seen.
+    The table remembers at least the last `remembered` lookup keys that it saw once.
     """
 
     entries: int = 20_000
@@ -51,7 +50,7 @@ class ResponseTablePolicy:
 
 @dataclass(slots=True)
 class HitCounts:
-    """How many responses of one kind and status were repeated, by the lookup stage that found them."""
+    """The number of repeated responses of one kind and status, by lookup stage."""
 
     head: int = 0
     target: int = 0
@@ -60,7 +59,7 @@ class HitCounts:
 class PreparedResponse:
     """A response under one lookup key, with lower-case header names.
 
-    It is right until `rendered_until` (seconds); `render` then updates Age and Cache-Status.
+    Its Age and Cache-Status are right until `rendered_until` (seconds); `render` updates them.
     """
 
     __slots__ = (
@@ -92,12 +91,12 @@ class PreparedResponse:
             for i, (name, value) in enumerate(self.headers)
             if name in _AGE_HEADERS
         )
-        self._raw = b""  # what `to_bytes` made; where `make_body` makes each body, the heads by its length
-        self._raw_heads: dict[int, bytes] = {}
-        self._default_headers: Headers = ()  # those in `_raw`
+        self._raw = b""  # the result of `to_bytes`
+        self._raw_heads: dict[int, bytes] = {}  # instead of `_raw` if there is `make_body`: heads by the body's length
+        self._default_headers: Headers = ()  # those in `_raw` or `_raw_heads`
 
     def copy(self) -> PreparedResponse:
-        """The same response for another lookup key."""
+        """The response for another lookup key."""
         return PreparedResponse(self.cacheable, self.status, self.headers, self.body, path=self.path, hits=self.hits)
 
     def render(self, now: float) -> None:
@@ -117,7 +116,7 @@ class PreparedResponse:
         return [(n, b"%d" % length) if n == b"content-length" else (n, v) for n, v in self.headers]
 
     def to_bytes(self, default_headers: Headers) -> bytes:
-        """The HTTP/1.1 message. The server makes a new list of `default_headers` when one changes, as Date does."""
+        """The HTTP/1.1 message. When a default header changes, such as Date, the server makes a new list of them."""
         if self._default_headers is not default_headers:
             self._discard_raw()
             self._default_headers = default_headers
@@ -145,12 +144,12 @@ class PreparedResponse:
 
     @property
     def size(self) -> int:
-        """Bytes, including what `to_bytes` keeps."""
+        """Bytes of memory, including the copy that `to_bytes` keeps."""
         return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + len(self.path) + _OVERHEAD
 
 
 def is_repeatable(status: int, headers: Headers, body: bytes) -> bool:
-    """Whether a response can be sent again: complete, of known length, and with nothing bound to one connection."""
+    """Whether a response can be sent again: complete, of known length, and without anything for one connection only."""
     names = [name.lower() for name, _ in headers]
     if status not in _STATUS_LINE or not _FORBIDDEN.isdisjoint(names):
         return False
@@ -159,12 +158,12 @@ def is_repeatable(status: int, headers: Headers, body: bytes) -> bool:
 
 
 def key_length(key: LookupKey) -> int:
-    """Bytes."""
+    """The key's length in bytes."""
     return len(key) if isinstance(key, bytes) else sum(map(len, key))
 
 
 class ResponseTable:
-    """The table. `hit_counts` are by (kind, status); `serial` grows each time an invalidation key is forgotten."""
+    """`hit_counts` are by (kind, status); `serial` grows each time an invalidation key is forgotten."""
 
     def __init__(self, policy: ResponseTablePolicy) -> None:
         self.policy = policy
@@ -190,7 +189,7 @@ class ResponseTable:
         if now >= cacheable.valid_until:
             del self._entries[key]
             return None
-        # Marks the entry as used, for LRU: about once a second, not in the 0.1 us of an ordinary hit.
+        # Marks the entry as used (LRU): about once a second, because it would slow down an ordinary hit of 0.1 us.
         self._entries[key]  # pyright: ignore[reportUnusedExpression]
         response.render(now)
         return response
@@ -200,9 +199,9 @@ class ResponseTable:
         return key_length(key) <= self.policy.max_head and self._seen.check_and_add(key)
 
     def offer(self, key: LookupKey, response: PreparedResponse, since: int) -> bool:
-        """Keeps a response that was made after `serial` was `since`, and owns it then. Returns whether it was kept.
+        """Keeps a response, and returns whether it did. `since`: the `serial` before the response was made.
 
-        The caller asks `admits` first, because recording a response costs more than asking.
+        The caller calls `admits` first, because recording a response costs more. The table then owns the response.
         """
         response.cost = max(self._min_cost, response.size + key_length(key))
         if len(response.body) > self.policy.max_body or response.cost > self.policy.size:
@@ -219,19 +218,17 @@ class ResponseTable:
         return any(self._forgotten[-i] == invalidation_key for i in range(1, changes + 1))
 
     def forget(self, invalidation_key: Hashable) -> None:
-        """Drops the responses of this invalidation key: what they were made from has changed. O(these responses)."""
+        """Drops the responses of this invalidation key, because their data has changed."""
         self.serial += 1
         self._forgotten.append(invalidation_key)
         self._entries.drop(invalidation_key)
 
     def clear(self) -> None:
         """Drops everything, for example when access rights changed."""
-        self.serial += self._forgotten.maxlen or 0
-        self.serial += 1
+        self.serial += (self._forgotten.maxlen or 0) + 1
         self._entries.clear()
 
     def hits_of(self, kind: str, status: int) -> HitCounts:
-        """The counts that responses of a kind and status share."""
         return self.hit_counts.setdefault((kind, status), HitCounts())
 
     @property
@@ -248,8 +245,8 @@ class ResponseTable:
 
 
 class _Entries(LRUCache[LookupKey, PreparedResponse]):
-    """The entries, with two more views of the same: `responses` finds one without counting a use, `lookup_keys` is by
-    invalidation key.
+    """The entries, with two indexes: `responses` finds one without marking it as used; `lookup_keys` is by invalidation
+    key.
     """
 
     def __init__(self, size: int) -> None:
@@ -285,7 +282,7 @@ class _Entries(LRUCache[LookupKey, PreparedResponse]):
 class _SeenKeys:
     """Hashes of lookup keys in two generations: at least the last `remembered`, at most twice as many.
 
-    If two keys share a hash, the second is admitted the first time it is seen, which is harmless.
+    If two keys share a hash, the second is admitted the first time it is seen, which does no harm.
     """
 
     def __init__(self, remembered: int) -> None:

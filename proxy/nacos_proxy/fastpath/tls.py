@@ -1,7 +1,7 @@
 """TLS in front of a connection, so that `ConnectionLimits` hold during the handshake, too.
 
-asyncio reports a TLS connection to its protocol only after the handshake. A server that leaves TLS to asyncio would not
-count connections that never finish one. So this module accepts plain TCP, counts it, and starts TLS itself.
+asyncio reports a TLS connection only after the handshake, so a server could not count those that never finish one. So
+this module accepts plain TCP, counts it, and starts TLS itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from nacos_proxy.runtime import spawn
 class TlsProtocol(asyncio.Protocol):
     """One connection until its handshake is done; then an `inner_class` takes over.
 
-    It is not a `LimitedProtocol` itself, because before the handshake there is no HTTP. `make_tls` sets what all
-    connections share.
+    It is not a `LimitedProtocol`, because there is no HTTP before the handshake. `make_tls` sets the class attributes.
     """
 
     inner_class: ClassVar[type[LimitedProtocol]]
@@ -85,7 +84,7 @@ class TlsProtocol(asyncio.Protocol):
         self._connections.discard(self)
 
     def shutdown(self) -> None:
-        """Called by uvicorn when the server stops."""
+        """uvicorn calls this when the server stops."""
         if self._transport is not None:
             self._transport.abort()
 

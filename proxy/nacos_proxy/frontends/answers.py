@@ -1,4 +1,4 @@
-"""Conversion between ASGI and values: requests, replies, and the mark of a cacheable response."""
+"""Conversion between ASGI and values: requests, replies, and the mark for the fast path."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.limits import NACOS
 from nacos_proxy.wire.http import CACHEABLE, RULES, Cacheable, HttpReply, HttpRequest
 
-ANY_AGE = CacheControl()
+ANSWER_HEADER = "nacos-proxy-answer"  # who answered a write
 
 
 def client_of(scope: Scope) -> str:
-    """The address of the client; '' on a Unix socket."""
+    """The client's address; '' on a Unix socket."""
     return (scope.get("client") or ("", 0))[0]
 
 
@@ -37,9 +37,8 @@ def header(scope: Scope, name: bytes) -> bytes:
 
 
 async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:
-    """Sends a whole response; `head_only` for HEAD."""
     headers: list[tuple[bytes, bytes]] = []
-    if reply.status not in (204, 304):  # RFC 9110 8.6: a 204 must not have a length, a 304 not that of its own body
+    if reply.status not in (204, 304):  # RFC 9110 8.6: no length for a 204, and not that of the empty body for a 304
         headers.append((b"content-length", str(len(reply.body)).encode()))
     if reply.content_type is not None:
         headers.append((b"content-type", reply.content_type.encode("latin-1")))
@@ -53,13 +52,10 @@ def mark_cacheable(
     agent: Agent,
     result: CacheResult,
     kind: str,
-    cache_control: CacheControl = ANY_AGE,
+    cache_control: CacheControl = CacheControl(),  # noqa: B008 - a frozen value
     make_body: Callable[[], bytes] | None = None,
 ) -> None:
-    """Lets the fast path repeat the response that follows, if it comes from a fresh entry and the request allows it.
-
-    It never repeats a response to `no-cache`; with `max-age` it does so only until that age.
-    """
+    """Lets the fast path repeat the response if its entry is fresh: never with `no-cache`, only up to `max-age`."""
     snapshot, now = result.snapshot, agent.clock.now()
     if result.stale or snapshot is None or cache_control.no_cache:
         return

@@ -3,8 +3,8 @@
 These are this proxy's own tokens. The upstream's accounts are in `upstream.nacos.login`. If clients may send a token in
 a new place, `own_tokens` has to remove it there, and `VARY` of `fastpath.asgi` has to list it if it is a header.
 
-A process that can redirect traffic is worth attacking from a web page. A browser that was led here by a rebound DNS
-name sends that name as Host, so on a loopback address only names of this host are accepted.
+A web page could attack this proxy through DNS rebinding: the browser then sends the attacker's name as Host. So on a
+loopback address, only names of this host are accepted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
 UNAUTHENTICATED = "nacos_proxy.stranger"
-"""The scope key that says whether a request lacks a token that is good for its path; only open paths then see it."""
+"""The scope key: true if the request has no token with the right for its path. Only open paths can see true."""
 
+NO_TOKEN = "no API token; send one as 'Authorization: Bearer TOKEN' or as accessToken"
+NO_RIGHT = "this token lacks the '{}' right; it has '{}'"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NACOS = ("/v1/", "/v2/", "/v3/")  # without a context path, these stand beside the REST API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
@@ -49,10 +51,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """`hosts` are accepted as Host beside this host's own names; '*' switches the check off.
+    """Requests may name `hosts` as Host, beside this host's own names; '*' switches the check off.
 
-    `origins` are those of web pages that may make changes; '*' is any. `max_form` is the size in bytes up to which a
-    form is searched for a token. Without `tokens`, every request has every right.
+    Web pages of these `origins` may make changes; '*' is any. A form of up to `max_form` bytes is searched for a token.
+    Without `tokens`, every request has every right.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -64,10 +66,9 @@ class AccessPolicy:
 
 
 class AccessControl:
-    """Passes a request on to `app`, or answers it with what `refuse` makes of a `ProxyError`."""
+    """Passes a request on to `app`, or answers it with `refuse(scope, error)`."""
 
     def __init__(self, app: ASGIApp, policy: AccessPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
-        self.denied = 0
         self.open_streams = OpenStreams(self._check_rights)
         self.policy = policy
         self._app = app
@@ -93,11 +94,10 @@ class AccessControl:
             scope[OPEN_STREAMS] = (self.open_streams, admission)
             await self._app(scope, receive, send)
             return
-        self.denied += 1
         await send_reply(send, self._refuse(scope, error), head_only=scope["method"] == "HEAD")
 
     def set_policy(self, policy: AccessPolicy) -> None:
-        """Applies from now on. Ends open requests that would now be refused."""
+        """Replaces the policy, and ends open requests that it would refuse."""
         self.policy = policy
         self.open_streams.end_revoked()
 
@@ -109,7 +109,7 @@ class AccessControl:
         if not self._is_host_allowed(scope, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
         if scope["method"] not in _SAFE and not self._is_origin_allowed(headers, host):
-            return Denied("a web page of another origin cannot make changes; to allow it, see cors_origins", status=403)
+            return Denied("a web page of another origin cannot make changes; to allow it, see cors_origins")
         return None
 
     def _check_rights(self, admission: Admission) -> Denied | None:
@@ -117,13 +117,13 @@ class AccessControl:
         if not tokens:
             return None
         if admission.token is None:
-            return Denied("no API token; send one as 'Authorization: Bearer TOKEN' or as accessToken", status=401)
+            return Denied(NO_TOKEN, status=401)
         right = right_of(admission.token, tokens)
         if right is None:
             return Denied("this API token is unknown to the proxy", status=401)
         required = required_right(admission.method, admission.path, self.policy.context_path)
         if _RANK[right] < _RANK[required]:
-            return Denied(f"this token lacks the '{required}' right; it has '{right}'", status=403)
+            return Denied(NO_RIGHT.format(required, right))
         return None
 
     def _is_own(self, text: str) -> bool:
@@ -141,7 +141,7 @@ class AccessControl:
         return own or not self.policy.loopback
 
     def _is_origin_allowed(self, headers: Mapping[bytes, bytes], host: str) -> bool:
-        """A page of any site can send a form to a loopback port, but the browser then says where it comes from."""
+        """Any web page can send a form to a loopback port, but the browser then names the page's origin."""
         if b"origin" not in headers:
             return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
         origin = headers[b"origin"].decode("latin-1")
@@ -166,7 +166,7 @@ def _token_in(parameters: bytes) -> str | None:
 
 @lru_cache(maxsize=256)
 def loopback_address(name: str) -> bool | None:
-    """Whether an address is a loopback address; None if the name is not an address. Clients send the same few names."""
+    """Whether an address is a loopback address; None if the name is not an address."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -181,7 +181,7 @@ def host_name(host: str) -> str:
 
 
 def right_of(secret: str, tokens: Sequence[Token]) -> Right | None:
-    """The right of a token, None for an unknown one. Takes the same time for each."""
+    """The right of a token, None if it is unknown. Takes the same time for every token."""
     found: Right | None = None
     for token in tokens:
         if hmac.compare_digest(secret.encode(), token.secret.encode()):

@@ -1,4 +1,4 @@
-"""A `Channel` over plain ASGI, for requests that cannot write to their transport. It costs a task per stream."""
+"""A `Channel` over plain ASGI, for streams that cannot write to their transport. It costs a task per stream."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from nacos_proxy.runtime import spawn, stop
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Returns when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class AsgiChannel:
-    """Buffers what is written until it is sent; the reader counts as slow until then."""
+    """A buffer. While it is not empty, the reader counts as slow."""
 
-    __slots__ = ("_buffer", "_closed", "_farewell", "_on_close", "_on_drain", "_ready")
+    __slots__ = ("_buffer", "_closed", "_on_close", "_on_drain", "_ready")
 
     def __init__(self) -> None:
         self._buffer: list[bytes] = []
@@ -30,29 +29,24 @@ class AsgiChannel:
 
     @staticmethod
     def frame(data: bytes) -> bytes:
-        """See `Channel.frame`. The ASGI server does the framing."""
-        return data
+        return data  # the ASGI server does the framing
 
     def write(self, chunk: bytes) -> bool:
-        """See `Channel.write`."""
         if not self._closed and chunk:
             self._buffer.append(chunk)
             self._ready.set()
         return not chunk and not self._buffer
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """See `Channel.on_drain`."""
         self._on_drain = callback
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """See `Channel.on_close`."""
         self._on_close = callback
 
     def farewell(self, chunk: bytes) -> None:
-        """See `Channel.farewell`. ASGI does not report that the server stops; the owner writes it before `close`."""
+        """Not used: ASGI does not report that the server stops. The owner writes the farewell before `close`."""
 
     def close(self) -> None:
-        """See `Channel.close`."""
         self._closed = True
         self._ready.set()
 

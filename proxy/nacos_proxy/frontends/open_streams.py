@@ -1,23 +1,24 @@
-"""Long-lived requests (event streams, long polls, forwarded requests), ended when their API token is revoked."""
+"""Ends long-lived requests (event streams, long polls, forwarded requests) when their API token is revoked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Scope
 
 from nacos_proxy.model.errors import ProxyError
 
 OPEN_STREAMS = "nacos_proxy.open_streams"
-"""The scope key under which access control leaves what `end_on_revocation` needs."""
+"""The scope key under which access control puts the `OpenStreams` and the `Admission` of the request."""
 
 End = Callable[[ProxyError], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a request was admitted by: its token (None: it showed none), its method and its path."""
+    """What access control checked of a request. `token` is None if it had none."""
 
     token: str | None = field(repr=False)
     method: str
@@ -25,40 +26,37 @@ class Admission:
 
 
 class OpenStreams:
-    """All open long-lived requests. `check` returns why an admission does not hold now, None if it does."""
+    """All open long-lived requests. `check` returns None if it still admits one, else the error."""
 
     def __init__(self, check: Callable[[Admission], ProxyError | None] = lambda _: None) -> None:
         self._check = check
         self._ends: dict[object, tuple[Admission, End]] = {}
 
-    def add(self, admission: Admission, end: End) -> Callable[[], None]:
-        """Calls `end` when the admission no longer holds; at once if it was revoked since the request was admitted.
+    def add(self, admission: Admission, end: End) -> Callable[[], object]:
+        """Calls `end` when `check` no longer admits the request, which may be at once.
 
-        The caller calls the returned function when the request has ended; more than once is harmless.
+        The caller must call the returned function when the request has ended; more than once is harmless.
         """
         if (why := self._check(admission)) is not None:
             end(why)
             return _do_nothing
         entry = object()
         self._ends[entry] = (admission, end)
-        return lambda: self._remove(entry)
-
-    def _remove(self, entry: object) -> None:
-        self._ends.pop(entry, None)
+        return partial(self._ends.pop, entry, None)
 
     def end_revoked(self) -> None:
-        """Ends the requests whose admission no longer holds."""
+        """Ends the requests that `check` no longer admits."""
         for entry, (admission, end) in list(self._ends.items()):
             if (why := self._check(admission)) is not None:
-                self._remove(entry)
+                self._ends.pop(entry, None)
                 end(why)
 
     def __len__(self) -> int:
         return len(self._ends)
 
 
-def end_on_revocation(scope: Scope, end: End) -> Callable[[], None]:
-    """`OpenStreams.add` for a request; does nothing without access control in front of the app."""
+def end_on_revocation(scope: Scope, end: End) -> Callable[[], object]:
+    """`OpenStreams.add` for a request. Does nothing if no access control is in front of the app."""
     found: tuple[OpenStreams, Admission] | None = scope.get(OPEN_STREAMS)
     return _do_nothing if found is None else found[0].add(found[1], end)
 

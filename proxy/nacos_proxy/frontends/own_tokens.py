@@ -1,10 +1,9 @@
 """Removes this proxy's own API tokens from forwarded requests, so that the upstream never sees them.
 
-The upstream's own tokens are forwarded. A value is removed only if it is one of this proxy's tokens and is in a place
-for tokens, so that no other byte changes.
+Only a value that is one of this proxy's tokens, in a place for tokens, is removed; the upstream's tokens are forwarded.
 
-In a body, a token is overwritten instead of left out, so the announced length stays right and the body can be streamed.
-In a form, it is overwritten with `&`: servers, Tomcat included, skip empty parameters.
+In a body, a token is overwritten, not left out, so that Content-Length stays right and the body can be streamed. In a
+form, it is overwritten with `&`: servers, Tomcat included, skip empty parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nacos_proxy.wire.multipart import MAX_HEAD, MULTIPART_TYPE, boundary_of, pa
 from nacos_proxy.wire.rest.query import TOKENS
 
 OWN = "nacos_proxy.own"
-"""The scope key under which access control leaves a test for whether a text is one of this proxy's tokens."""
+"""The scope key under which access control puts an `IsOwnToken`."""
 
 _MAX_PARAMETER = 16 * 1024  # bytes; a longer parameter cannot be a token
 _PLAIN_HEAD = b'\r\nContent-Disposition: form-data; name="'
@@ -34,12 +33,11 @@ def _no_tokens(text: str) -> bool:
 
 
 def own_token_test(scope: Scope) -> IsOwnToken:
-    """The test for this proxy's tokens; always false if it has none."""
     return scope.get(OWN, _no_tokens)
 
 
 def without_own_headers(headers: Iterable[tuple[bytes, bytes]], own: IsOwnToken) -> list[tuple[bytes, bytes]]:
-    """The headers without own tokens, which may also be in the `Referer` of a page with a token in its address."""
+    """The headers without own tokens. A `Referer` can hold one, too: a page may have a token in its address."""
     kept: list[tuple[bytes, bytes]] = []
     for name, value in headers:
         text, lower = value.decode("latin-1"), name.lower()
@@ -84,7 +82,7 @@ def without_own_in_body(
 def _boundary(media: str) -> bytes:
     try:
         return boundary_of(media)
-    except BadCall:  # nobody can separate its parts, not even the upstream
+    except BadCall:  # without a boundary, the upstream cannot find a token either
         return b""
 
 
@@ -93,7 +91,7 @@ def _blank_pair(pair: bytes, own: IsOwnToken) -> bytes:
 
 
 def _blank_part(part: bytes, own: IsOwnToken) -> bytes:
-    """A part with another name and an overwritten value. The name is parsed as access control parses it."""
+    """The part, or if it holds an own token, one of the same length with another name and an overwritten value."""
     head, empty_line, value = part.partition(b"\r\n\r\n")
     if len(head) > MAX_HEAD or not own(value.decode("utf-8", "replace").strip()):
         return part
@@ -107,7 +105,7 @@ async def _overwritten(
     body: AsyncIterator[bytes], separator: bytes, blank: Callable[[bytes], bytes]
 ) -> AsyncIterator[bytes]:
     """Streams the body. Buffers at most `_MAX_PARAMETER` bytes and a chunk."""
-    held, long = b"", False  # `long`: the piece is too long for a token, and its beginning was already yielded
+    held, long = b"", False  # `long`: the piece is too long for a token; its beginning was already yielded
     async for chunk in body:
         *pieces, held = (held + chunk).split(separator)
         ready = b""

@@ -1,4 +1,4 @@
-"""Request bodies: read for good, or read early, for a token in a form, and replayed to the app behind."""
+"""Reads request bodies; or reads a form early, for the token in it, and replays it to the app behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nacos_proxy.wire.multipart import MULTIPART_TYPE
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """The whole body. Raises `BadCall`: with status 413 if it is longer than `max_bytes`, or on a disconnect.
 
-    It takes no `Request`, because making one costs as much as reading a small body.
+    It takes no `Request`, which costs as much to make as a small body costs to read.
     """
     if any(_length_of(value) > max_bytes for name, value in scope["headers"] if name == b"content-length"):
         raise _too_large(max_bytes)
@@ -27,10 +27,10 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 
 async def peek_form(scope: Scope, receive: Receive, max_bytes: int) -> tuple[bytes, Receive]:
-    """The form in a request, and a `receive` that replays the body. The form is b"" if there is none up to `max_bytes`.
+    """The urlencoded form in a request, and a `receive` that replays the body. The form is b"" if there is none of up
+    to `max_bytes`.
 
-    A body that announces more is not read; one that turns out longer is replayed and then streams on. A
-    `multipart/form-data` form is returned in the urlencoded type.
+    A body whose Content-Length exceeds that is not read. If a chunked one exceeds it, the rest streams on.
     """
     headers: dict[bytes, bytes] = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").decode("latin-1")
@@ -41,7 +41,7 @@ async def peek_form(scope: Scope, receive: Receive, max_bytes: int) -> tuple[byt
     if not (0 < announced <= max_bytes or b"transfer-encoding" in headers):
         return b"", receive
     body, more, disconnected = await _receive_body(receive, max_bytes)
-    replay: list[Message] = [{"type": "http.disconnect"}] if disconnected else []  # the next one is last
+    replay: list[Message] = [{"type": "http.disconnect"}] if disconnected else []  # popped from its end
     if body or not disconnected:
         replay.append({"type": "http.request", "body": body, "more_body": more or disconnected})
 
@@ -54,10 +54,8 @@ async def peek_form(scope: Scope, receive: Receive, max_bytes: int) -> tuple[byt
 
 
 async def _receive_body(receive: Receive, max_bytes: int) -> tuple[bytes, bool, bool]:
-    """What comes until the body ends, exceeds `max_bytes`, or the client disconnects; whether more comes; whether it
-    disconnected.
-    """
-    body, more = bytearray(), True  # a list of pieces, each maybe one byte, would take many times the memory
+    """The body up to its end, to over `max_bytes`, or to a disconnect; whether more comes; whether it disconnected."""
+    body, more = bytearray(), True  # a list of pieces of one byte each would take many times the memory
     while more and len(body) <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -79,5 +77,5 @@ def _too_large(max_bytes: int) -> BadCall:
 def _urlencoded(content_type: str, body: bytes) -> bytes:
     try:
         return urlencode(form_pairs(content_type, body)).encode()
-    except BadCall:  # reported by whoever reads the form to use it
+    except BadCall:  # the app behind reports it
         return b""

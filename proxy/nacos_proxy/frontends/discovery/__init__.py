@@ -1,4 +1,4 @@
-"""Lists and choices for load balancers and scrapers.
+"""Lookups for load balancers and scrapers: one instance, or lists of them.
 
-Never here: their formats (`wire.discovery`) and how an instance is chosen (`catalog.load_balancing`).
+Never here: the formats (`wire.discovery`) and the load balancing (`catalog.load_balancing`).
 """

@@ -1,4 +1,4 @@
-"""Changes pushed to clients: event streams and long polls, and how many one client may hold open.
+"""Changes pushed to clients by event streams and long polls, and the quota of each client.
 
 Never here: event ids and history (`catalog.hub`).
 """

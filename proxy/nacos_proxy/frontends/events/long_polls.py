@@ -1,4 +1,4 @@
-"""Long polls: one service, answered when it has changed, or when the time is up."""
+"""Long polls: a request for one service that is answered when the service changes, or when the time is up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from nacos_proxy.frontends.rest.routing import (
     ServiceName,
     documented,
     json_reply,
-    problems,
     provided,
 )
 from nacos_proxy.frontends.rest.services import SERVICE
@@ -53,7 +52,7 @@ class _Poll:
 
 
 class LongPolls:
-    """The endpoint and all long polls in progress."""
+    """All long polls in progress."""
 
     def __init__(self, agent: Agent, quota: StreamQuota) -> None:
         self.closed = False
@@ -63,7 +62,7 @@ class LongPolls:
 
     async def watch(self, request: ApiRequest, key: ServiceKey, view: View, index: str, wait: float) -> Reply:
         """Answers at once if the revision is not `index`, else after a change that `view` shows, or `wait` seconds."""
-        await self.agent.read(key)  # raises where there is nothing to watch
+        await self.agent.read(key)  # raises if there is nothing to watch
         client = client_of(request.scope)
         poll = _Poll(Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only))
         self.quota.take(client, poll.interest.keys)
@@ -82,7 +81,13 @@ class LongPolls:
             self.quota.leave(client, poll.interest.keys)
         if poll.error is not None:
             raise poll.error.with_traceback(None)
-        return self._watched(key, view)
+        cached = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
+        if cached.snapshot is None:
+            raise cached.error or NothingKnown("the proxy dropped this service in the meantime")
+        tag = etag(cached.snapshot.revision, view.clusters, view.healthy_only, "stale" if cached.stale else "")
+        headers = (*cache_headers(cached), ("etag", tag), (INDEX_HEADER, cached.snapshot.revision))
+        shown = snapshot_json(cached.snapshot, view, stale=cached.stale)
+        return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
 
     async def _first_change(self, request: ApiRequest, mailbox: Mailbox, poll: _Poll, view: View, wait: float) -> None:
         clock, woken = self.agent.clock, poll.woken
@@ -102,17 +107,8 @@ class LongPolls:
             for end in ends:
                 await stop(end)
 
-    def _watched(self, key: ServiceKey, view: View) -> Reply:
-        cached = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
-        if cached.snapshot is None:  # it was refused meanwhile
-            raise cached.error or NothingKnown("this service was forgotten meanwhile")
-        tag = etag(cached.snapshot.revision, view.clusters, view.healthy_only, "stale" if cached.stale else "")
-        headers = (*cache_headers(cached), ("etag", tag), (INDEX_HEADER, cached.snapshot.revision))
-        shown = snapshot_json(cached.snapshot, view, stale=cached.stale)
-        return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
-
     def close(self) -> None:
-        """Answers all long polls, and later ones at once."""
+        """Answers all long polls at once, now and from now on."""
         self.closed = True
         for poll in self._polls:
             poll.woken.set()
@@ -131,7 +127,7 @@ router = APIRouter(route_class=ApiRoute, tags=["events"], default_response_class
 
 
 class WatchQuery(ViewQuery):
-    index: Annotated[str, Field(description="The `revision` that the caller knows; empty if it knows none.")] = ""
+    index: Annotated[str, Field(description="The `revision` that the caller has; empty if it has none.")] = ""
     wait: Annotated[
         str,
         Field(description="How long to wait at most: `30s`, `1500ms`, `2m`; at most five minutes.", examples=["30s"]),
@@ -141,16 +137,13 @@ class WatchQuery(ViewQuery):
 @router.get(
     SERVICE + "/watch",
     summary="Wait for a change of a service",
-    description="Answers at once if the service's revision is not `index`, else at its first change that the filters "
-    "show, or unchanged when `wait` is over. The header `Nacos-Proxy-Index` is the next `index`.",
-    responses={
-        **documented(examples.SNAPSHOT_JSON, models.Snapshot),
-        **problems(
-            *READ_ERRORS,
-            BadCall("wait", Violation.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s."),
-            examples.TOO_MANY,
-        ),
-    },
+    description="Answers at once if the service's revision is not `index`; otherwise at the first change that passes "
+    "the filters, or unchanged after `wait`. The header `Nacos-Proxy-Index` is the next `index`.",
+    responses=documented(
+        *(examples.SNAPSHOT_JSON, models.Snapshot, *READ_ERRORS),
+        BadCall("wait", Violation.ILLEGAL, "Param 'wait' is illegal, it must be a time like 30s, 1500ms or 2m."),
+        examples.TOO_MANY,
+    ),
 )
 async def watch(
     request: ApiRequest,

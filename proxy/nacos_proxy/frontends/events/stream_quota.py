@@ -1,7 +1,6 @@
 """Bounds on event streams and long polls, in total and per client (address).
 
-The services that a client listens to are bounded, too, because each of them is polled. A service that several streams
-of a client name counts once.
+The services that a client watches are bounded, too, because each of them is polled; each counts once per client.
 """
 
 from __future__ import annotations
@@ -38,19 +37,18 @@ class StreamQuota:
         held = self._services.get(client, Counter[ServiceKey]())
         services = len(held) + sum(1 for key in keys if key not in held)
         for whose, number, limit, what in (
-            ("the proxy", self.open + 1, self._policy.max_streams, "streams open"),
-            ("this client", self._clients[client] + 1, self._policy.streams_per_client, "streams open"),
-            ("this client", services, self._policy.services_per_client, "services that it listens to"),
+            ("the proxy", self.open + 1, self._policy.max_streams, "open streams"),
+            ("this client", self._clients[client] + 1, self._policy.streams_per_client, "open streams"),
+            ("this client", services, self._policy.services_per_client, "watched services"),
         ):
             if number > limit:
                 self.refused += 1
-                raise BadCall("", Violation.OTHER, f"{whose} has no more than {limit} {what}", status=429)
+                raise BadCall("", Violation.OTHER, f"{whose} may have at most {limit} {what}", status=429)
         self.open += 1
         self._clients[client] += 1
         self._services.setdefault(client, Counter()).update(keys)
 
     def leave(self, client: str, keys: Collection[ServiceKey]) -> None:
-        """Removes a stream."""
         self.open -= 1
         self._clients[client] -= 1
         if not self._clients[client]:

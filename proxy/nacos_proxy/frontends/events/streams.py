@@ -1,11 +1,9 @@
-"""Server-Sent Events: each change goes to its readers as it happens.
+"""Server-Sent Events. `catalog.hub` makes and orders the events, `wire.rest` encodes them.
 
-`catalog.hub` decides what an event is and in which order, `wire.rest` writes it. Rules:
-
-- A reader gets its snapshots, then every later change. Only the last snapshot has an id, so that a reader that is cut
-  off among its snapshots gets all of them again.
-- Nothing waits for a reader. What it cannot take stays in its mailbox, at most one change per service. Snapshots and
-  changes are encoded as it reads, about `_CHUNK` bytes at a time.
+- A reader gets its snapshots, then every later change. Only the last snapshot has an id, so a reader that disconnects
+  before it gets all snapshots again.
+- Nothing waits for a slow reader: its mailbox keeps at most one change per service, and events are encoded as it reads,
+  about `_CHUNK` bytes at a time.
 - An event is encoded once for all readers with the same view.
 """
 
@@ -14,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import orjson
@@ -33,7 +31,7 @@ from nacos_proxy.frontends.open_streams import end_on_revocation
 from nacos_proxy.frontends.rest import examples
 from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Bodies
-from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, problems, provided
+from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, provided
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.limits import Rules
 from nacos_proxy.model.services import ServiceKey, Snapshot
@@ -48,15 +46,15 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # else nginx would buffer events
 ]
-_SLOTS = 15  # groups of streams, with heartbeats at different moments
+_SLOTS = 15  # groups of streams, which get their heartbeats at different times
 _CHUNK = 16 << 10  # bytes
-_RETRY_SPREAD = 5_000  # ms: after a stop, readers come back spread over this time
+_RETRY_SPREAD = 5_000  # ms over which readers reconnect after a stop
 _PREPARED_SNAPSHOTS = 8 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EventsPolicy:
-    """`heartbeat` in seconds, `retry` in ms. One stream may name at most `services_per_stream` services."""
+    """`heartbeat` in seconds, `retry` in ms. `services_per_stream` is the most services that one stream may name."""
 
     heartbeat: float = 15.0
     retry: int = 2_000
@@ -64,26 +62,22 @@ class EventsPolicy:
     quota: StreamQuotaPolicy = field(default_factory=StreamQuotaPolicy)
 
 
-def _do_not_discover(namespace: str, group: str) -> None:
-    """For a proxy that does not poll the names of a group's services."""
-
-
 class EventsQuery(ServicesQuery):
     lastEventId: Annotated[
-        str, Field(description="The id to resume behind, for readers that cannot send the `Last-Event-ID` header.")
+        str, Field(description="Resumes after this event, for readers that cannot send the `Last-Event-ID` header.")
     ] = ""
 
 
 class EventsApi:
-    """The endpoints and all streams. `discover` and `forget` are called as streams of a whole group begin and end."""
+    """All streams. A stream of a whole group calls `discover(namespace, group)` when it begins, `forget` at its end."""
 
     def __init__(
         self,
         agent: Agent,
         policy: EventsPolicy,
         *,
-        discover: Callable[[str, str], None] = _do_not_discover,
-        forget: Callable[[str, str], None] = _do_not_discover,
+        discover: Callable[[str, str], None],
+        forget: Callable[[str, str], None],
         rng: Callable[[], float] = random.random,
     ) -> None:
         self.closed = False
@@ -98,27 +92,20 @@ class EventsApi:
         self.polls = LongPolls(agent, self.quota)
         self._snapshots = Bodies(_PREPARED_SNAPSHOTS)
         self._ticker: asyncio.Task[None] | None = None
-        self.last: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
-        """The last encoded event: ten thousand readers ask for the same one after the other."""
-
-    # streams
+        self.last_encoded: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
+        """One event goes to thousands of readers in a row; this is faster than a look-up for each."""
 
     def stream(self, request: ApiRequest, query: EventsQuery) -> _Stream:
         """A stream that has not begun yet. Raises `BadCall`."""
-        view = query.view(request.rules)
-        interest = self._interest(query, view, request.rules)
+        view, keys = query.view(request.rules), query.keys(self.policy.services_per_stream, request.rules)
+        interest = Filter(frozenset(keys or ()), clusters=view.cluster_set, healthy_only=view.healthy_only)
+        if keys is None:
+            group = query.list_call(request.rules)
+            interest = replace(interest, everything=(group.namespace, group.group))
         after = request.headers.get("last-event-id") or query.lastEventId
         client = client_of(request.scope)
         self.quota.take(client, interest.keys)
         return _Stream(self, request.scope, interest, view, after[:100], client)
-
-    def _interest(self, query: EventsQuery, view: View, rules: Rules) -> Filter:
-        keys = query.keys(self.policy.services_per_stream, rules)
-        if keys is not None:
-            return Filter(frozenset(keys), clusters=view.cluster_set, healthy_only=view.healthy_only)
-        group = query.list_call(rules)
-        everything = (group.namespace, group.group)
-        return Filter(everything=everything, clusters=view.cluster_set, healthy_only=view.healthy_only)
 
     def add(self, reader: _Stream) -> int:
         """Adds a stream that has begun, and returns its slot."""
@@ -139,21 +126,19 @@ class EventsApi:
             for reader in tuple(self._slots[turn]):
                 self.agent.supervisor.call("event stream", reader.beat)
 
-    # bytes
-
     def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
         """The framed event for a view; b"" if the view does not show it."""
         if len(view.clusters) > SHORT:
             return frame(self._encode(event, view))
         hub = self.agent.catalog.hub
         data = hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
-        self.last = (event, view, frame, data)
+        self.last_encoded = (event, view, frame, data)
         return data
 
     def _encode(self, event: Event, view: View) -> bytes:
         number = self.agent.catalog.hub.id_of(event)
         if isinstance(event.body, Notice):
-            return encode("upstream", notice_json(event.body), number)
+            return encode("upstream", _notice_json(event.body), number)
         shown = change_json(event.body, view)
         return b"" if shown is None else encode("change", orjson.dumps(shown), number)
 
@@ -165,11 +150,9 @@ class EventsApi:
         )
         return encode("snapshot", data, number)
 
-    # the end
-
     @property
     def readers(self) -> int:
-        """Streams that have begun."""
+        """The number of open streams."""
         return sum(len(slot) for slot in self._slots)
 
     def retry_after_stop(self) -> bytes:
@@ -185,7 +168,7 @@ class EventsApi:
             self._ticker.cancel()
 
     def refuse(self, why: ProxyError, key: ServiceKey | None = None) -> None:
-        """Who listens to a service, or at all, may not any longer: streams end, long polls are answered with `why`."""
+        """Ends the streams of a service (or all), and answers its long polls with `why`, as access to it was lost."""
         for reader in self._readers():
             if key is None or reader.interest.wants(key):
                 reader.end()
@@ -198,30 +181,21 @@ class EventsApi:
         return f"<EventsApi {self.readers} readers, {len(self.polls)} polls, {len(self.quota.clients)} clients>"
 
 
-def notice_json(notice: Notice) -> bytes:
+def _notice_json(notice: Notice) -> bytes:
     return orjson.dumps({"state": notice.state, "reason": notice.reason})
 
 
-def _nothing() -> None:
-    """A stream needs no wake-up call: it gets events directly, or when its connection takes more."""
+def _no_wake_up() -> None:
+    """A stream gets events directly, or when its connection takes more."""
 
 
 class _Stream:
     """One stream: first the ASGI app that begins it, then the sink for its events."""
 
     __slots__ = (
-        "_after",
-        "_api",
-        "_channel",
-        "_client",
-        "_mailbox",
-        "_refused",
-        "_release",
-        "_slot",
-        "_view",
-        "_waiting",
+        "_after", "_api", "_channel", "_client", "_mailbox", "_refused", "_release", "_slot", "_view", "_waiting",
         "interest",
-    )
+    )  # fmt: skip
 
     def __init__(self, api: EventsApi, scope: Scope, interest: Filter, view: View, after: str, client: str) -> None:
         self._api = api
@@ -238,7 +212,7 @@ class _Stream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
-            self._gone()
+            self._clean_up()
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -248,7 +222,7 @@ class _Stream:
                 if self._refused is not None:
                     raise self._refused.with_traceback(None)
             except ProxyError as error:
-                self._gone()
+                self._clean_up()
                 await send_reply(send, problem(error, scope["path"]))
                 return
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -261,18 +235,18 @@ class _Stream:
             self._open(plain, first)
             await plain.run(receive, send)
         except BaseException:
-            self._gone()
+            self._clean_up()
             raise
 
     async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
-        """Subscribes, and returns what makes the first events of the stream for its channel."""
+        """Subscribes, and returns the function that makes the first events for a channel."""
         api, agent = self._api, self._api.agent
-        self._mailbox, known = await agent.watch(self.interest, _nothing, self._after, self._client or "")
+        self._mailbox, known = await agent.watch(self.interest, _no_wake_up, self._after, self._client or "")
         if self.interest.everything is not None:
             api.discover(*self.interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
         last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # waiting events have later ids
-        down = b"" if breaker.up else encode("upstream", notice_json(Notice("down", breaker.reason)))
+        down = b"" if breaker.up else encode("upstream", _notice_json(Notice("down", breaker.reason)))
         return lambda channel: self._first(channel.frame, known, last, reset, down)
 
     def _first(
@@ -291,19 +265,19 @@ class _Stream:
         channel.on_drain(self._flush)
         channel.farewell(channel.frame(self._api.retry_after_stop()))
         self._flush()
-        channel.on_close(self._gone)
+        channel.on_close(self._clean_up)
         if self._api.closed:
             self.end()
 
     def _flush(self) -> None:
-        """Writes what waits as long as the reader takes it; later events are then written directly."""
+        """Writes waiting events while the reader takes them. When none is left, `_send` gets later events directly."""
         assert self._channel is not None and self._mailbox is not None
-        while data := self._some(self._channel, self._mailbox):
+        while data := self._next_chunk(self._channel, self._mailbox):
             if not self._channel.write(data):
                 return
         self._mailbox.attach(self._send)
 
-    def _some(self, channel: Channel, mailbox: Mailbox) -> bytes:
+    def _next_chunk(self, channel: Channel, mailbox: Mailbox) -> bytes:
         """Whole waiting events, about `_CHUNK` bytes; b"" if there are none."""
         api, view, frame = self._api, self._view, channel.frame
         pieces: list[bytes] = []
@@ -320,11 +294,11 @@ class _Stream:
         return b"".join(pieces)
 
     def _send(self, event: Event) -> None:
-        """Writes an event. An exception ends this stream only, so that the other readers get the event."""
+        """Writes an event. An exception ends only this stream, so that the other readers get the event."""
         try:
             channel, view = self._channel, self._view
             assert channel is not None
-            for_event, for_view, frame, data = self._api.last
+            for_event, for_view, frame, data = self._api.last_encoded
             if for_event is not event or for_view is not view or frame is not channel.frame:
                 data = self._api.encoded(event, view, channel.frame)
             if data and not channel.write(data) and self._mailbox is not None:
@@ -332,34 +306,31 @@ class _Stream:
         except Exception as error:
             self._api.agent.supervisor.failed("event stream", error)
             self.end()
-            self._gone()
-
-    def _write(self, data: bytes) -> None:
-        assert self._channel is not None and self._mailbox is not None
-        if data and not self._channel.write(data):
-            self._mailbox.detach()
+            self._clean_up()
 
     def beat(self) -> None:
         """Sends a heartbeat, unless the reader is slow."""
-        if self._channel is not None and self._mailbox is not None and self._mailbox.sink is not None:
-            self._write(self._channel.frame(HEARTBEAT))
+        channel, mailbox = self._channel, self._mailbox
+        if channel is not None and mailbox is not None and mailbox.sink is not None:
+            if not channel.write(channel.frame(HEARTBEAT)):
+                mailbox.detach()
 
     def end(self) -> None:
         """Ends the stream because the proxy stops or its client lost access. An exception does not reach the caller."""
-        self._api.agent.supervisor.call("event stream", self._say_goodbye)
+        self._api.agent.supervisor.call("event stream", self._close)
 
-    def _say_goodbye(self) -> None:
+    def _close(self) -> None:
         if self._channel is not None:
             self._channel.write(self._channel.frame(self._api.retry_after_stop()))
             self._channel.close()
 
     def refuse(self, why: ProxyError) -> None:
-        """Ends the stream because its client lost access; one that has not begun is answered with `why`."""
+        """Ends the stream because its client lost access. If it has not begun, the answer is `why`."""
         self._refused = why
         self.end()
 
-    def _gone(self) -> None:
-        """Cleans up after the stream has ended for whatever reason. Harmless if called again."""
+    def _clean_up(self) -> None:
+        """Releases everything after the stream has ended. A second call does nothing."""
         self._release()
         if self._client is None:
             return
@@ -387,21 +358,18 @@ _EXAMPLE = (
     "/api/v1/events",
     summary="Server-Sent Events of one or many services",
     description="First a `snapshot` of each service, then a `change` for each change (the new snapshot with `added`, "
-    "`modified`, `removed` and `source`), and `upstream` when the upstream is lost or back. A comment every 15 s keeps "
-    "the stream alive. `Last-Event-ID` resumes without a gap; if that is no longer possible, new snapshots say "
-    '`"reset": true`. A reader that is slow may miss a state that came and went, never the last one. `service` may be '
-    "given many times; `service=*` is every service of the group.",
-    responses={
-        **documented(_EXAMPLE, None, "The stream", media="text/event-stream"),
-        **problems(*READ_ERRORS, examples.TOO_MANY),
-    },
+    "`modified`, `removed` and `source`), and `upstream` when the upstream goes down or comes back. A comment every "
+    "15 s keeps the stream alive. `Last-Event-ID` resumes without a gap; if that is no longer possible, new snapshots "
+    'have `"reset": true`. A slow reader may miss intermediate states, but never the last one. Repeat `service` for '
+    "several services; `service=*` is every service of the group.",
+    responses=documented(
+        _EXAMPLE, None, *READ_ERRORS, examples.TOO_MANY, description="The stream", media="text/event-stream"
+    ),
 )
 async def events(
-    request: ApiRequest,
-    query: Annotated[EventsQuery, Query()],
-    api: Annotated[EventsApi, Depends(provided(EventsApi))],
+    request: ApiRequest, query: Annotated[EventsQuery, Query()], api: Annotated[EventsApi, Depends(provided(EventsApi))]
 ) -> Response:
-    """FastAPI's own event streams cost a task and a queue per reader: ours write to the connection themselves."""
+    """Not one of FastAPI's event streams, which cost a task and a queue per reader."""
     if api.closed:
         path = request.scope["path"]
         return Reply(plain_problem(503, "the proxy is stopping", path, (("retry-after", "2"),)))

@@ -1,4 +1,4 @@
-"""The drop-in Nacos API: naming from the dialects' tables, everything else passed through to the upstream.
+"""The Nacos API: the naming calls; all other requests are passed through to the upstream.
 
 Never here: rules of a dialect (`wire.nacos`).
 """

@@ -1,4 +1,4 @@
-"""The Nacos naming API, from the dialects' tables. The configuration API and logins are in `passthrough`."""
+"""The Nacos naming API, from the operations of the dialects. Configuration and logins are in `passthrough`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import header, mark_cacheable, send_reply, to_request
+from nacos_proxy.frontends.answers import ANSWER_HEADER, header, mark_cacheable, send_reply, to_request
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
@@ -23,12 +23,10 @@ from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
-ANSWER_HEADER = "nacos-proxy-answer"
-_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 2048  # requests whose parsed call is remembered; bytes of one
+_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 2048  # parsed writes that are kept; the longest request, in bytes
 _DIGEST_KEY = token_bytes(32)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
-
-_LARGE = 100  # services or clients in a reply; a larger one is written in a thread, so as not to block the loop
+_LARGE = 100  # services or clients; a reply with more is written in a thread, so that it does not block the event loop
 
 Offer = Callable[[Scope, Receive, Send], Awaitable[bool]]
 """Answers a request if the upstream knows its path. Returns whether it did."""
@@ -52,11 +50,11 @@ def _digest(*parts: bytes) -> bytes:
 class NacosApi:
     """An ASGI app for all paths below the context path.
 
-    - `otherwise` gets what no dialect owns.
-    - `offer` gets a naming call that this proxy does not speak, before it is answered as unknown.
-    - `on_list` is called with each list that was answered, which is how push addresses become known.
-    - `on_beat` is called with each beat that a client sent, as a sign of life, whatever becomes of it.
-    - `remembered` can be shared by several of these.
+    - `otherwise` gets the requests that no dialect owns.
+    - `offer` gets naming calls that this proxy does not implement; those that it does not answer get a 404.
+    - `on_list` is called after each answered list, with the address that the client wants pushes at.
+    - `on_beat` is called with each beat of a client, even if it then fails.
+    - `remembered` can be shared between tenants.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class NacosApi:
         return any(d.match(method, below) is not None or d.owns(below) for d in self._dialects)
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
-        """The reply to an error that arose before the request came here, in the dialect of its path (else v1's)."""
+        """The reply to an error from before this app, in the dialect of the request's path (else v1's)."""
         path = self._path(scope)
         return self._error(next((d for d in self._dialects if d.owns(path)), self._dialects[0]), scope, error)
 
@@ -128,7 +126,7 @@ class NacosApi:
         return HttpReply(reply.status, reply.content_type, reply.body, reply.headers + headers)
 
     def _call(self, operation: Operation[Any, Any], scope: Scope, body: bytes) -> Any:
-        """The call in a request. A beat or a repeated registration is the same each time, so it is parsed once."""
+        """The call in a request. Clients repeat the same beats and registrations, so these are parsed only once."""
         if scope["method"] == "GET":
             return operation.read_request(self._to_request(scope, body))
         content_type = header(scope, b"content-type")
@@ -181,7 +179,7 @@ class NacosApi:
 
 
 def _may_be_known_upstream(dialect: Dialect, method: str, path: str) -> bool:
-    """For a call that no dialect has: true if this proxy does not know the path, or if only servers answer the call."""
+    """For an unmatched call: true if this proxy does not know the path, or if only real servers answer the call."""
     server_call = any(whole.name == dialect.name and whole.match(method, path) for whole in WHOLE)
     return server_call or not any(dialect.match(known, path) for known in _METHODS)
 

@@ -1,12 +1,9 @@
 """The rest of the Nacos API (configuration, console, logins), streamed to the upstream and back unchanged.
 
-Only this proxy's own API tokens are removed. Requests go to no other server, and only below its context path.
-
-A login may be sent to another path than it came for: if the server only has the login of the other generation (3.2 has
-no v1, versions before 3.0 have no v3), the same form goes there.
-
-If a client disconnects, its request to the upstream ends; otherwise a long poll would be held for nobody. One address
-gets at most as many connections as it leaves free (docs/decisions/0018-shares-by-client.md).
+- The proxy removes only its own API tokens. Requests go only to the upstream, below its context path.
+- If the server lacks a login path (3.2 has no v1, versions before 3.0 have no v3), the proxy tries the other one.
+- If a client disconnects, its request to the upstream ends.
+- One address gets at most as many connections as it leaves free (docs/decisions/0018-shares-by-client.md).
 """
 
 from __future__ import annotations
@@ -41,17 +38,17 @@ log = logging.getLogger("nacos_proxy.api")
 
 _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
 OTHER_LOGIN = {_V1_LOGIN: _V3_LOGIN, "/v1/auth/users/login": _V3_LOGIN, _V3_LOGIN: _V1_LOGIN}
-NOT_THERE = (404, 410, 501)
+MISSING_STATUSES = (404, 410, 501)
 _CONFIGURATION = re.compile(r"/v[12]/cs")
 _ALWAYS_FOUND = ("/v1/cs/configs/listener",)  # at other paths, 404 can also mean that a configuration is missing
-GONE = (
+_MISSING_API = (
     "clients ask for configuration by %s, which the upstream does not have (status %d), and the proxy does not "
     "translate configuration calls. Use a client of the server's generation for configuration, or make the server "
     "answer %s: on Nacos 3.0 and 3.1 set nacos.core.api.compatibility.client.enabled=true in its "
     "application.properties, and nacos.core.api.compatibility.admin.enabled=true for publishing; Nacos 3.2 cannot"
 )
 MAX_LOGIN = 64 * 1024  # bytes of a login's form or response
-MAX_REQUESTS = 1024  # at once; `upstream.http.transport` has as many connections for them
+MAX_REQUESTS = 1024  # at once, as many as `upstream.http.transport` has connections for them
 TOO_MANY = "this address has too many concurrent requests to Nacos; wait for some to end"
 
 
@@ -66,8 +63,6 @@ class StreamedReply(Protocol):
 
 @runtime_checkable
 class Forwarder(Protocol):
-    """Forwards a request to the upstream, as `NacosRegistry` does."""
-
     def forward(
         self, method: str, path: str, query: str, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes]
     ) -> AbstractAsyncContextManager[StreamedReply]:
@@ -76,30 +71,33 @@ class Forwarder(Protocol):
 
 
 class Passthrough:
-    """An ASGI app. Without a forwarder (the embedded registry) every path is unknown."""
+    """An ASGI app. Without a forwarder (on the embedded registry) it answers 404."""
 
     def __init__(self, forwarder: Forwarder | None, *, context_path: str = "/nacos") -> None:
         self.on_login: Callable[[str], None] = lambda token: None  # called with the token of each successful login
         self._forwarder = forwarder
         self._context = context_path.rstrip("/").encode()
-        self._missing_api = ""  # the configuration API that the upstream lacks, once that was logged
+        self._missing_api = ""  # the configuration API that the upstream lacks, after it was logged
         self._in_progress: Shares[str] = Shares(MAX_REQUESTS)  # requests, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._forwarder is None:
-            await send_reply(send, unknown(scope["path"]))
+            text = f"{scope['path']} is not part of the naming API, and there is no upstream to pass it to"
+            await send_reply(send, HttpReply(404, TEXT_TYPE, f"{text} (the registry is embedded)".encode()))
         else:
             await _serve_while_connected(scope, receive, send, self._answer)
 
     async def offer(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Forwards a naming call that this proxy does not speak. Returns whether the upstream knew and answered it; if
-        not, its body is consumed.
+        """Forwards a naming call that this proxy does not implement. If the upstream does not know it either, returns
+        False; the request's body is then consumed.
         """
         return self._forwarder is not None and await _serve_while_connected(scope, receive, send, self._try)
 
     async def _try(self, request: Request, send: Send) -> bool:
         try:
-            return await self._forward(request.scope, self._path(request), request.stream(), send, (*NOT_THERE, 405))
+            return await self._forward(
+                request.scope, self._path(request), request.stream(), send, (*MISSING_STATUSES, 405)
+            )
         except BadCall:
             return False
 
@@ -110,7 +108,7 @@ class Passthrough:
             return await self._forward(scope, path, request.stream(), send)
         form = await read_body(scope, request.receive, MAX_LOGIN)
         send = _with_login_callback(send, self.on_login)
-        if not await self._forward(scope, path, _once(form), send, NOT_THERE):
+        if not await self._forward(scope, path, _once(form), send, MISSING_STATUSES):
             await self._forward(scope, other_login, _once(form), send)
         return True
 
@@ -121,7 +119,7 @@ class Passthrough:
     async def _forward(
         self, scope: Scope, path: str, body: AsyncIterator[bytes], send: Send, unless: Container[int] = ()
     ) -> bool:
-        """Returns whether a response was sent: not if the upstream's status is one of `unless`."""
+        """Returns False, without a response, if the upstream's status is one of `unless`."""
         client = client_of(scope)
         if not self._in_progress.room(client):
             await send_reply(send, HttpReply(429, TEXT_TYPE, TOO_MANY.encode()))
@@ -151,23 +149,23 @@ class Passthrough:
         return True
 
     def _log_missing_api(self, path: str, status: int) -> None:
-        """Logs once that clients ask for configuration by an API that the upstream lacks; again after it has worked."""
+        """Logs that clients use a configuration API that the upstream lacks: once, and again after it worked."""
         api = "/".join(path.split("/", 3)[:3])
         if not _CONFIGURATION.fullmatch(api):
             return
-        if status not in NOT_THERE:
+        if status not in MISSING_STATUSES:
             self._missing_api = ""
         elif api != self._missing_api and (status != 404 or path.startswith(_ALWAYS_FOUND)):
             self._missing_api = api
-            log.warning(GONE, api, status, api)
+            log.warning(_MISSING_API, api, status, api)
 
 
 async def _serve_while_connected(
     scope: Scope, receive: Receive, send: Send, serve: Callable[[Request, Send], Awaitable[bool]]
 ) -> bool:
-    """Returns what `serve` returns. If the client disconnects or its token is revoked, cancels it and returns True.
+    """Returns the result of `serve`. If the client disconnects or its token is revoked, cancels it and returns True.
 
-    A `ProxyError` becomes the response; if one has begun, the server ends the connection, so that the client sees it.
+    A `ProxyError` becomes the response. If a response has begun, the server cuts the connection, which the client sees.
     """
     begun = False
 
@@ -185,16 +183,16 @@ async def _serve_while_connected(
         if begun:
             log.warning("a forwarded response was cut short: %s", error)
         else:
-            await send_reply(send, failed(error))
+            await send_reply(send, HttpReply(error.status, TEXT_TYPE, str(error).encode()))
     return True
 
 
 @asynccontextmanager
 async def _cancelled_on_disconnect(scope: Scope, receive: Receive) -> AsyncGenerator[Receive]:
-    """Raises `ClientDisconnect` inside if the client disconnects after the request was read, or the error of a
-    revoked token.
+    """Yields a `receive` for the request's body, which reports a disconnect before the end of the body.
 
-    Yields the `receive` that reads the request; a disconnect before its end is reported there.
+    Cancels the block on a later disconnect, or when the token is revoked, and raises the reason: `ClientDisconnect`, or
+    the `ProxyError`.
     """
     was_read, task = asyncio.Event(), asyncio.current_task()
     ended: Exception | None = None
@@ -231,7 +229,7 @@ async def _cancelled_on_disconnect(scope: Scope, receive: Receive) -> AsyncGener
 
 
 def _with_login_callback(send: Send, on_login: Callable[[str], None]) -> Send:
-    """As `send`, and calls `on_login` with the token in a successful response to a login."""
+    """Wraps `send`: calls `on_login` with the token in a successful response to a login."""
     body, ok = bytearray(), False
 
     async def send_and_read(message: Message) -> None:
@@ -255,12 +253,3 @@ def _has_body(scope: Scope) -> bool:
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
-
-
-def unknown(path: str) -> HttpReply:
-    text = f"{path} is not part of the naming API, and there is no upstream to pass it to (the registry is embedded)"
-    return HttpReply(404, TEXT_TYPE, text.encode())
-
-
-def failed(error: ProxyError) -> HttpReply:
-    return HttpReply(error.status, TEXT_TYPE, str(error).encode())

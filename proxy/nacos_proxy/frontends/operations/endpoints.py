@@ -1,4 +1,4 @@
-"""For operators: health, readiness, status, metrics and the status page."""
+"""Endpoints for operators: health, readiness, status, metrics, the status page."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.auth import UNAUTHENTICATED
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.operations.metrics import Metrics
-from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MOST_HOSTS, service_row
+from nacos_proxy.frontends.operations.status_page import CONTENT_SECURITY_POLICY, MAX_HOSTS, service_row
 from nacos_proxy.frontends.operations.status_page import page as status_page
 from nacos_proxy.frontends.rest import examples
-from nacos_proxy.frontends.rest.routing import ApiRoute, Reply, documented, json_reply, problems, provided
+from nacos_proxy.frontends.rest.routing import ApiRoute, Reply, documented, json_reply, provided
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.runtime import in_turns
 from nacos_proxy.wire.http import TEXT_TYPE, HttpReply
@@ -31,23 +31,20 @@ from nacos_proxy.wire.rest.query import TOKENS, bounded
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
-_WELL = ("off", "ok", "idle", "unavailable")  # states of push, polling and disk that degrade nothing
+_HEALTHY = ("off", "ok", "idle", "unavailable")  # states of push, polling and disk with which the proxy is not degraded
 _MAX_SERVICES = 1_000_000
+_REFUSED, NOTHING_CACHED = "upstream: connection refused", "cache: nothing is known yet"
 
 router = APIRouter(route_class=ApiRoute, tags=["operations"], default_response_class=Response)
 
 
-def _nothing() -> Mapping[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class OperatorView:
-    """What operators see. Each function returns the current values as JSON without secrets.
+    """The sources of the status. Each function returns current values for JSON, without secrets.
 
-    `upstream`: its kind, servers, login, and perhaps a `note`. `push`, `polling` and `disk`: `state` (`off`, `idle`,
-    `ok`, `unavailable`, or what is wrong) and perhaps `reason`. `failing`: background work that failed lately, with the
-    reason. `started` is in seconds of the agent's clock.
+    `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`: `state` (`off`, `idle`, `ok`,
+    `unavailable`, or the problem), maybe `reason`. `failing`: the reason for each background task that failed lately.
+    `started` is in seconds of the agent's clock.
     """
 
     agent: Agent
@@ -55,12 +52,12 @@ class OperatorView:
     metrics: Metrics
     version: str
     started: float
-    upstream: Callable[[], Mapping[str, Any]] = _nothing
-    push: Callable[[], Mapping[str, Any]] = _nothing
-    polling: Callable[[], Mapping[str, Any]] = _nothing
-    disk: Callable[[], Mapping[str, Any]] = _nothing
-    failing: Callable[[], Mapping[str, str]] = _nothing
-    more: Callable[[], Mapping[str, Any]] = _nothing
+    upstream: Callable[[], Mapping[str, Any]] = dict
+    push: Callable[[], Mapping[str, Any]] = dict
+    polling: Callable[[], Mapping[str, Any]] = dict
+    disk: Callable[[], Mapping[str, Any]] = dict
+    failing: Callable[[], Mapping[str, str]] = dict
+    more: Callable[[], Mapping[str, Any]] = dict
 
 
 View = Annotated[OperatorView, Depends(provided(OperatorView))]
@@ -79,17 +76,15 @@ async def health() -> Response:
 @router.get(
     "/readyz",
     summary="Whether reads can be answered",
-    description="`degraded` with reasons if something is missing but reads are answered; 503 if they are not.",
+    description="`degraded` with reasons if it answers reads but something is wrong; 503 if it cannot answer reads.",
     responses={
-        **documented({"status": "degraded", "reasons": ["upstream: connection refused"]}),
-        **documented(
-            {"status": "unready", "reasons": ["upstream: connection refused", "nothing is known"]}, status=503
-        ),
+        **documented({"status": "degraded", "reasons": [_REFUSED]}),
+        **documented({"status": "unready", "reasons": [_REFUSED, NOTHING_CACHED]}, status=503),
     },
 )
 async def ready(request: Request, view: View) -> Response:
     status, reasons = readiness(view)
-    if request.scope.get(UNAUTHENTICATED):  # reasons may name accounts and repeat what the upstream said
+    if request.scope.get(UNAUTHENTICATED):  # reasons may name accounts and quote the upstream
         reasons = list(dict.fromkeys(reason.partition(":")[0].partition(" ")[0] for reason in reasons))
     return json_reply({"status": status, "reasons": reasons}, 503 if status == "unready" else 200, _NO_STORE)
 
@@ -100,7 +95,7 @@ class StatusQuery(query.Query):
     ] = 1000
     offset: Annotated[
         int,
-        Field(ge=0, le=_MAX_SERVICES, description="How many services, in the order of their names, come before."),
+        Field(ge=0, le=_MAX_SERVICES, description="How many services, in the order of their names, are skipped."),
         bounded(0, _MAX_SERVICES),
     ] = 0
 
@@ -159,10 +154,10 @@ _BAD_LIMIT = BadCall("limit", Violation.ILLEGAL, "Param 'limit' is illegal, it m
 @router.get(
     "/status",
     summary="The proxy's state",
-    description="Upstream, push, services with their age, subscribers, counts, disk. Of the services, in the order of "
-    "their names, `limit` (1000) are shown from `offset` (0) on; `truncated` says that there are others, "
-    "`servicesTotal` how many.",
-    responses={**documented(_STATUS), **problems(_BAD_LIMIT)},
+    description="Upstream, push, services with their age, subscribers, counts, disk. It shows `limit` (1000) services "
+    "from `offset` (0) on, in the order of their names; `truncated` is true if there are others, and `servicesTotal` "
+    "counts all.",
+    responses=documented(_STATUS, None, _BAD_LIMIT),
 )
 async def status(page: Annotated[StatusQuery, Query()], view: View) -> Response:
     return json_reply(await status_json(view, page.limit, page.offset), headers=_NO_STORE)
@@ -184,7 +179,7 @@ async def page(request: Request, view: View) -> Response:
     headers = (("content-security-policy", CONTENT_SECURITY_POLICY), ("x-content-type-options", "nosniff"))
     given = parse_qsl(request.scope["query_string"].decode("latin-1"))
     token = {name: value for name, value in given if name in TOKENS}
-    shown = await status_json(view, _PAGE_SERVICES, hosts=MOST_HOSTS)
+    shown = await status_json(view, _PAGE_SERVICES, hosts=MAX_HOSTS)
     rows = [service_row(row) async for row in in_turns(shown["services"], 10)]
     body = status_page(shown, rows, *readiness(view), token)
     return Reply(HttpReply(200, "text/html; charset=utf-8", body, (*headers, *_NO_STORE)))
@@ -198,9 +193,9 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
 
 
 def readiness(view: OperatorView) -> tuple[str, list[str]]:
-    """`ready`, `degraded` or `unready`, and the reasons. A proxy that could not answer a single read is unready.
+    """`ready`, `degraded` or `unready`, and the reasons. A proxy that cannot answer any read is unready.
 
-    Upstream servers that are down are named, but degrade nothing while at least half of them are up.
+    The reasons name upstream servers that are down; the proxy is only degraded if more than half of them are.
     """
     catalog = view.agent.catalog
     reasons: list[str] = []
@@ -208,21 +203,21 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if knows_nothing:
-            return "unready", [*reasons, "cache: nothing is known yet"]
+            return "unready", [*reasons, NOTHING_CACHED]
     for name, shown in (("push", view.push()), ("polling", view.polling()), ("disk", view.disk())):
         state = shown.get("state", "off")
-        if state not in _WELL:
+        if state not in _HEALTHY:
             reasons.append(f"{name}: {shown.get('reason') or state}")
     reasons += [f"failing: {name}: {why}" for name, why in view.failing().items()]
-    if refused := view.upstream().get("login", {}).get("error"):
+    upstream = view.upstream()
+    if refused := upstream.get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
         if knows_nothing:
-            return "unready", [*reasons, "cache: nothing is known yet"]
+            return "unready", [*reasons, NOTHING_CACHED]
     if catalog.registrations.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
     if view.events.closed:
         reasons.append("stopping")
-    upstream = view.upstream()
     servers: list[Mapping[str, Any]] = upstream.get("servers", [])
     down = [s for s in servers if s["state"] == "down"] if len(servers) > 1 and catalog.breaker.up else []
     notes = [f"upstream: {upstream['note']}"] if "note" in upstream else []
@@ -231,10 +226,9 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
 
 
 async def status_json(view: OperatorView, limit: int, offset: int = 0, *, hosts: int = 0) -> dict[str, Any]:
-    """The whole status; of the services, in the order of their names, `limit` from `offset` on.
+    """The status with `limit` services from `offset` on, ordered by name, each with up to `hosts` instances.
 
-    At most `hosts` instances of each service are shown. Other work runs between the services, so a change meanwhile may
-    or may not show.
+    Other tasks run between the services, so the status may mix values from before and after a change.
     """
     agent, catalog = view.agent, view.agent.catalog
     now = agent.clock.now()

@@ -1,7 +1,4 @@
-"""Numbers for Prometheus, read from the components at each scrape: nothing is counted twice.
-
-Every metric is listed in `METRICS`; a test compares the table in docs/operations.md with it.
-"""
+"""Metrics for Prometheus, read from the components at each scrape."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 class Repeated(NamedTuple):
-    """How many answers (`number`) of a kind and status the fast path repeated; lookup `stage` is `head` or `target`."""
+    """The `number` of answers of a kind and status that the fast path repeated; lookup `stage`: `head` or `target`."""
 
     kind: str
     status: int
@@ -35,7 +32,7 @@ class Repeated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the numbers come from. `push_up` gives None if push is not in use."""
+    """The sources of the metrics. `push_up` returns None if push is not in use."""
 
     agent: Agent
     version: str
@@ -46,53 +43,41 @@ class Sources:
     more: Callable[[], Iterable[Metric]] = lambda: ()
 
 
-class Row(NamedTuple):
-    """A metric's name after the prefix (a counter's without `_total`), its labels, its help text."""
+Table = dict[str, tuple[tuple[str, ...], str]]
+"""Labels and help text by name, without the prefix and a counter's `_total`."""
 
-    name: str
-    labels: tuple[str, ...]
-    text: str
-
-
-COUNTERS = {
-    row.name: row
-    for row in (
-        Row("reads", ("outcome",), "Reads that the cache answered: hit, stale, miss (waited for the upstream), none"),
-        Row("repeated", ("kind", "status", "stage"), "Answers that the fast path repeated from memory"),
-        Row("fetches", ("outcome",), "Fetches of a service from the upstream: ok, or the error"),
-        Row("writes", ("outcome",), "Writes sent to the upstream: ok, or the error"),
-        Row("changes", ("source",), "Changes of services: poll, push, write"),
-        Row(
-            "outage_writes",
-            ("outcome",),
-            "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
-        ),
-        Row("events_published", (), "Events published to subscribers"),
-        Row("subscribers_refused", (), "Streams refused because there were too many"),
-        Row("healed", (), "Instances registered again after the upstream had lost them"),
-        Row("local_beats", (), "Beats answered here while the upstream was away"),
-    )
+COUNTERS: Table = {
+    "reads": (("outcome",), "Reads that the cache answered: hit, stale, miss (waited for the upstream), none"),
+    "repeated": (("kind", "status", "stage"), "Answers that the fast path repeated from memory"),
+    "fetches": (("outcome",), "Fetches of a service from the upstream: ok, or the error"),
+    "writes": (("outcome",), "Writes sent to the upstream: ok, or the error"),
+    "changes": (("source",), "Changes of services: poll, push, write"),
+    "outage_writes": (
+        ("outcome",),
+        "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
+    ),
+    "events_published": ((), "Events published to subscribers"),
+    "subscribers_refused": ((), "Streams refused because there were too many"),
+    "healed": ((), "Instances registered again after the upstream had lost them"),
+    "local_beats": ((), "Beats answered here while the upstream was away"),
 }
-GAUGES = {
-    row.name: row
-    for row in (
-        Row("info", ("version",), "1, with the version"),
-        Row("upstream_up", (), "1 while the upstream answers"),
-        Row("push_up", (), "1 while the upstream pushes changes, 0 while push is lost; absent if push is not in use"),
-        Row("subscribers", (), "Event streams that are open"),
-        Row("services", ("state",), "Services in the cache: fresh, stale, expired, missing"),
-        Row("services_watched", (), "Services that are kept up to date"),
-        Row("instances", (), "Instances of all services in the cache"),
-        Row("registrations", (), "Instances registered through this proxy"),
-        Row("outage_writes_waiting", (), "Writes accepted here that have not been sent to the upstream yet"),
-    )
+GAUGES: Table = {
+    "info": (("version",), "1, with the version"),
+    "upstream_up": ((), "1 while the upstream answers"),
+    "push_up": ((), "1 while the upstream pushes changes, 0 while push is lost; absent if push is not in use"),
+    "subscribers": ((), "Event streams that are open"),
+    "services": (("state",), "Services in the cache: fresh, stale, expired, missing"),
+    "services_watched": ((), "Services that are kept up to date"),
+    "instances": ((), "Instances of all services in the cache"),
+    "registrations": ((), "Instances registered through this proxy"),
+    "outage_writes_waiting": ((), "Writes accepted here that have not been sent to the upstream yet"),
 }
 METRICS = tuple(f"{PREFIX}{n}_total" for n in COUNTERS) + tuple(PREFIX + n for n in GAUGES)
 
 
 @dataclass(slots=True)
 class Census:
-    """What the cache holds."""
+    """Counts of the cache's entries."""
 
     states: Counter[Freshness] = field(default_factory=lambda: Counter({state: 0 for state in Freshness}))
     watched: int = 0
@@ -100,7 +85,7 @@ class Census:
 
 
 async def census(agent: Agent) -> Census:
-    """Counts with pauses for other work: there may be 10,000 services."""
+    """Lets other tasks run in between: there may be 10,000 services."""
     cache, now, found = agent.catalog.cache, agent.clock.now(), Census()
     async for entry in in_turns(list(cache.entries()), 1_000):
         found.states[cache.result_of(entry, now).freshness] += 1
@@ -110,19 +95,21 @@ async def census(agent: Agent) -> Census:
 
 
 class ProxyCollector(Collector):
-    """Makes the metric families at each scrape, after the census was taken."""
-
     def __init__(self, sources: Sources) -> None:
         self.census = Census()
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        for name, samples in self._counters():
-            row = COUNTERS[name]
-            yield _with(CounterMetricFamily(PREFIX + name, row.text, labels=row.labels), samples)
-        for name, samples in self._gauges():
-            row = GAUGES[name]
-            yield _with(GaugeMetricFamily(PREFIX + name, row.text, labels=row.labels), samples)
+        for kind, rows, values in (
+            (CounterMetricFamily, COUNTERS, self._counters()),
+            (GaugeMetricFamily, GAUGES, self._gauges()),
+        ):
+            for name, samples in values:
+                labels, text = rows[name]
+                family = kind(PREFIX + name, text, labels=labels)
+                for label_values, value in samples:
+                    family.add_metric(label_values, value)
+                yield family
         yield from self._sources.more()
 
     def _counters(self) -> Iterator[tuple[str, Samples]]:
@@ -156,14 +143,8 @@ class ProxyCollector(Collector):
         yield "outage_writes_waiting", [((), len(sources.agent.outage.journal))]
 
 
-def _with(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> Metric:
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
-
-
 class Metrics:
-    """Our metrics, and those of the process, the interpreter and its memory."""
+    """The proxy's metrics, and those of the process, the interpreter and its memory."""
 
     def __init__(self, sources: Sources) -> None:
         self.registry = CollectorRegistry()
@@ -175,6 +156,6 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     async def scrape(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
-        """The metrics in the format of `encode`, of prometheus_client."""
+        """The metrics as a function of `prometheus_client.exposition` encodes them."""
         self._collector.census = await census(self._agent)
         return encode(self.registry)

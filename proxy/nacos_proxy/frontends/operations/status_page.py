@@ -1,7 +1,7 @@
 """The status page: one HTML document made from the status object.
 
-Anybody who can register an instance can put text on it. So all text is escaped, none of it becomes a link, and the
-Content-Security-Policy lets the browser run no script and load nothing.
+Anyone who can register an instance can put text on it. So all text is escaped, none of it becomes a link, and the
+Content-Security-Policy forbids scripts and loading anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-MOST_HOSTS = 50
+MAX_HOSTS = 50
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -44,13 +44,13 @@ def page(
 ) -> bytes:
     """The document in UTF-8. It reloads itself every five seconds.
 
-    The caller makes `rows_of_services` one by one with `service_row`: all at once would block the event loop too long.
-    `carried` are parameters for its links: the token that the page was opened with, because a link sends no header.
+    The caller makes `rows_of_services` with `service_row`, with pauses, so as not to block the event loop. `carried`
+    are parameters for the links: the token in the page's own address, because a link sends no header.
     """
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{value}</td></tr>" for name, value in _facts(status, ready, reasons))
     services = "".join(rows_of_services)
     if not services:
-        services = '<tr><td colspan="6" class="muted">none was read or registered yet</td></tr>'
+        services = '<tr><td colspan="6" class="muted">no service was read or registered yet</td></tr>'
     hidden = status["servicesTotal"] - len(rows_of_services)
     more = f'<p class="muted">and {hidden} more</p>' if hidden else ""
     head = "<tr><th>Service</th><th>State</th><th>Age</th><th>Healthy</th><th>Listeners</th><th>Instances</th></tr>"
@@ -74,10 +74,10 @@ def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> lis
     note = f", {_text(upstream['note'])}" if "note" in upstream else ""
     servers = "".join(f"<br>{_server(server)}" for server in upstream.get("servers", ()))
     return [
-        ("State", _word(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
-        ("Upstream", f"{_word(upstream['state'])} for {_time(upstream['forSeconds'])}{note}{reason}{servers}"),
-        ("Push", f"{_word(push['state'])} {_text(push.get('reason', ''))}"),
-        ("Disk", f"{_word(disk['state'])} {_text(disk.get('reason', ''))}"),
+        ("State", _state(ready) + "".join(f"<br>{_text(reason)}" for reason in reasons)),
+        ("Upstream", f"{_state(upstream['state'])} for {_time(upstream['forSeconds'])}{note}{reason}{servers}"),
+        ("Push", f"{_state(push['state'])} {_text(push.get('reason', ''))}"),
+        ("Disk", f"{_state(disk['state'])} {_text(disk.get('reason', ''))}"),
         ("Event streams", _text(status["subscribers"]["streams"])),
         ("Registered here", _text(status["registrations"])),
         *((_text(name.replace("_", " ")).capitalize(), _count(value)) for name, value in status["counts"].items()),
@@ -89,7 +89,7 @@ def _server(server: Mapping[str, Any]) -> str:
     version = f" version {_text(server['version'])}" if server["version"] else ""
     error = f" {_text(server['error'])}" if server["error"] else ""
     tail = f'<span class="muted">{_text(server["latencyMs"])} ms{error}</span>'
-    return f"<code>{_text(server['url'])}</code> {_word(server['state'])}{version} {tail}"
+    return f"<code>{_text(server['url'])}</code> {_state(server['state'])}{version} {tail}"
 
 
 def service_row(row: Mapping[str, Any]) -> str:
@@ -100,7 +100,7 @@ def service_row(row: Mapping[str, Any]) -> str:
     error = f'<br><span class="muted">{_text(row["error"])}</span>' if row["error"] else ""
     cells = (
         name,
-        _word(row["state"]) + error,
+        _state(row["state"]) + error,
         age,
         f"{_text(row['healthy'])} of {_text(row['instances'])}",
         _text(row["subscribers"]),
@@ -110,7 +110,7 @@ def service_row(row: Mapping[str, Any]) -> str:
 
 
 def _hosts(hosts: Sequence[tuple[str, str, float, bool, bool, Metadata]], number: int) -> str:
-    lines = [_host(*host) for host in hosts[:MOST_HOSTS]]
+    lines = [_host(*host) for host in hosts[:MAX_HOSTS]]
     if number > len(lines):
         lines.append(f'<span class="muted">and {number - len(lines)} more</span>')
     return "<br>".join(lines)
@@ -120,7 +120,7 @@ def _host(address: str, cluster: str, weight: float, healthy: bool, enabled: boo
     state = "off" if not enabled else "ok" if healthy else "down"
     pairs = " ".join(f"{name}={'null' if value is None else value}" for name, value in sorted(metadata.items()))
     tail = f' <span class="muted">{_text(cluster)} weight {_text(f"{weight:g}")} {_text(pairs)}</span>'
-    return f"<code>{_text(address)}</code> {_word(state)}{tail}"
+    return f"<code>{_text(address)}</code> {_state(state)}{tail}"
 
 
 def _count(value: Mapping[str, int] | int) -> str:
@@ -142,9 +142,9 @@ def _time(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def _word(word: str) -> str:
-    """A state, in its colour."""
-    return f'<span class="{_text(word)}">{_text(word)}</span>'
+def _state(state: str) -> str:
+    """In its colour."""
+    return f'<span class="{_text(state)}">{_text(state)}</span>'
 
 
 def _text(value: object) -> str:

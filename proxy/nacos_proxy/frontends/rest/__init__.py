@@ -1,4 +1,4 @@
-"""Our own API: services, instances and heartbeats as JSON, with its documentation at `/docs`.
+"""The REST API: services, instances and heartbeats as JSON, with its documentation at `/docs`.
 
 Never here: the JSON itself (`wire.rest`).
 """

@@ -1,10 +1,11 @@
-"""Examples in the OpenAPI document, made by the code that makes the answers."""
+"""Examples in the OpenAPI document, built by the code that builds the answers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from nacos_proxy.frontends.rest.routing import Responses, documented, problems
+from nacos_proxy.frontends import auth
+from nacos_proxy.frontends.rest.routing import Responses, documented
 from nacos_proxy.model.errors import (
     BadCall,
     Denied,
@@ -28,18 +29,18 @@ INSTANCE_JSON = host_json(_HOST, KEY)
 SNAPSHOT_JSON = snapshot_json(AFTER, View())
 
 BAD_NAME = BadCall(
-    "service", Violation.ILLEGAL, "Param 'service' is illegal, illegal characters should not appear in it."
+    "service", Violation.ILLEGAL, "Param 'service' is illegal, illegal characters should not appear in the param."
 )
 BAD_FLAG = BadCall("healthy_only", Violation.ILLEGAL, "Param 'healthy_only' is illegal, it must be true or false.")
 BAD_PORT = BadCall("port", Violation.ILLEGAL, "Param 'port' is illegal, the value should be between 0 and 65535.")
 NO_PARAMETER = unknown("grup", [*ServiceQuery.model_fields])
-NO_TOKEN = Denied("no API token: send it as 'Authorization: Bearer TOKEN'", status=401)
-NO_RIGHT = Denied("the API token has the right 'read', this needs 'write'")
+NO_TOKEN = Denied(auth.NO_TOKEN, status=401)
+NO_RIGHT = Denied(auth.NO_RIGHT.format("write", "read"))
 DENIED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
 NOTHING = NothingKnown("nothing is known of this service and the upstream cannot be asked: connection refused")
 NOT_FOUND = Refused(Reason.INSTANCE_NOT_FOUND, "no matched ip found!", status=404)
 WRONG_KIND = Refused(Reason.WRONG_KIND, "Current service is persistent service, can't register ephemeral instance.")
-TOO_MANY = BadCall("", Violation.OTHER, "this client has 1000 streams open already", status=429)
+TOO_MANY = BadCall("", Violation.OTHER, "this client may have at most 20000 open streams", status=429)
 
 ANY_ERRORS = (NO_PARAMETER, NO_TOKEN, DENIED)
 READ_ERRORS = (BAD_NAME, BAD_FLAG, *ANY_ERRORS, NOTHING)
@@ -50,7 +51,12 @@ WRITE_ERRORS = (
 )
 BODY_ERRORS = (
     unknown("weigth", [*UpdateBody.model_fields], Violation.BODY),
-    BadCall("", Violation.BODY, "the body must be JSON and say so with 'Content-Type: application/json'", status=415),
+    BadCall(
+        "",
+        Violation.BODY,
+        "the body must be JSON and say so with 'Content-Type: application/json', not 'text/plain'",
+        status=415,
+    ),
     BadCall("", Violation.BODY, "the body is longer than 1048576 bytes", status=413),
 )
 
@@ -59,15 +65,15 @@ UNCHANGED: Responses = {304: {"description": "Nothing changed since the `ETag` i
 
 def of_a_read(example: Any, model: Any, *more: ProxyError) -> Responses:
     """The `responses` of an operation that reads services."""
-    return {**documented(example, model), **UNCHANGED, **problems(*READ_ERRORS, *more)}
+    return {**documented(example, model, *READ_ERRORS, *more), **UNCHANGED}
 
 
 FRESHNESS = """
 
-Answered from memory if it is fresh. `Age` says how many seconds ago the upstream confirmed it, `Cache-Status` how it
-was answered. `Cache-Control: no-cache` or `max-age=SECONDS` on the request asks for a younger one; `If-None-Match` with
-the `ETag` gets a 304 while nothing changed."""
+A fresh answer comes from memory. `Age` says how many seconds ago the upstream confirmed it, `Cache-Status` whether it
+came from the cache. `Cache-Control: no-cache` or `max-age=SECONDS` on the request asks for a younger answer;
+`If-None-Match` with the `ETag` gets a 304 while nothing has changed."""
 WHO_ANSWERED = """
 
-The header `Nacos-Proxy-Answer` says who answered: `upstream`, `healed` (the upstream had lost the instance and has it
-again) or `local` (the upstream is away)."""
+The header `Nacos-Proxy-Answer` says who answered: `upstream`, `healed` (the upstream had lost the instance, and the
+proxy registered it again) or `local` (the upstream is away)."""

@@ -1,8 +1,7 @@
-"""The API's document in a browser, at `/docs`.
+"""Swagger UI at `/docs`, from fastapi-offline's files.
 
-FastAPI's own page loads Swagger UI from a public CDN, which a host without the internet cannot reach, and
-fastapi-offline's needs inline scripts, which our Content-Security-Policy forbids on an origin that can rewrite where
-traffic goes. So the page is ours; Swagger UI comes from fastapi-offline's files.
+FastAPI's page loads Swagger UI from a public CDN, so it needs the internet. fastapi-offline's page needs inline
+scripts, which the Content-Security-Policy forbids. So this module has a page of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _HEADERS: Pairs = (
 )
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 PATHS = frozenset({"/docs", "/docs/start.js", OPENAPI, *(f"/docs/{name}" for name in _ASSETS)})
-"""The same for everybody; they say nothing about services."""
+"""Public paths: the same for every client, without data about services."""
 
 _PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nacos-proxy API</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="/docs/favicon.png">

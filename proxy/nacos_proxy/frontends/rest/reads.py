@@ -1,4 +1,4 @@
-"""Answers reads of our own API: freshness, prepared bodies, ETags, and the mark that lets the fast path repeat them."""
+"""Answers reads of the REST API: freshness, prepared bodies, ETags, and the mark for the fast path."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from starlette.requests import Request
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable
+from nacos_proxy.frontends.rest.routing import Reply
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import JSON_TYPE, HttpReply, Pairs
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
 
-# The proxy is the cache. A cache between it and the reader may keep an answer but must revalidate it each time, which
-# the ETag makes cheap. So no reader sees an instance that this host knows to be gone.
+# A cache between proxy and reader must revalidate each time (cheap, with the ETag), so that no reader sees an instance
+# that this host knows to be gone.
 REVALIDATE = ("cache-control", "private, max-age=0, must-revalidate")
+
+Variant = tuple[object, ...]
+Make = Callable[[Snapshot, bool], object]
+"""From the snapshot, and whether it is stale, to the body: bytes, or a value for JSON."""
 
 
 def cache_control_of(request: Request) -> CacheControl:
-    """The freshness that the request asks for."""
     return CacheControl.parse(",".join(request.headers.getlist("cache-control")))
 
 
@@ -33,7 +37,7 @@ class Bodies:
     def __init__(self, max_bytes: int) -> None:
         self._kept: LRUCache[Hashable, tuple[object, bytes, int]] = LRUCache(max_bytes, getsizeof=lambda kept: kept[2])
 
-    def of(self, snapshot: Snapshot, variant: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
+    def of(self, snapshot: Snapshot, variant: Variant, make: Callable[[], bytes]) -> bytes:
         slot, made_of = (snapshot.key, variant), (snapshot.revision, snapshot.last_ref_time)
         known = self._kept.get(slot)
         if known is not None and known[0] == made_of:
@@ -54,22 +58,12 @@ class Reads:
         self._bodies = Bodies(prepared)
 
     async def answer(
-        self,
-        request: Request,
-        key: ServiceKey,
-        kind: str,
-        variant: tuple[object, ...],
-        make: Callable[[Snapshot, bool], object],
-        *,
-        media: str = JSON_TYPE,
-    ) -> HttpReply:
-        """The service as `make(snapshot, stale)` shows it: bytes, or a value for JSON. Raises what a read raises.
-
-        `kind` and `variant` name everything that the body depends on besides the snapshot.
-        """
+        self, request: Request, key: ServiceKey, kind: str, variant: Variant, make: Make, media: str = JSON_TYPE
+    ) -> Reply:
+        """Reads the service, then `reply`. Raises what a read raises."""
         cache_control = cache_control_of(request)
         cached = await self._agent.read(key, cache_control)
-        return self.reply(request, cached, cache_control, kind, variant, make, media=media)
+        return self.reply(request, cached, cache_control, kind, variant, make, media)
 
     def reply(
         self,
@@ -77,34 +71,37 @@ class Reads:
         cached: CacheResult,
         cache_control: CacheControl,
         kind: str,
-        variant: tuple[object, ...],
-        make: Callable[[Snapshot, bool], object],
-        *,
+        variant: Variant,
+        make: Make,
         media: str = JSON_TYPE,
-    ) -> HttpReply:
-        """The same, from a result that the caller has read."""
+    ) -> Reply:
+        """The answer from a cached snapshot; `kind` and `variant` name everything else that `make` depends on."""
         snapshot = cached.snapshot
         assert snapshot is not None
         mark_cacheable(request.scope, self._agent, cached, kind, cache_control)
         tag = etag(snapshot.revision, *variant, "stale" if cached.stale else "")
         headers = (*cache_headers(cached), ("etag", tag), REVALIDATE)
-        if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
-            return HttpReply(304, None, b"", headers)
+        if _has(request, tag):
+            return Reply(HttpReply(304, None, b"", headers))
         body = self._bodies.of(snapshot, (cached.stale, kind, *variant), lambda: _encoded(make(snapshot, cached.stale)))
-        return HttpReply(200, media, body, headers)
+        return Reply(HttpReply(200, media, body, headers))
 
 
 def _encoded(made: object) -> bytes:
     return made if isinstance(made, bytes) else orjson.dumps(made)
 
 
-def tagged(request: Request, body: bytes, headers: Pairs, *, media: str = JSON_TYPE) -> HttpReply:
+def tagged(request: Request, value: object, headers: Pairs) -> Reply:
     """An answer made from several snapshots, or from none: its ETag is a digest of its bytes."""
+    body = orjson.dumps(value)
     tag = etag(blake2b(body, digest_size=8).hexdigest())
     headers = (*headers, ("etag", tag))
-    if tag_matches(",".join(request.headers.getlist("if-none-match")), tag):
-        return HttpReply(304, None, b"", headers)
-    return HttpReply(200, media, body, headers)
+    return Reply(HttpReply(304, None, b"", headers) if _has(request, tag) else HttpReply(200, JSON_TYPE, body, headers))
+
+
+def _has(request: Request, tag: str) -> bool:
+    """Whether the client already has this response (RFC 9110 13.1.2)."""
+    return tag_matches(",".join(request.headers.getlist("if-none-match")), tag)
 
 
 def known_names(agent: Agent, group: ListServices) -> list[str]:

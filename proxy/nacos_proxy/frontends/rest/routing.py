@@ -1,8 +1,7 @@
-"""What every route of our own API shares: how FastAPI matches it, reads its request, answers and refuses.
+"""How FastAPI matches, reads, answers and documents the routes of the REST API.
 
-FastAPI reads the parameters and bodies, finds the endpoints' objects and makes the document. Three things differ from
-its defaults, in the classes here: a service's name may hold `%2F`, of a repeated parameter the first counts (as in
-Nacos), and answers are prepared bytes, which FastAPI sends as they are (its own serialisation takes 0.5 ms).
+It differs from FastAPI's defaults in three ways: a service's name may contain `%2F`, the first of a repeated parameter
+counts (as in Nacos), and answers are prepared bytes (FastAPI's serialisation takes 0.5 ms).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from nacos_proxy.wire.rest.problem import PROBLEM_TYPE, plain_problem, problem
 from nacos_proxy.wire.rest.query import refusal
 
 PROVIDED = "nacos_proxy.provided"
-"""In the scope of a tenant's request: the tenant's objects by class. Other requests use the app's."""
+"""The scope key of a tenant's objects, by class. A request without it uses the app's objects."""
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ Address = Annotated[
 
 
 def provided(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
-    """A dependency: the object of this class that serves the request. Routes are made once, for all tenants."""
+    """A dependency: the object of this class for the request's tenant. All tenants share the routes."""
 
     async def find(request: Request) -> T:
         objects: Mapping[type, Any] = request.scope.get(PROVIDED) or request.app.state.provided
@@ -56,7 +55,7 @@ def provided(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
 
 
 class _FirstCounts(QueryParams):
-    """Of a parameter that is given twice the first value counts, as in Nacos; Starlette takes the last."""
+    """The first value of a repeated parameter counts, as in Nacos. Starlette takes the last."""
 
     def __init__(self, query_string: str) -> None:
         super().__init__([*pairs(query_string)])
@@ -64,13 +63,13 @@ class _FirstCounts(QueryParams):
 
 
 class ApiRequest(Request):
-    """A request whose parameters and JSON are read by our rules."""
+    """A request that reads parameters and JSON by the rules of this API."""
 
     _params: QueryParams | None = None
 
     @property
     def rules(self) -> Rules:
-        """The rules that names in this request are held to."""
+        """The rules for names in this request."""
         return self.scope.get(RULES, NACOS)
 
     @property
@@ -92,7 +91,7 @@ class ApiRequest(Request):
         return read_object(await self.body())
 
     def want_json(self) -> None:
-        # A web page can send a form or plain text to any address unasked, but not this type (the browser asks first).
+        # Any web page can send a form or plain text to any address. Before JSON, the browser sends a CORS preflight.
         media = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != JSON_TYPE and not (media.startswith("application/") and media.endswith("+json")):
             text = f"the body must be JSON and say so with 'Content-Type: application/json', not '{media[:100]}'"
@@ -142,11 +141,8 @@ class Reply(Response):
 
 
 def json_reply(value: object, status: int = 200, headers: Pairs = ()) -> Reply:
-    """Text of this host, such as a path, may not be valid Unicode; `dumps` writes it all the same."""
+    """Uses `dumps`, because text of this host, such as a path, may be invalid Unicode."""
     return Reply(HttpReply(status, JSON_TYPE, dumps(value), headers))
-
-
-# errors
 
 
 async def on_proxy_error(request: Request, error: ProxyError) -> Response:
@@ -158,7 +154,7 @@ async def on_invalid(request: Request, error: RequestValidationError) -> Respons
     errors = error.errors()
     if errors[0]["loc"] != ("body",):
         return await on_proxy_error(request, refusal(errors))
-    try:  # there is no body at all
+    try:  # the request has no body
         ApiRequest(request.scope).want_json()
         read_object(b"")
     except BadCall as missing_body:
@@ -190,7 +186,7 @@ def _methods(routes: list[BaseRoute], scope: Scope) -> set[str]:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours. The cause goes to the server's log, not to the caller."""
+    """A bug in the proxy. Only the server's log shows the cause."""
     return Reply(plain_problem(500, "the proxy failed; its log says why", request.scope["path"]))
 
 
@@ -201,23 +197,29 @@ PROBLEM_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine
     Exception: on_unexpected,
 }
 
-# documents
-
 Responses = dict[int | str, dict[str, Any]]
 
 
 def documented(
-    example: Any, model: Any = None, description: str = "", *, status: int = 200, media: str = JSON_TYPE
+    example: Any,
+    model: Any = None,
+    *errors: ProxyError,
+    description: str = "",
+    status: int = 200,
+    media: str = JSON_TYPE,
 ) -> Responses:
-    """A route's `responses` entry for an answer with an example; `model` None: it is not JSON, or has no fixed form."""
+    """A route's `responses`: a success with its example, and `problems(*errors)`.
+
+    `model` None: the success is not JSON, or has no fixed form.
+    """
     entry: dict[str, Any] = {"description": description or HTTPStatus(status).phrase}
     if model is not None:
         entry["model"] = model
-    return {status: {**entry, "content": {media: {"example": example}}}}
+    return {status: {**entry, "content": {media: {"example": example}}}, **problems(*errors)}
 
 
 def problems(*errors: ProxyError) -> Responses:
-    """The `responses` entries of errors, each shown as it would be answered."""
+    """The `responses` entries of errors, each with the problem document that it would be answered with."""
     found: Responses = {}
     for error in errors:
         reply = problem(error, "/api/v1/services/orders")
@@ -231,12 +233,12 @@ def problems(*errors: ProxyError) -> Responses:
 
 
 def openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's document with our problem documents in place of its 422, and the token that calls may need."""
-    made = app.openapi
+    """FastAPI's document with problem documents instead of its 422 responses, and with the bearer token."""
+    original = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = made()
+            document = original()
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
@@ -246,6 +248,6 @@ def openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
             components["schemas"]["ProblemDocument"] = ProblemDocument.model_json_schema()
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{}, {"token": []}]
-        return made()
+        return original()
 
     return openapi

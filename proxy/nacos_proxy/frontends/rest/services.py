@@ -1,4 +1,4 @@
-"""Our own API: services, instances, beats. Lookups and event streams have routers of their own."""
+"""The REST API: services, instances, beats. Lookups and event streams have routers of their own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
-import orjson
 from fastapi import APIRouter, Body, Depends, Query
 from fastapi.openapi.models import Example
 from starlette.responses import Response
 
 from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.core.agent import Agent, Written
-from nacos_proxy.frontends.answers import client_of
+from nacos_proxy.frontends.answers import ANSWER_HEADER, client_of
 from nacos_proxy.frontends.rest import examples, models
 from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, WHO_ANSWERED, WRITE_ERRORS
 from nacos_proxy.frontends.rest.reads import REVALIDATE, Reads, cache_control_of, known_names, tagged
@@ -66,50 +65,45 @@ from nacos_proxy.wire.rest.query import (
     read_address,
 )
 
-ANSWER_HEADER = "nacos-proxy-answer"
 SERVICE = "/api/v1/services/{service}"
 INSTANCE = SERVICE + "/instances/{address}"
 NOT_REGISTERED = "the registry does not know this instance: register it (POST …/instances), or send a beat with a body"
 
+_BEAT_NOT_FOUND = Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)
+
 router = APIRouter(route_class=ApiRoute, tags=["services"], default_response_class=Response)
 
 
-class Managing(Protocol):
-    """Beats for services that cannot: `background.health_checker.HealthChecker`."""
+class InstanceManager(Protocol):
+    """The part of `background.health_checker.HealthChecker` that the endpoints call."""
 
-    async def register(
-        self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str = ""
-    ) -> Written[None]:
-        """Register for the client at this address, and keep beating. Raises `BadCall` or what the upstream says."""
-        ...
+    async def register(self, service: ServiceKey, instance: Instance, spec: CheckSpec, owner: str) -> Written[None]: ...
 
-    def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
-        """A sign of life; whether somebody waits for one."""
-        ...
+    def heard(self, service: ServiceKey, ip: str, port: int) -> bool: ...
 
     def forget(self, service: ServiceKey, ip: str, port: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RestApi:
-    """What the endpoints work with. `health_checker` None: a registration that asks to be managed is refused."""
+    """The objects that the endpoints use. Without a `health_checker`, `managed` registrations are refused."""
 
     agent: Agent
     reads: Reads
-    health_checker: Managing | None = None
+    health_checker: InstanceManager | None = None
 
     async def as_registered(self, key: ServiceKey, address: InstanceAddress) -> InstanceAddress:
-        """The address as its instance was registered, for a write: servers keep each spelling of one apart."""
+        """The address as registered, for a write: servers treat two spellings of an IPv6 address as two instances."""
         if ":" not in address.ip:
             return address
         try:
             listed = (await self.agent.read(key)).snapshot
-        except ProxyError:  # the write has its own say of what fails
+        except ProxyError:  # the write that follows reports the failure
             listed = None
         return self.spelling(key, address, listed or Snapshot(key))
 
     def spelling(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
-        """The same of what is listed, and of what was registered here: a disabled instance is in no list."""
+        """The address as `listed` spells it, or as it was registered here: lists omit disabled instances."""
         ip, port = address
         spelt = listed.registered_ip(ip, port)
         if ":" in ip and spelt == ip and listed.find(ip, port) is None:
@@ -120,22 +114,20 @@ class RestApi:
 
 Api = Annotated[RestApi, Depends(provided(RestApi))]
 
-# --- reads -------------------------------------------------------------------------------------------------------
-
 
 @router.get(
     "/api/v1/services",
     summary="The names of a group's services",
-    description="Asked of the upstream each time; while that is away, the names that this host knows, marked `stale`.",
+    description="Asks the upstream each time. While the upstream is away: the names that this host knows, marked "
+    "`stale`.",
     responses={
         **documented(
-            page_json(ListServices("public", "DEFAULT_GROUP"), ServicePage(2, ("orders", "stock"))), models.ServicePage
-        ),
-        **examples.UNCHANGED,
-        **problems(
+            page_json(ListServices("public", "DEFAULT_GROUP"), ServicePage(2, ("orders", "stock"))),
+            models.ServicePage,
             BadCall("page", Violation.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
             *(*examples.ANY_ERRORS, examples.NOTHING),
         ),
+        **examples.UNCHANGED,
     },
 )
 async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], api: Api) -> Response:
@@ -145,7 +137,7 @@ async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], ap
         try:
             page = await api.agent.ask(call)
             headers = (("cache-status", "nacos-proxy; fwd=request"), REVALIDATE)
-            return Reply(tagged(request, orjson.dumps(page_json(call, page)), headers))
+            return tagged(request, page_json(call, page), headers)
         except (Unreachable, TooSlow, Garbled) as failure:
             error = failure
     names, first = known_names(api.agent, call), (call.page - 1) * call.size
@@ -154,14 +146,14 @@ async def services(request: ApiRequest, query: Annotated[PageQuery, Query()], ap
         raise NothingKnown(f"no services are known here and the upstream cannot be asked: {why}") from error
     page = ServicePage(len(names), tuple(names[first : first + call.size]))
     headers = (("cache-status", "nacos-proxy; hit; detail=upstream-error"), REVALIDATE)
-    return Reply(tagged(request, orjson.dumps(page_json(call, page, stale=True)), headers))
+    return tagged(request, page_json(call, page, stale=True), headers)
 
 
 @router.get(
     SERVICE,
     summary="A service: its instances as a reader sees them",
-    description="Enabled instances of all clusters, filtered as Nacos does it. `revision` names this state; `stale` "
-    "says that the upstream could not confirm it lately. An unknown service has no hosts." + FRESHNESS,
+    description="Enabled instances of all clusters, filtered as Nacos filters them. `revision` names this state; "
+    "`stale` means that the upstream could not confirm it lately. An unknown service has no hosts." + FRESHNESS,
     responses=examples.of_a_read(examples.SNAPSHOT_JSON, models.Snapshot),
 )
 async def snapshot(
@@ -169,17 +161,16 @@ async def snapshot(
 ) -> Response:
     key, view = query.service_key(service, request.rules), query.view(request.rules)
     variant = (view.clusters, view.healthy_only)
-    reply = await api.reads.answer(
+    return await api.reads.answer(
         request, key, "snapshot", variant, lambda found, stale: snapshot_json(found, view, stale=stale)
     )
-    return Reply(reply)
 
 
 @router.get(
     SERVICE + "/instances",
-    summary="All that is known of a service's instances",
-    description="With their true health, also if protection masks it for readers, and disabled ones if the upstream "
-    "shows them." + FRESHNESS,
+    summary="All known instances of a service",
+    description="With their true health, even where the protection threshold hides it from readers. Includes disabled "
+    "instances if the upstream shows them." + FRESHNESS,
     responses=examples.of_a_read(instances_json(examples.AFTER, View()), models.Instances),
 )
 async def instances(
@@ -187,16 +178,15 @@ async def instances(
 ) -> Response:
     key, view = query.service_key(service, request.rules), query.view(request.rules)
     variant = ("all", view.clusters, view.healthy_only)
-    reply = await api.reads.answer(
+    return await api.reads.answer(
         request, key, "instances", variant, lambda found, stale: instances_json(found, view, stale=stale)
     )
-    return Reply(reply)
 
 
 @router.get(
     INSTANCE,
     summary="One instance",
-    description="One that the list does not show, such as a disabled one, is asked of the upstream." + FRESHNESS,
+    description="If the list does not show the instance (it may be disabled), the proxy asks the upstream." + FRESHNESS,
     responses=examples.of_a_read(examples.INSTANCE_JSON, models.Instance, examples.BAD_PORT, examples.NOT_FOUND),
 )
 async def instance(
@@ -210,22 +200,16 @@ async def instance(
     ip, port = api.spelling(key, asked, cached.snapshot)
     known = cached.snapshot.find(ip, port, cluster or None)
     if known is not None:
-
-        def make(found: Snapshot, stale: bool) -> dict[str, Any]:
-            return host_json(known, key)
-
-        return Reply(api.reads.reply(request, cached, cache_control, "instance", (ip, port, cluster), make))
+        variant = (ip, port, cluster)
+        return api.reads.reply(request, cached, cache_control, "instance", variant, lambda _, __: host_json(known, key))
     owned = api.agent.catalog.registrations.find(key, ip, port)
     cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
     found, _ = await api.agent.instance(GetInstance(key, ip, port, cluster))
     return json_reply(host_json(found, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))
 
 
-# --- writes ------------------------------------------------------------------------------------------------------
-
-
 _REGISTRATIONS: dict[str, Example] = {
-    "least": {"summary": "Only what is needed", "value": {"ip": "10.0.0.5", "port": 8080}},
+    "least": {"summary": "Only the required fields", "value": {"ip": "10.0.0.5", "port": 8080}},
     "all": {
         "summary": "All fields, with their defaults",
         "value": RegisterBody(ip="10.0.0.5", port=8080, cluster="DEFAULT", metadata={"zone": "a"}).model_dump(
@@ -242,7 +226,7 @@ _REGISTRATIONS: dict[str, Example] = {
     },
 }
 _UPDATES: dict[str, Example] = {
-    "drain": {"summary": "Take it out of the choice", "value": {"weight": 0}},
+    "drain": {"summary": "Send it no more traffic", "value": {"weight": 0}},
     "off": {"summary": "Disable it", "value": {"enabled": False}},
 }
 _BEATS: dict[str, Example] = {
@@ -253,15 +237,14 @@ _BEATS: dict[str, Example] = {
 @router.post(
     SERVICE + "/instances",
     summary="Register an instance",
-    description="An instance that is there already is replaced. The next read through this proxy shows it, and "
-    "subscribers hear of it at once. An ephemeral instance lives as long as its beats come." + WHO_ANSWERED,
+    description="Replaces an instance with the same address. The next read through this proxy shows the new one, and "
+    "subscribers get it at once. An ephemeral instance lives as long as its beats come." + WHO_ANSWERED,
     status_code=201,
-    responses={
-        **documented(
-            examples.INSTANCE_JSON, models.Instance, "Registered; the instance as it will be shown", status=201
-        ),
-        **problems(*WRITE_ERRORS, examples.BAD_PORT, *BODY_ERRORS, examples.WRONG_KIND),
-    },
+    responses=documented(
+        *(examples.INSTANCE_JSON, models.Instance, *WRITE_ERRORS, examples.BAD_PORT, *BODY_ERRORS, examples.WRONG_KIND),
+        description="Registered; the instance as it will be shown",
+        status=201,
+    ),
 )
 async def register(
     request: ApiRequest,
@@ -281,19 +264,21 @@ async def register(
     else:
         spec = CheckSpec.parse(body.managed)
         written = await api.health_checker.register(key, instance, spec, client_of(request.scope))
-    location = _location(service, instance, request.scope["query_string"].decode("latin-1"))
+    location = f"/api/v1/services/{quote(service, safe='@')}/instances/{quote(instance.address, safe='[]:')}"
+    if query_string := request.scope["query_string"].decode("latin-1"):
+        location += f"?{query_string}"
     return json_reply(host_json(instance, key), 201, (("location", location), *_how(written)))
 
 
 @router.patch(
     INSTANCE,
     summary="Change weight, enabled or metadata",
-    description="Only what the body names changes; metadata is merged key by key. A key cannot be taken away (Nacos "
-    "keeps what was registered)." + WHO_ANSWERED,
-    responses={
-        **documented(examples.INSTANCE_JSON, models.Instance, "Changed; the instance as it will be shown"),
-        **problems(*WRITE_ERRORS, *BODY_ERRORS, examples.NOT_FOUND),
-    },
+    description="Changes only the fields in the body; metadata is merged key by key. A metadata key cannot be removed "
+    "(Nacos keeps the registered ones)." + WHO_ANSWERED,
+    responses=documented(
+        *(examples.INSTANCE_JSON, models.Instance, *WRITE_ERRORS, *BODY_ERRORS, examples.NOT_FOUND),
+        description="Changed; the instance as it will be shown",
+    ),
 )
 async def update(
     request: ApiRequest,
@@ -312,7 +297,7 @@ async def update(
 @router.delete(
     INSTANCE,
     summary="Deregister an instance",
-    description="A success also if nobody knows the instance. A persistent one needs `ephemeral=false`." + WHO_ANSWERED,
+    description="Succeeds even if the instance is unknown. A persistent one needs `ephemeral=false`." + WHO_ANSWERED,
     status_code=204,
     responses={204: {"description": "Deregistered"}, **problems(*WRITE_ERRORS, examples.BAD_PORT)},
 )
@@ -336,12 +321,13 @@ def _not_null(schema: dict[str, Any]) -> None:
 @router.put(
     INSTANCE + "/beat",
     summary="Send a heartbeat",
-    description="Without a body a light beat: 404 if the registry does not know the instance. With a body a full beat, "
-    "which registers it then. `clientBeatInterval` (ms) says when the next one is due." + WHO_ANSWERED,
-    responses={
-        **documented(beat_json(BeatResult()), models.BeatAnswer, "Heard"),
-        **problems(*WRITE_ERRORS, *BODY_ERRORS, Refused(Reason.INSTANCE_NOT_FOUND, NOT_REGISTERED, status=404)),
-    },
+    description="Without a body it is a light beat: 404 if the registry does not know the instance. With a body it is "
+    "a full beat, which also registers an unknown instance. The next beat is due after `clientBeatInterval` (ms)."
+    + WHO_ANSWERED,
+    responses=documented(
+        *(beat_json(BeatResult()), models.BeatAnswer, *WRITE_ERRORS, *BODY_ERRORS, _BEAT_NOT_FOUND),
+        description="Received",
+    ),
 )
 async def beat(
     request: ApiRequest,
@@ -364,8 +350,3 @@ async def beat(
 
 def _how(written: Written[Any]) -> Pairs:
     return ((ANSWER_HEADER, written.how),)
-
-
-def _location(service: str, instance: Instance, query: str) -> str:
-    path = f"/api/v1/services/{quote(service, safe='@')}/instances/{quote(instance.address, safe='[]:')}"
-    return f"{path}?{query}" if query else path

@@ -39,15 +39,15 @@ def test_take_never_exceeds_a_bound_and_leave_frees_it(steps: list[object]) -> N
     assert (seats.open, seats.clients, seats._services) == (0, {}, {})
 
 
-def test_take_says_whose_bound_it_was_and_counts_the_refusal() -> None:
+def test_take_names_the_exceeded_bound_and_counts_the_refusal() -> None:
     seats = StreamQuota(StreamQuotaPolicy(max_streams=2, streams_per_client=1, services_per_client=1))
-    with pytest.raises(BadCall, match="this client has no more than 1 services that it listens to"):
+    with pytest.raises(BadCall, match="this client may have at most 1 watched services"):
         seats.take("a", {key("x"), key("y")})
     seats.take("a", {key("x")})
-    with pytest.raises(BadCall, match="this client has no more than 1 streams open"):
+    with pytest.raises(BadCall, match="this client may have at most 1 open streams"):
         seats.take("a", {key("x")})
     seats.take("b", {key("x")})
-    with pytest.raises(BadCall, match="the proxy has no more than 2 streams open"):
+    with pytest.raises(BadCall, match="the proxy may have at most 2 open streams"):
         seats.take("c", set())
     assert seats.refused == 3
     assert repr(seats) == "<StreamQuota 2 open by 2 clients>"

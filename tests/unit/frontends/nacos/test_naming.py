@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.nacos.naming import ANSWER_HEADER, NacosApi
+from nacos_proxy.frontends.answers import ANSWER_HEADER, send_reply
+from nacos_proxy.frontends.nacos.naming import NacosApi
 from nacos_proxy.model.calls import Alive, Beat, Deregister, Register, Update
 from nacos_proxy.model.errors import Denied, Unreachable
 from nacos_proxy.model.limits import LENIENT

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.nacos.passthrough import MAX_REQUESTS, NOT_THERE, Passthrough
+from nacos_proxy.frontends.nacos.passthrough import MAX_REQUESTS, MISSING_STATUSES, Passthrough
 from nacos_proxy.model.errors import BadCall, TooSlow, Unreachable, Violation
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.asgi import Exchange, ask, scope, start
@@ -161,7 +161,7 @@ FORM = b"username=nacos&password=p%26w"
         ("/v3/auth/user/login", "/v1/auth/login"),
     ],
 )
-@pytest.mark.parametrize("status", NOT_THERE)
+@pytest.mark.parametrize("status", MISSING_STATUSES)
 async def test_login_goes_to_the_path_of_the_other_generation_if_the_server_lacks_it(
     asked: str, other: str, status: int
 ) -> None:

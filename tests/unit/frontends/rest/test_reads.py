@@ -32,7 +32,7 @@ class Maker:
         return {"n": len(found.instances)}
 
 
-async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
+async def test_reads_make_a_body_once_for_a_snapshot_and_a_variant() -> None:
     shelf, clock, make = Shelf(snapshot(instance())), FakeClock(), Maker()
     agent = build.agent(ScriptedRegistry(shelf), clock)
     reads = Reads(agent)
@@ -51,7 +51,7 @@ async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
     await agent.close()
 
 
-async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None:
+async def test_reads_drop_bodies_of_earlier_snapshots() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     reads = Reads(agent, prepared=2_000)
@@ -70,7 +70,7 @@ async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None
     await agent.close()
 
 
-async def test_what_a_body_is_asked_for_by_counts_too() -> None:
+async def test_bodies_count_the_size_of_the_variant() -> None:
     """Small bodies for ever other, long texts of clusters."""
     bodies, body = Bodies(100_000), b"x"
     tracemalloc.start()
@@ -82,27 +82,27 @@ async def test_what_a_body_is_asked_for_by_counts_too() -> None:
         tracemalloc.stop()
 
 
-async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:
+async def test_reads_answer_a_body_that_is_too_large_to_keep() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     reads = Reads(agent, prepared=10)
     for _ in range(2):
-        assert (await reads.answer(request(), KEY, "x", (), make)).status == 200
+        assert (await reads.answer(request(), KEY, "x", (), make)).status_code == 200
     assert len(make.made) == 2
     await agent.close()
 
 
-def test_of_many_looks_the_oldest_speaks() -> None:
+def test_oldest_makes_the_headers_of_the_oldest_result() -> None:
     looks = [CacheResult(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
     assert dict(oldest(looks))["age"] == "5"
     assert [name for name, _ in oldest([])] == ["cache-control"]
 
 
-def test_what_no_one_snapshot_stands_behind_is_compared_by_its_bytes() -> None:
-    first = tagged(request(), b"[1]", (("age", "0"),))
+def test_tagged_makes_the_etag_from_the_bytes() -> None:
+    first = tagged(request(), [1], (("age", "0"),)).answer
     (tag,) = [value for name, value in first.headers if name == "etag"]
     asked = Request(scope("GET", "/", {"if-none-match": f'"x", W/{tag}'}))
-    again = tagged(asked, b"[1]", (("age", "1"),))
+    again = tagged(asked, [1], (("age", "1"),)).answer
     assert (first.status, again.status, again.body) == (200, 304, b"")
     assert again.headers == (("age", "1"), ("etag", tag))
-    assert tagged(asked, b"[2]", ()).status == 200
+    assert tagged(asked, [2], ()).status_code == 200

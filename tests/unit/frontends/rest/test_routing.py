@@ -53,21 +53,21 @@ def app() -> FastAPI:
 
 
 @pytest.mark.parametrize(("raw", "name"), [("a", "a"), ("a%2Fb", "a/b"), ("a%20%25", "a %"), ("%e5%8c%97", "北")])
-async def test_a_segment_is_decoded_after_it_was_matched(app: FastAPI, raw: str, name: str) -> None:
+async def test_api_route_decodes_a_segment_after_matching(app: FastAPI, raw: str, name: str) -> None:
     assert (await ask(app, "GET", f"/echo/{raw}")).body.decode() == name
 
 
-async def test_a_slash_ends_a_segment(app: FastAPI) -> None:
+async def test_api_route_ends_a_segment_at_a_slash(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/echo/a/b")).status == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "TRACE", "PROPFIND"])
-async def test_another_method_is_told_which_there_are(app: FastAPI, method: str) -> None:
+async def test_on_http_exception_names_the_allowed_methods(app: FastAPI, method: str) -> None:
     answer = await ask(app, method, "/echo/a")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
 
 
-async def test_options_tells_what_there_is_and_does_nothing() -> None:
+async def test_on_http_exception_answers_options() -> None:
     """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
     done: list[str] = []
 
@@ -86,7 +86,7 @@ async def test_options_tells_what_there_is_and_does_nothing() -> None:
     assert done == []
 
 
-async def test_our_errors_are_problems_and_others_tell_nothing(app: FastAPI) -> None:
+async def test_problem_handlers_hide_the_cause_of_unexpected_errors(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/garbled")).json()["detail"] == "what?"
     with pytest.raises(RuntimeError):
         await ask(app, "GET", "/broken")  # Starlette raises it again for the server's log, behind the answer
@@ -149,7 +149,7 @@ async def test_every_call_has_a_summary_examples_and_its_errors(world: World) ->
             assert operation["requestBody"]["content"]["application/json"]["examples"], where
 
 
-async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_others_by_name(world: World) -> None:
+async def test_every_route_accepts_only_the_parameters_that_it_documents(world: World) -> None:
     places = {"service": "orders", "address": "10.0.0.1:80"}
     for path, method, operation in operations(world.app.openapi()):
         taken = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
@@ -189,7 +189,9 @@ async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_oth
 @pytest.mark.parametrize(
     ("given", "meant"), [("grup", "group"), ("healthyOnly", "healthy_only"), ("namespaceId", "namespace"), ("x", None)]
 )
-async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given: str, meant: str | None) -> None:
+async def test_on_invalid_suggests_the_name_of_a_misspelt_parameter(
+    world: World, given: str, meant: str | None
+) -> None:
     answer = await world.ask("GET", f"/api/v1/services/orders?{given}=a")
     hint = f"; did you mean '{meant}'?" if meant else "."
     known = "namespace, group, clusters, healthy_only"
