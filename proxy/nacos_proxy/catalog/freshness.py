@@ -1,11 +1,11 @@
 """How fresh an entry is, and the headers that tell a reader. Freshness depends on the age alone:
 
 age                                              | freshness | what a read does
--------------------------------------------------|-----------|------------------------------------------
+-------------------------------------------------|-----------|------------------------------------------------
 younger than the TTL                             | FRESH     | answers
 younger than the TTL + stale-if-error            | STALE     | answers, refreshes behind the answer
-older                                            | EXPIRED   | asks the upstream, has nothing if that fails
-nothing was ever fetched                         | MISSING   | waits for the one fetch in flight
+older                                            | EXPIRED   | asks the upstream; if that fails, the read fails
+nothing was ever fetched                         | MISSING   | waits for a fetch
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Bodies
 from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, provided
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.limits import Rules
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.wire.http import STREAM, Channel
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
