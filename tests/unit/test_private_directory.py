@@ -72,7 +72,7 @@ def test_open_refuses_a_pipe_without_waiting_for_it(home: Path, name: str) -> No
         StateFile(home)
 
 
-def test_a_damaged_file_is_set_aside_over_no_link(home: Path, precious: Path) -> None:
+def test_set_aside_follows_no_link(home: Path, precious: Path) -> None:
     (home / FILE).write_text("no database")
     (home / f"{FILE}.corrupt-1").symlink_to(precious.parent / "nothing")
     state = StateFile(home)

@@ -24,7 +24,7 @@ def made(**settings: Any) -> Components:
     return build(Settings(**{"disk": False, "udp_push": False, "push": "off", **settings}), FakeClock())
 
 
-async def test_the_embedded_registry_is_named_as_such() -> None:
+async def test_operator_view_names_the_embedded_registry() -> None:
     sight = operator_view(made())
     assert (await status_json(sight, 10))["upstream"]["kind"] == "embedded"
     assert readiness(sight) == ("ready", [NOTE])
@@ -33,7 +33,7 @@ async def test_the_embedded_registry_is_named_as_such() -> None:
     assert [s.value for s in families["nacos_proxy_upstream_embedded"].samples] == [1]
 
 
-async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
+async def test_operator_view_shows_upstream_servers_and_no_secret() -> None:
     parts = made(upstream="http://127.0.0.1:1", username="app", password="s3cret-word")
     shown = await status_json(operator_view(parts), 10)
     assert shown["upstream"]["kind"] == "nacos"
@@ -42,7 +42,7 @@ async def test_an_upstream_shows_its_servers_and_no_secret() -> None:
     await parts.agent.close()
 
 
-async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
+async def test_operator_view_reports_lost_push_only_if_a_service_is_followed() -> None:
     parts = made()
     parts.poller.push_alive = False
     assert readiness(operator_view(parts)) == ("ready", [NOTE])  # nobody misses what nothing is to be pushed of
@@ -57,7 +57,7 @@ async def test_a_push_that_was_lost_is_said_with_what_it_means() -> None:
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path) -> None:
+async def test_operator_view_is_ready_while_push_is_idle(tmp_path: Path) -> None:
     parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
     sight = operator_view(parts)
     assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
@@ -67,7 +67,7 @@ async def test_push_that_nobody_needed_yet_is_no_reason_to_worry(tmp_path: Path)
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
 @pytest.mark.parametrize(("push", "state", "ready"), [("auto", "unavailable", "ready"), ("on", "lost", "degraded")])
-async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_demanded(
+async def test_operator_view_is_degraded_without_a_grpc_port_only_if_push_is_on(
     push: str, state: str, ready: str, tmp_path: Path
 ) -> None:
     parts = made(upstream="http://127.0.0.1:1", push=push, state_dir=tmp_path)
@@ -81,7 +81,7 @@ async def test_a_server_without_a_grpc_port_degrades_nothing_unless_push_is_dema
     await parts.agent.close()
 
 
-async def test_background_work_that_fails_is_counted_and_shown() -> None:
+async def test_operator_view_shows_and_counts_failing_background_work() -> None:
     parts = made()
     parts.agent.supervisor.failed("disk", OSError("no space left"))
     sight = operator_view(parts)
@@ -91,7 +91,7 @@ async def test_background_work_that_fails_is_counted_and_shown() -> None:
     await parts.agent.close()
 
 
-async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
+async def test_operator_view_counts_udp_pushes_by_outcome() -> None:
     parts = made(udp_push=True)
     assert parts.udp is not None
     parts.udp.sent, parts.udp.too_large = 5, 1
@@ -103,7 +103,7 @@ async def test_udp_pushes_are_counted_by_what_became_of_them() -> None:
     assert {s.labels["what"]: s.value for s in samples if s.value} == {"sent": 5, "too_large": 1}
 
 
-async def test_without_udp_push_nothing_of_it_is_counted() -> None:
+async def test_operator_view_has_no_udp_counts_without_udp_push() -> None:
     sight = operator_view(made())
     assert (await status_json(sight, 10))["udpPush"] == {}
     assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.registry.collect()}

@@ -18,7 +18,7 @@ from tests.helpers.faces import facing
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/discovery/v", "/"])
-async def test_the_nacos_api_stands_below_its_context_path_and_ours_beside_it(context: str) -> None:
+async def test_router_serves_the_nacos_api_below_the_context_path_and_rest_at_the_root(context: str) -> None:
     below = context.rstrip("/")
     async with serving(context_path=context) as proxy:
         listed = await proxy.http.get(f"{below}/v1/ns/instance/list", params={"serviceName": "a"})
@@ -34,7 +34,7 @@ BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/a/b"])
-async def test_where_nacos_has_its_console_a_browser_is_led_to_our_page(context: str) -> None:
+async def test_router_redirects_a_browser_from_the_nacos_console_to_the_status_page(context: str) -> None:
     async with serving(context_path=context) as proxy:
         for path, headers in ((context, {}), (context, BROWSER), (f"{context}/", BROWSER)):
             answer = await proxy.http.get(path, headers=headers)
@@ -46,7 +46,7 @@ async def test_where_nacos_has_its_console_a_browser_is_led_to_our_page(context:
         assert (await proxy.http.post(context)).status_code == 404
 
 
-async def test_a_probe_of_the_console_gets_what_is_behind_and_there_is_none_without_a_context_path() -> None:
+async def test_router_forwards_a_console_probe_unless_the_context_path_is_the_root() -> None:
     async with facing("v1+v2") as server, serving(upstream=server.url) as proxy:
         await proxy.http.get("/nacos/")
         assert "GET /" in server.asked
@@ -54,7 +54,7 @@ async def test_a_probe_of_the_console_gets_what_is_behind_and_there_is_none_with
         assert "nacos-proxy" in (await proxy.http.get("/", headers=BROWSER)).text
 
 
-async def test_what_a_server_alone_can_do_is_done_here_where_none_is_behind() -> None:
+async def test_router_answers_administration_itself_only_with_the_embedded_registry() -> None:
     async with serving() as alone, facing("3.0") as server, serving(upstream=server.url) as before:
         for proxy, status in ((alone, 200), (before, 501)):  # that server has closed its v1 for it: 410
             answer = await proxy.http.get("/nacos/v1/ns/health/checkers")
@@ -72,7 +72,7 @@ CHINESE = {"serviceName": "用户服务", "ip": "10.0.0.1", "port": "80"}
 
 
 @pytest.mark.parametrize(("face", "by"), [("v1+v2", "the proxy"), ("v1", "the server")])
-async def test_what_only_nacos_of_2_3_refuses_is_refused_here_where_the_server_is_one(face: str, by: str) -> None:
+async def test_router_checks_parameters_itself_only_if_the_server_does(face: str, by: str) -> None:
     async with facing(face) as server, serving(upstream=server.url) as proxy:
         for _ in range(3):  # the version is asked for behind the first call; till then the server refuses
             refused = await proxy.http.post("/nacos/v1/ns/instance", params=CHINESE)
@@ -82,7 +82,7 @@ async def test_what_only_nacos_of_2_3_refuses_is_refused_here_where_the_server_i
         assert (server.asked.count("POST /v1/ns/instance") == 1) is (by == "the proxy")
 
 
-async def test_without_the_parameter_check_names_of_any_script_pass_by_both_apis(tmp_path: Path) -> None:
+async def test_router_accepts_names_of_any_script_if_parameter_check_is_off(tmp_path: Path) -> None:
     """Through answers, headers, events, targets, metrics and the disk; one that would break a line does not pass."""
     settings: dict[str, Any] = {"parameter_check": "off", "disk": True, "state_dir": tmp_path}
     async with serving(**settings) as proxy:
@@ -110,7 +110,7 @@ async def test_without_the_parameter_check_names_of_any_script_pass_by_both_apis
         assert listed.status_code == 200
 
 
-async def test_a_slash_at_the_end_of_our_own_paths_says_nothing_and_is_never_a_redirect() -> None:
+async def test_router_ignores_a_trailing_slash_of_rest_paths_and_never_redirects() -> None:
     async with serving() as proxy:
         for path in ("/healthz/", "/status/", "/docs/", "/api/v1/services/", "/api/v1/services/a/instances/"):
             assert (await proxy.http.get(path)).status_code == 200, path
@@ -131,7 +131,7 @@ async def test_a_slash_at_the_end_of_our_own_paths_says_nothing_and_is_never_a_r
         ("/api/v1/services", "problem"),
     ],
 )
-def test_a_refusal_before_the_api_speaks_the_dialect_of_its_path(path: str, shape: str) -> None:
+def test_router_refuse_writes_the_error_in_the_dialect_of_the_path(path: str, shape: str) -> None:
     settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
     front = Router(build(Settings(**settings), FakeClock()))
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
@@ -141,7 +141,7 @@ def test_a_refusal_before_the_api_speaks_the_dialect_of_its_path(path: str, shap
     assert expected.get(shape, "") in (reply.content_type or "")
 
 
-async def test_without_a_token_readiness_tells_states_and_neither_accounts_nor_what_the_upstream_said() -> None:
+async def test_readyz_without_a_token_shows_no_account_and_no_upstream_text() -> None:
     token = {"Authorization": "Bearer read-me-please"}
     account: dict[str, Any] = {"username": "discovery-account", "password": "wrong"}
     async with facing("v1+v2", passwords={"nacos": "right"}) as server:

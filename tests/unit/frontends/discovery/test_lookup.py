@@ -19,7 +19,7 @@ A, B = instance("10.0.0.1", 80), instance("10.0.0.2", 80, weight=3.0, cluster="c
 PICK = "/api/v1/services/orders/pick"
 
 
-async def test_a_pick_is_an_instance_or_its_address(world: World) -> None:
+async def test_pick_returns_an_instance_or_its_address_as_text(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     answer = await world.ask("GET", PICK)
     Instance.model_validate(answer.json())
@@ -32,13 +32,13 @@ async def test_a_pick_is_an_instance_or_its_address(world: World) -> None:
         assert (await world.ask("GET", target, headers={"accept": accept})).json()["ip"] == "10.0.0.1"
 
 
-async def test_an_ipv6_address_is_picked_in_one_pair_of_brackets_and_shown_as_it_was_registered(world: World) -> None:
+async def test_pick_brackets_an_ipv6_address_once_in_text_and_keeps_it_in_json(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance("[2001:DB8::7]", 80))
     assert (await world.ask("GET", f"{PICK}?format=text")).body == b"[2001:db8::7]:80"
     assert (await world.ask("GET", PICK)).json()["ip"] == "[2001:DB8::7]"
 
 
-async def test_weights_decide_unless_chance_alone_does(world: World) -> None:
+async def test_pick_weighted_follows_weights_and_random_ignores_them(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     for strategy, share in (("weighted", 3), ("random", 2)):
         world.luck.next = [n / 4 for n in range(4)]
@@ -46,7 +46,7 @@ async def test_weights_decide_unless_chance_alone_does(world: World) -> None:
         assert Counter(picks)[b"10.0.0.2:80"] == share
 
 
-async def test_turns_are_kept_per_service_and_view(world: World) -> None:
+async def test_pick_round_robin_keeps_a_position_per_service_and_view(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     world.shelf.services[key("stock")] = snapshot(A, B, service=key("stock"))
     turns = [
@@ -56,7 +56,7 @@ async def test_turns_are_kept_per_service_and_view(world: World) -> None:
     assert turns == [b"1", b"2", b"1", b"1"]
 
 
-async def test_unknown_clusters_do_not_start_another_rotation(world: World) -> None:
+async def test_pick_round_robin_ignores_unknown_clusters(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     target = f"{PICK}?strategy=round_robin&format=text&clusters=DEFAULT,c2"
     turns = [(await world.ask("GET", f"{target}{more}")).body[7:8] for more in ("", ",x1", "&clusters=x2", ",c2")]
@@ -65,7 +65,7 @@ async def test_unknown_clusters_do_not_start_another_rotation(world: World) -> N
     assert other == b"10.0.0.2:80"
 
 
-async def test_who_asks_for_ever_other_clusters_takes_bounded_memory(world: World) -> None:
+async def test_pick_with_ever_new_clusters_takes_bounded_memory(world: World) -> None:
     """4,000 of them took 400 MiB. What the fast path keeps of an answer is held here, too."""
     hosts = [
         instance(f"10.0.{n // 250}.{n % 250}", n, cluster=f"c{n % 40}", metadata={"zone": "a" * 50}) for n in range(500)
@@ -90,7 +90,7 @@ async def test_who_asks_for_ever_other_clusters_takes_bounded_memory(world: Worl
     assert all(b'"ip":"10.0.' in mark.make_body() for mark in marks), "what is no longer kept is made anew"
 
 
-async def test_a_key_keeps_its_instance(world: World) -> None:
+async def test_pick_hash_returns_the_same_instance_for_a_key(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B, instance("10.0.0.3"))
     target = f"{PICK}?strategy=hash&key=user-7&format=text"
     picks = {(await world.ask("GET", target)).body for _ in range(3)}
@@ -99,7 +99,7 @@ async def test_a_key_keeps_its_instance(world: World) -> None:
     assert (missing.status, missing.json()["parameter"]) == (400, "key")
 
 
-async def test_an_empty_choice_says_why(world: World) -> None:
+async def test_pick_answers_503_with_the_reason_if_no_instance_matches(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance("10.0.0.1", healthy=False))
     answer = await world.ask("GET", PICK)
     assert (answer.status, answer.json()["type"]) == (503, "urn:nacos-proxy:problem:nothing-to-pick")
@@ -108,7 +108,7 @@ async def test_an_empty_choice_says_why(world: World) -> None:
     assert (await world.ask("GET", f"{PICK}?healthy_only=false&clusters=x")).status == 503
 
 
-async def test_the_fast_path_gets_a_function_that_chooses_anew(world: World) -> None:
+async def test_pick_is_cacheable_with_a_make_body_that_picks_again(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[CACHEABLE]
     world.luck.next = [0.1, 0.9]
@@ -124,7 +124,7 @@ async def test_the_fast_path_gets_a_function_that_chooses_anew(world: World) -> 
     ("query", "parameter"),
     [("strategy=best", "strategy"), ("format=xml", "format"), ("healthy_only=?", "healthy_only")],
 )
-async def test_bad_parameters_are_named(world: World, query: str, parameter: str) -> None:
+async def test_pick_names_a_bad_parameter(world: World, query: str, parameter: str) -> None:
     answer = await world.ask("GET", f"{PICK}?{query}")
     assert (answer.status, answer.json()["parameter"], world.registry.calls) == (400, parameter, [])
 
@@ -132,7 +132,7 @@ async def test_bad_parameters_are_named(world: World, query: str, parameter: str
 # lists
 
 
-async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -> None:
+async def test_sd_prometheus_lists_all_targets_of_the_named_services(world: World) -> None:
     world.shelf.services = {
         KEY: snapshot(A),
         key("stock"): snapshot(instance("::1", healthy=False), service=key("stock")),
@@ -147,7 +147,7 @@ async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -
     assert one.scope[CACHEABLE].invalidation_key == KEY
 
 
-async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:
+async def test_sd_prometheus_lists_a_whole_group_for_a_star(world: World) -> None:
     names = [key("a", "g"), key("b", "g"), key("c")]
     world.shelf.services = {k: snapshot(A, service=k) for k in names}
     answer = await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=g")
@@ -158,7 +158,7 @@ async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:
     assert (await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=none")).status == 503
 
 
-async def test_one_service_that_is_not_known_fails_the_whole_list(world: World) -> None:
+async def test_sd_prometheus_answers_503_if_one_service_is_unknown(world: World) -> None:
     """Prometheus keeps its last list on an error; half a list would drop the other half's targets."""
     world.shelf.services[KEY] = snapshot(A)
     await world.ask("GET", "/api/v1/services/orders")
@@ -166,7 +166,7 @@ async def test_one_service_that_is_not_known_fails_the_whole_list(world: World) 
     assert (await world.ask("GET", "/api/v1/sd/prometheus?service=orders&service=stock")).status == 503
 
 
-async def test_lines_for_load_balancers(world: World) -> None:
+async def test_sd_lines_have_the_format_of_each_load_balancer_and_an_etag(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B, instance("10.0.0.9", healthy=False))
     for name, line in (
         ("text", b"10.0.0.2:80\n"),
@@ -179,13 +179,13 @@ async def test_lines_for_load_balancers(world: World) -> None:
         assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders&clusters=c2,c9", headers=tag)).status == 304
 
 
-async def test_a_configuration_without_a_server_is_an_error(world: World) -> None:
+async def test_sd_nginx_and_haproxy_answer_503_without_a_server(world: World) -> None:
     for name, status in (("text", 200), ("nginx", 503), ("haproxy", 503)):
         assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders")).status == status
 
 
 @pytest.mark.parametrize("target", ["prometheus", "text", "prometheus?service=*&service=a", "text?service=a&service=b"])
-async def test_lists_need_their_service(world: World, target: str) -> None:
+async def test_sd_requires_exactly_one_kind_of_service_parameter(world: World, target: str) -> None:
     answer = await world.ask("GET", f"/api/v1/sd/{target}")
     assert (answer.status, answer.json()["parameter"]) == (400, "service")
 
@@ -195,7 +195,7 @@ class TestBounds:
     def max_services(self) -> int:
         return 2
 
-    async def test_one_answer_names_a_bounded_number_of_services(self, world: World) -> None:
+    async def test_sd_prometheus_refuses_more_than_max_services(self, world: World) -> None:
         many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")
         assert (many.status, many.json()["parameter"]) == (400, "service")
         world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c"))}

@@ -10,7 +10,7 @@ from tests.unit.frontends.conftest import World, ips, register
 A = instance()
 
 
-async def test_a_long_poll_with_another_index_answers_at_once(world: World) -> None:
+async def test_watch_answers_at_once_if_the_index_differs(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     for index in ("", "?index=", "?index=abc"):
         answer = await world.ask("GET", f"/api/v1/services/orders/watch{index}")
@@ -19,7 +19,7 @@ async def test_a_long_poll_with_another_index_answers_at_once(world: World) -> N
         assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_long_poll_waits_for_the_first_change_that_shows(world: World) -> None:
+async def test_watch_waits_for_the_first_change_in_its_view(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
     poll = await world.start(f"/api/v1/services/orders/watch?index={index}&clusters=c2")
@@ -32,7 +32,7 @@ async def test_a_long_poll_waits_for_the_first_change_that_shows(world: World) -
     assert world.events.quota.clients == {} and world.agent.catalog.hub.readers == 0
 
 
-async def test_a_long_poll_ends_unchanged_when_its_time_is_over(world: World) -> None:
+async def test_watch_answers_unchanged_after_its_wait(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
     poll = await world.start(f"/api/v1/services/orders/watch?index={index}&wait=20s")
@@ -43,7 +43,7 @@ async def test_a_long_poll_ends_unchanged_when_its_time_is_over(world: World) ->
     assert (poll.status, poll.headers["nacos-proxy-index"]) == (200, index)
 
 
-async def test_a_long_poll_whose_client_leaves_is_forgotten(world: World) -> None:
+async def test_watch_forgets_a_client_that_disconnects(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
     poll = await world.start(f"/api/v1/services/orders/watch?index={index}")
@@ -51,13 +51,13 @@ async def test_a_long_poll_whose_client_leaves_is_forgotten(world: World) -> Non
     assert repr(world.events) == "<EventsApi 0 readers, 0 polls, 0 clients>"
 
 
-async def test_a_long_poll_of_what_nobody_can_know_is_503(world: World) -> None:
+async def test_watch_answers_503_for_an_unknown_service_without_an_upstream(world: World) -> None:
     world.registry.script = lambda call: Unreachable("refused", arrived=False)
     answer = await world.ask("GET", "/api/v1/services/orders/watch")
     assert (answer.status, world.events.quota.clients) == (503, {})
 
 
-async def test_a_long_poll_on_what_is_refused_meanwhile_is_answered_with_the_refusal(world: World) -> None:
+async def test_watch_answers_with_a_refusal_that_arrives_while_it_waits(world: World) -> None:
     await register(world, "10.0.0.1")
     refusal = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
     polls = []

@@ -24,7 +24,7 @@ def names(events: list[tuple[str, str, dict]]) -> list[str]:
     return [name for name, _, _ in events]
 
 
-async def test_a_stream_begins_with_the_snapshot_and_goes_on_with_changes(world: World) -> None:
+async def test_events_sends_the_snapshot_and_then_changes(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders")
     assert stream.headers["content-type"] == "text/event-stream"
@@ -41,7 +41,7 @@ async def test_a_stream_begins_with_the_snapshot_and_goes_on_with_changes(world:
     await stream.leave()
 
 
-async def test_many_services_share_a_stream_and_only_the_last_snapshot_has_an_id(world: World) -> None:
+async def test_events_of_many_services_sets_an_id_only_on_the_last_snapshot(world: World) -> None:
     other = key("stock", "g")
     world.shelf.services |= {KEY: snapshot(A), other: snapshot(B, service=other)}
     stream = await world.start("/api/v1/events?service=orders&service=g@@stock")
@@ -54,7 +54,7 @@ async def test_many_services_share_a_stream_and_only_the_last_snapshot_has_an_id
     await stream.leave()
 
 
-async def test_a_stream_sends_only_changes_that_its_view_shows(world: World) -> None:
+async def test_events_sends_only_changes_in_its_view(world: World) -> None:
     world.shelf.services[KEY] = snapshot(B)
     stream = await world.start("/api/v1/events?service=orders&clusters=c2&healthy_only=true")
     await register(world, "10.0.0.8")
@@ -71,7 +71,7 @@ async def test_a_stream_sends_only_changes_that_its_view_shows(world: World) -> 
     await stream.leave()
 
 
-async def test_a_stream_resumes_with_missed_changes_and_no_snapshot(world: World) -> None:
+async def test_events_resumes_with_missed_changes_and_no_snapshot(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     first = await world.start("/api/v1/events?service=orders")
     last = first.events()[-1][1]
@@ -83,7 +83,7 @@ async def test_a_stream_resumes_with_missed_changes_and_no_snapshot(world: World
         await again.leave()
 
 
-async def test_a_stream_resumes_on_an_empty_service_with_its_snapshot_and_missed_changes(
+async def test_events_resumes_on_an_empty_service_with_its_snapshot_and_missed_changes(
     world: World,
 ) -> None:
     """It may have heard of some, before the service was forgotten here. The id stays that of what is still to come."""
@@ -100,7 +100,7 @@ async def test_a_stream_resumes_on_an_empty_service_with_its_snapshot_and_missed
 
 
 @pytest.mark.parametrize("last", ["other-1", "e-999", "nonsense", "e-x"])
-async def test_a_stream_that_cannot_resume_starts_with_a_reset_snapshot(world: World, last: str) -> None:
+async def test_events_sends_a_reset_snapshot_if_it_cannot_resume(world: World, last: str) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders", {"last-event-id": last})
     ((name, _, shown),) = stream.events()
@@ -108,7 +108,7 @@ async def test_a_stream_that_cannot_resume_starts_with_a_reset_snapshot(world: W
     await stream.leave()
 
 
-async def test_a_slow_reader_gets_the_newest_state_in_one_change(world: World) -> None:
+async def test_events_joins_changes_for_a_slow_reader(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders")
     stream.hold()
@@ -122,7 +122,7 @@ async def test_a_slow_reader_gets_the_newest_state_in_one_change(world: World) -
     await stream.leave()
 
 
-async def test_one_slow_reader_does_not_hold_up_another(world: World) -> None:
+async def test_events_does_not_delay_a_reader_for_a_slow_one(world: World) -> None:
     slow = await world.start("/api/v1/events?service=orders")
     quick = await world.start("/api/v1/events?service=orders")
     slow.hold()
@@ -134,7 +134,7 @@ async def test_one_slow_reader_does_not_hold_up_another(world: World) -> None:
     await quick.leave()
 
 
-async def test_a_stream_sends_the_loss_and_return_of_the_upstream(world: World) -> None:
+async def test_events_sends_the_loss_and_return_of_the_upstream(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     stream = await world.start("/api/v1/events?service=orders")
     world.registry.script = lambda call: Unreachable("connection refused", arrived=False)
@@ -159,7 +159,7 @@ async def test_a_stream_sends_the_loss_and_return_of_the_upstream(world: World) 
     await late.leave()
 
 
-async def test_heartbeats_keep_idle_streams_alive_at_different_moments(world: World) -> None:
+async def test_events_sends_heartbeats_to_idle_streams_at_different_moments(world: World) -> None:
     streams = [await world.start("/api/v1/events?service=orders") for _ in range(3)]
     beats = [stream.body.count(b"\n:\n") for stream in streams]
     for _ in range(15):
@@ -171,7 +171,7 @@ async def test_heartbeats_keep_idle_streams_alive_at_different_moments(world: Wo
         await stream.leave()
 
 
-async def test_a_stream_of_star_follows_all_services_of_a_group_and_calls_discover(world: World) -> None:
+async def test_events_of_star_follows_a_group_and_calls_discover(world: World) -> None:
     world.shelf.services = {k: snapshot(A, service=k) for k in (key("a", "g"), key("b", "g"), key("c"))}
     await world.agent.read(key("a", "g"))
     await world.agent.read(key("c"))
@@ -185,7 +185,7 @@ async def test_a_stream_of_star_follows_all_services_of_a_group_and_calls_discov
     assert world.discovered[1:] == [("forget", "public", "g")]
 
 
-async def test_a_stream_whose_client_disconnects_is_forgotten(world: World) -> None:
+async def test_events_forgets_a_client_that_disconnects(world: World) -> None:
     stream = await world.start("/api/v1/events?service=orders")
     entry = world.agent.catalog.cache.get(KEY)
     assert entry is not None
@@ -196,7 +196,7 @@ async def test_a_stream_whose_client_disconnects_is_forgotten(world: World) -> N
     assert world.events.quota.clients == {}
 
 
-async def test_close_sends_streams_a_time_to_reconnect(world: World) -> None:
+async def test_events_close_sends_streams_a_retry_time(world: World) -> None:
     world.luck.next = [0.5, 0.5]
     stream = await world.start("/api/v1/events?service=orders")
     poll = await world.start("/api/v1/services/orders/watch?index=" + stream.events()[0][2]["revision"])
@@ -209,7 +209,7 @@ async def test_close_sends_streams_a_time_to_reconnect(world: World) -> None:
     assert (late.status, late.headers["content-type"]) == (503, "application/problem+json")
 
 
-async def test_head_begins_no_stream(world: World) -> None:
+async def test_events_head_begins_no_stream(world: World) -> None:
     answer = await world.ask("HEAD", "/api/v1/events?service=orders")
     assert (answer.status, answer.body, world.events.quota.clients) == (200, b"", {})
 
@@ -272,7 +272,7 @@ class Pipe:
         self.gone()
 
 
-async def test_a_stream_with_a_channel_lets_the_app_return(world: World) -> None:
+async def test_events_with_a_channel_lets_the_app_return(world: World) -> None:
     pipe = Pipe()
     channel: Channel = pipe
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: channel})
@@ -294,7 +294,7 @@ async def test_a_stream_with_a_channel_lets_the_app_return(world: World) -> None
     assert world.events.quota.clients == {} and world.agent.catalog.hub.readers == 0
 
 
-async def test_a_stream_whose_events_fail_ends_alone(world: World) -> None:
+async def test_events_ends_only_the_stream_that_fails(world: World) -> None:
     class Broken(Pipe):
         def write(self, chunk: bytes) -> bool:
             if self.written:
@@ -310,7 +310,7 @@ async def test_a_stream_whose_events_fail_ends_alone(world: World) -> None:
     assert world.agent.catalog.hub.readers == 1
 
 
-async def test_close_ends_the_other_streams_if_one_fails_to_end(world: World) -> None:
+async def test_events_close_ends_the_other_streams_if_one_fails(world: World) -> None:
     class Broken(Pipe):
         def close(self) -> None:
             raise RuntimeError("a bug")
@@ -323,7 +323,7 @@ async def test_close_ends_the_other_streams_if_one_fails_to_end(world: World) ->
     assert world.agent.supervisor.failing == {"event stream": "RuntimeError: a bug"}
 
 
-async def test_a_stream_of_many_services_writes_only_as_much_as_the_reader_takes(world: World) -> None:
+async def test_events_of_many_services_writes_only_as_much_as_the_reader_takes(world: World) -> None:
     """Snapshots, and what changed while it read them, a piece at a time; no id before the last snapshot."""
     keys = [key(f"s{number}") for number in range(100)]
     hosts = [instance(f"10.0.1.{number}") for number in range(20)]
@@ -355,7 +355,7 @@ async def test_a_stream_of_many_services_writes_only_as_much_as_the_reader_takes
     pipe.gone()
 
 
-async def test_an_event_is_encoded_once_for_all_streams_with_the_same_view(world: World) -> None:
+async def test_events_encodes_an_event_once_for_all_streams_of_a_view(world: World) -> None:
     pipes = [Pipe() for _ in range(3)]
     for pipe in pipes:
         await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda pipe=pipe: pipe})
@@ -363,20 +363,20 @@ async def test_an_event_is_encoded_once_for_all_streams_with_the_same_view(world
     assert len({id(pipe.written[-1]) for pipe in pipes}) == 1
 
 
-async def test_a_stream_without_a_channel_is_sent_by_asgi(world: World) -> None:
+async def test_events_without_a_channel_is_sent_by_asgi(world: World) -> None:
     stream = await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: None})
     assert names(stream.events()) == ["snapshot"]
     await stream.leave()
 
 
-async def test_close_closes_channels_after_the_retry(world: World) -> None:
+async def test_events_close_closes_channels_after_the_retry(world: World) -> None:
     pipe = Pipe()
     await world.start("/api/v1/events?service=orders", extensions={STREAM: lambda: pipe})
     world.events.close()
     assert (pipe.closed, pipe.written[-1], world.events.readers) == (True, b"<retry: 2000\n\n>", 0)
 
 
-async def test_a_stream_that_begins_after_close_ends_at_once(world: World) -> None:
+async def test_events_after_close_ends_at_once(world: World) -> None:
     """It was let in before, and waited for its first snapshot meanwhile."""
     gate = asyncio.Event()
 
@@ -393,7 +393,7 @@ async def test_a_stream_that_begins_after_close_ends_at_once(world: World) -> No
     assert stream.body.endswith(b"\n\nretry: 2000\n\n") and world.events.quota.clients == {}
 
 
-async def test_a_stream_whose_start_fails_leaves_nothing_behind(world: World) -> None:
+async def test_events_whose_start_fails_leaves_nothing_behind(world: World) -> None:
     async def gone(message: object) -> None:
         raise OSError("the reader has gone")
 
@@ -414,7 +414,7 @@ class TestLimits:
     def events_policy(self) -> EventsPolicy:
         return EventsPolicy(quota=StreamQuotaPolicy(max_streams=3, streams_per_client=2))
 
-    async def test_one_client_has_its_bound_and_the_proxy_another(self, world: World) -> None:
+    async def test_events_refuses_streams_above_the_bounds_per_client_and_in_total(self, world: World) -> None:
         target = "/api/v1/events?service=orders"
         streams = [await world.start(target), await world.start(target)]
         refused = await world.ask("GET", target)
@@ -429,7 +429,7 @@ class TestLimits:
             await stream.leave()
         assert world.events.quota.clients == {}
 
-    async def test_a_client_cannot_listen_to_everything(self, world: World) -> None:
+    async def test_events_refuses_more_than_max_services(self, world: World) -> None:
         """What is listened to is asked for again and again: a million names would leave no poll for the others."""
         world.events.quota = world.events.polls.quota = StreamQuota(StreamQuotaPolicy(services_per_client=3))
         streams = [

@@ -29,13 +29,13 @@ async def lose_upstream(world: World) -> None:
         await settle()
 
 
-async def test_alive_is_always_alive(world: World) -> None:
+async def test_healthz_is_ok_while_the_upstream_is_down(world: World) -> None:
     await lose_upstream(world)
     answer = await world.ask("GET", "/healthz")
     assert (answer.status, answer.json(), answer.headers["cache-control"]) == (200, {"status": "ok"}, "no-store")
 
 
-async def test_ready_while_reads_can_be_answered(world: World) -> None:
+async def test_readyz_is_ready_or_degraded_while_reads_can_be_answered(world: World) -> None:
     assert (await world.ask("GET", "/readyz")).json() == {"status": "ready", "reasons": []}
     await world.ask("GET", "/api/v1/services/orders")
     await lose_upstream(world)
@@ -46,13 +46,13 @@ async def test_ready_while_reads_can_be_answered(world: World) -> None:
     )
 
 
-async def test_not_ready_where_nothing_could_be_answered(world: World) -> None:
+async def test_readyz_is_unready_if_no_read_can_be_answered(world: World) -> None:
     await lose_upstream(world)
     answer = await world.ask("GET", "/readyz")
     assert (answer.status, answer.json()["status"], len(answer.json()["reasons"])) == (503, "unready", 2)
 
 
-async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> None:
+async def test_readiness_is_degraded_by_faults_that_do_not_affect_reads(world: World) -> None:
     sight = replace(
         world.sight, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
     )
@@ -65,19 +65,19 @@ async def test_what_is_missing_without_harm_to_reads_degrades(world: World) -> N
     assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
 
 
-async def test_background_work_that_fails_degrades_and_is_named(world: World) -> None:
+async def test_readiness_names_failing_background_work(world: World) -> None:
     sight = replace(world.sight, failing=lambda: {"disk": "OSError: no space left"})
     assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left"])
 
 
-async def test_a_refused_login_is_told_before_anybody_wonders_why_nothing_works(world: World) -> None:
+async def test_readiness_names_a_refused_login_first(world: World) -> None:
     sight = replace(world.sight, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}})
     assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
     await world.ask("GET", "/api/v1/services/orders")
     assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
 
 
-async def test_nodes_that_are_down_are_named_and_degrade_where_they_are_more_than_half(world: World) -> None:
+async def test_readiness_names_nodes_that_are_down_and_degrades_above_half(world: World) -> None:
     def sight(*states: str) -> OperatorView:
         servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
         return replace(world.sight, upstream=lambda: {"servers": servers})
@@ -92,7 +92,7 @@ async def test_nodes_that_are_down_are_named_and_degrade_where_they_are_more_tha
     assert readiness(sight("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
 
 
-async def test_status_shows_each_service_with_its_age_and_state(world: World) -> None:
+async def test_status_shows_age_and_state_of_each_service(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance(), instance("10.0.0.2", healthy=False))
     stream = await world.start("/api/v1/events?service=orders")
     await world.clock.advance(4)
@@ -114,7 +114,7 @@ async def test_status_shows_each_service_with_its_age_and_state(world: World) ->
     assert (await world.ask("GET", "/status?limit=x")).status == 400
 
 
-async def test_status_is_shown_in_pages_and_says_where_it_was_cut(world: World) -> None:
+async def test_status_pages_by_limit_and_offset_and_reports_truncation(world: World) -> None:
     for name in "cab":
         await world.ask("GET", f"/api/v1/services/{name}")
 
@@ -130,7 +130,7 @@ async def test_status_is_shown_in_pages_and_says_where_it_was_cut(world: World) 
     assert (await world.ask("GET", "/status?offset=-1")).status == 400
 
 
-async def test_others_have_their_turns_while_many_services_are_shown(world: World) -> None:
+async def test_status_and_metrics_of_many_services_yield_to_other_tasks(world: World) -> None:
     """With 10,000 services `/status` held everybody up for 0.3 s, `/metrics` and the page for 0.1 s."""
     for number in range(4_000):
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
@@ -141,7 +141,7 @@ async def test_others_have_their_turns_while_many_services_are_shown(world: Worl
     assert await turns_during(world.sight.metrics.scrape(generate_latest)) > 4
 
 
-async def test_metrics_are_text_that_prometheus_reads(world: World) -> None:
+async def test_metrics_answers_text_or_openmetrics(world: World) -> None:
     await world.ask("GET", "/api/v1/services/orders")
     answer = await world.ask("GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
@@ -168,7 +168,7 @@ class Words(HTMLParser):
         self.text += data
 
 
-async def test_the_page_shows_anybodys_text_as_text(world: World) -> None:
+async def test_page_escapes_text_of_clients_and_upstream(world: World) -> None:
     await world.ask("GET", "/api/v1/services/orders")
     await world.agent.write(Register(KEY, instance("<b>host", metadata={NASTY: NASTY, "zone": "北京"})))
     await lose_upstream(world)
@@ -184,7 +184,7 @@ async def test_the_page_shows_anybodys_text_as_text(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["accessToken", "access_token"])
-async def test_from_the_page_one_comes_to_the_rest_with_the_same_token(world: World, name: str) -> None:
+async def test_page_links_keep_the_token_of_the_query(world: World, name: str) -> None:
     html = (await world.ask("GET", f"/?{name}=secret&limit=5")).body.decode()
     for path in ("/status", "/metrics"):
         assert f'href="{path}?{name}=secret"' in html
@@ -192,7 +192,7 @@ async def test_from_the_page_one_comes_to_the_rest_with_the_same_token(world: Wo
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/", "/readyz"])
-async def test_a_scrape_does_not_change_which_services_are_kept(world: World, path: str) -> None:
+async def test_operations_reads_do_not_count_as_use_of_a_service(world: World, path: str) -> None:
     cache = Cache(CachePolicy(max_services=2), PendingPolicy(), lambda: 0.5)
     world.agent.catalog.cache = cache
     for name in "ab":
@@ -203,7 +203,7 @@ async def test_a_scrape_does_not_change_which_services_are_kept(world: World, pa
     assert sorted(entry.key.name for entry in cache.entries()) == ["a", "c"]
 
 
-async def test_who_shows_no_token_is_told_the_parts_alone(world: World) -> None:
+async def test_readyz_without_a_token_names_only_the_parts(world: World) -> None:
     await world.ask("GET", "/api/v1/services/orders")
     servers = [
         {"url": f"http://10.0.0.{n}:8848", "state": state, "error": "locked\nhunter2"}

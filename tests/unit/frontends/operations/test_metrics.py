@@ -14,7 +14,7 @@ from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
 
-async def test_every_metric_is_there_with_what_happened() -> None:
+async def test_metrics_scrape_has_every_metric_with_its_value() -> None:
     registry, clock = ScriptedRegistry(Shelf()), FakeClock()
     agent = build.agent(registry, clock)
     await agent.read(KEY)
@@ -61,7 +61,7 @@ async def test_every_metric_is_there_with_what_happened() -> None:
     await agent.close()
 
 
-async def test_what_is_not_in_use_is_not_shown() -> None:
+async def test_metrics_scrape_omits_push_if_it_is_off() -> None:
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     assert b"push_up" not in await Metrics(Sources(agent, "1")).scrape(generate_latest)
     await agent.close()

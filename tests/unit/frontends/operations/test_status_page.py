@@ -47,14 +47,14 @@ def page(status: dict[str, Any], *more: Any) -> bytes:
     return whole(status, [service_row(row) for row in status["services"]], *more)
 
 
-def test_long_lists_are_cut_and_say_so() -> None:
+def test_page_cuts_long_lists_and_says_so() -> None:
     html = page(STATUS, "degraded", ["push: lost", "<disk>"]).decode()
     assert "10.0.0.49:80" in html and "10.0.0.50:80" not in html
     assert "and 10 more" in html and "and 1 more" in html
     assert "push: lost<br>&lt;disk&gt;" in html
 
 
-def test_an_operator_reads_what_is_wrong_since_when_and_with_which_server() -> None:
+def test_page_shows_faults_with_their_duration_and_server() -> None:
     html = page(STATUS, "degraded", []).decode()
     assert '<span class="down">down</span> for 1 d 2 h: &lt;refused&gt;' in html
     assert (
@@ -69,27 +69,27 @@ def test_an_operator_reads_what_is_wrong_since_when_and_with_which_server() -> N
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3_661, "1 h 1 min"), (86_401, "1 d")]
 )
-def test_times_are_told_in_their_largest_units(seconds: float, text: str) -> None:
+def test_page_shows_durations_in_their_largest_units(seconds: float, text: str) -> None:
     assert f"<td>{text}</td>" in page({**STATUS, "uptimeSeconds": seconds}, "ready", []).decode()
 
 
-def test_a_service_goes_by_its_name_and_says_below_where_it_is() -> None:
+def test_service_row_shows_the_name_above_group_and_namespace() -> None:
     row = {**STATUS["services"][0], "service": "<g>@@orders", "namespaceId": "<n>", "error": "<no>"}
     html = page({**STATUS, "services": [row]}, "ready", []).decode()
     assert '<td>orders<br><span class="muted">&lt;g&gt; in &lt;n&gt;</span></td>' in html
     assert '<span class="muted">&lt;no&gt;</span>' in html
 
 
-def test_a_proxy_that_knows_no_service_yet_says_so() -> None:
+def test_page_says_if_no_service_is_known() -> None:
     assert "none was read or registered yet" in page({**STATUS, "services": []}, "ready", []).decode()
 
 
-def test_the_policy_allows_the_pages_own_style_and_nothing_else() -> None:
+def test_content_security_policy_allows_only_the_style_of_the_page() -> None:
     assert CONTENT_SECURITY_POLICY.count("sha256-") == 1
     assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
-def test_the_links_go_on_with_the_token_that_the_page_was_opened_with() -> None:
+def test_page_links_carry_the_token() -> None:
     plain = page(STATUS, "ready", []).decode()
     assert 'href="/status"' in plain and 'href="/metrics"' in plain
     html = page(STATUS, "ready", [], {"accessToken": 'se"cr&et'}).decode()

@@ -26,7 +26,7 @@ def contents() -> Iterator[tuple[str, Any, dict[str, Any]]]:
                     yield route.path, ProblemDocument if problem else answer.get("model"), content
 
 
-def test_every_example_of_an_answer_fits_the_model_that_is_promised() -> None:
+def test_examples_of_answers_fit_their_models() -> None:
     checked = 0
     for path, model, content in contents():
         values = [one["value"] for one in content.get("examples", {}).values()] or [content["example"]]
@@ -46,7 +46,7 @@ def test_every_example_of_an_answer_fits_the_model_that_is_promised() -> None:
         ("put", "/api/v1/services/{service}/instances/{address}/beat", BeatBody),
     ],
 )
-def test_every_example_of_a_body_is_taken(method: str, path: str, body: type[BaseModel]) -> None:
+def test_examples_of_bodies_are_accepted(method: str, path: str, body: type[BaseModel]) -> None:
     examples = APP.openapi()["paths"][path][method]["requestBody"]["content"]["application/json"]["examples"]
     for example in examples.values():
         body.model_validate(example["value"])

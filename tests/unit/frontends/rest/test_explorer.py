@@ -8,7 +8,7 @@ from nacos_proxy.app.router import rest_app
 from tests.helpers.asgi import ask
 
 
-async def test_everything_the_page_loads_comes_from_this_process() -> None:
+async def test_docs_page_loads_only_from_this_process() -> None:
     app = rest_app({})
     page = await ask(app, "GET", "/docs")
     assert page.headers["content-type"].startswith("text/html")

@@ -13,7 +13,7 @@ from tests.unit.frontends.conftest import Change
 A = snapshot(instance())
 
 
-def test_shapes_name_every_field_in_its_order() -> None:
+def test_models_have_every_field_in_wire_order() -> None:
     change = change_json(ModelChange(snapshot(), A, "poll"), View())
     assert change is not None
     for shape, shown in (

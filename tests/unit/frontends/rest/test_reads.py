@@ -32,7 +32,7 @@ class Maker:
         return {"n": len(found.instances)}
 
 
-async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
+async def test_reads_answer_makes_a_body_once_per_snapshot_and_variant() -> None:
     shelf, clock, make = Shelf(snapshot(instance())), FakeClock(), Maker()
     agent = build.agent(ScriptedRegistry(shelf), clock)
     reads = Reads(agent)
@@ -51,7 +51,7 @@ async def test_a_body_is_made_once_for_a_snapshot_and_a_variant() -> None:
     await agent.close()
 
 
-async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None:
+async def test_reads_reply_drops_bodies_of_older_snapshots_first() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     reads = Reads(agent, prepared=2_000)
@@ -70,7 +70,7 @@ async def test_what_a_service_was_before_takes_no_room_from_the_others() -> None
     await agent.close()
 
 
-async def test_what_a_body_is_asked_for_by_counts_too() -> None:
+async def test_bodies_counts_the_length_of_variants() -> None:
     """Small bodies for ever other, long texts of clusters."""
     bodies, body = Bodies(100_000), b"x"
     tracemalloc.start()
@@ -82,7 +82,7 @@ async def test_what_a_body_is_asked_for_by_counts_too() -> None:
         tracemalloc.stop()
 
 
-async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() -> None:
+async def test_reads_answer_does_not_keep_a_body_above_the_bound() -> None:
     make = Maker()
     agent = build.agent(ScriptedRegistry(Shelf()), FakeClock())
     reads = Reads(agent, prepared=10)
@@ -92,13 +92,13 @@ async def test_a_body_larger_than_all_that_is_kept_is_answered_all_the_same() ->
     await agent.close()
 
 
-def test_of_many_looks_the_oldest_speaks() -> None:
+def test_oldest_gives_the_greatest_age() -> None:
     looks = [CacheResult(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
     assert dict(oldest(looks))["age"] == "5"
     assert [name for name, _ in oldest([])] == ["cache-control"]
 
 
-def test_what_no_one_snapshot_stands_behind_is_compared_by_its_bytes() -> None:
+def test_tagged_compares_the_bytes_of_the_body() -> None:
     first = tagged(request(), b"[1]", (("age", "0"),))
     (tag,) = [value for name, value in first.headers if name == "etag"]
     asked = Request(scope("GET", "/", {"if-none-match": f'"x", W/{tag}'}))

@@ -53,21 +53,21 @@ def app() -> FastAPI:
 
 
 @pytest.mark.parametrize(("raw", "name"), [("a", "a"), ("a%2Fb", "a/b"), ("a%20%25", "a %"), ("%e5%8c%97", "北")])
-async def test_a_segment_is_decoded_after_it_was_matched(app: FastAPI, raw: str, name: str) -> None:
+async def test_api_route_decodes_a_segment_after_matching(app: FastAPI, raw: str, name: str) -> None:
     assert (await ask(app, "GET", f"/echo/{raw}")).body.decode() == name
 
 
-async def test_a_slash_ends_a_segment(app: FastAPI) -> None:
+async def test_api_route_does_not_match_a_slash_in_a_segment(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/echo/a/b")).status == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "TRACE", "PROPFIND"])
-async def test_another_method_is_told_which_there_are(app: FastAPI, method: str) -> None:
+async def test_api_route_answers_405_with_the_allowed_methods(app: FastAPI, method: str) -> None:
     answer = await ask(app, method, "/echo/a")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
 
 
-async def test_options_tells_what_there_is_and_does_nothing() -> None:
+async def test_api_route_answers_options_without_calling_the_endpoint() -> None:
     """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
     done: list[str] = []
 
@@ -86,7 +86,7 @@ async def test_options_tells_what_there_is_and_does_nothing() -> None:
     assert done == []
 
 
-async def test_our_errors_are_problems_and_others_tell_nothing(app: FastAPI) -> None:
+async def test_on_unexpected_hides_the_error_and_on_proxy_error_shows_it(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/garbled")).json()["detail"] == "what?"
     with pytest.raises(RuntimeError):
         await ask(app, "GET", "/broken")  # Starlette raises it again for the server's log, behind the answer
@@ -103,7 +103,7 @@ def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
             yield path, method, operation
 
 
-async def test_every_route_of_the_api_is_documented(world: World) -> None:
+async def test_openapi_has_every_route(world: World) -> None:
     documented = {(path, method) for path, method, _ in operations(world.app.openapi())}
     service = "/api/v1/services/{service}"
     one = service + "/instances/{address}"
@@ -130,7 +130,7 @@ async def test_every_route_of_the_api_is_documented(world: World) -> None:
     }
 
 
-async def test_every_call_has_a_summary_examples_and_its_errors(world: World) -> None:
+async def test_openapi_operations_have_summary_examples_and_errors(world: World) -> None:
     for path, method, operation in operations(world.app.openapi()):
         where = f"{method} {path}"
         assert operation["summary"] and operation["description"], where
@@ -149,7 +149,7 @@ async def test_every_call_has_a_summary_examples_and_its_errors(world: World) ->
             assert operation["requestBody"]["content"]["application/json"]["examples"], where
 
 
-async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_others_by_name(world: World) -> None:
+async def test_openapi_parameters_are_accepted_and_others_are_refused_by_name(world: World) -> None:
     places = {"service": "orders", "address": "10.0.0.1:80"}
     for path, method, operation in operations(world.app.openapi()):
         taken = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
@@ -189,7 +189,7 @@ async def test_each_route_takes_the_parameters_that_it_documents_and_refuses_oth
 @pytest.mark.parametrize(
     ("given", "meant"), [("grup", "group"), ("healthyOnly", "healthy_only"), ("namespaceId", "namespace"), ("x", None)]
 )
-async def test_a_misspelt_parameter_is_told_what_it_may_mean(world: World, given: str, meant: str | None) -> None:
+async def test_on_invalid_suggests_a_name_for_a_misspelt_parameter(world: World, given: str, meant: str | None) -> None:
     answer = await world.ask("GET", f"/api/v1/services/orders?{given}=a")
     hint = f"; did you mean '{meant}'?" if meant else "."
     known = "namespace, group, clusters, healthy_only"

@@ -41,7 +41,7 @@ def is_problem(answer: Exchange, status: int, parameter: str | None = None) -> s
 # reads
 
 
-async def test_a_snapshot_says_how_fresh_it_is(world: World) -> None:
+async def test_snapshot_sends_its_age_and_cache_status(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     first = await world.ask("GET", "/api/v1/services/orders")
     assert first.status == 200
@@ -57,14 +57,14 @@ async def test_a_snapshot_says_how_fresh_it_is(world: World) -> None:
     assert len(world.registry.sent(Fetch)) == 1
 
 
-async def test_a_null_that_the_server_has_among_metadata_is_shown(world: World) -> None:
+async def test_snapshot_keeps_null_metadata(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance(metadata={"a": "1", "b": None}))
     answer = (await world.ask("GET", "/api/v1/services/orders")).json()
     Snapshot.model_validate(answer)
     assert answer["hosts"][0]["metadata"] == {"a": "1", "b": None}
 
 
-async def test_a_reader_that_knows_the_state_gets_no_body(world: World) -> None:
+async def test_snapshot_answers_304_if_the_etag_matches(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     tag = (await world.ask("GET", "/api/v1/services/orders")).headers["etag"]
     for text in (tag, f'"x", W/{tag}', "*"):
@@ -74,14 +74,14 @@ async def test_a_reader_that_knows_the_state_gets_no_body(world: World) -> None:
     assert (await world.ask("GET", "/api/v1/services/orders", headers={"if-none-match": '"x"'})).status == 200
 
 
-async def test_each_representation_has_its_own_tag(world: World) -> None:
+async def test_reads_have_an_etag_per_representation(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     targets = ("", "?clusters=DEFAULT", "?healthy_only=true", "/instances", "/instances/10.0.0.1:80")
     tags = [(await world.ask("GET", f"/api/v1/services/orders{t}")).headers["etag"] for t in targets]
     assert len(set(tags)) == len(tags)
 
 
-async def test_no_cache_asks_the_upstream_and_max_age_bounds_the_age(world: World) -> None:
+async def test_snapshot_obeys_no_cache_and_max_age(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     for expected, wanted, wait in ((1, "", 0), (2, "no-cache", 0), (2, "max-age=5", 4), (3, "max-age=5", 2)):
         await world.clock.advance(wait)
@@ -90,7 +90,7 @@ async def test_no_cache_asks_the_upstream_and_max_age_bounds_the_age(world: Worl
         assert len(world.registry.sent(Fetch)) == expected, wanted
 
 
-async def test_only_what_may_be_repeated_is_marked_for_the_fast_path(world: World) -> None:
+async def test_snapshot_is_cacheable_only_while_fresh(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     fresh = await world.ask("GET", "/api/v1/services/orders")
     mark = fresh.scope[CACHEABLE]
@@ -104,7 +104,7 @@ async def test_only_what_may_be_repeated_is_marked_for_the_fast_path(world: Worl
     assert CACHEABLE not in stale.scope
 
 
-async def test_a_stale_snapshot_says_so_in_body_header_and_tag(world: World) -> None:
+async def test_snapshot_that_is_stale_says_so_in_body_header_and_etag(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     fresh = await world.ask("GET", "/api/v1/services/orders")
     world.registry.script = lambda call: Unreachable("connection refused", arrived=False)
@@ -115,14 +115,14 @@ async def test_a_stale_snapshot_says_so_in_body_header_and_tag(world: World) -> 
     assert stale.headers["etag"] != fresh.headers["etag"]
 
 
-async def test_nothing_known_and_nobody_to_ask_is_503_with_the_reason(world: World) -> None:
+async def test_snapshot_answers_503_with_the_reason_if_nothing_is_known(world: World) -> None:
     world.registry.script = lambda call: Unreachable("connection refused", arrived=False)
     answer = await world.ask("GET", "/api/v1/services/orders")
     assert "connection refused" in is_problem(answer, 503)
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_filters_and_names_reach_the_snapshot(world: World) -> None:
+async def test_snapshot_applies_group_namespace_clusters_and_healthy_only(world: World) -> None:
     other = key("a/b;c", "g", "n")
     world.shelf.services[other] = snapshot(
         instance("10.0.0.1", cluster="x", healthy=False), instance("10.0.0.2", cluster="x"), B, service=other
@@ -135,7 +135,7 @@ async def test_filters_and_names_reach_the_snapshot(world: World) -> None:
     assert len(grouped.json()["hosts"]) == 3
 
 
-async def test_all_instances_show_disabled_ones_and_true_health(world: World) -> None:
+async def test_instances_shows_disabled_instances_and_real_health(world: World) -> None:
     world.shelf.services[KEY] = snapshot(
         instance("10.0.0.1", enabled=False), instance("10.0.0.2", healthy=False), threshold=1.0
     )
@@ -146,7 +146,7 @@ async def test_all_instances_show_disabled_ones_and_true_health(world: World) ->
     assert healthy.json()["count"] == 1
 
 
-async def test_one_instance_comes_from_memory_or_from_the_upstream(world: World) -> None:
+async def test_instance_is_found_in_the_cache_or_is_404(world: World) -> None:
     six = instance("2001:db8::1", 80, cluster="c1")
     world.shelf.services[KEY] = snapshot(A, six)
     answer = await world.ask("GET", "/api/v1/services/orders/instances/[2001:db8::1]:80")
@@ -168,7 +168,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("place", SPELLINGS)
 @pytest.mark.parametrize("registered", ["[2001:db8::7]", "2001:db8::7", "2001:DB8:0::7"])
-async def test_an_ipv6_address_is_found_however_it_is_spelt_and_shown_as_it_was_registered(
+async def test_instance_finds_any_spelling_of_an_ipv6_address_and_keeps_the_registered_one(
     world: World, registered: str, place: str
 ) -> None:
     world.shelf.services[KEY] = snapshot(instance(registered, 80))
@@ -183,19 +183,19 @@ async def test_an_ipv6_address_is_found_however_it_is_spelt_and_shown_as_it_was_
     assert {call.instance.ip if isinstance(call, Register) else call.ip for call in written} == {registered}
 
 
-async def test_a_disabled_instance_that_was_registered_here_is_found_by_any_spelling(world: World) -> None:
+async def test_deregister_finds_any_spelling_of_a_disabled_ipv6_instance(world: World) -> None:
     world.agent.catalog.registrations.record_write(Register(KEY, instance("[2001:db8::7]", 80)), world.clock.now())
     assert (await world.ask("DELETE", "/api/v1/services/orders/instances/2001:db8::7:80")).status == 204
     assert world.registry.calls[-1] == Deregister(KEY, "[2001:db8::7]", 80)
 
 
-async def test_a_write_to_an_ipv6_address_needs_no_list(world: World) -> None:
+async def test_deregister_of_an_ipv6_address_needs_no_list(world: World) -> None:
     world.registry.script = lambda call: Unreachable("gone", arrived=False) if isinstance(call, Fetch) else None
     assert (await world.ask("DELETE", "/api/v1/services/orders/instances/[2001:db8::7]:80")).status == 204
     assert world.registry.calls[-1] == Deregister(KEY, "2001:db8::7", 80)
 
 
-async def test_an_instance_that_lists_hide_is_asked_of_the_upstream(world: World) -> None:
+async def test_instance_asks_the_upstream_for_one_that_lists_hide(world: World) -> None:
     hidden = instance("10.0.0.3", enabled=False)
     world.registry.script = lambda call: hidden if isinstance(call, GetInstance) else world.shelf(call)
     answer = await world.ask("GET", "/api/v1/services/orders/instances/10.0.0.3:80")
@@ -204,7 +204,7 @@ async def test_an_instance_that_lists_hide_is_asked_of_the_upstream(world: World
     assert CACHEABLE not in answer.scope
 
 
-async def test_while_the_upstream_is_down_nobody_waits_for_the_names_of_services(world: World) -> None:
+async def test_services_does_not_ask_an_upstream_that_is_down(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     await world.ask("GET", "/api/v1/services/orders")
     world.registry.script = lambda call: Unreachable("gone", arrived=False)
@@ -213,7 +213,7 @@ async def test_while_the_upstream_is_down_nobody_waits_for_the_names_of_services
     assert len(world.registry.sent(ListServices)) == 3
 
 
-async def test_services_are_listed_from_the_upstream_or_from_what_is_known(world: World) -> None:
+async def test_services_lists_from_the_upstream_or_else_from_the_cache(world: World) -> None:
     world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c", "other"))}
     answer = await world.ask("GET", "/api/v1/services?size=1&page=2")
     ServicePage.model_validate(answer.json())
@@ -228,7 +228,7 @@ async def test_services_are_listed_from_the_upstream_or_from_what_is_known(world
 # writes
 
 
-async def test_a_registration_is_in_the_very_next_read(world: World) -> None:
+async def test_register_shows_in_the_next_read(world: World) -> None:
     body = {"ip": "10.0.0.5", "port": 8080, "clusterName": "c1", "weight": 2, "metadata": {"a": "1"}, "enabled": True}
     answer = await world.ask("POST", "/api/v1/services/g@@orders/instances?namespace=n", json_body=body)
     assert answer.status == 201
@@ -242,7 +242,7 @@ async def test_a_registration_is_in_the_very_next_read(world: World) -> None:
     assert shown.json()["hosts"] == [answer.json()]
 
 
-async def test_a_managed_registration_is_refused_where_nobody_keeps_it(world: World) -> None:
+async def test_register_refuses_managed_without_a_health_checker(world: World) -> None:
     body = {"ip": "10.0.0.5", "port": 8080, "managed": {"check": {"ttl": "30s"}}}
     answer = await world.ask("POST", "/api/v1/services/orders/instances", json_body=body)
     assert "not possible" in is_problem(answer, 400, "managed")
@@ -269,7 +269,7 @@ class Keeper:
         self.told.append(("forget", ip, port))
 
 
-async def test_a_managed_instance_is_the_keepers(world: World) -> None:
+async def test_register_beat_and_deregister_of_a_managed_instance_reach_the_health_checker(world: World) -> None:
     keeper = Keeper()
     app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent), keeper)})
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
@@ -286,7 +286,7 @@ async def test_a_managed_instance_is_the_keepers(world: World) -> None:
     is_problem(bad, 400, "managed.check")
 
 
-async def test_a_patch_changes_only_what_it_names(world: World) -> None:
+async def test_update_changes_only_the_fields_of_the_body(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance("10.0.0.1", weight=3.0, metadata={"a": "1", "b": "2"}))
     answer = await world.ask(
         "PATCH", "/api/v1/services/orders/instances/10.0.0.1:80", json_body={"metadata": {"a": "9"}}
@@ -299,7 +299,7 @@ async def test_a_patch_changes_only_what_it_names(world: World) -> None:
     assert is_problem(unknown, 404)
 
 
-async def test_deregistering_says_nothing_more(world: World) -> None:
+async def test_deregister_answers_204_without_a_body(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     answer = await world.ask("DELETE", "/api/v1/services/orders/instances/10.0.0.1:80?cluster=c1&ephemeral=false")
     assert (answer.status, answer.body) == (204, b"")
@@ -307,12 +307,12 @@ async def test_deregistering_says_nothing_more(world: World) -> None:
     assert world.registry.sent(Deregister) == [Deregister(KEY, "10.0.0.1", 80, "c1", ephemeral=False)]
 
 
-async def test_a_light_beat_of_an_unknown_instance_says_to_register(world: World) -> None:
+async def test_beat_without_a_body_answers_404_for_an_unknown_instance(world: World) -> None:
     answer = await world.ask("PUT", "/api/v1/services/orders/instances/10.0.0.1:80/beat")
     assert "register it" in is_problem(answer, 404)
 
 
-async def test_a_full_beat_registers(world: World) -> None:
+async def test_beat_with_a_body_registers(world: World) -> None:
     target = "/api/v1/services/orders/instances/10.0.0.1:80/beat?cluster=c1"
     answer = await world.ask("PUT", target, json_body={"weight": 2.0, "metadata": {"a": "1"}})
     assert answer.json() == {"clientBeatInterval": 5000, "code": 10200, "lightBeatEnabled": True}
@@ -321,7 +321,7 @@ async def test_a_full_beat_registers(world: World) -> None:
     assert sent.full == instance("10.0.0.1", 80, cluster="c1", weight=2.0, metadata={"a": "1"})
 
 
-async def test_while_the_upstream_is_away_beats_are_answered_here(world: World) -> None:
+async def test_beat_is_answered_locally_while_the_upstream_is_down(world: World) -> None:
     await world.ask("POST", "/api/v1/services/orders/instances", json_body={"ip": "10.0.0.1", "port": 80})
     world.registry.script = lambda call: Unreachable("gone", arrived=False)
     answer = await world.ask("PUT", "/api/v1/services/orders/instances/10.0.0.1:80/beat")
@@ -338,7 +338,7 @@ async def test_while_the_upstream_is_away_beats_are_answered_here(world: World) 
         (Refused(Reason.OTHER, "said in a 200", status=200), 502),
     ],
 )
-async def test_what_the_upstream_does_to_a_write_comes_back(world: World, error: Exception, status: int) -> None:
+async def test_register_answers_with_the_error_of_the_upstream(world: World, error: Exception, status: int) -> None:
     world.registry.script = lambda call: error
     body = {"ip": "10.0.0.1", "port": 80}
     answer = await world.ask("POST", "/api/v1/services/orders/instances", json_body=body)
@@ -387,14 +387,14 @@ async def test_what_the_upstream_does_to_a_write_comes_back(world: World, error:
         ("PUT", f"{ONE}/beat", {"weight": -1}, "weight"),
     ],
 )
-async def test_bad_input_is_named_and_nothing_is_forwarded(
+async def test_rest_api_names_a_bad_parameter_and_forwards_nothing(
     world: World, method: str, target: str, body: object, parameter: str | None
 ) -> None:
     is_problem(await world.ask(method, target, json_body=body), 400, parameter)
     assert world.registry.calls == []
 
 
-async def test_a_body_must_be_json_of_bounded_size_and_say_so(world: World) -> None:
+async def test_rest_api_refuses_a_body_that_is_not_json_or_too_large(world: World) -> None:
     assert "not JSON" in is_problem(
         await world.ask("POST", INSTANCES, body=b"{", headers={"content-type": "application/json"}), 400
     )
@@ -408,14 +408,14 @@ async def test_a_body_must_be_json_of_bounded_size_and_say_so(world: World) -> N
     assert world.registry.calls == []
 
 
-async def test_unknown_paths_and_methods_are_problems_too(world: World) -> None:
+async def test_rest_api_answers_unknown_paths_and_methods_with_problems(world: World) -> None:
     is_problem(await world.ask("GET", "/api/v1/nothing"), 404)
     refused = await world.ask("DELETE", "/api/v1/services/orders")
     is_problem(refused, 405)
     assert refused.headers["allow"] == "GET, HEAD"
 
 
-async def test_head_is_a_get_without_its_body(world: World) -> None:
+async def test_snapshot_head_is_a_get_without_the_body(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A)
     got = await world.ask("GET", "/api/v1/services/orders")
     head = await world.ask("HEAD", "/api/v1/services/orders")
@@ -423,5 +423,5 @@ async def test_head_is_a_get_without_its_body(world: World) -> None:
     assert head.headers["content-length"] == str(len(got.body))
 
 
-def test_a_path_of_this_host_that_is_no_unicode_does_not_fail_an_answer() -> None:
+def test_json_reply_replaces_a_lone_surrogate() -> None:
     assert json_reply({"reason": "cannot be written: /tmp/\udcff"}).body == b'{"reason":"cannot be written: /tmp/?"}'
