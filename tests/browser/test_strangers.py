@@ -41,7 +41,7 @@ def instances(proxy: ProxyProcess, service: str) -> list[str]:
 
 
 @pytest.mark.parametrize("service", WRITES)
-def test_a_form_of_another_page_changes_nothing(
+def test_form_of_another_origin_changes_nothing(
     browser: Browser, proxy: ProxyProcess, elsewhere: str, service: str
 ) -> None:
     path, encoding, fields = WRITES[service]
@@ -52,7 +52,7 @@ def test_a_form_of_another_page_changes_nothing(
     assert instances(proxy, service) == []
 
 
-def test_a_script_of_another_page_reads_nothing_and_changes_nothing(
+def test_script_of_another_origin_reads_and_changes_nothing(
     browser: Browser, proxy: ProxyProcess, elsewhere: str
 ) -> None:
     url = f"{proxy.url}/nacos/v1/ns/instance?serviceName=scripted&ip=10.6.6.6&port=80"
@@ -66,7 +66,7 @@ def test_a_script_of_another_page_reads_nothing_and_changes_nothing(
     assert instances(proxy, "scripted") == []
 
 
-def test_a_page_of_our_own_may_write(browser: Browser, proxy: ProxyProcess) -> None:
+def test_page_of_this_proxy_may_write(browser: Browser, proxy: ProxyProcess) -> None:
     browser.go(f"{proxy.url}/docs")
     url = "/nacos/v1/ns/instance?serviceName=own&ip=10.0.0.1&port=80"
     assert browser.run("return fetch(arguments[0], {method: 'POST'}).then(r => r.text())", url) == "ok"
@@ -74,7 +74,7 @@ def test_a_page_of_our_own_may_write(browser: Browser, proxy: ProxyProcess) -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/api/v1/services", "/nacos/v1/ns/instance/list?serviceName=a"])
-def test_a_rebound_name_sees_nothing(browser: Browser, proxy: ProxyProcess, path: str) -> None:
+def test_rebound_host_name_reads_nothing(browser: Browser, proxy: ProxyProcess, path: str) -> None:
     browser.go(f"http://{REBOUND}:{proxy.port}{path}")
     assert browser.run("return performance.getEntriesByType('navigation')[0].responseStatus") in REFUSED
     assert REBOUND in browser.text and "allowed_hosts" in browser.text

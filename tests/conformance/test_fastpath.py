@@ -143,7 +143,7 @@ async def filled(shared: Served) -> AsyncIterator[Filled]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", READS)
-async def test_every_cacheable_read_is_repeated_from_memory(filled: Filled, read: str) -> None:
+async def test_fast_path_repeats_every_cacheable_read(filled: Filled, read: str) -> None:
     for _ in range(4):
         assert (await filled.line.ask(filled.get(read))).startswith(b"HTTP/1.1 200 OK")
     assert filled.repeated == 2, "from the second sight on"
@@ -151,7 +151,7 @@ async def test_every_cacheable_read_is_repeated_from_memory(filled: Filled, read
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", [read for read in READS if not read.startswith(("pick", "http_sd"))])
-async def test_not_modified_is_repeated_from_memory(filled: Filled, read: str) -> None:
+async def test_fast_path_repeats_not_modified(filled: Filled, read: str) -> None:
     tag = re.search(rb"\r\netag: ([^\r]*)", await filled.line.ask(filled.get(read)))
     assert tag is not None
     for _ in range(4):
@@ -162,7 +162,7 @@ async def test_not_modified_is_repeated_from_memory(filled: Filled, read: str) -
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", READS)
-async def test_what_was_written_is_read_by_the_next_request_on_the_same_connection(filled: Filled, read: str) -> None:
+async def test_fast_path_shows_a_write_to_the_next_pipelined_read(filled: Filled, read: str) -> None:
     line, request = filled.line, filled.get(read)
     before = [await line.ask(request) for _ in range(3)]
     # Two go, the third changes: no read of the service is right any more.
@@ -177,13 +177,13 @@ async def test_what_was_written_is_read_by_the_next_request_on_the_same_connecti
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_choice_is_made_for_each_request(filled: Filled) -> None:
+async def test_fast_path_picks_anew_for_each_request(filled: Filled) -> None:
     request = get(f"/api/v1/services/{filled.name}/pick?strategy=round_robin&format=text")
     chosen = [(await filled.line.ask(request)).rpartition(b"\r\n")[2] for _ in range(9)]
     assert chosen[:3] * 3 == chosen and len(set(chosen)) == 3
 
 
-async def test_reads_from_memory_stand_in_the_metrics() -> None:
+async def test_fast_path_reads_count_in_the_metrics() -> None:
     async with serving(FakeClock()) as served:
         line = await Line.to(served.url)
         await write(line, REGISTER[0].replace("NAME", "orders"))
@@ -199,7 +199,7 @@ async def test_reads_from_memory_stand_in_the_metrics() -> None:
 # who may ask
 
 
-async def test_a_token_that_was_taken_away_reads_nothing_more(tmp_path: Path) -> None:
+async def test_fast_path_refuses_a_removed_token(tmp_path: Path) -> None:
     settings = {"disk": False, "udp_push": False, "push": "off", "upstream": "embedded", "port": 0}
     chosen = Settings(**settings, tokens="read:token-one")  # type: ignore[arg-type]
     app = App(build(chosen, SystemClock()))
@@ -244,20 +244,20 @@ async def talk(line: Line) -> None:
     line.close()
 
 
-async def test_it_works_on_a_unix_socket(tmp_path: Path) -> None:
+async def test_fast_path_works_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with ProxyProcess("--uds", str(path)):
         await talk(Line(*await asyncio.open_unix_connection(str(path))))
 
 
-async def test_it_works_with_tls(certificate: Path) -> None:
+async def test_fast_path_works_with_tls(certificate: Path) -> None:
     context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
     files = ("--tls-cert", str(certificate / "cert.pem"), "--tls-key", str(certificate / "key.pem"))
     with ProxyProcess(*files) as process:
         await talk(await Line.to(process.url, ssl=context, server_hostname="localhost"))
 
 
-async def test_the_access_log_has_a_line_for_every_read() -> None:
+async def test_fast_path_reads_are_in_the_access_log() -> None:
     with ProxyProcess("--access-log") as process:
         line = await Line.to(process.url)
         for n in range(4):
@@ -388,7 +388,7 @@ def pair() -> Iterator[tuple[asyncio.AbstractEventLoop, Side, Side]]:
 
 
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=3), steps=st.lists(STEPS, min_size=1, max_size=12))
-def test_the_answers_are_those_without_the_fast_path(
+def test_fast_path_answers_equal_those_without_it(
     pair: tuple[asyncio.AbstractEventLoop, Side, Side], requests: list[bytes], steps: list[tuple[str, int, int]]
 ) -> None:
     loop, fast, plain = pair

@@ -136,7 +136,7 @@ def replayed(behind: str, name: str, server: str) -> dict[str, list[Answer]]:
         for title in compared(name, server)
     ],
 )
-def test_the_proxy_answers_as_the_server_did(behind: str, name: str, server: str, title: str) -> None:
+def test_replay_answers_as_the_recorded_server(behind: str, name: str, server: str, title: str) -> None:
     row, answers = compared(name, server)[title], replayed(behind, name, server)[title]
     other = OTHERWISE[behind].get(row.case)
     if other is None:
@@ -152,7 +152,7 @@ def test_the_proxy_answers_as_the_server_did(behind: str, name: str, server: str
 
 
 @pytest.mark.parametrize("behind", OTHERWISE)
-def test_a_difference_that_is_listed_is_one(behind: str) -> None:
+def test_replay_differences_that_are_listed_exist(behind: str) -> None:
     """What is answered like the server has nothing to do in the list."""
     like: list[str] = []
     for case in (case for case, other in OTHERWISE[behind].items() if not other.sooner):
@@ -167,7 +167,7 @@ def test_a_difference_that_is_listed_is_one(behind: str) -> None:
     assert like == []
 
 
-def test_the_differences_are_of_recorded_cases_and_stand_in_the_docs() -> None:
+def test_replay_differences_name_recorded_cases_and_are_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text("utf-8")
     recorded = {row.case for name, _ in FILES for row in load(name)}
     listed = {case for cases in OTHERWISE.values() for case in cases}

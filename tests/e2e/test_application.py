@@ -181,7 +181,7 @@ def upstream(request: pytest.FixtureRequest) -> Upstream:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("language", ["go", "node"])
-async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_nacos(
+async def test_application_calls_survive_changes_of_providers_and_an_outage(
     language: str, upstream: Upstream, tmp_path: Path, service: str
 ) -> None:
     delays: list[str] = []

@@ -40,7 +40,7 @@ async def login(http: httpx.AsyncClient, user: str) -> str:
     raise AssertionError(reply.text)
 
 
-async def test_a_token_writes_and_reads_and_no_token_sees_nothing(proxy: Served) -> None:
+async def test_auth_client_reads_and_writes_only_with_a_token(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     query = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "accessToken": token}
     assert (await proxy.http.post(INSTANCE, params=query)).text == "ok"
@@ -53,12 +53,12 @@ async def test_a_token_writes_and_reads_and_no_token_sees_nothing(proxy: Served)
         assert (wrong.status_code, "10.0.0.1" in wrong.text) == (403, False)
 
 
-async def test_a_write_without_a_token_is_refused_as_the_upstream_refuses_it(proxy: Served) -> None:
+async def test_auth_client_refuses_a_write_without_a_token(proxy: Served) -> None:
     refused = await proxy.http.post(INSTANCE, params={"serviceName": "orders", "ip": "10.0.0.1", "port": "80"})
     assert refused.status_code == 403
 
 
-async def test_nobody_acts_with_the_identity_of_this_proxy() -> None:
+async def test_auth_client_never_sends_the_server_identity() -> None:
     """A request with that header passes every check of Nacos, so it may go with none that is somebody else's."""
     key, value = "serverIdentity", "of-the-servers"
     async with (
@@ -85,7 +85,7 @@ async def test_nobody_acts_with_the_identity_of_this_proxy() -> None:
                 assert refused.status_code == 403, (method, path, refused.text)
 
 
-async def test_reads_of_two_tokens_are_cached_apart(proxy: Served, upstream: FaceServer) -> None:
+async def test_auth_client_caches_reads_per_token(proxy: Served, upstream: FaceServer) -> None:
     tokens = [await login(proxy.http, user) for user in PASSWORDS]
     for token in tokens:
         for _ in range(4):
@@ -97,7 +97,7 @@ async def test_reads_of_two_tokens_are_cached_apart(proxy: Served, upstream: Fac
     assert len([line for line in upstream.asked if "list" in line]) == len(asked) >= 2
 
 
-async def test_a_token_that_was_revoked_is_not_answered_from_memory(proxy: Served, upstream: FaceServer) -> None:
+async def test_auth_client_does_not_answer_a_revoked_token_from_the_cache(proxy: Served, upstream: FaceServer) -> None:
     token = await login(proxy.http, "nacos")
     query = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "accessToken": token}
     await proxy.http.post(INSTANCE, params=query)
@@ -111,7 +111,7 @@ async def test_a_token_that_was_revoked_is_not_answered_from_memory(proxy: Serve
     assert (again.status_code, "10.0.0.1" in again.text) == (403, False)
 
 
-async def test_no_token_stands_in_what_operators_see(proxy: Served) -> None:
+async def test_auth_client_shows_no_token_to_operators(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": token})
     for path in ("/status", "/metrics", "/", "/readyz"):
@@ -128,7 +128,7 @@ async def register(proxy: Served, service: str, **shown: str) -> None:
     assert (reply.status_code, reply.text) == (200, "ok")
 
 
-async def test_hundreds_of_invented_tokens_neither_open_anything_nor_lock_anybody_out(proxy: Served) -> None:
+async def test_auth_client_invented_tokens_make_no_tenant_and_lock_nobody_out(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     await register(proxy, "orders", accessToken=token)
     statuses = set[int]()
@@ -145,7 +145,7 @@ async def test_hundreds_of_invented_tokens_neither_open_anything_nor_lock_anybod
 
 
 @pytest.mark.parametrize("in_form", [False, True])
-async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
+async def test_auth_client_logs_in_a_name_and_password_once(
     proxy: Served,
     upstream: FaceServer,
     in_form: bool,
@@ -173,14 +173,14 @@ async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
     assert not [line for line in said if PASSWORDS["nacos"] in line or "guessed-1" in line]
 
 
-async def test_a_login_by_name_and_password_is_passed_on(proxy: Served) -> None:
+async def test_auth_client_forwards_a_login(proxy: Served) -> None:
     account = {"username": "nacos", "password": PASSWORDS["nacos"]}
     for _ in range(2):
         assert (await proxy.http.post("/nacos/v1/auth/login", params=account)).status_code == 200
     assert proxy.app.tenants is not None and len(proxy.app.tenants) == 0
 
 
-async def test_while_the_upstream_is_away_only_tokens_that_it_took_before_are_served() -> None:
+async def test_auth_client_serves_only_known_tokens_while_the_upstream_is_down() -> None:
     async with AsyncExitStack() as stack:
         face = await stack.enter_async_context(facing("v1+v2", passwords=PASSWORDS))
         async with serving(upstream=face.url, auth="client", breaker_failures=1, cache_ttl=0.001) as proxy:
@@ -200,7 +200,7 @@ def unpacked(datagram: bytes) -> str:
     return (gzip.decompress(datagram) if datagram[:2] == b"\x1f\x8b" else datagram).decode()
 
 
-async def test_a_client_with_a_token_is_pushed_to_by_udp(upstream: FaceServer) -> None:
+async def test_auth_client_pushes_by_udp(upstream: FaceServer) -> None:
     agent = {"User-Agent": "Nacos-Java-Client:v1.4.6"}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
         ear.bind(("127.0.0.1", 0))
@@ -233,9 +233,7 @@ async def quick(upstream: FaceServer) -> AsyncIterator[Served]:
         yield served
 
 
-async def test_a_token_that_is_revoked_reads_nothing_more_and_its_streams_end(
-    quick: Served, upstream: FaceServer
-) -> None:
+async def test_auth_client_revoked_token_ends_reads_and_streams(quick: Served, upstream: FaceServer) -> None:
     token = await login(quick.http, "nacos")
     await register(quick, "orders", accessToken=token)
     shown = {"accessToken": token}
@@ -267,9 +265,7 @@ async def test_a_token_that_is_revoked_reads_nothing_more_and_its_streams_end(
         assert (again.status_code, "10.0.0.1" in again.text) == (403, False), path
 
 
-async def test_a_right_that_is_taken_away_ends_what_shows_that_service_and_nothing_else(
-    quick: Served, upstream: FaceServer
-) -> None:
+async def test_auth_client_revoked_right_ends_only_streams_of_that_service(quick: Served, upstream: FaceServer) -> None:
     assert upstream.users is not None
     admin, token = await login(quick.http, "nacos"), await login(quick.http, "app")
     shown = {"accessToken": token}

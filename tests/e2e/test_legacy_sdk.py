@@ -67,7 +67,7 @@ def addresses(listed: dict[str, Any]) -> list[tuple[str, int, str]]:
     return sorted((host["ip"], host["port"], host["clusterName"]) for host in listed["hosts"])
 
 
-async def test_an_instance_lives_its_life(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_add_list_beat_and_remove_an_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         assert client.add_naming_instance(service, IP, PORT, "c1", 2.0, {"zone": "a"}, True, True, True) is True
         listed = client.list_naming_instance(service)
@@ -92,7 +92,7 @@ async def test_an_instance_lives_its_life(client: nacos.NacosClient, service: st
     await beside(life)
 
 
-async def test_clusters_and_groups_are_asked_for_and_echoed(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_lists_by_cluster_and_group(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         for number, cluster in enumerate(("c1", "c2", "c3")):
             client.add_naming_instance(service, f"10.0.0.{number}", PORT, cluster, group_name="G")
@@ -105,7 +105,7 @@ async def test_clusters_and_groups_are_asked_for_and_echoed(client: nacos.NacosC
     await beside(life)
 
 
-async def test_an_instance_without_a_cluster_is_in_the_one_called_none(
+async def test_legacy_sdk_sends_none_as_the_default_cluster(
     client: nacos.NacosClient, behind: str, service: str
 ) -> None:
     """The SDK sends its None as text, and servers take it for a name; on a 1.x it is part of the instance's key."""
@@ -122,7 +122,7 @@ async def test_an_instance_without_a_cluster_is_in_the_one_called_none(
     await beside(life)
 
 
-async def test_writes_may_be_repeated(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_may_repeat_writes(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         for _ in range(3):
             assert client.add_naming_instance(service, IP, PORT, "c1") is True
@@ -137,7 +137,7 @@ async def test_writes_may_be_repeated(client: nacos.NacosClient, service: str) -
     await beside(life)
 
 
-async def test_a_persistent_instance_is_added_and_removed(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_adds_and_removes_a_persistent_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         assert client.add_naming_instance(service, IP, PORT, "c1", ephemeral=False) is True
         assert [host["ephemeral"] for host in client.list_naming_instance(service)["hosts"]] == [False]
@@ -147,7 +147,7 @@ async def test_a_persistent_instance_is_added_and_removed(client: nacos.NacosCli
     await beside(life)
 
 
-async def test_what_is_not_there_is_an_exception_as_of_a_server(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_raises_for_an_unknown_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         client.add_naming_instance(service, IP, PORT, "c1")
         with pytest.raises(NacosException, match="404"):
@@ -171,7 +171,9 @@ def listening(name: str) -> tuple[Heard, SubscribeListener]:
     return heard, SubscribeListener(told, name)
 
 
-async def test_a_subscriber_hears_of_each_change_until_it_unsubscribes(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_subscriber_gets_changes_until_it_unsubscribes(
+    client: nacos.NacosClient, service: str
+) -> None:
     heard, first = listening("first")
     others, second = listening("second")
 
@@ -197,7 +199,7 @@ async def test_a_subscriber_hears_of_each_change_until_it_unsubscribes(client: n
 
 
 @pytest.mark.parametrize("generation", ["v1+v2", "v3"])
-async def test_a_subscription_and_beats_outlive_an_outage_of_the_upstream(
+async def test_legacy_sdk_subscription_and_beats_survive_an_outage(
     generation: str, tmp_path: Path, service: str
 ) -> None:
     """One failed poll would end the SDK's subscription for good: lists are answered 200 while nobody is behind.
@@ -227,7 +229,7 @@ async def test_a_subscription_and_beats_outlive_an_outage_of_the_upstream(
 
 
 @pytest.mark.parametrize("generation", FACES)
-async def test_it_logs_in_and_works_with_its_token(generation: str, tmp_path: Path, service: str) -> None:
+async def test_legacy_sdk_logs_in_and_uses_its_token(generation: str, tmp_path: Path, service: str) -> None:
     async with facing(generation, passwords={"nacos": "pw"}) as server:
         account = {"NACOS_PROXY_USERNAME": "nacos", "NACOS_PROXY_PASSWORD": "pw"}
         async with process("--upstream", server.url, **account) as proxy:

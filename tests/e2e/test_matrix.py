@@ -200,7 +200,7 @@ async def play(http: httpx.AsyncClient, steps: Iterator[Step], generation: str =
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_a_client_is_answered_alike_whatever_is_behind(
+async def test_matrix_dialect_has_the_same_answers_for_every_upstream(
     client: str, generation: str, upstream: str, service: str
 ) -> None:
     async with serving(upstream=upstream) as proxy:
@@ -208,18 +208,18 @@ async def test_a_client_is_answered_alike_whatever_is_behind(
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_and_without_the_fast_path(client: str, service: str) -> None:
+async def test_matrix_dialect_has_the_same_answers_without_the_fast_path(client: str, service: str) -> None:
     async with serving(fast_path=False) as proxy:
         await play(proxy.http, CLIENTS[client](service))
 
 
-async def test_the_process_in_front_of_a_server_answers_all_three(generation: str, upstream: str, service: str) -> None:
+async def test_matrix_process_answers_all_dialects(generation: str, upstream: str, service: str) -> None:
     async with process("--upstream", upstream) as proxy, httpx.AsyncClient(base_url=proxy.url) as http:
         for client, steps in CLIENTS.items():
             await play(http, steps(f"{service}-{client}"), generation)
 
 
-async def test_services_are_listed_in_each_dialect(upstream: str, service: str) -> None:
+async def test_matrix_services_are_listed_in_each_dialect(upstream: str, service: str) -> None:
     """The group is the test's own: the real server holds others."""
     async with serving(upstream=upstream) as proxy:
         for number in (1, 2, 3):
@@ -241,7 +241,7 @@ async def test_services_are_listed_in_each_dialect(upstream: str, service: str) 
         assert rows[2]["ipCount"] == 2
 
 
-async def test_pages_with_instances_show_them_whatever_is_behind(upstream: str, service: str) -> None:
+async def test_matrix_service_pages_with_instances_show_them(upstream: str, service: str) -> None:
     async with serving(upstream=upstream) as proxy:
         query = {"serviceName": service, "groupName": "G", "ip": "10.0.0.1", "port": "80"}
         await proxy.http.post(f"{V1}/instance", params=query)
@@ -253,7 +253,7 @@ async def test_pages_with_instances_show_them_whatever_is_behind(upstream: str, 
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/console/health/liveness", "/nacos/v3/admin/core/state/liveness"])
-async def test_the_proxy_lives_whatever_is_behind(path: str, upstream: str) -> None:
+async def test_matrix_liveness_is_ok_for_every_upstream(path: str, upstream: str) -> None:
     async with serving(upstream=upstream) as proxy:
         reply = await proxy.http.get(path)
         v1s = "OK" if "/v1/" in path else '{"code":0,"message":"success","data":"ok"}'

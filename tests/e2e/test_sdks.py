@@ -180,7 +180,7 @@ async def by_another(proxy: str, method: str, service: str, ip: str, **more: str
         assert (reply.status_code, reply.text) == (200, "ok")
 
 
-async def test_an_instance_lives_its_life(client: Client, service: str) -> None:
+async def test_sdk_registers_lists_updates_and_deregisters(client: Client, service: str) -> None:
     await by_another(client.proxy, "POST", service, "10.0.0.9")
     mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "cluster": "c1"}
     assert await client("register", **mine, weight=2.0, metadata={"zone": "a b", "ü": "北京"}) is True
@@ -198,7 +198,7 @@ async def test_an_instance_lives_its_life(client: Client, service: str) -> None:
     await client.seen("instances", [("10.0.0.9", "DEFAULT")], addresses, service=service)
 
 
-async def test_groups_and_clusters_are_told_apart(client: Client, service: str) -> None:
+async def test_sdk_separates_groups_and_clusters(client: Client, service: str) -> None:
     for number in (1, 2, 3):
         mine = {"ip": f"10.0.0.{number}", "port": PORT, "cluster": f"c{number}"}
         await client("register", service=service, group=service, **mine)
@@ -209,7 +209,7 @@ async def test_groups_and_clusters_are_told_apart(client: Client, service: str) 
         assert await client("services", group=service, size=10) == {"count": 1, "names": [service]}
 
 
-async def test_a_persistent_instance_is_registered_without_beats(client: Client, service: str) -> None:
+async def test_sdk_registers_a_persistent_instance(client: Client, service: str) -> None:
     mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "ephemeral": False}
     await client("register", **mine)
     await client.seen("instances", [("10.0.0.1", "DEFAULT")], addresses, service=service)
@@ -217,7 +217,7 @@ async def test_a_persistent_instance_is_registered_without_beats(client: Client,
 
 
 @pytest.mark.parametrize("language", ["java", "node"])
-async def test_the_server_is_up(client: Client) -> None:
+async def test_sdk_reports_the_server_as_up(client: Client) -> None:
     assert await client("status") == "UP"
 
 
@@ -227,9 +227,7 @@ async def told(client: Client, name: str, expected: list[tuple[str, str]]) -> No
         pass
 
 
-async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
-    stand: Stand, client: Client, service: str
-) -> None:
+async def test_sdk_subscriber_gets_changes_by_push_alone(stand: Stand, client: Client, service: str) -> None:
     """Between the SDK and the proxy stands a relay that refuses from the first list on: only datagrams come through."""
     sdk, proxy, name = client.sdk, client.proxy, f"pushed-{service}-{client.sdk.language}"
     await by_another(proxy, "POST", service, "10.0.0.1")
@@ -246,7 +244,7 @@ async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
         await sdk.call("unsubscribe", client=name, service=service, name=name)
 
 
-async def test_configuration_is_published_heard_of_and_removed(stand: Stand, language: str, service: str) -> None:
+async def test_sdk_publishes_listens_to_and_removes_configuration(stand: Stand, language: str, service: str) -> None:
     client = stand.at(language, "r-nacos")
     text = "a: 1\nb: 北京 & co=%20+\n"
     assert await client("publish", dataId=service, content=text) is True
@@ -262,7 +260,7 @@ async def test_configuration_is_published_heard_of_and_removed(stand: Stand, lan
     await client.seen("config", True, lambda found: not found, dataId=service)
 
 
-async def test_a_subscriber_whom_no_datagram_reaches_hears_by_its_own_poll(stand: Stand, language: str) -> None:
+async def test_sdk_subscriber_without_udp_gets_changes_by_its_poll(stand: Stand, language: str) -> None:
     """The change was made when the first test began; SDKs poll every ten seconds, as lists tell them to."""
     await told(stand.at(language, "polled"), f"polled-{language}", TWO)
 
@@ -276,7 +274,7 @@ async def health(server: str, upstream: str) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("upstream", LONG)
-async def test_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
+async def test_sdk_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
     """Longer than a server waits: one that was registered at the same time, and does not beat, it takes for ill."""
     languages = [name for name in BUILDS if name not in stand.missing or required(name)]
     clients = [stand.at(language, upstream) for language in languages] or [stand.at("go", upstream)]
@@ -299,7 +297,7 @@ ACCOUNT = {"username": "nacos", "password": "pw"}
 @pytest.mark.parametrize("generation", ["v1+v2", "v3"])
 @pytest.mark.parametrize("auth", ["proxy", "client"])
 @pytest.mark.parametrize("language", ["java", "go", "node"])
-async def test_it_works_with_an_account(stand: Stand, language: str, auth: str, generation: str, service: str) -> None:
+async def test_sdk_works_with_an_account(stand: Stand, language: str, auth: str, generation: str, service: str) -> None:
     """Java and Go log in through the proxy and show their token; Node sends name and password with each call."""
     sdk = stand.at(language, "embedded").sdk
     name = f"login-{service}"

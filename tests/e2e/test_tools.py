@@ -72,7 +72,7 @@ def lines(proxy: ProxyProcess, kind: str) -> str:
     return httpx.get(f"{proxy.url}/api/v1/sd/{kind}?service=orders", trust_env=False).raise_for_status().text
 
 
-def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_prometheus_is_read_by_promtool(proxy: ProxyProcess, tmp_path: Path) -> None:
     config = tmp_path / "prometheus.yml"
     url = f"{proxy.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
@@ -85,7 +85,7 @@ def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path
     assert (first["__meta_nacos_service"], first["__meta_nacos_weight"]) == ("orders", "2.5")
 
 
-def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> None:
+def test_metrics_pass_promtool_check(proxy: ProxyProcess) -> None:
     text = httpx.get(f"{proxy.url}/metrics", trust_env=False).text
     done = subprocess.run(
         [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=100
@@ -94,12 +94,12 @@ def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> No
     assert complaints == []
 
 
-def test_the_scrape_configuration_of_the_compose_file_is_one() -> None:
+def test_compose_prometheus_configuration_passes_promtool() -> None:
     deploy = Path(__file__).parents[2] / "deploy"
     checked(tool("promtool"), "check", "config", str(deploy / "prometheus.yml"))
 
 
-def test_haproxy_takes_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_haproxy_is_accepted_by_haproxy(proxy: ProxyProcess, tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
     servers = "".join(f"  {line}\n" for line in lines(proxy, "haproxy").splitlines())
@@ -108,7 +108,7 @@ def test_haproxy_takes_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
     checked(tool("haproxy"), "-c", "-f", str(config))
 
 
-def test_nothing_that_is_registered_makes_haproxy_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_haproxy_omits_what_haproxy_refuses(trapped: ProxyProcess, tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
     nowhere = {"serviceName": "orders", "ip": "nosuch.invalid", "port": 80, "ephemeral": "false"}
@@ -123,7 +123,7 @@ def test_nothing_that_is_registered_makes_haproxy_refuse_its_file(trapped: Proxy
 
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap["ip"])
-def test_nginx_would_refuse_its_file_for_a_trap_or_read_it_otherwise(trap: dict[str, Any], tmp_path: Path) -> None:
+def test_traps_are_refused_or_misread_by_nginx(trap: dict[str, Any], tmp_path: Path) -> None:
     config = nginx_config(tmp_path, f"server {trap['ip']}:{trap['port']};")
     command = [tool("nginx"), "-t", "-c", str(config), "-e", "stderr"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -138,13 +138,13 @@ def nginx_config(directory: Path, servers: str) -> Path:
     return config
 
 
-def test_nothing_that_is_registered_makes_nginx_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_nginx_omits_what_nginx_refuses(trapped: ProxyProcess, tmp_path: Path) -> None:
     servers = lines(trapped, "nginx")
     assert servers.count("server ") == 3
     checked(tool("nginx"), "-t", "-c", str(nginx_config(tmp_path, servers)), "-e", "stderr")
 
 
-def test_prometheus_takes_every_group_whatever_is_registered(trapped: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_prometheus_of_hostile_instances_is_read_by_promtool(trapped: ProxyProcess, tmp_path: Path) -> None:
     config = tmp_path / "prometheus.yml"
     url = f"{trapped.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
@@ -152,7 +152,7 @@ def test_prometheus_takes_every_group_whatever_is_registered(trapped: ProxyProce
     assert "[2001:db8::7]:8091" in {target.get("discoveredLabels", {}).get("__address__") for target in found}
 
 
-def test_nginx_serves_through_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_nginx_lets_nginx_serve_the_backends(proxy: ProxyProcess, tmp_path: Path) -> None:
     nginx, port = tool("nginx"), free_port()
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         backend = {"ip": "127.0.0.1", "port": proxy.port, "ephemeral": False}

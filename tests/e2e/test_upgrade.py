@@ -48,7 +48,7 @@ async def held(server: FaceServer) -> list[str]:
 @pytest.mark.parametrize(
     "faces", [("v1+v2", "3.0", "v3"), ("v1", "v1+v2", "3.0 closed"), ("v3", "3.0", "v1+v2")], ids=" then ".join
 )
-async def test_an_upgrade_and_a_downgrade_lose_nothing(faces: tuple[str, ...]) -> None:
+async def test_upgrade_and_downgrade_of_the_upstream_lose_no_instance(faces: tuple[str, ...]) -> None:
     clock = FakeClock()
     async with facing(faces[0], clock) as server, serving(clock=clock, upstream=server.url) as proxy:
         client = Client(proxy.http)
@@ -68,7 +68,7 @@ async def test_an_upgrade_and_a_downgrade_lose_nothing(faces: tuple[str, ...]) -
             assert got.json()["metadata"] == {"face": str(number)}
 
 
-async def test_a_subscriber_hears_of_changes_before_and_after_and_of_none_by_the_upgrade() -> None:
+async def test_upgrade_of_the_upstream_sends_subscribers_no_change() -> None:
     clock = FakeClock()
     async with facing("v1+v2", clock) as server, serving(clock=clock, upstream=server.url) as proxy:
         client = Client(proxy.http)

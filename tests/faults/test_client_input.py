@@ -124,7 +124,7 @@ OPERATIONS = sorted(
     st.booleans(),
     st.dictionaries(st.sampled_from(HEADERS), values, max_size=2),
 )
-async def test_no_parameter_of_a_dialect_is_a_fault_of_ours(
+async def test_nacos_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
     place: tuple[str, str, str],
@@ -191,7 +191,7 @@ BODIES = st.one_of(
     BODIES.map(lambda body: json_bytes(body)) | RAW,
     st.dictionaries(st.sampled_from(HEADERS), values, max_size=2),
 )
-async def test_no_parameter_of_our_own_api_is_a_fault_of_ours(
+async def test_rest_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
     place: tuple[str, str],
@@ -213,7 +213,7 @@ async def test_no_parameter_of_our_own_api_is_a_fault_of_ours(
 
 
 @pytest.mark.parametrize("port", [DIGITS, "\u0668", "0", "65536", "-1", "", "x"])
-async def test_a_port_to_check_is_a_number_from_1_to_65535(app: App, port: str) -> None:
+async def test_managed_check_tcp_requires_a_port_from_1_to_65535(app: App, port: str) -> None:
     assert await parameter_of(app, {"check": {"tcp": f"127.0.0.1:{port}"}}) == "managed.check.tcp"
 
 
@@ -233,13 +233,13 @@ async def test_a_port_to_check_is_a_number_from_1_to_65535(app: App, port: str) 
         *(["http://127.0.0.1"], {"a": 1}, 80, None, "ftp://127.0.0.1", "http://a@127.0.0.1"),
     ],
 )
-async def test_a_url_to_check_is_one(app: App, url: object) -> None:
+async def test_managed_check_http_requires_a_valid_url(app: App, url: object) -> None:
     assert await parameter_of(app, {"check": {"http": url}}) == "managed.check.http"
 
 
 @pytest.mark.parametrize(("depth", "named"), [(1, True), (20, True), (900, False)])
 @pytest.mark.parametrize("deep", [[], {}])
-async def test_what_is_nested_is_no_value_of_a_check(app: App, deep: Any, depth: int, named: bool) -> None:
+async def test_managed_refuses_nested_values(app: App, deep: Any, depth: int, named: bool) -> None:
     """From some depth on the whole body is refused."""
     for _ in range(depth):
         deep = {"a": deep} if isinstance(deep, dict) else [deep]

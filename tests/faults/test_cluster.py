@@ -21,7 +21,7 @@ AMID = 2.0  # seconds for which its peers miss a node, and for which it lists ol
     [(400, "receive invalid redirect request from peer 127.0.0.1"), (500, "caused: connection refused;")],
     ids=["invalid redirect", "connection refused"],
 )
-async def test_a_node_that_dies_and_returns_costs_no_read_no_beat_and_no_acknowledged_write(
+async def test_cluster_node_that_dies_and_returns_costs_no_read_beat_or_write(
     refusal: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -75,7 +75,7 @@ async def known(directory: Path) -> int:
         return int(server.url.rpartition(":")[2])
 
 
-async def test_a_start_with_the_upstream_down_serves_the_last_known_state_marked_stale(tmp_path: Path) -> None:
+async def test_cold_start_without_the_upstream_serves_the_saved_state_as_stale(tmp_path: Path) -> None:
     port = await known(tmp_path)
     with ProxyProcess("--upstream", f"http://127.0.0.1:{port}", *PLAIN, state_dir=tmp_path) as proxy:
         first = ask(proxy.url + LIST)
@@ -94,7 +94,7 @@ async def test_a_start_with_the_upstream_down_serves_the_last_known_state_marked
         assert beat.json["code"] == 10200
 
 
-async def test_what_the_upstream_says_takes_the_place_of_the_state_from_disk(tmp_path: Path) -> None:
+async def test_cold_start_replaces_the_saved_state_by_the_upstream_state(tmp_path: Path) -> None:
     await known(tmp_path)
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=tmp_path)
@@ -114,7 +114,7 @@ async def test_what_the_upstream_says_takes_the_place_of_the_state_from_disk(tmp
             await asyncio.to_thread(proxy.close)
 
 
-async def test_a_broken_state_file_is_set_aside_and_said_so(tmp_path: Path) -> None:
+async def test_cold_start_sets_a_broken_state_file_aside(tmp_path: Path) -> None:
     port = await known(tmp_path)
     broken = b"SQLite format 3\0" + bytes(range(256)) * 64
     (tmp_path / STATE).write_bytes(broken)
@@ -130,7 +130,7 @@ async def test_a_broken_state_file_is_set_aside_and_said_so(tmp_path: Path) -> N
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
-def test_a_full_disk_is_survived_and_said_once(tmp_path: Path) -> None:
+def test_full_disk_is_survived_and_logged_once(tmp_path: Path) -> None:
     with ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path) as proxy:
         register(proxy, 1)
         wait(lambda: rows(tmp_path) == 1, "the first batch is written")
@@ -164,7 +164,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         pause.wait(0.05)
 
 
-def test_a_state_directory_in_use_is_said_plainly(tmp_path: Path) -> None:
+def test_cold_start_reports_a_state_directory_in_use(tmp_path: Path) -> None:
     with ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path) as proxy:
         second = ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path)
         try:

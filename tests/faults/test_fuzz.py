@@ -248,7 +248,7 @@ class Door:
 
 
 @pytest.mark.timeout(900)
-async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
+async def test_fuzz_requests_are_answered_alike_with_and_without_the_fast_path(
     luck: random.Random, errors: list[str]
 ) -> None:
     fast, plain = Door(fast=True), Door(fast=False)
@@ -278,7 +278,7 @@ async def test_any_bytes_are_answered_alike_with_and_without_the_fast_path(
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast-path", "plain"])
-async def test_every_request_of_a_pipeline_is_answered_and_no_body_is_one_wherever_it_is_cut(
+async def test_fuzz_pipelines_answer_every_request_and_run_no_body(
     fast: bool, luck: random.Random, errors: list[str]
 ) -> None:
     door = Door(fast=fast)
@@ -416,9 +416,7 @@ def plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else list(value)
 
 
-async def test_a_hostile_answer_is_one_of_our_errors_or_can_be_passed_on(
-    luck: random.Random, errors: list[str]
-) -> None:
+async def test_fuzz_upstream_answers_are_results_or_proxy_errors(luck: random.Random, errors: list[str]) -> None:
     seeds, transport, clock = recorded_bodies(), Liar(), FakeClock()
     registries = [registry_of(dialect, transport, clock) for dialect in DIALECTS]
     outcomes = {"answer": 0, "error": 0}
@@ -504,7 +502,7 @@ async def lied_to() -> AsyncIterator[tuple[Agent, Liar, FakeClock]]:
     await one.close()
 
 
-async def test_no_hostile_answer_takes_the_place_of_a_good_list(
+async def test_fuzz_upstream_answers_replace_no_good_list(
     luck: random.Random, lied_to: tuple[Agent, Liar, FakeClock], errors: list[str]
 ) -> None:
     one, transport, clock = lied_to

@@ -33,7 +33,7 @@ def check_file(path: Path) -> str:
 
 
 @pytest.mark.timeout(900)
-async def test_kill_at_any_moment_loses_nothing(tmp_path: Path, luck: random.Random) -> None:
+async def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path, luck: random.Random) -> None:
     async with facing("v1+v2", listing_delay=0.1) as server:
         proxy = ProxyProcess("--upstream", server.url, *QUICK, state_dir=tmp_path)
         await asyncio.to_thread(proxy.start)

@@ -58,7 +58,7 @@ async def lose(server: FaceServer) -> None:
     await old.close()
 
 
-async def test_registrations_come_back_with_all_their_data_after_an_outage() -> None:
+async def test_reregistration_restores_all_data_after_an_outage() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-outage") as (relay, proxy, load):
         before = await hosts(load, server.url)
         await relay.set("refuse")
@@ -78,7 +78,7 @@ async def test_registrations_come_back_with_all_their_data_after_an_outage() -> 
         assert "upstream" in {beat[1] for beat in load.beats[-4:]}
 
 
-async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
+async def test_reregistration_by_beats_after_an_unnoticed_restart() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-quick") as (_, proxy, load):
         before = await hosts(load, server.url)
         await steps(load, 4)
@@ -93,7 +93,7 @@ async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
         assert load.violations() == [], "each beat was answered as if nothing had been, each read named all"
 
 
-async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_look() -> None:
+async def test_quarantine_keeps_a_service_without_beats_until_confirmed() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-for-good", 3.0) as (relay, proxy, load):
         foreign = {"serviceName": "foreign", "ip": "10.9.0.1", "port": "80"}
         await load.http.post(f"{server.url}/nacos/v1/ns/instance", params=foreign)
@@ -110,7 +110,7 @@ async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_l
         assert (await load.shown("", "foreign")) == frozenset()
 
 
-async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
+async def test_deregistration_after_an_outage_is_not_quarantined() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-meant") as (relay, proxy, load):
         one = {"serviceName": "meant", "ip": "10.9.0.2", "port": "80"}
         await load.http.post("/nacos/v1/ns/instance", params=one)
@@ -127,7 +127,7 @@ async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
 
 
 @pytest.mark.parametrize("data", ["kept", "removed"])
-async def test_r_nacos_killed_and_started_again(data: str) -> None:
+async def test_reregistration_at_r_nacos_after_a_kill(data: str) -> None:
     binary = rnacos_binary()
     if binary is None:
         if rnacos_required():

@@ -36,7 +36,7 @@ def proxy() -> Iterator[ProxyProcess]:
 
 
 @pytest.mark.timeout(600)
-def test_the_api_does_what_it_says(proxy: ProxyProcess) -> None:
+def test_rest_api_conforms_to_its_openapi_document(proxy: ProxyProcess) -> None:
     schema = schemathesis.openapi.from_url(f"{proxy.url}/openapi.json").exclude(path=list(ENDLESS))
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 15

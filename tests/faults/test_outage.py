@@ -114,17 +114,17 @@ async def settled(shop: Shop, wanted: Callable[[frozenset[str]], bool]) -> froze
 
 
 @pytest.mark.parametrize("mode", ["refuse", "half_open", "status_500"])
-async def test_a_rolling_deployment_works_during_an_outage_and_the_upstream_agrees_after_it(mode: Mode) -> None:
+async def test_outage_writes_carry_a_rolling_deployment(mode: Mode) -> None:
     async with shop() as it:
         await rolling(it, mode)
 
 
-async def test_the_same_in_front_of_r_nacos(rnacos: RNacos) -> None:
+async def test_outage_writes_carry_a_rolling_deployment_with_r_nacos(rnacos: RNacos) -> None:
     async with shop(rnacos.url) as it:
         await rolling(it, "refuse")
 
 
-async def test_the_same_in_front_of_a_cluster() -> None:
+async def test_outage_writes_carry_a_rolling_deployment_with_a_cluster() -> None:
     async with clustered() as nodes, shop(*(node.url for node in nodes)) as it:
         await rolling(it, "refuse")
 
@@ -156,7 +156,7 @@ async def rolling(it: Shop, mode: Mode) -> None:
     assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
 
 
-async def test_a_provider_that_is_killed_during_an_outage_is_unwell_then_gone_and_stays_so() -> None:
+async def test_outage_makes_a_killed_provider_unhealthy_and_then_removes_it() -> None:
     async with shop() as it:
         for who in (OLD, DEAD):
             await it.register(who, BRIEF)
@@ -181,7 +181,7 @@ async def test_a_provider_that_is_killed_during_an_outage_is_unwell_then_gone_an
         assert await settled(it, lambda found: found == {at(OLD)})
 
 
-async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(tmp_path: Path) -> None:
+async def test_outage_writes_survive_a_restart_of_the_proxy(tmp_path: Path) -> None:
     kept: dict[str, Any] = {**QUICK, "disk": True, "state_dir": tmp_path}
     async with (
         facing("v1+v2", listing_delay=0.1) as server,
@@ -202,7 +202,7 @@ async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(t
             assert await two.shown() == {at(NEW)}
 
 
-async def test_our_own_api_says_that_a_write_was_accepted_here() -> None:
+async def test_outage_writes_of_the_rest_api_are_answered_as_local() -> None:
     async with shop() as it:
         await it.register(OLD)
         await it.shown()
@@ -219,7 +219,7 @@ async def test_our_own_api_says_that_a_write_was_accepted_here() -> None:
         assert lasting.status_code == 502
 
 
-async def test_a_setting_turns_it_off() -> None:
+async def test_outage_writes_off_refuses_writes() -> None:
     async with shop(outage_writes=False) as it:
         await it.register(OLD)
         await it.shown()
@@ -230,7 +230,7 @@ async def test_a_setting_turns_it_off() -> None:
 
 
 @pytest.mark.parametrize("mode", ["blackhole", "slow"])
-async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_clients_give_up(mode: Mode) -> None:
+async def test_beat_is_answered_within_cold_wait_if_the_upstream_is_silent(mode: Mode) -> None:
     """Legacy clients do after 3 s (nacos-http.md 10.1)."""
     assert AgentPolicy().cold_wait < 3.0
     async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:

@@ -135,7 +135,7 @@ async def ended(proxy: Served, method: str, target: str) -> int:
 
 
 @pytest.mark.timeout(600)
-async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(
+async def test_upstream_bytes_never_cause_a_traceback_or_a_hang(
     caplog: pytest.LogCaptureFixture, luck: random.Random
 ) -> None:
     said: Say = ok()
@@ -163,7 +163,7 @@ async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(
 
 
 @pytest.mark.parametrize("coding", [b"gzip, gzip", b"x-gzip", b"GZIP", b"deflate", b"br", b"zstd", b"other"])
-async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(coding: bytes) -> None:
+async def test_upstream_compressed_answer_is_not_decoded(coding: bytes) -> None:
     bomb, field = twice_packed(256 << 20), b"Content-Encoding: " + coding
     async with stub(lambda _: ok(bomb, field)) as upstream, serving(upstream=upstream.url) as proxy:
         tracemalloc.start()
@@ -181,7 +181,7 @@ async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(cod
 
 @pytest.mark.parametrize("status", ["000", "099", "600", "999"])
 @pytest.mark.parametrize(("method", "target"), [CALLS[1], CALLS[5], CALLS[7]])
-async def test_an_invalid_http_status_is_a_fault_of_the_upstream(status: str, method: str, target: str) -> None:
+async def test_upstream_invalid_status_is_answered_502(status: str, method: str, target: str) -> None:
     line = f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok".encode()
 
     def play(request: Request) -> Say:

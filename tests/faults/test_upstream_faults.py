@@ -90,7 +90,7 @@ def metric(text: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
+async def test_upstream_faults_lose_nothing(
     mode: Mode, upstream: str, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -136,7 +136,7 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+async def test_upstream_that_is_slow_does_not_open_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
     """Each answer takes over half of the time that a call has, and more is asked than the connections can carry."""
     caplog.set_level(logging.INFO)
     slow: dict[str, Any] = {**QUICK, "upstream_timeout": 1.0}
