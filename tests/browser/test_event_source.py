@@ -44,7 +44,7 @@ def listen(browser: Browser, page: str, url: str) -> None:
 def test_event_source_of_an_allowed_origin_gets_changes_and_survives_a_restart(
     browser: Browser, elsewhere: str
 ) -> None:
-    """The browser comes back by itself with the last id that it heard; the new proxy says that it starts anew."""
+    """The browser reconnects by itself with the last id; the new process sends a reset snapshot."""
     with ProxyProcess("--cors-origins", elsewhere, *RETRY) as proxy:
         register(proxy, "10.0.0.1")
         listen(browser, elsewhere, proxy.url)
@@ -68,7 +68,7 @@ def test_event_source_of_an_allowed_origin_gets_changes_and_survives_a_restart(
 
 
 async def test_event_source_resumes_after_a_broken_connection(browser: Browser, elsewhere: str) -> None:
-    """Nothing twice, nothing missed: `Last-Event-ID` of a real browser against the history of the same proxy."""
+    """No event is repeated or lost: a real browser's `Last-Event-ID` against the history of one process."""
     with ProxyProcess("--cors-origins", elsewhere, *RETRY) as proxy:
         async with fault_proxy(proxy.port) as relay:
             await asyncio.to_thread(register, proxy, "10.0.0.1")
@@ -112,6 +112,6 @@ def test_cors_origins_allows_writes_and_exposes_headers(browser: Browser, elsewh
         }
         url = f"{proxy.url}/api/v1/services/orders/instances"
         assert browser.run(ask, url, body, "Nacos-Proxy-Answer") == [201, "upstream"]
-        for _ in range(3):  # the fast path answers with what a browser wants to see, too
+        for _ in range(3):  # the fast path sends the CORS headers, too
             status, said = browser.run(ask, f"{proxy.url}/api/v1/services/orders", {}, "Cache-Status")
             assert (status, said[:11]) == (200, "nacos-proxy")

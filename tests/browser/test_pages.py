@@ -1,4 +1,4 @@
-"""The two pages that the proxy shows, as a browser shows them."""
+"""The two pages of the proxy in a real browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = '"><img src=x onerror="document.title=1">'
 
 
 def block(browser: Browser, method: str, path: str) -> str:
-    """The selector of an operation on `/docs`, opened, with its fields ready to fill."""
+    """Opens an operation on `/docs` with editable fields; returns its selector."""
     find = """return [...document.querySelectorAll('.opblock')].find(block =>
         block.querySelector('.opblock-summary-method').innerText === arguments[0] &&
         block.querySelector('.opblock-summary-path').dataset.path === arguments[1])?.id"""
@@ -30,7 +30,7 @@ def block(browser: Browser, method: str, path: str) -> str:
 
 
 def execute(browser: Browser, css: str) -> tuple[str, str]:
-    """Status and body of the answer."""
+    """Executes an operation on `/docs`; returns status and body."""
     browser.click(f"{css} .execute")
     live = f"{css} .live-responses-table .response"
     browser.until("return document.querySelector(arguments[0])", live)
@@ -70,11 +70,11 @@ def test_docs_page_sends_a_token_if_one_is_required(browser: Browser) -> None:
         browser.click(f"{css} .execute")
         live = "return document.querySelector(arguments[0])?.innerText.startsWith('200')"
         browser.until(live, f"{css} .live-responses-table .response .response-col_status")
-        browser.complaints()  # of the 401
+        browser.complaints()  # drops the one about the 401
 
 
 def test_status_page_escapes_text_of_clients(browser: Browser, proxy: ProxyProcess) -> None:
-    """Metadata, names and clusters are whatever somebody registered."""
+    """Metadata and names come from clients."""
     body = {"ip": "10.0.0.1", "port": 80, "metadata": {"x": SCRIPT, IMAGE: SCRIPT}}
     url = f"{proxy.url}/api/v1/services/marked/instances"
     httpx.post(url, json=body, trust_env=False).raise_for_status()
@@ -90,7 +90,7 @@ def test_status_page_escapes_text_of_clients(browser: Browser, proxy: ProxyProce
 
 
 def test_status_page_content_security_policy_blocks_an_injected_script(browser: Browser, proxy: ProxyProcess) -> None:
-    """What if an escape were forgotten one day: the page's own policy still runs nothing."""
+    """Even if the page forgot to escape, its policy runs no script."""
     browser.go(f"{proxy.url}/")
     browser.run("document.body.insertAdjacentHTML('beforeend', arguments[0])", '<img src="/x" onerror="window.got=1">')
     browser.run("const s = document.createElement('script'); s.textContent = 'window.got=1'; document.body.append(s);")

@@ -1,4 +1,4 @@
-"""What a page of somebody else can do through the browser of this host: nothing."""
+"""A page of another site can do nothing to the proxy through a browser on this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.live import ProxyProcess
 
 pytestmark = pytest.mark.timeout(180)
 
-# A form needs no permission to be sent anywhere; all fields of a text/plain one become one line of text.
+# A browser sends a form anywhere without asking. All fields of a text/plain form become one line of text.
 SUBMIT = """
 const form = document.createElement('form');
 Object.assign(form, {method: 'post', action: arguments[0], enctype: arguments[1]});
@@ -24,7 +24,7 @@ REFUSED = (421, 403)  # the Nacos API has no 421
 URLENCODED = "application/x-www-form-urlencoded"
 INSTANCE = {"ip": "10.6.6.6", "port": "80"}
 JSON_AS_TEXT = {'{"ip":"10.6.6.6","port":80,"metadata":{"x":"': '"}}'}
-# By the name of the service that each would register at.
+# The key is the name of the service that the request would register at.
 WRITES = {
     "v1": ("/nacos/v1/ns/instance", URLENCODED, {"serviceName": "v1", **INSTANCE}),
     "query": ("/nacos/v1/ns/instance?serviceName=query&ip=10.6.6.6&port=80", URLENCODED, {}),
@@ -78,7 +78,7 @@ def test_rebound_host_name_reads_nothing(browser: Browser, proxy: ProxyProcess, 
     browser.go(f"http://{REBOUND}:{proxy.port}{path}")
     assert browser.run("return performance.getEntriesByType('navigation')[0].responseStatus") in REFUSED
     assert REBOUND in browser.text and "allowed_hosts" in browser.text
-    # The page that such a name has shown may ask its own origin whatever it likes.
+    # The rebound page may send any request to its own origin.
     assert browser.run("return fetch(arguments[0]).then(r => r.status)", path) in REFUSED
     write = "/nacos/v1/ns/instance?serviceName=rebound&ip=10.6.6.6&port=80"
     assert browser.run("return fetch(arguments[0], {method: 'POST'}).then(r => r.status)", write) in REFUSED

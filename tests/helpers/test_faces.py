@@ -1,4 +1,4 @@
-"""The helper itself: each face answers as the servers that it stands for were recorded."""
+"""`facing` and `clustered` answer as the recorded servers."""
 
 from __future__ import annotations
 

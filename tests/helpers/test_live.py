@@ -1,4 +1,4 @@
-"""The helper itself, on small programs; the real r-nacos where there is one."""
+"""`ProxyProcess`, `Process` and `RNacos`, the latter only if r-nacos is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.live import GRPC_OFFSET, Process, ProxyProcess, RNacos, free_port, rnacos_binary
 
-# A stand-in for the proxy: listens where it is told, says so, and ends on SIGTERM with a last word.
+# A stand-in for the proxy: prints where it listens, and ends on SIGTERM with a last line.
 STAND_IN = """
 import os, signal, socket, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])

@@ -1,4 +1,4 @@
-"""The helper itself."""
+"""`DialectPair`."""
 
 from __future__ import annotations
 

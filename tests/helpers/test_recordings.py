@@ -1,4 +1,4 @@
-"""The helper itself, and that the files are what they say they are."""
+"""The recordings and their helper."""
 
 from __future__ import annotations
 
