@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: it names what exists, what it names exists, and its examples run."""
+"""The documentation agrees with the code: the names in it exist, everything is documented, its examples run."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_docs_explain_every_error() -> None:
 
 
 def test_operations_page_quotes_only_existing_log_lines() -> None:
-    """Each part of the line between the dots that stand for what varies."""
+    """Compares each part between the dots, which stand for variable text."""
     code = "\n".join(text_of(path) for path in sorted(PACKAGE.rglob("*.py")))
     lines = re.findall(r"log: `([^`]+)`", text_of(ROOT / "docs" / "operations.md"))
     parts = [part.strip() for line in lines for part in line.split("…") if part.strip()]
@@ -161,7 +161,7 @@ def test_docs_links_to_headings_have_existing_targets(path: Path) -> None:
 REPLACED = set(re.findall(r"\((\d{4}-[\w-]+\.md)\).*replaced by", text_of(ROOT / "docs/decisions/README.md")))
 
 
-# A replaced decision may name files that are gone.
+# A superseded decision may name files that no longer exist.
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if path.name not in REPLACED], ids=lambda path: str(path.relative_to(ROOT))
 )
@@ -182,7 +182,7 @@ RECORDING = re.compile(r'recordings? ((?:"[^"]+"(?:, | and )?)+)')
 
 @cache
 def code_of(path: Path) -> str:
-    """A module's text on one line, without the marks of comments: a citation may go over two lines."""
+    """A module on one line without comment marks, because a citation may span two lines."""
     return " ".join(re.sub(r"^\s*#", "", text_of(path), flags=re.MULTILINE).split())
 
 
@@ -255,7 +255,7 @@ def environment(proxy: ProxyProcess) -> dict[str, str]:
 
 
 def test_readme_shell_commands_run(proxy: ProxyProcess) -> None:
-    """In order, on one proxy, as a newcomer would type them."""
+    """Runs them in order against one proxy, as a newcomer would."""
     unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
     assert unknown == set()
     for command in commands():

@@ -1,4 +1,4 @@
-"""The repository checks itself: public names, the architecture map, rooms that say what they are for, one version."""
+"""Rules for the whole repository: public names, the architecture map, package docstrings, one version."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf
 
 
 def test_architecture_page_lists_every_module() -> None:
-    """The tables of docs/architecture.md name each module once, and none that is gone."""
+    """The tables of docs/architecture.md name each existing module once and no other."""
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])]

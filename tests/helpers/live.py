@@ -1,8 +1,7 @@
 """Real servers as child processes on free ports of 127.0.0.1, with their own data.
 
 Environment:
-    NACOS_PROXY_TEST_RNACOS           path of the rnacos binary; empty: none; unset: searched on PATH and in
-~/.cargo/bin
+    NACOS_PROXY_TEST_RNACOS           path of the rnacos binary; empty: none; unset: PATH, then ~/.cargo/bin
     NACOS_PROXY_TEST_REQUIRE_RNACOS   1: a missing binary is an error, not a skip
 """
 

@@ -94,7 +94,7 @@ async def ask(proxy: Served, row: Row, control: str = "", **more: str) -> Answer
 
 
 async def with_recorded_page(proxy: Served, row: Row, answer: Answer) -> Answer:
-    """Replaces a page of services by the recorded services, taken from the list of all: which ones a page shows is random.
+    """Replaces a page of services by the recorded ones, taken from the list of all: a page shows a random selection.
 
     The size of the page, each row and the counts must still be equal.
     """

@@ -1,4 +1,4 @@
-"""The state directory is nobody else's: no link is followed, no file of somebody else is used."""
+"""`PrivateDirectory` follows no links and uses no files of other users."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def untouched(path: Path) -> bool:
 
 @pytest.mark.parametrize("name", FILES)
 def test_open_follows_no_link(home: Path, precious: Path, name: str) -> None:
-    """It was: the file behind `lock` was overwritten, that behind the state file got another mode."""
+    """Once the target of `lock` was overwritten, and the target of the state file got another mode."""
     (home / name).symlink_to(precious)
     with pytest.raises(
         UnsafeDirectory, match=f"{home / name} is a link, and writing to it could destroy .*: remove it"
@@ -81,10 +81,10 @@ def test_set_aside_follows_no_link(home: Path, precious: Path) -> None:
 
 
 def as_user(uid: int, directory: Path) -> str:
-    """What `stand_in` prints in a process of its own. It begins as root: only root may be able to read Python."""
+    """Runs `stand_in` as this user in a child process that begins as root: only root may be able to read Python."""
     code = f"from {__name__} import stand_in; stand_in({uid}, {str(directory)!r})"
     command = [sys.executable, "-c", code]
-    # Coverage would write its data as a user who may not.
+    # Coverage could not write its data as this user.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     env["PYTHONPATH"] = f"{REPOSITORY / 'proxy'}:{REPOSITORY}"
     ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
@@ -93,7 +93,7 @@ def as_user(uid: int, directory: Path) -> str:
 
 
 def stand_in(uid: int, directory: str) -> None:
-    """Become the user, in the directory, and print the path of the home made of it, or the refusal."""
+    """Becomes the user, opens the directory, and prints the path used or the refusal."""
     os.chdir(directory)
     os.setgroups([])
     os.setgid(uid)
@@ -120,7 +120,7 @@ def test_open_refuses_a_file_of_a_third_user(home: Path, name: str) -> None:
 
 @ROOT
 def test_open_accepts_a_file_of_the_owner_of_the_directory(home: Path) -> None:
-    """As on a mount that shows one owner for all files."""
+    """Some mounts show one owner for all files."""
     home.chmod(0o755)
     (home / FILE).touch(0o644)
     assert as_user(12345, home) == "."
@@ -137,7 +137,7 @@ def test_private_directory_of_somebody_else_is_used_with_a_warning(
 
 @ROOT
 def test_private_directory_moves_to_a_subdirectory_if_anybody_can_write(home: Path) -> None:
-    """An `emptyDir` of Kubernetes is one of root's."""
+    """An `emptyDir` of Kubernetes belongs to root."""
     home.chmod(0o777)
     assert as_user(12345, home) == "nacos-proxy"
     made = (home / "nacos-proxy").stat()

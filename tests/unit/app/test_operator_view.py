@@ -1,4 +1,4 @@
-"""What operators see of the parts."""
+"""`operator_view`: what operators see."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ async def test_operator_view_shows_upstream_servers_and_no_secret() -> None:
 async def test_operator_view_reports_lost_push_only_if_a_service_is_followed() -> None:
     parts = made()
     parts.poller.push_alive = False
-    assert readiness(operator_view(parts)) == ("ready", [NOTE])  # nobody misses what nothing is to be pushed of
+    assert readiness(operator_view(parts)) == ("ready", [NOTE])  # push is not missed before a service is followed
     parts.agent.catalog.cache.touch(KEY, 0.0)
     assert readiness(operator_view(parts)) == (
         "ready",
         [NOTE],
-    )  # a service that nobody registered is not followed either
+    )  # a service without instances is not followed either
     await parts.agent.write(Register(KEY, instance()))
     assert readiness(operator_view(parts)) == ("degraded", ["push: unavailable; polling every 5 s", NOTE])
     await parts.agent.close()

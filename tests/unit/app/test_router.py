@@ -1,4 +1,4 @@
-"""Which requests are whose."""
+"""Which API answers which path."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_router_forwards_a_console_probe_unless_the_context_path_is_the_ro
 
 async def test_router_answers_administration_itself_only_with_the_embedded_registry() -> None:
     async with serving() as alone, facing("3.0") as server, serving(upstream=server.url) as before:
-        for proxy, status in ((alone, 200), (before, 501)):  # that server has closed its v1 for it: 410
+        for proxy, status in ((alone, 200), (before, 501)):  # 3.0 refuses its v1 with 410
             answer = await proxy.http.get("/nacos/v1/ns/health/checkers")
             assert answer.status_code == status
         there = await before.http.get("/nacos/v3/admin/ns/health/checkers")
@@ -74,7 +74,9 @@ CHINESE = {"serviceName": "用户服务", "ip": "10.0.0.1", "port": "80"}
 @pytest.mark.parametrize(("face", "by"), [("v1+v2", "the proxy"), ("v1", "the server")])
 async def test_router_checks_parameters_itself_only_if_the_server_does(face: str, by: str) -> None:
     async with facing(face) as server, serving(upstream=server.url) as proxy:
-        for _ in range(3):  # the version is asked for behind the first call; till then the server refuses
+        for _ in range(
+            3
+        ):  # the version is fetched in the background after the first call; until then the server refuses
             refused = await proxy.http.post("/nacos/v1/ns/instance", params=CHINESE)
             assert (refused.status_code, refused.text[:30]) == (400, "Param 'serviceName' is illegal")
             while not proxy.components.checks() and face == "v1+v2":
@@ -83,7 +85,7 @@ async def test_router_checks_parameters_itself_only_if_the_server_does(face: str
 
 
 async def test_router_accepts_names_of_any_script_if_parameter_check_is_off(tmp_path: Path) -> None:
-    """Through answers, headers, events, targets, metrics and the disk; one that would break a line does not pass."""
+    """In answers, headers, events, targets, metrics and on disk. A name with a line break is still refused."""
     settings: dict[str, Any] = {"parameter_check": "off", "disk": True, "state_dir": tmp_path}
     async with serving(**settings) as proxy:
         http, service = proxy.http, "/api/v1/services/用户服务"

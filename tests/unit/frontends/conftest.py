@@ -1,4 +1,4 @@
-"""The parts of our own API around a registry in a dict, on a clock that stands still."""
+"""The REST, lookup, event and operations APIs around a registry in a dict, on a `FakeClock`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.scripted import ScriptedRegistry, Shelf
 
 
 class Luck:
-    """Draws what the test puts in, 0.0 otherwise."""
+    """Returns the numbers that a test puts in, then 0.0."""
 
     def __init__(self) -> None:
         self.next: list[float] = []
@@ -42,7 +42,7 @@ class Luck:
 
 
 class Change(Snapshot):
-    """The data of a `change` event, which OpenAPI has no way to describe."""
+    """The data of a `change` event; OpenAPI cannot describe it."""
 
     added: list[Instance]
     modified: list[Instance]
@@ -123,7 +123,7 @@ def refuse(scope: object, error: ProxyError) -> HttpReply:
 
 
 async def memory_of(read: Callable[[Receive], Awaitable[object]]) -> int:
-    """Bytes that reading a body of 200,000 bytes takes at the most, which comes two by two."""
+    """The peak of traced bytes while `read` reads a body of 200,000 bytes that arrives in pieces of two."""
     left = 100_000
 
     async def receive() -> Message:

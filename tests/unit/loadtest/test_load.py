@@ -1,4 +1,4 @@
-"""What is said to wrk, and what a process used."""
+"""The wrk scripts and the resource usage of a process."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tables, JSON and charts of results that were made up."""
+"""Tables, JSON and charts of made-up results."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The clients of the load tests, on a server of a few lines."""
+"""The clients of the load tests, against a minimal server."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Picks and lists for load balancers and scrapers."""
+"""`pick` and the lists for load balancers and scrapers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_pick_round_robin_ignores_unknown_clusters(world: World) -> None:
 
 
 async def test_pick_with_ever_new_clusters_takes_bounded_memory(world: World) -> None:
-    """4,000 of them took 400 MiB. What the fast path keeps of an answer is held here, too."""
+    """4,000 different filters once took 400 MiB. This counts what the fast path keeps of an answer, too."""
     hosts = [
         instance(f"10.0.{n // 250}.{n % 250}", n, cluster=f"c{n % 40}", metadata={"zone": "a" * 50}) for n in range(500)
     ]
@@ -159,7 +159,7 @@ async def test_sd_prometheus_lists_a_whole_group_for_a_star(world: World) -> Non
 
 
 async def test_sd_prometheus_answers_503_if_one_service_is_unknown(world: World) -> None:
-    """Prometheus keeps its last list on an error; half a list would drop the other half's targets."""
+    """Prometheus keeps its last list on an error; a partial list would drop the other targets."""
     world.shelf.services[KEY] = snapshot(A)
     await world.ask("GET", "/api/v1/services/orders")
     world.registry.script = lambda call: Unreachable("gone", arrived=False)

@@ -1,4 +1,4 @@
-"""Long polls: one service, answered when it has changed, or may not be shown any longer."""
+"""Long polls of one service: answered on a change, or when reads are refused."""
 
 from __future__ import annotations
 

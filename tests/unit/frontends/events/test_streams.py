@@ -1,4 +1,4 @@
-"""Event streams, driven by hand."""
+"""Event streams, driven through ASGI without a server."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_events_resumes_with_missed_changes_and_no_snapshot(world: World) 
 async def test_events_resumes_on_an_empty_service_with_its_snapshot_and_missed_changes(
     world: World,
 ) -> None:
-    """It may have heard of some, before the service was forgotten here. The id stays that of what is still to come."""
+    """The reader may know instances from before the service was forgotten. The id stays that of the next event."""
     world.shelf.services[KEY] = snapshot(A)
     first = await world.start("/api/v1/events?service=orders&service=stock")
     last = first.events()[-1][1]
@@ -117,7 +117,7 @@ async def test_events_joins_changes_for_a_slow_reader(world: World) -> None:
     stream.release()
     await settle()
     changes = [data for name, _, data in stream.events() if name == "change"]
-    assert len(changes) == 2  # the one under way when the reader stopped, and all the others as one
+    assert len(changes) == 2  # the change in progress when the reader stopped, and all the others joined
     assert len(changes[-1]["hosts"]) == 51 and len(changes[-1]["added"]) == 49
     await stream.leave()
 
@@ -237,11 +237,11 @@ async def test_events_refuses_bad_parameters_by_name(world: World, query: str, p
     assert world.events.quota.clients == {}
 
 
-# a channel of the connection's own
+# a channel of its own connection
 
 
 class Pipe:
-    """A `Channel` in memory; `room` is whether it takes more."""
+    """A `Channel` in memory; `room`: whether it accepts more."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -324,7 +324,7 @@ async def test_events_close_ends_the_other_streams_if_one_fails(world: World) ->
 
 
 async def test_events_of_many_services_writes_only_as_much_as_the_reader_takes(world: World) -> None:
-    """Snapshots, and what changed while it read them, a piece at a time; no id before the last snapshot."""
+    """Snapshots, and changes during them, arrive piece by piece; no id before the last snapshot."""
     keys = [key(f"s{number}") for number in range(100)]
     hosts = [instance(f"10.0.1.{number}") for number in range(20)]
     world.shelf.services = {k: snapshot(*hosts, service=k) for k in keys}
@@ -377,7 +377,7 @@ async def test_events_close_closes_channels_after_the_retry(world: World) -> Non
 
 
 async def test_events_after_close_ends_at_once(world: World) -> None:
-    """It was let in before, and waited for its first snapshot meanwhile."""
+    """The stream was admitted before `close` and waited for its first snapshot."""
     gate = asyncio.Event()
 
     async def slow(call: object) -> object:
@@ -430,7 +430,7 @@ class TestLimits:
         assert world.events.quota.clients == {}
 
     async def test_events_refuses_more_than_max_services(self, world: World) -> None:
-        """What is listened to is asked for again and again: a million names would leave no poll for the others."""
+        """Every followed service is polled: a million names would starve the polls of others."""
         world.events.quota = world.events.polls.quota = StreamQuota(StreamQuotaPolicy(services_per_client=3))
         streams = [
             await world.start("/api/v1/events?service=a&service=b"),

@@ -1,4 +1,4 @@
-"""What operators are shown."""
+"""The endpoints for operators."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_readiness_names_nodes_that_are_down_and_degrades_above_half(world
     assert readiness(sight("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
     assert readiness(sight("up", "down")) == ("ready", ["node http://n1: down: refused"])
     assert readiness(sight("down", "down", "up"))[0] == "degraded"
-    assert readiness(sight("down")) == ("ready", [])  # the upstream as a whole tells of the only one
+    assert readiness(sight("down")) == ("ready", [])  # a single node is reported as the upstream
     await world.ask("GET", "/api/v1/services/orders")
     await lose_upstream(world)
     assert readiness(sight("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
@@ -131,7 +131,7 @@ async def test_status_pages_by_limit_and_offset_and_reports_truncation(world: Wo
 
 
 async def test_status_and_metrics_of_many_services_yield_to_other_tasks(world: World) -> None:
-    """With 10,000 services `/status` held everybody up for 0.3 s, `/metrics` and the page for 0.1 s."""
+    """With 10,000 services `/status` once blocked the loop for 0.3 s, `/metrics` and the page for 0.1 s."""
     for number in range(4_000):
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
         world.agent.catalog.cache.accept(listed, now, "poll", requested_at=now)
@@ -148,13 +148,13 @@ async def test_metrics_answers_text_or_openmetrics(world: World) -> None:
     assert b'nacos_proxy_reads_total{outcome="miss"} 1.0' in answer.body
     openmetrics = await world.ask("GET", "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
     assert openmetrics.body.endswith(b"# EOF\n")
-    for version in ("x.y", "9" * 5000):  # over which the library raises
+    for version in ("x.y", "9" * 5000):  # prometheus_client raises for these
         accept = f"application/openmetrics-text;version={version}"
         assert (await world.ask("GET", "/metrics", headers={"accept": accept})).status == 200
 
 
 class Words(HTMLParser):
-    """The tags and the text of a page."""
+    """Collects the tags and the text of a page."""
 
     def __init__(self) -> None:
         super().__init__()

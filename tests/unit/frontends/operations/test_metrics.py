@@ -1,4 +1,4 @@
-"""Numbers for Prometheus."""
+"""`Metrics`."""
 
 from __future__ import annotations
 

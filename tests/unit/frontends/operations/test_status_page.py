@@ -1,4 +1,4 @@
-"""The status page by itself."""
+"""The HTML of the status page."""
 
 from __future__ import annotations
 
@@ -95,4 +95,4 @@ def test_page_links_carry_the_token() -> None:
     html = page(STATUS, "ready", [], {"accessToken": 'se"cr&et'}).decode()
     for path in ("/status", "/metrics"):
         assert f'href="{path}?accessToken=se%22cr%26et"' in html
-    assert 'href="/docs"' in html  # it is open, and takes a token of its own
+    assert 'href="/docs"' in html  # `/docs` needs no token and asks for its own

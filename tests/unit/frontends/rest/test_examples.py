@@ -1,4 +1,4 @@
-"""The examples in `/docs` are what the code answers, and what it takes."""
+"""The examples in `/docs` are real answers and accepted bodies."""
 
 from __future__ import annotations
 

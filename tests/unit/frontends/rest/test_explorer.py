@@ -1,4 +1,4 @@
-"""`/docs` without the internet."""
+"""`/docs` works without the internet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes in `/docs` are those of the JSON: every field is named, in its order."""
+"""The models in `/docs` have every field of the JSON, in its order."""
 
 from __future__ import annotations
 

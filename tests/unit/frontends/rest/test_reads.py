@@ -1,4 +1,4 @@
-"""How a read is answered, below any route."""
+"""`Reads` and its helpers, without routes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def request() -> Request:
 
 
 class Maker:
-    """Makes a body and counts how often."""
+    """Makes a body and records each call."""
 
     def __init__(self) -> None:
         self.made: list[tuple[str, bool]] = []
@@ -71,7 +71,7 @@ async def test_reads_reply_drops_bodies_of_older_snapshots_first() -> None:
 
 
 async def test_bodies_counts_the_length_of_variants() -> None:
-    """Small bodies for ever other, long texts of clusters."""
+    """Small bodies with ever-new, long values of `clusters`."""
     bodies, body = Bodies(100_000), b"x"
     tracemalloc.start()
     try:

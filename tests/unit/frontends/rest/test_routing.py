@@ -1,4 +1,4 @@
-"""How routes of our own API are matched, refused and documented."""
+"""How routes of the REST API match, refuse and are documented."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_api_route_answers_405_with_the_allowed_methods(app: FastAPI, meth
 
 
 async def test_api_route_answers_options_without_calling_the_endpoint() -> None:
-    """A browser asks so for a page of any site, before it would be refused; where PUT alone is there, too."""
+    """A browser sends OPTIONS for a page of any site. Holds for a path with only PUT, too."""
     done: list[str] = []
 
     router = APIRouter(route_class=ApiRoute)
@@ -89,7 +89,7 @@ async def test_api_route_answers_options_without_calling_the_endpoint() -> None:
 async def test_on_unexpected_hides_the_error_and_on_proxy_error_shows_it(app: FastAPI) -> None:
     assert (await ask(app, "GET", "/garbled")).json()["detail"] == "what?"
     with pytest.raises(RuntimeError):
-        await ask(app, "GET", "/broken")  # Starlette raises it again for the server's log, behind the answer
+        await ask(app, "GET", "/broken")  # Starlette re-raises it for the server's log, after the answer
     answer = await on_unexpected(Request({"type": "http", "method": "GET", "path": "/x"}), RuntimeError("a secret"))
     assert (answer.status_code, b"secret" in answer.body) == (500, False)
 
@@ -153,7 +153,7 @@ async def test_openapi_parameters_are_accepted_and_others_are_refused_by_name(wo
     places = {"service": "orders", "address": "10.0.0.1:80"}
     for path, method, operation in operations(world.app.openapi()):
         taken = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
-        if path in ("/healthz", "/readyz", "/metrics"):  # probes and scrapers add what they like
+        if path in ("/healthz", "/readyz", "/metrics"):  # probes and scrapers add parameters of their own
             assert (await world.ask("GET", f"{path}?verbose")).status == 200
             continue
         for name in (
@@ -202,7 +202,7 @@ class Voice:
 
 
 async def test_provided_finds_the_object_of_the_tenant_or_else_of_the_app() -> None:
-    """The routes are made once; with `auth = client` each tenant has objects of its own."""
+    """There is one set of routes; with `auth = client` each tenant has its own objects."""
     router = APIRouter(route_class=ApiRoute)
 
     @router.get("/say")

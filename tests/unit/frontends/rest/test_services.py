@@ -1,4 +1,4 @@
-"""Our own API, asked as a server would ask it."""
+"""The REST API, called through ASGI."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONE = f"{INSTANCES}/10.0.0.1:80"
 
 
 def is_problem(answer: Exchange, status: int, parameter: str | None = None) -> str:
-    """Asserts on the shape of every error; its detail."""
+    """Asserts the shape that every error has; returns its detail."""
     assert answer.status == status, answer.body
     assert answer.headers["content-type"] == "application/problem+json"
     document = answer.json()
@@ -250,7 +250,7 @@ async def test_register_refuses_managed_without_a_health_checker(world: World) -
 
 
 class Keeper:
-    """Takes notes of what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
