@@ -1,4 +1,4 @@
-"""Whatever is asked, the answers are those of the proxy without its fast path, byte for byte, and all reads have it."""
+"""The fast path answers every cacheable read, byte for byte as the proxy does without it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _names = itertools.count()
 
 
 class Line:
-    """One connection to a server; `ask` gives what came back without its Date, `<end>` where that was all."""
+    """One connection. `ask` returns the answer without its Date; `<end>` marks a closed connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -106,18 +106,18 @@ def repeated(served: Served) -> int:
     return sum(tally.head + tally.target for tally in served.components.response_table.hit_counts.values())
 
 
-# each read has it
+# every read
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared() -> AsyncIterator[Served]:
-    async with serving(FakeClock()) as served:  # or an age of a second would part what has to be the same bytes
+    async with serving(FakeClock()) as served:  # or an age of one second would make equal answers differ
         yield served
 
 
 @dataclass
 class Filled:
-    """A connection to a proxy, and a service of three instances that no other test uses."""
+    """A connection to a proxy, and a service of three instances with a unique name."""
 
     served: Served
     line: Line
@@ -165,7 +165,7 @@ async def test_fast_path_repeats_not_modified(filled: Filled, read: str) -> None
 async def test_fast_path_shows_a_write_to_the_next_pipelined_read(filled: Filled, read: str) -> None:
     line, request = filled.line, filled.get(read)
     before = [await line.ask(request) for _ in range(3)]
-    # Two go, the third changes: no read of the service is right any more.
+    # Two leave and the third changes: every read of the service must change.
     for target in REGISTER[1:]:
         await write(line, target.replace("NAME", filled.name), "DELETE")
     await write(line, f"{V1}?serviceName={filled.name}&{ONE}&ephemeral=false&weight=7&metadata=seen%3Dnow")
@@ -196,7 +196,7 @@ async def test_fast_path_reads_count_in_the_metrics() -> None:
     assert 'nacos_proxy_repeated_total{kind="pick",stage="head",status="200"} 3.0' in metrics
 
 
-# who may ask
+# access
 
 
 async def test_fast_path_refuses_a_removed_token(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def talk(line: Line) -> None:
-    """A write, and reads that are repeated, as the metrics say."""
+    """Makes a write and reads that are repeated, as the metrics show."""
     await write(line, REGISTER[0].replace("NAME", "orders"))
     request = get(READS["v1 list"].replace("NAME", "orders"))
     answers = {await line.ask(request) for _ in range(4)}
@@ -270,7 +270,7 @@ async def test_fast_path_reads_are_in_the_access_log() -> None:
     assert process.log.count('"GET /api/v1/sd/text?service=other HTTP/1.1" 200') == 4
 
 
-# the same bytes, whatever is asked
+# equal bytes for any requests
 
 HEADERS = st.lists(
     st.sampled_from(
@@ -315,7 +315,7 @@ SECONDS = (0.4, 1.5, 12.0, 50.0)
 
 
 class Side:
-    """A proxy and the one connection to it. `said` is what it answered."""
+    """A proxy and one connection to it. `said`: its answers."""
 
     def __init__(self, served: Served, clock: FakeClock) -> None:
         self.served = served
@@ -368,7 +368,7 @@ async def both() -> AsyncIterator[tuple[Side, Side]]:
         sides: list[Side] = []
         for fast in (True, False):
             clock = FakeClock()
-            # what stands behind an upgrade in one packet is never answered: its client waits for the end
+            # bytes after an upgrade in one packet are never answered: the client waits for keep_alive to end
             served = await stack.enter_async_context(serving(clock, fast_path=fast, keep_alive=1))
             sides.append(Side(served, clock))
         yield sides[0], sides[1]
@@ -395,6 +395,6 @@ def test_fast_path_answers_equal_those_without_it(
     name = f"same-{next(_names)}"
     said: list[list[bytes]] = []
     for side in (fast, plain):
-        random.seed(name)  # choices, and when polls are due, are drawn alike
+        random.seed(name)  # both sides draw the same choices and poll times
         said.append(loop.run_until_complete(asyncio.wait_for(side.converse(name, requests, steps), 60)))
     assert said[0] == said[1]

@@ -1,4 +1,4 @@
-"""What `multipart/form-data` bodies mean to the proxy, and to a real 2.x or 3.x (`NACOS_TEST_URL`)."""
+"""How `multipart/form-data` is parsed by the proxy, and by a real 2.x or 3.x (`NACOS_TEST_URL`)."""
 
 from __future__ import annotations
 

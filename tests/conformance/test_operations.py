@@ -192,7 +192,7 @@ async def test_list_shows_each_of_200_writes_at_once(driver: Driver, service: st
 async def test_register_leaves_the_parameter_check_to_the_server(
     driver: Driver, registry: str, service: str, field: str
 ) -> None:
-    """The parameter check of 2.3 and later, which r-nacos has not, and 1.x for the names of clusters alone."""
+    """The check exists since Nacos 2.3. r-nacos has none; 1.x checks only cluster names."""
     if registry == "NACOS_TEST_URL":
         pytest.skip("that depends on its version")
     value = {"metadata": {"note": "x" * 2000}, "cluster": "机 房", "group": "组", "namespace": f"{service}.one"}[field]
@@ -214,7 +214,7 @@ async def test_register_leaves_the_parameter_check_to_the_server(
 async def test_register_keeps_null_metadata_if_the_server_does(
     upstream: str, registry: str, service: str, fast_path: bool
 ) -> None:
-    """Over a null r-nacos would lose all of the metadata, so it is sent none; as 1.x, which has no check either."""
+    """r-nacos loses all metadata over a null, so the proxy sends none; likewise to 1.x, which has no check either."""
     if registry == "NACOS_TEST_URL":
         pytest.skip("that depends on its version")
     checked = registry not in ("r-nacos", "1.x")
@@ -229,7 +229,7 @@ async def test_register_keeps_null_metadata_if_the_server_does(
 
 
 async def test_beat_ignores_unknown_fields_and_text_after_the_object(http: httpx.AsyncClient, service: str) -> None:
-    """As Jackson reads it: fields that nobody knows, however deep, and text behind the object."""
+    """As Jackson does, however deep the unknown fields are."""
     beat = json.dumps({"ip": "10.0.0.1", "port": 80, "metadata": {"a": "1"}})[:-1]
     beat += f', "own": {"[" * 400}{"]" * 400}}} behind'
     reply = await http.put("/nacos/v1/ns/instance/beat", params={"serviceName": service, "beat": beat})

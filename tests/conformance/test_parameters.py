@@ -1,4 +1,4 @@
-"""What parameters mean to the proxy, and to a real 2.x or 3.x (`NACOS_TEST_URL`)."""
+"""How parameters are parsed by the proxy, and by a real 2.x or 3.x (`NACOS_TEST_URL`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INSTANCE = "/nacos/v1/ns/instance"
 
 
 async def listed(http: httpx.AsyncClient, service: str, number: int) -> list[dict[str, Any]]:
-    """The hosts, when there are so many: a server lists a write half a second later."""
+    """Waits for `number` hosts: a server lists a write half a second later."""
     while True:
         hosts = (await http.get(f"{INSTANCE}/list", params={"serviceName": service})).json()["hosts"]
         if len(hosts) == number:
@@ -43,7 +43,7 @@ async def test_register_keeps_each_spelling_of_an_ipv6_address_apart(server: htt
 
 
 async def test_register_form_ignores_repeated_ampersands(server: httpx.AsyncClient, service: str) -> None:
-    """An API token of the proxy is overwritten with them, where it stands in a form that is passed on."""
+    """The proxy overwrites its API tokens with ampersands in a forwarded form."""
     form = {"content-type": "application/x-www-form-urlencoded"}
     body = f"&&&&serviceName={service}&&&&&&&&ip=10.0.0.1&port=80&&&&"
     assert (await server.post(INSTANCE, content=body, headers=form)).text == "ok"
@@ -60,7 +60,7 @@ async def test_register_metadata_accepts_null_and_text_after_the_object(
 
 
 async def test_beat_is_parsed_as_jackson_does(server: httpx.AsyncClient, service: str) -> None:
-    """A whole number with a point is one, and 0 is false."""
+    """80.0 is a whole number, and 0 is false."""
     beat = f'{{"serviceName":"DEFAULT_GROUP@@{service}","ip":"10.0.0.1","port":80.0,"ephemeral":0,"weight":2}}'
     reply = await server.put(f"{INSTANCE}/beat", params={"serviceName": service, "beat": beat})
     assert (reply.status_code, reply.json()["code"]) == (200, 10200)

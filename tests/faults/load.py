@@ -1,12 +1,12 @@
-"""Clients of a proxy while something breaks, and what must hold whatever broke.
+"""Clients of a proxy while something breaks, and the invariants that must hold in any case.
 
-Readers, writers, beaters and followers of event streams run beside each other against one URL and write down what
-they saw; `violations` says what of it must never happen:
+Readers, writers, beaters and followers of event streams run concurrently against one URL and record what they see.
+`violations` lists what must never happen:
 
-- a read that failed although the service had been read before, or that did not name all that it had to;
-- a write that was acknowledged and is not there;
-- a beat of a registered instance that was refused;
-- an event stream with a gap, a repeat, or ids that do not grow, also across reconnects.
+- a read that fails although the service was read before, or that lacks an instance;
+- an acknowledged write that is lost;
+- a refused beat of a registered instance;
+- a gap, a repeat or an id that does not grow in an event stream, also across reconnects.
 
 Nothing is timed. A step of an actor is one request and its answer; tests wait for steps, not for seconds.
 """
@@ -30,7 +30,7 @@ LIST = "/nacos/v1/ns/instance/list"
 INSTANCE = "/nacos/v1/ns/instance"
 BEAT = "/nacos/v1/ns/instance/beat"
 
-# On a busy machine a proxy may take long to start; what is looked for is no missed beat but a lost instance.
+# A proxy may start slowly on a busy machine; these tests look for lost instances, not for missed beats.
 PATIENT = '{"n":"%d","preserved.heart.beat.timeout":"60000","preserved.ip.delete.timeout":"120000"}'
 
 CLOCK = SystemClock()
@@ -39,7 +39,7 @@ Address = str
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Waits for something that has to come; the limit is for a program that hangs."""
+    """Waits for a condition that must become true; the limit is for a program that hangs."""
     end = CLOCK.now() + seconds
     while not condition():
         if CLOCK.now() > end:
@@ -53,7 +53,7 @@ def addresses(hosts: list[dict[str, Any]]) -> frozenset[Address]:
 
 @dataclass
 class Read:
-    """One read: what had to be in it when it began, and what came. `status` 0 is no answer at all."""
+    """One read: what it had to contain when it began, and the answer. `status` 0: no answer."""
 
     service: str
     must: frozenset[Address]
@@ -67,7 +67,7 @@ class Read:
 
 @dataclass
 class Books:
-    """What writers were told. `unclear` are addresses whose last write had no answer, or an error."""
+    """The answers to writers. `unclear`: addresses whose last write had no answer, or an error."""
 
     there: set[Address] = field(default_factory=set)
     gone: set[Address] = field(default_factory=set)
@@ -76,12 +76,12 @@ class Books:
 
 
 def number_of(id: str) -> int:
-    """The place of an event in its run's stream."""
+    """The number of an event in its epoch."""
     return int(id.rpartition("-")[2])
 
 
 class Follower:
-    """One reader of an event stream that is cut again and again, and goes on with `Last-Event-ID`."""
+    """A reader of an event stream that reconnects again and again with `Last-Event-ID`."""
 
     def __init__(self, http: httpx.AsyncClient, services: list[str], luck: random.Random) -> None:
         self.states: dict[str, dict[Address, dict[str, Any]]] = {}
@@ -160,7 +160,7 @@ def by_address(hosts: list[dict[str, Any]]) -> dict[Address, dict[str, Any]]:
 
 
 class Load:
-    """`async with Load(url, "name")`: the actors run from the first good answers on until the end."""
+    """`async with Load(url, "name")`: the actors run from their first good answers until the end."""
 
     def __init__(
         self, url: str, name: str, *, seed: int = 7, beaters: int = 4, writers: int = 2, pause: float = 0.01
@@ -176,7 +176,7 @@ class Load:
         self.beats: list[tuple[int, str, str]] = []
         self.followers = [Follower(self.http, [f"DEFAULT_GROUP@@{s}" for s in self.services], self.luck) for _ in "ab"]
         self.steps = {"reader": 0, "writer": 0, "beater": 0}
-        self.may_break = False  # a connection that breaks is no fault: the proxy itself is killed
+        self.may_break = False  # broken connections are no violation while the test kills the proxy
         self._writers = writers
         self._pause = pause
         self._names = itertools.count(1)
@@ -204,17 +204,17 @@ class Load:
         await self.http.aclose()
 
     async def rest(self) -> None:
-        """The readers and writers end; beaters and followers too."""
+        """Stops all actors."""
         for task in self._tasks:
             await stop(task)
 
     async def stop_writing(self) -> None:
-        """No writer and no follower's cut any more, so that all can come to the same state."""
+        """Stops the writers, so that everybody can come to the same state."""
         for task in self._tasks[3 : 3 + self._writers]:
             await stop(task)
 
     async def more(self, steps: int) -> None:
-        """Waits until each kind of actor has done so many steps more."""
+        """Waits until each kind of actor has taken `steps` more steps."""
         wanted = {actor: number + steps for actor, number in self.steps.items()}
         await until(lambda: all(self.steps[a] >= n for a, n in wanted.items()), f"{steps} more steps of {self.steps}")
 
@@ -235,7 +235,7 @@ class Load:
     async def _read(self, service: str, *, rest: bool) -> None:
         path = f"/api/v1/services/{service}" if rest else f"{LIST}?serviceName={service}"
         there, not_there = self._expected(service)
-        # a RequestId of its own is what the Java SDK sends; the other reader's requests are always the same bytes
+        # the Java SDK sends a unique RequestId; the other reader always sends the same bytes
         headers = {"RequestId": str(len(self.reads))} if len(self.reads) % 2 else {}
         try:
             reply = await self.http.get(path, headers=headers)
@@ -247,7 +247,7 @@ class Load:
             read.hosts = addresses(reply.json()["hosts"])
         else:
             read.text = reply.text
-        # what a writer did meanwhile may show or not
+        # writes during the read may or may not show
         still, still_not = self._expected(service)
         read.must, read.must_not = read.must & still, read.must_not & still_not
         self.reads.append(read)
@@ -270,7 +270,7 @@ class Load:
 
     async def _write(self, service: str, address: Address) -> int:
         self.books.unclear.add(address)
-        # persistent, so that no missing beat takes it away
+        # persistent, so that a missing beat does not remove it
         status = await self._register(service, address, "{}", 1.0, ephemeral="false")
         if status == 200:
             self.books.unclear.discard(address)
@@ -322,15 +322,15 @@ class Load:
             return
         self.beats.append((reply.status_code, reply.headers.get("nacos-proxy-answer", "upstream"), reply.text))
 
-    # the end
+    # afterwards
 
     async def shown(self, url: str, service: str) -> frozenset[Address]:
-        """What a server, or this proxy, lists now."""
+        """What a server (or the proxy, for '') lists now."""
         reply = await self.http.get(f"{url}{LIST}", params={"serviceName": service})
         return addresses(reply.json()["hosts"])
 
     def violations(self) -> list[str]:
-        """What must never happen, of all that was seen."""
+        """Everything seen that must never happen."""
         return [
             *self._wrong_reads(),
             *self._wrong_beats(),
@@ -357,7 +357,7 @@ class Load:
         return [f"{bad} beats were refused, the first with {first}"] if bad else []
 
     async def settled(self, *urls: str) -> None:
-        """Waits until the given servers and the proxy list what was acknowledged, and the followers have it too."""
+        """Waits until the servers, the proxy and the followers show every acknowledged write."""
         for url in ("", *urls):
             for service in self.services:
                 await self._settles(url, service)

@@ -1,7 +1,7 @@
-"""Whatever a client puts into a parameter, a body or a header, it is answered: no exception, and no fault that is ours.
+"""Any parameter, body or header gets an answer: no exception and no fault of the proxy.
 
-Every operation of our own API and of the three dialects, each parameter by name; bytes that are no requests are for
-`test_fuzz`.
+Covers every operation of the REST API and of the three dialects, each parameter by name. `test_fuzz` covers bytes that
+are not requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock
 
 FUZZ = settings(suppress_health_check=list(HealthCheck), deadline=None)
-DIGITS = "9" * 5000  # more than Python makes a number of
+DIGITS = "9" * 5000  # more digits than Python converts
 HOSTILE: tuple[str, ...] = (
     *("", " ", "\0", "\n", "a\r\nb: c", "\x85", "\u2028", "\ud800", "\udcff", "é", "北京", "\U0001f600", "\u0661", "²"),
     *(DIGITS, f"-{DIGITS}", f"1e{DIGITS}", f"0.{DIGITS}", f"{DIGITS}.0", "1e999", "NaN", "-Infinity", "1_0", "0x7f"),
@@ -91,14 +91,14 @@ def form(pairs: dict[str, str]) -> bytes:
 
 @pytest.fixture(params=["on", "off"])
 async def app(request: pytest.FixtureRequest) -> AsyncIterator[App]:
-    """The whole program around the embedded registry, with Nacos's parameter check and without."""
+    """The whole program around the embedded registry, with and without Nacos's parameter check."""
     made = App(build(Settings(**SETTINGS, parameter_check=request.param), FakeClock()))
     yield made
     await made.components.agent.close()
 
 
 async def say(app: App, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> Exchange:
-    """A request and its answer; an exception of the app's is raised. A stream is left again."""
+    """Sends a request and returns its answer; raises an exception of the app. Disconnects from a stream."""
     sent = {name: text for name, text in headers.items() if text.isascii() and text.isprintable()}
     exchange = await start(app, scope(method, target, sent), body)
     if not exchange.complete:
@@ -140,7 +140,7 @@ async def test_nacos_api_answers_any_parameters_without_a_fault(
     else:
         target, headers = f"{target}?{parameters.decode()}", {**PUSHED, **headers}
     answer = await say(app, method, target, headers, body)
-    # Nacos itself says 500 where it fails over a parameter, and so do we in its words: of ours the log would tell
+    # Some parameters make Nacos answer 500, so the proxy does too; faults of the proxy would be logged
     assert answer.status <= 501, answer.body
     assert errors == []
 
@@ -240,7 +240,7 @@ async def test_managed_check_http_requires_a_valid_url(app: App, url: object) ->
 @pytest.mark.parametrize(("depth", "named"), [(1, True), (20, True), (900, False)])
 @pytest.mark.parametrize("deep", [[], {}])
 async def test_managed_refuses_nested_values(app: App, deep: Any, depth: int, named: bool) -> None:
-    """From some depth on the whole body is refused."""
+    """Above some depth the whole body is refused."""
     for _ in range(depth):
         deep = {"a": deep} if isinstance(deep, dict) else [deep]
     for kind in ("http", "tcp", "ttl"):
@@ -250,7 +250,7 @@ async def test_managed_refuses_nested_values(app: App, deep: Any, depth: int, na
 
 
 async def parameter_of(app: App, managed: dict[str, Any]) -> str | None:
-    """Which parameter a registration that asks to be managed is refused for; None for the body."""
+    """The parameter for which a managed registration is refused; None if it is the body."""
     body = json.dumps({"ip": "127.0.0.1", "port": 80, "managed": managed}).encode()
     answer = await say(app, "POST", "/api/v1/services/orders/instances", {"content-type": "application/json"}, body)
     assert answer.status == 400, answer.body
@@ -262,5 +262,5 @@ def quoted(text: str) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Also of what is no JSON, such as half a surrogate."""
+    """Also encodes what JSON cannot hold, such as a lone surrogate."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""A node of a cluster dies and returns: its peers refuse what it was responsible for, then it lists old states."""
+"""A node of a cluster dies and returns: its peers refuse its writes, then it lists old states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.app import serving
 from tests.helpers.faces import clustered
 from tests.helpers.fault import fault_proxy
 
-AMID = 2.0  # seconds for which its peers miss a node, and for which it lists old states after its return
+AMID = 2.0  # seconds that peers miss a node, and that it lists old states after its return
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A start without an upstream, with a state file that is whole, broken, or cannot be written: the real process."""
+"""The real process starts without an upstream; its state file is whole, broken, or not writable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ask(url: str, method: str = "GET") -> Answer:
 
 
 async def in_thread(proxy: ProxyProcess, target: str, method: str = "GET") -> Answer:
-    """The server of the test lives in the test's own loop, which must go on turning."""
+    """Runs `ask` in a thread, because the upstream runs in the test's own event loop."""
     return await asyncio.to_thread(ask, proxy.url + target, method)
 
 
@@ -61,7 +61,7 @@ LIST = "/nacos/v1/ns/instance/list?serviceName=orders"
 
 
 async def known(directory: Path) -> int:
-    """A state with one service of two instances, written by a proxy that was stopped; the upstream's port."""
+    """Lets a proxy save one service of two instances, and stops it; returns the port of the upstream."""
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=directory)
         await asyncio.to_thread(proxy.start)
@@ -135,7 +135,7 @@ def test_full_disk_is_survived_and_logged_once(tmp_path: Path) -> None:
         register(proxy, 1)
         wait(lambda: rows(tmp_path) == 1, "the first batch is written")
         before = resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE, (4096, before[1]))  # no file may grow any more
+        resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE, (4096, before[1]))  # from now on no file may grow
         register(proxy, 2)
         wait(lambda: b"disk: " in ask(proxy.url + "/readyz").body, "/readyz says so")
         assert ask(proxy.url + "/readyz").status == 200

@@ -1,4 +1,4 @@
-"""Bytes that nobody meant: at our socket, with the fast path and without, and as answers of an upstream."""
+"""Random bytes as requests, with and without the fast path, and as answers of an upstream."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load
 from tests.unit.fastpath.drive import KeptTransport, StillLoop
 
-CASES = int(os.environ.get("NACOS_PROXY_TEST_CASES", "50000"))  # each is sent to both doors
+CASES = int(os.environ.get("NACOS_PROXY_TEST_CASES", "50000"))  # each is sent to both proxies
 HOSTILE = 10_000
 
 
@@ -170,7 +170,7 @@ TOKENS = (
 
 
 def mutate(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
-    """A seed as it is, now and then, else with a few faults; sometimes another request behind it."""
+    """A seed, sometimes unchanged, usually with some faults; sometimes followed by another request."""
     data = bytearray(luck.choice(seeds))
     for _ in range(luck.choice((0, 1, 1, 1, 2, 3, 5))):
         at = luck.randrange(len(data) + 1)
@@ -195,17 +195,17 @@ def mutate(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
 
 
 def alike(answer: bytes) -> bytes:
-    """Without what may differ.
+    """The answer without what may differ.
 
-    A 400 behind a good answer, in place of which the other door ends the connection. And the age: a repeated answer
-    was confirmed when it was made, while a request with `no-cache` may have had the entry confirmed again since.
+    After a good answer, one of the proxies sends 400 and the other closes the connection. And ages differ: a repeated
+    answer keeps its age, while a request with `no-cache` may have confirmed the entry since.
     """
     good, bad, _ = answer.partition(INVALID)
     return AGE.sub(b"", (good if good else bad).replace(b"connection: close\r\n", b""))
 
 
 class Door:
-    """A whole proxy with the embedded registry behind one kind of protocol class, driven without a socket."""
+    """A whole proxy with the embedded registry and one kind of protocol class, driven without a socket."""
 
     def __init__(self, *, fast: bool) -> None:
         settings = Settings(upstream="embedded", disk=False, udp_push=False, push="off", fast_path=fast)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class Door:
         self.loop = StillLoop()
 
     async def say(self, pieces: list[bytes]) -> bytes:
-        """What comes back on a new connection. Raises where the app does not come to an end."""
+        """The answer on a new connection. Raises if the app does not finish."""
         protocol = self.config.http_protocol_class(self.config, self.state, {}, self.loop)  # type: ignore[call-arg, arg-type]
         transport = KeptTransport()
         transport.protocol = protocol
@@ -254,19 +254,19 @@ async def test_fuzz_requests_are_answered_alike_with_and_without_the_fast_path(
     fast, plain = Door(fast=True), Door(fast=False)
     seen: dict[bytes, int] = {}
     for number in range(CASES):
-        data = mutate(luck, SEEDS if luck.random() < 0.1 else NACOS)  # schemathesis looks at our own API
+        data = mutate(luck, SEEDS if luck.random() < 0.1 else NACOS)  # schemathesis covers the REST API
         pieces = [data]
         if luck.random() < 0.2 and data:
             cuts = sorted(luck.randrange(len(data)) for _ in range(luck.choice((1, 1, 2, 5))))
             pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         answers = [await door.say([p for p in pieces if p]) for door in (fast, plain)]
-        if b"/pick" in data or b"text/html" in answers[0]:  # luck, and a page that counts what each door did
+        if b"/pick" in data or b"text/html" in answers[0]:  # random choices, and a page that counts requests
             answers = [answer[:12] for answer in answers]
         assert alike(answers[0]) == alike(answers[1]), f"case {number}: {data!r}"
         assert errors == [], f"case {number}: {data!r}"
         status = answers[0][9:12]
         seen[status] = seen.get(status, 0) + 1
-        if number % 500 == 0:  # so that answers become stale, and instances without beats go
+        if number % 500 == 0:  # so that answers become stale and instances without beats expire
             for door in (fast, plain):
                 await door.clock.advance(2.0)
     print({status.decode(): number for status, number in sorted(seen.items())})
@@ -298,7 +298,7 @@ async def test_fuzz_pipelines_answer_every_request_and_run_no_body(
 
 
 def whole(luck: random.Random, body: bytes) -> bytes:
-    """A good request with a body, or without, that may ask for another protocol."""
+    """A valid request with or without a body; it may ask for an upgrade."""
     fields = [b"Host: localhost", b"Content-Type: text/plain", *luck.choice(((), JAVA, JAVA[2:], JAVA))]
     luck.shuffle(fields)
     match luck.randrange(3):
@@ -320,7 +320,7 @@ Given = dict[str, Any]
 
 
 class Liar(httpx.AsyncBaseTransport):
-    """Answers each request with what it was told to say."""
+    """Answers each request with `status`, `headers` and `body`."""
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 200, {"content-type": "application/json"}, b""
@@ -382,7 +382,7 @@ ODD: tuple[Any, ...] = (
 
 
 def lie(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
-    """A recorded body with faults in its bytes, or in its structure."""
+    """A recorded body with faults in its bytes or its structure."""
     if luck.random() < 0.5:
         return mutate(luck, seeds)
     try:
@@ -393,12 +393,12 @@ def lie(luck: random.Random, seeds: tuple[bytes, ...]) -> bytes:
         value = bend(luck, value)
     try:
         return orjson.dumps(value)
-    except TypeError:  # what orjson reads, or other programs write, and it does not write itself
+    except TypeError:  # a value that orjson reads but does not write
         return json.dumps(value).encode()
 
 
 def bend(luck: random.Random, value: Any) -> Any:
-    """One place of a JSON value is another value, or gone, or new."""
+    """Replaces, removes or adds one value inside a JSON value."""
     if isinstance(value, dict) and luck.random() < 0.1:
         return {**value, "own": luck.choice(ODD)}
     if isinstance(value, dict) and value and luck.random() < 0.9:
@@ -471,7 +471,7 @@ GOOD: Given = {
 
 
 def hosts_of(body: bytes) -> list[dict[str, Any]]:
-    """The hosts with an address that a body names, read apart from the program."""
+    """The hosts with an address in a body, parsed independently of the program."""
     try:
         hosts = orjson.loads(body)["hosts"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -481,7 +481,7 @@ def hosts_of(body: bytes) -> list[dict[str, Any]]:
 
 
 def is_whole(host: dict[str, Any]) -> bool:
-    """Whether nobody could misread it; what is odd may be left out of what readers see."""
+    """Whether a host is unambiguous; a reader may leave out any other host."""
     texts = all(isinstance(host.get(name) or "", str) for name in ("clusterName", "instanceId", "serviceName"))
     metadata = host.get("metadata") or {}
     plain = isinstance(metadata, dict) and all(isinstance(v, str | int | float | None) for v in metadata.values())
@@ -518,7 +518,7 @@ async def test_fuzz_upstream_answers_replace_no_good_list(
             await asyncio.sleep(0)
         after = one.catalog.cache.lookup(KEY, clock.now()).snapshot
         assert after is not None, f"case {number}: {transport.body!r}"
-        clock._now += 40.0  # nothing is held back or pending
+        clock._now += 40.0  # quarantine and pending writes are over
         if after is before:
             kept += 1
             continue

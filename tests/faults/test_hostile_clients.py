@@ -1,7 +1,7 @@
-"""What forty clients that mean harm can make a real proxy hold: memory as the system counts it.
+"""How much memory forty hostile clients can make a real proxy hold, as the system counts it.
 
-Each case has a proxy of its own: what another made it hold is not there to be used again. All begin with the state that
-was written once; to register 10,000 instances takes longer than all cases.
+Each case has its own process, so that no memory is reused. All processes start from a copy of one state, because
+registering 10,000 instances takes longer than all cases.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ HALF = POST + b"Content-Length: 1000000\r\n\r\n" + b"a" * 900_000
 ENDLESS = POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + b"a" * 0x10000 + b"\r\n") * 128
 ANSWERED = b"HTTP/1.1 200"
 
-# What each client says, how many bytes more the forty may make the proxy hold, and how the answer begins (`begun`).
-# Whatever may be refused, or not read, is far more than the bound. The half of a body is held: it may become a whole.
+# Each client's bytes, the bound in bytes for all forty, and the start of the answer (`begun`).
+# Everything that may be refused or left unread is far above the bound. Half a body is held: the rest may follow.
 CASES = {
     "streams": (WATCH % 1, MOST, ANSWERED),
     "old streams": (WATCH % 0, MOST, ANSWERED),
@@ -50,7 +50,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 services of 20 instances: a stream of all of them begins with 8 MB, of which the system may take 4 itself."""
+    """500 services of 20 instances: a stream of all begins with 8 MB, of which the kernel may buffer 4 MB."""
     directory = tmp_path_factory.mktemp("hostile") / "state"
     with ProxyProcess(state_dir=directory) as process, client(process) as http:
         for service in range(SERVICES):
@@ -74,7 +74,7 @@ def client(proxy: ProxyProcess) -> httpx.Client:
 
 @contextmanager
 def connected(proxy: ProxyProcess) -> Iterator[socket.socket]:
-    """A connection on which nothing is ever read."""
+    """A connection whose client never reads."""
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
@@ -82,7 +82,7 @@ def connected(proxy: ProxyProcess) -> Iterator[socket.socket]:
 
 
 def unsaid(connection: socket.socket, data: memoryview) -> memoryview:
-    """What is left when the proxy, or the system for it, has taken what it takes now."""
+    """The bytes left after the proxy, or the kernel, has taken what it takes now."""
     try:
         return data[connection.send(data) :]
     except BlockingIOError:
@@ -90,7 +90,7 @@ def unsaid(connection: socket.socket, data: memoryview) -> memoryview:
 
 
 def begun(connection: socket.socket) -> bytes | None:
-    """How the answer begins; None: there is none yet."""
+    """The first bytes of the answer; None if there is none yet."""
     try:
         return connection.recv(len(ANSWERED), socket.MSG_PEEK)
     except BlockingIOError:
@@ -111,7 +111,7 @@ def test_hostile_clients_take_bounded_memory(what: str, proxy: ProxyProcess) -> 
         open_before = [connections.enter_context(connected(proxy)) for _ in range(CLIENTS)]
         left = {connection: unsaid(connection, memoryview(said)) for connection in open_before}
         quiet = 0
-        while quiet < ROUNDS:  # until the proxy has long taken nothing more, while others are served
+        while quiet < ROUNDS:  # until the proxy has taken nothing for ROUNDS rounds, while others are served
             unsaid_before = sum(map(len, left.values()))
             left = {connection: unsaid(connection, data) for connection, data in left.items()}
             quiet = quiet + 1 if sum(map(len, left.values())) == unsaid_before else 0

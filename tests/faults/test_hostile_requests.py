@@ -1,6 +1,6 @@
-"""What must not get through on a socket: two meanings of one request, and more of anything than one client may have.
+"""Requests with two meanings, and more of anything than one client may have.
 
-The same bytes go to a server with the fast path and to one without it.
+Each test runs with and without the fast path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INNER = b"POST /nacos/v1/ns/instance?serviceName=inner&ip=10.6.6.6&port=80 HTTP/
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 END = b"0\r\n\r\n"
 
-# Each is followed by INNER: a server that takes another view of where the request ends performs that too.
+# INNER follows each of these: a server that ends the request elsewhere would execute INNER.
 SMUGGLED = {
     "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
     "two equal lengths": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
@@ -66,7 +66,7 @@ async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
 
 
 async def say(proxy: Served, data: bytes) -> bytes:
-    """All that comes back until the server has nothing more to say or ends the connection."""
+    """Returns everything the server sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
     try:
         writer.write(data)

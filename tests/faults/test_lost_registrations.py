@@ -1,4 +1,4 @@
-"""An upstream that comes back without its memory: who kept beating is there again, and readers never saw him go."""
+"""An upstream restarts without data: instances that beat are registered again, and readers never miss them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.helpers.live import RNacos, rnacos_binary, rnacos_required
 
 @asynccontextmanager
 async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tuple[FaultProxy, Served, Load]]:
-    """A proxy whose way to the upstream can be cut, with clients; only the beating service must survive.
+    """A proxy behind a relay, with clients. Only the beating service must survive.
 
-    `confirm`: seconds until an empty list is believed. Until then beats have to bring back what was lost.
+    `confirm`: seconds until an empty list is accepted. Beats have to restore the registrations before.
     """
     port = int(url.rpartition(":")[2])
     async with (
@@ -29,7 +29,7 @@ async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tu
         serving(upstream=relay.url, **{**QUICK, "empty_list_confirm": confirm}) as proxy,
         Load(proxy.url, name, writers=0) as load,
     ):
-        load.books.there.clear()  # nobody beats for it: with the memory of the upstream it may go
+        load.books.there.clear()  # has no beats: it may go with the upstream's data
         yield relay, proxy, load
 
 
@@ -39,13 +39,13 @@ async def hosts(load: Load, url: str) -> dict[str, dict[str, object]]:
 
 
 async def steps(load: Load, number: int) -> None:
-    """So many beats and reads more; nobody writes here."""
+    """Waits for `number` more beats and reads; this load has no writers."""
     wanted = {actor: load.steps[actor] + number for actor in ("reader", "beater")}
     await until(lambda: all(load.steps[a] >= n for a, n in wanted.items()), f"{number} more steps")
 
 
 async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
-    """Waits until a server lists the very same again, weights and metadata too."""
+    """Waits until a server lists exactly the same as before, including weights and metadata."""
     end = CLOCK.now() + 20.0
     while (now := await hosts(load, url)) != before:
         assert CLOCK.now() < end, f"{now} is not as before: {before}"
@@ -53,7 +53,7 @@ async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]
 
 
 async def lose(server: FaceServer) -> None:
-    """A restart without data."""
+    """Restarts the server without data."""
     old, server.registry = server.registry, EmbeddedRegistry(SystemClock())
     await old.close()
 

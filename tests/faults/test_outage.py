@@ -1,4 +1,4 @@
-"""A host goes on by itself while no Nacos answers, and the upstream agrees when it is back."""
+"""Clients of one host work on while no Nacos answers; the upstream agrees after the outage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def at(who: dict[str, str]) -> str:
 
 
 class Shop:
-    """A service's providers and a consumer, all on one proxy."""
+    """The providers and a consumer of one service, all on one proxy."""
 
     def __init__(self, proxy: Served, relays: Sequence[FaultProxy], upstream: str) -> None:
         self.proxy = proxy
@@ -93,7 +93,7 @@ class Shop:
 
 @asynccontextmanager
 async def shop(*upstream: str, **settings: Any) -> AsyncIterator[Shop]:
-    """In front of these servers, or of a 2.5.1 of its own."""
+    """A `Shop` in front of these servers, or of its own 2.5.1."""
     async with AsyncExitStack() as stack:
         urls = upstream or ((await stack.enter_async_context(facing("v1+v2", listing_delay=0.5))).url,)
         relays = [await stack.enter_async_context(fault_proxy(int(url.rpartition(":")[2]))) for url in urls]
@@ -231,7 +231,7 @@ async def test_outage_writes_off_refuses_writes() -> None:
 
 @pytest.mark.parametrize("mode", ["blackhole", "slow"])
 async def test_beat_is_answered_within_cold_wait_if_the_upstream_is_silent(mode: Mode) -> None:
-    """Legacy clients do after 3 s (nacos-http.md 10.1)."""
+    """Legacy clients give up after 3 s (nacos-http.md 10.1)."""
     assert AgentPolicy().cold_wait < 3.0
     async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
         async with serving(upstream=relay.url, upstream_dialect="v1") as proxy:

@@ -1,4 +1,4 @@
-"""Answers of an upstream, byte for byte, through the whole proxy: no traceback, no hang, no status that is none."""
+"""Random bytes as answers of an upstream, through the whole proxy: no traceback, no hang, no invalid status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.app import Served, serving
 from tests.unit.upstream.stub import Request, Say, ok, say, stub
 
 CASES = 1500
-LIMIT = 20.0  # seconds in which a call has ended, whatever the upstream does
+LIMIT = 20.0  # seconds within which a call must end
 
 LIST = orjson.dumps({"name": "DEFAULT_GROUP@@a", "hosts": [], "cacheMillis": 10000, "lastRefTime": 1})
 CALLS = (
@@ -78,7 +78,7 @@ SIZES = (b"%x", b"%x;ext=1", b"%X", b"-%x", b"0%x", b"fffffffffffffffff%x", b"%x
 
 @cache
 def twice_packed(size: int) -> bytes:
-    """So many zeros in some hundred bytes. They are all in memory while they are packed, so no import does it."""
+    """`size` zeros, gzipped twice to some hundred bytes; built on demand, because packing holds them all in memory."""
     return gzip.compress(gzip.compress(bytes(size)))
 
 
@@ -88,7 +88,7 @@ def bodies() -> tuple[bytes, ...]:
 
 
 def framed(luck: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
-    """Headers that say how long a body is, rightly or not, and the bytes that follow."""
+    """Right or wrong headers for the length of a body, and the bytes that follow."""
     match luck.choice((0, 0, 0, 0, 1, 2, 3, 3, 3)):
         case 0:
             return [b"Content-Length: %d" % len(body)], body
@@ -105,7 +105,7 @@ def framed(luck: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
 
 
 def answer(luck: random.Random) -> Say:
-    """One that may be right in no part, cut into packets anywhere."""
+    """A random answer, wrong in any part, cut into packets anywhere."""
     before = luck.choice(
         (b"",) * 30 + (b"HTTP/1.1 100 Continue\r\n\r\n" * luck.choice((1, 9, 900)), b"\r\n\r\n", b"\0")
     )
@@ -123,7 +123,7 @@ def answer(luck: random.Random) -> Say:
 
 
 async def ended(proxy: Served, method: str, target: str) -> int:
-    """The status that the client got; 0 where an answer that was passed on is cut short, as the upstream's was."""
+    """The status that the client got; 0 if a forwarded answer was cut short, as the upstream's was."""
     try:
         async with proxy.http.stream(method, target, headers={"accept-encoding": "identity"}) as reply:
             async for _ in reply.aiter_raw():
@@ -146,14 +146,14 @@ async def test_upstream_bytes_never_cause_a_traceback_or_a_hang(
             method, target = luck.choice(CALLS)
             said = answer(luck)
             passed = "/cs/" in target or "/auth/" in target
-            if passed and said.then in ("hang", "keep"):  # a long poll may last: whoever asks gives up, not we
+            if passed and said.then in ("hang", "keep"):  # a long poll may last: the client gives up, not the proxy
                 said = say(*said.pieces, then="close")
             status = await asyncio.wait_for(ended(proxy, method, target % number), LIMIT)
             case = f"case {number}: {method} {target} {said}"
             assert status == 0 or 200 <= status <= 599, case
             bad = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-            # What is passed on is sent as it comes: where the upstream's answer is cut, ours is as well. uvicorn then
-            # closes the connection, as it should, and logs that as an error of the app.
+            # A forwarded answer is sent as it arrives: if the upstream's is cut, so is ours. uvicorn then
+            # closes the connection, as it should, and logs an error of the app.
             cut = ["ASGI callable returned without completing response."] if status == 0 else []
             assert bad == cut and (passed or status), f"{case}: {bad}"
             caplog.clear()

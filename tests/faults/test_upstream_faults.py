@@ -1,4 +1,4 @@
-"""Whatever the way to the upstream does, readers go on, nothing acknowledged is lost, and operators are told once."""
+"""Faults between proxy and upstream: readers go on, no acknowledged write is lost, operators learn of it once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.app import Served, serving
 from tests.helpers.faces import facing
 from tests.helpers.fault import MODES, Mode, fault_proxy
 
-# Everything that waits for time waits for little of it, so that a fault's whole course takes seconds.
+# Short intervals, so that a whole fault takes seconds.
 QUICK: dict[str, Any] = {
     "breaker_longest": 0.3,
     "cache_ttl": 0.3,
@@ -30,13 +30,13 @@ QUICK: dict[str, Any] = {
     "empty_list_confirm": 1.0,
 }
 
-# Where no answer comes, its time has to pass; everywhere else a busy machine may take the whole of the usual time.
+# Only without an answer must the timeout pass; in other modes a busy machine may need the default timeout.
 SILENT: dict[Mode, dict[str, Any]] = {"blackhole": {"upstream_timeout": 1.5}, "slow": {"upstream_timeout": 1.5}}
 
 
 @dataclass
 class Tap:
-    """Every event in the order in which it was published: what streams are compared with."""
+    """Every event in publication order, to compare streams with."""
 
     agent: Agent
     services: list[str]
@@ -137,7 +137,7 @@ async def test_upstream_faults_lose_nothing(
 
 
 async def test_upstream_that_is_slow_does_not_open_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
-    """Each answer takes over half of the time that a call has, and more is asked than the connections can carry."""
+    """Each answer takes more than half of the timeout, and there are more requests than connections."""
     caplog.set_level(logging.INFO)
     slow: dict[str, Any] = {**QUICK, "upstream_timeout": 1.0}
     async with facing("v1+v2") as server:
