@@ -1,4 +1,4 @@
-"""`auth = client`: each client's own token goes to the upstream, and nobody sees what their own would not show."""
+"""`auth = client`: each client's own token goes to the upstream, and nobody sees more than their token allows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_auth_client_refuses_a_write_without_a_token(proxy: Served) -> Non
 
 
 async def test_auth_client_never_sends_the_server_identity() -> None:
-    """A request with that header passes every check of Nacos, so it may go with none that is somebody else's."""
+    """A request with that header passes every check of Nacos, so the proxy must not add it to a client's request."""
     key, value = "serverIdentity", "of-the-servers"
     async with (
         facing("v1+v2", passwords=PASSWORDS, identity=(key, value)) as face,
@@ -119,7 +119,7 @@ async def test_auth_client_shows_no_token_to_operators(proxy: Served) -> None:
             assert token not in (await proxy.http.get(path, headers=headers)).text
 
 
-# who is let in
+# admission
 
 
 async def register(proxy: Served, service: str, **shown: str) -> None:
@@ -152,7 +152,7 @@ async def test_auth_client_logs_in_a_name_and_password_once(
     caplog: pytest.LogCaptureFixture,
     request: pytest.FixtureRequest,
 ) -> None:
-    """As the Node SDK does."""
+    """The Node SDK sends them with each call."""
     caplog.set_level("DEBUG")
     account = {"username": "nacos", "password": PASSWORDS["nacos"]}
     service = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
@@ -165,7 +165,7 @@ async def test_auth_client_logs_in_a_name_and_password_once(
         shown = await proxy.http.get(LIST, params={"serviceName": "orders", **account})
         assert [host["ip"] for host in shown.json()["hosts"]] == ["10.0.0.1"]
     logins = [line for line in upstream.asked if line in ("POST /v1/auth/login", "POST /v3/auth/user/login")]
-    at_v3 = request.node.callspec.params["upstream"] == "v3"  # the path of v1 is asked first, and is not there
+    at_v3 = request.node.callspec.params["upstream"] == "v3"  # the path of v1 is tried first and does not exist
     assert logins == ["POST /v1/auth/login", *["POST /v3/auth/user/login"] * at_v3]
     wrong = await proxy.http.get(LIST, params={"serviceName": "orders", **account, "password": "guessed-1"})
     assert (wrong.status_code, "10.0.0.1" in wrong.text) == (403, False)
@@ -212,14 +212,14 @@ async def test_auth_client_pushes_by_udp(upstream: FaceServer) -> None:
             assert (await proxy.http.get(LIST, params=listed, headers=agent)).status_code == 200
             await register(proxy, "orders", accessToken=token)
             while "10.0.0.1" not in unpacked(await asyncio.get_running_loop().sock_recv(ear, 65_536)):
-                pass  # the empty list of before
+                pass  # the empty list from before
 
 
-# who may not any longer
+# revocation
 
 
 async def until_refused(proxy: Served, target: str, query: dict[str, str]) -> httpx.Response:
-    """Repeats a read, from the prepared answer while there is one, until it is refused."""
+    """Repeats a read, which the fast path may answer, until it is refused."""
     while (reply := await proxy.http.get(target, params=query)).status_code == 200:
         await asyncio.sleep(0)
     return reply
@@ -227,7 +227,7 @@ async def until_refused(proxy: Served, target: str, query: dict[str, str]) -> ht
 
 @pytest.fixture
 async def quick(upstream: FaceServer) -> AsyncIterator[Served]:
-    """Asks often, and believes a list for long: what ends here does not end by its age."""
+    """Polls often and trusts a list for long: nothing ends here because of its age."""
     often = {"poll_interval_read": 0.05, "poll_interval_subscribed": 0.05}
     async with serving(upstream=upstream.url, auth="client", cache_ttl=3600.0, **often) as served:
         yield served

@@ -1,4 +1,4 @@
-"""The installed command as a person and as a script use it; each command once against a running proxy."""
+"""The installed command, for people and for scripts; each command once against a running proxy."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def test_cli_demo_prints_each_step_and_ends(shell: Shell) -> None:
 
 
 def test_cli_register_managed_registers_a_command_until_it_ends(shell: Shell, tmp_path: Path) -> None:
-    """A legacy server that knows nothing of Nacos."""
+    """The command is a legacy server that knows nothing of Nacos."""
     port = free_port()
     words = ["register", "--managed", "--check-http", f"http://127.0.0.1:{port}/", "--interval", "100ms", "legacy"]
     server = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with Process([str(NACOS_PROXY), *words, f"127.0.0.1:{port}", "--", *server], env=shell.env) as command:
-        command.wait_for(re.compile(r'"GET / HTTP/1.1" 200'))  # the proxy's check
+        command.wait_for(re.compile(r'"GET / HTTP/1.1" 200'))  # the proxy's health check
         assert shell.run("pick", "legacy") == f"127.0.0.1:{port}\n"
         command.signal(signal.SIGTERM)
         assert command.wait() == 128 + signal.SIGTERM

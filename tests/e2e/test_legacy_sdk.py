@@ -1,7 +1,6 @@
-"""The Python SDK that teams have (nacos-sdk-python 2.0.11, unmodified) at the proxy, before servers of each generation.
+"""nacos-sdk-python 2.0.11, unmodified, at the proxy, in front of servers of each generation.
 
-It is synchronous and blocks, so it runs beside the loop in which the upstream of the proxy may live. Its server address
-is the only thing that a user changes.
+The SDK blocks, so it runs in a thread beside the event loop of the upstream. A user changes only the server address.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ IP, PORT = "10.0.0.1", 8080
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),  # one process for all tests of a generation
-    pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning"),  # the SDK makes its TLS contexts as Python 3.5 did
+    pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning"),  # the SDK creates its TLS contexts as for Python 3.5
 ]
 
 
@@ -46,7 +45,7 @@ async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[ProxyProcess]:
 
 @pytest.fixture
 def behind(request: pytest.FixtureRequest) -> str:
-    """The server behind the proxy."""
+    """The kind of server behind the proxy."""
     return str(request.node.callspec.params["proxy"])
 
 
@@ -108,7 +107,7 @@ async def test_legacy_sdk_lists_by_cluster_and_group(client: nacos.NacosClient, 
 async def test_legacy_sdk_sends_none_as_the_default_cluster(
     client: nacos.NacosClient, behind: str, service: str
 ) -> None:
-    """The SDK sends its None as text, and servers take it for a name; on a 1.x it is part of the instance's key."""
+    """The SDK sends None as text, which servers accept as a name; on 1.x it is part of the instance's key."""
 
     def life() -> None:
         client.add_naming_instance(service, IP, PORT)
@@ -162,7 +161,7 @@ Heard = queue.SimpleQueue[tuple[str, str, float]]
 
 
 def listening(name: str) -> tuple[Heard, SubscribeListener]:
-    """What a listener of the SDK hears: event, address and weight."""
+    """The events, addresses and weights that a listener of the SDK gets."""
     heard: Heard = queue.SimpleQueue()
 
     def told(event: str, instance: Any) -> None:
@@ -179,7 +178,7 @@ async def test_legacy_sdk_subscriber_gets_changes_until_it_unsubscribes(
 
     def life() -> None:
         client.add_naming_instance(service, "10.0.0.1", PORT, "c1")
-        client.subscribe([first, second], 0.05, service)  # the first instance of the first list is not told of
+        client.subscribe([first, second], 0.05, service)  # the SDK does not report the first instance of the first list
         client.add_naming_instance(service, "10.0.0.2", PORT, "c1")
         assert heard.get(timeout=60) == ("ADDED", "10.0.0.2", 1.0)
         client.modify_naming_instance(service, "10.0.0.2", PORT, "c1", weight=4)
@@ -202,9 +201,9 @@ async def test_legacy_sdk_subscriber_gets_changes_until_it_unsubscribes(
 async def test_legacy_sdk_subscription_and_beats_survive_an_outage(
     generation: str, tmp_path: Path, service: str
 ) -> None:
-    """One failed poll would end the SDK's subscription for good: lists are answered 200 while nobody is behind.
+    """A single failed poll would end the SDK's subscription, so lists are answered 200 during an outage.
 
-    What registers meanwhile shows at once here, and to the server when it is back.
+    A registration during the outage shows at once here, and at the server after it.
     """
     heard, listener = listening("only")
     async with facing(generation) as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:

@@ -1,4 +1,4 @@
-"""What is no naming API through the whole proxy: configuration on a real server, logins on each generation."""
+"""Requests outside the naming API through the whole proxy: configuration on r-nacos, logins on each generation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def read(http: httpx.AsyncClient, data_id: str) -> httpx.Response:
 
 
 async def listen(http: httpx.AsyncClient, data_id: str, content: str, wait_ms: int) -> httpx.Response:
-    """As SDKs listen: what they have by its md5, and for how long they would wait."""
+    """Listens as SDKs do: sends the md5 of what they have, and how long they wait."""
     known = "\x02".join((data_id, "DEFAULT_GROUP", hashlib.md5(content.encode()).hexdigest())) + "\x01"
     return await http.post(
         f"{CONFIGS}/listener",
@@ -65,7 +65,7 @@ async def test_passthrough_listener_waits_for_a_change(rnacos: RNacos, service: 
 
 
 async def test_passthrough_listener_gets_the_timeout_answer_of_the_server(rnacos: RNacos, service: str) -> None:
-    """Longer than any time-out of ours for a call."""
+    """The wait is longer than every timeout of the proxy for a call."""
     async with serving(upstream=rnacos.url, upstream_timeout=1.0, cold_wait=0.5) as proxy:
         await publish(proxy.http, service, "one")
         begin = time.perf_counter()
@@ -81,7 +81,7 @@ async def test_passthrough_of_the_process_forwards_configuration(rnacos: RNacos,
 
 
 async def login(proxy: Served, path: str, password: str) -> httpx.Response:
-    """As the Java client does: the name in the query, the password in the form."""
+    """Logs in as the Java client does: the name in the query, the password in the form."""
     return await proxy.http.post(f"/nacos{path}", params={"username": "nacos"}, data={"password": password})
 
 

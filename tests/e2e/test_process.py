@@ -1,4 +1,4 @@
-"""The real process: how it starts, reloads, stops, and what it keeps to itself."""
+"""The real process: how it starts, reloads and stops, and which secrets it keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nacos_proxy.client.client import NacosClient
 from tests.helpers.live import ProxyProcess
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
-PATIENCE = 60.0  # seconds, for what hangs
+PATIENCE = 60.0  # seconds before a test gives up
 SECRETS = {"token": "read-token-7f3a", "admin": "admin-token-91cc", "password": "upstream-password-5d2e"}
 
 
@@ -35,7 +35,7 @@ def http(proxy: ProxyProcess, token: str = "", **options: Any) -> httpx.Client:
 
 
 def connect(proxy: ProxyProcess, request: str) -> socket.socket:
-    """A connection on which this much of a request was sent."""
+    """A connection on which this part of a request was sent."""
     connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
     connection.sendall(request.replace("\n", "\r\n").encode())
     return connection
@@ -78,7 +78,7 @@ def test_serve_prints_its_url_and_answers() -> None:
 
 
 def refused(*arguments: str, state_dir: Path) -> str:
-    """What a start that cannot be says; its exit code is 2 and no traceback is shown."""
+    """The output of a start that must fail with exit code 2 and without a traceback."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
     done = subprocess.run(
         [sys.executable, "-m", "nacos_proxy", "serve", "--state-dir", str(state_dir), *arguments],
@@ -222,7 +222,7 @@ def hang_up(proxy: ProxyProcess, said: str) -> None:
 
 
 def test_sigkill_loses_no_registration_of_a_beating_client() -> None:
-    """The embedded registry dies with the process: what is there afterwards was remembered, or brought by the beats."""
+    """The embedded registry dies with the process: registrations come back from the state file or from beats."""
     with ProxyProcess() as proxy, NacosClient(proxy.url, timeout=PATIENCE) as client:
         for number in range(5):
             client.add_naming_instance("orders", f"10.0.0.{number}", 80, weight=2.0, metadata={"n": str(number)})
@@ -233,7 +233,7 @@ def test_sigkill_loses_no_registration_of_a_beating_client() -> None:
         proxy.kill()
         proxy.start()
         for number in range(5):
-            # the light beat of an old client: nothing but its place
+            # the light beat of an old client: nothing but its address
             place = {"serviceName": "orders", "ip": f"10.0.0.{number}", "port": "80"}
             with http(proxy) as calls:
                 assert calls.put("/nacos/v1/ns/instance/beat", params=place).json()["code"] == 10200
@@ -242,7 +242,7 @@ def test_sigkill_loses_no_registration_of_a_beating_client() -> None:
 
 
 def state_of(proxy: ProxyProcess) -> str:
-    """What of registrations lies in the file by now."""
+    """'orders' once the state file holds all registrations, else ''."""
     return "orders" if rows_of(proxy, "registration") == 5 else ""
 
 
@@ -251,7 +251,7 @@ def rows_of(proxy: ProxyProcess, table: str) -> int:
         return len(db.execute(f"SELECT name FROM {table}").fetchall())
 
 
-# other doors
+# sockets and TLS
 
 
 def test_serve_uds_listens_on_a_unix_socket(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_serve_tls_client_ca_requires_a_client_certificate() -> None:
 
 # the service manager
 
-# Takes the place of systemd: hands on its descriptors from 3 on, and becomes the proxy.
+# Stands in for systemd: passes its descriptors from 3 on to the proxy, which replaces it.
 ACTIVATE = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
@@ -305,7 +305,7 @@ os.execv(sys.executable, [sys.executable, "-m", "nacos_proxy", "serve", *sys.arg
 
 @contextlib.contextmanager
 def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The proxy on a socket that was opened before it; the port, the process."""
+    """The proxy on a socket that was opened before it; gives the port and the process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
 
     def third() -> None:
@@ -332,7 +332,7 @@ def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, s
 
 
 def test_systemd_socket_is_used(tmp_path: Path) -> None:
-    """A client that came before the proxy is answered, and the port outlives a restart."""
+    """A client that connects before the proxy runs is answered."""
     with activated("--state-dir", str(tmp_path)) as (port, process):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as calls:
             assert calls.get("/healthz").json() == {"status": "ok"}
@@ -407,11 +407,11 @@ def test_systemd_unit_default_credential_holds_no_token(tmp_path: Path) -> None:
         assert status(proxy, "") == 200
 
 
-# trouble with the disk
+# disk faults
 
 
 def test_full_disk_degrades_readiness_and_refuses_no_request() -> None:
-    # a wrapper, for the limit to hold in the proxy alone
+    # a wrapper, so that the limit applies only to the proxy
     limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     limit += "os.execv(sys.executable, [sys.executable, '-m', 'nacos_proxy', 'serve', *sys.argv[1:]])"
     with ProxyProcess(command=(sys.executable, "-c", limit)) as proxy, http(proxy) as calls:
@@ -430,7 +430,7 @@ def test_full_disk_degrades_readiness_and_refuses_no_request() -> None:
 
 
 def read_only(state_dir: Path) -> tuple[str, ...]:
-    """The proxy with a file system of its own, of which this directory cannot be written."""
+    """The command of a proxy in its own mount namespace, where this directory is read-only."""
     mounts = f"mount --bind {state_dir} {state_dir} && mount -o remount,bind,ro {state_dir}"
     own = ("unshare", "--map-root-user", "--mount", "sh", "-c")
     if shutil.which("unshare") is None or subprocess.run((*own, mounts), capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""What the proxy writes for other programs, read by those programs."""
+"""What the proxy writes for other programs, read by these programs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 
 from tests.helpers.live import Process, ProxyProcess, free_port
 
-# Addresses, weights and metadata that are legal in Nacos and could end another program's line, quote or block.
+# Addresses, weights and metadata that Nacos accepts and that could end a line, a quote or a block.
 INSTANCES = [
     {"ip": "127.0.0.1", "port": 8081, "weight": 2.5, "metadata": {"zone": "a", "a.b-c/d": 'quote " and ; {'}},
     {"ip": "2001:db8::1", "port": 8082, "weight": 10000, "clusterName": "c1"},
     {"ip": "backend.local;}", "port": 8083},
     {"ip": "127.0.0.4", "port": 8084, "weight": 0},
 ]
-# What is legal in Nacos, and a load balancer refuses it with its whole file, or reads another address out of it.
-READ_OTHERWISE = ("010.0.0.1", "10.0.0", "0x7f.1", "unix")  # by nginx, which takes them
+# Nacos accepts these. A load balancer refuses its whole file over them, or reads another address.
+READ_OTHERWISE = ("010.0.0.1", "10.0.0", "0x7f.1", "unix")  # nginx accepts these and reads another address
 TRAPS = [
     {"ip": ip, "port": 8090}
     for ip in (
@@ -47,7 +47,7 @@ def proxy() -> Iterator[ProxyProcess]:
 
 @pytest.fixture(scope="module")
 def trapped() -> Iterator[ProxyProcess]:
-    """A service whose instances were registered as Nacos clients do it, good ones among traps."""
+    """A service registered through the Nacos API: good instances among traps."""
     with ProxyProcess() as proxy, httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for form in (*TRAPS, *SAFE):
             whole = {**form, "serviceName": "orders", "weight": "2.5", "ephemeral": "false"}
@@ -115,7 +115,7 @@ def test_sd_haproxy_omits_what_haproxy_refuses(trapped: ProxyProcess, tmp_path: 
     httpx.post(f"{trapped.url}/nacos/v1/ns/instance", data=nowhere, trust_env=False).raise_for_status()
     try:
         servers = "".join(f"  {line}\n" for line in lines(trapped, "haproxy").splitlines())
-    finally:  # nginx takes no name that does not resolve, which we cannot know
+    finally:  # nginx refuses a name that does not resolve, which the proxy cannot know
         httpx.request("DELETE", f"{trapped.url}/nacos/v1/ns/instance", params=nowhere, trust_env=False)
     config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
     assert servers.count("server ") == 4

@@ -1,4 +1,4 @@
-"""Changes that others make are heard of by UDP where the upstream pushes so: Nacos 1.x, and others without gRPC."""
+"""The proxy learns of changes by UDP from upstreams without gRPC push, such as Nacos 1.x."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def test_upstream_push_by_udp_brings_changes_without_a_poll() -> None:
         await proxy.http.get(f"{INSTANCE}/list", params=HERE)
         first = await proxy.http.get(f"{INSTANCE}/list", params=HERE)
         for _ in range(30):
-            if not server.subscribers:  # as long as the version is not known
+            if not server.subscribers:  # until the version is known
                 await clock.advance(1.0)
         assert server.subscribers
         async with proxy.http.stream("GET", "/api/v1/events", params={"service": "orders"}) as stream:
             lines = (line async for line in stream.aiter_lines() if line.startswith("data:"))
             assert '"enabled":true' in await anext(lines)
-            await clock.advance(1.0)  # what is pushed of the time before
+            await clock.advance(1.0)  # pushes of earlier changes
             await directly.put(INSTANCE, params={**HERE, "weight": "7"})
             await clock.advance(1.0)
             assert '"weight":7.0' in await anext(lines)
