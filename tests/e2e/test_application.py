@@ -96,13 +96,13 @@ class Caller:
     failed: list[tuple[float, int]] = field(default_factory=list)
 
     async def run(self) -> None:
-        luck = random.Random(7)
+        rng = random.Random(7)
         while True:
             self.made += 1
             if not self.consumer.known:
                 self.failed.append((CLOCK.now(), 0))  # no provider known
             else:
-                port = luck.choice(sorted(self.consumer.known))
+                port = rng.choice(sorted(self.consumer.known))
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.close()

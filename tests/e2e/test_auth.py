@@ -202,16 +202,16 @@ def unpacked(datagram: bytes) -> str:
 
 async def test_auth_client_pushes_by_udp(upstream: FaceServer) -> None:
     agent = {"User-Agent": "Nacos-Java-Client:v1.4.6"}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
-        ear.bind(("127.0.0.1", 0))
-        ear.setblocking(False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        udp.setblocking(False)
         async with serving(upstream=upstream.url, auth="client", udp_push=True) as proxy:
             token = await login(proxy.http, "nacos")
-            push = {"udpPort": str(ear.getsockname()[1]), "clientIP": "127.0.0.1"}
+            push = {"udpPort": str(udp.getsockname()[1]), "clientIP": "127.0.0.1"}
             listed = {"serviceName": "orders", "accessToken": token, **push}
             assert (await proxy.http.get(LIST, params=listed, headers=agent)).status_code == 200
             await register(proxy, "orders", accessToken=token)
-            while "10.0.0.1" not in unpacked(await asyncio.get_running_loop().sock_recv(ear, 65_536)):
+            while "10.0.0.1" not in unpacked(await asyncio.get_running_loop().sock_recv(udp, 65_536)):
                 pass  # the empty list from before
 
 

@@ -122,12 +122,12 @@ def test_sd_haproxy_omits_what_haproxy_refuses(trapped: ProxyProcess, tmp_path: 
     checked(tool("haproxy"), "-c", "-f", str(config))
 
 
-@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap["ip"])
-def test_traps_are_refused_or_misread_by_nginx(trap: dict[str, Any], tmp_path: Path) -> None:
-    config = nginx_config(tmp_path, f"server {trap['ip']}:{trap['port']};")
+@pytest.mark.parametrize("instance", TRAPS, ids=lambda instance: instance["ip"])
+def test_traps_are_refused_or_misread_by_nginx(instance: dict[str, Any], tmp_path: Path) -> None:
+    config = nginx_config(tmp_path, f"server {instance['ip']}:{instance['port']};")
     command = [tool("nginx"), "-t", "-c", str(config), "-e", "stderr"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert (done.returncode == 0) is (trap["ip"] in READ_OTHERWISE), done.stderr
+    assert (done.returncode == 0) is (instance["ip"] in READ_OTHERWISE), done.stderr
 
 
 def nginx_config(directory: Path, servers: str) -> Path:

@@ -13,7 +13,7 @@ SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom(
 
 
 @pytest.fixture
-def luck() -> random.Random:
+def rng() -> random.Random:
     """Every run draws the same numbers, so that a failure comes from the change under test.
 
     NACOS_PROXY_TEST_SEED sets another seed; 0 draws one, and a failure prints it.

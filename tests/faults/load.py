@@ -31,7 +31,7 @@ INSTANCE = "/nacos/v1/ns/instance"
 BEAT = "/nacos/v1/ns/instance/beat"
 
 # A proxy may start slowly on a busy machine; these tests look for lost instances, not for missed beats.
-PATIENT = '{"n":"%d","preserved.heart.beat.timeout":"60000","preserved.ip.delete.timeout":"120000"}'
+METADATA = '{"n":"%d","preserved.heart.beat.timeout":"60000","preserved.ip.delete.timeout":"120000"}'
 
 CLOCK = SystemClock()
 
@@ -66,12 +66,12 @@ class Read:
 
 
 @dataclass
-class Books:
-    """The answers to writers. `unclear`: addresses whose last write had no answer, or an error."""
+class Acknowledged:
+    """The answers to writers. `unknown`: addresses whose last write had no answer, or an error."""
 
     there: set[Address] = field(default_factory=set)
     gone: set[Address] = field(default_factory=set)
-    unclear: set[Address] = field(default_factory=set)
+    unknown: set[Address] = field(default_factory=set)
     refused: int = 0
 
 
@@ -83,7 +83,7 @@ def number_of(id: str) -> int:
 class Follower:
     """A reader of an event stream that reconnects again and again with `Last-Event-ID`."""
 
-    def __init__(self, http: httpx.AsyncClient, services: list[str], luck: random.Random) -> None:
+    def __init__(self, http: httpx.AsyncClient, services: list[str], rng: random.Random) -> None:
         self.states: dict[str, dict[Address, dict[str, Any]]] = {}
         self.seen: list[tuple[str, str, dict[str, Any]]] = []
         self.upstream: list[str] = []
@@ -93,12 +93,12 @@ class Follower:
         self.last_id = ""
         self._http = http
         self._services = services
-        self._luck = luck
+        self._rng = rng
 
     async def run(self) -> None:
         while True:
             try:
-                await self._read_some(self._luck.randint(3, 20))
+                await self._read_some(self._rng.randint(3, 20))
             except httpx.HTTPError:
                 await CLOCK.sleep_until(CLOCK.now() + 0.05)
 
@@ -166,15 +166,15 @@ class Load:
         self, url: str, name: str, *, seed: int = 7, beaters: int = 4, writers: int = 2, pause: float = 0.01
     ) -> None:
         self.beating, self.changing = f"{name}-beating", f"{name}-changing"
-        self.luck = random.Random(seed)
+        self.rng = random.Random(seed)
         self.http = httpx.AsyncClient(
             base_url=url, trust_env=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=None)
         )
         self.beaters = [f"10.1.0.{n + 1}:80" for n in range(beaters)]
-        self.books = Books()
+        self.acknowledged = Acknowledged()
         self.reads: list[Read] = []
         self.beats: list[tuple[int, str, str]] = []
-        self.followers = [Follower(self.http, [f"DEFAULT_GROUP@@{s}" for s in self.services], self.luck) for _ in "ab"]
+        self.followers = [Follower(self.http, [f"DEFAULT_GROUP@@{s}" for s in self.services], self.rng) for _ in "ab"]
         self.steps = {"reader": 0, "writer": 0, "beater": 0}
         self.may_break = False  # broken connections are no violation while the test kills the proxy
         self._writers = writers
@@ -188,7 +188,7 @@ class Load:
 
     async def __aenter__(self) -> Load:
         for number, address in enumerate(self.beaters):
-            assert (await self._register(self.beating, address, PATIENT % number, 2.0)) == 200
+            assert (await self._register(self.beating, address, METADATA % number, 2.0)) == 200
         assert await self._write(self.changing, "10.3.0.1:80") == 200
         for service in self.services:
             for path in (LIST + f"?serviceName={service}", f"/api/v1/services/{service}"):
@@ -255,13 +255,13 @@ class Load:
     def _expected(self, service: str) -> tuple[frozenset[Address], frozenset[Address]]:
         if service == self.beating:
             return frozenset(self.beaters), frozenset()
-        return frozenset(self.books.there), frozenset(self.books.gone)
+        return frozenset(self.acknowledged.there), frozenset(self.acknowledged.gone)
 
     async def _writer(self) -> None:
         while True:
-            there = sorted(self.books.there)
-            if len(there) > 5 and self.luck.random() < 0.6:
-                await self._remove(self.changing, self.luck.choice(there))
+            there = sorted(self.acknowledged.there)
+            if len(there) > 5 and self.rng.random() < 0.6:
+                await self._remove(self.changing, self.rng.choice(there))
             else:
                 number = next(self._names)
                 await self._write(self.changing, f"10.2.{number // 250}.{number % 250 + 1}:80")
@@ -269,31 +269,31 @@ class Load:
             await self._wait()
 
     async def _write(self, service: str, address: Address) -> int:
-        self.books.unclear.add(address)
+        self.acknowledged.unknown.add(address)
         # persistent, so that a missing beat does not remove it
         status = await self._register(service, address, "{}", 1.0, ephemeral="false")
         if status == 200:
-            self.books.unclear.discard(address)
-            self.books.there.add(address)
+            self.acknowledged.unknown.discard(address)
+            self.acknowledged.there.add(address)
         else:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
         return status
 
     async def _remove(self, service: str, address: Address) -> None:
-        self.books.there.discard(address)
-        self.books.unclear.add(address)
+        self.acknowledged.there.discard(address)
+        self.acknowledged.unknown.add(address)
         ip, _, port = address.partition(":")
         params = {"serviceName": service, "ip": ip, "port": port, "ephemeral": "false"}
         try:
             reply = await self.http.delete(INSTANCE, params=params)
         except httpx.HTTPError:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
             return
         if reply.status_code == 200 and reply.text == "ok":
-            self.books.unclear.discard(address)
-            self.books.gone.add(address)
+            self.acknowledged.unknown.discard(address)
+            self.acknowledged.gone.add(address)
         else:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
 
     async def _register(
         self, service: str, address: Address, metadata: str, weight: float, *, ephemeral: str = "true"

@@ -65,7 +65,7 @@ NAMES = (
     "heartBeat ignoreEmptyService instances ip key metadata namespaceId pageNo pageSize port protectThreshold selector "
     "serviceName serviceNameParam udpPort useInstancePort4Check valid value weight withInstances"
 ).split()
-OURS = (
+REST_NAMES = (
     "service namespace group clusters cluster healthy_only ephemeral page size index wait strategy key format limit"
 ).split()
 PUSHED = {"user-agent": "Nacos-Java-Client:v1.4.6"}
@@ -127,13 +127,13 @@ OPERATIONS = sorted(
 async def test_nacos_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
-    place: tuple[str, str, str],
+    operation: tuple[str, str, str],
     given: dict[str, str],
     whole: bool,
     by_form: bool,
     headers: dict[str, str],
 ) -> None:
-    _, method, path = place
+    _, method, path = operation
     parameters, target, body = form({**(GOOD if whole else {}), **given}), f"/nacos{path}", b""
     if by_form and method != "GET":
         headers, body = {"content-type": FORM, **PUSHED, **headers}, parameters
@@ -185,7 +185,7 @@ BODIES = st.one_of(
 @pytest.mark.parametrize("place", ROUTES, ids=" ".join)
 @FUZZ
 @given(
-    st.dictionaries(st.sampled_from(OURS), values, max_size=4),
+    st.dictionaries(st.sampled_from(REST_NAMES), values, max_size=4),
     st.sampled_from(["orders", *HOSTILE]),
     st.sampled_from(["10.0.0.1:80", *HOSTILE, *(f"{ip}:{port}" for ip in ("", "[::1", "[]", "a") for port in HOSTILE)]),
     BODIES.map(lambda body: json_bytes(body)) | RAW,
@@ -194,14 +194,14 @@ BODIES = st.one_of(
 async def test_rest_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
-    place: tuple[str, str],
+    operation: tuple[str, str],
     query: dict[str, str],
     service: str,
     address: str,
     body: bytes,
     headers: dict[str, str],
 ) -> None:
-    path, method = place
+    path, method = operation
     names = {"service": quoted(service), "address": quoted(address)}
     if "{service}" in path:
         query.pop("service", None)

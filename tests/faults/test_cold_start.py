@@ -60,7 +60,7 @@ def rows(directory: Path) -> int:
 LIST = "/nacos/v1/ns/instance/list?serviceName=orders"
 
 
-async def known(directory: Path) -> int:
+async def save_state(directory: Path) -> int:
     """Lets a proxy save one service of two instances, and stops it; returns the port of the upstream."""
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=directory)
@@ -76,7 +76,7 @@ async def known(directory: Path) -> int:
 
 
 async def test_cold_start_without_the_upstream_serves_the_saved_state_as_stale(tmp_path: Path) -> None:
-    port = await known(tmp_path)
+    port = await save_state(tmp_path)
     with ProxyProcess("--upstream", f"http://127.0.0.1:{port}", *PLAIN, state_dir=tmp_path) as proxy:
         first = ask(proxy.url + LIST)
         hosts = first.json["hosts"]
@@ -95,7 +95,7 @@ async def test_cold_start_without_the_upstream_serves_the_saved_state_as_stale(t
 
 
 async def test_cold_start_replaces_the_saved_state_by_the_upstream_state(tmp_path: Path) -> None:
-    await known(tmp_path)
+    await save_state(tmp_path)
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=tmp_path)
         await asyncio.to_thread(proxy.start)
@@ -115,7 +115,7 @@ async def test_cold_start_replaces_the_saved_state_by_the_upstream_state(tmp_pat
 
 
 async def test_cold_start_sets_a_broken_state_file_aside(tmp_path: Path) -> None:
-    port = await known(tmp_path)
+    port = await save_state(tmp_path)
     broken = b"SQLite format 3\0" + bytes(range(256)) * 64
     (tmp_path / STATE).write_bytes(broken)
     for suffix in ("-wal", "-shm"):

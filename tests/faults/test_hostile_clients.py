@@ -21,8 +21,8 @@ from tests.helpers.live import ProxyProcess
 CLIENTS = 40
 SERVICES, HOSTS = 500, 20
 MIB = 1 << 20
-MOST = 64 * MIB  # bytes more than before
-MOST_BODY = MIB  # the setting `max_body`
+MAX_GROWTH = 64 * MIB  # bytes more than before
+MAX_BODY = MIB  # the setting `max_body`
 ROUNDS = 50
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -36,15 +36,15 @@ HALF = POST + b"Content-Length: 1000000\r\n\r\n" + b"a" * 900_000
 ENDLESS = POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + b"a" * 0x10000 + b"\r\n") * 128
 ANSWERED = b"HTTP/1.1 200"
 
-# Each client's bytes, the bound in bytes for all forty, and the start of the answer (`begun`).
+# Each client's bytes, the bound in bytes for all forty, and the start of the answer (`first_bytes`).
 # Everything that may be refused or left unread is far above the bound. Half a body is held: the rest may follow.
 CASES = {
-    "streams": (WATCH % 1, MOST, ANSWERED),
-    "old streams": (WATCH % 0, MOST, ANSWERED),
-    "pipelines": (SMALL * 40_000, MOST, ANSWERED),
-    "waiting pipelines": (HELD + SMALL * 40_000, MOST, None),
-    "half bodies": (HALF, CLIENTS * MOST_BODY + 8 * MIB, None),
-    "endless bodies": (ENDLESS, MOST, b"HTTP/1.1 413"),
+    "streams": (WATCH % 1, MAX_GROWTH, ANSWERED),
+    "old streams": (WATCH % 0, MAX_GROWTH, ANSWERED),
+    "pipelines": (SMALL * 40_000, MAX_GROWTH, ANSWERED),
+    "waiting pipelines": (HELD + SMALL * 40_000, MAX_GROWTH, None),
+    "half bodies": (HALF, CLIENTS * MAX_BODY + 8 * MIB, None),
+    "endless bodies": (ENDLESS, MAX_GROWTH, b"HTTP/1.1 413"),
 }
 
 
@@ -81,7 +81,7 @@ def connected(proxy: ProxyProcess) -> Iterator[socket.socket]:
         yield connection
 
 
-def unsaid(connection: socket.socket, data: memoryview) -> memoryview:
+def unsent(connection: socket.socket, data: memoryview) -> memoryview:
     """The bytes left after the proxy, or the kernel, has taken what it takes now."""
     try:
         return data[connection.send(data) :]
@@ -89,7 +89,7 @@ def unsaid(connection: socket.socket, data: memoryview) -> memoryview:
         return data
 
 
-def begun(connection: socket.socket) -> bytes | None:
+def first_bytes(connection: socket.socket) -> bytes | None:
     """The first bytes of the answer; None if there is none yet."""
     try:
         return connection.recv(len(ANSWERED), socket.MSG_PEEK)
@@ -100,22 +100,22 @@ def begun(connection: socket.socket) -> bytes | None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", CASES)
 def test_hostile_clients_take_bounded_memory(what: str, proxy: ProxyProcess) -> None:
-    said, bound, answer = CASES[what]
+    sent, bound, answer = CASES[what]
     with client(proxy) as http, ExitStack() as connections:
         for service in ("s1", f"s{SERVICES - 1}"):
             listed = http.get(f"/nacos/v1/ns/instance/list?serviceName={service}").json()
             assert len(listed["hosts"]) == HOSTS
-        said = said.replace(b"%b", http.get("/api/v1/services/s1").json()["revision"].encode())
+        sent = sent.replace(b"%b", http.get("/api/v1/services/s1").json()["revision"].encode())
         memory = psutil.Process(proxy.pid).memory_info
-        before = most = memory().rss
+        before = peak = memory().rss
         open_before = [connections.enter_context(connected(proxy)) for _ in range(CLIENTS)]
-        left = {connection: unsaid(connection, memoryview(said)) for connection in open_before}
+        left = {connection: unsent(connection, memoryview(sent)) for connection in open_before}
         quiet = 0
         while quiet < ROUNDS:  # until the proxy has taken nothing for ROUNDS rounds, while others are served
-            unsaid_before = sum(map(len, left.values()))
-            left = {connection: unsaid(connection, data) for connection, data in left.items()}
-            quiet = quiet + 1 if sum(map(len, left.values())) == unsaid_before else 0
+            unsent_before = sum(map(len, left.values()))
+            left = {connection: unsent(connection, data) for connection, data in left.items()}
+            quiet = quiet + 1 if sum(map(len, left.values())) == unsent_before else 0
             assert http.get("/nacos/v1/ns/instance/list?serviceName=s2").status_code == 200
-            most = max(most, memory().rss)
-        assert {begun(connection) for connection in left} == {answer}
-    assert most - before <= bound
+            peak = max(peak, memory().rss)
+        assert {first_bytes(connection) for connection in left} == {answer}
+    assert peak - before <= bound

@@ -29,7 +29,7 @@ async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tu
         serving(upstream=relay.url, **{**QUICK, "empty_list_confirm": confirm}) as proxy,
         Load(proxy.url, name, writers=0) as load,
     ):
-        load.books.there.clear()  # has no beats: it may go with the upstream's data
+        load.acknowledged.there.clear()  # has no beats: it may go with the upstream's data
         yield relay, proxy, load
 
 
@@ -44,7 +44,7 @@ async def steps(load: Load, number: int) -> None:
     await until(lambda: all(load.steps[a] >= n for a, n in wanted.items()), f"{number} more steps")
 
 
-async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
+async def until_listed(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
     """Waits until a server lists exactly the same as before, including weights and metadata."""
     end = CLOCK.now() + 20.0
     while (now := await hosts(load, url)) != before:
@@ -52,7 +52,7 @@ async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]
         await CLOCK.sleep_until(CLOCK.now() + 0.05)
 
 
-async def lose(server: FaceServer) -> None:
+async def restart_without_data(server: FaceServer) -> None:
     """Restarts the server without data."""
     old, server.registry = server.registry, EmbeddedRegistry(SystemClock())
     await old.close()
@@ -63,7 +63,7 @@ async def test_reregistration_restores_all_data_after_an_outage() -> None:
         before = await hosts(load, server.url)
         await relay.set("refuse")
         await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
-        await lose(server)
+        await restart_without_data(server)
         beats = len(load.beats)
         await steps(load, 8)
         assert {beat[1] for beat in load.beats[beats:]} == {"local"}
@@ -83,7 +83,7 @@ async def test_reregistration_by_beats_after_an_unnoticed_restart() -> None:
         before = await hosts(load, server.url)
         await steps(load, 4)
         beats = len(load.beats)
-        await lose(server)
+        await restart_without_data(server)
         await until(lambda: proxy.components.agent.counts.healed >= len(load.beaters), "all are registered again")
         await load.settled(server.url)
         await steps(load, 4)
@@ -100,7 +100,7 @@ async def test_quarantine_keeps_a_service_without_beats_until_confirmed() -> Non
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
         await relay.set("refuse")
         await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
-        await lose(server)
+        await restart_without_data(server)
         await relay.set("pass")
         await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
         entry = next(e for e in proxy.components.agent.catalog.cache.entries() if e.key.name == "foreign")
@@ -144,6 +144,6 @@ async def test_reregistration_at_r_nacos_after_a_kill(data: str) -> None:
             server.start()
             await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
             await load.settled(server.url)
-            await whole_again(load, server.url, before)
+            await until_listed(load, server.url, before)
             await steps(load, 8)
             assert load.violations() == []

@@ -35,7 +35,7 @@ SILENT: dict[Mode, dict[str, Any]] = {"blackhole": {"upstream_timeout": 1.5}, "s
 
 
 @dataclass
-class Tap:
+class EventLog:
     """Every event in publication order, to compare streams with."""
 
     agent: Agent
@@ -72,16 +72,16 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, Tap]]:
+async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, EventLog]]:
     load = Load(proxy.url, name)
-    tap = Tap(proxy.components.agent, load.services)
-    tap.open()
+    event_log = EventLog(proxy.components.agent, load.services)
+    event_log.open()
     async with load:
         await load.more(10)
-        yield load, tap
+        yield load, event_log
 
 
-def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> int:
     return sum(text in record.getMessage() for record in caplog.records)
 
 
@@ -100,7 +100,7 @@ async def test_upstream_faults_lose_nothing(
     async with (
         fault_proxy(port) as relay,
         serving(upstream=relay.url, **QUICK, **SILENT.get(mode, {})) as proxy,
-        loaded(proxy, name) as (load, tap),
+        loaded(proxy, name) as (load, event_log),
     ):
         breaker = proxy.components.agent.catalog.breaker
         assert (await proxy.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
@@ -126,13 +126,13 @@ async def test_upstream_faults_lose_nothing(
         assert metric((await proxy.http.get("/metrics")).text, "nacos_proxy_upstream_up") == 1
 
         assert load.violations() == []
-        assert [fault for follower in load.followers for fault in tap.faults(follower)] == []
+        assert [fault for follower in load.followers for fault in event_log.faults(follower)] == []
         assert during and all("; hit;" in read.cache for read in during), "no read waited for the upstream"
-        assert tap.notices == ["down", "up"]
+        assert event_log.notices == ["down", "up"]
         assert all(follower.resets == 0 for follower in load.followers)
         local = [beat for beat in load.beats if beat[1] == "local"]
         assert local, "beats were answered here meanwhile"
-    assert (said(caplog, "upstream lost"), said(caplog, "upstream is back")) == (1, 1)
+    assert (logged(caplog, "upstream lost"), logged(caplog, "upstream is back")) == (1, 1)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -145,18 +145,18 @@ async def test_upstream_that_is_slow_does_not_open_the_breaker(caplog: pytest.Lo
         assert port is not None
         async with fault_proxy(port) as relay, serving(upstream=relay.url, **slow) as proxy:
             breaker = proxy.components.agent.catalog.breaker
-            places = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
-            for place in places:
-                assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
+            instances = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
+            for instance in instances:
+                assert (await proxy.http.post("/nacos/v1/ns/instance", params=instance)).text == "ok"
             await relay.set("refuse")
             await until(lambda: not breaker.up, "the breaker opens")
             await relay.set("late")
             await until(lambda: breaker.up, "the breaker closes")
             for _ in range(3):
-                beats = (proxy.http.put("/nacos/v1/ns/instance/beat", params=place) for place in places)
+                beats = (proxy.http.put("/nacos/v1/ns/instance/beat", params=instance) for instance in instances)
                 codes = [(await beat).json()["code"] for beat in asyncio.as_completed([*beats])]
-                assert codes == [10200] * len(places)
+                assert codes == [10200] * len(instances)
                 assert breaker.up, breaker
-            assert said(caplog, "upstream lost") == 1
+            assert logged(caplog, "upstream lost") == 1
             reasons = (await proxy.http.get("/readyz")).json()["reasons"]
             assert [reason for reason in reasons if not reason.startswith("polling: ")] == [], "polls may be late"

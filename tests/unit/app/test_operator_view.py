@@ -20,49 +20,49 @@ from tests.helpers.clock import FakeClock
 NOTE = "upstream: embedded registry, for development: no Nacos is behind it"
 
 
-def made(**settings: Any) -> Components:
+def components_of(**settings: Any) -> Components:
     return build(Settings(**{"disk": False, "udp_push": False, "push": "off", **settings}), FakeClock())
 
 
 async def test_operator_view_names_the_embedded_registry() -> None:
-    sight = operator_view(made())
-    assert (await status_json(sight, 10))["upstream"]["kind"] == "embedded"
-    assert readiness(sight) == ("ready", [NOTE])
-    assert NOTE.removeprefix("upstream: ") in page(await status_json(sight, 10), [], *readiness(sight)).decode()
-    families = {family.name: family for family in sight.metrics.registry.collect()}
+    view = operator_view(components_of())
+    assert (await status_json(view, 10))["upstream"]["kind"] == "embedded"
+    assert readiness(view) == ("ready", [NOTE])
+    assert NOTE.removeprefix("upstream: ") in page(await status_json(view, 10), [], *readiness(view)).decode()
+    families = {family.name: family for family in view.metrics.registry.collect()}
     assert [s.value for s in families["nacos_proxy_upstream_embedded"].samples] == [1]
 
 
 async def test_operator_view_shows_upstream_servers_and_no_secret() -> None:
-    parts = made(upstream="http://127.0.0.1:1", username="app", password="s3cret-word")
-    shown = await status_json(operator_view(parts), 10)
+    components = components_of(upstream="http://127.0.0.1:1", username="app", password="s3cret-word")
+    shown = await status_json(operator_view(components), 10)
     assert shown["upstream"]["kind"] == "nacos"
     assert "127.0.0.1:1" in str(shown["upstream"])
     assert "s3cret-word" not in str(shown)
-    await parts.agent.close()
+    await components.agent.close()
 
 
 async def test_operator_view_reports_lost_push_only_if_a_service_is_followed() -> None:
-    parts = made()
-    parts.poller.push_alive = False
-    assert readiness(operator_view(parts)) == ("ready", [NOTE])  # push is not missed before a service is followed
-    parts.agent.catalog.cache.touch(KEY, 0.0)
-    assert readiness(operator_view(parts)) == (
+    components = components_of()
+    components.poller.push_alive = False
+    assert readiness(operator_view(components)) == ("ready", [NOTE])  # push is not missed before a service is followed
+    components.agent.catalog.cache.touch(KEY, 0.0)
+    assert readiness(operator_view(components)) == (
         "ready",
         [NOTE],
     )  # a service without instances is not followed either
-    await parts.agent.write(Register(KEY, instance()))
-    assert readiness(operator_view(parts)) == ("degraded", ["push: unavailable; polling every 5 s", NOTE])
-    await parts.agent.close()
+    await components.agent.write(Register(KEY, instance()))
+    assert readiness(operator_view(components)) == ("degraded", ["push: unavailable; polling every 5 s", NOTE])
+    await components.agent.close()
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
 async def test_operator_view_is_ready_while_push_is_idle(tmp_path: Path) -> None:
-    parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
-    sight = operator_view(parts)
-    assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)) == ("idle", ("ready", []))
-    assert not [family for family in sight.metrics.registry.collect() if family.name == "nacos_proxy_push_up"]
-    await parts.agent.close()
+    components = components_of(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
+    view = operator_view(components)
+    assert ((await status_json(view, 10))["push"]["state"], readiness(view)) == ("idle", ("ready", []))
+    assert not [family for family in view.metrics.registry.collect() if family.name == "nacos_proxy_push_up"]
+    await components.agent.close()
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
@@ -70,40 +70,40 @@ async def test_operator_view_is_ready_while_push_is_idle(tmp_path: Path) -> None
 async def test_operator_view_is_degraded_without_a_grpc_port_only_if_push_is_on(
     push: str, state: str, ready: str, tmp_path: Path
 ) -> None:
-    parts = made(upstream="http://127.0.0.1:1", push=push, state_dir=tmp_path)
-    parts.agent.catalog.cache.watch(KEY, 0.0)
-    assert isinstance(parts.push, GrpcPush)
-    parts.push.unavailable = "no gRPC port answers"
-    sight = operator_view(parts)
-    assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)[0]) == (state, ready)
-    shown = {family.name for family in sight.metrics.registry.collect() if family.samples}
+    components = components_of(upstream="http://127.0.0.1:1", push=push, state_dir=tmp_path)
+    components.agent.catalog.cache.watch(KEY, 0.0)
+    assert isinstance(components.push, GrpcPush)
+    components.push.unavailable = "no gRPC port answers"
+    view = operator_view(components)
+    assert ((await status_json(view, 10))["push"]["state"], readiness(view)[0]) == (state, ready)
+    shown = {family.name for family in view.metrics.registry.collect() if family.samples}
     assert ("nacos_proxy_push_up" in shown) is (push == "on")
-    await parts.agent.close()
+    await components.agent.close()
 
 
 async def test_operator_view_shows_and_counts_failing_background_work() -> None:
-    parts = made()
-    parts.agent.supervisor.failed("disk", OSError("no space left"))
-    sight = operator_view(parts)
-    assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left", NOTE])
-    families = {family.name: family for family in sight.metrics.registry.collect()}
+    components = components_of()
+    components.agent.supervisor.failed("disk", OSError("no space left"))
+    view = operator_view(components)
+    assert readiness(view) == ("degraded", ["failing: disk: OSError: no space left", NOTE])
+    families = {family.name: family for family in view.metrics.registry.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
-    await parts.agent.close()
+    await components.agent.close()
 
 
 async def test_operator_view_counts_udp_pushes_by_outcome() -> None:
-    parts = made(udp_push=True)
-    assert parts.udp is not None
-    parts.udp.sent, parts.udp.too_large = 5, 1
-    sight = operator_view(parts)
+    components = components_of(udp_push=True)
+    assert components.udp is not None
+    components.udp.sent, components.udp.too_large = 5, 1
+    view = operator_view(components)
     shown = {"sent": 5, "acknowledged": 0, "givenUp": 0, "refused": 0, "tooLarge": 1}
-    assert (await status_json(sight, 10))["udpPush"] == shown
-    families = {family.name: family for family in sight.metrics.registry.collect()}
+    assert (await status_json(view, 10))["udpPush"] == shown
+    families = {family.name: family for family in view.metrics.registry.collect()}
     samples = families["nacos_proxy_udp_pushes"].samples
     assert {s.labels["what"]: s.value for s in samples if s.value} == {"sent": 5, "too_large": 1}
 
 
 async def test_operator_view_has_no_udp_counts_without_udp_push() -> None:
-    sight = operator_view(made())
-    assert (await status_json(sight, 10))["udpPush"] == {}
-    assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.registry.collect()}
+    view = operator_view(components_of())
+    assert (await status_json(view, 10))["udpPush"] == {}
+    assert "nacos_proxy_udp_pushes" not in {family.name for family in view.metrics.registry.collect()}

@@ -135,9 +135,9 @@ async def test_router_ignores_a_trailing_slash_of_rest_paths_and_never_redirects
 )
 def test_router_refuse_writes_the_error_in_the_dialect_of_the_path(path: str, shape: str) -> None:
     settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
-    front = Router(build(Settings(**settings), FakeClock()))
+    router = Router(build(Settings(**settings), FakeClock()))
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
-    reply = front.refuse(scope, Denied("no API token", status=401))
+    reply = router.refuse(scope, Denied("no API token", status=401))
     assert b"no API token" in reply.body
     expected = {"problem": "application/problem+json", "code": "application/json"}
     assert expected.get(shape, "") in (reply.content_type or "")

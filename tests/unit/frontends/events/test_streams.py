@@ -197,7 +197,7 @@ async def test_events_forgets_a_client_that_disconnects(world: World) -> None:
 
 
 async def test_events_close_sends_streams_a_retry_time(world: World) -> None:
-    world.luck.next = [0.5, 0.5]
+    world.rng.next = [0.5, 0.5]
     stream = await world.start("/api/v1/events?service=orders")
     poll = await world.start("/api/v1/services/orders/watch?index=" + stream.events()[0][2]["revision"])
     world.events.close()

@@ -53,43 +53,52 @@ async def test_readyz_is_unready_if_no_read_can_be_answered(world: World) -> Non
 
 
 async def test_readiness_is_degraded_by_faults_that_do_not_affect_reads(world: World) -> None:
-    sight = replace(
-        world.sight, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
+    operator_view = replace(
+        world.operator_view,
+        push=lambda: {"state": "lost"},
+        disk=lambda: {"state": "failing", "reason": "no space left"},
     )
-    assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
-    late = replace(world.sight, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
+    assert readiness(operator_view) == ("degraded", ["push: lost", "disk: no space left"])
+    late = replace(
+        world.operator_view, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"}
+    )
     assert readiness(late) == ("degraded", ["polling: services wait 51 s for their turn"])
     world.agent.catalog.registrations.full = True
     world.events.close()
-    status, reasons = readiness(world.sight)
+    status, reasons = readiness(world.operator_view)
     assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
 
 
 async def test_readiness_names_failing_background_work(world: World) -> None:
-    sight = replace(world.sight, failing=lambda: {"disk": "OSError: no space left"})
-    assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left"])
+    operator_view = replace(world.operator_view, failing=lambda: {"disk": "OSError: no space left"})
+    assert readiness(operator_view) == ("degraded", ["failing: disk: OSError: no space left"])
 
 
 async def test_readiness_names_a_refused_login_first(world: World) -> None:
-    sight = replace(world.sight, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}})
-    assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
+    operator_view = replace(
+        world.operator_view, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}}
+    )
+    assert readiness(operator_view) == (
+        "unready",
+        ["login: the login as 'app' was refused", "cache: nothing is known yet"],
+    )
     await world.ask("GET", "/api/v1/services/orders")
-    assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
+    assert readiness(operator_view) == ("degraded", ["login: the login as 'app' was refused"])
 
 
 async def test_readiness_names_nodes_that_are_down_and_degrades_above_half(world: World) -> None:
-    def sight(*states: str) -> OperatorView:
+    def operator_view(*states: str) -> OperatorView:
         servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
-        return replace(world.sight, upstream=lambda: {"servers": servers})
+        return replace(world.operator_view, upstream=lambda: {"servers": servers})
 
-    assert readiness(sight("up", "up", "up")) == ("ready", [])
-    assert readiness(sight("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
-    assert readiness(sight("up", "down")) == ("ready", ["node http://n1: down: refused"])
-    assert readiness(sight("down", "down", "up"))[0] == "degraded"
-    assert readiness(sight("down")) == ("ready", [])  # a single node is reported as the upstream
+    assert readiness(operator_view("up", "up", "up")) == ("ready", [])
+    assert readiness(operator_view("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(operator_view("up", "down")) == ("ready", ["node http://n1: down: refused"])
+    assert readiness(operator_view("down", "down", "up"))[0] == "degraded"
+    assert readiness(operator_view("down")) == ("ready", [])  # a single node is reported as the upstream
     await world.ask("GET", "/api/v1/services/orders")
     await lose_upstream(world)
-    assert readiness(sight("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
+    assert readiness(operator_view("down", "down", "down")) == ("degraded", ["upstream: connection refused"])
 
 
 async def test_status_shows_age_and_state_of_each_service(world: World) -> None:
@@ -136,9 +145,9 @@ async def test_status_and_metrics_of_many_services_yield_to_other_tasks(world: W
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
         world.agent.catalog.cache.accept(listed, now, "poll", requested_at=now)
 
-    assert await turns_during(status_json(world.sight, 0)) == 1
-    assert await turns_during(status_json(world.sight, 4000)) > 40
-    assert await turns_during(world.sight.metrics.scrape(generate_latest)) > 4
+    assert await turns_during(status_json(world.operator_view, 0)) == 1
+    assert await turns_during(status_json(world.operator_view, 4000)) > 40
+    assert await turns_during(world.operator_view.metrics.scrape(generate_latest)) > 4
 
 
 async def test_metrics_answers_text_or_openmetrics(world: World) -> None:
@@ -153,7 +162,7 @@ async def test_metrics_answers_text_or_openmetrics(world: World) -> None:
         assert (await world.ask("GET", "/metrics", headers={"accept": accept})).status == 200
 
 
-class Words(HTMLParser):
+class PageParser(HTMLParser):
     """Collects the tags and the text of a page."""
 
     def __init__(self) -> None:
@@ -176,7 +185,7 @@ async def test_page_escapes_text_of_clients_and_upstream(world: World) -> None:
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "script-src" not in answer.headers["content-security-policy"]
     assert answer.headers["content-security-policy"].startswith("default-src 'none';")
-    page = Words()
+    page = PageParser()
     page.feed(answer.body.decode())
     assert not page.tags & {"script", "b", "img", "iframe", "form"}
     for text in (NASTY, "<b>host", "北京", "connection refused", "orders", "DEFAULT_GROUP in public"):
@@ -209,10 +218,10 @@ async def test_readyz_without_a_token_names_only_the_parts(world: World) -> None
         {"url": f"http://10.0.0.{n}:8848", "state": state, "error": "locked\nhunter2"}
         for n, state in ((1, "down"), (2, "up"), (3, "up"))
     ]
-    sight = replace(
-        world.sight,
+    operator_view = replace(
+        world.operator_view,
         upstream=lambda: {"servers": servers, "login": {"error": "denied\nappaccount is locked"}},
         failing=lambda: {"disk": "OSError: no space left"},
     )
-    answer = await world.ask("GET", "/readyz", **{UNAUTHENTICATED: True, PROVIDED: {OperatorView: sight}})
+    answer = await world.ask("GET", "/readyz", **{UNAUTHENTICATED: True, PROVIDED: {OperatorView: operator_view}})
     assert answer.json()["reasons"] == ["failing", "login", "node"]

@@ -93,8 +93,8 @@ async def test_reads_answer_does_not_keep_a_body_above_the_bound() -> None:
 
 
 def test_oldest_gives_the_greatest_age() -> None:
-    looks = [CacheResult(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
-    assert dict(oldest(looks))["age"] == "5"
+    results = [CacheResult(Freshness.FRESH, snapshot(), age, 10 - age) for age in (1.0, 5.0, 3.0)]
+    assert dict(oldest(results))["age"] == "5"
     assert [name for name, _ in oldest([])] == ["cache-control"]
 
 

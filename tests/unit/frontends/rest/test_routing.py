@@ -196,7 +196,7 @@ async def test_on_invalid_suggests_a_name_for_a_misspelt_parameter(world: World,
     assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
 
 
-class Voice:
+class Greeting:
     def __init__(self, said: str) -> None:
         self.said = said
 
@@ -206,12 +206,12 @@ async def test_provided_finds_the_object_of_the_tenant_or_else_of_the_app() -> N
     router = APIRouter(route_class=ApiRoute)
 
     @router.get("/say")
-    async def say(voice: Annotated[Voice, Depends(provided(Voice))]) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return text(voice.said)
+    async def say(greeting: Annotated[Greeting, Depends(provided(Greeting))]) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return text(greeting.said)
 
-    app = app_of(router, {Voice: Voice("app")})
+    app = app_of(router, {Greeting: Greeting("app")})
     assert (await ask(app, "GET", "/say")).body == b"app"
-    tenant = {PROVIDED: {Voice: Voice("tenant")}}
+    tenant = {PROVIDED: {Greeting: Greeting("tenant")}}
     assert (await ask(app, "GET", "/say", **tenant)).body == b"tenant"
     assert (await ask(app, "HEAD", "/say", **tenant)).status == 200
     assert (await ask(app, "POST", "/say", **tenant)).status == 405

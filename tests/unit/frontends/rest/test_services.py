@@ -249,35 +249,35 @@ async def test_register_refuses_managed_without_a_health_checker(world: World) -
     assert world.registry.calls == []
 
 
-class Keeper:
+class FakeHealthChecker:
     """Records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
+        self.recorded: list[tuple[object, ...]] = []
 
     async def register(
         self, service: ServiceKey, instance: ModelInstance, spec: CheckSpec, owner: str = ""
     ) -> Written[None]:
-        self.told.append(("register", service, instance.address, spec.kind, spec.ttl, owner))
+        self.recorded.append(("register", service, instance.address, spec.kind, spec.ttl, owner))
         return Written(None, "local")
 
     def heard(self, service: ServiceKey, ip: str, port: int) -> bool:
-        self.told.append(("heard", ip, port))
+        self.recorded.append(("heard", ip, port))
         return True
 
     def forget(self, service: ServiceKey, ip: str, port: int) -> None:
-        self.told.append(("forget", ip, port))
+        self.recorded.append(("forget", ip, port))
 
 
 async def test_register_beat_and_deregister_of_a_managed_instance_reach_the_health_checker(world: World) -> None:
-    keeper = Keeper()
-    app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent), keeper)})
+    health_checker = FakeHealthChecker()
+    app = rest_app({RestApi: RestApi(world.agent, Reads(world.agent), health_checker)})
     body = {"ip": "10.0.0.1", "port": 80, "managed": {"check": {"ttl": "30s"}}}
     made = await ask(app, "POST", INSTANCES, json_body=body)
     assert (made.status, made.headers["nacos-proxy-answer"]) == (201, "local")
     await ask(app, "PUT", f"{ONE}/beat", json_body={})
     await ask(app, "DELETE", ONE)
-    assert keeper.told == [
+    assert health_checker.recorded == [
         ("register", KEY, "10.0.0.1:80", "ttl", 30.0, "127.0.0.1"),
         ("heard", "10.0.0.1", 80),
         ("forget", "10.0.0.1", 80),
