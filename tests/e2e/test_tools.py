@@ -77,7 +77,7 @@ def test_sd_prometheus_is_read_by_promtool(proxy: ProxyProcess, tmp_path: Path) 
     url = f"{proxy.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
     checked(tool("promtool"), "check", "config", str(config))
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=5s", str(config), "nacos"))
+    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
     labels = {target["discoveredLabels"]["__address__"]: target["discoveredLabels"] for target in found}
     assert labels.keys() == {"127.0.0.1:8081", "[2001:db8::1]:8082", "backend.local;}:8083", "127.0.0.4:8084"}
     first = labels["127.0.0.1:8081"]
@@ -148,7 +148,7 @@ def test_sd_prometheus_of_hostile_instances_is_read_by_promtool(trapped: ProxyPr
     config = tmp_path / "prometheus.yml"
     url = f"{trapped.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=5s", str(config), "nacos"))
+    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
     assert "[2001:db8::7]:8091" in {target.get("discoveredLabels", {}).get("__address__") for target in found}
 
 

@@ -116,7 +116,7 @@ OPERATIONS = sorted(
 )
 
 
-@pytest.mark.parametrize("place", OPERATIONS, ids=" ".join)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
 @FUZZ
 @given(
     st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=4),
@@ -182,7 +182,7 @@ BODIES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("place", ROUTES, ids=" ".join)
+@pytest.mark.parametrize("operation", ROUTES, ids=" ".join)
 @FUZZ
 @given(
     st.dictionaries(st.sampled_from(REST_NAMES), values, max_size=4),
