@@ -10,32 +10,13 @@ import pytest
 from tests.conformance.drivers import V1, Driver, Failed, Rest
 from tests.helpers.app import serving
 
-HOST_FIELDS = {
-    "instanceId",
-    "ip",
-    "port",
-    "weight",
-    "healthy",
-    "enabled",
-    "ephemeral",
-    "clusterName",
-    "serviceName",
-    "metadata",
-    "instanceHeartBeatInterval",
-    "instanceHeartBeatTimeOut",
-    "ipDeleteTimeout",
-}
-LIST_FIELDS = {
-    "name",
-    "groupName",
-    "clusters",
-    "cacheMillis",
-    "hosts",
-    "lastRefTime",
-    "checksum",
-    "allIPs",
-    "reachProtectionThreshold",
-}
+HOST_FIELDS = set(
+    "instanceId ip port weight healthy enabled ephemeral clusterName serviceName metadata instanceHeartBeatInterval "
+    "instanceHeartBeatTimeOut ipDeleteTimeout".split()
+)
+LIST_FIELDS = set(
+    "name groupName clusters cacheMillis hosts lastRefTime checksum allIPs reachProtectionThreshold".split()
+)
 
 
 def addresses(body: dict) -> list[tuple[str, int]]:

@@ -72,12 +72,17 @@ def lines(proxy: ProxyProcess, kind: str) -> str:
     return httpx.get(f"{proxy.url}/api/v1/sd/{kind}?service=orders", trust_env=False).raise_for_status().text
 
 
-def test_sd_prometheus_is_read_by_promtool(proxy: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "prometheus.yml"
+def discovered(proxy: ProxyProcess, directory: Path) -> list[dict[str, Any]]:
+    """The targets that promtool discovers; it always waits for its whole timeout."""
+    config = directory / "prometheus.yml"
     url = f"{proxy.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
     checked(tool("promtool"), "check", "config", str(config))
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
+    return json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
+
+
+def test_sd_prometheus_is_read_by_promtool(proxy: ProxyProcess, tmp_path: Path) -> None:
+    found = discovered(proxy, tmp_path)
     labels = {target["discoveredLabels"]["__address__"]: target["discoveredLabels"] for target in found}
     assert labels.keys() == {"127.0.0.1:8081", "[2001:db8::1]:8082", "backend.local;}:8083", "127.0.0.4:8084"}
     first = labels["127.0.0.1:8081"]
@@ -99,27 +104,28 @@ def test_compose_prometheus_configuration_passes_promtool() -> None:
     checked(tool("promtool"), "check", "config", str(deploy / "prometheus.yml"))
 
 
-def test_sd_haproxy_is_accepted_by_haproxy(proxy: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
+def check_haproxy(directory: Path, servers: str) -> None:
+    config = directory / "haproxy.cfg"
     timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
-    servers = "".join(f"  {line}\n" for line in lines(proxy, "haproxy").splitlines())
     config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
-    assert servers.count("server ") == 2
     checked(tool("haproxy"), "-c", "-f", str(config))
+
+
+def test_sd_haproxy_is_accepted_by_haproxy(proxy: ProxyProcess, tmp_path: Path) -> None:
+    servers = lines(proxy, "haproxy")
+    assert servers.count("server ") == 2
+    check_haproxy(tmp_path, servers)
 
 
 def test_sd_haproxy_omits_what_haproxy_refuses(trapped: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
-    timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
     nowhere = {"serviceName": "orders", "ip": "nosuch.invalid", "port": 80, "ephemeral": "false"}
     httpx.post(f"{trapped.url}/nacos/v1/ns/instance", data=nowhere, trust_env=False).raise_for_status()
     try:
-        servers = "".join(f"  {line}\n" for line in lines(trapped, "haproxy").splitlines())
+        servers = lines(trapped, "haproxy")
     finally:  # nginx refuses a name that does not resolve, which the proxy cannot know
         httpx.request("DELETE", f"{trapped.url}/nacos/v1/ns/instance", params=nowhere, trust_env=False)
-    config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
     assert servers.count("server ") == 4
-    checked(tool("haproxy"), "-c", "-f", str(config))
+    check_haproxy(tmp_path, servers)
 
 
 @pytest.mark.parametrize("instance", TRAPS, ids=lambda instance: instance["ip"])
@@ -145,10 +151,7 @@ def test_sd_nginx_omits_what_nginx_refuses(trapped: ProxyProcess, tmp_path: Path
 
 
 def test_sd_prometheus_of_hostile_instances_is_read_by_promtool(trapped: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "prometheus.yml"
-    url = f"{trapped.url}/api/v1/sd/prometheus?service=orders"
-    config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
+    found = discovered(trapped, tmp_path)
     assert "[2001:db8::7]:8091" in {target.get("discoveredLabels", {}).get("__address__") for target in found}
 
 

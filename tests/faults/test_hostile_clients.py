@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -32,6 +33,7 @@ WATCH = (
 SMALL = b"GET /nacos/v1/ns/instance/list?serviceName=s1 HTTP/1.1\r\n" + HOST + b"\r\n"
 HELD = b"GET /api/v1/services/s1/watch?wait=60s&index=%b HTTP/1.1\r\n" + HOST + b"\r\n"
 POST = b"POST /nacos/v1/ns/instance HTTP/1.1\r\n" + HOST
+FORM = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
 HALF = POST + b"Content-Length: 1000000\r\n\r\n" + b"a" * 900_000
 ENDLESS = POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + b"a" * 0x10000 + b"\r\n") * 128
 ANSWERED = b"HTTP/1.1 200"
@@ -52,12 +54,19 @@ CASES = {
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """500 services of 20 instances: a stream of all begins with 8 MB, of which the kernel may buffer 4 MB."""
     directory = tmp_path_factory.mktemp("hostile") / "state"
-    with ProxyProcess(state_dir=directory) as process, client(process) as http:
-        for service in range(SERVICES):
-            for host in range(HOSTS):
-                form = {"serviceName": f"s{service}", "ip": f"10.0.{host}.{service % 250}", "port": "80"}
-                form |= {"ephemeral": "false", "metadata": f'{{"a":"{"b" * 500}"}}'}
-                http.post("/nacos/v1/ns/instance", data=form).raise_for_status()
+    metadata = quote(f'{{"a":"{"b" * 500}"}}')
+    with ProxyProcess(state_dir=directory) as process:
+        with socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection:
+            answers = connection.makefile("rb")
+            for service in range(SERVICES):
+                places = (f"serviceName=s{service}&ip=10.0.{host}.{service % 250}&port=80" for host in range(HOSTS))
+                forms = [f"{place}&ephemeral=false&metadata={metadata}".encode() for place in places]
+                connection.sendall(b"".join(POST + FORM % len(form) + form for form in forms))
+                for _ in forms:
+                    assert answers.readline().startswith(ANSWERED)
+                    while answers.readline() != b"\r\n":
+                        pass
+                    assert answers.read(2) == b"ok"
     return directory
 
 
