@@ -13,7 +13,7 @@ from tests.helpers.app import serving
 from tests.helpers.faces import clustered
 from tests.helpers.fault import fault_proxy
 
-TURMOIL_SECONDS = 1.0  # seconds that peers miss a node, and that it lists old states after its return
+TURMOIL_SECONDS = 2.0  # seconds that peers miss a node, and that it lists old states after its return
 
 
 @pytest.mark.parametrize(
