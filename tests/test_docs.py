@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: it names what exists, what it names exists, and its examples run."""
+"""The documentation agrees with the code: the names in it exist, everything is documented, its examples run."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ def all_pages() -> str:
 # named
 
 
-def test_every_setting_stands_in_its_page_as_the_code_has_it() -> None:
+def test_configuration_page_equals_config_docs() -> None:
     assert text_of(ROOT / "docs" / "configuration.md") == documentation()
 
 
-def test_every_setting_that_a_page_names_exists() -> None:
+def test_reliability_page_names_only_existing_settings() -> None:
     page = text_of(ROOT / "docs" / "reliability.md")
     column = [row.split("|")[2] for row in page.splitlines() if row.startswith("| ") and row.count("|") == 4]
     named = {name for cell in column for name in re.findall(r"`(\w+)`", cell)}
     assert named <= Settings.model_fields.keys()
 
 
-def test_every_flag_and_variable_that_a_page_names_exists() -> None:
+def test_docs_name_only_existing_flags_and_variables() -> None:
     flags = {
         name
         for path in PAGES
@@ -88,28 +88,28 @@ def test_every_flag_and_variable_that_a_page_names_exists() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_is_explained(metric: str) -> None:
+def test_operations_page_explains_every_metric(metric: str) -> None:
     assert f"`{metric}`" in text_of(ROOT / "docs" / "operations.md")
 
 
-def test_every_metric_that_a_page_names_exists(scraped: str) -> None:
+def test_docs_name_only_existing_metrics(scraped: str) -> None:
     named = set(re.findall(r"nacos_proxy_[a-z_]+[a-z]", all_pages()))
     exposed = set(re.findall(r"^# TYPE (\w+)", scraped, re.MULTILINE)) | set(METRICS)
     assert named - exposed == set()
 
 
-def test_every_metric_of_ours_that_is_exposed_is_explained(scraped: str) -> None:
+def test_operations_page_explains_every_exposed_metric(scraped: str) -> None:
     page = text_of(ROOT / "docs" / "operations.md")
     exposed = {name for name in re.findall(r"^# TYPE (\w+)", scraped, re.MULTILINE) if name.startswith("nacos_proxy_")}
     assert {name for name in exposed if f"`{name}`" not in page} == set()
 
 
 @pytest.mark.parametrize("header", OWN_HEADERS)
-def test_every_header_is_explained(header: str) -> None:
+def test_docs_explain_every_header(header: str) -> None:
     assert f"`{header}" in all_pages()
 
 
-def test_every_error_is_explained() -> None:
+def test_docs_explain_every_error() -> None:
     classes = [
         name
         for name, value in vars(errors).items()
@@ -119,8 +119,8 @@ def test_every_error_is_explained() -> None:
     assert [name for name in classes if f"`{name}`" not in page] == []
 
 
-def test_every_log_line_that_the_operations_page_explains_exists() -> None:
-    """Each part of the line between the dots that stand for what varies."""
+def test_operations_page_quotes_only_existing_log_lines() -> None:
+    """Compares each part between the dots, which stand for variable text."""
     code = "\n".join(text_of(path) for path in sorted(PACKAGE.rglob("*.py")))
     lines = re.findall(r"log: `([^`]+)`", text_of(ROOT / "docs" / "operations.md"))
     parts = [part.strip() for line in lines for part in line.split("…") if part.strip()]
@@ -128,7 +128,7 @@ def test_every_log_line_that_the_operations_page_explains_exists() -> None:
     assert [part for part in parts if part not in code] == []
 
 
-def test_every_route_is_in_the_readme_or_the_operations_page(openapi: dict[str, Any]) -> None:
+def test_docs_name_every_route(openapi: dict[str, Any]) -> None:
     page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(README) + text_of(ROOT / "docs" / "operations.md"))
     missing = [path for path in openapi["paths"] if f"{path}`" not in page and f"{path}?" not in page]
     assert missing == []
@@ -138,7 +138,7 @@ def test_every_route_is_in_the_readme_or_the_operations_page(openapi: dict[str, 
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_docs_links_have_existing_targets(path: Path) -> None:
     targets = [link.partition("#")[0] for link in LINK.findall(text_of(path))]
     local = [target for target in targets if target and not target.startswith(("http://", "https://"))]
     assert [target for target in local if not (path.parent / target).exists()] == []
@@ -151,7 +151,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_to_headings_lead_somewhere(path: Path) -> None:
+def test_docs_links_to_headings_have_existing_targets(path: Path) -> None:
     links = [link for link in LINK.findall(text_of(path)) if "#" in link and not link.startswith("http")]
     parts = [(link, *link.split("#", 1)) for link in links]
     lost = [link for link, page, name in parts if name not in anchors((path.parent / page) if page else path)]
@@ -161,11 +161,11 @@ def test_links_to_headings_lead_somewhere(path: Path) -> None:
 REPLACED = set(re.findall(r"\((\d{4}-[\w-]+\.md)\).*replaced by", text_of(ROOT / "docs/decisions/README.md")))
 
 
-# A replaced decision may name files that are gone.
+# A superseded decision may name files that no longer exist.
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if path.name not in REPLACED], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_files_that_are_named_exist(path: Path) -> None:
+def test_docs_name_only_existing_files(path: Path) -> None:
     named = re.findall(r"`((?:tests|proxy|deploy|loadtest|docs)/[\w./-]*\w)/?`", text_of(path))
     below = re.findall(rf"`((?:{ROOMS})/[\w./-]*)`", text_of(path))
     missing = [name for name in named if not (ROOT / name).exists()]
@@ -182,7 +182,7 @@ RECORDING = re.compile(r'recordings? ((?:"[^"]+"(?:, | and )?)+)')
 
 @cache
 def code_of(path: Path) -> str:
-    """A module's text on one line, without the marks of comments: a citation may go over two lines."""
+    """A module on one line without comment marks, because a citation may span two lines."""
     return " ".join(re.sub(r"^\s*#", "", text_of(path), flags=re.MULTILINE).split())
 
 
@@ -196,7 +196,7 @@ def cited() -> Iterator[tuple[Path, str]]:
                 yield path, f"fact {number}" if facts else number
 
 
-def test_every_section_and_fact_of_the_protocol_page_that_is_cited_exists() -> None:
+def test_cited_protocol_sections_exist() -> None:
     page = text_of(PROTOCOL)
     there = set(re.findall(r"^##? (\d+(?:\.\d+)?)[. ]", page, re.MULTILINE))
     there |= {f"fact {number}" for number in re.findall(r"^- \*\*Fact (\d+)\.", page, re.MULTILINE)}
@@ -205,7 +205,7 @@ def test_every_section_and_fact_of_the_protocol_page_that_is_cited_exists() -> N
     assert [f"{path.relative_to(ROOT)}: {place}" for path, place in found if place not in there] == []
 
 
-def test_every_recorded_case_that_is_cited_exists() -> None:
+def test_cited_recorded_cases_exist() -> None:
     cases = "\n".join(row.case for file in sorted(RECORDINGS.glob("*.jsonl")) for row in load(file.stem))
     cited = [name for path in SOURCES for names in RECORDING.findall(code_of(path)) for name in names.split('"')[1::2]]
     assert cited
@@ -254,8 +254,8 @@ def environment(proxy: ProxyProcess) -> dict[str, str]:
     return {**clean, "PATH": path, "NACOS_PROXY_SERVER": proxy.url, "NACOS_PROXY_CONFIG": os.devnull, "TERM": "dumb"}
 
 
-def test_the_readme_runs_from_its_first_line_to_its_last(proxy: ProxyProcess) -> None:
-    """In order, on one proxy, as a newcomer would type them."""
+def test_readme_shell_commands_run(proxy: ProxyProcess) -> None:
+    """Runs them in order against one proxy, as a newcomer would."""
     unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
     assert unknown == set()
     for command in commands():
@@ -272,7 +272,7 @@ def test_the_readme_runs_from_its_first_line_to_its_last(proxy: ProxyProcess) ->
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_python_of_the_readme_runs(proxy: ProxyProcess, block: str) -> None:
+def test_readme_python_runs(proxy: ProxyProcess, block: str) -> None:
     here = block.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
     done = subprocess.run(
         [sys.executable, "-c", here], env=environment(proxy), capture_output=True, text=True, timeout=100
@@ -281,7 +281,7 @@ def test_the_python_of_the_readme_runs(proxy: ProxyProcess, block: str) -> None:
     assert "10.0.0.5" in done.stdout
 
 
-def test_the_commands_of_the_readme_are_those_of_the_program() -> None:
+def test_readme_lists_the_commands_of_the_program() -> None:
     from nacos_proxy.cli.main import main
 
     shown = CliRunner().invoke(main, ["--help"]).output

@@ -1,4 +1,4 @@
-"""The repository checks itself: public names, the architecture map, rooms that say what they are for, one version."""
+"""Rules for the whole repository: public names, the architecture map, package docstrings, one version."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROOMS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pare
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
-def test_every_module_has_its_line_in_the_map() -> None:
-    """The tables of docs/architecture.md name each module once, and none that is gone."""
+def test_architecture_page_lists_every_module() -> None:
+    """The tables of docs/architecture.md name each existing module once and no other."""
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])]
@@ -34,13 +34,13 @@ def test_every_module_has_its_line_in_the_map() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.relative_to(PACKAGE).as_posix())
-def test_every_room_says_what_lives_there_and_what_never_does(room: Path) -> None:
+def test_packages_say_what_lives_there_and_what_never_does(room: Path) -> None:
     doc = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8"))) or ""
     assert "Never here: " in doc
     assert len([line for line in doc.splitlines() if line]) <= 4
 
 
-def test_public_names_are_exactly_those_listed() -> None:
+def test_public_names_are_exactly_those_listed_in_all() -> None:
     public = {
         name
         for name, value in vars(nacos_proxy).items()
@@ -51,14 +51,14 @@ def test_public_names_are_exactly_those_listed() -> None:
     assert [name for name in listed if not hasattr(nacos_proxy, name)] == []
 
 
-def test_one_version_everywhere() -> None:
+def test_version_is_the_same_everywhere() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert nacos_proxy.__version__ == PROJECT["version"]
     assert headings[1:2] in ([], [PROJECT["version"]])
 
 
-def test_every_dependency_says_why_it_earns_its_place() -> None:
+def test_dependencies_have_a_reason() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
     named = set(re.findall(r"^\| ([\w-]*\w) \|", page, re.MULTILINE))
     extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]

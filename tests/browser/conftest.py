@@ -1,4 +1,4 @@
-"""A browser for the session, and a page of somebody else's: another port of this host is another origin to it."""
+"""One browser for the session, and a page of another origin (another port of this host)."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def elsewhere() -> Iterator[str]:
 def _chromium() -> Iterator[Browser]:
     if reason := missing():
         pytest.skip(f"no browser: {reason}")
-    # What a rebound name does: it belongs to somebody else's page and leads to this host.
+    # A DNS-rebinding name: it belongs to another page's site and resolves to this host.
     with browsing([f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]) as browser:
         yield browser
 
 
 @pytest.fixture
 def browser(_chromium: Browser) -> Browser:
-    """At an empty page, with nothing asked and no complaints yet."""
+    """The browser at an empty page, with no requests and no console messages yet."""
     _chromium.go("about:blank")
     _chromium.asked()
     _chromium.complaints()
@@ -58,6 +58,6 @@ def browser(_chromium: Browser) -> Browser:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[ProxyProcess]:
-    """As it comes: no other origin is allowed anything."""
+    """A proxy with default settings: no other origin is allowed."""
     with ProxyProcess() as process:
         yield process

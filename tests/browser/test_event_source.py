@@ -41,10 +41,10 @@ def listen(browser: Browser, page: str, url: str) -> None:
     browser.run(LISTEN, url + EVENTS)
 
 
-def test_a_page_of_an_allowed_origin_hears_changes_and_a_new_life_of_the_proxy(
+def test_event_source_of_an_allowed_origin_gets_changes_and_survives_a_restart(
     browser: Browser, elsewhere: str
 ) -> None:
-    """The browser comes back by itself with the last id that it heard; the new proxy says that it starts anew."""
+    """The browser reconnects by itself with the last id; the new process sends a reset snapshot."""
     with ProxyProcess("--cors-origins", elsewhere, *RETRY) as proxy:
         register(proxy, "10.0.0.1")
         listen(browser, elsewhere, proxy.url)
@@ -67,8 +67,8 @@ def test_a_page_of_an_allowed_origin_hears_changes_and_a_new_life_of_the_proxy(
         assert browser.run("source.close(); return heard.length") == 4
 
 
-async def test_a_stream_that_breaks_goes_on_where_it_was(browser: Browser, elsewhere: str) -> None:
-    """Nothing twice, nothing missed: `Last-Event-ID` of a real browser against the history of the same proxy."""
+async def test_event_source_resumes_after_a_broken_connection(browser: Browser, elsewhere: str) -> None:
+    """No event is repeated or lost: a real browser's `Last-Event-ID` against the history of one process."""
     with ProxyProcess("--cors-origins", elsewhere, *RETRY) as proxy:
         async with fault_proxy(proxy.port) as relay:
             await asyncio.to_thread(register, proxy, "10.0.0.1")
@@ -86,9 +86,7 @@ async def test_a_stream_that_breaks_goes_on_where_it_was(browser: Browser, elsew
     assert [[host["ip"] for host in event["added"]] for event in heard[1:]] == [["10.0.0.2"], ["10.0.0.3"]]
 
 
-def test_a_page_of_an_origin_that_is_not_allowed_hears_nothing(
-    browser: Browser, proxy: ProxyProcess, elsewhere: str
-) -> None:
+def test_event_source_of_another_origin_gets_nothing(browser: Browser, proxy: ProxyProcess, elsewhere: str) -> None:
     register(proxy, "10.0.0.1")
     listen(browser, elsewhere, proxy.url)
     browser.until("return failures > 0 && source.readyState === EventSource.CLOSED")
@@ -96,14 +94,14 @@ def test_a_page_of_an_origin_that_is_not_allowed_hears_nothing(
     assert browser.run("return heard") == []
 
 
-def test_one_origin_that_is_allowed_lets_in_no_other(browser: Browser, elsewhere: str) -> None:
+def test_cors_origins_allows_only_the_named_origin(browser: Browser, elsewhere: str) -> None:
     with ProxyProcess("--cors-origins", "https://console.example") as proxy:
         listen(browser, elsewhere, proxy.url)
         browser.until("return failures > 0 && source.readyState === EventSource.CLOSED")
         assert browser.run("return heard") == []
 
 
-def test_an_allowed_page_reads_the_headers_and_may_write(browser: Browser, elsewhere: str) -> None:
+def test_cors_origins_allows_writes_and_exposes_headers(browser: Browser, elsewhere: str) -> None:
     ask = "return fetch(arguments[0], arguments[1]).then(async r => [r.status, r.headers.get(arguments[2])])"
     with ProxyProcess("--cors-origins", elsewhere) as proxy:
         browser.go(elsewhere)
@@ -114,6 +112,6 @@ def test_an_allowed_page_reads_the_headers_and_may_write(browser: Browser, elsew
         }
         url = f"{proxy.url}/api/v1/services/orders/instances"
         assert browser.run(ask, url, body, "Nacos-Proxy-Answer") == [201, "upstream"]
-        for _ in range(3):  # the fast path answers with what a browser wants to see, too
+        for _ in range(3):  # the fast path sends the CORS headers, too
             status, said = browser.run(ask, f"{proxy.url}/api/v1/services/orders", {}, "Cache-Status")
             assert (status, said[:11]) == (200, "nacos-proxy")

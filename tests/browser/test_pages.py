@@ -1,4 +1,4 @@
-"""The two pages that the proxy shows, as a browser shows them."""
+"""The two pages of the proxy in a real browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = '"><img src=x onerror="document.title=1">'
 
 
 def block(browser: Browser, method: str, path: str) -> str:
-    """The selector of an operation on `/docs`, opened, with its fields ready to fill."""
+    """Opens an operation on `/docs` with editable fields; returns its selector."""
     find = """return [...document.querySelectorAll('.opblock')].find(block =>
         block.querySelector('.opblock-summary-method').innerText === arguments[0] &&
         block.querySelector('.opblock-summary-path').dataset.path === arguments[1])?.id"""
@@ -30,7 +30,7 @@ def block(browser: Browser, method: str, path: str) -> str:
 
 
 def execute(browser: Browser, css: str) -> tuple[str, str]:
-    """Status and body of the answer."""
+    """Executes an operation on `/docs`; returns status and body."""
     browser.click(f"{css} .execute")
     live = f"{css} .live-responses-table .response"
     browser.until("return document.querySelector(arguments[0])", live)
@@ -39,7 +39,7 @@ def execute(browser: Browser, css: str) -> tuple[str, str]:
     return status.split()[0], body
 
 
-def test_the_api_page_loads_nothing_from_elsewhere_and_its_calls_work(browser: Browser, proxy: ProxyProcess) -> None:
+def test_docs_page_loads_only_from_this_process_and_can_call_the_api(browser: Browser, proxy: ProxyProcess) -> None:
     browser.go(f"{proxy.url}/docs")
     post = block(browser, "POST", "/api/v1/services/{service}/instances")
     browser.fill(f"{post} tr[data-param-name=service] input", "tried")
@@ -57,7 +57,7 @@ def test_the_api_page_loads_nothing_from_elsewhere_and_its_calls_work(browser: B
     assert browser.complaints() == []
 
 
-def test_the_api_page_takes_a_token_where_one_is_needed(browser: Browser) -> None:
+def test_docs_page_sends_a_token_if_one_is_required(browser: Browser) -> None:
     with ProxyProcess(env={"NACOS_PROXY_TOKENS": "read:secret-of-reader"}) as proxy:
         browser.go(f"{proxy.url}/docs")
         css = block(browser, "GET", "/api/v1/services")
@@ -70,11 +70,11 @@ def test_the_api_page_takes_a_token_where_one_is_needed(browser: Browser) -> Non
         browser.click(f"{css} .execute")
         live = "return document.querySelector(arguments[0])?.innerText.startsWith('200')"
         browser.until(live, f"{css} .live-responses-table .response .response-col_status")
-        browser.complaints()  # of the 401
+        browser.complaints()  # drops the one about the 401
 
 
-def test_the_status_page_shows_anyones_text_as_text(browser: Browser, proxy: ProxyProcess) -> None:
-    """Metadata, names and clusters are whatever somebody registered."""
+def test_status_page_escapes_text_of_clients(browser: Browser, proxy: ProxyProcess) -> None:
+    """Metadata and names come from clients."""
     body = {"ip": "10.0.0.1", "port": 80, "metadata": {"x": SCRIPT, IMAGE: SCRIPT}}
     url = f"{proxy.url}/api/v1/services/marked/instances"
     httpx.post(url, json=body, trust_env=False).raise_for_status()
@@ -89,8 +89,8 @@ def test_the_status_page_shows_anyones_text_as_text(browser: Browser, proxy: Pro
     assert browser.complaints() == []
 
 
-def test_the_policy_of_the_status_page_stops_a_script_that_got_in(browser: Browser, proxy: ProxyProcess) -> None:
-    """What if an escape were forgotten one day: the page's own policy still runs nothing."""
+def test_status_page_content_security_policy_blocks_an_injected_script(browser: Browser, proxy: ProxyProcess) -> None:
+    """Even if the page forgot to escape, its policy runs no script."""
     browser.go(f"{proxy.url}/")
     browser.run("document.body.insertAdjacentHTML('beforeend', arguments[0])", '<img src="/x" onerror="window.got=1">')
     browser.run("const s = document.createElement('script'); s.textContent = 'window.got=1'; document.body.append(s);")
@@ -98,7 +98,7 @@ def test_the_policy_of_the_status_page_stops_a_script_that_got_in(browser: Brows
     assert any("Content Security Policy" in complaint for complaint in browser.complaints())
 
 
-def test_the_status_page_stays_readable_in_a_narrow_window(browser: Browser, proxy: ProxyProcess) -> None:
+def test_status_page_is_readable_in_a_narrow_window(browser: Browser, proxy: ProxyProcess) -> None:
     register = {"ip": "10.0.0.1", "port": 80, "metadata": {"long": "x" * 400}}
     url = f"{proxy.url}/api/v1/services/{'a-long-name-' * 8}/instances"
     httpx.post(url, json=register, trust_env=False).raise_for_status()

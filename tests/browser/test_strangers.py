@@ -1,4 +1,4 @@
-"""What a page of somebody else can do through the browser of this host: nothing."""
+"""A page of another site can do nothing to the proxy through a browser on this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.live import ProxyProcess
 
 pytestmark = pytest.mark.timeout(180)
 
-# A form needs no permission to be sent anywhere; all fields of a text/plain one become one line of text.
+# A browser sends a form anywhere without asking. All fields of a text/plain form become one line of text.
 SUBMIT = """
 const form = document.createElement('form');
 Object.assign(form, {method: 'post', action: arguments[0], enctype: arguments[1]});
@@ -24,7 +24,7 @@ REFUSED = (421, 403)  # the Nacos API has no 421
 URLENCODED = "application/x-www-form-urlencoded"
 INSTANCE = {"ip": "10.6.6.6", "port": "80"}
 JSON_AS_TEXT = {'{"ip":"10.6.6.6","port":80,"metadata":{"x":"': '"}}'}
-# By the name of the service that each would register at.
+# The key is the name of the service that the request would register at.
 WRITES = {
     "v1": ("/nacos/v1/ns/instance", URLENCODED, {"serviceName": "v1", **INSTANCE}),
     "query": ("/nacos/v1/ns/instance?serviceName=query&ip=10.6.6.6&port=80", URLENCODED, {}),
@@ -41,7 +41,7 @@ def instances(proxy: ProxyProcess, service: str) -> list[str]:
 
 
 @pytest.mark.parametrize("service", WRITES)
-def test_a_form_of_another_page_changes_nothing(
+def test_form_of_another_origin_changes_nothing(
     browser: Browser, proxy: ProxyProcess, elsewhere: str, service: str
 ) -> None:
     path, encoding, fields = WRITES[service]
@@ -52,7 +52,7 @@ def test_a_form_of_another_page_changes_nothing(
     assert instances(proxy, service) == []
 
 
-def test_a_script_of_another_page_reads_nothing_and_changes_nothing(
+def test_script_of_another_origin_reads_and_changes_nothing(
     browser: Browser, proxy: ProxyProcess, elsewhere: str
 ) -> None:
     url = f"{proxy.url}/nacos/v1/ns/instance?serviceName=scripted&ip=10.6.6.6&port=80"
@@ -66,7 +66,7 @@ def test_a_script_of_another_page_reads_nothing_and_changes_nothing(
     assert instances(proxy, "scripted") == []
 
 
-def test_a_page_of_our_own_may_write(browser: Browser, proxy: ProxyProcess) -> None:
+def test_page_of_this_proxy_may_write(browser: Browser, proxy: ProxyProcess) -> None:
     browser.go(f"{proxy.url}/docs")
     url = "/nacos/v1/ns/instance?serviceName=own&ip=10.0.0.1&port=80"
     assert browser.run("return fetch(arguments[0], {method: 'POST'}).then(r => r.text())", url) == "ok"
@@ -74,11 +74,11 @@ def test_a_page_of_our_own_may_write(browser: Browser, proxy: ProxyProcess) -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/api/v1/services", "/nacos/v1/ns/instance/list?serviceName=a"])
-def test_a_rebound_name_sees_nothing(browser: Browser, proxy: ProxyProcess, path: str) -> None:
+def test_rebound_host_name_reads_nothing(browser: Browser, proxy: ProxyProcess, path: str) -> None:
     browser.go(f"http://{REBOUND}:{proxy.port}{path}")
     assert browser.run("return performance.getEntriesByType('navigation')[0].responseStatus") in REFUSED
     assert REBOUND in browser.text and "allowed_hosts" in browser.text
-    # The page that such a name has shown may ask its own origin whatever it likes.
+    # The rebound page may send any request to its own origin.
     assert browser.run("return fetch(arguments[0]).then(r => r.status)", path) in REFUSED
     write = "/nacos/v1/ns/instance?serviceName=rebound&ip=10.6.6.6&port=80"
     assert browser.run("return fetch(arguments[0], {method: 'POST'}).then(r => r.status)", write) in REFUSED

@@ -1,6 +1,6 @@
-"""The proxy in front of each registry, by each API. `NACOS_TEST_URL` names more of them.
+"""The proxy in front of each registry, through each API. `NACOS_TEST_URL` names more registries.
 
-Separated by blanks, they share the tests among them; the nodes of a cluster stand together, separated by commas.
+It lists them separated by blanks, and the nodes of one cluster separated by commas. The tests are spread over them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REAL = itertools.cycle(REAL or [""])
 
 @pytest.fixture(params=REGISTRIES)
 async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """What `--upstream` is given. The stand-ins list a write as late as real servers do."""
+    """The value of `--upstream`. The stand-ins list writes as late as real servers do."""
     match request.param:
         case "embedded":
             yield "embedded"
@@ -45,7 +45,7 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 @pytest.fixture
 def registry(request: pytest.FixtureRequest) -> str:
-    """The name of the registry behind the proxy, for what one of them is known to do otherwise."""
+    """The name of the registry behind the proxy, for known differences."""
     return str(request.node.callspec.params["upstream"])
 
 
@@ -74,13 +74,13 @@ def http(proxy: Served) -> httpx.AsyncClient:
 
 @pytest.fixture
 def service() -> str:
-    """A name that no other test uses: real servers are shared and remember."""
+    """A unique name: real servers are shared and keep data."""
     return f"conf-{os.getpid()}-{next(_numbers)}"
 
 
 @pytest.fixture(params=["proxy", *(["NACOS_TEST_URL"] * bool(REAL))])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    """The proxy on its own registry, and a real server without a proxy: what we say of servers, they are asked."""
+    """The proxy with its embedded registry, and a real server directly, to verify our claims about servers."""
     if request.param == "proxy":
         async with serving(upstream="embedded") as proxy:
             yield proxy.http

@@ -1,4 +1,4 @@
-"""The operations of the naming API, through the Nacos dialect and through our own API: one face for the suite."""
+"""The operations of the naming API, through the Nacos dialect or the REST API, with one interface."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _text(value: Any) -> str:
 
 
 class V1:
-    """`/nacos/v1/ns`, as an unmodified SDK asks it."""
+    """`/nacos/v1/ns`, as an unmodified SDK calls it."""
 
     name = "v1"
     _NAMES: Mapping[str, str] = {
@@ -104,7 +104,7 @@ class V1:
 
 
 class Rest:
-    """`/api/v1`, our own."""
+    """`/api/v1`, the REST API."""
 
     name = "rest"
 

@@ -1,4 +1,4 @@
-"""Whatever is asked, the answers are those of the proxy without its fast path, byte for byte, and all reads have it."""
+"""The fast path answers every cacheable read, byte for byte as the proxy does without it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _names = itertools.count()
 
 
 class Line:
-    """One connection to a server; `ask` gives what came back without its Date, `<end>` where that was all."""
+    """One connection. `ask` returns the answer without its Date; `<end>` marks a closed connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -106,18 +106,18 @@ def repeated(served: Served) -> int:
     return sum(tally.head + tally.target for tally in served.components.response_table.hit_counts.values())
 
 
-# each read has it
+# every read
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared() -> AsyncIterator[Served]:
-    async with serving(FakeClock()) as served:  # or an age of a second would part what has to be the same bytes
+    async with serving(FakeClock()) as served:  # or an age of one second would make equal answers differ
         yield served
 
 
 @dataclass
 class Filled:
-    """A connection to a proxy, and a service of three instances that no other test uses."""
+    """A connection to a proxy, and a service of three instances with a unique name."""
 
     served: Served
     line: Line
@@ -143,7 +143,7 @@ async def filled(shared: Served) -> AsyncIterator[Filled]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", READS)
-async def test_every_cacheable_read_is_repeated_from_memory(filled: Filled, read: str) -> None:
+async def test_fast_path_repeats_every_cacheable_read(filled: Filled, read: str) -> None:
     for _ in range(4):
         assert (await filled.line.ask(filled.get(read))).startswith(b"HTTP/1.1 200 OK")
     assert filled.repeated == 2, "from the second sight on"
@@ -151,7 +151,7 @@ async def test_every_cacheable_read_is_repeated_from_memory(filled: Filled, read
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", [read for read in READS if not read.startswith(("pick", "http_sd"))])
-async def test_not_modified_is_repeated_from_memory(filled: Filled, read: str) -> None:
+async def test_fast_path_repeats_not_modified(filled: Filled, read: str) -> None:
     tag = re.search(rb"\r\netag: ([^\r]*)", await filled.line.ask(filled.get(read)))
     assert tag is not None
     for _ in range(4):
@@ -162,10 +162,10 @@ async def test_not_modified_is_repeated_from_memory(filled: Filled, read: str) -
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("read", READS)
-async def test_what_was_written_is_read_by_the_next_request_on_the_same_connection(filled: Filled, read: str) -> None:
+async def test_fast_path_shows_a_write_to_the_next_pipelined_read(filled: Filled, read: str) -> None:
     line, request = filled.line, filled.get(read)
     before = [await line.ask(request) for _ in range(3)]
-    # Two go, the third changes: no read of the service is right any more.
+    # Two leave and the third changes: every read of the service must change.
     for target in REGISTER[1:]:
         await write(line, target.replace("NAME", filled.name), "DELETE")
     await write(line, f"{V1}?serviceName={filled.name}&{ONE}&ephemeral=false&weight=7&metadata=seen%3Dnow")
@@ -177,13 +177,13 @@ async def test_what_was_written_is_read_by_the_next_request_on_the_same_connecti
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_choice_is_made_for_each_request(filled: Filled) -> None:
+async def test_fast_path_picks_anew_for_each_request(filled: Filled) -> None:
     request = get(f"/api/v1/services/{filled.name}/pick?strategy=round_robin&format=text")
     chosen = [(await filled.line.ask(request)).rpartition(b"\r\n")[2] for _ in range(9)]
     assert chosen[:3] * 3 == chosen and len(set(chosen)) == 3
 
 
-async def test_reads_from_memory_stand_in_the_metrics() -> None:
+async def test_fast_path_reads_count_in_the_metrics() -> None:
     async with serving(FakeClock()) as served:
         line = await Line.to(served.url)
         await write(line, REGISTER[0].replace("NAME", "orders"))
@@ -196,10 +196,10 @@ async def test_reads_from_memory_stand_in_the_metrics() -> None:
     assert 'nacos_proxy_repeated_total{kind="pick",stage="head",status="200"} 3.0' in metrics
 
 
-# who may ask
+# access
 
 
-async def test_a_token_that_was_taken_away_reads_nothing_more(tmp_path: Path) -> None:
+async def test_fast_path_refuses_a_removed_token(tmp_path: Path) -> None:
     settings = {"disk": False, "udp_push": False, "push": "off", "upstream": "embedded", "port": 0}
     chosen = Settings(**settings, tokens="read:token-one")  # type: ignore[arg-type]
     app = App(build(chosen, SystemClock()))
@@ -234,7 +234,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def talk(line: Line) -> None:
-    """A write, and reads that are repeated, as the metrics say."""
+    """Makes a write and reads that are repeated, as the metrics show."""
     await write(line, REGISTER[0].replace("NAME", "orders"))
     request = get(READS["v1 list"].replace("NAME", "orders"))
     answers = {await line.ask(request) for _ in range(4)}
@@ -244,20 +244,20 @@ async def talk(line: Line) -> None:
     line.close()
 
 
-async def test_it_works_on_a_unix_socket(tmp_path: Path) -> None:
+async def test_fast_path_works_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with ProxyProcess("--uds", str(path)):
         await talk(Line(*await asyncio.open_unix_connection(str(path))))
 
 
-async def test_it_works_with_tls(certificate: Path) -> None:
+async def test_fast_path_works_with_tls(certificate: Path) -> None:
     context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
     files = ("--tls-cert", str(certificate / "cert.pem"), "--tls-key", str(certificate / "key.pem"))
     with ProxyProcess(*files) as process:
         await talk(await Line.to(process.url, ssl=context, server_hostname="localhost"))
 
 
-async def test_the_access_log_has_a_line_for_every_read() -> None:
+async def test_fast_path_reads_are_in_the_access_log() -> None:
     with ProxyProcess("--access-log") as process:
         line = await Line.to(process.url)
         for n in range(4):
@@ -270,7 +270,7 @@ async def test_the_access_log_has_a_line_for_every_read() -> None:
     assert process.log.count('"GET /api/v1/sd/text?service=other HTTP/1.1" 200') == 4
 
 
-# the same bytes, whatever is asked
+# equal bytes for any requests
 
 HEADERS = st.lists(
     st.sampled_from(
@@ -315,7 +315,7 @@ SECONDS = (0.4, 1.5, 12.0, 50.0)
 
 
 class Side:
-    """A proxy and the one connection to it. `said` is what it answered."""
+    """A proxy and one connection to it. `said`: its answers."""
 
     def __init__(self, served: Served, clock: FakeClock) -> None:
         self.served = served
@@ -368,7 +368,7 @@ async def both() -> AsyncIterator[tuple[Side, Side]]:
         sides: list[Side] = []
         for fast in (True, False):
             clock = FakeClock()
-            # what stands behind an upgrade in one packet is never answered: its client waits for the end
+            # bytes after an upgrade in one packet are never answered: the client waits for keep_alive to end
             served = await stack.enter_async_context(serving(clock, fast_path=fast, keep_alive=1))
             sides.append(Side(served, clock))
         yield sides[0], sides[1]
@@ -388,13 +388,13 @@ def pair() -> Iterator[tuple[asyncio.AbstractEventLoop, Side, Side]]:
 
 
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=3), steps=st.lists(STEPS, min_size=1, max_size=12))
-def test_the_answers_are_those_without_the_fast_path(
+def test_fast_path_answers_equal_those_without_it(
     pair: tuple[asyncio.AbstractEventLoop, Side, Side], requests: list[bytes], steps: list[tuple[str, int, int]]
 ) -> None:
     loop, fast, plain = pair
     name = f"same-{next(_names)}"
     said: list[list[bytes]] = []
     for side in (fast, plain):
-        random.seed(name)  # choices, and when polls are due, are drawn alike
+        random.seed(name)  # both sides draw the same choices and poll times
         said.append(loop.run_until_complete(asyncio.wait_for(side.converse(name, requests, steps), 60)))
     assert said[0] == said[1]

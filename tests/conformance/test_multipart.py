@@ -1,4 +1,4 @@
-"""What `multipart/form-data` bodies mean to the proxy, and to a real 2.x or 3.x (`NACOS_TEST_URL`)."""
+"""How `multipart/form-data` is parsed by the proxy, and by a real 2.x or 3.x (`NACOS_TEST_URL`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ async def register(http: httpx.AsyncClient, service: str, body: bytes) -> httpx.
 
 
 @pytest.mark.parametrize("body", TAKEN, ids=range(len(TAKEN)))
-async def test_a_field_is_a_parameter_and_a_file_is_none(server: httpx.AsyncClient, service: str, body: bytes) -> None:
+async def test_multipart_fields_are_parameters_and_files_are_not(
+    server: httpx.AsyncClient, service: str, body: bytes
+) -> None:
     reply = await register(server, service, body)
     assert (reply.status_code, reply.text) == (200, "ok")
     query = {"serviceName": service, "ip": "10.0.0.1", "port": "81"}
@@ -24,7 +26,7 @@ async def test_a_field_is_a_parameter_and_a_file_is_none(server: httpx.AsyncClie
 
 
 @pytest.mark.parametrize("body", EMPTY, ids=range(len(EMPTY)))
-async def test_a_body_without_a_delimiter_has_no_parameters(
+async def test_multipart_body_without_a_delimiter_has_no_parameters(
     server: httpx.AsyncClient, service: str, body: bytes
 ) -> None:
     reply = await register(server, service, body)
@@ -32,6 +34,6 @@ async def test_a_body_without_a_delimiter_has_no_parameters(
 
 
 @pytest.mark.parametrize("body", CUT, ids=range(len(CUT)))
-async def test_a_body_that_is_cut_short_registers_nothing(server: httpx.AsyncClient, service: str, body: bytes) -> None:
+async def test_multipart_body_cut_short_registers_nothing(server: httpx.AsyncClient, service: str, body: bytes) -> None:
     assert (await register(server, service, body)).status_code in (400, 500)
     assert (await server.get(f"{INSTANCE}/list", params={"serviceName": service})).json()["hosts"] == []

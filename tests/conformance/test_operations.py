@@ -10,39 +10,20 @@ import pytest
 from tests.conformance.drivers import V1, Driver, Failed, Rest
 from tests.helpers.app import serving
 
-HOST_FIELDS = {
-    "instanceId",
-    "ip",
-    "port",
-    "weight",
-    "healthy",
-    "enabled",
-    "ephemeral",
-    "clusterName",
-    "serviceName",
-    "metadata",
-    "instanceHeartBeatInterval",
-    "instanceHeartBeatTimeOut",
-    "ipDeleteTimeout",
-}
-LIST_FIELDS = {
-    "name",
-    "groupName",
-    "clusters",
-    "cacheMillis",
-    "hosts",
-    "lastRefTime",
-    "checksum",
-    "allIPs",
-    "reachProtectionThreshold",
-}
+HOST_FIELDS = set(
+    "instanceId ip port weight healthy enabled ephemeral clusterName serviceName metadata instanceHeartBeatInterval "
+    "instanceHeartBeatTimeOut ipDeleteTimeout".split()
+)
+LIST_FIELDS = set(
+    "name groupName clusters cacheMillis hosts lastRefTime checksum allIPs reachProtectionThreshold".split()
+)
 
 
 def addresses(body: dict) -> list[tuple[str, int]]:
     return sorted((host["ip"], host["port"]) for host in body["hosts"])
 
 
-async def test_a_registered_instance_is_listed_with_all_it_was_given(driver: Driver, service: str) -> None:
+async def test_register_then_list_shows_every_field(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 8080, weight=2.5, metadata={"zone": "北京", "v": "1"}, cluster="c1")
     body = await driver.list(service)
     assert LIST_FIELDS <= body.keys()
@@ -55,36 +36,36 @@ async def test_a_registered_instance_is_listed_with_all_it_was_given(driver: Dri
     assert host["instanceId"] == f"10.0.0.1#8080#c1#DEFAULT_GROUP@@{service}"
 
 
-async def test_what_is_not_given_is_the_default(driver: Driver, service: str) -> None:
+async def test_register_fills_in_defaults(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     (host,) = (await driver.list(service))["hosts"]
     assert (host["weight"], host["clusterName"], host["metadata"], host["ephemeral"]) == (1.0, "DEFAULT", {}, True)
 
 
-async def test_a_service_that_nobody_registered_is_an_empty_list(driver: Driver, service: str) -> None:
+async def test_list_of_an_unknown_service_is_empty(driver: Driver, service: str) -> None:
     body = await driver.list(service)
     assert body["hosts"] == []
     assert body["name"] == f"DEFAULT_GROUP@@{service}"
 
 
-async def test_registering_again_replaces(driver: Driver, service: str) -> None:
+async def test_register_again_replaces_the_instance(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, weight=1)
     await driver.register(service, "10.0.0.1", 80, weight=3)
     assert [host["weight"] for host in (await driver.list(service))["hosts"]] == [3.0]
 
 
-async def test_a_deregistered_instance_is_gone_from_the_next_list(driver: Driver, service: str) -> None:
+async def test_deregister_shows_in_the_next_list(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     await driver.register(service, "10.0.0.2", 80)
     await driver.deregister(service, "10.0.0.1", 80)
     assert addresses(await driver.list(service)) == [("10.0.0.2", 80)]
 
 
-async def test_deregistering_the_unknown_is_a_success(driver: Driver, service: str) -> None:
+async def test_deregister_of_an_unknown_instance_succeeds(driver: Driver, service: str) -> None:
     await driver.deregister(service, "10.0.0.1", 80)
 
 
-async def test_modifying_shows_in_the_next_list(driver: Driver, service: str) -> None:
+async def test_modify_shows_in_the_next_list(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, weight=1, metadata={"a": "1"})
     await driver.list(service)
     await driver.modify(service, "10.0.0.1", 80, weight=7, metadata={"a": "2"})
@@ -92,7 +73,7 @@ async def test_modifying_shows_in_the_next_list(driver: Driver, service: str) ->
     assert (host["weight"], host["metadata"]["a"]) == (7.0, "2")
 
 
-async def test_a_disabled_instance_is_not_listed_and_comes_back(driver: Driver, service: str) -> None:
+async def test_modify_enabled_hides_and_shows_an_instance(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     await driver.list(service)
     await driver.modify(service, "10.0.0.1", 80, enabled=False)
@@ -101,7 +82,7 @@ async def test_a_disabled_instance_is_not_listed_and_comes_back(driver: Driver, 
     assert addresses(await driver.list(service)) == [("10.0.0.1", 80)]
 
 
-async def test_clusters_filter_the_list(driver: Driver, service: str) -> None:
+async def test_list_filters_by_clusters(driver: Driver, service: str) -> None:
     for number, cluster in enumerate(["c1", "c2", "DEFAULT"], 1):
         await driver.register(service, f"10.0.0.{number}", 80, cluster=cluster)
     assert len((await driver.list(service))["hosts"]) == 3
@@ -112,14 +93,14 @@ async def test_clusters_filter_the_list(driver: Driver, service: str) -> None:
     assert (await driver.list(service, clusters=["none"]))["hosts"] == []
 
 
-async def test_healthy_only_leaves_out_the_unhealthy(driver: Driver, service: str) -> None:
+async def test_list_healthy_only_omits_unhealthy_instances(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     await driver.register(service, "10.0.0.2", 80, healthy=False)
     assert addresses(await driver.list(service, healthy_only=True)) == [("10.0.0.1", 80)]
     assert len((await driver.list(service, healthy_only=False))["hosts"]) == 2
 
 
-async def test_groups_and_namespaces_are_apart(driver: Driver, service: str) -> None:
+async def test_list_separates_groups_and_namespaces(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, group="G1")
     await driver.register(service, "10.0.0.2", 80, group="G2")
     await driver.register(service, "10.0.0.3", 80, namespace="ns-1")
@@ -129,25 +110,25 @@ async def test_groups_and_namespaces_are_apart(driver: Driver, service: str) -> 
     assert (await driver.list(service))["hosts"] == []
 
 
-async def test_the_default_namespace_has_three_spellings(driver: Driver, service: str) -> None:
+async def test_list_default_namespace_has_three_spellings(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, namespace="public")
     assert addresses(await driver.list(service, namespace="")) == [("10.0.0.1", 80)]
     assert addresses(await driver.list(service)) == [("10.0.0.1", 80)]
 
 
-async def test_one_instance_can_be_got(driver: Driver, service: str) -> None:
+async def test_get_instance_returns_a_registered_instance(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, weight=4, metadata={"a": "1"})
     got = await driver.get(service, "10.0.0.1", 80)
     assert (got["ip"], got["port"], got["weight"], got["metadata"]) == ("10.0.0.1", 80, 4.0, {"a": "1"})
 
 
-async def test_an_unknown_instance_is_not_found(driver: Driver, service: str) -> None:
+async def test_get_instance_of_an_unknown_instance_fails(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     with pytest.raises(Failed):
         await driver.get(service, "10.0.0.9", 80)
 
 
-async def test_an_ipv6_instance_goes_through_everything(driver: Driver, service: str) -> None:
+async def test_ipv6_instance_works_in_every_operation(driver: Driver, service: str) -> None:
     await driver.register(service, "2001:db8::1", 80)
     assert addresses(await driver.list(service)) == [("2001:db8::1", 80)]
     assert (await driver.get(service, "2001:db8::1", 80))["ip"] == "2001:db8::1"
@@ -155,13 +136,13 @@ async def test_an_ipv6_instance_goes_through_everything(driver: Driver, service:
     assert (await driver.list(service))["hosts"] == []
 
 
-async def test_a_beat_is_answered_with_its_interval(driver: Driver, service: str) -> None:
+async def test_beat_answers_with_the_interval(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80)
     answer = await driver.beat(service, "10.0.0.1", 80)
     assert (answer["code"], answer["clientBeatInterval"], answer["lightBeatEnabled"]) == (10200, 5000, True)
 
 
-async def test_a_full_beat_registers_an_instance_that_is_unknown(driver: Driver, service: str, registry: str) -> None:
+async def test_beat_with_a_body_registers_an_unknown_instance(driver: Driver, service: str, registry: str) -> None:
     answer = await driver.beat(service, "10.0.0.1", 80, weight=2.0, metadata={"a": "1"})
     assert answer["code"] == 10200
     (host,) = (await driver.list(service))["hosts"]
@@ -169,7 +150,7 @@ async def test_a_full_beat_registers_an_instance_that_is_unknown(driver: Driver,
     assert (host["ip"], host["weight"], host["metadata"]) == ("10.0.0.1", weight, {"a": "1"})
 
 
-async def test_a_persistent_instance_is_registered_listed_and_deregistered(driver: Driver, service: str) -> None:
+async def test_register_list_and_deregister_a_persistent_instance(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, ephemeral=False)
     (host,) = (await driver.list(service))["hosts"]
     assert host["ephemeral"] is False
@@ -177,22 +158,22 @@ async def test_a_persistent_instance_is_registered_listed_and_deregistered(drive
     assert (await driver.list(service))["hosts"] == []
 
 
-async def test_services_are_listed_by_name_and_counted(driver: Driver, service: str) -> None:
+async def test_list_services_names_and_counts_them(driver: Driver, service: str) -> None:
     await driver.register(service, "10.0.0.1", 80, group=service)
     assert await driver.services(group=service) == (1, [service])
 
 
-async def test_each_of_200_writes_shows_in_the_very_next_list(driver: Driver, service: str) -> None:
+async def test_list_shows_each_of_200_writes_at_once(driver: Driver, service: str) -> None:
     for number in range(200):
         await driver.register(service, f"10.0.{number // 100}.{number % 100}", 80)
         assert len((await driver.list(service))["hosts"]) == number + 1
 
 
 @pytest.mark.parametrize("field", ["metadata", "cluster", "group", "namespace"])
-async def test_what_r_nacos_takes_and_nacos_refuses_is_as_the_server_wants_it(
+async def test_register_leaves_the_parameter_check_to_the_server(
     driver: Driver, registry: str, service: str, field: str
 ) -> None:
-    """The parameter check of 2.3 and later, which r-nacos has not, and 1.x for the names of clusters alone."""
+    """The check exists since Nacos 2.3. r-nacos has none; 1.x checks only cluster names."""
     if registry == "NACOS_TEST_URL":
         pytest.skip("that depends on its version")
     value = {"metadata": {"note": "x" * 2000}, "cluster": "机 房", "group": "组", "namespace": f"{service}.one"}[field]
@@ -211,10 +192,10 @@ async def test_what_r_nacos_takes_and_nacos_refuses_is_as_the_server_wants_it(
     assert (await driver.list(name, **where))["hosts"] == []
 
 
-async def test_a_null_among_the_metadata_is_kept_where_the_server_keeps_it(
+async def test_register_keeps_null_metadata_if_the_server_does(
     upstream: str, registry: str, service: str, fast_path: bool
 ) -> None:
-    """Over a null r-nacos would lose all of the metadata, so it is sent none; as 1.x, which has no check either."""
+    """r-nacos loses all metadata over a null, so the proxy sends none; likewise to 1.x, which has no check either."""
     if registry == "NACOS_TEST_URL":
         pytest.skip("that depends on its version")
     checked = registry not in ("r-nacos", "1.x")
@@ -228,8 +209,8 @@ async def test_a_null_among_the_metadata_is_kept_where_the_server_keeps_it(
             await Rest(proxy.http).register(service, "10.0.0.3", 80, metadata={"a": "1", "b": None})
 
 
-async def test_what_a_client_adds_of_its_own_to_a_beat_is_ignored(http: httpx.AsyncClient, service: str) -> None:
-    """As Jackson reads it: fields that nobody knows, however deep, and text behind the object."""
+async def test_beat_ignores_unknown_fields_and_text_after_the_object(http: httpx.AsyncClient, service: str) -> None:
+    """As Jackson does, however deep the unknown fields are."""
     beat = json.dumps({"ip": "10.0.0.1", "port": 80, "metadata": {"a": "1"}})[:-1]
     beat += f', "own": {"[" * 400}{"]" * 400}}} behind'
     reply = await http.put("/nacos/v1/ns/instance/beat", params={"serviceName": service, "beat": beat})
@@ -242,7 +223,7 @@ async def test_what_a_client_adds_of_its_own_to_a_beat_is_ignored(http: httpx.As
     ("field", "value"),
     [("port", 70_000), ("weight", 10_001), ("weight", -1), ("cluster", "a b"), ("ip", ""), ("ip", "10 0 0 1")],
 )
-async def test_a_bad_parameter_is_refused_and_nothing_is_forwarded(
+async def test_register_refuses_a_bad_parameter_and_forwards_nothing(
     driver: Driver, registry: str, service: str, field: str, value: object
 ) -> None:
     if registry != "embedded" and field in ("port", "cluster", "ip") and value:

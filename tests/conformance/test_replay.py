@@ -1,11 +1,11 @@
-"""Every recorded request, in its order, through the whole proxy: the same answer comes back, whatever is behind.
+"""Every recorded request, in order, through the whole proxy: the answer equals the recorded one for every upstream.
 
-v1 and v2 requests are answered as Nacos 2.5.1 answered them, v3 requests as 3.0.3 did. Pauses are played on the
-injected clock. Reads are asked three times, so that the fast path's answer is compared too. Before servers over HTTP
-the second time asks the server: what the proxy foretold of a write and what the server says of it are both compared.
+The proxy answers v1 and v2 as Nacos 2.5.1 does, v3 as 3.0.3 does. A `FakeClock` plays the pauses. Each read is sent
+three times, so that the fast path answers, too. With an upstream over HTTP the second read asks the server, so that
+both the proxy's prediction after a write and the server's list are compared.
 
-A real server lists a write 500-600 ms after it, the proxy at once, by design. No recorded answer hangs on that: where a
-list follows a write directly ("v1 list at once after register"), the last write was of another service.
+A real server lists a write after 500-600 ms, the proxy at once, by design. No recorded answer depends on it: before "v1
+list at once after register" the last write was to another service.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tests.helpers.replay import FILES, Answer, assert_same, compared, is_same, 
 
 @dataclass(frozen=True)
 class Other:
-    """How the proxy answers a recorded case in its own way, and why; docs/compatibility.md lists these.
+    """A recorded case that the proxy answers differently, and why; docs/compatibility.md lists these.
 
-    `sooner`: only the answers that were given without asking the server differ.
+    `sooner`: only answers given without asking the server differ.
     """
 
     why: str
@@ -120,7 +120,7 @@ def replayed(behind: str, name: str, server: str) -> dict[str, list[Answer]]:
                 proxy = await stack.enter_async_context(serving(clock=clock))
                 return await play(proxy, clock, name, server, "", "", "")
             face = await stack.enter_async_context(facing(behind, clock))
-            check = "on" if behind == "v1" else "auto"  # the recorded servers have it, that one does not
+            check = "on" if behind == "v1" else "auto"  # the recorded servers have it, this one does not
             proxy = await stack.enter_async_context(serving(clock=clock, upstream=face.url, parameter_check=check))
             return await play(proxy, clock, name, server, "", "no-cache", "")
 
@@ -136,7 +136,7 @@ def replayed(behind: str, name: str, server: str) -> dict[str, list[Answer]]:
         for title in compared(name, server)
     ],
 )
-def test_the_proxy_answers_as_the_server_did(behind: str, name: str, server: str, title: str) -> None:
+def test_replay_answers_as_the_recorded_server(behind: str, name: str, server: str, title: str) -> None:
     row, answers = compared(name, server)[title], replayed(behind, name, server)[title]
     other = OTHERWISE[behind].get(row.case)
     if other is None:
@@ -152,8 +152,8 @@ def test_the_proxy_answers_as_the_server_did(behind: str, name: str, server: str
 
 
 @pytest.mark.parametrize("behind", OTHERWISE)
-def test_a_difference_that_is_listed_is_one(behind: str) -> None:
-    """What is answered like the server has nothing to do in the list."""
+def test_replay_differences_that_are_listed_exist(behind: str) -> None:
+    """A case that is answered as recorded must not be listed."""
     like: list[str] = []
     for case in (case for case, other in OTHERWISE[behind].items() if not other.sooner):
         played = [
@@ -167,7 +167,7 @@ def test_a_difference_that_is_listed_is_one(behind: str) -> None:
     assert like == []
 
 
-def test_the_differences_are_of_recorded_cases_and_stand_in_the_docs() -> None:
+def test_replay_differences_name_recorded_cases_and_are_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text("utf-8")
     recorded = {row.case for name, _ in FILES for row in load(name)}
     listed = {case for cases in OTHERWISE.values() for case in cases}

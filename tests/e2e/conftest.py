@@ -1,4 +1,4 @@
-"""Servers of every generation behind the proxy, over real sockets, and the proxy as a process in front of them."""
+"""Servers of every generation behind the proxy, over real sockets, and the proxy as a process."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ UPSTREAMS = [*FACES, "r-nacos"]
 _numbers = itertools.count()
 
 
-PROMPT = ("v1", "1.x")  # list a write at once: r-nacos, and Nacos before 2.0
+PROMPT = ("v1", "1.x")  # these list a write at once: r-nacos, and Nacos before 2.0
 
 
 @pytest.fixture(params=[*UPSTREAMS, "cluster"])
 def generation(request: pytest.FixtureRequest) -> str:
-    """Which servers are behind: a face of `tests.helpers.faces`, a cluster of three, or a real r-nacos."""
+    """The kind of upstream: a face of `tests.helpers.faces`, a cluster of three, or a real r-nacos."""
     return str(request.param)
 
 
 @pytest.fixture
 async def upstream(generation: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """What `--upstream` is given."""
+    """The value of `--upstream`."""
     if generation == "r-nacos":
         yield request.getfixturevalue("rnacos").url
     elif generation == "cluster":
@@ -41,13 +41,13 @@ async def upstream(generation: str, request: pytest.FixtureRequest) -> AsyncIter
 
 @pytest.fixture
 def service() -> str:
-    """A name that no other test uses: the real server is shared and remembers."""
+    """A unique name: the real server is shared and keeps data."""
     return f"e2e-{os.getpid()}-{next(_numbers)}"
 
 
 @asynccontextmanager
 async def process(*arguments: str, **environ: str) -> AsyncIterator[ProxyProcess]:
-    """The proxy's own process; started and ended beside the loop, in which its upstream may run."""
+    """The proxy as a process; started and stopped in threads, because its upstream may run in this event loop."""
     proxy = ProxyProcess(*arguments, env=environ)
     try:
         await asyncio.to_thread(proxy.start)

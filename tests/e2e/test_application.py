@@ -1,8 +1,8 @@
-"""Applications on real SDKs through the proxy: providers come, leave, die and are disabled, and Nacos goes away.
+"""Applications on real SDKs through the proxy: providers start, stop, die and are disabled, and Nacos goes down.
 
-The consumer is told of its providers by its SDK and calls one of them twenty times a second. Each change is timed
-against one that has the same SDK at the server itself, which `NACOS_TEST_URL` names. r-nacos pushes nothing to these
-SDKs, which poll it every 10 s: there it is timed against the server's own list, which no SDK sees earlier.
+The consumer gets its providers from its SDK and calls one of them twenty times a second. Each change is timed against a
+consumer whose SDK is connected to the server directly (`NACOS_TEST_URL`). r-nacos does not push to these SDKs, which
+poll it every 10 s; there the time is compared with the server's own list, which no SDK sees earlier.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.helpers.fault import fault_proxy
 from tests.helpers.live import GRPC_OFFSET, RNacos
 
 CALLS = 0.05  # seconds between two calls
-PUSHED = 1.0  # seconds after a change in which r-nacos pushes it to us
-BUSY = 1.0  # what a machine of two cores may take, which runs all of this
+PUSHED = 1.0  # seconds after a change until r-nacos pushes it to the proxy
+BUSY = 1.0  # extra seconds for a machine of two cores that runs all of this
 OUTAGE = 20.0
 CLOCK = SystemClock()
 REAL = os.environ.get("NACOS_TEST_URL", "").split()
@@ -36,19 +36,19 @@ REAL = os.environ.get("NACOS_TEST_URL", "").split()
 
 @dataclass
 class Provider:
-    """A process with the SDK, and the port that it serves, which is this program's."""
+    """A process with the SDK, and the port that it registers; this test serves the port."""
 
     sdk: Sdk
     server: asyncio.Server
     port: int
 
     async def leave(self) -> None:
-        """SIGTERM: its SDK deregisters it and it ends; its port serves on until nobody can know it any more."""
+        """Sends SIGTERM: its SDK deregisters it. The port stays open until no consumer can know it any more."""
         self.sdk.process.terminate()
         await self.sdk.process.wait()
 
     async def die(self) -> None:
-        """As by kill -9."""
+        """Like kill -9."""
         self.sdk.process.kill()
         await self.sdk.process.wait()
         self.server.close()
@@ -56,7 +56,7 @@ class Provider:
 
 @dataclass
 class Consumer:
-    """What the application knows of its providers, by its subscription, and when it heard of each state."""
+    """The providers that the application knows from its subscription, and when it learned of each state."""
 
     name: str
     known: set[int] = field(default_factory=set)
@@ -67,7 +67,7 @@ class Consumer:
             self.hears(await sdk.heard[self.name].get())
 
     async def look(self, server: httpx.AsyncClient, service: str) -> None:
-        """Instead of an SDK: at the list of the server itself, all the time."""
+        """Follows the list of the server itself instead of an SDK."""
         while True:
             reply = await server.get("/instance/list", params={"serviceName": service, "healthyOnly": "false"})
             self.hears(reply.json()["hosts"])
@@ -78,7 +78,7 @@ class Consumer:
         self.heard.append((CLOCK.now(), self.known))
 
     async def knows(self, ports: set[int], since: float, within: float = 60.0) -> float:
-        """When it first knew just these, in seconds after `since`."""
+        """Seconds from `since` until it first knew exactly these ports."""
         while CLOCK.now() < since + within:
             found = [at for at, known in self.heard if known == ports and at >= since]
             if found or self.known == ports:
@@ -89,20 +89,20 @@ class Consumer:
 
 @dataclass
 class Caller:
-    """Calls a provider that the consumer knows; `failed` are the ports that did not answer, and when."""
+    """Calls a provider that the consumer knows; `failed`: the moment and the port of each failed call."""
 
     consumer: Consumer
     made: int = 0
     failed: list[tuple[float, int]] = field(default_factory=list)
 
     async def run(self) -> None:
-        luck = random.Random(7)
+        rng = random.Random(7)
         while True:
             self.made += 1
             if not self.consumer.known:
-                self.failed.append((CLOCK.now(), 0))  # nobody to call
+                self.failed.append((CLOCK.now(), 0))  # no provider known
             else:
-                port = luck.choice(sorted(self.consumer.known))
+                port = rng.choice(sorted(self.consumer.known))
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.close()
@@ -113,7 +113,7 @@ class Caller:
 
 @dataclass
 class Stage:
-    """One language's application in front of one server."""
+    """One language's application and one server."""
 
     language: str
     command: Sequence[str]
@@ -158,7 +158,7 @@ async def stage(language: str, directory: Path, service: str, address: str) -> A
 
 @dataclass(frozen=True)
 class Upstream:
-    """A server; `pushes`: to these SDKs, too."""
+    """A server; `pushes`: whether it pushes to these SDKs."""
 
     port: int
     grpc_port: int
@@ -166,7 +166,7 @@ class Upstream:
 
     @property
     def allowed(self) -> float:
-        """Seconds by which a consumer may hear of a change later than directly."""
+        """Seconds by which a consumer may learn of a change later than directly."""
         return 0.2 if self.pushes else 0.2 + PUSHED + BUSY
 
 
@@ -181,7 +181,7 @@ def upstream(request: pytest.FixtureRequest) -> Upstream:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("language", ["go", "node"])
-async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_nacos(
+async def test_application_calls_survive_changes_of_providers_and_an_outage(
     language: str, upstream: Upstream, tmp_path: Path, service: str
 ) -> None:
     delays: list[str] = []
@@ -216,12 +216,12 @@ async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_
         calling = spawn(caller.run(), name="caller")
         outer.push_async_callback(stop, calling)
 
-        # more of them
+        # scale up
         begin = CLOCK.now()
         second, third = await asyncio.gather(play.provider(), play.provider())
         await both("two more", {first.port, second.port, third.port}, begin)
 
-        # one is stopped
+        # one provider stops
         begin = CLOCK.now()
         await first.leave()
         await both("stopped", {second.port, third.port}, begin)
@@ -233,8 +233,8 @@ async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_
         await both("killed", {third.port}, killed)
         missed = CLOCK.now()
 
-        # one is disabled at the server, whose SDK goes on beating, and enabled again; another one is well meanwhile,
-        # since r-nacos lists the unwell as well where nobody else is left
+        # one is disabled at the server and enabled again, while its SDK goes on beating; another one stays healthy,
+        # because r-nacos lists unhealthy instances if nothing else is left
         begin = CLOCK.now()
         spare = await play.provider()
         await both("one more", {third.port, spare.port}, begin)
@@ -248,7 +248,7 @@ async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_
                 await CLOCK.sleep_until(CLOCK.now() + 3)  # three beats
                 assert through.known == wanted, "no beat brings it back"
 
-        # Nacos goes away, and a deployment goes on: the next one comes, the last one leaves
+        # Nacos goes down while a deployment goes on: the next provider starts, the last one stops
         for way in (relay, pushing):
             await way.set("refuse")
         begin = CLOCK.now()
@@ -266,7 +266,7 @@ async def test_no_call_fails_that_need_not_whatever_happens_to_providers_and_to_
         back = CLOCK.now()
         await directly.knows({spare.port, fourth.port}, back, within=90)
 
-        # the proxy is restarted, and a provider comes
+        # the proxy restarts, and a provider starts
         await asyncio.to_thread(proxy.terminate)
         await asyncio.to_thread(proxy.start)
         begin = CLOCK.now()

@@ -1,4 +1,4 @@
-"""`auth = client`: each client's own token goes to the upstream, and nobody sees what their own would not show."""
+"""`auth = client`: each client's own token goes to the upstream, and nobody sees more than their token allows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def login(http: httpx.AsyncClient, user: str) -> str:
     raise AssertionError(reply.text)
 
 
-async def test_a_token_writes_and_reads_and_no_token_sees_nothing(proxy: Served) -> None:
+async def test_auth_client_reads_and_writes_only_with_a_token(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     query = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "accessToken": token}
     assert (await proxy.http.post(INSTANCE, params=query)).text == "ok"
@@ -53,13 +53,13 @@ async def test_a_token_writes_and_reads_and_no_token_sees_nothing(proxy: Served)
         assert (wrong.status_code, "10.0.0.1" in wrong.text) == (403, False)
 
 
-async def test_a_write_without_a_token_is_refused_as_the_upstream_refuses_it(proxy: Served) -> None:
+async def test_auth_client_refuses_a_write_without_a_token(proxy: Served) -> None:
     refused = await proxy.http.post(INSTANCE, params={"serviceName": "orders", "ip": "10.0.0.1", "port": "80"})
     assert refused.status_code == 403
 
 
-async def test_nobody_acts_with_the_identity_of_this_proxy() -> None:
-    """A request with that header passes every check of Nacos, so it may go with none that is somebody else's."""
+async def test_auth_client_never_sends_the_server_identity() -> None:
+    """A request with that header passes every check of Nacos, so the proxy must not add it to a client's request."""
     key, value = "serverIdentity", "of-the-servers"
     async with (
         facing("v1+v2", passwords=PASSWORDS, identity=(key, value)) as face,
@@ -85,7 +85,7 @@ async def test_nobody_acts_with_the_identity_of_this_proxy() -> None:
                 assert refused.status_code == 403, (method, path, refused.text)
 
 
-async def test_reads_of_two_tokens_are_cached_apart(proxy: Served, upstream: FaceServer) -> None:
+async def test_auth_client_caches_reads_per_token(proxy: Served, upstream: FaceServer) -> None:
     tokens = [await login(proxy.http, user) for user in PASSWORDS]
     for token in tokens:
         for _ in range(4):
@@ -97,7 +97,7 @@ async def test_reads_of_two_tokens_are_cached_apart(proxy: Served, upstream: Fac
     assert len([line for line in upstream.asked if "list" in line]) == len(asked) >= 2
 
 
-async def test_a_token_that_was_revoked_is_not_answered_from_memory(proxy: Served, upstream: FaceServer) -> None:
+async def test_auth_client_does_not_answer_a_revoked_token_from_the_cache(proxy: Served, upstream: FaceServer) -> None:
     token = await login(proxy.http, "nacos")
     query = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "accessToken": token}
     await proxy.http.post(INSTANCE, params=query)
@@ -111,7 +111,7 @@ async def test_a_token_that_was_revoked_is_not_answered_from_memory(proxy: Serve
     assert (again.status_code, "10.0.0.1" in again.text) == (403, False)
 
 
-async def test_no_token_stands_in_what_operators_see(proxy: Served) -> None:
+async def test_auth_client_shows_no_token_to_operators(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": token})
     for path in ("/status", "/metrics", "/", "/readyz"):
@@ -119,7 +119,7 @@ async def test_no_token_stands_in_what_operators_see(proxy: Served) -> None:
             assert token not in (await proxy.http.get(path, headers=headers)).text
 
 
-# who is let in
+# admission
 
 
 async def register(proxy: Served, service: str, **shown: str) -> None:
@@ -128,7 +128,7 @@ async def register(proxy: Served, service: str, **shown: str) -> None:
     assert (reply.status_code, reply.text) == (200, "ok")
 
 
-async def test_hundreds_of_invented_tokens_neither_open_anything_nor_lock_anybody_out(proxy: Served) -> None:
+async def test_auth_client_invented_tokens_make_no_tenant_and_lock_nobody_out(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     await register(proxy, "orders", accessToken=token)
     statuses = set[int]()
@@ -145,14 +145,14 @@ async def test_hundreds_of_invented_tokens_neither_open_anything_nor_lock_anybod
 
 
 @pytest.mark.parametrize("in_form", [False, True])
-async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
+async def test_auth_client_logs_in_a_name_and_password_once(
     proxy: Served,
     upstream: FaceServer,
     in_form: bool,
     caplog: pytest.LogCaptureFixture,
     request: pytest.FixtureRequest,
 ) -> None:
-    """As the Node SDK does."""
+    """The Node SDK sends them with each call."""
     caplog.set_level("DEBUG")
     account = {"username": "nacos", "password": PASSWORDS["nacos"]}
     service = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
@@ -165,7 +165,7 @@ async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
         shown = await proxy.http.get(LIST, params={"serviceName": "orders", **account})
         assert [host["ip"] for host in shown.json()["hosts"]] == ["10.0.0.1"]
     logins = [line for line in upstream.asked if line in ("POST /v1/auth/login", "POST /v3/auth/user/login")]
-    at_v3 = request.node.callspec.params["upstream"] == "v3"  # the path of v1 is asked first, and is not there
+    at_v3 = request.node.callspec.params["upstream"] == "v3"  # the path of v1 is tried first and does not exist
     assert logins == ["POST /v1/auth/login", *["POST /v3/auth/user/login"] * at_v3]
     wrong = await proxy.http.get(LIST, params={"serviceName": "orders", **account, "password": "guessed-1"})
     assert (wrong.status_code, "10.0.0.1" in wrong.text) == (403, False)
@@ -173,14 +173,14 @@ async def test_who_sends_name_and_password_with_each_call_is_logged_in_once(
     assert not [line for line in said if PASSWORDS["nacos"] in line or "guessed-1" in line]
 
 
-async def test_a_login_by_name_and_password_is_passed_on(proxy: Served) -> None:
+async def test_auth_client_forwards_a_login(proxy: Served) -> None:
     account = {"username": "nacos", "password": PASSWORDS["nacos"]}
     for _ in range(2):
         assert (await proxy.http.post("/nacos/v1/auth/login", params=account)).status_code == 200
     assert proxy.app.tenants is not None and len(proxy.app.tenants) == 0
 
 
-async def test_while_the_upstream_is_away_only_tokens_that_it_took_before_are_served() -> None:
+async def test_auth_client_serves_only_known_tokens_while_the_upstream_is_down() -> None:
     async with AsyncExitStack() as stack:
         face = await stack.enter_async_context(facing("v1+v2", passwords=PASSWORDS))
         async with serving(upstream=face.url, auth="client", breaker_failures=1, cache_ttl=0.001) as proxy:
@@ -200,26 +200,26 @@ def unpacked(datagram: bytes) -> str:
     return (gzip.decompress(datagram) if datagram[:2] == b"\x1f\x8b" else datagram).decode()
 
 
-async def test_a_client_with_a_token_is_pushed_to_by_udp(upstream: FaceServer) -> None:
+async def test_auth_client_pushes_by_udp(upstream: FaceServer) -> None:
     agent = {"User-Agent": "Nacos-Java-Client:v1.4.6"}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
-        ear.bind(("127.0.0.1", 0))
-        ear.setblocking(False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        udp.setblocking(False)
         async with serving(upstream=upstream.url, auth="client", udp_push=True) as proxy:
             token = await login(proxy.http, "nacos")
-            push = {"udpPort": str(ear.getsockname()[1]), "clientIP": "127.0.0.1"}
+            push = {"udpPort": str(udp.getsockname()[1]), "clientIP": "127.0.0.1"}
             listed = {"serviceName": "orders", "accessToken": token, **push}
             assert (await proxy.http.get(LIST, params=listed, headers=agent)).status_code == 200
             await register(proxy, "orders", accessToken=token)
-            while "10.0.0.1" not in unpacked(await asyncio.get_running_loop().sock_recv(ear, 65_536)):
-                pass  # the empty list of before
+            while "10.0.0.1" not in unpacked(await asyncio.get_running_loop().sock_recv(udp, 65_536)):
+                pass  # the empty list from before
 
 
-# who may not any longer
+# revocation
 
 
 async def until_refused(proxy: Served, target: str, query: dict[str, str]) -> httpx.Response:
-    """Repeats a read, from the prepared answer while there is one, until it is refused."""
+    """Repeats a read, which the fast path may answer, until it is refused."""
     while (reply := await proxy.http.get(target, params=query)).status_code == 200:
         await asyncio.sleep(0)
     return reply
@@ -227,15 +227,13 @@ async def until_refused(proxy: Served, target: str, query: dict[str, str]) -> ht
 
 @pytest.fixture
 async def quick(upstream: FaceServer) -> AsyncIterator[Served]:
-    """Asks often, and believes a list for long: what ends here does not end by its age."""
+    """Polls often and trusts a list for long: nothing ends here because of its age."""
     often = {"poll_interval_read": 0.05, "poll_interval_subscribed": 0.05}
     async with serving(upstream=upstream.url, auth="client", cache_ttl=3600.0, **often) as served:
         yield served
 
 
-async def test_a_token_that_is_revoked_reads_nothing_more_and_its_streams_end(
-    quick: Served, upstream: FaceServer
-) -> None:
+async def test_auth_client_revoked_token_ends_reads_and_streams(quick: Served, upstream: FaceServer) -> None:
     token = await login(quick.http, "nacos")
     await register(quick, "orders", accessToken=token)
     shown = {"accessToken": token}
@@ -267,9 +265,7 @@ async def test_a_token_that_is_revoked_reads_nothing_more_and_its_streams_end(
         assert (again.status_code, "10.0.0.1" in again.text) == (403, False), path
 
 
-async def test_a_right_that_is_taken_away_ends_what_shows_that_service_and_nothing_else(
-    quick: Served, upstream: FaceServer
-) -> None:
+async def test_auth_client_revoked_right_ends_only_streams_of_that_service(quick: Served, upstream: FaceServer) -> None:
     assert upstream.users is not None
     admin, token = await login(quick.http, "nacos"), await login(quick.http, "app")
     shown = {"accessToken": token}

@@ -1,4 +1,4 @@
-"""The installed command as a person and as a script use it; each command once against a running proxy."""
+"""The installed command, for people and for scripts; each command once against a running proxy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shell() -> Iterator[Shell]:
         yield Shell(proxy)
 
 
-def test_the_life_of_an_instance(shell: Shell) -> None:
+def test_cli_register_get_list_pick_modify_beat_deregister_and_watch(shell: Shell) -> None:
     place = ("orders", "10.0.0.1:8080")
     watch = Process([str(NACOS_PROXY), "watch", "orders", "--json"], env=shell.env)
     with watch:
@@ -71,14 +71,14 @@ def test_the_life_of_an_instance(shell: Shell) -> None:
     assert [event["event"] for event in events] == ["snapshot", "change", "change", "change"]
 
 
-def test_exit_codes_tell_a_script_what_happened(shell: Shell) -> None:
+def test_cli_exit_codes(shell: Shell) -> None:
     shell.run("get", "nobody", code=1)
     shell.run("pick", "nobody", code=1)
     shell.run("register", "x", "10.0.0.1", code=2)
     shell.run("get", "orders", "--server", f"127.0.0.1:{free_port()}", code=3)
 
 
-def test_a_failure_with_json_is_still_json_or_nothing_on_standard_output(shell: Shell) -> None:
+def test_cli_json_prints_json_or_nothing_on_failure(shell: Shell) -> None:
     done = subprocess.run(
         [str(NACOS_PROXY), "pick", "nobody", "--json"], env=shell.env, capture_output=True, text=True, timeout=100
     )
@@ -86,13 +86,13 @@ def test_a_failure_with_json_is_still_json_or_nothing_on_standard_output(shell: 
     assert shell.json("get", "nobody")["hosts"] == []
 
 
-def test_settings_are_printed_for_people_and_for_programs(shell: Shell) -> None:
+def test_cli_config_prints_text_and_json(shell: Shell) -> None:
     shown = shell.json("config", "--cache-ttl", "3s")
     assert shown["cache_ttl"] == {"value": "3s", "source": "flag --cache-ttl"}
     assert re.search(r"^cache_ttl += 3s +flag --cache-ttl$", shell.run("config", "--cache-ttl", "3s"), re.MULTILINE)
 
 
-def test_doctor_knows_our_own_proxy_for_an_upstream(shell: Shell, tmp_path: Path) -> None:
+def test_cli_doctor_accepts_this_proxy_as_upstream_and_reports_an_unreachable_one(shell: Shell, tmp_path: Path) -> None:
     here = ("--port", str(free_port()), "--state-dir", str(tmp_path))
     said = shell.run("doctor", "--upstream", shell.proxy.url, *here)
     assert re.search(r"^ok   upstream: .* answers in", said, re.MULTILINE)
@@ -102,7 +102,7 @@ def test_doctor_knows_our_own_proxy_for_an_upstream(shell: Shell, tmp_path: Path
     assert re.search(r"^FAIL upstream: .*\n     -> check that Nacos is running there", said, re.MULTILINE)
 
 
-def test_doctor_finds_a_real_r_nacos_in_order(shell: Shell, rnacos: RNacos, tmp_path: Path) -> None:
+def test_cli_doctor_passes_for_r_nacos(shell: Shell, rnacos: RNacos, tmp_path: Path) -> None:
     here = ("--port", str(free_port()), "--state-dir", str(tmp_path))
     said = shell.run("doctor", "--upstream", rnacos.url, *here)
     found = re.findall(r"^(\S+) +([a-z ]+):", said, re.MULTILINE)
@@ -111,18 +111,18 @@ def test_doctor_finds_a_real_r_nacos_in_order(shell: Shell, rnacos: RNacos, tmp_
     ]
 
 
-def test_the_demo_says_each_step_and_ends(shell: Shell) -> None:
+def test_cli_demo_prints_each_step_and_ends(shell: Shell) -> None:
     said = shell.run("demo", "--once", "--port", "0")
     assert len(re.findall(r"^\$ curl ", said, re.MULTILINE)) == 8
 
 
-def test_a_command_is_registered_while_its_check_passes_and_leaves_when_it_ends(shell: Shell, tmp_path: Path) -> None:
-    """A legacy server that knows nothing of Nacos."""
+def test_cli_register_managed_registers_a_command_until_it_ends(shell: Shell, tmp_path: Path) -> None:
+    """The command is a legacy server that knows nothing of Nacos."""
     port = free_port()
     words = ["register", "--managed", "--check-http", f"http://127.0.0.1:{port}/", "--interval", "100ms", "legacy"]
     server = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with Process([str(NACOS_PROXY), *words, f"127.0.0.1:{port}", "--", *server], env=shell.env) as command:
-        command.wait_for(re.compile(r'"GET / HTTP/1.1" 200'))  # the proxy's check
+        command.wait_for(re.compile(r'"GET / HTTP/1.1" 200'))  # the proxy's health check
         assert shell.run("pick", "legacy") == f"127.0.0.1:{port}\n"
         command.signal(signal.SIGTERM)
         assert command.wait() == 128 + signal.SIGTERM

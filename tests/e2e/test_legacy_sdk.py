@@ -1,7 +1,6 @@
-"""The Python SDK that teams have (nacos-sdk-python 2.0.11, unmodified) at the proxy, before servers of each generation.
+"""nacos-sdk-python 2.0.11, unmodified, at the proxy, in front of servers of each generation.
 
-It is synchronous and blocks, so it runs beside the loop in which the upstream of the proxy may live. Its server address
-is the only thing that a user changes.
+The SDK blocks, so it runs in a thread beside the event loop of the upstream. A user changes only the server address.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ IP, PORT = "10.0.0.1", 8080
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),  # one process for all tests of a generation
-    pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning"),  # the SDK makes its TLS contexts as Python 3.5 did
+    pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning"),  # the SDK creates its TLS contexts as for Python 3.5
 ]
 
 
@@ -46,7 +45,7 @@ async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[ProxyProcess]:
 
 @pytest.fixture
 def behind(request: pytest.FixtureRequest) -> str:
-    """The server behind the proxy."""
+    """The kind of server behind the proxy."""
     return str(request.node.callspec.params["proxy"])
 
 
@@ -67,7 +66,7 @@ def addresses(listed: dict[str, Any]) -> list[tuple[str, int, str]]:
     return sorted((host["ip"], host["port"], host["clusterName"]) for host in listed["hosts"])
 
 
-async def test_an_instance_lives_its_life(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_add_list_beat_and_remove_an_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         assert client.add_naming_instance(service, IP, PORT, "c1", 2.0, {"zone": "a"}, True, True, True) is True
         listed = client.list_naming_instance(service)
@@ -92,7 +91,7 @@ async def test_an_instance_lives_its_life(client: nacos.NacosClient, service: st
     await beside(life)
 
 
-async def test_clusters_and_groups_are_asked_for_and_echoed(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_lists_by_cluster_and_group(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         for number, cluster in enumerate(("c1", "c2", "c3")):
             client.add_naming_instance(service, f"10.0.0.{number}", PORT, cluster, group_name="G")
@@ -105,10 +104,10 @@ async def test_clusters_and_groups_are_asked_for_and_echoed(client: nacos.NacosC
     await beside(life)
 
 
-async def test_an_instance_without_a_cluster_is_in_the_one_called_none(
+async def test_legacy_sdk_sends_none_as_the_default_cluster(
     client: nacos.NacosClient, behind: str, service: str
 ) -> None:
-    """The SDK sends its None as text, and servers take it for a name; on a 1.x it is part of the instance's key."""
+    """The SDK sends None as text, which servers accept as a name; on 1.x it is part of the instance's key."""
 
     def life() -> None:
         client.add_naming_instance(service, IP, PORT)
@@ -122,7 +121,7 @@ async def test_an_instance_without_a_cluster_is_in_the_one_called_none(
     await beside(life)
 
 
-async def test_writes_may_be_repeated(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_may_repeat_writes(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         for _ in range(3):
             assert client.add_naming_instance(service, IP, PORT, "c1") is True
@@ -137,7 +136,7 @@ async def test_writes_may_be_repeated(client: nacos.NacosClient, service: str) -
     await beside(life)
 
 
-async def test_a_persistent_instance_is_added_and_removed(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_adds_and_removes_a_persistent_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         assert client.add_naming_instance(service, IP, PORT, "c1", ephemeral=False) is True
         assert [host["ephemeral"] for host in client.list_naming_instance(service)["hosts"]] == [False]
@@ -147,7 +146,7 @@ async def test_a_persistent_instance_is_added_and_removed(client: nacos.NacosCli
     await beside(life)
 
 
-async def test_what_is_not_there_is_an_exception_as_of_a_server(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_raises_for_an_unknown_instance(client: nacos.NacosClient, service: str) -> None:
     def life() -> None:
         client.add_naming_instance(service, IP, PORT, "c1")
         with pytest.raises(NacosException, match="404"):
@@ -162,7 +161,7 @@ Heard = queue.SimpleQueue[tuple[str, str, float]]
 
 
 def listening(name: str) -> tuple[Heard, SubscribeListener]:
-    """What a listener of the SDK hears: event, address and weight."""
+    """The events, addresses and weights that a listener of the SDK gets."""
     heard: Heard = queue.SimpleQueue()
 
     def told(event: str, instance: Any) -> None:
@@ -171,13 +170,15 @@ def listening(name: str) -> tuple[Heard, SubscribeListener]:
     return heard, SubscribeListener(told, name)
 
 
-async def test_a_subscriber_hears_of_each_change_until_it_unsubscribes(client: nacos.NacosClient, service: str) -> None:
+async def test_legacy_sdk_subscriber_gets_changes_until_it_unsubscribes(
+    client: nacos.NacosClient, service: str
+) -> None:
     heard, first = listening("first")
     others, second = listening("second")
 
     def life() -> None:
         client.add_naming_instance(service, "10.0.0.1", PORT, "c1")
-        client.subscribe([first, second], 0.05, service)  # the first instance of the first list is not told of
+        client.subscribe([first, second], 0.05, service)  # the SDK does not report the first instance of the first list
         client.add_naming_instance(service, "10.0.0.2", PORT, "c1")
         assert heard.get(timeout=60) == ("ADDED", "10.0.0.2", 1.0)
         client.modify_naming_instance(service, "10.0.0.2", PORT, "c1", weight=4)
@@ -197,12 +198,12 @@ async def test_a_subscriber_hears_of_each_change_until_it_unsubscribes(client: n
 
 
 @pytest.mark.parametrize("generation", ["v1+v2", "v3"])
-async def test_a_subscription_and_beats_outlive_an_outage_of_the_upstream(
+async def test_legacy_sdk_subscription_and_beats_survive_an_outage(
     generation: str, tmp_path: Path, service: str
 ) -> None:
-    """One failed poll would end the SDK's subscription for good: lists are answered 200 while nobody is behind.
+    """A single failed poll would end the SDK's subscription, so lists are answered 200 during an outage.
 
-    What registers meanwhile shows at once here, and to the server when it is back.
+    A registration during the outage shows at once here, and at the server after it.
     """
     heard, listener = listening("only")
     async with facing(generation) as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
@@ -227,7 +228,7 @@ async def test_a_subscription_and_beats_outlive_an_outage_of_the_upstream(
 
 
 @pytest.mark.parametrize("generation", FACES)
-async def test_it_logs_in_and_works_with_its_token(generation: str, tmp_path: Path, service: str) -> None:
+async def test_legacy_sdk_logs_in_and_uses_its_token(generation: str, tmp_path: Path, service: str) -> None:
     async with facing(generation, passwords={"nacos": "pw"}) as server:
         account = {"NACOS_PROXY_USERNAME": "nacos", "NACOS_PROXY_PASSWORD": "pw"}
         async with process("--upstream", server.url, **account) as proxy:

@@ -1,7 +1,7 @@
-"""Requests of each dialect to servers of each generation: the same bytes come back, whatever is behind.
+"""Requests of each dialect to servers of each generation: the answers are the same bytes for every upstream.
 
-A v1 or v2 client is answered as by Nacos 2.5.1, a v3 client as by 3.0.3. Read after each write twice: as it stands in
-the proxy, and with the server asked (`no-cache`).
+The proxy answers v1 and v2 as Nacos 2.5.1 does, v3 as 3.0.3 does. After each write a list is read twice: as the proxy
+has it, and from the server (`no-cache`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tests.helpers.app import serving
 
 TEXT, JSON = "text/plain;charset=UTF-8", "application/json"
 V1, V2, V3, ADMIN = "/nacos/v1/ns", "/nacos/v2/ns", "/nacos/v3/client/ns", "/nacos/v3/admin/ns"
-# r-nacos registers what it does not know from any beat, a light one too.
+# r-nacos registers an unknown instance from any beat, even a light one.
 REGISTERS = {"r-nacos": {"clientBeatInterval": 5000, "code": 10200, "lightBeatEnabled": True}}
 OK = {"code": 0, "message": "success", "data": "ok"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A request and its whole answer. `params` go into the query, for writes every other time into a form."""
+    """A request and its whole answer. `params` go into the query; for every other write into a form."""
 
     method: str
     path: str
@@ -36,7 +36,7 @@ class Step:
     type: str | None
     body: Any
     headers: dict[str, str] = field(default_factory=dict)
-    otherwise: dict[str, Any] = field(default_factory=dict)  # the body where a generation differs
+    otherwise: dict[str, Any] = field(default_factory=dict)  # the body of a generation that differs
 
 
 def host(service: str, ip: str, *, weight: float = 1.0, cluster: str = "DEFAULT", **metadata: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def listing(service: str, clusters: str, *hosts: dict[str, Any]) -> dict[str, An
 
 
 def one(service: str, name: str, ip: str, weight: float, **metadata: str) -> dict[str, Any]:
-    """A single instance as v1 (`service`) and v2 (`serviceName`) show it."""
+    """A single instance as v1 (`service`) or v2 (`serviceName`) shows it."""
     shown = host(service, ip, weight=weight, **metadata)
     fields = ("ip", "port", "clusterName", "weight", "healthy", "instanceId", "metadata")
     return {name: f"G@@{service}", **{field: shown[field] for field in fields}}
@@ -194,13 +194,15 @@ async def play(http: httpx.AsyncClient, steps: Iterator[Step], generation: str =
         said = step.otherwise.get(generation, step.body)
         body = said if isinstance(said, str) else json.dumps(said, separators=(",", ":"))
         text = re.sub(r'(?<="lastRefTime":)\d+', "0", reply.text)
-        text = text.replace('"cacheMillis":3000', '"cacheMillis":10000') if generation == "1.x" else text  # as it said
+        text = (
+            text.replace('"cacheMillis":3000', '"cacheMillis":10000') if generation == "1.x" else text
+        )  # 1.x sends another interval
         got = (reply.status_code, reply.headers.get("content-type"), text)
         assert (number, step, got) == (number, step, (step.status, step.type, body))
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_a_client_is_answered_alike_whatever_is_behind(
+async def test_matrix_dialect_has_the_same_answers_for_every_upstream(
     client: str, generation: str, upstream: str, service: str
 ) -> None:
     async with serving(upstream=upstream) as proxy:
@@ -208,19 +210,19 @@ async def test_a_client_is_answered_alike_whatever_is_behind(
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_and_without_the_fast_path(client: str, service: str) -> None:
+async def test_matrix_dialect_has_the_same_answers_without_the_fast_path(client: str, service: str) -> None:
     async with serving(fast_path=False) as proxy:
         await play(proxy.http, CLIENTS[client](service))
 
 
-async def test_the_process_in_front_of_a_server_answers_all_three(generation: str, upstream: str, service: str) -> None:
+async def test_matrix_process_answers_all_dialects(generation: str, upstream: str, service: str) -> None:
     async with process("--upstream", upstream) as proxy, httpx.AsyncClient(base_url=proxy.url) as http:
         for client, steps in CLIENTS.items():
             await play(http, steps(f"{service}-{client}"), generation)
 
 
-async def test_services_are_listed_in_each_dialect(upstream: str, service: str) -> None:
-    """The group is the test's own: the real server holds others."""
+async def test_matrix_services_are_listed_in_each_dialect(upstream: str, service: str) -> None:
+    """The test has its own group, because the real server holds other services."""
     async with serving(upstream=upstream) as proxy:
         for number in (1, 2, 3):
             query = {"serviceName": f"s{number}", "groupName": service, "ip": f"10.0.0.{number}", "port": "80"}
@@ -241,7 +243,7 @@ async def test_services_are_listed_in_each_dialect(upstream: str, service: str) 
         assert rows[2]["ipCount"] == 2
 
 
-async def test_pages_with_instances_show_them_whatever_is_behind(upstream: str, service: str) -> None:
+async def test_matrix_service_pages_with_instances_show_them(upstream: str, service: str) -> None:
     async with serving(upstream=upstream) as proxy:
         query = {"serviceName": service, "groupName": "G", "ip": "10.0.0.1", "port": "80"}
         await proxy.http.post(f"{V1}/instance", params=query)
@@ -253,7 +255,7 @@ async def test_pages_with_instances_show_them_whatever_is_behind(upstream: str, 
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/console/health/liveness", "/nacos/v3/admin/core/state/liveness"])
-async def test_the_proxy_lives_whatever_is_behind(path: str, upstream: str) -> None:
+async def test_matrix_liveness_is_ok_for_every_upstream(path: str, upstream: str) -> None:
     async with serving(upstream=upstream) as proxy:
         reply = await proxy.http.get(path)
         v1s = "OK" if "/v1/" in path else '{"code":0,"message":"success","data":"ok"}'

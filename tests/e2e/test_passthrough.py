@@ -1,4 +1,4 @@
-"""What is no naming API through the whole proxy: configuration on a real server, logins on each generation."""
+"""Requests outside the naming API through the whole proxy: configuration on r-nacos, logins on each generation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def read(http: httpx.AsyncClient, data_id: str) -> httpx.Response:
 
 
 async def listen(http: httpx.AsyncClient, data_id: str, content: str, wait_ms: int) -> httpx.Response:
-    """As SDKs listen: what they have by its md5, and for how long they would wait."""
+    """Listens as SDKs do: sends the md5 of what they have, and how long they wait."""
     known = "\x02".join((data_id, "DEFAULT_GROUP", hashlib.md5(content.encode()).hexdigest())) + "\x01"
     return await http.post(
         f"{CONFIGS}/listener",
@@ -38,7 +38,7 @@ async def listen(http: httpx.AsyncClient, data_id: str, content: str, wait_ms: i
     )
 
 
-async def test_configuration_is_published_read_and_deleted_as_without_us(rnacos: RNacos, service: str) -> None:
+async def test_passthrough_publishes_reads_and_deletes_configuration(rnacos: RNacos, service: str) -> None:
     async with serving(upstream=rnacos.url) as proxy, httpx.AsyncClient(base_url=rnacos.url) as direct:
         assert await publish(proxy.http, service, "a: 1\nb: 北京\n") == "true"
         ours, theirs = await read(proxy.http, service), await read(direct, service)
@@ -51,7 +51,7 @@ async def test_configuration_is_published_read_and_deleted_as_without_us(rnacos:
         assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content) == (404, theirs.content)
 
 
-async def test_a_listener_waits_until_the_configuration_changes(rnacos: RNacos, service: str) -> None:
+async def test_passthrough_listener_waits_for_a_change(rnacos: RNacos, service: str) -> None:
     async with serving(upstream=rnacos.url) as proxy:
         await publish(proxy.http, service, "one")
         waiting = spawn(listen(proxy.http, service, "one", 20_000), name="listener")
@@ -64,10 +64,8 @@ async def test_a_listener_waits_until_the_configuration_changes(rnacos: RNacos, 
         assert service in reply.text
 
 
-async def test_a_listener_of_what_does_not_change_is_answered_by_the_server_when_its_time_is_up(
-    rnacos: RNacos, service: str
-) -> None:
-    """Longer than any time-out of ours for a call."""
+async def test_passthrough_listener_gets_the_timeout_answer_of_the_server(rnacos: RNacos, service: str) -> None:
+    """The wait is longer than every timeout of the proxy for a call."""
     async with serving(upstream=rnacos.url, upstream_timeout=1.0, cold_wait=0.5) as proxy:
         await publish(proxy.http, service, "one")
         begin = time.perf_counter()
@@ -76,20 +74,20 @@ async def test_a_listener_of_what_does_not_change_is_answered_by_the_server_when
         assert time.perf_counter() - begin > 1.5
 
 
-async def test_the_process_carries_configuration_too(rnacos: RNacos, service: str) -> None:
+async def test_passthrough_of_the_process_forwards_configuration(rnacos: RNacos, service: str) -> None:
     async with process("--upstream", rnacos.url) as proxy, httpx.AsyncClient(base_url=proxy.url) as http:
         assert await publish(http, service, "x" * 200_000) == "true"
         assert (await read(http, service)).text == "x" * 200_000
 
 
 async def login(proxy: Served, path: str, password: str) -> httpx.Response:
-    """As the Java client does: the name in the query, the password in the form."""
+    """Logs in as the Java client does: the name in the query, the password in the form."""
     return await proxy.http.post(f"/nacos{path}", params={"username": "nacos"}, data={"password": password})
 
 
 @pytest.mark.parametrize("path", ["/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login"])
 @pytest.mark.parametrize("face", FACES)
-async def test_a_client_logs_in_whatever_is_behind(face: str, path: str) -> None:
+async def test_passthrough_login_works_for_every_upstream(face: str, path: str) -> None:
     async with facing(face, passwords={"nacos": "pw"}) as upstream, serving(upstream=upstream.url) as proxy:
         reply = await login(proxy, path, "pw")
         assert (reply.status_code, list(reply.json())) == (
@@ -99,7 +97,7 @@ async def test_a_client_logs_in_whatever_is_behind(face: str, path: str) -> None
         assert (await login(proxy, path, "wrong")).status_code in (403, 500)
 
 
-async def test_nothing_but_the_context_path_of_the_upstream_can_be_reached() -> None:
+async def test_passthrough_reaches_only_the_context_path() -> None:
     async with facing("v1+v2") as upstream, serving(upstream=upstream.url) as proxy:
         for path in ("/nacos/../secret", "/nacos/%2e%2e/secret", "/nacos//evil.example/x", "/nacos/a%2fb"):
             reply = await proxy.http.send(httpx.Request("GET", httpx.URL(proxy.url, raw_path=path.encode())))

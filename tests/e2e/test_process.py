@@ -1,4 +1,4 @@
-"""The real process: how it starts, reloads, stops, and what it keeps to itself."""
+"""The real process: how it starts, reloads and stops, and which secrets it keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nacos_proxy.client.client import NacosClient
 from tests.helpers.live import ProxyProcess
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
-PATIENCE = 60.0  # seconds, for what hangs
+PATIENCE = 60.0  # seconds before a test gives up
 SECRETS = {"token": "read-token-7f3a", "admin": "admin-token-91cc", "password": "upstream-password-5d2e"}
 
 
@@ -35,7 +35,7 @@ def http(proxy: ProxyProcess, token: str = "", **options: Any) -> httpx.Client:
 
 
 def connect(proxy: ProxyProcess, request: str) -> socket.socket:
-    """A connection on which this much of a request was sent."""
+    """A connection on which this part of a request was sent."""
     connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
     connection.sendall(request.replace("\n", "\r\n").encode())
     return connection
@@ -69,7 +69,7 @@ def hosts(proxy: ProxyProcess, service: str = "orders", **client: Any) -> list[d
 # start
 
 
-def test_it_says_where_it_listens_and_answers_there() -> None:
+def test_serve_prints_its_url_and_answers() -> None:
     with ProxyProcess() as proxy, http(proxy) as calls:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", proxy.url)
         assert calls.get("/healthz").json() == {"status": "ok"}
@@ -78,7 +78,7 @@ def test_it_says_where_it_listens_and_answers_there() -> None:
 
 
 def refused(*arguments: str, state_dir: Path) -> str:
-    """What a start that cannot be says; its exit code is 2 and no traceback is shown."""
+    """The output of a start that must fail with exit code 2 and without a traceback."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
     done = subprocess.run(
         [sys.executable, "-m", "nacos_proxy", "serve", "--state-dir", str(state_dir), *arguments],
@@ -91,7 +91,7 @@ def refused(*arguments: str, state_dir: Path) -> str:
     return done.stderr
 
 
-def test_a_taken_port_and_a_locked_state_directory_are_said_plainly(tmp_path: Path) -> None:
+def test_serve_reports_a_taken_port_and_a_locked_state_directory(tmp_path: Path) -> None:
     with ProxyProcess() as proxy:
         said = refused("--port", str(proxy.port), state_dir=tmp_path)
         assert (
@@ -102,7 +102,7 @@ def test_a_taken_port_and_a_locked_state_directory_are_said_plainly(tmp_path: Pa
         assert "give this one its own --state-dir" in said
 
 
-def test_a_network_address_needs_a_token_or_the_word_insecure(tmp_path: Path) -> None:
+def test_serve_on_a_network_address_requires_a_token_or_insecure(tmp_path: Path) -> None:
     assert "set an API token" in refused("--host", "0.0.0.0", "--port", "0", state_dir=tmp_path)
     tokens = tmp_path / "tokens"
     tokens.write_text(f"admin:{SECRETS['admin']}\n")
@@ -121,11 +121,11 @@ def test_a_network_address_needs_a_token_or_the_word_insecure(tmp_path: Path) ->
         (("--upstream", "ftp://x"), "ftp://x"),
     ],
 )
-def test_settings_that_cannot_be_used_are_said_plainly(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_serve_reports_unusable_settings(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     assert said in refused("--port", "0", *arguments, state_dir=tmp_path)
 
 
-def test_a_state_directory_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:
+def test_serve_reports_an_impossible_state_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "file" in refused("--port", "0", state_dir=tmp_path / "file")
 
@@ -133,7 +133,7 @@ def test_a_state_directory_that_cannot_be_is_said_plainly(tmp_path: Path) -> Non
 # stop
 
 
-def test_a_stop_lets_a_request_under_way_finish() -> None:
+def test_sigterm_lets_a_request_finish() -> None:
     body = '{"ip": "10.0.0.9", "port": 80}'
     head = "POST /api/v1/services/late/instances HTTP/1.1\nHost: localhost\n"
     head += f"Content-Type: application/json\nContent-Length: {len(body)}\n\n"
@@ -152,7 +152,7 @@ def test_a_stop_lets_a_request_under_way_finish() -> None:
             assert calls.get("/status").json()["registrations"] == 1
 
 
-def test_a_request_that_never_finishes_does_not_hold_up_a_stop() -> None:
+def test_sigterm_waits_no_longer_than_drain_timeout() -> None:
     with ProxyProcess("--drain-timeout", "200ms") as proxy:
         stuck = connect(proxy, "POST /api/v1/services/a/instances HTTP/1.1\nHost: localhost\nContent-Length: 10\n\n{")
         with http(proxy) as calls:
@@ -161,7 +161,7 @@ def test_a_request_that_never_finishes_does_not_hold_up_a_stop() -> None:
         stuck.close()
 
 
-def test_a_stop_ends_event_streams_and_says_when_to_come_back() -> None:
+def test_sigterm_ends_event_streams_with_a_retry() -> None:
     with ProxyProcess("--events-retry", "1500ms") as proxy:
         register(proxy)
         stream = connect(proxy, "GET /api/v1/events?service=orders HTTP/1.1\nHost: localhost\n\n")
@@ -174,7 +174,7 @@ def test_a_stop_ends_event_streams_and_says_when_to_come_back() -> None:
         read_all(watching)
 
 
-def test_a_stop_writes_the_state_and_a_start_without_the_upstream_serves_it() -> None:
+def test_sigterm_writes_the_state_that_the_next_start_serves() -> None:
     with ProxyProcess() as upstream, ProxyProcess("--upstream", upstream.url, "--push", "off") as proxy:
         register(upstream)
         assert [h["ip"] for h in hosts(proxy)] == ["10.0.0.1"]
@@ -190,7 +190,7 @@ def test_a_stop_writes_the_state_and_a_start_without_the_upstream_serves_it() ->
 # reload
 
 
-def test_a_hang_up_reads_the_tokens_again(tmp_path: Path) -> None:
+def test_sighup_reloads_the_tokens(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("read:first-token\n")
     with ProxyProcess("--tokens-file", str(tokens)) as proxy:
@@ -221,8 +221,8 @@ def hang_up(proxy: ProxyProcess, said: str) -> None:
 # kill
 
 
-def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
-    """The embedded registry dies with the process: what is there afterwards was remembered, or brought by the beats."""
+def test_sigkill_loses_no_registration_of_a_beating_client() -> None:
+    """The embedded registry dies with the process: registrations come back from the state file or from beats."""
     with ProxyProcess() as proxy, NacosClient(proxy.url, timeout=PATIENCE) as client:
         for number in range(5):
             client.add_naming_instance("orders", f"10.0.0.{number}", 80, weight=2.0, metadata={"n": str(number)})
@@ -233,7 +233,7 @@ def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
         proxy.kill()
         proxy.start()
         for number in range(5):
-            # the light beat of an old client: nothing but its place
+            # the light beat of an old client: nothing but its address
             place = {"serviceName": "orders", "ip": f"10.0.0.{number}", "port": "80"}
             with http(proxy) as calls:
                 assert calls.put("/nacos/v1/ns/instance/beat", params=place).json()["code"] == 10200
@@ -242,7 +242,7 @@ def test_a_kill_under_a_beating_client_loses_no_registration() -> None:
 
 
 def state_of(proxy: ProxyProcess) -> str:
-    """What of registrations lies in the file by now."""
+    """'orders' once the state file holds all registrations, else ''."""
     return "orders" if rows_of(proxy, "registration") == 5 else ""
 
 
@@ -251,10 +251,10 @@ def rows_of(proxy: ProxyProcess, table: str) -> int:
         return len(db.execute(f"SELECT name FROM {table}").fetchall())
 
 
-# other doors
+# sockets and TLS
 
 
-def test_a_unix_socket_in_place_of_a_port(tmp_path: Path) -> None:
+def test_serve_uds_listens_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "proxy.sock"
     with ProxyProcess("--uds", str(path)) as proxy:
         assert proxy.url == f"unix:{path}"
@@ -274,7 +274,7 @@ def trusting(certificate: str | None = None) -> ssl.SSLContext:
     return context
 
 
-def test_tls() -> None:
+def test_serve_tls_cert_serves_tls() -> None:
     with ProxyProcess("--tls-cert", str(CERTIFICATES / "server.pem")) as proxy:
         assert proxy.url.startswith("https://127.0.0.1:")
         register(proxy, verify=trusting())
@@ -283,7 +283,7 @@ def test_tls() -> None:
             hosts(proxy)
 
 
-def test_client_certificates() -> None:
+def test_serve_tls_client_ca_requires_a_client_certificate() -> None:
     arguments = ("--tls-cert", str(CERTIFICATES / "server.pem"), "--tls-client-ca", str(CERTIFICATES / "ca.pem"))
     with ProxyProcess(*arguments) as proxy:
         register(proxy, verify=trusting("client.pem"))
@@ -294,7 +294,7 @@ def test_client_certificates() -> None:
 
 # the service manager
 
-# Takes the place of systemd: hands on its descriptors from 3 on, and becomes the proxy.
+# Stands in for systemd: passes its descriptors from 3 on to the proxy, which replaces it.
 ACTIVATE = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
@@ -305,7 +305,7 @@ os.execv(sys.executable, [sys.executable, "-m", "nacos_proxy", "serve", *sys.arg
 
 @contextlib.contextmanager
 def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The proxy on a socket that was opened before it; the port, the process."""
+    """The proxy on a socket that was opened before it; gives the port and the process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
 
     def third() -> None:
@@ -331,8 +331,8 @@ def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, s
             process.stdout.close()
 
 
-def test_a_socket_from_systemd_is_used(tmp_path: Path) -> None:
-    """A client that came before the proxy is answered, and the port outlives a restart."""
+def test_systemd_socket_is_used(tmp_path: Path) -> None:
+    """A client that connects before the proxy runs is answered."""
     with activated("--state-dir", str(tmp_path)) as (port, process):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as calls:
             assert calls.get("/healthz").json() == {"status": "ok"}
@@ -341,14 +341,14 @@ def test_a_socket_from_systemd_is_used(tmp_path: Path) -> None:
         assert (process.returncode, f"listening on http://127.0.0.1:{port}\n" in said) == (0, True)
 
 
-def test_a_socket_from_systemd_that_others_can_reach_needs_a_token_too(tmp_path: Path) -> None:
+def test_systemd_socket_on_a_network_address_requires_a_token(tmp_path: Path) -> None:
     with activated("--state-dir", str(tmp_path), host="0.0.0.0") as (_, process):
         said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
         assert "0.0.0.0 can be reached from other hosts: set an API token" in said
 
 
-def test_it_tells_the_service_manager(tmp_path: Path) -> None:
+def test_systemd_notify_reports_ready_watchdog_reload_and_stop(tmp_path: Path) -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(tmp_path / "notify"))
     manager.settimeout(PATIENCE)
@@ -373,7 +373,7 @@ def test_it_tells_the_service_manager(tmp_path: Path) -> None:
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "nacos-proxy.service"
 
 
-def test_the_unit_starts_on_no_embedded_registry(tmp_path: Path) -> None:
+def test_systemd_unit_refuses_to_start_without_an_upstream(tmp_path: Path) -> None:
     (command,) = re.findall(r"^ExecStart=\S+ (.*)$", UNIT.read_text(), re.MULTILINE)
     run = [sys.executable, "-m", "nacos_proxy", *command.split(), "--state-dir", str(tmp_path), "--port", "0"]
     clean = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull}
@@ -382,7 +382,7 @@ def test_the_unit_starts_on_no_embedded_registry(tmp_path: Path) -> None:
     assert "upstream is not set: set it to your Nacos, such as http://10.0.0.1:8848" in done.stderr
 
 
-def test_a_start_says_in_its_first_lines_what_runs(tmp_path: Path) -> None:
+def test_serve_banner_names_page_upstream_and_state(tmp_path: Path) -> None:
     with ProxyProcess("--state-dir", str(tmp_path)) as proxy:
         proxy.wait_for(re.compile(f"page: {proxy.url}/  API: {proxy.url}/docs\n"))
         assert "upstream: embedded registry, for development" in proxy.log
@@ -390,7 +390,7 @@ def test_a_start_says_in_its_first_lines_what_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
-def test_systemd_understands_the_unit_and_finds_it_well_shut_in(tmp_path: Path) -> None:
+def test_systemd_unit_is_valid_and_sandboxed(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/nacos-proxy/bin/nacos-proxy", sys.executable))
     checked = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
@@ -400,18 +400,18 @@ def test_systemd_understands_the_unit_and_finds_it_well_shut_in(tmp_path: Path) 
     assert subprocess.run(shut_in, capture_output=True).returncode == 0
 
 
-def test_the_credential_that_stands_for_no_tokens_file_holds_no_token(tmp_path: Path) -> None:
+def test_systemd_unit_default_credential_holds_no_token(tmp_path: Path) -> None:
     (instead,) = re.findall(r"^SetCredential=tokens:(.*)$", UNIT.read_text(), re.MULTILINE)
     (tmp_path / "tokens").write_text(instead)
     with ProxyProcess("--tokens-file", str(tmp_path / "tokens")) as proxy:
         assert status(proxy, "") == 200
 
 
-# trouble with the disk
+# disk faults
 
 
-def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
-    # a wrapper, for the limit to hold in the proxy alone
+def test_full_disk_degrades_readiness_and_refuses_no_request() -> None:
+    # a wrapper, so that the limit applies only to the proxy
     limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     limit += "os.execv(sys.executable, [sys.executable, '-m', 'nacos_proxy', 'serve', *sys.argv[1:]])"
     with ProxyProcess(command=(sys.executable, "-c", limit)) as proxy, http(proxy) as calls:
@@ -430,7 +430,7 @@ def test_a_full_disk_is_told_by_readiness_and_refuses_no_request() -> None:
 
 
 def read_only(state_dir: Path) -> tuple[str, ...]:
-    """The proxy with a file system of its own, of which this directory cannot be written."""
+    """The command of a proxy in its own mount namespace, where this directory is read-only."""
     mounts = f"mount --bind {state_dir} {state_dir} && mount -o remount,bind,ro {state_dir}"
     own = ("unshare", "--map-root-user", "--mount", "sh", "-c")
     if shutil.which("unshare") is None or subprocess.run((*own, mounts), capture_output=True).returncode:
@@ -439,7 +439,7 @@ def read_only(state_dir: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_state_directory_that_can_only_be_read_is_read_and_said(tmp_path: Path, killed: bool) -> None:
+def test_read_only_state_directory_is_read_and_reported(tmp_path: Path, killed: bool) -> None:
     with ProxyProcess() as upstream:
         register(upstream)
         with ProxyProcess("--upstream", upstream.url, "--push", "off", state_dir=tmp_path) as before:
@@ -463,7 +463,7 @@ def test_a_state_directory_that_can_only_be_read_is_read_and_said(tmp_path: Path
         assert "Traceback" not in proxy.log
 
 
-def test_a_state_directory_that_cannot_be_made_on_a_read_only_disk_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+def test_read_only_disk_without_a_state_directory_does_not_stop_serve(tmp_path: Path) -> None:
     with ProxyProcess(state_dir=tmp_path / "none", command=read_only(tmp_path)) as proxy, http(proxy) as calls:
         calls.post("/api/v1/services/orders/instances", json={"ip": "10.0.0.1", "port": 80}).raise_for_status()
         assert "disk: Read-only file system" in " ".join(calls.get("/readyz").json()["reasons"])
@@ -471,7 +471,7 @@ def test_a_state_directory_that_cannot_be_made_on_a_read_only_disk_is_no_reason_
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_was_registered_to_stay_is_there_after_a_restart(killed: bool) -> None:
+def test_persistent_instances_survive_a_restart(killed: bool) -> None:
     v1 = "/nacos/v1/ns"
     own = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80", "ephemeral": "false"}
     with ProxyProcess() as proxy:
@@ -505,7 +505,7 @@ def test_what_was_registered_to_stay_is_there_after_a_restart(killed: bool) -> N
 # secrets
 
 
-def test_no_secret_is_shown_anywhere(tmp_path: Path) -> None:
+def test_serve_shows_no_secret(tmp_path: Path) -> None:
     (tmp_path / "password").write_text(SECRETS["password"])
     environment = {
         "NACOS_PROXY_TOKENS": f"read:{SECRETS['token']},admin:{SECRETS['admin']}",

@@ -1,7 +1,7 @@
-"""SDKs of other languages, unmodified, at the proxy: what their users call, before servers of each generation.
+"""Unmodified SDKs of other languages at the proxy, in front of servers of each generation.
 
-The server address is the only thing that a user changes. `tests/e2e/clients/` holds a small program for each SDK;
-how an SDK sees the world (caches, what it never tells) is said where a test has to know of it.
+A user changes only the server address. `tests/e2e/clients/` holds a small program for each SDK. Tests name the
+peculiarities of an SDK (such as its cache) where they matter.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.helpers.live import RNacos, rnacos_binary
 
 V1 = "/nacos/v1/ns"
 PORT = 8080
-MAINTAINS = ("java", "go")  # the Node SDK changes no instance, picks none and lists no services
-BEATING = 22.0  # seconds; a server calls an instance unhealthy after 15 without a beat
-LONG = ("r-nacos", "v3")  # where SDKs beat for that long
-SILENT = "10.0.0.99"  # nobody beats for it
-# In one cluster: the Node SDK subscribes to DEFAULT where a user names none.
+MAINTAINS = ("java", "go")  # the Node SDK cannot update, select one instance, or list services
+BEATING = 22.0  # seconds; a server marks an instance unhealthy after 15 without a beat
+LONG = ("r-nacos", "v3")  # upstreams at which SDKs beat for that long
+SILENT = "10.0.0.99"  # has no beats
+# All in one cluster: the Node SDK subscribes to DEFAULT if no cluster is named.
 ONE = [("10.0.0.1", "DEFAULT")]
 TWO = [*ONE, ("10.0.0.2", "DEFAULT")]
 
@@ -40,9 +40,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1000
 
 @dataclass
 class Stand:
-    """What all tests share: a process of each SDK, a proxy before each generation of servers.
+    """Shared by all tests: a process of each SDK, and a proxy in front of each generation of servers.
 
-    Before r-nacos and 3.2 it is a process of its own, as users run it; that start takes seconds, so the others are not.
+    Only the proxies in front of r-nacos and 3.2 are processes, because the start of a process takes seconds.
     """
 
     directory: Path
@@ -63,7 +63,7 @@ class Stand:
             await self._begin()
 
     async def _begin(self) -> None:
-        """What takes its time goes on while the other tests run."""
+        """Starts what takes long, so that it runs during the other tests."""
         for upstream in LONG:
             if upstream in self.proxies:
                 await by_another(self.proxies[upstream], "POST", "beaten", SILENT)
@@ -128,7 +128,7 @@ class Client:
         return await self.sdk.call(do, client=self.name, **asked)
 
     async def seen(self, do: str, expected: Any, view: Callable[[Any], Any], **asked: Any) -> None:
-        """Asks until it sees that: the Go SDK answers from its own cache, which the proxy's push or its poll renews."""
+        """Calls until it returns `expected`: the Go SDK answers from its cache, which a push or its poll renews."""
         end = SystemClock().now() + 60
         while (found := view(await self(do, **asked))) != expected:
             assert SystemClock().now() < end, f"{do} shows {found}, not {expected}"
@@ -159,12 +159,12 @@ def addresses(hosts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def of(ip: str, *names: str) -> Callable[[Any], Any]:
-    """These fields of the host of that address."""
+    """These fields of the host with that address."""
     return lambda hosts: [tuple(host[name] for name in names) for host in hosts if host["ip"] == ip]
 
 
 def changed(hosts: Any) -> Any:
-    """Weight and zone: servers keep metadata that an update does not name, r-nacos does not."""
+    """Weight and zone: after an update servers keep other metadata, r-nacos does not."""
     return [(weight, metadata["zone"]) for weight, metadata in of("10.0.0.1", "weight", "metadata")(hosts)]
 
 
@@ -173,14 +173,14 @@ def port_of(url: str) -> int:
 
 
 async def by_another(proxy: str, method: str, service: str, ip: str, **more: str) -> None:
-    """The write of another client of this proxy."""
+    """A write by another client of this proxy."""
     query = {"serviceName": service, "ip": ip, "port": str(PORT), **more}
     async with httpx.AsyncClient(base_url=proxy, trust_env=False) as http:
         reply = await http.request(method, f"{V1}/instance", params=query)
         assert (reply.status_code, reply.text) == (200, "ok")
 
 
-async def test_an_instance_lives_its_life(client: Client, service: str) -> None:
+async def test_sdk_registers_lists_updates_and_deregisters(client: Client, service: str) -> None:
     await by_another(client.proxy, "POST", service, "10.0.0.9")
     mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "cluster": "c1"}
     assert await client("register", **mine, weight=2.0, metadata={"zone": "a b", "ü": "北京"}) is True
@@ -198,7 +198,7 @@ async def test_an_instance_lives_its_life(client: Client, service: str) -> None:
     await client.seen("instances", [("10.0.0.9", "DEFAULT")], addresses, service=service)
 
 
-async def test_groups_and_clusters_are_told_apart(client: Client, service: str) -> None:
+async def test_sdk_separates_groups_and_clusters(client: Client, service: str) -> None:
     for number in (1, 2, 3):
         mine = {"ip": f"10.0.0.{number}", "port": PORT, "cluster": f"c{number}"}
         await client("register", service=service, group=service, **mine)
@@ -209,7 +209,7 @@ async def test_groups_and_clusters_are_told_apart(client: Client, service: str) 
         assert await client("services", group=service, size=10) == {"count": 1, "names": [service]}
 
 
-async def test_a_persistent_instance_is_registered_without_beats(client: Client, service: str) -> None:
+async def test_sdk_registers_a_persistent_instance(client: Client, service: str) -> None:
     mine = {"service": service, "ip": "10.0.0.1", "port": PORT, "ephemeral": False}
     await client("register", **mine)
     await client.seen("instances", [("10.0.0.1", "DEFAULT")], addresses, service=service)
@@ -217,20 +217,18 @@ async def test_a_persistent_instance_is_registered_without_beats(client: Client,
 
 
 @pytest.mark.parametrize("language", ["java", "node"])
-async def test_the_server_is_up(client: Client) -> None:
+async def test_sdk_reports_the_server_as_up(client: Client) -> None:
     assert await client("status") == "UP"
 
 
 async def told(client: Client, name: str, expected: list[tuple[str, str]]) -> None:
-    """The subscription hears of a state like that, after any number of others."""
+    """Waits until the subscription gets this state, after any number of others."""
     while addresses(await client.sdk.event(name)) != expected:
         pass
 
 
-async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
-    stand: Stand, client: Client, service: str
-) -> None:
-    """Between the SDK and the proxy stands a relay that refuses from the first list on: only datagrams come through."""
+async def test_sdk_subscriber_gets_changes_by_push_alone(stand: Stand, client: Client, service: str) -> None:
+    """A relay between SDK and proxy refuses connections after the first list: only datagrams get through."""
     sdk, proxy, name = client.sdk, client.proxy, f"pushed-{service}-{client.sdk.language}"
     await by_another(proxy, "POST", service, "10.0.0.1")
     async with fault_proxy(port_of(proxy)) as relay:
@@ -246,7 +244,7 @@ async def test_a_subscriber_hears_of_what_others_change_by_push_alone(
         await sdk.call("unsubscribe", client=name, service=service, name=name)
 
 
-async def test_configuration_is_published_heard_of_and_removed(stand: Stand, language: str, service: str) -> None:
+async def test_sdk_publishes_listens_to_and_removes_configuration(stand: Stand, language: str, service: str) -> None:
     client = stand.at(language, "r-nacos")
     text = "a: 1\nb: 北京 & co=%20+\n"
     assert await client("publish", dataId=service, content=text) is True
@@ -262,13 +260,13 @@ async def test_configuration_is_published_heard_of_and_removed(stand: Stand, lan
     await client.seen("config", True, lambda found: not found, dataId=service)
 
 
-async def test_a_subscriber_whom_no_datagram_reaches_hears_by_its_own_poll(stand: Stand, language: str) -> None:
-    """The change was made when the first test began; SDKs poll every ten seconds, as lists tell them to."""
+async def test_sdk_subscriber_without_udp_gets_changes_by_its_poll(stand: Stand, language: str) -> None:
+    """The change was made when the first test began. SDKs poll every ten seconds, as lists tell them."""
     await told(stand.at(language, "polled"), f"polled-{language}", TWO)
 
 
 async def health(server: str, upstream: str) -> dict[str, bool]:
-    """Which instances of `beaten` the server itself takes for healthy."""
+    """The health of each instance of `beaten` at the server itself."""
     path = "/nacos/v3/client/ns/instance/list" if upstream == "v3" else f"{V1}/instance/list"
     async with httpx.AsyncClient(base_url=server, trust_env=False) as http:
         body = (await http.get(path, params={"serviceName": "beaten"})).json()
@@ -276,8 +274,8 @@ async def health(server: str, upstream: str) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("upstream", LONG)
-async def test_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
-    """Longer than a server waits: one that was registered at the same time, and does not beat, it takes for ill."""
+async def test_sdk_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
+    """Lasts longer than the server's timeout: an instance without beats becomes unhealthy."""
     languages = [name for name in BUILDS if name not in stand.missing or required(name)]
     clients = [stand.at(language, upstream) for language in languages] or [stand.at("go", upstream)]
     expected = {f"10.0.0.{number + 1}": True for number in range(len(clients))}
@@ -299,8 +297,8 @@ ACCOUNT = {"username": "nacos", "password": "pw"}
 @pytest.mark.parametrize("generation", ["v1+v2", "v3"])
 @pytest.mark.parametrize("auth", ["proxy", "client"])
 @pytest.mark.parametrize("language", ["java", "go", "node"])
-async def test_it_works_with_an_account(stand: Stand, language: str, auth: str, generation: str, service: str) -> None:
-    """Java and Go log in through the proxy and show their token; Node sends name and password with each call."""
+async def test_sdk_works_with_an_account(stand: Stand, language: str, auth: str, generation: str, service: str) -> None:
+    """Java and Go log in through the proxy and send their token; Node sends name and password with each call."""
     sdk = stand.at(language, "embedded").sdk
     name = f"login-{service}"
     async with facing(generation, passwords={"nacos": "pw"}) as server:

@@ -1,4 +1,4 @@
-"""What the proxy writes for other programs, read by those programs."""
+"""What the proxy writes for other programs, read by these programs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 
 from tests.helpers.live import Process, ProxyProcess, free_port
 
-# Addresses, weights and metadata that are legal in Nacos and could end another program's line, quote or block.
+# Addresses, weights and metadata that Nacos accepts and that could end a line, a quote or a block.
 INSTANCES = [
     {"ip": "127.0.0.1", "port": 8081, "weight": 2.5, "metadata": {"zone": "a", "a.b-c/d": 'quote " and ; {'}},
     {"ip": "2001:db8::1", "port": 8082, "weight": 10000, "clusterName": "c1"},
     {"ip": "backend.local;}", "port": 8083},
     {"ip": "127.0.0.4", "port": 8084, "weight": 0},
 ]
-# What is legal in Nacos, and a load balancer refuses it with its whole file, or reads another address out of it.
-READ_OTHERWISE = ("010.0.0.1", "10.0.0", "0x7f.1", "unix")  # by nginx, which takes them
+# Nacos accepts these. A load balancer refuses its whole file over them, or reads another address.
+READ_OTHERWISE = ("010.0.0.1", "10.0.0", "0x7f.1", "unix")  # nginx accepts these and reads another address
 TRAPS = [
     {"ip": ip, "port": 8090}
     for ip in (
@@ -47,7 +47,7 @@ def proxy() -> Iterator[ProxyProcess]:
 
 @pytest.fixture(scope="module")
 def trapped() -> Iterator[ProxyProcess]:
-    """A service whose instances were registered as Nacos clients do it, good ones among traps."""
+    """A service registered through the Nacos API: good instances among traps."""
     with ProxyProcess() as proxy, httpx.Client(base_url=proxy.url, trust_env=False) as http:
         for form in (*TRAPS, *SAFE):
             whole = {**form, "serviceName": "orders", "weight": "2.5", "ephemeral": "false"}
@@ -72,12 +72,17 @@ def lines(proxy: ProxyProcess, kind: str) -> str:
     return httpx.get(f"{proxy.url}/api/v1/sd/{kind}?service=orders", trust_env=False).raise_for_status().text
 
 
-def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "prometheus.yml"
+def discovered(proxy: ProxyProcess, directory: Path) -> list[dict[str, Any]]:
+    """The targets that promtool discovers; it always waits for its whole timeout."""
+    config = directory / "prometheus.yml"
     url = f"{proxy.url}/api/v1/sd/prometheus?service=orders"
     config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
     checked(tool("promtool"), "check", "config", str(config))
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=5s", str(config), "nacos"))
+    return json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=2s", str(config), "nacos"))
+
+
+def test_sd_prometheus_is_read_by_promtool(proxy: ProxyProcess, tmp_path: Path) -> None:
+    found = discovered(proxy, tmp_path)
     labels = {target["discoveredLabels"]["__address__"]: target["discoveredLabels"] for target in found}
     assert labels.keys() == {"127.0.0.1:8081", "[2001:db8::1]:8082", "backend.local;}:8083", "127.0.0.4:8084"}
     first = labels["127.0.0.1:8081"]
@@ -85,7 +90,7 @@ def test_prometheus_discovers_every_instance(proxy: ProxyProcess, tmp_path: Path
     assert (first["__meta_nacos_service"], first["__meta_nacos_weight"]) == ("orders", "2.5")
 
 
-def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> None:
+def test_metrics_pass_promtool_check(proxy: ProxyProcess) -> None:
     text = httpx.get(f"{proxy.url}/metrics", trust_env=False).text
     done = subprocess.run(
         [tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=100
@@ -94,40 +99,41 @@ def test_promtool_finds_nothing_to_say_of_our_metrics(proxy: ProxyProcess) -> No
     assert complaints == []
 
 
-def test_the_scrape_configuration_of_the_compose_file_is_one() -> None:
+def test_compose_prometheus_configuration_passes_promtool() -> None:
     deploy = Path(__file__).parents[2] / "deploy"
     checked(tool("promtool"), "check", "config", str(deploy / "prometheus.yml"))
 
 
-def test_haproxy_takes_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
+def check_haproxy(directory: Path, servers: str) -> None:
+    config = directory / "haproxy.cfg"
     timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
-    servers = "".join(f"  {line}\n" for line in lines(proxy, "haproxy").splitlines())
     config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
-    assert servers.count("server ") == 2
     checked(tool("haproxy"), "-c", "-f", str(config))
 
 
-def test_nothing_that_is_registered_makes_haproxy_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
-    timeouts = "defaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n"
+def test_sd_haproxy_is_accepted_by_haproxy(proxy: ProxyProcess, tmp_path: Path) -> None:
+    servers = lines(proxy, "haproxy")
+    assert servers.count("server ") == 2
+    check_haproxy(tmp_path, servers)
+
+
+def test_sd_haproxy_omits_what_haproxy_refuses(trapped: ProxyProcess, tmp_path: Path) -> None:
     nowhere = {"serviceName": "orders", "ip": "nosuch.invalid", "port": 80, "ephemeral": "false"}
     httpx.post(f"{trapped.url}/nacos/v1/ns/instance", data=nowhere, trust_env=False).raise_for_status()
     try:
-        servers = "".join(f"  {line}\n" for line in lines(trapped, "haproxy").splitlines())
-    finally:  # nginx takes no name that does not resolve, which we cannot know
+        servers = lines(trapped, "haproxy")
+    finally:  # nginx refuses a name that does not resolve, which the proxy cannot know
         httpx.request("DELETE", f"{trapped.url}/nacos/v1/ns/instance", params=nowhere, trust_env=False)
-    config.write_text(f"{timeouts}listen orders\n  bind 127.0.0.1:{free_port()}\n{servers}")
     assert servers.count("server ") == 4
-    checked(tool("haproxy"), "-c", "-f", str(config))
+    check_haproxy(tmp_path, servers)
 
 
-@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap["ip"])
-def test_nginx_would_refuse_its_file_for_a_trap_or_read_it_otherwise(trap: dict[str, Any], tmp_path: Path) -> None:
-    config = nginx_config(tmp_path, f"server {trap['ip']}:{trap['port']};")
+@pytest.mark.parametrize("instance", TRAPS, ids=lambda instance: instance["ip"])
+def test_traps_are_refused_or_misread_by_nginx(instance: dict[str, Any], tmp_path: Path) -> None:
+    config = nginx_config(tmp_path, f"server {instance['ip']}:{instance['port']};")
     command = [tool("nginx"), "-t", "-c", str(config), "-e", "stderr"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert (done.returncode == 0) is (trap["ip"] in READ_OTHERWISE), done.stderr
+    assert (done.returncode == 0) is (instance["ip"] in READ_OTHERWISE), done.stderr
 
 
 def nginx_config(directory: Path, servers: str) -> Path:
@@ -138,21 +144,18 @@ def nginx_config(directory: Path, servers: str) -> Path:
     return config
 
 
-def test_nothing_that_is_registered_makes_nginx_refuse_its_file(trapped: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_nginx_omits_what_nginx_refuses(trapped: ProxyProcess, tmp_path: Path) -> None:
     servers = lines(trapped, "nginx")
     assert servers.count("server ") == 3
     checked(tool("nginx"), "-t", "-c", str(nginx_config(tmp_path, servers)), "-e", "stderr")
 
 
-def test_prometheus_takes_every_group_whatever_is_registered(trapped: ProxyProcess, tmp_path: Path) -> None:
-    config = tmp_path / "prometheus.yml"
-    url = f"{trapped.url}/api/v1/sd/prometheus?service=orders"
-    config.write_text(f"scrape_configs: [{{job_name: nacos, http_sd_configs: [{{url: '{url}'}}]}}]\n")
-    found = json.loads(checked(tool("promtool"), "check", "service-discovery", "--timeout=5s", str(config), "nacos"))
+def test_sd_prometheus_of_hostile_instances_is_read_by_promtool(trapped: ProxyProcess, tmp_path: Path) -> None:
+    found = discovered(trapped, tmp_path)
     assert "[2001:db8::7]:8091" in {target.get("discoveredLabels", {}).get("__address__") for target in found}
 
 
-def test_nginx_serves_through_the_lines(proxy: ProxyProcess, tmp_path: Path) -> None:
+def test_sd_nginx_lets_nginx_serve_the_backends(proxy: ProxyProcess, tmp_path: Path) -> None:
     nginx, port = tool("nginx"), free_port()
     with httpx.Client(base_url=proxy.url, trust_env=False) as http:
         backend = {"ip": "127.0.0.1", "port": proxy.port, "ephemeral": False}

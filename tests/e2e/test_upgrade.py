@@ -1,4 +1,4 @@
-"""Servers behind a running proxy become another generation: clients, who keep beating and reading, lose nothing."""
+"""Servers behind a running proxy become another generation; clients that beat and read lose nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE = '{"serviceName":"DEFAULT_GROUP@@orders","ip":"10.0.0.1","port":80,"weigh
 
 
 class Client:
-    """A legacy client that registered once and then beats and lists; each answer must be as good as the first."""
+    """A legacy client that registers once, then beats and lists. Each answer must be as good as the first."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -41,14 +41,14 @@ class Client:
 
 
 async def held(server: FaceServer) -> list[str]:
-    """What the server itself has of the service."""
+    """The addresses of the service at the server itself."""
     return [instance.ip for instance in (await server.registry.send(Fetch(KEY))).instances]
 
 
 @pytest.mark.parametrize(
     "faces", [("v1+v2", "3.0", "v3"), ("v1", "v1+v2", "3.0 closed"), ("v3", "3.0", "v1+v2")], ids=" then ".join
 )
-async def test_an_upgrade_and_a_downgrade_lose_nothing(faces: tuple[str, ...]) -> None:
+async def test_upgrade_and_downgrade_of_the_upstream_lose_no_instance(faces: tuple[str, ...]) -> None:
     clock = FakeClock()
     async with facing(faces[0], clock) as server, serving(clock=clock, upstream=server.url) as proxy:
         client = Client(proxy.http)
@@ -68,7 +68,7 @@ async def test_an_upgrade_and_a_downgrade_lose_nothing(faces: tuple[str, ...]) -
             assert got.json()["metadata"] == {"face": str(number)}
 
 
-async def test_a_subscriber_hears_of_changes_before_and_after_and_of_none_by_the_upgrade() -> None:
+async def test_upgrade_of_the_upstream_sends_subscribers_no_change() -> None:
     clock = FakeClock()
     async with facing("v1+v2", clock) as server, serving(clock=clock, upstream=server.url) as proxy:
         client = Client(proxy.http)
@@ -77,7 +77,7 @@ async def test_a_subscriber_hears_of_changes_before_and_after_and_of_none_by_the
             lines = stream.aiter_lines()
 
             async def heard() -> str:
-                """The data of the next event that tells of a change."""
+                """The data of the next snapshot or change."""
                 name = ""
                 async for line in lines:
                     if line.startswith("event:"):
@@ -91,4 +91,4 @@ async def test_a_subscriber_hears_of_changes_before_and_after_and_of_none_by_the
                 server.turn(face)
                 await client.lives()
                 await client.register(ip=f"10.0.0.{number}", weight="1")
-                assert f"10.0.0.{number}" in await heard()  # the very next event: the upgrade itself made none
+                assert f"10.0.0.{number}" in await heard()  # the next event: the upgrade caused none

@@ -1,4 +1,4 @@
-"""Changes that others make are heard of by UDP where the upstream pushes so: Nacos 1.x, and others without gRPC."""
+"""The proxy learns of changes by UDP from upstreams without gRPC push, such as Nacos 1.x."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSTANCE = "/nacos/v1/ns/instance"
 HERE = {"serviceName": "orders", "ip": "10.0.0.1", "port": "80"}
 
 
-async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -> None:
+async def test_upstream_push_by_udp_brings_changes_without_a_poll() -> None:
     clock = FakeClock()
     async with (
         facing("1.x", clock) as server,
@@ -27,13 +27,13 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
         await proxy.http.get(f"{INSTANCE}/list", params=HERE)
         first = await proxy.http.get(f"{INSTANCE}/list", params=HERE)
         for _ in range(30):
-            if not server.subscribers:  # as long as the version is not known
+            if not server.subscribers:  # until the version is known
                 await clock.advance(1.0)
         assert server.subscribers
         async with proxy.http.stream("GET", "/api/v1/events", params={"service": "orders"}) as stream:
             lines = (line async for line in stream.aiter_lines() if line.startswith("data:"))
             assert '"enabled":true' in await anext(lines)
-            await clock.advance(1.0)  # what is pushed of the time before
+            await clock.advance(1.0)  # pushes of earlier changes
             await directly.put(INSTANCE, params={**HERE, "weight": "7"})
             await clock.advance(1.0)
             assert '"weight":7.0' in await anext(lines)
@@ -49,7 +49,7 @@ async def test_a_change_made_at_the_server_is_heard_of_by_udp_without_a_poll() -
 
 
 @pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-async def test_a_server_without_a_grpc_port_is_said_to_have_no_push_and_degrades_nothing(
+async def test_upstream_push_is_unavailable_and_ready_without_a_grpc_port(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -67,9 +67,7 @@ async def test_a_server_without_a_grpc_port_is_said_to_have_no_push_and_degrades
 
 
 @pytest.mark.parametrize(("face", "settings"), [("1.x", {"push": "off"}), ("v1", {"push": "auto"})])
-async def test_who_does_not_want_it_or_is_not_known_to_have_it_is_asked_for_none(
-    face: str, settings: dict[str, str]
-) -> None:
+async def test_upstream_push_by_udp_is_not_requested_if_off_or_unknown(face: str, settings: dict[str, str]) -> None:
     clock = FakeClock()
     async with facing(face, clock) as server, serving(clock=clock, upstream=server.url, **settings) as proxy:
         await proxy.http.get(f"{INSTANCE}/list", params=HERE)
@@ -81,7 +79,7 @@ async def test_who_does_not_want_it_or_is_not_known_to_have_it_is_asked_for_none
 
 
 @pytest.mark.parametrize(("face", "dialect"), [("v3", "auto"), ("3.0 closed", "auto"), ("3.0", "v3"), ("v1", "auto")])
-async def test_push_is_off_where_no_list_can_ask_for_it(face: str, dialect: str) -> None:
+async def test_upstream_push_is_off_if_no_list_can_request_it(face: str, dialect: str) -> None:
     clock = FakeClock()
     async with (
         facing(face, clock) as server,

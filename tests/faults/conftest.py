@@ -1,4 +1,4 @@
-"""What the suites of faults share: random numbers that a seed repeats, and what nobody handled."""
+"""Fixtures for the fault suites: seeded random numbers, and logged errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SEED = int(os.environ.get("NACOS_PROXY_TEST_SEED", "1")) or random.SystemRandom(
 
 
 @pytest.fixture
-def luck() -> random.Random:
-    """Every run draws the same, so that what fails is of the change that it came with.
+def rng() -> random.Random:
+    """Every run draws the same numbers, so that a failure comes from the change under test.
 
-    NACOS_PROXY_TEST_SEED names another seed; 0 draws one, and a failure prints it.
+    NACOS_PROXY_TEST_SEED sets another seed; 0 draws one, and a failure prints it.
     """
     print(f"NACOS_PROXY_TEST_SEED={SEED}")
     return random.Random(SEED)
 
 
 class Errors(logging.Handler):
-    """What was logged as an error: an exception that nobody handled among it."""
+    """Collects messages logged as errors, including unhandled exceptions."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -35,7 +35,7 @@ class Errors(logging.Handler):
 
 @pytest.fixture
 def errors() -> Iterator[list[str]]:
-    """uvicorn warns of each invalid request, which is right and would fill the report."""
+    """The messages logged as errors. uvicorn's warnings about invalid requests are expected and left out."""
     handler, root, loud = Errors(), logging.getLogger(), logging.getLogger("uvicorn.error")
     level = loud.level
     loud.setLevel(logging.ERROR)

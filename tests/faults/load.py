@@ -1,12 +1,12 @@
-"""Clients of a proxy while something breaks, and what must hold whatever broke.
+"""Clients of a proxy while something breaks, and the invariants that must hold in any case.
 
-Readers, writers, beaters and followers of event streams run beside each other against one URL and write down what
-they saw; `violations` says what of it must never happen:
+Readers, writers, beaters and followers of event streams run concurrently against one URL and record what they see.
+`violations` lists what must never happen:
 
-- a read that failed although the service had been read before, or that did not name all that it had to;
-- a write that was acknowledged and is not there;
-- a beat of a registered instance that was refused;
-- an event stream with a gap, a repeat, or ids that do not grow, also across reconnects.
+- a read that fails although the service was read before, or that lacks an instance;
+- an acknowledged write that is lost;
+- a refused beat of a registered instance;
+- a gap, a repeat or an id that does not grow in an event stream, also across reconnects.
 
 Nothing is timed. A step of an actor is one request and its answer; tests wait for steps, not for seconds.
 """
@@ -30,8 +30,8 @@ LIST = "/nacos/v1/ns/instance/list"
 INSTANCE = "/nacos/v1/ns/instance"
 BEAT = "/nacos/v1/ns/instance/beat"
 
-# On a busy machine a proxy may take long to start; what is looked for is no missed beat but a lost instance.
-PATIENT = '{"n":"%d","preserved.heart.beat.timeout":"60000","preserved.ip.delete.timeout":"120000"}'
+# A proxy may start slowly on a busy machine; these tests look for lost instances, not for missed beats.
+METADATA = '{"n":"%d","preserved.heart.beat.timeout":"60000","preserved.ip.delete.timeout":"120000"}'
 
 CLOCK = SystemClock()
 
@@ -39,7 +39,7 @@ Address = str
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Waits for something that has to come; the limit is for a program that hangs."""
+    """Waits for a condition that must become true; the limit is for a program that hangs."""
     end = CLOCK.now() + seconds
     while not condition():
         if CLOCK.now() > end:
@@ -53,7 +53,7 @@ def addresses(hosts: list[dict[str, Any]]) -> frozenset[Address]:
 
 @dataclass
 class Read:
-    """One read: what had to be in it when it began, and what came. `status` 0 is no answer at all."""
+    """One read: what it had to contain when it began, and the answer. `status` 0: no answer."""
 
     service: str
     must: frozenset[Address]
@@ -66,24 +66,24 @@ class Read:
 
 
 @dataclass
-class Books:
-    """What writers were told. `unclear` are addresses whose last write had no answer, or an error."""
+class Acknowledged:
+    """The answers to writers. `unknown`: addresses whose last write had no answer, or an error."""
 
     there: set[Address] = field(default_factory=set)
     gone: set[Address] = field(default_factory=set)
-    unclear: set[Address] = field(default_factory=set)
+    unknown: set[Address] = field(default_factory=set)
     refused: int = 0
 
 
 def number_of(id: str) -> int:
-    """The place of an event in its run's stream."""
+    """The number of an event in its epoch."""
     return int(id.rpartition("-")[2])
 
 
 class Follower:
-    """One reader of an event stream that is cut again and again, and goes on with `Last-Event-ID`."""
+    """A reader of an event stream that reconnects again and again with `Last-Event-ID`."""
 
-    def __init__(self, http: httpx.AsyncClient, services: list[str], luck: random.Random) -> None:
+    def __init__(self, http: httpx.AsyncClient, services: list[str], rng: random.Random) -> None:
         self.states: dict[str, dict[Address, dict[str, Any]]] = {}
         self.seen: list[tuple[str, str, dict[str, Any]]] = []
         self.upstream: list[str] = []
@@ -93,12 +93,12 @@ class Follower:
         self.last_id = ""
         self._http = http
         self._services = services
-        self._luck = luck
+        self._rng = rng
 
     async def run(self) -> None:
         while True:
             try:
-                await self._read_some(self._luck.randint(3, 20))
+                await self._read_some(self._rng.randint(3, 20))
             except httpx.HTTPError:
                 await CLOCK.sleep_until(CLOCK.now() + 0.05)
 
@@ -160,23 +160,23 @@ def by_address(hosts: list[dict[str, Any]]) -> dict[Address, dict[str, Any]]:
 
 
 class Load:
-    """`async with Load(url, "name")`: the actors run from the first good answers on until the end."""
+    """`async with Load(url, "name")`: the actors run from their first good answers until the end."""
 
     def __init__(
         self, url: str, name: str, *, seed: int = 7, beaters: int = 4, writers: int = 2, pause: float = 0.01
     ) -> None:
         self.beating, self.changing = f"{name}-beating", f"{name}-changing"
-        self.luck = random.Random(seed)
+        self.rng = random.Random(seed)
         self.http = httpx.AsyncClient(
             base_url=url, trust_env=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=None)
         )
         self.beaters = [f"10.1.0.{n + 1}:80" for n in range(beaters)]
-        self.books = Books()
+        self.acknowledged = Acknowledged()
         self.reads: list[Read] = []
         self.beats: list[tuple[int, str, str]] = []
-        self.followers = [Follower(self.http, [f"DEFAULT_GROUP@@{s}" for s in self.services], self.luck) for _ in "ab"]
+        self.followers = [Follower(self.http, [f"DEFAULT_GROUP@@{s}" for s in self.services], self.rng) for _ in "ab"]
         self.steps = {"reader": 0, "writer": 0, "beater": 0}
-        self.may_break = False  # a connection that breaks is no fault: the proxy itself is killed
+        self.may_break = False  # broken connections are no violation while the test kills the proxy
         self._writers = writers
         self._pause = pause
         self._names = itertools.count(1)
@@ -188,7 +188,7 @@ class Load:
 
     async def __aenter__(self) -> Load:
         for number, address in enumerate(self.beaters):
-            assert (await self._register(self.beating, address, PATIENT % number, 2.0)) == 200
+            assert (await self._register(self.beating, address, METADATA % number, 2.0)) == 200
         assert await self._write(self.changing, "10.3.0.1:80") == 200
         for service in self.services:
             for path in (LIST + f"?serviceName={service}", f"/api/v1/services/{service}"):
@@ -204,17 +204,17 @@ class Load:
         await self.http.aclose()
 
     async def rest(self) -> None:
-        """The readers and writers end; beaters and followers too."""
+        """Stops all actors."""
         for task in self._tasks:
             await stop(task)
 
     async def stop_writing(self) -> None:
-        """No writer and no follower's cut any more, so that all can come to the same state."""
+        """Stops the writers, so that everybody can come to the same state."""
         for task in self._tasks[3 : 3 + self._writers]:
             await stop(task)
 
     async def more(self, steps: int) -> None:
-        """Waits until each kind of actor has done so many steps more."""
+        """Waits until each kind of actor has taken `steps` more steps."""
         wanted = {actor: number + steps for actor, number in self.steps.items()}
         await until(lambda: all(self.steps[a] >= n for a, n in wanted.items()), f"{steps} more steps of {self.steps}")
 
@@ -235,7 +235,7 @@ class Load:
     async def _read(self, service: str, *, rest: bool) -> None:
         path = f"/api/v1/services/{service}" if rest else f"{LIST}?serviceName={service}"
         there, not_there = self._expected(service)
-        # a RequestId of its own is what the Java SDK sends; the other reader's requests are always the same bytes
+        # the Java SDK sends a unique RequestId; the other reader always sends the same bytes
         headers = {"RequestId": str(len(self.reads))} if len(self.reads) % 2 else {}
         try:
             reply = await self.http.get(path, headers=headers)
@@ -247,7 +247,7 @@ class Load:
             read.hosts = addresses(reply.json()["hosts"])
         else:
             read.text = reply.text
-        # what a writer did meanwhile may show or not
+        # writes during the read may or may not show
         still, still_not = self._expected(service)
         read.must, read.must_not = read.must & still, read.must_not & still_not
         self.reads.append(read)
@@ -255,13 +255,13 @@ class Load:
     def _expected(self, service: str) -> tuple[frozenset[Address], frozenset[Address]]:
         if service == self.beating:
             return frozenset(self.beaters), frozenset()
-        return frozenset(self.books.there), frozenset(self.books.gone)
+        return frozenset(self.acknowledged.there), frozenset(self.acknowledged.gone)
 
     async def _writer(self) -> None:
         while True:
-            there = sorted(self.books.there)
-            if len(there) > 5 and self.luck.random() < 0.6:
-                await self._remove(self.changing, self.luck.choice(there))
+            there = sorted(self.acknowledged.there)
+            if len(there) > 5 and self.rng.random() < 0.6:
+                await self._remove(self.changing, self.rng.choice(there))
             else:
                 number = next(self._names)
                 await self._write(self.changing, f"10.2.{number // 250}.{number % 250 + 1}:80")
@@ -269,31 +269,31 @@ class Load:
             await self._wait()
 
     async def _write(self, service: str, address: Address) -> int:
-        self.books.unclear.add(address)
-        # persistent, so that no missing beat takes it away
+        self.acknowledged.unknown.add(address)
+        # persistent, so that a missing beat does not remove it
         status = await self._register(service, address, "{}", 1.0, ephemeral="false")
         if status == 200:
-            self.books.unclear.discard(address)
-            self.books.there.add(address)
+            self.acknowledged.unknown.discard(address)
+            self.acknowledged.there.add(address)
         else:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
         return status
 
     async def _remove(self, service: str, address: Address) -> None:
-        self.books.there.discard(address)
-        self.books.unclear.add(address)
+        self.acknowledged.there.discard(address)
+        self.acknowledged.unknown.add(address)
         ip, _, port = address.partition(":")
         params = {"serviceName": service, "ip": ip, "port": port, "ephemeral": "false"}
         try:
             reply = await self.http.delete(INSTANCE, params=params)
         except httpx.HTTPError:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
             return
         if reply.status_code == 200 and reply.text == "ok":
-            self.books.unclear.discard(address)
-            self.books.gone.add(address)
+            self.acknowledged.unknown.discard(address)
+            self.acknowledged.gone.add(address)
         else:
-            self.books.refused += 1
+            self.acknowledged.refused += 1
 
     async def _register(
         self, service: str, address: Address, metadata: str, weight: float, *, ephemeral: str = "true"
@@ -322,15 +322,15 @@ class Load:
             return
         self.beats.append((reply.status_code, reply.headers.get("nacos-proxy-answer", "upstream"), reply.text))
 
-    # the end
+    # afterwards
 
     async def shown(self, url: str, service: str) -> frozenset[Address]:
-        """What a server, or this proxy, lists now."""
+        """What a server (or the proxy, for '') lists now."""
         reply = await self.http.get(f"{url}{LIST}", params={"serviceName": service})
         return addresses(reply.json()["hosts"])
 
     def violations(self) -> list[str]:
-        """What must never happen, of all that was seen."""
+        """Everything seen that must never happen."""
         return [
             *self._wrong_reads(),
             *self._wrong_beats(),
@@ -357,7 +357,7 @@ class Load:
         return [f"{bad} beats were refused, the first with {first}"] if bad else []
 
     async def settled(self, *urls: str) -> None:
-        """Waits until the given servers and the proxy list what was acknowledged, and the followers have it too."""
+        """Waits until the servers, the proxy and the followers show every acknowledged write."""
         for url in ("", *urls):
             for service in self.services:
                 await self._settles(url, service)

@@ -1,7 +1,7 @@
-"""Whatever a client puts into a parameter, a body or a header, it is answered: no exception, and no fault that is ours.
+"""Any parameter, body or header gets an answer: no exception and no fault of the proxy.
 
-Every operation of our own API and of the three dialects, each parameter by name; bytes that are no requests are for
-`test_fuzz`.
+Covers every operation of the REST API and of the three dialects, each parameter by name. `test_fuzz` covers bytes that
+are not requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.clock import FakeClock
 
 FUZZ = settings(suppress_health_check=list(HealthCheck), deadline=None)
-DIGITS = "9" * 5000  # more than Python makes a number of
+DIGITS = "9" * 5000  # more digits than Python converts
 HOSTILE: tuple[str, ...] = (
     *("", " ", "\0", "\n", "a\r\nb: c", "\x85", "\u2028", "\ud800", "\udcff", "é", "北京", "\U0001f600", "\u0661", "²"),
     *(DIGITS, f"-{DIGITS}", f"1e{DIGITS}", f"0.{DIGITS}", f"{DIGITS}.0", "1e999", "NaN", "-Infinity", "1_0", "0x7f"),
@@ -65,7 +65,7 @@ NAMES = (
     "heartBeat ignoreEmptyService instances ip key metadata namespaceId pageNo pageSize port protectThreshold selector "
     "serviceName serviceNameParam udpPort useInstancePort4Check valid value weight withInstances"
 ).split()
-OURS = (
+REST_NAMES = (
     "service namespace group clusters cluster healthy_only ephemeral page size index wait strategy key format limit"
 ).split()
 PUSHED = {"user-agent": "Nacos-Java-Client:v1.4.6"}
@@ -91,14 +91,14 @@ def form(pairs: dict[str, str]) -> bytes:
 
 @pytest.fixture(params=["on", "off"])
 async def app(request: pytest.FixtureRequest) -> AsyncIterator[App]:
-    """The whole program around the embedded registry, with Nacos's parameter check and without."""
+    """The whole program around the embedded registry, with and without Nacos's parameter check."""
     made = App(build(Settings(**SETTINGS, parameter_check=request.param), FakeClock()))
     yield made
     await made.components.agent.close()
 
 
 async def say(app: App, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> Exchange:
-    """A request and its answer; an exception of the app's is raised. A stream is left again."""
+    """Sends a request and returns its answer; raises an exception of the app. Disconnects from a stream."""
     sent = {name: text for name, text in headers.items() if text.isascii() and text.isprintable()}
     exchange = await start(app, scope(method, target, sent), body)
     if not exchange.complete:
@@ -116,7 +116,7 @@ OPERATIONS = sorted(
 )
 
 
-@pytest.mark.parametrize("place", OPERATIONS, ids=" ".join)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
 @FUZZ
 @given(
     st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=4),
@@ -124,23 +124,23 @@ OPERATIONS = sorted(
     st.booleans(),
     st.dictionaries(st.sampled_from(HEADERS), values, max_size=2),
 )
-async def test_no_parameter_of_a_dialect_is_a_fault_of_ours(
+async def test_nacos_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
-    place: tuple[str, str, str],
+    operation: tuple[str, str, str],
     given: dict[str, str],
     whole: bool,
     by_form: bool,
     headers: dict[str, str],
 ) -> None:
-    _, method, path = place
+    _, method, path = operation
     parameters, target, body = form({**(GOOD if whole else {}), **given}), f"/nacos{path}", b""
     if by_form and method != "GET":
         headers, body = {"content-type": FORM, **PUSHED, **headers}, parameters
     else:
         target, headers = f"{target}?{parameters.decode()}", {**PUSHED, **headers}
     answer = await say(app, method, target, headers, body)
-    # Nacos itself says 500 where it fails over a parameter, and so do we in its words: of ours the log would tell
+    # Some parameters make Nacos answer 500, so the proxy does too; faults of the proxy would be logged
     assert answer.status <= 501, answer.body
     assert errors == []
 
@@ -182,26 +182,26 @@ BODIES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("place", ROUTES, ids=" ".join)
+@pytest.mark.parametrize("operation", ROUTES, ids=" ".join)
 @FUZZ
 @given(
-    st.dictionaries(st.sampled_from(OURS), values, max_size=4),
+    st.dictionaries(st.sampled_from(REST_NAMES), values, max_size=4),
     st.sampled_from(["orders", *HOSTILE]),
     st.sampled_from(["10.0.0.1:80", *HOSTILE, *(f"{ip}:{port}" for ip in ("", "[::1", "[]", "a") for port in HOSTILE)]),
     BODIES.map(lambda body: json_bytes(body)) | RAW,
     st.dictionaries(st.sampled_from(HEADERS), values, max_size=2),
 )
-async def test_no_parameter_of_our_own_api_is_a_fault_of_ours(
+async def test_rest_api_answers_any_parameters_without_a_fault(
     app: App,
     errors: list[str],
-    place: tuple[str, str],
+    operation: tuple[str, str],
     query: dict[str, str],
     service: str,
     address: str,
     body: bytes,
     headers: dict[str, str],
 ) -> None:
-    path, method = place
+    path, method = operation
     names = {"service": quoted(service), "address": quoted(address)}
     if "{service}" in path:
         query.pop("service", None)
@@ -213,7 +213,7 @@ async def test_no_parameter_of_our_own_api_is_a_fault_of_ours(
 
 
 @pytest.mark.parametrize("port", [DIGITS, "\u0668", "0", "65536", "-1", "", "x"])
-async def test_a_port_to_check_is_a_number_from_1_to_65535(app: App, port: str) -> None:
+async def test_managed_check_tcp_requires_a_port_from_1_to_65535(app: App, port: str) -> None:
     assert await parameter_of(app, {"check": {"tcp": f"127.0.0.1:{port}"}}) == "managed.check.tcp"
 
 
@@ -233,14 +233,14 @@ async def test_a_port_to_check_is_a_number_from_1_to_65535(app: App, port: str) 
         *(["http://127.0.0.1"], {"a": 1}, 80, None, "ftp://127.0.0.1", "http://a@127.0.0.1"),
     ],
 )
-async def test_a_url_to_check_is_one(app: App, url: object) -> None:
+async def test_managed_check_http_requires_a_valid_url(app: App, url: object) -> None:
     assert await parameter_of(app, {"check": {"http": url}}) == "managed.check.http"
 
 
 @pytest.mark.parametrize(("depth", "named"), [(1, True), (20, True), (900, False)])
 @pytest.mark.parametrize("deep", [[], {}])
-async def test_what_is_nested_is_no_value_of_a_check(app: App, deep: Any, depth: int, named: bool) -> None:
-    """From some depth on the whole body is refused."""
+async def test_managed_refuses_nested_values(app: App, deep: Any, depth: int, named: bool) -> None:
+    """Above some depth the whole body is refused."""
     for _ in range(depth):
         deep = {"a": deep} if isinstance(deep, dict) else [deep]
     for kind in ("http", "tcp", "ttl"):
@@ -250,7 +250,7 @@ async def test_what_is_nested_is_no_value_of_a_check(app: App, deep: Any, depth:
 
 
 async def parameter_of(app: App, managed: dict[str, Any]) -> str | None:
-    """Which parameter a registration that asks to be managed is refused for; None for the body."""
+    """The parameter for which a managed registration is refused; None if it is the body."""
     body = json.dumps({"ip": "127.0.0.1", "port": 80, "managed": managed}).encode()
     answer = await say(app, "POST", "/api/v1/services/orders/instances", {"content-type": "application/json"}, body)
     assert answer.status == 400, answer.body
@@ -262,5 +262,5 @@ def quoted(text: str) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Also of what is no JSON, such as half a surrogate."""
+    """Also encodes what JSON cannot hold, such as a lone surrogate."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""A node of a cluster dies and returns: its peers refuse what it was responsible for, then it lists old states."""
+"""A node of a cluster dies and returns: its peers refuse its writes, then it lists old states."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.faults.load import CLOCK
-from tests.faults.test_upstream_faults import QUICK, loaded, said
+from tests.faults.test_upstream_faults import QUICK, loaded, logged
 from tests.helpers.app import serving
 from tests.helpers.faces import clustered
 from tests.helpers.fault import fault_proxy
 
-AMID = 2.0  # seconds for which its peers miss a node, and for which it lists old states after its return
+TURMOIL_SECONDS = 2.0  # seconds that peers miss a node, and that it lists old states after its return
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ AMID = 2.0  # seconds for which its peers miss a node, and for which it lists ol
     [(400, "receive invalid redirect request from peer 127.0.0.1"), (500, "caused: connection refused;")],
     ids=["invalid redirect", "connection refused"],
 )
-async def test_a_node_that_dies_and_returns_costs_no_read_no_beat_and_no_acknowledged_write(
+async def test_cluster_node_that_dies_and_returns_costs_no_read_beat_or_write(
     refusal: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -29,26 +29,26 @@ async def test_a_node_that_dies_and_returns_costs_no_read_no_beat_and_no_acknowl
         nodes = await stack.enter_async_context(clustered())
         relays = [await stack.enter_async_context(fault_proxy(int(node.url.rpartition(":")[2]))) for node in nodes]
         proxy = await stack.enter_async_context(serving(upstream=",".join(relay.url for relay in relays), **QUICK))
-        load, tap = await stack.enter_async_context(loaded(proxy, f"cluster-{refusal[0]}"))
+        load, event_log = await stack.enter_async_context(loaded(proxy, f"cluster-{refusal[0]}"))
         for node, relay in zip(nodes, relays, strict=True):
             peers = [peer for peer in nodes if peer is not node]
             for peer in peers:
                 peer.turmoil = refusal
             await relay.set("refuse")
-            await CLOCK.sleep_until(CLOCK.now() + AMID)
+            await CLOCK.sleep_until(CLOCK.now() + TURMOIL_SECONDS)
             for peer in peers:
                 peer.turmoil = None
             await load.more(20)
             node.returned = True
             await relay.set("pass")
-            await CLOCK.sleep_until(CLOCK.now() + AMID)
+            await CLOCK.sleep_until(CLOCK.now() + TURMOIL_SECONDS)
             node.returned = False
             await load.more(20)
         await load.stop_writing()
         await load.settled(*(node.url for node in nodes))
         assert load.violations() == []
-        assert [fault for follower in load.followers for fault in tap.faults(follower)] == []
-        assert tap.notices == []
-    assert load.beats and load.books.there
-    assert (said(caplog, "is down: 2 of 3 are up"), said(caplog, "is back: 3 of 3 are up")) == (3, 3)
+        assert [fault for follower in load.followers for fault in event_log.faults(follower)] == []
+        assert event_log.notices == []
+    assert load.beats and load.acknowledged.there
+    assert (logged(caplog, "is down: 2 of 3 are up"), logged(caplog, "is back: 3 of 3 are up")) == (3, 3)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

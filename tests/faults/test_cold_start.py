@@ -1,4 +1,4 @@
-"""A start without an upstream, with a state file that is whole, broken, or cannot be written: the real process."""
+"""The real process starts without an upstream; its state file is whole, broken, or not writable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ask(url: str, method: str = "GET") -> Answer:
 
 
 async def in_thread(proxy: ProxyProcess, target: str, method: str = "GET") -> Answer:
-    """The server of the test lives in the test's own loop, which must go on turning."""
+    """Runs `ask` in a thread, because the upstream runs in the test's own event loop."""
     return await asyncio.to_thread(ask, proxy.url + target, method)
 
 
@@ -60,8 +60,8 @@ def rows(directory: Path) -> int:
 LIST = "/nacos/v1/ns/instance/list?serviceName=orders"
 
 
-async def known(directory: Path) -> int:
-    """A state with one service of two instances, written by a proxy that was stopped; the upstream's port."""
+async def save_state(directory: Path) -> int:
+    """Lets a proxy save one service of two instances, and stops it; returns the port of the upstream."""
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=directory)
         await asyncio.to_thread(proxy.start)
@@ -75,8 +75,8 @@ async def known(directory: Path) -> int:
         return int(server.url.rpartition(":")[2])
 
 
-async def test_a_start_with_the_upstream_down_serves_the_last_known_state_marked_stale(tmp_path: Path) -> None:
-    port = await known(tmp_path)
+async def test_cold_start_without_the_upstream_serves_the_saved_state_as_stale(tmp_path: Path) -> None:
+    port = await save_state(tmp_path)
     with ProxyProcess("--upstream", f"http://127.0.0.1:{port}", *PLAIN, state_dir=tmp_path) as proxy:
         first = ask(proxy.url + LIST)
         hosts = first.json["hosts"]
@@ -94,8 +94,8 @@ async def test_a_start_with_the_upstream_down_serves_the_last_known_state_marked
         assert beat.json["code"] == 10200
 
 
-async def test_what_the_upstream_says_takes_the_place_of_the_state_from_disk(tmp_path: Path) -> None:
-    await known(tmp_path)
+async def test_cold_start_replaces_the_saved_state_by_the_upstream_state(tmp_path: Path) -> None:
+    await save_state(tmp_path)
     async with facing("v1+v2") as server:
         proxy = ProxyProcess("--upstream", server.url, *PLAIN, state_dir=tmp_path)
         await asyncio.to_thread(proxy.start)
@@ -114,8 +114,8 @@ async def test_what_the_upstream_says_takes_the_place_of_the_state_from_disk(tmp
             await asyncio.to_thread(proxy.close)
 
 
-async def test_a_broken_state_file_is_set_aside_and_said_so(tmp_path: Path) -> None:
-    port = await known(tmp_path)
+async def test_cold_start_sets_a_broken_state_file_aside(tmp_path: Path) -> None:
+    port = await save_state(tmp_path)
     broken = b"SQLite format 3\0" + bytes(range(256)) * 64
     (tmp_path / STATE).write_bytes(broken)
     for suffix in ("-wal", "-shm"):
@@ -130,12 +130,12 @@ async def test_a_broken_state_file_is_set_aside_and_said_so(tmp_path: Path) -> N
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
-def test_a_full_disk_is_survived_and_said_once(tmp_path: Path) -> None:
+def test_full_disk_is_survived_and_logged_once(tmp_path: Path) -> None:
     with ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path) as proxy:
         register(proxy, 1)
         wait(lambda: rows(tmp_path) == 1, "the first batch is written")
         before = resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE, (4096, before[1]))  # no file may grow any more
+        resource.prlimit(proxy.pid, resource.RLIMIT_FSIZE, (4096, before[1]))  # from now on no file may grow
         register(proxy, 2)
         wait(lambda: b"disk: " in ask(proxy.url + "/readyz").body, "/readyz says so")
         assert ask(proxy.url + "/readyz").status == 200
@@ -164,7 +164,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         pause.wait(0.05)
 
 
-def test_a_state_directory_in_use_is_said_plainly(tmp_path: Path) -> None:
+def test_cold_start_reports_a_state_directory_in_use(tmp_path: Path) -> None:
     with ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path) as proxy:
         second = ProxyProcess("--upstream", "embedded", *PLAIN, state_dir=tmp_path)
         try:

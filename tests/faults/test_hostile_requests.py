@@ -1,6 +1,6 @@
-"""What must not get through on a socket: two meanings of one request, and more of anything than one client may have.
+"""Requests with two meanings, and more of anything than one client may have.
 
-The same bytes go to a server with the fast path and to one without it.
+Each test runs with and without the fast path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INNER = b"POST /nacos/v1/ns/instance?serviceName=inner&ip=10.6.6.6&port=80 HTTP/
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 END = b"0\r\n\r\n"
 
-# Each is followed by INNER: a server that takes another view of where the request ends performs that too.
+# INNER follows each of these: a server that ends the request elsewhere would execute INNER.
 SMUGGLED = {
     "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
     "two equal lengths": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
@@ -66,7 +66,7 @@ async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
 
 
 async def say(proxy: Served, data: bytes) -> bytes:
-    """All that comes back until the server has nothing more to say or ends the connection."""
+    """Returns everything the server sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
     try:
         writer.write(data)
@@ -84,7 +84,9 @@ async def names(proxy: Served) -> list[str]:
 
 
 @pytest.mark.parametrize("case", SMUGGLED)
-async def test_a_request_with_two_meanings_has_none(case: str, proxy: Served, caplog: pytest.LogCaptureFixture) -> None:
+async def test_smuggled_request_is_refused_and_nothing_after_it_runs(
+    case: str, proxy: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = await say(proxy, SMUGGLED[case] + INNER)
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert answer.count(b"HTTP/1.1 ") == 1
@@ -97,9 +99,7 @@ JAVA = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 @pytest.mark.parametrize("pieces", [1, 3])
-async def test_the_body_of_a_request_that_asks_for_an_upgrade_is_read_and_is_no_request(
-    pieces: int, framing: str, proxy: Served
-) -> None:
+async def test_upgrade_request_has_its_body_read_and_not_run(pieces: int, framing: str, proxy: Served) -> None:
     form = b"serviceName=java&ip=10.0.0.1&port=80&metadata=" + INNER.replace(b"&", b"%26")
     kind = b"Content-Type: application/x-www-form-urlencoded\r\n"
     head = b"POST /nacos/v1/ns/instance HTTP/1.1\r\n" + HOST + JAVA + kind
@@ -121,7 +121,7 @@ async def test_the_body_of_a_request_that_asks_for_an_upgrade_is_read_and_is_no_
     assert "inner" not in await names(proxy) and "smuggled" not in await names(proxy)
 
 
-async def test_an_event_stream_of_http_1_0_is_plain_and_ends_with_its_connection(proxy: Served) -> None:
+async def test_http_1_0_event_stream_is_plain_and_ends_with_the_connection(proxy: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
     writer.write(b"GET /api/v1/events?service=a HTTP/1.0\r\n" + HOST + b"\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
@@ -133,21 +133,21 @@ async def test_an_event_stream_of_http_1_0_is_plain_and_ends_with_its_connection
     writer.transport.abort()
 
 
-async def test_garbage_behind_a_request_ends_the_connection(proxy: Served) -> None:
+async def test_garbage_after_a_request_ends_the_connection(proxy: Served) -> None:
     answer = await say(proxy, b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n\0\1\2" + INNER)
     assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
     assert answer.count(b"HTTP/1.1 ") == 1, "nothing behind it is a request"
     assert await names(proxy) == []
 
 
-async def test_a_head_that_is_too_large_is_refused(proxy: Served) -> None:
+async def test_max_head_refuses_a_larger_head(proxy: Served) -> None:
     answer = await say(proxy, b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 5000 + b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize("path", ["/nacos/v1/ns/instance", "/nacos/v2/ns/instance", "/api/v1/services/a/instances"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-async def test_a_body_that_is_too_large_is_refused(path: str, framing: str, proxy: Served) -> None:
+async def test_max_body_refuses_a_larger_body(path: str, framing: str, proxy: Served) -> None:
     head = f"POST {path} HTTP/1.1\r\n".encode() + HOST + b"Content-Type: application/json\r\nConnection: close\r\n"
     if framing == "length":
         data = head + b"Content-Length: 20000\r\n\r\n" + b"a" * 20_000
@@ -157,7 +157,7 @@ async def test_a_body_that_is_too_large_is_refused(path: str, framing: str, prox
     assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413"), answer
 
 
-async def test_more_connections_than_allowed_are_refused_and_room_comes_back(proxy: Served) -> None:
+async def test_max_connections_refuses_one_more_until_one_ends(proxy: Served) -> None:
     port = int(proxy.url.rpartition(":")[2])
     await proxy.http.aclose()
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
@@ -177,7 +177,7 @@ async def test_more_connections_than_allowed_are_refused_and_room_comes_back(pro
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_more_streams_than_allowed_are_refused_and_end_nobody_else_s(proxy: Served) -> None:
+async def test_subscribers_per_client_refuses_one_more_and_keeps_the_others(proxy: Served) -> None:
     port = int(proxy.url.rpartition(":")[2])
     request = b"GET /api/v1/events?service=a HTTP/1.1\r\n" + HOST + b"\r\n"
     streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
@@ -191,12 +191,12 @@ async def test_more_streams_than_allowed_are_refused_and_end_nobody_else_s(proxy
     await until(lambda: proxy.components.events.readers == 0, "the streams are gone")
 
 
-async def test_more_services_than_a_client_may_watch_are_refused(proxy: Served) -> None:
+async def test_services_per_client_refuses_one_more(proxy: Served) -> None:
     query = "&".join(f"service=s{n}" for n in range(6))
     assert (await proxy.http.get(f"/api/v1/events?{query}")).status_code == 400
 
 
-async def test_a_million_unknown_services_push_out_no_real_one_and_are_not_polled(proxy: Served) -> None:
+async def test_cache_max_unknown_keeps_real_services_and_polls_no_unknown_one(proxy: Served) -> None:
     real = {"serviceName": "real", "ip": "10.0.0.1", "port": "80"}
     assert (await proxy.http.post("/nacos/v1/ns/instance", params=real)).text == "ok"
     agent = proxy.components.agent
@@ -208,7 +208,7 @@ async def test_a_million_unknown_services_push_out_no_real_one_and_are_not_polle
     assert len((await proxy.http.get("/nacos/v1/ns/instance/list?serviceName=real")).json()["hosts"]) == 1
 
 
-async def test_unknown_services_do_not_wait_one_after_the_other_for_an_upstream_that_is_silent() -> None:
+async def test_unknown_services_wait_together_for_a_silent_upstream() -> None:
     async with (
         fault_proxy(1) as relay,
         serving(upstream=relay.url, upstream_timeout=0.2, cold_wait=0.3, cache_max_unknown=40) as proxy,

@@ -1,4 +1,4 @@
-"""An upstream that comes back without its memory: who kept beating is there again, and readers never saw him go."""
+"""An upstream restarts without data: instances that beat are registered again, and readers never miss them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.helpers.live import RNacos, rnacos_binary, rnacos_required
 
 @asynccontextmanager
 async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tuple[FaultProxy, Served, Load]]:
-    """A proxy whose way to the upstream can be cut, with clients; only the beating service must survive.
+    """A proxy behind a relay, with clients. Only the beating service must survive.
 
-    `confirm`: seconds until an empty list is believed. Until then beats have to bring back what was lost.
+    `confirm`: seconds until an empty list is accepted. Beats have to restore the registrations before.
     """
     port = int(url.rpartition(":")[2])
     async with (
@@ -29,7 +29,7 @@ async def behind(url: str, name: str, confirm: float = 10.0) -> AsyncIterator[tu
         serving(upstream=relay.url, **{**QUICK, "empty_list_confirm": confirm}) as proxy,
         Load(proxy.url, name, writers=0) as load,
     ):
-        load.books.there.clear()  # nobody beats for it: with the memory of the upstream it may go
+        load.acknowledged.there.clear()  # has no beats: it may go with the upstream's data
         yield relay, proxy, load
 
 
@@ -39,31 +39,31 @@ async def hosts(load: Load, url: str) -> dict[str, dict[str, object]]:
 
 
 async def steps(load: Load, number: int) -> None:
-    """So many beats and reads more; nobody writes here."""
+    """Waits for `number` more beats and reads; this load has no writers."""
     wanted = {actor: load.steps[actor] + number for actor in ("reader", "beater")}
     await until(lambda: all(load.steps[a] >= n for a, n in wanted.items()), f"{number} more steps")
 
 
-async def whole_again(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
-    """Waits until a server lists the very same again, weights and metadata too."""
+async def until_listed(load: Load, url: str, before: dict[str, dict[str, object]]) -> None:
+    """Waits until a server lists exactly the same as before, including weights and metadata."""
     end = CLOCK.now() + 20.0
     while (now := await hosts(load, url)) != before:
         assert CLOCK.now() < end, f"{now} is not as before: {before}"
         await CLOCK.sleep_until(CLOCK.now() + 0.05)
 
 
-async def lose(server: FaceServer) -> None:
-    """A restart without data."""
+async def restart_without_data(server: FaceServer) -> None:
+    """Restarts the server without data."""
     old, server.registry = server.registry, EmbeddedRegistry(SystemClock())
     await old.close()
 
 
-async def test_registrations_come_back_with_all_their_data_after_an_outage() -> None:
+async def test_reregistration_restores_all_data_after_an_outage() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-outage") as (relay, proxy, load):
         before = await hosts(load, server.url)
         await relay.set("refuse")
         await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
-        await lose(server)
+        await restart_without_data(server)
         beats = len(load.beats)
         await steps(load, 8)
         assert {beat[1] for beat in load.beats[beats:]} == {"local"}
@@ -78,12 +78,12 @@ async def test_registrations_come_back_with_all_their_data_after_an_outage() -> 
         assert "upstream" in {beat[1] for beat in load.beats[-4:]}
 
 
-async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
+async def test_reregistration_by_beats_after_an_unnoticed_restart() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-quick") as (_, proxy, load):
         before = await hosts(load, server.url)
         await steps(load, 4)
         beats = len(load.beats)
-        await lose(server)
+        await restart_without_data(server)
         await until(lambda: proxy.components.agent.counts.healed >= len(load.beaters), "all are registered again")
         await load.settled(server.url)
         await steps(load, 4)
@@ -93,14 +93,14 @@ async def test_a_restart_that_nobody_noticed_is_healed_by_the_beats() -> None:
         assert load.violations() == [], "each beat was answered as if nothing had been, each read named all"
 
 
-async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_look() -> None:
+async def test_quarantine_keeps_a_service_without_beats_until_confirmed() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-for-good", 3.0) as (relay, proxy, load):
         foreign = {"serviceName": "foreign", "ip": "10.9.0.1", "port": "80"}
         await load.http.post(f"{server.url}/nacos/v1/ns/instance", params=foreign)
         assert (await load.shown("", "foreign")) == {"10.9.0.1:80"}
         await relay.set("refuse")
         await until(lambda: not proxy.components.agent.catalog.breaker.up, "the breaker opens")
-        await lose(server)
+        await restart_without_data(server)
         await relay.set("pass")
         await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
         entry = next(e for e in proxy.components.agent.catalog.cache.entries() if e.key.name == "foreign")
@@ -110,7 +110,7 @@ async def test_readers_keep_a_service_whose_clients_do_not_beat_until_a_second_l
         assert (await load.shown("", "foreign")) == frozenset()
 
 
-async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
+async def test_deregistration_after_an_outage_is_not_quarantined() -> None:
     async with facing("v1+v2") as server, behind(server.url, "lost-meant") as (relay, proxy, load):
         one = {"serviceName": "meant", "ip": "10.9.0.2", "port": "80"}
         await load.http.post("/nacos/v1/ns/instance", params=one)
@@ -127,7 +127,7 @@ async def test_a_deregistration_is_not_held_back_after_an_outage() -> None:
 
 
 @pytest.mark.parametrize("data", ["kept", "removed"])
-async def test_r_nacos_killed_and_started_again(data: str) -> None:
+async def test_reregistration_at_r_nacos_after_a_kill(data: str) -> None:
     binary = rnacos_binary()
     if binary is None:
         if rnacos_required():
@@ -144,6 +144,6 @@ async def test_r_nacos_killed_and_started_again(data: str) -> None:
             server.start()
             await until(lambda: proxy.components.agent.catalog.breaker.up, "the breaker closes")
             await load.settled(server.url)
-            await whole_again(load, server.url, before)
+            await until_listed(load, server.url, before)
             await steps(load, 8)
             assert load.violations() == []

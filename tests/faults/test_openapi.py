@@ -1,4 +1,4 @@
-"""Our own API against its own description: what it says of itself is what it does, whatever it is sent."""
+"""The REST API conforms to its OpenAPI document for any input."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.helpers.live import ProxyProcess
 
-# 503 is an answer that the documents name: nothing to pick, nothing known. 500 is in none.
+# 503 is documented (nothing to pick, nothing known); 500 is not.
 CHECKS = [response_schema_conformance, content_type_conformance, status_code_conformance]
-# Streams have no end, and a long poll waits for a change.
+# Streams never end, and a long poll waits for a change.
 ENDLESS = ("/api/v1/events", "/api/v1/services/{service}/watch")
 EXAMPLES = settings(
     max_examples=15,
@@ -36,7 +36,7 @@ def proxy() -> Iterator[ProxyProcess]:
 
 
 @pytest.mark.timeout(600)
-def test_the_api_does_what_it_says(proxy: ProxyProcess) -> None:
+def test_rest_api_conforms_to_its_openapi_document(proxy: ProxyProcess) -> None:
     schema = schemathesis.openapi.from_url(f"{proxy.url}/openapi.json").exclude(path=list(ENDLESS))
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 15

@@ -1,4 +1,4 @@
-"""A host goes on by itself while no Nacos answers, and the upstream agrees when it is back."""
+"""Clients of one host work on while no Nacos answers; the upstream agrees after the outage."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.helpers.fault import FaultProxy, Mode, fault_proxy
 from tests.helpers.live import RNacos
 
 OLD, NEW, DEAD = ({"serviceName": "shop", "ip": f"10.9.1.{n}", "port": "80"} for n in (1, 2, 3))
-BRIEF = json.dumps(
+SHORT_TIMEOUTS = json.dumps(
     {
         "preserved.heart.beat.interval": "500",
         "preserved.heart.beat.timeout": "2000",
         "preserved.ip.delete.timeout": "4000",
     }
 )
-PATIENT = json.dumps({"preserved.heart.beat.timeout": "60000", "preserved.ip.delete.timeout": "120000"})
+LONG_TIMEOUTS = json.dumps({"preserved.heart.beat.timeout": "60000", "preserved.ip.delete.timeout": "120000"})
 
 
-def at(who: dict[str, str]) -> str:
-    return f"{who['ip']}:{who['port']}"
+def address_of(instance: dict[str, str]) -> str:
+    return f"{instance['ip']}:{instance['port']}"
 
 
 class Shop:
-    """A service's providers and a consumer, all on one proxy."""
+    """The providers and a consumer of one service, all on one proxy."""
 
     def __init__(self, proxy: Served, relays: Sequence[FaultProxy], upstream: str) -> None:
         self.proxy = proxy
@@ -45,23 +45,23 @@ class Shop:
         self.events: list[frozenset[str]] = []
         self._beating: dict[str, Any] = {}
 
-    async def register(self, who: dict[str, str], metadata: str = PATIENT) -> httpx.Response:
-        return await self.proxy.http.post(INSTANCE, params={**who, "metadata": metadata})
+    async def register(self, instance: dict[str, str], metadata: str = LONG_TIMEOUTS) -> httpx.Response:
+        return await self.proxy.http.post(INSTANCE, params={**instance, "metadata": metadata})
 
-    async def leave(self, who: dict[str, str]) -> httpx.Response:
-        await self.kill(who)
-        return await self.proxy.http.delete(INSTANCE, params=who)
+    async def leave(self, instance: dict[str, str]) -> httpx.Response:
+        await self.kill(instance)
+        return await self.proxy.http.delete(INSTANCE, params=instance)
 
-    def beats(self, who: dict[str, str]) -> None:
+    def beats(self, instance: dict[str, str]) -> None:
         async def beat() -> None:
             while True:
-                await self.proxy.http.put(BEAT, params=who)
+                await self.proxy.http.put(BEAT, params=instance)
                 await CLOCK.sleep_until(CLOCK.now() + 0.3)
 
-        self._beating[at(who)] = spawn(beat(), name=f"beats of {at(who)}")
+        self._beating[address_of(instance)] = spawn(beat(), name=f"beats of {address_of(instance)}")
 
-    async def kill(self, who: dict[str, str]) -> None:
-        await stop(self._beating.pop(at(who), None))
+    async def kill(self, instance: dict[str, str]) -> None:
+        await stop(self._beating.pop(address_of(instance), None))
 
     async def shown(self, url: str = "", *, healthy: bool = False) -> frozenset[str]:
         params = {"serviceName": "shop", "healthyOnly": str(healthy).lower()}
@@ -92,8 +92,8 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(*upstream: str, **settings: Any) -> AsyncIterator[Shop]:
-    """In front of these servers, or of a 2.5.1 of its own."""
+async def running_shop(*upstream: str, **settings: Any) -> AsyncIterator[Shop]:
+    """A `Shop` in front of these servers, or of its own 2.5.1."""
     async with AsyncExitStack() as stack:
         urls = upstream or ((await stack.enter_async_context(facing("v1+v2", listing_delay=0.5))).url,)
         relays = [await stack.enter_async_context(fault_proxy(int(url.rpartition(":")[2]))) for url in urls]
@@ -114,74 +114,74 @@ async def settled(shop: Shop, wanted: Callable[[frozenset[str]], bool]) -> froze
 
 
 @pytest.mark.parametrize("mode", ["refuse", "half_open", "status_500"])
-async def test_a_rolling_deployment_works_during_an_outage_and_the_upstream_agrees_after_it(mode: Mode) -> None:
-    async with shop() as it:
-        await rolling(it, mode)
+async def test_outage_writes_carry_a_rolling_deployment(mode: Mode) -> None:
+    async with running_shop() as shop:
+        await check_rolling_deployment(shop, mode)
 
 
-async def test_the_same_in_front_of_r_nacos(rnacos: RNacos) -> None:
-    async with shop(rnacos.url) as it:
-        await rolling(it, "refuse")
+async def test_outage_writes_carry_a_rolling_deployment_with_r_nacos(rnacos: RNacos) -> None:
+    async with running_shop(rnacos.url) as shop:
+        await check_rolling_deployment(shop, "refuse")
 
 
-async def test_the_same_in_front_of_a_cluster() -> None:
-    async with clustered() as nodes, shop(*(node.url for node in nodes)) as it:
-        await rolling(it, "refuse")
+async def test_outage_writes_carry_a_rolling_deployment_with_a_cluster() -> None:
+    async with clustered() as nodes, running_shop(*(node.url for node in nodes)) as shop:
+        await check_rolling_deployment(shop, "refuse")
 
 
-async def rolling(it: Shop, mode: Mode) -> None:
-    assert (await it.register(OLD)).text == "ok"
-    it.beats(OLD)
-    assert await it.shown() == {at(OLD)}
-    await it.lose(mode)
+async def check_rolling_deployment(shop: Shop, mode: Mode) -> None:
+    assert (await shop.register(OLD)).text == "ok"
+    shop.beats(OLD)
+    assert await shop.shown() == {address_of(OLD)}
+    await shop.lose(mode)
 
-    made = await it.register(NEW)
+    made = await shop.register(NEW)
     assert (made.status_code, made.text, made.headers["nacos-proxy-answer"]) == (200, "ok", "local")
-    it.beats(NEW)
-    assert await it.shown() == {at(OLD), at(NEW)}
-    gone = await it.leave(OLD)
+    shop.beats(NEW)
+    assert await shop.shown() == {address_of(OLD), address_of(NEW)}
+    gone = await shop.leave(OLD)
     assert (gone.status_code, gone.text, gone.headers["nacos-proxy-answer"]) == (200, "ok", "local")
-    assert await it.shown() == {at(NEW)}
-    await until(lambda: it.events[-1] == {at(NEW)}, "the event stream tells")
-    assert await it.shown(it.upstream) == {at(OLD)}
-    assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 2
+    assert await shop.shown() == {address_of(NEW)}
+    await until(lambda: shop.events[-1] == {address_of(NEW)}, "the event stream tells")
+    assert await shop.shown(shop.upstream) == {address_of(OLD)}
+    assert metric((await shop.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 2
 
-    heard = len(it.events)
-    await it.back()
-    assert await settled(it, lambda found: found == {at(NEW)})
+    heard = len(shop.events)
+    await shop.back()
+    assert await settled(shop, lambda found: found == {address_of(NEW)})
     for _ in range(20):
-        assert await it.shown() == {at(NEW)}, "no old list brings the old state back"
+        assert await shop.shown() == {address_of(NEW)}, "no old list brings the old state back"
         await CLOCK.sleep_until(CLOCK.now() + 0.2)
-    assert it.events[heard:] == []
-    assert metric((await it.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
+    assert shop.events[heard:] == []
+    assert metric((await shop.proxy.http.get("/metrics")).text, "nacos_proxy_outage_writes_waiting") == 0
 
 
-async def test_a_provider_that_is_killed_during_an_outage_is_unwell_then_gone_and_stays_so() -> None:
-    async with shop() as it:
-        for who in (OLD, DEAD):
-            await it.register(who, BRIEF)
-            it.beats(who)
-        assert await it.shown(healthy=True) == {at(OLD), at(DEAD)}
-        await it.lose("refuse")
-        await it.kill(DEAD)
+async def test_outage_makes_a_killed_provider_unhealthy_and_then_removes_it() -> None:
+    async with running_shop() as shop:
+        for instance in (OLD, DEAD):
+            await shop.register(instance, SHORT_TIMEOUTS)
+            shop.beats(instance)
+        assert await shop.shown(healthy=True) == {address_of(OLD), address_of(DEAD)}
+        await shop.lose("refuse")
+        await shop.kill(DEAD)
         end = CLOCK.now() + 20
         states: list[tuple[bool, bool]] = []
         while CLOCK.now() < end and states[-1:] != [(False, False)]:
-            healthy, listed = await it.shown(healthy=True), await it.shown()
-            assert at(OLD) in healthy, "who beats stays well"
-            if (state := (at(DEAD) in listed, at(DEAD) in healthy)) not in states:
+            healthy, listed = await shop.shown(healthy=True), await shop.shown()
+            assert address_of(OLD) in healthy, "who beats stays well"
+            if (state := (address_of(DEAD) in listed, address_of(DEAD) in healthy)) not in states:
                 states.append(state)
             await CLOCK.sleep_until(CLOCK.now() + 0.1)
         assert states == [(True, True), (True, False), (False, False)]
-        await it.back()
+        await shop.back()
         for _ in range(30):
-            assert at(DEAD) not in await it.shown(healthy=True), "nobody beats for the dead"
-            assert at(DEAD) not in await it.shown(it.upstream, healthy=True)
+            assert address_of(DEAD) not in await shop.shown(healthy=True), "nobody beats for the dead"
+            assert address_of(DEAD) not in await shop.shown(shop.upstream, healthy=True)
             await CLOCK.sleep_until(CLOCK.now() + 0.1)
-        assert await settled(it, lambda found: found == {at(OLD)})
+        assert await settled(shop, lambda found: found == {address_of(OLD)})
 
 
-async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(tmp_path: Path) -> None:
+async def test_outage_writes_survive_a_restart_of_the_proxy(tmp_path: Path) -> None:
     kept: dict[str, Any] = {**QUICK, "disk": True, "state_dir": tmp_path}
     async with (
         facing("v1+v2", listing_delay=0.1) as server,
@@ -190,55 +190,56 @@ async def test_a_deployment_in_an_outage_survives_a_restart_of_the_proxy_in_it(t
         async with serving(upstream=relay.url, **kept) as proxy:
             one = Shop(proxy, [relay], server.url)
             await one.register(OLD)
-            assert await one.shown() == {at(OLD)}
+            assert await one.shown() == {address_of(OLD)}
             await one.lose("refuse")
             await one.register(NEW)
             await one.leave(OLD)
         async with serving(upstream=relay.url, **kept) as proxy:
             two = Shop(proxy, [relay], server.url)
-            assert await two.shown() == {at(NEW)}
+            assert await two.shown() == {address_of(NEW)}
             await two.back()
-            assert await settled(two, lambda found: found == {at(NEW)})
-            assert await two.shown() == {at(NEW)}
+            assert await settled(two, lambda found: found == {address_of(NEW)})
+            assert await two.shown() == {address_of(NEW)}
 
 
-async def test_our_own_api_says_that_a_write_was_accepted_here() -> None:
-    async with shop() as it:
-        await it.register(OLD)
-        await it.shown()
-        await it.lose("refuse")
+async def test_outage_writes_of_the_rest_api_are_answered_as_local() -> None:
+    async with running_shop() as shop:
+        await shop.register(OLD)
+        await shop.shown()
+        await shop.lose("refuse")
         path = "/api/v1/services/shop/instances"
-        made = await it.proxy.http.post(path, json={"ip": NEW["ip"], "port": 80})
+        made = await shop.proxy.http.post(path, json={"ip": NEW["ip"], "port": 80})
         assert (made.status_code, made.headers["nacos-proxy-answer"]) == (201, "local")
-        changed = await it.proxy.http.patch(f"{path}/{at(NEW)}", json={"weight": 3})
+        changed = await shop.proxy.http.patch(f"{path}/{address_of(NEW)}", json={"weight": 3})
         assert (changed.json()["weight"], changed.headers["nacos-proxy-answer"]) == (3.0, "local")
-        gone = await it.proxy.http.delete(f"{path}/{at(OLD)}")
+        gone = await shop.proxy.http.delete(f"{path}/{address_of(OLD)}")
         assert (gone.status_code, gone.headers["nacos-proxy-answer"]) == (204, "local")
-        assert await it.shown() == {at(NEW)}
-        lasting = await it.proxy.http.post(path, json={"ip": "10.9.1.9", "port": 80, "ephemeral": False})
+        assert await shop.shown() == {address_of(NEW)}
+        lasting = await shop.proxy.http.post(path, json={"ip": "10.9.1.9", "port": 80, "ephemeral": False})
         assert lasting.status_code == 502
 
 
-async def test_a_setting_turns_it_off() -> None:
-    async with shop(outage_writes=False) as it:
-        await it.register(OLD)
-        await it.shown()
-        await it.lose("refuse")
-        assert (await it.register(NEW)).status_code == 502
-        assert (await it.leave(OLD)).status_code == 502
-        assert await it.shown() == {at(OLD)}
+async def test_outage_writes_off_refuses_writes() -> None:
+    async with running_shop(outage_writes=False) as shop:
+        await shop.register(OLD)
+        await shop.shown()
+        await shop.lose("refuse")
+        assert (await shop.register(NEW)).status_code == 502
+        assert (await shop.leave(OLD)).status_code == 502
+        assert await shop.shown() == {address_of(OLD)}
 
 
 @pytest.mark.parametrize("mode", ["blackhole", "slow"])
-async def test_a_beat_at_the_start_of_a_black_hole_is_answered_before_clients_give_up(mode: Mode) -> None:
-    """Legacy clients do after 3 s (nacos-http.md 10.1)."""
-    assert AgentPolicy().cold_wait < 3.0
+async def test_beat_is_answered_within_cold_wait_if_the_upstream_is_silent(mode: Mode) -> None:
+    """Legacy clients give up after 3 s (nacos-http.md 10.1)."""
+    cold_wait = AgentPolicy().cold_wait
+    assert cold_wait < 3.0
     async with facing("v1+v2") as server, fault_proxy(int(server.url.rpartition(":")[2])) as relay:
-        async with serving(upstream=relay.url, upstream_dialect="v1") as proxy:
-            place = {"serviceName": "beating", "ip": "10.0.0.1", "port": "80"}
-            assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
+        async with serving(upstream=relay.url, upstream_dialect="v1", upstream_timeout=cold_wait + 1.0) as proxy:
+            instance = {"serviceName": "beating", "ip": "10.0.0.1", "port": "80"}
+            assert (await proxy.http.post("/nacos/v1/ns/instance", params=instance)).text == "ok"
             await relay.set(mode)
-            beat = await proxy.http.put("/nacos/v1/ns/instance/beat", params=place)
+            beat = await proxy.http.put("/nacos/v1/ns/instance/beat", params=instance)
             assert proxy.components.agent.catalog.breaker.failures == 0, "it has not failed yet"
             assert (beat.json()["code"], beat.headers["nacos-proxy-answer"]) == (10200, "local")
             await until(lambda: proxy.components.agent.catalog.breaker.failures > 0, "its late failure is counted")

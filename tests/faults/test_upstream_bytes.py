@@ -1,4 +1,4 @@
-"""Answers of an upstream, byte for byte, through the whole proxy: no traceback, no hang, no status that is none."""
+"""Random bytes as answers of an upstream, through the whole proxy: no traceback, no hang, no invalid status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.app import Served, serving
 from tests.unit.upstream.stub import Request, Say, ok, say, stub
 
 CASES = 1500
-LIMIT = 20.0  # seconds in which a call has ended, whatever the upstream does
+LIMIT = 20.0  # seconds within which a call must end
 
 LIST = orjson.dumps({"name": "DEFAULT_GROUP@@a", "hosts": [], "cacheMillis": 10000, "lastRefTime": 1})
 CALLS = (
@@ -77,53 +77,51 @@ SIZES = (b"%x", b"%x;ext=1", b"%X", b"-%x", b"0%x", b"fffffffffffffffff%x", b"%x
 
 
 @cache
-def twice_packed(size: int) -> bytes:
-    """So many zeros in some hundred bytes. They are all in memory while they are packed, so no import does it."""
+def double_gzip(size: int) -> bytes:
+    """`size` zeros, gzipped twice to some hundred bytes; built on demand, because packing holds them all in memory."""
     return gzip.compress(gzip.compress(bytes(size)))
 
 
 @cache
 def bodies() -> tuple[bytes, ...]:
-    return (b"ok", LIST) * 5 + (b"", b"[" * 5000, b"<html>", twice_packed(32 << 20))
+    return (b"ok", LIST) * 5 + (b"", b"[" * 5000, b"<html>", double_gzip(32 << 20))
 
 
-def framed(luck: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
-    """Headers that say how long a body is, rightly or not, and the bytes that follow."""
-    match luck.choice((0, 0, 0, 0, 1, 2, 3, 3, 3)):
+def framed(rng: random.Random, body: bytes) -> tuple[list[bytes], bytes]:
+    """Right or wrong headers for the length of a body, and the bytes that follow."""
+    match rng.choice((0, 0, 0, 0, 1, 2, 3, 3, 3)):
         case 0:
             return [b"Content-Length: %d" % len(body)], body
         case 1:
-            return [b"Content-Length: " + luck.choice(LENGTHS)], body
+            return [b"Content-Length: " + rng.choice(LENGTHS)], body
         case 2:
-            return luck.choice(([], [b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked"])), body
+            return rng.choice(([], [b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked"])), body
         case _:
-            end = luck.choice(
+            end = rng.choice(
                 (b"0\r\n\r\n",) * 8 + (b"0\r\nT: x\r\n\r\n", b"0\r\n", b"", b"0\r\nContent-Length: 5\r\n\r\n")
             )
-            size = luck.choice((SIZES[0],) * 20 + SIZES) % len(body)
+            size = rng.choice((SIZES[0],) * 20 + SIZES) % len(body)
             return [b"Transfer-Encoding: chunked"], size + b"\r\n" + body + b"\r\n" + end
 
 
-def answer(luck: random.Random) -> Say:
-    """One that may be right in no part, cut into packets anywhere."""
-    before = luck.choice(
-        (b"",) * 30 + (b"HTTP/1.1 100 Continue\r\n\r\n" * luck.choice((1, 9, 900)), b"\r\n\r\n", b"\0")
-    )
-    lengths, body = framed(luck, luck.choice(bodies()))
-    fields = [*lengths, *luck.sample(FIELDS, luck.choice((0, 0, 0, 1, 3)))]
-    luck.shuffle(fields)
-    line = luck.choice(VERSIONS) + b" " + luck.choice(STATUSES) + luck.choice(REASONS)
-    end = luck.choice(ENDS)
+def random_answer(rng: random.Random) -> Say:
+    """A random answer, wrong in any part, cut into packets anywhere."""
+    before = rng.choice((b"",) * 30 + (b"HTTP/1.1 100 Continue\r\n\r\n" * rng.choice((1, 9, 900)), b"\r\n\r\n", b"\0"))
+    lengths, body = framed(rng, rng.choice(bodies()))
+    fields = [*lengths, *rng.sample(FIELDS, rng.choice((0, 0, 0, 1, 3)))]
+    rng.shuffle(fields)
+    line = rng.choice(VERSIONS) + b" " + rng.choice(STATUSES) + rng.choice(REASONS)
+    end = rng.choice(ENDS)
     data = before + end.join([line, *fields, b"", b""]) + body
-    data += luck.choice((b"",) * 9 + (b"more", b"HTTP/1.1 500 Evil\r\n\r\n"))
-    if luck.random() < 0.1:
-        data = data[: luck.randrange(len(data) + 1)]
-    cut = luck.randrange(len(data) + 1)
-    return say(data[:cut], data[cut:], then=luck.choice(("close", "close", "keep", "abort", "hang")))
+    data += rng.choice((b"",) * 9 + (b"more", b"HTTP/1.1 500 Evil\r\n\r\n"))
+    if rng.random() < 0.1:
+        data = data[: rng.randrange(len(data) + 1)]
+    cut = rng.randrange(len(data) + 1)
+    return say(data[:cut], data[cut:], then=rng.choice(("close", "close", "keep", "abort", "hang")))
 
 
-async def ended(proxy: Served, method: str, target: str) -> int:
-    """The status that the client got; 0 where an answer that was passed on is cut short, as the upstream's was."""
+async def status_of(proxy: Served, method: str, target: str) -> int:
+    """The status that the client got; 0 if a forwarded answer was cut short, as the upstream's was."""
     try:
         async with proxy.http.stream(method, target, headers={"accept-encoding": "identity"}) as reply:
             async for _ in reply.aiter_raw():
@@ -135,25 +133,25 @@ async def ended(proxy: Served, method: str, target: str) -> int:
 
 
 @pytest.mark.timeout(600)
-async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(
-    caplog: pytest.LogCaptureFixture, luck: random.Random
+async def test_upstream_bytes_never_cause_a_traceback_or_a_hang(
+    caplog: pytest.LogCaptureFixture, rng: random.Random
 ) -> None:
     said: Say = ok()
     settings = {"upstream_timeout": 0.1, "upstream_dialect": "v1", "cold_wait": 0.2, "breaker_failures": 1_000_000}
     seen: dict[int, int] = {}
     async with stub(lambda _: said) as upstream, serving(upstream=upstream.url, **settings) as proxy:
         for number in range(CASES):
-            method, target = luck.choice(CALLS)
-            said = answer(luck)
+            method, target = rng.choice(CALLS)
+            said = random_answer(rng)
             passed = "/cs/" in target or "/auth/" in target
-            if passed and said.then in ("hang", "keep"):  # a long poll may last: whoever asks gives up, not we
+            if passed and said.then in ("hang", "keep"):  # a long poll may last: the client gives up, not the proxy
                 said = say(*said.pieces, then="close")
-            status = await asyncio.wait_for(ended(proxy, method, target % number), LIMIT)
+            status = await asyncio.wait_for(status_of(proxy, method, target % number), LIMIT)
             case = f"case {number}: {method} {target} {said}"
             assert status == 0 or 200 <= status <= 599, case
             bad = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-            # What is passed on is sent as it comes: where the upstream's answer is cut, ours is as well. uvicorn then
-            # closes the connection, as it should, and logs that as an error of the app.
+            # A forwarded answer is sent as it arrives: if the upstream's is cut, so is ours. uvicorn then
+            # closes the connection, as it should, and logs an error of the app.
             cut = ["ASGI callable returned without completing response."] if status == 0 else []
             assert bad == cut and (passed or status), f"{case}: {bad}"
             caplog.clear()
@@ -163,8 +161,8 @@ async def test_no_bytes_of_an_upstream_are_a_traceback_or_a_hang(
 
 
 @pytest.mark.parametrize("coding", [b"gzip, gzip", b"x-gzip", b"GZIP", b"deflate", b"br", b"zstd", b"other"])
-async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(coding: bytes) -> None:
-    bomb, field = twice_packed(256 << 20), b"Content-Encoding: " + coding
+async def test_upstream_compressed_answer_is_not_decoded(coding: bytes) -> None:
+    bomb, field = double_gzip(256 << 20), b"Content-Encoding: " + coding
     async with stub(lambda _: ok(bomb, field)) as upstream, serving(upstream=upstream.url) as proxy:
         tracemalloc.start()
         try:
@@ -181,7 +179,7 @@ async def test_a_compressed_answer_takes_no_memory_and_is_passed_on_as_it_is(cod
 
 @pytest.mark.parametrize("status", ["000", "099", "600", "999"])
 @pytest.mark.parametrize(("method", "target"), [CALLS[1], CALLS[5], CALLS[7]])
-async def test_an_invalid_http_status_is_a_fault_of_the_upstream(status: str, method: str, target: str) -> None:
+async def test_upstream_invalid_status_is_answered_502(status: str, method: str, target: str) -> None:
     line = f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok".encode()
 
     def play(request: Request) -> Say:

@@ -1,4 +1,4 @@
-"""Whatever the way to the upstream does, readers go on, nothing acknowledged is lost, and operators are told once."""
+"""Faults between proxy and upstream: readers go on, no acknowledged write is lost, operators learn of it once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.app import Served, serving
 from tests.helpers.faces import facing
 from tests.helpers.fault import MODES, Mode, fault_proxy
 
-# Everything that waits for time waits for little of it, so that a fault's whole course takes seconds.
+# Short intervals, so that a whole fault takes seconds.
 QUICK: dict[str, Any] = {
     "breaker_longest": 0.3,
     "cache_ttl": 0.3,
@@ -30,13 +30,13 @@ QUICK: dict[str, Any] = {
     "empty_list_confirm": 1.0,
 }
 
-# Where no answer comes, its time has to pass; everywhere else a busy machine may take the whole of the usual time.
+# Only without an answer must the timeout pass; in other modes a busy machine may need the default timeout.
 SILENT: dict[Mode, dict[str, Any]] = {"blackhole": {"upstream_timeout": 1.5}, "slow": {"upstream_timeout": 1.5}}
 
 
 @dataclass
-class Tap:
-    """Every event in the order in which it was published: what streams are compared with."""
+class EventLog:
+    """Every event in publication order, to compare streams with."""
 
     agent: Agent
     services: list[str]
@@ -72,16 +72,16 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, Tap]]:
+async def loaded(proxy: Served, name: str) -> AsyncIterator[tuple[Load, EventLog]]:
     load = Load(proxy.url, name)
-    tap = Tap(proxy.components.agent, load.services)
-    tap.open()
+    event_log = EventLog(proxy.components.agent, load.services)
+    event_log.open()
     async with load:
         await load.more(10)
-        yield load, tap
+        yield load, event_log
 
 
-def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> int:
     return sum(text in record.getMessage() for record in caplog.records)
 
 
@@ -90,7 +90,7 @@ def metric(text: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
+async def test_upstream_faults_lose_nothing(
     mode: Mode, upstream: str, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -100,7 +100,7 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
     async with (
         fault_proxy(port) as relay,
         serving(upstream=relay.url, **QUICK, **SILENT.get(mode, {})) as proxy,
-        loaded(proxy, name) as (load, tap),
+        loaded(proxy, name) as (load, event_log),
     ):
         breaker = proxy.components.agent.catalog.breaker
         assert (await proxy.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
@@ -126,18 +126,18 @@ async def test_nothing_is_lost_while_the_way_to_the_upstream_is_broken(
         assert metric((await proxy.http.get("/metrics")).text, "nacos_proxy_upstream_up") == 1
 
         assert load.violations() == []
-        assert [fault for follower in load.followers for fault in tap.faults(follower)] == []
+        assert [fault for follower in load.followers for fault in event_log.faults(follower)] == []
         assert during and all("; hit;" in read.cache for read in during), "no read waited for the upstream"
-        assert tap.notices == ["down", "up"]
+        assert event_log.notices == ["down", "up"]
         assert all(follower.resets == 0 for follower in load.followers)
         local = [beat for beat in load.beats if beat[1] == "local"]
         assert local, "beats were answered here meanwhile"
-    assert (said(caplog, "upstream lost"), said(caplog, "upstream is back")) == (1, 1)
+    assert (logged(caplog, "upstream lost"), logged(caplog, "upstream is back")) == (1, 1)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """Each answer takes over half of the time that a call has, and more is asked than the connections can carry."""
+async def test_upstream_that_is_slow_does_not_open_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
+    """Each answer takes more than half of the timeout, and there are more requests than connections."""
     caplog.set_level(logging.INFO)
     slow: dict[str, Any] = {**QUICK, "upstream_timeout": 1.0}
     async with facing("v1+v2") as server:
@@ -145,18 +145,18 @@ async def test_a_slow_upstream_is_slow_and_not_lost(caplog: pytest.LogCaptureFix
         assert port is not None
         async with fault_proxy(port) as relay, serving(upstream=relay.url, **slow) as proxy:
             breaker = proxy.components.agent.catalog.breaker
-            places = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
-            for place in places:
-                assert (await proxy.http.post("/nacos/v1/ns/instance", params=place)).text == "ok"
+            instances = [{"serviceName": f"slow-{n}", "ip": "10.0.0.1", "port": "80"} for n in range(205)]
+            for instance in instances:
+                assert (await proxy.http.post("/nacos/v1/ns/instance", params=instance)).text == "ok"
             await relay.set("refuse")
             await until(lambda: not breaker.up, "the breaker opens")
             await relay.set("late")
             await until(lambda: breaker.up, "the breaker closes")
             for _ in range(3):
-                beats = (proxy.http.put("/nacos/v1/ns/instance/beat", params=place) for place in places)
+                beats = (proxy.http.put("/nacos/v1/ns/instance/beat", params=instance) for instance in instances)
                 codes = [(await beat).json()["code"] for beat in asyncio.as_completed([*beats])]
-                assert codes == [10200] * len(places)
+                assert codes == [10200] * len(instances)
                 assert breaker.up, breaker
-            assert said(caplog, "upstream lost") == 1
+            assert logged(caplog, "upstream lost") == 1
             reasons = (await proxy.http.get("/readyz")).json()["reasons"]
             assert [reason for reason in reasons if not reason.startswith("polling: ")] == [], "polls may be late"

@@ -1,4 +1,4 @@
-"""The whole program in the test's own loop, on a real socket of a free port; ended by its handle."""
+"""Runs the whole program in the test's own event loop, on a real socket with a free port."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nacos_proxy.app.server import App, uvicorn_config
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.runtime import Clock, SystemClock, spawn, stop
 
-PATIENCE = 60.0  # for what hangs: httpx's own 5 s may pass on a busy machine
+PATIENCE = 60.0  # seconds before a test gives up; httpx's own 5 s can pass on a busy machine
 
 
 @dataclass(slots=True)
 class Served:
-    """A proxy that runs: its URL, a client for it, its app and parts."""
+    """A running proxy: its URL, a client for it, its components and its app."""
 
     url: str
     http: httpx.AsyncClient
@@ -32,8 +32,8 @@ class Served:
 
 @asynccontextmanager
 async def running(config: uvicorn.Config) -> AsyncIterator[str]:
-    """uvicorn on a free port; gives the URL. At the end what is under way is finished, then the app ends."""
-    # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
+    """Runs uvicorn on a free port and gives the URL. At the end it finishes open requests, then stops the app."""
+    # asyncio turns Nagle's algorithm off only for sockets created with IPPROTO_TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(config)
@@ -50,7 +50,7 @@ async def running(config: uvicorn.Config) -> AsyncIterator[str]:
 
 
 async def _end(server: uvicorn.Server) -> None:
-    """As `Server.shutdown`, but for its naps: a run of all tests ends a thousand servers."""
+    """Does what `Server.shutdown` does without its sleeps: a run of all tests ends a thousand servers."""
     for listening in server.servers:
         listening.close()
     for connection in list(server.server_state.connections):
@@ -70,7 +70,7 @@ async def _idle(server: uvicorn.Server) -> None:
 
 @asynccontextmanager
 async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """A proxy with these settings, ready to answer; `keep_alive` in seconds, in place of its own."""
+    """Runs a proxy with these settings; `keep_alive` (seconds) overrides uvicorn's."""
     upstream, keep_alive = settings.pop("upstream", "embedded"), settings.pop("keep_alive", None)
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
@@ -87,7 +87,7 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
 
 
 async def heard(chunks: AsyncIterator[str], text: str) -> str:
-    """What a stream says until this text came; how it is cut into chunks says nothing. Raises `EOFError`."""
+    """Returns what a stream sends until `text` appears, however it is cut into chunks. Raises `EOFError`."""
     said = ""
     async for chunk in chunks:
         said += chunk

@@ -1,4 +1,4 @@
-"""Drives an ASGI app by hand, as a server would: a stream ends by its content, not by a timer."""
+"""Calls an ASGI app as a server would. A stream ends by its content, not by a timer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.sse import Decoder
 def scope(
     method: str, target: str, headers: Mapping[str, str] | None = None, client: str = "127.0.0.1", **more: Any
 ) -> dict[str, Any]:
-    """An HTTP scope for a target as it goes on the wire."""
+    """An HTTP scope for a request target."""
     path, _, query = target.partition("?")
     pairs = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     return {
@@ -41,7 +41,7 @@ def scope(
 
 @dataclass
 class Exchange:
-    """One request under way. `body` is what came so far; `hold` lets the reader take no more."""
+    """A request in progress. `body` is what has arrived; after `hold` the reader takes no more."""
 
     scope: dict[str, Any]
     status: int = 0
@@ -64,14 +64,14 @@ class Exchange:
         self._news.set()
 
     def hold(self) -> None:
-        """The reader is slow: nothing more is taken until `release`."""
+        """Makes the reader slow: it takes nothing until `release`."""
         self._free.clear()
 
     def release(self) -> None:
         self._free.set()
 
     async def leave(self) -> None:
-        """The client goes away; returns when the app has noticed."""
+        """Disconnects the client; returns when the app has noticed."""
         self._requests.put_nowait({"type": "http.disconnect"})
         await self.ended()
 
@@ -81,7 +81,7 @@ class Exchange:
         await self._task
 
     async def until(self, text: str, times: int = 1) -> str:
-        """Waits until `text` has come so many times; the body so far."""
+        """Waits until `text` has appeared `times` times; returns the body so far."""
         while self.body.decode().count(text) < times:
             assert not self.complete, f"the stream ended before {text!r} came: {self.body!r}"
             self._news.clear()
@@ -89,7 +89,7 @@ class Exchange:
         return self.body.decode()
 
     def events(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """The events that came so far: name, id, data."""
+        """The events so far: name, id, data."""
         return [(m.event, m.id, json.loads(m.data)) for m in Decoder().feed(self.body)]
 
     def json(self) -> Any:
@@ -120,7 +120,7 @@ async def ask(
     body: bytes = b"",
     **more: Any,
 ) -> Exchange:
-    """A whole request and its whole answer."""
+    """Sends a whole request and returns the whole answer."""
     sent = dict(headers or {})
     if json_body is not None:
         body = json.dumps(json_body).encode()

@@ -1,7 +1,6 @@
-"""A real Chromium without a window, driven through chromedriver by plain HTTP (W3C WebDriver), ended by its handle.
+"""Drives a headless Chromium through chromedriver over plain HTTP (W3C WebDriver).
 
-Not for: more than these tests need. What a page asked of the network comes from Chromium's own log of it, so a request
-that a page made behind our back is seen, too.
+`asked` reads Chromium's own network log, so it includes requests that a page makes by itself.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ FLAGS = (
 
 
 class BrowserError(Exception):
-    """What chromedriver says went wrong."""
+    """An error that chromedriver reported."""
 
 
 class Browser:
-    """One window. Commands return when they are done; `until` waits for what comes by itself."""
+    """One window. Commands return when they are done; `until` waits for what a page does by itself."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
@@ -61,11 +60,11 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """What a person reads on the page."""
+        """The visible text of the page."""
         return str(self.run("return document.body.innerText"))
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of JavaScript that ends with `return …`; a promise is waited for."""
+        """The value of JavaScript that ends with `return …`; waits for a promise."""
         return self._do("POST", "execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, css: str) -> None:
@@ -73,12 +72,12 @@ class Browser:
         self._do("POST", f"element/{found[ELEMENT]}/click", {})
 
     def fill(self, css: str, text: str) -> None:
-        """Types the text in place of what is in the field."""
+        """Replaces the text in a field."""
         found = self._do("POST", "element", {"using": "css selector", "value": css})
         self._do("POST", f"element/{found[ELEMENT]}/value", {"text": SELECT_ALL + text})
 
     def until(self, script: str, *arguments: Any) -> Any:
-        """The first value of the script that is true, asked again and again."""
+        """Runs the script again and again; returns its first true value."""
         end = self._clock.now() + WAIT_SECONDS
         while not (found := self.run(script, *arguments)):
             if self._clock.now() > end:
@@ -86,13 +85,13 @@ class Browser:
         return found
 
     def asked(self) -> list[str]:
-        """URLs that were asked for since the last call, Chromium's own pages left out."""
+        """The URLs that were requested since the last call, without Chromium's own pages."""
         messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "chrome:", "blob:", "about:"))]
 
     def complaints(self) -> list[str]:
-        """What stood in the console since the last call: errors of scripts, violations of a policy, failed loads."""
+        """The console messages since the last call: script errors, policy violations, failed loads."""
         return [entry["message"] for entry in self._log("browser")]
 
     def screenshot(self, path: Path) -> None:
@@ -111,7 +110,7 @@ class Browser:
 
 
 def missing() -> str:
-    """Why there can be no browser here; '' where there can."""
+    """Why no browser can run here; '' if one can."""
     wanted = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"not installed: {', '.join(wanted)}" if wanted else ""
 

@@ -1,4 +1,4 @@
-"""Values with valid defaults, so that a test says only what matters; and an agent around a registry."""
+"""Values with valid defaults, so that a test names only what matters; and an agent around a registry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def snapshot(*instances: Instance, service: ServiceKey = KEY, **fields: Any) -> 
 
 
 def make_catalog(cache: CachePolicy | None = None, hub: HubPolicy | None = None, epoch: str = "e") -> Catalog:
-    """An empty catalog; random numbers are always in the middle."""
+    """An empty catalog whose random numbers are always 0.5."""
     return Catalog(
         Cache(cache or CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__),
         Hub(hub or HubPolicy(), epoch),

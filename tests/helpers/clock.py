@@ -1,4 +1,4 @@
-"""A clock that stands still until the test moves it."""
+"""A clock that moves only when the test moves it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nacos_proxy.runtime import spawn
 
 
 class FakeClock:
-    """`Clock` for tests. `advance` wakes sleepers in the order of their moments and lets the loop run in between."""
+    """A `Clock` for tests. `advance` wakes sleepers in order and lets the loop run in between."""
 
     def __init__(self, now: float = 1000.0, wall: float = 1_795_519_064.0) -> None:
         self._now = now
@@ -36,7 +36,7 @@ class FakeClock:
         await future
 
     async def advance(self, seconds: float) -> None:
-        """Move on, waking who is due at his moment; afterwards all that can run has run."""
+        """Moves time forward and wakes each sleeper at its moment. Returns when nothing more can run."""
         end = self._now + seconds
         await settle()
         while self._sleepers and self._sleepers[0][0] <= end:
@@ -51,26 +51,26 @@ class FakeClock:
 
     @property
     def next(self) -> float:
-        """When the next sleeper wakes; infinity while nobody sleeps."""
+        """When the next sleeper wakes; infinity if nobody sleeps."""
         return min((moment for moment, _, future in self._sleepers if not future.done()), default=math.inf)
 
     def jump(self, seconds: float) -> None:
-        """Time passes in which nothing ran, as for a process that is suspended: who sleeps wakes late."""
+        """Moves time without running anything, as for a suspended process: sleepers wake late."""
         self._now += seconds
 
     def oversleep(self, seconds: float) -> None:
-        """The host slept: its own clock stood still, the calendar did not."""
+        """Moves the wall clock but not the monotonic clock, as when the host sleeps."""
         self._offset += seconds
 
 
 async def settle(rounds: int = 20) -> None:
-    """Let the loop run until tasks that only wait for each other have had their turns."""
+    """Lets the loop run until tasks that wait only for each other are done."""
     for _ in range(rounds):
         await asyncio.sleep(0)
 
 
 async def turns_during(asking: Coroutine[Any, Any, object]) -> int:
-    """How many turns of the loop others have until it is done."""
+    """How many turns of the loop other tasks get until `asking` is done."""
     task, turns = spawn(asking, name="asking"), 0
     while not task.done():
         await asyncio.sleep(0)

@@ -56,7 +56,7 @@ from tests.helpers.pair import asked_by
 from tests.helpers.recordings import load
 
 LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
-# What 3.0.3 still does in v1 (nacos-http.md 4.0).
+# What v1 of 3.0.3 still does (nacos-http.md 4.0).
 STILL_OPEN = frozenset(
     {
         ("POST", "/v1/ns/instance"),
@@ -68,14 +68,14 @@ STILL_OPEN = frozenset(
         *(("POST", path) for path in LOGINS),
     }
 )
-# What needs no token even where all else does (nacos-http.md 7.1).
+# Paths that need no token (nacos-http.md 7.1).
 PUBLIC = ("/operator/metrics", "/operator/switches", "/console/", "/core/state")
 NOBODY = "user not found!"
 
 
 @dataclass(frozen=True)
 class Face:
-    """Which dialects a server has, and its version. `three`: it words its refusals as 3.x does."""
+    """The version and the dialects of a server. `three`: it words refusals as 3.x does."""
 
     version: str
     dialects: tuple[Dialect, ...]
@@ -99,10 +99,11 @@ FACES = {
 
 @dataclass
 class Users:
-    """Who may log in, with which password; who has admin rights; the tokens given, each until when.
+    """Accounts, their passwords, admins, and the tokens given with the moment of their expiry.
 
     `closed`: names of services that only admins may read or write.
-    `identity`: the header by which servers know each other; a request with it passes every check (nacos-http.md 7.1).
+    `identity`: the header by which servers recognise each other; a request with it passes every check (nacos-http.md
+    7.1).
     """
 
     passwords: Mapping[str, str]
@@ -120,11 +121,11 @@ class Users:
         return token
 
     def revoke(self) -> None:
-        """As when the server gets another secret: all who hold a token must log in again."""
+        """Revokes all tokens, as when the server gets another secret."""
         self.tokens.clear()
 
     def refusal(self, request: HttpRequest) -> str | None:
-        """Why a request is refused with 403, in the words of 2.5.1; None where it is not."""
+        """Why a request is refused with 403, as 2.5.1 says it; None if it is allowed."""
         parameters, headers = request.parameters, request.headers
         if self.identity is not None and headers.get(self.identity[0].lower()) == self.identity[1]:
             return None
@@ -148,12 +149,12 @@ class Users:
 
 
 class FaceServer:
-    """An ASGI app. `asked` are the requests that came, as `METHOD /path`; `face` may be changed: an upgrade.
+    """An ASGI app. `asked` lists the requests as `METHOD /path`; `turn` upgrades the server to another face.
 
-    Nacos pushes by UDP to legacy agents that ask for it in a list of v1: on 1.x one second after a change, later
-    versions half a second after it; who does not ask again is forgotten after 10 s.
-    `odd` are hosts that stand in each list of a service as they are: what Nacos took, and nobody can read.
-    `listing_delay`: seconds until any read shows a write, once the service has been read (lag.jsonl: 0.5-0.65 s).
+    Nacos pushes by UDP to legacy clients that request it in a v1 list: 1.x one second after a change, later versions
+    half a second. A client that does not repeat the request within 10 s is forgotten.
+    `odd`: hosts that each list of a service contains unchanged, as Nacos accepted them, though no client can read them.
+    `listing_delay`: seconds until a read shows a write, once the service has been read (lag.jsonl: 0.5-0.65 s).
     """
 
     def __init__(self, face: str, clock: Clock, listing_delay: float = 0.0, users: Users | None = None) -> None:
@@ -174,13 +175,13 @@ class FaceServer:
         body = await read_body(scope, receive, 1 << 20)
         request = to_request(scope, scope["path"].removeprefix("/nacos"), body)
         self.asked.append(f"{request.method} {request.path}")
-        if self.face is FACES["1.x"]:  # the form of a POST is not seen, but by the login; no parameter check
+        if self.face is FACES["1.x"]:  # 1.x ignores the form of a POST, except of a login, and checks no parameters
             form = () if request.method == "POST" and request.path not in LOGINS else request.form
             request = request._replace(form=form, rules=LENIENT)
         reply = self._gone(request) or self._login(request) or self._barred(request) or await self._answer(request)
         await send_reply(send, self._accent(request, reply), head_only=request.method == "HEAD")
 
-    # what a face does not do
+    # refusals of a face
 
     def _gone(self, request: HttpRequest) -> HttpReply | None:
         spoken = request.path[1:3]
@@ -196,7 +197,7 @@ class FaceServer:
             return HttpReply(404, None, b"")
         return error_page(request, 404, "No message available", self._now_ms())
 
-    # rights
+    # permissions
 
     def _login(self, request: HttpRequest) -> HttpReply | None:
         if request.path not in LOGINS or request.method != "POST":
@@ -238,10 +239,10 @@ class FaceServer:
             why = f"Code: {code}, Message: {why}."
         return error_page(request, 403, why, self._now_ms())
 
-    # what it does
+    # operations
 
     async def _answer(self, request: HttpRequest) -> HttpReply:
-        """As `_perform`; a face of another make may forward it, or say something else."""
+        """Overridden by a face that forwards the request or answers something else."""
         if request.parameters.get("beat") == "{}":  # Nacos stores an instance without an ip
             key = ServiceKey.of(request.parameters["serviceName"], request.parameters.get("groupName"))
             self.odd.setdefault(key, []).append({"port": 0, "weight": 1.0, "healthy": True, "metadata": {}})
@@ -296,14 +297,14 @@ class FaceServer:
         await self.registry.close()
 
     async def _send(self, call: Any) -> Any:
-        """What the registry says; on a 1.x each cluster at an address is an instance of its own (nacos-http.md 5.1)."""
+        """Sends to the registry. On 1.x each cluster at an address is an instance of its own (nacos-http.md 5.1)."""
         if self.face is not FACES["1.x"]:
             return await self.registry.send(call)
         result = await self.registry.send(_inside(call))
         return _outside(result) if isinstance(result, Snapshot | Instance) else result
 
     def _meant(self, call: Any) -> Any:
-        """What is made of a call: r-nacos lists all clusters, and its services may hold instances of both kinds."""
+        """r-nacos lists all clusters, and its services may hold both kinds of instances."""
         if self.face is FACES["v1"] and isinstance(call, CreateService):
             return replace(call, ephemeral=True)
         if self.face is FACES["v1"] and type(call) is ReadService:
@@ -311,7 +312,7 @@ class FaceServer:
         return call
 
     def _accent(self, request: HttpRequest, reply: HttpReply) -> HttpReply:
-        """What differs between servers that speak the same dialect (recordings)."""
+        """Differences between servers that speak the same dialect (recordings)."""
         body, kind = reply.body, reply.content_type
         if self.face is FACES["v1"] and (kind or "").startswith("text/"):
             kind = None
@@ -320,7 +321,7 @@ class FaceServer:
         if self.face is FACES["1.x"]:
             pushed = int(request.parameters.get("udpPort") or 0) and qualifies(request.headers.get("user-agent", ""))
             return _as_1x(request, reply, 10_000 if pushed else 3000)
-        if not request.path.startswith("/v1/"):  # what v2 or v3 registered has no id
+        if not request.path.startswith("/v1/"):  # instances registered by v2 or v3 have no id
             body = re.sub(rb'"instanceId":"[^"]*",', b"", body)
         return HttpReply(reply.status, kind, body, reply.headers)
 
@@ -329,7 +330,7 @@ class FaceServer:
 
 
 def _inside(call: Any) -> Any:
-    """With the cluster in the address, so that the registry keeps one instance for each."""
+    """Puts the cluster into the address, so that the registry keeps one instance per cluster."""
     if isinstance(call, Register):
         i = call.instance
         return replace(call, instance=replace(i, ip=f"{i.ip}|{i.cluster}"))
@@ -347,7 +348,7 @@ def _outside(found: Any) -> Any:
 
 
 def _as_1x(request: HttpRequest, reply: HttpReply, cache_millis: int) -> HttpReply:
-    """As 1.4.8 answered when it was asked."""
+    """Rewrites a reply as 1.4.8 answers."""
     if reply.status >= 400 and (reply.content_type or "").startswith("text/"):
         text = reply.body.decode()
         absent = request.method == "GET" and ("found" in text or "no ips" in text)
@@ -367,12 +368,11 @@ def _as_1x(request: HttpRequest, reply: HttpReply, cache_millis: int) -> HttpRep
 
 
 class Node(FaceServer):
-    """One of several over one registry: each is responsible for some instances, and asks its peers about the others.
+    """A node of a cluster over one registry. Each node is responsible for some instances and forwards writes of others.
 
-    `turmoil`, status and text: what it answers to a write that it has to pass on, as around the death or return of a
-    peer. `returned`: it has just come back, and lists everybody unwell. The node that is responsible for a service
-    lists a change after 0.6 s, the others after 1.2 to 1.7 s; a DELETE whose parameters stand in a form is lost on the
-    way to the peer, and answered 500 after 2 s.
+    `turmoil` (status, text): its answer to a write that it has to forward, as when a peer dies or returns. `returned`:
+    it has just come back and lists every instance as unhealthy. The node responsible for a service lists a change after
+    0.6 s, the others after 1.2 to 1.7 s. A forwarded DELETE loses its form and is answered 500 after 2 s.
     """
 
     def __init__(self, number: int, nodes: list[Node], clock: Clock, lagging: bool) -> None:
@@ -437,7 +437,7 @@ class Node(FaceServer):
 
 @asynccontextmanager
 async def clustered(clock: Clock | None = None, *, lagging: bool = True) -> AsyncIterator[list[Node]]:
-    """Three nodes of one cluster of 2.5.1, each on a port of its own."""
+    """Three nodes of a 2.5.1 cluster, each on its own port."""
     clock, nodes = clock or SystemClock(), list[Node]()
     async with AsyncExitStack() as stack:
         for number in range(3):
@@ -459,14 +459,14 @@ GONE = (
 
 @cache
 def gone_messages() -> Mapping[tuple[str, str], str]:
-    """What 3.0.3 says for what it has no more, by method and path."""
+    """The messages of 3.0.3 for removed operations, by method and path."""
     rows = [row for name in ("v3-only", "nacos-3.0.3") for row in load(name) if row.status == 410]
     return {(row.method, row.below): row.body["message"] for row in rows}
 
 
 @cache
 def absent() -> Collection[tuple[str, str]]:
-    """What r-nacos has not."""
+    """The operations that r-nacos lacks."""
     rows = [row for row in load("r-nacos-0.8.8") if row.status == 404 and row.type is None and not row.body]
     return {(row.method, row.below) for row in rows if not row.below.endswith("/")}
 
@@ -481,7 +481,7 @@ async def facing(
     admins: Collection[str] = ("nacos",),
     identity: tuple[str, str] | None = None,
 ) -> AsyncIterator[FaceServer]:
-    """A server of this face, running on a free port; with `passwords` it wants a login."""
+    """Runs a server of this face on a free port; with `passwords` it requires a login."""
     clock = clock or SystemClock()
     users = Users(passwords, admins, clock, identity=identity) if passwords is not None else None
     server = FaceServer(face, clock, listing_delay, users)

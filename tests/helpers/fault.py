@@ -1,7 +1,7 @@
-"""A TCP relay between the proxy and a real server that misbehaves when a test says so.
+"""A TCP relay between the proxy and a real server, with faults that a test switches on.
 
-Modes that cut or delay act on the connection; those that answer (`status_500`, `garbage`, `html`, …) answer each
-request themselves and never ask the server.
+Modes that cut or delay act on the connection. Modes that answer (`status_500`, `garbage`, `html`, …) answer each
+request themselves and never contact the server.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Literal
 
 Mode = Literal[
     "pass",  # relays
-    "refuse",  # nothing listens
+    "refuse",  # does not listen
     "reset",  # accepts, then resets
     "blackhole",  # accepts and never answers
-    "half_open",  # reads the request, then closes without a byte
-    "slow",  # relays, each answer 5 s late
-    "late",  # relays, each piece of an answer 0.3 s late: slow for a timeout of 1 s, and no fault
+    "half_open",  # reads the request, then closes without an answer
+    "slow",  # relays, each answer after 5 s
+    "late",  # relays each piece of an answer after 0.3 s: slow for a timeout of 1 s, but no fault
     "status_500",
-    "garbage",  # bytes that are no HTTP
+    "garbage",  # bytes that are not HTTP
     "empty",  # 200 with an empty body
-    "half_body",  # announces more than it sends, then closes
-    "wrong_type",  # the right status, JSON of another shape
-    "html",  # an error page of some proxy, status 200
+    "half_body",  # announces more bytes than it sends, then closes
+    "wrong_type",  # status 200, JSON of another shape
+    "html",  # an error page of some other proxy, status 200
     "login_page",  # a redirect to a login
 ]
 
@@ -63,7 +63,7 @@ _ANSWERS: dict[Mode, bytes] = {
 
 
 class FaultProxy:
-    """Listens on a port of its own and keeps it while it refuses. `mode` may be set at any time."""
+    """Keeps its port even while it refuses connections. `mode` may be set at any time."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -82,7 +82,7 @@ class FaultProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def set(self, mode: Mode) -> None:
-        """From now on; connections that stand are cut, as they would be by the fault."""
+        """Sets the mode and cuts open connections, as the fault would."""
         self._mode = mode
         self._cut()
         if mode == "refuse" and self._server is not None:
@@ -117,7 +117,7 @@ class FaultProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        mode = self._mode  # of the connection: another mode may be set before it has had its turn
+        mode = self._mode  # fixed per connection: the mode may change before this task runs
         match mode:
             case "reset" | "refuse":
                 return
@@ -164,7 +164,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late
 
 @asynccontextmanager
 async def fault_proxy(target: int) -> AsyncIterator[FaultProxy]:
-    """One that relays, stopped at the end."""
+    """Runs a relay."""
     relay = FaultProxy(target)
     await relay.start()
     try:

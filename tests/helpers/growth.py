@@ -1,4 +1,4 @@
-"""How the work of a function grows with its input, in CPU time, which other processes do not change."""
+"""How the CPU time of a function grows with its input; other processes do not affect CPU time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def grows_as_its_input(work: Callable[[int], object], size: int) -> bool:
-    """Whether four times the input costs less than ten times as much; for a square it is sixteen times."""
+    """Whether four times the input costs less than ten times as much; quadratic growth costs sixteen times."""
     return _cost(work, 4 * size) < 10 * _cost(work, size) + 0.02
 
 

@@ -1,9 +1,7 @@
-"""Real servers as real processes: on free ports of 127.0.0.1, with data of their own, ended by their handle.
+"""Real servers as child processes on free ports of 127.0.0.1, with their own data.
 
-Not for: testing a decision. That needs no port.
-
-How the tests find what they cannot start by themselves:
-    NACOS_PROXY_TEST_RNACOS           path of the rnacos binary; empty: none; not set: looked for on PATH, ~/.cargo/bin
+Environment:
+    NACOS_PROXY_TEST_RNACOS           path of the rnacos binary; empty: none; unset: PATH, then ~/.cargo/bin
     NACOS_PROXY_TEST_REQUIRE_RNACOS   1: a missing binary is an error, not a skip
 """
 
@@ -27,17 +25,17 @@ from typing import IO, TypeVar
 
 from nacos_proxy.runtime import SystemClock
 
-# For what hangs: a start takes a second or two, and many times that on a busy machine.
+# Limits for a program that hangs. A start takes a second or two, and much longer on a busy machine.
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-GRPC_OFFSET = 1000  # Nacos clients look for gRPC on the HTTP port + 1000
+GRPC_OFFSET = 1000  # Nacos clients expect gRPC on the HTTP port + 1000
 LISTENING = re.compile(r"listening on (\S+)")
 
 P = TypeVar("P", bound="Process")
 
 
 def free_port(*, and_offset: int = 0) -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on, and, with an offset, port + offset neither."""
+    """A free TCP port of 127.0.0.1; with an offset, port + offset is free, too."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -50,7 +48,7 @@ def free_port(*, and_offset: int = 0) -> int:
 
 
 class Process:
-    """A child process whose output is read all the time, and which does not outlive its `with`."""
+    """A child process whose output is read continuously and which ends with its `with`."""
 
     def __init__(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
@@ -65,7 +63,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        """Everything that it has printed, over all its lives."""
+        """Everything that it has printed, over all starts."""
         with self._said:
             return "".join(self._lines)
 
@@ -96,7 +94,7 @@ class Process:
         self._reader.start()
 
     def wait_for(self, pattern: re.Pattern[str], *, since: int = 0, seconds: float = START_SECONDS) -> re.Match[str]:
-        """The first match in the lines printed after the first `since` ones; fails when the process ends before."""
+        """The first match in the lines after the first `since` ones; raises if the process ends before."""
         with self._said:
             self._said.wait_for(lambda: self._find(pattern, since) or self._silent(), seconds)
             found = self._find(pattern, since)
@@ -109,15 +107,15 @@ class Process:
         self._alive().send_signal(number)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
-        """Its exit code; what it printed last is in the log by then."""
+        """Waits for its end; returns the exit code. The log is complete by then."""
         code = self._alive().wait(seconds)
-        reader = self._reader  # it takes itself away at its end
+        reader = self._reader  # _read sets it to None at the end
         if reader is not None:
             reader.join(seconds)
         return code
 
     def terminate(self, seconds: float = STOP_SECONDS) -> int:
-        """SIGTERM and the exit code. One that does not end in time is killed, and that is an error."""
+        """Sends SIGTERM and returns the exit code. Kills a process that does not end in time, and raises."""
         if self.running:
             self.signal(signal.SIGTERM)
         try:
@@ -127,13 +125,13 @@ class Process:
             raise RuntimeError(f"{self.command} did not end on SIGTERM in {seconds} s; it said:\n{self.log}") from None
 
     def kill(self) -> None:
-        """SIGKILL; harmless for one that has ended."""
+        """Sends SIGKILL; has no effect on a process that has ended."""
         if self._popen is not None:
             self._popen.kill()
             self.wait()
 
     def close(self) -> None:
-        """End it if it still runs."""
+        """Ends the process if it still runs."""
         if self.running:
             self.terminate()
 
@@ -171,9 +169,9 @@ class Process:
 
 
 class ProxyProcess(Process):
-    """The proxy as its users run it: `python -m proxy serve --port 0 …`, ready when it says where it listens.
+    """The proxy as its users run it: `python -m nacos_proxy serve --port 0 …`; ready when it prints where it listens.
 
-    A second `start()` comes back on the port and with the state of the first, as a restart by systemd does.
+    A second `start()` uses the same port and state as the first, as a restart by systemd does.
     """
 
     def __init__(
@@ -194,7 +192,7 @@ class ProxyProcess(Process):
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`, without a slash at its end."""
+        """`http://127.0.0.1:PORT`, without a trailing slash."""
         return self.address
 
     def start(self) -> None:
@@ -215,7 +213,7 @@ class ProxyProcess(Process):
 
 
 class RNacos(Process):
-    """A real r-nacos. A second `start()` comes back on the same ports and data, as after a crash."""
+    """A real r-nacos. A second `start()` uses the same ports and data, as after a crash."""
 
     def __init__(self, binary: str, *, settings: Mapping[str, str] | None = None) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="r-nacos-")
@@ -238,10 +236,10 @@ class RNacos(Process):
         return self.port + GRPC_OFFSET
 
     def start(self) -> None:
-        """Started and ready, or an error with what it said.
+        """Starts it and waits until it is ready; raises with its output.
 
-        On no data it sometimes panics at its start on a busy machine (0.8.8, `raftapply.rs`), serves all the same and
-        keeps no configuration ever after. Then, and where somebody took its port meanwhile, it is started anew.
+        Without data it sometimes panics at its start on a busy machine (0.8.8, `raftapply.rs`), then serves all the
+        same but never keeps any configuration. In that case, and if another program took its port, it is started again.
         """
         chosen, fresh = self.port, not self._data_dir.exists()
         for left in reversed(range(20 if fresh else 1)):
@@ -257,7 +255,7 @@ class RNacos(Process):
             self.forget()
 
     def forget(self) -> None:
-        """Its data is gone; for one that does not run."""
+        """Deletes its data; only while it does not run."""
         shutil.rmtree(self._data_dir, ignore_errors=True)
 
     def close(self) -> None:
@@ -273,7 +271,7 @@ class RNacos(Process):
             "RNACOS_SDK_HOST": "127.0.0.1",
             "RNACOS_HTTP_PORT": str(self.port),
             "RNACOS_GRPC_PORT": str(self.grpc_port),
-            "RNACOS_HTTP_CONSOLE_PORT": "0",  # 0: no console of its own
+            "RNACOS_HTTP_CONSOLE_PORT": "0",  # 0: no console
             "RNACOS_DATA_DIR": str(self._data_dir),
             "RUST_LOG": "warn",
             **self._settings,
@@ -316,7 +314,7 @@ class RNacos(Process):
 
 
 def rnacos_binary(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Where r-nacos is, or None; a name that the environment gives and that is none is an error."""
+    """The path of r-nacos, or None. Raises if the environment names a program that cannot be run."""
     named = environ.get("NACOS_PROXY_TEST_RNACOS")
     if named:
         if found := shutil.which(named):

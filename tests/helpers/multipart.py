@@ -1,6 +1,6 @@
-"""Bodies of `multipart/form-data` with the boundary `x`, and what 2.5.1 and 3.0.3 make of each.
+"""`multipart/form-data` bodies with the boundary `x`, and what 2.5.1 and 3.0.3 make of each.
 
-`tests/conformance/test_multipart.py` asks a real server, where one is named.
+`tests/conformance/test_multipart.py` sends them to a real server, if one is configured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A dialect's client role and its own server role joined, without a socket; and values to send through it."""
+"""Joins the client role of a dialect to its own server role, without a socket; and strategies for values to send."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ R = TypeVar("R")
 
 
 class DialectPair:
-    """Sends calls as bytes from one role to the other. `answer` gives the result, or the error, of what arrives.
+    """Sends calls as bytes from one role to the other. `answer` returns the result, or the error, for a call.
 
-    `seen` are the calls as the server role read them, `replies` its answers.
+    `seen`: the calls as the server role read them. `replies`: its answers.
     """
 
     def __init__(self, dialect: Dialect, answer: Callable[[Any], Any]) -> None:
@@ -57,7 +57,7 @@ class DialectPair:
         self.replies: list[HttpReply] = []
 
     def send(self, call: Call[R]) -> R:
-        """The result as the client role reads it. Raises what its `read_reply` raises."""
+        """Returns the result as the client role reads it. Raises what `read_reply` raises."""
         return self.dialect.read_reply(call, self.serve(self.dialect.write_request(call)))
 
     def serve(self, request: HttpRequest) -> HttpReply:
@@ -82,7 +82,7 @@ class DialectPair:
 
 
 def asked_by(call: Any) -> Call[Any]:
-    """The call by which a client role asks for what a server role has read."""
+    """The client-side call for a call that a server role has read."""
     match call:
         case ReadService():
             return Fetch(call.service)
@@ -93,10 +93,10 @@ def asked_by(call: Any) -> Call[Any]:
 
 
 def answer_again(dialect: Dialect, row: Row, read: Callable[[Any, HttpReply], Any] | None = None) -> HttpReply:
-    """A dialect's own answer to a recorded request, where what stands behind it says what was recorded.
+    """The dialect's own answer to a recorded request, if the registry returns what was recorded.
 
-    The recorded answer goes through the client role (or `read`), and what that makes of it through the server role:
-    both must understand it for the same bytes to come out. Refusals lose the dialect that they came in.
+    The client role (or `read`) parses the recorded answer, and the server role writes the result again. The bytes are
+    equal only if both understand it. Refusals lose the dialect that they came in.
     """
     operation = dialect.match(row.method, row.below)
     if operation is None:
@@ -113,16 +113,16 @@ def answer_again(dialect: Dialect, row: Row, read: Callable[[Any, HttpReply], An
 
 
 def in_order(snapshot: Snapshot, body: Any) -> ServiceView:
-    """A view of a whole snapshot whose hosts stand as in a recorded list."""
+    """A view of a whole snapshot with the hosts in the order of a recorded list."""
     shown = body.get("data", body)
     order = {(host["ip"], host["port"]): place for place, host in enumerate(shown["hosts"])}
     hosts = tuple(sorted(snapshot.instances, key=lambda i: order[(i.ip, i.port)]))
     return ServiceView(snapshot, Selection(hosts, shown.get("reachProtectionThreshold", False)))
 
 
-# --- values that every dialect lets through ----------------------------------------------------------------------
+# --- values that every dialect accepts -----------------------------------------------------------------------
 
-# No blanks, no CJK, no '@', nothing that a trim would take away: the rest of Unicode is legal (nacos-http.md 1.6).
+# No blanks, no CJK, no '@', nothing that trimming removes; the rest of Unicode is legal (nacos-http.md 1.6).
 _LEGAL = st.characters(exclude_categories=["C", "Z"], exclude_characters="@")
 _WORDS = _LEGAL.filter(lambda c: not "\u4e00" <= c <= "\u9fa5" and not c.isspace())
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -166,7 +166,7 @@ SNAPSHOTS = st.builds(
     st.integers(1, 2**53),
 )
 
-# --- and what no dialect may break on ----------------------------------------------------------------------------
+# --- values that must not break a dialect --------------------------------------------------------------------
 
 _FIELDS = (
     "serviceName groupName namespaceId ip port clusterName cluster clusters weight enabled enable healthy healthyOnly "
@@ -226,7 +226,7 @@ CALLS: list[Call[Any]] = [
 
 
 def survives_request(dialect: Dialect, operation: Operation[Any, Any], parameters: Pairs, in_form: bool) -> None:
-    """Whatever a client sends is a call, or the client's fault, and that fault has an answer."""
+    """Any request is a call, or `BadCall`, which has an answer."""
     path = operation.path.replace("{key}", "g@@s")
     method = "GET" if operation.method == "*" else operation.method
     request = HttpRequest(method, path, () if in_form else parameters, parameters if in_form else ())
@@ -239,7 +239,7 @@ def survives_request(dialect: Dialect, operation: Operation[Any, Any], parameter
 
 
 def survives_reply(dialect: Dialect, call: Call[Any], reply: HttpReply) -> None:
-    """Whatever a server answers is a result, a refusal, or nothing that can be understood."""
+    """Any reply is a result, `Refused` or `Malformed`."""
     try:
         dialect.read_reply(call, reply)
     except Malformed:

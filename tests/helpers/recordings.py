@@ -1,4 +1,4 @@
-"""What real servers answered, from `tests/recordings/`: as requests, as replies, and how to compare with them."""
+"""Answers of real servers from `tests/recordings/`, as requests and replies, and how to compare with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @dataclass(frozen=True)
 class Row:
-    """One exchange. `path` is with the context path, `wait` in seconds before the request."""
+    """One exchange. `path` includes the context path; `wait` is in seconds, before the request."""
 
     case: str
     server: str
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def below(self) -> str:
-        """The path behind the context path."""
+        """The path without the context path."""
         return self.path.removeprefix("/nacos")
 
     @property
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def reply(self) -> HttpReply:
-        """The answer, its JSON compact and in the order of the recording, as it travelled."""
+        """The answer; its JSON is compact and in recorded order, as on the wire."""
         text = self.body if isinstance(self.body, str) else compact(self.body)
         return HttpReply(self.status, self.type, text.encode())
 
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def now_ms(self) -> int:
-        """The moment that an error page shows, 0 where there is none."""
+        """The time on an error page; 0 if there is none."""
         if not self.is_error_page:
             return 0
         moment = datetime.fromisoformat(self.body["timestamp"])
@@ -66,7 +66,7 @@ class Row:
 
 
 def load(name: str) -> list[Row]:
-    """All rows of a file, in order. A row that names no server is of the server that the file is named after."""
+    """All rows of a file, in order. A row without a server belongs to the server in the file name."""
     rows: list[Row] = []
     for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines():
         rows.append(Row(**{"server": name, **json.loads(line)}))
@@ -78,9 +78,9 @@ def compact(value: Any) -> str:
 
 
 def comparable(body: bytes, *, loosely: bool = False) -> Any:
-    """A body so that `==` sees the order of fields, but not that of maps whose keys Java hashes.
+    """Converts a body so that `==` compares the order of fields, except in maps that Java hashes.
 
-    `loosely`: nor the order of hosts, nor their instance ids, which servers leave out where v2 or v3 registered.
+    `loosely`: ignores the order of hosts, and instance ids, which servers omit for what v2 or v3 registered.
     """
     try:
         return _ordered(json.loads(body), loosely)

@@ -1,4 +1,4 @@
-"""Plays recorded requests through a proxy, and compares answers with what the server said. Not a test itself."""
+"""Plays recorded requests through a proxy and compares the answers with those of the server. Contains no tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers.app import Served
 from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import Row, load
 
-# Differs from run to run of one server: the type is compared, not the value.
+# These differ between runs of one server: only their type is compared.
 VOLATILE = {
     "timestamp": "the moment of a refusal",
     "lastRefTime": "the moment at which the server last made its list",
@@ -24,7 +24,7 @@ VOLATILE = {
     "server_port": "where that server listened",
     "version": "of the server, not of the API: whatever is behind the proxy",
 }
-# Java keeps these in hash maps and hash sets: their order carries nothing.
+# Java keeps these in hash maps and hash sets: their order means nothing.
 HASHED = ("metadata", "clusterMap", "META-INF/services")
 SHUFFLED = ("hosts", "doms", "services", "public", "serviceList", "pageItems", "data")
 PAGES = ("doms", "services", "serviceList", "pageItems")
@@ -33,7 +33,7 @@ FILES = [(name, name) for name in ("nacos-2.5.1", "nacos-3.0.3")]
 FILES += [(name, server) for name in ("modify", "protection") for server in ("nacos-2.5.1", "nacos-3.0.3")]
 FILES += [("v3-only", "nacos-3.0.3")]
 
-# What the servers held before the first request: services and how many persistent instances each.
+# What the servers held before the first request: services and their number of persistent instances.
 BEFORE = {"nacos-2.5.1": {"bench": 10, "ryw": 1}, "nacos-3.0.3": {"ryw": 1}}
 
 
@@ -45,25 +45,25 @@ class Answer:
 
 
 def is_played(row: Row, server: str) -> bool:
-    """All that the server did. 3.0.3 refused most of v1 and v2 with 410, and 2.5.1 knew no v3."""
+    """Whether the server accepted the request. 3.0.3 refused most of v1 and v2 with 410; 2.5.1 has no v3."""
     return row.server == server and row.status != 410 and not (server == "nacos-2.5.1" and "/v3/" in row.path)
 
 
 def is_compared(row: Row) -> bool:
-    """v1 and v2 are answered as by 2.5.1, v3 as by 3.0.3, whose v1 rows make the state for v3, and here show it."""
+    """v1 and v2 are compared with 2.5.1, v3 with 3.0.3. The v1 rows of 3.0.3 only prepare the state for v3."""
     return row.server == "nacos-2.5.1" or "/v3/" in row.path or row.case.startswith(("modify:", "protection:"))
 
 
 def compared(name: str, server: str) -> dict[str, Row]:
-    """The rows whose answers count, in order, each with a title of its own."""
+    """The rows whose answers are compared, in order, each with a unique title."""
     rows = [row for row in load(name) if is_played(row, server) and is_compared(row)]
     return {f"{number:03} {row.case}": row for number, row in enumerate(rows)}
 
 
 async def play(proxy: Served, clock: FakeClock, name: str, server: str, *asking: str) -> dict[str, list[Answer]]:
-    """The proxy's answers to the compared rows, by their titles: one to a write, to a read one for each of `asking`.
+    """The proxy's answers to the compared rows, by title: one to a write, one for each of `asking` to a read.
 
-    `asking` are Cache-Control headers; '' asks plainly.
+    `asking`: Cache-Control headers; '' sends none.
     """
     answers: list[list[Answer]] = []
     for net, (service, count) in enumerate(BEFORE.get(name, {}).items(), 1):
@@ -90,13 +90,13 @@ async def ask(proxy: Served, row: Row, control: str = "", **more: str) -> Answer
     return Answer(reply.status_code, reply.headers.get("content-type"), body)
 
 
-# comparing
+# comparison
 
 
 async def with_recorded_page(proxy: Served, row: Row, answer: Answer) -> Answer:
-    """Which services a page shows is chance, so those of the recorded page are taken from the list of all.
+    """Replaces a page of services by the recorded ones, taken from the list of all: a page shows a random selection.
 
-    What remains to be equal: how many the page shows, all that is said of each, and the counts beside them.
+    The size of the page, each row and the counts must still be equal.
     """
     field, wanted = page_of(row.body)
     if field is None:
@@ -121,7 +121,7 @@ def name_of(item: Any) -> Any:
 
 
 def stable(value: Any, name: str = "") -> Any:
-    """A body so that `==` sees the order of fields, but nothing that changes from run to run."""
+    """Converts a body so that `==` compares the order of fields but nothing that changes between runs."""
     if name in VOLATILE:
         return type(value).__name__
     if isinstance(value, dict):
@@ -134,12 +134,12 @@ def stable(value: Any, name: str = "") -> Any:
 
 
 def as_2_5_spells(body: Any) -> Any:
-    """3.0.3 has `allIps` in a v1 list, where 2.5.1 and the proxy have `allIPs`."""
+    """3.0.3 writes `allIps` in a v1 list; 2.5.1 and the proxy write `allIPs`."""
     return json.loads(json.dumps(body).replace('"allIps"', '"allIPs"'))
 
 
 def named(value: dict[str, Any]) -> dict[str, Any]:
-    """Servers give no id to what v2 or v3 registered; the proxy gives every host one, because SDKs key hosts by it."""
+    """Adds ids: servers omit them for v2 and v3 registrations; the proxy sends them, because SDKs key hosts by id."""
     if not {"ip", "port", "clusterName", "serviceName"} <= value.keys() or value.get("instanceId"):
         return value
     made = "{ip}#{port}#{clusterName}#{serviceName}".format(**value)

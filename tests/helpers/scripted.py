@@ -25,9 +25,9 @@ R = TypeVar("R")
 
 
 class ScriptedRegistry:
-    """Answers each call with what `script(call)` gives: a result, an awaitable of one, or an error to raise.
+    """Answers each call with `script(call)`: a result, an awaitable of one, or an error to raise.
 
-    `script` may be replaced in the middle of a test; `calls` are all that were sent.
+    A test may replace `script` at any time; `calls` lists all calls sent.
     """
 
     def __init__(self, script: Callable[[Call[Any]], Any]) -> None:
@@ -53,7 +53,7 @@ class ScriptedRegistry:
 
 
 class Shelf:
-    """A script: services in a dict, writes at once visible."""
+    """A script that keeps services in a dict; writes are visible at once."""
 
     def __init__(self, *snapshots: Snapshot) -> None:
         self.services: dict[ServiceKey, Snapshot] = {snapshot.key: snapshot for snapshot in snapshots}

@@ -11,7 +11,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event of a stream. `data` is UTF-8 text; `id` is the last id in the stream so far, '' if there was none."""
+    """One event. `data` is UTF-8 text; `id` is the last id in the stream so far, '' if there was none."""
 
     event: str = "message"
     data: bytes = b""
@@ -20,7 +20,7 @@ class Message:
 
 @dataclass(slots=True)
 class Decoder:
-    """Reads a stream in pieces of any size. `last_id` and `retry` (ms) are what a reader reconnects with."""
+    """Reads a stream in pieces of any size. A reader reconnects with `last_id` after `retry` ms."""
 
     last_id: str = ""
     retry: int | None = None
@@ -37,7 +37,7 @@ class Decoder:
             self._buffer = self._buffer.removeprefix(_BOM)
         messages: list[Message] = []
         done = 0
-        # A CR at the very end waits: its LF may follow in the next piece.
+        # A CR at the very end waits: the next piece may begin with its LF.
         while (end := _LINE_END.search(self._buffer, done)) is not None:
             line, done = self._buffer[done : end.start()], end.end()
             if line:

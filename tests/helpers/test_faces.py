@@ -1,6 +1,8 @@
-"""The helper itself: each face answers as the servers that it stands for were recorded."""
+"""`facing` and `clustered` answer as the recorded servers."""
 
 from __future__ import annotations
+
+import asyncio
 
 import httpx
 import pytest
@@ -32,7 +34,7 @@ def check(row: Row, reply: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize(("face", "server"), [("v1+v2", "nacos-2.5.1"), ("3.0", "nacos-3.0.3")])
-async def test_with_passwords_a_face_asks_for_a_token_as_its_server_does(face: str, server: str) -> None:
+async def test_facing_with_passwords_requires_a_token(face: str, server: str) -> None:
     rows = [
         row
         for row in load("auth")
@@ -46,7 +48,7 @@ async def test_with_passwords_a_face_asks_for_a_token_as_its_server_does(face: s
 
 
 @pytest.mark.parametrize(("face", "name"), [("3.0", "nacos-3.0.3"), ("3.0 closed", "v3-only")])
-async def test_a_face_refuses_what_its_server_has_no_more(face: str, name: str) -> None:
+async def test_facing_refuses_what_its_server_removed(face: str, name: str) -> None:
     rows = [row for row in load(name) if row.status == 410]
     assert len(rows) > 5
     async with facing(face) as upstream, httpx.AsyncClient(base_url=upstream.url) as http:
@@ -58,7 +60,7 @@ async def test_a_face_refuses_what_its_server_has_no_more(face: str, name: str) 
     ("face", "spoken"),
     [("v1", "200 404 404"), ("v1+v2", "200 200 404"), ("3.0", "200 410 200"), ("v3", "404 404 200")],
 )
-async def test_a_face_has_its_dialects_and_no_others(face: str, spoken: str) -> None:
+async def test_facing_has_only_its_dialects(face: str, spoken: str) -> None:
     paths = ("/v1/ns/instance/list", "/v2/ns/instance/list", "/v3/client/ns/instance/list")
     async with facing(face) as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos") as http:
         replies = [await http.get(path, params={"serviceName": "s"}) for path in paths]
@@ -67,7 +69,7 @@ async def test_a_face_has_its_dialects_and_no_others(face: str, spoken: str) -> 
 
 
 @pytest.mark.parametrize("face", FACES)
-async def test_a_write_to_a_listed_service_shows_after_the_listing_delay(face: str) -> None:
+async def test_facing_listing_delay_delays_writes_to_listed_services(face: str) -> None:
     clock = FakeClock()
     path = "/v1/ns/instance" if face in ("v1", "1.x", "v1+v2", "3.0") else "/v3/client/ns/instance"
     async with facing(face, clock, listing_delay=0.5) as upstream:
@@ -85,7 +87,7 @@ async def test_a_write_to_a_listed_service_shows_after_the_listing_delay(face: s
             assert await listed() == ["10.0.0.1", "10.0.0.2"]
 
 
-async def test_tokens_end_and_can_be_revoked() -> None:
+async def test_facing_tokens_expire_and_can_be_revoked() -> None:
     clock = FakeClock()
     async with facing("v1+v2", clock, passwords={"nacos": "pw", "reader": "pw"}) as upstream:
         assert upstream.users is not None
@@ -103,7 +105,7 @@ async def test_tokens_end_and_can_be_revoked() -> None:
             assert await listing(token) == "token invalid!"
 
 
-async def test_only_admins_may_use_the_admin_api() -> None:
+async def test_facing_admin_api_requires_an_admin() -> None:
     async with facing("v3", passwords={"nacos": "pw", "reader": "pw"}) as upstream:
         assert upstream.users is not None
         async with httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v3") as http:
@@ -118,7 +120,7 @@ async def test_only_admins_may_use_the_admin_api() -> None:
             assert await status("/admin/ns/service/list", "nacos") == 200
 
 
-async def test_a_1x_reads_the_parameters_of_a_post_from_the_query_alone() -> None:
+async def test_facing_1x_reads_post_parameters_only_from_the_query() -> None:
     fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
     async with facing("1.x") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
         refused = await http.post("/instance", data=fields)
@@ -128,7 +130,7 @@ async def test_a_1x_reads_the_parameters_of_a_post_from_the_query_alone() -> Non
         assert (await http.get("/instance/list", params=fields)).json()["hosts"][0]["weight"] == 2.0
 
 
-async def test_a_1x_has_no_parameter_check_and_keeps_an_instance_for_each_cluster() -> None:
+async def test_facing_1x_has_no_parameter_check_and_an_instance_per_cluster() -> None:
     fields = {"serviceName": "服务", "groupName": "组", "namespaceId": "a.b", "ip": "10.0.0.1", "port": "80"}
     async with facing("1.x") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
         for cluster in ("c1", "c2"):
@@ -141,7 +143,7 @@ async def test_a_1x_has_no_parameter_check_and_keeps_an_instance_for_each_cluste
         assert (missing.status_code, missing.text[:8]) == (500, "caused: ")
 
 
-async def test_the_nodes_of_a_cluster_list_a_change_at_different_times() -> None:
+async def test_clustered_nodes_list_a_change_at_different_times() -> None:
     clock = FakeClock()
     fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
     async with clustered(clock) as nodes, httpx.AsyncClient() as http:
@@ -159,11 +161,11 @@ async def test_the_nodes_of_a_cluster_list_a_change_at_different_times() -> None
         assert await listed() == [1, 1, 1]
 
 
-async def test_a_node_loses_the_form_of_a_delete_that_it_passes_on_and_says_when_it_misses_its_peer() -> None:
+async def test_clustered_node_drops_a_forwarded_delete_form_and_reports_a_missing_peer() -> None:
     fields = {"serviceName": "s", "ip": "10.0.0.1", "port": "80"}
     async with clustered(lagging=False) as nodes, httpx.AsyncClient(timeout=30) as http:
         urls = [f"{node.url}/nacos/v1/ns/instance" for node in nodes]
-        lost = [await http.request("DELETE", url, data=fields) for url in urls]
+        lost = await asyncio.gather(*(http.request("DELETE", url, data=fields) for url in urls))
         assert sorted(reply.status_code for reply in lost) == [200, 500, 500]
         assert sum("SocketTimeoutException: Read timed out" in reply.text for reply in lost) == 2
         assert [(await http.request("DELETE", url, params=fields)).status_code for url in urls] == [200] * 3
@@ -175,7 +177,7 @@ async def test_a_node_loses_the_form_of_a_delete_that_it_passes_on_and_says_when
         assert [host["healthy"] for host in hosts] == [False]
 
 
-async def test_an_instance_without_an_ip_is_taken_and_listed() -> None:
+async def test_facing_accepts_an_instance_without_an_ip() -> None:
     async with facing("v1+v2") as upstream, httpx.AsyncClient(base_url=f"{upstream.url}/nacos/v1/ns") as http:
         assert (await http.put("/instance/beat", params={"serviceName": "s", "beat": "{}"})).json()["code"] == 10200
         (host,) = (await http.get("/instance/list", params={"serviceName": "s"})).json()["hosts"]

@@ -1,4 +1,4 @@
-"""The helper itself."""
+"""`DialectPair`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.build import KEY
 from tests.helpers.pair import DialectPair, asked_by
 
 
-def test_a_call_arrives_and_its_result_comes_back() -> None:
+def test_dialect_pair_send_returns_the_result() -> None:
     pair = DialectPair(V1, lambda call: None)
     call = Deregister(KEY, "10.0.0.1", 80)
     pair.send(call)
@@ -21,17 +21,17 @@ def test_a_call_arrives_and_its_result_comes_back() -> None:
     assert pair.replies[0].body == b"ok"
 
 
-def test_an_error_comes_back_as_a_refusal() -> None:
+def test_dialect_pair_send_raises_refused_for_an_error() -> None:
     pair = DialectPair(V1, lambda call: Refused(Reason.WRONG_KIND, "Current service g@@s is persistent service, …"))
     with pytest.raises(Refused, match="persistent"):
         pair.send(Deregister(KEY, "10.0.0.1", 80))
 
 
-def test_an_unknown_path_is_answered_as_such() -> None:
+def test_dialect_pair_serve_answers_an_unknown_path() -> None:
     assert DialectPair(V1, lambda call: None).serve(HttpRequest("GET", "/v1/ns/nothing")).status == 501
 
 
-def test_what_a_client_asks_for_what_a_server_reads() -> None:
+def test_asked_by_gives_the_client_call_of_a_server_call() -> None:
     assert asked_by(ReadService(KEY)) == Fetch(KEY)
     assert asked_by(ReadInstance(KEY, "10.0.0.1", 80, "c1")) == GetInstance(KEY, "10.0.0.1", 80, "c1")
     assert asked_by(Fetch(KEY)) == Fetch(KEY)

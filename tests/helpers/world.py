@@ -23,7 +23,7 @@ NO_CACHE = CacheControl(no_cache=True)
 
 
 class World:
-    """An agent on a registry whose answers can be held back, and the changes that it published."""
+    """An agent on a registry whose answers can be delayed, and the changes that it published."""
 
     def __init__(self, *followers: Callable[[Change], None], strict: bool = False) -> None:
         self.clock = FakeClock()
@@ -35,7 +35,7 @@ class World:
         )
 
     def hold(self, kind: type[Call[Any]] = Fetch) -> Held:
-        """From now on, calls of this kind wait."""
+        """Delays calls of this kind from now on."""
         held = Held(self.registry.script, kind)
         self.registry.script = held
         return held
@@ -47,7 +47,7 @@ class World:
         self.registry.script = self.shelf
 
     async def lose(self) -> None:
-        """The upstream goes away, and that is known."""
+        """Makes the upstream unreachable and lets the agent notice."""
         self.fail(AWAY)
         while self.agent.catalog.breaker.up:
             with pytest.raises(Unreachable):
@@ -61,7 +61,7 @@ class World:
 
 
 class Held:
-    """A script that answers calls of one kind when it is told, as things were when they were asked."""
+    """Delays calls of one kind until `release`; each result is computed when the call arrives."""
 
     def __init__(self, script: Callable[[Call[Any]], Any], kind: type[Call[Any]]) -> None:
         self._script = script

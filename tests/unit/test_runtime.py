@@ -1,4 +1,4 @@
-"""Tasks that are kept and whose failure is told; the machine's clocks."""
+"""Tasks and their supervision, and the system clock."""
 
 from __future__ import annotations
 

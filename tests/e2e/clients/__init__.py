@@ -1,13 +1,14 @@
-"""Nacos SDKs of other languages as processes: built once into a directory, asked in lines of JSON.
+"""Nacos SDKs of other languages as processes: built once into a directory, driven by lines of JSON.
 
     to its stdin      {"id": 1, "do": "register", "client": "a", "service": "s", "ip": "10.0.0.1", "port": 80}
     from its stdout   {"id": 1, "ok": true}     or     {"id": 1, "error": "what its SDK said"}
                       {"event": "naming", "name": "what `subscribe` named", "hosts": [...]}
                       {"event": "config", "name": "what `listen` named", "content": "..."}
 
-`connect` makes a client of that name; one process holds many. What an SDK has no call for is answered by an error.
+`connect` creates a client of that name; one process holds many. A driver answers with an error if its SDK lacks the
+call.
 
-How the tests know which must be there:
+Environment:
     NACOS_PROXY_TEST_REQUIRE_SDKS   1, or names with commas: a missing tool or a failed build is an error, not a skip
 """
 
@@ -28,17 +29,17 @@ from typing import Any
 from nacos_proxy.runtime import spawn, stop
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0  # for an answer or an event; the machine may be busy, and SDKs try three times
+PATIENCE = 60.0  # seconds for an answer or an event; the machine may be busy, and SDKs try three times
 BUILD = 900.0
 LARGEST = 1 << 22
 
 
 class SdkError(Exception):
-    """What an SDK raised, in its words."""
+    """An error that an SDK raised."""
 
 
 class NotBuilt(Exception):
-    """A tool or a registry is not there."""
+    """A tool or a package registry is not available."""
 
 
 def run(directory: Path, *command: str) -> str:
@@ -54,7 +55,7 @@ def run(directory: Path, *command: str) -> str:
 
 
 def build_java(place: Path) -> Sequence[str]:
-    """Maven only tells the class path; without network first, because asking takes long where all is there."""
+    """Maven only resolves the class path; it tries offline first, because online checks are slow."""
     maven = ("mvn", "-q", "-B", "dependency:build-classpath", "-Dmdep.outputFile=path")
     if shutil.which("javac") is None:
         raise NotBuilt("no javac here")
@@ -90,7 +91,7 @@ def required(language: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 @dataclass
 class Sdk:
-    """A driver that runs. `heard[name]` are the events of a subscription, in order."""
+    """A running driver. `heard[name]`: the events of a subscription, in order."""
 
     language: str
     process: asyncio.subprocess.Process
@@ -100,7 +101,7 @@ class Sdk:
     _reader: asyncio.Task[None] | None = None
 
     async def call(self, do: str, **asked: Any) -> Any:
-        """Its result. Raises `SdkError`."""
+        """Returns the result. Raises `SdkError`."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         assert self.process.stdin is not None
@@ -137,14 +138,14 @@ class Sdk:
 
 
 def build(language: str, directory: Path) -> Sequence[str]:
-    """The command that runs it. Raises `NotBuilt`."""
+    """The command that runs the driver. Raises `NotBuilt`."""
     place = directory / language
     shutil.copytree(HERE / language, place)
     return BUILDS[language](place)
 
 
 async def start(language: str, command: Sequence[str], directory: Path) -> Sdk:
-    """Ready to be asked. Its log goes to a file beside it."""
+    """Starts the driver; its log goes to a file in the directory."""
     with (directory / language / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *command,

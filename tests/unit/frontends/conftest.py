@@ -1,4 +1,4 @@
-"""The parts of our own API around a registry in a dict, on a clock that stands still."""
+"""The REST, lookup, event and operations APIs around a registry in a dict, on a `FakeClock`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
 
-class Luck:
-    """Draws what the test puts in, 0.0 otherwise."""
+class FakeRandom:
+    """Returns the numbers that a test puts in, then 0.0."""
 
     def __init__(self) -> None:
         self.next: list[float] = []
@@ -42,7 +42,7 @@ class Luck:
 
 
 class Change(Snapshot):
-    """The data of a `change` event, which OpenAPI has no way to describe."""
+    """The data of a `change` event; OpenAPI cannot describe it."""
 
     added: list[Instance]
     modified: list[Instance]
@@ -58,9 +58,9 @@ class World:
     shelf: Shelf
     clock: FakeClock
     events: EventsApi
-    luck: Luck
+    rng: FakeRandom
     discovered: list[tuple[str, str, str]]
-    sight: OperatorView
+    operator_view: OperatorView
 
     async def ask(self, method: str, target: str, **more: Any) -> Exchange:
         return await ask(self.app, method, target, **more)
@@ -81,7 +81,7 @@ def max_services() -> int:
 
 @pytest.fixture
 async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator[World]:
-    shelf, clock, luck = Shelf(), FakeClock(), Luck()
+    shelf, clock, rng = Shelf(), FakeClock(), FakeRandom()
     registry = ScriptedRegistry(shelf)
     agent = build.agent(registry, clock)
     reads = Reads(agent)
@@ -91,20 +91,20 @@ async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator
         events_policy,
         discover=lambda namespace, group: discovered.append(("discover", namespace, group)),
         forget=lambda namespace, group: discovered.append(("forget", namespace, group)),
-        rng=luck,
+        rng=rng,
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
-    sight = OperatorView(agent, events, metrics, "1.2.3", clock.now())
+    operator_view = OperatorView(agent, events, metrics, "1.2.3", clock.now())
     app = rest_app(
         {
             RestApi: RestApi(agent, reads),
-            LookupApi: LookupApi(agent, reads, luck, max_services=max_services),
+            LookupApi: LookupApi(agent, reads, rng, max_services=max_services),
             EventsApi: events,
             LongPolls: events.polls,
-            OperatorView: sight,
+            OperatorView: operator_view,
         }
     )
-    yield World(app, agent, registry, shelf, clock, events, luck, discovered, sight)
+    yield World(app, agent, registry, shelf, clock, events, rng, discovered, operator_view)
     events.close()
     await agent.close()
 
@@ -123,7 +123,7 @@ def refuse(scope: object, error: ProxyError) -> HttpReply:
 
 
 async def memory_of(read: Callable[[Receive], Awaitable[object]]) -> int:
-    """Bytes that reading a body of 200,000 bytes takes at the most, which comes two by two."""
+    """The peak of traced bytes while `read` reads a body of 200,000 bytes that arrives in pieces of two."""
     left = 100_000
 
     async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""Conversion between ASGI and values."""
+"""Conversion between ASGI messages and our values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in: Host names, tokens and their rights."""
+"""Access control: host names, origins, tokens and their rights."""
 
 from typing import Any
 
@@ -74,7 +74,7 @@ async def test_host_check_accepts_names_in_hosts() -> None:
     ],
 )
 async def test_origin_check_refuses_changes_by_a_page_of_another_site(headers: dict[str, str], expected: int) -> None:
-    """A form needs no leave of the browser: it is sent, though its answer cannot be read."""
+    """A browser sends a form of any page, though the page cannot read the answer."""
     policy = AccessPolicy(origins=frozenset({"https://console.example"}))
     where = {"host": "127.0.0.1:8840", **headers}
     assert await status(policy, "POST", "/nacos/v1/ns/instance", **where) == expected
@@ -93,7 +93,7 @@ async def test_host_check_accepts_any_host_beyond_loopback_but_a_token_is_requir
 
 
 async def test_host_check_accepts_only_named_hosts_beyond_loopback_if_there_are_any() -> None:
-    """As in a container that is published on a loopback port: there a name can be rebound, too."""
+    """A container published on a loopback port can be reached by a rebound name, too."""
     policy = AccessPolicy(loopback=False, hosts=frozenset({"proxy"}))
     assert [await status(policy, host=host) for host in ("proxy:8840", "10.0.0.1", "localhost")] == [200] * 3
     assert await status(policy, host="evil.example") == 421
@@ -149,7 +149,7 @@ def test_host_name_has_no_port(host: str, name: str) -> None:
         ("POST", "/v1/auth/login", "read"),
         ("POST", "/v1/auth/users/login", "read"),
         ("POST", "/v3/auth/user/login", "read"),
-        # an account made at the upstream may do more than the token that made it
+        # an account created upstream may have more rights than the token that created it
         ("POST", "/v1/auth/users", "admin"),
         ("POST", "/v1/auth/roles", "admin"),
         ("PUT", "/v3/auth/user", "admin"),
@@ -175,11 +175,13 @@ def test_required_right_of_the_rest_api_is_write_with_any_context_path(context: 
 
 def test_required_right_of_unknown_paths_below_the_context_path_is_admin() -> None:
     assert required_right("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
-    assert required_right("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"  # not passed on: nothing is there
+    assert (
+        required_right("POST", "/nacosx/v1/cs/configs", "/nacos") == "write"
+    )  # not forwarded: the upstream has no such path
 
 
 async def posted(policy: AccessPolicy, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
-    """The status of a form, and what of its body was left for who is behind."""
+    """The status of a form request, and the part of its body that the app behind received."""
     seen = b""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +196,7 @@ async def posted(policy: AccessPolicy, body: bytes, method: str = "POST", **head
 
 @pytest.mark.parametrize("name", ["accessToken", "access_token"])
 async def test_access_control_takes_the_token_from_a_form_and_replays_it(name: str) -> None:
-    """As the Go SDK's do."""
+    """The Go SDK sends its token so."""
     policy = AccessPolicy(tokens=TOKENS)
     body = f"serviceName=a&{name}=writer".encode()
     assert await posted(policy, body) == (200, body)

@@ -1,4 +1,4 @@
-"""A stream of the ordinary ASGI way."""
+"""`AsgiChannel`: a stream written through ASGI."""
 
 from __future__ import annotations
 

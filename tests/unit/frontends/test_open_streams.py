@@ -1,4 +1,4 @@
-"""`OpenStreams`: long-lived requests end when their admission no longer holds."""
+"""`OpenStreams` ends long-lived requests whose admission no longer holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OLD, NEW = Admission("old", "GET", "/a"), Admission("new", "GET", "/a")
 
 
 class Tokens:
-    """What checks admissions: all are good until they are revoked."""
+    """Checks admissions: all are good until revoked."""
 
     def __init__(self) -> None:
         self.revoked: list[Admission] = []
@@ -59,7 +59,7 @@ def test_end_revoked_allows_an_end_that_releases_its_stream() -> None:
 
 
 def test_add_ends_a_stream_at_once_that_was_revoked_since_it_was_admitted() -> None:
-    """Between the check and `add`, a first read may take a while."""
+    """The first read may take a while between the check and `add`."""
     tokens, ended = Tokens(), list[str]()
     streams = OpenStreams(tokens.check)
     tokens.revoked.append(OLD)

@@ -1,4 +1,4 @@
-"""What is passed on holds no API token of this proxy, and every other byte as it came."""
+"""A forwarded request contains no API token of this proxy and is otherwise unchanged."""
 
 from __future__ import annotations
 

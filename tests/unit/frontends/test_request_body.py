@@ -1,4 +1,4 @@
-"""Request bodies: `read_body`, and `peek_form`, after which the body can still be read."""
+"""`read_body`, and `peek_form`, after which the app can still read the body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, JSON and charts of results that were made up."""
+"""Tables, JSON and charts of made-up results."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def series() -> Series:
     return taken
 
 
-def test_the_table_has_medians_spreads_and_the_ratio_to_the_baseline() -> None:
+def test_table_has_medians_spreads_and_the_ratio_to_the_baseline() -> None:
     assert table(series(), "nginx").splitlines() == [
         "| | rate | p99 | rate ÷ nginx |",
         "| --- | ---: | ---: | ---: |",
@@ -25,11 +25,11 @@ def test_the_table_has_medians_spreads_and_the_ratio_to_the_baseline() -> None:
     ]
 
 
-def test_a_baseline_that_was_left_out_leaves_no_ratio() -> None:
+def test_table_has_no_ratio_without_a_baseline() -> None:
     assert table(series(), "nchan").splitlines()[2].endswith("| 0.5 (0.5-0.5) |  |")
 
 
-def test_the_chart_is_well_formed_and_has_a_bar_for_each_contender() -> None:
+def test_chart_is_well_formed_and_has_a_bar_for_each_contender() -> None:
     root = ElementTree.fromstring(chart(series(), "rate"))
     bars = root.findall("{http://www.w3.org/2000/svg}rect")
     texts = [text.text for text in root.findall("{http://www.w3.org/2000/svg}text")]
@@ -38,7 +38,7 @@ def test_the_chart_is_well_formed_and_has_a_bar_for_each_contender() -> None:
     assert float(bars[0].attrib["width"]) == 2 * float(bars[1].attrib["width"])
 
 
-def test_what_was_saved_is_loaded_again(tmp_path: Path) -> None:
+def test_load_returns_what_save_wrote(tmp_path: Path) -> None:
     save(series(), "nginx", "rate", ["a note"], tmp_path / "results")
     (loaded,) = load(tmp_path / "results")
     assert loaded == Result(series(), "nginx", "rate", machine())

@@ -3,11 +3,11 @@
 from loadtest.rounds import Sample, Series, Spread, interleave
 
 
-def test_each_contender_goes_first_as_often_as_last() -> None:
+def test_interleave_lets_each_contender_go_first_as_often_as_last() -> None:
     assert list(interleave(["a", "b"], 2)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a")]
 
 
-def test_a_spread_is_the_median_with_the_least_and_the_most() -> None:
+def test_spread_is_median_minimum_and_maximum() -> None:
     assert Spread.of([3, 1, 2]) == Spread(2, 1, 3)
 
 
@@ -19,16 +19,16 @@ def series() -> Series:
     return taken
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
+def test_series_ratio_compares_round_by_round() -> None:
     assert series().ratio("a", "b", "rate") == Spread(3.0, 2.0, 4.0)
 
 
-def test_a_figure_that_was_not_measured_has_no_spread() -> None:
+def test_series_has_no_spread_of_a_figure_that_was_not_measured() -> None:
     assert series().spread("a", "p99") is None
     assert series().ratio("a", "b", "p99") is None
 
 
-def test_contenders_and_figures_keep_their_order() -> None:
+def test_series_keeps_the_order_of_contenders_and_figures() -> None:
     taken = series()
     assert taken.contenders == ["a", "b"]
     assert taken.figures == ["rate"]

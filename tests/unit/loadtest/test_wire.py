@@ -1,4 +1,4 @@
-"""The clients of the load tests, on a server of a few lines."""
+"""The clients of the load tests, against a minimal server."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from loadtest.wire import Connection, at_once, close_streams, open_streams, percentile
 
 
-def test_a_percentile_is_a_value_that_was_measured() -> None:
+def test_percentile_is_a_measured_value() -> None:
     values = [float(n) for n in range(1, 101)]
     assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 0.999)) == (51.0, 100.0, 100.0)
     assert (percentile([3.0], 0.5), percentile([], 0.5)) == (3.0, 0.0)
@@ -42,7 +42,7 @@ async def server() -> tuple[asyncio.Server, str, type[Answering]]:
     return listening, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", made
 
 
-async def test_a_connection_asks_one_thing_after_the_other() -> None:
+async def test_connection_sends_one_request_after_the_other() -> None:
     listening, url, _ = await server()
     async with listening:
         connection = Connection(url)
@@ -52,7 +52,7 @@ async def test_a_connection_asks_one_thing_after_the_other() -> None:
         await connection.close()
 
 
-async def test_calls_at_once_are_all_made_and_a_refusal_is_told() -> None:
+async def test_at_once_makes_every_call_and_raises_on_a_refusal() -> None:
     listening, url, made = await server()
     async with listening:
         await at_once(url, [("GET", f"/{n}") for n in range(100)], connections=4)
@@ -61,7 +61,7 @@ async def test_calls_at_once_are_all_made_and_a_refusal_is_told() -> None:
             await at_once(url, [("GET", "/missing")])
 
 
-async def test_streams_tell_when_the_text_comes_also_in_two_pieces() -> None:
+async def test_stream_reader_finds_a_text_that_arrives_in_two_pieces() -> None:
     listening, url, made = await server()
     async with listening:
         seen: asyncio.Queue[float] = asyncio.Queue()

@@ -102,11 +102,11 @@ def test_snapshot_registered_ip_gives_the_registered_form() -> None:
 
 @given(st.lists(instances, max_size=6), st.randoms(use_true_random=False), st.integers(0, 2**40))
 def test_snapshot_equality_ignores_order_and_last_ref_time(
-    found: list[Instance], luck: random.Random, moment: int
+    found: list[Instance], rng: random.Random, moment: int
 ) -> None:
     one = snapshot(*found)
     shuffled = list(one.instances)
-    luck.shuffle(shuffled)
+    rng.shuffle(shuffled)
     other = snapshot(*shuffled, last_ref_time=moment)
     assert one == other
     assert one.revision == other.revision

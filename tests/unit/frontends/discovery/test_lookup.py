@@ -41,7 +41,7 @@ async def test_pick_shows_an_ipv6_address_as_registered_or_as_text_in_brackets(w
 async def test_pick_weighted_honours_weights_and_random_does_not(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     for strategy, share in (("weighted", 3), ("random", 2)):
-        world.luck.next = [n / 4 for n in range(4)]
+        world.rng.next = [n / 4 for n in range(4)]
         picks = [(await world.ask("GET", f"{PICK}?strategy={strategy}&format=text")).body for _ in range(4)]
         assert Counter(picks)[b"10.0.0.2:80"] == share
 
@@ -71,13 +71,13 @@ async def test_pick_of_ever_new_clusters_takes_bounded_memory(world: World) -> N
         instance(f"10.0.{n // 250}.{n % 250}", n, cluster=f"c{n % 40}", metadata={"zone": "a" * 50}) for n in range(500)
     ]
     world.shelf.services[KEY] = snapshot(*hosts)
-    luck = random.Random(1)
+    rng = random.Random(1)
     marks: list[Any] = []
     await world.ask("GET", PICK)
     tracemalloc.start()
     try:
         for number in range(1500):
-            named = ",".join(f"c{c}" for c in range(40) if luck.random() < 0.7)
+            named = ",".join(f"c{c}" for c in range(40) if rng.random() < 0.7)
             answer = await world.ask("GET", f"{PICK}?clusters={named}&clusters=x{number}")
             marks.append(answer.scope[CACHEABLE])
             for _ in range(20):
@@ -111,7 +111,7 @@ async def test_pick_of_no_instance_answers_503_with_the_reason(world: World) -> 
 async def test_pick_marks_a_response_that_chooses_anew_each_time(world: World) -> None:
     world.shelf.services[KEY] = snapshot(A, B)
     weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[CACHEABLE]
-    world.luck.next = [0.1, 0.9]
+    world.rng.next = [0.1, 0.9]
     assert (weighted.kind, weighted.make_body(), weighted.make_body()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
     turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[CACHEABLE]
     assert (turns.make_body(), turns.make_body()) == (b"10.0.0.2:80", b"10.0.0.1:80")

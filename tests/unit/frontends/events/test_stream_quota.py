@@ -1,4 +1,4 @@
-"""Bounds of who listens, and that every seat taken is given back."""
+"""`StreamQuota`: its bounds, and that every place taken is freed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _takes = st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9).map(l
 
 @given(st.lists(st.one_of(_takes, st.integers(0, 20))))
 def test_take_never_exceeds_a_bound_and_leave_frees_it(steps: list[object]) -> None:
-    """A tuple takes a seat; a number gives back one of those taken."""
+    """In `steps` a tuple takes a place; a number frees one of those taken."""
     seats, taken = StreamQuota(POLICY), []
     for step in steps:
         if isinstance(step, tuple):

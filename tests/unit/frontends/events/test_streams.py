@@ -197,7 +197,7 @@ async def test_a_stream_whose_client_disconnects_is_forgotten(world: World) -> N
 
 
 async def test_close_sends_streams_a_time_to_reconnect(world: World) -> None:
-    world.luck.next = [0.5, 0.5]
+    world.rng.next = [0.5, 0.5]
     stream = await world.start("/api/v1/events?service=orders")
     poll = await world.start("/api/v1/services/orders/watch?index=" + stream.events()[0][2]["revision"])
     world.events.close()

@@ -1,4 +1,4 @@
-"""The router of the dialects: what HTTP says goes in, the dialect's answer comes out."""
+"""`NacosApi`: HTTP requests in, answers of the dialect out."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ async def test_nacos_api_shows_another_context_path_in_error_pages(context: str)
 
 
 async def test_nacos_api_offers_an_unknown_naming_call_to_the_upstream(world: World) -> None:
-    """Whole paths, and what servers alone can do; any other method of a known path, HEAD too, is answered as Nacos."""
+    """Unknown paths, and what only servers do. Another method of a known path, even HEAD, is answered as Nacos does."""
     seen: list[str] = []
 
     async def offer(scope: Scope, receive: Receive, send: Send) -> bool:

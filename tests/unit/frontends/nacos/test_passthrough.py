@@ -1,4 +1,4 @@
-"""What is no naming API goes to the upstream as it came, and comes back as it was given."""
+"""Requests outside the naming API are forwarded and answered unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass
 class Upstream:
-    """A forwarder that answers as `answer` says, and keeps what it was asked."""
+    """A forwarder that returns `answer` and records the requests."""
 
     answer: Callable[[str], Answer | Exception] = lambda path: Answer()
     asked: list[tuple[str, str, str, Headers, bytes]] = field(default_factory=list)
@@ -142,7 +142,7 @@ async def test_passthrough_sends_the_status_and_text_of_an_early_error(error: Ex
 
 
 async def test_passthrough_does_not_end_a_response_that_was_cut_short(caplog: pytest.LogCaptureFixture) -> None:
-    """The server ends a connection whose app returns before the end; an exception would fill the log with its trace."""
+    """uvicorn closes the connection if the app returns early; an exception would fill the log with tracebacks."""
     upstream = Upstream(lambda path: Answer(200, (b"half", TooSlow("no more"))))
     exchange: Exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
     await exchange.ended()
@@ -202,7 +202,7 @@ async def test_login_with_an_endless_form_is_refused() -> None:
 
 @dataclass
 class Slow(Answer):
-    """One that begins, and never goes on."""
+    """A body that begins and never continues."""
 
     async def body(self) -> AsyncIterator[bytes]:
         yield b"begun"
@@ -211,7 +211,7 @@ class Slow(Answer):
 
 @dataclass
 class Silent(Upstream):
-    """A long poll: what was asked is held. `ended` counts those that were let go."""
+    """A long poll: the request is held. `ended` counts the requests that were released."""
 
     ended: int = 0
 
@@ -264,7 +264,7 @@ async def test_disconnect_ends_the_request_in_the_middle_of_the_response() -> No
 
 
 async def test_passthrough_stays_cancelled_if_its_task_is_cancelled() -> None:
-    """The proxy stops: that is not the client's doing."""
+    """The proxy stops; the client has not disconnected."""
     upstream = Silent()
     exchange = await start(Passthrough(upstream), scope("GET", "/nacos/v1/cs/configs"))
     assert exchange._task is not None

@@ -54,24 +54,24 @@ async def test_readyz_is_503_if_no_read_can_be_answered(world: World) -> None:
 
 async def test_readiness_is_degraded_by_a_problem_that_does_not_affect_reads(world: World) -> None:
     sight = replace(
-        world.sight, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
+        world.operator_view, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
     )
     assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
-    late = replace(world.sight, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
+    late = replace(world.operator_view, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
     assert readiness(late) == ("degraded", ["polling: services wait 51 s for their turn"])
     world.agent.catalog.registrations.full = True
     world.events.close()
-    status, reasons = readiness(world.sight)
+    status, reasons = readiness(world.operator_view)
     assert (status, [reason.partition(":")[0] for reason in reasons]) == ("degraded", ["registrations", "stopping"])
 
 
 async def test_readiness_names_failed_background_work(world: World) -> None:
-    sight = replace(world.sight, failing=lambda: {"disk": "OSError: no space left"})
+    sight = replace(world.operator_view, failing=lambda: {"disk": "OSError: no space left"})
     assert readiness(sight) == ("degraded", ["failing: disk: OSError: no space left"])
 
 
 async def test_readiness_names_a_refused_login(world: World) -> None:
-    sight = replace(world.sight, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}})
+    sight = replace(world.operator_view, upstream=lambda: {"login": {"error": "the login as 'app' was refused"}})
     assert readiness(sight) == ("unready", ["login: the login as 'app' was refused", "cache: nothing is known yet"])
     await world.ask("GET", "/api/v1/services/orders")
     assert readiness(sight) == ("degraded", ["login: the login as 'app' was refused"])
@@ -80,7 +80,7 @@ async def test_readiness_names_a_refused_login(world: World) -> None:
 async def test_readiness_names_nodes_that_are_down_and_is_degraded_by_more_than_half(world: World) -> None:
     def sight(*states: str) -> OperatorView:
         servers = [{"url": f"http://n{n}", "state": state, "error": "refused"} for n, state in enumerate(states)]
-        return replace(world.sight, upstream=lambda: {"servers": servers})
+        return replace(world.operator_view, upstream=lambda: {"servers": servers})
 
     assert readiness(sight("up", "up", "up")) == ("ready", [])
     assert readiness(sight("up", "down", "up")) == ("ready", ["node http://n1: down: refused"])
@@ -136,9 +136,9 @@ async def test_status_of_many_services_lets_other_tasks_run(world: World) -> Non
         listed, now = snapshot(instance(), service=key(f"s{number}")), world.clock.now()
         world.agent.catalog.cache.accept(listed, now, "poll", requested_at=now)
 
-    assert await turns_during(status_json(world.sight, 0)) == 1
-    assert await turns_during(status_json(world.sight, 4000)) > 40
-    assert await turns_during(world.sight.metrics.scrape(generate_latest)) > 4
+    assert await turns_during(status_json(world.operator_view, 0)) == 1
+    assert await turns_during(status_json(world.operator_view, 4000)) > 40
+    assert await turns_during(world.operator_view.metrics.scrape(generate_latest)) > 4
 
 
 async def test_metrics_are_text_that_prometheus_reads(world: World) -> None:
@@ -210,7 +210,7 @@ async def test_readyz_without_a_token_names_only_the_components(world: World) ->
         for n, state in ((1, "down"), (2, "up"), (3, "up"))
     ]
     sight = replace(
-        world.sight,
+        world.operator_view,
         upstream=lambda: {"servers": servers, "login": {"error": "denied\nappaccount is locked"}},
         failing=lambda: {"disk": "OSError: no space left"},
     )
