@@ -75,7 +75,7 @@ class Components:
     started: float
     of_tenant: bool
     unfollow_servers: Callable[[], None]
-    tenants: TenantCounts = field(default_factory=TenantCounts)
+    tenant_counts: TenantCounts = field(default_factory=TenantCounts)
 
 
 def build(s: Settings, clock: Clock) -> Components:

@@ -103,7 +103,7 @@ def _repeated(table: ResponseTable) -> Iterable[Repeated]:
 
 
 def _more_metrics(components: Components) -> Iterable[Metric]:
-    persistence, registry, tenants = components.persistence, components.registry, components.tenants
+    persistence, registry, tenants = components.persistence, components.registry, components.tenant_counts
     receiver, table, checker = components.receiver, components.response_table, components.health_checker
     unreadable = registry.unreadable if isinstance(registry, NacosRegistry) else 0
     failing, unwritable = (bool(persistence.failing), persistence.unwritable) if persistence else (False, 0)

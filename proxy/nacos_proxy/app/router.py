@@ -165,7 +165,7 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
     return app
 
 
-def guarded(
+def with_access_control(
     router: Router, app: ASGIApp, policy: AccessPolicy, answers: ResponseTable, clock: Clock, s: Settings
 ) -> tuple[AccessControl, ASGIApp]:
     """The access control in front of `app`, and the whole app: fast path, CORS, access control, `app`."""
@@ -179,7 +179,7 @@ def guarded(
     return guard, FastPath(whole, answers, clock.now) if s.fast_path else whole
 
 
-def obey(guard: AccessControl, answers: ResponseTable, s: Settings) -> None:
+def apply_settings(guard: AccessControl, answers: ResponseTable, s: Settings) -> None:
     """Applies the settings that can change at run time: tokens, host names, the log level."""
     guard.set_policy(guard_policy(s))
     answers.clear()  # their clients may have lost access

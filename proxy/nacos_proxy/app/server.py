@@ -22,7 +22,7 @@ from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import guard_policy, loopback
 from nacos_proxy.app.process import CannotStart, Server, beyond_loopback, sockets, tls_context, unlink_own, url_of
-from nacos_proxy.app.router import Router, TenantApp, guarded, obey
+from nacos_proxy.app.router import Router, TenantApp, apply_settings, with_access_control
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked
@@ -59,10 +59,10 @@ class App:
                 TenantsPolicy(wait=s.cold_wait, max_form=s.max_body),
                 components.clock,
                 components.agent.supervisor,
-                components.tenants,
+                components.tenant_counts,
             )
             self.router.passthrough.on_login = self.tenants.trust
-        self.guard, self._entry = guarded(
+        self.guard, self._entry = with_access_control(
             self.router, self._route, guard_policy(s), components.response_table, components.clock, s
         )
 
@@ -89,7 +89,7 @@ class App:
             self.tenants.end_streams()
 
     def reload(self, settings: Settings) -> None:
-        obey(self.guard, self.components.response_table, settings)
+        apply_settings(self.guard, self.components.response_table, settings)
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:

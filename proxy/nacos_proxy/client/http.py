@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from nacos_proxy.wire.http import CODED, PLAIN, coded
+from nacos_proxy.wire.http import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
 
 
 def plain_client(base_url: str, headers: Sequence[tuple[str, str]], **options: Any) -> httpx.Client:
@@ -16,10 +16,12 @@ def plain_client(base_url: str, headers: Sequence[tuple[str, str]], **options: A
     `options` are passed to `httpx.Client`.
     """
     hooks = {"response": [_refuse_compressed]}
-    return httpx.Client(base_url=base_url, headers=[PLAIN, *headers], trust_env=False, event_hooks=hooks, **options)
+    return httpx.Client(
+        base_url=base_url, headers=[NO_COMPRESSION, *headers], trust_env=False, event_hooks=hooks, **options
+    )
 
 
 def _refuse_compressed(reply: httpx.Response) -> None:
     """httpx would decompress such an answer without a limit."""
-    if coding := coded(reply.headers.raw):
-        raise httpx.DecodingError(CODED.format(coding))
+    if coding := content_codings(reply.headers.raw):
+        raise httpx.DecodingError(COMPRESSED_ANSWER.format(coding))

@@ -95,11 +95,13 @@ def first_of(*texts: bytes) -> dict[str, str]:
     return found
 
 
-PLAIN = ("Accept-Encoding", "identity")  # sent to every server: a few bytes of gzip can expand to gigabytes
-CODED = "the answer is compressed ({}), although we asked for an uncompressed one: turn compression off at the server"
+NO_COMPRESSION = ("Accept-Encoding", "identity")  # sent to every server: a few bytes of gzip can expand to gigabytes
+COMPRESSED_ANSWER = (
+    "the answer is compressed ({}), although we asked for an uncompressed one: turn compression off at the server"
+)
 
 
-def coded(fields: Iterable[tuple[bytes, bytes]]) -> str:
+def content_codings(fields: Iterable[tuple[bytes, bytes]]) -> str:
     """The content codings that the raw headers of an answer name; '' if it is not compressed (RFC 9110 8.4)."""
     named = (value for name, value in fields if name.lower() == b"content-encoding")
     codings = (part.strip().lower() for value in named for part in value.split(b","))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.wire.http import FORM_TYPE, HttpRequest, coded, pairs
+from nacos_proxy.wire.http import FORM_TYPE, HttpRequest, content_codings, pairs
 from tests.helpers.pair import TEXT
 
 
@@ -62,4 +62,4 @@ def test_request_parse_reads_any_form(body: bytes) -> None:
     ],
 )
 def test_coded_names_the_content_codings(fields: list[tuple[bytes, bytes]], said: str) -> None:
-    assert coded(fields) == said
+    assert content_codings(fields) == said

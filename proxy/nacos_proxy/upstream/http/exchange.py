@@ -13,7 +13,7 @@ from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
-from nacos_proxy.wire.http import CODED, FORM_TYPE, PLAIN, HttpReply, HttpRequest, coded
+from nacos_proxy.wire.http import COMPRESSED_ANSWER, FORM_TYPE, NO_COMPRESSION, HttpReply, HttpRequest, content_codings
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,13 @@ class HttpClient:
         return await self._send(make_request, origin)
 
     def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
-        header_fields = [("Host", host.decode("ascii")), ("User-Agent", agent), ("Accept", "*/*"), PLAIN, *headers]
+        header_fields = [
+            ("Host", host.decode("ascii")),
+            ("User-Agent", agent),
+            ("Accept", "*/*"),
+            NO_COMPRESSION,
+            *headers,
+        ]
         if length:
             header_fields.append(("Content-Type", FORM_TYPE))
         if length or method in ("POST", "PUT", "PATCH"):  # RFC 9110 8.6
@@ -118,7 +124,7 @@ class HttpClient:
 
     async def get(self, url: str) -> HttpReply:
         """The reply of any URL, within the timeout of a read. Sends no header that is only for Nacos servers."""
-        headers = [("User-Agent", self.policy.agent), PLAIN]
+        headers = [("User-Agent", self.policy.agent), NO_COMPRESSION]
         return await self._send(
             lambda: httpx.Request("GET", url, headers=headers, extensions=self._reads), shown_origin(url)
         )
@@ -127,9 +133,9 @@ class HttpClient:
         try:
             response = await self.transport.handle_async_request(make_request())
             header_fields = {name.lower(): value for name, value in response.headers.raw}
-            if b"content-encoding" in header_fields and (coding := coded(response.headers.raw)):
+            if b"content-encoding" in header_fields and (coding := content_codings(response.headers.raw)):
                 await response.aclose()
-                raise httpx.DecodingError(CODED.format(coding))
+                raise httpx.DecodingError(COMPRESSED_ANSWER.format(coding))
             stream = response.stream
             body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
         except CAUGHT as error:

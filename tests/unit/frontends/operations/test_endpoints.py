@@ -54,10 +54,14 @@ async def test_readyz_is_503_if_no_read_can_be_answered(world: World) -> None:
 
 async def test_readiness_is_degraded_by_a_problem_that_does_not_affect_reads(world: World) -> None:
     sight = replace(
-        world.operator_view, push=lambda: {"state": "lost"}, disk=lambda: {"state": "failing", "reason": "no space left"}
+        world.operator_view,
+        push=lambda: {"state": "lost"},
+        disk=lambda: {"state": "failing", "reason": "no space left"},
     )
     assert readiness(sight) == ("degraded", ["push: lost", "disk: no space left"])
-    late = replace(world.operator_view, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"})
+    late = replace(
+        world.operator_view, polling=lambda: {"state": "late", "reason": "services wait 51 s for their turn"}
+    )
     assert readiness(late) == ("degraded", ["polling: services wait 51 s for their turn"])
     world.agent.catalog.registrations.full = True
     world.events.close()
