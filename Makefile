@@ -8,8 +8,16 @@ install: .venv/.installed
 run: install
 	.venv/bin/nacos-proxy demo
 
+# Two halves side by side, one for each core; with ARGS, one pytest.
+LIVE := tests/browser tests/conformance tests/e2e tests/faults tests/helpers
 test: install
+ifdef ARGS
 	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest $(ARGS)
+else
+	@mkdir -p build; NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest $(LIVE) -p no:cacheprovider >build/live-tests.log 2>&1 & live=$$!; \
+	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest $(LIVE:%=--ignore=%); unit=$$?; \
+	wait $$live; live=$$?; cat build/live-tests.log; [ $$unit -eq 0 ] && [ $$live -eq 0 ]
+endif
 
 coverage: install
 	NACOS_PROXY_TEST_RNACOS= .venv/bin/coverage run -m pytest $(ARGS) && .venv/bin/coverage combine -q && .venv/bin/coverage json -q && .venv/bin/python .ci/coverage_floors.py coverage.json
