@@ -164,7 +164,7 @@ def _one(names: list[str]) -> list[str]:
 
 class LinesQuery(ViewQuery):
     healthy_only: HealthyOnly = True
-    service: Annotated[Names, AfterValidator(_one), WithJsonSchema({"type": "string"})]
+    service: Annotated[Names, AfterValidator(_one), WithJsonSchema({"type": "string", "example": "orders"})]
 
 
 def wants_text(request: Request, query: PickQuery) -> bool:

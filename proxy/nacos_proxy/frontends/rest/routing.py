@@ -38,9 +38,16 @@ PROVIDED = "nacos_proxy.provided"
 
 T = TypeVar("T")
 
-ServiceName = Annotated[str, Path(description="The service's name, or `group@@name`.", examples=["orders"])]
+# Swagger UI fills in `example` of a schema, not `examples`.
+ServiceName = Annotated[
+    str, Path(description="The service's name, or `group@@name`.", json_schema_extra={"example": "orders"})
+]
 Address = Annotated[
-    str, Path(description="`ip:port`, an IPv6 address in brackets, in any spelling.", examples=["10.0.0.5:8080"])
+    str,
+    Path(
+        description="`ip:port`, an IPv6 address in brackets, in any spelling.",
+        json_schema_extra={"example": "10.0.0.5:8080"},
+    ),
 ]
 
 

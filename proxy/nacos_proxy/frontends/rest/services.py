@@ -122,7 +122,7 @@ Api = Annotated[RestApi, Depends(provided(RestApi))]
     "`stale`.",
     responses={
         **documented(
-            page_json(ListServices("public", "DEFAULT_GROUP"), ServicePage(2, ("orders", "stock"))),
+            page_json(ListServices("public", "DEFAULT_GROUP", size=100), ServicePage(2, ("orders", "stock"))),
             models.ServicePage,
             BadCall("page", Violation.ILLEGAL, "Param 'page' is illegal, it must be a number from 1 to 999999999."),
             *(*examples.ANY_ERRORS, examples.NOTHING),

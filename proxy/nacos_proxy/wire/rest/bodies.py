@@ -91,8 +91,17 @@ class RegisterBody(RequestBody):
     ] = None
 
 
+def _hide_defaults(schema: dict[str, Any]) -> None:
+    # Generated clients may send every default. In a PATCH each would be a change; in a beat, `ephemeral` would override
+    # the query's.
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
 class UpdateBody(RequestBody):
     """What to change."""
+
+    model_config = ConfigDict(json_schema_extra=_hide_defaults)
 
     weight: Weight = 1.0
     enabled: bool = True
@@ -101,6 +110,8 @@ class UpdateBody(RequestBody):
 
 class BeatBody(RequestBody):
     """A full beat."""
+
+    model_config = ConfigDict(json_schema_extra=_hide_defaults)
 
     weight: Weight = 1.0
     metadata: Metadata = {}

@@ -82,7 +82,11 @@ def _distinct(values: Sequence[str], info: ValidationInfo) -> list[str]:
 
 Flag = Annotated[bool, BeforeValidator(_read_flag)]
 HealthyOnly = Annotated[Flag, Field(description="Only healthy instances.")]
-Names = Annotated[list[str], BeforeValidator(_distinct), Field(description="The service's name, or `group@@name`.")]
+Names = Annotated[
+    list[str],
+    BeforeValidator(_distinct),
+    Field(description="The service's name, or `group@@name`.", json_schema_extra={"example": ["orders"]}),
+]
 
 
 class ServiceQuery(Query):

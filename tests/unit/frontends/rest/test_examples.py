@@ -50,3 +50,27 @@ def test_every_documented_example_of_a_body_is_accepted(method: str, path: str, 
     examples = APP.openapi()["paths"][path][method]["requestBody"]["content"]["application/json"]["examples"]
     for example in examples.values():
         body.model_validate(example["value"])
+
+
+@pytest.mark.parametrize("model", [UpdateBody, BeatBody])
+def test_openapi_shows_no_defaults_of_update_and_beat_bodies(model: type[BaseModel]) -> None:
+    fields = APP.openapi()["components"]["schemas"][model.__name__]["properties"]
+    assert set(fields) == set(model.model_fields)
+    assert not [name for name, field in fields.items() if "default" in field]
+
+
+def test_openapi_has_an_example_for_each_required_parameter() -> None:
+    checked = set[str]()
+    for path, operations in APP.openapi()["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["required"]:
+                    assert parameter["schema"].get("example"), (path, parameter["name"])
+                    checked.add(parameter["name"])
+    assert checked == {"service", "address"}
+
+
+def test_openapi_example_of_a_page_has_the_default_size() -> None:
+    operation = APP.openapi()["paths"]["/api/v1/services"]["get"]
+    (size,) = (one["schema"]["default"] for one in operation["parameters"] if one["name"] == "size")
+    assert operation["responses"]["200"]["content"]["application/json"]["example"]["size"] == size
