@@ -10,6 +10,8 @@ from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.wire.http import FORM_TYPE, form_pairs
 from nacos_proxy.wire.multipart import MULTIPART_TYPE
 
+_BLOCK = 64 << 10  # bytes
+
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """The whole body. Raises `BadCall`: with status 413 if it is longer than `max_bytes`, or on a disconnect.
@@ -55,14 +57,20 @@ async def peek_form(scope: Scope, receive: Receive, max_bytes: int) -> tuple[byt
 
 async def _receive_body(receive: Receive, max_bytes: int) -> tuple[bytes, bool, bool]:
     """The body up to its end, to over `max_bytes`, or to a disconnect; whether more comes; whether it disconnected."""
-    body, more = bytearray(), True  # a list of pieces of one byte each would take many times the memory
-    while more and len(body) <= max_bytes:
+    # Blocks: a list of pieces of one byte each takes many times the memory, and bytearrays that grow side by side to a
+    # megabyte each leave gaps in the heap.
+    blocks, size, more = [bytearray()], 0, True
+    while more and size <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return bytes(body), False, True
-        body += message.get("body", b"")
+            return b"".join(blocks), False, True
+        piece = message.get("body", b"")
+        if len(blocks[-1]) + len(piece) > _BLOCK and blocks[-1]:
+            blocks.append(bytearray())
+        blocks[-1] += piece
+        size += len(piece)
         more = message.get("more_body", False)
-    return bytes(body), more, False
+    return b"".join(blocks), more, False
 
 
 def _length_of(value: bytes) -> int:
