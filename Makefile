@@ -15,8 +15,8 @@ test: install
 ifdef ARGS
 	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest $(ARGS)
 else
-	@mkdir -p build; NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest tests/faults -p no:cacheprovider >build/faults.log 2>&1 & faults=$$!; \
-	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest --ignore=tests/faults; rest=$$?; \
+	@mkdir -p build; NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest tests/faults tests/helpers -p no:cacheprovider >build/faults.log 2>&1 & faults=$$!; \
+	NACOS_PROXY_TEST_RNACOS= .venv/bin/pytest --ignore=tests/faults --ignore=tests/helpers; rest=$$?; \
 	wait $$faults; faults=$$?; cat build/faults.log; [ $$rest -eq 0 ] && [ $$faults -eq 0 ]
 endif
 
