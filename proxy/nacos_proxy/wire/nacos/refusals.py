@@ -154,7 +154,7 @@ def write_text_error(dialect: str, request: HttpRequest, error: ProxyError, now_
     status = _status_and_code(error)[0]
     if error.reason is Reason.SERVICE_NOT_FOUND and "/catalog/" in request.path:
         status = 404
-    return as_text(_message(error), status)
+    return as_text(message_of(error), status)
 
 
 def _bad_call_as_text(request: HttpRequest, error: BadCall, now_ms: int) -> HttpReply:
@@ -193,7 +193,7 @@ def write_result_error(
     status, code = _status_and_code(error)
     if error.reason is Reason.SERVICE_NOT_FOUND:
         status, code = _unknown_service(request)
-    return failure(status, code, _message(error))
+    return failure(status, code, message_of(error))
 
 
 def _unknown_service(request: HttpRequest) -> tuple[int, int]:
@@ -224,7 +224,7 @@ def _unreadable(error: BadCall) -> str:
     return f"errCode: 101, errMsg: {message}, cause error[{error.text}].  "
 
 
-def _message(error: Refused) -> str:
+def message_of(error: Refused) -> str:
     """The text; WRONG_KIND gets the prefix of Nacos's exception (recording "v1 register ephemeral …")."""
     wrap = error.reason is Reason.WRONG_KIND and not error.text.startswith("errCode:")
     return f"errCode: 400, errMsg: {error.text.strip()} " if wrap else error.text
