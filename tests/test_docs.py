@@ -19,6 +19,7 @@ from nacos_proxy.app.settings import Settings
 from nacos_proxy.cli.config import documentation
 from nacos_proxy.frontends.operations.metrics import METRICS
 from nacos_proxy.model import errors
+from tests.helpers.grpc_recordings import FILES, exchanges
 from tests.helpers.live import Process, ProxyProcess
 from tests.helpers.recordings import FOLDER as RECORDINGS
 from tests.helpers.recordings import load
@@ -175,8 +176,8 @@ def test_docs_name_only_existing_files(path: Path) -> None:
 # cited
 
 SOURCES = sorted(path for folder in ("proxy", "tests", "loadtest") for path in (ROOT / folder).rglob("*.py"))
-PROTOCOL = ROOT / "docs" / "protocol" / "nacos-http.md"
-CITATION = re.compile(r"nacos-http\.md,? ((?:(?:facts? )?\d+(?:\.\d+)?(?:, | to | and )?)+)")
+PROTOCOLS = ("nacos-http.md", "nacos-grpc.md")
+CITATION = re.compile(r"(nacos-(?:http|grpc)\.md),? ((?:(?:facts? )?\d+(?:\.\d+)?(?:, | to | and )?)+)")
 RECORDING = re.compile(r'recordings? ((?:"[^"]+"(?:, | and )?)+)')
 
 
@@ -186,27 +187,30 @@ def code_of(path: Path) -> str:
     return " ".join(re.sub(r"^\s*#", "", text_of(path), flags=re.MULTILINE).split())
 
 
-def cited() -> Iterator[tuple[Path, str]]:
-    """Each section (`5.5`) and fact (`fact 12`) of the protocol page that the code cites."""
-    for path in SOURCES:
-        for places in CITATION.findall(code_of(path)):
+def cited(protocol: str) -> Iterator[tuple[Path, str]]:
+    """Each section (`5.5`) and fact (`fact 12`) of the protocol page that the code and the other pages cite."""
+    for path in (*SOURCES, *(page for page in PAGES if page.name != protocol)):
+        for page, places in CITATION.findall(code_of(path)):
             facts = False
-            for word, number in re.findall(r"(facts? )?(\d+(?:\.\d+)?)", places):
+            for word, number in re.findall(r"(facts? )?(\d+(?:\.\d+)?)", places) if page == protocol else ():
                 facts = facts or bool(word)
                 yield path, f"fact {number}" if facts else number
 
 
-def test_cited_protocol_sections_exist() -> None:
-    page = text_of(PROTOCOL)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_cited_protocol_sections_exist(protocol: str) -> None:
+    page = text_of(ROOT / "docs" / "protocol" / protocol)
     there = set(re.findall(r"^##? (\d+(?:\.\d+)?)[. ]", page, re.MULTILINE))
     there |= {f"fact {number}" for number in re.findall(r"^- \*\*Fact (\d+)\.", page, re.MULTILINE)}
-    found = list(cited())
-    assert len(found) > 50
+    found = list(cited(protocol))
+    assert len(found) > 10
     assert [f"{path.relative_to(ROOT)}: {place}" for path, place in found if place not in there] == []
 
 
 def test_cited_recorded_cases_exist() -> None:
-    cases = "\n".join(row.case for file in sorted(RECORDINGS.glob("*.jsonl")) for row in load(file.stem))
+    rows = (row for file in sorted(RECORDINGS.glob("*.jsonl")) for row in load(file.stem))
+    raw = (exchange.request for file in FILES for exchange in exchanges(file))
+    cases = "\n".join(row.case for row in (*rows, *raw))
     cited = [name for path in SOURCES for names in RECORDING.findall(code_of(path)) for name in names.split('"')[1::2]]
     assert cited
     assert [name for name in cited if name.strip("… ") not in cases] == []

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from nacos_proxy import __version__
 from nacos_proxy.app import policies
-from nacos_proxy.app.settings import BadSettings, Settings
-from nacos_proxy.app.tenants import TenantCounts
+from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.health_checker import HealthChecker
 from nacos_proxy.background.persistence import Persistence, PersistencePolicy
 from nacos_proxy.background.poller import Poller
+from nacos_proxy.background.publications import Publications, PublicationsPolicy
 from nacos_proxy.background.state_file import StateFile
 from nacos_proxy.background.udp_push import UdpPush
 from nacos_proxy.catalog.cache import Cache
@@ -26,6 +27,7 @@ from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPo
 from nacos_proxy.core.agent import Agent, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
 from nacos_proxy.frontends.events.streams import EventsApi
+from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.model.errors import Refused
@@ -33,10 +35,10 @@ from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry, Watchable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
-from nacos_proxy.upstream.grpc.push import GrpcPush
-from nacos_proxy.upstream.grpc.sdk import PushPolicy, available
+from nacos_proxy.upstream.grpc.push import GrpcPush, PushPolicy
+from nacos_proxy.upstream.grpc.session import SessionPolicy
 from nacos_proxy.upstream.nacos.login import NOBODY, Credential
-from nacos_proxy.upstream.nacos.registry import NacosRegistry
+from nacos_proxy.upstream.nacos.registry import AuthenticatedClient, NacosRegistry
 from nacos_proxy.upstream.nacos.rights import RefusalReporter
 from nacos_proxy.upstream.nacos.servers import Server, Servers
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
@@ -47,6 +49,14 @@ log = logging.getLogger("nacos_proxy.components")
 
 # Seconds after a start in which reads wait for the upstream, because a kill may have lost the last writes to disk.
 CONFIRM_WITHIN = 1.0
+
+
+@dataclass(slots=True)
+class TenantCounts:
+    """The number of open tenants, and of requests refused for their credentials so far."""
+
+    open: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +76,7 @@ class Components:
     reads: Reads
     events: EventsApi
     health_checker: HealthChecker
+    publications: Publications
     checks: Callable[[], bool]
     push: Watchable | None
     receiver: PushReceiver | None
@@ -76,6 +87,7 @@ class Components:
     of_tenant: bool
     unfollow_servers: Callable[[], None]
     tenant_counts: TenantCounts = field(default_factory=TenantCounts)
+    grpc: GrpcServer | None = None  # it serves tenants, too
 
 
 def build(s: Settings, clock: Clock) -> Components:
@@ -90,9 +102,12 @@ def build(s: Settings, clock: Clock) -> Components:
         return _assemble(s, clock, supervisor, response_table, embedded, embedded, push=embedded)
     upstream = NacosRegistry(policies.nacos_policy(s), clock)
     # With auth = client, calls for a client without a token use no account, and not the server identity of this proxy.
-    account = upstream.acting_as(NOBODY) if s.auth == "client" else upstream
-    push = _grpc_push(s, clock, supervisor, upstream)
-    return _assemble(s, clock, supervisor, response_table, upstream, account, push=push)
+    if s.auth == "client":
+        account = upstream.acting_as(NOBODY)
+        push = _grpc_push(s, clock, supervisor, account)
+        return _assemble(s, clock, supervisor, response_table, upstream, account, push=push)
+    push = _grpc_push(s, clock, supervisor, upstream.own_client)
+    return _assemble(s, clock, supervisor, response_table, upstream, upstream, push=push)
 
 
 def build_tenant(
@@ -103,10 +118,11 @@ def build_tenant(
     They write nothing to disk, because the account's token does not survive a restart. `refused` is called when the
     upstream no longer accepts the token.
     """
-    supervisor = of.agent.supervisor
-    account = RefusalReporter(upstream.acting_as(credential), lambda error: supervisor.call("tenants", refused, error))
-    settings = of.settings.model_copy(update={"disk": False})
-    return _assemble(settings, of.clock, supervisor, of.response_table, upstream, account, of_tenant=True)
+    supervisor, client = of.agent.supervisor, upstream.acting_as(credential)
+    account = RefusalReporter(client, lambda error: supervisor.call("tenants", refused, error))
+    s = of.settings.model_copy(update={"disk": False})
+    push = _grpc_push(s, of.clock, supervisor, client)
+    return _assemble(s, of.clock, supervisor, of.response_table, upstream, account, push=push, of_tenant=True)
 
 
 def _assemble(
@@ -157,6 +173,10 @@ def _assemble(
     agent.on_barred.append(lambda key, error: events.refuse(error, key))
     poller.on_push_lost.append(response_table.clear)
 
+    publications = Publications(agent, PublicationsPolicy())
+    if persistence is not None:
+        publications.persist_with(persistence.persist_registrations)
+
     return Components(
         settings=s,
         clock=clock,
@@ -167,6 +187,7 @@ def _assemble(
         reads=Reads(agent),
         events=events,
         health_checker=HealthChecker(agent, policies.health_checker_policy(s)),
+        publications=publications,
         checks=checks,
         push=push,
         receiver=_udp_receiver(s, supervisor, upstream, poller) if upstream else None,
@@ -175,7 +196,7 @@ def _assemble(
         forwarder=upstream,
         started=clock.now(),
         of_tenant=of_tenant,
-        unfollow_servers=_suspect_when_servers_change(agent, upstream.servers) if upstream else lambda: None,
+        unfollow_servers=_follow_servers(supervisor, agent, upstream.servers, push) if upstream else lambda: None,
     )
 
 
@@ -186,50 +207,51 @@ def _parameter_check(s: Settings, upstream: NacosRegistry | None) -> Callable[[]
     return lambda: s.parameter_check != "off"
 
 
-def _suspect_when_servers_change(agent: Agent, servers: Servers) -> Callable[[], None]:
-    """Suspects lost registrations whenever a server goes down or comes up. Returns a function that ends this."""
+def _follow_servers(
+    supervisor: Supervisor, agent: Agent, servers: Servers, push: Watchable | None
+) -> Callable[[], None]:
+    """Suspects lost registrations whenever a server goes down or comes up, or a connection of push ends: a server may
+    restart faster than HTTP notices. Push follows the list of servers.
+
+    Returns a function that ends this.
+    """
 
     def suspect(_: Server) -> None:
         agent.suspect()
 
+    def follow() -> None:
+        if isinstance(push, GrpcPush):
+            supervisor.call("push", push.follow)
+
     def unfollow() -> None:
         servers.on_down.remove(suspect)
         servers.on_up.remove(suspect)
+        servers.on_list.remove(follow)
 
     servers.on_down.append(suspect)
     servers.on_up.append(suspect)
+    servers.on_list.append(follow)
+    if isinstance(push, GrpcPush):
+        push.on_lost.append(agent.suspect)
     return unfollow
 
 
-def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, upstream: NacosRegistry) -> GrpcPush | None:
-    """None if push is off or the extra is not installed. Raises `BadSettings` if it is not installed with push = on."""
-    if not available():
-        if s.push == "on":
-            raise BadSettings("push = on needs the extra: pip install 'nacos-proxy[push]'")
-        return None
+def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, account: AuthenticatedClient) -> GrpcPush | None:
+    """Push with the account of these components. None if it is off."""
     if s.push == "off":
         return None
-    servers = upstream.servers
-    home = str(s.state_dir / "push")
-    policy = PushPolicy(_origins(servers), s.username, s.read_password(), home=home, port=s.push_port)
-    push = GrpcPush(policy, clock, hint=upstream.hint, supervisor=supervisor)
-    servers.on_list.append(lambda: supervisor.call("push", push.follow, _origins(servers)))
-    return push
+    policy = PushPolicy(session=SessionPolicy(f"nacos-proxy/{__version__}"))
+    return GrpcPush(account, policy, clock, random.random, supervisor)
 
 
 def _udp_receiver(s: Settings, supervisor: Supervisor, upstream: NacosRegistry, poller: Poller) -> PushReceiver | None:
     """None with auth = client: only lists with the proxy's own account ask for UDP push."""
     if s.push == "off" or s.auth == "client":
         return None
-    versions = ("1.",) if available() else ("1.", "2.", "3.")
     servers = upstream.servers
-    receiver = upstream.receiver = PushReceiver(versions, s.push_udp_port, poller.notified)
+    receiver = upstream.receiver = PushReceiver(("1.",), s.push_udp_port, poller.notified)
     servers.on_list.append(lambda: supervisor.call("push", receiver.retain, servers.all))
     return receiver
-
-
-def _origins(servers: Servers) -> tuple[str, ...]:
-    return tuple(server.origin for server in servers.all)
 
 
 def _udp_list(call: ReadService, snapshot: Snapshot) -> bytes:
@@ -249,8 +271,10 @@ async def start(components: Components) -> None:
             components.agent.restored(CONFIRM_WITHIN)
         disk.start()
     components.health_checker.restore_all()
+    components.publications.restore()
     components.poller.start()
     components.health_checker.start()
+    await components.publications.start()
     if udp is not None and not components.of_tenant:
         await start_udp(components)
         if disk is not None:
@@ -279,6 +303,7 @@ async def finish(components: Components) -> None:
 def _last_steps(components: Components) -> Iterator[Awaitable[None]]:
     if components.udp is not None:
         yield components.udp.stop()
+    yield components.publications.stop()
     yield components.health_checker.stop(deregister=components.settings.managed_deregister)
     yield components.poller.stop()
     if isinstance(components.push, GrpcPush):

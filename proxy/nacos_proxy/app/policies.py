@@ -17,6 +17,7 @@ from nacos_proxy.core.agent import AgentPolicy
 from nacos_proxy.frontends.auth import AccessPolicy, Token
 from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
+from nacos_proxy.frontends.grpc.server import GrpcPolicy
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
 from nacos_proxy.upstream.nacos.login import LoginPolicy
 from nacos_proxy.upstream.nacos.registry import NacosPolicy
@@ -72,6 +73,7 @@ def nacos_policy(s: Settings) -> NacosPolicy:
         TlsPolicy(*files, verify=s.upstream_tls_verify),
         login=LoginPolicy(s.username, s.read_password()),
         dialect=s.upstream_dialect,
+        grpc_port=s.push_port,
     )
 
 
@@ -98,6 +100,12 @@ def events_policy(s: Settings) -> EventsPolicy:
             services_per_client=s.watched_per_client,
         ),
     )
+
+
+def grpc_policy(s: Settings, max_files: float) -> GrpcPolicy:
+    """`max_files`: how many this process may have open. Half of them stay free for HTTP, the upstream and the disk."""
+    default = min(GrpcPolicy().max_connections, max_files // 2)
+    return GrpcPolicy(max_connections=s.max_connections or int(default))
 
 
 def guard_policy(s: Settings) -> AccessPolicy:

@@ -10,7 +10,9 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -30,6 +32,7 @@ log = logging.getLogger("nacos_proxy.process")
 
 SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd passes
 BACKLOG = 2048
+GRPC_OFFSET, MAX_PORT = 1000, 65535  # SDKs add the offset to the HTTP port
 
 
 class CannotStart(Exception):
@@ -41,9 +44,35 @@ def sockets(host: str, port: int, uds: Path | None = None) -> list[socket.socket
 
     Raises `CannotStart`.
     """
-    if inherited := _inherited_count():
-        return [socket.socket(fileno=SYSTEMD_FIRST + number) for number in range(inherited)]
+    if inherited := _inherited(grpc=False):
+        return inherited
     return [_listen_unix(uds) if uds is not None else _listen_tcp(host, port)]
+
+
+def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket]) -> socket.socket:
+    """The listening socket for gRPC: one that systemd passes as `grpc`, else on `port` (0: that of HTTP + 1000).
+
+    `host` counts only if no other socket has an address. Raises `CannotStart`.
+    """
+    if inherited := _inherited(grpc=True):
+        return inherited[0]
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            name: Any = listener.getsockname()
+            host, port = str(name[0]), port or int(name[1]) + GRPC_OFFSET
+            break
+    if not port:
+        raise CannotStart("there is no HTTP port to count from; set grpc_port")
+    if port > MAX_PORT:
+        raise CannotStart(f"{port} is no port; set grpc_port")
+    return _listen_tcp(host, port, setting="grpc_port")
+
+
+def _inherited(*, grpc: bool) -> list[socket.socket]:
+    """The sockets that systemd passes. That for gRPC has `FileDescriptorName=grpc`."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(_inherited_count())
+    return [socket.socket(fileno=SYSTEMD_FIRST + n) for n in numbers if (names[n : n + 1] == ["grpc"]) == grpc]
 
 
 def _inherited_count() -> int:
@@ -51,7 +80,7 @@ def _inherited_count() -> int:
     return int(os.environ.get("LISTEN_FDS", "0")) if for_us else 0
 
 
-def _listen_tcp(host: str, port: int) -> socket.socket:
+def _listen_tcp(host: str, port: int, *, setting: str = "--port") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Without IPPROTO_TCP, asyncio would leave Nagle's algorithm on, which delays each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -64,7 +93,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         where = f"{_bracketed(host)}:{port}"
         text = f"cannot listen on {where}: {error.strerror or error}"
         if error.errno == errno.EADDRINUSE:
-            text = f"{where} is in use by another nacos-proxy or another program; choose another --port"
+            text = f"{where} is in use by another nacos-proxy or another program; choose another {setting}"
         raise CannotStart(text) from error
     return listener
 
@@ -108,18 +137,30 @@ def _unlink_if_dead(path: Path) -> None:
     raise CannotStart(f"{path} is in use by another nacos-proxy; choose another --uds")
 
 
+def address_of(listener: socket.socket) -> str:
+    """Host and port of a listening TCP socket."""
+    name: Any = listener.getsockname()
+    return f"{_bracketed(name[0])}:{name[1]}"
+
+
 def url_of(listener: socket.socket, *, tls: bool) -> str:
     """The URL of a listening socket; `unix:PATH` for a Unix socket."""
     name: Any = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
-    return f"{'https' if tls else 'http'}://{_bracketed(name[0])}:{name[1]}"
+    return f"{'https' if tls else 'http'}://{address_of(listener)}"
 
 
 def beyond_loopback(listeners: Sequence[socket.socket]) -> list[str]:
     """The addresses that other hosts can reach. Sockets from systemd may differ from the settings."""
     addresses = [listener.getsockname()[0] for listener in listeners if listener.family != socket.AF_UNIX]
     return [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+
+
+def max_open_files() -> float:
+    """The system's limit for this process, infinity for none."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 class Server(uvicorn.Server):
@@ -196,8 +237,13 @@ def unlink_own(listeners: Sequence[socket.socket]) -> None:
                 os.unlink(listener.getsockname())
 
 
-def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
-    """The context for serving TLS. With `client_ca`, clients must show a certificate. Raises `CannotStart`."""
+def tls_context(
+    certificate: Path, key: Path | None, client_ca: Path | None, protocols: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """The context for serving TLS. With `client_ca`, clients must show a certificate. Raises `CannotStart`.
+
+    `protocols` are offered by ALPN; clients without ALPN are served, too.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     files = f"{certificate} with {key}" if key else str(certificate)
     try:
@@ -208,4 +254,6 @@ def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> 
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # an SSLError is one
         raise CannotStart(f"cannot use the TLS certificate {files}: {error.strerror or error}") from error
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     return context

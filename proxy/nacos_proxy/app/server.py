@@ -19,9 +19,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nacos_proxy import __version__
 from nacos_proxy.app.components import Components, build, build_tenant, finish, start, start_udp
 from nacos_proxy.app.credentials import ClientCredentials
+from nacos_proxy.app.grpc_access import GrpcAccess
 from nacos_proxy.app.operator_view import EMBEDDED
-from nacos_proxy.app.policies import guard_policy, loopback
-from nacos_proxy.app.process import CannotStart, Server, beyond_loopback, sockets, tls_context, unlink_own, url_of
+from nacos_proxy.app.policies import grpc_policy, guard_policy, loopback
+from nacos_proxy.app.process import (
+    CannotStart,
+    Server,
+    address_of,
+    beyond_loopback,
+    grpc_socket,
+    max_open_files,
+    sockets,
+    tls_context,
+    unlink_own,
+    url_of,
+)
 from nacos_proxy.app.router import Router, TenantApp, apply_settings, with_access_control
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
@@ -30,10 +42,16 @@ from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.tls import make_tls
 from nacos_proxy.frontends.answers import send_reply
+from nacos_proxy.frontends.auth import AccessControl
+from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
+from nacos_proxy.frontends.grpc.server import GrpcServer
+from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
+from nacos_proxy.model.limits import LENIENT, NACOS
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import SystemClock
+from nacos_proxy.upstream.grpc.tunnel import Dialer
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.rights import AcceptedCredential, accept_account, accept_token
 from nacos_proxy.wire.nacos.base import ReadService
@@ -65,13 +83,28 @@ class App:
         self.guard, self._entry = with_access_control(
             self.router, self._route, guard_policy(s), components.response_table, components.clock, s
         )
+        self.grpc_listener: tuple[socket.socket, ssl.SSLContext | None] | None = None
+        dialer = _dialer(components)
+        tunnels = GrpcTunnels(dialer, self.guard)
+        self.grpc = components.grpc = GrpcServer(
+            grpc_policy(s, max_open_files()),
+            components.clock,
+            components.agent.supervisor,
+            admit=GrpcAccess(self.guard, components, self.tenants).admit,
+            tunnels=tunnels,
+            fuzzy=_fuzzy_watches(components, self.guard, dialer, tunnels),
+            rules=lambda: NACOS if components.checks() else LENIENT,
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         await start(self.components)
         try:
+            if self.grpc_listener is not None:
+                await self.grpc.start(*self.grpc_listener)
             yield
         finally:
+            await self.grpc.stop()
             if self.tenants is not None:
                 await self.tenants.close()
             await finish(self.components)
@@ -83,8 +116,9 @@ class App:
             await self.router.rest(scope, receive, send)
 
     def end_streams(self) -> None:
-        """Ends the event streams before the process stops, and tells subscribers when to reconnect."""
+        """Ends what lasts before the process stops: event streams, whose subscribers learn when to reconnect; gRPC."""
         self.components.events.close()
+        self.grpc.drain()
         if self.tenants is not None:
             self.tenants.end_streams()
 
@@ -129,17 +163,48 @@ class UpstreamAuthenticator:
         return AccountTenant(components, self.router)
 
 
+def _dialer(components: Components) -> Dialer | None:
+    """To the upstream's gRPC ports. None on the embedded registry."""
+    upstream = components.registry
+    if not isinstance(upstream, NacosRegistry):
+        return None
+
+    def absent() -> str:
+        versions = [server.capabilities.version for server in upstream.servers.all]
+        old = bool(versions) and all(version.startswith("1.") for version in versions)
+        return f"Nacos {versions[0]} has none" if old else ""
+
+    return Dialer(upstream.grpc_targets, ready=upstream.monitor.ready, absent=absent)
+
+
+def _fuzzy_watches(
+    components: Components, guard: AccessControl, dialer: Dialer | None, tunnels: GrpcTunnels
+) -> FuzzyWatches | None:
+    """Only servers of 3.x and later have fuzzy watch. With auth = client, only the clients' own tokens count."""
+    upstream = components.registry
+    if dialer is None or not isinstance(upstream, NacosRegistry):
+        return None
+
+    def offered() -> bool:
+        versions = [server.capabilities.version.partition(".")[0] for server in upstream.servers.all]
+        return bool(versions) and all(version.isdecimal() and int(version) >= 3 for version in versions)
+
+    headers = None if components.settings.auth == "client" else upstream.own_client.grpc_headers
+    clock, supervisor = components.clock, components.agent.supervisor
+    return FuzzyWatches(dialer, guard, offered, headers, clock, supervisor, tunnels.tunnels, tunnels.bytes)
+
+
 class AccountTenant:
     """The `Tenant` of one account."""
 
     def __init__(self, components: Components, router: Router) -> None:
-        self._components = components
+        self.components = components
         self._starting_udp: asyncio.Task[None] | None = None
         self.app: ASGIApp = TenantApp(router, components, self._listed if components.udp else None)
 
     def _listed(self, call: ReadService, snapshot: Snapshot) -> None:
         """Opens the socket for UDP push at the first list that asks for it."""
-        components = self._components
+        components = self.components
         if call.push is None or components.udp is None:
             return
         if self._starting_udp is None:
@@ -148,22 +213,22 @@ class AccountTenant:
 
     @property
     def busy(self) -> bool:
-        return self._components.events.readers > 0 or len(self._components.health_checker) > 0
+        return self.components.events.readers > 0 or len(self.components.health_checker) > 0
 
     @property
     def last_read(self) -> float:
-        return max((entry.last_read for entry in self._components.agent.catalog.cache.entries()), default=-math.inf)
+        return max((entry.last_read for entry in self.components.agent.catalog.cache.entries()), default=-math.inf)
 
     def end(self, error: Refused | None) -> None:
         if error is not None:
-            self._components.response_table.clear()
-            self._components.events.refuse(error)
-        self._components.events.close()
+            self.components.response_table.clear()
+            self.components.events.refuse(error)
+        self.components.events.close()
 
     async def close(self) -> None:
         if self._starting_udp is not None:
             await asyncio.wait([self._starting_udp])
-        await finish(self._components)
+        await finish(self.components)
 
 
 def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
@@ -190,17 +255,20 @@ def run(loaded: Loaded) -> int:
     """Serves until a signal stops it; returns the exit code. Raises `CannotStart` and `BadSettings`."""
     settings = loaded.settings
     check_exposure(settings)
-    tls = None
-    if settings.tls_cert is not None:
-        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    tls, grpc_tls = _tls_context(settings), _tls_context(settings, "h2")
     listeners = sockets(settings.host, settings.port, settings.uds)
+    grpc, why_not = _grpc_listener(settings, listeners)
+    reachable = listeners if grpc is None else [*listeners, grpc]
     try:
-        check_exposure(settings, listeners)
+        check_exposure(settings, reachable)
         app = App(build(settings, SystemClock()))
     except (BadSettings, CannotStart, StateLocked, ValueError, OSError) as error:
-        for listener in listeners:
+        for listener in reachable:
             listener.close()
         raise CannotStart(str(error)) from error
+    app.grpc_listener, app.grpc.off = None if grpc is None else (grpc, grpc_tls), why_not
+    if settings.grpc and grpc is None:
+        log.warning("no gRPC for Nacos SDKs: %s", why_not)
 
     persistence = app.components.persistence
     print(banner(settings, persistence.directory if persistence else None), flush=True)
@@ -209,10 +277,12 @@ def run(loaded: Loaded) -> int:
         urls = [url_of(listener, tls=tls is not None) for listener in listeners]
         lines = [f"listening on {url}" for url in urls]
         lines += [f"status page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
+        if settings.grpc:
+            lines.append(f"gRPC for Nacos SDKs: {f'off ({why_not})' if grpc is None else address_of(grpc)}")
         print("\n".join(lines), flush=True)
 
     def reload() -> None:
-        reload_safely(app, loaded, listeners)
+        reload_safely(app, loaded, reachable)
 
     def stopping() -> None:
         app.end_streams()
@@ -221,6 +291,20 @@ def run(loaded: Loaded) -> int:
     server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.components.agent.supervisor)
     server.run(sockets=listeners)
     return 0 if server.started else 1
+
+
+def _tls_context(s: Settings, *protocols: str) -> ssl.SSLContext | None:
+    return None if s.tls_cert is None else tls_context(s.tls_cert, s.tls_key, s.tls_client_ca, protocols)
+
+
+def _grpc_listener(s: Settings, listeners: Sequence[socket.socket]) -> tuple[socket.socket | None, str]:
+    """The socket for gRPC, or None and why there is none: the proxy is of use without it."""
+    if not s.grpc:
+        return None, "grpc = false"
+    try:
+        return grpc_socket(s.host, s.grpc_port, listeners), ""
+    except CannotStart as error:
+        return None, str(error)
 
 
 def banner(s: Settings, directory: Path | None) -> str:

@@ -72,6 +72,8 @@ class Settings(BaseModel):
     host: str = _setting("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
     port: int = _setting(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
     uds: OptionalPath = _setting(None, "Unix socket to listen on, instead of host and port.")
+    grpc: bool = _setting(True, "Serve Nacos over gRPC, for SDKs from 2.0 on.")
+    grpc_port: int = _setting(0, "Port for gRPC; 0: port + 1000, where SDKs expect it.", ge=0, le=65535)
     context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
     tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
     tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
@@ -104,7 +106,8 @@ class Settings(BaseModel):
     upstream_tls_sni: str = _setting("", "Name in the upstream's certificate, if it is not the host name.")
     upstream_tls_verify: bool = _setting(True, "Verify the upstream's certificate.")
     push: Literal["auto", "on", "off"] = _setting(
-        "auto", "Let the upstream push changes; auto: by gRPC if installed, else by UDP. 1.x has only UDP."
+        "auto",
+        "Let the upstream push changes: by gRPC from Nacos 2.0 on, by UDP before. on: report it if gRPC cannot work.",
     )
     push_port: int = _setting(0, "gRPC port of the upstream; 0: its HTTP port + 1000.", ge=0, le=65535)
     push_udp_port: int = _setting(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
@@ -147,10 +150,10 @@ class Settings(BaseModel):
     max_head: Size = _setting(65_536, "Maximum size of a request line with headers.")
     max_body: Size = _setting(1 << 20, "Maximum size of a request body of the naming API.")
     subscribers_per_client: int = _setting(
-        20_000, "Maximum event streams of one address; with auth = client, of one account at one address.", ge=1
+        20_000, "Maximum event streams and gRPC subscriptions of an address or account.", ge=1
     )
     services_per_client: int = _setting(500, "Maximum number of services of one event stream.", ge=1)
-    watched_per_client: int = _setting(10_000, "Maximum services in all event streams of an address or account.", ge=1)
+    watched_per_client: int = _setting(10_000, "Maximum services that an address or account watches.", ge=1)
     # state and process
     state_dir: Path = Field(
         default_factory=lambda: user_state_path("nacos-proxy"), description="Directory for the last known state."

@@ -3,8 +3,9 @@
 A client with credentials reads from a catalog that only its own account filled, and writes with that account. So
 nobody sees more than the upstream would show them.
 
-The first request with some credentials opens their tenant. A tenant without requests, streams and managed instances
-ends after `idle` seconds, or when another tenant needs its place. Any tenant ends when the upstream refuses its token.
+The first request with some credentials opens their tenant. A tenant without requests, streams, sessions and managed
+instances ends after `idle` seconds, or when another tenant needs its place. Any tenant ends when the upstream refuses
+its token.
 
 Refused credentials are refused from memory for a while, longer each time. An address with `max_refusals` recent
 refusals must wait before it can try others. Tokens from a login through this proxy, and credentials that were accepted
@@ -18,13 +19,15 @@ import hmac
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_bytes
 from typing import Protocol
 
 from cachetools import LRUCache
 from starlette.types import ASGIApp, Receive, Scope
 
+from nacos_proxy.app.components import Components, TenantCounts
 from nacos_proxy.app.credentials import ClientCredentials, find_credentials
 from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.own_tokens import own_token_test
@@ -60,19 +63,14 @@ class TenantsPolicy:
     max_form: int = 1 << 20
 
 
-@dataclass(slots=True)
-class TenantCounts:
-    """The number of open tenants, and of requests refused for their credentials so far."""
-
-    open: int = 0
-    refused: int = 0
-
-
 class Tenant(Protocol):
     """An ASGI app for the requests of one account, and its components."""
 
     @property
     def app(self) -> ASGIApp: ...
+
+    @property
+    def components(self) -> Components: ...
 
     @property
     def busy(self) -> bool:
@@ -107,7 +105,8 @@ class Authenticator(Protocol):
 class _TenantSlot:
     """Credentials and their tenant, which is None if the upstream needs no account, and after the tenant's end.
 
-    `requests` counts requests under way; `error` is why the upstream no longer accepts the credentials.
+    `requests` counts requests under way, and `holders`, which are called at its end. `error` is why the upstream no
+    longer accepts the credentials.
     """
 
     key: bytes
@@ -120,6 +119,7 @@ class _TenantSlot:
     error: Refused | None = None
     renewal: asyncio.Task[None] | None = None
     renewal_allowed_at: float = 0.0
+    holders: dict[object, OnEnd] = field(default_factory=lambda: {})
 
     @property
     def busy(self) -> bool:
@@ -134,6 +134,22 @@ class TenantRequest:
     scope: Scope
     receive: Receive
     release: Callable[[], None] = lambda: None
+
+
+OnEnd = Callable[[Refused | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLease:
+    """A tenant, None if the upstream needs no account. It stays open until `release` is called.
+
+    `hold(on_end)` keeps it open beyond that, until the returned function is called. `on_end` is called when the tenant
+    ends, perhaps at once: with an error if the upstream no longer accepts the credentials.
+    """
+
+    tenant: Tenant | None
+    release: Callable[[], None]
+    hold: Callable[[OnEnd], Callable[[], None]]
 
 
 @dataclass(slots=True)
@@ -181,15 +197,32 @@ class Tenants:
             credentials = find_credentials(scope, form, own_token_test(scope)) if form else None
         if credentials is None:
             return TenantRequest(None, scope, receive)
-        if credentials.too_long:
-            raise Refused(Reason.NO_RIGHT, "token invalid!", status=403)
-        while (slot := await self._slot(credentials, client_of(scope))).ended:
-            pass  # it ended while this request waited for it
+        lease = await self.enter(credentials, client_of(scope))
         if credentials.password:
             scope = {**scope}  # hides the mark "cacheable" from the fast path, which would keep the password
+        return TenantRequest(None if lease.tenant is None else lease.tenant.app, scope, receive, lease.release)
+
+    async def enter(self, credentials: ClientCredentials, address: str) -> TenantLease:
+        """Finds or opens the tenant of a client at an address. Raises as `admit`."""
+        if credentials.too_long:
+            raise Refused(Reason.NO_RIGHT, "token invalid!", status=403)
+        while (slot := await self._slot(credentials, address)).ended:
+            pass  # it ended while this request waited for it
         slot.requests += 1
-        app = None if slot.tenant is None else slot.tenant.app
-        return TenantRequest(app, scope, receive, lambda: self._release(slot))
+        return TenantLease(slot.tenant, lambda: self._release(slot), partial(self._hold, slot))
+
+    def _hold(self, slot: _TenantSlot, on_end: OnEnd) -> Callable[[], None]:
+        entry = object()
+        slot.requests += 1
+        slot.holders[entry] = on_end
+
+        def release() -> None:
+            if slot.holders.pop(entry, None) is not None:
+                self._release(slot)
+
+        if slot.ended:
+            on_end(slot.error)
+        return release
 
     def _release(self, slot: _TenantSlot) -> None:
         slot.requests -= 1
@@ -327,6 +360,8 @@ class Tenants:
             self.counts.open = len(self._slots)
         if slot.tenant is not None:
             slot.tenant.end(error)
+        for on_end in list(slot.holders.values()):
+            self._supervisor.call("tenants", on_end, error)
         self._close_unless_busy(slot)
 
     def _close_unless_busy(self, slot: _TenantSlot) -> None:

@@ -106,7 +106,7 @@ class HealthChecker:
     def restore_all(self) -> int:
         """Restore the checks of all registrations from disk, if still allowed. Returns the number of instances."""
         for registration in self._agent.catalog.registrations:
-            if registration.check is None:
+            if registration.check is None or registration.of_connection:
                 continue
             saved = dict(registration.check)
             owner = str(saved.pop("owner", ""))
@@ -135,10 +135,11 @@ class HealthChecker:
         self._registered.discard((service, ip, port))
 
     def _forget_deregistered(self) -> None:
-        """However an owner deregistered an instance, no beat may register it again."""
-        registrations = self._agent.catalog.registrations
-        for key in [key for key in self._registered if registrations.find(*key) is None]:
-            self.forget(*key)
+        """However an owner deregistered an instance, no beat may register it again; nor if a connection has it now."""
+        for key in list(self._registered):
+            known = self._agent.catalog.registrations.find(*key)
+            if known is None or known.of_connection:
+                self.forget(*key)
 
     async def _run(self) -> None:
         clock = self._agent.clock

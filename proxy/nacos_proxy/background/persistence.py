@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from nacos_proxy.background.state_file import Batch, StateFile, StateLocked
 from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
 from nacos_proxy.catalog.entries import Entry
+from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.backoff import Backoff
@@ -77,6 +78,7 @@ class Persistence:
         self._dirty: set[ServiceKey] = set()
         self._rows: dict[ServiceKey, float] = {}  # services with a row, and the time of confirmation in it
         self._registrations_dirty = False
+        self._urgent: set[RegistrationKey] = set()  # registrations that somebody waits for
         self._contacts_at = -math.inf
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
         self._task: asyncio.Task[None] | None = None
@@ -120,13 +122,15 @@ class Persistence:
         catalog = self._agent.catalog
         for snapshot, confirmed_at in services:
             self._rows[snapshot.key] = -math.inf
-            catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now)
+            catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now, int(wall * 1000))
         for registration, heard_at in registrations:
             # The file lacks the last beats before a kill, because the times of beats are written so rarely.
             unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
             age = max(0.0, wall - heard_at - unwritten)
-            registration.last_heard = now if registration.check else now - age
-            if registration.alive(now):
+            registration.last_heard = now - age
+            if registration.alive(now) or (registration.check is not None and not registration.of_connection):
+                if registration.check is not None:
+                    registration.last_heard = now  # it beats from here, and goes on at once
                 catalog.registrations.restore(registration)
                 catalog.cache.set_local_registrations(
                     registration.service, catalog.registrations.count(registration.service), now
@@ -193,6 +197,19 @@ class Persistence:
         keys, journal.changed = journal.changed, set()
         rows = [(key, journal.get(key)) for key in keys]
         return await self._write(self._file.write_journal, rows, lambda: journal.changed.update(keys))
+
+    async def persist_registrations(self, keys: Collection[RegistrationKey]) -> None:
+        """Like `persist_journal`, for these registrations."""
+        if not self.failing:
+            self._urgent.update(keys)
+            await self._write_within_patience(self._write_registrations())
+
+    async def _write_registrations(self) -> bool:
+        """If another call is already writing a key, the thread does that first."""
+        keys, self._urgent = self._urgent, set()
+        ahead, find = self._clock.wall() - self._clock.now(), self._agent.catalog.registrations.find
+        rows = [(key, None if (r := find(*key)) is None else _saved(r, ahead)) for key in keys]
+        return await self._write(self._file.write_registrations, rows, self.mark_registrations)
 
     async def persist_registry(self) -> None:
         """Like `persist_journal`, for the embedded registry."""
@@ -271,10 +288,8 @@ class Persistence:
             await asyncio.sleep(0)  # the code above took some milliseconds, and so does the code below
         if self._registrations_dirty:
             self._registrations_dirty = False
-            registrations = [
-                SavedRegistration(r.service, r.instance, r.beats, r.check, ahead + r.last_heard)
-                for r in self._agent.catalog.registrations
-            ]
+            registrations = [_saved(r, ahead) for r in self._agent.catalog.registrations]
+            self._urgent.clear()
         services = list[tuple[ServiceKey, Snapshot, float]]()
         while self._dirty and len(services) < self._policy.max_batch:
             if (entry := cache.get(self._dirty.pop())) is not None and entry.visible is not None:
@@ -295,6 +310,10 @@ class Persistence:
         except sqlite3.Error as error:
             log.error("the state file was not closed cleanly: %s", error)
         self._thread.shutdown()
+
+
+def _saved(r: Registration, ahead: float) -> SavedRegistration:
+    return SavedRegistration(r.service, r.instance, r.beats, r.check, ahead + r.last_heard)
 
 
 def _confirmed_at(entry: Entry, ahead: float) -> float:

@@ -1,6 +1,7 @@
 """Polls due services within a budget, listens to push, and renews registrations and sends writes after an outage.
 
-The cache decides which services are due. A push notification makes a service due at once, but keeps to the budget.
+The cache decides which services are due. A pushed list costs no fetch. A push without one makes the service due at
+once, but keeps to the budget.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nacos_proxy.model.calls import ListServices, Metrics
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.runtime import STOOD_STILL, stood_still, stop
-from nacos_proxy.upstream.contract import Watchable
+from nacos_proxy.upstream.contract import Changed, Watchable
 
 T = TypeVar("T")
 
@@ -198,13 +199,18 @@ class Poller:
     async def _listen(self, push: Watchable) -> None:
         self._listens = True
         try:
-            async for key in push.changes():
-                self.notified(key)
+            async for changed in push.changes():
+                self._take(changed)
         finally:
             self._listens = False
 
+    def _take(self, changed: Changed) -> None:
+        more = changed.fetch_shows_more
+        if changed.pushed is None or not self._agent.accept_pushed(changed.pushed, fetch_shows_more=more):
+            self.notified(changed.key)
+
     def notified(self, key: ServiceKey) -> None:
-        """A push notification: the service has changed."""
+        """A push notification that does not say what has changed: fetch the service at once."""
         now = self._agent.clock.now()
         self._agent.catalog.cache.invalidate(key, now, "push")
         self._fetch_due(now)

@@ -243,6 +243,15 @@ class StateFile:
             self._put(cursor, "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?)", rows, journal_row)
             cursor.execute("DELETE FROM journal WHERE length(body) = 0")
 
+    def write_registrations(self, rows: list[tuple[RegistrationKey, SavedRegistration | None]]) -> None:
+        """Replaces the row of each instance, or deletes it if it is no longer registered."""
+        with self._transaction() as cursor:
+            known = [saved for _, saved in rows if saved is not None]
+            gone = [key for key, saved in rows if saved is None]
+            self._put(cursor, "INSERT OR REPLACE INTO registration VALUES (?,?,?,?,?,?,?)", known, registration_row)
+            sql = "DELETE FROM registration WHERE namespace=? AND grp=? AND name=? AND ip=? AND port=?"
+            self._put(cursor, sql, gone, lambda key: (*key[0], *key[1:]))
+
     def write_registry(self, rows: list[tuple[ServiceKey, PersistentValue | None]]) -> None:
         """Replaces the row of each service, or deletes it if nothing is left to keep."""
         with self._transaction() as cursor:

@@ -32,6 +32,7 @@ from nacos_proxy.catalog.pending_writes import (
     explained,
     next_check,
 )
+from nacos_proxy.catalog.pushed_lists import completed
 from nacos_proxy.catalog.recent_writes import RecentWrites
 from nacos_proxy.catalog.schedule import Schedule
 from nacos_proxy.model.backoff import Backoff
@@ -41,6 +42,7 @@ from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import Change, ServiceKey, Snapshot, Source, diff
 
 MAX_BACKOFF = 60.0  # seconds between the attempts of a fetch that keeps failing
+PUSH_SETTLES = 2.0  # seconds after a push until every node of a cluster lists it (nacos-http.md, fact 19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Cache:
         self._pending_policy = pending_policy
         self._rng = rng
         self._store = EntryStore(LRUCache(policy.max_services), LRUCache(policy.max_unknown))
-        self._schedule = Schedule()
+        self._schedule = Schedule[ServiceKey]()
         self._queue: FairQueue[ServiceKey] = FairQueue()
 
     def lookup(self, key: ServiceKey, now: float) -> CacheResult:
@@ -142,6 +144,10 @@ class Cache:
         entry = self._get_or_create(snapshot.key)
         self._keep_visible(entry, missing_since)
         entry.fetching, entry.error, entry.failures = False, None, 0
+        settled_at = entry.pushed_at + PUSH_SETTLES
+        if requested_at < settled_at and snapshot != entry.upstream_snapshot:
+            self._schedule_at(entry, max(now, settled_at), now)  # an older list, or of a node that learns it later
+            return None
         if self._lost_too_much(entry, snapshot, now, suspicious=suspicious or bool(missing_since)):
             since = now if entry.quarantined_since is None else entry.quarantined_since
             if now - since < self._policy.confirm_after:
@@ -161,6 +167,30 @@ class Cache:
             entry.fetch_cause = "poll"
             self._schedule_at(entry, min(self._next_poll(entry, now), entry.next_recheck(now)), now)
         return change
+
+    def accept_pushed(
+        self, pushed: Snapshot, now: float, *, suspicious: bool = False, fetch_shows_more: bool = False, now_ms: int = 0
+    ) -> tuple[bool, Change | None]:
+        """The upstream pushed a list. Returns whether it counts as a fetch would, and the change that readers see.
+
+        If it does not count (`pushed_lists.completed`), nothing changes. Otherwise as `accept`. A list that was
+        requested earlier, or less than `PUSH_SETTLES` later, no longer counts if it differs.
+        """
+        entry = self._store.get(pushed.key)
+        known = None if entry is None or entry.from_disk else entry.upstream_snapshot
+        snapshot = completed(known, pushed, fetch_shows_more=fetch_shows_more)
+        if entry is None or snapshot is None:
+            return False, None
+        fetching = entry.fetching
+        entry.pushed_at = -math.inf  # it was pushed earlier, so this list is the younger one
+        change = self.accept(snapshot, now, "push", requested_at=now, suspicious=suspicious, now_ms=now_ms)
+        if entry.quarantined_since is None:
+            entry.pushed_at = now
+        elif fetching:
+            entry.notified_at = now  # the list that is under way is older, and does not refute this one
+        if fetching:
+            self.begin_fetch(pushed.key)
+        return True, change
 
     def _keep_visible(self, entry: Entry, missing_since: Mapping[tuple[str, int], float]) -> None:
         if self._pending_policy.grace <= 0 or entry.visible is None:
@@ -200,7 +230,7 @@ class Cache:
     def invalidate(self, key: ServiceKey, now: float, cause: Source = "poll") -> None:
         """Someone reports a change of the service: it is due at once, or again right after the fetch in flight."""
         if (entry := self._store.get(key)) is not None:
-            entry.notified_at, entry.fetch_cause = now, cause
+            entry.notified_at, entry.fetch_cause, entry.pushed_at = now, cause, -math.inf
             self._schedule_at(entry, now, now)
 
     def record_write(self, write: Write[Any], now: float, now_ms: int, *, local: bool = False) -> Change | None:
@@ -241,12 +271,17 @@ class Cache:
         self._store.put(entry)
         return change
 
-    def restore(self, snapshot: Snapshot, age: float, now: float) -> None:
-        """Adds a snapshot from disk, `age` seconds old. It never replaces one that was fetched since the start."""
+    def restore(self, snapshot: Snapshot, age: float, now: float, now_ms: int = 0) -> None:
+        """Adds a snapshot from disk, `age` seconds old. It never replaces one that was fetched since the start.
+
+        It is dated `now_ms`: before a kill, SDKs may have seen later lists than the disk has, and they ignore a list
+        that is older than their last one (nacos-grpc.md 6).
+        """
         entry = self._get_or_create(snapshot.key)
         if entry.visible is None:
             entry.upstream_snapshot = snapshot
-            self._set_visible(entry, apply_pending(snapshot, entry.pending), "disk", 0)
+            moment = max(now_ms, snapshot.last_ref_time + 1)
+            self._set_visible(entry, apply_pending(snapshot, entry.pending), "disk", moment)
             entry.confirmed_at, entry.from_disk = now - age, True
             self._store.put(entry)
 

@@ -35,7 +35,8 @@ class Entry:
 
     `upstream_snapshot` is the upstream's last list, `visible` the snapshot that readers see. `confirmed_at`: when the
     upstream last confirmed it. `error` and `failures` are those of the fetches since then. `fetching`: a fetch is in
-    flight. `notified_at`: when a change was last reported; `fetch_cause`: by whom. Before `retry_at`, a stale read
+    flight. `notified_at`: when a change was last reported; `fetch_cause`: by whom. `pushed_at`: when the last pushed
+    list became the upstream's snapshot. Before `retry_at`, a stale read
     starts no fetch, because the last one failed or its list is quarantined. `ever_nonempty`: the service has had
     instances. `discovered_at`: when the upstream last listed the name for a client that listens to the whole group.
     """
@@ -56,6 +57,7 @@ class Entry:
     fetching: bool = False
     notified_at: float = -math.inf
     fetch_cause: Source = "poll"
+    pushed_at: float = -math.inf
     ever_nonempty: bool = False
     from_disk: bool = False
 

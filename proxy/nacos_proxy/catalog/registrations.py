@@ -19,15 +19,19 @@ RegistrationKey = tuple[ServiceKey, str, int]
 
 MAX_REGISTRATIONS = 20_000
 
+CONNECTION: Mapping[str, Any] = {"kind": "connection"}
+"""The `check` of an instance that lives as long as its client's gRPC connection; the proxy beats for it."""
+
 
 @dataclass(slots=True)
 class Registration:
     """An instance as its client registered it; all times are in seconds of the monotonic clock.
 
-    `beats`: the client sends beats through this proxy. `check`: the proxy checks its health and beats for it; the value
-    is that of `CheckSpec.dump`. `deregistering`: its owner deregistered it, but the upstream did not answer; it is not
-    reregistered. `missed_since`: since when the upstream's lists lack it (infinity: they do not). Until `hidden_until`
-    the upstream is known to have it but not to list it, because someone disabled it.
+    `beats`: beats come through this proxy. `check`: the proxy itself beats for it, while its health check passes (the
+    value is that of `CheckSpec.dump`) or its connection lives (`CONNECTION`). `deregistering`: its owner deregistered
+    it, but the upstream did not answer; it is not reregistered. `missed_since`: since when the upstream's lists lack it
+    (infinity: they do not). Until `hidden_until` the upstream is known to have it but not to list it, because someone
+    disabled it.
     """
 
     service: ServiceKey
@@ -43,6 +47,10 @@ class Registration:
     @property
     def key(self) -> RegistrationKey:
         return (self.service, self.instance.ip, self.instance.port)
+
+    @property
+    def of_connection(self) -> bool:
+        return self.check == CONNECTION
 
     @property
     def expires_at(self) -> float:
@@ -89,6 +97,8 @@ class Registrations:
             known.last_heard, known.registered_at, known.deregistering = now, now, False
             changed = known.instance != instance
             known.instance = instance
+            if known.of_connection:
+                known.check = None  # until its connection claims it, it is like any other
             self._track_expiry(known)
             return changed
         if not self.room:
@@ -151,14 +161,14 @@ class Registrations:
         return self._by_service.get(service, {}).values()
 
     def expire(self, now: float) -> list[Registration]:
-        """Removes and returns the expired registrations, except health-checked ones."""
+        """Removes and returns the expired registrations, except those that the proxy beats for."""
         if now < self._first_expiry:
             return []
         gone = [r for r in self._by_key.values() if r.check is None and not r.alive(now)]
         for registration in gone:
             self._drop(registration.key)
-        # the health checker may give up an instance at any time, so look again soon
-        expiries = (r.expires_at if r.check is None else now + 1 for r in self._by_key.values())
+        # whoever beats for an expired one may give it up at any time, so look again soon
+        expiries = (r.expires_at if r.check is None else max(r.expires_at, now + 1) for r in self._by_key.values())
         self._first_expiry = min(expiries, default=math.inf)
         return gone
 

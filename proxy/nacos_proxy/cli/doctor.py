@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import http.client
-import socket
 import ssl
 import statistics
 from collections.abc import Callable
@@ -14,17 +13,21 @@ from urllib.parse import urlsplit
 
 import click
 
+from nacos_proxy import __version__
 from nacos_proxy.app.logs import printable
 from nacos_proxy.app.policies import nacos_policy
+from nacos_proxy.app.process import GRPC_OFFSET, MAX_PORT
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
 from nacos_proxy.model.calls import ListServices, ServerState
-from nacos_proxy.model.errors import ProxyError, Reason, Refused
+from nacos_proxy.model.errors import ProxyError, Reason, Refused, UpstreamError
 from nacos_proxy.model.masking import shown_url
 from nacos_proxy.runtime import Clock, SystemClock
-from nacos_proxy.upstream.grpc.sdk import available
+from nacos_proxy.upstream.grpc.connection import GrpcConnection
+from nacos_proxy.upstream.grpc.push import Account, open_session
+from nacos_proxy.upstream.grpc.session import Session, SessionPolicy, Target
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 
 CLOCK_TOLERANCE = 5.0  # seconds
@@ -46,6 +49,7 @@ def examine(settings: Settings) -> int:
     """Runs all checks and prints the findings; returns the exit code. Raises `BadSettings`."""
     clock = SystemClock()
     findings = [*asyncio.run(upstream_findings(settings, clock)), state_finding(settings), port_finding(settings)]
+    findings.append(asyncio.run(grpc_finding(settings, clock)))
     for finding in findings:
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red", bold=True)
         click.echo(f"{mark} {finding.about}: {printable(finding.seen)}")
@@ -95,14 +99,13 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
         login = await _login_finding(registry, url, s)
         dialects = ", ".join(registry.servers.all[0].capabilities.dialects) or "none"
         findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}"), login]
+        findings.append(await push_finding(registry.own_client, s.push, clock, version))
     except ProxyError as error:
         todo = "check that Nacos is running there, that this is its HTTP port (8848), and that no firewall blocks it"
         reason = str(error).removeprefix(f"{registry.servers.all[0].origin}: ")
         return [Finding("upstream", False, f"{url}: {reason}", todo)]
     finally:
         await registry.close()
-    host, port = _host_and_port(url)
-    findings.append(await asyncio.to_thread(push_finding, host, s.push_port or port + 1000, s.push, version))
     findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
     return findings
 
@@ -127,22 +130,26 @@ def _host_and_port(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def push_finding(host: str, port: int, wanted: str, version: str = "") -> Finding:
-    """Whether the gRPC port is open. If it is closed, polling finds changes, so this fails only if `wanted` is `on`."""
+async def push_finding(account: Account, wanted: str, clock: Clock, version: str = "") -> Finding:
+    """Whether the gRPC port takes a client. If not, polling finds changes, so this fails only if `wanted` is `on`."""
     if wanted == "off":
         return Finding("push port", True, "not used (push = off); changes are found by polling")
     forced = wanted == "on"
-    by_udp = version.startswith("1.") or (version.startswith(("2.", "3.")) and not available())
-    instead = f"changes are found by {'UDP push and polling' if by_udp else 'polling'}"
+    instead = f"changes are found by {'UDP push and polling' if version.startswith('1.') else 'polling'}"
+    todo = "open it, or set push_port" if forced else ""
+    target = next(iter(account.grpc_targets()), None)
+    if target is None:
+        return Finding("push port", not forced, f"there is none above port 64535; {instead}", todo)
     try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
-    except OSError as error:
-        seen = f"{host}:{port} is closed ({error.strerror or error}); {instead}"
-        return Finding("push port", not forced, seen, "open it, or set push_port" if forced else "")
-    if not available():
-        seen = f"{host}:{port} is open, but the extra is not installed; {instead}"
-        return Finding("push port", not forced, seen, "pip install 'nacos-proxy[push]'")
-    return Finding("push port", True, f"{host}:{port} is open")
+        session = await open_session(target, account, _as_client(), clock, lambda _: None)
+    except (OSError, UpstreamError) as error:
+        return Finding("push port", not forced, f"{target} takes no gRPC client ({error}); {instead}", todo)
+    session.end("checked")
+    return Finding("push port", True, f"{target} takes gRPC clients")
+
+
+def _as_client() -> SessionPolicy:
+    return SessionPolicy(f"nacos-proxy/{__version__}", connect=CONNECT_TIMEOUT)
 
 
 def clock_finding(url: str, wall: Callable[[], float]) -> Finding:
@@ -203,3 +210,28 @@ def port_finding(s: Settings) -> Finding:
     except (Unreached, ApiProblem):
         return in_use
     return Finding("own port", True, f"a nacos-proxy listens on {where}") if status.get("status") == "ok" else in_use
+
+
+async def grpc_finding(s: Settings, clock: Clock) -> Finding:
+    """Whether the gRPC port is free, or a server for Nacos SDKs listens there."""
+    port = s.grpc_port or (0 if s.uds else s.port + GRPC_OFFSET)
+    if not s.grpc:
+        return Finding("own gRPC port", True, "not used (grpc = false)")
+    if not 0 < port <= MAX_PORT:
+        return Finding("own gRPC port", False, "there is none, so SDKs with gRPC cannot connect", "set grpc_port")
+    where = f"{f'[{s.host}]' if ':' in s.host else s.host}:{port}"
+    if can_bind(s.host, port):
+        return Finding("own gRPC port", True, f"{where} is free")
+    context = None
+    if s.tls_cert is not None:  # nothing secret is sent, so the certificate does not matter
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+    target = Target({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(s.host, s.host), port, tls=context)
+    try:
+        session = await Session.open(GrpcConnection.connect, target, _as_client(), clock, lambda _: None)
+    except (OSError, UpstreamError):
+        todo = "choose another grpc_port, and the same in your SDKs"
+        return Finding("own gRPC port", False, f"{where} is in use by another program", todo)
+    session.end("checked")
+    return Finding("own gRPC port", True, f"{where} takes Nacos SDKs")

@@ -10,6 +10,7 @@ from nacos_proxy.core.commit import Catalog, Committer, Follower, Written
 from nacos_proxy.core.fetch import Fetcher
 from nacos_proxy.core.outage import Outage
 from nacos_proxy.core.patch import Patches
+from nacos_proxy.core.pushed import PushedLists
 from nacos_proxy.core.queries import Queries
 from nacos_proxy.core.read import Reader
 from nacos_proxy.core.reregistration import Reregistration
@@ -58,6 +59,7 @@ class Agent:
         sender = Sender(registry, catalog, clock, supervisor)
         reregistration = Reregistration(catalog.registrations, sender, committer, clock, supervisor)
         fetcher = Fetcher(catalog, sender, reregistration, committer, clock, supervisor, policy.strict)
+        pushed_lists = PushedLists(catalog, sender, reregistration, committer, clock)
         reader = Reader(catalog, fetcher, committer.counts, clock, policy.cold_wait)
         queries = Queries(catalog, reader, sender, clock)
         outage = Outage(catalog, sender, committer, clock, policy.outage_writes, checks)
@@ -92,6 +94,7 @@ class Agent:
         self.suspect = sender.suspect
         self.on_recovery = sender.on_recovery
         self.refresh = fetcher.refresh
+        self.accept_pushed = pushed_lists.accept
         self.fetching = fetcher.in_flight
         self.on_barred = fetcher.on_barred
         self.follow = committer.follow

@@ -50,6 +50,7 @@ class Counts:
     writes: dict[str, int] = field(default_factory=lambda: {})
     changes: dict[str, int] = field(default_factory=lambda: {})
     outage: dict[str, int] = field(default_factory=lambda: {})
+    pushes: dict[str, int] = field(default_factory=lambda: {})
     healed: int = 0
     local_beats: int = 0
 

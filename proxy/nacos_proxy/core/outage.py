@@ -161,7 +161,7 @@ class Outage:
             elif registration.alive(now):
                 self._next_check = min(self._next_check, registration.expires_at)
                 self._show_silent(registration, gone=False)
-            else:  # it has a health check; all others have been forgotten by now
+            else:  # the proxy beats for it; all others have been forgotten by now
                 self._show_silent(registration, gone=True)
 
     def expired(self, registration: Registration) -> None:
@@ -189,7 +189,9 @@ class Outage:
         gone = self._silent.pop(registration.key, None)
         self._next_check = min(self._next_check, registration.unhealthy_at)
         if gone and self._accept_writes:
+            check = registration.check
             self._journal(Register(registration.service, registration.instance), None)
+            registration.check = check  # unlike a registration of a client, this one keeps it
         elif gone is not None:
             self._revise(registration.key, lambda p: None if gone or isinstance(p.write, SetHealth) else p)
 

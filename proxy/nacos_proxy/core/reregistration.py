@@ -100,6 +100,10 @@ class Reregistration:
             self._task = self._supervisor.once(self._reregister_lost(), name="bring back")
         return {known.key[1:]: now if suspicious else known.missed_since for known in missing}
 
+    def expects_more(self, snapshot: Snapshot, *, suspicious: bool) -> bool:
+        """Whether `missing_from` would find an instance that the upstream may have lost."""
+        return any(self._is_missing(snapshot, r, suspicious) for r in self._registrations.of_service(snapshot.key))
+
     def _is_missing(self, snapshot: Snapshot, known: Registration, suspicious: bool) -> bool:
         now, i = self._clock.now(), known.instance
         listed = snapshot.find(i.ip, i.port)

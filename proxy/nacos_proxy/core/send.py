@@ -56,7 +56,7 @@ class Sender:
             self.suspect()
             self._catalog.cache.retry_failed(now)
             self._catalog.hub.publish(Notice("up", ""))
-            for listener in self.on_recovery:
+            for listener in list(self.on_recovery):
                 self._supervisor.call("recovery", listener)
 
     @property

@@ -14,12 +14,11 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStreams
+from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStreams, Right
 from nacos_proxy.frontends.own_tokens import OWN
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.frontends.rest.explorer import PATHS
@@ -27,7 +26,6 @@ from nacos_proxy.model.errors import Denied, ProxyError
 from nacos_proxy.wire.http import HttpReply, first_of
 from nacos_proxy.wire.rest.query import TOKENS
 
-Right = Literal["read", "write", "admin"]
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
 UNAUTHENTICATED = "nacos_proxy.stranger"
@@ -69,7 +67,7 @@ class AccessControl:
     """Passes a request on to `app`, or answers it with `refuse(scope, error)`."""
 
     def __init__(self, app: ASGIApp, policy: AccessPolicy, refuse: Callable[[Scope, ProxyError], HttpReply]) -> None:
-        self.open_streams = OpenStreams(self._check_rights)
+        self.open_streams = OpenStreams(self.check)
         self.policy = policy
         self._app = app
         self._refuse = refuse
@@ -80,15 +78,16 @@ class AccessControl:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         error = self._check_host_and_origin(scope, headers)
-        admission = Admission(None, scope["method"], scope["path"])
+        right = required_right(scope["method"], scope["path"], self.policy.context_path)
+        admission = Admission(None, right)
         if error is None and self.policy.tokens:
             token = _shown_token(scope, headers)
             if token is None and scope["method"] not in _SAFE:  # the Go SDK sends it in the form of its writes
                 form, receive = await peek_form(scope, receive, self.policy.max_form)
                 token = _token_in(form)
-            admission = Admission(token, scope["method"], scope["path"])
-            error = self._check_rights(admission)
-            scope[OWN], scope[UNAUTHENTICATED] = self._is_own, error is not None
+            admission = Admission(token, right)
+            error = self.check(admission)
+            scope[OWN], scope[UNAUTHENTICATED] = self.is_own, error is not None
             error = None if scope["path"] in OPEN_PATHS else error
         if error is None:
             scope[OPEN_STREAMS] = (self.open_streams, admission)
@@ -112,7 +111,8 @@ class AccessControl:
             return Denied("a web page of another origin cannot make changes; to allow it, see cors_origins")
         return None
 
-    def _check_rights(self, admission: Admission) -> Denied | None:
+    def check(self, admission: Admission) -> Denied | None:
+        """Why the token does not have the right; None if it has."""
         tokens = self.policy.tokens
         if not tokens:
             return None
@@ -121,12 +121,12 @@ class AccessControl:
         right = right_of(admission.token, tokens)
         if right is None:
             return Denied("this API token is unknown to the proxy", status=401)
-        required = required_right(admission.method, admission.path, self.policy.context_path)
-        if _RANK[right] < _RANK[required]:
-            return Denied(NO_RIGHT.format(required, right))
+        if _RANK[right] < _RANK[admission.right]:
+            return Denied(NO_RIGHT.format(admission.right, right))
         return None
 
-    def _is_own(self, text: str) -> bool:
+    def is_own(self, text: str) -> bool:
+        """Whether a text is one of this proxy's tokens, which the upstream must not see."""
         return right_of(text, self.policy.tokens) is not None
 
     def _is_host_allowed(self, scope: Scope, host: str) -> bool:

@@ -1,10 +1,11 @@
-"""Ends long-lived requests (event streams, long polls, forwarded requests) when their API token is revoked."""
+"""Ends what lasts (event streams, long polls, forwarded requests, gRPC sessions) when its API token is revoked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from starlette.types import Scope
 
@@ -14,15 +15,15 @@ OPEN_STREAMS = "nacos_proxy.open_streams"
 """The scope key under which access control puts the `OpenStreams` and the `Admission` of the request."""
 
 End = Callable[[ProxyError], None]
+Right = Literal["read", "write", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What access control checked of a request. `token` is None if it had none."""
+    """What access control checked of a request: its token, None if it had none, and the right that it needs."""
 
     token: str | None = field(repr=False)
-    method: str
-    path: str
+    right: Right
 
 
 class OpenStreams:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, cast
 from urllib.parse import unquote_plus
 
 from starlette.types import Scope
 
-from nacos_proxy.model.errors import BadCall
+from nacos_proxy.model.errors import BadCall, Malformed
 from nacos_proxy.wire.http import FORM_TYPE
 from nacos_proxy.wire.multipart import MAX_HEAD, MULTIPART_TYPE, boundary_of, part_name
+from nacos_proxy.wire.nacos.grpc.payload import Payload
+from nacos_proxy.wire.nacos.grpc.refusals import NotReadable
+from nacos_proxy.wire.nacos.shapes import dumps, read_exactly
 from nacos_proxy.wire.rest.query import TOKENS
 
 OWN = "nacos_proxy.own"
@@ -119,3 +123,23 @@ async def _overwritten(
             yield ready
     if held:
         yield held if long else blank(held)
+
+
+def without_own_in_payload(payload: Payload, own: IsOwnToken) -> Payload:
+    """A payload of gRPC without own tokens in its headers. The Python SDK repeats the headers in the body.
+
+    Raises `NotReadable` for a body that is not JSON, since a token could be anywhere in it.
+    """
+    try:
+        body = read_exactly(payload.body or b"{}")
+    except Malformed as error:
+        raise NotReadable from error
+    headers = {name: value for name, value in payload.headers.items() if not own(value.strip())}
+    fields = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    repeated = fields.get("headers")
+    if isinstance(repeated, dict):
+        given = cast("dict[str, Any]", repeated)
+        kept = {name: value for name, value in given.items() if not (isinstance(value, str) and own(value.strip()))}
+        if len(kept) != len(given):
+            return payload._replace(headers=headers, body=dumps({**fields, "headers": kept}))
+    return payload._replace(headers=headers)

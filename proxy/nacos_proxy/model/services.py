@@ -171,8 +171,10 @@ class Snapshot:
 
     @classmethod
     def of(cls, key: ServiceKey, instances: Iterable[Instance] = (), **fields: Any) -> Snapshot:
-        """Sorts the instances. If two have the same key, the later one wins."""
-        index = _sorted({instance.key: instance for instance in instances})
+        """Sorts the instances. If several have the same key, the fittest wins (`_fittest`)."""
+        given = tuple(instances)
+        by_key = {instance.key: instance for instance in given}
+        index = _sorted(by_key if len(by_key) == len(given) else _fittest(given))
         return cls(key, tuple(index.values()), **fields, index=index)
 
     @cached_property
@@ -251,6 +253,25 @@ class Snapshot:
     def _protects(self, share: float) -> bool:
         # Nacos compares Java floats: 29 of 100 equals a threshold of 0.29 as a float, but not as a double.
         return _float32(share) <= _float32(min(1.0, self.threshold))
+
+
+def _fittest(instances: Iterable[Instance]) -> dict[InstanceKey, Instance]:
+    """One instance for each key: a healthy one wins, then an enabled one.
+
+    A server lists an address twice if it was registered over gRPC and over HTTP (nacos-grpc.md 7), in any order. The
+    last fields make the choice the same for each order.
+    """
+
+    def fitness(i: Instance) -> tuple[Any, ...]:
+        return (
+            i.healthy,
+            i.enabled,
+            i.weight,
+            i.ephemeral,
+            sorted((name, str(i.metadata[name])) for name in i.metadata),
+        )
+
+    return {instance.key: instance for instance in sorted(instances, key=fitness)}
 
 
 def _sorted(by_key: Mapping[InstanceKey, Instance]) -> Mapping[InstanceKey, Instance]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from nacos_proxy.model.calls import Call
-from nacos_proxy.model.services import ServiceKey
+from nacos_proxy.model.services import ServiceKey, Snapshot
 
 R = TypeVar("R")
 
@@ -27,16 +27,29 @@ class Registry(Protocol):
         ...
 
 
+class Changed(NamedTuple):
+    """A report that a service may have changed.
+
+    `pushed`: what the server lists now, with the true health of each instance, but without the service's threshold and
+    masking, and without disabled instances; None if only a fetch tells. `fetch_shows_more`: a fetch also lists disabled
+    instances, so one that `pushed` lacks may be disabled rather than gone.
+    """
+
+    key: ServiceKey
+    pushed: Snapshot | None = None
+    fetch_shows_more: bool = False
+
+
 @runtime_checkable
 class Watchable(Protocol):
-    """A source of changes: it reports that a service changed, never what changed."""
+    """A source of changes: it reports that a service changed, and if it can, to what."""
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         """Replaces the set of services whose changes are reported."""
         ...
 
-    def changes(self) -> AsyncIterator[ServiceKey]:
-        """Yields a service each time it changes. Ends when the source is lost for good."""
+    def changes(self) -> AsyncIterator[Changed]:
+        """Yields a report each time a service changes. Ends when the source is lost for good."""
         ...
 
     @property

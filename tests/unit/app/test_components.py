@@ -17,7 +17,6 @@ from nacos_proxy.model.calls import Fetch, Register
 from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
 from nacos_proxy.upstream.grpc.push import GrpcPush
-from nacos_proxy.upstream.grpc.sdk import available
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.servers import parse_server
@@ -80,6 +79,16 @@ async def test_build_makes_the_agent_suspicious_when_a_server_fails() -> None:
     await parts.agent.close()
 
 
+async def test_build_makes_the_agent_suspicious_when_a_connection_of_push_ends() -> None:
+    """A server that restarts faster than HTTP notices lists nothing in its first answers."""
+    parts = made(upstream=UPSTREAM, push="on")
+    assert isinstance(parts.push, GrpcPush) and not parts.agent.suspicious
+    for listener in parts.push.on_lost:
+        listener()
+    assert parts.agent.suspicious
+    await parts.agent.close()
+
+
 async def test_build_tenant_follows_the_servers_until_finish() -> None:
     parts = made(upstream="http://127.0.0.1:1,http://127.0.0.1:2", auth="client")
     assert isinstance(parts.registry, NacosRegistry)
@@ -114,27 +123,68 @@ async def test_build_with_an_address_server_uses_nacos() -> None:
     await parts.agent.close()
 
 
-@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-@pytest.mark.parametrize("port", [0, 5])
-async def test_build_connects_grpc_push_to_the_upstream(tmp_path: Path, port: int) -> None:
-    parts = made(upstream=UPSTREAM, push="on", push_port=port, state_dir=tmp_path)
-    assert isinstance(parts.push, GrpcPush)
+async def test_start_goes_on_with_what_connections_published_before_the_stop(tmp_path: Path) -> None:
+    clock = FakeClock()
+    before = made(clock, disk=True, state_dir=tmp_path)
+    await start(before)
+    await before.publications.publish("connection", KEY, [instance()])
+    await finish(before)
+    await clock.advance(20.0)
+    after = made(clock, disk=True, state_dir=tmp_path)
+    await start(after)
+    assert after.publications.orphans == 1
+    shown = await after.agent.send(Fetch(KEY))
+    assert [i.address for i in shown.instances] == ["10.0.0.1:80"], "the embedded registry had lost it"
+    await after.publications.publish("connection, again", KEY, [instance()])
+    after.publications.end("connection, again")
+    await finish(after)  # waits for the deregistration
+    again = made(clock, disk=True, state_dir=tmp_path)
+    await start(again)
+    assert len(again.publications) == 0
+    await finish(again)
+
+
+async def test_build_tenant_keeps_published_instances_apart_and_in_memory() -> None:
+    parts = made(upstream="http://127.0.0.1:1", auth="client")
     assert isinstance(parts.registry, NacosRegistry)
-    assert parts.push.hint == parts.registry.hint
-    assert (parts.push.servers, parts.push.policy.port, parts.push.policy.offset) == ((UPSTREAM,), port, 1000)
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
+    assert tenant.publications is not parts.publications and tenant.persistence is None
+    await start(tenant)
+    await finish(tenant)
     await parts.agent.close()
 
 
-@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-async def test_build_lets_grpc_push_follow_the_address_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("port", "expected"), [(0, (1001, 1002)), (5, (5, 6))])
+async def test_build_connects_grpc_push_to_the_upstream(port: int, expected: tuple[int, ...], tmp_path: Path) -> None:
+    parts = made(upstream=f"{UPSTREAM},http://127.0.0.1:2", push="on", push_port=port, state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert parts.push.account is parts.registry.own_client
+    assert sorted(target.port for target in parts.push.account.grpc_targets()) == list(expected)
+    await parts.agent.close()
+
+
+async def test_build_gives_push_the_account_of_its_components(tmp_path: Path) -> None:
+    parts = made(upstream=UPSTREAM, auth="client", push="on", state_dir=tmp_path)
+    assert isinstance(parts.push, GrpcPush)
+    assert isinstance(parts.registry, NacosRegistry)
+    assert await parts.push.account.grpc_headers() == {}
+    tenant = build_tenant(parts, parts.registry, Credential("a-token"), lambda error: None)
+    assert isinstance(tenant.push, GrpcPush)
+    assert await tenant.push.account.grpc_headers() == {"accessToken": "a-token"}
+    await start(parts)
+    await finish(parts)
+
+
+async def test_build_lets_grpc_push_follow_the_address_server_until_it_ends(tmp_path: Path) -> None:
     parts = made(endpoint="http://127.0.0.1:1/list", push="on", state_dir=tmp_path)
-    assert isinstance(parts.push, GrpcPush)
     assert isinstance(parts.registry, NacosRegistry)
-    assert parts.push.servers == ()
-    for port in (2, 3):
-        parts.registry.servers.replace([parse_server(f"127.0.0.1:{port}")])
-        assert parts.push.servers == (f"http://127.0.0.1:{port}",)
-    await parts.agent.close()
+    listeners = parts.registry.servers.on_list
+    assert len(listeners) == 2, "UDP push, and gRPC push"
+    parts.registry.servers.replace([parse_server("127.0.0.1:2")])
+    await start(parts)
+    await finish(parts)
+    assert len(listeners) == 1
 
 
 async def test_build_tenant_has_its_own_catalog_and_no_disk(tmp_path: Path) -> None:

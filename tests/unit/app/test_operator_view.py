@@ -9,14 +9,15 @@ import pytest
 
 from nacos_proxy.app.components import Components, build
 from nacos_proxy.app.operator_view import operator_view
+from nacos_proxy.app.server import App
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.frontends.operations.endpoints import readiness, status_json
 from nacos_proxy.frontends.operations.status_page import page
 from nacos_proxy.model.calls import Register
 from nacos_proxy.upstream.grpc.push import GrpcPush
-from nacos_proxy.upstream.grpc.sdk import available
 from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
+from tests.helpers.grpc_client import FakeConnection, Sdk
 
 NOTE = "upstream: embedded registry, for development: no Nacos is behind it"
 
@@ -57,7 +58,6 @@ async def test_status_and_readiness_explain_a_lost_push() -> None:
     await parts.agent.close()
 
 
-@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
 async def test_readiness_ignores_push_while_no_service_is_watched(tmp_path: Path) -> None:
     parts = made(upstream="http://127.0.0.1:1", push="on", state_dir=tmp_path)
     sight = operator_view(parts)
@@ -66,19 +66,28 @@ async def test_readiness_ignores_push_while_no_service_is_watched(tmp_path: Path
     await parts.agent.close()
 
 
-@pytest.mark.skipif(not available(), reason="the extra 'push' is not installed")
-@pytest.mark.parametrize(("push", "state", "ready"), [("auto", "unavailable", "ready"), ("on", "lost", "degraded")])
-async def test_readiness_is_degraded_by_a_missing_grpc_port_only_if_push_is_on(
-    push: str, state: str, ready: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("push", "was_alive", "why", "state", "ready"),
+    [
+        ("auto", False, "no gRPC port answers", "unavailable", "ready"),
+        ("on", False, "no gRPC port answers", "lost", "degraded"),
+        ("auto", True, "no gRPC port answers", "lost", "degraded"),
+        ("auto", True, "", "lost", "degraded"),
+        ("auto", False, "", "connecting", "ready"),
+        ("on", False, "", "connecting", "ready"),
+    ],
+)
+async def test_readiness_is_degraded_by_a_lost_push_and_by_a_missing_grpc_port_only_if_push_is_on(
+    push: str, was_alive: bool, why: str, state: str, ready: str, tmp_path: Path
 ) -> None:
     parts = made(upstream="http://127.0.0.1:1", push=push, state_dir=tmp_path)
     parts.agent.catalog.cache.watch(KEY, 0.0)
     assert isinstance(parts.push, GrpcPush)
-    parts.push.unavailable = "no gRPC port answers"
+    parts.push.unavailable, parts.push.was_alive = why, was_alive
     sight = operator_view(parts)
     assert ((await status_json(sight, 10))["push"]["state"], readiness(sight)[0]) == (state, ready)
     shown = {family.name for family in sight.metrics.registry.collect() if family.samples}
-    assert ("nacos_proxy_push_up" in shown) is (push == "on")
+    assert ("nacos_proxy_push_up" in shown) is (state == "lost")
     await parts.agent.close()
 
 
@@ -90,6 +99,28 @@ async def test_failed_background_work_is_in_metrics_and_status() -> None:
     families = {family.name: family for family in sight.metrics.registry.collect()}
     assert [(s.labels, s.value) for s in families["nacos_proxy_background_failures"].samples] == [({"part": "disk"}, 1)]
     await parts.agent.close()
+
+
+async def test_status_and_metrics_show_grpc_sessions() -> None:
+    app = App(made())
+    grpc, sight = app.grpc, operator_view(app.components)
+    assert (await status_json(sight, 10))["grpc"]["state"] == "off"
+    grpc.off, grpc.port = "", 9840
+    connection = FakeConnection()
+    session = connection.session = grpc.made(connection)
+    Sdk(session, connection).set_up()
+    await Sdk(session, connection).ask("HealthCheckRequest")
+    shown = await status_json(sight, 10)
+    assert (shown["grpc"]["sessionsTotal"], shown["grpc"]["sessions"][0]["app"]) == (1, "shop")
+    assert "on port 9840, 1 sessions" in page(shown, [], "ready", []).decode()
+    families = {family.name: family for family in sight.metrics.registry.collect()}
+    assert [families[f"nacos_proxy_grpc_{name}"].samples[0].value for name in ("up", "sessions")] == [1, 1]
+    (request,) = families["nacos_proxy_grpc_requests"].samples
+    assert request.labels == {"type": "HealthCheckRequest", "outcome": "ok"}
+    connection.lose()
+    families = {family.name: family for family in sight.metrics.registry.collect()}
+    assert families["nacos_proxy_grpc_closed"].samples[0].labels == {"reason": "peer"}
+    await app.components.agent.close()
 
 
 async def test_metrics_count_udp_pushes_by_outcome() -> None:
@@ -108,3 +139,16 @@ async def test_metrics_have_no_udp_pushes_without_udp_push() -> None:
     sight = operator_view(made())
     assert (await status_json(sight, 10))["udpPush"] == {}
     assert "nacos_proxy_udp_pushes" not in {family.name for family in sight.metrics.registry.collect()}
+
+
+async def test_status_and_metrics_show_published_instances() -> None:
+    parts = made()
+    await parts.publications.publish("connection", KEY, [instance()])
+    parts.publications.failing[(KEY, "10.0.0.1", 80)] = "no right"
+    sight = operator_view(parts)
+    failing = {"service": str(KEY), "address": "10.0.0.1:80", "error": "no right"}
+    assert (await status_json(sight, 10))["published"] == {"instances": 1, "orphaned": 0, "failing": [failing]}
+    families = {family.name: family for family in sight.metrics.registry.collect()}
+    for name, value in (("instances", 1), ("orphaned", 0), ("failing", 1)):
+        assert [s.value for s in families[f"nacos_proxy_published_{name}"].samples] == [value]
+    await parts.agent.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nacos_proxy.app.policies import (
     breaker_policy,
     cache_policy,
     events_policy,
+    grpc_policy,
     guard_policy,
     health_checker_policy,
     loopback,
@@ -63,6 +65,9 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("subscribers_per_client", "3", lambda s: events_policy(s).quota.streams_per_client, 3),
     ("services_per_client", "4", lambda s: events_policy(s).services_per_stream, 4),
     ("watched_per_client", "5", lambda s: events_policy(s).quota.services_per_client, 5),
+    ("max_connections", "7", lambda s: grpc_policy(s, 1024).max_connections, 7),
+    ("max_connections", "0", lambda s: grpc_policy(s, math.inf).max_connections, 20_000),
+    ("max_connections", "0", lambda s: grpc_policy(s, 1024).max_connections, 512),
     ("allowed_hosts", "proxy.local", lambda s: guard_policy(s).hosts, frozenset({"proxy.local"})),
     ("context_path", "/discovery", lambda s: guard_policy(s).context_path, "/discovery"),
 ]

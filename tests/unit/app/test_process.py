@@ -20,7 +20,9 @@ import uvicorn
 from nacos_proxy.app.process import (
     CannotStart,
     Server,
+    address_of,
     beyond_loopback,
+    grpc_socket,
     sockets,
     tls_context,
     unlink_own,
@@ -147,6 +149,30 @@ def test_sockets_name_an_impossible_path(tmp_path: Path, name: str) -> None:
 
 
 # what the address says
+
+
+def test_grpc_socket_listens_on_the_http_port_plus_1000(opened: list[socket.socket]) -> None:
+    opened += sockets(*LOOPBACK)
+    port = opened[0].getsockname()[1]
+    if port + 1000 > 65535:
+        with pytest.raises(CannotStart, match=f"{port + 1000} is no port; set grpc_port"):
+            grpc_socket("", 0, opened)
+        return
+    opened.append(grpc_socket("elsewhere", 0, opened))
+    assert address_of(opened[1]) == f"127.0.0.1:{port + 1000}"
+    with pytest.raises(CannotStart, match=f"127.0.0.1:{port + 1000} is in use .* choose another grpc_port"):
+        grpc_socket("", 0, opened[:1])
+
+
+def test_grpc_socket_needs_a_port_beside_a_unix_socket(tmp_path: Path, opened: list[socket.socket]) -> None:
+    opened += sockets("", 0, tmp_path / "proxy.sock")
+    with pytest.raises(CannotStart, match="no HTTP port to count from; set grpc_port"):
+        grpc_socket("127.0.0.1", 0, opened)
+    free = sockets(*LOOPBACK)[0]
+    port = free.getsockname()[1]
+    free.close()
+    opened.append(grpc_socket("127.0.0.1", port, opened))
+    assert opened[1].getsockname() == ("127.0.0.1", port)
 
 
 def test_url_of_is_the_url_of_a_listener(opened: list[socket.socket]) -> None:
@@ -304,6 +330,18 @@ def test_tls_context_names_an_authority_that_cannot_be_used(tmp_path: Path, cert
     assert tls_context(certificate, None, certificate).verify_mode == ssl.CERT_REQUIRED
     with pytest.raises(CannotStart, match=f"{tmp_path}/none.pem"):
         tls_context(certificate, None, tmp_path / "none.pem")
+
+
+def test_tls_context_offers_protocols(certificate: Path) -> None:
+    server, client = tls_context(certificate, None, None, ["h2"]), ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_alpn_protocols(["h2"])
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one, other = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (one, other, one, other):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert one.selected_alpn_protocol() == "h2"
 
 
 @pytest.fixture

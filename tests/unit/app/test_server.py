@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from nacos_proxy.app.server import App, banner, check_exposure, reload_safely, r
 from nacos_proxy.app.settings import Settings, load
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.runtime import spawn
+from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.app import heard, running, serving
 from tests.helpers.clock import FakeClock
+from tests.helpers.live import ProxyProcess
 
 PLAIN: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
 LIST = "/nacos/v1/ns/instance/list?serviceName=a"
@@ -91,6 +96,40 @@ def test_banner_names_version_upstream_and_state(tmp_path: Path) -> None:
     ]
     named = Settings(upstream=(), endpoint="http://names/list?token=hush")
     assert banner(named, tmp_path).splitlines()[1] == "upstream: the servers that http://names lists"
+
+
+def test_run_serves_without_grpc_if_its_port_is_taken_and_says_so(running_proxy: ProxyProcess) -> None:
+    taken = f"127.0.0.1:{running_proxy.port} is in use by another nacos-proxy or another program"
+    why = f"{taken}; choose another grpc_port"
+    with ProxyProcess("--grpc-port", str(running_proxy.port)) as proxy:
+        proxy.wait_for(re.compile(r"gRPC for Nacos SDKs: off \(.* in use by"))
+        assert f"no gRPC for Nacos SDKs: {why}" in proxy.log
+        shown = httpx.get(f"{proxy.url}/status").json()["grpc"]
+        assert (shown["state"], shown["reason"]) == ("off", why)
+        page = httpx.get(f"{proxy.url}/").text
+        assert taken in page
+
+
+def test_run_serves_grpc_on_the_http_port_plus_1000(running_proxy: ProxyProcess) -> None:
+    port = running_proxy.port + 1000
+    running_proxy.wait_for(re.compile(f"gRPC for Nacos SDKs: 127.0.0.1:{port}"))
+    assert httpx.get(f"{running_proxy.url}/status").json()["grpc"]["port"] == port
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"This is the port for Nacos over gRPC" in client.recv(1000)
+
+
+def test_run_without_grpc_does_not_mention_it() -> None:
+    with ProxyProcess("--no-grpc") as proxy:
+        shown = httpx.get(f"{proxy.url}/status").json()["grpc"]
+        assert (shown["state"], shown["reason"]) == ("off", "grpc = false")
+        assert "gRPC" not in proxy.log
+
+
+@pytest.fixture
+def running_proxy() -> Iterator[ProxyProcess]:
+    with ProxyProcess() as proxy:
+        yield proxy
 
 
 async def test_app_reload_ends_streams_and_polls_of_a_revoked_token_only(tmp_path: Path) -> None:
@@ -173,3 +212,21 @@ async def test_app_reload_ends_a_forwarded_long_poll_of_a_revoked_token(tmp_path
         assert await whole == ("cut" if begun else "401")
         await gone.wait()
         assert len(proxy.app.guard.open_streams) == 0
+
+
+def test_app_has_tunnels_and_fuzzy_watch_only_where_the_upstream_has_them() -> None:
+    embedded = App(build(Settings(**PLAIN), FakeClock()))
+    assert embedded.grpc.fuzzy is None
+    app = App(build(Settings(**PLAIN, upstream="one:8848,two:8848"), FakeClock()))
+    assert isinstance(app.components.registry, NacosRegistry) and app.grpc.fuzzy is not None
+    one, two = (server.capabilities for server in app.components.registry.servers.all)
+    dialer = app.grpc.fuzzy.dialer
+    for versions, fuzzy, absent in (
+        (("", ""), False, ""),
+        (("1.4.8", "1.4.8"), False, "Nacos 1.4.8 has none"),
+        (("1.4.8", "2.5.1"), False, ""),
+        (("3.0.3", ""), False, ""),
+        (("3.0.3", "3.2.0"), True, ""),
+    ):
+        one.version, two.version = versions
+        assert (app.grpc.fuzzy.offered(), dialer.absent()) == (fuzzy, absent)

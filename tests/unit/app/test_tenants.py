@@ -318,6 +318,50 @@ async def test_tenants_end_one_whose_token_is_refused() -> None:
     assert w.ended[0] == ["token expired!", "closed"]
 
 
+# leases without a request
+
+
+async def test_enter_finds_the_tenant_of_a_token_without_a_request() -> None:
+    w = world()
+    lease = await w.tenants.enter(ClientCredentials("a"), "10.0.0.1")
+    assert lease.tenant is w.upstream.views[0]
+    assert (await w.ask("a")).app == w.upstream.views[0].app and w.upstream.asked == ["a"]
+    lease.release()
+    assert (await w.tenants.enter(ClientCredentials("open"), "10.0.0.1")).tenant is None
+    with pytest.raises(Refused):
+        await w.tenants.enter(ClientCredentials("invented"), "10.0.0.1")
+    with pytest.raises(Refused):
+        await w.tenants.enter(ClientCredentials("a" * 5000), "10.0.0.1")
+
+
+async def test_hold_keeps_a_tenant_open_until_it_is_released() -> None:
+    w = world(idle=60.0)
+    lease = await w.tenants.enter(ClientCredentials("a"), "10.0.0.1")
+    release = lease.hold(lambda error: None)
+    lease.release()
+    await w.clock.advance(120.0)
+    assert w.ended == [[]]
+    release()
+    release()
+    await w.clock.advance(120.0)
+    assert w.ended == [["idle", "closed"]]
+
+
+async def test_hold_calls_back_when_the_tenant_ends_and_the_tenant_closes_after_its_release() -> None:
+    w, ends = world(), list[str]()
+    lease = await w.tenants.enter(ClientCredentials("a"), "10.0.0.1")
+    release = lease.hold(lambda error: ends.append(str(error)))
+    lease.hold(lambda error: ends.append("released before"))()
+    w.upstream.views[0].refused(refusal("token expired!"))
+    late = lease.hold(lambda error: ends.append(f"late: {error}"))
+    await settle()
+    assert ends == ["token expired!", "late: token expired!"] and w.ended == [["token expired!"]]
+    for done in (release, late, lease.release):
+        done()
+    await settle()
+    assert w.ended == [["token expired!", "closed"]]
+
+
 # name and password
 
 

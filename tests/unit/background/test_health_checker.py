@@ -12,7 +12,7 @@ import pytest
 
 from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
 from nacos_proxy.catalog.health_checks import CheckSpec
-from nacos_proxy.catalog.registrations import Registration
+from nacos_proxy.catalog.registrations import CONNECTION, Registration
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.errors import BadCall, Unreachable
@@ -464,6 +464,30 @@ async def test_restore_all_logs_and_skips_a_check_that_is_not_allowed_any_more(
     assert checker.restore_all() == 1
     assert registration.check is None
     assert f"127.0.0.1:8080 of {KEY} is not managed any more and has to beat by itself" in caplog.text
+
+
+async def test_restore_all_leaves_the_instances_of_connections_alone(checker: HealthChecker, owner: Agent) -> None:
+    registration = remembered(owner, dict(CONNECTION))
+    assert checker.restore_all() == 0
+    assert registration.of_connection
+
+
+async def test_a_connection_that_publishes_a_managed_instance_takes_it_over(
+    checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await checker.register(KEY, WORKER, ttl())
+    known = owner.catalog.registrations.find(KEY, WORKER.ip, WORKER.port)
+    assert known is not None
+    known.check = CONNECTION
+    owner.registrations_changed(KEY)
+    await clock.advance(10)
+    assert len(checker) == 0 and registry.sent(Beat) == []
+
+
+async def test_register_takes_an_instance_over_from_its_connection(checker: HealthChecker, owner: Agent) -> None:
+    registration = remembered(owner, dict(CONNECTION))
+    await checker.register(KEY, WORKER, ttl())
+    assert registration.check == ttl().dump() and len(checker) == 1
 
 
 async def test_restore_all_shortens_a_timeout_of_an_older_version_and_keeps_the_owner(

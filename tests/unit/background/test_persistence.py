@@ -26,7 +26,7 @@ from nacos_proxy.background.state_rows import JOURNAL_TABLE, REGISTRY_TABLE, dum
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.freshness import CacheControl, Freshness
 from nacos_proxy.catalog.journal import JournalEntry
-from nacos_proxy.catalog.registrations import RegistrationKey
+from nacos_proxy.catalog.registrations import CONNECTION, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.core.agent import Agent, AgentPolicy
 from nacos_proxy.model.calls import Beat, CreateService, Deregister, Fetch, Metrics, Register, Update
@@ -361,6 +361,55 @@ async def test_restore_after_a_long_time_keeps_only_persistent_and_managed_insta
     second.disk.restore()
     assert second.registered() == ["10.0.0.3:80", "10.0.0.4:80"]
     await second.ends()
+
+
+async def test_restore_keeps_the_instances_of_connections_if_they_cannot_have_lapsed_long_ago(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock)
+    await register(first, "10.0.0.1")
+    (of_connection,) = first.agent.catalog.registrations
+    of_connection.check = CONNECTION
+    await first.ends()
+    for later, kept in ((50.0, ["10.0.0.1:80"]), (12.0, [])):  # 30 s of silence, 31 s in which beats may be unwritten
+        await clock.advance(later)
+        next_one = Life(tmp_path, clock)
+        next_one.disk.restore()
+        assert next_one.registered() == kept
+        assert [r.last_heard for r in next_one.agent.catalog.registrations] == [clock.now()] * len(kept)
+        next_one.file.close()
+
+
+async def test_persist_registrations_makes_them_and_their_end_survive_a_kill(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock)
+    for ip in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        await register(first, ip)
+    await asyncio.gather(*(first.disk.persist_registrations([(KEY, f"10.0.0.{n}", 80)]) for n in (1, 2)))
+    assert len(rows(tmp_path, "registration")) == 2
+    await first.agent.write(Deregister(KEY, "10.0.0.1", 80))
+    await first.disk.persist_registrations([(KEY, "10.0.0.1", 80), (KEY, "10.0.0.9", 80)])
+    first.file.close()  # a kill: no last batch
+    second = Life(tmp_path, clock)
+    second.disk.restore()
+    assert second.registered() == ["10.0.0.2:80"]
+    await second.ends()
+
+
+async def test_persist_registrations_that_fails_is_a_degraded_state_and_written_later(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    life = Life(tmp_path, clock)
+    await register(life, "10.0.0.1")
+    await life.disk.flush()
+    await register(life, "10.0.0.2")
+    alter(tmp_path, "ALTER TABLE registration RENAME TO away")
+    await life.disk.persist_registrations([(KEY, "10.0.0.2", 80)])
+    assert "no such table" in life.disk.failing
+    await life.disk.persist_registrations([(KEY, "10.0.0.2", 80)])
+    alter(tmp_path, "ALTER TABLE away RENAME TO registration")
+    await life.disk.flush()
+    assert (life.disk.failing, len(rows(tmp_path, "registration"))) == ("", 2)
+    await life.ends()
 
 
 async def test_flush_deletes_the_last_registration(tmp_path: Path, clock: FakeClock) -> None:

@@ -17,6 +17,7 @@ from nacos_proxy.model.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetI
 from nacos_proxy.model.errors import Busy, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import spawn
+from nacos_proxy.upstream.contract import Changed
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -32,7 +33,7 @@ class Push:
         self.alive = True
         self.unheard: set[ServiceKey] = set()
         self.asked: list[frozenset[ServiceKey]] = []
-        self._told: asyncio.Queue[ServiceKey | Exception] = asyncio.Queue()
+        self._told: asyncio.Queue[ServiceKey | Changed | Exception] = asyncio.Queue()
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         self.asked.append(frozenset(services))
@@ -40,14 +41,14 @@ class Push:
     def covers(self, key: ServiceKey) -> bool:
         return key not in self.unheard
 
-    async def changes(self) -> AsyncIterator[ServiceKey]:
+    async def changes(self) -> AsyncIterator[Changed]:
         while True:
             told = await self._told.get()
             if isinstance(told, Exception):
                 raise told
-            yield told
+            yield told if isinstance(told, Changed) else Changed(told)
 
-    async def tell(self, told: ServiceKey | Exception) -> None:
+    async def tell(self, told: ServiceKey | Changed | Exception) -> None:
         self._told.put_nowait(told)
         await settle()
 
@@ -334,6 +335,29 @@ async def test_poll_is_rare_while_push_is_alive_and_changes_arrive_at_once() -> 
         world.shelf.services[KEY] = snapshot(A, B)
         await push.tell(KEY)  # the clock stands still
         assert (world.changes[-1].added, world.changes[-1].source) == ((B,), "push")
+
+
+async def test_push_of_a_list_costs_no_fetch_and_no_budget() -> None:
+    push = Push()
+    async with polling(push, budget=20) as world:
+        services = await world.fill(200)
+        await world.clock.advance(60)
+        world.calls()
+        for service in services:
+            await push.tell(Changed(service, snapshot(A, B, service=service)))
+        assert (world.polls(), len(world.changes)) == ([], 400)
+        assert all(change.added == (B,) for change in world.changes[200:])
+
+
+async def test_push_of_a_list_that_does_not_say_all_is_fetched() -> None:
+    push = Push()
+    async with polling(push) as world:
+        (service,) = await world.fill(1)
+        await world.clock.advance(60)
+        world.calls()
+        world.shelf.services[service] = snapshot(service=service)
+        await push.tell(Changed(service, snapshot(service=service), fetch_shows_more=True))
+        assert (world.polls(), world.changes[-1].removed) == ([service], (A,))
 
 
 async def test_poll_returns_to_its_pace_when_push_is_lost() -> None:

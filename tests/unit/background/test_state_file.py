@@ -39,6 +39,19 @@ def test_write_adds_and_deletes_rows_of_a_batch(tmp_path: Path) -> None:
     again.close()
 
 
+def test_write_registrations_replaces_and_deletes_rows(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    saved = [SavedRegistration(KEY, instance("10.0.0.1", port), True, None, 5.0) for port in (1, 2)]
+    file.write_registrations([((KEY, "10.0.0.1", one.instance.port), one) for one in saved])
+    changed = saved[0]._replace(managed={"kind": "connection"}, heard_at=6.0)
+    file.write_registrations(
+        [((KEY, "10.0.0.1", 1), changed), ((KEY, "10.0.0.1", 2), None), ((KEY, "10.0.0.1", 3), None)]
+    )
+    ((known, heard_at),) = file.read()[1]
+    assert (known.instance.port, known.of_connection, heard_at) == (1, True, 6.0)
+    file.close()
+
+
 def test_write_keeps_max_rows_of_the_services_confirmed_last(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(batch("a", "b", "c", max_rows=2))

@@ -883,6 +883,17 @@ def test_cache_restore_keeps_the_age_and_marks_the_snapshot_as_from_disk() -> No
     assert not kept.lookup(KEY, 102).from_disk
 
 
+def test_cache_restore_dates_a_list_later_than_any_that_was_shown_before_the_kill() -> None:
+    kept = cache()
+    kept.restore(snapshot(A, last_ref_time=1000), 3600, 100, 5000)
+    shown = kept.lookup(KEY, 100).snapshot
+    assert shown is not None and shown.last_ref_time == 5000
+    late = cache()
+    late.restore(snapshot(A, last_ref_time=9000), 3600, 100, 5000)
+    shown = late.lookup(KEY, 100).snapshot
+    assert shown is not None and shown.last_ref_time == 9001, "the clock was set back"
+
+
 def test_cache_restore_never_replaces_a_snapshot_of_the_upstream() -> None:
     kept = cache()
     listed(kept, 0, A)
@@ -1061,3 +1072,111 @@ def test_cache_reject_forbidden_hides_the_snapshot_until_the_next_list() -> None
     change = listed(kept, 7, A)
     assert change is not None and change.after.instances == (A,)
     assert shown(kept, 7) == (A,)
+
+
+# --- pushed lists --------------------------------------------------------------------------------------------------
+
+
+def pushed(kept: Cache, now: float, *hosts: Instance, **more: Any) -> tuple[bool, Change | None]:
+    return kept.accept_pushed(snapshot(*hosts), now, **more)
+
+
+def test_cache_accept_pushed_shows_the_list_and_confirms_it() -> None:
+    kept = cache()
+    kept.watch(KEY, 0)
+    kept.set_push_alive(True, 0)
+    listed(kept, 0, A)
+    counts, change = pushed(kept, 20, A, B)
+    assert counts and change is not None and (change.added, change.source) == ((B,), "push")
+    assert kept.lookup(KEY, 20).age == 0
+    assert kept.next_due() > 45, "the next poll is as far away as after a fetch"
+
+
+@pytest.mark.parametrize("from_disk", [True, False])
+def test_cache_accept_pushed_changes_nothing_without_a_fetched_snapshot(from_disk: bool) -> None:
+    kept = cache()
+    if from_disk:
+        kept.restore(snapshot(A), 1, 0)
+    before = shown(kept, 0)
+    assert pushed(kept, 1, A, B) == (False, None)
+    assert (shown(kept, 1), kept.get(KEY) is None) == (before, not from_disk)
+
+
+def test_cache_accept_ignores_another_list_shortly_after_a_push_and_fetches_again() -> None:
+    """Another node of a cluster lists a pushed change up to 1.7 s later (nacos-http.md, fact 19)."""
+    kept = cache()
+    kept.watch(KEY, 0)
+    listed(kept, 0, A)
+    pushed(kept, 10, A, B)
+    for asked in (9.9, 10.1, 11.9):  # the first was under way when the push came
+        kept.begin_fetch(KEY)
+        assert kept.accept(snapshot(A), asked + 0.05, "poll", requested_at=asked) is None
+        assert kept.next_due() == pytest.approx(12)
+    assert shown(kept, 12) == (A, B)
+    change = listed(kept, 12, A)
+    assert change is not None and change.removed == (B,), "then the list counts"
+
+
+def test_cache_accept_takes_the_same_list_after_a_push() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    pushed(kept, 10, A, B)
+    assert listed(kept, 10.5, A, B) is None
+    assert kept.lookup(KEY, 10.5).age == 0
+
+
+def test_cache_accept_takes_another_list_if_a_change_was_reported_after_the_push() -> None:
+    kept = cache()
+    kept.watch(KEY, 0)
+    listed(kept, 0, A)
+    pushed(kept, 10, A, B)
+    kept.invalidate(KEY, 10.5, "push")
+    assert listed(kept, 10.5, A) is not None
+
+
+def test_cache_accept_pushed_during_a_fetch_leaves_it_in_flight() -> None:
+    kept = cache()
+    kept.watch(KEY, 0)
+    listed(kept, 0, A)
+    kept.begin_fetch(KEY)
+    assert pushed(kept, 10, A, B)[0]
+    assert not kept.may_refresh(KEY, 10) and kept.due(11, 9) == []
+    assert listed(kept, 11, A, requested_at=9.5) is None
+    assert kept.due(12, 9) == [KEY]
+
+
+def test_cache_accept_pushed_quarantines_a_list_that_shrinks_while_the_upstream_is_suspicious() -> None:
+    kept = cache(confirm_after=5)
+    kept.watch(KEY, 0)
+    listed(kept, 0, A, B, C)
+    assert pushed(kept, 10, suspicious=True) == (True, None)
+    assert shown(kept, 10) == (A, B, C)
+    assert kept.next_due() == 15
+    assert listed(kept, 15) is not None
+
+
+def test_cache_accept_pushed_that_is_quarantined_during_a_fetch_is_looked_at_again_after_it() -> None:
+    kept = cache(confirm_after=5)
+    kept.watch(KEY, 0)
+    kept.set_push_alive(True, 0)
+    listed(kept, 0, A, B, C)
+    kept.begin_fetch(KEY)
+    pushed(kept, 10, suspicious=True)
+    listed(kept, 10.1, A, B, C, requested_at=9.9)
+    assert kept.next_due() == 10.1
+
+
+def test_cache_accept_pushed_keeps_pending_writes_that_it_lacks() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    wrote(kept, Register(KEY, B), 1)
+    assert pushed(kept, 1.5, A, C)[0]
+    assert shown(kept, 1.5) == (A, B, C)
+
+
+def test_cache_accept_pushed_twice_within_moments_shows_the_second() -> None:
+    kept = cache()
+    listed(kept, 0, A)
+    pushed(kept, 10, A, B)
+    change = pushed(kept, 10.1, A)[1]
+    assert change is not None and change.removed == (B,)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.registrations import Registration, Registrations
+from nacos_proxy.catalog.registrations import CONNECTION, Registration, Registrations
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
 from nacos_proxy.model.services import Instance
 from tests.helpers.build import KEY, instance, key
@@ -49,6 +49,19 @@ def test_registrations_wrote_again_is_a_sign_of_life_and_no_change() -> None:
     found = ledger(X)
     assert not found.record_write(Register(KEY, X), 110.0)
     assert (known(found).last_heard, found.count(KEY)) == (110.0, 1)
+
+
+def test_a_registration_of_another_client_takes_an_instance_from_its_connection() -> None:
+    found = ledger(X, Y)
+    known(found).check, known(found, Y).check = CONNECTION, {"check": {}}
+    assert known(found).of_connection and not known(found, Y).of_connection
+    for one in (X, Y):
+        found.record_write(beat(one, full=one), 105.0)
+        found.record_write(Update(KEY, one.ip, one.port, weight=2.0), 106.0)
+    assert known(found).of_connection
+    for one in (X, Y):
+        found.record_write(Register(KEY, one), 110.0)
+    assert known(found).check is None and known(found, Y).check == {"check": {}}
 
 
 def test_registrations_wrote_replaces_the_data_even_in_another_cluster() -> None:

@@ -45,7 +45,7 @@ def test_schedule_drop_makes_a_service_never_due() -> None:
     schedule.put(A, 1.0)
     schedule.drop(A)
     assert schedule.take(2.0) is None
-    assert repr(schedule) == "<Schedule 0 services, 0 times>"
+    assert repr(schedule) == "<Schedule 0 keys, 0 times>"
 
 
 def test_schedule_changes_counts_added_and_dropped_services_only() -> None:
@@ -63,7 +63,7 @@ def test_schedule_put_many_times_takes_bounded_memory() -> None:
     schedule = Schedule()
     for number in range(100_000):
         schedule.put(A, 1e6 + number)
-    assert repr(schedule) in {f"<Schedule 1 services, {n} times>" for n in range(1, 68)}
+    assert repr(schedule) in {f"<Schedule 1 keys, {n} times>" for n in range(1, 68)}
     assert schedule.take(2e6) == A
 
 

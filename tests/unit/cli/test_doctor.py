@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from nacos_proxy.app.settings import BadSettings, Settings
-from nacos_proxy.cli.doctor import Finding, clock_finding, port_finding, push_finding, state_finding, upstream_findings
+from nacos_proxy.cli.doctor import (
+    Finding,
+    clock_finding,
+    grpc_finding,
+    port_finding,
+    push_finding,
+    state_finding,
+    upstream_findings,
+)
 from nacos_proxy.runtime import SystemClock
+from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
+from nacos_proxy.upstream.nacos.servers import ServersPolicy
 from tests.helpers.app import serving
 from tests.helpers.faces import facing
-from tests.helpers.live import ProxyProcess, free_port
+from tests.helpers.live import GRPC_OFFSET, ProxyProcess, free_port
 from tests.unit.conftest import Run
 
 
@@ -92,18 +101,25 @@ async def test_upstream_findings_raise_bad_settings_for_a_missing_password_file(
         await found(upstream="http://127.0.0.1:1", username="app", password_file=tmp_path / "none")
 
 
-def test_push_finding_of_a_closed_port_fails_only_if_push_is_on() -> None:
-    port = free_port()
-    relaxed, forced = push_finding("127.0.0.1", port, "auto"), push_finding("127.0.0.1", port, "on")
+async def test_push_finding_of_a_closed_port_fails_only_if_push_is_on() -> None:
+    clock, url = SystemClock(), f"127.0.0.1:{free_port(and_offset=GRPC_OFFSET)}"
+    account = NacosRegistry(NacosPolicy(ServersPolicy((url,))), clock).own_client
+    relaxed, forced = await push_finding(account, "auto", clock), await push_finding(account, "on", clock)
     assert (relaxed.ok, forced.ok) == (True, False)
-    assert "changes are found by polling" in relaxed.seen
-    assert "changes are found by UDP push" in push_finding("127.0.0.1", port, "auto", "1.4.8").seen
+    assert "takes no gRPC client" in relaxed.seen and "changes are found by polling" in relaxed.seen
+    assert "changes are found by UDP push" in (await push_finding(account, "auto", clock, "1.4.8")).seen
     assert forced.todo == "open it, or set push_port"
 
 
-def test_push_finding_of_an_open_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as grpc:
-        assert "is open" in push_finding("127.0.0.1", grpc.getsockname()[1], "auto").seen
+async def test_push_finding_without_a_port_for_it() -> None:
+    account = NacosRegistry(NacosPolicy(ServersPolicy(("127.0.0.1:65000",))), SystemClock()).own_client
+    assert "none above port 64535" in (await push_finding(account, "auto", SystemClock())).seen
+
+
+async def test_push_finding_of_a_server() -> None:
+    async with facing("v1+v2", grpc=True) as server:
+        findings = await found(upstream=server.url, push="on")
+    assert findings["push port"].ok and "takes gRPC clients" in findings["push port"].seen
 
 
 def test_clock_finding_fails_if_the_clocks_differ(running: ProxyProcess) -> None:
@@ -142,10 +158,23 @@ def test_port_finding_of_a_free_port_a_proxy_and_another_program(running: ProxyP
     assert (taken.ok, taken.todo) == (False, "choose another --port or --uds")
 
 
+async def test_grpc_finding_of_a_free_port_a_proxy_and_another_program(running: ProxyProcess) -> None:
+    clock = SystemClock()
+    free = await grpc_finding(Settings(grpc_port=free_port()), clock)
+    assert (free.ok, free.seen.endswith("is free")) == (True, True)
+    served = await grpc_finding(Settings(port=running.port), clock)
+    assert (served.ok, served.seen) == (True, f"127.0.0.1:{running.port + 1000} takes Nacos SDKs")
+    taken = await grpc_finding(Settings(grpc_port=running.port), clock)
+    assert (taken.ok, taken.todo) == (False, "choose another grpc_port, and the same in your SDKs")
+    for settings, ok in ((Settings(grpc=False), True), (Settings(port=65000), False)):
+        assert (await grpc_finding(settings, clock)).ok is ok
+
+
 def test_examine_prints_a_line_for_each_finding(cli: Run, tmp_path: Path) -> None:
     alone = cli("doctor", "--state-dir", str(tmp_path), "--port", str(free_port()))
     assert alone.exit_code == 1, "the embedded registry is for development"
     said = ["FAIL upstream", "     -> set upstream to your Nacos, such as http", "ok   state", "ok   own port"]
+    said.append("ok   own gRPC port")
     assert [line.split(":")[0] for line in alone.output.splitlines()] == said
     ill = cli("doctor", "--upstream", "http://127.0.0.1:1", "--state-dir", str(tmp_path))
     assert ill.exit_code == 1

@@ -10,6 +10,7 @@ import pytest
 
 from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.catalog.freshness import Freshness
+from nacos_proxy.catalog.registrations import CONNECTION
 from nacos_proxy.core.agent import Agent, AgentPolicy, Written
 from nacos_proxy.model.calls import (  # fmt: skip
     BEAT_NOT_FOUND,
@@ -323,6 +324,15 @@ async def test_answer_beat_brings_back_a_managed_instance_that_was_removed(world
     assert await world.lists() == [A.ip]
     await world.back()
     assert Register(KEY, A) in world.sent()
+
+
+async def test_answer_beat_keeps_a_removed_instance_with_its_connection(world: World) -> None:
+    for registration in world.agent.catalog.registrations:
+        registration.check = CONNECTION
+    await world.lose()
+    await world.clock.advance(31)
+    await world.agent.write(beat(A))
+    assert [r.of_connection for r in world.agent.catalog.registrations] == [True, True]
 
 
 # --- the return ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token, host_name, required_right
+from nacos_proxy.frontends.open_streams import Admission, Right
 from nacos_proxy.frontends.request_body import read_body
 from tests.helpers.asgi import ask
 from tests.unit.frontends.conftest import refuse
@@ -114,6 +115,29 @@ async def test_host_check_accepts_only_named_hosts_beyond_loopback_if_there_are_
 )
 async def test_access_control_gives_each_token_its_right(token: str, method: str, path: str, expected: int) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), method, path, authorization=f"Bearer {token}") == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "right", "expected"),
+    [
+        (None, "read", 401),
+        ("unknown", "read", 401),
+        ("reader", "read", 0),
+        ("reader", "write", 403),
+        ("writer", "write", 0),
+        ("writer", "admin", 403),
+        ("boss", "admin", 0),
+    ],
+)
+def test_check_needs_no_http_request(token: str | None, right: Right, expected: int) -> None:
+    error = AccessControl(inner, AccessPolicy(tokens=TOKENS), refuse).check(Admission(token, right))
+    assert (0 if error is None else error.status) == expected
+    assert AccessControl(inner, AccessPolicy(), refuse).check(Admission(token, right)) is None
+
+
+def test_is_own_knows_this_proxys_tokens() -> None:
+    guard = AccessControl(inner, AccessPolicy(tokens=TOKENS), refuse)
+    assert guard.is_own("boss") and not guard.is_own("of the upstream")
 
 
 async def test_access_control_takes_the_token_from_query_and_accesstoken_header() -> None:

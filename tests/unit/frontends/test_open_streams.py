@@ -6,7 +6,7 @@ from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStre
 from nacos_proxy.model.errors import Denied, ProxyError
 from tests.helpers.asgi import scope
 
-OLD, NEW = Admission("old", "GET", "/a"), Admission("new", "GET", "/a")
+OLD, NEW = Admission("old", "read"), Admission("new", "read")
 
 
 class Tokens:

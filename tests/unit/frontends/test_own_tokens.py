@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +17,12 @@ from nacos_proxy.frontends.own_tokens import (
     own_token_test,
     without_own_headers,
     without_own_in_body,
+    without_own_in_payload,
     without_own_parameters,
 )
 from nacos_proxy.wire.multipart import read_multipart
+from nacos_proxy.wire.nacos.grpc.payload import Payload
+from nacos_proxy.wire.nacos.grpc.refusals import NotReadable
 from tests.helpers.asgi import ask, scope
 from tests.unit.frontends.conftest import refuse
 from tests.unit.frontends.nacos.test_passthrough import Upstream
@@ -174,3 +179,27 @@ async def test_own_tokens_are_not_forwarded(target: str, headers: dict[str, str]
 def test_own_in_is_false_without_access_control() -> None:
     assert not own_token_test(scope("GET", "/"))(OURS)
     assert own_token_test({**scope("GET", "/"), OWN: own})(OURS)
+
+
+TEXTS = st.sampled_from([OURS, f" {OURS} ", "theirs", ""])
+HEADERS = st.dictionaries(st.sampled_from(["accessToken", "app", "x"]), TEXTS)
+
+
+@given(headers=HEADERS, body=st.none() | st.fixed_dictionaries({"headers": HEADERS | st.none(), "dataId": TEXTS}))
+def test_without_own_in_payload_removes_own_tokens_from_headers_and_their_copy_in_the_body_only(
+    headers: dict[str, str], body: dict[str, Any] | None
+) -> None:
+    payload = without_own_in_payload(Payload("T", orjson.dumps(body), headers, "192.0.2.1"), own)
+    assert payload.headers == {name: value for name, value in headers.items() if value.strip() != OURS}
+    if body is not None and body["headers"] is not None:
+        kept = {name: value for name, value in body["headers"].items() if value.strip() != OURS}
+        assert payload.body == orjson.dumps({**body, "headers": kept})
+    else:
+        assert payload.body == orjson.dumps(body)
+    assert (payload.type, payload.client_ip) == ("T", "192.0.2.1")
+
+
+def test_without_own_in_payload_refuses_a_body_in_which_a_token_cannot_be_found() -> None:
+    assert without_own_in_payload(Payload("T", b""), own).body == b""
+    with pytest.raises(NotReadable):
+        without_own_in_payload(Payload("T", b'{"headers":'), own)

@@ -294,3 +294,15 @@ def test_diff_from_nothing_adds_all_instances(found: Snapshot) -> None:
     assert (change is None) == (not found.instances)
     if change is not None:
         assert (change.added, change.modified, change.removed) == (found.instances, (), ())
+
+
+@given(st.permutations([{"healthy": True, "metadata": {"from": "grpc"}}, {"healthy": False}, {"healthy": True}]))
+def test_snapshot_of_shows_the_healthy_one_of_an_address_in_whatever_order_a_server_lists_it(
+    fields: list[dict[str, Any]],
+) -> None:
+    found = snapshot(*(instance(**more) for more in fields), instance("10.0.0.2", healthy=False))
+    assert [(i.healthy, dict(i.metadata)) for i in found.instances] == [(True, {"from": "grpc"}), (False, {})]
+
+
+def test_snapshot_of_keeps_one_instance_of_each_cluster_at_an_address() -> None:
+    assert len(snapshot(instance(), instance(cluster="blue", healthy=False)).instances) == 2

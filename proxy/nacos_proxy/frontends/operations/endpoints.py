@@ -31,7 +31,8 @@ from nacos_proxy.wire.rest.query import TOKENS, bounded
 
 _NO_STORE = (("cache-control", "no-store"),)
 _PAGE_SERVICES = 200
-_HEALTHY = ("off", "ok", "idle", "unavailable")  # states of push, polling and disk with which the proxy is not degraded
+# States of push, polling and disk with which the proxy is not degraded.
+_HEALTHY = ("off", "ok", "idle", "connecting", "unavailable")
 _MAX_SERVICES = 1_000_000
 _REFUSED, NOTHING_CACHED = "upstream: connection refused", "cache: nothing is known yet"
 
@@ -42,8 +43,8 @@ router = APIRouter(route_class=ApiRoute, tags=["operations"], default_response_c
 class OperatorView:
     """The sources of the status. Each function returns current values for JSON, without secrets.
 
-    `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`: `state` (`off`, `idle`, `ok`,
-    `unavailable`, or the problem), maybe `reason`. `failing`: the reason for each background task that failed lately.
+    `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`: `state` (one of
+    `_HEALTHY`, or the problem), maybe `reason`. `failing`: the reason for each background task that failed lately.
     `started` is in seconds of the agent's clock.
     """
 
@@ -124,6 +125,23 @@ _STATUS = {
     "push": {"state": "ok"},
     "disk": {"state": "ok"},
     "subscribers": {"streams": 1, "byClient": {"127.0.0.1": 1}},
+    "grpc": {
+        "state": "ok",
+        "port": 9840,
+        "sessionsTotal": 1,
+        "sessions": [
+            {
+                "client": "127.0.0.1",
+                "sdk": "Nacos-Java-Client:v3.0.3",
+                "app": "shop",
+                "module": "naming",
+                "namespaceId": "public",
+                "subscriptions": 3,
+                "published": 1,
+                "sinceSeconds": 3600.5,
+            }
+        ],
+    },
     "registrations": 2,
     "lastEventId": "1f0c9ab2-17",
     "servicesTotal": 1,
@@ -154,9 +172,9 @@ _BAD_LIMIT = BadCall("limit", Violation.ILLEGAL, "Param 'limit' is illegal, it m
 @router.get(
     "/status",
     summary="The proxy's state",
-    description="Upstream, push, services with their age, subscribers, counts, disk. It shows `limit` (1000) services "
-    "from `offset` (0) on, in the order of their names; `truncated` is true if there are others, and `servicesTotal` "
-    "counts all.",
+    description="Upstream, push, services with their age, subscribers, gRPC sessions, counts, disk. It shows `limit` "
+    "(1000) services from `offset` (0) on, in the order of their names; `truncated` is true if there are others, and "
+    "`servicesTotal` counts all.",
     responses=documented(_STATUS, None, _BAD_LIMIT),
 )
 async def status(page: Annotated[StatusQuery, Query()], view: View) -> Response:

@@ -52,6 +52,7 @@ COUNTERS: Table = {
     "fetches": (("outcome",), "Fetches of a service from the upstream: ok, or the error"),
     "writes": (("outcome",), "Writes sent to the upstream: ok, or the error"),
     "changes": (("source",), "Changes of services: poll, push, write"),
+    "pushes": (("outcome",), "Lists that the upstream pushed: used, or fetched because a push does not say all"),
     "outage_writes": (
         ("outcome",),
         "Writes while the upstream was away: accepted; then sent, refused by it, or lapsed (the client is dead)",
@@ -119,6 +120,7 @@ class ProxyCollector(Collector):
             ("fetches", counts.fetches),
             ("writes", counts.writes),
             ("changes", counts.changes),
+            ("pushes", counts.pushes),
             ("outage_writes", counts.outage),
         ):
             yield name, (((label,), value) for label, value in sorted(values.items()))

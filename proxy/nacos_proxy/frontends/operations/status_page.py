@@ -79,10 +79,17 @@ def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> lis
         ("Push", f"{_state(push['state'])} {_text(push.get('reason', ''))}"),
         ("Disk", f"{_state(disk['state'])} {_text(disk.get('reason', ''))}"),
         ("Event streams", _text(status["subscribers"]["streams"])),
+        *([("gRPC", _grpc(status["grpc"]))] if "grpc" in status else []),
         ("Registered here", _text(status["registrations"])),
         *((_text(name.replace("_", " ")).capitalize(), _count(value)) for name, value in status["counts"].items()),
         ("Up for", _time(status["uptimeSeconds"])),
     ]
+
+
+def _grpc(grpc: Mapping[str, Any]) -> str:
+    if grpc["state"] == "off":
+        return f"{_state('off')} {_text(grpc['reason'])}"
+    return f"{_state(grpc['state'])} on port {_text(grpc['port'])}, {_text(grpc['sessionsTotal'])} sessions"
 
 
 def _server(server: Mapping[str, Any]) -> str:

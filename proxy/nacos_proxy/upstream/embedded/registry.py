@@ -18,6 +18,7 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Checking, Instance, InstanceKey, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, in_turns, stood_still, stop
+from nacos_proxy.upstream.contract import Changed
 from nacos_proxy.upstream.embedded.administration import BATCH, Administration
 from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentState, PersistentValue
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service, read_selector
@@ -132,13 +133,13 @@ class EmbeddedRegistry:
         for key in self._watched - before:  # may have changed before it was watched
             self._notifications.put_nowait(key)
 
-    async def changes(self) -> AsyncIterator[ServiceKey]:
+    async def changes(self) -> AsyncIterator[Changed]:
         """Yields watched services as they change. The first call starts the task that expires instances."""
         if self._expiry_task is None:
             self._expired_at = self._clock.now()
             self._expiry_task = self._supervisor.keep(self._expire_regularly, name="embedded registry")
         while True:
-            yield await self._notifications.get()
+            yield Changed(await self._notifications.get())
 
     async def _expire_regularly(self) -> None:
         while True:

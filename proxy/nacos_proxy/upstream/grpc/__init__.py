@@ -1,5 +1,4 @@
-"""Push from Nacos 2.0 and later over gRPC, with the optional Rust SDK binding.
+"""gRPC to servers of Nacos 2.0 and later, as a client: connections, sessions, and push of what is watched.
 
-Push reports that a service changed; the poller then fetches the service over HTTP.
-Never here: reads and writes.
+Never here: writes, and reads for clients; they travel over HTTP.
 """

@@ -1,327 +1,457 @@
-"""gRPC push of Nacos 2.0 and later, through the SDK's client (`sdk`). It reports that a service changed, never what.
+"""Push of Nacos 2.0 and later over gRPC: subscribes to what is watched, and reports what the server pushes.
 
-Snapshots come only from the HTTP list. Push also reports the clusters of a service, because some servers list by HTTP
-only the clusters that a request names. Without the extra `push`, or if the gRPC port is closed, push is not alive, and
-polling finds the changes.
+A push is the whole list of a service, but does not say in which namespace (nacos-grpc.md 6). So one connection has at
+most one service of each `group@@name`: if such a name is watched in several namespaces, each of them has another
+connection. Usually one connection carries all namespaces.
 
-These properties of the SDK (0.8.0, observed against r-nacos) shape this module:
+    a service is     | while
+    -----------------+------------------------------------------------------------------------------------------------
+    covered          | the server has confirmed its subscription, and answers
+    not covered      | otherwise, for example if the server refuses it (it is tried again after `RETRY_REFUSED`). It is
+                     | polled as without push
 
-- A client has one namespace, and never closes a connection or a subscription. We ignore pushes of unwatched services.
-- It reconnects by itself and does not report the loss; calls just wait. Hence the probe, a query with a deadline.
-- It renews its subscriptions one after the other, 30 ms each: a minute for 2,000. After a loss that the probe noticed,
-  this module renews all of them within a second. The SDK and the safety poll cover a shorter loss.
-- It calls listeners in its own thread, with the instances but without the service.
-- It writes a file named like each service, so it gets only services whose names are plain file names.
-- It cannot change its servers. If one of them leaves the list of the address server, a new client takes over, a limited
-  number of times.
+A subscription's answer lists the service, so it reports what has changed until then. After the loss of a connection the
+next server in the list is asked, and all subscriptions are made again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from dataclasses import replace
-from typing import Any, cast
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from nacos_proxy.model.backoff import Backoff
-from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.runtime import Clock, Supervisor, at_most, spawn, stop
-from nacos_proxy.upstream.grpc.sdk import Client, Listener, PushPolicy, connect, failure
+from nacos_proxy.model.errors import Garbled, Malformed, ProxyError, Refused, UpstreamError, is_denied
+from nacos_proxy.model.services import DEFAULT_NAMESPACE, GROUP_SEPARATOR, ServiceKey
+from nacos_proxy.runtime import Clock, Supervisor, spawn, stop
+from nacos_proxy.upstream.contract import Changed
+from nacos_proxy.upstream.grpc.connection import GrpcConnection
+from nacos_proxy.upstream.grpc.session import Connect, Session, SessionPolicy, Target
+from nacos_proxy.wire.nacos.grpc.client import Notify, read_notified
+from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
+from nacos_proxy.wire.nacos.hosts import Listing
+
+T = TypeVar("T")
 
 log = logging.getLogger("nacos_proxy.push")
 
-MAX_NAME = 200  # bytes, of the 255 that a file name may have
-MAX_CONCURRENT = 100  # subscriptions under way in one namespace
-MAX_RENEWALS = 100  # each adds a listener for each service to the SDK, which never removes it
-MAX_CLIENTS = 16  # of one namespace, since replaced clients keep their threads and subscriptions
-BACKOFF = Backoff(initial=1.0, maximum=30.0)  # of attempts to connect; a subscription is retried after the maximum
-SDK_RENEWAL = 0.05  # seconds, at most, that the SDK takes to renew one subscription
+WORKERS = 16  # calls under way on one connection, to subscribe and to unsubscribe
+BACKOFF = Backoff(initial=1.0, maximum=30.0, jitter=0.5)  # of attempts to connect, when no server answers
+RECONNECT_WITHIN = 0.5  # seconds; after a loss, clients of one server come back at different times
+STEADY = 10.0  # seconds after which a session counts as a success
+NAME_KEPT = 60.0  # seconds after the end of a subscription, while a push of it may still arrive
+RETRY_REFUSED = 30.0  # seconds until a subscription that failed is tried again
 
 
-def pushable(key: ServiceKey) -> bool:
-    """Whether the name of the service can be a file name, which the SDK requires."""
-    return "/" not in key.name and "\\" not in key.name and len(key.grouped.encode()) <= MAX_NAME
+@dataclass(frozen=True, slots=True)
+class PushPolicy:
+    """`max_services` of one connection; others are polled, as are services that would need more `connections`."""
+
+    max_services: int = 20_000
+    connections: int = 16
+    session: SessionPolicy = field(default_factory=SessionPolicy)
 
 
-Connect = Callable[[PushPolicy, str], Awaitable[Client]]
-Hint = Callable[[ServiceKey, Collection[str]], None]
+class Account(Protocol):
+    """On whose behalf the server is asked: `upstream.nacos.registry.AuthenticatedClient`."""
+
+    def grpc_targets(self) -> Iterable[Target]:
+        """The gRPC ports of the servers, in the order in which to try them."""
+        ...
+
+    async def grpc_headers(self, refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        """The headers of payloads that carry the token. `refused`: those that a server has just refused.
+
+        Raises `UpstreamError`.
+        """
+        ...
+
+    def lists_disabled(self, key: ServiceKey) -> bool:
+        """Whether a fetch of the service would also list its disabled instances."""
+        ...
+
+    def add_clusters(self, key: ServiceKey, clusters: Collection[str]) -> None:
+        """Gets the clusters that a push names, because some servers list by HTTP only those that a request names."""
+        ...
+
+
+async def open_session(
+    target: Target,
+    account: Account,
+    policy: SessionPolicy,
+    clock: Clock,
+    on_notify: Callable[[Notify], None],
+    connect: Connect = GrpcConnection.connect,
+) -> Session:
+    """A session without TLS, if the port does not speak it although HTTP does: a server has two settings for them.
+
+    Raises `OSError` and `UpstreamError`; also if the account has a token, which must not be sent without TLS.
+    """
+    try:
+        return await Session.open(connect, target, policy, clock, on_notify)
+    except ssl.SSLCertVerificationError:
+        raise
+    except (ssl.SSLError, ConnectionResetError) as error:
+        if target.tls is None:
+            raise
+        if await account.grpc_headers():
+            raise OSError(f"{error}; the account's token is not sent without TLS") from error
+        session = await Session.open(connect, replace(target, tls=None), policy, clock, on_notify)
+        log.warning("gRPC of %s has no TLS (%s): pushes are not encrypted", target, error)
+        return session
 
 
 class GrpcPush:
-    """Implements `Watchable`. Its tasks start with the first watched service, and end with `close`.
+    """Implements `Watchable`. Connects when the first service is watched; `close` ends it.
 
-    `hint` is called with a service and the clusters in which it has instances. `unavailable`: why there is no client.
+    `unavailable`: why there is no connection; '' if there is one, or none was tried yet. `was_alive`: whether changes
+    have ever been reported.
     """
 
     def __init__(
         self,
+        account: Account,
         policy: PushPolicy,
         clock: Clock,
-        connect: Connect = connect,
-        hint: Hint = lambda key, clusters: None,
+        rng: Callable[[], float],
         supervisor: Supervisor | None = None,
+        connect: Connect = GrpcConnection.connect,
     ) -> None:
+        self.account = account
         self.policy = policy
-        self.supervisor = supervisor or Supervisor(clock)
         self.clock = clock
-        self.hint = hint
+        self.rng = rng
+        self.supervisor = supervisor or Supervisor(clock)
+        self.connect = connect
         self.unavailable = ""
-        self.servers = policy.servers
-        self._connect = connect
-        self._connecting = asyncio.Lock()
+        self.was_alive = False
+        self.on_lost: list[Callable[[], None]] = []  # a connection has ended: its server may have lost its data
+        self._lanes: list[_Lane] = []
+        self._lane_of: dict[ServiceKey, _Lane] = {}
         self._watched: frozenset[ServiceKey] = frozenset()
-        self._feeds: dict[str, _Feed] = {}
-        self._changed: dict[ServiceKey, None] = {}
+        self._news: dict[ServiceKey, Notify | Listing | None] = {}
         self._wake = asyncio.Event()
         self._closed = False
 
     @property
     def alive(self) -> bool:
-        feeds = self._feeds.values()
-        return bool(feeds) and not self._closed and all(feed.alive for feed in feeds)
+        """A connection that is being set up for more services changes nothing: they are not covered yet.
+
+        Nor does the loss of one that nothing needs any more.
+        """
+        begun = [lane for lane in self._lanes if lane.was_alive]
+        any_alive = any(lane.alive for lane in begun) and not self._closed
+        return any_alive and all(lane.alive or lane.idle for lane in begun)
+
+    def status(self) -> dict[str, Any]:
+        """The servers that push, and the numbers of subscriptions that hold and that failed, ready for JSON."""
+        sessions = [lane.session for lane in self._lanes if lane.session is not None]
+        return {
+            "kind": "grpc",
+            "servers": sorted({str(session.target) for session in sessions}),
+            "subscriptions": sum(map(self.covers, self._lane_of)),
+            "refused": sum(len(lane.refused) for lane in self._lanes),
+        }
 
     def covers(self, key: ServiceKey) -> bool:
-        feed = self._feeds.get(key.namespace)
-        return feed is not None and feed.covers(key)
+        lane = self._lane_of.get(key)
+        return lane is not None and lane.covers(key)
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         watched = frozenset(services)
         if watched == self._watched or self._closed:
             return
-        added, self._watched = watched - self._watched, watched
-        for key in added:
-            feed = self._feed(key.namespace) if pushable(key) else None
-            if feed is not None:
-                feed.add(key)
+        before, self._watched = self._watched, watched
+        for key in before - watched:
+            self._news.pop(key, None)
+            if (lane := self._lane_of.pop(key, None)) is not None:
+                lane.remove(key)
+        for key in watched - before:
+            if (lane := self._lane_for(key)) is not None:
+                self._lane_of[key] = lane
+                lane.add(key)
 
-    def follow(self, servers: Iterable[str]) -> None:
-        """Takes a new list of servers. A client uses added servers only if it is made after this."""
-        before, self.servers = self.servers, tuple(servers)
-        if set(before) != set(self.servers) and not self._closed:
-            for feed in self._feeds.values():
-                feed.follow(self.servers)
+    def _lane_for(self, key: ServiceKey) -> _Lane | None:
+        lane = next((lane for lane in self._lanes if lane.takes(key)), None)
+        if lane is None and len(self._lanes) < self.policy.connections:
+            lane = _Lane(self)
+            self._lanes.append(lane)
+        return lane
 
-    def _feed(self, namespace: str) -> _Feed | None:
-        feed = self._feeds.get(namespace)
-        if feed is None and len(self._feeds) < self.policy.namespaces:
-            feed = self._feeds[namespace] = _Feed(self, namespace)
-        return feed
+    def follow(self) -> None:
+        """The list of servers has changed: connections to servers that are no longer in it move to others."""
+        addresses = {(target.host, target.port) for target in self.account.grpc_targets()}
+        for lane in self._lanes:
+            lane.follow(addresses)
 
-    async def changes(self) -> AsyncIterator[ServiceKey]:
+    def report(self, key: ServiceKey, news: Notify | Listing | None) -> None:
+        """A service may have changed. Only the last news of a service is kept until `changes` yields it."""
+        if key in self._watched:
+            self._news[key] = news
+            self._wake.set()
+
+    async def changes(self) -> AsyncIterator[Changed]:
         while not self._closed:
-            if not self._changed:
+            if not self._news:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            key = next(iter(self._changed))
-            del self._changed[key]
-            yield key
+            key = next(iter(self._news))
+            yield self._changed(key, self._news.pop(key))
+            await asyncio.sleep(0)  # others must run during a burst
 
-    def notify(self, key: ServiceKey) -> None:
-        """Reports that a service changed. Changes of one service are merged until `changes` yields it."""
-        if key in self._watched:
-            self._changed[key] = None
-            self._wake.set()
-
-    async def connect(self, namespace: str) -> tuple[Client, frozenset[str]]:
-        """A new client and its servers. Raises `OSError` and `RuntimeError`, and logs a reason only when it is new."""
+    def _changed(self, key: ServiceKey, news: Notify | Listing | None) -> Changed:
         try:
-            async with self._connecting:
-                servers = self.servers
-                client = await self._connect(replace(self.policy, servers=servers), namespace)
-        except (OSError, RuntimeError) as error:
-            if str(error) != self.unavailable:
-                self.unavailable = str(error)
-                log.warning("no gRPC push: %s; changes are found by polling", error)
-            raise
-        self.unavailable = ""
-        return client, frozenset(servers)
+            listing = read_notified(key, news) if isinstance(news, Notify) else news
+        except Malformed as error:
+            log.warning("a push of %s cannot be read, so it is fetched: %s", key, error)
+            return Changed(key)
+        if listing is None:
+            return Changed(key)
+        pushed, protected = listing
+        self.account.add_clusters(key, pushed.clusters)
+        if protected or pushed.unreadable:
+            return Changed(key)
+        return Changed(key, pushed, self.account.lists_disabled(key))
+
+    def no_connection(self, reason: str) -> None:
+        """No server could be connected to, again and again until one can."""
+        if not self.unavailable:
+            log.warning("no gRPC push: %s; changes are found by polling", reason)
+        self.unavailable = reason
 
     async def close(self) -> None:
-        """Ends the tasks. The SDK's threads go on; their pushes are ignored."""
         self._closed = True
-        self._watched = frozenset()
         self._wake.set()
-        for feed in self._feeds.values():
-            await feed.close()
+        for lane in self._lanes:
+            await lane.close()
 
 
-class _Feed:
-    """The client of one namespace, and its subscriptions."""
+class _Lane:
+    """One connection at a time, and the services that it is for. `session` is the current one."""
 
-    def __init__(self, push: GrpcPush, namespace: str) -> None:
-        self.namespace = namespace
+    def __init__(self, push: GrpcPush) -> None:
+        self.refused: set[ServiceKey] = set()  # subscriptions that failed, and will be tried again
+        self.was_alive = False
         self._push = push
-        self._loop = asyncio.get_running_loop()
-        self._clients = 0
-        self._servers: frozenset[str] = frozenset()  # of the client; empty while there is no client
-        self._keys: set[ServiceKey] = set()
-        self._subscribed: set[ServiceKey] = set()
-        self._failing: set[ServiceKey] = set()
-        self._pending: set[ServiceKey] = set()
-        self._queue: deque[ServiceKey] = deque()
-        self._wake = asyncio.Event()
-        self._answered_since: float | None = None
-        self._renewals = 0
-        self._task = self._start()
-        self._subscribing: set[asyncio.Task[None]] = set()
+        self._keys: dict[str, ServiceKey] = {}  # by `group@@name`: those wanted, and for `NAME_KEPT` those before
+        self._left: dict[str, float] = {}  # names whose subscription has ended, and when; the earliest first
+        self._wanted: set[ServiceKey] = set()
+        self._confirmed: set[ServiceKey] = set()
+        self._pushed: set[ServiceKey] = set()  # since the subscription was sent
+        self._busy: set[ServiceKey] = set()
+        self._queue: dict[ServiceKey, None] = {}  # whose subscription may have to change
+        self._workers: set[asyncio.Task[None]] = set()
         self._retrying: set[asyncio.Task[None]] = set()
+        self.session: Session | None = None
+        self._last: Session | None = None
+        self._ready = False  # all subscriptions that were wanted at the start of the session were tried
+        self._task = push.supervisor.keep(self._run, name="push")
 
     @property
     def alive(self) -> bool:
-        """Whether the client has answered probes for `settle` seconds, and all its servers are still in the list."""
-        since, current = self._answered_since, self._servers.issubset(self._push.servers)
-        return since is not None and self._push.clock.now() - since >= self._push.policy.settle and current
+        return self._ready and self.session is not None and self.session.answers
+
+    @property
+    def idle(self) -> bool:
+        return not self._wanted
+
+    def takes(self, key: ServiceKey) -> bool:
+        """Whether no other namespace has this name here, or had it a moment ago."""
+        while self._left and self._left[name := next(iter(self._left))] + NAME_KEPT <= self._push.clock.now():
+            del self._left[name], self._keys[name]
+        known = self._keys.get(key.grouped)
+        return len(self._keys) < self._push.policy.max_services if known is None else known == key
 
     def covers(self, key: ServiceKey) -> bool:
-        """Whether the subscription of this service is confirmed."""
-        return key in self._subscribed and key not in self._failing and key not in self._pending
-
-    def follow(self, servers: Collection[str]) -> None:
-        """Connects anew if there is no client yet, or if one of its servers has left the list."""
-        if not self._servers.issubset(servers) and self._clients >= MAX_CLIENTS:
-            log.warning("push of %s ends: the servers changed too often; changes are found by polling", self.namespace)
-        elif not self._servers or not self._servers.issubset(servers):
-            for task in (self._task, *self._subscribing, *self._retrying):
-                task.cancel()
-            self._servers, self._answered_since = frozenset(), None
-            self._subscribed.clear()
-            self._failing.clear()
-            self._pending = set(self._keys)
-            self._queue = deque(self._keys)
-            self._task = self._start()
+        return key in self._confirmed and self.session is not None and self.session.answers
 
     def add(self, key: ServiceKey) -> None:
-        if key in self._subscribed:
-            self._push.notify(key)  # its changes were ignored for a while
-        elif key not in self._keys and len(self._keys) < self._push.policy.max_services:
-            self._keys.add(key)
-            self._enqueue(key)
-
-    def _enqueue(self, key: ServiceKey) -> None:
-        self._pending.add(key)
-        self._queue.append(key)
-        self._wake.set()
-
-    def _start(self) -> asyncio.Task[None]:
-        return self._push.supervisor.keep(self._run, name=f"push of {self.namespace}")
-
-    async def _run(self) -> None:
-        client = await self._connect()
-        probe = self._push.supervisor.keep(lambda: self._probe(client), name=f"push probe of {self.namespace}")
-        try:
-            while True:
-                self._wake.clear()
-                while self._queue and len(self._subscribing) < MAX_CONCURRENT:
-                    key = self._queue.popleft()
-                    task = spawn(self._subscribe(client, key), name=f"subscribe {key}")
-                    self._subscribing.add(task)
-                    task.add_done_callback(self._on_subscribe_done)
-                await self._wake.wait()
-        finally:
-            await stop(probe)
-
-    def _on_subscribe_done(self, task: asyncio.Task[None]) -> None:
-        self._subscribing.discard(task)
-        self._wake.set()
-
-    async def _connect(self) -> Client:
-        clock = self._push.clock
-        retry = 0
-        while True:
-            try:
-                client, self._servers = await self._push.connect(self.namespace)
-            except (OSError, RuntimeError):
-                await clock.sleep_until(clock.now() + BACKOFF.delay(retry))
-                retry += 1
-            else:
-                self._clients += 1
-                return client
-
-    async def _subscribe(self, client: Client, key: ServiceKey) -> None:
-        """Not cancelled if the connection is lost: the SDK would subscribe anyway, and twice after a retry."""
-        renewal = key in self._subscribed
-        listener: Listener = _ignore if renewal else lambda instances: self._on_push(key, instances)
-        error = await failure(lambda: client.subscribe(key.name, key.group, None, listener))
-        self._pending.discard(key)
-        if error:
-            log.info("no push of %s: %s", key, error)
-            self._failing.add(key)
-            self._push.notify(key)  # it is polled from now on
-            task = spawn(self._retry(key), name=f"subscribe {key} again")
-            self._retrying.add(task)
-            task.add_done_callback(self._retrying.discard)
-            return
-        self._failing.discard(key)
-        self._subscribed.add(key)
-        if not renewal:
-            self._push.notify(key)  # changes before this moment were not reported
-
-    async def _retry(self, key: ServiceKey) -> None:
-        clock = self._push.clock
-        await clock.sleep_until(clock.now() + BACKOFF.maximum)
+        self._keys[key.grouped] = key
+        self._left.pop(key.grouped, None)
+        self._wanted.add(key)
+        self._confirmed.discard(key)  # a subscription that was about to end: its pushes were ignored meanwhile
         self._enqueue(key)
 
-    def _on_push(self, key: ServiceKey, pushed: Any) -> None:
-        """Called in a thread of the SDK, at any time, even after the loop has ended."""
-        instances = cast(list[Any], pushed) if isinstance(pushed, list) else []
-        clusters = {str(getattr(instance, "cluster_name", "")) for instance in instances}
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_change, key, clusters)
+    def remove(self, key: ServiceKey) -> None:
+        for kept in (self._wanted, self._pushed, self.refused):
+            kept.discard(key)
+        if self.session is None:
+            self._keys.pop(key.grouped, None)
+        self._enqueue(key)
 
-    def _on_change(self, key: ServiceKey, clusters: Collection[str]) -> None:
-        self._push.hint(key, clusters)
-        self._push.notify(key)
+    def follow(self, addresses: Collection[tuple[str, int]]) -> None:
+        session = self.session
+        if session is not None and (session.target.host, session.target.port) not in addresses:
+            session.end("the server has left the list")
 
-    async def _probe(self, client: Client) -> None:
-        policy, clock = self._push.policy, self._push.clock
-        lost = False
+    async def _run(self) -> None:
+        clock, rng = self._push.clock, self._push.rng
+        failures = 0
+        while True:
+            begun = clock.now()
+            if (session := await self._connect()) is not None:
+                reason = await self._use(session)
+                log.info("gRPC of %s: the connection has ended: %s", session.target, reason)
+                for listener in self._push.on_lost:
+                    self._push.supervisor.call("push", listener)
+            if session is not None and clock.now() - begun >= STEADY:
+                failures = 0
+                await clock.sleep_until(clock.now() + RECONNECT_WITHIN * rng())
+            else:
+                await clock.sleep_until(clock.now() + BACKOFF.delay(failures, rng))
+                failures += 1
+
+    async def _connect(self) -> Session | None:
+        """A session with the first server that has one; None if no server has."""
+        push, reason = self._push, "no server is known"
+        for target in self._in_order(list(push.account.grpc_targets())):
+            try:
+                session = await open_session(
+                    target, push.account, push.policy.session, push.clock, self._on_notify, push.connect
+                )
+            except (OSError, UpstreamError) as error:
+                reason = f"gRPC port {target}: {error}"
+            else:
+                push.unavailable = ""
+                return session
+        push.no_connection(reason)
+        return None
+
+    def _in_order(self, targets: list[Target]) -> list[Target]:
+        """The server that a reset named first, the last one last. A reset cannot name a server outside the list."""
+        last = self._last
+        if last is not None and len(targets) > 1:
+            targets.sort(key=lambda target: (last.reset_to != (target.host, target.http_port), target == last.target))
+        return targets
+
+    async def _use(self, session: Session) -> str:
+        """Subscribes to all that is wanted, and follows what is added and removed, until the session ends."""
+        self.session = self._last = session
+        self._queue = dict.fromkeys(self._wanted)
+        self._start_workers()
         try:
-            while True:
-                begin = clock.now()
-                if not await self._answers(client):
-                    lost = lost or self._answered_since is not None
-                    self._answered_since = None
-                elif self._answered_since is None:
-                    self._answered_since = begin
-                    if lost:
-                        self._renew()
-                await clock.sleep_until(begin + policy.probe)
+            return await session.until_ended()
         finally:
-            self._answered_since = None
+            session.end("push ends")
+            self.session, self._ready = None, False
+            tasks = (*self._workers, *self._retrying)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            if not self.was_alive:  # so `alive` stays, and nothing else says that these are polled again
+                for key in self._confirmed:
+                    self._push.report(key, None)
+            self._confirmed.clear()
+            self._busy.clear()
+            self._left.clear()
+            self._keys = {key.grouped: key for key in self._wanted}
 
-    def _renew(self) -> None:
-        """Subscribes to all services again, since the server that answers now may know none of the subscriptions."""
-        if self._renewals < MAX_RENEWALS:
-            self._renewals += 1
-            for key in self._subscribed - self._pending:
-                self._enqueue(key)
-        elif self._answered_since is not None:
-            self._answered_since += SDK_RENEWAL * len(self._subscribed)
+    def _enqueue(self, key: ServiceKey) -> None:
+        if self.session is not None:  # the next session begins with all that is wanted
+            self._queue[key] = None
+            self._start_workers()
 
-    async def _answers(self, client: Client) -> bool:
-        """Whether the client answers a query of one service in time."""
-        key = next(iter(self._subscribed or self._keys))
-        query = spawn(self._query(client, key), name="push probe")
+    def _start_workers(self) -> None:
+        session = self.session
+        if session is None:
+            return
+        for _ in range(min(len(self._queue), WORKERS - len(self._workers))):
+            worker = self._push.supervisor.once(self._work(session), name="subscribe")
+            self._workers.add(worker)
+            worker.add_done_callback(self._on_worker_done)
+        if not self._queue and not self._workers:
+            self._ready = self.was_alive = self._push.was_alive = True
+
+    def _on_worker_done(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        self._start_workers()
+
+    async def _work(self, session: Session) -> None:
+        while self._queue and not session.ended:
+            key = next(iter(self._queue))
+            del self._queue[key]
+            await self._settle(session, key)
+
+    async def _settle(self, session: Session, key: ServiceKey) -> None:
+        """Subscribes or unsubscribes until that is what is wanted. One worker at a time does so for a service."""
+        if key in self._busy:
+            return
+        self._busy.add(key)
         try:
-            await at_most(self._push.clock, self._push.policy.answer, query)
-            return query.done() and query.result()
+            while (wanted := key in self._wanted) != (key in self._confirmed):
+                await (self._subscribe(session, key) if wanted else self._unsubscribe(session, key))
+            if not wanted and self._keys.get(key.grouped) == key:
+                self._left[key.grouped] = self._push.clock.now()
+        except NotRegistered as error:
+            session.end(str(error))
+        except ProxyError as error:
+            if not session.ended:
+                self._failed(key, error)
+                await asyncio.sleep(0)  # calls on a connection that is closing fail at once, one after the other
         finally:
-            query.cancel()
+            self._busy.discard(key)
 
-    async def _query(self, client: Client, key: ServiceKey) -> bool:
-        error = await failure(lambda: client.get_all_instances(key.name, key.group, None, False))
-        if error:
-            log.info("push of %s does not answer: %s", self.namespace, error)
-        return not error
+    def _failed(self, key: ServiceKey, error: ProxyError) -> None:
+        if key in self._wanted:
+            if not self.refused:
+                log.warning("no push of %s, which is polled instead: %s", key, error)
+            self.refused.add(key)
+            self._push.report(key, None)  # it is polled from now on
+        else:
+            log.info("the subscription of %s could not be ended: %s", key, error)
+            self._confirmed.add(key)  # it may still exist
+        self._retry_later(key)
+
+    async def _subscribe(self, session: Session, key: ServiceKey) -> None:
+        self._pushed.discard(key)
+        try:
+            listing = await self._authorized(lambda headers: session.subscribe(key, headers))
+        except Garbled as error:
+            if not error.answered:
+                raise
+            listing = None
+        self._confirmed.add(key)
+        self.refused.discard(key)
+        if key not in self._pushed:  # a push is younger than the answer
+            self._push.report(key, listing)
+
+    async def _unsubscribe(self, session: Session, key: ServiceKey) -> None:
+        self._confirmed.discard(key)
+        await self._authorized(lambda headers: session.unsubscribe(key, headers))
+
+    async def _authorized(self, call: Callable[[Mapping[str, str]], Awaitable[T]]) -> T:
+        """Calls with the account's token; with a new one, too, if the server refuses it."""
+        account = self._push.account
+        headers = await account.grpc_headers()
+        try:
+            return await call(headers)
+        except Refused as error:
+            if not is_denied(error) or (renewed := await account.grpc_headers(headers)) == headers:
+                raise
+        return await call(renewed)
+
+    def _retry_later(self, key: ServiceKey) -> None:
+        task = spawn(self._retry(key), name=f"subscribe {key} again")
+        self._retrying.add(task)
+        task.add_done_callback(self._retrying.discard)
+
+    async def _retry(self, key: ServiceKey) -> None:
+        await self._push.clock.sleep_until(self._push.clock.now() + RETRY_REFUSED)
+        self._enqueue(key)
+
+    def _on_notify(self, notify: Notify) -> None:
+        """Ignores what is no longer wanted. r-nacos names the namespace, and pushes those of all."""
+        key = self._keys.get(f"{notify.group}{GROUP_SEPARATOR}{notify.name}")
+        if key not in self._wanted or key is None:
+            return
+        if notify.namespace is None or (notify.namespace or DEFAULT_NAMESPACE) == key.namespace:
+            self._pushed.add(key)
+            self._push.report(key, notify)
 
     async def close(self) -> None:
-        for task in (self._task, *self._subscribing, *self._retrying):
-            await stop(task)
-
-
-def _ignore(_: Any) -> None:
-    """The listener of a renewed subscription, since the first listener still gets the pushes."""
+        await stop(self._task)

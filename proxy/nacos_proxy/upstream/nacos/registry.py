@@ -25,11 +25,14 @@ All calls are idempotent except those that create or delete a service.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Hashable
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from secrets import token_hex
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from cachetools import LRUCache
@@ -52,10 +55,19 @@ from nacos_proxy.model.calls import (
     UpdateService,
     Write,
 )
-from nacos_proxy.model.errors import Garbled, Malformed, Misplaced, Reason, Refused, Unreachable, UpstreamError
+from nacos_proxy.model.errors import (
+    Garbled,
+    Malformed,
+    Misplaced,
+    Reason,
+    Refused,
+    Unreachable,
+    UpstreamError,
+    is_denied,
+)
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
-from nacos_proxy.upstream.contract import Registry
+from nacos_proxy.upstream.grpc.session import Target
 from nacos_proxy.upstream.http.exchange import Headers, HttpClient, HttpPolicy, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
@@ -73,18 +85,24 @@ R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.registry")
 
+GRPC_OFFSET = 1000  # from the HTTP port of a server to its gRPC port (nacos-grpc.md 1)
 CACHE_MILLIS = 3000  # `defaultCacheMillis` of 1.x
 
 
 @dataclass(frozen=True, slots=True)
 class NacosPolicy:
-    """`dialect`: the only dialect to use, or `auto`."""
+    """`dialect`: the only dialect to use, or `auto`.
+
+    `grpc_port`, if not 0, is the gRPC port of the first server; those of the others have the same distance to their
+    HTTP port. Otherwise it is `GRPC_OFFSET`.
+    """
 
     servers: ServersPolicy
     http: HttpPolicy = field(default_factory=HttpPolicy)
     tls: TlsPolicy | None = None
     login: LoginPolicy = field(default_factory=LoginPolicy)
     dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
+    grpc_port: int = 0
 
 
 class NacosRegistry:
@@ -93,6 +111,7 @@ class NacosRegistry:
     def __init__(self, policy: NacosPolicy, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` is for tests. Raises `ValueError` and `OSError` for an invalid policy."""
         tls = tls_context(policy.tls) if policy.tls is not None else None
+        self._policy = policy
         self.clock = clock
         self.servers = Servers(policy.servers)
         self.session = Session(policy.login, clock)
@@ -102,7 +121,7 @@ class NacosRegistry:
         self.unreadable = 0
         self._unreadable_hosts: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._proxy_id = token_hex(8)
-        self._own_client = own_client = AuthenticatedClient(self, None)
+        self.own_client = own_client = AuthenticatedClient(self, None)
         self.monitor = ServerMonitor(
             self.servers,
             self.http,
@@ -114,9 +133,9 @@ class NacosRegistry:
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own token."""
-        return await self._own_client.send(call)
+        return await self.own_client.send(call)
 
-    def acting_as(self, credential: Credential) -> Registry:
+    def acting_as(self, credential: Credential) -> AuthenticatedClient:
         """A client of the same servers with another token and its own response cache."""
         return AuthenticatedClient(self, credential)
 
@@ -126,7 +145,7 @@ class NacosRegistry:
         last: UpstreamError = Unreachable("no server is known", arrived=False)
         for server in self.servers.candidates((username,), self.clock.now()):
             try:
-                login, _ = await log_in(username, password, ServerClient(self._own_client, server).ask_without_token)
+                login, _ = await log_in(username, password, ServerClient(self.own_client, server).ask_without_token)
             except UpstreamError as error:
                 if isinstance(error, Refused) and error.reason is Reason.NO_RIGHT:
                     raise
@@ -158,9 +177,28 @@ class NacosRegistry:
         else:
             self.monitor.failed(server, error)
 
-    def hint(self, key: ServiceKey, clusters: Collection[str]) -> None:
-        """Adds clusters that push reported, because some servers list only the clusters that a request names."""
-        self._own_client.cache.add_clusters(key, clusters)
+    def grpc_targets(self, key: Hashable) -> Iterator[Target]:
+        """The gRPC ports of all servers, in the order in which to try them. One key begins at the same server."""
+        first = self.servers.candidates((key,), self.clock.now(), reading=True)
+        for server in dict.fromkeys((*first, *self.servers.all)):
+            address = urlsplit(server.origin)
+            host, port = address.hostname or "", address.port or 0
+            tls = self._grpc_tls if address.scheme == "https" else None
+            if 0 < port + self._grpc_offset <= 65535:
+                yield Target(host, port + self._grpc_offset, port, tls, self.http.policy.sni)
+
+    @property
+    def _grpc_offset(self) -> int:
+        if not self._policy.grpc_port or not self.servers.all:
+            return GRPC_OFFSET
+        return self._policy.grpc_port - (urlsplit(self.servers.all[0].origin).port or 0)
+
+    @cached_property
+    def _grpc_tls(self) -> ssl.SSLContext:
+        """The TLS of HTTP, with the protocol of gRPC."""
+        context = tls_context(self._policy.tls or TlsPolicy())
+        context.set_alpn_protocols(["h2"])
+        return context
 
     def report_unreadable(self, snapshot: Snapshot) -> None:
         """Counts and logs the unreadable hosts of a service, unless they are the same as last time."""
@@ -202,6 +240,8 @@ class AuthenticatedClient:
         self.credential = credential
         self.cache = ResponseCache()
         self.dialect_clients = dialect_clients(self.cache, registry.clock)
+        self.add_clusters = self.cache.add_clusters
+        self._push_key = token_hex(8)  # proxies spread over the servers
 
     async def send(self, call: Call[R]) -> R:
         """The result, from the first server that does not fail."""
@@ -256,6 +296,46 @@ class AuthenticatedClient:
                 registry.servers.pin(key, server, registry.clock.now())
         elif isinstance(call, Deregister):
             registry.servers.unpin(keys[0])
+
+    def grpc_targets(self) -> Iterable[Target]:
+        """As `NacosRegistry.grpc_targets`, always in the same order while no server goes down."""
+        return self.registry.grpc_targets(self._push_key)
+
+    async def grpc_headers(self, refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        """The headers of payloads that carry the token and, if it is our own, the server identity.
+
+        `refused`: the headers that a server has just refused; if they have our own token, logs in again. Raises
+        `UpstreamError`.
+        """
+        registry, identity = self.registry, self.registry.http.policy.identity
+        if self.credential is not None:
+            return {"accessToken": self.credential.token} if self.credential.token else {}
+        headers, session = dict([identity] if identity is not None else ()), registry.session
+        if not session.enabled:
+            return headers
+        await registry.monitor.ready()
+        last: UpstreamError = Unreachable("no server is known", arrived=False)
+        for server in registry.servers.candidates((self._push_key,), registry.clock.now(), reading=True):
+            ask = ServerClient(self, server).ask_without_token
+            try:
+                token = await session.token(server.url, ask)
+                if refused is not None and token == refused.get("accessToken", ""):
+                    token = await session.renew(token, server.url, ask)
+            except UpstreamError as error:
+                if is_denied(error):
+                    raise
+                last = error
+                continue
+            return {**headers, "accessToken": token} if token else headers
+        raise last
+
+    def lists_disabled(self, key: ServiceKey) -> bool:
+        """Whether a fetch also lists disabled instances: only the admin API of v3 does."""
+        registry, now = self.registry, self.registry.clock.now()
+        if now < self.cache.admin_refused_until:
+            return False
+        order, call = registry.dialect_order, Fetch(key)
+        return any(server.capabilities.dialects_for(call, order)[0] == "v3" for server in registry.servers.all)
 
     async def close(self) -> None:
         """Does nothing, because the connections belong to the registry."""

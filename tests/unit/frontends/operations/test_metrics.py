@@ -9,7 +9,7 @@ from nacos_proxy.frontends.operations.metrics import METRICS, Metrics, Repeated,
 from nacos_proxy.model.calls import Beat, Deregister, Register
 from nacos_proxy.model.errors import Unreachable
 from tests.helpers import build
-from tests.helpers.build import KEY, instance
+from tests.helpers.build import KEY, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
 
@@ -24,6 +24,7 @@ async def test_scrape_has_every_metric_with_its_value() -> None:
     await agent.write(Beat(KEY, "10.0.0.1", 80))
     agent.outage.journal.add(Deregister(KEY, "10.0.0.1", 80), 0.0)
     agent.counts.outage["accepted"] = 1
+    agent.accept_pushed(snapshot(instance("10.0.0.2"), service=key("unknown")))
     for _ in range(3):
         agent.refresh(KEY)
         await settle()
@@ -43,6 +44,7 @@ async def test_scrape_has_every_metric_with_its_value() -> None:
         ("writes_total", "ok"): 1,
         ("fetches_total", "Unreachable"): 3,
         ("changes_total", "write"): 1,
+        ("pushes_total", "fetched"): 1,
         ("local_beats_total",): 1,
         ("outage_writes_total", "accepted"): 1,
         ("outage_writes_waiting",): 1,

@@ -165,8 +165,8 @@ async def test_registry_notifies_watchers_once_a_write_is_persistent_even_if_its
     heard: list[str] = []
 
     async def listen() -> None:
-        async for service in registry.changes():
-            heard.append(f"{service.name} changed")
+        async for changed in registry.changes():
+            heard.append(f"{changed.key.name} changed")
 
     async def register(service: ServiceKey) -> None:
         await registry.send(Register(service, LASTING))

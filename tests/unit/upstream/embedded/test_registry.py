@@ -466,8 +466,9 @@ async def test_registry_changes_yields_watched_services_including_expiry(
     heard: list[ServiceKey] = []
 
     async def listen() -> None:
-        async for service in registry.changes():
-            heard.append(service)
+        async for changed in registry.changes():
+            assert changed.pushed is None
+            heard.append(changed.key)
 
     listening = spawn(listen(), name="listening")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -37,13 +38,15 @@ from nacos_proxy.model.errors import (
 )
 from nacos_proxy.model.services import Instance
 from nacos_proxy.upstream.embedded.registry import EmbeddedRegistry
-from nacos_proxy.upstream.nacos.login import LoginPolicy
+from nacos_proxy.upstream.http.exchange import HttpPolicy, TlsPolicy
+from nacos_proxy.upstream.nacos.login import NOBODY, Credential, LoginPolicy
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 from nacos_proxy.wire.http import HttpReply
 from tests.helpers.build import KEY, instance, key
 from tests.helpers.clock import FakeClock
 from tests.helpers.faces import FACES, facing
+from tests.helpers.live import free_port
 from tests.helpers.pair import CALLS, ODD_REPLIES
 from tests.unit.upstream.registries import registry_of, version_known
 from tests.unit.upstream.stub import Request, Say, ok, say, stub
@@ -265,7 +268,7 @@ async def test_server_client_send_creates_the_right_kind_of_service_after_a_down
 # --- admin rights and logins ------------------------------------------------------------------------------------------
 
 
-async def test_nacos_registry_hint_adds_clusters_to_list_without_admin_rights() -> None:
+async def test_authenticated_client_add_clusters_adds_clusters_to_list_without_admin_rights() -> None:
     clock = FakeClock()
     users = {"nacos": "pw", "reader": "pw"}
     async with facing("v3", clock, passwords=users) as upstream:
@@ -273,7 +276,7 @@ async def test_nacos_registry_hint_adds_clusters_to_list_without_admin_rights() 
             for number, cluster in enumerate(("DEFAULT", "c1", "c2")):
                 await upstream.registry.send(Register(KEY, instance(f"10.0.0.{number}", cluster=cluster)))
             assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT"}
-            registry.hint(KEY, ["c1"])
+            registry.own_client.add_clusters(KEY, ["c1"])
             await registry.send(Register(KEY, instance("10.0.1.2", cluster="c2")))
             assert {i.cluster for i in (await registry.send(Fetch(KEY))).instances} == {"DEFAULT", "c1", "c2"}
 
@@ -315,6 +318,84 @@ async def test_server_client_ask_logs_in_and_renews_a_refused_token_with_each_fa
             upstream.users.revoke()
             assert len((await registry.send(Fetch(KEY))).instances) == 1
             assert registry.session.logins == 2
+
+
+# --- gRPC ------------------------------------------------------------------------------------------------------------
+
+
+async def test_nacos_registry_grpc_targets_are_the_ports_beside_those_of_http() -> None:
+    async with registry_of("10.0.0.1", "http://10.0.0.2:7848/x", "https://n.example:65000") as registry:
+        found = {target.host: (target.port, target.http_port, target.tls) for target in registry.grpc_targets("a")}
+        assert found == {"10.0.0.1": (9848, 8848, None), "10.0.0.2": (8848, 7848, None)}, "no port is above 65535"
+    async with registry_of("10.0.0.1", "10.0.0.2:8000", grpc_port=443) as registry:
+        assert [target.port for target in registry.grpc_targets("a")] == [443], "nor below 1"
+
+
+async def test_nacos_registry_grpc_targets_begin_with_the_server_of_a_key() -> None:
+    urls = [f"10.0.0.{number}" for number in range(1, 6)]
+    async with registry_of(*urls) as registry:
+        firsts = {key: next(registry.grpc_targets(key)).host for key in map(str, range(50))}
+        assert len(set(firsts.values())) == 5
+        assert all(next(registry.grpc_targets(key)).host == host for key, host in firsts.items())
+        assert {target.host for target in registry.grpc_targets("a")} == set(urls), "each of them is tried"
+
+
+async def test_nacos_registry_grpc_targets_of_https_use_tls_with_the_name_of_http() -> None:
+    policy = HttpPolicy(sni="name.example")
+    async with registry_of("https://n.example:8848", http=policy, tls=TlsPolicy(verify=False)) as registry:
+        (target,) = registry.grpc_targets("a")
+        assert target.tls is not None and target.tls.verify_mode is ssl.CERT_NONE
+        assert (target.name, next(registry.grpc_targets("b")).tls is target.tls) == ("name.example", True)
+
+
+async def test_authenticated_client_grpc_headers_have_the_token_and_the_server_identity() -> None:
+    async with facing("v1+v2", passwords={"nacos": "pw"}) as upstream:
+        policy = HttpPolicy(identity=("who", "me"))
+        async with registry_of(upstream.url, http=policy, login=LoginPolicy("nacos", "pw")) as registry:
+            first = await registry.own_client.grpc_headers()
+            assert first.keys() == {"who", "accessToken"}
+            assert await registry.own_client.grpc_headers() == first
+            assert registry.session.logins == 1
+            assert await registry.acting_as(Credential("t")).grpc_headers() == {"accessToken": "t"}
+            assert await registry.acting_as(NOBODY).grpc_headers({}) == {}
+        async with registry_of(upstream.url) as registry:
+            assert await registry.own_client.grpc_headers() == {}
+
+
+async def test_authenticated_client_grpc_headers_renew_a_refused_token() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock, passwords={"nacos": "pw"}) as upstream:
+        async with registry_of(upstream.url, clock=clock, login=LoginPolicy("nacos", "pw")) as registry:
+            first = await registry.own_client.grpc_headers()
+            await clock.advance(10)
+            assert await registry.own_client.grpc_headers({"accessToken": "older"}) == first
+            assert await registry.own_client.grpc_headers(first) != first
+            assert registry.session.logins == 2
+
+
+async def test_authenticated_client_grpc_headers_log_in_at_the_next_server() -> None:
+    async with facing("v1+v2", passwords={"nacos": "pw"}) as upstream:
+        login = LoginPolicy("nacos", "pw")
+        async with registry_of(f"http://127.0.0.1:{free_port()}", upstream.url, login=login) as registry:
+            assert await registry.own_client.grpc_headers()
+        async with registry_of(f"http://127.0.0.1:{free_port()}", login=login) as registry:
+            with pytest.raises(Unreachable):
+                await registry.own_client.grpc_headers()
+        async with registry_of(upstream.url, login=LoginPolicy("nacos", "wrong")) as registry:
+            with pytest.raises(Refused):
+                await registry.own_client.grpc_headers()
+
+
+@pytest.mark.parametrize(
+    ("face", "user", "expected"), [("v3", "nacos", True), ("v3", "reader", False), ("v1+v2", "nacos", False)]
+)
+async def test_authenticated_client_lists_disabled_if_it_may_use_the_admin_api(
+    face: str, user: str, expected: bool
+) -> None:
+    async with facing(face, passwords={"nacos": "pw", "reader": "pw"}) as upstream:
+        async with registry_of(upstream.url, login=LoginPolicy(user, "pw")) as registry:
+            await registry.send(Fetch(KEY))
+            assert registry.own_client.lists_disabled(KEY) is expected
 
 
 # --- protection ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""Opens a connection to a Nacos server for one client of ours, whose payloads then pass unchanged.
+
+A server binds a session to its TCP connection (nacos-grpc.md 3), so each client needs a connection of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nacos_proxy.model.errors import Garbled, Malformed, Unreachable, UpstreamError
+from nacos_proxy.runtime import Clock, SystemClock
+from nacos_proxy.transport.http2 import LinkPolicy
+from nacos_proxy.upstream.grpc.connection import GrpcConnection
+from nacos_proxy.upstream.grpc.session import Target
+from nacos_proxy.wire.http2 import DEFAULT
+from nacos_proxy.wire.nacos.grpc.client import (
+    read_health_check,
+    read_server_check,
+    write_health_check,
+    write_server_check,
+)
+from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
+from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
+
+# Calls under way on one line. The answer to each, or each request, may be as large as a message can be.
+CALLS = 4
+PAUSE = 0.02  # seconds between two questions whether the server knows the session
+_BYTES = (CALLS + 1) * DEFAULT.max_message
+_POLICY = LinkPolicy(DEFAULT._replace(max_partial=_BYTES), max_unsent=_BYTES)
+
+
+class Line(Protocol):
+    """A connection to a server: a `GrpcConnection`. All but `call` is a no-op once it is lost."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        ...
+
+    async def call(self, message: bytes, *, timeout: float) -> bytes:
+        """The answer to a unary call. Raises `UpstreamError`s."""
+        ...
+
+    def open_stream(self) -> None: ...
+
+    def send(self, message: bytes) -> None:
+        """A message on the stream."""
+        ...
+
+    def pause(self) -> None:
+        """Read nothing until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LineOwner(Protocol):
+    """Whoever uses a line."""
+
+    def received(self, message: bytes) -> None:
+        """A message on the stream."""
+        ...
+
+    def drained(self) -> None:
+        """The line takes more bytes again."""
+        ...
+
+    def lost(self, reason: str) -> None:
+        """The line is gone, perhaps by `close`. Called once."""
+        ...
+
+
+class Connect(Protocol):
+    async def __call__(self, target: Target, owner: LineOwner, timeout: float, /) -> Line:
+        """Raises `OSError`."""
+        ...
+
+
+async def connect_line(target: Target, owner: LineOwner, timeout: float) -> Line:
+    """A `Connect`. Raises `OSError`."""
+    return await GrpcConnection.connect(
+        target.host,
+        target.port,
+        tls=target.tls,
+        server_hostname=(target.name or target.host) if target.tls is not None else None,
+        on_message=owner.received,
+        on_lost=owner.lost,
+        on_drained=owner.drained,
+        timeout=timeout,
+        policy=_POLICY,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """A line to a server that knows the client. `acknowledges`: the server answers a setup that has abilities."""
+
+    line: Line
+    target: Target
+    acknowledges: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dialer:
+    """`targets(key)` are the servers to try, in order; one key starts at the same server each time.
+
+    A server with an https URL must speak TLS on its gRPC port, too: what a client sends may be secret.
+
+    `ready` is awaited first; it may fetch the list of servers. `absent()` says why the upstream has no gRPC at all; ''
+    if it has. `timeout`: seconds for a connection and for the check, each; an SDK waits 5 s for the answer to a setup.
+    """
+
+    targets: Callable[[str], Iterable[Target]]
+    connect: Connect = connect_line
+    ready: Callable[[], Awaitable[None]] | None = None
+    absent: Callable[[], str] = lambda: ""
+    timeout: float = 2.0
+    clock: Clock = field(default_factory=SystemClock)
+
+    async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed:
+        """A line to the first server that answers. Raises `UpstreamError`s; those of the last server."""
+        if self.ready is not None:
+            await self.ready()
+        last: UpstreamError = Unreachable("no server is known", arrived=False)
+        for target in self.targets(key):
+            try:
+                return await self._dial(target, setup, owner)
+            except OSError as error:
+                last = Unreachable(f"gRPC of {target}: {error}", arrived=False)
+            except UpstreamError as error:
+                last = error
+        raise last
+
+    async def _dial(self, target: Target, setup: Payload, owner: LineOwner) -> Dialed:
+        attempt = _Attempt(owner)
+        line = await self.connect(target, attempt, self.timeout)
+        try:
+            answer = await line.call(write_payload(write_server_check()), timeout=self.timeout)
+            checked = read_server_check(read_payload(answer))
+            line.open_stream()
+            line.send(write_payload(setup))
+            await self._until_known(line)
+        except Malformed as error:
+            line.close()
+            raise Garbled(f"gRPC of {target}: {error}") from error
+        except BaseException:
+            line.close()
+            raise
+        if attempt.reason is not None:
+            raise Unreachable(f"gRPC of {target}: {attempt.reason}", arrived=False)
+        attempt.settled = True
+        return Dialed(line, target, checked.negotiates)
+
+    async def _until_known(self, line: Line) -> None:
+        """Servers read the setup a moment later, and refuse requests until then. Raises `UpstreamError`s."""
+        end = self.clock.now() + self.timeout
+        while True:
+            answer = read_payload(await line.call(write_payload(write_health_check()), timeout=self.timeout))
+            try:
+                return read_health_check(answer)
+            except NotRegistered:
+                if self.clock.now() >= end:
+                    raise
+            await self.clock.sleep_until(self.clock.now() + PAUSE)
+
+
+class _Attempt:
+    """Keeps the loss of a line that was never in use from its owner, who gets the line of the next server."""
+
+    def __init__(self, owner: LineOwner) -> None:
+        self.settled = False
+        self.reason: str | None = None
+        self._owner = owner
+
+    def received(self, message: bytes) -> None:
+        self._owner.received(message)
+
+    def drained(self) -> None:
+        if self.settled:
+            self._owner.drained()
+
+    def lost(self, reason: str) -> None:
+        self.reason = reason
+        if self.settled:
+            self._owner.lost(reason)
