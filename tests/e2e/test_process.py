@@ -298,23 +298,29 @@ def test_serve_tls_client_ca_requires_a_client_certificate() -> None:
 ACTIVATE = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
-os.environ["LISTEN_FDS"] = sys.argv[1]
+os.environ["LISTEN_FDNAMES"] = sys.argv[1]
+os.environ["LISTEN_FDS"] = str(len(sys.argv[1].split(":")))
 os.execv(sys.executable, [sys.executable, "-m", "nacos_proxy", "serve", *sys.argv[2:]])
 """
 
 
 @contextlib.contextmanager
-def activated(*arguments: str, host: str = "127.0.0.1") -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The proxy on a socket that was opened before it; gives the port and the process."""
+def activated(
+    *arguments: str, host: str = "127.0.0.1", grpc: socket.socket | None = None
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """The proxy on a socket that was opened before it, and maybe one for gRPC; gives the port and the process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
 
     def third() -> None:
-        os.dup2(listener.fileno(), 3, inheritable=True)
+        kept = os.dup(listener.fileno()), None if grpc is None else os.dup(grpc.fileno())
+        os.dup2(kept[0], 3, inheritable=True)
+        if kept[1] is not None:
+            os.dup2(kept[1], 4, inheritable=True)
 
     with socket.create_server((host, 0)) as listener:
         listener.set_inheritable(True)
         process = subprocess.Popen(
-            [sys.executable, "-c", ACTIVATE, "1", *arguments],
+            [sys.executable, "-c", ACTIVATE, "proxy" if grpc is None else "proxy:grpc", *arguments],
             env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -339,6 +345,19 @@ def test_systemd_socket_is_used(tmp_path: Path) -> None:
         process.terminate()
         said, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode, f"listening on http://127.0.0.1:{port}\n" in said) == (0, True)
+
+
+def test_systemd_socket_for_grpc_is_used(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with activated("--state-dir", str(tmp_path), grpc=listener) as (http, process):
+            with httpx.Client(base_url=f"http://127.0.0.1:{http}", trust_env=False, timeout=PATIENCE) as calls:
+                shown = calls.get("/status").json()["grpc"]
+            assert (shown["state"], shown["port"]) == ("ok", port)
+            process.terminate()
+            said, _ = process.communicate(timeout=PATIENCE)
+            assert f"gRPC for Nacos SDKs: 127.0.0.1:{port}\n" in said
+            assert f"listening on http://127.0.0.1:{port}" not in said
 
 
 def test_systemd_socket_on_a_network_address_requires_a_token(tmp_path: Path) -> None:

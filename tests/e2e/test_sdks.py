@@ -1,4 +1,4 @@
-"""Unmodified SDKs of other languages at the proxy, in front of servers of each generation.
+"""Unmodified SDKs of other languages that speak HTTP at the proxy, in front of servers of each generation.
 
 A user changes only the server address. `tests/e2e/clients/` holds a small program for each SDK. Tests name the
 peculiarities of an SDK (such as its cache) where they matter.
@@ -7,10 +7,9 @@ peculiarities of an SDK (such as its cache) where they matter.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from nacos_proxy.runtime import SystemClock
-from tests.e2e.clients import BUILDS, NotBuilt, Sdk, build, required, start
+from tests.e2e.clients import HTTP, PORT, Client, Sdks, addresses, by_another, of, required
 from tests.e2e.conftest import UPSTREAMS, process
 from tests.helpers.app import serving
 from tests.helpers.faces import facing
@@ -26,7 +25,6 @@ from tests.helpers.fault import fault_proxy
 from tests.helpers.live import RNacos, rnacos_binary
 
 V1 = "/nacos/v1/ns"
-PORT = 8080
 MAINTAINS = ("java", "go")  # the Node SDK cannot update, select one instance, or list services
 BEATING = 22.0  # seconds; a server marks an instance unhealthy after 15 without a beat
 LONG = ("r-nacos", "v3")  # upstreams at which SDKs beat for that long
@@ -45,21 +43,19 @@ class Stand:
     Only the proxies in front of r-nacos and 3.2 are processes, because the start of a process takes seconds.
     """
 
-    directory: Path
+    sdks: Sdks
     stack: AsyncExitStack
     rnacos: RNacos | None
-    sdks: dict[str, Sdk] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
     proxies: dict[str, str] = field(default_factory=dict)
     servers: dict[str, str] = field(default_factory=dict)
     began: float = 0.0
 
     async def make(self) -> None:
-        await asyncio.gather(*map(self._sdk, BUILDS))
-        if self.sdks:
+        await asyncio.gather(*map(self.sdks.add, HTTP))
+        if self.sdks.running:
             for upstream in ("embedded", "polled", *UPSTREAMS):
                 await self._proxy(upstream)
-            await asyncio.gather(*(self._join(s, upstream) for s in self.sdks for upstream in self.proxies))
+            await asyncio.gather(*(self._join(s, upstream) for s in self.sdks.running for upstream in self.proxies))
             await self._begin()
 
     async def _begin(self) -> None:
@@ -67,24 +63,16 @@ class Stand:
         for upstream in LONG:
             if upstream in self.proxies:
                 await by_another(self.proxies[upstream], "POST", "beaten", SILENT)
-                for number, language in enumerate(self.sdks):
+                for number, language in enumerate(self.sdks.running):
                     mine = {"ip": f"10.0.0.{number + 1}", "port": PORT, "weight": 3.0, "metadata": {"sdk": language}}
                     await self.at(language, upstream)("register", service="beaten", **mine)
         await by_another(self.proxies["polled"], "POST", "polled", "10.0.0.1")
-        for language in self.sdks:
+        for language in self.sdks.running:
             polled = self.at(language, "polled")
             await polled("subscribe", service="polled", name=f"polled-{language}")
-            await told(polled, f"polled-{language}", ONE)
+            await polled.told(f"polled-{language}", ONE)
         await by_another(self.proxies["polled"], "POST", "polled", "10.0.0.2")
         self.began = SystemClock().now()
-
-    async def _sdk(self, language: str) -> None:
-        try:
-            command = await asyncio.to_thread(build, language, self.directory)
-            self.sdks[language] = await start(language, command, self.directory)
-            self.stack.push_async_callback(self.sdks[language].close)
-        except NotBuilt as why:
-            self.missing[language] = str(why)
 
     async def _proxy(self, upstream: str) -> None:
         enter = self.stack.enter_async_context
@@ -104,47 +92,27 @@ class Stand:
 
     async def _join(self, language: str, upstream: str) -> None:
         address = self.proxies[upstream].removeprefix("http://")
-        await self.sdks[language].call("connect", client=upstream, server=address)
+        await self.sdks.running[language].call("connect", client=upstream, server=address)
 
     def at(self, language: str, upstream: str) -> Client:
-        if language in self.missing:
-            if required(language):
-                pytest.fail(f"the SDK for {language} is required: {self.missing[language]}", pytrace=False)
-            pytest.skip(f"no SDK for {language}: {self.missing[language]}")
+        sdk = self.sdks.get(language)
         if upstream not in self.proxies:
             pytest.skip("no r-nacos")
-        return Client(self.sdks[language], upstream, self.proxies[upstream])
-
-
-@dataclass
-class Client:
-    """One SDK at one proxy."""
-
-    sdk: Sdk
-    name: str
-    proxy: str
-
-    async def __call__(self, do: str, **asked: Any) -> Any:
-        return await self.sdk.call(do, client=self.name, **asked)
-
-    async def seen(self, do: str, expected: Any, view: Callable[[Any], Any], **asked: Any) -> None:
-        """Calls until it returns `expected`: the Go SDK answers from its cache, which a push or its poll renews."""
-        end = SystemClock().now() + 60
-        while (found := view(await self(do, **asked))) != expected:
-            assert SystemClock().now() < end, f"{do} shows {found}, not {expected}"
-            await asyncio.sleep(0.05)
+        return Client(sdk, upstream, self.proxies[upstream])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stand(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[Stand]:
     rnacos = request.getfixturevalue("rnacos") if rnacos_binary() else None
     async with AsyncExitStack() as stack:
-        stand = Stand(tmp_path_factory.mktemp("sdks"), stack, rnacos)
+        sdks = Sdks(tmp_path_factory.mktemp("sdks"))
+        stack.push_async_callback(sdks.close)
+        stand = Stand(sdks, stack, rnacos)
         await stand.make()
         yield stand
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=HTTP)
 def language(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -154,15 +122,6 @@ def client(stand: Stand, language: str, request: pytest.FixtureRequest) -> Clien
     return stand.at(language, request.param)
 
 
-def addresses(hosts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    return sorted((host["ip"], host["cluster"]) for host in hosts)
-
-
-def of(ip: str, *names: str) -> Callable[[Any], Any]:
-    """These fields of the host with that address."""
-    return lambda hosts: [tuple(host[name] for name in names) for host in hosts if host["ip"] == ip]
-
-
 def changed(hosts: Any) -> Any:
     """Weight and zone: after an update servers keep other metadata, r-nacos does not."""
     return [(weight, metadata["zone"]) for weight, metadata in of("10.0.0.1", "weight", "metadata")(hosts)]
@@ -170,14 +129,6 @@ def changed(hosts: Any) -> Any:
 
 def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
-
-
-async def by_another(proxy: str, method: str, service: str, ip: str, **more: str) -> None:
-    """A write by another client of this proxy."""
-    query = {"serviceName": service, "ip": ip, "port": str(PORT), **more}
-    async with httpx.AsyncClient(base_url=proxy, trust_env=False) as http:
-        reply = await http.request(method, f"{V1}/instance", params=query)
-        assert (reply.status_code, reply.text) == (200, "ok")
 
 
 async def test_sdk_registers_lists_updates_and_deregisters(client: Client, service: str) -> None:
@@ -221,12 +172,6 @@ async def test_sdk_reports_the_server_as_up(client: Client) -> None:
     assert await client("status") == "UP"
 
 
-async def told(client: Client, name: str, expected: list[tuple[str, str]]) -> None:
-    """Waits until the subscription gets this state, after any number of others."""
-    while addresses(await client.sdk.event(name)) != expected:
-        pass
-
-
 async def test_sdk_subscriber_gets_changes_by_push_alone(stand: Stand, client: Client, service: str) -> None:
     """A relay between SDK and proxy refuses connections after the first list: only datagrams get through."""
     sdk, proxy, name = client.sdk, client.proxy, f"pushed-{service}-{client.sdk.language}"
@@ -234,12 +179,12 @@ async def test_sdk_subscriber_gets_changes_by_push_alone(stand: Stand, client: C
     async with fault_proxy(port_of(proxy)) as relay:
         await sdk.call("connect", client=name, server=f"127.0.0.1:{relay.port}")
         await sdk.call("subscribe", client=name, service=service, name=name)
-        await told(client, name, ONE)
+        await client.told(name, ONE)
         await relay.set("refuse")
         await by_another(proxy, "POST", service, "10.0.0.2")
-        await told(client, name, TWO)
+        await client.told(name, TWO)
         await by_another(proxy, "DELETE", service, "10.0.0.1")
-        await told(client, name, TWO[1:])
+        await client.told(name, TWO[1:])
         await relay.set("pass")
         await sdk.call("unsubscribe", client=name, service=service, name=name)
 
@@ -262,7 +207,7 @@ async def test_sdk_publishes_listens_to_and_removes_configuration(stand: Stand, 
 
 async def test_sdk_subscriber_without_udp_gets_changes_by_its_poll(stand: Stand, language: str) -> None:
     """The change was made when the first test began. SDKs poll every ten seconds, as lists tell them."""
-    await told(stand.at(language, "polled"), f"polled-{language}", TWO)
+    await stand.at(language, "polled").told(f"polled-{language}", TWO)
 
 
 async def health(server: str, upstream: str) -> dict[str, bool]:
@@ -276,7 +221,7 @@ async def health(server: str, upstream: str) -> dict[str, bool]:
 @pytest.mark.parametrize("upstream", LONG)
 async def test_sdk_beats_keep_an_instance_healthy_at_the_server(stand: Stand, upstream: str) -> None:
     """Lasts longer than the server's timeout: an instance without beats becomes unhealthy."""
-    languages = [name for name in BUILDS if name not in stand.missing or required(name)]
+    languages = [name for name in HTTP if name not in stand.sdks.missing or required(name)]
     clients = [stand.at(language, upstream) for language in languages] or [stand.at("go", upstream)]
     expected = {f"10.0.0.{number + 1}": True for number in range(len(clients))}
     while SystemClock().now() < stand.began + BEATING:

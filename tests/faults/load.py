@@ -234,7 +234,7 @@ class Load:
 
     async def _read(self, service: str, *, rest: bool) -> None:
         path = f"/api/v1/services/{service}" if rest else f"{LIST}?serviceName={service}"
-        there, not_there = self._expected(service)
+        there, not_there = self.expected(service)
         # the Java SDK sends a unique RequestId; the other reader always sends the same bytes
         headers = {"RequestId": str(len(self.reads))} if len(self.reads) % 2 else {}
         try:
@@ -248,11 +248,12 @@ class Load:
         else:
             read.text = reply.text
         # writes during the read may or may not show
-        still, still_not = self._expected(service)
+        still, still_not = self.expected(service)
         read.must, read.must_not = read.must & still, read.must_not & still_not
         self.reads.append(read)
 
-    def _expected(self, service: str) -> tuple[frozenset[Address], frozenset[Address]]:
+    def expected(self, service: str) -> tuple[frozenset[Address], frozenset[Address]]:
+        """What a list of the service must and must not contain now."""
         if service == self.beating:
             return frozenset(self.beaters), frozenset()
         return frozenset(self.acknowledged.there), frozenset(self.acknowledged.gone)
@@ -373,7 +374,7 @@ class Load:
     async def _settles(self, url: str, service: str) -> None:
         end = CLOCK.now() + 60.0
         while True:
-            there, gone = self._expected(service)
+            there, gone = self.expected(service)
             shown = await self.shown(url, service)
             if there <= shown and not shown & gone:
                 return

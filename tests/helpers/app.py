@@ -22,20 +22,22 @@ PATIENCE = 60.0  # seconds before a test gives up; httpx's own 5 s can pass on a
 
 @dataclass(slots=True)
 class Served:
-    """A running proxy: its URL, a client for it, its components and its app."""
+    """A running proxy: its URL, a client for it, its components and its app; and its gRPC port, 0 without gRPC."""
 
     url: str
     http: httpx.AsyncClient
     components: Components
     app: App
+    grpc_port: int = 0
 
 
 @asynccontextmanager
-async def running(config: uvicorn.Config) -> AsyncIterator[str]:
-    """Runs uvicorn on a free port and gives the URL. At the end it finishes open requests, then stops the app."""
+async def running(config: uvicorn.Config, port: int = 0) -> AsyncIterator[str]:
+    """Runs uvicorn on a port (0: a free one) and gives the URL. At the end it finishes open requests, stops the app."""
     # asyncio turns Nagle's algorithm off only for sockets created with IPPROTO_TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     server = uvicorn.Server(config)
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
@@ -69,11 +71,15 @@ async def _idle(server: uvicorn.Server) -> None:
 
 
 @asynccontextmanager
-async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """Runs a proxy with these settings; `keep_alive` (seconds) overrides uvicorn's."""
+async def serving(clock: Clock | None = None, *, with_grpc: bool = False, **settings: Any) -> AsyncIterator[Served]:
+    """Runs a proxy with these settings, `with_grpc` also on a free gRPC port; `keep_alive` (s) overrides uvicorn's."""
     upstream, keep_alive = settings.pop("upstream", "embedded"), settings.pop("keep_alive", None)
     chosen = Settings(**{"disk": False, "udp_push": False, "push": "off", "upstream": upstream, "port": 0, **settings})
     app = App(build(chosen, clock or SystemClock()))
+    grpc_port = 0
+    if with_grpc:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        grpc_port, app.grpc_listener = listener.getsockname()[1], (listener, None)
     config = uvicorn_config(app, chosen)
     config.timeout_keep_alive = config.timeout_keep_alive if keep_alive is None else keep_alive
     async with (
@@ -81,7 +87,7 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
         httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE, verify=False) as http,
     ):
         try:
-            yield Served(url, http, app.components, app)
+            yield Served(url, http, app.components, app, grpc_port)
         finally:
             app.components.events.close()
 

@@ -52,6 +52,8 @@ from nacos_proxy.wire.nacos.shapes import as_json, as_text, error_page
 from nacos_proxy.wire.nacos.udp import qualifies, write_push
 from nacos_proxy.wire.nacos.v1 import V1
 from tests.helpers.app import running
+from tests.helpers.grpc_nacos import GrpcNacos, Published
+from tests.helpers.live import GRPC_OFFSET, free_port
 from tests.helpers.pair import asked_by
 from tests.helpers.recordings import load
 
@@ -161,7 +163,8 @@ class FaceServer:
         self.face = FACES[face]
         self.clock = clock
         self.users = users
-        self.registry = EmbeddedRegistry(clock, Limits(listing_delay=listing_delay))
+        self.registry: EmbeddedRegistry | Published = EmbeddedRegistry(clock, Limits(listing_delay=listing_delay))
+        self.grpc: GrpcNacos | None = None
         self.asked: list[str] = []
         self.odd: dict[ServiceKey, list[Any]] = {}
         self.url = ""
@@ -291,7 +294,28 @@ class FaceServer:
                     packet = write_push(orjson.dumps({"name": key.grouped, "hosts": []}), 1)
                     sender.sendto(packet or b"", (address.ip, address.port))
 
+    async def speak_grpc(self, port: int) -> None:
+        """Starts the gRPC side, which has the same services and accounts."""
+        merges = self.face is FACES["v1"]
+        if isinstance(self.registry, EmbeddedRegistry):
+            self.registry = Published(self.registry, merges=merges)
+        name = next(name for name, face in FACES.items() if face is self.face)
+        self.grpc = GrpcNacos(
+            name, self.registry, self.clock, send=self._send, refusal=self._token_refusal, lag=self._lag
+        )
+        await self.grpc.start(port)
+
+    def _lag(self, key: ServiceKey) -> float:
+        return 0.0
+
+    def _token_refusal(self, token: str, service: str) -> str | None:
+        if self.users is None:
+            return None
+        return self.users.refusal(HttpRequest("GET", "", (("serviceName", service),), (), {"accesstoken": token}))
+
     async def close(self) -> None:
+        if self.grpc is not None:
+            await self.grpc.stop()
         for task in tuple(self._pushing.values()):
             await stop(task)
         await self.registry.close()
@@ -436,8 +460,10 @@ class Node(FaceServer):
 
 
 @asynccontextmanager
-async def clustered(clock: Clock | None = None, *, lagging: bool = True) -> AsyncIterator[list[Node]]:
-    """Three nodes of a 2.5.1 cluster, each on its own port."""
+async def clustered(
+    clock: Clock | None = None, *, lagging: bool = True, grpc: bool = False
+) -> AsyncIterator[list[Node]]:
+    """Three nodes of a 2.5.1 cluster, each on its own port; with `grpc`, also on its port + 1000."""
     clock, nodes = clock or SystemClock(), list[Node]()
     async with AsyncExitStack() as stack:
         for number in range(3):
@@ -445,10 +471,15 @@ async def clustered(clock: Clock | None = None, *, lagging: bool = True) -> Asyn
             config = uvicorn.Config(
                 node, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none"
             )
-            node.url = await stack.enter_async_context(running(config))
-        yield nodes
-        for node in nodes:
-            await node.close()
+            port = free_port(and_offset=GRPC_OFFSET) if grpc else 0
+            node.url = await stack.enter_async_context(running(config, port))
+            if grpc:
+                await node.speak_grpc(port + GRPC_OFFSET)
+        try:
+            yield nodes
+        finally:
+            for node in nodes:
+                await node.close()
 
 
 GONE = (
@@ -480,13 +511,22 @@ async def facing(
     passwords: Mapping[str, str] | None = None,
     admins: Collection[str] = ("nacos",),
     identity: tuple[str, str] | None = None,
+    grpc: bool = False,
 ) -> AsyncIterator[FaceServer]:
-    """Runs a server of this face on a free port; with `passwords` it requires a login."""
+    """Runs a server of this face on a free port; with `passwords` it requires a login; with `grpc` it also speaks gRPC.
+
+    The gRPC side, `server.grpc`, listens on the port + 1000 and has the same services.
+    """
     clock = clock or SystemClock()
     users = Users(passwords, admins, clock, identity=identity) if passwords is not None else None
     server = FaceServer(face, clock, listing_delay, users)
     config = uvicorn.Config(server, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
-    async with running(config) as url:
+    port = free_port(and_offset=GRPC_OFFSET) if grpc else 0
+    async with running(config, port) as url:
         server.url = url
-        yield server
-    await server.close()
+        try:
+            if grpc:
+                await server.speak_grpc(port + GRPC_OFFSET)
+            yield server
+        finally:
+            await server.close()

@@ -163,9 +163,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late
 
 
 @asynccontextmanager
-async def fault_proxy(target: int) -> AsyncIterator[FaultProxy]:
-    """Runs a relay."""
+async def fault_proxy(target: int, port: int = 0) -> AsyncIterator[FaultProxy]:
+    """Runs a relay on a port; 0: a free one."""
     relay = FaultProxy(target)
+    relay.port = port
     await relay.start()
     try:
         yield relay

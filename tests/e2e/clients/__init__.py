@@ -6,7 +6,7 @@
                       {"event": "config", "name": "what `listen` named", "content": "..."}
 
 `connect` creates a client of that name; one process holds many. A driver answers with an error if its SDK lacks the
-call.
+call. `HTTP` are the SDKs that speak HTTP, `GRPC` those that speak gRPC.
 
 Environment:
     NACOS_PROXY_TEST_REQUIRE_SDKS   1, or names with commas: a missing tool or a failed build is an error, not a skip
@@ -20,15 +20,21 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nacos_proxy.runtime import spawn, stop
+import httpx
+import pytest
+
+from nacos_proxy.runtime import SystemClock, spawn, stop
 
 HERE = Path(__file__).parent
+PORT = 8080  # of instances
 PATIENCE = 60.0  # seconds for an answer or an event; the machine may be busy, and SDKs try three times
 BUILD = 900.0
 LARGEST = 1 << 22
@@ -54,9 +60,9 @@ def run(directory: Path, *command: str) -> str:
     return done.stdout
 
 
-def build_java(place: Path) -> Sequence[str]:
+def build_java(place: Path, client: str) -> Sequence[str]:
     """Maven only resolves the class path; it tries offline first, because online checks are slow."""
-    maven = ("mvn", "-q", "-B", "dependency:build-classpath", "-Dmdep.outputFile=path")
+    maven = ("mvn", "-q", "-B", "dependency:build-classpath", "-Dmdep.outputFile=path", f"-Dnacos.client={client}")
     if shutil.which("javac") is None:
         raise NotBuilt("no javac here")
     try:
@@ -81,7 +87,34 @@ def build_node(place: Path) -> Sequence[str]:
     return ["node", "driver.js"]
 
 
-BUILDS: Mapping[str, Callable[[Path], Sequence[str]]] = {"java": build_java, "go": build_go, "node": build_node}
+def build_python(place: Path, driver: str, *packages: str) -> Sequence[str]:
+    python = str(place / "venv/bin/python")
+    run(place, sys.executable, "-m", "venv", "venv")
+    run(place, python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--prefer-binary", *packages)
+    return [python, driver]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The folder of its source, and a function that builds it in a copy of that folder."""
+
+    source: str
+    build: Callable[[Path], Sequence[str]]
+
+
+HTTP: Mapping[str, Driver] = {
+    "java": Driver("java", partial(build_java, client="1.4.8")),
+    "go": Driver("go", build_go),
+    "node": Driver("node", build_node),
+}
+GRPC: Mapping[str, Driver] = {
+    "java25": Driver("java", partial(build_java, client="2.5.1")),
+    "java3": Driver("java", partial(build_java, client="3.0.3")),
+    "go2": Driver("go2", build_go),
+    "python3": Driver("python", lambda place: build_python(place, "python3.py", "nacos-sdk-python==3.2.0")),
+    "rust": Driver("python", lambda place: build_python(place, "rust.py", "nacos-sdk-rust-binding-py==0.8.0")),
+}
+BUILDS = {**HTTP, **GRPC}
 
 
 def required(language: str, environ: Mapping[str, str] = os.environ) -> bool:
@@ -106,7 +139,10 @@ class Sdk:
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"id": number, "do": do, **asked}).encode() + b"\n")
-        return await asyncio.wait_for(answer, PATIENCE)
+        try:
+            return await asyncio.wait_for(answer, PATIENCE)
+        except asyncio.TimeoutError:
+            raise SdkError(f"{self.language} did not answer {do}") from None
 
     async def event(self, name: str) -> Any:
         return await asyncio.wait_for(self.heard[name].get(), PATIENCE)
@@ -140,13 +176,14 @@ class Sdk:
 def build(language: str, directory: Path) -> Sequence[str]:
     """The command that runs the driver. Raises `NotBuilt`."""
     place = directory / language
-    shutil.copytree(HERE / language, place)
-    return BUILDS[language](place)
+    driver = BUILDS[language]
+    shutil.copytree(HERE / driver.source, place, ignore=shutil.ignore_patterns("__pycache__"))
+    return driver.build(place)
 
 
 async def start(language: str, command: Sequence[str], directory: Path) -> Sdk:
     """Starts the driver; its log goes to a file in the directory."""
-    with (directory / language / "log").open("wb") as log:
+    with (directory / language / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=directory / language,
@@ -159,3 +196,84 @@ async def start(language: str, command: Sequence[str], directory: Path) -> Sdk:
     sdk._reader = spawn(sdk._read(), name=f"{language} sdk")
     await sdk.event("ready")
     return sdk
+
+
+@dataclass
+class Sdks:
+    """Drivers that run, and why the others do not."""
+
+    directory: Path
+    running: dict[str, Sdk] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    _commands: dict[str, Sequence[str]] = field(default_factory=dict)
+    _others: list[Sdk] = field(default_factory=list)
+
+    async def add(self, language: str) -> None:
+        try:
+            self._commands[language] = await asyncio.to_thread(build, language, self.directory)
+            self.running[language] = await start(language, self._commands[language], self.directory)
+        except NotBuilt as why:
+            self.missing[language] = str(why)
+
+    def get(self, language: str) -> Sdk:
+        if language in self.missing:
+            if required(language):
+                pytest.fail(f"the SDK for {language} is required: {self.missing[language]}", pytrace=False)
+            pytest.skip(f"no SDK for {language}: {self.missing[language]}")
+        return self.running[language]
+
+    async def another(self, language: str) -> Sdk:
+        """One more process of this SDK, for a test that kills it."""
+        self.get(language)
+        sdk = await start(language, self._commands[language], self.directory)
+        self._others.append(sdk)
+        return sdk
+
+    async def close(self) -> None:
+        for sdk in (*self.running.values(), *self._others):
+            await sdk.close()
+
+
+@dataclass
+class Client:
+    """One SDK at one proxy."""
+
+    sdk: Sdk
+    name: str
+    proxy: str
+
+    async def __call__(self, do: str, **asked: Any) -> Any:
+        return await self.sdk.call(do, client=self.name, **asked)
+
+    async def seen(self, do: str, expected: Any, view: Callable[[Any], Any], **asked: Any) -> None:
+        """Calls until it returns `expected`: SDKs answer from their caches, which a push or their poll renews."""
+        end = SystemClock().now() + PATIENCE
+        while (found := view(await self(do, **asked))) != expected:
+            assert SystemClock().now() < end, f"{do} shows {found}, not {expected}"
+            await asyncio.sleep(0.05)
+
+    async def told(self, name: str, expected: list[tuple[str, str]]) -> None:
+        """Waits until the subscription gets this state, after any number of others."""
+        found: Any = "nothing"
+        try:
+            while (found := addresses(await self.sdk.event(name))) != expected:
+                pass
+        except asyncio.TimeoutError:
+            pytest.fail(f"{self.sdk.language} at {self.name} was last told {found}, not {expected}")
+
+
+def addresses(hosts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return sorted((host["ip"], host["cluster"]) for host in hosts)
+
+
+def of(ip: str, *names: str) -> Callable[[Any], Any]:
+    """These fields of the host with that address."""
+    return lambda hosts: [tuple(host[name] for name in names) for host in hosts if host["ip"] == ip]
+
+
+async def by_another(proxy: str, method: str, service: str, ip: str, **more: str) -> None:
+    """A write by another client of this proxy, by HTTP."""
+    query = {"serviceName": service, "ip": ip, "port": str(PORT), **more}
+    async with httpx.AsyncClient(base_url=proxy, trust_env=False, timeout=PATIENCE) as http:
+        reply = await http.request(method, "/nacos/v1/ns/instance", params=query)
+        assert (reply.status_code, reply.text) == (200, "ok")

@@ -1,4 +1,4 @@
-// Drives the Java SDK (nacos-client 1.4): the protocol is in ../__init__.py.
+// Drives the Java SDK (nacos-client; the pom says which): the protocol is in ../__init__.py.
 
 import com.alibaba.nacos.api.NacosFactory;
 import com.alibaba.nacos.api.config.ConfigService;
@@ -92,7 +92,9 @@ public class Driver {
     static Object perform(JsonNode asked) throws Exception {
         String name = asked.get("client").asText();
         if (asked.get("do").asText().equals("connect")) {
-            CLIENTS.put(name, new Driver(asked));
+            synchronized (CLIENTS) { // the service loader of 3.0 is not safe for threads
+                CLIENTS.put(name, new Driver(asked));
+            }
             return true;
         }
         Driver client = CLIENTS.get(name);
@@ -106,6 +108,16 @@ public class Driver {
                 return true;
             case "deregister":
                 client.naming.deregisterInstance(service, group, instance(asked));
+                return true;
+            case "batch":
+                List<Instance> batch = new ArrayList<>();
+                for (JsonNode one : asked.get("instances")) {
+                    batch.add(instance(one));
+                }
+                // 1.4 lacks it.
+                NamingService.class
+                        .getMethod("batchRegisterInstance", String.class, String.class, List.class)
+                        .invoke(client.naming, service, group, batch);
                 return true;
             case "update":
                 client.maintain().updateInstance(service, group, instance(asked));
