@@ -144,7 +144,7 @@ def rnacos() -> Contender:
 
 def proxy(upstream: str = "embedded", *options: str, name: str = "nacos-proxy") -> Contender:
     """This proxy, one process."""
-    port = free_port()
+    port = free_pair()
     folder = tempfile.TemporaryDirectory()
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
     command += [folder.name, *options]

@@ -26,8 +26,13 @@ writes a second. Where the tables below show a third of that, our figures are a 
 
 - Forwarded writes cost about 0.5 ms of CPU each. A quarter of that is system calls of two connections, and a quarter
   what uvicorn and httptools do for a request. The rest is spread over reading, sending and remembering.
-- Idle with push: 33 safety polls a second for 1,000 services cost 0.5 ms each with cold CPU caches. The timers of the
-  server, the poller and the push client take 0.7 % of a core. A longer `poll_safety` costs less.
+
+## gRPC
+
+- A `ServiceQuery` takes about 0.14 ms of CPU here and 0.03 ms in r-nacos, which uses both cores. 70 % of it is HTTP/2
+  in `h2`, in Python (by profile). Frames of our own, without its general state machine, would about double the rate.
+- A list is encoded once for all subscribers. What a push then costs is one HTTP/2 frame and one acknowledgement for
+  each of them.
 
 ## What makes it fast
 
@@ -38,6 +43,7 @@ writes a second. Where the tables below show a third of that, our figures are a 
 - An event is encoded and framed once for all readers with the same view, and written straight to their connections.
 - A poll with an unchanged answer is recognised by its digest and not parsed. If one of a thousand instances changed,
   the others are neither rebuilt nor encoded again.
+- A list over gRPC, as an answer or as a push, is encoded once as long as its service is unchanged.
 - A client's beats are the same bytes each time: they are parsed once, and encoded once.
 
 Settings: `fast_path = false` answers every request in full; `poll_*` and `push` decide what idling costs

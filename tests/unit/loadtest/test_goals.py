@@ -47,6 +47,12 @@ HOT = series(
         ("memory, 1,000 services", 90.0),
         ("memory per idle SSE reader", 5.0),
         ("upstream requests", 1.0),
+        ("gRPC: ServiceQuery", 6000.0),
+        ("gRPC: last of 1,000 subscribers to hear", 250.0),
+        ("gRPC: last of 1,000 subscribers, compared", 0.25),
+        ("gRPC: memory", 22.0),
+        ("gRPC: from a server's push", 1.5),
+        ("hot HTTP reads with 100 gRPC sessions", 0.96),
     ],
 )
 def test_goal_find_reads_the_results_of_its_question(what: str, found: float) -> None:
@@ -68,6 +74,20 @@ def test_goal_find_reads_the_results_of_its_question(what: str, found: float) ->
         series("propagation, change to event", ("own write", {"p99_ms": 4})),
         series("scale, watched services, push off", ("10 services", {"cpu_percent": 1}), ("1000 services", scale)),
         series("scale, watched services, push on", ("1000 services", {"cpu_percent": 1.5, "memory": 99})),
+        series(
+            "queries over gRPC, a service of 10 hosts", ("r-nacos", {"rate": 20_000}), ("nacos-proxy", {"rate": 6_000})
+        ),
+        series(
+            "pushes over gRPC, 1000 subscribers",
+            ("r-nacos", {"last_ms": 1_000}),
+            ("nacos-proxy", {"last_ms": 250, "kib_per_connection": 22}),
+        ),
+        series("events after gRPC push, change at the server to an SSE reader", ("nacos-proxy", {"added_ms": 1.5})),
+        series(
+            "hot HTTP reads with 100 gRPC sessions",
+            ("nacos-proxy", {"rate": 100}),
+            ("nacos-proxy, 100 sessions", {"rate": 96}),
+        ),
         series("misses, 100 callers at once on a counting upstream", ("nacos-proxy", {"upstream_requests": 1})),
     )
     assert goal(what).find(taken) == pytest.approx(found)
