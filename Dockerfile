@@ -6,7 +6,7 @@ RUN python -m venv /opt/nacos-proxy
 WORKDIR /src
 COPY pyproject.toml LICENSE README.md ./
 COPY proxy ./proxy
-RUN /opt/nacos-proxy/bin/pip install --no-cache-dir '.[push]'
+RUN /opt/nacos-proxy/bin/pip install --no-cache-dir .
 
 FROM python:${PYTHON_VERSION}-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin nacos-proxy \
@@ -18,7 +18,7 @@ ENV PATH=/opt/nacos-proxy/bin:$PATH \
     NACOS_PROXY_STATE_DIR=/var/lib/nacos-proxy
 USER nacos-proxy
 VOLUME /var/lib/nacos-proxy
-EXPOSE 8840
+EXPOSE 8840 9840
 STOPSIGNAL SIGTERM
 # Uses the settings (port, TLS, Unix socket) that are in variables or in the file.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-m", "nacos_proxy.cli.health"]
