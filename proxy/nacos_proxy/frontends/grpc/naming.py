@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from nacos_proxy.catalog.hub import Filter, Mailbox
+from nacos_proxy.catalog.publications import Owner
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.grpc.access import Admit, Publishing, Served
 from nacos_proxy.frontends.grpc.pushes import Pushes
@@ -29,9 +29,6 @@ from nacos_proxy.wire.nacos.grpc.server import (
     encode_info,
     write_answer,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 log = logging.getLogger("nacos_proxy.grpc")
 
@@ -112,7 +109,7 @@ class Naming:
 
     def __init__(
         self,
-        owner: Hashable,
+        owner: Owner,
         client: str,
         admit: Admit,
         pushes: Pushes,
