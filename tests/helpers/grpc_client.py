@@ -53,8 +53,6 @@ class FakeConnection:
         if not self.closed:
             self.pushed.append(_read(message))
 
-    def end(self, stream: int, status: int = 0) -> None: ...
-
     def pause(self) -> None:
         self.paused = True
 
@@ -131,7 +129,7 @@ class Sdk:
     def send(self, kind: str, **fields: Any) -> int:
         stream = next(self._streams)
         message = write_payload(Payload(kind, json.dumps(fields).encode(), self.headers))
-        self.session.unary(stream, "/Request/request", message)
+        self.session.unary(stream, message)
         return stream
 
     async def ask(self, kind: str, **fields: Any) -> Answer:

@@ -12,9 +12,7 @@ from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.transport.http2 import LOW_WATER as LOW_WATER
 from nacos_proxy.transport.http2 import Link, LinkPolicy
 from nacos_proxy.transport.tls import TlsProtocol
-from nacos_proxy.wire.http2 import UNARY_PATH, Ended, Event, ServerEndpoint, StreamMessage, Unary
-
-_UNARY = UNARY_PATH.decode()
+from nacos_proxy.wire.http2 import Ended, Event, ServerEndpoint, StreamMessage, Unary
 
 log = logging.getLogger("nacos_proxy.grpc")
 
@@ -22,7 +20,7 @@ log = logging.getLogger("nacos_proxy.grpc")
 class Handler(Protocol):
     """What a connection calls. None of these may raise or await."""
 
-    def unary(self, stream: int, path: str, message: bytes) -> None:
+    def unary(self, stream: int, message: bytes) -> None:
         """One complete request; answer it later, with `answer` or `fail`."""
         ...
 
@@ -137,7 +135,7 @@ class ServerConnection(Link):
         if self._handler is None:
             return
         if isinstance(event, Unary):
-            self._handler.unary(event.stream, _UNARY, event.message)
+            self._handler.unary(event.stream, event.message)
         elif isinstance(event, StreamMessage):
             self._handler.stream_message(event.stream, event.message)
         elif isinstance(event, Ended):

@@ -136,7 +136,7 @@ class Session:
 
     # what the connection calls
 
-    def unary(self, stream: int, path: str, message: bytes) -> None:
+    def unary(self, stream: int, message: bytes) -> None:
         self._heard()
         try:
             payload = read_payload(message)

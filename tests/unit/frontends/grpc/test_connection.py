@@ -35,7 +35,7 @@ class Echo:
         self.drains = 0
         self.was_lost = 0
 
-    def unary(self, stream: int, path: str, message: bytes) -> None:
+    def unary(self, stream: int, message: bytes) -> None:
         if message == b"fail":
             self.connection.fail(stream, 5, "not there: é%")
         else:

@@ -61,8 +61,6 @@ class Client:
 
     def fail(self, stream: int, status: int, text: str) -> None: ...
 
-    def end(self, stream: int, status: int = 0) -> None: ...
-
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
@@ -388,7 +386,7 @@ async def test_session_passes_fuzzy_watch_on_and_nothing_else() -> None:
         world.server.fuzzy = Offer(tunnel)
         sdk = world.connect()
         sdk.set_up(abilityTable={"fuzzyWatch": True})
-        sdk.session.unary(9, "/Request/request", write_payload(request()))
+        sdk.session.unary(9, write_payload(request()))
         sdk.say(ACK.type, requestId="7")
         sdk.say("NotifySubscriberResponse", requestId="8")
         assert (await sdk.ask("HealthCheckRequest"))[0] == "HealthCheckResponse"

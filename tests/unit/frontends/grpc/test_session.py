@@ -55,7 +55,7 @@ async def test_requests_before_the_setup_are_unregistered_but_unknown_types_unkn
 async def test_bytes_that_are_no_payload_fail_the_call_or_end_the_session() -> None:
     async with grpc_world() as world:
         sdk = world.sdk()
-        sdk.session.unary(3, "/Request/request", b"\xff\xff")
+        sdk.session.unary(3, b"\xff\xff")
         assert sdk.connection.failures[3][0] == 13
         sdk.session.stream_message(STREAM, b"\xff\xff")
         assert sdk.connection.closed and world.server.closed == {"malformed": 1}
@@ -64,7 +64,7 @@ async def test_bytes_that_are_no_payload_fail_the_call_or_end_the_session() -> N
 async def test_a_body_that_is_no_json_is_refused_as_real_servers_do() -> None:
     async with grpc_world() as world:
         sdk = world.sdk()
-        sdk.session.unary(3, "/Request/request", write_payload(Payload("ServiceQueryRequest", b"{")))
+        sdk.session.unary(3, write_payload(Payload("ServiceQueryRequest", b"{")))
         kind, body = sdk.connection.answers[3]
         assert (kind, body["errorCode"]) == ("ErrorResponse", 502)
 

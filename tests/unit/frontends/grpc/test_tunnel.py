@@ -53,9 +53,6 @@ class Client:
     def push(self, stream: int, message: bytes) -> None:
         self.done.append(f"push {stream}: {read_payload(message).type}")
 
-    def end(self, stream: int, status: int = 0) -> None:
-        raise AssertionError("a tunnel ends connections, not streams")
-
     def pause(self) -> None:
         self.paused = True
 

@@ -36,7 +36,7 @@ class Session:
         self._tunnels, self._connection = tunnels, connection
         self._tunnel: Tunnel | None = None
 
-    def unary(self, stream: int, path: str, message: bytes) -> None:
+    def unary(self, stream: int, message: bytes) -> None:
         payload = read_payload(message)
         if payload.type == "ServerCheckRequest":
             check = Payload("ServerCheckResponse", b'{"resultCode":200,"connectionId":"1","success":true}')
