@@ -130,9 +130,14 @@ async def test_call_reaches_grpcio() -> None:
 async def test_calls_run_side_by_side() -> None:
     async with reference() as (handler, port, _server):
         connection = await Client().connect(port)
+        waiting = spawn(connection.call(b"wait", timeout=PATIENCE), name="call")
+        while not handler.at_once:
+            await asyncio.sleep(0)
         bodies = [b"%d" % number for number in range(500)]
         answers = await asyncio.gather(*(connection.call(body, timeout=PATIENCE) for body in bodies))
-        assert answers == [b"echo " + body for body in bodies]
+        assert answers == [b"echo " + body for body in bodies] and not waiting.done()
+        handler.go.set()
+        assert await waiting == b"echo wait"
         assert 1 < handler.most <= 129
         connection.close()
 
