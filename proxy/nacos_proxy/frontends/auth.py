@@ -18,7 +18,7 @@ from functools import lru_cache
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
-from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, OpenStreams, Right
+from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, End, OpenStreams, Right
 from nacos_proxy.frontends.own_tokens import OWN
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.frontends.rest.explorer import PATHS
@@ -147,6 +147,31 @@ class AccessControl:
         origin = headers[b"origin"].decode("latin-1")
         own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
         return own or "*" in self.policy.origins or origin in self.policy.origins
+
+
+class LastingAdmission:
+    """The API token of a connection on which pushes go on between requests. Once it is revoked, `end` is called."""
+
+    def __init__(self, guard: AccessControl, end: End) -> None:
+        self._guard = guard
+        self._end = end
+        self._token: str | None = None
+        self._forget: Callable[[], object] | None = None
+
+    def check(self, token: str | None, right: Right) -> None:
+        """For each request. The token of the last one counts between them. Raises `Denied`."""
+        if (error := self._guard.check(Admission(token, right))) is not None:
+            raise error
+        if self._forget is None or token != self._token:
+            self.release()
+            self._token = token
+            self._forget = self._guard.open_streams.add(Admission(token, "read"), self._end)
+
+    def release(self) -> None:
+        """The connection is gone."""
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
 
 
 def _shown_token(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:

@@ -14,6 +14,9 @@ from nacos_proxy.model.services import Instance, ServiceKey
 from nacos_proxy.upstream.grpc.tunnel import Dialed, LineOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 
+TOKEN = "accessToken"  # the header of a payload
+HIGH_WATER = 1 << 20  # bytes that one end of a connection to the upstream has not taken yet: the other is not read
+
 
 class Publishing(Protocol):
     """The instances that connections publish: `background.publications.Publications`. An owner is a connection."""

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.frontends.auth import AccessControl
-from nacos_proxy.frontends.grpc.access import Connection, Dialing
-from nacos_proxy.frontends.open_streams import Admission
+from nacos_proxy.frontends.auth import AccessControl, LastingAdmission
+from nacos_proxy.frontends.grpc.access import HIGH_WATER, TOKEN, Connection, Dialing
 from nacos_proxy.frontends.own_tokens import without_own_in_payload
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, UpstreamError, Violation, is_denied
@@ -38,7 +37,6 @@ PREFIX = "NamingFuzzyWatch"  # of all types of messages about it
 MAX_PATTERNS = 50  # of one session; a server accepts 20 in all unless it is told otherwise
 MAX_PATTERN = 1024  # characters
 OVER_LIMIT = 50310  # the server's error code for too many patterns, on which an SDK does not repeat the request
-HIGH = 1 << 20  # bytes that the SDK has not taken yet, above which the server is not read
 TIMEOUT = 5.0  # seconds for an answer
 AGAIN = Backoff(initial=1.0, maximum=30.0)  # after the line was lost
 
@@ -84,8 +82,7 @@ class FuzzyWatch:
         self._dialing = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
         self._closed = False
-        self._token: str | None = None
-        self._forget: Callable[[], object] | None = None
+        self._admission = LastingAdmission(host.guard, lambda _: connection.close())
 
     # from the SDK
 
@@ -101,7 +98,7 @@ class FuzzyWatch:
 
     async def _answer(self, stream: int, payload: Payload) -> None:
         try:
-            self._check(payload)
+            self._admission.check(payload.headers.get(TOKEN), "read")
             if not self._note(payload):
                 answer = Payload(RESPONSE, dumps({"resultCode": 500, "errorCode": OVER_LIMIT, "success": False}))
             else:
@@ -113,16 +110,6 @@ class FuzzyWatch:
     def stream(self, payload: Payload) -> None:
         if self._line is not None:
             self._line.send(write_payload(payload))
-
-    def _check(self, payload: Payload) -> None:
-        """Once the API token is revoked, the connection ends, because pushes go on until then. Raises `Denied`."""
-        guard, admission = self._host.guard, Admission(payload.headers.get("accessToken"), "read")
-        if (error := guard.check(admission)) is not None:
-            raise error
-        if self._forget is None or admission.token != self._token:
-            self._release()
-            self._token = admission.token
-            self._forget = guard.open_streams.add(admission, lambda _: self._connection.close())
 
     def _note(self, payload: Payload) -> bool:
         """Remembers a pattern until it is cancelled. False if there are too many. Raises `NotReadable`."""
@@ -151,7 +138,7 @@ class FuzzyWatch:
         Raises `ProxyError`s.
         """
         headers, request = self._host.headers, self._host.without_own(payload)
-        if headers is None or "accessToken" in request.headers:
+        if headers is None or TOKEN in request.headers:
             return await self._call(request)
         ours = await headers(None)
         answer = await self._call(request._replace(headers={**request.headers, **ours}))
@@ -223,7 +210,7 @@ class FuzzyWatch:
     def drained(self) -> None:
         """Called for both ends."""
         if self._line is not None:
-            self._line.pause() if self._connection.unsent > HIGH else self._line.resume()
+            self._line.pause() if self._connection.unsent > HIGH_WATER else self._line.resume()
 
     def lost(self, reason: str) -> None:
         if self._line is None:
@@ -236,16 +223,11 @@ class FuzzyWatch:
 
     def close(self) -> None:
         self._closed = True
-        self._release()
+        self._admission.release()
         if self._restoring is not None:
             self._restoring.cancel()
         if self._line is not None:
             self._line.close()
-
-    def _release(self) -> None:
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
 
 
 def _failure(answer: Payload) -> UpstreamError | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nacos_proxy.frontends.grpc.access import Admit, Connection, Tunnel, Tunnels
+from nacos_proxy.frontends.grpc.access import TOKEN, Admit, Connection, Tunnel, Tunnels
 from nacos_proxy.frontends.grpc.connection import LOW_WATER
 from nacos_proxy.frontends.grpc.fuzzy_watch import ABILITY as FUZZY_ABILITY
 from nacos_proxy.frontends.grpc.fuzzy_watch import PREFIX as FUZZY_PREFIX
@@ -53,7 +53,6 @@ from nacos_proxy.wire.nacos.grpc.stream import (
 log = logging.getLogger("nacos_proxy.grpc")
 
 ABILITIES: Mapping[str, bool] = {"supportPersistentInstanceByGrpc": True}
-TOKEN = "accessToken"
 _INTERNAL = 13  # the status of gRPC for a call that failed here, or cannot be read
 _DETECTION = "detection"  # the request id; there is one at a time
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nacos_proxy.catalog.shares import Shares
-from nacos_proxy.frontends.auth import AccessControl
-from nacos_proxy.frontends.grpc.access import Connection, Dialing, Tunnel
-from nacos_proxy.frontends.open_streams import Admission, Right
+from nacos_proxy.frontends.auth import AccessControl, LastingAdmission
+from nacos_proxy.frontends.grpc.access import HIGH_WATER, TOKEN, Connection, Dialing, Tunnel
+from nacos_proxy.frontends.open_streams import Right
 from nacos_proxy.frontends.own_tokens import without_own_in_payload
 from nacos_proxy.model.errors import BadCall, ProxyError, Refused, TooSlow, UpstreamError, Violation
 from nacos_proxy.runtime import spawn
@@ -37,9 +36,7 @@ from nacos_proxy.wire.nacos.grpc.stream import ConnectionSetup, read_stream, wri
 log = logging.getLogger("nacos_proxy.api")
 
 HEALTH_CHECK = "HealthCheckRequest"
-TOKEN = "accessToken"  # the header of a payload
 SETUP = "ConnectionSetupRequest"
-HIGH = 1 << 20  # bytes that one end has not taken yet, above which the other end is not read
 
 # Statuses of gRPC.
 UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE = 2, 4, 8, 14
@@ -152,8 +149,7 @@ class _Tunnel:
         self._line_paused = self._client_paused = False
         self._calls = asyncio.Semaphore(CALLS)
         self._room = asyncio.Event()  # the client may take more bytes now
-        self._token: str | None = None
-        self._forget: Callable[[], object] | None = None
+        self._admission = LastingAdmission(tunnels.guard, lambda error: self.lost(str(error)))
 
     async def connect(self, dialer: Dialing, setup: Payload) -> bool:
         """Whether the server acknowledges the setup. Raises `UpstreamError`s."""
@@ -168,7 +164,8 @@ class _Tunnel:
 
     def unary(self, stream: int, payload: Payload) -> None:
         try:
-            self._check(payload)
+            if (right := required_right(payload.type)) is not None:
+                self._admission.check(payload.headers.get(TOKEN), right)
             request = self._without_own(payload)
         except ProxyError as error:
             answer = write_failure(response_class(payload.type), error)
@@ -190,7 +187,7 @@ class _Tunnel:
         try:
             async with self._calls:
                 answer = await line.call(message, timeout=self._tunnels.policy.timeout)
-                while connection.unsent > HIGH and not self._closed:
+                while connection.unsent > HIGH_WATER and not self._closed:
                     self._room.clear()
                     await self._room.wait()
                 connection.answer(stream, answer)
@@ -210,19 +207,6 @@ class _Tunnel:
                 log.debug("a message of %s is dropped: %s", self._client, error)
             self._balance()
 
-    def _check(self, payload: Payload) -> None:
-        """Checks the API token. Once it is revoked, the connection ends, because pushes go on until then."""
-        right = required_right(payload.type)
-        if right is None:
-            return
-        guard, token = self._tunnels.guard, payload.headers.get(TOKEN)
-        if (error := guard.check(Admission(token, right))) is not None:
-            raise error
-        if self._forget is None or token != self._token:
-            self._release()
-            self._token = token
-            self._forget = guard.open_streams.add(Admission(token, "read"), lambda error: self.lost(str(error)))
-
     def _without_own(self, payload: Payload) -> Payload:
         guard = self._tunnels.guard
         return without_own_in_payload(payload, guard.is_own) if guard.policy.tokens else payload
@@ -238,14 +222,9 @@ class _Tunnel:
         self._closed = True
         self._room.set()
         self._tunnels.tunnels.give_back(self._client)
-        self._release()
+        self._admission.release()
         if self._line is not None:
             self._line.close()
-
-    def _release(self) -> None:
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
 
     # --- from the server ----------------------------------------------------------------------------------------------
 
@@ -266,8 +245,8 @@ class _Tunnel:
         line, connection = self._line, self._connection
         if line is None or self._closed:
             return
-        line_paused = connection.unsent > HIGH
-        client_paused = line.unsent > HIGH and not line_paused
+        line_paused = connection.unsent > HIGH_WATER
+        client_paused = line.unsent > HIGH_WATER and not line_paused
         if line_paused != self._line_paused:
             self._line_paused = line_paused
             line.pause() if line_paused else line.resume()

@@ -10,8 +10,8 @@ import pytest
 
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token
-from nacos_proxy.frontends.grpc.access import Connection
-from nacos_proxy.frontends.grpc.fuzzy_watch import HIGH, MAX_PATTERN, MAX_PATTERNS, FuzzyWatch, FuzzyWatches
+from nacos_proxy.frontends.grpc.access import HIGH_WATER, Connection
+from nacos_proxy.frontends.grpc.fuzzy_watch import MAX_PATTERN, MAX_PATTERNS, FuzzyWatch, FuzzyWatches
 from nacos_proxy.model.errors import TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import Supervisor
 from nacos_proxy.upstream.grpc.session import Target
@@ -277,7 +277,7 @@ async def test_close_ends_the_line_and_what_waits() -> None:
 async def test_a_server_is_not_read_while_its_sdk_does_not_read() -> None:
     w = World()
     await w.ask(request())
-    w.client.unsent = HIGH + 1
+    w.client.unsent = HIGH_WATER + 1
     w.server.push(CHANGE)
     assert w.server.lines[0].paused
     w.client.unsent = 0

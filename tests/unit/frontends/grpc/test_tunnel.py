@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token
-from nacos_proxy.frontends.grpc.access import Tunnel
-from nacos_proxy.frontends.grpc.tunnel import HIGH, GrpcTunnels, TunnelPolicy, required_right, response_class
+from nacos_proxy.frontends.grpc.access import HIGH_WATER, Tunnel
+from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels, TunnelPolicy, required_right, response_class
 from nacos_proxy.model.errors import BadCall, ProxyError, Reason, Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.grpc.session import Target
@@ -341,7 +341,7 @@ async def test_a_client_that_leaves_while_its_server_is_dialed_leaves_no_line() 
 
 async def test_a_server_is_not_read_while_its_client_does_not_read() -> None:
     w = await world()
-    w.client.unsent = HIGH + 1
+    w.client.unsent = HIGH_WATER + 1
     w.owner.received(write_payload(ACK))
     assert w.server.paused
     w.client.unsent = 0
@@ -351,7 +351,7 @@ async def test_a_server_is_not_read_while_its_client_does_not_read() -> None:
 
 async def test_a_client_is_not_read_while_its_server_does_not_read() -> None:
     w = await world()
-    w.server.unsent = HIGH + 1
+    w.server.unsent = HIGH_WATER + 1
     w.tunnel.stream(ACK)
     assert w.client.paused
     w.server.unsent = 0
@@ -365,10 +365,10 @@ async def test_answers_wait_one_by_one_for_a_client_that_does_not_read() -> None
 
     def full(stream: int, message: bytes) -> None:
         answer(stream, message)
-        w.client.unsent = HIGH + 1
+        w.client.unsent = HIGH_WATER + 1
 
     w.client.answer = full
-    w.client.unsent = HIGH + 1
+    w.client.unsent = HIGH_WATER + 1
     for stream in range(1, 2 * CALLS + 2, 2):
         w.tunnel.unary(stream, QUERY)
     await settle()
@@ -387,9 +387,9 @@ async def test_answers_wait_one_by_one_for_a_client_that_does_not_read() -> None
 async def test_the_two_ends_never_wait_for_each_other() -> None:
     """A paused end's window updates are not read, so with both paused neither could go on."""
     w = await world()
-    w.server.unsent = HIGH + 1
+    w.server.unsent = HIGH_WATER + 1
     w.tunnel.stream(ACK)
-    w.client.unsent = HIGH + 1
+    w.client.unsent = HIGH_WATER + 1
     w.owner.received(write_payload(ACK))
     assert (w.server.paused, w.client.paused) == (True, False)
 
