@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import Garbled, Malformed, UpstreamError
 from nacos_proxy.model.services import EMPTY, ServiceKey
 from nacos_proxy.runtime import Clock, at_most
 from nacos_proxy.wire.nacos.grpc import client
-from nacos_proxy.wire.nacos.grpc.client import Detection, Notify, ResetRequest
+from nacos_proxy.wire.nacos.grpc.client import Detection, Notify, ResetRequest, ServerChecked
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
 from nacos_proxy.wire.nacos.hosts import Listing
@@ -32,8 +33,7 @@ log = logging.getLogger("nacos_proxy.push")
 
 T = TypeVar("T")
 
-FIRST_PAUSE = 0.02  # seconds between two looks at a new session; grows up to `LONGEST_PAUSE`
-LONGEST_PAUSE = 0.5
+PAUSE = Backoff(initial=0.02, maximum=0.5)  # between two questions whether the server knows a new session
 MAX_FAILED_CHECKS = 2
 
 
@@ -77,6 +77,40 @@ class Connect(Protocol):
         on_lost: Callable[[str], None],
         timeout: float,
     ) -> Connection: ...
+
+
+async def set_up(
+    connection: Connection, setup: Payload, clock: Clock, target: Target, *, answer: float, within: float
+) -> ServerChecked:
+    """Introduces a connection to its server: the check, the setup on the stream, then health checks.
+
+    Servers read the setup a moment later, and refuse requests until then. So this returns when the server knows the
+    session, at the latest after `within` seconds; each answer may take `answer` seconds. Raises `UpstreamError`.
+    """
+    checked = await _ask(connection, target, client.write_server_check(), client.read_server_check, answer)
+    connection.open_stream()
+    connection.send(write_payload(setup))
+    until, tries = clock.now() + within, 0
+    while True:
+        try:
+            await _ask(connection, target, client.write_health_check(), client.read_health_check, answer)
+        except NotRegistered:
+            if clock.now() >= until:
+                raise
+        else:
+            return checked
+        await clock.sleep_until(clock.now() + PAUSE.delay(tries))
+        tries += 1
+
+
+async def _ask(
+    connection: Connection, target: Target, request: Payload, read: Callable[[Payload], T], timeout: float
+) -> T:
+    answer = await connection.call(write_payload(request), timeout=timeout)
+    try:
+        return read(read_payload(answer))
+    except Malformed as error:
+        raise Garbled(f"gRPC of {target}: the answer cannot be read: {error}", answered=True) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +175,11 @@ class Session:
         return session
 
     async def _set_up(self, connection: Connection, namespace: str) -> None:
-        await self._ask(client.write_server_check(), client.read_server_check)
         labels = {"source": "sdk", "module": "naming", "AppName": "nacos-proxy"}
-        connection.open_stream()
-        connection.send(write_payload(client.write_setup(self._policy.version, namespace, labels, None)))
-        until, pause = self._clock.now() + self._policy.set_up, FIRST_PAUSE
-        while True:
-            try:
-                return await self._ask(client.write_health_check(), client.read_health_check)
-            except NotRegistered:
-                if self._clock.now() >= until:
-                    raise
-            await self._clock.sleep_until(self._clock.now() + pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        setup = client.write_setup(self._policy.version, namespace, labels, None)
+        await set_up(
+            connection, setup, self._clock, self.target, answer=self._policy.answer, within=self._policy.set_up
+        )
 
     async def subscribe(self, key: ServiceKey, headers: Mapping[str, str] = EMPTY) -> Listing:
         """Subscribes to a service. Returns what the server lists. Raises `UpstreamError`."""
@@ -196,13 +222,7 @@ class Session:
 
     async def _ask(self, request: Payload, read: Callable[[Payload], T]) -> T:
         assert self._connection is not None
-        answer = await self._connection.call(write_payload(request), timeout=self._policy.answer)
-        try:
-            return read(read_payload(answer))
-        except NotRegistered as error:
-            raise error
-        except Malformed as error:
-            raise Garbled(f"gRPC of {self.target}: the answer cannot be read: {error}", answered=True) from error
+        return await _ask(self._connection, self.target, request, read, self._policy.answer)
 
     def _on_message(self, message: bytes) -> None:
         try:

@@ -9,24 +9,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nacos_proxy.model.errors import Garbled, Malformed, Unreachable, UpstreamError
+from nacos_proxy.model.errors import Unreachable, UpstreamError
 from nacos_proxy.runtime import Clock, SystemClock
 from nacos_proxy.transport.http2 import LinkPolicy
 from nacos_proxy.upstream.grpc.connection import GrpcConnection
-from nacos_proxy.upstream.grpc.session import Target
+from nacos_proxy.upstream.grpc.session import Target, set_up
 from nacos_proxy.wire.http2 import DEFAULT
-from nacos_proxy.wire.nacos.grpc.client import (
-    read_health_check,
-    read_server_check,
-    write_health_check,
-    write_server_check,
-)
-from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
-from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
+from nacos_proxy.wire.nacos.grpc.payload import Payload
 
 # Calls under way on one line. The answer to each, or each request, may be as large as a message can be.
 CALLS = 4
-PAUSE = 0.02  # seconds between two questions whether the server knows the session
 _BYTES = (CALLS + 1) * DEFAULT.max_message
 _POLICY = LinkPolicy(DEFAULT._replace(max_partial=_BYTES), max_unsent=_BYTES)
 
@@ -139,14 +131,7 @@ class Dialer:
         attempt = _Attempt(owner)
         line = await self.connect(target, attempt, self.timeout)
         try:
-            answer = await line.call(write_payload(write_server_check()), timeout=self.timeout)
-            checked = read_server_check(read_payload(answer))
-            line.open_stream()
-            line.send(write_payload(setup))
-            await self._until_known(line)
-        except Malformed as error:
-            line.close()
-            raise Garbled(f"gRPC of {target}: {error}") from error
+            checked = await set_up(line, setup, self.clock, target, answer=self.timeout, within=self.timeout)
         except BaseException:
             line.close()
             raise
@@ -154,18 +139,6 @@ class Dialer:
             raise Unreachable(f"gRPC of {target}: {attempt.reason}", arrived=False)
         attempt.settled = True
         return Dialed(line, target, checked.negotiates)
-
-    async def _until_known(self, line: Line) -> None:
-        """Servers read the setup a moment later, and refuse requests until then. Raises `UpstreamError`s."""
-        end = self.clock.now() + self.timeout
-        while True:
-            answer = read_payload(await line.call(write_payload(write_health_check()), timeout=self.timeout))
-            try:
-                return read_health_check(answer)
-            except NotRegistered:
-                if self.clock.now() >= end:
-                    raise
-            await self.clock.sleep_until(self.clock.now() + PAUSE)
 
 
 class _Attempt:

@@ -9,8 +9,8 @@ import pytest
 
 from nacos_proxy.model.errors import Garbled, ProxyError, Refused, TooSlow, Unreachable
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.grpc.session import Target
-from nacos_proxy.upstream.grpc.tunnel import PAUSE, Dialer, Line, LineOwner
+from nacos_proxy.upstream.grpc.session import PAUSE, Target
+from nacos_proxy.upstream.grpc.tunnel import Dialer, Line, LineOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
 from tests.helpers.clock import FakeClock
@@ -100,9 +100,9 @@ async def test_dial_waits_until_the_server_knows_the_session() -> None:
     server, clock = Server(answer()), FakeClock()
     server.health = [UNREGISTERED, UNREGISTERED, *server.health]
     dialing = spawn(dialer({ONE: server}, clock).dial("k", SETUP, Owner()), name="dial")
-    await clock.advance(PAUSE)
+    await clock.advance(PAUSE.delay(0))
     assert not dialing.done()
-    await clock.advance(PAUSE)
+    await clock.advance(PAUSE.delay(1))
     assert dialing.result().line is server
 
 
@@ -147,7 +147,7 @@ async def test_dial_goes_to_the_next_server_if_one_fails(failing: Server | OSErr
     [
         (OSError("refused"), Unreachable, "gRPC of one:9848: refused"),
         (Server(answer(STARTING, "ErrorResponse")), Refused, "server is starting"),
-        (Server(b"\xff"), Garbled, "gRPC of one:9848: a payload ends within a number"),
+        (Server(b"\xff"), Garbled, "gRPC of one:9848: the answer cannot be read: a payload ends within a number"),
     ],
 )
 async def test_dial_raises_the_error_of_the_last_server(
