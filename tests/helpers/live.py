@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from nacos_proxy.runtime import SystemClock
+from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 
 # Limits for a program that hangs. A start takes a second or two, and much longer on a busy machine.
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-GRPC_OFFSET = 1000  # Nacos clients expect gRPC on the HTTP port + 1000
 LISTENING = re.compile(r"listening on (\S+)")
 
 P = TypeVar("P", bound="Process")

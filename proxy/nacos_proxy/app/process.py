@@ -27,12 +27,13 @@ import sdnotify  # pyright: ignore[reportMissingTypeStubs]
 import uvicorn
 
 from nacos_proxy.runtime import Supervisor, SystemClock, stop
+from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 
 log = logging.getLogger("nacos_proxy.process")
 
 SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd passes
 BACKLOG = 2048
-GRPC_OFFSET, MAX_PORT = 1000, 65535  # SDKs add the offset to the HTTP port
+MAX_PORT = 65535
 
 
 class CannotStart(Exception):

@@ -16,7 +16,7 @@ import click
 from nacos_proxy import __version__
 from nacos_proxy.app.logs import printable
 from nacos_proxy.app.policies import nacos_policy
-from nacos_proxy.app.process import GRPC_OFFSET, MAX_PORT
+from nacos_proxy.app.process import MAX_PORT
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.client_options import can_bind
@@ -29,6 +29,7 @@ from nacos_proxy.upstream.grpc.connection import GrpcConnection
 from nacos_proxy.upstream.grpc.push import Account, open_session
 from nacos_proxy.upstream.grpc.session import Session, SessionPolicy, Target
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
+from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 
 CLOCK_TOLERANCE = 5.0  # seconds
 LATENCY_CALLS = 5  # the median is shown
@@ -139,7 +140,7 @@ async def push_finding(account: Account, wanted: str, clock: Clock, version: str
     todo = "open it, or set push_port" if forced else ""
     target = next(iter(account.grpc_targets()), None)
     if target is None:
-        return Finding("push port", not forced, f"there is none above port 64535; {instead}", todo)
+        return Finding("push port", not forced, f"there is none above port {MAX_PORT - GRPC_OFFSET}; {instead}", todo)
     try:
         session = await open_session(target, account, _as_client(), clock, lambda _: None)
     except (OSError, UpstreamError) as error:

@@ -79,13 +79,13 @@ from nacos_proxy.upstream.nacos.server_monitor import ServerMonitor
 from nacos_proxy.upstream.nacos.servers import Server, Servers, ServersPolicy, server_failed
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from nacos_proxy.wire.http import HttpReply, HttpRequest
+from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 from nacos_proxy.wire.nacos.login import Login
 
 R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.registry")
 
-GRPC_OFFSET = 1000  # from the HTTP port of a server to its gRPC port (nacos-grpc.md 1)
 CACHE_MILLIS = 3000  # `defaultCacheMillis` of 1.x
 
 

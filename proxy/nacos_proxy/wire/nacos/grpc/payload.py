@@ -16,6 +16,8 @@ from typing import NamedTuple
 from nacos_proxy.model.errors import Malformed
 from nacos_proxy.model.services import EMPTY
 
+GRPC_OFFSET = 1000  # from the HTTP port of a server to its gRPC port, as every SDK expects it (nacos-grpc.md 1)
+
 # A message of 10 MiB can hold five million fields, and to read them takes seconds. Real clients send about ten.
 MAX_FIELDS = 1000
 
