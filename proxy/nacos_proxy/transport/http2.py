@@ -23,7 +23,7 @@ FAREWELL = 1.0  # seconds until a connection that is closed ends, whether or not
 
 
 @dataclass(frozen=True, slots=True)
-class LinkPolicy:
+class EndpointPolicy:
     """Times in seconds, `max_unsent` in bytes."""
 
     limits: Limits = DEFAULT
@@ -32,14 +32,14 @@ class LinkPolicy:
     handshake_timeout: float = 5.0
 
 
-class Link(asyncio.Protocol):
+class EndpointProtocol(asyncio.Protocol):
     """A subclass implements `_happened`, `_drained` and `_lost`.
 
     `cause` and `reason` say why the connection ended: one of `Cause`, and words.
     """
 
     def __init__(
-        self, endpoint: ServerEndpoint | ClientEndpoint, policy: LinkPolicy, loop: asyncio.AbstractEventLoop | None
+        self, endpoint: ServerEndpoint | ClientEndpoint, policy: EndpointPolicy, loop: asyncio.AbstractEventLoop | None
     ) -> None:
         self.cause: Cause | None = None
         self.reason = ""

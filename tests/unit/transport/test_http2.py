@@ -9,16 +9,16 @@ import pytest
 from hpack import Encoder
 
 from nacos_proxy.runtime import STOOD_STILL
-from nacos_proxy.transport.http2 import FAREWELL, LOW_WATER, Link, LinkPolicy
+from nacos_proxy.transport.http2 import FAREWELL, LOW_WATER, EndpointPolicy, EndpointProtocol
 from nacos_proxy.wire.http2 import PREFACE, Event, Hold, ServerEndpoint, StreamMessage
 from tests.helpers import frames
 from tests.unit.fastpath.drive import KeptTransport, StillLoop
 
-POLICY = LinkPolicy(max_unsent=1_000_000, stall_timeout=30.0, handshake_timeout=5.0)
+POLICY = EndpointPolicy(max_unsent=1_000_000, stall_timeout=30.0, handshake_timeout=5.0)
 WINDOWS = frames.settings((4, 2**31 - 1)) + frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.number(2**31 - 65_536))
 
 
-class ServerLink(Link):
+class ServerLink(EndpointProtocol):
     def __init__(self, loop: StillLoop, hold: Hold | None = None) -> None:
         self.server = ServerEndpoint()
         super().__init__(self.server, POLICY, cast(Any, loop))

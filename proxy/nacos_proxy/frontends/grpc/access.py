@@ -11,7 +11,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.events.stream_quota import StreamQuota
 from nacos_proxy.frontends.open_streams import End, Right
 from nacos_proxy.model.services import Instance, ServiceKey
-from nacos_proxy.upstream.grpc.tunnel import Dialed, LineOwner
+from nacos_proxy.upstream.grpc.tunnel import Dialed, UpstreamOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 
 TOKEN = "accessToken"  # the header of a payload
@@ -149,4 +149,4 @@ class Dialing(Protocol):
     @property
     def absent(self) -> Callable[[], str]: ...
 
-    async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed: ...
+    async def dial(self, key: str, setup: Payload, owner: UpstreamOwner) -> Dialed: ...

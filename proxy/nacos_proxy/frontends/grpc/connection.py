@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.transport.http2 import LOW_WATER as LOW_WATER
-from nacos_proxy.transport.http2 import Link, LinkPolicy
+from nacos_proxy.transport.http2 import EndpointPolicy, EndpointProtocol
 from nacos_proxy.transport.tls import TlsProtocol
 from nacos_proxy.wire.http2 import Ended, Event, ServerEndpoint, StreamMessage, Unary
 
@@ -79,7 +79,7 @@ class Budget:
         return True
 
 
-class ServerConnection(Link):
+class ServerConnection(EndpointProtocol):
     """A connection of a client. All methods do nothing if the connection, or the stream, is gone.
 
     `client`: the IP address, "" for none; `name`: "ip_port" of the peer, unique among the open connections.
@@ -89,7 +89,7 @@ class ServerConnection(Link):
     def __init__(
         self,
         make_handler: Callable[[ServerConnection], Handler],
-        policy: LinkPolicy,
+        policy: EndpointPolicy,
         budget: Budget,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
@@ -172,7 +172,7 @@ class _Handshake(TlsProtocol):
 
 def make_accept(
     make_handler: Callable[[ServerConnection], Handler],
-    policy: LinkPolicy,
+    policy: EndpointPolicy,
     budget: Budget,
     tls: ssl.SSLContext | None = None,
 ) -> Callable[[], asyncio.Protocol]:

@@ -3,9 +3,9 @@
 It is not answered here: a pattern may match groups, which no naming API lists, and the server counts a service without
 instances as there for a minute. So the ability is offered only in front of servers that have it.
 
-The SDK's naming session stays here. Its fuzzy watches share one line to a server, which the server takes for another
-session of the SDK. If the line is lost, the session goes on: the patterns are sent again on a new one. The server then
-names every service that matches, and the SDK ignores those that it knows.
+The SDK's naming session stays here. Its fuzzy watches share one connection to a server, which the server takes for
+another session of the SDK. If that is lost, the session goes on: the patterns are sent again on a new one. The server
+then names every service that matches, and the SDK ignores those that it knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nacos_proxy.frontends.own_tokens import without_own_in_payload
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, UpstreamError, Violation, is_denied
 from nacos_proxy.runtime import Clock, Supervisor
-from nacos_proxy.upstream.grpc.tunnel import Line
+from nacos_proxy.upstream.grpc.tunnel import UpstreamConnection
 from nacos_proxy.wire.nacos.grpc.client import Detection, ResetRequest, read_push, write_ack
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from nacos_proxy.wire.nacos.grpc.refusals import NotReadable, read_failure, write_failure
@@ -38,7 +38,7 @@ MAX_PATTERNS = 50  # of one session; a server accepts 20 in all unless it is tol
 MAX_PATTERN = 1024  # characters
 OVER_LIMIT = 50310  # the server's error code for too many patterns, on which an SDK does not repeat the request
 TIMEOUT = 5.0  # seconds for an answer
-AGAIN = Backoff(initial=1.0, maximum=30.0)  # after the line was lost
+AGAIN = Backoff(initial=1.0, maximum=30.0)  # after the connection to the server was lost
 
 Headers = Callable[["Mapping[str, str] | None"], Awaitable[Mapping[str, str]]]
 """The headers with this proxy's own account; the argument is headers that a server has just refused."""
@@ -57,7 +57,7 @@ class FuzzyWatches:
     headers: Headers | None
     clock: Clock
     supervisor: Supervisor
-    lines: Shares[str]
+    connections: Shares[str]
     bytes: Shares[str]
 
     def open(self, setup: Payload, connection: Connection, stream: int) -> FuzzyWatch | None:
@@ -78,7 +78,7 @@ class FuzzyWatch:
         self._connection = connection
         self._stream = stream
         self._watches: dict[str, Payload] = {}  # what to send again, by pattern
-        self._line: Line | None = None
+        self._upstream: UpstreamConnection | None = None
         self._dialing = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
         self._closed = False
@@ -108,8 +108,8 @@ class FuzzyWatch:
         self._connection.answer(stream, write_payload(answer))
 
     def stream(self, payload: Payload) -> None:
-        if self._line is not None:
-            self._line.send(write_payload(payload))
+        if self._upstream is not None:
+            self._upstream.send(write_payload(payload))
 
     def _note(self, payload: Payload) -> bool:
         """Remembers a pattern until it is cancelled. False if there are too many. Raises `NotReadable`."""
@@ -148,33 +148,33 @@ class FuzzyWatch:
         return answer if renewed == ours else await self._call(request._replace(headers={**request.headers, **renewed}))
 
     async def _call(self, request: Payload) -> Payload:
-        line = await self._connected()
+        upstream = await self._connected()
         try:
-            return read_payload(await line.call(write_payload(request), timeout=TIMEOUT))
+            return read_payload(await upstream.call(write_payload(request), timeout=TIMEOUT))
         except (UpstreamError, Malformed) as error:
-            line.close()
+            upstream.close()
             if isinstance(error, UpstreamError):
                 raise
             raise NotReadable from error
 
-    async def _connected(self) -> Line:
-        """The line, which is made if there is none. Raises `UpstreamError`s, and `BadCall` for too many."""
+    async def _connected(self) -> UpstreamConnection:
+        """The connection to a server, made if there is none. Raises `UpstreamError`s, and `BadCall` for too many."""
         async with self._dialing:
-            if self._line is not None:
-                return self._line
-            lines, client = self._host.lines, self._connection.client
-            if not lines.room(client):
+            if self._upstream is not None:
+                return self._upstream
+            connections, client = self._host.connections, self._connection.client
+            if not connections.room(client):
                 raise BadCall("", Violation.OTHER, "this address has too many connections to the upstream", status=429)
-            lines.take(client)
+            connections.take(client)
             try:
                 dialed = await self._host.dialer.dial(self._connection.name, self._setup, self)
             except BaseException:
-                lines.give_back(client)
+                connections.give_back(client)
                 raise
-            self._line = dialed.line
+            self._upstream = dialed.connection
             if self._closed:
-                dialed.line.close()
-            return dialed.line
+                dialed.connection.close()
+            return dialed.connection
 
     async def _restore(self) -> None:
         """Sends the patterns again, until the server has them."""
@@ -192,7 +192,7 @@ class FuzzyWatch:
     # from the server
 
     def received(self, message: bytes) -> None:
-        line = self._line
+        upstream = self._upstream
         try:
             payload = read_payload(message)
             push = read_push(payload)
@@ -202,21 +202,21 @@ class FuzzyWatch:
         if payload.type.startswith(PREFIX):
             self._connection.push(self._stream, message)
             self.drained()
-        elif line is not None and isinstance(push, Detection):
-            line.send(write_payload(write_ack("ClientDetectionResponse", push.request_id)))
-        elif line is not None and isinstance(push, ResetRequest):
-            line.close()
+        elif upstream is not None and isinstance(push, Detection):
+            upstream.send(write_payload(write_ack("ClientDetectionResponse", push.request_id)))
+        elif upstream is not None and isinstance(push, ResetRequest):
+            upstream.close()
 
     def drained(self) -> None:
         """Called for both ends."""
-        if self._line is not None:
-            self._line.pause() if self._connection.unsent > HIGH_WATER else self._line.resume()
+        if self._upstream is not None:
+            self._upstream.pause() if self._connection.unsent > HIGH_WATER else self._upstream.resume()
 
     def lost(self, reason: str) -> None:
-        if self._line is None:
+        if self._upstream is None:
             return
-        self._line = None
-        self._host.lines.give_back(self._connection.client)
+        self._upstream = None
+        self._host.connections.give_back(self._connection.client)
         if not self._closed and self._watches and (self._restoring is None or self._restoring.done()):
             log.info("the fuzzy watches of %s are sent again: %s", self._connection.name, reason)
             self._restoring = self._host.supervisor.once(self._restore(), name="fuzzy watch again")
@@ -226,8 +226,8 @@ class FuzzyWatch:
         self._admission.release()
         if self._restoring is not None:
             self._restoring.cancel()
-        if self._line is not None:
-            self._line.close()
+        if self._upstream is not None:
+            self._upstream.close()
 
 
 def _failure(answer: Payload) -> UpstreamError | None:

@@ -21,7 +21,7 @@ from nacos_proxy.frontends.grpc.pushes import Pushes, PushesPolicy
 from nacos_proxy.frontends.grpc.session import Session, SessionPolicy
 from nacos_proxy.model.limits import Rules
 from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
-from nacos_proxy.transport.http2 import LinkPolicy
+from nacos_proxy.transport.http2 import EndpointPolicy
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 from nacos_proxy.wire.nacos.grpc.server import Request, RequestType, read_request
 
@@ -81,7 +81,7 @@ class GrpcServer:
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Accepts connections on a socket that listens."""
-        accept = make_accept(self.made, LinkPolicy(), self.budget, tls)
+        accept = make_accept(self.made, EndpointPolicy(), self.budget, tls)
         self._server = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=BACKLOG)
         name: Any = listener.getsockname()
         self.off, self.port = "", name[1] if isinstance(name, tuple) else 0

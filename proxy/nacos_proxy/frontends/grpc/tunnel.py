@@ -27,7 +27,7 @@ from nacos_proxy.frontends.open_streams import Right
 from nacos_proxy.frontends.own_tokens import without_own_in_payload
 from nacos_proxy.model.errors import BadCall, ProxyError, Refused, TooSlow, UpstreamError, Violation
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.grpc.tunnel import CALLS, Line
+from nacos_proxy.upstream.grpc.tunnel import CALLS, UpstreamConnection
 from nacos_proxy.wire.nacos.grpc.payload import Payload, write_payload
 from nacos_proxy.wire.nacos.grpc.refusals import ERROR_RESPONSE, NoHandler, write_failure
 from nacos_proxy.wire.nacos.grpc.server import HealthCheck, find_type, write_answer
@@ -137,16 +137,16 @@ class GrpcTunnels:
 
 
 class _Tunnel:
-    """One client's connection, and its line to a server. Without a line, every request is answered 302."""
+    """One client's connection, and its own one to a server. Without that, every request is answered 302."""
 
     def __init__(self, tunnels: GrpcTunnels, client: str, connection: Connection, stream: int) -> None:
         self._tunnels = tunnels
         self._client = client
         self._connection = connection
         self._stream = stream
-        self._line: Line | None = None
+        self._upstream: UpstreamConnection | None = None
         self._closed = False
-        self._line_paused = self._client_paused = False
+        self._upstream_paused = self._client_paused = False
         self._calls = asyncio.Semaphore(CALLS)
         self._room = asyncio.Event()  # the client may take more bytes now
         self._admission = LastingAdmission(tunnels.guard, lambda error: self.lost(str(error)))
@@ -154,9 +154,9 @@ class _Tunnel:
     async def connect(self, dialer: Dialing, setup: Payload) -> bool:
         """Whether the server acknowledges the setup. Raises `UpstreamError`s."""
         dialed = await dialer.dial(self._connection.name, self._without_own(setup), self)
-        self._line = dialed.line
+        self._upstream = dialed.connection
         if self._closed:
-            dialed.line.close()
+            dialed.connection.close()
         self._balance()
         return dialed.acknowledges
 
@@ -171,7 +171,7 @@ class _Tunnel:
             answer = write_failure(response_class(payload.type), error)
             self._connection.answer(stream, write_payload(answer))
             return
-        if self._line is None:
+        if self._upstream is None:
             self._connection.answer(stream, write_payload(_answer_alone(payload)))
             return
         message = write_payload(request)
@@ -180,13 +180,13 @@ class _Tunnel:
             self._connection.fail(stream, RESOURCE_EXHAUSTED, "this address has too many requests under way")
             return
         held.take(self._client, len(message))
-        spawn(self._call(self._line, stream, message), name="request through a tunnel")
+        spawn(self._call(self._upstream, stream, message), name="request through a tunnel")
 
-    async def _call(self, line: Line, stream: int, message: bytes) -> None:
+    async def _call(self, upstream: UpstreamConnection, stream: int, message: bytes) -> None:
         connection = self._connection
         try:
             async with self._calls:
-                answer = await line.call(message, timeout=self._tunnels.policy.timeout)
+                answer = await upstream.call(message, timeout=self._tunnels.policy.timeout)
                 while connection.unsent > HIGH_WATER and not self._closed:
                     self._room.clear()
                     await self._room.wait()
@@ -200,9 +200,9 @@ class _Tunnel:
 
     def stream(self, payload: Payload) -> None:
         """Only what a server reads: it ignores all but setups and responses (nacos-grpc.md 3)."""
-        if self._line is not None and (payload.type == SETUP or payload.type.endswith("Response")):
+        if self._upstream is not None and (payload.type == SETUP or payload.type.endswith("Response")):
             try:
-                self._line.send(write_payload(self._without_own(payload)))
+                self._upstream.send(write_payload(self._without_own(payload)))
             except ProxyError as error:
                 log.debug("a message of %s is dropped: %s", self._client, error)
             self._balance()
@@ -223,8 +223,8 @@ class _Tunnel:
         self._room.set()
         self._tunnels.tunnels.give_back(self._client)
         self._admission.release()
-        if self._line is not None:
-            self._line.close()
+        if self._upstream is not None:
+            self._upstream.close()
 
     # --- from the server ----------------------------------------------------------------------------------------------
 
@@ -242,14 +242,14 @@ class _Tunnel:
 
     def _balance(self) -> None:
         """Pauses and resumes both ends. The server waits first, so that both never wait for each other."""
-        line, connection = self._line, self._connection
-        if line is None or self._closed:
+        upstream, connection = self._upstream, self._connection
+        if upstream is None or self._closed:
             return
-        line_paused = connection.unsent > HIGH_WATER
-        client_paused = line.unsent > HIGH_WATER and not line_paused
-        if line_paused != self._line_paused:
-            self._line_paused = line_paused
-            line.pause() if line_paused else line.resume()
+        upstream_paused = connection.unsent > HIGH_WATER
+        client_paused = upstream.unsent > HIGH_WATER and not upstream_paused
+        if upstream_paused != self._upstream_paused:
+            self._upstream_paused = upstream_paused
+            upstream.pause() if upstream_paused else upstream.resume()
         if client_paused != self._client_paused:
             self._client_paused = client_paused
             connection.pause() if client_paused else connection.resume()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nacos_proxy.model.errors import Busy, Garbled, Reason, Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.transport.http2 import LOW_WATER as LOW_WATER
-from nacos_proxy.transport.http2 import Link, LinkPolicy
+from nacos_proxy.transport.http2 import EndpointPolicy, EndpointProtocol
 from nacos_proxy.wire.http2 import (
     BROKEN,
     GARBLED,
@@ -30,7 +30,7 @@ from nacos_proxy.wire.http2 import (
 _DENIED = (7, 16)  # PERMISSION_DENIED, UNAUTHENTICATED
 _STATUSES = {UNIMPLEMENTED: 501, UNAVAILABLE: 503, 7: 403, 16: 403}  # HTTP's, for a status of gRPC; else 500
 
-_POLICY = LinkPolicy()
+_POLICY = EndpointPolicy()
 
 
 def _nothing() -> None:
@@ -46,7 +46,7 @@ class _Call:
         self.stream: int | None = None  # None: waits for a free one
 
 
-class GrpcConnection(Link):
+class GrpcConnection(EndpointProtocol):
     """Made by `connect`. `lost`: TCP or the bidirectional stream has ended; then every call fails."""
 
     def __init__(
@@ -57,7 +57,7 @@ class GrpcConnection(Link):
         on_message: Callable[[bytes], None],
         on_lost: Callable[[str], None],
         on_drained: Callable[[], None] = _nothing,
-        policy: LinkPolicy = _POLICY,
+        policy: EndpointPolicy = _POLICY,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._client = ClientEndpoint(authority, tls=tls, limits=policy.limits)
@@ -84,7 +84,7 @@ class GrpcConnection(Link):
         on_lost: Callable[[str], None],
         on_drained: Callable[[], None] = _nothing,
         timeout: float,
-        policy: LinkPolicy = _POLICY,
+        policy: EndpointPolicy = _POLICY,
     ) -> GrpcConnection:
         """Returns when the server's SETTINGS have arrived. Raises `OSError`, also if they do not in `timeout` seconds.
 

@@ -129,8 +129,8 @@ class GrpcPush:
         self.unavailable = ""
         self.was_alive = False
         self.on_lost: list[Callable[[], None]] = []  # a connection has ended: its server may have lost its data
-        self._lanes: list[_Lane] = []
-        self._lane_of: dict[ServiceKey, _Lane] = {}
+        self._feeds: list[_Feed] = []
+        self._feed_of: dict[ServiceKey, _Feed] = {}
         self._watched: frozenset[ServiceKey] = frozenset()
         self._news: dict[ServiceKey, Notify | Listing | None] = {}
         self._wake = asyncio.Event()
@@ -142,23 +142,23 @@ class GrpcPush:
 
         Nor does the loss of one that nothing needs any more.
         """
-        begun = [lane for lane in self._lanes if lane.was_alive]
-        any_alive = any(lane.alive for lane in begun) and not self._closed
-        return any_alive and all(lane.alive or lane.idle for lane in begun)
+        begun = [feed for feed in self._feeds if feed.was_alive]
+        any_alive = any(feed.alive for feed in begun) and not self._closed
+        return any_alive and all(feed.alive or feed.idle for feed in begun)
 
     def status(self) -> dict[str, Any]:
         """The servers that push, and the numbers of subscriptions that hold and that failed, ready for JSON."""
-        sessions = [lane.session for lane in self._lanes if lane.session is not None]
+        sessions = [feed.session for feed in self._feeds if feed.session is not None]
         return {
             "kind": "grpc",
             "servers": sorted({str(session.target) for session in sessions}),
-            "subscriptions": sum(map(self.covers, self._lane_of)),
-            "refused": sum(len(lane.refused) for lane in self._lanes),
+            "subscriptions": sum(map(self.covers, self._feed_of)),
+            "refused": sum(len(feed.refused) for feed in self._feeds),
         }
 
     def covers(self, key: ServiceKey) -> bool:
-        lane = self._lane_of.get(key)
-        return lane is not None and lane.covers(key)
+        feed = self._feed_of.get(key)
+        return feed is not None and feed.covers(key)
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         watched = frozenset(services)
@@ -167,25 +167,25 @@ class GrpcPush:
         before, self._watched = self._watched, watched
         for key in before - watched:
             self._news.pop(key, None)
-            if (lane := self._lane_of.pop(key, None)) is not None:
-                lane.remove(key)
+            if (feed := self._feed_of.pop(key, None)) is not None:
+                feed.remove(key)
         for key in watched - before:
-            if (lane := self._lane_for(key)) is not None:
-                self._lane_of[key] = lane
-                lane.add(key)
+            if (feed := self._feed_for(key)) is not None:
+                self._feed_of[key] = feed
+                feed.add(key)
 
-    def _lane_for(self, key: ServiceKey) -> _Lane | None:
-        lane = next((lane for lane in self._lanes if lane.takes(key)), None)
-        if lane is None and len(self._lanes) < self.policy.connections:
-            lane = _Lane(self)
-            self._lanes.append(lane)
-        return lane
+    def _feed_for(self, key: ServiceKey) -> _Feed | None:
+        feed = next((feed for feed in self._feeds if feed.takes(key)), None)
+        if feed is None and len(self._feeds) < self.policy.connections:
+            feed = _Feed(self)
+            self._feeds.append(feed)
+        return feed
 
     def follow(self) -> None:
         """The list of servers has changed: connections to servers that are no longer in it move to others."""
         addresses = {(target.host, target.port) for target in self.account.grpc_targets()}
-        for lane in self._lanes:
-            lane.follow(addresses)
+        for feed in self._feeds:
+            feed.follow(addresses)
 
     def report(self, key: ServiceKey, news: Notify | Listing | None) -> None:
         """A service may have changed. Only the last news of a service is kept until `changes` yields it."""
@@ -226,11 +226,11 @@ class GrpcPush:
     async def close(self) -> None:
         self._closed = True
         self._wake.set()
-        for lane in self._lanes:
-            await lane.close()
+        for feed in self._feeds:
+            await feed.close()
 
 
-class _Lane:
+class _Feed:
     """One connection at a time, and the services that it is for. `session` is the current one."""
 
     def __init__(self, push: GrpcPush) -> None:

@@ -11,19 +11,19 @@ from typing import Protocol
 
 from nacos_proxy.model.errors import Unreachable, UpstreamError
 from nacos_proxy.runtime import Clock, SystemClock
-from nacos_proxy.transport.http2 import LinkPolicy
+from nacos_proxy.transport.http2 import EndpointPolicy
 from nacos_proxy.upstream.grpc.connection import GrpcConnection
 from nacos_proxy.upstream.grpc.session import Target, set_up
 from nacos_proxy.wire.http2 import DEFAULT
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 
-# Calls under way on one line. The answer to each, or each request, may be as large as a message can be.
+# Calls under way on one connection. The answer to each, or each request, may be as large as a message can be.
 CALLS = 4
 _BYTES = (CALLS + 1) * DEFAULT.max_message
-_POLICY = LinkPolicy(DEFAULT._replace(max_partial=_BYTES), max_unsent=_BYTES)
+_POLICY = EndpointPolicy(DEFAULT._replace(max_partial=_BYTES), max_unsent=_BYTES)
 
 
-class Line(Protocol):
+class UpstreamConnection(Protocol):
     """A connection to a server: a `GrpcConnection`. All but `call` is a no-op once it is lost."""
 
     @property
@@ -50,29 +50,29 @@ class Line(Protocol):
     def close(self) -> None: ...
 
 
-class LineOwner(Protocol):
-    """Whoever uses a line."""
+class UpstreamOwner(Protocol):
+    """Whoever uses a connection to a server."""
 
     def received(self, message: bytes) -> None:
         """A message on the stream."""
         ...
 
     def drained(self) -> None:
-        """The line takes more bytes again."""
+        """The connection takes more bytes again."""
         ...
 
     def lost(self, reason: str) -> None:
-        """The line is gone, perhaps by `close`. Called once."""
+        """The connection is gone, perhaps by `close`. Called once."""
         ...
 
 
 class Connect(Protocol):
-    async def __call__(self, target: Target, owner: LineOwner, timeout: float, /) -> Line:
+    async def __call__(self, target: Target, owner: UpstreamOwner, timeout: float, /) -> UpstreamConnection:
         """Raises `OSError`."""
         ...
 
 
-async def connect_line(target: Target, owner: LineOwner, timeout: float) -> Line:
+async def connect_upstream(target: Target, owner: UpstreamOwner, timeout: float) -> UpstreamConnection:
     """A `Connect`. Raises `OSError`."""
     return await GrpcConnection.connect(
         target.host,
@@ -89,9 +89,9 @@ async def connect_line(target: Target, owner: LineOwner, timeout: float) -> Line
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """A line to a server that knows the client. `acknowledges`: the server answers a setup that has abilities."""
+    """A connection to a server that knows the client. `acknowledges`: the server answers a setup that has abilities."""
 
-    line: Line
+    connection: UpstreamConnection
     target: Target
     acknowledges: bool
 
@@ -107,14 +107,14 @@ class Dialer:
     """
 
     targets: Callable[[str], Iterable[Target]]
-    connect: Connect = connect_line
+    connect: Connect = connect_upstream
     ready: Callable[[], Awaitable[None]] | None = None
     absent: Callable[[], str] = lambda: ""
     timeout: float = 2.0
     clock: Clock = field(default_factory=SystemClock)
 
-    async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed:
-        """A line to the first server that answers. Raises `UpstreamError`s; those of the last server."""
+    async def dial(self, key: str, setup: Payload, owner: UpstreamOwner) -> Dialed:
+        """A connection to the first server that answers. Raises `UpstreamError`s; those of the last server."""
         if self.ready is not None:
             await self.ready()
         last: UpstreamError = Unreachable("no server is known", arrived=False)
@@ -127,24 +127,24 @@ class Dialer:
                 last = error
         raise last
 
-    async def _dial(self, target: Target, setup: Payload, owner: LineOwner) -> Dialed:
+    async def _dial(self, target: Target, setup: Payload, owner: UpstreamOwner) -> Dialed:
         attempt = _Attempt(owner)
-        line = await self.connect(target, attempt, self.timeout)
+        connection = await self.connect(target, attempt, self.timeout)
         try:
-            checked = await set_up(line, setup, self.clock, target, answer=self.timeout, within=self.timeout)
+            checked = await set_up(connection, setup, self.clock, target, answer=self.timeout, within=self.timeout)
         except BaseException:
-            line.close()
+            connection.close()
             raise
         if attempt.reason is not None:
             raise Unreachable(f"gRPC of {target}: {attempt.reason}", arrived=False)
         attempt.settled = True
-        return Dialed(line, target, checked.negotiates)
+        return Dialed(connection, target, checked.negotiates)
 
 
 class _Attempt:
-    """Keeps the loss of a line that was never in use from its owner, who gets the line of the next server."""
+    """Keeps the loss of a connection that was never in use from its owner, who gets that of the next server."""
 
-    def __init__(self, owner: LineOwner) -> None:
+    def __init__(self, owner: UpstreamOwner) -> None:
         self.settled = False
         self.reason: str | None = None
         self._owner = owner

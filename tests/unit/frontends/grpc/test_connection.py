@@ -17,7 +17,7 @@ import pytest
 from hpack import Encoder
 
 from nacos_proxy.frontends.grpc.connection import Budget, ServerConnection, make_accept
-from nacos_proxy.transport.http2 import LOW_WATER, LinkPolicy
+from nacos_proxy.transport.http2 import LOW_WATER, EndpointPolicy
 from nacos_proxy.wire.http2 import PREFACE
 from tests.helpers import frames
 from tests.unit.fastpath.drive import KeptTransport
@@ -72,10 +72,10 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    *, tls: ssl.SSLContext | None = None, budget: Budget | None = None, policy: LinkPolicy | None = None
+    *, tls: ssl.SSLContext | None = None, budget: Budget | None = None, policy: EndpointPolicy | None = None
 ) -> AsyncIterator[Server]:
     served = Server(budget)
-    accept = make_accept(served.make, policy or LinkPolicy(), served.budget, tls)
+    accept = make_accept(served.make, policy or EndpointPolicy(), served.budget, tls)
     listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     served.port = listener.sockets[0].getsockname()[1]
     try:
@@ -190,7 +190,7 @@ async def test_tls() -> None:
 async def test_handshakes_of_tls_count() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERTIFICATES / "server.pem")
-    policy = LinkPolicy(handshake_timeout=0.5)
+    policy = EndpointPolicy(handshake_timeout=0.5)
     async with serving(tls=context, budget=Budget(max_connections=6), policy=policy) as server:
         opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -225,7 +225,7 @@ class Said:
     def __init__(self, budget: Budget, address: str = "10.0.0.1", **extra: Any) -> None:
         self.server = Server(budget)
         self.transport = KeptTransport(**{"peername": (address, 4000), **extra})
-        self.connection = ServerConnection(self.server.make, LinkPolicy(), budget)
+        self.connection = ServerConnection(self.server.make, EndpointPolicy(), budget)
         self.connection.connection_made(self.transport)
         self.encoder = Encoder()
 

@@ -15,7 +15,7 @@ from nacos_proxy.frontends.grpc.fuzzy_watch import MAX_PATTERN, MAX_PATTERNS, Fu
 from nacos_proxy.model.errors import TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import Supervisor
 from nacos_proxy.upstream.grpc.session import Target
-from nacos_proxy.upstream.grpc.tunnel import Dialed, LineOwner
+from nacos_proxy.upstream.grpc.tunnel import Dialed, UpstreamOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.grpc_client import STREAM, FakeTunnel, grpc_world
@@ -73,7 +73,7 @@ class Line:
 
     unsent = 0
 
-    def __init__(self, server: Server, owner: LineOwner) -> None:
+    def __init__(self, server: Server, owner: UpstreamOwner) -> None:
         self.server, self.owner = server, owner
         self.paused = self.closed = False
 
@@ -110,21 +110,21 @@ class Server:
         self.setups: list[Payload] = []
         self.asked: list[Payload] = []
         self.said: list[Payload] = []
-        self.lines: list[Line] = []
+        self.connections: list[Line] = []
         self.answer: Callable[[Payload], Payload | UpstreamError] = lambda payload: GOOD
 
     def absent(self) -> str:
         return ""
 
-    async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed:
+    async def dial(self, key: str, setup: Payload, owner: UpstreamOwner) -> Dialed:
         if self.down:
             raise Unreachable("refused", arrived=False)
         self.setups.append(setup)
-        self.lines.append(Line(self, owner))
-        return Dialed(self.lines[-1], Target("server", 9848), True)
+        self.connections.append(Line(self, owner))
+        return Dialed(self.connections[-1], Target("server", 9848), True)
 
     def push(self, payload: Payload) -> None:
-        self.lines[-1].owner.received(write_payload(payload))
+        self.connections[-1].owner.received(write_payload(payload))
 
 
 class Account:
@@ -151,12 +151,12 @@ class World:
     ) -> None:
         self.client, self.server, self.clock = Client(), Server(), FakeClock()
         self.guard = AccessControl(nothing, AccessPolicy(tokens), refuse)
-        self.lines: Shares[str] = Shares(10)
+        self.connections: Shares[str] = Shares(10)
         self.bytes: Shares[str] = Shares(capacity)
         supervisor = Supervisor(self.clock)
         self.offered = True
         self.host = FuzzyWatches(
-            self.server, self.guard, lambda: self.offered, headers, self.clock, supervisor, self.lines, self.bytes
+            self.server, self.guard, lambda: self.offered, headers, self.clock, supervisor, self.connections, self.bytes
         )
         opened = self.host.open(SETUP, self.client, 3)
         assert opened is not None
@@ -182,7 +182,7 @@ async def test_requests_pass_on_one_line_with_the_setup_of_the_session() -> None
     await w.ask(request("a>>b>>d"))
     assert w.server.setups == [SETUP]
     assert w.server.asked == [request("a>>b>>c"), request("a>>b>>d")]
-    assert (w.lines.total, w.bytes.total) == (1, 0)
+    assert (w.connections.total, w.bytes.total) == (1, 0)
 
 
 async def test_pushes_and_their_acknowledgements_pass_unchanged() -> None:
@@ -212,15 +212,15 @@ async def test_a_lost_line_is_replaced_and_gets_the_patterns_that_are_left() -> 
     await w.ask(request("a>>b>>d", "CANCEL_WATCH"))
     w.server.asked.clear()
     w.server.down = True
-    w.server.lines[0].close()
+    w.server.connections[0].close()
     await w.clock.advance(10)
-    assert (w.client.closed, w.server.asked, w.lines.total) == (False, [], 0)
+    assert (w.client.closed, w.server.asked, w.connections.total) == (False, [], 0)
     w.server.down = False
     await w.clock.advance(30)
     assert [orjson.loads(payload.body) for payload in w.server.asked] == [
         {"groupKeyPattern": "a>>b>>c", "watchType": "WATCH", "receivedGroupKeys": [], "initializing": True}
     ]
-    assert (len(w.server.lines), w.lines.total) == (2, 1)
+    assert (len(w.server.connections), w.connections.total) == (2, 1)
 
 
 async def test_a_reset_by_the_server_makes_a_new_line() -> None:
@@ -228,15 +228,15 @@ async def test_a_reset_by_the_server_makes_a_new_line() -> None:
     await w.ask(request())
     w.server.push(Payload("ConnectResetRequest", b'{"requestId":"1"}'))
     await w.clock.advance(2)
-    assert len(w.server.lines) == 2
+    assert len(w.server.connections) == 2
 
 
 async def test_a_line_without_patterns_is_not_replaced() -> None:
     w = World()
     await w.ask(request(what="CANCEL_WATCH"))
-    w.server.lines[0].close()
+    w.server.connections[0].close()
     await w.clock.advance(60)
-    assert len(w.server.lines) == 1
+    assert len(w.server.connections) == 1
 
 
 @pytest.mark.parametrize("error", [TooSlow("late"), Unreachable("lost", arrived=True)])
@@ -247,7 +247,7 @@ async def test_a_line_that_does_not_answer_is_replaced(error: UpstreamError) -> 
     assert (answer["type"], answer["errorCode"], answer["message"]) == (GOOD.type, 500, str(error))
     w.server.answer = lambda payload: GOOD
     await w.clock.advance(2)
-    assert len(w.server.lines) == 2
+    assert len(w.server.connections) == 2
 
 
 async def test_an_upstream_that_is_away_is_said_in_the_requests_own_class() -> None:
@@ -262,16 +262,16 @@ async def test_close_ends_the_line_and_what_waits() -> None:
     await w.ask(request())
     w.watch.close()
     w.watch.close()
-    assert (w.server.lines[0].closed, w.lines.total, len(w.guard.open_streams)) == (True, 0, 0)
+    assert (w.server.connections[0].closed, w.connections.total, len(w.guard.open_streams)) == (True, 0, 0)
     other = World()
     await other.ask(request())
     other.server.down = True
-    other.server.lines[0].close()
+    other.server.connections[0].close()
     await other.clock.advance(3)
     other.watch.close()
     other.server.down = False
     await other.clock.advance(60)
-    assert len(other.server.lines) == 1
+    assert len(other.server.connections) == 1
 
 
 async def test_a_server_is_not_read_while_its_sdk_does_not_read() -> None:
@@ -279,10 +279,10 @@ async def test_a_server_is_not_read_while_its_sdk_does_not_read() -> None:
     await w.ask(request())
     w.client.unsent = HIGH_WATER + 1
     w.server.push(CHANGE)
-    assert w.server.lines[0].paused
+    assert w.server.connections[0].paused
     w.client.unsent = 0
     w.watch.drained()
-    assert not w.server.lines[0].paused
+    assert not w.server.connections[0].paused
 
 
 async def test_patterns_are_bounded() -> None:
@@ -298,16 +298,16 @@ async def test_patterns_are_bounded() -> None:
 async def test_what_cannot_be_read_is_refused(body: bytes, code: int) -> None:
     w = World()
     assert (await w.ask(Payload("NamingFuzzyWatchRequest", body)))["errorCode"] == code
-    assert w.server.lines == []
+    assert w.server.connections == []
 
 
 async def test_bytes_and_lines_of_an_address_are_bounded() -> None:
     w = World(capacity=10)
     assert (await w.ask(request()))["errorCode"] == 400
     w = World()
-    w.lines.take(w.client.client, 5)
+    w.connections.take(w.client.client, 5)
     assert (await w.ask(request()))["errorCode"] == 400
-    assert w.server.lines == []
+    assert w.server.connections == []
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

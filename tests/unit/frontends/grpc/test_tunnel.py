@@ -17,7 +17,7 @@ from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels, TunnelPolicy, require
 from nacos_proxy.model.errors import BadCall, ProxyError, Reason, Refused, TooSlow, Unreachable, UpstreamError
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.grpc.session import Target
-from nacos_proxy.upstream.grpc.tunnel import CALLS, Dialed, LineOwner
+from nacos_proxy.upstream.grpc.tunnel import CALLS, Dialed, UpstreamOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from tests.helpers.clock import settle
 from tests.helpers.grpc_recordings import exchanges
@@ -78,13 +78,13 @@ class Server:
         self.unsent = 0
         self.got: list[Payload] = []
         self.paused = self.closed = False
-        self.owner: LineOwner | None = None
+        self.owner: UpstreamOwner | None = None
         self.error, self.why, self._acknowledges = error, absent, acknowledges
 
     def absent(self) -> str:
         return self.why
 
-    async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed:
+    async def dial(self, key: str, setup: Payload, owner: UpstreamOwner) -> Dialed:
         if self.error is not None:
             raise self.error
         self.owner = owner
@@ -130,7 +130,7 @@ class World:
         return self.client.answers[stream]
 
     @property
-    def owner(self) -> LineOwner:
+    def owner(self) -> UpstreamOwner:
         assert self.server.owner is not None
         return self.server.owner
 
@@ -323,7 +323,7 @@ async def test_a_client_that_leaves_while_its_server_is_dialed_leaves_no_line() 
     dial = server.dial
 
     class Slow(Server):
-        async def dial(self, key: str, setup: Payload, owner: LineOwner) -> Dialed:
+        async def dial(self, key: str, setup: Payload, owner: UpstreamOwner) -> Dialed:
             await gate
             return await dial(key, setup, owner)
 

@@ -18,7 +18,7 @@ from nacos_proxy.frontends.grpc.connection import Budget, ServerConnection
 from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.runtime import spawn
-from nacos_proxy.transport.http2 import LinkPolicy
+from nacos_proxy.transport.http2 import EndpointPolicy
 from nacos_proxy.upstream.grpc.session import Target
 from nacos_proxy.upstream.grpc.tunnel import Dialer
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
@@ -120,7 +120,9 @@ async def tunnels_to(target: Target) -> AsyncIterator[tuple[GrpcTunnels, int]]:
     tunnels = GrpcTunnels(Dialer(lambda key: [target]), guard)
     loop, budget = asyncio.get_running_loop(), Budget()
     server = await loop.create_server(
-        lambda: ServerConnection(lambda connection: Session(tunnels, connection), LinkPolicy(), budget), "127.0.0.1", 0
+        lambda: ServerConnection(lambda connection: Session(tunnels, connection), EndpointPolicy(), budget),
+        "127.0.0.1",
+        0,
     )
     try:
         yield tunnels, server.sockets[0].getsockname()[1]

@@ -10,7 +10,7 @@ import pytest
 from nacos_proxy.model.errors import Garbled, ProxyError, Refused, TooSlow, Unreachable
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.grpc.session import PAUSE, Target
-from nacos_proxy.upstream.grpc.tunnel import Dialer, Line, LineOwner
+from nacos_proxy.upstream.grpc.tunnel import Dialer, UpstreamConnection, UpstreamOwner
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
 from tests.helpers.clock import FakeClock
@@ -32,7 +32,7 @@ class Server:
         self.health = [Payload("HealthCheckResponse", b'{"resultCode":200,"errorCode":0,"success":true}')]
         self.calls: list[str] = []
         self.closed = False
-        self.owner: LineOwner | None = None
+        self.owner: UpstreamOwner | None = None
         self.on_setup: Callable[[], None] = lambda: None
 
     async def call(self, message: bytes, *, timeout: float) -> bytes:
@@ -75,7 +75,7 @@ class Owner:
 
 
 def dialer(servers: dict[Target, Server | OSError], clock: FakeClock | None = None) -> Dialer:
-    async def connect(target: Target, owner: LineOwner, timeout: float) -> Line:
+    async def connect(target: Target, owner: UpstreamOwner, timeout: float) -> UpstreamConnection:
         found = servers[target]
         if isinstance(found, OSError):
             raise found
@@ -92,7 +92,7 @@ def answer(body: bytes = GOOD, kind: str = "ServerCheckResponse") -> Payload:
 async def test_dial_checks_the_server_and_then_sends_the_setup() -> None:
     server = Server(answer())
     dialed = await dialer({ONE: server}).dial("k", SETUP, Owner())
-    assert (dialed.line, dialed.target, dialed.acknowledges) == (server, ONE, True)
+    assert (dialed.connection, dialed.target, dialed.acknowledges) == (server, ONE, True)
     assert server.calls == ["ServerCheckRequest 2.0", "stream", "setup", "HealthCheckRequest 2.0"]
 
 
@@ -103,7 +103,7 @@ async def test_dial_waits_until_the_server_knows_the_session() -> None:
     await clock.advance(PAUSE.delay(0))
     assert not dialing.done()
     await clock.advance(PAUSE.delay(1))
-    assert dialing.result().line is server
+    assert dialing.result().connection is server
 
 
 async def test_dial_waits_for_a_server_only_until_the_time_limit() -> None:
