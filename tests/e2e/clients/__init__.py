@@ -75,8 +75,11 @@ def build_java(place: Path, client: str) -> Sequence[str]:
     return ["java", *quick, "-cp", f"{place}:{path}", "Driver"]
 
 
-def build_go(place: Path) -> Sequence[str]:
-    run(place, "go", "build", "-o", "driver", ".")
+def build_go(place: Path, version: str) -> Sequence[str]:
+    """A major version of a Go module has its own import path."""
+    source, sdk = (place / "main.go").read_text(), '"github.com/nacos-group/nacos-sdk-go/'
+    (place / version / "main.go").write_text(source.replace(sdk, f"{sdk}v2/") if version == "v2" else source)
+    run(place / version, "go", "build", "-o", "../driver", ".")
     return [str(place / "driver")]
 
 
@@ -104,13 +107,13 @@ class Driver:
 
 HTTP: Mapping[str, Driver] = {
     "java": Driver("java", partial(build_java, client="1.4.8")),
-    "go": Driver("go", build_go),
+    "go": Driver("go", partial(build_go, version="v1")),
     "node": Driver("node", build_node),
 }
 GRPC: Mapping[str, Driver] = {
     "java25": Driver("java", partial(build_java, client="2.5.1")),
     "java3": Driver("java", partial(build_java, client="3.0.3")),
-    "go2": Driver("go2", build_go),
+    "go2": Driver("go", partial(build_go, version="v2")),
     "python3": Driver("python", lambda place: build_python(place, "python3.py", "nacos-sdk-python==3.2.0")),
     "rust": Driver("python", lambda place: build_python(place, "rust.py", "nacos-sdk-rust-binding-py==0.8.0")),
 }

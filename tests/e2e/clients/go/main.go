@@ -1,4 +1,5 @@
-// Drives the Go SDK (nacos-sdk-go v1): the protocol is in ../__init__.py.
+// Drives the Go SDK, nacos-sdk-go v1 or v2: the protocol is in ../__init__.py. The build adds /v2 to the imports for v2,
+// and v1/ and v2/ hold what differs.
 package main
 
 import (
@@ -41,6 +42,7 @@ type request struct {
 	Name      string            `json:"name"`
 	DataID    string            `json:"dataId"`
 	Content   string            `json:"content"`
+	Instances []request         `json:"instances"`
 }
 
 type host struct {
@@ -120,7 +122,7 @@ func shown(instances []model.Instance) []host {
 func subscription(asked request) *vo.SubscribeParam {
 	return &vo.SubscribeParam{
 		ServiceName: asked.Service, GroupName: asked.Group, Clusters: asked.Clusters,
-		SubscribeCallback: func(services []model.SubscribeService, err error) {
+		SubscribeCallback: func(services []subscribed, err error) {
 			hosts := []host{}
 			for _, s := range services {
 				hosts = append(hosts, host{
@@ -129,6 +131,17 @@ func subscription(asked request) *vo.SubscribeParam {
 			}
 			say(map[string]interface{}{"event": "naming", "name": asked.Name, "hosts": hosts})
 		},
+	}
+}
+
+func whole(asked request) vo.RegisterInstanceParam {
+	if asked.Weight == 0 {
+		asked.Weight = 1
+	}
+	return vo.RegisterInstanceParam{
+		Ip: asked.IP, Port: asked.Port, Weight: asked.Weight, Enable: true, Healthy: true, Metadata: asked.Metadata,
+		ClusterName: asked.Cluster, ServiceName: asked.Service, GroupName: asked.Group,
+		Ephemeral: asked.Ephemeral == nil || *asked.Ephemeral,
 	}
 }
 
@@ -156,10 +169,9 @@ func perform(asked request) (interface{}, error) {
 	switch asked.Do {
 	case "register":
 		registered.Store(key, func() { c.naming.DeregisterInstance(place) })
-		return c.naming.RegisterInstance(vo.RegisterInstanceParam{
-			Ip: asked.IP, Port: asked.Port, Weight: asked.Weight, Enable: true, Healthy: true, Metadata: asked.Metadata,
-			ClusterName: asked.Cluster, ServiceName: asked.Service, GroupName: asked.Group, Ephemeral: ephemeral,
-		})
+		return c.naming.RegisterInstance(whole(asked))
+	case "batch":
+		return batch(c.naming, asked)
 	case "deregister":
 		registered.Delete(key)
 		return c.naming.DeregisterInstance(place)
