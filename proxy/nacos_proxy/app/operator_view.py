@@ -98,7 +98,7 @@ def more_status(components: Components) -> Mapping[str, Any]:
         {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
         for m in components.health_checker
     ]
-    udp, publications = components.udp, components.publications
+    udp, publications, grpc = components.udp, components.publications, components.grpc
     failing = [
         {"service": str(service), "address": address_of(ip, port), "error": error}
         for (service, ip, port), error in islice(publications.failing.items(), MAX_FAILING)
@@ -107,11 +107,7 @@ def more_status(components: Components) -> Mapping[str, Any]:
         "managed": managed,
         "published": {"instances": len(publications), "orphaned": publications.orphans, "failing": failing},
         "udpPush": {} if udp is None else {to_camel(name): number for name, number in udp.tallies().items()},
-        **(
-            {}
-            if components.grpc is None
-            else {"grpc": {**components.grpc.status(), "tunnels": components.grpc.tunnels.status()}}
-        ),
+        **({} if grpc is None else {"grpc": {**grpc.status(), "tunnels": grpc.tunnels.status()}}),
         "fastPath": {"answers": len(components.response_table), "bytes": components.response_table.bytes},
     }
 
