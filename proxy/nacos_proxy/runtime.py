@@ -72,6 +72,16 @@ def stood_still(due: float, now: float) -> float:
     return now - due if now - due > STOOD_STILL else 0.0
 
 
+async def ticks(clock: Clock, interval: float) -> AsyncIterator[tuple[float, float]]:
+    """Every `interval` seconds the time, and for how long this process did not run before (`stood_still`)."""
+    due = clock.now()
+    while True:
+        now = clock.now()
+        yield now, stood_still(due, now)
+        due = now + interval
+        await clock.sleep_until(due)
+
+
 def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
     """Start a task, keep a reference to it until it ends, and log its failure with the traceback."""
     task = _start(coroutine, name)

@@ -21,6 +21,7 @@ from nacos_proxy.runtime import (
     spawn,
     stood_still,
     stop,
+    ticks,
 )
 from tests.helpers.clock import FakeClock, settle
 
@@ -313,3 +314,19 @@ async def test_once_affects_nobody_else_if_its_work_fails(caplog: pytest.LogCapt
         await settle()
     assert all(task.done() for task in tasks)
     assert len(caplog.records) == 1 and supervisor.failures == {"fetch": 3}
+
+
+async def test_ticks_begin_at_once_and_say_for_how_long_the_process_did_not_run() -> None:
+    clock = FakeClock()
+    begin, seen = clock.now(), list[tuple[float, float]]()
+
+    async def turns() -> None:
+        async for now, gap in ticks(clock, 0.5):
+            seen.append((now - begin, gap))
+
+    task = spawn(turns(), name="turns")
+    await clock.advance(0.5)
+    clock.jump(10.5)
+    await clock.advance(0)
+    await stop(task)
+    assert seen == [(0.0, 0.0), (0.5, 0.0), (11.0, 10.0)]

@@ -130,7 +130,7 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
         ("disk_failing", "1 while the state cannot be written", failing),
         ("managed_instances", "Instances that this proxy sends heartbeats for", len(checker)),
         ("published_instances", "Instances of gRPC connections", len(publications)),
-        ("published_orphaned", "Published instances whose clients are not back since the start", publications.orphans),
+        ("published_orphaned", "Published instances whose clients are not back yet", publications.orphans),
         ("published_failing", "Published instances whose beats the upstream refuses", len(publications.failing)),
         ("poll_late_seconds", "How long the most overdue poll has waited", round(components.poller.behind, 3)),
         ("prepared_answers", "Answers that the fast path holds", len(table)),

@@ -20,7 +20,7 @@ from nacos_proxy.core.agent import Agent, Written
 from nacos_proxy.model.calls import Beat, Deregister, Register
 from nacos_proxy.model.errors import BadCall, ProxyError, Violation
 from nacos_proxy.model.services import Instance, ServiceKey
-from nacos_proxy.runtime import spawn, stood_still, stop
+from nacos_proxy.runtime import spawn, stop, ticks
 
 log = logging.getLogger("nacos_proxy.managed")
 
@@ -142,17 +142,12 @@ class HealthChecker:
                 self.forget(*key)
 
     async def _run(self) -> None:
-        clock = self._agent.clock
-        due = clock.now()
-        while True:
-            now = clock.now()
-            if gap := stood_still(due, now):
+        async for now, gap in ticks(self._agent.clock, self._policy.tick):
+            if gap:
                 for checked in self:
                     checked.shift(gap, now)
             self._start_checks(now)
             self._start_beats(now)
-            due = now + self._policy.tick
-            await clock.sleep_until(due)
 
     def _start_checks(self, now: float) -> None:
         due = [checked for key, checked in self._instances.items() if checked.due_at <= now and key not in self._checks]

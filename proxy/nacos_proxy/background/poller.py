@@ -18,7 +18,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.calls import ListServices, Metrics
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey
-from nacos_proxy.runtime import STOOD_STILL, stood_still, stop
+from nacos_proxy.runtime import STOOD_STILL, stop, ticks
 from nacos_proxy.upstream.contract import Changed, Watchable
 
 T = TypeVar("T")
@@ -99,15 +99,13 @@ class Poller:
 
     async def _run(self) -> None:
         clock = self._agent.clock
-        due, ahead = clock.now(), clock.wall() - clock.now()
-        while True:
-            now, slept = clock.now(), clock.wall() - clock.now() - ahead
+        ahead = clock.wall() - clock.now()
+        async for now, gap in ticks(clock, self._policy.tick):
+            slept = clock.wall() - now - ahead
             ahead += slept  # while a host sleeps, only its wall clock goes on
-            self._notice_gap(stood_still(due, now), slept)
+            self._notice_gap(gap, slept)
             for name, step in self._steps.items():
                 self._agent.supervisor.call(name, step, now)
-            due = now + self._policy.tick
-            await clock.sleep_until(due)
 
     def _notice_gap(self, gap: float, slept: float) -> None:
         if gap:

@@ -21,7 +21,7 @@ from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.calls import Beat, Deregister, Register, Write
 from nacos_proxy.model.errors import BadCall, ProxyError, Unreachable, Violation
 from nacos_proxy.model.services import Instance, ServiceKey, address_of
-from nacos_proxy.runtime import at_most, outlive, spawn, stood_still, stop
+from nacos_proxy.runtime import at_most, outlive, spawn, stop, ticks
 
 log = logging.getLogger("nacos_proxy.publications")
 
@@ -30,7 +30,7 @@ Persist = Callable[[Collection[RegistrationKey]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class PublicationsPolicy:
-    """`orphaned`: seconds for which instances of the last process beat on without their clients.
+    """`orphaned`: seconds for which instances beat on without their clients, after a start or a reconnect that we want.
 
     At most `max_beats` beats and `max_writes` other writes are under way. `max_start`, `max_stop`: seconds that a start
     waits for the first beats, and a stop for the deregistrations under way.
@@ -349,23 +349,18 @@ class Publications:
     # beats
 
     async def _run(self) -> None:
-        clock = self._agent.clock
-        due = clock.now()
-        while True:
-            now = clock.now()
-            if gap := stood_still(due, now):
+        async for now, gap in ticks(self._agent.clock, self._policy.tick):
+            if gap:
                 self._table.shift(gap)
             self._let_lapse(now)
             self._start_beats(now)
-            due = now + self._policy.tick
-            await clock.sleep_until(due)
 
     def _let_lapse(self, now: float) -> None:
         lapsed = [found for key in self._table.take_lapsed(now) if (found := self._registration(key)) is not None]
         for registration in lapsed:
             self._give_up(registration)
         if lapsed:
-            text = "%d instances (%s, ...) lapse: their clients have not come back since the start"
+            text = "%d instances (%s, ...) lapse: their clients have not come back"
             log.warning(text, len(lapsed), _shown(lapsed[0].key))
 
     def _start_beats(self, now: float) -> None:

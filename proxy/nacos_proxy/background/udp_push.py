@@ -17,7 +17,7 @@ from typing import Any
 
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
 from nacos_proxy.model.services import Change, Snapshot
-from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
+from nacos_proxy.runtime import Clock, Supervisor, stop, ticks
 from nacos_proxy.wire.nacos.base import ReadService
 from nacos_proxy.wire.nacos.udp import qualifies, read_ack, write_push
 
@@ -173,11 +173,8 @@ class UdpPush(asyncio.DatagramProtocol):
         log.debug("udp: %s", exc)
 
     async def _run(self) -> None:
-        while True:
-            due = self._clock.now() + self._policy.tick
-            await self._clock.sleep_until(due)
-            now = self._clock.now()
-            self.subscribers.shift(stood_still(due, now), now)
+        async for now, gap in ticks(self._clock, self._policy.tick):
+            self.subscribers.shift(gap, now)
             self.subscribers.expire(now)
             for sent in self.subscribers.due_again(now):
                 self._put(sent.packet, sent.subscription)

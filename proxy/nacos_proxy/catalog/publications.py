@@ -1,8 +1,8 @@
 """Which connections publish which instances (Nacos over gRPC), and when each instance beats next.
 
 A connection publishes one value for each service: a set of instances (nacos-grpc.md 4). An address stays published
-while at least one connection publishes it; the value of the newest one counts. An address that only the state file
-knows is *orphaned*: it goes on beating until its client is back, or until its time is over.
+while at least one connection publishes it; the value of the newest one counts. After a start, and when the proxy itself
+has closed the connection, an address is *orphaned*: it beats on until its client is back, or until its time is over.
 """
 
 from __future__ import annotations

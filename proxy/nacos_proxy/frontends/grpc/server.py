@@ -20,7 +20,7 @@ from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
 from nacos_proxy.frontends.grpc.pushes import Pushes, PushesPolicy
 from nacos_proxy.frontends.grpc.session import Session, SessionPolicy
 from nacos_proxy.model.limits import Rules
-from nacos_proxy.runtime import Clock, Supervisor, stood_still, stop
+from nacos_proxy.runtime import Clock, Supervisor, stop, ticks
 from nacos_proxy.transport.http2 import EndpointPolicy
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 from nacos_proxy.wire.nacos.grpc.server import Request, RequestType, read_request
@@ -113,12 +113,9 @@ class GrpcServer:
         return session
 
     async def _tick(self) -> None:
-        clock = self.clock
-        due = clock.now()
-        look_at = due + LOOK
-        while True:
-            now = clock.now()
-            if gap := stood_still(due, now):
+        look_at = self.clock.now() + LOOK
+        async for now, gap in ticks(self.clock, TICK):
+            if gap:
                 self.pushes.shift(gap)
                 for session in self.sessions:
                     session.shift(gap)
@@ -127,8 +124,6 @@ class GrpcServer:
                 look_at = now + LOOK
                 for session in list(self.sessions):
                     session.look(now)
-            due = now + TICK
-            await clock.sleep_until(due)
 
     # what sessions call
 
