@@ -37,10 +37,10 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.calls import ServerState as AskState
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import Snapshot
+from nacos_proxy.model.views import View
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
 from nacos_proxy.wire.rest.bodies import snapshot_json
-from nacos_proxy.wire.rest.query import View
 from tests.helpers.build import KEY, agent
 from tests.helpers.clock import FakeClock
 from tests.helpers.recordings import load

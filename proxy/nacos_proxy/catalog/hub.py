@@ -56,12 +56,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The services of a reader, by key or all of a (namespace, group) (`everything`), and the instances to show."""
+    """The services of a reader, by key or all of a (namespace, group) (`everything`)."""
 
     keys: frozenset[ServiceKey] = frozenset()
     everything: tuple[str, str] | None = None
-    clusters: frozenset[str] = frozenset()
-    healthy_only: bool = False
 
     def wants(self, key: ServiceKey) -> bool:
         return key in self.keys or self.everything == (key.namespace, key.group)

@@ -21,6 +21,7 @@ from itertools import accumulate
 from typing import Literal, get_args
 
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
+from nacos_proxy.model.views import View
 
 Strategy = Literal["weighted", "round_robin", "random", "hash"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -75,13 +76,14 @@ def score(key: str, host: Instance) -> float:
     return -host.weight / math.log(u) if u < 1.0 else math.inf
 
 
-def why_empty(snapshot: Snapshot, clusters: frozenset[str], healthy_only: bool) -> str:
+def why_empty(snapshot: Snapshot, view: View) -> str:
     """Tells people why no instance of a snapshot can be chosen."""
-    hosts = snapshot.instances
+    hosts, clusters = snapshot.instances, view.cluster_set
     steps: tuple[tuple[str, Callable[[Instance], bool]], ...] = (
         (f"in the clusters {', '.join(sorted(clusters))}", lambda i: not clusters or i.cluster in clusters),
+        (f"matched by the selector {view.selector}", lambda i: view.selector.matches(i.metadata)),
         ("enabled", lambda i: i.enabled),
-        ("healthy", lambda i: not healthy_only or i.healthy),
+        ("healthy", lambda i: not view.healthy_only or i.healthy),
         ("of a weight above 0", lambda i: i.weight > 0),
     )
     if not hosts:

@@ -120,6 +120,27 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     return decorate
 
 
+def view_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options for a view of a service; the function gets them as `view`, the parameters of the REST API."""
+
+    @functools.wraps(function)
+    def with_view(*args: Any, clusters: str, selector: str, prefer: str, prefer_min: str, **more: Any) -> None:
+        view = {"clusters": clusters, "selector": selector, "prefer": prefer, "prefer_min": prefer_min}
+        function(*args, view=view, **more)
+
+    wrapped: Callable[..., None] = with_view
+    for option in (
+        click.option("--prefer-min", default="", metavar="SHARE",
+                     help="The share of the healthy weight that --prefer needs [0.3]."),
+        click.option("--prefer", default="", metavar="SELECTOR",
+                     help="Only these, while enough of them are healthy; otherwise all."),
+        click.option("-l", "--selector", default="", help="Only these, by metadata: 'zone=a,version!=1,canary,!old'."),
+        click.option("--clusters", default="", help="Only these clusters, separated by commas."),
+    ):  # fmt: skip
+        wrapped = option(wrapped)
+    return wrapped
+
+
 def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
     """Parses texts `key=value`. Raises `click.UsageError`."""
     found: dict[str, str] = {}

@@ -22,6 +22,7 @@ from nacos_proxy.cli.client_options import (
     console,
     line_of,
     table_of,
+    view_options,
     warn,
 )
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached, service_path
@@ -33,13 +34,13 @@ _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "re
 
 @client_command("get")
 @click.argument("service")
-@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@view_options
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--all", "everything", is_flag=True, help="Include disabled instances, and show the true health of each.")
-def get(session: Session, service: str, clusters: str, healthy_only: bool, everything: bool) -> None:
+def get(session: Session, service: str, view: dict[str, str], healthy_only: bool, everything: bool) -> None:
     """Show the instances of a service, as clients see them."""
     path = service_path(service, "instances") if everything else service_path(service)
-    body = session.json("GET", path, clusters=clusters, healthy_only="true" if healthy_only else "")
+    body = session.json("GET", path, **view, healthy_only="true" if healthy_only else "")
     found = body["instances"] if everything else body["hosts"]
     if found or session.as_json:
         session.show(body, lambda: console().print(table_of(body, found)))
@@ -68,30 +69,30 @@ def list_services(session: Session, page: int, size: int) -> None:
 @click.argument("service")
 @click.option("--strategy", type=click.Choice(["weighted", "round_robin", "random", "hash"]), default="weighted")
 @click.option("--key", default="", help="For hash: equal keys get the same instance.")
-@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@view_options
 @click.option("--healthy-only/--any-health", default=True, help="Choose among healthy instances only [yes].")
-def pick(session: Session, service: str, strategy: str, key: str, clusters: str, healthy_only: bool) -> None:
+def pick(session: Session, service: str, strategy: str, key: str, view: dict[str, str], healthy_only: bool) -> None:
     """Choose one instance and print its ip:port."""
-    filters = {"clusters": clusters, "healthy_only": str(healthy_only).lower()}
-    body = session.json("GET", service_path(service, "pick"), strategy=strategy, key=key, **filters)
+    view["healthy_only"] = str(healthy_only).lower()
+    body = session.json("GET", service_path(service, "pick"), strategy=strategy, key=key, **view)
     session.show(body, lambda: click.echo(address_of(body)))
 
 
 @client_command("watch")
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE…")
-@click.option("--clusters", default="", help="Only these clusters, separated by commas.")
+@view_options
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--once", is_flag=True, help="Stop after the first change.")
 @click.option("--retry", type=DURATION, default="500ms", show_default=True, help="First reconnection delay.")
 def watch(
-    session: Session, services: tuple[str, ...], clusters: str, healthy_only: bool, once: bool, retry: float
+    session: Session, services: tuple[str, ...], view: dict[str, str], healthy_only: bool, once: bool, retry: float
 ) -> None:
     """Print changes as they happen, until interrupted. '*' watches every service of the group.
 
     Reconnects by itself and resumes after the last event; if events were lost, it prints a new snapshot.
     """
     query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in session.scope.items() if v}}
-    query |= {"clusters": clusters} if clusters else {}
+    query |= {name: text for name, text in view.items() if text}
     query |= {"healthy_only": "true"} if healthy_only else {}
     _interrupt_when_reader_leaves()
     try:

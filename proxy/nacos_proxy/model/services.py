@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -236,13 +236,21 @@ class Snapshot:
         """The same snapshot with another `last_ref_time`."""
         return replace(self, last_ref_time=last_ref_time, index=self.by_key)
 
-    def select(self, clusters: frozenset[str] = frozenset(), healthy_only: bool = False) -> Selection:
+    def select(
+        self,
+        clusters: frozenset[str] = frozenset(),
+        healthy_only: bool = False,
+        matches: Callable[[Metadata], bool] | None = None,
+    ) -> Selection:
         """Filters as `instance/list` of Nacos 2.5.1 does (protection.jsonl, nacos-http.md 5.5).
 
         Disabled instances are never listed. Protection: if the healthy share of the requested instances is at or below
         the threshold, all are listed as healthy. `healthy_only` lists the truly healthy ones, without protection.
+        `matches`, a filter of our own, counts as part of the request.
         """
         hosts = tuple(i for i in self.instances if i.enabled and (not clusters or i.cluster in clusters))
+        if matches is not None:
+            hosts = tuple(i for i in hosts if matches(i.metadata))
         healthy = tuple(i for i in hosts if i.healthy)
         if healthy_only:
             return Selection(healthy)

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.catalog.load_balancing import Candidates, why_empty
+from nacos_proxy.model.selectors import Selector
 from nacos_proxy.model.services import Instance
+from nacos_proxy.model.views import View
 from tests.helpers.build import instance, snapshot
 
 WEIGHTS = st.lists(st.floats(0.1, 100), min_size=1, max_size=8)
+HEALTHY = View(healthy_only=True)
 KEYS = [f"user-{n}" for n in range(300)]
 
 
@@ -94,19 +97,21 @@ def test_candidates_choose_nothing_from_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_hosts", "clusters", "healthy_only", "reason"),
+    ("given_hosts", "view", "reason"),
     [
-        ([], "", True, "has no instance"),
-        ([instance()], "a,b", True, "its only instance is not in the clusters a, b"),
-        ([instance(enabled=False)], "", True, "its only instance is not enabled"),
-        (hosts([1, 1]), "x", False, "none of 2 instances is in the clusters x"),
-        ([instance(healthy=False)], "", True, "its only instance is not healthy"),
-        ([instance(weight=0.0)], "", True, "its only instance is not of a weight above 0"),
-        ([instance()], "", True, ""),
+        ([], HEALTHY, "has no instance"),
+        ([instance()], View("a,b"), "its only instance is not in the clusters a, b"),
+        (
+            [instance()],
+            View(selector=Selector.parse("b=1,a")),
+            "its only instance is not matched by the selector a,b=1",
+        ),
+        ([instance(enabled=False)], HEALTHY, "its only instance is not enabled"),
+        (hosts([1, 1]), View("x"), "none of 2 instances is in the clusters x"),
+        ([instance(healthy=False)], HEALTHY, "its only instance is not healthy"),
+        ([instance(weight=0.0)], HEALTHY, "its only instance is not of a weight above 0"),
+        ([instance()], HEALTHY, ""),
     ],
 )
-def test_why_empty_names_the_reason(
-    given_hosts: list[Instance], clusters: str, healthy_only: bool, reason: str
-) -> None:
-    wanted = frozenset(part for part in clusters.split(",") if part)
-    assert reason in why_empty(snapshot(*given_hosts), wanted, healthy_only)
+def test_why_empty_names_the_reason(given_hosts: list[Instance], view: View, reason: str) -> None:
+    assert reason in why_empty(snapshot(*given_hosts), view)

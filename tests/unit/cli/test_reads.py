@@ -129,3 +129,13 @@ def test_watch_exits_with_3_if_no_proxy_answers(cli: Run) -> None:
 
 def test_watch_of_an_invalid_name_exits_with_1(ask: Run) -> None:
     assert ask("watch", "a@@b@@c!").exit_code == 1
+
+
+def test_get_and_pick_take_a_selector_and_a_preference(ask: Run) -> None:
+    ask("register", "zoned", "10.0.0.1:80", "--metadata", "zone=a")
+    ask("register", "zoned", "10.0.0.2:80", "--metadata", "zone=b")
+    selected = json.loads(ask("get", "zoned", "-l", "zone in (b,c)", "--json").output)
+    assert [host["ip"] for host in selected["hosts"]] == ["10.0.0.2"]
+    assert ask("pick", "zoned", "--prefer", "zone=b", "--prefer-min", "0.5").output == "10.0.0.2:80\n"
+    refused = ask("get", "zoned", "-l", "zone=b c")
+    assert (refused.exit_code, "at character 8 ('c')" in refused.stderr) == (1, True)

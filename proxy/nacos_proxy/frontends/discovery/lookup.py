@@ -28,12 +28,13 @@ from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, NothingKnown, UpstreamError, Violation
 from nacos_proxy.model.limits import Rules
 from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey, Snapshot
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.discovery.formats import FORMATS
 from nacos_proxy.wire.discovery.prometheus import target_groups
 from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply
 from nacos_proxy.wire.nacos.hosts import host_json
 from nacos_proxy.wire.rest.problem import nothing_to_pick
-from nacos_proxy.wire.rest.query import HealthyOnly, Names, ServicesQuery, View, ViewQuery, illegal, missing
+from nacos_proxy.wire.rest.query import HealthyOnly, Names, ServicesQuery, ViewQuery, illegal, missing
 
 router = APIRouter(route_class=ApiRoute, tags=["lookup"], default_response_class=Response)
 
@@ -49,7 +50,7 @@ class Draws:
     def __init__(self, snapshot: Snapshot, view: View, as_text: bool) -> None:
         self.candidates = Candidates(view.of(snapshot).hosts)
         sizes = (_HOST_BYTES + (0 if as_text else _json_size(host)) for host in self.candidates.hosts)
-        self.size = 1000 + len(view.clusters) + sum(sizes)
+        self.size = 1000 + 4 * view.size + sum(sizes)
         self._key = snapshot.key
         self._text = as_text
         self._bytes: dict[InstanceKey, bytes] = {}
@@ -201,7 +202,7 @@ async def pick(request: ApiRequest, service: ServiceName, query: Annotated[PickQ
     view = asked.within(shown)
     draws = api.prepared(shown, view, as_text) if view is not None else None
     if view is None or draws is None or not draws.candidates.hosts:
-        reason = why_empty(shown, asked.cluster_set, asked.healthy_only)
+        reason = why_empty(shown, asked)
         return Reply(nothing_to_pick(reason, request.scope["path"]))
     draw = api.make_draw(
         query.strategy, draws, lambda: api.prepared(shown, view, as_text), hash((key, view)), query.key
@@ -239,7 +240,7 @@ def _lines(name: str) -> Callable[..., Awaitable[Response]]:
 
     async def lines(request: ApiRequest, query: Annotated[LinesQuery, Query()], api: Api) -> Response:
         key, view = query.service_key(query.service[0], request.rules), query.view(request.rules)
-        variant = (name, view.clusters, view.healthy_only)
+        variant = (name, *view.variant)
         reply = await api.reads.answer(
             request, key, f"sd_{name}", variant, lambda found, _: line_format.render(view.of(found).hosts), TEXT_TYPE
         )

@@ -31,9 +31,10 @@ from nacos_proxy.frontends.rest.routing import (
 from nacos_proxy.frontends.rest.services import SERVICE
 from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Violation
 from nacos_proxy.model.services import Change, ServiceKey
+from nacos_proxy.model.views import View
 from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.wire.rest.bodies import change_json, etag, snapshot_json
-from nacos_proxy.wire.rest.query import View, ViewQuery, read_wait
+from nacos_proxy.wire.rest.query import ViewQuery, read_wait
 
 INDEX_HEADER = "nacos-proxy-index"
 
@@ -64,7 +65,7 @@ class LongPolls:
         """Answers at once if the revision is not `index`, else after a change that `view` shows, or `wait` seconds."""
         await self.agent.read(key)  # raises if there is nothing to watch
         client = client_of(request.scope)
-        poll = _Poll(Filter(frozenset({key}), clusters=view.cluster_set, healthy_only=view.healthy_only))
+        poll = _Poll(Filter(frozenset({key})))
         self.quota.take(client, poll.interest.keys)
         self._polls.add(poll)
         release = end_on_revocation(request.scope, poll.end)
@@ -84,7 +85,7 @@ class LongPolls:
         cached = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
         if cached.snapshot is None:
             raise cached.error or NothingKnown("the proxy dropped this service in the meantime")
-        tag = etag(cached.snapshot.revision, view.clusters, view.healthy_only, "stale" if cached.stale else "")
+        tag = etag(cached.snapshot.revision, *view.variant, "stale" if cached.stale else "")
         headers = (*cache_headers(cached), ("etag", tag), (INDEX_HEADER, cached.snapshot.revision))
         shown = snapshot_json(cached.snapshot, view, stale=cached.stale)
         return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))

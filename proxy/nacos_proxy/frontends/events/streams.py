@@ -34,10 +34,11 @@ from nacos_proxy.frontends.rest.reads import Bodies
 from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, provided
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.http import STREAM, Channel
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
-from nacos_proxy.wire.rest.query import SHORT, ServicesQuery, View
+from nacos_proxy.wire.rest.query import SHORT, ServicesQuery
 from nacos_proxy.wire.rest.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
 
 _HEADERS = [
@@ -97,7 +98,7 @@ class EventsApi:
     def stream(self, request: ApiRequest, query: EventsQuery) -> _Stream:
         """A stream that has not begun yet. Raises `BadCall`."""
         view, keys = query.view(request.rules), query.keys(self.policy.services_per_stream, request.rules)
-        interest = Filter(frozenset(keys or ()), clusters=view.cluster_set, healthy_only=view.healthy_only)
+        interest = Filter(frozenset(keys or ()))
         if keys is None:
             group = query.list_call(request.rules)
             interest = replace(interest, everything=(group.namespace, group.group))
@@ -127,7 +128,7 @@ class EventsApi:
 
     def encoded(self, event: Event, view: View, frame: Callable[[bytes], bytes]) -> bytes:
         """The framed event for a view; b"" if the view does not show it."""
-        if len(view.clusters) > SHORT:
+        if view.size > SHORT:
             return frame(self._encode(event, view))
         hub = self.agent.catalog.hub
         data = hub.encoded(event, (view, frame), lambda given: frame(self._encode(given, view)))
@@ -144,8 +145,11 @@ class EventsApi:
     def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
         stale = self.agent.catalog.cache.lookup(snapshot.key, self.agent.clock.now()).stale
         more = {"reset": True} if reset else {}
+        variant = (*view.variant, stale, reset)
         data = self._snapshots.of(
-            snapshot, (view, stale, reset), lambda: orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **more})
+            snapshot,
+            variant,
+            lambda: orjson.dumps({**snapshot_json(snapshot, view, stale=stale), **more}),
         )
         return encode("snapshot", data, number)
 

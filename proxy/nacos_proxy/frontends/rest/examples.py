@@ -18,9 +18,10 @@ from nacos_proxy.model.errors import (
     Violation,
 )
 from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.nacos.hosts import host_json
 from nacos_proxy.wire.rest.bodies import UpdateBody, snapshot_json
-from nacos_proxy.wire.rest.query import ServiceQuery, View, unknown
+from nacos_proxy.wire.rest.query import ServiceQuery, unknown
 
 KEY = ServiceKey("public", "DEFAULT_GROUP", "orders")
 _HOST = Instance("10.0.0.5", 8080, metadata={"zone": "a"})

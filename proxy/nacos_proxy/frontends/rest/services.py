@@ -40,6 +40,7 @@ from nacos_proxy.model.errors import (
     Violation,
 )
 from nacos_proxy.model.services import DEFAULT_CLUSTER, Instance, ServiceKey, Snapshot
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.http import HttpReply, Pairs
 from nacos_proxy.wire.nacos.hosts import beat_json, host_json
 from nacos_proxy.wire.rest.bodies import (
@@ -55,12 +56,12 @@ from nacos_proxy.wire.rest.bodies import (
     snapshot_json,
 )
 from nacos_proxy.wire.rest.query import (
+    FilterQuery,
     InstanceAddress,
     InstanceQuery,
     KindQuery,
     PageQuery,
     ServiceQuery,
-    View,
     ViewQuery,
     read_address,
 )
@@ -160,9 +161,8 @@ async def snapshot(
     request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
 ) -> Response:
     key, view = query.service_key(service, request.rules), query.view(request.rules)
-    variant = (view.clusters, view.healthy_only)
     return await api.reads.answer(
-        request, key, "snapshot", variant, lambda found, stale: snapshot_json(found, view, stale=stale)
+        request, key, "snapshot", view.variant, lambda found, stale: snapshot_json(found, view, stale=stale)
     )
 
 
@@ -174,10 +174,10 @@ async def snapshot(
     responses=examples.of_a_read(instances_json(examples.AFTER, View()), models.Instances),
 )
 async def instances(
-    request: ApiRequest, service: ServiceName, query: Annotated[ViewQuery, Query()], api: Api
+    request: ApiRequest, service: ServiceName, query: Annotated[FilterQuery, Query()], api: Api
 ) -> Response:
     key, view = query.service_key(service, request.rules), query.view(request.rules)
-    variant = ("all", view.clusters, view.healthy_only)
+    variant = ("all", *view.variant)
     return await api.reads.answer(
         request, key, "instances", variant, lambda found, stale: instances_json(found, view, stale=stale)
     )

@@ -202,8 +202,8 @@ def _with_hosts(snapshot: Snapshot, shown: Selection) -> Snapshot:
 
 def instances_json(snapshot: Snapshot, view: View, *, stale: bool = False) -> dict[str, Any]:
     """Every known instance with its true health, including disabled ones, which a snapshot hides."""
-    clusters = view.cluster_set
-    rows = [i for i in snapshot.instances if not clusters or i.cluster in clusters]
+    clusters, matches = view.cluster_set, view.selector.matches
+    rows = [i for i in snapshot.instances if (not clusters or i.cluster in clusters) and matches(i.metadata)]
     rows = [i for i in rows if i.healthy or not view.healthy_only]
     key = snapshot.key
     return {

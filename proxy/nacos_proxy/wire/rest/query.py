@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -17,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJson
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import NACOS, Rules, check_port
-from nacos_proxy.model.services import Selection, ServiceKey, Snapshot, plain_ip
+from nacos_proxy.model.selectors import Selector
+from nacos_proxy.model.services import ServiceKey, plain_ip
+from nacos_proxy.model.views import ENOUGH, Preference, View
 
 MAX_PAGE = 10**9 - 1
 MAX_PAGE_SIZE = 1000
@@ -34,6 +35,7 @@ _OUR_NAMES = {
 }
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _WAIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m)?")
+_SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,9})?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 _ADDRESS = re.compile(r"(?:\[(?P<inside>.*)\]|(?P<bare>.*)):(?P<port>[0-9]+)")
 
@@ -71,6 +73,14 @@ def bounded(minimum: int, maximum: int) -> BeforeValidator:
         return int(text)
 
     return BeforeValidator(read)
+
+
+def _read_share(text: Any) -> float | None:
+    if not isinstance(text, str):  # older FastAPI passes the default itself
+        return text
+    if not (_SHARE.fullmatch(text) and float(text) <= 1):
+        raise illegal("prefer_min", "Param 'prefer_min' is illegal, it must be a number from 0 to 1.", text)
+    return float(text)
 
 
 def _distinct(values: Sequence[str], info: ValidationInfo) -> list[str]:
@@ -120,7 +130,7 @@ class PageQuery(ServiceQuery):
     size: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE, description="Per page."), bounded(1, MAX_PAGE_SIZE)] = 100
 
 
-class ViewQuery(ServiceQuery):
+class FilterQuery(ServiceQuery):
     """A filter for the instances of a service."""
 
     clusters: Annotated[
@@ -131,16 +141,53 @@ class ViewQuery(ServiceQuery):
         ),
     ]
     healthy_only: HealthyOnly = False
+    selector: Annotated[
+        str,
+        Field(
+            description="Only instances whose metadata match, in Kubernetes' grammar: "
+            "`zone=a,version!=1,canary,!old,region in (x,y)`.",
+            examples=["zone=a"],
+        ),
+    ] = ""
 
     def view(self, rules: Rules = NACOS) -> View:
-        """Raises `BadCall` if a cluster's name breaks the rules."""
+        """Raises `BadCall` if a cluster's name breaks the rules, or for an invalid selector."""
         parts = [part.strip() for value in dict.fromkeys(self.clusters) for part in value.split(",")]
         for part in parts:
             checked(rules.cluster, part, "clusters")
         clusters = ",".join(part for part in parts if part)
-        return (
-            _shared_view(clusters, self.healthy_only) if len(clusters) <= SHORT else View(clusters, self.healthy_only)
-        )
+        view = View(clusters, self.healthy_only, read_selector("selector", self.selector), self._preference())
+        return _shared_view(view) if view.size <= SHORT else view
+
+    def _preference(self) -> Preference | None:
+        return None
+
+
+class ViewQuery(FilterQuery):
+    """A filter, and which instances come first."""
+
+    prefer: Annotated[
+        str,
+        Field(
+            description="A selector of near instances: only these, while enough of the healthy weight is theirs; "
+            "otherwise all, the near ones first.",
+            examples=["zone=a"],
+        ),
+    ] = ""
+    prefer_min: Annotated[
+        float | None,
+        BeforeValidator(_read_share),
+        WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1, "default": ENOUGH}),
+        Field(description="The share of the healthy weight that is enough for `prefer`."),
+    ] = None
+
+    def _preference(self) -> Preference | None:
+        selector = read_selector("prefer", self.prefer)
+        if selector:
+            return Preference(selector, ENOUGH if self.prefer_min is None else self.prefer_min)
+        if self.prefer_min is not None:
+            raise illegal("prefer_min", "Param 'prefer_min' needs 'prefer': name the instances that come first.")
+        return None
 
 
 class ServicesQuery(ViewQuery):
@@ -224,38 +271,21 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
         raise BadCall(ours, error.violation, text, value=error.value, status=error.status) from None
 
 
-SHORT = 256  # characters: views whose `clusters` are longer are not cached
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The filter that a reader requests. `clusters` stays as the request has it, because answers repeat it."""
-
-    clusters: str = ""
-    healthy_only: bool = False
-
-    @property
-    def cluster_set(self) -> frozenset[str]:
-        return frozenset(part for part in self.clusters.split(",") if part)
-
-    def within(self, snapshot: Snapshot) -> View | None:
-        """The view without the clusters that the snapshot lacks; None if it lacks all of them.
-
-        Views that show the same hosts become equal, so requests with unknown clusters add no cache entries.
-        """
-        if not self.clusters:
-            return self
-        named = sorted(self.cluster_set & snapshot.clusters)
-        return View(",".join(named), self.healthy_only) if named else None
-
-    def of(self, snapshot: Snapshot) -> Selection:
-        return snapshot.select(self.cluster_set, self.healthy_only)
+SHORT = 256  # characters: longer views are not cached
 
 
 @lru_cache(maxsize=1024)
-def _shared_view(clusters: str, healthy_only: bool) -> View:
+def _shared_view(view: View) -> View:
     """Returns one object for equal views: thousands of readers share it, and identity is faster than equality."""
-    return View(clusters, healthy_only)
+    return view
+
+
+def read_selector(parameter: str, text: str) -> Selector:
+    """Raises `BadCall`, which names the place of the error."""
+    try:
+        return Selector.parse(text)
+    except ValueError as error:
+        raise illegal(parameter, f"Param '{parameter}' is illegal, {error}.", text) from None
 
 
 def read_wait(text: str) -> float:

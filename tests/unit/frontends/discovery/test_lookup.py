@@ -201,3 +201,16 @@ class TestBounds:
         world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c"))}
         group = await world.ask("GET", "/api/v1/sd/prometheus?service=*")
         assert (group.status, "more than 2" in group.json()["detail"]) == (400, True)
+
+
+async def test_pick_chooses_among_selected_or_preferred_instances_only(world: World) -> None:
+    hosts = [instance(f"10.0.0.{n}", 80, metadata={"zone": zone}) for n, zone in enumerate("abb", 1)]
+    world.shelf.services[KEY] = snapshot(*hosts)
+    for query in ("selector=zone=a", "prefer=zone=a"):
+        picks = {(await world.ask("GET", f"{PICK}?format=text&strategy=round_robin&{query}")).body for _ in range(3)}
+        assert picks == {b"10.0.0.1:80"}
+    nothing = await world.ask("GET", f"{PICK}?selector=zone=c")
+    assert nothing.status == 503
+    assert "none of 3 instances is matched by the selector zone=c" in nothing.json()["detail"]
+    targets = (await world.ask("GET", "/api/v1/sd/prometheus?service=orders&selector=zone=b")).json()
+    assert [group["targets"] for group in targets] == [["10.0.0.2:80"], ["10.0.0.3:80"]]

@@ -73,3 +73,21 @@ async def test_a_long_poll_is_answered_with_a_refusal_that_comes_while_it_waits(
     world.events.refuse(refusal)
     await polls[1].ended()
     assert (polls[1].status, len(world.events.polls)) == (403, 0)
+
+
+async def test_a_long_poll_waits_for_a_change_that_its_selector_or_preference_shows(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance("10.0.0.1", metadata={"zone": "a"}))
+    index = (await world.ask("GET", "/api/v1/services/orders")).json()["revision"]
+    polls = [
+        await world.start(f"/api/v1/services/orders/watch?index={index}&{query}")
+        for query in ("selector=zone=b", "prefer=zone=a")
+    ]
+    await register(world, "10.0.0.8", metadata={"zone": "c"})
+    assert not any(poll.complete for poll in polls)
+    await register(world, "10.0.0.9", metadata={"zone": "b"})
+    await polls[0].ended()
+    assert ips(polls[0].json()["hosts"]) == ["10.0.0.9"]
+    assert not polls[1].complete
+    await register(world, "10.0.0.2", metadata={"zone": "a"})
+    await polls[1].ended()
+    assert ips(polls[1].json()["hosts"]) == ["10.0.0.1", "10.0.0.2"]

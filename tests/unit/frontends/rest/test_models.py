@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nacos_proxy.frontends.rest.models import Instance, Instances, Snapshot
 from nacos_proxy.model.services import Change as ModelChange
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.nacos.hosts import host_json
 from nacos_proxy.wire.rest.bodies import change_json, instances_json, snapshot_json
-from nacos_proxy.wire.rest.query import View
 from tests.helpers.build import KEY, instance, snapshot
 from tests.unit.frontends.conftest import Change
 

@@ -194,7 +194,7 @@ async def test_on_invalid_suggests_the_name_of_a_misspelt_parameter(
 ) -> None:
     answer = await world.ask("GET", f"/api/v1/services/orders?{given}=a")
     hint = f"; did you mean '{meant}'?" if meant else "."
-    known = "namespace, group, clusters, healthy_only"
+    known = "namespace, group, clusters, healthy_only, selector, prefer, prefer_min"
     assert answer.json()["detail"] == f"Param '{given}' is not known here{hint} Known are: {known}."
 
 

@@ -423,3 +423,46 @@ async def test_head_is_a_get_without_its_body(world: World) -> None:
 
 def test_json_reply_accepts_invalid_unicode() -> None:
     assert json_reply({"reason": "cannot be written: /tmp/\udcff"}).body == b'{"reason":"cannot be written: /tmp/?"}'
+
+
+ZONES = [instance(f"10.0.0.{n}", 80, metadata={"zone": zone}) for n, zone in enumerate("aabc", 1)]
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("selector=zone=b", [3]),
+        ("selector=zone%20in%20(a,c)", [1, 2, 4]),
+        ("selector=zone!=a&prefer=zone=c", [4]),
+        ("prefer=zone=b&prefer_min=0.26", [3, 1, 2, 4]),
+        ("prefer=zone=b&prefer_min=0.25", [3]),
+    ],
+)
+async def test_snapshot_selector_filters_and_prefer_orders_and_cuts(world: World, query: str, shown: list[int]) -> None:
+    world.shelf.services[KEY] = snapshot(*ZONES)
+    target = f"/api/v1/services/orders?{query}"
+    answer = await world.ask("GET", target)
+    assert [int(host["ip"][-1]) for host in answer.json()["hosts"]] == shown
+    again = await world.ask("GET", target, headers={"if-none-match": answer.headers["etag"]})
+    assert again.status == 304
+
+
+async def test_instances_selector_filters_disabled_instances_too(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(*ZONES, instance("10.0.0.5", 80, metadata={"zone": "b"}, enabled=False))
+    answer = await world.ask("GET", "/api/v1/services/orders/instances?selector=zone=b")
+    assert [host["ip"] for host in answer.json()["instances"]] == ["10.0.0.3", "10.0.0.5"]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("selector=zone=a%20b", "Param 'selector' is illegal, at character 8 ('b'): expected ',' or the end."),
+        ("prefer=zone=(", "Param 'prefer' is illegal, at character 6 ('('): expected a value"),
+        ("prefer=zone=a&prefer_min=2", "Param 'prefer_min' is illegal, it must be a number from 0 to 1."),
+        ("prefer_min=0.5", "Param 'prefer_min' needs 'prefer'"),
+    ],
+)
+async def test_snapshot_on_invalid_selector_points_at_the_place(world: World, query: str, detail: str) -> None:
+    answer = await world.ask("GET", f"/api/v1/services/orders?{query}")
+    assert answer.status == 400
+    assert answer.json()["detail"].startswith(detail)

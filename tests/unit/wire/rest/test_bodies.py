@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from nacos_proxy.model.calls import BeatResult
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.services import Change
+from nacos_proxy.model.views import View
 from nacos_proxy.wire.nacos.hosts import beat_json
 from nacos_proxy.wire.rest.bodies import (
     BeatBody,
@@ -25,7 +26,7 @@ from nacos_proxy.wire.rest.bodies import (
     snapshot_json,
     tag_matches,
 )
-from nacos_proxy.wire.rest.query import InstanceAddress, KindQuery, View, refusal
+from nacos_proxy.wire.rest.query import InstanceAddress, KindQuery, refusal
 from tests.helpers.build import KEY, instance, snapshot
 
 A, B = instance("10.0.0.1"), instance("10.0.0.2", cluster="c2")
