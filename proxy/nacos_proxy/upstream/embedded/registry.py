@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -58,6 +59,7 @@ class EmbeddedRegistry:
         self._expired_at = 0.0
         self._administration = Administration(self._services, clock)
         self.persistent_state = PersistentState()
+        self._being_written = Counter[ServiceKey]()  # write calls under way
         self._handlers: dict[type, Callable[[Any, float], Any]] = {
             calls.Fetch: self._fetch,
             calls.GetInstance: self._get_instance,
@@ -83,22 +85,33 @@ class EmbeddedRegistry:
         }
 
     async def send(self, call: Call[R]) -> R:
-        """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`."""
+        """The result of the call. Changes of the persistent state are written before it returns. Raises `Refused`.
+
+        A list waits for changes of its service that are being written: readers must not see what a kill could undo.
+        """
+        if isinstance(call, calls.Fetch) and self._being_written[call.service]:
+            await self.persistent_state.flush()
         now = self._clock.now()
         self._expire_due(now)
         if (slow := self._slow.get(type(call))) is not None:
             return await slow(call, now)
         result = self._handlers[type(call)](call, now)
         if isinstance(call, (calls.Write, calls.CreateService, calls.UpdateService, calls.DeleteService, SetCluster)):
-            self._persist(call.service)
+            key = call.service
+            self._persist(key)
         elif isinstance(call, SetSwitch):
-            self.persistent_state.update(SWITCHES_KEY, self._administration.switches)
+            key = SWITCHES_KEY
+            self.persistent_state.update(key, self._administration.switches)
         else:
             return result
         changed, self._changed = self._changed, []
+        self._being_written[key] += 1
         try:
             await self.persistent_state.flush()
         finally:  # like the caller, watchers must not learn of a change before it is written
+            self._being_written[key] -= 1
+            if not self._being_written[key]:
+                del self._being_written[key]
             self._notify(changed)
         return result
 

@@ -178,7 +178,6 @@ async def test_registry_notifies_watchers_once_a_write_is_persistent_even_if_its
     heard.clear()
     writes = [spawn(register(service), name="write") for service in (KEY, key("second"))]
     await settle()
-    await registry.send(Fetch(KEY))
     assert heard == []
     await stop(writes[1])
     assert heard == ["second changed"]
@@ -186,6 +185,21 @@ async def test_registry_notifies_watchers_once_a_write_is_persistent_even_if_its
     await settle()
     assert heard == ["second changed", "orders answered", "orders changed"]
     await stop(listening)
+
+
+async def test_registry_fetch_waits_for_changes_of_its_service_that_are_being_written(written: Written) -> None:
+    """Otherwise a poll at that moment would publish an instance that a kill could still undo."""
+    registry, done = written.registry, asyncio.Event()
+    registry.persistent_state.set_writer(done.wait)  # type: ignore[arg-type]
+    write = spawn(registry.send(Register(KEY, LASTING)), name="write")
+    await settle()
+    fetch = spawn(registry.send(Fetch(KEY)), name="fetch")
+    assert (await registry.send(Fetch(key("second")))).instances == ()
+    await settle()
+    assert not fetch.done()
+    done.set()
+    assert [i.address for i in (await fetch).instances] == [LASTING.address]
+    await write
 
 
 async def test_persistent_state_flush_returns_without_a_writer() -> None:
