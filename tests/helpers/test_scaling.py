@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import httpx
-import pytest
 
 from tests.helpers.live import ProxyProcess
-from tests.helpers.recipes import block
 from tests.helpers.scaling import Backends, scales, steady
 
 
@@ -19,8 +17,3 @@ def test_scales_passes_for_a_client_that_picks_for_each_request() -> None:
 
         with Backends(proxy.url, "orders") as backends, steady(ask) as load:
             scales(backends, load)
-
-
-def test_block_raises_for_a_text_that_does_not_occur() -> None:
-    with pytest.raises(FileNotFoundError):
-        block("nowhere", "nginx.conf")
