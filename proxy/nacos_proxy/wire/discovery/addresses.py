@@ -10,10 +10,18 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 
-from nacos_proxy.model.services import Instance, plain_ip
+from nacos_proxy.model.services import Instance, Metadata, plain_ip
+from nacos_proxy.wire.discovery.base import Shown
+
+OMITTED = (
+    "The list omits instances with weight 0, and addresses that are not an IP address or host name with a port from 1 "
+    "to 65535. Different spellings of an address make one line."
+)
+"""For the descriptions of formats that carry what is `usable`."""
 
 # RFC 1123 2.1, plus the underscore of container names. The last label must not be a number, because resolvers would
 # read the name as an address. nginx would read `unix:80` as the path of a socket.
@@ -34,21 +42,38 @@ def host_of(ip: str) -> str:
     return ip if address.version == 4 else f"[{ip}]" if address.scope_id is None else ""
 
 
-def servers(hosts: Iterable[Instance]) -> dict[str, float]:
-    """Weights by address, without instances that other programs refuse. Of two at one address the greater counts."""
+def usable(host: Instance) -> bool:
+    """Whether other programs can use this instance and do not read its address as another."""
+    return 0 < host.weight < math.inf and 0 < host.port <= 65535 and host_of(host.ip) != ""
+
+
+def place(host: Instance) -> str:
+    """`host:port` of a usable instance."""
+    return f"{host_of(host.ip)}:{host.port}"
+
+
+def scheme(metadata: Metadata) -> str:
+    """The protocol that an instance's metadata names, in lower case; '' if none. Spring Cloud sets `secure`."""
+    if (metadata.get("secure") or "").lower() == "true":
+        return "https"
+    return (metadata.get("protocol") or "").lower()
+
+
+Spelling = Callable[[Instance], str]
+
+
+def servers(shown: Iterable[Shown], spelled: Spelling = place) -> dict[str, float]:
+    """Weights by address, of instances that are `usable`. Of two at one address the greater counts."""
     found: dict[str, float] = {}
-    for instance in hosts:
-        if not (0 < instance.weight < math.inf and 0 < instance.port <= 65535):
-            continue
-        if host := host_of(instance.ip):
-            address = f"{host}:{instance.port}"
-            found[address] = max(instance.weight, found.get(address, 0.0))
+    for host in chain.from_iterable(hosts for _, hosts in shown):
+        address = spelled(host)
+        found[address] = max(host.weight, found.get(address, 0.0))
     return found
 
 
-def weighted_servers(hosts: Iterable[Instance], max_weight: int) -> Iterable[tuple[str, int]]:
+def weighted_servers(shown: Iterable[Shown], max_weight: int, spelled: Spelling = place) -> Iterable[tuple[str, int]]:
     """Addresses with whole weights from 1 to `max_weight`."""
-    found = servers(hosts)
+    found = servers(shown, spelled)
     return zip(found, whole_weights(list(found.values()), max_weight), strict=True)
 
 
