@@ -1,4 +1,4 @@
-"""`python -m loadtest reads|misses|writes|fanout|propagation|scale|grpc|soak|all|docs [--quick] [--upstream URL]`."""
+"""`python -m loadtest QUESTION [--quick] [--upstream URL]`; the questions are reads, misses, writes and so on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtest import page, report
 from loadtest.contenders import Missing
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "grpc")
+QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "grpc", "dns")
 
 
 def say(text: str) -> None:

@@ -131,6 +131,8 @@ GOALS = (
         "x",
         ratio("with 100 gRPC sessions", "rate", "nacos-proxy, 100 sessions", OURS),
     ),
+    Goal("DNS: answers with 8 addresses, on one core", 30_000, "/s", figure("DNS, one", OURS, "rate")),
+    Goal("DNS: the same, compared with CoreDNS's cache", 1.0, "x", ratio("DNS, one", "rate", OURS, "CoreDNS cache")),
     Goal(
         "upstream requests for 100 simultaneous readers of a cold service",
         1.0,

@@ -53,6 +53,8 @@ HOT = series(
         ("gRPC: memory", 22.0),
         ("gRPC: from a server's push", 1.5),
         ("hot HTTP reads with 100 gRPC sessions", 0.96),
+        ("DNS: answers", 80_000.0),
+        ("DNS: the same", 2.0),
     ],
 )
 def test_goal_find_reads_the_results_of_its_question(what: str, found: float) -> None:
@@ -88,6 +90,7 @@ def test_goal_find_reads_the_results_of_its_question(what: str, found: float) ->
             ("nacos-proxy", {"rate": 100}),
             ("nacos-proxy, 100 sessions", {"rate": 96}),
         ),
+        series("DNS, one service of 8 hosts", ("CoreDNS cache", {"rate": 40_000}), ("nacos-proxy", {"rate": 80_000})),
         series("misses, 100 callers at once on a counting upstream", ("nacos-proxy", {"upstream_requests": 1})),
     )
     assert goal(what).find(taken) == pytest.approx(found)
