@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from nacos_proxy.catalog.freshness import cache_headers
-from nacos_proxy.catalog.hub import Filter, Mailbox
+from nacos_proxy.catalog.hub import Event, Filter, Mailbox
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.channel import wait_for_disconnect
@@ -30,7 +33,7 @@ from nacos_proxy.frontends.rest.routing import (
 )
 from nacos_proxy.frontends.rest.services import SERVICE
 from nacos_proxy.model.errors import BadCall, NothingKnown, ProxyError, Violation
-from nacos_proxy.model.services import Change, ServiceKey
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot
 from nacos_proxy.model.views import View
 from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.wire.rest.bodies import change_json, etag, snapshot_json
@@ -64,24 +67,13 @@ class LongPolls:
     async def watch(self, request: ApiRequest, key: ServiceKey, view: View, index: str, wait: float) -> Reply:
         """Answers at once if the revision is not `index`, else after a change that `view` shows, or `wait` seconds."""
         await self.agent.read(key)  # raises if there is nothing to watch
-        client = client_of(request.scope)
-        poll = _Poll(Filter(frozenset({key})))
-        self.quota.take(client, poll.interest.keys)
-        self._polls.add(poll)
-        release = end_on_revocation(request.scope, poll.end)
-        try:
-            mailbox, known = await self.agent.watch(poll.interest, poll.woken.set, client=client)
-            try:
-                if known and known[0].revision == index and not self.closed:
-                    await self._first_change(request, mailbox, poll, view, wait)
-            finally:
-                self.agent.unwatch(mailbox)
-        finally:
-            release()
-            self._polls.discard(poll)
-            self.quota.leave(client, poll.interest.keys)
-        if poll.error is not None:
-            raise poll.error.with_traceback(None)
+        await self.hold(
+            request,
+            Filter(frozenset({key})),
+            wait,
+            unchanged=lambda known: bool(known) and known[0].revision == index,
+            ends=lambda event: isinstance(event.body, Change) and change_json(event.body, view) is not None,
+        )
         cached = self.agent.catalog.cache.lookup(key, self.agent.clock.now())
         if cached.snapshot is None:
             raise cached.error or NothingKnown("the proxy dropped this service in the meantime")
@@ -90,23 +82,58 @@ class LongPolls:
         shown = snapshot_json(cached.snapshot, view, stale=cached.stale)
         return json_reply(shown, headers=(*headers, ("cache-control", "no-store")))
 
-    async def _first_change(self, request: ApiRequest, mailbox: Mailbox, poll: _Poll, view: View, wait: float) -> None:
-        clock, woken = self.agent.clock, poll.woken
-        ends = [
-            spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
-            spawn(wait_for_disconnect(request.receive), name="long poll"),
-        ]
-        for end in ends:
-            end.add_done_callback(lambda _: woken.set())
+    async def hold(
+        self,
+        request: Request,
+        interest: Filter,
+        wait: float,
+        *,
+        unchanged: Callable[[Sequence[Snapshot]], bool],
+        ends: Callable[[Event], bool],
+    ) -> None:
+        """Returns at an event for which `ends` is true, after `wait` seconds, or when the client has left.
+
+        Does not wait if `unchanged` is false of the snapshots of the services at the start. Raises `BadCall` (429)
+        beyond the quota, and the error with which the poll is refused.
+        """
+        client = client_of(request.scope)
+        poll = _Poll(interest)
+        self.quota.take(client, interest.keys)
+        self._polls.add(poll)
+        release = end_on_revocation(request.scope, poll.end)
         try:
-            while not self.closed and poll.error is None and not any(end.done() for end in ends):
+            mailbox, known = await self.agent.watch(interest, poll.woken.set, client=client)
+            try:
+                if unchanged(known) and not self.closed:
+                    await self._first(request.receive, mailbox, poll, ends, wait)
+            finally:
+                self.agent.unwatch(mailbox)
+        finally:
+            release()
+            self._polls.discard(poll)
+            self.quota.leave(client, interest.keys)
+        if poll.error is not None:
+            raise poll.error.with_traceback(None)
+
+    async def _first(
+        self, receive: Receive, mailbox: Mailbox, poll: _Poll, ends: Callable[[Event], bool], wait: float
+    ) -> None:
+        clock, woken = self.agent.clock, poll.woken
+        others = [
+            spawn(clock.sleep_until(clock.now() + wait), name="long poll"),
+            spawn(wait_for_disconnect(receive), name="long poll"),
+        ]
+        for other in others:
+            other.add_done_callback(lambda _: woken.set())
+        try:
+            while not self.closed and poll.error is None and not any(other.done() for other in others):
                 await woken.wait()
                 woken.clear()
-                if any(isinstance(e.body, Change) and change_json(e.body, view) for e in mailbox.take()):
+                if any(ends(event) for event in mailbox.take()):
                     return
         finally:
-            for end in ends:
-                await stop(end)
+            for other in others:
+                await stop(other)
 
     def close(self) -> None:
         """Answers all long polls at once, now and from now on."""
