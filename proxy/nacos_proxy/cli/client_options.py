@@ -21,6 +21,7 @@ from rich.text import Text
 
 from nacos_proxy.app.logs import printable
 from nacos_proxy.app.setting_types import parse_duration
+from nacos_proxy.cli.commands import words
 from nacos_proxy.cli.rest_client import RestClient, address_segment
 from nacos_proxy.model.services import address_of as plain_address_of
 
@@ -57,6 +58,7 @@ def _parse_weight(value: str) -> float:
     return weight
 
 
+COMMAND = Parameter("COMMAND", words)
 ADDRESS = Parameter("IP:PORT", _parse_address)
 DURATION = Parameter("DURATION", parse_duration)
 WEIGHT = Parameter("NUMBER", _parse_weight)  # the proxy checks its range
