@@ -1,11 +1,12 @@
-"""Chooses one instance of a snapshot for a request.
+"""Chooses instances of a snapshot for a request: one, or several different ones.
 
     strategy     | the choice
     -------------|------------------------------------------------------------------------------------------
-    weighted     | at random, in proportion to the weights
+    weighted     | at random, in proportion to the weights; several: each in proportion to those that are left
     random       | at random, each instance equally likely
-    round_robin  | the one after the last choice, in the order of ip, port, cluster
-    hash         | the same instance for the same key, while that instance exists (weighted rendezvous hashing)
+    round_robin  | those after the last choice, in the order of ip, port, cluster
+    least_recent | those that were chosen longest ago; before them, those that never were
+    hash         | the same instances for the same key, while they exist (weighted rendezvous hashing)
 
 No strategy chooses a disabled instance or one of weight 0.
 """
@@ -17,22 +18,29 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from hashlib import blake2b
+from heapq import nlargest, nsmallest
 from itertools import accumulate
 from typing import Literal, get_args
 
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
 from nacos_proxy.model.views import View
 
-Strategy = Literal["weighted", "round_robin", "random", "hash"]
+Strategy = Literal["weighted", "round_robin", "random", "least_recent", "hash"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+Rng = Callable[[], float]
+"""A random number from [0, 1)."""
 
 
 class Candidates:
-    """The instances to choose from. Each method makes one choice; None if there are no candidates."""
+    """The instances to choose from. Each method chooses `n` different ones, or all if there are fewer."""
 
     def __init__(self, hosts: Iterable[Instance]) -> None:
         usable = (host for host in hosts if host.enabled and host.weight > 0)
         self.hosts = tuple(sorted(usable, key=lambda host: host.key))
+
+    def __len__(self) -> int:
+        return len(self.hosts)
 
     @cached_property
     def _cumulative_weights(self) -> list[float]:
@@ -42,27 +50,33 @@ class Candidates:
     def _keys(self) -> list[InstanceKey]:
         return [host.key for host in self.hosts]
 
-    def weighted(self, draw: float) -> Instance | None:
-        """`draw` is a random number from [0, 1)."""
-        if not self.hosts:
-            return None
-        index = bisect_right(self._cumulative_weights, draw * self._cumulative_weights[-1])
-        return self.hosts[min(index, len(self.hosts) - 1)]
+    def weighted(self, rng: Rng, n: int = 1) -> list[Instance]:
+        """Each choice is in proportion to the weights of the instances that are left."""
+        if n == 1 and self.hosts:
+            index = bisect_right(self._cumulative_weights, rng() * self._cumulative_weights[-1])
+            return [self.hosts[min(index, len(self.hosts) - 1)]]
+        # If each waits for an exponential time whose rate is its weight, they come in the order of such choices.
+        return nsmallest(n, self.hosts, key=lambda host: -math.log1p(-rng()) / host.weight)
 
-    def random(self, draw: float) -> Instance | None:
-        """`draw` is a random number from [0, 1)."""
-        return self.hosts[min(int(draw * len(self.hosts)), len(self.hosts) - 1)] if self.hosts else None
+    def random(self, rng: Rng, n: int = 1) -> list[Instance]:
+        left = list(self.hosts)
+        for index in range(min(n, len(left))):
+            chosen = min(index + int(rng() * (len(left) - index)), len(left) - 1)
+            left[index], left[chosen] = left[chosen], left[index]
+        return left[:n]
 
-    def after(self, last: InstanceKey | None) -> Instance | None:
-        """The next instance after `last`, even if `last` is gone; None starts from the first."""
-        if not self.hosts:
-            return None
-        index = 0 if last is None else bisect_right(self._keys, last)
-        return self.hosts[index % len(self.hosts)]
+    def after(self, last: InstanceKey | None, n: int = 1) -> list[Instance]:
+        """The next instances after `last`, even if `last` is gone; None starts from the first."""
+        first = 0 if last is None else bisect_right(self._keys, last)
+        return [self.hosts[(first + more) % len(self.hosts)] for more in range(min(n, len(self.hosts)))]
 
-    def hashed(self, key: str) -> Instance | None:
-        """Rendezvous hashing: the highest score wins, so a new or lost instance moves only its own keys."""
-        return max(self.hosts, key=lambda host: score(key, host), default=None)
+    def least_recent(self, chosen_at: Callable[[InstanceKey], int], n: int = 1) -> list[Instance]:
+        """`chosen_at`: a number that grows with each choice, 0 for an instance that was never chosen."""
+        return nsmallest(n, self.hosts, key=lambda host: chosen_at(host.key))
+
+    def hashed(self, key: str, n: int = 1) -> list[Instance]:
+        """Rendezvous hashing: the highest scores win, so a new or lost instance moves only its own keys."""
+        return nlargest(n, self.hosts, key=lambda host: score(key, host))
 
 
 def score(key: str, host: Instance) -> float:
@@ -71,9 +85,14 @@ def score(key: str, host: Instance) -> float:
     Each instance gets keys in proportion to its weight (Schindelhauer, Schomaker 2005). Any program that computes the
     same score finds the same instance.
     """
-    digest = blake2b(f"{key}\0{host.address}".encode("utf-8", "replace"), digest_size=8).digest()
-    u = (int.from_bytes(digest, "big") + 0.5) / 2.0**64
+    u = fraction(f"{key}\0{host.address}")
     return -host.weight / math.log(u) if u < 1.0 else math.inf
+
+
+def fraction(text: str) -> float:
+    """A number from (0, 1] that is uniform over texts, and the same for the same one: from 8 bytes of BLAKE2b."""
+    digest = blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") + 0.5) / 2.0**64
 
 
 def why_empty(snapshot: Snapshot, view: View) -> str:

@@ -1,4 +1,4 @@
-"""The commands that write: register, deregister, modify, beat."""
+"""The commands that write: register, deregister, modify, drain, maintenance, beat."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from nacos_proxy.cli.client_options import (
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached, address_segment, service_path
 
 COMMAND_TTL = 30.0  # seconds after the last heartbeat for a COMMAND without a check until it counts as failed
+DRAIN_ATTEMPTS = 60  # once a second, while the proxy restarts
 COMMAND_BEAT = 5.0  # seconds between two heartbeats for a COMMAND
 
 
@@ -143,6 +144,52 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
     path = service_path(service, "instances", address_segment(address))
     changed = session.json("PATCH", path, body, cluster=cluster)
     session.show(changed, lambda: click.echo(f"changed {address} of {service}"))
+
+
+@client_command("drain")
+@click.argument("service")
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
+@click.option("--wait", type=DURATION, default="20s", show_default=True, help="Time for consumers to notice.")
+@click.option("--cluster", default="")
+@click.option("--cancel", is_flag=True, help="Bring the instance back.")
+def drain(session: Session, service: str, address: str, wait: float, cluster: str, cancel: bool) -> None:
+    """Take an instance out of traffic, wait, and deregister it; for a hook that runs before the instance ends.
+
+    The proxy goes on if this command is interrupted. If the proxy restarts meanwhile, this command waits for it.
+    """
+    path = service_path(service, "instances", address_segment(address), "drain")
+    if cancel:
+        body = session.json("DELETE", path)
+        return session.show(body, lambda: click.echo(f"{address} of {service} is not drained any more"))
+    query = {**session.scope, "wait": f"{wait:g}s", "cluster": cluster}
+    pause, left = threading.Event(), DRAIN_ATTEMPTS
+    while True:
+        try:
+            body = session.client.json("POST", path, query, max_wait=wait)
+            return session.show(body, lambda: click.echo(f"drained {address} of {service}"))
+        except (ApiProblem, Unreached) as error:
+            restarting = error.status == 503 if isinstance(error, ApiProblem) else left < DRAIN_ATTEMPTS
+            left -= 1
+            if not restarting or not left:
+                raise
+            warn(f"{error} Trying again.")
+        pause.wait(1.0)
+
+
+@client_command("maintenance")
+@click.argument("service")
+@click.argument("address", metavar="IP:PORT", type=ADDRESS)
+@click.option("--on/--off", required=True, help="Begin or end it.")
+@click.option("--reason", default="", help="Shown in the status.")
+@click.option("--cluster", default="")
+def maintenance(session: Session, service: str, address: str, on: bool, reason: str, cluster: str) -> None:
+    """Keep a managed instance out of traffic, until it is switched off again."""
+    path = service_path(service, "instances", address_segment(address), "maintenance")
+    if on:
+        body = session.json("PUT", path, {"reason": reason}, cluster=cluster)
+        return session.show(body, lambda: click.echo(f"{address} of {service} is in maintenance"))
+    body = session.json("DELETE", path, cluster=cluster)
+    session.show(body, lambda: click.echo(f"{address} of {service} is in traffic again"))
 
 
 @client_command("beat")

@@ -1,4 +1,4 @@
-"""register, deregister, modify, beat against a running proxy."""
+"""register, deregister, modify, drain, maintenance, beat against a running proxy."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ def test_deregister_of_an_unknown_instance_exits_with_0(ask: Run) -> None:
     assert ask("deregister", "left", "10.0.0.1:80", "--json").exit_code == 0
 
 
+def test_drain_deregisters_after_the_wait(ask: Run) -> None:
+    ask("register", "drained", "10.0.0.1:80")
+    assert ask("drain", "drained", "10.0.0.1:80", "--wait", "10ms").output == "drained 10.0.0.1:80 of drained\n"
+    assert hosts(ask, "drained") == []
+    again = json.loads(ask("drain", "drained", "10.0.0.1:80", "--json").output)
+    assert (again["address"], again["state"]) == ("10.0.0.1:80", "drained")
+    cancelled = ask("drain", "drained", "10.0.0.1:80", "--cancel")
+    assert cancelled.output == "10.0.0.1:80 of drained is not drained any more\n"
+    assert ask("drain", "drained", "10.0.0.1:80", "--cancel").exit_code == 1
+    assert ask("drain", "drained", "10.0.0.9:80").exit_code == 1
+    assert ask("drain", "drained", "10.0.0.1:80", "--server", "http://127.0.0.1:1").exit_code == 3
+
+
+def test_maintenance_keeps_a_managed_instance_out_of_traffic(ask: Run) -> None:
+    ask("register", "maintained", "10.0.0.1:80", "--managed", "--check-ttl", "60s")
+    on = ask("maintenance", "maintained", "10.0.0.1:80", "--on", "--reason", "disk swap")
+    assert on.output == "10.0.0.1:80 of maintained is in maintenance\n"
+    assert [host["enabled"] for host in hosts(ask, "maintained")] == [False]
+    off = ask("maintenance", "maintained", "10.0.0.1:80", "--off")
+    assert off.output == "10.0.0.1:80 of maintained is in traffic again\n"
+    assert [host["enabled"] for host in hosts(ask, "maintained")] == [True]
+    ask("register", "other", "10.0.0.1:80")
+    assert "is not managed" in ask("maintenance", "other", "10.0.0.1:80", "--on").output
+
+
 def test_beat_prints_when_the_next_one_is_due(ask: Run) -> None:
     ask("register", "alive", "10.0.0.1:80")
     assert ask("beat", "alive", "10.0.0.1:80").output == "next beat in 5 s\n"
@@ -77,6 +102,8 @@ def test_beat_every_goes_on_after_a_failure(cli: Run) -> None:
         (("register", "x", "10.0.0.1:80", "--managed"), "--managed needs one of --check-http"),
         (("register", "x", "10.0.0.1:80", "--managed", "--", "/no/such/program"), "cannot be run: No such file"),
         (("modify", "x", "10.0.0.1:80"), "nothing to change: give --weight"),
+        (("maintenance", "x", "10.0.0.1:80"), "Missing option '--on'"),
+        (("drain", "x", "10.0.0.1:80", "--wait", "soon"), "write a duration like"),
         (("beat", "x", "10.0.0.1:80", "--every", "soon"), "write a duration like"),
     ],
 )

@@ -78,18 +78,55 @@ def _facts(status: Mapping[str, Any], ready: str, reasons: Sequence[str]) -> lis
         ("Upstream", f"{_state(upstream['state'])} for {_time(upstream['forSeconds'])}{note}{reason}{servers}"),
         ("Push", f"{_state(push['state'])} {_text(push.get('reason', ''))}"),
         ("Disk", f"{_state(disk['state'])} {_text(disk.get('reason', ''))}"),
+        *([("Service files", _service_files(status["serviceFiles"]))] if "serviceFiles" in status else []),
+        *([("Webhooks", "<br>".join(map(_webhook, status["webhooks"])))] if status.get("webhooks") else []),
         ("Event streams", _text(status["subscribers"]["streams"])),
         *([("gRPC", _grpc(status["grpc"]))] if "grpc" in status else []),
+        *([("DNS", _dns(status["dns"]))] if "dns" in status else []),
         ("Registered here", _text(status["registrations"])),
+        *(
+            [("Out of traffic", _out_of_traffic(out))]
+            if (out := status.get("outOfTraffic", EMPTY)).get("shown")
+            else []
+        ),
         *((_text(name.replace("_", " ")).capitalize(), _count(value)) for name, value in status["counts"].items()),
         ("Up for", _time(status["uptimeSeconds"])),
     ]
+
+
+def _service_files(files: Mapping[str, Any]) -> str:
+    errors = "".join(f"<br>{_text(name)}: {_text(error)}" for name, error in files["errors"].items())
+    return f"{_state(files['state'])} {_text(files['files'])} in {_text(files['directory'])}{errors}"
+
+
+def _webhook(hook: Mapping[str, Any]) -> str:
+    error = f" {_text(hook['error'])}" if hook["error"] else ""
+    return f"{_text(hook['webhook'])} <code>{_text(hook['host'])}</code> {_state(hook['state'])}{error}"
+
+
+def _out_of_traffic(out: Mapping[str, Any]) -> str:
+    lines = [_out(row) for row in out["shown"]]
+    more = out["instances"] - len(lines)
+    return "<br>".join([*lines, *([f'<span class="muted">and {more} more</span>'] if more else [])])
+
+
+def _out(row: Mapping[str, Any]) -> str:
+    time = f"for {_time(row['forSeconds'])}" if "forSeconds" in row else f"{_time(row['secondsLeft'])} left"
+    reason = f": {_text(row['reason'])}" if row["reason"] else ""
+    head = f"<code>{_text(row['address'])}</code> {_text(row['service'])} {_state(row['state'])}"
+    return f'{head} <span class="muted">{time}</span>{reason}'
 
 
 def _grpc(grpc: Mapping[str, Any]) -> str:
     if grpc["state"] == "off":
         return f"{_state('off')} {_text(grpc['reason'])}"
     return f"{_state(grpc['state'])} on port {_text(grpc['port'])}, {_text(grpc['sessionsTotal'])} sessions"
+
+
+def _dns(dns: Mapping[str, Any]) -> str:
+    if dns["state"] == "off":
+        return f"{_state('off')} {_text(dns['reason'])}"
+    return f"{_state(dns['state'])} on {_text(', '.join(dns['addresses']))}, {_count(dns['answers'])}"
 
 
 def _server(server: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Picks and lists for load balancers and scrapers."""
+"""One instance to send a request to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.frontends.rest.models import Instance, TargetGroup
-from nacos_proxy.model.errors import Unreachable
+from nacos_proxy.frontends.rest.models import Instance, Picked
 from nacos_proxy.wire.http import CACHEABLE
 from tests.helpers.build import KEY, instance, key, snapshot
 from tests.unit.frontends.conftest import World
@@ -99,6 +98,63 @@ async def test_pick_hash_keeps_a_key_on_its_instance(world: World) -> None:
     assert (missing.status, missing.json()["parameter"]) == (400, "key")
 
 
+async def test_pick_answers_a_list_whenever_n_is_given(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    for n, number in ((1, 1), (2, 2), (100, 2)):
+        for strategy in ("weighted", "round_robin", "random", "least_recent", "hash&key=a"):
+            answer = await world.ask("GET", f"{PICK}?n={n}&strategy={strategy}")
+            body = Picked.model_validate(answer.json())
+            assert (body.name, body.count) == ("DEFAULT_GROUP@@orders", number) == (body.name, len(body.instances))
+            assert len({shown.ip for shown in body.instances}) == number
+    text = await world.ask("GET", f"{PICK}?n=2&strategy=round_robin&format=text")
+    assert sorted(text.body.splitlines(keepends=True)) == [b"10.0.0.1:80\n", b"10.0.0.2:80\n"]
+    for wrong in ("0", "101", "x", "-1"):
+        refused = await world.ask("GET", f"{PICK}?n={wrong}")
+        assert (refused.status, refused.json()["parameter"]) == (400, "n")
+        assert "from 1 to 100" in refused.json()["detail"]
+
+
+async def test_pick_least_recent_takes_the_one_picked_longest_ago(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(A, B)
+    target = f"{PICK}?strategy=least_recent&format=text"
+    marked = (await world.ask("GET", target)).scope[CACHEABLE]
+    assert [marked.make_body()[7:8] for _ in range(3)] == [b"2", b"1", b"2"]
+    assert (await world.ask("GET", target)).body[7:8] == b"1"
+
+
+async def test_pick_split_sends_a_share_to_a_canary_also_from_the_fast_path(world: World) -> None:
+    canary = instance("10.0.0.9", 80, metadata={"version": "2"})
+    world.shelf.services[KEY] = snapshot(A, canary)
+    marked = (await world.ask("GET", f"{PICK}?split=version=2:10&format=text")).scope[CACHEABLE]
+    world.rng.next = [0.09, 0.0, 0.11, 0.0]
+    assert (marked.make_body(), marked.make_body()) == (b"10.0.0.9:80", b"10.0.0.1:80")
+    all_of_them = await world.ask("GET", f"{PICK}?split=version=2:100&n=2&format=text")
+    assert all_of_them.body == b"10.0.0.9:80\n10.0.0.1:80\n"
+    world.shelf.services[KEY] = snapshot(A)
+    assert (await world.ask("GET", f"{PICK}?split=version=3:100&format=text")).body == b"10.0.0.1:80"
+
+
+@pytest.mark.parametrize(
+    ("split", "text"),
+    [
+        ("version=2", "it must be SELECTOR:PERCENT, such as version=2:10."),
+        (":10", "it must be SELECTOR:PERCENT, such as version=2:10."),
+        ("version=2:x", "at character 11 ('x'): expected a number from 0 to 100."),
+        ("version=2:101", "at character 11 ('101'): expected a number from 0 to 100."),
+        ("a b:10", "at character 3 ('b'): expected '=', '!=', 'in', 'notin', '<', '>' or ','."),
+    ],
+)
+async def test_pick_names_the_place_of_an_error_in_split(world: World, split: str, text: str) -> None:
+    world.shelf.services[KEY] = snapshot(A)
+    answer = await world.ask("GET", f"{PICK}?split={split.replace(' ', '%20')}")
+    problem = answer.json()
+    assert (answer.status, problem["parameter"], problem["detail"]) == (
+        400,
+        "split",
+        f"Param 'split' is illegal, {text}",
+    )
+
+
 async def test_pick_of_no_instance_answers_503_with_the_reason(world: World) -> None:
     world.shelf.services[KEY] = snapshot(instance("10.0.0.1", healthy=False))
     answer = await world.ask("GET", PICK)
@@ -115,6 +171,8 @@ async def test_pick_marks_a_response_that_chooses_anew_each_time(world: World) -
     assert (weighted.kind, weighted.make_body(), weighted.make_body()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
     turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[CACHEABLE]
     assert (turns.make_body(), turns.make_body()) == (b"10.0.0.2:80", b"10.0.0.1:80")
+    several = (await world.ask("GET", f"{PICK}?strategy=round_robin&n=3&format=text")).scope[CACHEABLE]
+    assert several.make_body() == b"10.0.0.1:80\n10.0.0.2:80\n"
     hashed = (await world.ask("GET", f"{PICK}?strategy=hash&key=a")).scope[CACHEABLE]
     assert hashed.make_body is None
     assert CACHEABLE not in (await world.ask("GET", PICK, headers={"cache-control": "no-cache"})).scope
@@ -129,80 +187,6 @@ async def test_lookup_names_bad_parameters(world: World, query: str, parameter: 
     assert (answer.status, answer.json()["parameter"], world.registry.calls) == (400, parameter, [])
 
 
-# lists
-
-
-async def test_prometheus_gets_all_targets_of_the_services_named(world: World) -> None:
-    world.shelf.services = {
-        KEY: snapshot(A),
-        key("stock"): snapshot(instance("::1", healthy=False), service=key("stock")),
-    }
-    answer = await world.ask("GET", "/api/v1/sd/prometheus?service=orders&service=stock")
-    for group in answer.json():
-        TargetGroup.model_validate(group)
-    assert [group["targets"] for group in answer.json()] == [["10.0.0.1:80"], ["[::1]:80"]]
-    assert answer.headers["content-type"] == "application/json"
-    assert CACHEABLE not in answer.scope
-    one = await world.ask("GET", "/api/v1/sd/prometheus?service=orders")
-    assert one.scope[CACHEABLE].invalidation_key == KEY
-
-
-async def test_prometheus_can_ask_for_a_whole_group(world: World) -> None:
-    names = [key("a", "g"), key("b", "g"), key("c")]
-    world.shelf.services = {k: snapshot(A, service=k) for k in names}
-    answer = await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=g")
-    assert [group["labels"]["__meta_nacos_service"] for group in answer.json()] == ["a", "b"]
-    world.registry.script = lambda call: Unreachable("gone", arrived=False)
-    known = await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=g")
-    assert len(known.json()) == 2
-    assert (await world.ask("GET", "/api/v1/sd/prometheus?service=*&group=none")).status == 503
-
-
-async def test_prometheus_fails_if_one_service_is_unknown(world: World) -> None:
-    """Prometheus keeps its last list on an error; half a list would drop the other half's targets."""
-    world.shelf.services[KEY] = snapshot(A)
-    await world.ask("GET", "/api/v1/services/orders")
-    world.registry.script = lambda call: Unreachable("gone", arrived=False)
-    assert (await world.ask("GET", "/api/v1/sd/prometheus?service=orders&service=stock")).status == 503
-
-
-async def test_lines_have_the_format_of_each_load_balancer(world: World) -> None:
-    world.shelf.services[KEY] = snapshot(A, B, instance("10.0.0.9", healthy=False))
-    for name, line in (
-        ("text", b"10.0.0.2:80\n"),
-        ("nginx", b"server 10.0.0.2:80 weight=3;\n"),
-        ("haproxy", b"server 10.0.0.2:80 10.0.0.2:80 weight 3 check\n"),
-    ):
-        answer = await world.ask("GET", f"/api/v1/sd/{name}?service=orders&clusters=c2,c9")
-        assert (answer.status, answer.body) == (200, line)
-        tag = {"if-none-match": answer.headers["etag"]}
-        assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders&clusters=c2,c9", headers=tag)).status == 304
-
-
-async def test_lines_without_a_server_are_an_error_for_nginx_and_haproxy(world: World) -> None:
-    for name, status in (("text", 200), ("nginx", 503), ("haproxy", 503)):
-        assert (await world.ask("GET", f"/api/v1/sd/{name}?service=orders")).status == status
-
-
-@pytest.mark.parametrize("target", ["prometheus", "text", "prometheus?service=*&service=a", "text?service=a&service=b"])
-async def test_lists_require_the_parameter_service(world: World, target: str) -> None:
-    answer = await world.ask("GET", f"/api/v1/sd/{target}")
-    assert (answer.status, answer.json()["parameter"]) == (400, "service")
-
-
-class TestBounds:
-    @pytest.fixture
-    def max_services(self) -> int:
-        return 2
-
-    async def test_services_refuses_more_than_max_services(self, world: World) -> None:
-        many = await world.ask("GET", "/api/v1/sd/prometheus?service=a&service=b&service=c")
-        assert (many.status, many.json()["parameter"]) == (400, "service")
-        world.shelf.services = {k: snapshot(A, service=k) for k in (key("a"), key("b"), key("c"))}
-        group = await world.ask("GET", "/api/v1/sd/prometheus?service=*")
-        assert (group.status, "more than 2" in group.json()["detail"]) == (400, True)
-
-
 async def test_pick_chooses_among_selected_or_preferred_instances_only(world: World) -> None:
     hosts = [instance(f"10.0.0.{n}", 80, metadata={"zone": zone}) for n, zone in enumerate("abb", 1)]
     world.shelf.services[KEY] = snapshot(*hosts)
@@ -212,5 +196,3 @@ async def test_pick_chooses_among_selected_or_preferred_instances_only(world: Wo
     nothing = await world.ask("GET", f"{PICK}?selector=zone=c")
     assert nothing.status == 503
     assert "none of 3 instances is matched by the selector zone=c" in nothing.json()["detail"]
-    targets = (await world.ask("GET", "/api/v1/sd/prometheus?service=orders&selector=zone=b")).json()
-    assert [group["targets"] for group in targets] == [["10.0.0.2:80"], ["10.0.0.3:80"]]

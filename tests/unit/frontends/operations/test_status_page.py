@@ -66,11 +66,29 @@ def test_page_shows_the_problem_its_age_and_the_server() -> None:
     assert "<th>Writes</th><td>0</td>" in html and "<th>Local beats</th><td>7</td>" in html
 
 
+def test_page_shows_where_dns_is_served_and_what_it_answered() -> None:
+    dns = {"state": "ok", "addresses": ["127.0.0.1:8853", "[::1]:8853"], "answers": {"NOERROR": 7}}
+    html = page({**STATUS, "dns": dns}, "ready", []).decode()
+    assert '<th>DNS</th><td><span class="ok">ok</span> on 127.0.0.1:8853, [::1]:8853, 7 NOERROR</td>' in html
+    html = page({**STATUS, "dns": {"state": "off", "reason": "it is <stopped>"}}, "ready", []).decode()
+    assert '<td><span class="off">off</span> it is &lt;stopped&gt;</td>' in html
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3_661, "1 h 1 min"), (86_401, "1 d")]
 )
 def test_page_shows_times_in_their_two_largest_units(seconds: float, text: str) -> None:
     assert f"<td>{text}</td>" in page({**STATUS, "uptimeSeconds": seconds}, "ready", []).decode()
+
+
+def test_page_names_what_is_out_of_traffic_and_why() -> None:
+    drained = {"service": "n/g@@a", "address": "10.0.0.1:80", "state": "draining", "reason": "", "secondsLeft": 12.5}
+    kept = {"service": "n/g@@a", "address": "10.0.0.2:80", "state": "maintenance", "reason": "<disk>", "forSeconds": 61}
+    html = page({**STATUS, "outOfTraffic": {"instances": 3, "shown": [drained, kept]}}, "ready", []).decode()
+    assert 'draining</span> <span class="muted">12 s left</span>' in html
+    assert 'maintenance</span> <span class="muted">for 1 min 1 s</span>: &lt;disk&gt;' in html
+    assert "and 1 more" in html
+    assert "Out of traffic" not in page(STATUS, "ready", []).decode()
 
 
 def test_service_row_shows_the_name_above_group_and_namespace() -> None:
