@@ -8,6 +8,11 @@ fail              | after n in a row:    | silence: the registry marks the insta
 
 While an instance passes, it beats as often as Nacos expects, whatever the interval of the checks.
 
+An instance that a service file declares has a phase. It waits until its check passes for the first time, then it is
+registered; the same again after it failed for `deregister_after` seconds, or after its file changed. When its file no
+longer declares it, it leaves. What the phase requires is written like a beat: once, and again every few seconds until
+the upstream accepts it.
+
 A bounded number of checks run at once. `Shares` divides them among groups, so that a few groups cannot keep the others
 waiting. A group is an owner (a client's address) with one of three speeds: quick at the last check, slow with a short
 timeout, slow with a long timeout. So slow checks do not delay quick ones even if all clients share one address.
@@ -19,7 +24,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,7 +34,8 @@ from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.services import Instance, ServiceKey
 
-Kind = Literal["http", "tcp", "ttl"]
+Kind = Literal["http", "tcp", "ttl", "none"]
+Phase = Literal["waiting", "registered", "leaving"]
 Action = Literal["beat", "silence", "deregister"]
 
 MAX_TIMEOUT = 60.0  # seconds
@@ -61,7 +67,7 @@ def seconds(parameter: str, value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """The settings of a check; times in seconds. `target` is a URL, `host:port`, or '' for a TTL.
+    """The settings of a check; times in seconds. `target` is a URL, `host:port`, or '' for a TTL and for none.
 
     `timeout` is at most `interval` and at most 60 s, because the number of checks that run at once is bounded.
     """
@@ -78,14 +84,16 @@ class CheckSpec:
     def parse(cls, body: object, *, restored: bool = False) -> CheckSpec:
         """From the `managed` object of a registration. Raises `BadCall`, which names the wrong field.
 
-        `restored`: the object comes from disk. A longer `timeout`, which older versions accepted, is shortened.
+        `restored`: the object comes from disk. A longer `timeout`, which older versions accepted, is shortened, and an
+        instance of a service file may have no check.
         """
         managed = _mapping("managed", body)
         known = {"interval", "check", "timeout", "failures", "deregisterAfter"}
         if unknown := set(managed) - known:
             raise _bad("managed", f"has no field {sorted(unknown)[0][:100]!r}; it has {sorted(known)}")
         check = _mapping("managed.check", managed.get("check"))
-        if len(check) != 1 or next(iter(check)) not in ("http", "tcp", "ttl"):
+        kinds = ("http", "tcp", "ttl", *(("none",) if restored else ()))
+        if len(check) != 1 or next(iter(check)) not in kinds:
             raise _bad("managed.check", 'is one of {"http": URL}, {"tcp": "host:port"}, {"ttl": "30s"}')
         kind, value = next(iter(check.items()))
         failures = managed.get("failures", 3)
@@ -104,7 +112,7 @@ class CheckSpec:
 
     @property
     def host(self) -> str:
-        """The host to which the check connects, '' for a TTL."""
+        """The host to which the check connects, '' if it does not."""
         if self.kind == "http":
             return urlsplit(self.target).hostname or ""
         return self.target.rpartition(":")[0].strip("[]")
@@ -140,7 +148,7 @@ def _target(kind: str, value: object) -> str:
         host, _, port = text.rpartition(":")
         if not host or _PORT.fullmatch(port) is None or not 0 < int(port) < 65536:
             raise _bad("managed.check.tcp", "is host:port, such as 127.0.0.1:8080")
-    return "" if kind == "ttl" else text
+    return text if kind in ("http", "tcp") else ""
 
 
 def _is_url(text: str) -> bool:
@@ -162,17 +170,33 @@ def is_local_host(host: str) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """Why an instance is kept out of traffic, whatever its check says, and since when (seconds since 1970)."""
+
+    reason: str
+    since: float
+
+
 @dataclass(slots=True)
 class CheckedInstance:
     """An instance that the proxy beats for. `owner`: the address of the client that registered it.
 
+    `file`: the service file that declares it, '' if a client registered it; `declared`: a digest of what it declares.
+    In `maintenance` it is disabled and gets no beats, because one could register it again as enabled.
     `last_heard`: the last sign of life for a TTL check. `slow`: the last check took long, or none has ended yet.
+    `refused`: why the last registration or deregistration for its file did not get through.
     """
 
     service: ServiceKey
     instance: Instance
     spec: CheckSpec
     owner: str = ""
+    file: str = ""
+    declared: str = ""
+    phase: Phase = "registered"
+    refused: str = ""
+    maintenance: Maintenance | None = None
     due_at: float = 0.0
     beat_at: float = 0.0
     slow: bool = True
@@ -208,11 +232,17 @@ class CheckedInstance:
         return max(MIN_BEAT_INTERVAL, beat_interval(self.instance.metadata) / 1000)
 
     def beats(self, now: float) -> bool:
-        """Whether a beat is due. If so, schedules the next one an interval later."""
-        if not self.passing or now < self.beat_at:
+        """Whether a beat is due, or what the phase requires instead. If so, schedules the next an interval later."""
+        if now < self.beat_at or not (self.passing or self.phase == "leaving"):
+            return False
+        if self.maintenance is not None and self.phase == "registered":
             return False
         self.beat_at = now + self._beat_interval
-        return True
+        return self.phase != "registered" or self.instance.ephemeral or self.spec.kind != "none"
+
+    def leave(self, now: float) -> None:
+        """Its file no longer declares it."""
+        self.phase, self.beat_at = "leaving", now
 
     def result(self, error: str, now: float, took: float = 0.0) -> Action:
         """A check ended after `took` seconds; `error` is '' for a pass. Schedules the next, returns what to do."""
@@ -237,6 +267,22 @@ class CheckedInstance:
             self.failing_since = now
         long = self.spec.deregister_after and now - self.failing_since >= self.spec.deregister_after
         return "deregister" if long else "silence"
+
+    def saved(self) -> dict[str, Any]:
+        """The settings, where they come from, and the maintenance, for the state file."""
+        kept = {"owner": self.owner, "file": self.file, "declared": self.declared}
+        found = self.spec.dump() | {name: text for name, text in kept.items() if text}
+        return found | ({"maintenance": asdict(self.maintenance)} if self.maintenance else {})
+
+    @classmethod
+    def restored(cls, service: ServiceKey, instance: Instance, saved: Mapping[str, Any]) -> CheckedInstance:
+        """From what `saved` returned. Raises `BadCall`."""
+        left = dict(saved)
+        owner, file, declared = (str(left.pop(name, "")) for name in ("owner", "file", "declared"))
+        maintenance = left.pop("maintenance", None)
+        spec = CheckSpec.parse(left, restored=True)
+        kept = maintenance and Maintenance(**maintenance)
+        return cls(service, instance, spec, owner, file, declared, maintenance=kept)
 
     def shift(self, gap: float, now: float) -> None:
         """This process stood still for `gap` seconds, which counts neither as silence nor as failing."""

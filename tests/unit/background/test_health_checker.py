@@ -7,17 +7,18 @@ import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
 from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
-from nacos_proxy.catalog.health_checks import CheckSpec
+from nacos_proxy.catalog.health_checks import CheckSpec, Maintenance
 from nacos_proxy.catalog.registrations import CONNECTION, Registration
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.model.calls import Beat, Deregister, Register, Update
+from nacos_proxy.model.calls import Beat, Deregister, Fetch, Register, Update
 from nacos_proxy.model.errors import BadCall, Unreachable
 from nacos_proxy.model.services import Instance
-from tests.helpers.build import KEY, agent, instance, key
+from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.live import free_port
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -562,3 +563,70 @@ async def test_ttl_check_does_not_count_the_time_in_which_the_process_stood_stil
     assert registry.sent(Deregister) == [], "nor was it looked at for so long"
     await clock.advance(30)
     assert len(registry.sent(Deregister)) == 1
+
+
+# maintenance
+
+OFF = replace(WORKER, enabled=False)
+
+
+async def test_maintain_disables_the_instance_and_ends_its_beats_while_its_checks_go_on(
+    checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await checker.register(KEY, WORKER, ttl(1000.0))
+    written = await checker.maintain(KEY, WORKER.ip, WORKER.port, "disk swap")
+    assert written is not None and written.result == OFF and registry.sent(Register)[-1] == Register(KEY, OFF)
+    await clock.advance(30)
+    assert registry.sent(Beat) == [] and actions(checker)["beat"] > 3
+    again = await checker.maintain(KEY, WORKER.ip, WORKER.port, "and a new fan")
+    assert again is not None and len(registry.sent(Register)) == 2, "only the reason changes"
+    (checked,) = checker
+    assert checked.maintenance == Maintenance("and a new fan", clock.wall() - 30)
+    ended = await checker.maintain(KEY, WORKER.ip, WORKER.port, None)
+    assert ended is not None and ended.result == WORKER and registry.sent(Register)[-1] == Register(KEY, WORKER)
+    await clock.advance(6)
+    assert len(registry.sent(Beat)) == 1
+
+
+async def test_maintain_survives_a_restart_and_a_registration_by_its_service(
+    checker: HealthChecker, owner: Agent, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    saved: list[object] = []
+
+    async def persist(keys: object) -> None:
+        saved.append(keys)
+
+    checker.persist_with(persist)
+    await checker.register(KEY, WORKER, ttl(1000.0), "127.0.0.1")
+    await checker.maintain(KEY, WORKER.ip, WORKER.port, "disk swap")
+    assert saved == [[(KEY, WORKER.ip, WORKER.port)]]
+    async with checking(owner) as restarted:
+        assert restarted.restore_all() == 1
+        (checked,) = restarted
+        assert (checked.maintenance, checked.owner) == (Maintenance("disk swap", clock.wall()), "127.0.0.1")
+        await restarted.register(KEY, WORKER, ttl(500.0))
+        assert registry.sent(Register)[-1] == Register(KEY, OFF)
+        (checked,) = restarted
+        assert checked.maintenance is not None and checked.spec.ttl == 500.0
+        await clock.advance(10)
+        assert registry.sent(Beat) == []
+
+
+async def test_maintain_modifies_an_instance_that_the_server_still_shows(
+    checker: HealthChecker, registry: ScriptedRegistry, clock: FakeClock
+) -> None:
+    await checker.register(KEY, WORKER, ttl(1000.0))
+    shelf = registry.script
+    registry.script = lambda call: snapshot(WORKER) if isinstance(call, Fetch) else shelf(call)
+    await checker.maintain(KEY, WORKER.ip, WORKER.port, "")
+    await clock.advance(3)
+    assert [update.enabled for update in registry.sent(Update)] == [False]
+    registry.script = lambda call: Unreachable("reset", arrived=True) if isinstance(call, Fetch) else shelf(call)
+    await checker.maintain(KEY, WORKER.ip, WORKER.port, None)
+    await clock.advance(3)
+    assert len(registry.sent(Update)) == 1
+
+
+async def test_maintain_is_for_managed_instances(checker: HealthChecker, owner: Agent) -> None:
+    await owner.write(Register(KEY, WORKER))
+    assert await checker.maintain(KEY, WORKER.ip, WORKER.port, "x") is None
