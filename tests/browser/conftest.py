@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.browser import Browser, browsing, missing
 from tests.helpers.live import ProxyProcess
 
-REBOUND = "rebound.example"
+REBOUND, REBOUND_NEARBY = "rebound.example", "rebound"  # the second as in a local network
 
 
 class _Elsewhere(BaseHTTPRequestHandler):
@@ -42,8 +42,9 @@ def elsewhere() -> Iterator[str]:
 def _chromium() -> Iterator[Browser]:
     if reason := missing():
         pytest.skip(f"no browser: {reason}")
-    # A DNS-rebinding name: it belongs to another page's site and resolves to this host.
-    with browsing([f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]) as browser:
+    # DNS-rebinding names: they belong to another page's site and resolve to this host.
+    rules = ", ".join(f"MAP {name} 127.0.0.1" for name in (REBOUND, REBOUND_NEARBY))
+    with browsing([f"--host-resolver-rules={rules}"]) as browser:
         yield browser
 
 

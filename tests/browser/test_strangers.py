@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.browser.conftest import REBOUND
+from tests.browser.conftest import REBOUND, REBOUND_NEARBY
 from tests.helpers.browser import Browser
 from tests.helpers.live import ProxyProcess
 
@@ -83,3 +83,21 @@ def test_rebound_host_name_reads_nothing(browser: Browser, proxy: ProxyProcess, 
     write = "/nacos/v1/ns/instance?serviceName=rebound&ip=10.6.6.6&port=80"
     assert browser.run("return fetch(arguments[0], {method: 'POST'}).then(r => r.status)", write) in REFUSED
     assert instances(proxy, "rebound") == []
+
+
+@pytest.mark.parametrize("name", [REBOUND, REBOUND_NEARBY])
+@pytest.mark.parametrize("path", ["/v3/discovery:endpoints", "/v3/discovery:clusters"])
+def test_rebound_host_name_reads_nothing_where_envoy_may_name_its_cluster(
+    browser: Browser, proxy: ProxyProcess, name: str, path: str
+) -> None:
+    """The proxy tells Envoy from a browser by `Origin`, which no script can take away."""
+    envoy = httpx.post(f"{proxy.url}{path}", json={"resource_names": ["a"]}, headers={"host": name}, trust_env=False)
+    assert envoy.status_code == (200 if name == REBOUND_NEARBY else 421)
+    browser.go(f"http://{name}:{proxy.port}/")
+    ask = "return fetch(arguments[0], arguments[1]).then(r => r.status)"
+    for more in ({}, {"referrerPolicy": "no-referrer"}, {"mode": "same-origin"}, {"mode": "no-cors"}):
+        how = {"method": "POST", "body": '{"resource_names":["a"]}', "credentials": "omit", **more}
+        assert browser.run(ask, path, how) in REFUSED, more
+    browser.run(SUBMIT, path, "text/plain", {'{"resource_names":["a"],"x":"': '"}'})
+    browser.until("return location.pathname === arguments[0] && document.readyState === 'complete'", path)
+    assert browser.run("return performance.getEntriesByType('navigation')[0].responseStatus") in REFUSED

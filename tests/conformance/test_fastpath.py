@@ -45,6 +45,8 @@ READS = {
     "pick by hash": "/api/v1/services/NAME/pick?strategy=hash&key=me",
     "pick as text": "/api/v1/services/NAME/pick?format=text",
     "http_sd": "/api/v1/sd/prometheus?service=NAME",
+    "traefik": "/api/v1/sd/traefik?service=NAME",
+    "endpointslice": "/api/v1/sd/endpointslice?service=NAME",
     "addresses": "/api/v1/sd/text?service=NAME",
     "nginx": "/api/v1/sd/nginx?service=NAME",
     "haproxy": "/api/v1/sd/haproxy?service=NAME",

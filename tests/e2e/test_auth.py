@@ -119,6 +119,19 @@ async def test_auth_client_shows_no_token_to_operators(proxy: Served) -> None:
             assert token not in (await proxy.http.get(path, headers=headers)).text
 
 
+async def test_auth_client_shows_envoy_what_its_token_may_see(proxy: Served) -> None:
+    token = await login(proxy.http, "nacos")
+    await register(proxy, "orders", accessToken=token)
+    for path in ("/v3/discovery:endpoints", "/v3/discovery:clusters"):
+        asked = {"resource_names": ["orders"]}
+        for shown in ({}, {"authorization": "Bearer made-up"}):
+            refused = await proxy.http.post(path, json=asked, headers={"host": "nacos_proxy", **shown})
+            assert (refused.status_code, "orders" in refused.text) == (403, False), path
+        headers = {"host": "nacos_proxy", "authorization": f"Bearer {token}"}
+        answer = await proxy.http.post(path, json=asked, headers=headers)
+        assert (answer.status_code, "orders" in answer.text) == (200, True), path
+
+
 # admission
 
 
@@ -260,6 +273,7 @@ async def test_auth_client_revoked_token_ends_reads_and_streams(quick: Served, u
         "/api/v1/services/orders",
         "/status",
         "/api/v1/sd/text?service=orders",
+        "/nacos/prometheus",
     ):
         again = await quick.http.get(path, headers={"accessToken": token})
         assert (again.status_code, "10.0.0.1" in again.text) == (403, False), path

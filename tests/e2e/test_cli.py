@@ -60,6 +60,7 @@ def test_cli_register_get_list_pick_modify_beat_deregister_and_watch(shell: Shel
         assert "10.0.0.1:8080" in shell.run("get", "orders")
         assert shell.json("list")["services"] == ["orders"]
         assert shell.run("pick", "orders", "--strategy", "hash", "--key", "user-42") == "10.0.0.1:8080\n"
+        assert shell.run("pick", "orders", "-n", "3", "--strategy", "least_recent") == "10.0.0.1:8080\n"
         shell.run("modify", *place, "--weight", "5")
         assert shell.json("get", "orders")["hosts"][0]["weight"] == 5.0
         assert shell.json("beat", *place)["clientBeatInterval"] == 5000

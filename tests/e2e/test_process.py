@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -13,10 +14,12 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.query
 import httpx
 import psutil
 import pytest
@@ -306,21 +309,22 @@ os.execv(sys.executable, [sys.executable, "-m", "nacos_proxy", "serve", *sys.arg
 
 @contextlib.contextmanager
 def activated(
-    *arguments: str, host: str = "127.0.0.1", grpc: socket.socket | None = None
+    *arguments: str, host: str = "127.0.0.1", named: Sequence[tuple[str, socket.socket]] = ()
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The proxy on a socket that was opened before it, and maybe one for gRPC; gives the port and the process."""
+    """The proxy on a socket that was opened before it, and others with a name; gives the port and the process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NACOS_PROXY_")}
 
     def third() -> None:
-        kept = os.dup(listener.fileno()), None if grpc is None else os.dup(grpc.fileno())
-        os.dup2(kept[0], 3, inheritable=True)
-        if kept[1] is not None:
-            os.dup2(kept[1], 4, inheritable=True)
+        kept = [
+            fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, 100) for one in (listener, *(other for _, other in named))
+        ]
+        for number, descriptor in enumerate(kept, 3):
+            os.dup2(descriptor, number, inheritable=True)
 
     with socket.create_server((host, 0)) as listener:
         listener.set_inheritable(True)
         process = subprocess.Popen(
-            [sys.executable, "-c", ACTIVATE, "proxy" if grpc is None else "proxy:grpc", *arguments],
+            [sys.executable, "-c", ACTIVATE, ":".join(["proxy", *(name for name, _ in named)]), *arguments],
             env={**clean, "NACOS_PROXY_CONFIG": os.devnull},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -350,7 +354,7 @@ def test_systemd_socket_is_used(tmp_path: Path) -> None:
 def test_systemd_socket_for_grpc_is_used(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with activated("--state-dir", str(tmp_path), grpc=listener) as (http, process):
+        with activated("--state-dir", str(tmp_path), named=[("grpc", listener)]) as (http, process):
             with httpx.Client(base_url=f"http://127.0.0.1:{http}", trust_env=False, timeout=PATIENCE) as calls:
                 shown = calls.get("/status").json()["grpc"]
             assert (shown["state"], shown["port"]) == ("ok", port)
@@ -358,6 +362,25 @@ def test_systemd_socket_for_grpc_is_used(tmp_path: Path) -> None:
             said, _ = process.communicate(timeout=PATIENCE)
             assert f"gRPC for Nacos SDKs: 127.0.0.1:{port}\n" in said
             assert f"listening on http://127.0.0.1:{port}" not in said
+
+
+def test_systemd_sockets_for_dns_are_used(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(tcp.getsockname())
+        address, port = tcp.getsockname()
+        arguments = ("--state-dir", str(tmp_path), "--no-grpc", "--dns", "127.0.0.1:53")
+        with activated(*arguments, named=[("dns", udp), ("dns", tcp)]) as (_, process):
+            answer, by_tcp = dns.query.udp_with_fallback(
+                dns.message.make_query("nacos.", "SOA"), address, port=port, timeout=PATIENCE
+            )
+            assert (len(answer.answer), by_tcp) == (1, False)
+            process.terminate()
+            said, _ = process.communicate(timeout=PATIENCE)
+            assert f"DNS for nacos: 127.0.0.1:{port}\n" in said
+        with activated(*arguments, named=[("dns", udp)]) as (_, process):
+            said, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 2
+            assert "set ListenStream and ListenDatagram" in said
 
 
 def test_systemd_socket_on_a_network_address_requires_a_token(tmp_path: Path) -> None:

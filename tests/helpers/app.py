@@ -13,7 +13,9 @@ import httpx
 import uvicorn
 
 from nacos_proxy.app.components import Components, build
+from nacos_proxy.app.process import dns_sockets
 from nacos_proxy.app.server import App, uvicorn_config
+from nacos_proxy.app.setting_types import parse_dns_address
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.runtime import Clock, SystemClock, spawn, stop
 
@@ -80,6 +82,8 @@ async def serving(clock: Clock | None = None, *, with_grpc: bool = False, **sett
     if with_grpc:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         grpc_port, app.grpc_listener = listener.getsockname()[1], (listener, None)
+    if chosen.dns:
+        app.dns_listeners = dns_sockets(map(parse_dns_address, chosen.dns))
     config = uvicorn_config(app, chosen)
     config.timeout_keep_alive = config.timeout_keep_alive if keep_alive is None else keep_alive
     async with (

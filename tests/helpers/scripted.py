@@ -14,6 +14,7 @@ from nacos_proxy.model.calls import (
     Fetch,
     GetInstance,
     ListServices,
+    ServiceNames,
     ServicePage,
     Write,
 )
@@ -62,6 +63,12 @@ class Shelf:
         match call:
             case Fetch():
                 return self.of(call.service)
+            case ServiceNames(namespace):
+                return {
+                    space: tuple(key.grouped for key in self.services if key.namespace == space)
+                    for space in {key.namespace for key in self.services}
+                    if namespace in ("", space)
+                }
             case ListServices():
                 keys = (k for k, s in self.services.items() if s.instances)
                 names = sorted(k.name for k in keys if (k.namespace, k.group) == (call.namespace, call.group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import secrets
@@ -13,12 +14,15 @@ import orjson
 from nacos_proxy import __version__
 from nacos_proxy.app import policies
 from nacos_proxy.app.settings import Settings
+from nacos_proxy.background.drains import Drainer, DrainerPolicy
 from nacos_proxy.background.health_checker import HealthChecker
 from nacos_proxy.background.persistence import Persistence, PersistencePolicy
 from nacos_proxy.background.poller import Poller
 from nacos_proxy.background.publications import Publications, PublicationsPolicy
+from nacos_proxy.background.service_files import ServiceFiles
 from nacos_proxy.background.state_file import StateFile
 from nacos_proxy.background.udp_push import UdpPush
+from nacos_proxy.background.webhooks import Webhooks
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker
 from nacos_proxy.catalog.hub import Hub, HubPolicy
@@ -26,11 +30,16 @@ from nacos_proxy.catalog.registrations import Registrations
 from nacos_proxy.catalog.udp_subscribers import UdpSubscribers, UdpSubscribersPolicy
 from nacos_proxy.core.agent import Agent, Catalog
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
+from nacos_proxy.frontends.discovery.agent_check import AgentCheck
+from nacos_proxy.frontends.dns.finder import Finder
+from nacos_proxy.frontends.dns.responder import Responder, ResponderPolicy
+from nacos_proxy.frontends.dns.server import DnsServer
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.model.errors import Refused
+from nacos_proxy.model.limits import LENIENT, NACOS
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry, Watchable
@@ -76,7 +85,10 @@ class Components:
     reads: Reads
     events: EventsApi
     health_checker: HealthChecker
+    service_files: ServiceFiles
+    webhooks: Webhooks
     publications: Publications
+    drainer: Drainer
     checks: Callable[[], bool]
     push: Watchable | None
     receiver: PushReceiver | None
@@ -88,6 +100,8 @@ class Components:
     unfollow_servers: Callable[[], None]
     tenant_counts: TenantCounts = field(default_factory=TenantCounts)
     grpc: GrpcServer | None = None  # it serves tenants, too
+    agent_check: AgentCheck | None = None
+    dns: DnsServer | None = None
 
 
 def build(s: Settings, clock: Clock) -> Components:
@@ -120,7 +134,7 @@ def build_tenant(
     """
     supervisor, client = of.agent.supervisor, upstream.acting_as(credential)
     account = RefusalReporter(client, lambda error: supervisor.call("tenants", refused, error))
-    s = of.settings.model_copy(update={"disk": False})
+    s = of.settings.model_copy(update={"disk": False, "dns": ()})
     push = _grpc_push(s, of.clock, supervisor, client)
     return _assemble(s, of.clock, supervisor, of.response_table, upstream, account, push=push, of_tenant=True)
 
@@ -163,6 +177,9 @@ def _assemble(
 
     # Prepared answers go first, so that nobody who has got an event can read the old answer.
     agent.follow("prepared answers", lambda change: response_table.forget(change.key))
+    dns = _dns(s, agent) if s.dns else None
+    if dns is not None:
+        agent.follow("dns", dns.responder.changed)
     agent.follow("events", catalog.hub.publish)
     if persistence is not None:
         agent.follow("disk", persistence.mark)
@@ -170,12 +187,19 @@ def _assemble(
         agent.follow("udp push", udp.follow)
     # Clients that may no longer see a service must not get it from prepared answers or open streams.
     agent.on_barred.append(lambda key, error: response_table.forget(key))
+    if dns is not None:
+        agent.on_barred.append(lambda key, error: dns.responder.forget(key))
     agent.on_barred.append(lambda key, error: events.refuse(error, key))
     poller.on_push_lost.append(response_table.clear)
 
-    publications = Publications(agent, PublicationsPolicy())
+    hooks = policies.webhooks_policy(s)
+    webhooks = Webhooks(agent, hooks, discover=poller.discover)
+    publications, drainer = Publications(agent, PublicationsPolicy()), Drainer(agent, DrainerPolicy())
+    checker = HealthChecker(agent, policies.health_checker_policy(s))
     if persistence is not None:
         publications.persist_with(persistence.persist_registrations)
+        checker.persist_with(persistence.persist_registrations)
+        drainer.persist_with(persistence.persist_drains)
 
     return Components(
         settings=s,
@@ -186,8 +210,11 @@ def _assemble(
         response_table=response_table,
         reads=Reads(agent),
         events=events,
-        health_checker=HealthChecker(agent, policies.health_checker_policy(s)),
+        health_checker=checker,
+        webhooks=webhooks,
+        service_files=ServiceFiles(checker, supervisor, s.services_dir, lambda: NACOS if checks() else LENIENT),
         publications=publications,
+        drainer=drainer,
         checks=checks,
         push=push,
         receiver=_udp_receiver(s, supervisor, upstream, poller) if upstream else None,
@@ -196,8 +223,15 @@ def _assemble(
         forwarder=upstream,
         started=clock.now(),
         of_tenant=of_tenant,
+        dns=dns,
         unfollow_servers=_follow_servers(supervisor, agent, upstream.servers, push) if upstream else lambda: None,
     )
+
+
+def _dns(s: Settings, agent: Agent) -> DnsServer:
+    finder = Finder(agent, policies.finder_policy(s), random.random)
+    responder = Responder(finder, ResponderPolicy(), agent.clock, agent.supervisor)
+    return DnsServer(responder, policies.dns_policy(s), agent.clock, agent.supervisor)
 
 
 def _parameter_check(s: Settings, upstream: NacosRegistry | None) -> Callable[[], bool]:
@@ -269,11 +303,16 @@ async def start(components: Components) -> None:
     if disk is not None:
         if disk.restore():
             components.agent.restored(CONFIRM_WITHIN)
+        if components.dns is not None:
+            components.dns.responder.restored()
         disk.start()
     components.health_checker.restore_all()
+    await asyncio.wait([components.service_files.reload()])
     components.publications.restore()
+    components.drainer.start()
     components.poller.start()
     components.health_checker.start()
+    components.webhooks.start()
     await components.publications.start()
     if udp is not None and not components.of_tenant:
         await start_udp(components)
@@ -301,8 +340,10 @@ async def finish(components: Components) -> None:
 
 
 def _last_steps(components: Components) -> Iterator[Awaitable[None]]:
+    yield components.webhooks.stop()
     if components.udp is not None:
         yield components.udp.stop()
+    yield components.drainer.stop()
     yield components.publications.stop()
     yield components.health_checker.stop(deregister=components.settings.managed_deregister)
     yield components.poller.stop()

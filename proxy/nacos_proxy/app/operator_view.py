@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,10 @@ from pydantic.alias_generators import to_camel
 
 from nacos_proxy import __version__
 from nacos_proxy.app.components import Components
+from nacos_proxy.background.webhooks import Webhooks
 from nacos_proxy.fastpath.table import ResponseTable
+from nacos_proxy.frontends.dns.responder import Counts
+from nacos_proxy.frontends.dns.server import DnsServer
 from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import PREFIX, Metrics, Repeated, Sources
@@ -20,6 +24,7 @@ from nacos_proxy.model.services import address_of
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 
+MAX_OUT = 100  # instances out of traffic, in `/status`
 MAX_FAILING = 100  # published instances whose beats fail, in `/status`
 EMBEDDED = "embedded registry, for development: no Nacos is behind it"
 
@@ -44,6 +49,7 @@ def operator_view(components: Components) -> OperatorView:
         push=lambda: push_status(components),
         polling=lambda: polling_status(components),
         disk=lambda: disk_status(components),
+        service_files=lambda: service_files_status(components),
         failing=lambda: components.agent.supervisor.failing,
         more=lambda: more_status(components),
     )
@@ -93,11 +99,32 @@ def disk_status(components: Components) -> Mapping[str, Any]:
     return {"state": "failing", "reason": reason} if reason else {"state": "ok"}
 
 
+def service_files_status(components: Components) -> Mapping[str, Any]:
+    files = components.service_files
+    if files.directory is None:
+        return {}
+    shown = {"directory": str(files.directory), "files": files.files, "errors": files.errors}
+    if not files.errors:
+        return {"state": "ok", **shown}
+    return {
+        "state": "failing",
+        "reason": "; ".join(f"{name}: {error}" for name, error in files.errors.items()),
+        **shown,
+    }
+
+
 def more_status(components: Components) -> Mapping[str, Any]:
     managed = [
-        {"service": str(m.service), "address": m.instance.address, "passing": m.passing, "error": m.last_error}
+        {
+            "service": str(m.service),
+            "address": m.instance.address,
+            "passing": m.passing,
+            "error": m.last_error or m.refused,
+            **({"file": m.file, "phase": m.phase} if m.file else {}),
+        }
         for m in components.health_checker
     ]
+    out = list(_out_of_traffic(components))
     udp, publications, grpc = components.udp, components.publications, components.grpc
     failing = [
         {"service": str(service), "address": address_of(ip, port), "error": error}
@@ -105,11 +132,27 @@ def more_status(components: Components) -> Mapping[str, Any]:
     ]
     return {
         "managed": managed,
+        "webhooks": [hook.status() for hook in components.webhooks],
+        "outOfTraffic": {"instances": len(out), "shown": out[:MAX_OUT]},
         "published": {"instances": len(publications), "orphaned": publications.orphans, "failing": failing},
         "udpPush": {} if udp is None else {to_camel(name): number for name, number in udp.tallies().items()},
         **({} if grpc is None else {"grpc": {**grpc.status(), "tunnels": grpc.tunnels.status()}}),
+        **({} if components.agent_check is None else {"agentCheck": components.agent_check.status()}),
+        **({} if components.dns is None else {"dns": components.dns.status()}),
         "fastPath": {"answers": len(components.response_table), "bytes": components.response_table.bytes},
     }
+
+
+def _out_of_traffic(components: Components) -> Iterator[Mapping[str, Any]]:
+    now, wall = components.clock.now(), components.clock.wall()
+    for drain in components.agent.catalog.drains:
+        if drain.ended_at is None:
+            row = {"service": str(drain.service), "address": drain.instance.address, "state": drain.state(now)}
+            yield {**row, "reason": drain.error, "secondsLeft": round(max(0.0, drain.until - now), 3)}
+    for checked in components.health_checker:
+        if (maintenance := checked.maintenance) is not None:
+            row = {"service": str(checked.service), "address": checked.instance.address, "state": "maintenance"}
+            yield {**row, "reason": maintenance.reason, "forSeconds": round(max(0.0, wall - maintenance.since), 3)}
 
 
 def _repeated(table: ResponseTable) -> Iterable[Repeated]:
@@ -121,7 +164,7 @@ def _repeated(table: ResponseTable) -> Iterable[Repeated]:
 def _more_metrics(components: Components) -> Iterable[Metric]:
     persistence, registry, tenants = components.persistence, components.registry, components.tenant_counts
     receiver, table, checker = components.receiver, components.response_table, components.health_checker
-    publications = components.publications
+    publications, files = components.publications, components.service_files
     unreadable = registry.unreadable if isinstance(registry, NacosRegistry) else 0
     failing, unwritable = (bool(persistence.failing), persistence.unwritable) if persistence else (False, 0)
     for name, text, value in (
@@ -129,6 +172,9 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
         ("upstream_embedded", "1 on the embedded registry, with no Nacos behind", components.settings.embedded),
         ("disk_failing", "1 while the state cannot be written", failing),
         ("managed_instances", "Instances that this proxy sends heartbeats for", len(checker)),
+        ("service_files_broken", "Service files that are not used because of an error", len(files.errors)),
+        ("draining_instances", "Instances that are out of traffic and not deregistered yet", components.drainer.active),
+        ("maintained_instances", "Managed instances in maintenance", sum(m.maintenance is not None for m in checker)),
         ("published_instances", "Instances of gRPC connections", len(publications)),
         ("published_orphaned", "Published instances whose clients are not back yet", publications.orphans),
         ("published_failing", "Published instances whose beats the upstream refuses", len(publications.failing)),
@@ -144,12 +190,29 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
         ("udp_pushes_received", "Datagrams from the upstream that announced changes", received),
     ):
         yield CounterMetricFamily(PREFIX + name, text, value=value)
+    yield from _webhook_metrics(components.webhooks)
     if components.grpc is not None:
         yield from _grpc_metrics(components.grpc)
+    answers = Counter[str]() if components.agent_check is None else components.agent_check.answers
+    yield _labelled("agent_checks", "Agent checks of HAProxy; silent: HAProxy keeps the state", "answer", answers)
+    yield from _dns_metrics(components.dns)
     failures = components.agent.supervisor.failures
     yield _labelled("background_failures", "Failures of background work, which goes on", "part", failures)
     if components.udp is not None:
         yield _labelled("udp_pushes", "Datagrams to legacy clients", "what", components.udp.tallies())
+
+
+def _webhook_metrics(webhooks: Webhooks) -> Iterable[Metric]:
+    """They name a webhook by its number and host: the rest of its URL may be secret."""
+    text = "Requests to webhooks, by outcome"
+    requests = CounterMetricFamily(PREFIX + "webhook_requests", text, labels=["webhook", "host", "outcome"])
+    text = "Services whose newest state waits for a webhook"
+    pending = GaugeMetricFamily(PREFIX + "webhook_pending", text, labels=["webhook", "host"])
+    for hook in webhooks:
+        pending.add_metric([str(hook.number), hook.host], hook.pending)
+        for outcome, number in hook.outcomes.items():
+            requests.add_metric([str(hook.number), hook.host, outcome], number)
+    yield from (requests, pending)
 
 
 def _grpc_metrics(grpc: GrpcServer) -> Iterable[Metric]:
@@ -166,6 +229,25 @@ def _grpc_metrics(grpc: GrpcServer) -> Iterable[Metric]:
     yield from (up, sessions, requests, refused, tunnels)
     yield _labelled("grpc_pushes", "Pushes by gRPC: sent, and acknowledged late", "what", grpc.pushes.counts)
     yield _labelled("grpc_closed", "gRPC connections that ended, by reason", "reason", grpc.closed)
+
+
+def _dns_metrics(dns: DnsServer | None) -> Iterable[Metric]:
+    counts = Counts() if dns is None else dns.responder.counts
+    for name, text, value in (
+        ("dns_up", "1 while DNS is served", dns is not None and not dns.off),
+        ("dns_waiting", "Queries by DNS that wait for a read", 0 if dns is None else dns.responder.waiting.total),
+        ("dns_prepared", "Answers by DNS that are held to be repeated", 0 if dns is None else dns.prepared),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, text, value=value)
+    yield _labelled("dns_answers", "Answers by DNS, by code", "code", counts.answers)
+    yield _labelled(
+        "dns_dropped", "Queries by DNS that were dropped or answered without a read", "reason", counts.dropped
+    )
+    for name, text, value in (
+        ("dns_repeated", "Answers by DNS from prepared bytes", counts.repeated),
+        ("dns_truncated", "Answers by DNS that did not fit", counts.truncated),
+    ):
+        yield CounterMetricFamily(PREFIX + name, text, value=value)
 
 
 def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

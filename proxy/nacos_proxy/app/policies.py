@@ -10,18 +10,27 @@ from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.health_checker import HealthCheckerPolicy
 from nacos_proxy.background.poller import PollPolicy
 from nacos_proxy.background.udp_push import Network, UdpPolicy
+from nacos_proxy.background.webhooks import WebhooksPolicy
 from nacos_proxy.catalog.cache import CachePolicy
 from nacos_proxy.catalog.circuit_breaker import BreakerPolicy
 from nacos_proxy.catalog.pending_writes import PendingPolicy
 from nacos_proxy.core.agent import AgentPolicy
 from nacos_proxy.frontends.auth import AccessPolicy, Token
+from nacos_proxy.frontends.dns.finder import FinderPolicy
+from nacos_proxy.frontends.dns.server import DnsPolicy
 from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.frontends.grpc.server import GrpcPolicy
+from nacos_proxy.model.selectors import Selector
+from nacos_proxy.model.services import DEFAULT_NAMESPACE
+from nacos_proxy.model.views import Preference
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts, TlsPolicy
 from nacos_proxy.upstream.nacos.login import LoginPolicy
 from nacos_proxy.upstream.nacos.registry import NacosPolicy
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
+from nacos_proxy.wire.dns.names import parse_aliases, parse_zone
+
+MAX_TTL = 3600  # seconds; nobody wants to wait longer for a change
 
 
 def agent_policy(s: Settings, *, strict: bool) -> AgentPolicy:
@@ -85,6 +94,11 @@ def health_checker_policy(s: Settings) -> HealthCheckerPolicy:
     return HealthCheckerPolicy(_networks(s.managed_allow))
 
 
+def webhooks_policy(s: Settings) -> WebhooksPolicy:
+    """Raises `BadSettings` if the file of the secret cannot be read."""
+    return WebhooksPolicy(s.read_webhooks(), s.read_webhook_secret(), f"nacos-proxy/{__version__}")
+
+
 def udp_policy(s: Settings) -> UdpPolicy:
     return UdpPolicy(_networks(s.udp_push_allow))
 
@@ -115,12 +129,32 @@ def guard_policy(s: Settings) -> AccessPolicy:
     return AccessPolicy(tokens, hosts, loopback(s), s.context_path, origins, s.max_body)
 
 
+def finder_policy(s: Settings) -> FinderPolicy:
+    prefer = Selector.parse(s.dns_prefer)
+    return FinderPolicy(
+        tuple(parse_zone(zone) for zone in s.dns_zone),
+        s.namespace or DEFAULT_NAMESPACE,
+        aliases=parse_aliases(s.dns_aliases),
+        ttl=int(min(s.dns_ttl, MAX_TTL)),
+        prefer=Preference(prefer) if prefer else None,
+    )
+
+
+def dns_policy(s: Settings) -> DnsPolicy:
+    """With `insecure` and without `dns_allow`, everybody may ask."""
+    return DnsPolicy(None if s.insecure and not s.dns_allow else _networks(s.dns_allow))
+
+
 def loopback(s: Settings) -> bool:
     """Whether only this host can connect."""
-    if s.uds is not None or s.host == "localhost":
+    return s.uds is not None or is_loopback(s.host)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(s.host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,8 @@ from typing import Any
 import sdnotify  # pyright: ignore[reportMissingTypeStubs]
 import uvicorn
 
+from nacos_proxy.app.setting_types import split_address
+from nacos_proxy.frontends.dns.server import Listeners
 from nacos_proxy.runtime import Supervisor, SystemClock, stop
 from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 
@@ -33,6 +35,7 @@ log = logging.getLogger("nacos_proxy.process")
 
 SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd passes
 BACKLOG = 2048
+UDP_BUFFER = 1 << 20  # bytes of queries that may wait; the system may allow less
 MAX_PORT = 65535
 
 
@@ -45,7 +48,7 @@ def sockets(host: str, port: int, uds: Path | None = None) -> list[socket.socket
 
     Raises `CannotStart`.
     """
-    if inherited := _inherited(grpc=False):
+    if inherited := _inherited():
         return inherited
     return [_listen_unix(uds) if uds is not None else _listen_tcp(host, port)]
 
@@ -55,7 +58,7 @@ def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket]) -> soc
 
     `host` counts only if no other socket has an address. Raises `CannotStart`.
     """
-    if inherited := _inherited(grpc=True):
+    if inherited := _inherited("grpc"):
         return inherited[0]
     for listener in listeners:
         if listener.family != socket.AF_UNIX:
@@ -69,11 +72,63 @@ def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket]) -> soc
     return _listen_tcp(host, port, setting="grpc_port")
 
 
-def _inherited(*, grpc: bool) -> list[socket.socket]:
-    """The sockets that systemd passes. That for gRPC has `FileDescriptorName=grpc`."""
+def plain_socket(address: str, setting: str) -> socket.socket:
+    """A listening TCP socket at `host:port`, which a setting names. Raises `CannotStart`."""
+    return _listen_tcp(*split_address(address), setting=setting)
+
+
+def dns_sockets(addresses: Iterable[tuple[str, int]]) -> list[Listeners]:
+    """The pairs of sockets that systemd passes as `dns`; else one for each address (port 0: a free one).
+
+    Raises `CannotStart`.
+    """
+    by_address: dict[Any, dict[int, socket.socket]] = {}
+    for inherited in _inherited("dns"):
+        by_address.setdefault(inherited.getsockname()[:2], {})[inherited.type] = inherited
+    found: list[Listeners] = []
+    for address, kinds in by_address.items():
+        if kinds.keys() != {socket.SOCK_DGRAM, socket.SOCK_STREAM}:
+            raise CannotStart(
+                f"systemd passes only one socket for DNS on {address}: set ListenStream and ListenDatagram"
+            )
+        found.append(Listeners(kinds[socket.SOCK_DGRAM], kinds[socket.SOCK_STREAM]))
+    try:
+        for address in () if found else addresses:
+            found.append(_listen_dns(*address))
+    except CannotStart:
+        for udp, tcp in found:
+            udp.close()
+            tcp.close()
+        raise
+    return found
+
+
+def _listen_dns(host: str, port: int) -> Listeners:
+    for left in reversed(range(1 if port else 20)):  # a port that is free for TCP need not be so for UDP
+        tcp = _listen_tcp(host, port, setting="address for dns")
+        udp = socket.socket(tcp.family, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
+        try:
+            udp.bind(tcp.getsockname())
+            return Listeners(udp, tcp)
+        except OSError as error:
+            udp.close()
+            tcp.close()
+            if not left:
+                where = f"{_bracketed(host)}:{port}"
+                raise CannotStart(f"cannot listen on {where} by UDP: {error.strerror or error}") from error
+    raise AssertionError
+
+
+_NAMED = ("grpc", "dns")  # as in FileDescriptorName=
+
+
+def _inherited(name: str = "") -> list[socket.socket]:
+    """The sockets that systemd passes under a name in `_NAMED`; without a name, those for HTTP."""
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     numbers = range(_inherited_count())
-    return [socket.socket(fileno=SYSTEMD_FIRST + n) for n in numbers if (names[n : n + 1] == ["grpc"]) == grpc]
+    given = [(n, names[n] if n < len(names) and names[n] in _NAMED else "") for n in numbers]
+    return [socket.socket(fileno=SYSTEMD_FIRST + n) for n, given_name in given if given_name == name]
 
 
 def _inherited_count() -> int:

@@ -20,19 +20,24 @@ from nacos_proxy.fastpath.asgi import FastPath
 from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.answers import header, send_reply
 from nacos_proxy.frontends.auth import OPEN_PATHS, AccessControl, AccessPolicy
-from nacos_proxy.frontends.discovery import lookup
+from nacos_proxy.frontends.discovery import envoy, formats, lookup, nacos_prometheus
+from nacos_proxy.frontends.discovery.envoy import EnvoyApi
+from nacos_proxy.frontends.discovery.formats import FormatsApi
+from nacos_proxy.frontends.discovery.group_names import GroupNames
 from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events import long_polls, streams
 from nacos_proxy.frontends.nacos.naming import NacosApi, parsed_writes
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.operations import endpoints as operations
-from nacos_proxy.frontends.rest import explorer, services
+from nacos_proxy.frontends.rest import explorer, services, traffic
 from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, openapi_of
 from nacos_proxy.frontends.rest.services import RestApi
+from nacos_proxy.frontends.rest.traffic import TrafficApi
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.limits import LENIENT, NACOS
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import Clock
+from nacos_proxy.wire.discovery.envoy import PATHS as DISCOVERY
 from nacos_proxy.wire.http import RULES, HttpReply
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, ReadService
@@ -49,9 +54,14 @@ OnList = Callable[[ReadService, Snapshot], None]
 
 def provided_by(components: Components) -> Mapping[type, Any]:
     """The objects that the REST endpoints depend on, by class."""
+    groups = GroupNames(components.agent)
+    rest = RestApi(components.agent, components.reads, components.health_checker)
     objects = (
-        RestApi(components.agent, components.reads, components.health_checker),
-        LookupApi(components.agent, components.reads),
+        rest,
+        TrafficApi(rest, components.drainer, components.health_checker),
+        LookupApi(components.agent),
+        FormatsApi(components.agent, components.reads, groups),
+        EnvoyApi(components.agent, components.reads, components.events.polls, groups),
         components.events,
         components.events.polls,
         operator_view(components),
@@ -106,6 +116,8 @@ class Router:
             query = scope["query_string"].decode("latin-1")  # it may hold a token
             headers = (("location", f"/?{query}" if query else "/"), ("vary", "accept"))
             await send_reply(send, HttpReply(302, None, b"", headers))
+        elif self._is_prometheus(scope["path"]):
+            await self.rest(_without_slash(_below(scope, self._context)), receive, send)
         elif self._is_nacos(scope["path"]):
             await nacos(scope, receive, send)
         else:
@@ -121,12 +133,17 @@ class Router:
     def is_per_tenant(self, scope: Scope) -> bool:
         """Whether the answer depends on the client's rights. On pass-through and open paths it does not."""
         path: str = scope["path"]
-        return self._nacos.knows(scope["method"], path) if self._is_nacos(path) else path not in OPEN_PATHS
+        if self._is_nacos(path) and not self._is_prometheus(path):
+            return self._nacos.knows(scope["method"], path)
+        return path not in OPEN_PATHS
+
+    def _is_prometheus(self, path: str) -> bool:
+        return path.startswith(self._context) and nacos_prometheus.owns(path[len(self._context) :])
 
     def _is_nacos(self, path: str) -> bool:
         if self._context:
             return path.startswith(self._context + "/")
-        return path.startswith(("/v1/", "/v2/", "/v3/"))
+        return path.startswith(("/v1/", "/v2/", "/v3/")) and path not in DISCOVERY
 
     def refuse(self, scope: Scope, error: ProxyError) -> HttpReply:
         """The answer to an error from before this app, in the dialect of the request's path."""
@@ -134,6 +151,12 @@ class Router:
         if self._is_nacos(path):
             return self._nacos.refuse(scope, error)
         return problem(error, path)
+
+
+def _below(scope: Scope, context: str) -> Scope:
+    """The scope without the context path, which matches as a whole."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return {**scope, "path": scope["path"][len(context) :], "raw_path": raw[len(context.encode()) :]}
 
 
 def _without_slash(scope: Scope) -> Scope:
@@ -146,7 +169,10 @@ def _without_slash(scope: Scope) -> Scope:
 
 def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, max_body: int = 1 << 20) -> FastAPI:
     """The REST API with its document. `provided` has the objects that the endpoints depend on, by class."""
-    routers = (services.router, lookup.router, long_polls.router, streams.router, operations.router, explorer.router)
+    routers = (
+        *(services.router, traffic.router, lookup.router, formats.router, envoy.router, long_polls.router),
+        *(streams.router, nacos_prometheus.router, operations.router, explorer.router),
+    )
     app = FastAPI(
         title="nacos-proxy",
         version=__version__,

@@ -21,20 +21,23 @@ from nacos_proxy.app.components import Components, build, build_tenant, finish, 
 from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.grpc_access import GrpcAccess
 from nacos_proxy.app.operator_view import EMBEDDED
-from nacos_proxy.app.policies import grpc_policy, guard_policy, loopback
+from nacos_proxy.app.policies import grpc_policy, guard_policy, is_loopback, loopback
 from nacos_proxy.app.process import (
     CannotStart,
     Server,
     address_of,
     beyond_loopback,
+    dns_sockets,
     grpc_socket,
     max_open_files,
+    plain_socket,
     sockets,
     tls_context,
     unlink_own,
     url_of,
 )
 from nacos_proxy.app.router import Router, TenantApp, apply_settings, with_access_control
+from nacos_proxy.app.setting_types import parse_dns_address, split_address
 from nacos_proxy.app.settings import BadSettings, Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked
@@ -43,11 +46,13 @@ from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.tls import make_tls
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.auth import AccessControl
+from nacos_proxy.frontends.discovery.agent_check import AgentCheck
+from nacos_proxy.frontends.dns.server import Listeners
 from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
 from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
-from nacos_proxy.model.limits import LENIENT, NACOS
+from nacos_proxy.model.limits import LENIENT, NACOS, Rules
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.runtime import SystemClock
@@ -84,6 +89,7 @@ class App:
             self.router, self._route, guard_policy(s), components.response_table, components.clock, s
         )
         self.grpc_listener: tuple[socket.socket, ssl.SSLContext | None] | None = None
+        self.dns_listeners: Sequence[Listeners] = ()
         dialer = _dialer(components)
         tunnels = GrpcTunnels(dialer, self.guard)
         self.grpc = components.grpc = GrpcServer(
@@ -93,18 +99,32 @@ class App:
             admit=GrpcAccess(self.guard, components, self.tenants).admit,
             tunnels=tunnels,
             fuzzy=_fuzzy_watches(components, self.guard, dialer, tunnels),
-            rules=lambda: NACOS if components.checks() else LENIENT,
+            rules=self._rules,
         )
+        self.agent_check_listener: socket.socket | None = None
+
+    def _rules(self) -> Rules:
+        return NACOS if self.components.checks() else LENIENT
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
+        dns = self.components.dns
         await start(self.components)
         try:
             if self.grpc_listener is not None:
                 await self.grpc.start(*self.grpc_listener)
+            if self.agent_check_listener is not None:
+                self.components.agent_check = AgentCheck(self.components.agent, self._rules)
+                await self.components.agent_check.start(self.agent_check_listener)
+            if dns is not None:
+                await dns.start(self.dns_listeners)
             yield
         finally:
+            if dns is not None:
+                await dns.stop()
             await self.grpc.stop()
+            if self.components.agent_check is not None:
+                await self.components.agent_check.stop()
             if self.tenants is not None:
                 await self.tenants.close()
             await finish(self.components)
@@ -118,12 +138,14 @@ class App:
     def end_streams(self) -> None:
         """Ends what lasts before the process stops: event streams, whose subscribers learn when to reconnect; gRPC."""
         self.components.events.close()
+        self.components.drainer.end_waits()
         self.grpc.drain()
         if self.tenants is not None:
             self.tenants.end_streams()
 
     def reload(self, settings: Settings) -> None:
         apply_settings(self.guard, self.components.response_table, settings)
+        self.components.service_files.reload()
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -213,7 +235,10 @@ class AccountTenant:
 
     @property
     def busy(self) -> bool:
-        return self.components.events.readers > 0 or len(self.components.health_checker) > 0
+        return (
+            self.components.events.readers > 0
+            or len(self.components.health_checker) + self.components.drainer.active > 0
+        )
 
     @property
     def last_read(self) -> float:
@@ -224,6 +249,7 @@ class AccountTenant:
             self.components.response_table.clear()
             self.components.events.refuse(error)
         self.components.events.close()
+        self.components.drainer.end_waits()
 
     async def close(self) -> None:
         if self._starting_udp is not None:
@@ -259,13 +285,19 @@ def run(loaded: Loaded) -> int:
     listeners = sockets(settings.host, settings.port, settings.uds)
     grpc, why_not = _grpc_listener(settings, listeners)
     reachable = listeners if grpc is None else [*listeners, grpc]
+    agent_check, dns = None, list[Listeners]()
     try:
         check_exposure(settings, reachable)
+        if settings.agent_check:
+            agent_check = plain_socket(settings.agent_check, "agent_check")
+        dns = dns_sockets(map(parse_dns_address, settings.dns)) if settings.dns else []
+        check_dns_exposure(settings, [listener.udp for listener in dns])
         app = App(build(settings, SystemClock()))
     except (BadSettings, CannotStart, StateLocked, ValueError, OSError) as error:
-        for listener in reachable:
+        for listener in (*reachable, *([agent_check] if agent_check else []), *(one for pair in dns for one in pair)):
             listener.close()
         raise CannotStart(str(error)) from error
+    app.agent_check_listener, app.dns_listeners = agent_check, dns
     app.grpc_listener, app.grpc.off = None if grpc is None else (grpc, grpc_tls), why_not
     if settings.grpc and grpc is None:
         log.warning("no gRPC for Nacos SDKs: %s", why_not)
@@ -279,6 +311,11 @@ def run(loaded: Loaded) -> int:
         lines += [f"status page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
         if settings.grpc:
             lines.append(f"gRPC for Nacos SDKs: {f'off ({why_not})' if grpc is None else address_of(grpc)}")
+        if agent_check is not None:
+            lines.append(f"agent checks of HAProxy: {address_of(agent_check)}")
+        if dns:
+            zones = " and ".join(settings.dns_zone)
+            lines.append(f"DNS for {zones}: {', '.join(address_of(listener.udp) for listener in dns)}")
         print("\n".join(lines), flush=True)
 
     def reload() -> None:
@@ -336,4 +373,18 @@ def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None
         raise CannotStart(
             f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or allow access without "
             "one (--insecure)"
+        )
+    if s.agent_check and not is_loopback(split_address(s.agent_check)[0]) and not s.insecure:
+        raise CannotStart(
+            f"agent_check = {s.agent_check} can be reached from other hosts, which then learn without a token what is "
+            "registered: choose an address of this host only, or allow it (--insecure)"
+        )
+
+
+def check_dns_exposure(s: Settings, listeners: Sequence[socket.socket]) -> None:
+    """Raises `CannotStart` if other hosts could use DNS, which has no tokens, and the operator has not said which."""
+    if (reachable := beyond_loopback(listeners)) and not s.dns_allow and not s.insecure:
+        raise CannotStart(
+            f"{reachable[0]} (dns) can be reached from other hosts, and DNS has no API tokens: name the networks that "
+            "may ask (dns_allow), or allow all (--insecure)"
         )

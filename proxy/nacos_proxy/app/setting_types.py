@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
 
 from nacos_proxy.model.masking import MASK, shown_url
+from nacos_proxy.model.selectors import Selector
+from nacos_proxy.wire.dns.names import parse_aliases, parse_zone
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 _FORMAT_UNITS = (("d", 172_800.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0))  # a unit, and from how many seconds on
@@ -85,6 +88,21 @@ def _check_url(value: str) -> str:
     return value
 
 
+def split_address(value: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8841` or `[::1]:8841`. Raises `ValueError`."""
+    host, _, port = value.strip().rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare) != (bare != host) or re.fullmatch("[0-9]{1,5}", port) is None or int(port) > 65535:
+        raise ValueError("write an address like 127.0.0.1:8841 or [::1]:8841")
+    return bare, int(port)
+
+
+def _check_address(value: str) -> str:
+    if value:
+        split_address(value)
+    return value.strip()
+
+
 def _check_networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         try:
@@ -94,12 +112,48 @@ def _check_networks(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def parse_dns_address(text: str) -> tuple[str, int]:
+    """As `split_address`, and the host is an IP address that answers can come from. Raises `ValueError`."""
+    host, port = split_address(text)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address; write one like 127.0.0.1:8853 or [::1]:8853") from None
+    if address.is_unspecified:  # UDP would answer from another address than was asked
+        raise ValueError(f"{text!r} stands for all addresses; name those to listen on, separated by commas")
+    return str(address), port
+
+
+def _check(parse: Callable[[str], object]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """A check of each part of a list."""
+
+    def check(values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            parse(value)
+        return values
+
+    return check
+
+
+def _check_selector(value: str) -> str:
+    try:
+        Selector.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; write a selector like zone=a") from None
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 SecretList = Annotated[SecretStr, BeforeValidator(_join_secrets)]
 Networks = Annotated[TextList, AfterValidator(_check_networks)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_to_none)]
+Address = Annotated[str, AfterValidator(_check_address)]
+DnsAddresses = Annotated[TextList, AfterValidator(_check(parse_dns_address))]
+DnsZones = Annotated[TextList, AfterValidator(_check(parse_zone)), Field(min_length=1)]
+DnsAliases = Annotated[TextList, AfterValidator(_check(lambda text: parse_aliases([text])))]
+SelectorText = Annotated[str, AfterValidator(_check_selector)]
 Url = Annotated[str, AfterValidator(_check_url)]
 ContextPath = Annotated[str, AfterValidator(_parse_context_path)]
 

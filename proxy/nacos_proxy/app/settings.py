@@ -18,11 +18,16 @@ from platformdirs import user_config_path, user_state_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from nacos_proxy.app.setting_types import (
+    Address,
     ContextPath,
+    DnsAddresses,
+    DnsAliases,
+    DnsZones,
     Duration,
     Networks,
     OptionalPath,
     SecretList,
+    SelectorText,
     Size,
     TextList,
     Url,
@@ -30,6 +35,7 @@ from nacos_proxy.app.setting_types import (
     format_value,
     kind_of,
 )
+from nacos_proxy.wire.webhooks import WebhookTarget, parse_webhooks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,15 +80,24 @@ class Settings(BaseModel):
     uds: OptionalPath = _setting(None, "Unix socket to listen on, instead of host and port.")
     grpc: bool = _setting(True, "Serve Nacos over gRPC, for SDKs from 2.0 on.")
     grpc_port: int = _setting(0, "Port for gRPC; 0: port + 1000, where SDKs expect it.", ge=0, le=65535)
+    agent_check: Address = _setting("", "Address (host:port) for agent checks of HAProxy; empty: none.")
     context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
     tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
     tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
     tls_client_ca: OptionalPath = _setting(None, "PEM file of authorities that must sign client certificates.")
+    dns: DnsAddresses = _setting((), "Addresses for DNS by UDP and TCP, such as 127.0.0.1:8853; unset: no DNS.")
+    dns_zone: DnsZones = _setting(("nacos",), "Zones in which services have names; the first one is the usual one.")
+    dns_aliases: DnsAliases = _setting(
+        (), "More names in DNS, comma-separated: users=public/DEFAULT_GROUP@@providers:com.acme.Users:1.0:."
+    )
+    dns_prefer: SelectorText = _setting("", "Selector of near instances, which DNS answers first, such as zone=a.")
+    dns_ttl: Duration = _setting(5.0, "The longest time that resolvers may keep an answer.")
+    dns_allow: Networks = _setting((), "Networks that may use DNS, besides this host.")
     # upstream
     upstream: TextList = _setting(("embedded",), "Comma-separated Nacos servers; 'embedded': a registry in the proxy.")
     require_upstream: bool = _setting(False, "Refuse to start with the embedded registry.")
     endpoint: Url = _setting("", "URL of an address server, which lists the Nacos servers, one per line.")
-    namespace: str = _setting("", "Namespace for the client commands; empty: public.")
+    namespace: str = _setting("", "Namespace for the client commands and for short names in DNS; empty: public.")
     username: str = _setting("", "User name at the upstream; empty: no login.")
     password: SecretStr = _setting(SecretStr(""), "Password of username.")
     password_file: OptionalPath = _setting(None, "File that contains the password, instead of password.")
@@ -140,6 +155,12 @@ class Settings(BaseModel):
     events_retry: Duration = _setting(2.0, "How soon a subscriber should reconnect.")
     udp_push: bool = _setting(True, "Push changes by UDP to legacy clients that ask for it.")
     udp_push_allow: Networks = _setting((), "Networks that may receive UDP push, besides this host.")
+    webhooks: SecretList = _setting(
+        SecretStr(""),
+        "Comma-separated webhooks, each as 'SERVICE … URL': their services' changes are posted to the URL.",
+    )
+    webhook_secret: SecretStr = _setting(SecretStr(""), "Key with which the requests to webhooks are signed.")
+    webhook_secret_file: OptionalPath = _setting(None, "File that contains the key, instead of webhook_secret.")
     # access and limits
     tokens: SecretList = _setting(SecretStr(""), "Comma-separated API tokens: read:TOKEN, write:TOKEN or admin:TOKEN.")
     tokens_file: OptionalPath = _setting(None, "File with API tokens, one right:token per line.")
@@ -160,6 +181,10 @@ class Settings(BaseModel):
     )
     disk: bool = _setting(True, "Keep the last known state on disk.")
     drain_timeout: Duration = _setting(10.0, "How long a stop waits for requests to finish.")
+    services_dir: OptionalPath = _setting(
+        None,
+        "Directory of service files (*.toml), such as /etc/nacos-proxy/services.d, which declare instances to keep.",
+    )
     managed_allow: Networks = _setting((), "Networks that checks of managed instances may reach, besides this host.")
     managed_deregister: bool = _setting(False, "Deregister managed instances when the proxy stops.")
     fast_path: bool = _setting(True, "Answer repeated reads from prepared bytes.")
@@ -172,13 +197,23 @@ class Settings(BaseModel):
         for needs, needed in (
             ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"), ("upstream_tls_key", "upstream_tls_cert"),
             ("identity_value", "identity_key"), ("password", "username"), ("password_file", "username"),
+            ("webhook_secret", "webhooks"), ("webhook_secret_file", "webhooks"),
         ):  # fmt: skip
             if format_value(getattr(self, needs)) and not getattr(self, needed):
                 raise ValueError(f"{needs} is set and {needed} is not; set both")
         if self.password_file is not None and self.password.get_secret_value():
             raise ValueError("password and password_file are both set; choose one")
+        if self.webhook_secret_file is not None and self.webhook_secret.get_secret_value():
+            raise ValueError("webhook_secret and webhook_secret_file are both set; choose one")
         if self.auth == "client" and self.username:
             raise ValueError("username is for auth = proxy; with auth = client, clients use accounts of their own")
+        webhooks = self.read_webhooks()
+        if self.auth == "client" and webhooks:
+            raise ValueError("webhooks are for auth = proxy; with auth = client, the proxy has no account to read with")
+        if self.auth == "client" and self.services_dir is not None:
+            raise ValueError(
+                "services_dir is for auth = proxy; with auth = client, the proxy has no account to register with"
+            )
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream contains servers and 'embedded'; choose one")
         if self.require_upstream and self.embedded:
@@ -200,6 +235,16 @@ class Settings(BaseModel):
         if self.password_file is None:
             return self.password.get_secret_value()
         return _read(self.password_file, f"password_file: {self.password_file}").strip()
+
+    def read_webhooks(self) -> tuple[WebhookTarget, ...]:
+        """The webhooks. Raises `ValueError`."""
+        return parse_webhooks(self.webhooks.get_secret_value())
+
+    def read_webhook_secret(self) -> str:
+        """The key for signatures, from `webhook_secret_file` if that is set. Raises `BadSettings`."""
+        if self.webhook_secret_file is None:
+            return self.webhook_secret.get_secret_value()
+        return _read(self.webhook_secret_file, f"webhook_secret_file: {self.webhook_secret_file}").strip()
 
     def read_tokens(self) -> tuple[TokenRight, ...]:
         """The API tokens of `tokens` and `tokens_file`. Raises `BadSettings`."""

@@ -74,7 +74,7 @@ class Tenant(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether it has event streams or managed instances."""
+        """Whether it has event streams, managed instances or drains."""
         ...
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nacos_proxy.background.state_file import Batch, StateFile, StateLocked
-from nacos_proxy.background.state_rows import SavedRegistration, subscriber_row
+from nacos_proxy.background.state_rows import SavedRegistration, drain_row, subscriber_row
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
@@ -109,6 +109,7 @@ class Persistence:
         """Fill the catalog from the file, but replace no fetched state. Returns the number of services."""
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
+            drains = self._file.read_drains(self._clock.wall() - self._clock.now())
             if self._embedded is not None:
                 self._embedded.restore(self._file.read_registry())
         except sqlite3.Error as error:
@@ -137,6 +138,9 @@ class Persistence:
                 )
         for key, waiting in journal:
             self._agent.outage.restore(key, waiting)
+        for drain in drains:
+            catalog.drains.add(drain, now)
+        catalog.drains.changed = False
         if services:
             log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
@@ -163,6 +167,8 @@ class Persistence:
     async def flush(self) -> None:
         """Write all changes. If that fails, `failing` says why, and the next call writes the rest."""
         if self._agent.outage.journal.changed and not await self._write_journal():
+            return
+        if self._agent.catalog.drains.changed and not await self._write_drains():
             return
         if self._embedded is not None and not await self._write_registry(self._embedded):
             return
@@ -210,6 +216,17 @@ class Persistence:
         ahead, find = self._clock.wall() - self._clock.now(), self._agent.catalog.registrations.find
         rows = [(key, None if (r := find(*key)) is None else _saved(r, ahead)) for key in keys]
         return await self._write(self._file.write_registrations, rows, self.mark_registrations)
+
+    async def persist_drains(self) -> None:
+        """Like `persist_journal`, for the drains."""
+        if self._agent.catalog.drains.changed and not self.failing:
+            await self._write_within_patience(self._write_drains())
+
+    async def _write_drains(self) -> bool:
+        drains, ahead = self._agent.catalog.drains, self._clock.wall() - self._clock.now()
+        drains.changed = False
+        rows = [drain_row(drain, ahead) for drain in drains]
+        return await self._write(self._file.write_drains, rows, drains.mark_changed)
 
     async def persist_registry(self) -> None:
         """Like `persist_journal`, for the embedded registry."""

@@ -245,6 +245,9 @@ class Publications:
         async with self._lock(key):
             if key not in self._table.values(owner):
                 return  # the connection ended meanwhile
+            if self._agent.traffic.drains(key):  # its client only connected again, and repeats what it publishes
+                self._mark(key)
+                return
             registrations = self._agent.catalog.registrations
             if not registrations.room and registrations.find(*key) is None:
                 raise self._too_many()  # it would get no beats

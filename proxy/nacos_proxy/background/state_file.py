@@ -22,14 +22,17 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from nacos_proxy.background.state_rows import (
+    DRAIN_TABLE,
     JOURNAL_TABLE,
     REGISTRY_TABLE,
     SUBSCRIBER_TABLE,
     UNREADABLE,
     UNWRITABLE,
+    DrainRow,
     SavedRegistration,
     SubscriberRow,
     journal_row,
+    load_drain,
     load_lasting,
     load_registration,
     load_snapshot,
@@ -39,6 +42,7 @@ from nacos_proxy.background.state_rows import (
     registry_row,
     service_row,
 )
+from nacos_proxy.catalog.drains import Drain
 from nacos_proxy.catalog.journal import JournalEntry
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import MAX_SUBSCRIPTIONS, Subscription
@@ -159,7 +163,7 @@ class StateFile:
                 raise sqlite3.DatabaseError("its check failed")
             if not version:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
-            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE, REGISTRY_TABLE):  # older files do not have them
+            for table in (JOURNAL_TABLE, SUBSCRIBER_TABLE, REGISTRY_TABLE, DRAIN_TABLE):  # older files do not have them
                 db.execute(table)
         except sqlite3.DatabaseError:
             db.close()
@@ -187,6 +191,10 @@ class StateFile:
     def read_subscribers(self) -> list[Subscription]:
         """The subscriptions of UDP push at the last write."""
         return self._rows_of("subscriber", f"LIMIT {MAX_SUBSCRIPTIONS}", load_subscriber)
+
+    def read_drains(self, ahead: float) -> list[Drain]:
+        """Drains, with the times of the clock that is `ahead` seconds behind the wall clock."""
+        return self._rows_of("drain", "", lambda row: load_drain(row, ahead))
 
     def read_registry(self) -> list[tuple[ServiceKey, PersistentValue]]:
         """The state of the embedded registry that survives a restart."""
@@ -263,6 +271,12 @@ class StateFile:
         with self._transaction() as cursor:
             cursor.execute("DELETE FROM subscriber")
             self._put(cursor, "INSERT INTO subscriber VALUES (?,?,?,?,?,?,?,?,?)", rows, tuple)
+
+    def write_drains(self, rows: list[DrainRow]) -> None:
+        """Replaces all rows."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM drain")
+            self._put(cursor, "INSERT INTO drain VALUES (?,?,?,?,?,?)", rows, tuple)
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Cursor, None, None]:

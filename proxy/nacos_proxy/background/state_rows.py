@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from nacos_proxy.catalog.drains import Drain
 from nacos_proxy.catalog.journal import JournalEntry, LocalWrite
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
@@ -35,8 +36,15 @@ CREATE TABLE IF NOT EXISTS registry (
     namespace TEXT, grp TEXT, name TEXT, body BLOB NOT NULL, PRIMARY KEY (namespace, grp, name)
 ) WITHOUT ROWID
 """
+DRAIN_TABLE = """
+CREATE TABLE IF NOT EXISTS drain (
+    namespace TEXT, grp TEXT, name TEXT, ip TEXT, port INTEGER, body BLOB NOT NULL,
+    PRIMARY KEY (namespace, grp, name, ip, port)
+) WITHOUT ROWID
+"""
 SubscriberRow = tuple[str, str, str, str, str, int, str, str, float]
 RegistryRow = tuple[str, str, str, bytes]
+DrainRow = tuple[str, str, str, str, int, bytes]
 JournalRow = tuple[str, str, str, str, int, int, float, bytes]
 
 _PLAIN_OF_SNAPSHOT = ("threshold", "masking", "cache_millis", "last_ref_time")
@@ -131,6 +139,30 @@ def load_subscriber(row: SubscriberRow) -> Subscription:
     """`seen` is in seconds since 1970."""
     namespace, group, name, clusters, ip, port, agent, app, seen = row
     return Subscription(ServiceKey(namespace, group, name), (ip, int(port)), clusters, agent, app, float(seen))
+
+
+def drain_row(drain: Drain, ahead: float) -> DrainRow:
+    """`ahead`: the wall clock minus the clock of the drain's times, which are stored in seconds since 1970."""
+    key, i = drain.service, drain.instance
+    ended_at = None if drain.ended_at is None else drain.ended_at + ahead
+    times = {"wait": drain.wait, "until": drain.until + ahead, "ended_at": ended_at}
+    body = _dumps({**times, "instance": i, "modified": drain.modified})
+    return (key.namespace, key.group, key.name, i.ip, i.port, body)
+
+
+def load_drain(row: DrainRow, ahead: float) -> Drain:
+    """Its times are those of the clock that `ahead` belongs to."""
+    namespace, group, name, _, _, body = row
+    found: dict[str, Any] = orjson.loads(body)
+    modified, ended_at = found["modified"], found["ended_at"]
+    return Drain(
+        ServiceKey(namespace, group, name),
+        load_instance(found["instance"]),
+        float(found["wait"]),
+        float(found["until"]) - ahead,
+        None if ended_at is None else float(ended_at) - ahead,
+        modified and load_instance(modified),
+    )
 
 
 def registry_row(row: tuple[ServiceKey, PersistentValue | None]) -> RegistryRow:

@@ -28,10 +28,10 @@ class Registration:
     """An instance as its client registered it; all times are in seconds of the monotonic clock.
 
     `beats`: beats come through this proxy. `check`: the proxy itself beats for it, while its health check passes (the
-    value is that of `CheckSpec.dump`) or its connection lives (`CONNECTION`). `deregistering`: its owner deregistered
-    it, but the upstream did not answer; it is not reregistered. `missed_since`: since when the upstream's lists lack it
-    (infinity: they do not). Until `hidden_until` the upstream is known to have it but not to list it, because someone
-    disabled it.
+    value is that of `CheckedInstance.saved`) or its connection lives (`CONNECTION`). `deregistering`: its owner
+    deregistered it, but the upstream did not answer; it is not reregistered. `missed_since`: since when the upstream's
+    lists lack it (infinity: they do not). Until `hidden_until` the upstream is known to have it but not to list it,
+    because someone disabled it. `toggling`: this proxy is registering it itself, to enable or disable it.
     """
 
     service: ServiceKey
@@ -43,6 +43,7 @@ class Registration:
     registered_at: float = -math.inf
     missed_since: float = math.inf
     hidden_until: float = -math.inf
+    toggling: bool = False
 
     @property
     def key(self) -> RegistrationKey:
@@ -97,7 +98,7 @@ class Registrations:
             known.last_heard, known.registered_at, known.deregistering = now, now, False
             changed = known.instance != instance
             known.instance = instance
-            if known.of_connection:
+            if known.of_connection and not known.toggling:
                 known.check = None  # until its connection claims it, it is like any other
             self._track_expiry(known)
             return changed

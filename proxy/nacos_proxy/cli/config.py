@@ -31,7 +31,8 @@ empty variable counts as not set. `nacos-proxy config` prints the effective sett
 `nacos-proxy config --toml` prints them as a file to start from.
 
 Write durations as `500ms`, `5s`, `10m`, `24h`, `7d` or `forever`; sizes as `64KiB` or `1MiB`; lists with commas, or as
-a list in the file. On SIGHUP, the proxy reads the API tokens, the allowed hosts and the log level again.
+a list in the file. On SIGHUP, the proxy reads the API tokens, the allowed hosts, the log level and the service files
+again.
 
 | setting | default | meaning |
 | --- | --- | --- |
@@ -82,6 +83,8 @@ def config(file: Path | None, form: str | None, **flags: Any) -> None:
         click.echo(documentation(), nl=False)
         return
     loaded = loaded_from(file, flags)
+    for warning in _broken_service_files(loaded.settings):
+        click.secho(f"nacos-proxy: {warning}", fg="yellow", err=True)
     if form == "json":
         rows = {row.name: {"value": row.value, "source": row.source} for row in loaded.rows()}
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -92,6 +95,18 @@ def config(file: Path | None, form: str | None, **flags: Any) -> None:
         for row in loaded.rows():
             line = f"{row.name:<{width}} = {row.value or '-':<28} {row.source}"
             click.secho(line, bold=row.source != "default")
+
+
+def _broken_service_files(s: Settings) -> list[str]:
+    from nacos_proxy.background.service_files import read_files  # it imports the proxy, which takes a second
+    from nacos_proxy.wire.service_files import BadFile
+
+    if s.services_dir is None:
+        return []
+    try:
+        return [f"{name}: {text}" for name, text in read_files(s.services_dir).items() if isinstance(text, str)]
+    except BadFile as error:
+        return [f"services_dir {s.services_dir} {error}"]
 
 
 def as_toml(loaded: Loaded) -> str:

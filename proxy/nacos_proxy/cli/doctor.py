@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import click
+import dns.exception
+import dns.message
+import dns.name
+import dns.query
 
 from nacos_proxy import __version__
 from nacos_proxy.app.logs import printable
 from nacos_proxy.app.policies import nacos_policy
-from nacos_proxy.app.process import MAX_PORT
+from nacos_proxy.app.process import MAX_PORT, CannotStart, dns_sockets
+from nacos_proxy.app.setting_types import parse_dns_address
 from nacos_proxy.app.settings import Settings
+from nacos_proxy.background.service_files import read_files
 from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
@@ -30,6 +36,7 @@ from nacos_proxy.upstream.grpc.push import Account, open_session
 from nacos_proxy.upstream.grpc.session import Session, SessionPolicy, Target
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
+from nacos_proxy.wire.service_files import BadFile
 
 CLOCK_TOLERANCE = 5.0  # seconds
 LATENCY_CALLS = 5  # the median is shown
@@ -51,6 +58,8 @@ def examine(settings: Settings) -> int:
     clock = SystemClock()
     findings = [*asyncio.run(upstream_findings(settings, clock)), state_finding(settings), port_finding(settings)]
     findings.append(asyncio.run(grpc_finding(settings, clock)))
+    findings += [dns_finding(host, port, settings) for host, port in map(parse_dns_address, settings.dns)]
+    findings += service_file_findings(settings)
     for finding in findings:
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red", bold=True)
         click.echo(f"{mark} {finding.about}: {printable(finding.seen)}")
@@ -198,6 +207,24 @@ def state_finding(s: Settings) -> Finding:
     return Finding("state", True, f"{s.state_dir} can be written")
 
 
+def service_file_findings(s: Settings) -> list[Finding]:
+    """One finding for each service file that is wrong, and one for all others."""
+    if s.services_dir is None:
+        return []
+    todo = "correct it, then reload the proxy (SIGHUP)"
+    try:
+        files = read_files(s.services_dir)
+    except BadFile as error:
+        return [Finding("service files", False, f"{s.services_dir} {error}", todo)]
+    good = [found for found in files.values() if not isinstance(found, str)]
+    seen = f"{len(good)} in {s.services_dir} declare {sum(map(len, good))} instances"
+    broken = [(name, found) for name, found in files.items() if isinstance(found, str)]
+    return [
+        *([Finding("service files", True, seen)] if good or not broken else []),
+        *(Finding("service file", False, f"{name}: {error}", todo) for name, error in broken),
+    ]
+
+
 def port_finding(s: Settings) -> Finding:
     """Whether the address to listen on is free, or a nacos-proxy already listens there."""
     where = f"unix:{s.uds}" if s.uds else f"{f'[{s.host}]' if ':' in s.host else s.host}:{s.port}"
@@ -236,3 +263,22 @@ async def grpc_finding(s: Settings, clock: Clock) -> Finding:
         return Finding("own gRPC port", False, f"{where} is in use by another program", todo)
     session.end("checked")
     return Finding("own gRPC port", True, f"{where} takes Nacos SDKs")
+
+
+def dns_finding(host: str, port: int, s: Settings) -> Finding:
+    """Whether an address for DNS is free, or a nacos-proxy serves the zone there."""
+    where = f"{f'[{host}]' if ':' in host else host}:{port}"
+    try:
+        for listener in (listener for pair in dns_sockets([(host, port)]) for listener in pair):
+            listener.close()
+        return Finding("own DNS", True, f"{where} is free")
+    except CannotStart as error:
+        why = str(error)
+    query = dns.message.make_query(dns.name.from_text(s.dns_zone[0]), "SOA")
+    try:
+        answered = bool(dns.query.udp(query, host, port=port, timeout=CONNECT_TIMEOUT).answer)
+    except (OSError, dns.exception.DNSException):
+        answered = False
+    if answered:
+        return Finding("own DNS", True, f"{where} serves the zone {s.dns_zone[0]}")
+    return Finding("own DNS", False, why, "choose another address for dns; port 53 needs a socket unit of systemd")

@@ -20,8 +20,9 @@ from nacos_proxy.cli.client_options import EXIT_CODES
 from nacos_proxy.cli.config import config, loaded_from, settings_options
 from nacos_proxy.cli.demo import demo
 from nacos_proxy.cli.reads import get, list_services, pick, watch
+from nacos_proxy.cli.render import render
 from nacos_proxy.cli.rest_client import ApiProblem, Unreached
-from nacos_proxy.cli.writes import beat, deregister, modify, register
+from nacos_proxy.cli.writes import beat, deregister, drain, maintenance, modify, register
 
 
 class Group(click.Group):
@@ -93,11 +94,11 @@ def serve(file: Path | None, **flags: Any) -> None:
 
 @click.command(
     epilog="Exit codes: 0 all checks passed, 1 a check failed, 2 invalid settings.",
-    short_help="Check the upstream, login, push, clock, state and port.",
+    short_help="Check the upstream, login, push, clock, state, port and service files.",
 )
 @settings_options
 def doctor(file: Path | None, **flags: Any) -> None:
-    """Check the upstream, the login, the push port, the clock, the state directory and the port to listen on.
+    """Check the upstream, the login, the push port, the clock, the state directory, the ports and the service files.
 
     Uses the same settings as `serve`: flags, environment and file.
     """
@@ -106,5 +107,20 @@ def doctor(file: Path | None, **flags: Any) -> None:
     raise SystemExit(examine(loaded_from(file, flags).settings))
 
 
-for _command in (config, demo, doctor, get, list_services, watch, pick, register, deregister, modify, beat):
+for _command in (
+    config,
+    demo,
+    doctor,
+    get,
+    list_services,
+    watch,
+    render,
+    pick,
+    register,
+    deregister,
+    modify,
+    drain,
+    maintenance,
+    beat,
+):
     main.add_command(_command)

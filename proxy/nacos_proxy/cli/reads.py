@@ -14,7 +14,10 @@ import click
 from rich.text import Text
 
 from nacos_proxy.app.logs import printable
+from nacos_proxy.catalog.load_balancing import STRATEGIES
+from nacos_proxy.catalog.picks import MAX_PICKED
 from nacos_proxy.cli.client_options import (
+    COMMAND,
     DURATION,
     Session,
     address_of,
@@ -25,10 +28,10 @@ from nacos_proxy.cli.client_options import (
     view_options,
     warn,
 )
-from nacos_proxy.cli.rest_client import ApiProblem, Unreached, service_path
-from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.cli.follow import Lost, following
+from nacos_proxy.cli.handlers import run_for_events
+from nacos_proxy.cli.rest_client import ApiProblem, service_path
 
-MAX_RECONNECT_DELAY = 10.0  # seconds
 _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "removed"))
 
 
@@ -67,15 +70,19 @@ def list_services(session: Session, page: int, size: int) -> None:
 
 @client_command("pick")
 @click.argument("service")
-@click.option("--strategy", type=click.Choice(["weighted", "round_robin", "random", "hash"]), default="weighted")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="weighted")
 @click.option("--key", default="", help="For hash: equal keys get the same instance.")
+@click.option("-n", "number", type=click.IntRange(1, MAX_PICKED), help="Choose this many different instances.")
+@click.option("--split", default="", metavar="SELECTOR:PERCENT", help="This share to these: 'version=2:10'.")
 @view_options
 @click.option("--healthy-only/--any-health", default=True, help="Choose among healthy instances only [yes].")
-def pick(session: Session, service: str, strategy: str, key: str, view: dict[str, str], healthy_only: bool) -> None:
-    """Choose one instance and print its ip:port."""
-    view["healthy_only"] = str(healthy_only).lower()
-    body = session.json("GET", service_path(service, "pick"), strategy=strategy, key=key, **view)
-    session.show(body, lambda: click.echo(address_of(body)))
+def pick(session: Session, service: str, view: dict[str, str], number: int | None, **options: Any) -> None:
+    """Choose one instance, or several, and print ip:port, one on each line."""
+    view |= {name: options[name] for name in ("strategy", "key", "split")}
+    view |= {"healthy_only": str(options["healthy_only"]).lower(), "n": "" if number is None else str(number)}
+    body = session.json("GET", service_path(service, "pick"), **view)
+    chosen = [body] if number is None else body["instances"]
+    session.show(body, lambda: click.echo("\n".join(map(address_of, chosen))))
 
 
 @client_command("watch")
@@ -84,40 +91,49 @@ def pick(session: Session, service: str, strategy: str, key: str, view: dict[str
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--once", is_flag=True, help="Stop after the first change.")
 @click.option("--retry", type=DURATION, default="500ms", show_default=True, help="First reconnection delay.")
+@click.option(
+    "--exec", "command", type=COMMAND, metavar="COMMAND", help="Run this for each event, instead of printing."
+)
+@click.option("--timeout", type=DURATION, default="30s", show_default=True, help="How long COMMAND may take.")
 def watch(
-    session: Session, services: tuple[str, ...], view: dict[str, str], healthy_only: bool, once: bool, retry: float
+    session: Session,
+    services: tuple[str, ...],
+    view: dict[str, str],
+    healthy_only: bool,
+    once: bool,
+    retry: float,
+    command: tuple[str, ...] | None,
+    timeout: float,
 ) -> None:
     """Print changes as they happen, until interrupted. '*' watches every service of the group.
 
     Reconnects by itself and resumes after the last event; if events were lost, it prints a new snapshot.
+
+    COMMAND is split into words as a shell does, but runs without one. It gets the event as JSON on standard input, and
+    NACOS_PROXY_SERVICE, _GROUP, _NAMESPACE, _EVENT_ID and _EVENT (snapshot or change) in the environment. Each service
+    has one run at a time; changes that come meanwhile are one event. A failed run is tried again.
     """
     query: dict[str, str | list[str]] = {"service": list(services), **{k: v for k, v in session.scope.items() if v}}
     query |= {name: text for name, text in view.items() if text}
     query |= {"healthy_only": "true"} if healthy_only else {}
-    _interrupt_when_reader_leaves()
     try:
+        if command is not None:
+            run_for_events(session.client, query, command, once=once, retry=retry, timeout=timeout)
+            return
+        _interrupt_when_reader_leaves()
         _follow(session, query, once, retry)
     except KeyboardInterrupt:
         return
 
 
 def _follow(session: Session, query: dict[str, str | list[str]], once: bool, retry: float) -> None:
-    backoff, failures = Backoff(retry, max(retry, MAX_RECONNECT_DELAY)), 0
-    last, pause, connected = "", threading.Event(), False
-    while True:
-        try:
-            for event_id, kind, data in session.client.events(query, last):
-                last, failures, connected = event_id or last, 0, True
-                _print_event(session, kind, data)
-                if once and kind == "change":
-                    return
-            warn("the event stream ended; reconnecting")
-        except (Unreached, ApiProblem) as error:
-            if not connected or (isinstance(error, ApiProblem) and not error.temporary):
-                raise
-            warn(f"{error} Trying again.")
-        pause.wait(backoff.delay(failures))
-        failures += 1
+    for message in following(session.client, query, retry):
+        if isinstance(message, Lost):
+            warn(message)
+            continue
+        _print_event(session, message.kind, message.data)
+        if once and message.kind == "change":
+            return
 
 
 def _interrupt_when_reader_leaves() -> None:

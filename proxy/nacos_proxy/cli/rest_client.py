@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import socket
 import ssl
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +17,7 @@ from httpx_sse import EventSource
 from nacos_proxy.client.http import plain_client
 from nacos_proxy.model.masking import shown_url
 
+TIMEOUT = 10.0  # seconds
 MAX_SILENCE = 40.0  # seconds; an event stream sends a comment every 15 s
 
 _HINTS = {
@@ -65,7 +68,7 @@ class RestClient:
             server = "http://localhost"
         base = server if "://" in server else f"http://{server}"
         try:
-            self._http = plain_client(base, headers, timeout=10.0, transport=transport, verify=_tls(ca, cert))
+            self._http = plain_client(base, headers, timeout=TIMEOUT, transport=transport, verify=_tls(ca, cert))
         except httpx.InvalidURL as error:
             reason = "" if "@" in server else f": {error}"  # the error may quote a password as the port
             raise ValueError(f"{shown_url(server)!r} is not a URL{reason}") from error
@@ -80,13 +83,19 @@ class RestClient:
         self._http.close()
 
     def call(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        *,
+        max_wait: float = 0.0,
     ) -> httpx.Response:
-        """Raises `Unreached` or `ApiProblem`."""
+        """`max_wait`: seconds that the proxy may wait before it answers. Raises `Unreached` or `ApiProblem`."""
         params = {k: v for k, v in (query or {}).items() if v != ""}
         self.local = False
         try:
-            reply = self._http.request(method, path, params=params or None, json=body)
+            reply = self._http.request(method, path, params=params or None, json=body, timeout=TIMEOUT + max_wait)
         except httpx.HTTPError as error:
             raise self._unreached(error) from error
         if reply.status_code >= 400:
@@ -94,9 +103,17 @@ class RestClient:
         self.local = reply.headers.get("nacos-proxy-answer") == "local"
         return reply
 
-    def json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None) -> Any:
-        """Returns the JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
-        reply = self.call(method, path, query, body)
+    def json(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        *,
+        max_wait: float = 0.0,
+    ) -> Any:
+        """Returns the JSON object of the answer. `max_wait` as in `call`. Raises `Unreached` or `ApiProblem`."""
+        reply = self.call(method, path, query, body, max_wait=max_wait)
         try:
             body = reply.json()
         except ValueError:
@@ -106,9 +123,15 @@ class RestClient:
         return body  # pyright: ignore[reportUnknownVariableType]
 
     def events(
-        self, query: Mapping[str, str | list[str]], last_id: str = ""
+        self,
+        query: Mapping[str, str | list[str]],
+        last_id: str = "",
+        opened: Callable[[Callable[[], None]], None] = lambda _: None,
     ) -> Generator[tuple[str, str, Any], None, None]:
-        """Yields (id, type, data) of each event until the stream ends. Raises `Unreached` or `ApiProblem`."""
+        """Yields (id, type, data) of each event until the stream ends. Raises `Unreached` or `ApiProblem`.
+
+        When the stream begins, calls `opened` with a function that ends it, for other threads.
+        """
         headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
         timeout = httpx.Timeout(10.0, read=MAX_SILENCE)
         try:
@@ -116,6 +139,7 @@ class RestClient:
                 if reply.status_code >= 400:
                     reply.read()
                     raise _problem(reply)
+                opened(functools.partial(_shut_down, reply))
                 for event in EventSource(reply).iter_sse():
                     if event.data:  # an event without data only sets `retry`
                         yield event.id, event.event, json.loads(event.data)
@@ -126,6 +150,14 @@ class RestClient:
         reason = str(error) or type(error).__name__
         text = f"no proxy answers at {self._url}: {reason}. Is `nacos-proxy serve` running there? Check --server."
         return Unreached(text)
+
+
+def _shut_down(reply: httpx.Response) -> None:
+    """Ends a stream that another thread reads: only a shutdown of its socket wakes that thread."""
+    stream = reply.extensions.get("network_stream")
+    if stream is not None and (connection := stream.get_extra_info("socket")) is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _unix(path: str) -> httpx.BaseTransport:

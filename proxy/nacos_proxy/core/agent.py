@@ -15,6 +15,7 @@ from nacos_proxy.core.queries import Queries
 from nacos_proxy.core.read import Reader
 from nacos_proxy.core.reregistration import Reregistration
 from nacos_proxy.core.send import Sender
+from nacos_proxy.core.traffic import Traffic
 from nacos_proxy.core.watch import Watches
 from nacos_proxy.core.write import Writer
 from nacos_proxy.model.calls import Update, Write
@@ -57,7 +58,7 @@ class Agent:
         supervisor = supervisor or Supervisor(clock)
         committer = Committer(catalog, clock, supervisor)
         sender = Sender(registry, catalog, clock, supervisor)
-        reregistration = Reregistration(catalog.registrations, sender, committer, clock, supervisor)
+        reregistration = Reregistration(catalog.registrations, catalog.drains, sender, committer, clock, supervisor)
         fetcher = Fetcher(catalog, sender, reregistration, committer, clock, supervisor, policy.strict)
         pushed_lists = PushedLists(catalog, sender, reregistration, committer, clock)
         reader = Reader(catalog, fetcher, committer.counts, clock, policy.cold_wait)
@@ -67,6 +68,7 @@ class Agent:
             catalog, sender, queries, outage, reregistration, committer, clock, supervisor, policy.cold_wait
         )
         patches = Patches(catalog.registrations, reader, queries, writer, committer)
+        traffic = Traffic(catalog.drains, catalog.registrations, sender, writer, committer, clock)
         watches = Watches(catalog.cache, catalog.hub, reader.read, clock, policy.strict)
 
         self.registry = registry
@@ -74,6 +76,7 @@ class Agent:
         self.clock = clock
         self.supervisor = supervisor
         self.outage = outage
+        self.traffic = traffic
         self.counts = committer.counts
         self._sender = sender
         self._fetcher = fetcher
@@ -102,7 +105,12 @@ class Agent:
         self.on_registration = committer.on_registration
 
     def write(self, call: Write[R]) -> Coroutine[Any, Any, Written[R]]:
-        """Send a write; see `Writer.write`. An update that names only what it changes is completed first."""
+        """Send a write; see `Writer.write`. An update that names only what it changes is completed first.
+
+        Writes about an instance that is drained go through `Traffic.intercept`.
+        """
+        if (intercepted := self.traffic.intercept(call)) is not None:
+            return cast("Any", intercepted)
         if isinstance(call, Update) and call.partial:
             return cast("Any", self._patches.patch(call))
         return self._writer.write(cast("Write[R]", call))

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.circuit_breaker import Breaker
+from nacos_proxy.catalog.drains import Drains
 from nacos_proxy.catalog.hub import Hub
 from nacos_proxy.catalog.pending_writes import Pending
 from nacos_proxy.catalog.registrations import Registrations
@@ -31,14 +32,18 @@ class Catalog:
     hub: Hub
     registrations: Registrations
     breaker: Breaker
+    drains: Drains = field(default_factory=Drains)
 
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[R]):
-    """The result of a write, and its source: the upstream, the upstream after a reregistration, or this proxy alone."""
+    """The result of a write, and its source: the upstream, the upstream after a reregistration, or this proxy alone.
+
+    `drained`: also this proxy alone, because the instance is being taken out of traffic.
+    """
 
     result: R
-    how: Literal["upstream", "healed", "local"] = "upstream"
+    how: Literal["upstream", "healed", "local", "drained"] = "upstream"
 
 
 @dataclass(slots=True)

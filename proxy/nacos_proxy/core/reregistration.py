@@ -1,7 +1,7 @@
 """Reregistration: register an instance again if it beats through this proxy and the upstream has lost it.
 
 The client does not notice: the proxy answers its beat as if the upstream had never lost the instance. An instance that
-its owner deregistered is not registered again.
+its owner deregistered, or that is drained, is not registered again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from nacos_proxy.catalog.drains import Drains
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey, Registrations
 from nacos_proxy.core.commit import Committer
 from nacos_proxy.core.send import Sender
@@ -35,6 +36,7 @@ class Reregistration:
     """Keeps registrations alive at the upstream. One task at a time registers the `_lost` ones again."""
 
     _registrations: Registrations
+    _drains: Drains
     _sender: Sender
     _committer: Committer
     _clock: Clock
@@ -56,10 +58,13 @@ class Reregistration:
                 del self._deregistering[key]
 
     def _wanted(self, key: RegistrationKey) -> Registration | None:
-        """The registration of an ephemeral instance, unless its owner has deregistered it or is doing so now."""
+        """The registration of an ephemeral instance, unless its owner has deregistered it or is doing so now.
+
+        None also if it is drained.
+        """
         known = self._registrations.find(*key)
         unwanted = known is None or known.deregistering or not known.instance.ephemeral or key in self._deregistering
-        return None if unwanted else known
+        return None if unwanted or self._drains.find(key, self._clock.now()) else known
 
     def _is_alive(self, registration: Registration) -> bool:
         """Whether the client still beats. If not, a beat of ours would make its instance healthy for everybody."""

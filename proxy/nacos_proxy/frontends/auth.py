@@ -5,12 +5,18 @@ a new place, `own_tokens` has to remove it there, and `VARY` of `fastpath.asgi` 
 
 A web page could attack this proxy through DNS rebinding: the browser then sends the attacker's name as Host. So on a
 loopback address, only names of this host are accepted.
+
+Envoy sends the name of its cluster (`nacos_proxy`) as Host, and its configuration has no place for another. So on the
+two paths of discovery, a POST may name any host without a dot, if no browser sent it. A page of the internet has a name
+with a dot. One of the local network may not, because resolvers add a domain and LLMNR has none; but with each POST a
+browser sends `Origin`, which scripts cannot remove (Fetch 3.2) and Envoy does not send.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +29,7 @@ from nacos_proxy.frontends.own_tokens import OWN
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.frontends.rest.explorer import PATHS
 from nacos_proxy.model.errors import Denied, ProxyError
+from nacos_proxy.wire.discovery.envoy import PATHS as DISCOVERY
 from nacos_proxy.wire.http import HttpReply, first_of
 from nacos_proxy.wire.rest.query import TOKENS
 
@@ -36,6 +43,7 @@ NO_RIGHT = "this token lacks the '{}' right; it has '{}'"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _NACOS = ("/v1/", "/v2/", "/v3/")  # without a context path, these stand beside the REST API
 _LOGINS = ("/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login")
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NAMING = ("/v1/ns/instance", "/v2/ns/instance", "/v3/client/ns", "/v3/admin/ns/instance")
 
 
@@ -105,7 +113,7 @@ class AccessControl:
         if len(hosts) != 1 and (hosts or scope.get("http_version") == "1.1"):  # RFC 9112 3.2
             return Denied("a request must have exactly one Host header", status=400)
         host = hosts[0].decode("latin-1") if hosts else ""
-        if not self._is_host_allowed(scope, host):
+        if not self._is_host_allowed(scope, host) and not _is_sent_by_envoy(scope, headers, host):
             return Denied(f"the Host '{host[:100]}' is not one of this proxy's; add it to allowed_hosts", status=421)
         if scope["method"] not in _SAFE and not self._is_origin_allowed(headers, host):
             return Denied("a web page of another origin cannot make changes; to allow it, see cors_origins")
@@ -174,6 +182,18 @@ class LastingAdmission:
             self._forget = None
 
 
+def _is_sent_by_envoy(scope: Scope, headers: Mapping[bytes, bytes], host: str) -> bool:
+    """Whether a request may have a Host that is not ours, because it is Envoy's and no browser's."""
+    from_browser = b"origin" in headers or b"sec-fetch-site" in headers
+    named = is_cluster_name(host_name(host))
+    return named and not from_browser and scope["method"] == "POST" and scope["path"] in DISCOVERY
+
+
+def is_cluster_name(host: str) -> bool:
+    """Whether the name in a Host header, without its port, can be that of a cluster of Envoy."""
+    return _CLUSTER_NAME.fullmatch(host) is not None
+
+
 def _shown_token(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     """The token in the headers or the query."""
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
@@ -217,9 +237,9 @@ def right_of(secret: str, tokens: Sequence[Token]) -> Right | None:
 def required_right(method: str, path: str, context_path: str) -> Right:
     """Reads need 'read', naming writes 'write', and forwarded requests that can change the upstream 'admin'.
 
-    A login needs 'read', because it changes nothing.
+    A login needs 'read', because it changes nothing; so does discovery by POST.
     """
-    if method in _SAFE:
+    if method in _SAFE or path in DISCOVERY:
         return "read"
     context = context_path.rstrip("/")
     if not path.startswith(f"{context}/" if context else _NACOS):

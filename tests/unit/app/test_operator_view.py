@@ -11,12 +11,14 @@ from nacos_proxy.app.components import Components, build
 from nacos_proxy.app.operator_view import operator_view
 from nacos_proxy.app.server import App
 from nacos_proxy.app.settings import Settings
+from nacos_proxy.catalog.health_checks import CheckSpec
 from nacos_proxy.frontends.operations.endpoints import readiness, status_json
 from nacos_proxy.frontends.operations.status_page import page
 from nacos_proxy.model.calls import Register
+from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from tests.helpers.build import KEY, instance
-from tests.helpers.clock import FakeClock
+from tests.helpers.clock import FakeClock, settle
 from tests.helpers.grpc_client import FakeConnection, Sdk
 
 NOTE = "upstream: embedded registry, for development: no Nacos is behind it"
@@ -55,6 +57,47 @@ async def test_status_and_readiness_explain_a_lost_push() -> None:
     )  # a service that nobody registered is not followed either
     await parts.agent.write(Register(KEY, instance()))
     assert readiness(operator_view(parts)) == ("degraded", ["push: unavailable; polling every 5 s", NOTE])
+    await parts.agent.close()
+
+
+async def test_status_and_metrics_show_a_webhook_by_its_host_alone() -> None:
+    parts = made(webhooks="orders http://127.0.0.1:9/hush-hush", webhook_secret="s3cret-word")
+    (hook,) = parts.webhooks
+    hook.error, hook.state = "it answered <404>", "failing"
+    hook.outcomes["refused"] += 1
+    sight = operator_view(parts)
+    shown = await status_json(sight, 10)
+    told = {"webhook": 1, "host": "127.0.0.1:9", "state": "failing", "error": "it answered <404>", "pending": 0}
+    assert shown["webhooks"] == [{**told, "outcomes": {"refused": 1}}]
+    assert readiness(sight) == ("ready", [NOTE])
+    drawn = page(shown, [], *readiness(sight)).decode()
+    assert "it answered &lt;404&gt;" in drawn
+    families = {family.name: family for family in sight.metrics.registry.collect()}
+    (requests,), (pending,) = (families[f"nacos_proxy_webhook_{name}"].samples for name in ("requests", "pending"))
+    labels = {"webhook": "1", "host": "127.0.0.1:9"}
+    assert (requests.labels, requests.value) == ({**labels, "outcome": "refused"}, 1)
+    assert (pending.labels, pending.value) == (labels, 0)
+    assert "hush" not in f"{shown}{drawn}" and "s3cret" not in f"{shown}{drawn}"
+    await parts.agent.close()
+
+
+async def test_status_and_readiness_name_broken_service_files(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('service = "a"\naddress = "127.0.0.1:1"\n')
+    parts = made(services_dir=tmp_path)
+    await parts.service_files.reload()
+    sight = operator_view(parts)
+    shown = await status_json(sight, 10)
+    assert shown["serviceFiles"] == {"state": "ok", "directory": str(tmp_path), "files": 1, "errors": {}}
+    (managed,) = shown["managed"]
+    assert (managed["file"], managed["phase"]) == ("a.toml", "waiting")
+    (tmp_path / "b.toml").write_text('service = "<b>"\n')
+    await parts.service_files.reload()
+    shown = await status_json(sight, 10)
+    assert shown["serviceFiles"]["errors"] == {"b.toml": "address is required."}
+    assert readiness(sight) == ("degraded", ["services_dir: b.toml: address is required.", NOTE])
+    assert "<br>b.toml: address is required." in page(shown, [], *readiness(sight)).decode()
+    families = {family.name: family for family in sight.metrics.registry.collect()}
+    assert [s.value for s in families["nacos_proxy_service_files_broken"].samples] == [1]
     await parts.agent.close()
 
 
@@ -151,4 +194,26 @@ async def test_status_and_metrics_show_published_instances() -> None:
     families = {family.name: family for family in sight.metrics.registry.collect()}
     for name, value in (("instances", 1), ("orphaned", 0), ("failing", 1)):
         assert [s.value for s in families[f"nacos_proxy_published_{name}"].samples] == [value]
+    await parts.agent.close()
+
+
+async def test_status_names_what_is_out_of_traffic() -> None:
+    parts = made()
+    await parts.agent.write(Register(KEY, instance("10.0.0.1")))
+    await parts.health_checker.register(KEY, instance("10.0.0.2"), CheckSpec("ttl", ttl=60.0))
+    await parts.health_checker.maintain(KEY, "10.0.0.2", 80, "disk swap")
+    registration = parts.agent.catalog.registrations.find(KEY, "10.0.0.1", 80)
+    assert registration is not None
+    caller = spawn(parts.drainer.drain(registration, 20.0), name="drain")
+    await settle()
+    shown = (await status_json(operator_view(parts), 10))["outOfTraffic"]
+    assert shown["instances"] == 2
+    rows = [(row["address"], row["state"], row["reason"]) for row in shown["shown"]]
+    assert rows == [("10.0.0.1:80", "draining", ""), ("10.0.0.2:80", "maintenance", "disk swap")]
+    families = {family.name: family for family in operator_view(parts).metrics.registry.collect()}
+    values = [families[f"nacos_proxy_{name}_instances"].samples[0].value for name in ("draining", "maintained")]
+    assert values == [1, 1]
+    await stop(caller)
+    await parts.drainer.stop()
+    await parts.health_checker.stop()
     await parts.agent.close()

@@ -13,7 +13,9 @@ from nacos_proxy.app.policies import (
     agent_policy,
     breaker_policy,
     cache_policy,
+    dns_policy,
     events_policy,
+    finder_policy,
     grpc_policy,
     guard_policy,
     health_checker_policy,
@@ -22,9 +24,11 @@ from nacos_proxy.app.policies import (
     pending_policy,
     poll_policy,
     udp_policy,
+    webhooks_policy,
 )
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.catalog.pending_writes import PendingPolicy
+from nacos_proxy.model.services import ServiceKey
 
 CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cache_ttl", "3s", lambda s: cache_policy(s).ttl, 3.0),
@@ -68,7 +72,17 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("max_connections", "7", lambda s: grpc_policy(s, 1024).max_connections, 7),
     ("max_connections", "0", lambda s: grpc_policy(s, math.inf).max_connections, 20_000),
     ("max_connections", "0", lambda s: grpc_policy(s, 1024).max_connections, 512),
+    ("webhooks", "orders http://a", lambda s: webhooks_policy(s).targets[0].url, "http://a"),
     ("allowed_hosts", "proxy.local", lambda s: guard_policy(s).hosts, frozenset({"proxy.local"})),
+    ("dns_zone", "nacos,svc.local", lambda s: [str(z) for z in finder_policy(s).zones], ["nacos.", "svc.local."]),
+    ("dns_aliases", "u=dev/PAY@@x", lambda s: finder_policy(s).aliases, {"u": ServiceKey("dev", "PAY", "x")}),
+    ("dns_prefer", "zone=a", lambda s: str(finder_policy(s).prefer), "zone=a:0.3"),
+    ("dns_prefer", "", lambda s: finder_policy(s).prefer, None),
+    ("dns_ttl", "7s", lambda s: finder_policy(s).ttl, 7),
+    ("dns_ttl", "forever", lambda s: finder_policy(s).ttl, 3600),
+    ("namespace", "dev", lambda s: finder_policy(s).namespace, "dev"),
+    ("dns_allow", "10.0.0.0/8", lambda s: [str(n) for n in dns_policy(s).allow or ()], ["10.0.0.0/8"]),
+    ("insecure", "true", lambda s: dns_policy(s).allow, None),
     ("context_path", "/discovery", lambda s: guard_policy(s).context_path, "/discovery"),
 ]
 
@@ -89,6 +103,13 @@ def test_nacos_policy_reads_the_password_file(tmp_path: Path) -> None:
     policy = nacos_policy(Settings(username="app", password_file=file))
     assert policy.login.password == "s3cret"
     assert "s3cret" not in repr(policy)
+
+
+def test_webhooks_policy_reads_the_secret_or_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret\n")
+    assert webhooks_policy(Settings(webhooks="a http://b", webhook_secret_file=file)).secret == "s3cret"
+    assert webhooks_policy(Settings(webhooks="a http://b", webhook_secret="other")).secret == "other"
 
 
 def test_guard_policy_has_tokens_with_rights_and_hides_them() -> None:

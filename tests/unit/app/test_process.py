@@ -22,7 +22,9 @@ from nacos_proxy.app.process import (
     Server,
     address_of,
     beyond_loopback,
+    dns_sockets,
     grpc_socket,
+    plain_socket,
     sockets,
     tls_context,
     unlink_own,
@@ -162,6 +164,34 @@ def test_grpc_socket_listens_on_the_http_port_plus_1000(opened: list[socket.sock
     assert address_of(opened[1]) == f"127.0.0.1:{port + 1000}"
     with pytest.raises(CannotStart, match=f"127.0.0.1:{port + 1000} is in use .* choose another grpc_port"):
         grpc_socket("", 0, opened[:1])
+
+
+def test_plain_socket_names_the_setting_whose_port_is_taken() -> None:
+    with plain_socket("127.0.0.1:0", "agent_check") as first:
+        taken = address_of(first)
+        with pytest.raises(CannotStart, match=f"{re.escape(taken)} is in use .* choose another agent_check"):
+            plain_socket(taken, "agent_check")
+    with plain_socket("[::1]:0", "agent_check") as other:
+        assert address_of(other).startswith("[::1]:")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_dns_sockets_have_one_port_for_udp_and_tcp(opened: list[socket.socket], host: str) -> None:
+    ((udp, tcp),) = dns_sockets([(host, 0)])
+    opened += [udp, tcp]
+    assert udp.getsockname() == tcp.getsockname()
+    assert (udp.type, tcp.type) == (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    port = udp.getsockname()[1]
+    with pytest.raises(CannotStart, match="in use"):
+        dns_sockets([(host, 0), (host, port)])
+
+
+def test_dns_sockets_name_a_port_that_is_taken_for_udp_only(opened: list[socket.socket]) -> None:
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.append(udp)
+    udp.bind(("127.0.0.1", 0))
+    with pytest.raises(CannotStart, match="by UDP: Address already in use"):
+        dns_sockets([udp.getsockname()])
 
 
 def test_grpc_socket_needs_a_port_beside_a_unix_socket(tmp_path: Path, opened: list[socket.socket]) -> None:

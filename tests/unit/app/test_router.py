@@ -25,9 +25,30 @@ async def test_router_serves_the_nacos_api_below_its_context_path_and_the_rest_a
         assert listed.json()["name"] == "DEFAULT_GROUP@@a"
         assert (await proxy.http.get("/api/v1/services/a")).json()["name"] == "DEFAULT_GROUP@@a"
         assert (await proxy.http.get("/healthz")).status_code == 200
+        asked = {"json": {"resource_names": ["a"]}, "headers": {"host": "nacos_proxy"}}
+        assert (await proxy.http.post("/v3/discovery:endpoints", **asked)).json()["resources"] != []
         if context != "/nacos":
             elsewhere = await proxy.http.get("/nacos/v1/ns/instance/list", params={"serviceName": "a"})
             assert elsewhere.status_code == 404
+
+
+@pytest.mark.parametrize("context", ["/nacos", "/discovery/v", "/"])
+async def test_router_serves_the_paths_for_prometheus_below_the_context_path(context: str) -> None:
+    below = context.rstrip("/")
+    async with serving(context_path=context) as proxy:
+        await proxy.http.post("/api/v1/services/a%2Fb/instances", json={"ip": "10.0.0.1", "port": 80})
+        group = {"targets": ["10.0.0.1:80"], "labels": {"__meta_clusterName": "DEFAULT"}}
+        for path in ("", "/", "/namespaceId/public", "/namespaceId/public/service/a%2Fb"):
+            assert (await proxy.http.get(f"{below}/prometheus{path}")).json() == [group], path
+        assert (await proxy.http.get(f"{below}/prometheus/x")).status_code == 404
+        assert (await proxy.http.post(f"{below}/prometheus")).status_code == 405
+
+
+def test_router_answers_the_paths_for_prometheus_with_the_account_of_the_client() -> None:
+    settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
+    router = Router(build(Settings(**settings), FakeClock()))
+    for path, own in (("/nacos/prometheus", True), ("/nacos/v1/cs/configs", False), ("/nacos/v1/ns/instance", True)):
+        assert router.is_per_tenant({"type": "http", "method": "GET", "path": path}) is own, path
 
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dns.asyncquery
+import dns.message
 import httpx
 import pytest
 import uvicorn
@@ -17,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 from nacos_proxy import __version__
 from nacos_proxy.app.components import build
 from nacos_proxy.app.process import CannotStart
-from nacos_proxy.app.server import App, banner, check_exposure, reload_safely, run, uvicorn_config
+from nacos_proxy.app.server import App, banner, check_dns_exposure, check_exposure, reload_safely, run, uvicorn_config
 from nacos_proxy.app.settings import Settings, load
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.runtime import spawn
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.wire.http import HttpReply
-from tests.helpers.app import heard, running, serving
+from tests.helpers.app import PATIENCE, heard, running, serving
 from tests.helpers.clock import FakeClock
 from tests.helpers.live import ProxyProcess
 
@@ -37,6 +39,41 @@ def test_check_exposure_requires_a_token_or_insecure(host: str) -> None:
         check_exposure(Settings(**PLAIN, host=host))
     check_exposure(Settings(**PLAIN, host=host, insecure=True))
     check_exposure(Settings(**PLAIN, host=host, tokens="read:12345678"))
+
+
+def test_check_exposure_keeps_agent_checks_on_this_host() -> None:
+    """They have no token that could be asked for."""
+    check_exposure(Settings(**PLAIN, agent_check="127.0.0.1:8841"))
+    with pytest.raises(CannotStart, match=r"agent_check = 0\.0\.0\.0:8841 .*--insecure"):
+        check_exposure(Settings(**PLAIN, agent_check="0.0.0.0:8841", tokens="read:12345678"))
+    check_exposure(Settings(**PLAIN, agent_check="0.0.0.0:8841", insecure=True))
+
+
+def test_check_dns_exposure_requires_networks_or_insecure() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as everywhere:
+        everywhere.bind(("0.0.0.0", 0))
+        with pytest.raises(CannotStart, match="dns_allow"):
+            check_dns_exposure(Settings(**PLAIN, tokens="read:12345678"), [everywhere])
+        check_dns_exposure(Settings(**PLAIN, dns_allow="10.0.0.0/8"), [everywhere])
+        check_dns_exposure(Settings(**PLAIN, insecure=True), [everywhere])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        here.bind(("127.0.0.1", 0))
+        check_dns_exposure(Settings(**PLAIN), [here])
+
+
+async def test_app_serves_dns_with_the_services_of_the_proxy() -> None:
+    async with serving(dns="127.0.0.1:0") as served:
+        await served.http.post("/api/v1/services/orders/instances", json={"ip": "10.0.0.1", "port": 80})
+        assert served.app.components.dns is not None
+        (address,) = served.app.components.dns.addresses
+        query = dns.message.make_query("orders.nacos.", "A")
+        answer = await dns.asyncquery.udp(query, "127.0.0.1", port=int(address.rpartition(":")[2]), timeout=PATIENCE)
+        assert [str(rdata) for rdata in answer.answer[0]] == ["10.0.0.1"]
+        status = (await served.http.get("/status")).json()["dns"]
+        assert (status["state"], status["addresses"], status["answers"]) == ("ok", [address], {"NOERROR": 1})
+        metrics = (await served.http.get("/metrics")).text
+        assert 'nacos_proxy_dns_answers_total{code="NOERROR"} 1.0' in metrics
+        assert "nacos_proxy_dns_up 1.0" in metrics
 
 
 def test_run_refuses_an_invalid_upstream_and_frees_the_port() -> None:
@@ -63,6 +100,14 @@ async def test_app_reload_applies_tokens_to_prepared_answers_too(tmp_path: Path)
         proxy.app.reload(Settings(**PLAIN, tokens_file=tokens))
         assert (await proxy.http.get(LIST, headers=old)).status_code == 403
         assert (await proxy.http.get(LIST, headers={"Authorization": "Bearer other-token"})).status_code == 200
+
+
+async def test_app_reload_reads_the_service_files_again(tmp_path: Path) -> None:
+    async with serving(services_dir=tmp_path) as proxy:
+        (tmp_path / "a.toml").write_text('service = "orders"\naddress = "127.0.0.1:1"\n')
+        proxy.app.reload(proxy.components.settings)
+        while not (await proxy.http.get("/api/v1/services/orders")).json()["hosts"]:
+            pass
 
 
 def test_reload_safely_keeps_the_tokens_if_all_would_vanish(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,13 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from nacos_proxy.app.setting_types import ContextPath, Duration, Networks, OptionalPath, Size, TextList, format_value
+from nacos_proxy.app.setting_types import (
+    Address,
+    ContextPath,
+    DnsAddresses,
+    DnsAliases,
+    DnsZones,
+    Duration,
+    Networks,
+    OptionalPath,
+    SelectorText,
+    Size,
+    TextList,
+    format_value,
+    parse_dns_address,
+    split_address,
+)
 from nacos_proxy.model.masking import MASK
 
 DURATION: TypeAdapter[float] = TypeAdapter(Duration)
 SIZE: TypeAdapter[int] = TypeAdapter(Size)
 TEXT_LIST: TypeAdapter[tuple[str, ...]] = TypeAdapter(TextList)
 NETWORKS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Networks)
+ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
 CONTEXT: TypeAdapter[str] = TypeAdapter(ContextPath)
 
 
@@ -101,3 +117,45 @@ def test_format_value_masks_secrets_only() -> None:
     assert format_value(8840) == "8840"
     assert format_value(SecretStr("hush")) == MASK
     assert format_value(SecretStr("")) == ""
+
+
+def test_address_has_host_and_port() -> None:
+    for text, parts in (("127.0.0.1:8841", ("127.0.0.1", 8841)), ("[::1]:0", ("::1", 0)), ("web:1", ("web", 1))):
+        assert split_address(ADDRESS.validate_python(text)) == parts
+    assert ADDRESS.validate_python("") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["8841", ":8841", "web", "web:", "web:http", "::1:8841", "[web]:80", "web:65536", "[]:1"]
+)
+def test_address_refuses_other_text(text: str) -> None:
+    with pytest.raises(ValidationError, match=r"write an address like 127\.0\.0\.1:8841"):
+        ADDRESS.validate_python(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("127.0.0.1:8853", ("127.0.0.1", 8853)), ("[::1]:0", ("::1", 0))],
+)
+def test_parse_dns_address_reads_an_address_and_a_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_dns_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (DnsAddresses, "0.0.0.0:53", "all addresses"),
+        (DnsAddresses, "127.0.0.1:8853,[::]:53", "all addresses"),
+        (DnsAddresses, "localhost:53", "not an IP address"),
+        (DnsAddresses, "8853", "write an address like"),
+        (DnsAddresses, "127.0.0.1:70000", "write an address like"),
+        (DnsAddresses, "::1:53", "write an address like"),
+        (DnsZones, "", "at least 1"),
+        (DnsZones, "nacos,a..b", "not a name"),
+        (DnsAliases, "a", "not an alias"),
+        (SelectorText, "zone=(", "write a selector like"),
+    ],
+)
+def test_settings_of_dns_say_what_is_wrong(kind: Any, text: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(kind).validate_python(text)

@@ -188,6 +188,15 @@ def test_read_tokens_refuses_a_token_without_right_or_too_short(token: str) -> N
         ({"require_upstream": "true"}, "upstream is not set: set it to your Nacos"),
         ({"upstream": "embedded,http://a"}, "upstream contains servers and 'embedded'; choose one"),
         ({"upstream": ","}, "upstream is empty"),
+        ({"webhook_secret": "hush"}, "webhook_secret is set and webhooks is not"),
+        ({"webhook_secret_file": "k"}, "webhook_secret_file is set and webhooks is not"),
+        (
+            {"webhooks": "a http://b", "webhook_secret": "hush", "webhook_secret_file": "c"},
+            "webhook_secret and webhook_secret_file are both set",
+        ),
+        ({"webhooks": "http://b/hush"}, "write a webhook as its services and its URL"),
+        ({"auth": "client", "webhooks": "a http://b/hush"}, "webhooks are for auth = proxy"),
+        ({"auth": "client", "services_dir": "/etc/x"}, "services_dir is for auth = proxy"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(flags: dict[str, Any], sentence: str) -> None:

@@ -24,6 +24,7 @@ from nacos_proxy.background.persistence import CONTACTS_EVERY, EVERY, PATIENCE, 
 from nacos_proxy.background.state_file import FILE, Batch, StateFile, StateLocked
 from nacos_proxy.background.state_rows import JOURNAL_TABLE, REGISTRY_TABLE, dump_snapshot, load_snapshot
 from nacos_proxy.catalog.cache import CachePolicy
+from nacos_proxy.catalog.drains import Drain
 from nacos_proxy.catalog.freshness import CacheControl, Freshness
 from nacos_proxy.catalog.journal import JournalEntry
 from nacos_proxy.catalog.registrations import CONNECTION, RegistrationKey
@@ -970,3 +971,49 @@ async def test_subscribers_leaves_out_only_a_row_that_cannot_be_understood(tmp_p
     assert [s.address for s in life.disk.subscribers()] == [("127.0.0.1", 5000)]
     assert life.file.unreadable == 1
     await life.ends()
+
+
+# drains
+
+
+async def test_persist_drains_returns_when_they_are_on_disk_and_restore_finds_them(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock)
+    mine, ended = instance("10.0.0.1", metadata={"a": "1"}), instance("10.0.0.2")
+    drains, now = first.agent.catalog.drains, clock.now()
+    drains.add(Drain(KEY, mine, 20.0, now + 20, modified=instance("10.0.0.1", weight=7.0)), now)
+    drains.add(Drain(KEY, ended, 20.0, now - 5, ended_at=now - 4), now)
+    await first.disk.persist_drains()
+    assert len(rows(tmp_path, "drain")) == 2 and not drains.changed
+    await first.disk.persist_drains()
+    first.file.close()  # a kill
+
+    later = FakeClock(now=50.0, wall=clock.wall() + 8)
+    second = Life(tmp_path, later)
+    second.disk.restore()
+    found = {drain.instance.ip: drain for drain in second.agent.catalog.drains}
+    assert found["10.0.0.1"].instance == mine and found["10.0.0.1"].modified == instance("10.0.0.1", weight=7.0)
+    assert (found["10.0.0.1"].until, found["10.0.0.1"].ended_at) == (pytest.approx(62.0), None)
+    assert found["10.0.0.2"].ended_at == pytest.approx(38.0)
+    assert not second.agent.catalog.drains.changed
+    second.agent.catalog.drains.remove(found["10.0.0.1"])
+    await second.disk.flush()
+    assert len(rows(tmp_path, "drain")) == 1
+    await second.ends()
+
+
+async def test_drains_that_could_not_be_written_are_written_later(tmp_path: Path, clock: FakeClock) -> None:
+    life = Life(tmp_path, clock)
+    life.agent.catalog.drains.add(Drain(KEY, instance(), 20.0, clock.now()), clock.now())
+    write, life.file.write_drains = life.file.write_drains, _full
+    await life.disk.persist_drains()
+    assert life.disk.failing and life.agent.catalog.drains.changed
+    life.file.write_drains = write
+    await life.disk.flush()
+    assert not life.disk.failing and len(rows(tmp_path, "drain")) == 1
+    await life.ends()
+
+
+def _full(rows: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

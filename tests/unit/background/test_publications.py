@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.background.publications import Publications, PublicationsPolicy
+from nacos_proxy.catalog.drains import Drain
 from nacos_proxy.catalog.registrations import CONNECTION, Registration, RegistrationKey
 from nacos_proxy.core.agent import Agent, AgentPolicy
 from nacos_proxy.model.calls import Beat, Call, Deregister, GetInstance, Metrics, Register, Update, Write
@@ -363,6 +364,24 @@ async def test_what_was_registered_by_http_since_stays_and_beats_by_itself(w: Wo
     w.publications.end("connection")
     await settle()
     assert w.writes == [] and w.listed == ["10.0.0.1"] and len(w.publications) == 0
+
+
+async def test_publish_again_during_a_drain_keeps_the_instance_out_of_traffic(w: World) -> None:
+    """An SDK that connects again, after a restart of the proxy, publishes the same once more."""
+    await w.publications.publish("connection", KEY, [A])
+    w.agent.catalog.drains.add(Drain(KEY, A, 20.0, w.clock.now() + 20), w.clock.now())
+    await w.agent.traffic.enable(w.registration(A), False)
+    assert w.registration(A).of_connection
+    assert w.writes == ["Register 10.0.0.1", "Register 10.0.0.1"]
+    w.publications.end("connection", back_soon=True)
+    await w.publications.publish("again", KEY, [A])
+    await w.clock.advance(10.0)
+    assert w.writes == [] and w.registration(A).healthy(w.clock.now()), "its beats are answered here"
+    (drain,) = w.agent.catalog.drains
+    w.agent.catalog.drains.remove(drain)
+    await w.agent.traffic.enable(w.registration(A), True)
+    await w.clock.advance(6.0)
+    assert w.writes == ["Register 10.0.0.1", "Beat 10.0.0.1"] and w.instance(A) == A
 
 
 async def test_what_was_deregistered_by_http_does_not_come_back(w: World) -> None:

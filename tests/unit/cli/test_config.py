@@ -91,3 +91,11 @@ def test_config_finds_the_file_of_the_user(cli: Run, tmp_path: Path) -> None:
     done = cli("config", "--json", XDG_CONFIG_HOME=str(tmp_path), NACOS_PROXY_CONFIG=None)
     assert json.loads(done.output)["port"]["value"] == "1234"
     assert json.loads(cli("config", "--json", NACOS_PROXY_CONFIG=os.devnull).output)["port"]["value"] == "8840"
+
+
+def test_config_warns_of_broken_service_files(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("service = 1")
+    shown = cli("config", "--services-dir", str(tmp_path))
+    assert (shown.exit_code, shown.stderr) == (0, "nacos-proxy: a.toml: service is illegal, it must be a text.\n")
+    missing = cli("config", "--services-dir", str(tmp_path / "none"))
+    assert f"services_dir {tmp_path}/none cannot be read" in missing.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ from nacos_proxy.app.settings import BadSettings, Settings
 from nacos_proxy.cli.doctor import (
     Finding,
     clock_finding,
+    dns_finding,
     grpc_finding,
     port_finding,
     push_finding,
+    service_file_findings,
     state_finding,
     upstream_findings,
 )
@@ -149,6 +153,21 @@ def test_state_finding_of_a_damaged_file(tmp_path: Path) -> None:
     assert (damaged.ok, damaged.seen) == (False, "the state file was damaged")
 
 
+def test_service_file_findings_name_each_broken_file(tmp_path: Path) -> None:
+    assert service_file_findings(Settings()) == []
+    here = Settings(services_dir=tmp_path / "services.d")
+    (missing,) = service_file_findings(here)
+    assert (missing.ok, missing.seen) == (False, f"{tmp_path}/services.d cannot be read: No such file or directory")
+    (tmp_path / "services.d").mkdir()
+    (tmp_path / "services.d" / "a.toml").write_text('service = "a"\naddress = "127.0.0.1:1"\n')
+    good = Finding("service files", True, f"1 in {tmp_path}/services.d declare 1 instances")
+    assert service_file_findings(here) == [good]
+    (tmp_path / "services.d" / "b.toml").write_text('service = "a"\n')
+    todo = "correct it, then reload the proxy (SIGHUP)"
+    broken = Finding("service file", False, "b.toml: address is required.", todo)
+    assert service_file_findings(here) == [good, broken]
+
+
 def test_port_finding_of_a_free_port_a_proxy_and_another_program(running: ProxyProcess, tmp_path: Path) -> None:
     assert port_finding(Settings(port=free_port())).seen.endswith("is free")
     assert port_finding(Settings(port=running.port)).seen.startswith("a nacos-proxy listens on")
@@ -181,3 +200,16 @@ def test_examine_prints_a_line_for_each_finding(cli: Run, tmp_path: Path) -> Non
     assert "FAIL upstream: http://127.0.0.1:1/nacos: " in ill.output
     assert "     -> check that Nacos is running there" in ill.output
     assert cli("doctor", "--port", "x").exit_code == 2
+
+
+async def test_dns_finding_of_a_free_port_a_proxy_and_another_program() -> None:
+    settings = Settings(dns_zone="nacos")
+    assert dns_finding("127.0.0.1", 0, settings).ok
+    async with serving(dns="127.0.0.1:0") as served:
+        assert served.components.dns is not None
+        port = int(served.components.dns.addresses[0].rpartition(":")[2])
+        finding = await asyncio.to_thread(dns_finding, "127.0.0.1", port, settings)
+        assert (finding.ok, finding.seen) == (True, f"127.0.0.1:{port} serves the zone nacos")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        finding = await asyncio.to_thread(dns_finding, *other.getsockname(), settings)
+        assert (finding.ok, "in use" in finding.seen) == (False, True)

@@ -48,7 +48,9 @@ class World:
         self.committer = Committer(catalog, self.clock, supervisor)
         self.committer.follow("changes", self.changes.append)
         self.sender = Sender(self.registry, catalog, self.clock, supervisor)
-        self.reregistration = Reregistration(catalog.registrations, self.sender, self.committer, self.clock, supervisor)
+        self.reregistration = Reregistration(
+            catalog.registrations, catalog.drains, self.sender, self.committer, self.clock, supervisor
+        )
         catalog.cache.accept(snapshot(), self.clock.now(), "poll", requested_at=0)
         self.registrations.record_write(Register(KEY, MINE), self.clock.now())
 

@@ -12,7 +12,12 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive
 
 from nacos_proxy.app.router import rest_app
+from nacos_proxy.background.drains import Drainer, DrainerPolicy
+from nacos_proxy.background.health_checker import HealthChecker, HealthCheckerPolicy
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.frontends.discovery.envoy import EnvoyApi
+from nacos_proxy.frontends.discovery.formats import FormatsApi
+from nacos_proxy.frontends.discovery.group_names import GroupNames
 from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
@@ -21,6 +26,7 @@ from nacos_proxy.frontends.operations.metrics import Metrics, Sources
 from nacos_proxy.frontends.rest.models import Instance, Snapshot
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.services import RestApi
+from nacos_proxy.frontends.rest.traffic import TrafficApi
 from nacos_proxy.model.calls import Register
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.wire.http import HttpReply
@@ -61,6 +67,7 @@ class World:
     rng: FakeRandom
     discovered: list[tuple[str, str, str]]
     operator_view: OperatorView
+    checker: HealthChecker
 
     async def ask(self, method: str, target: str, **more: Any) -> Exchange:
         return await ask(self.app, method, target, **more)
@@ -95,17 +102,25 @@ async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
     operator_view = OperatorView(agent, events, metrics, "1.2.3", clock.now())
+    groups = GroupNames(agent, max_services)
+    rest, drainer = RestApi(agent, reads), Drainer(agent, DrainerPolicy())
+    checker = HealthChecker(agent, HealthCheckerPolicy())
     app = rest_app(
         {
-            RestApi: RestApi(agent, reads),
-            LookupApi: LookupApi(agent, reads, rng, max_services=max_services),
+            RestApi: rest,
+            TrafficApi: TrafficApi(rest, drainer, checker),
+            LookupApi: LookupApi(agent, rng),
+            FormatsApi: FormatsApi(agent, reads, groups, max_services=max_services),
+            EnvoyApi: EnvoyApi(agent, reads, events.polls, groups, max_services=max_services),
             EventsApi: events,
             LongPolls: events.polls,
             OperatorView: operator_view,
         }
     )
-    yield World(app, agent, registry, shelf, clock, events, rng, discovered, operator_view)
+    yield World(app, agent, registry, shelf, clock, events, rng, discovered, operator_view, checker)
     events.close()
+    await drainer.stop()
+    await checker.stop()
     await agent.close()
 
 

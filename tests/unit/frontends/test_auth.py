@@ -58,6 +58,45 @@ async def test_host_check_accepts_names_in_hosts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "method", "headers", "expected"),
+    [
+        ("/v3/discovery:endpoints", "POST", {"host": "nacos_proxy"}, 200),
+        ("/v3/discovery:clusters", "POST", {"host": "Nacos-Proxy"}, 200),
+        ("/v3/discovery:endpoints", "POST", {"host": "nacos_proxy:8848"}, 200),
+        # the internet's names have a dot
+        ("/v3/discovery:endpoints", "POST", {"host": "evil.example.com"}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "evil.example.com."}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "evil."}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "10.0.0.1"}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "[fe80::1]"}, 421),
+        # what a browser sends for a page of the local network, which may have a name without a dot
+        ("/v3/discovery:endpoints", "POST", {"host": "evil:8848", "origin": "http://evil:8848"}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "evil", "origin": "null"}, 421),
+        ("/v3/discovery:endpoints", "POST", {"host": "evil", "sec_fetch_site": "same-origin"}, 421),
+        ("/v3/discovery:endpoints", "GET", {"host": "evil"}, 421),
+        # nothing else is open to these names
+        ("/v3/discovery:routes", "POST", {"host": "nacos_proxy"}, 421),
+        ("/v3/discovery:endpoints/", "POST", {"host": "nacos_proxy"}, 421),
+        ("/api/v1/services", "GET", {"host": "nacos_proxy"}, 421),
+        ("/nacos/v1/ns/instance", "POST", {"host": "nacos_proxy"}, 421),
+    ],
+)
+async def test_host_check_accepts_the_cluster_name_of_envoy_but_no_rebound_page(
+    path: str, method: str, headers: dict[str, str], expected: int
+) -> None:
+    assert await status(AccessPolicy(), method, path, **headers) == expected
+
+
+@pytest.mark.parametrize("context", ["/nacos", ""])
+async def test_discovery_by_post_needs_the_right_to_read(context: str) -> None:
+    assert required_right("POST", "/v3/discovery:endpoints", context) == "read"
+    policy = AccessPolicy(tokens=TOKENS, context_path=context)
+    assert await status(policy, "POST", "/v3/discovery:clusters", host="nacos_proxy") == 401
+    for_reader = {"host": "nacos_proxy", "authorization": "Bearer reader"}
+    assert await status(policy, "POST", "/v3/discovery:clusters", **for_reader) == 200
+
+
+@pytest.mark.parametrize(
     ("headers", "expected"),
     [
         ({}, 200),

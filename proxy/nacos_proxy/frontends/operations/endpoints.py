@@ -43,9 +43,9 @@ router = APIRouter(route_class=ApiRoute, tags=["operations"], default_response_c
 class OperatorView:
     """The sources of the status. Each function returns current values for JSON, without secrets.
 
-    `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`: `state` (one of
-    `_HEALTHY`, or the problem), maybe `reason`. `failing`: the reason for each background task that failed lately.
-    `started` is in seconds of the agent's clock.
+    `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`, `service_files`:
+    `state` (one of `_HEALTHY`, or the problem), maybe `reason`. `failing`: the reason for each background task that
+    failed lately. `started` is in seconds of the agent's clock.
     """
 
     agent: Agent
@@ -57,6 +57,7 @@ class OperatorView:
     push: Callable[[], Mapping[str, Any]] = dict
     polling: Callable[[], Mapping[str, Any]] = dict
     disk: Callable[[], Mapping[str, Any]] = dict
+    service_files: Callable[[], Mapping[str, Any]] = dict
     failing: Callable[[], Mapping[str, str]] = dict
     more: Callable[[], Mapping[str, Any]] = dict
 
@@ -124,6 +125,7 @@ _STATUS = {
     },
     "push": {"state": "ok"},
     "disk": {"state": "ok"},
+    "serviceFiles": {"state": "ok", "directory": "/etc/nacos-proxy/services.d", "files": 1},
     "subscribers": {"streams": 1, "byClient": {"127.0.0.1": 1}},
     "grpc": {
         "state": "ok",
@@ -222,7 +224,8 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if knows_nothing:
             return "unready", [*reasons, NOTHING_CACHED]
-    for name, shown in (("push", view.push()), ("polling", view.polling()), ("disk", view.disk())):
+    parts = {"push": view.push, "polling": view.polling, "disk": view.disk, "services_dir": view.service_files}
+    for name, shown in ((name, part()) for name, part in parts.items()):
         state = shown.get("state", "off")
         if state not in _HEALTHY:
             reasons.append(f"{name}: {shown.get('reason') or state}")
@@ -265,6 +268,7 @@ async def status_json(view: OperatorView, limit: int, offset: int = 0, *, hosts:
         },
         "push": {"state": "off", **view.push()},
         "disk": {"state": "off", **view.disk()},
+        **({"serviceFiles": files} if (files := view.service_files()) else {}),
         "failing": view.failing(),
         "subscribers": {"streams": view.events.readers, "byClient": view.events.quota.clients},
         "registrations": len(catalog.registrations),

@@ -27,6 +27,16 @@ KEY = ServiceKey("public", "DEFAULT_GROUP", "orders")
 _HOST = Instance("10.0.0.5", 8080, metadata={"zone": "a"})
 AFTER = Snapshot.of(KEY, [_HOST, Instance("10.0.0.6", 8080, weight=2.0)], last_ref_time=1_760_000_005_000)
 INSTANCE_JSON = host_json(_HOST, KEY)
+PICKED_JSON = {"name": KEY.grouped, "namespaceId": KEY.namespace, "count": 1, "instances": [INSTANCE_JSON]}
+DRAIN_JSON = {
+    "name": KEY.grouped,
+    "namespaceId": KEY.namespace,
+    "address": _HOST.address,
+    "state": "drained",
+    "secondsLeft": 0.0,
+    "error": "",
+}
+MAINTAINED_JSON = {**INSTANCE_JSON, "enabled": False, "maintenance": {"reason": "disk swap", "since": 1_760_000_000.0}}
 SNAPSHOT_JSON = snapshot_json(AFTER, View())
 
 BAD_NAME = BadCall(
@@ -77,4 +87,4 @@ came from the cache. `Cache-Control: no-cache` or `max-age=SECONDS` on the reque
 WHO_ANSWERED = """
 
 The header `Nacos-Proxy-Answer` says who answered: `upstream`, `healed` (the upstream had lost the instance, and the
-proxy registered it again) or `local` (the upstream is away)."""
+proxy registered it again), `local` (the upstream is away) or `drained` (the instance is being drained)."""

@@ -5,6 +5,8 @@ Answers are not made from them: they are prepared bytes. Tests check that the an
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -62,6 +64,26 @@ class Instances(BaseModel):
     stale: bool
 
 
+class Picked(BaseModel):
+    """Instances to send requests to, the first choice first."""
+
+    name: str
+    namespaceId: str
+    count: int
+    instances: list[Instance]
+
+
+class Drain(BaseModel):
+    """How far the drain of an instance is: `draining`, `deregistering`, `drained` or `cancelled`."""
+
+    name: str
+    namespaceId: str
+    address: str
+    state: str
+    secondsLeft: float
+    error: str
+
+
 class ServicePage(BaseModel):
     """One page of the names of a group's services; `count` is the number of all."""
 
@@ -96,8 +118,9 @@ class ProblemDocument(BaseModel):
     arrived: bool | None = None
 
 
-class TargetGroup(BaseModel):
-    """A target group of Prometheus's HTTP service discovery."""
+class DiscoveryResponse(BaseModel):
+    """Envoy's, with resources of one type."""
 
-    targets: list[str]
-    labels: dict[str, str]
+    version_info: str
+    type_url: str
+    resources: list[dict[str, Any]]

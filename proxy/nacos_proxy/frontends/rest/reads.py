@@ -83,20 +83,20 @@ class Reads:
         headers = (*cache_headers(cached), ("etag", tag), REVALIDATE)
         if _has(request, tag):
             return Reply(HttpReply(304, None, b"", headers))
-        body = self._bodies.of(snapshot, (cached.stale, kind, *variant), lambda: _encoded(make(snapshot, cached.stale)))
+        body = self._bodies.of(snapshot, (cached.stale, kind, *variant), lambda: encoded(make(snapshot, cached.stale)))
         return Reply(HttpReply(200, media, body, headers))
 
 
-def _encoded(made: object) -> bytes:
+def encoded(made: object) -> bytes:
     return made if isinstance(made, bytes) else orjson.dumps(made)
 
 
-def tagged(request: Request, value: object, headers: Pairs) -> Reply:
+def tagged(request: Request, made: object, headers: Pairs, media: str = JSON_TYPE) -> Reply:
     """An answer made from several snapshots, or from none: its ETag is a digest of its bytes."""
-    body = orjson.dumps(value)
+    body = encoded(made)
     tag = etag(blake2b(body, digest_size=8).hexdigest())
     headers = (*headers, ("etag", tag))
-    return Reply(HttpReply(304, None, b"", headers) if _has(request, tag) else HttpReply(200, JSON_TYPE, body, headers))
+    return Reply(HttpReply(304, None, b"", headers) if _has(request, tag) else HttpReply(200, media, body, headers))
 
 
 def _has(request: Request, tag: str) -> bool:
@@ -104,12 +104,15 @@ def _has(request: Request, tag: str) -> bool:
     return tag_matches(",".join(request.headers.getlist("if-none-match")), tag)
 
 
+def known_keys(agent: Agent) -> list[ServiceKey]:
+    """The services that this host knows instances of, for while the upstream is away."""
+    entries = agent.catalog.cache.entries()
+    return sorted(entry.key for entry in entries if entry.visible is not None and entry.visible.instances)
+
+
 def known_names(agent: Agent, group: ListServices) -> list[str]:
-    """The names of a group's services that this host knows instances of, for while the upstream is away."""
-    keys = (
-        entry.key for entry in agent.catalog.cache.entries() if entry.visible is not None and entry.visible.instances
-    )
-    return sorted(key.name for key in keys if (key.namespace, key.group) == (group.namespace, group.group))
+    """The names of those of one group."""
+    return [key.name for key in known_keys(agent) if (key.namespace, key.group) == (group.namespace, group.group)]
 
 
 def oldest(results: list[CacheResult]) -> Pairs:

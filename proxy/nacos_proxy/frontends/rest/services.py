@@ -27,6 +27,7 @@ from nacos_proxy.frontends.rest.routing import (
     problems,
     provided,
 )
+from nacos_proxy.frontends.rest.states import states_json
 from nacos_proxy.model.calls import BEAT_NOT_FOUND, BeatResult, GetInstance, ListServices, Register, ServicePage
 from nacos_proxy.model.errors import (
     BadCall,
@@ -186,7 +187,8 @@ async def instances(
 @router.get(
     INSTANCE,
     summary="One instance",
-    description="If the list does not show the instance (it may be disabled), the proxy asks the upstream." + FRESHNESS,
+    description="If the list does not show the instance (it may be disabled), the proxy asks the upstream. `drain` and "
+    "`maintenance` say why an instance that is registered here gets no traffic." + FRESHNESS,
     responses=examples.of_a_read(examples.INSTANCE_JSON, models.Instance, examples.BAD_PORT, examples.NOT_FOUND),
 )
 async def instance(
@@ -198,11 +200,13 @@ async def instance(
     cached = await api.agent.read(key, cache_control)
     assert cached.snapshot is not None
     ip, port = api.spelling(key, asked, cached.snapshot)
+    owned = api.agent.catalog.registrations.find(key, ip, port)
+    if owned is not None and (states := states_json(api.agent, owned)):
+        return json_reply(host_json(owned.instance, key) | states, headers=(REVALIDATE,))
     known = cached.snapshot.find(ip, port, cluster or None)
     if known is not None:
         variant = (ip, port, cluster)
         return api.reads.reply(request, cached, cache_control, "instance", variant, lambda _, __: host_json(known, key))
-    owned = api.agent.catalog.registrations.find(key, ip, port)
     cluster = cluster or (DEFAULT_CLUSTER if owned is None else owned.instance.cluster)
     found, _ = await api.agent.instance(GetInstance(key, ip, port, cluster))
     return json_reply(host_json(found, key), headers=(("cache-status", "nacos-proxy; fwd=uri-miss"), REVALIDATE))

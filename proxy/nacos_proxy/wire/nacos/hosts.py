@@ -41,6 +41,10 @@ _instances = _Memo[_Fields, Instance]()
 _fragments = _Memo[tuple[_Fields, str], tuple[Metadata, orjson.Fragment]]()
 
 
+def instance_id_of(instance: Instance, key: ServiceKey) -> str:
+    return instance.instance_id or f"{instance.ip}#{instance.port}#{instance.cluster}#{key.grouped}"
+
+
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
     """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`.
 
@@ -48,7 +52,7 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
     """
     meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
     host: dict[str, Any] = {
-        "instanceId": instance.instance_id or f"{instance.ip}#{instance.port}#{instance.cluster}#{key.grouped}",
+        "instanceId": instance_id_of(instance, key),
         "ip": instance.ip,
         "port": instance.port,
         "weight": instance.weight,

@@ -32,6 +32,8 @@ from nacos_proxy.wire.rest.query import (
     unknown,
 )
 
+MAX_REASON = 200  # characters
+
 
 def read_object(body: bytes) -> Any:
     """A JSON object. Raises `BadCall`."""
@@ -116,6 +118,12 @@ class BeatBody(RequestBody):
     weight: Weight = 1.0
     metadata: Metadata = {}
     ephemeral: bool = True
+
+
+class MaintenanceBody(RequestBody):
+    """Why an instance is kept out of traffic."""
+
+    reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
 
 def read_register(service: ServiceKey, body: RegisterBody, rules: Rules = NACOS) -> Register:

@@ -23,6 +23,7 @@ from nacos_proxy.model.views import ENOUGH, Preference, View
 MAX_PAGE = 10**9 - 1
 MAX_PAGE_SIZE = 1000
 MAX_WAIT = 300.0
+ALL = "*"
 TOKENS = ("accessToken", "access_token")  # the guard takes an API token from these
 CREDENTIALS = (*TOKENS, "username", "password")  # Nacos clients send these with any call
 
@@ -191,7 +192,7 @@ class ViewQuery(FilterQuery):
 
 
 class ServicesQuery(ViewQuery):
-    """Several services by name, or `*` for all of a group."""
+    """Several services by name, or `*` for all of a group, or of all groups."""
 
     service: Names
 
@@ -199,7 +200,7 @@ class ServicesQuery(ViewQuery):
         """At most `max_keys` keys; None means all of the group. Raises `BadCall`."""
         if len(self.service) > max_keys:
             raise illegal("service", f"Param 'service' is given more than {max_keys} times.")
-        if "*" not in self.service:
+        if ALL not in self.service:
             return [self.service_key(name, rules) for name in self.service]
         if len(self.service) > 1:
             raise illegal("service", "Param 'service' is illegal, '*' stands alone.")
@@ -221,6 +222,24 @@ class KindQuery(InstanceQuery):
     ephemeral: Annotated[
         Flag, Field(description="Whether the instance is ephemeral (kept by beats) or persistent.")
     ] = True
+
+
+class DrainQuery(InstanceQuery):
+    wait: Annotated[
+        str,
+        Field(
+            description="How long the instance stays registered out of traffic, so that all its consumers notice; at "
+            "most 5m.",
+            examples=["20s"],
+        ),
+    ] = "20s"
+
+    def seconds(self) -> float:
+        """Raises `BadCall`."""
+        seconds = _read_time("wait", self.wait)
+        if seconds > MAX_WAIT:
+            raise illegal("wait", f"Param 'wait' is illegal, it must be at most {MAX_WAIT / 60:g}m.", self.wait)
+        return seconds
 
 
 def refusal(errors: Sequence[Any]) -> BadCall:
@@ -271,6 +290,13 @@ def checked(check: Callable[[Any], object], value: Any, parameter: str = "") -> 
         raise BadCall(ours, error.violation, text, value=error.value, status=error.status) from None
 
 
+def read_namespace(text: str, rules: Rules = NACOS) -> str:
+    """A namespace's id, `public` for ''. Raises `BadCall`."""
+    key = ServiceKey.of(ALL, "", text)
+    checked(rules.service, key)
+    return key.namespace
+
+
 SHORT = 256  # characters: longer views are not cached
 
 
@@ -290,10 +316,14 @@ def read_selector(parameter: str, text: str) -> Selector:
 
 def read_wait(text: str) -> float:
     """Reads `30s`, `1500ms`, `2m` or plain seconds, as seconds; cut to five minutes. Raises `BadCall`."""
+    return min(_read_time("wait", text), MAX_WAIT)
+
+
+def _read_time(parameter: str, text: str) -> float:
     match = _WAIT.fullmatch(text)
     if match is None:
-        raise illegal("wait", "Param 'wait' is illegal, it must be a time like 30s, 1500ms or 2m.", text)
-    return min(float(match[1]) * _UNITS[match[2]], MAX_WAIT)
+        raise illegal(parameter, f"Param '{parameter}' is illegal, it must be a time like 30s, 1500ms or 2m.", text)
+    return float(match[1]) * _UNITS[match[2]]
 
 
 class InstanceAddress(NamedTuple):
