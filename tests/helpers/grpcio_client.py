@@ -22,6 +22,7 @@ UNARY, STREAM = "/Request/request", "/BiRequestStream/requestBiStream"
 MAX_MESSAGE = 10 << 20
 _FIELD = descriptor_pb2.FieldDescriptorProto
 # One client is one connection, which is not replaced silently by another in the middle of a call.
+CONNECT_SECONDS = 60.0
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -207,6 +208,8 @@ class GrpcClient:
         `abilities`: None sends no `abilityTable`, so the server acknowledges nothing. `settle`: asks for health until
         the server knows the connection, which Nacos does some milliseconds after the setup.
         """
+        # grpc gives up an attempt after 20 s, which a machine that is suspended can exceed; it makes others by itself.
+        await asyncio.wait_for(self._channel.channel_ready(), CONNECT_SECONDS)
         checked = await self.call("ServerCheckRequest") if check else Packed("", b"{}", {})
         self.connection_id = checked.body.get("connectionId", "")
         await self.open()
