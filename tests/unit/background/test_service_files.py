@@ -442,3 +442,30 @@ def test_read_files_names_a_check_that_is_wrong(tmp_path: Path) -> None:
         "b.toml": "check.http is a URL such as http://127.0.0.1:8080/health",
         "c.toml": "deregister_after is a duration such as '5s' or '500ms', not 'x'",
     }
+
+
+async def test_maintenance_of_an_instance_of_a_file_outlasts_a_changed_file_and_a_restart(host: Host) -> None:
+    host.write(a=HERE.format(1))
+    await host.begin()
+    await host.checker.maintain(LEGACY, "127.0.0.1", 1, "disk swap")
+    host.write(a=HERE.format(1) + "weight = 5\n")
+    await host.reload()
+    await host.clock.advance(60)
+
+    def shown() -> tuple[float, bool]:
+        found = host.shelf.of(LEGACY).find("127.0.0.1", 1)
+        assert found is not None
+        return found.weight, found.enabled
+
+    assert shown() == (5.0, False)
+    async with restarted(host) as again:
+        await again.clock.advance(60)
+        assert again.kept().maintenance is not None
+        assert shown() == (5.0, False)
+        await again.checker.maintain(LEGACY, "127.0.0.1", 1, None)
+        await again.clock.advance(10)
+        assert shown() == (5.0, True)
+        again.remove("a")
+        await again.checker.maintain(LEGACY, "127.0.0.1", 1, "gone for good")
+        await again.reload()
+        assert again.registered == []
