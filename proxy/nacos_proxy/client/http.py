@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from nacos_proxy.wire.http import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
+from nacos_proxy.wire.compression import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
 
 
 def plain_client(base_url: str, headers: Sequence[tuple[str, str]], **options: Any) -> httpx.Client:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 from urllib.parse import quote
 
-from nacos_proxy.model.services import address_of
+from nacos_proxy.model.addresses import address_of
 
 Metadata: TypeAlias = Mapping[str, str] | str | None
 

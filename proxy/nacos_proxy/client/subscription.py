@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from httpx_sse import EventSource, SSEError
 
 from nacos_proxy.client.legacy import NacosException, NacosRequestException
 from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.wire.rest.sse import CONTENT_TYPE, decode
 
 log = logging.getLogger("nacos_proxy.client")
 
@@ -73,7 +73,7 @@ class Subscription:
             try:
                 self._follow()
                 failures = 0
-            except (httpx.HTTPError, NacosException, SSEError, ValueError) as error:
+            except (httpx.HTTPError, NacosException, ValueError) as error:
                 if self._stopped.is_set():
                     return
                 failures += 1
@@ -81,7 +81,7 @@ class Subscription:
             self._stopped.wait(Backoff(self._delay, self._max_delay).delay(max(0, failures - 1)))
 
     def _follow(self) -> None:
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": self._last_id} if self._last_id else {})
+        headers = {"accept": CONTENT_TYPE} | ({"last-event-id": self._last_id} if self._last_id else {})
         timeout = httpx.Timeout(3.0, read=MAX_SILENCE)
         with self._http.stream("GET", "/api/v1/events", params=self._params, headers=headers, timeout=timeout) as reply:
             if reply.status_code != 200:
@@ -90,14 +90,16 @@ class Subscription:
             self._socket = reply.extensions["network_stream"].get_extra_info("socket")
             if self._stopped.is_set():  # `stop` was called before there was a socket to shut down
                 return
-            for event in EventSource(reply).iter_sse():
+            if not reply.headers.get("content-type", "").startswith(CONTENT_TYPE):
+                raise NacosRequestException("the answer is no event stream", reply.status_code)
+            for event in decode(reply.iter_raw()):
                 if self._stopped.is_set():
                     return
                 self._last_id = event.id or self._last_id
                 if event.retry is not None:
                     self._delay = max(MIN_DELAY, event.retry / 1000)
-                if event.event in ("snapshot", "change"):
-                    self._notify({"event": event.event, **json.loads(event.data)})
+                if event.kind in ("snapshot", "change"):
+                    self._notify({"event": event.kind, **json.loads(event.data)})
 
     def _notify(self, change: dict[str, Any]) -> None:
         for listener in list(self.listeners):

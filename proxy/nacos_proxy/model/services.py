@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
+
+from nacos_proxy.model.addresses import address_of, plain_ip
 
 DEFAULT_NAMESPACE = "public"
 DEFAULT_GROUP = "DEFAULT_GROUP"
@@ -31,28 +32,6 @@ def without_nulls(metadata: Metadata) -> Metadata:
     if None not in metadata.values():
         return metadata
     return {name: text for name, text in metadata.items() if text is not None}
-
-
-@lru_cache(maxsize=16_384)
-def plain_ip(ip: str) -> str:
-    """The canonical form of an IPv6 address (RFC 5952), without brackets. Any other text is returned unchanged.
-
-    Clients register the same address as `2001:db8::7`, `[2001:db8::7]` (Spring) or `2001:DB8::7`. Servers treat each
-    form as a separate instance and show it unchanged (tried with 2.5.1).
-    """
-    bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
-    if ":" not in bare:
-        return ip
-    try:
-        return str(ipaddress.IPv6Address(bare))
-    except ValueError:
-        return ip
-
-
-def address_of(ip: str, port: int | str) -> str:
-    """`ip:port`, with an IPv6 address in its canonical form and in brackets (RFC 3986 3.2.2)."""
-    ip = plain_ip(ip)
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 class ServiceKey(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlencode
 
@@ -95,19 +95,6 @@ def first_of(*texts: bytes) -> dict[str, str]:
     return found
 
 
-NO_COMPRESSION = ("Accept-Encoding", "identity")  # sent to every server: a few bytes of gzip can expand to gigabytes
-COMPRESSED_ANSWER = (
-    "the answer is compressed ({}), although we asked for an uncompressed one: turn compression off at the server"
-)
-
-
-def content_codings(fields: Iterable[tuple[bytes, bytes]]) -> str:
-    """The content codings that the raw headers of an answer name; '' if it is not compressed (RFC 9110 8.4)."""
-    named = (value for name, value in fields if name.lower() == b"content-encoding")
-    codings = (part.strip().lower() for value in named for part in value.split(b","))
-    return ", ".join(coding[:40].decode("latin-1") for coding in codings if coding not in (b"", b"identity"))
-
-
 class HttpReply(NamedTuple):
     """An answer. With `content_type` None it has no such header, as some refusals of Nacos."""
 
@@ -115,6 +102,21 @@ class HttpReply(NamedTuple):
     content_type: str | None
     body: bytes
     headers: Pairs = ()
+
+
+class RouteName(NamedTuple):
+    """What answers a request, for the metrics: the part of the proxy, and a method and path without values."""
+
+    frontend: str
+    template: str
+
+    @property
+    def path(self) -> str:
+        """The template without the method."""
+        return self.template.rpartition(" ")[2]
+
+
+OTHER = RouteName("other", "other")  # no route of ours, or refused before there was one
 
 
 class Cacheable(NamedTuple):
@@ -125,7 +127,7 @@ class Cacheable(NamedTuple):
 
     - `invalidation_key`: the response is dropped when this key is forgotten;
     - `confirmed_at`: when its Age was 0; `valid_until`: when it stops being fresh;
-    - `kind`: how the metrics count it;
+    - `route`: how the metrics count it;
     - `make_body`: makes a new body, of any length, for each response (`pick`, where the choice is the response);
     - `revalidate`: called now and then with the time; returns the new `confirmed_at` and `valid_until`, or None if the
       data was not confirmed since.
@@ -134,12 +136,13 @@ class Cacheable(NamedTuple):
     invalidation_key: Hashable
     confirmed_at: float
     valid_until: float
-    kind: str = "read"
+    route: RouteName = OTHER
     make_body: Callable[[], bytes] | None = None
     revalidate: Callable[[float], tuple[float, float] | None] | None = None
 
 
 CACHEABLE = "nacos_proxy.cacheable"
+REPEATED = "nacos_proxy.repeated"  # in the ASGI scope: the `RouteName` of the prepared response that answers a request
 RULES = "nacos_proxy.rules"  # in the ASGI scope: the `Rules` of a request
 
 
@@ -179,3 +182,4 @@ class Channel(Protocol):
 
 
 STREAM = "nacos_proxy.stream"
+HAS_LEFT = "nacos_proxy.has_left"  # in the ASGI scope: a function that says whether the client of a request has left

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.model.services import Change, Instance, InstanceKey, ServiceKey, Snapshot, diff, merge, plain_ip
+from nacos_proxy.model.addresses import plain_ip
+from nacos_proxy.model.services import Change, Instance, InstanceKey, ServiceKey, Snapshot, diff, merge
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.recordings import Row, load
 

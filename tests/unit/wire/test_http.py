@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.wire.http import FORM_TYPE, HttpRequest, content_codings, pairs
+from nacos_proxy.wire.compression import content_codings
+from nacos_proxy.wire.http import FORM_TYPE, HttpRequest, pairs
 from tests.helpers.pair import TEXT
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 
-from nacos_proxy.model.services import Instance, Metadata, plain_ip
+from nacos_proxy.model.addresses import plain_ip
+from nacos_proxy.model.services import Instance, Metadata
 from nacos_proxy.wire.discovery.base import Shown
 
 OMITTED = (

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from nacos_proxy.model.addresses import address_of
 from nacos_proxy.model.errors import BadCall
 from nacos_proxy.model.limits import Rules
-from nacos_proxy.model.services import GROUP_SEPARATOR, Instance, ServiceKey, Snapshot, address_of
+from nacos_proxy.model.services import GROUP_SEPARATOR, Instance, ServiceKey, Snapshot
 from nacos_proxy.wire.rest.query import ServiceQuery, read_address
 
 MAX_LINE = 1024

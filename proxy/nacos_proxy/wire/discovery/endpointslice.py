@@ -15,7 +15,8 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from nacos_proxy.model.services import DEFAULT_GROUP, Instance, ServiceKey, plain_ip
+from nacos_proxy.model.addresses import plain_ip
+from nacos_proxy.model.services import DEFAULT_GROUP, Instance, ServiceKey
 from nacos_proxy.wire.discovery.addresses import scheme
 from nacos_proxy.wire.discovery.base import Format, Shown
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
+from nacos_proxy.model.addresses import plain_ip
 from nacos_proxy.model.errors import BadCall, Violation
-from nacos_proxy.model.services import Instance, plain_ip
+from nacos_proxy.model.services import Instance
 
 ASSIGNMENT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"

@@ -154,11 +154,11 @@ def read_update(
 
 
 def read_deregister(
-    service: ServiceKey, address: InstanceAddress, query: KindQuery, rules: Rules = NACOS
+    service: ServiceKey, address: InstanceAddress, query: InstanceQuery, ephemeral: bool, rules: Rules = NACOS
 ) -> Deregister:
     """Raises `BadCall`."""
     cluster = query.checked_cluster(rules) or DEFAULT_CLUSTER
-    return Deregister(service, address.ip, address.port, cluster, query.ephemeral)
+    return Deregister(service, address.ip, address.port, cluster, ephemeral)
 
 
 def read_beat(

@@ -13,11 +13,12 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
+from nacos_proxy.model.addresses import plain_ip
 from nacos_proxy.model.calls import ListServices
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.limits import NACOS, Rules, check_port
 from nacos_proxy.model.selectors import Selector
-from nacos_proxy.model.services import ServiceKey, plain_ip
+from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.model.views import ENOUGH, Preference, View
 
 MAX_PAGE = 10**9 - 1
@@ -222,6 +223,14 @@ class KindQuery(InstanceQuery):
     ephemeral: Annotated[
         Flag, Field(description="Whether the instance is ephemeral (kept by beats) or persistent.")
     ] = True
+
+
+class DeregisterQuery(InstanceQuery):
+    ephemeral: Annotated[
+        Flag | None,
+        WithJsonSchema({"type": "boolean"}),
+        Field(description="Whether the instance is ephemeral; if left out, as it is listed."),
+    ] = None
 
 
 class DrainQuery(InstanceQuery):

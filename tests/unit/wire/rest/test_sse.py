@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.wire.rest.sse import HEARTBEAT, encode, encode_retry
+from nacos_proxy.wire.rest.sse import HEARTBEAT, Event, decode, encode, encode_retry
 from tests.helpers.sse import Decoder, Message
 
 LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)
@@ -26,6 +26,11 @@ def test_encode_is_decoded_from_any_pieces(events: list[tuple[str, bytes, str]],
     found = [m for i in range(0, len(stream), width) for m in decoder.feed(stream[i : i + width])]
     assert found == [Message(*event) for event in events]
     assert decoder.retry == 5
+    ours = list(decode(stream[i : i + width] for i in range(0, len(stream), width)))
+    assert ours[0] == Event("", "message", "", 5)
+    assert [(e.kind, e.data, e.id, e.retry) for e in ours[1:]] == [
+        (m.event, m.data.decode("utf-8", "replace"), m.id, None) for m in found
+    ]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -54,3 +59,11 @@ def test_encode_refuses_line_breaks_in_name_and_id(event: str, number: str) -> N
 
 def test_encode_keeps_data_of_several_lines_in_one_event() -> None:
     assert Decoder().feed(encode("x", b"a\nb\r\nc")) == [Message("x", b"a\nb\nc")]
+
+
+def test_decode_reads_crlf_and_ignores_what_is_no_event() -> None:
+    assert list(decode([b"data: a\r\ndata:b\r\n\r", b"\nevent: x\n\nid: a\0b\nretry: soon\nunknown: 1\ndata\n\n"])) == [
+        Event("", "message", "a\nb"),
+        Event("", "message", ""),
+    ]
+    assert list(decode([b"data: cut off\n", b"da"])) == []

@@ -58,6 +58,11 @@ def write_failure(own_class: str, error: ProxyError, always: Mapping[str, Any] =
     return Payload(own_class, dumps({**body, **always})) if own else Payload(ERROR_RESPONSE, dumps(body))
 
 
+def code_of(error: ProxyError) -> int:
+    """The `errorCode` that an SDK gets."""
+    return _in_words_of_nacos(error)[2]
+
+
 def _in_words_of_nacos(error: ProxyError) -> tuple[bool, int, int, str]:
     """Whether the answer is in the request's own class, then `resultCode`, `errorCode` and message."""
     if isinstance(error, NoHandler | NotReadable | NotRegistered):
