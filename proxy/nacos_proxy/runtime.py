@@ -1,6 +1,7 @@
 """The only module that reads the time or starts a task. All others get the time, or a `Clock`, as an argument.
 
-Background work runs under a `Supervisor`: an exception is logged and counted, and the work goes on.
+Background work runs under a `Supervisor`: an exception is logged and counted, and the work goes on. It belongs to no
+client's request (`request_context`), even if a request starts it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -82,15 +84,19 @@ async def ticks(clock: Clock, interval: float) -> AsyncIterator[tuple[float, flo
         await clock.sleep_until(due)
 
 
-def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-    """Start a task, keep a reference to it until it ends, and log its failure with the traceback."""
-    task = _start(coroutine, name)
+def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str, for_request: bool = True) -> asyncio.Task[Any]:
+    """Start a task, keep a reference to it until it ends, and log its failure with the traceback.
+
+    `for_request`: it works for the client's request that its starter works for, if there is one.
+    """
+    task = _start(coroutine, name, for_request=for_request)
     task.add_done_callback(_log_failure)
     return task
 
 
-def _start(coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    task = asyncio.get_running_loop().create_task(coroutine, name=name)
+def _start(coroutine: Coroutine[Any, Any, T], name: str, *, for_request: bool) -> asyncio.Task[T]:
+    create = asyncio.get_running_loop().create_task
+    task = create(coroutine, name=name) if for_request else Context().run(create, coroutine, name=name)
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
@@ -158,11 +164,11 @@ class Supervisor:
 
     def keep(self, work: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> asyncio.Task[None]:
         """Start a loop. If it fails, it starts again after a pause, until it returns or its task is cancelled."""
-        return spawn(self._keep(work, name), name=name)
+        return spawn(self._keep(work, name), name=name, for_request=False)
 
-    def once(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start work that ends by itself. A failure is counted and logged."""
-        task = _start(work, name)
+    def once(self, work: Coroutine[Any, Any, T], *, name: str, for_request: bool = False) -> asyncio.Task[T]:
+        """Start work that ends by itself. A failure is counted and logged. `for_request` as in `spawn`."""
+        task = _start(work, name, for_request=for_request)
         task.add_done_callback(self._ended)
         return task
 
@@ -179,7 +185,7 @@ class Supervisor:
         known = self._failing.get(name)
         if known is None:
             known = self._failing[name] = _Failing("", 0.0)
-            spawn(self._await_quiet(name, known), name=f"failures of {name}")
+            spawn(self._await_quiet(name, known), name=f"failures of {name}", for_request=False)
         known.text, known.at = f"{type(error).__name__}: {error}", self._clock.now()
         if type(error) not in known.logged:
             known.logged.add(type(error))
@@ -209,7 +215,7 @@ class Supervisor:
 
     async def _succeeds(self, work: Coroutine[Any, Any, None], name: str) -> bool:
         """Whether `work` ended without an exception. If it cancels itself, that is a failure, too."""
-        task = _start(work, name)
+        task = _start(work, name, for_request=False)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:

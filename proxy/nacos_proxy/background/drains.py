@@ -140,7 +140,7 @@ class Drainer:
     def _keep(self, key: RegistrationKey, work: Coroutine[Any, Any, Any]) -> None:
         if (before := self._tasks.get(key)) is not None:
             before.cancel()
-        task = self._tasks[key] = self._agent.supervisor.once(work, name="drain")
+        task = self._tasks[key] = self._agent.supervisor.once(work, name="drain", for_request=True)
         task.add_done_callback(lambda _: self._done(key, task))
 
     def _done(self, key: RegistrationKey, task: asyncio.Task[Any]) -> None:

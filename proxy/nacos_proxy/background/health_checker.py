@@ -163,7 +163,9 @@ class HealthChecker:
                 checked.maintenance = before
                 raise
             checked.begin(self._agent.clock.now(), registered=True)
-            task = self._agent.supervisor.once(self._agent.traffic.settle(registration), name="maintenance")
+            task = self._agent.supervisor.once(
+                self._agent.traffic.settle(registration), name="maintenance", for_request=True
+            )
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
         registration.check = checked.saved()

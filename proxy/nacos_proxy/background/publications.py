@@ -18,9 +18,10 @@ from weakref import WeakValueDictionary
 from nacos_proxy.catalog.publications import Owner, PublishedInstances
 from nacos_proxy.catalog.registrations import CONNECTION, Registration, RegistrationKey
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.addresses import address_of
 from nacos_proxy.model.calls import Beat, Deregister, Register, Write
 from nacos_proxy.model.errors import BadCall, ProxyError, Unreachable, Violation
-from nacos_proxy.model.services import Instance, ServiceKey, address_of
+from nacos_proxy.model.services import Instance, ServiceKey
 from nacos_proxy.runtime import at_most, outlive, spawn, stop, ticks
 
 log = logging.getLogger("nacos_proxy.publications")

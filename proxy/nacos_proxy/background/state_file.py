@@ -152,7 +152,7 @@ class StateFile:
 
     def _open(self, directory: PrivateDirectory) -> sqlite3.Connection:
         os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT))  # SQLite gives its other files the same mode
-        db = sqlite3.connect(self.path, self._patience, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=self._patience, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
@@ -212,7 +212,7 @@ class StateFile:
             return read(db)
 
     def _readable(self, more: str) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro{more}", 0, uri=True)
+        return sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro{more}", timeout=0, uri=True)
 
     def _read(self, db: sqlite3.Connection) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
         services: list[tuple[Snapshot, float]] = []

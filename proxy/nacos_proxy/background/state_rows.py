@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import orjson
@@ -99,9 +100,12 @@ def load_registration(key: ServiceKey, body: bytes) -> Registration:
 
 
 def dump_writes(writes: Iterable[LocalWrite]) -> bytes:
-    return _dumps(
-        [{"kind": type(w).__name__, **{name: getattr(w, name) for name in type(w).__slots__}} for w in writes]
-    )
+    """Without the service, which the row has in columns of its own."""
+    return _dumps([{"kind": type(w).__name__, **_fields_but_service(w)} for w in writes])
+
+
+def _fields_but_service(write: LocalWrite) -> dict[str, Any]:
+    return {field.name: getattr(write, field.name) for field in fields(write) if field.name != "service"}
 
 
 def load_writes(key: ServiceKey, body: bytes) -> tuple[LocalWrite, ...]:

@@ -64,10 +64,14 @@ class CachePolicy:
 
 
 class Cache:
-    """The entries of all services, bounded. `rng()` draws from [0, 1); it spreads the polls over time."""
+    """The entries of all services, bounded. `rng()` draws from [0, 1); it spreads the polls over time.
+
+    `quarantined`: how many lists were quarantined so far.
+    """
 
     def __init__(self, policy: CachePolicy, pending_policy: PendingPolicy, rng: Callable[[], float]) -> None:
         self.pushed = False
+        self.quarantined = 0
         self.recent_writes = RecentWrites(pending_policy.grace)
         self._covered_by_push: Callable[[ServiceKey], bool] = lambda _: True
         self._policy = policy
@@ -151,6 +155,7 @@ class Cache:
         if self._lost_too_much(entry, snapshot, now, suspicious=suspicious or bool(missing_since)):
             since = now if entry.quarantined_since is None else entry.quarantined_since
             if now - since < self._policy.confirm_after:
+                self.quarantined += entry.quarantined_since is None
                 entry.quarantined_since, entry.retry_at = since, since + self._policy.confirm_after
                 self._schedule_at(entry, entry.retry_at, now)
                 return None

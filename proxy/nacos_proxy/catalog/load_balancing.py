@@ -20,13 +20,9 @@ from functools import cached_property
 from hashlib import blake2b
 from heapq import nlargest, nsmallest
 from itertools import accumulate
-from typing import Literal, get_args
 
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
 from nacos_proxy.model.views import View
-
-Strategy = Literal["weighted", "round_robin", "random", "least_recent", "hash"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 Rng = Callable[[], float]
 """A random number from [0, 1)."""

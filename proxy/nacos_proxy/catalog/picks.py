@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from nacos_proxy.catalog.load_balancing import Candidates, Rng, Strategy, fraction
+from nacos_proxy.catalog.load_balancing import Candidates, Rng, fraction
 from nacos_proxy.model.selectors import Selector
 from nacos_proxy.model.services import Instance, InstanceKey, ServiceKey
+from nacos_proxy.model.strategies import Strategy
 
-MAX_PICKED = 100  # instances in one answer
 _MAX_TURNS = 10_000  # positions of round_robin
 _MAX_REMEMBERED = 50_000  # instances whose last pick least_recent knows
 

@@ -94,6 +94,7 @@ class Agent:
         self.modify = patches.modify
         self.renew = reregistration.renew
         self.send = sender.send
+        self.durations = sender.durations
         self.suspect = sender.suspect
         self.on_recovery = sender.on_recovery
         self.refresh = fetcher.refresh
@@ -114,6 +115,11 @@ class Agent:
         if isinstance(call, Update) and call.partial:
             return cast("Any", self._patches.patch(call))
         return self._writer.write(cast("Write[R]", call))
+
+    @property
+    def fetched_at(self) -> float | None:
+        """When a fetch last succeeded, in seconds since 1970."""
+        return self._fetcher.succeeded_at
 
     @property
     def suspicious(self) -> bool:

@@ -17,7 +17,10 @@ from nacos_proxy.runtime import Clock, Supervisor, stop
 
 @dataclass(slots=True, eq=False, repr=False)
 class Fetcher:
-    """`in_flight` are the fetches by service. `_strict`: see `AgentPolicy`."""
+    """`in_flight` are the fetches by service. `succeeded_at`: when one last succeeded, in seconds since 1970.
+
+    `_strict`: see `AgentPolicy`.
+    """
 
     _catalog: Catalog
     _sender: Sender
@@ -28,13 +31,14 @@ class Fetcher:
     _strict: bool
     in_flight: dict[ServiceKey, asyncio.Task[None]] = field(default_factory=lambda: {})
     on_barred: list[Callable[[ServiceKey, ProxyError], None]] = field(default_factory=lambda: [])
+    succeeded_at: float | None = None
 
     def refresh(self, key: ServiceKey, source: Source = "poll") -> asyncio.Task[None]:
         """The service's fetch in flight, or a new one. It goes on if the caller is cancelled."""
         if (task := self.in_flight.get(key)) is None:
             self._catalog.breaker.call_started(self._clock.now())
             self._catalog.cache.begin_fetch(key)
-            task = self.in_flight[key] = self._supervisor.once(self._fetch(key, source), name="fetch")
+            task = self.in_flight[key] = self._supervisor.once(self._fetch(key, source), name="fetch", for_request=True)
         return task
 
     async def _fetch(self, key: ServiceKey, source: Source) -> None:
@@ -65,6 +69,7 @@ class Fetcher:
             now_ms=self._committer.now_ms(),
         )
         Counts.add(counts.fetches, "ok")
+        self.succeeded_at = self._clock.wall()
         self._committer.commit(change)
 
     async def close(self) -> None:

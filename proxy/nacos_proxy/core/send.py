@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from nacos_proxy.catalog.hub import Notice
 from nacos_proxy.core.commit import Catalog
 from nacos_proxy.model.calls import Call, Fetch
 from nacos_proxy.model.errors import BadCall, ProxyError, TooSlow, counts_for_upstream, is_unavailable
+from nacos_proxy.model.histogram import Histogram
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry
 
@@ -23,22 +25,29 @@ SUSPICIOUS_FOR = 30.0  # seconds during which the cache quarantines lists that s
 
 @dataclass(slots=True, eq=False, repr=False)
 class Sender:
-    """Sends calls to one registry. `on_recovery` is called when the upstream answers again after it was down."""
+    """Sends calls to one registry. `on_recovery` is called when the upstream answers again after it was down.
+
+    `durations` are by the class of the call and the outcome: `ok`, or the class of the error.
+    """
 
     _registry: Registry
     _catalog: Catalog
     _clock: Clock
     _supervisor: Supervisor
     on_recovery: list[Callable[[], None]] = field(default_factory=lambda: [])
+    durations: defaultdict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     _suspicious_until: float = 0.0
 
     async def send(self, call: Call[R]) -> R:
         """The upstream's result. Raises what the registry raises."""
+        began = self._clock.now()
         try:
             result = await self._registry.send(call)
         except ProxyError as error:
+            self.durations[type(call).__name__, type(error).__name__].add(self._clock.now() - began)
             self._record(call, error)
             raise
+        self.durations[type(call).__name__, "ok"].add(self._clock.now() - began)
         self._record(call, None)
         return result
 

@@ -56,7 +56,7 @@ class Writer:
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.call_started(now)
             answered.set()
-            self._supervisor.once(self._forward(call, answered), name="beat behind its answer")
+            self._supervisor.once(self._forward(call, answered), name="beat behind its answer", for_request=True)
         return local
 
     async def _forward(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:

@@ -8,12 +8,10 @@ or ask for more than a cached response can give.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, cast
-
-from uvicorn.protocols.utils import get_path_with_query_string
+from typing import Any
 
 from nacos_proxy.fastpath.table import Headers, LookupKey, PreparedResponse, ResponseTable, is_repeatable
-from nacos_proxy.wire.http import CACHEABLE, Cacheable
+from nacos_proxy.wire.http import CACHEABLE, REPEATED, Cacheable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,6 +50,7 @@ class FastPath:
             return
         if HEAD_KEY in scope and self._table.admits(scope[HEAD_KEY]) and keeps_connection(scope):
             self._table.offer(scope[HEAD_KEY], response.copy(), self._table.serial)
+        scope[REPEATED] = response.cacheable.route
         response.hits.target += 1
         body = response.body if response.make_body is None else response.make_body()
         headers = response.headers if response.make_body is None else response.headers_for(len(body))
@@ -129,8 +128,9 @@ class _ResponseRecorder:
         body = b"".join(self._body)
         if not is_repeatable(status, headers, body):
             return
-        path = get_path_with_query_string(cast(Any, self._scope))  # as uvicorn's access log shows it
-        hits = self._table.hits_of(cacheable.kind, status)
+        raw: bytes = self._scope.get("raw_path") or self._scope["path"].encode()
+        path = b"?".join(filter(None, (raw, self._scope["query_string"]))).decode("latin-1")
+        hits = self._table.hits_of(cacheable.route, status)
         response = PreparedResponse(cacheable, status, headers, body, path=path, hits=hits)
         for key in self._keys:
             self._table.offer(key, response.copy(), self._since)

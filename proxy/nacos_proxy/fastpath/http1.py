@@ -26,6 +26,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from nacos_proxy.fastpath.asgi import App, Message, Receive, Scope, Send
+from nacos_proxy.wire.http import HAS_LEFT
 
 BETWEEN, HEAD, BODY = 0, 1, 2
 
@@ -225,10 +226,14 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        cycle.scope[HAS_LEFT] = self._has_left  # type: ignore[typeddict-unknown-key]
         if cycle.scope["http_version"] != "1.1":
             cycle.keep_alive = cycle.waiting_for_100_continue = False
             app = _unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _has_left(self) -> bool:
+        return self._answering is not None and self._answering.disconnected
 
     def on_response_complete(self) -> None:
         self._response_transport.flush()  # a head without a body (HEAD) must precede the next response
@@ -238,13 +243,16 @@ class Http1Protocol(HttpToolsProtocol):
             self.data_received(held)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse_with(partial(super().send_400_response, msg))
+        self._refuse_with(400, partial(super().send_400_response, msg))
 
     def refuse(self, status: int) -> None:
         """Ends the connection. The request being read gets this status, unless an earlier response is still due."""
-        self._refuse_with(partial(self._write_empty, status))
+        self._refuse_with(status, partial(self._write_empty, status))
 
-    def _refuse_with(self, write_response: Callable[[], None]) -> None:
+    def refused(self, status: int) -> None:
+        """A refusal was sent. For subclasses."""
+
+    def _refuse_with(self, status: int, write_response: Callable[[], None]) -> None:
         if self._refused:
             return
         self._refused, due = True, self.cycle
@@ -260,6 +268,7 @@ class Http1Protocol(HttpToolsProtocol):
             due.keep_alive = False
         else:
             write_response()
+            self.refused(status)
             self.close()
 
     def _write_empty(self, status: int) -> None:

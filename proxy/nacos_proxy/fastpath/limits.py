@@ -18,12 +18,16 @@ The responses to earlier requests are sent first, in full (`Http1Protocol.refuse
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nacos_proxy.fastpath.asgi import Receive, Scope, Send
 from nacos_proxy.fastpath.http1 import BETWEEN, BODY, HEAD, Http1Protocol
+from nacos_proxy.request_context import Answered
 from nacos_proxy.runtime import STOOD_STILL, stood_still
+
+LogAnswered = Callable[[Answered], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class LimitedProtocol(Http1Protocol):
     """One connection with bounds. uvicorn runs it if the fast path is off; `make_limited` sets the limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
+    log: ClassVar[staticmethod[[Answered], None] | None] = None  # for the access log, what the app does not see
 
     __slots__ = (
         "_body_deadline", "_head_began", "_head_bytes", "_last_progress", "_read_timer", "_unsent", "_write_timer",
@@ -108,8 +113,13 @@ class LimitedProtocol(Http1Protocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.max_head:
             self.app = _head_too_large
+            self.refused(431)
         self._body_deadline = self.loop.time() + self.limits.body_time
         super().on_headers_complete()
+
+    def refused(self, status: int) -> None:
+        if self.log is not None:
+            self.log(Answered("", "", "", "", status, 0.0, 0, self.client[0] if self.client else "", ""))
 
     def _is_late(self, timer: asyncio.TimerHandle | None) -> bool:
         """Whether the process stood still. The timer may then run before input that came in time, which goes first."""
@@ -175,6 +185,7 @@ async def _head_too_large(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def make_limited(limits: ConnectionLimits) -> type[LimitedProtocol]:
-    """The class for uvicorn's `http=` if the fast path is off."""
-    return type("BoundLimitedProtocol", (LimitedProtocol,), {"limits": limits, "__slots__": ()})
+def make_limited(limits: ConnectionLimits, log: LogAnswered | None = None) -> type[LimitedProtocol]:
+    """The class for uvicorn's `http=` if the fast path is off. `log` gets each refusal."""
+    shared = {"limits": limits, "log": None if log is None else staticmethod(log), "__slots__": ()}
+    return type("BoundLimitedProtocol", (LimitedProtocol,), shared)

@@ -4,6 +4,8 @@ Between two messages the parser has no state, so the same bytes are always the s
 request, the table has its response, and no other response is due, the protocol writes the response without parsing.
 Other heads are parsed, then looked up by target before uvicorn makes a task. uvicorn handles everything else.
 
+A request with an id (`X-Request-Id`) is never looked up by its bytes, because its response has the same id.
+
 This module uses private names of uvicorn: its version range is pinned, and tests compare the bytes with and without
 the fast path.
 """
@@ -18,10 +20,13 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from nacos_proxy.fastpath.asgi import HEAD_KEY, KEY_HEADERS, socket_kind, target_key
 from nacos_proxy.fastpath.http1 import BETWEEN
-from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
+from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol, LogAnswered
 from nacos_proxy.fastpath.stream import HIGH_WATER, Stream
 from nacos_proxy.fastpath.table import LookupKey, PreparedResponse, ResponseTable
+from nacos_proxy.request_context import ID_HEADER, Answered, sane_id
 from nacos_proxy.wire.http import STREAM
+
+_ID_HEADER = ID_HEADER.lower().encode()
 
 
 class FastProtocol(LimitedProtocol):
@@ -34,8 +39,8 @@ class FastProtocol(LimitedProtocol):
     now: ClassVar[staticmethod[[], float]]
 
     __slots__ = (
-        "_heads_parsed", "_last_sent", "_max_fast_head", "_one_chunk", "_prepared", "_socket", "_socket_kind",
-        "_stream",
+        "_heads_parsed", "_last_sent", "_max_fast_head", "_one_chunk", "_prepared", "_request_id", "_socket",
+        "_socket_kind", "_stream",
     )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,6 +50,7 @@ class FastProtocol(LimitedProtocol):
         self._socket_kind = b""
         self._socket = b""  # part of the head-stage key; b"" for plain TCP
         self._prepared: PreparedResponse | None = None  # the response to the request parsed last
+        self._request_id = b""  # that the request parsed last has
         self._max_fast_head = min(self.table.policy.max_head, self.limits.max_head)
         self._one_chunk = False  # the parser is reading one chunk of at most `_max_fast_head` bytes
         self._stream: Stream | None = None
@@ -68,15 +74,22 @@ class FastProtocol(LimitedProtocol):
             self._send_prepared(response)
             response.hits.head += 1
 
-    def _send_prepared(self, response: PreparedResponse) -> None:
-        if self.access_log:
-            client = f"{self.client[0]}:{self.client[1]}" if self.client else ""
-            self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "GET", response.path, "1.1", response.status)
-        self.transport.write(response.to_bytes(self.server_state.default_headers))  # head and body in one write
+    def _send_prepared(self, response: PreparedResponse, request_id: str = "") -> None:
+        data = response.to_bytes(self.server_state.default_headers)  # head and body, for one write
+        if self.log is not None:
+            self._log_prepared(self.log, response, len(data) - data.index(b"\r\n\r\n") - 4, request_id)
+        if request_id:
+            data = data.replace(b"\r\n", f"\r\nx-request-id: {request_id}\r\n".encode("ascii"), 1)
+        self.transport.write(data)
         self.server_state.total_requests += 1
         self._last_sent = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._start_keep_alive_timer(self.timeout_keep_alive)
+
+    def _log_prepared(self, log: LogAnswered, response: PreparedResponse, size: int, request_id: str) -> None:
+        (path, _, query), client = response.path.partition("?"), self.client[0] if self.client else ""
+        route = response.cacheable.route.path
+        log(Answered("GET", path, query, route, response.status, 0.0, size, client, request_id, repeated=True))
 
     def _parse_chunk(self, data: bytes, key: LookupKey) -> None:
         heads_before = self._heads_parsed
@@ -87,6 +100,8 @@ class FastProtocol(LimitedProtocol):
             self._one_chunk = False
         if self._phase != BETWEEN or self._heads_parsed != heads_before + 1:
             return  # not one whole message
+        if _ID_HEADER in data.lower():
+            return
         if self._prepared is not None:
             if self.table.admits(key):
                 self.table.offer(key, self._prepared.copy(), self.table.serial)
@@ -95,7 +110,7 @@ class FastProtocol(LimitedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._prepared = None
+        self._prepared, self._request_id = None, b""
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -107,7 +122,7 @@ class FastProtocol(LimitedProtocol):
             super().on_headers_complete()
         else:
             self._prepared = response
-            self._send_prepared(response)
+            self._send_prepared(response, sane_id(self._request_id))
             response.hits.target += 1
 
     def _find_target(self) -> PreparedResponse | None:
@@ -121,6 +136,8 @@ class FastProtocol(LimitedProtocol):
                 headers.append(pair)
             elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
                 return None
+            elif pair[0] == _ID_HEADER:
+                self._request_id = pair[1]
         path, _, query = self.url.partition(b"?")
         if self.flow.write_paused or self.transport.is_closing():
             return None
@@ -198,7 +215,9 @@ def make_protocol(
     table: ResponseTable,
     now: Callable[[], float],
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a frozen value
+    log: LogAnswered | None = None,
 ) -> type[FastProtocol]:
-    """The class for uvicorn's `http=`. `now` is the clock of the marks."""
-    shared = {"table": table, "now": staticmethod(now), "limits": limits, "__slots__": ()}
+    """The class for uvicorn's `http=`. `now` is the clock of the marks; `log` gets repeated responses and refusals."""
+    own_log = None if log is None else staticmethod(log)
+    shared = {"table": table, "now": staticmethod(now), "limits": limits, "log": own_log, "__slots__": ()}
     return type("BoundProtocol", (FastProtocol,), shared)

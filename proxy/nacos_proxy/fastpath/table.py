@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from cachetools import LRUCache
 
-from nacos_proxy.wire.http import Cacheable
+from nacos_proxy.wire.http import Cacheable, RouteName
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 LookupKey: TypeAlias = bytes | tuple[bytes, ...]
@@ -50,7 +50,7 @@ class ResponseTablePolicy:
 
 @dataclass(slots=True)
 class HitCounts:
-    """The number of repeated responses of one kind and status, by lookup stage."""
+    """The number of repeated responses of one route and status, by lookup stage."""
 
     head: int = 0
     target: int = 0
@@ -163,11 +163,11 @@ def key_length(key: LookupKey) -> int:
 
 
 class ResponseTable:
-    """`hit_counts` are by (kind, status); `serial` grows each time an invalidation key is forgotten."""
+    """`hit_counts` are by (route, status); `serial` grows each time an invalidation key is forgotten."""
 
     def __init__(self, policy: ResponseTablePolicy) -> None:
         self.policy = policy
-        self.hit_counts: dict[tuple[str, int], HitCounts] = {}
+        self.hit_counts: dict[tuple[RouteName, int], HitCounts] = {}
         self.serial = 0
         self._min_cost = max(1, policy.size // max(1, policy.entries))
         self._entries = _Entries(policy.size)
@@ -228,8 +228,8 @@ class ResponseTable:
         self.serial += (self._forgotten.maxlen or 0) + 1
         self._entries.clear()
 
-    def hits_of(self, kind: str, status: int) -> HitCounts:
-        return self.hit_counts.setdefault((kind, status), HitCounts())
+    def hits_of(self, route: RouteName, status: int) -> HitCounts:
+        return self.hit_counts.setdefault((route, status), HitCounts())
 
     @property
     def bytes(self) -> int:

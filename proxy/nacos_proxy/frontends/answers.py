@@ -9,6 +9,7 @@ from starlette.types import Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.frontends.requests import route_of
 from nacos_proxy.model.limits import NACOS
 from nacos_proxy.wire.http import CACHEABLE, RULES, Cacheable, HttpReply, HttpRequest
 
@@ -51,7 +52,6 @@ def mark_cacheable(
     scope: Scope,
     agent: Agent,
     result: CacheResult,
-    kind: str,
     cache_control: CacheControl = CacheControl(),  # noqa: B008 - a frozen value
     make_body: Callable[[], bytes] | None = None,
 ) -> None:
@@ -62,4 +62,4 @@ def mark_cacheable(
     confirmed_at, valid_until, revalidate = now - result.age, now + result.ttl, partial(agent.confirmed, snapshot)
     if cache_control.max_age is not None:
         valid_until, revalidate = min(valid_until, confirmed_at + cache_control.max_age), None
-    scope[CACHEABLE] = Cacheable(snapshot.key, confirmed_at, valid_until, kind, make_body, revalidate)
+    scope[CACHEABLE] = Cacheable(snapshot.key, confirmed_at, valid_until, route_of(scope), make_body, revalidate)

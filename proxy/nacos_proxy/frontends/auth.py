@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.open_streams import OPEN_STREAMS, Admission, End, OpenStreams, Right
+from nacos_proxy.frontends.operations.page import PATHS as PAGE
 from nacos_proxy.frontends.own_tokens import OWN
 from nacos_proxy.frontends.request_body import peek_form
 from nacos_proxy.frontends.rest.explorer import PATHS
@@ -34,9 +35,12 @@ from nacos_proxy.wire.http import HttpReply, first_of
 from nacos_proxy.wire.rest.query import TOKENS
 
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
-OPEN_PATHS = PATHS | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
+OPEN_PATHS = PATHS | PAGE | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
 UNAUTHENTICATED = "nacos_proxy.stranger"
 """The scope key: true if the request has no token with the right for its path. Only open paths can see true."""
+
+RIGHT = "nacos_proxy.right"
+"""The scope key: the `Right` of the request's token, None without one; absent if the proxy has no tokens."""
 
 NO_TOKEN = "no API token; send one as 'Authorization: Bearer TOKEN' or as accessToken"
 NO_RIGHT = "this token lacks the '{}' right; it has '{}'"
@@ -97,6 +101,7 @@ class AccessControl:
             error = self.check(admission)
             scope[OWN], scope[UNAUTHENTICATED] = self.is_own, error is not None
             error = None if scope["path"] in OPEN_PATHS else error
+            scope[RIGHT] = None if admission.token is None else right_of(admission.token, self.policy.tokens)
         if error is None:
             scope[OPEN_STREAMS] = (self.open_streams, admission)
             await self._app(scope, receive, send)

@@ -73,7 +73,10 @@ class TlsProtocol(asyncio.Protocol):
     def _hand_over(self, transport: asyncio.Transport) -> None:
         """Gives TLS the bytes that came before it took the transport: uvloop always reads from a new transport."""
         early, self._early = b"".join(self._early), []
-        tls: Any = transport.get_protocol()  # an `asyncio.BufferedProtocol`
+        tls: Any = transport.get_protocol()  # an `asyncio.BufferedProtocol`, but for asyncio's own on Python 3.10
+        if early and tls is not self and not hasattr(tls, "get_buffer"):
+            tls.data_received(early)
+            return
         while early and tls is not self:
             buffer = tls.get_buffer(len(early))
             size = min(len(buffer), len(early))

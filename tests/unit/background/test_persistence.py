@@ -685,10 +685,24 @@ async def test_restore_sets_a_damaged_file_aside_and_logs_it(
 def test_restore_sets_a_file_of_a_later_version_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     StateFile(tmp_path).close()
     alter(tmp_path, "PRAGMA user_version=99")
+    whole = (tmp_path / FILE).read_bytes()
     later = StateFile(tmp_path)
     assert later.set_aside is not None
+    assert later.set_aside.read_bytes() == whole, "the later version can read it again"
     assert "its version is 99, this proxy reads version 1" in caplog.text
     later.close()
+
+
+async def test_restore_ignores_the_tables_of_a_later_proxy_with_the_same_version_of_the_file(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(snapshot(instance())))
+    await first.agent.read(KEY)
+    await first.ends()
+    alter(tmp_path, "CREATE TABLE of_a_later_proxy (body BLOB)")
+    second = Life(tmp_path, clock)
+    assert (second.disk.restore(), second.file.set_aside) == (1, None)
+    await second.ends()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"instances": [1]}', b'{"instances": [], "more": 1}', b"null"])

@@ -768,6 +768,7 @@ def test_cache_accept_of_a_second_list_too_early_does_not_end_the_quarantine() -
     kept = held(confirm_after=5)
     for now in (100, 101, 104.9):
         assert listed(kept, now, suspicious=True) is None
+    assert kept.quarantined == 1
     assert listed(kept, 105, suspicious=True) is not None
 
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacos_proxy.catalog.load_balancing import STRATEGIES, Candidates, Strategy
+from nacos_proxy.catalog.load_balancing import Candidates
 from nacos_proxy.catalog.picks import Pick, Picker, RecentPicks, Split, counts_of, sides_of
 from nacos_proxy.model.selectors import Selector
 from nacos_proxy.model.services import Instance
+from nacos_proxy.model.strategies import STRATEGIES, Strategy
 from tests.helpers.build import KEY, instance, key
 
 HOSTS = [instance(f"10.0.0.{n}") for n in range(4)]

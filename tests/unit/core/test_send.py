@@ -9,6 +9,7 @@ import pytest
 from nacos_proxy.catalog.hub import Notice
 from nacos_proxy.model.calls import Beat, Call, Fetch, Metrics, Register
 from nacos_proxy.model.errors import BadCall, Busy, Garbled, Reason, Refused, TooSlow, Unreachable, Violation
+from nacos_proxy.runtime import spawn
 from tests.helpers.build import KEY
 from tests.helpers.world import A, World
 
@@ -81,3 +82,16 @@ async def test_send_counts_a_failure_of_the_upstream(
         with pytest.raises(type(error)):
             await world.agent.send(call)
     assert world.agent.catalog.breaker.up is not counts
+
+
+async def test_send_measures_calls_by_class_and_outcome(world: World) -> None:
+    held = world.hold(Metrics)
+    sending = spawn(world.agent.send(Metrics()), name="probe")
+    await world.clock.advance(0.25)
+    await held.release()
+    await sending
+    world.fail(Refused(Reason.OTHER, "no", status=400))
+    with pytest.raises(Refused):
+        await world.agent.send(Fetch(KEY))
+    measured = {labels: (d.count, d.seconds) for labels, d in world.agent.durations.items()}
+    assert measured == {("Metrics", "ok"): (1, 0.25), ("Fetch", "Refused"): (1, 0.0)}

@@ -17,8 +17,10 @@ from nacos_proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Se
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
-from nacos_proxy.wire.http import CACHEABLE, Cacheable
+from nacos_proxy.request_context import Answered
+from nacos_proxy.wire.http import CACHEABLE, Cacheable, RouteName
 
+LISTS = RouteName("rest", "GET /list")
 GET = b"GET /list?name=a HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
@@ -88,7 +90,7 @@ class Service:
         drawing = path == "/draw" and scope["method"] == "GET"
         if path in ("/list", "/draw") and self.now < self.valid_until:
             draw = self.draw if drawing else None
-            scope[CACHEABLE] = Cacheable("key", self.confirmed_at, self.valid_until, "list", draw)
+            scope[CACHEABLE] = Cacheable("key", self.confirmed_at, self.valid_until, LISTS, draw)
         if drawing:
             status, body = 200, self.draw()
         await send({"type": "http.response.start", "status": status, "headers": self._headers(status, body, etag)})
@@ -219,11 +221,20 @@ class KeptTransport(asyncio.Transport):
 class Connection:
     """A connection to an app: `say` hands bytes to the server and gives what it wrote when all has come to rest."""
 
-    def __init__(self, service: Service, app: App | None = None, *, fast: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        service: Service,
+        app: App | None = None,
+        *,
+        fast: bool = True,
+        log: Callable[[Answered], None] | None = None,
+        **settings: Any,
+    ) -> None:
         options = {"proxy_headers": False, "log_config": None, "ws": "none", "lifespan": "off", **settings}
         config = Config(app if app is not None else service.app() if fast else service, **options)  # type: ignore[arg-type]
         config.load()
-        made: type[HttpToolsProtocol] = make_protocol(service.table, service.clock) if fast else HttpToolsProtocol
+        fast_one = make_protocol(service.table, service.clock, log=log)
+        made: type[HttpToolsProtocol] = fast_one if fast else HttpToolsProtocol
         self.service = service
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), *config.encoded_headers]
@@ -252,11 +263,19 @@ class Connection:
         return await self.say(head)
 
 
-def limited(service: Service, limits: ConnectionLimits, *, fast: bool, **settings: Any) -> Connection:
+def limited(
+    service: Service,
+    limits: ConnectionLimits,
+    *,
+    fast: bool,
+    log: Callable[[Answered], None] | None = None,
+    **settings: Any,
+) -> Connection:
     """A connection as our server has it, with the fast path or without."""
     connection = Connection(service, fast=fast, **settings)
     config, state = connection.protocol.config, connection.state
-    made = make_protocol(service.table, service.clock, limits=limits) if fast else make_limited(limits)
+    fast_one = make_protocol(service.table, service.clock, limits=limits, log=log)
+    made = fast_one if fast else make_limited(limits, log)
     state.connections.clear()
     connection._make = lambda: made(config, state, {}, connection.loop)  # type: ignore[arg-type]
     connection.protocol, connection.transport = connection.open()

@@ -6,7 +6,7 @@ import pytest
 from nacos_proxy.fastpath.asgi import HEAD_KEY, FastPath, Message, Receive, Scope, Send
 from nacos_proxy.fastpath.table import ResponseTablePolicy
 from nacos_proxy.wire.http import CACHEABLE, Cacheable
-from tests.unit.fastpath.drive import Service, ask
+from tests.unit.fastpath.drive import LISTS, Service, ask
 
 HOST = (b"host", b"here")
 
@@ -25,7 +25,7 @@ async def test_fast_path_repeats_a_marked_response_from_the_second_request_on() 
     first = await times(service, 1, "/list?name=a", HOST)
     assert await times(service, 4, "/list?name=a", HOST) == (first[0], _lower(first[1]), first[2])
     assert service.asked == 2
-    assert service.table.hit_counts[("list", 200)].target == 3
+    assert service.table.hit_counts[(LISTS, 200)].target == 3
 
 
 def _lower(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
@@ -129,7 +129,7 @@ async def test_fast_path_repeats_not_modified() -> None:
     status, headers, body = await times(service, 3, "/list", (b"if-none-match", b'"1"'))
     assert (status, body, service.asked) == (304, b"", 2)
     assert b"content-length" not in headers
-    assert service.table.hit_counts[("list", 304)].target == 1
+    assert service.table.hit_counts[(LISTS, 304)].target == 1
 
 
 async def test_fast_path_calls_make_body_each_time_and_sends_its_length() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from nacos_proxy.fastpath.http1 import GRACE, MAX_HELD
 from nacos_proxy.fastpath.limits import ConnectionLimits
+from nacos_proxy.wire.http import HAS_LEFT
 from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
 UPGRADES = {
@@ -175,6 +176,14 @@ async def test_disconnect_reaches_the_app_while_another_request_waits(connection
     await connection.rest()
     assert connection.service.left == [b"first"] and connection.service.asked == 1
     assert connection.state.tasks == set()
+
+
+async def test_scope_says_whether_the_client_has_left(connection: Connection) -> None:
+    await connection.say(HELD)
+    (scope,) = connection.service.scopes
+    assert not scope[HAS_LEFT]()
+    connection.protocol.connection_lost(None)
+    assert scope[HAS_LEFT](), "though the app waits for something else"
 
 
 async def test_eof_still_gets_the_responses_that_are_ready(connection: Connection) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol
+from nacos_proxy.request_context import Answered
 from tests.unit.fastpath.drive import GET, Connection, Service, limited
 
 LIMITS = ConnectionLimits(max_head=1000, read_timeout=10.0, max_connections=3)
@@ -17,6 +18,17 @@ def fast(request: pytest.FixtureRequest) -> bool:
 
 def connect(service: Service, fast: bool, **settings: Any) -> Connection:
     return limited(service, LIMITS, fast=fast, **settings)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(GET.replace(b"\r\n\r\n", b"\r\nMore: " + b"x" * 500 + b"\r\n\r\n"), 431), (b"no head\r\n\r\n", 400)],
+)
+async def test_a_refusal_is_in_the_access_log(sent: bytes, status: int, fast: bool) -> None:
+    lines: list[Answered] = []
+    connection = limited(Service(), ConnectionLimits(max_head=400), fast=fast, log=lines.append)
+    assert (await connection.say(sent)).startswith(b"HTTP/1.1 %d " % status)
+    assert lines == [Answered("", "", "", "", status, 0.0, 0, "127.0.0.1", "")]
 
 
 async def test_max_head_answers_431_and_ends_the_connection(fast: bool) -> None:

@@ -1,8 +1,6 @@
 import asyncio
-import contextlib
-import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from nacos_proxy.fastpath.protocol import make_protocol
-from tests.unit.fastpath.drive import GET, Connection, Service, settle
+from nacos_proxy.request_context import Answered
+from tests.unit.fastpath.drive import GET, LISTS, Connection, Service, settle
 
 KEEP_ALIVE = 5.0
 
@@ -27,7 +26,7 @@ async def test_head_stage_sends_the_bytes_that_the_app_sent_without_asking_it() 
     connection.protocol.data_received(GET)
     assert connection.transport.take() == first, "written at once, without a task"
     assert service.asked == 2
-    assert service.table.hit_counts[("list", 200)].head == 1
+    assert service.table.hit_counts[(LISTS, 200)].head == 1
 
 
 async def test_head_stage_is_shared_by_all_connections() -> None:
@@ -108,47 +107,51 @@ async def test_head_stage_counts_requests() -> None:
     assert connection.state.total_requests == 5
 
 
-class Lines(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+LINE = Answered("GET", "/list", "name=%20a", "/list", 200, 0.0, 50, "127.0.0.1", "", repeated=True)
 
 
-@contextlib.contextmanager
-def access_log() -> Iterator[list[str]]:
-    log, handler = logging.getLogger("uvicorn.access"), Lines()
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield handler.lines
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+@pytest.mark.parametrize("more", [b"", b"Other: 1\r\n"], ids=["head stage", "target stage"])
+async def test_make_protocol_logs_each_repeated_response(more: bytes) -> None:
+    service, lines = Service(), list[Answered]()
+    connection = Connection(service, log=lines.append)
+    head = b"GET /list?name=%20a HTTP/1.1\r\nHost: here\r\n\r\n"
+    await connection.warm(head)
+    assert lines == [], "the app's own log has these"
+    answer = await connection.say(head.replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n"))
+    await connection.say(b"GET /draw HTTP/1.1\r\nHost: here\r\n\r\n")
+    assert lines == [LINE._replace(size=len(answer.partition(b"\r\n\r\n")[2]))]
 
 
-async def test_access_log_shows_prepared_responses_like_any_other() -> None:
-    service = Service()
-    with access_log() as lines:
-        connection = Connection(service)
-        for _ in range(3):
-            await connection.say(b"GET /list?name=%20a HTTP/1.1\r\nHost: here\r\n\r\n")
-    assert lines == ['127.0.0.1:4000 - "GET /list?name=%20a HTTP/1.1" 200'] * 3
+# request ids
+
+
+async def test_target_stage_sends_the_request_id_of_its_client_back() -> None:
+    service, lines = Service(), list[Answered]()
+    connection = Connection(service, log=lines.append)
+    plain = await connection.warm()
+    for n in range(3):
+        answer = await connection.say(numbered(7, b"X-Request-Id: it-%d\r\n" % n))
+        assert answer == plain.replace(b"\r\n", b"\r\nx-request-id: it-%d\r\n" % n, 1)
     assert service.asked == 2
+    assert [line.id for line in lines] == ["it-0", "it-1", "it-2"]
 
 
-async def test_without_an_access_log_nothing_is_logged() -> None:
-    with access_log() as lines:
-        connection = Connection(Service())
-        connection.protocol.access_log = False
-        for _ in range(3):
-            await connection.say(GET)
-    assert lines == []
+async def test_head_stage_does_not_repeat_a_request_id() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    with_id = GET.replace(b"\r\n\r\n", b"\r\nX-REQUEST-ID: same\r\n\r\n")
+    for _ in range(4):
+        assert b"\r\nx-request-id: same\r\n" in await connection.say(with_id)
+    assert (service.table.hit_counts[(LISTS, 200)].target, service.table.hit_counts[(LISTS, 200)].head) == (4, 0)
+    assert b"x-request-id" not in await connection.say(GET)
+
+
+async def test_target_stage_does_not_send_a_request_id_that_could_do_harm() -> None:
+    connection = Connection(Service())
+    plain = await connection.warm()
+    for id in (b"a b", b"\xe4", b"x" * 129, b'"'):
+        assert await connection.say(numbered(1, b"X-Request-Id: " + id + b"\r\n")) == plain
 
 
 # heads that are another each time
@@ -167,7 +170,7 @@ async def test_target_stage_answers_a_head_that_differs_each_time_without_a_task
         connection.protocol.data_received(numbered(n))
         assert connection.transport.take() == first, "written at once"
     assert service.asked == 2
-    assert (service.table.hit_counts[("list", 200)].target, service.table.hit_counts[("list", 200)].head) == (6, 0)
+    assert (service.table.hit_counts[(LISTS, 200)].target, service.table.hit_counts[(LISTS, 200)].head) == (6, 0)
     assert connection.state.total_requests == 8
     assert connection.loop.armed == [KEEP_ALIVE]
 
@@ -178,7 +181,7 @@ async def test_target_stage_offers_the_response_under_the_head_key() -> None:
     await connection.warm()
     for _ in range(4):
         await connection.say(numbered(1))
-    hits = service.table.hit_counts[("list", 200)]
+    hits = service.table.hit_counts[(LISTS, 200)]
     assert (hits.target, hits.head, service.asked) == (2, 2, 2)
 
 
@@ -255,7 +258,7 @@ async def test_connection_close_closes_the_connection_each_time(head: bytes) -> 
         connection.protocol, connection.transport = connection.open()
         assert (await connection.say(head)).startswith(b"HTTP/1.1 200 OK\r\n")
         assert connection.transport.closing
-    assert service.table.hits_of("list", 200).head == 0
+    assert service.table.hits_of(LISTS, 200).head == 0
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ async def test_bypass_headers_always_reach_the_parser(head: bytes) -> None:
     connection = Connection(service)
     for _ in range(4):
         await connection.say(head)
-    assert service.table.hits_of("list", 200).head == 0
+    assert service.table.hits_of(LISTS, 200).head == 0
     assert connection.state.total_requests == 4
 
 
@@ -287,7 +290,7 @@ async def test_several_heads_in_one_chunk_are_parsed() -> None:
     first = await connection.warm()
     for _ in range(3):
         assert await connection.say(GET + GET) == first + first
-    assert service.table.hits_of("list", 200).head == 0
+    assert service.table.hits_of(LISTS, 200).head == 0
 
 
 async def test_a_head_in_pieces_is_parsed() -> None:
@@ -296,9 +299,9 @@ async def test_a_head_in_pieces_is_parsed() -> None:
     first = await connection.warm()
     assert await connection.say(GET[:20]) == b""
     assert await connection.say(GET[20:]) == first
-    assert service.table.hits_of("list", 200).head == 0
+    assert service.table.hits_of(LISTS, 200).head == 0
     assert await connection.say(GET) == first
-    assert service.table.hits_of("list", 200).head == 1
+    assert service.table.hits_of(LISTS, 200).head == 1
 
 
 async def test_a_known_head_that_is_another_request_s_body_is_no_request() -> None:
@@ -363,7 +366,7 @@ async def test_head_key_differs_by_unix_socket_and_tls() -> None:
         await connection.warm()
         await connection.say(GET)
     assert service.asked == 6
-    assert service.table.hits_of("list", 200).head == 3
+    assert service.table.hits_of(LISTS, 200).head == 3
 
 
 async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
@@ -372,7 +375,7 @@ async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
     await connection.warm()
     connection.transport.close()
     connection.protocol.data_received(GET)
-    assert service.table.hits_of("list", 200).head == 0
+    assert service.table.hits_of(LISTS, 200).head == 0
 
 
 async def test_after_a_parse_error_the_connection_is_closed_as_ever() -> None:

@@ -4,6 +4,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nacos_proxy.fastpath.table import PreparedResponse, ResponseTable, ResponseTablePolicy, is_repeatable
 from nacos_proxy.wire.http import Cacheable
+from tests.unit.fastpath.drive import LISTS
 
 HEADERS = [(b"Age", b"0"), (b"Content-Length", b"2"), (b"Cache-Status", b"nacos-proxy; fwd=miss; ttl=10")]
 
@@ -211,12 +212,12 @@ def test_copy_shares_the_hit_counts_and_nothing_that_is_rendered() -> None:
     assert first.hits is second.hits
 
 
-def test_hits_of_a_kind_and_status_are_counted_together() -> None:
+def test_hits_of_a_route_and_status_are_counted_together() -> None:
     table = make_table()
-    table.hits_of("list", 200).head += 1
-    table.hits_of("list", 304)
-    assert table.hits_of("list", 200).head == 1
-    assert set(table.hit_counts) == {("list", 200), ("list", 304)}
+    table.hits_of(LISTS, 200).head += 1
+    table.hits_of(LISTS, 304)
+    assert table.hits_of(LISTS, 200).head == 1
+    assert set(table.hit_counts) == {(LISTS, 200), (LISTS, 304)}
 
 
 LENGTH = (b"Content-Length", b"2")

@@ -21,8 +21,8 @@ from nacos_proxy.frontends.discovery.group_names import GroupNames
 from nacos_proxy.frontends.discovery.lookup import LookupApi
 from nacos_proxy.frontends.events.long_polls import LongPolls
 from nacos_proxy.frontends.events.streams import EventsApi, EventsPolicy
-from nacos_proxy.frontends.operations.endpoints import OperatorView
 from nacos_proxy.frontends.operations.metrics import Metrics, Sources
+from nacos_proxy.frontends.operations.status import OperatorView
 from nacos_proxy.frontends.rest.models import Instance, Snapshot
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.frontends.rest.services import RestApi
@@ -101,7 +101,7 @@ async def world(events_policy: EventsPolicy, max_services: int) -> AsyncIterator
         rng=rng,
     )
     metrics = Metrics(Sources(agent, "1.2.3", subscribers=lambda: events.readers))
-    operator_view = OperatorView(agent, events, metrics, "1.2.3", clock.now())
+    operator_view = OperatorView(agent, events, metrics, "1.2.3", clock.now(), "here")
     groups = GroupNames(agent, max_services)
     rest, drainer = RestApi(agent, reads), Drainer(agent, DrainerPolicy())
     checker = HealthChecker(agent, HealthCheckerPolicy())

@@ -7,7 +7,7 @@ from starlette.types import Message
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.frontends.answers import mark_cacheable, send_reply, to_request
-from nacos_proxy.wire.http import CACHEABLE, HttpReply
+from nacos_proxy.wire.http import CACHEABLE, OTHER, HttpReply
 from tests.helpers.asgi import scope
 from tests.helpers.build import KEY, agent, snapshot
 from tests.helpers.clock import FakeClock
@@ -50,8 +50,8 @@ def test_mark_cacheable_marks_only_fresh_results_for_as_long_as_the_request_allo
     result: CacheResult, cache_control: CacheControl, valid_until: float | None
 ) -> None:
     marked = scope("GET", "/")
-    mark_cacheable(marked, agent(ScriptedRegistry(Shelf()), FakeClock(100.0)), result, "list", cache_control)
+    mark_cacheable(marked, agent(ScriptedRegistry(Shelf()), FakeClock(100.0)), result, cache_control)
     if valid_until is None:
         assert CACHEABLE not in marked
     else:
-        assert marked[CACHEABLE][:5] == (KEY, 97.0, valid_until, "list", None)
+        assert marked[CACHEABLE][:5] == (KEY, 97.0, valid_until, OTHER, None)

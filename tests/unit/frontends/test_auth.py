@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.auth import AccessControl, AccessPolicy, Token, host_name, required_right
+from nacos_proxy.frontends.auth import RIGHT, AccessControl, AccessPolicy, Token, host_name, required_right
 from nacos_proxy.frontends.open_streams import Admission, Right
 from nacos_proxy.frontends.request_body import read_body
 from tests.helpers.asgi import ask
@@ -19,7 +19,14 @@ async def inner(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def status(policy: AccessPolicy, method: str = "GET", path: str = "/x", query: str = "", **headers: str) -> int:
+async def status(
+    policy: AccessPolicy,
+    method: str = "GET",
+    path: str = "/x",
+    query: str = "",
+    app: ASGIApp | None = None,
+    **headers: str,
+) -> int:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -30,7 +37,9 @@ async def status(policy: AccessPolicy, method: str = "GET", path: str = "/x", qu
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
-    await AccessControl(inner, policy, refuse)(scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send)
+    await AccessControl(app or inner, policy, refuse)(
+        scope | {"headers": raw, "server": ("127.0.0.1", 8840)}, receive, send
+    )
     return int(sent[0]["status"])
 
 
@@ -174,6 +183,19 @@ def test_check_needs_no_http_request(token: str | None, right: Right, expected: 
     assert AccessControl(inner, AccessPolicy(), refuse).check(Admission(token, right)) is None
 
 
+@pytest.mark.parametrize(("more", "right"), [({}, None), ({"authorization": "Bearer writer"}, "write")])
+async def test_access_control_tells_the_app_the_right_of_the_token(more: dict[str, str], right: Right | None) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope.get(RIGHT, "none needed"))
+        await inner(scope, receive, send)
+
+    for policy, expected in ((AccessPolicy(tokens=TOKENS), right), (AccessPolicy(), "none needed")):
+        assert await status(policy, path="/ui", app=app, **more) == 200
+        assert seen.pop() == expected
+
+
 def test_is_own_knows_this_proxys_tokens() -> None:
     guard = AccessControl(inner, AccessPolicy(tokens=TOKENS), refuse)
     assert guard.is_own("boss") and not guard.is_own("of the upstream")
@@ -186,12 +208,16 @@ async def test_access_control_takes_the_token_from_query_and_accesstoken_header(
     assert await status(policy, query="accessToken=wrong") == 401
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/readyz", "/healthz", "/docs", "/docs/start.js", "/openapi.json", "/", "/ui", "/ui/", "/ui/page.js"]
+)
 async def test_open_paths_need_no_token(path: str) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), path=path) == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/docs/", "/docs/../status", "/readyz/"])
+@pytest.mark.parametrize(
+    "path", ["/status", "/status/a", "/metrics", "/docs/", "/docs/../status", "/readyz/", "/ui/x", "/ui/../status"]
+)
 async def test_other_paths_need_a_token(path: str) -> None:
     assert await status(AccessPolicy(tokens=TOKENS), path=path) == 401
 

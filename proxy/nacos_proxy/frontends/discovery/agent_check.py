@@ -17,9 +17,10 @@ from cachetools import LRUCache
 
 from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.addresses import address_of
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.limits import Rules
-from nacos_proxy.model.services import ServiceKey, Snapshot, address_of
+from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import stop, ticks
 from nacos_proxy.wire.discovery.agent_check import (
     GONE,

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nacos_proxy.catalog.freshness import cache_headers
-from nacos_proxy.catalog.load_balancing import Strategy, why_empty
-from nacos_proxy.catalog.picks import MAX_PICKED, Pick, Picker, Split, sides_of
+from nacos_proxy.catalog.load_balancing import why_empty
+from nacos_proxy.catalog.picks import Pick, Picker, Split, sides_of
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import mark_cacheable
 from nacos_proxy.frontends.rest import examples, models
@@ -28,6 +28,7 @@ from nacos_proxy.frontends.rest.services import SERVICE
 from nacos_proxy.model.errors import BadCall, Violation
 from nacos_proxy.model.selectors import ANY, Selector
 from nacos_proxy.model.services import Instance, InstanceKey, Snapshot
+from nacos_proxy.model.strategies import MAX_PICKED, Strategy
 from nacos_proxy.model.views import View
 from nacos_proxy.wire.http import JSON_TYPE, TEXT_TYPE, HttpReply
 from nacos_proxy.wire.nacos.hosts import host_json
@@ -206,6 +207,6 @@ async def pick(request: ApiRequest, service: ServiceName, query: Annotated[PickQ
     prepare, turn = lambda: api.prepared(shown, view, split, as_text), hash((key, view, split))
     draw = api.make_draw(wanted, draws, prepare, turn, as_list=query.n is not None)
     repeat = None if query.strategy == "hash" else draw
-    mark_cacheable(request.scope, api.agent, cached, "pick", cache_control, repeat)
+    mark_cacheable(request.scope, api.agent, cached, cache_control, repeat)
     media = TEXT_TYPE if as_text else JSON_TYPE
     return Reply(HttpReply(200, media, draw(), (*cache_headers(cached), *NO_STORE)))

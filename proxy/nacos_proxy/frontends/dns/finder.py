@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import dns.name
 import dns.rcode
@@ -19,14 +19,9 @@ from dns.rdatatype import AAAA, ANY, PTR, SRV, TXT, A, RdataType
 
 from nacos_proxy.catalog.freshness import CacheResult, Freshness
 from nacos_proxy.core.agent import Agent
+from nacos_proxy.model.addresses import plain_ip
 from nacos_proxy.model.errors import ABSENT, ProxyError, Refused, is_denied
-from nacos_proxy.model.services import (
-    DEFAULT_GROUP,
-    DEFAULT_NAMESPACE,
-    ServiceKey,
-    Snapshot,
-    plain_ip,
-)
+from nacos_proxy.model.services import DEFAULT_GROUP, DEFAULT_NAMESPACE, ServiceKey, Snapshot
 from nacos_proxy.model.views import Preference, View
 from nacos_proxy.runtime import in_turns
 from nacos_proxy.wire.dns import records
@@ -55,6 +50,7 @@ MAX_MADE = 50_000  # records that are kept, to be written again into other messa
 SCAN_COST = 10  # a reverse lookup looks through the whole cache: it counts as that many reads
 SCAN_TURN = 200  # services that it looks at in a row
 
+Outcome = Literal["", "hit", "stale", "none"]
 T = TypeVar("T")
 
 
@@ -77,13 +73,15 @@ class FinderPolicy:
 class Found:
     """An answer; its records are sent in any order within each of the `tiers`.
 
-    It may be repeated for `valid_for` seconds, while none of the `keys` changes.
+    It may be repeated for `valid_for` seconds, while none of the `keys` changes. `outcome`: how it counts as a read of
+    the cache; '' if it says nothing about a service.
     """
 
     answer: Answer
     tiers: tuple[Sequence[Record], ...] = ()
     valid_for: float = 0.0
     keys: tuple[ServiceKey, ...] = ()
+    outcome: Outcome = ""
 
 
 class Finder:
@@ -172,20 +170,22 @@ class Finder:
             self._log_clash(asked.services)
             return Found(REFUSED, valid_for=MAX_VALID)
         now, valid_for = self._agent.clock.now(), MAX_VALID
+        outcome: Outcome = "hit"
         for key in asked.services:
             result = self._cache.lookup(key, now)
             if result.snapshot is None or _is_missing(result) or (fresh and result.stale):
                 return None
+            outcome = "stale" if result.stale else outcome
             if self._exists(key, result.snapshot):
                 self._agent.confirmed(result.snapshot, now)  # it counts as read
                 ttl, valid_for = self._lifetime(result)
                 tiers = self._tiers(asked, result.snapshot, zone, rdtype)
-                return Found(Answer(ttl=ttl, zone=zone), tiers, valid_for, (key,))
+                return Found(Answer(ttl=ttl, zone=zone), tiers, valid_for, (key,), outcome)
             if result.stale and (result.error is not None or not self._agent.catalog.breaker.up):
                 return None  # it may exist by now
             valid_for = min(valid_for, max(result.ttl, STALE_VALID))
         rcode = dns.rcode.NOERROR if asked.between else dns.rcode.NXDOMAIN
-        return Found(Answer(rcode, zone=zone), (), valid_for, asked.services)
+        return Found(Answer(rcode, zone=zone), (), valid_for, asked.services, outcome)
 
     def _exists(self, key: ServiceKey, snapshot: Snapshot) -> bool:
         return bool(snapshot.instances) or key in self._names.index

@@ -17,15 +17,22 @@ OVERHEAD = 600  # bytes of an entry beside its content
 
 
 class PreparedAnswer:
-    """The `variants` are messages without their id. `code` names the answer in metrics."""
+    """The `variants` are messages without their id. `code` and `outcome` name the answer in metrics."""
 
-    __slots__ = ("code", "cost", "keys", "turn", "valid_until", "variants")
+    __slots__ = ("code", "cost", "keys", "outcome", "turn", "valid_until", "variants")
 
     def __init__(
-        self, variants: Sequence[bytes], code: str, valid_until: float, keys: Sequence[ServiceKey], cost: int
+        self,
+        variants: Sequence[bytes],
+        code: str,
+        outcome: str,
+        valid_until: float,
+        keys: Sequence[ServiceKey],
+        cost: int,
     ) -> None:
         self.variants = variants
         self.code = code
+        self.outcome = outcome
         self.valid_until = valid_until
         self.keys = keys
         self.cost = cost
@@ -47,12 +54,18 @@ class PreparedAnswers:
         self.get = self._answers.get
 
     def add(
-        self, query: bytes, variants: Sequence[bytes], code: str, valid_until: float, keys: Iterable[ServiceKey] = ()
+        self,
+        query: bytes,
+        variants: Sequence[bytes],
+        code: str,
+        valid_until: float,
+        keys: Iterable[ServiceKey] = (),
+        outcome: str = "",
     ) -> None:
         """The answers to a query (without its id), which depend on the services `keys`."""
         self._drop(query)
         cost = OVERHEAD + len(query) + sum(map(len, variants))
-        self._answers[query] = PreparedAnswer(variants, code, valid_until, tuple(keys), cost)
+        self._answers[query] = PreparedAnswer(variants, code, outcome, valid_until, tuple(keys), cost)
         self.bytes += cost
         for key in self._answers[query].keys:
             self._queries.setdefault(key, set()).add(query)

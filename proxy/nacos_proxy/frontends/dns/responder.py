@@ -6,7 +6,7 @@ How many tasks run, and how many reads of unknown services they may make, is bou
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +16,7 @@ from nacos_proxy.catalog.shares import Shares
 from nacos_proxy.frontends.dns.budget import Budget
 from nacos_proxy.frontends.dns.finder import Finder, Found
 from nacos_proxy.frontends.dns.prepared import PreparedAnswer, PreparedAnswers
+from nacos_proxy.model.histogram import Histogram
 from nacos_proxy.model.services import Change, ServiceKey
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.wire.dns import messages
@@ -43,9 +44,15 @@ class ResponderPolicy:
 
 @dataclass(slots=True)
 class Counts:
-    """Answers by code, of which `repeated` and `truncated`; queries without an answer, by reason."""
+    """Answers by code, of which `repeated` and `truncated`; queries without an answer, by reason.
+
+    `reads`: those of them that are reads of the cache, by outcome; the agent counts others. `waited`: how long those
+    took that waited for a read, by code.
+    """
 
     answers: Counter[str] = field(default_factory=lambda: Counter())
+    reads: Counter[str] = field(default_factory=lambda: Counter())
+    waited: defaultdict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     dropped: Counter[str] = field(default_factory=lambda: Counter())
     repeated: int = 0
     truncated: int = 0
@@ -126,10 +133,12 @@ class Responder:
         found = self._finder.at_once(question, query.rdtype)
         if found is None and not self._may_wait(client, self._finder.unknown(question)):
             self.counts.dropped["budget"] += 1
-            found = self._finder.known(question, query.rdtype) or Found(SERVFAIL)
+            found = self._finder.known(question, query.rdtype) or Found(SERVFAIL, outcome="none")
         if found is not None:
+            self.counts.reads[found.outcome] += 1
             self._send(packet, query, found, reply, store)
             return True
+        began = self._clock.now()
 
         async def wait() -> None:
             found = Found(SERVFAIL)
@@ -137,6 +146,7 @@ class Responder:
                 found = await self._finder.read(question, query.rdtype)
             finally:
                 self.waiting.give_back(client)
+                self.counts.waited[dns.rcode.to_text(found.answer.rcode)].add(self._clock.now() - began)
                 self._send(packet, query, found, reply, store)
 
         self.waiting.take(client)
@@ -161,7 +171,7 @@ class Responder:
         turned = ([_turned(tier, turn, turns) for tier in tiers] for turn in range(1, turns))
         variants = [message[2:], *(_write(query, found, tiers, limit)[0][2:] for tiers in turned)]
         table = store.known if found.answer.rcode == dns.rcode.NOERROR and found.keys else store.unknown
-        table.add(packet[2:], variants, code, self._clock.now() + found.valid_for, found.keys)
+        table.add(packet[2:], variants, code, self._clock.now() + found.valid_for, found.keys, found.outcome)
 
     def _shuffled(self, tier: Sequence[Record]) -> list[Record]:
         records = list(tier)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, TypeAlias, cast
 
 from cachetools import LRUCache
 
@@ -45,11 +45,8 @@ class DnsPolicy:
     max_connections: int = 1000
 
 
-class Listeners(NamedTuple):
-    """Two bound sockets with the same address, neither of which is any address of this host (0.0.0.0, ::)."""
-
-    udp: socket.socket
-    tcp: socket.socket
+Listeners: TypeAlias = tuple[socket.socket, socket.socket]
+"""Bound UDP and TCP sockets with the same address, which is not any address of this host (0.0.0.0, ::)."""
 
 
 class DnsServer:
@@ -132,6 +129,7 @@ class DnsServer:
                 left -= 1
                 counts.repeated += 1
                 counts.answers[prepared.code] += 1
+                counts.reads[prepared.outcome] += 1
                 self._send_udp(udp, client, packet[:2] + prepared.next())
             else:
                 left -= COST

@@ -19,9 +19,12 @@ from nacos_proxy.frontends.grpc.connection import Budget, make_accept
 from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
 from nacos_proxy.frontends.grpc.pushes import Pushes, PushesPolicy
 from nacos_proxy.frontends.grpc.session import Session, SessionPolicy
+from nacos_proxy.frontends.requests import request_times
 from nacos_proxy.model.limits import Rules
+from nacos_proxy.request_context import GRPC, Answered, Begin, Incoming, RequestContext, new_id
 from nacos_proxy.runtime import Clock, Supervisor, stop, ticks
 from nacos_proxy.transport.http2 import EndpointPolicy
+from nacos_proxy.wire.http import RouteName
 from nacos_proxy.wire.nacos.grpc.payload import Payload
 from nacos_proxy.wire.nacos.grpc.server import Request, RequestType, read_request
 
@@ -60,11 +63,13 @@ class GrpcServer:
         tunnels: Tunnels,
         rules: Callable[[], Rules],
         fuzzy: FuzzyWatches | None = None,
+        begin: Begin | None = None,
+        log: Callable[[Answered], None] | None = None,
     ) -> None:
         self.off = "it is not started"
         self.port: int = 0
         self.sessions: dict[Session, None] = {}
-        self.requests: Counter[tuple[str, str]] = Counter()  # by type and outcome
+        self.request_times = request_times()  # by type and outcome
         self.closed: Counter[str] = Counter()  # by reason
         self.policy = policy.session
         self.clock = clock
@@ -73,6 +78,8 @@ class GrpcServer:
         self.tunnels = tunnels
         self.fuzzy = fuzzy
         self._rules = rules
+        self._begin = begin
+        self._log = log
         self._read: LRUCache[tuple[str, bytes, Rules], Request] = LRUCache(MAX_REMEMBERED)
         self.pushes = Pushes(supervisor, clock.now, policy.pushes)
         self.budget = Budget(max_connections=policy.max_connections)
@@ -138,8 +145,15 @@ class GrpcServer:
                 self._read[slot] = request
         return request
 
-    def count_request(self, kind: str, outcome: str) -> None:
-        self.requests[kind, outcome] += 1
+    def begin(self, kind: str, client: str) -> RequestContext:
+        id = new_id()
+        return RequestContext(id) if self._begin is None else self._begin(Incoming(id, GRPC, kind, client, GRPC))
+
+    def answered(self, request: RequestContext, answered: Answered, outcome: str) -> None:
+        self.request_times[RouteName("grpc", answered.route), outcome].add(answered.seconds)
+        request.ended(answered)
+        if self._log is not None:
+            self._log(answered)
 
     def ended(self, session: Session, reason: str) -> None:
         self.sessions.pop(session, None)

@@ -29,10 +29,12 @@ from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
 from nacos_proxy.frontends.grpc.naming import Naming
 from nacos_proxy.frontends.grpc.pushes import Pushes
 from nacos_proxy.model.errors import Malformed, ProxyError
+from nacos_proxy.request_context import GRPC, Answered, RequestContext, work_for
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
-from nacos_proxy.wire.nacos.grpc.refusals import NotRegistered
+from nacos_proxy.wire.nacos.grpc.refusals import SUCCESS, NotRegistered, code_of
 from nacos_proxy.wire.nacos.grpc.server import (
+    REQUEST_TYPES,
     HealthCheck,
     Request,
     RequestType,
@@ -53,6 +55,7 @@ from nacos_proxy.wire.nacos.grpc.stream import (
 log = logging.getLogger("nacos_proxy.grpc")
 
 ABILITIES: Mapping[str, bool] = {"supportPersistentInstanceByGrpc": True}
+FAILED_HERE = "Internal"  # the outcome of a request that failed here
 _INTERNAL = 13  # the status of gRPC for a call that failed here, or cannot be read
 _DETECTION = "detection"  # the request id; there is one at a time
 
@@ -67,6 +70,20 @@ class SessionPolicy:
     silent: float = 20.0
     detection: float = 5.0
     no_setup: float = 60.0
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request on its stream. `began`: in seconds of the clock. `kind`: None if its class is unknown."""
+
+    stream: int
+    began: float
+    context: RequestContext
+    kind: RequestType | None
+
+
+def _name_of(kind: RequestType | None) -> str:
+    return "other" if kind is None else kind.name
 
 
 class Host(Protocol):
@@ -97,8 +114,12 @@ class Host(Protocol):
         """The request in a payload. Raises `BadCall`."""
         ...
 
-    def count_request(self, kind: str, outcome: str) -> None:
-        """A request was answered: `ok`, or the name of the error."""
+    def begin(self, kind: str, client: str) -> RequestContext:
+        """A request begins. `kind`: the name of its class; `other` if that is unknown."""
+        ...
+
+    def answered(self, request: RequestContext, answered: Answered, outcome: str) -> None:
+        """A request was answered: `ok`, the name of the error, or `FAILED_HERE`."""
         ...
 
     def ended(self, session: Session, reason: str) -> None:
@@ -232,46 +253,61 @@ class Session:
     # requests
 
     def _request(self, stream: int, payload: Payload) -> None:
-        kind = None
+        known = REQUEST_TYPES.get(payload.type)  # what the client wrote may be long: it is not kept
+        context = self._host.begin(_name_of(known), self._connection.client)
+        call = _Call(stream, self._host.clock.now(), context, known)
         try:
             kind = find_type(payload)
             if self.setup is None and kind.name != "ServerCheckRequest":
                 raise NotRegistered
             request = self._host.read(kind, payload)
         except ProxyError as error:
-            self._refuse(stream, kind, error)
+            self._refuse(call, error)
             return
         if isinstance(request, ServerCheck | HealthCheck):
-            self._answer(stream, kind, write_payload(write_answer(kind, request, self.id)))
+            self._answer(call, write_payload(write_answer(kind, request, self.id)))
             return
         self._calls += 1
         token = payload.headers.get(TOKEN)
-        self._host.supervisor.once(self._perform(stream, kind, request, token), name="gRPC request")
+        self._host.supervisor.once(self._perform(call, kind, request, token), name="gRPC request")
 
-    async def _perform(self, stream: int, kind: RequestType, request: Request, token: str | None) -> None:
+    async def _perform(self, call: _Call, kind: RequestType, request: Request, token: str | None) -> None:
+        work_for(call.context)
         answered = False
         try:
             message = await self._naming.answer(kind, request, token)
         except ProxyError as error:
-            self._refuse(stream, kind, error)
+            self._refuse(call, error)
             answered = True
         else:
-            self._answer(stream, kind, message)
+            self._answer(call, message)
             answered = True
         finally:
             if not answered:
-                self._connection.fail(stream, _INTERNAL, "internal error")
+                self._fail(call)
             self._calls -= 1
             if self._closing and not self._calls:
                 self._connection.close()
 
-    def _answer(self, stream: int, kind: RequestType, message: bytes) -> None:
-        self._host.count_request(kind.name, "ok")
-        self._connection.answer(stream, message)
+    def _answer(self, call: _Call, message: bytes) -> None:
+        self._end(call, "ok", SUCCESS, message)
 
-    def _refuse(self, stream: int, kind: RequestType | None, error: ProxyError) -> None:
-        self._host.count_request("other" if kind is None else kind.name, type(error).__name__)
-        self._connection.answer(stream, write_payload(write_error(kind, error)))
+    def _refuse(self, call: _Call, error: ProxyError) -> None:
+        self._end(call, type(error).__name__, code_of(error), write_payload(write_error(call.kind, error)))
+
+    def _end(self, call: _Call, outcome: str, code: int, message: bytes) -> None:
+        self._report(call, outcome, code, len(message))
+        self._connection.answer(call.stream, message)
+
+    def _fail(self, call: _Call) -> None:
+        self._report(call, FAILED_HERE, 500, 0)
+        self._connection.fail(call.stream, _INTERNAL, "internal error")
+
+    def _report(self, call: _Call, outcome: str, code: int, size: int) -> None:
+        name = _name_of(call.kind)
+        seconds, client = self._host.clock.now() - call.began, self._connection.client
+        answered = Answered(GRPC, name, "", name, code, seconds, size, client, call.context.id)
+        self._host.answered(call.context, answered, outcome)
 
     def _push(self, message: bytes) -> bool:
         if self._connection.unsent > LOW_WATER:

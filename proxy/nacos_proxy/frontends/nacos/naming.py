@@ -15,10 +15,11 @@ from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_heade
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import ANSWER_HEADER, header, mark_cacheable, send_reply, to_request
 from nacos_proxy.frontends.request_body import read_body
+from nacos_proxy.frontends.requests import set_route
 from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.wire.http import RULES, HttpReply, HttpRequest, Pairs
+from nacos_proxy.wire.http import RULES, HttpReply, HttpRequest, Pairs, RouteName
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
@@ -78,6 +79,11 @@ class NacosApi:
         self._max_body = max_body
         self._on_list = on_list
         self._on_beat = on_beat
+        self._routes = {
+            id(it): RouteName(dialect.name, name)
+            for dialect in self._dialects
+            for it, name in ((dialect, "other"), *((op, f"{op.method} {op.path}") for op in dialect.operations))
+        }
         self._writes = parsed_writes() if remembered is None else remembered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +92,7 @@ class NacosApi:
             operation = dialect.match(scope["method"], path)
             if operation is None and not dialect.owns(path):
                 continue
+            set_route(scope, self._routes[id(operation or dialect)])
             if operation is not None or not _may_be_known_upstream(dialect, scope["method"], path):
                 reply = await self._answer(dialect, operation, scope, receive)
             elif self._offer is not None and await self._offer(scope, receive, send):
@@ -149,12 +156,12 @@ class NacosApi:
             if self._on_list is not None:
                 self._on_list(call, snapshot)
             if call.push is None:
-                mark_cacheable(scope, agent, result, "list", cache_control)
+                mark_cacheable(scope, agent, result, cache_control)
             return ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only)), _headers(result)
         if isinstance(call, ReadInstance):
             instance, result = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))
             if result is not None:
-                mark_cacheable(scope, agent, result, "instance", _cache_control_of(scope))
+                mark_cacheable(scope, agent, result, _cache_control_of(scope))
             return instance, _headers(result)
         if isinstance(call, Write):
             if isinstance(call, Beat) and self._on_beat is not None:

@@ -29,9 +29,10 @@ from nacos_proxy.frontends.own_tokens import (
     without_own_parameters,
 )
 from nacos_proxy.frontends.request_body import read_body
+from nacos_proxy.frontends.requests import set_route
 from nacos_proxy.model.errors import BadCall, Malformed, ProxyError, Refused
 from nacos_proxy.runtime import spawn
-from nacos_proxy.wire.http import TEXT_TYPE, HttpReply
+from nacos_proxy.wire.http import TEXT_TYPE, HttpReply, RouteName
 from nacos_proxy.wire.nacos.login import read_login
 
 log = logging.getLogger("nacos_proxy.api")
@@ -40,6 +41,7 @@ _V1_LOGIN, _V3_LOGIN = "/v1/auth/login", "/v3/auth/user/login"
 OTHER_LOGIN = {_V1_LOGIN: _V3_LOGIN, "/v1/auth/users/login": _V3_LOGIN, _V3_LOGIN: _V1_LOGIN}
 MISSING_STATUSES = (404, 410, 501)
 _CONFIGURATION = re.compile(r"/v[12]/cs")
+_APIS = re.compile(r"/v[1-3]/(ai|auth|client|console|core|cs|ns|admin/(ai|core|cs|ns))(?=/|$)|/actuator(?=/|$)")
 _ALWAYS_FOUND = ("/v1/cs/configs/listener",)  # at other paths, 404 can also mean that a configuration is missing
 _MISSING_API = (
     "clients ask for configuration by %s, which the upstream does not have (status %d), and the proxy does not "
@@ -81,6 +83,7 @@ class Passthrough:
         self._in_progress: Shares[str] = Shares(MAX_REQUESTS)  # requests, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        set_route(scope, RouteName("passthrough", _template_of(scope["path"].removeprefix(self._context.decode()))))
         if self._forwarder is None:
             text = f"{scope['path']} is not part of the naming API, and there is no upstream to pass it to"
             await send_reply(send, HttpReply(404, TEXT_TYPE, f"{text} (the registry is embedded)".encode()))
@@ -244,6 +247,14 @@ def _with_login_callback(send: Send, on_login: Callable[[str], None]) -> Send:
         await send(message)
 
     return send_and_read
+
+
+def _template_of(path: str) -> str:
+    """The API of a path below the context path. Long polls are apart, because they take as long as they like."""
+    if path.endswith("/configs/listener"):
+        return "/*/configs/listener"
+    api = _APIS.match(path)
+    return f"{api[0]}/*" if api else "other"
 
 
 def _has_body(scope: Scope) -> bool:

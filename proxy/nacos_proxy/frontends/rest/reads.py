@@ -78,7 +78,7 @@ class Reads:
         """The answer from a cached snapshot; `kind` and `variant` name everything else that `make` depends on."""
         snapshot = cached.snapshot
         assert snapshot is not None
-        mark_cacheable(request.scope, self._agent, cached, kind, cache_control)
+        mark_cacheable(request.scope, self._agent, cached, cache_control)
         tag = etag(snapshot.revision, *variant, "stale" if cached.stale else "")
         headers = (*cache_headers(cached), ("etag", tag), REVALIDATE)
         if _has(request, tag):

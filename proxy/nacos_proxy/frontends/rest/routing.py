@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import cached_property
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
@@ -24,10 +25,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.request_body import read_body
+from nacos_proxy.frontends.requests import set_route
 from nacos_proxy.frontends.rest.models import ProblemDocument
 from nacos_proxy.model.errors import BadCall, ProxyError, Violation
 from nacos_proxy.model.limits import NACOS, Rules
-from nacos_proxy.wire.http import JSON_TYPE, RULES, HttpReply, Pairs, pairs
+from nacos_proxy.request_context import current_request
+from nacos_proxy.wire.http import JSON_TYPE, RULES, HttpReply, Pairs, RouteName, pairs
 from nacos_proxy.wire.nacos.shapes import dumps
 from nacos_proxy.wire.rest.bodies import read_object
 from nacos_proxy.wire.rest.problem import PROBLEM_TYPE, plain_problem, problem
@@ -117,7 +120,14 @@ class ApiRoute(APIRoute):
             child["path_params"] = {name: unquote(text) for name, text in child["path_params"].items()}
         return match, child
 
+    @cached_property
+    def counted_as(self) -> RouteName:
+        """For the metrics: the folder of the endpoint's module, and the route without values."""
+        folder = self.endpoint.__module__.rpartition(".")[0].rpartition(".")[2]
+        return RouteName(folder, f"{' '.join(sorted(self.methods or ()))} {self.path}")
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        set_route(scope, self.counted_as)
         if scope["method"] == "HEAD" and self.methods and "GET" in self.methods:
             await self.app(scope, receive, send)
         else:
@@ -194,7 +204,9 @@ def _methods(routes: list[BaseRoute], scope: Scope) -> set[str]:
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """A bug in the proxy. Only the server's log shows the cause."""
-    return Reply(plain_problem(500, "the proxy failed; its log says why", request.scope["path"]))
+    context = current_request()
+    which = "" if context is None else f" (request {context.id})"
+    return Reply(plain_problem(500, f"the proxy failed; its log says why{which}", request.scope["path"]))
 
 
 PROBLEM_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {

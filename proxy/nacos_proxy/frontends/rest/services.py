@@ -57,6 +57,7 @@ from nacos_proxy.wire.rest.bodies import (
     snapshot_json,
 )
 from nacos_proxy.wire.rest.query import (
+    DeregisterQuery,
     FilterQuery,
     InstanceAddress,
     InstanceQuery,
@@ -103,6 +104,20 @@ class RestApi:
         except ProxyError:  # the write that follows reports the failure
             listed = None
         return self.spelling(key, address, listed or Snapshot(key))
+
+    async def is_ephemeral(self, key: ServiceKey, address: InstanceAddress) -> bool:
+        """As registered here, or as listed; an unknown instance counts as ephemeral.
+
+        A server ignores a deregistration of the wrong kind, and reports success.
+        """
+        if (registration := self.agent.catalog.registrations.find(key, *address)) is not None:
+            return registration.instance.ephemeral
+        try:
+            listed = (await self.agent.read(key)).snapshot
+        except ProxyError:  # the deregistration that follows reports the failure
+            listed = None
+        found = None if listed is None else listed.find(*address)
+        return found is None or found.ephemeral
 
     def spelling(self, key: ServiceKey, address: InstanceAddress, listed: Snapshot) -> InstanceAddress:
         """The address as `listed` spells it, or as it was registered here: lists omit disabled instances."""
@@ -301,16 +316,17 @@ async def update(
 @router.delete(
     INSTANCE,
     summary="Deregister an instance",
-    description="Succeeds even if the instance is unknown. A persistent one needs `ephemeral=false`." + WHO_ANSWERED,
+    description="Succeeds even if the instance is unknown." + WHO_ANSWERED,
     status_code=204,
     responses={204: {"description": "Deregistered"}, **problems(*WRITE_ERRORS, examples.BAD_PORT)},
 )
 async def deregister(
-    request: ApiRequest, service: ServiceName, address: Address, query: Annotated[KindQuery, Query()], api: Api
+    request: ApiRequest, service: ServiceName, address: Address, query: Annotated[DeregisterQuery, Query()], api: Api
 ) -> Response:
     key = query.service_key(service, request.rules)
     registered = await api.as_registered(key, read_address(address, request.rules))
-    call = read_deregister(key, registered, query, request.rules)
+    ephemeral = await api.is_ephemeral(key, registered) if query.ephemeral is None else query.ephemeral
+    call = read_deregister(key, registered, query, ephemeral, request.rules)
     written = await api.agent.write(call)
     if api.health_checker is not None:
         api.health_checker.forget(key, call.ip, call.port)

@@ -175,7 +175,7 @@ _REASONS: dict[str, Example] = {"disk": {"summary": "With a reason", "value": {"
     INSTANCE + "/maintenance",
     summary="Keep a managed instance out of traffic",
     description="Until it is ended, whatever the checks of the instance say, and also after a restart of this proxy. "
-    "The checks go on. `GET` of the instance, `/status` and the status page show the reason. Called again, it changes "
+    "The checks go on. `GET` of the instance, `/status` and the page show the reason. Called again, it changes "
     "the reason." + WHO_ANSWERED,
     responses=documented(
         *(examples.MAINTAINED_JSON, models.Instance, *WRITE_ERRORS, *BODY_ERRORS, examples.NOT_FOUND, _NOT_MANAGED),

@@ -128,6 +128,7 @@ class GrpcPush:
         self.connect = connect
         self.unavailable = ""
         self.was_alive = False
+        self.reconnects = 0  # connections that followed one that had ended
         self.on_lost: list[Callable[[], None]] = []  # a connection has ended: its server may have lost its data
         self._feeds: list[_Feed] = []
         self._feed_of: dict[ServiceKey, _Feed] = {}
@@ -294,6 +295,7 @@ class _Feed:
         while True:
             begun = clock.now()
             if (session := await self._connect()) is not None:
+                self._push.reconnects += self._last is not None
                 reason = await self._use(session)
                 log.info("gRPC of %s: the connection has ended: %s", session.target, reason)
                 for listener in self._push.on_lost:

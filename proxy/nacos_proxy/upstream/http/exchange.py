@@ -10,10 +10,12 @@ from functools import lru_cache
 import httpx
 
 from nacos_proxy.model.errors import Garbled
-from nacos_proxy.model.masking import shown_origin
+from nacos_proxy.model.masking import shown_origin, shown_url
+from nacos_proxy.request_context import current_request
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
-from nacos_proxy.wire.http import COMPRESSED_ANSWER, FORM_TYPE, NO_COMPRESSION, HttpReply, HttpRequest, content_codings
+from nacos_proxy.wire.compression import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
+from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class HttpClient:
 
     async def _send(self, make_request: Callable[[], httpx.Request], server: str) -> HttpReply:
         try:
-            response = await self.transport.handle_async_request(make_request())
+            response = await self.exchange(make_request())
             header_fields = {name.lower(): value for name, value in response.headers.raw}
             if b"content-encoding" in header_fields and (coding := content_codings(response.headers.raw)):
                 await response.aclose()
@@ -144,6 +146,19 @@ class HttpClient:
         content_type = header_fields.get(b"content-type")
         return HttpReply(response.status_code, None if content_type is None else content_type.decode("latin-1"), body)
 
+    async def exchange(self, request: httpx.Request) -> httpx.Response:
+        """The head of the response. A request for a client's request carries its id, and is part of its trace."""
+        if (work := current_request()) is None:
+            return await self.transport.handle_async_request(request)
+        with work.call(request.method, lambda: _shown(request)) as call:
+            if isinstance(request, PreparedRequest):
+                request.more = call.headers
+            else:
+                request.headers.update(call.headers)
+            response = await self.transport.handle_async_request(request)
+            call.status = response.status_code
+        return response
+
     async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
         try:
@@ -154,6 +169,12 @@ class HttpClient:
         finally:
             await response.aclose()
         return bytes(body)
+
+
+def _shown(request: httpx.Request) -> str:
+    """The URL that is asked, without secrets."""
+    target = request.extensions.get("target")
+    return shown_url(str(request.url if target is None else request.url.copy_with(raw_path=target)))
 
 
 @lru_cache(maxsize=128)

@@ -27,7 +27,7 @@ import asyncio
 import os
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -266,19 +266,25 @@ class HeaderBlock(NamedTuple):
 class PreparedRequest(httpx.Request):
     """A request whose parts are ready to send. httpx would compute them anew, which costs more than the rest of a call.
 
-    `target` is path and query. `block` is sent unchanged, so it contains `Host` and `Content-Length`.
+    `target` is path and query. `block` is sent unchanged, so it contains `Host` and `Content-Length`. `more` are
+    headers of this request alone.
     """
 
     def __init__(
         self, method: str, origin: Origin, target: bytes, block: HeaderBlock, body: bytes, extensions: dict[str, Any]
     ) -> None:
         self.method = method
-        self.headers = block.headers
+        self.more: Sequence[tuple[str, str]] = ()
         self.stream = httpx.ByteStream(body)
         self.extensions = extensions
         self.origin = origin
         self.target = target
         self.block = block
+
+    @property
+    def headers(self) -> httpx.Headers:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """For other transports, like `url`."""
+        return httpx.Headers([*self.block.headers.multi_items(), *self.more]) if self.more else self.block.headers
 
     @property
     def url(self) -> httpx.URL:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -371,12 +377,15 @@ def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Re
 def _head(request: httpx.Request) -> bytes:
     """Request line and headers. Raises `LocalProtocolError` if a part contains a line break (RFC 9112 11.1)."""
     if isinstance(request, PreparedRequest):
-        target, block = request.target, request.block
+        target, lines = request.target, request.block.lines
+        if request.more:
+            more = "".join(f"{name}: {value}\r\n" for name, value in request.more)
+            lines = b"%b%b\r\n" % (lines[:-2], more.encode("ascii"))
     else:
-        target, block = request.extensions.get("target") or request.url.raw_path, HeaderBlock.of(request.headers)
+        target, lines = request.extensions.get("target") or request.url.raw_path, HeaderBlock.of(request.headers).lines
     if b" " in target or b"\n" in target or b"\r" in target or b"\0" in target:
         raise httpx.LocalProtocolError("a line break in the head of a request")
-    return b"%b %b HTTP/1.1\r\n%b" % (request.method.encode("ascii"), target, block.lines)
+    return b"%b %b HTTP/1.1\r\n%b" % (request.method.encode("ascii"), target, lines)
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:

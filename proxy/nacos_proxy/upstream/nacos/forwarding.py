@@ -1,6 +1,7 @@
 """Forwards a request to a server, streamed both ways, and only below the context path.
 
-The client's end-to-end headers are sent unchanged, without this proxy's token or identity.
+The client's end-to-end headers are sent unchanged, without this proxy's token or identity, but with the id of the
+request (`request_context`).
 
 A path is refused if any reading of it, decoded once or more often, with or without `;parameters`, could leave the
 context path: dot segments, empty segments (`//host`), backslashes, encoded slashes, control characters (RFC 3986
@@ -217,7 +218,7 @@ async def forward_request(
         extensions = {**http.forwarding_extensions, "target": f"{server.context}{target}".encode()}
         outgoing = httpx.Request(method, server.origin, headers=headers, content=upload, extensions=extensions)
         try:
-            response = await http.transport.handle_async_request(outgoing)
+            response = await http.exchange(outgoing)
         except CAUGHT as error:
             if upload is not None and upload.broken is error:
                 raise

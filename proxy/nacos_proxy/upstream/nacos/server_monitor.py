@@ -68,7 +68,7 @@ class ServerMonitor:
         if self._closed:
             work.close()
             return None
-        task = spawn(work, name=f"{name} of the upstream")
+        task = spawn(work, name=f"{name} of the upstream", for_request=False)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

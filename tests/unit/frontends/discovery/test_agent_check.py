@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nacos_proxy.app.process import plain_socket
+from nacos_proxy.app.listening import plain_socket
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.discovery.agent_check import MAX_CONNECTIONS, MAX_SECONDS, AgentCheck
 from nacos_proxy.model.calls import Deregister, Register

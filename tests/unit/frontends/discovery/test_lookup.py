@@ -75,7 +75,7 @@ async def test_pick_of_ever_new_clusters_takes_bounded_memory(world: World) -> N
     await world.ask("GET", PICK)
     tracemalloc.start()
     try:
-        for number in range(1500):
+        for number in range(500):
             named = ",".join(f"c{c}" for c in range(40) if rng.random() < 0.7)
             answer = await world.ask("GET", f"{PICK}?clusters={named}&clusters=x{number}")
             marks.append(answer.scope[CACHEABLE])
@@ -85,7 +85,7 @@ async def test_pick_of_ever_new_clusters_takes_bounded_memory(world: World) -> N
     finally:
         tracemalloc.stop()
     print(f"{held / 2**20:.1f} MiB")
-    assert held < 32 << 20
+    assert held < 6 << 20  # without the bound: 10 MiB
     assert all(b'"ip":"10.0.' in mark.make_body() for mark in marks), "what is no longer kept is made anew"
 
 
@@ -168,7 +168,7 @@ async def test_pick_marks_a_response_that_chooses_anew_each_time(world: World) -
     world.shelf.services[KEY] = snapshot(A, B)
     weighted = (await world.ask("GET", f"{PICK}?format=text")).scope[CACHEABLE]
     world.rng.next = [0.1, 0.9]
-    assert (weighted.kind, weighted.make_body(), weighted.make_body()) == ("pick", b"10.0.0.1:80", b"10.0.0.2:80")
+    assert (weighted.make_body(), weighted.make_body()) == (b"10.0.0.1:80", b"10.0.0.2:80")
     turns = (await world.ask("GET", f"{PICK}?strategy=round_robin&format=text")).scope[CACHEABLE]
     assert (turns.make_body(), turns.make_body()) == (b"10.0.0.2:80", b"10.0.0.1:80")
     several = (await world.ask("GET", f"{PICK}?strategy=round_robin&n=3&format=text")).scope[CACHEABLE]

@@ -135,3 +135,22 @@ async def test_responder_answers_servfail_after_a_failure_of_its_own(world: Worl
     assert world.responder.waiting.total == 0
     world.registry.script = lambda call: Unreachable("gone", arrived=False)
     assert await world.texts() == ["SERVFAIL"]
+
+
+async def test_reads_count_what_is_answered_without_the_agent_and_durations_what_waits(world: World) -> None:
+    world.shelf.services[KEY] = snapshot(instance())
+    counts = world.responder.counts
+    await world.answer()
+    assert (counts.reads, world.agent.counts.reads) == ({}, {"miss": 1})
+    assert {code: waited.count for code, waited in counts.waited.items()} == {"NOERROR": 1}
+    await world.answer(rdtype="TXT")
+    assert (counts.reads, world.agent.counts.reads) == ({"hit": 1}, {"miss": 1})
+    await world.answer("elsewhere.example.com.")
+    assert counts.reads == {"hit": 1, "": 1}, "that is no read of a service"
+    world.agent.registry.script = lambda call: Unreachable("gone", arrived=False)
+    await world.clock.advance(60.0)
+    packet = world.ask(rdtype="SRV")
+    await settle()
+    assert (counts.reads["hit"], world.agent.counts.reads) == (1, {"miss": 1, "stale": 1})
+    prepared = world.table.get(packet[2:])
+    assert prepared is not None and prepared.outcome == "stale"

@@ -13,7 +13,7 @@ import dns.message
 import pytest
 import uvloop
 
-from nacos_proxy.app.process import dns_sockets
+from nacos_proxy.app.listening import dns_sockets
 from nacos_proxy.frontends.dns.server import COST, IDLE, MAX_TURN, PIPELINED, TURN, DnsPolicy, DnsServer, TcpConnection
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.clock import FakeClock, settle

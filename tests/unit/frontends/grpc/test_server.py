@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from nacos_proxy.app.process import tls_context
+from nacos_proxy.app.listening import tls_context
 from nacos_proxy.frontends.grpc.server import GrpcPolicy
 from nacos_proxy.model.calls import Register
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload

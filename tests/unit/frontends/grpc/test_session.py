@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from nacos_proxy.frontends.grpc.session import SessionPolicy
-from nacos_proxy.model.calls import Deregister, Fetch
+from nacos_proxy.model.calls import Call, Deregister, Fetch
+from nacos_proxy.request_context import Answered, Incoming, RequestContext, current_request
+from nacos_proxy.wire.http import RouteName
 from nacos_proxy.wire.nacos.grpc.payload import Payload, write_payload
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.clock import settle
@@ -48,8 +51,44 @@ async def test_requests_before_the_setup_are_unregistered_but_unknown_types_unkn
         sdk.set_up()
         assert (await sdk.ask("HealthCheckRequest"))[0] == "HealthCheckResponse"
         assert (await sdk.ask("PushAckRequest"))[1]["errorCode"] == 302
-        assert world.server.requests["other", "NoHandler"] == 2
+        assert world.server.request_times[RouteName("grpc", "other"), "NoHandler"].count == 2
         assert world.admitted == [], "health and check need no right"
+
+
+async def test_each_request_has_an_id_and_a_line_in_the_access_log() -> None:
+    lines, asked = list[Answered](), list[str]()
+    async with grpc_world(log=lines.append) as world:
+        answers = world.registry.script
+
+        def script(call: Call[Any]) -> Any:
+            request = current_request()
+            asked.append("" if request is None else request.id)
+            return answers(call)
+
+        world.registry.script = script
+        sdk = world.sdk()
+        await sdk.query()
+        await sdk.ask("HealthCheckRequest")
+        await sdk.ask("NoSuchRequest")
+    found = [(line.method, line.path, line.route, line.status, line.client) for line in lines]
+    assert found[0] == ("grpc", "ServiceQueryRequest", "ServiceQueryRequest", 200, "10.0.0.7")
+    assert found[-1] == ("grpc", "other", "other", 302, "10.0.0.7")
+    assert len({line.id for line in lines}) == 3
+    assert asked[0] == lines[0].id, "the fetch works for the request"
+
+
+async def test_a_class_that_is_unknown_is_not_kept_as_the_client_wrote_it() -> None:
+    begun = list[Incoming]()
+
+    def begin(incoming: Incoming) -> RequestContext:
+        begun.append(incoming)
+        return RequestContext(incoming.id)
+
+    async with grpc_world(begin=begin) as world:
+        sdk = world.connect()
+        await sdk.ask("x" * 1_000_000)
+        await sdk.ask("ServiceQueryRequest")
+    assert [incoming.path for incoming in begun] == ["other", "ServiceQueryRequest"]
 
 
 async def test_bytes_that_are_no_payload_fail_the_call_or_end_the_session() -> None:
@@ -73,13 +112,22 @@ async def test_a_failure_here_ends_the_call_and_is_counted(caplog: pytest.LogCap
     def broken(call: object) -> object:
         raise KeyError(call)
 
-    async with grpc_world() as world:
+    lines, ended = list[Answered](), list[str]()
+
+    class Context(RequestContext):
+        def ended(self, answered: Answered) -> None:
+            ended.append(answered.id)
+
+    async with grpc_world(log=lines.append, begin=lambda incoming: Context(incoming.id)) as world:
         sdk = world.sdk()
         world.agent.ask = broken  # type: ignore[method-assign]
         stream = sdk.send("ServiceListRequest", groupName="g", pageNo=1, pageSize=1)
         await settle()
         assert sdk.connection.failures[stream][0] == 13
         assert world.agent.supervisor.failures["gRPC request"] == 1
+        assert world.server.request_times[RouteName("grpc", "ServiceListRequest"), "Internal"].count == 1
+        assert [(line.path, line.status, line.size) for line in lines] == [("ServiceListRequest", 500, 0)]
+        assert ended == [lines[0].id]
         await settle()
 
 

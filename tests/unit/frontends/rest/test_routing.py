@@ -136,6 +136,7 @@ async def test_every_route_of_the_api_is_documented(world: World) -> None:
         ("/healthz", "get"),
         ("/readyz", "get"),
         ("/status", "get"),
+        ("/status/{service}", "get"),
         ("/metrics", "get"),
     }
 

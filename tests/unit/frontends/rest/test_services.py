@@ -94,7 +94,7 @@ async def test_reads_are_marked_for_the_fast_path_only_if_repeatable(world: Worl
     world.shelf.services[KEY] = snapshot(A)
     fresh = await world.ask("GET", "/api/v1/services/orders")
     mark = fresh.scope[CACHEABLE]
-    assert (mark.invalidation_key, mark.confirmed_at, mark.valid_until, mark.kind) == (KEY, 1000.0, 1010.0, "snapshot")
+    assert (mark.invalidation_key, mark.confirmed_at, mark.valid_until) == (KEY, 1000.0, 1010.0)
     asked = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "no-cache"})
     assert CACHEABLE not in asked.scope
     young = await world.ask("GET", "/api/v1/services/orders", headers={"cache-control": "max-age=4"})
@@ -303,6 +303,21 @@ async def test_deregister_answers_204(world: World) -> None:
     assert (answer.status, answer.body) == (204, b"")
     assert "content-length" not in answer.headers
     assert world.registry.sent(Deregister) == [Deregister(KEY, "10.0.0.1", 80, "c1", ephemeral=False)]
+
+
+async def test_deregister_finds_out_by_itself_whether_the_instance_is_persistent(world: World) -> None:
+    """A server reports success for the wrong kind, and removes nothing."""
+    world.shelf.services[KEY] = snapshot(instance(ephemeral=False), instance("10.0.0.2"))
+    for ip in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        assert (await world.ask("DELETE", f"/api/v1/services/orders/instances/{ip}:80")).status == 204
+    assert [call.ephemeral for call in world.registry.sent(Deregister)] == [False, True, True]
+    await world.ask(
+        "POST", "/api/v1/services/new/instances", json_body={"ip": "10.0.0.9", "port": 80, "ephemeral": False}
+    )
+    world.registry.script = lambda call: Unreachable("gone", arrived=False)
+    await world.ask("DELETE", "/api/v1/services/new/instances/10.0.0.9:80")
+    await world.ask("DELETE", "/api/v1/services/unread/instances/10.0.0.9:80")
+    assert [call.ephemeral for call in world.registry.sent(Deregister)][3:] == [False, True]
 
 
 async def test_light_beat_of_an_unknown_instance_is_404(world: World) -> None:

@@ -455,10 +455,11 @@ async def test_grpc_push_subscribes_to_all_again_after_a_loss() -> None:
         world.server.line.lose()
         await settle()
         assert not world.push.alive and not world.push.covers(key("a"))
+        assert world.push.reconnects == 0
         world.server.lists[key("a")] = (A,)
         await world.wait(0.5)
         assert world.push.alive and sorted(world.news()) == [("a", (A,)), ("b", ())]
-        assert len(world.server.lines) == 2
+        assert (len(world.server.lines), world.push.reconnects) == (2, 1)
 
 
 async def test_grpc_push_on_lost_is_called_before_the_next_server_lists_anything() -> None:
