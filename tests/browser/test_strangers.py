@@ -73,7 +73,9 @@ def test_page_of_this_proxy_may_write(browser: Browser, proxy: ProxyProcess) -> 
     assert instances(proxy, "own") == ["10.0.0.1"]
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/api/v1/services", "/nacos/v1/ns/instance/list?serviceName=a"])
+@pytest.mark.parametrize(
+    "path", ["/", "/ui", "/ui/page.js", "/status", "/api/v1/services", "/nacos/v1/ns/instance/list?serviceName=a"]
+)
 def test_rebound_host_name_reads_nothing(browser: Browser, proxy: ProxyProcess, path: str) -> None:
     browser.go(f"http://{REBOUND}:{proxy.port}{path}")
     assert browser.run("return performance.getEntriesByType('navigation')[0].responseStatus") in REFUSED

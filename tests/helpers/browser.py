@@ -94,6 +94,18 @@ class Browser:
         """The console messages since the last call: script errors, policy violations, failed loads."""
         return [entry["message"] for entry in self._log("browser")]
 
+    def emulate(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Makes the page so large, which a window cannot always be, in the light or the dark colours."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._do("POST", "goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics})
+        media = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+        self._do("POST", "goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": media})
+
+    def press(self, keys: str) -> None:
+        """Types into what has the focus. Special keys are code points of WebDriver 17.4.2."""
+        down_and_up = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self._do("POST", "actions", {"actions": [{"type": "key", "id": "keys", "actions": down_and_up}]})
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._do("GET", "screenshot")))
 

@@ -1,4 +1,4 @@
-"""For operators: health, readiness, status, metrics, the status page.
+"""For operators: health, readiness, status, metrics, the page.
 
 Never here: the counting; each component counts for itself.
 """
