@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nacos_proxy.client.client import NacosClient
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["NacosClient", "__version__"]
 

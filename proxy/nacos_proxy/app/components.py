@@ -37,6 +37,7 @@ from nacos_proxy.frontends.dns.server import DnsServer
 from nacos_proxy.frontends.events.streams import EventsApi
 from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.nacos.passthrough import Forwarder
+from nacos_proxy.frontends.requests import RequestTimes, request_times
 from nacos_proxy.frontends.rest.reads import Reads
 from nacos_proxy.model.errors import Refused
 from nacos_proxy.model.limits import LENIENT, NACOS
@@ -51,6 +52,7 @@ from nacos_proxy.upstream.nacos.registry import AuthenticatedClient, NacosRegist
 from nacos_proxy.upstream.nacos.rights import RefusalReporter
 from nacos_proxy.upstream.nacos.servers import Server, Servers
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
+from nacos_proxy.wire.certificates import valid_until
 from nacos_proxy.wire.nacos.base import ReadService, ServiceView
 from nacos_proxy.wire.nacos.hosts import list_json
 
@@ -99,6 +101,8 @@ class Components:
     of_tenant: bool
     unfollow_servers: Callable[[], None]
     tenant_counts: TenantCounts = field(default_factory=TenantCounts)
+    certificate_ends: float | None = None  # the one that we serve with; seconds since 1970
+    request_times: RequestTimes = field(default_factory=request_times)  # by HTTP; not those of the fast path
     grpc: GrpcServer | None = None  # it serves tenants, too
     agent_check: AgentCheck | None = None
     dns: DnsServer | None = None
@@ -224,6 +228,7 @@ def _assemble(
         started=clock.now(),
         of_tenant=of_tenant,
         dns=dns,
+        certificate_ends=valid_until(s.tls_cert.read_bytes()) if s.tls_cert is not None else None,
         unfollow_servers=_follow_servers(supervisor, agent, upstream.servers, push) if upstream else lambda: None,
     )
 

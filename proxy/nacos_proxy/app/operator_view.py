@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -13,16 +14,18 @@ from pydantic.alias_generators import to_camel
 
 from nacos_proxy import __version__
 from nacos_proxy.app.components import Components
+from nacos_proxy.app.logs import LINES
 from nacos_proxy.background.webhooks import Webhooks
-from nacos_proxy.fastpath.table import ResponseTable
 from nacos_proxy.frontends.dns.responder import Counts
 from nacos_proxy.frontends.dns.server import DnsServer
 from nacos_proxy.frontends.grpc.server import GrpcServer
-from nacos_proxy.frontends.operations.endpoints import OperatorView
-from nacos_proxy.frontends.operations.metrics import PREFIX, Metrics, Repeated, Sources
-from nacos_proxy.model.services import address_of
+from nacos_proxy.frontends.operations.metrics import PREFIX, Answered, Metrics, Sources
+from nacos_proxy.frontends.operations.status import OperatorView
+from nacos_proxy.model.addresses import address_of
+from nacos_proxy.model.histogram import Histogram
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
+from nacos_proxy.wire.http import RouteName
 
 MAX_OUT = 100  # instances out of traffic, in `/status`
 MAX_FAILING = 100  # published instances whose beats fail, in `/status`
@@ -36,7 +39,11 @@ def operator_view(components: Components) -> OperatorView:
         push_up=lambda: {"ok": True, "lost": False}.get(push_status(components)["state"]),
         subscribers=lambda: components.events.readers,
         refused=lambda: components.events.quota.refused,
-        repeated=lambda: _repeated(components.response_table),
+        answered=lambda: _answered(components),
+        repeated=lambda: _repeated(components),
+        reads=lambda: _reads(components),
+        lines=lambda: LINES.lines,
+        certificate_ends=components.certificate_ends,
         more=lambda: _more_metrics(components),
     )
     return OperatorView(
@@ -45,6 +52,8 @@ def operator_view(components: Components) -> OperatorView:
         Metrics(sources),
         __version__,
         components.started,
+        socket.gethostname(),
+        None if components.settings.auth == "client" else "admin",
         upstream=lambda: upstream_status(components),
         push=lambda: push_status(components),
         polling=lambda: polling_status(components),
@@ -125,7 +134,7 @@ def more_status(components: Components) -> Mapping[str, Any]:
         for m in components.health_checker
     ]
     out = list(_out_of_traffic(components))
-    udp, publications, grpc = components.udp, components.publications, components.grpc
+    udp, publications, grpc, dns = components.udp, components.publications, components.grpc, components.dns
     failing = [
         {"service": str(service), "address": address_of(ip, port), "error": error}
         for (service, ip, port), error in islice(publications.failing.items(), MAX_FAILING)
@@ -138,7 +147,7 @@ def more_status(components: Components) -> Mapping[str, Any]:
         "udpPush": {} if udp is None else {to_camel(name): number for name, number in udp.tallies().items()},
         **({} if grpc is None else {"grpc": {**grpc.status(), "tunnels": grpc.tunnels.status()}}),
         **({} if components.agent_check is None else {"agentCheck": components.agent_check.status()}),
-        **({} if components.dns is None else {"dns": components.dns.status()}),
+        **({} if dns is None else {"dns": {**dns.status(), "zones": list(components.settings.dns_zone)}}),
         "fastPath": {"answers": len(components.response_table), "bytes": components.response_table.bytes},
     }
 
@@ -155,16 +164,44 @@ def _out_of_traffic(components: Components) -> Iterator[Mapping[str, Any]]:
             yield {**row, "reason": maintenance.reason, "forSeconds": round(max(0.0, wall - maintenance.since), 3)}
 
 
-def _repeated(table: ResponseTable) -> Iterable[Repeated]:
-    for (kind, status), hits in table.hit_counts.items():
-        yield Repeated(kind, status, "head", hits.head)
-        yield Repeated(kind, status, "target", hits.target)
+def _answered(components: Components) -> Iterator[Answered]:
+    """Requests by HTTP, gRPC and DNS. A tenant sees none: they are those of all."""
+    if components.of_tenant:
+        return
+    times, none, repeats = components.request_times, Histogram(), Counter[tuple[RouteName, int | str]]()
+    for (route, status), hits in components.response_table.hit_counts.items():
+        repeats[route, status] = hits.head + hits.target
+    for route, status in dict.fromkeys((*times, *repeats)):
+        yield Answered(route, str(status), times.get((route, status), none), repeats[route, status])
+    if components.grpc is not None:
+        for (route, outcome), durations in components.grpc.request_times.items():
+            yield Answered(route, str(outcome), durations)
+    if components.dns is not None:
+        counts = components.dns.responder.counts
+        for code, number in counts.answers.items():
+            waited = counts.waited.get(code, none)
+            yield Answered(RouteName("dns", "query"), code, waited, number - waited.count)
+
+
+def _repeated(components: Components) -> Mapping[str, int]:
+    """Those of all tenants, hence for none of them."""
+    hits = components.response_table.hit_counts.values()
+    return {} if components.of_tenant else {"head": sum(h.head for h in hits), "target": sum(h.target for h in hits)}
+
+
+def _reads(components: Components) -> Mapping[str, int]:
+    """Those that were answered from prepared answers, or for DNS from the cache without the agent."""
+    reads = Counter(hit=sum(_repeated(components).values()))
+    if components.dns is not None:
+        reads += components.dns.responder.counts.reads
+    del reads[""]
+    return reads
 
 
 def _more_metrics(components: Components) -> Iterable[Metric]:
     persistence, registry, tenants = components.persistence, components.registry, components.tenant_counts
     receiver, table, checker = components.receiver, components.response_table, components.health_checker
-    publications, files = components.publications, components.service_files
+    publications, files, supervisor = components.publications, components.service_files, components.agent.supervisor
     unreadable = registry.unreadable if isinstance(registry, NacosRegistry) else 0
     failing, unwritable = (bool(persistence.failing), persistence.unwritable) if persistence else (False, 0)
     for name, text, value in (
@@ -180,24 +217,31 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
         ("published_failing", "Published instances whose beats the upstream refuses", len(publications.failing)),
         ("poll_late_seconds", "How long the most overdue poll has waited", round(components.poller.behind, 3)),
         ("prepared_answers", "Answers that the fast path holds", len(table)),
+        ("background_failing", "Parts whose background work failed within the last minute", len(supervisor.failing)),
     ):
         yield GaugeMetricFamily(PREFIX + name, text, value=value)
     received = receiver.received if receiver else 0
+    reconnects = components.push.reconnects if isinstance(components.push, GrpcPush) else 0
     for name, text, value in (
         ("unwritable_rows", "Rows left out of the state file", unwritable),
         ("tenants_refused", "Requests whose token or password was refused, with auth = client", tenants.refused),
         ("unreadable_hosts", "Hosts in the upstream's lists that could not be read", unreadable),
+        ("push_reconnects", "Connections for push by gRPC that followed one that had ended", reconnects),
         ("udp_pushes_received", "Datagrams from the upstream that announced changes", received),
     ):
         yield CounterMetricFamily(PREFIX + name, text, value=value)
+    text = "1 while this server of the upstream answers; its URL is the label"
+    nodes = GaugeMetricFamily(PREFIX + "upstream_node_up", text, labels=["node"])
+    for server in registry.servers.all if isinstance(registry, NacosRegistry) else ():
+        nodes.add_metric([server.url], server.up)
+    yield nodes
     yield from _webhook_metrics(components.webhooks)
     if components.grpc is not None:
         yield from _grpc_metrics(components.grpc)
     answers = Counter[str]() if components.agent_check is None else components.agent_check.answers
     yield _labelled("agent_checks", "Agent checks of HAProxy; silent: HAProxy keeps the state", "answer", answers)
     yield from _dns_metrics(components.dns)
-    failures = components.agent.supervisor.failures
-    yield _labelled("background_failures", "Failures of background work, which goes on", "part", failures)
+    yield _labelled("background_failures", "Failures of background work, which goes on", "part", supervisor.failures)
     if components.udp is not None:
         yield _labelled("udp_pushes", "Datagrams to legacy clients", "what", components.udp.tallies())
 
@@ -218,15 +262,12 @@ def _webhook_metrics(webhooks: Webhooks) -> Iterable[Metric]:
 def _grpc_metrics(grpc: GrpcServer) -> Iterable[Metric]:
     up = GaugeMetricFamily(PREFIX + "grpc_up", "1 while Nacos over gRPC is served to SDKs", value=not grpc.off)
     sessions = GaugeMetricFamily(PREFIX + "grpc_sessions", "gRPC connections of SDKs", value=len(grpc.sessions))
-    requests = CounterMetricFamily(PREFIX + "grpc_requests", "Requests by gRPC", labels=["type", "outcome"])
-    for labels, number in grpc.requests.items():
-        requests.add_metric(labels, number)
     refused = CounterMetricFamily(
         PREFIX + "grpc_refused", "gRPC connections refused because the client had too many", value=grpc.budget.refused
     )
     text = "gRPC connections to the upstream for clients: configuration, fuzzy watches"
     tunnels = GaugeMetricFamily(PREFIX + "grpc_tunnels", text, value=grpc.tunnels.status()["open"])
-    yield from (up, sessions, requests, refused, tunnels)
+    yield from (up, sessions, refused, tunnels)
     yield _labelled("grpc_pushes", "Pushes by gRPC: sent, and acknowledged late", "what", grpc.pushes.counts)
     yield _labelled("grpc_closed", "gRPC connections that ended, by reason", "reason", grpc.closed)
 

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from nacos_proxy import __version__
+from nacos_proxy.app.listening import loopback
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.health_checker import HealthCheckerPolicy
 from nacos_proxy.background.poller import PollPolicy
@@ -143,20 +144,6 @@ def finder_policy(s: Settings) -> FinderPolicy:
 def dns_policy(s: Settings) -> DnsPolicy:
     """With `insecure` and without `dns_allow`, everybody may ask."""
     return DnsPolicy(None if s.insecure and not s.dns_allow else _networks(s.dns_allow))
-
-
-def loopback(s: Settings) -> bool:
-    """Whether only this host can connect."""
-    return s.uds is not None or is_loopback(s.host)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _networks(names: Iterable[str]) -> tuple[Network, ...]:

@@ -29,6 +29,8 @@ from nacos_proxy.frontends.events import long_polls, streams
 from nacos_proxy.frontends.nacos.naming import NacosApi, parsed_writes
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.operations import endpoints as operations
+from nacos_proxy.frontends.operations import page
+from nacos_proxy.frontends.requests import RequestCounter
 from nacos_proxy.frontends.rest import explorer, services, traffic
 from nacos_proxy.frontends.rest.routing import PROBLEM_HANDLERS, PROVIDED, openapi_of
 from nacos_proxy.frontends.rest.services import RestApi
@@ -36,7 +38,7 @@ from nacos_proxy.frontends.rest.traffic import TrafficApi
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.limits import LENIENT, NACOS
 from nacos_proxy.model.services import Snapshot
-from nacos_proxy.runtime import Clock
+from nacos_proxy.request_context import ID_HEADER
 from nacos_proxy.wire.discovery.envoy import PATHS as DISCOVERY
 from nacos_proxy.wire.http import RULES, HttpReply
 from nacos_proxy.wire.nacos.administration import WHOLE
@@ -114,7 +116,7 @@ class Router:
         scope[RULES] = NACOS if self._checks() else LENIENT
         if self._seeks_console(scope):
             query = scope["query_string"].decode("latin-1")  # it may hold a token
-            headers = (("location", f"/?{query}" if query else "/"), ("vary", "accept"))
+            headers = (("location", f"/ui?{query}" if query else "/ui"), ("vary", "accept"))
             await send_reply(send, HttpReply(302, None, b"", headers))
         elif self._is_prometheus(scope["path"]):
             await self.rest(_without_slash(_below(scope, self._context)), receive, send)
@@ -171,7 +173,7 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
     """The REST API with its document. `provided` has the objects that the endpoints depend on, by class."""
     routers = (
         *(services.router, traffic.router, lookup.router, formats.router, envoy.router, long_polls.router),
-        *(streams.router, nacos_prometheus.router, operations.router, explorer.router),
+        *(streams.router, nacos_prometheus.router, operations.router, page.router, explorer.router),
     )
     app = FastAPI(
         title="nacos-proxy",
@@ -192,17 +194,19 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
 
 
 def with_access_control(
-    router: Router, app: ASGIApp, policy: AccessPolicy, answers: ResponseTable, clock: Clock, s: Settings
+    router: Router, app: ASGIApp, policy: AccessPolicy, components: Components
 ) -> tuple[AccessControl, ASGIApp]:
-    """The access control in front of `app`, and the whole app: fast path, CORS, access control, `app`."""
+    """The access control in front of `app`, and the whole app: fast path, counting, CORS, access control, `app`."""
+    s, now = components.settings, components.clock.now
     guard = AccessControl(app, policy, router.refuse)
     whole: ASGIApp = guard
     if s.cors_origins:
-        headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index"]
+        headers = ["ETag", "Age", "Cache-Status", "Nacos-Proxy-Answer", "Nacos-Proxy-Index", ID_HEADER]
         whole = CORSMiddleware(
             whole, allow_origins=list(s.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=headers
         )
-    return guard, FastPath(whole, answers, clock.now) if s.fast_path else whole
+    whole = RequestCounter(whole, components.request_times, now)
+    return guard, FastPath(whole, components.response_table, now) if s.fast_path else whole
 
 
 def apply_settings(guard: AccessControl, answers: ResponseTable, s: Settings) -> None:

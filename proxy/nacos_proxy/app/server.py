@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,26 +20,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nacos_proxy import __version__
 from nacos_proxy.app.components import Components, build, build_tenant, finish, start, start_udp
 from nacos_proxy.app.credentials import ClientCredentials
+from nacos_proxy.app.failures import BadSettings, CannotStart
 from nacos_proxy.app.grpc_access import GrpcAccess
+from nacos_proxy.app.listening import Listening, check_exposure, unlink_own
+from nacos_proxy.app.logs import announce, log_access
 from nacos_proxy.app.operator_view import EMBEDDED
-from nacos_proxy.app.policies import grpc_policy, guard_policy, is_loopback, loopback
-from nacos_proxy.app.process import (
-    CannotStart,
-    Server,
-    address_of,
-    beyond_loopback,
-    dns_sockets,
-    grpc_socket,
-    max_open_files,
-    plain_socket,
-    sockets,
-    tls_context,
-    unlink_own,
-    url_of,
-)
+from nacos_proxy.app.policies import grpc_policy, guard_policy
+from nacos_proxy.app.process import Server, max_open_files
 from nacos_proxy.app.router import Router, TenantApp, apply_settings, with_access_control
-from nacos_proxy.app.setting_types import parse_dns_address, split_address
-from nacos_proxy.app.settings import BadSettings, Loaded, Settings
+from nacos_proxy.app.settings import Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
@@ -51,6 +41,8 @@ from nacos_proxy.frontends.dns.server import Listeners
 from nacos_proxy.frontends.grpc.fuzzy_watch import FuzzyWatches
 from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels
+from nacos_proxy.frontends.request_log import RequestLog
+from nacos_proxy.frontends.requests import path_of
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
 from nacos_proxy.model.limits import LENIENT, NACOS, Rules
 from nacos_proxy.model.masking import shown_origin
@@ -60,6 +52,9 @@ from nacos_proxy.upstream.grpc.tunnel import Dialer
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
 from nacos_proxy.upstream.nacos.rights import AcceptedCredential, accept_account, accept_token
 from nacos_proxy.wire.nacos.base import ReadService
+
+if TYPE_CHECKING:
+    from nacos_proxy.app.traces import Traces
 
 log = logging.getLogger("nacos_proxy.server")
 
@@ -71,8 +66,9 @@ KEEP_ALIVE = 30
 class App:
     """The ASGI app: fast path, guard, then the router of the proxy itself or of the client's tenant."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, traces: Traces | None = None) -> None:
         self.components = components
+        self.traces = traces
         self.router = Router(components, self._lifespan)
         self.tenants: Tenants | None = None
         s = components.settings
@@ -85,9 +81,9 @@ class App:
                 components.tenant_counts,
             )
             self.router.passthrough.on_login = self.tenants.trust
-        self.guard, self._entry = with_access_control(
-            self.router, self._route, guard_policy(s), components.response_table, components.clock, s
-        )
+        self.guard, entry = with_access_control(self.router, self._route, guard_policy(s), components)
+        begin, access_log = None if traces is None else traces.begin, log_access if s.access_log else None
+        self._entry = RequestLog(entry, components.clock.now, path_of, begin, access_log)
         self.grpc_listener: tuple[socket.socket, ssl.SSLContext | None] | None = None
         self.dns_listeners: Sequence[Listeners] = ()
         dialer = _dialer(components)
@@ -100,6 +96,8 @@ class App:
             tunnels=tunnels,
             fuzzy=_fuzzy_watches(components, self.guard, dialer, tunnels),
             rules=self._rules,
+            begin=begin,
+            log=access_log,
         )
         self.agent_check_listener: socket.socket | None = None
 
@@ -128,6 +126,8 @@ class App:
             if self.tenants is not None:
                 await self.tenants.close()
             await finish(self.components)
+            if self.traces is not None:
+                await asyncio.to_thread(self.traces.close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -261,14 +261,15 @@ def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> 
     """How uvicorn serves the app, with our protocol classes."""
     table, now = app.components.response_table, app.components.clock.now
     limits = ConnectionLimits(s.max_head, max_connections=s.max_connections)
-    protocol = make_protocol(table, now, limits=limits) if s.fast_path else make_limited(limits)
+    log = log_access if s.access_log else None
+    protocol = make_protocol(table, now, limits=limits, log=log) if s.fast_path else make_limited(limits, log)
     return uvicorn.Config(
         app,
         http=protocol if tls is None else make_tls(protocol, tls),
         loop="auto",
         lifespan="on",
         log_config=None,
-        access_log=s.access_log,
+        access_log=False,  # `RequestLog` has one that knows more
         server_header=False,
         proxy_headers=False,  # limits count by address, so a client must not choose its own
         timeout_keep_alive=KEEP_ALIVE,
@@ -277,71 +278,61 @@ def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> 
     )
 
 
-def run(loaded: Loaded) -> int:
-    """Serves until a signal stops it; returns the exit code. Raises `CannotStart` and `BadSettings`."""
+def run(loaded: Loaded, listening: Listening) -> int:
+    """Serves until a signal stops it; returns the exit code. Raises `CannotStart`, and closes the sockets then."""
     settings = loaded.settings
-    check_exposure(settings)
-    tls, grpc_tls = _tls_context(settings), _tls_context(settings, "h2")
-    listeners = sockets(settings.host, settings.port, settings.uds)
-    grpc, why_not = _grpc_listener(settings, listeners)
-    reachable = listeners if grpc is None else [*listeners, grpc]
-    agent_check, dns = None, list[Listeners]()
     try:
-        check_exposure(settings, reachable)
-        if settings.agent_check:
-            agent_check = plain_socket(settings.agent_check, "agent_check")
-        dns = dns_sockets(map(parse_dns_address, settings.dns)) if settings.dns else []
-        check_dns_exposure(settings, [listener.udp for listener in dns])
-        app = App(build(settings, SystemClock()))
+        app = App(build(settings, SystemClock()), _traces(settings))
     except (BadSettings, CannotStart, StateLocked, ValueError, OSError) as error:
-        for listener in (*reachable, *([agent_check] if agent_check else []), *(one for pair in dns for one in pair)):
-            listener.close()
-        raise CannotStart(str(error)) from error
-    app.agent_check_listener, app.dns_listeners = agent_check, dns
-    app.grpc_listener, app.grpc.off = None if grpc is None else (grpc, grpc_tls), why_not
-    if settings.grpc and grpc is None:
-        log.warning("no gRPC for Nacos SDKs: %s", why_not)
+        listening.close()
+        raise CannotStart(_why(error, settings)) from error
+    app.agent_check_listener = listening.agent_check
+    app.dns_listeners = listening.dns
+    app.grpc_listener = None if listening.grpc is None else (listening.grpc, listening.grpc_tls)
+    app.grpc.off = listening.no_grpc
+    if settings.grpc and listening.grpc is None:
+        log.warning("no gRPC for Nacos SDKs: %s", listening.no_grpc)
 
     persistence = app.components.persistence
-    print(banner(settings, persistence.directory if persistence else None), flush=True)
+    announce(banner(settings, persistence.directory if persistence else None), settings.log_format)
 
     def ready() -> None:
-        urls = [url_of(listener, tls=tls is not None) for listener in listeners]
-        lines = [f"listening on {url}" for url in urls]
-        lines += [f"status page: {url}/  API: {url}/docs" for url in urls[:1] if not url.startswith("unix:")]
-        if settings.grpc:
-            lines.append(f"gRPC for Nacos SDKs: {f'off ({why_not})' if grpc is None else address_of(grpc)}")
-        if agent_check is not None:
-            lines.append(f"agent checks of HAProxy: {address_of(agent_check)}")
-        if dns:
-            zones = " and ".join(settings.dns_zone)
-            lines.append(f"DNS for {zones}: {', '.join(address_of(listener.udp) for listener in dns)}")
-        print("\n".join(lines), flush=True)
+        lines = listening.lines(settings)
+        announce("\n".join(lines), settings.log_format)
 
     def reload() -> None:
-        reload_safely(app, loaded, reachable)
+        reload_safely(app, loaded, listening.reachable)
 
     def stopping() -> None:
         app.end_streams()
-        unlink_own(listeners)
+        unlink_own(listening.http)
 
-    server = Server(uvicorn_config(app, settings, tls), ready, stopping, reload, app.components.agent.supervisor)
-    server.run(sockets=listeners)
+    server = Server(
+        uvicorn_config(app, settings, listening.tls), ready, stopping, reload, app.components.agent.supervisor
+    )
+    server.run(sockets=list(listening.http))
     return 0 if server.started else 1
 
 
-def _tls_context(s: Settings, *protocols: str) -> ssl.SSLContext | None:
-    return None if s.tls_cert is None else tls_context(s.tls_cert, s.tls_key, s.tls_client_ca, protocols)
+def _why(error: Exception, s: Settings) -> str:
+    """What an operator is told of a failed start."""
+    if isinstance(error, OSError) and error.filename and Path(error.filename).is_relative_to(s.state_dir):
+        return f"state_dir {s.state_dir} cannot be used: {error.strerror}; correct its owner, or choose another"
+    return str(error)
 
 
-def _grpc_listener(s: Settings, listeners: Sequence[socket.socket]) -> tuple[socket.socket | None, str]:
-    """The socket for gRPC, or None and why there is none: the proxy is of use without it."""
-    if not s.grpc:
-        return None, "grpc = false"
+def _traces(s: Settings) -> Traces | None:
+    """Raises `CannotStart` if OpenTelemetry is not installed. Without the setting, it is not imported."""
+    if not s.traces:
+        return None
     try:
-        return grpc_socket(s.host, s.grpc_port, listeners), ""
-    except CannotStart as error:
-        return None, str(error)
+        from nacos_proxy.app.traces import Traces, exporter
+    except ImportError as error:
+        raise CannotStart(
+            f"traces is set, but OpenTelemetry is not installed ({error}): install the extra otel, "
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset traces"
+        ) from error
+    return Traces(exporter(s.traces))
 
 
 def banner(s: Settings, directory: Path | None) -> str:
@@ -364,27 +355,3 @@ def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) 
         log.error("not reloaded: %s", error)
         return
     app.reload(settings)
-
-
-def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None:
-    """Raises `CannotStart` if other hosts could connect without a token: such clients could redirect traffic."""
-    reachable = beyond_loopback(listeners) or ([] if loopback(s) else [s.host])
-    if reachable and not s.read_tokens() and not s.insecure:
-        raise CannotStart(
-            f"{reachable[0]} can be reached from other hosts: set an API token (tokens_file), or allow access without "
-            "one (--insecure)"
-        )
-    if s.agent_check and not is_loopback(split_address(s.agent_check)[0]) and not s.insecure:
-        raise CannotStart(
-            f"agent_check = {s.agent_check} can be reached from other hosts, which then learn without a token what is "
-            "registered: choose an address of this host only, or allow it (--insecure)"
-        )
-
-
-def check_dns_exposure(s: Settings, listeners: Sequence[socket.socket]) -> None:
-    """Raises `CannotStart` if other hosts could use DNS, which has no tokens, and the operator has not said which."""
-    if (reachable := beyond_loopback(listeners)) and not s.dns_allow and not s.insecure:
-        raise CannotStart(
-            f"{reachable[0]} (dns) can be reached from other hosts, and DNS has no API tokens: name the networks that "
-            "may ask (dns_allow), or allow all (--insecure)"
-        )

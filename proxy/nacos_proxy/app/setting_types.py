@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,31 +12,14 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
 
+from nacos_proxy.model.durations import format_duration, parse_duration
 from nacos_proxy.model.masking import MASK, shown_url
 from nacos_proxy.model.selectors import Selector
 from nacos_proxy.wire.dns.names import parse_aliases, parse_zone
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
-_FORMAT_UNITS = (("d", 172_800.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0))  # a unit, and from how many seconds on
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
-_URL_SETTINGS = ("upstream", "endpoint")
-_DURATION_HINT = "write a duration like 500ms, 5s, 10m, 24h, 7d or forever"
-
-
-def parse_duration(value: Any) -> Any:
-    """Seconds from text such as 500ms, 5s, 24h, forever; values that are not text pass through. Raises `ValueError`."""
-    if isinstance(value, bool):
-        raise ValueError(_DURATION_HINT)
-    if not isinstance(value, str):
-        return value
-    text = value.strip().lower()
-    if text in ("forever", "inf"):
-        return math.inf
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", text)
-    if found is None:
-        raise ValueError(_DURATION_HINT)
-    return float(found[1]) * _SECONDS[found[2]]
+_URL_SETTINGS = ("upstream", "endpoint", "traces")
 
 
 def _parse_size(value: Any) -> Any:
@@ -185,7 +167,7 @@ def kind_of(field: FieldInfo) -> Kind:
 def format_value(value: object, kind: Kind = "text") -> str:
     """A value as text for a flag or a variable; secrets are masked."""
     if kind == "duration" and isinstance(value, float):
-        return _format_duration(value)
+        return format_duration(value)
     if kind == "size" and isinstance(value, int):
         unit = next((unit for unit in "gmk" if value and value % _BYTES[unit] == 0), "")
         return f"{value // _BYTES[unit]}{unit.upper()}iB" if unit else str(value)
@@ -206,12 +188,3 @@ def display_value(name: str, value: object, kind: Kind) -> str:
         parts = value if isinstance(value, tuple) else (value,)  # pyright: ignore[reportUnknownVariableType]
         return ",".join(shown_url(str(part)) for part in parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return format_value(value, kind)
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds == math.inf:
-        return "forever"
-    for unit, minimum in _FORMAT_UNITS:
-        if seconds >= minimum and seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
-    return f"{seconds:.12g}s" if seconds == 0 or seconds > 1 else f"{1000 * seconds:.12g}ms"

@@ -10,13 +10,14 @@ import difflib
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from platformdirs import user_config_path, user_state_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from nacos_proxy.app.failures import BadSettings
 from nacos_proxy.app.setting_types import (
     Address,
     ContextPath,
@@ -54,10 +55,6 @@ REMOVED = {
 }
 
 
-class BadSettings(Exception):
-    """Its text tells the operator what is wrong, where the value came from, and what is allowed."""
-
-
 class TokenRight(NamedTuple):
     """An API token and its right: read, write or admin."""
 
@@ -65,8 +62,44 @@ class TokenRight(NamedTuple):
     right: Literal["read", "write", "admin"]
 
 
-def _setting(default: Any, description: str, **constraints: Any) -> Any:
-    return Field(default, description=description, **constraints)
+def _group(title: str) -> Callable[..., Any]:
+    """A function that makes the settings of one group: `group(default, description, **bounds)`.
+
+    There is no other way to make a setting, so each one has a group. A default that is a function is called.
+    """
+
+    def setting(default: Any, description: str, **bounds: Any) -> Any:
+        value = {"default_factory" if callable(default) else "default": default}
+        return Field(**value, description=description, json_schema_extra={"group": title}, **bounds)
+
+    return setting
+
+
+_upstream = _group("Upstream")
+_listening = _group("Listening")
+_reads = _group("Reads and cache")
+_fresh = _group("Push and polling")
+_events = _group("Events to clients, webhooks")
+_writes = _group("Writes, managed instances")
+_dns = _group("DNS and load balancers")
+_access = _group("Access")
+_limits = _group("Limits")
+_process = _group("State and process")
+_logs = _group("Logs")
+
+# The ten settings that an operator decides on first, in this order.
+ESSENTIAL = (
+    "upstream",
+    "username",
+    "password_file",
+    "auth",
+    "host",
+    "port",
+    "tokens_file",
+    "state_dir",
+    "cache_stale_if_error",
+    "log_level",
+)
 
 
 class Settings(BaseModel):
@@ -74,123 +107,131 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True)
 
-    # listening
-    host: str = _setting("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
-    port: int = _setting(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
-    uds: OptionalPath = _setting(None, "Unix socket to listen on, instead of host and port.")
-    grpc: bool = _setting(True, "Serve Nacos over gRPC, for SDKs from 2.0 on.")
-    grpc_port: int = _setting(0, "Port for gRPC; 0: port + 1000, where SDKs expect it.", ge=0, le=65535)
-    agent_check: Address = _setting("", "Address (host:port) for agent checks of HAProxy; empty: none.")
-    context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API for clients; / for none.")
-    tls_cert: OptionalPath = _setting(None, "PEM file with the certificate chain of this proxy, which then serves TLS.")
-    tls_key: OptionalPath = _setting(None, "PEM file with the key of tls_cert, if it is not in the same file.")
-    tls_client_ca: OptionalPath = _setting(None, "PEM file of authorities that must sign client certificates.")
-    dns: DnsAddresses = _setting((), "Addresses for DNS by UDP and TCP, such as 127.0.0.1:8853; unset: no DNS.")
-    dns_zone: DnsZones = _setting(("nacos",), "Zones in which services have names; the first one is the usual one.")
-    dns_aliases: DnsAliases = _setting(
-        (), "More names in DNS, comma-separated: users=public/DEFAULT_GROUP@@providers:com.acme.Users:1.0:."
-    )
-    dns_prefer: SelectorText = _setting("", "Selector of near instances, which DNS answers first, such as zone=a.")
-    dns_ttl: Duration = _setting(5.0, "The longest time that resolvers may keep an answer.")
-    dns_allow: Networks = _setting((), "Networks that may use DNS, besides this host.")
-    # upstream
-    upstream: TextList = _setting(("embedded",), "Comma-separated Nacos servers; 'embedded': a registry in the proxy.")
-    require_upstream: bool = _setting(False, "Refuse to start with the embedded registry.")
-    endpoint: Url = _setting("", "URL of an address server, which lists the Nacos servers, one per line.")
-    namespace: str = _setting("", "Namespace for the client commands and for short names in DNS; empty: public.")
-    username: str = _setting("", "User name at the upstream; empty: no login.")
-    password: SecretStr = _setting(SecretStr(""), "Password of username.")
-    password_file: OptionalPath = _setting(None, "File that contains the password, instead of password.")
-    auth: Literal["proxy", "client"] = _setting(
+    upstream: TextList = _upstream(("embedded",), "Comma-separated Nacos servers; 'embedded': a registry in the proxy.")
+    require_upstream: bool = _upstream(False, "Refuse to start with the embedded registry.")
+    endpoint: Url = _upstream("", "URL of an address server, which lists the Nacos servers, one per line.")
+    namespace: str = _upstream("", "Namespace for the client commands and for short names in DNS; empty: public.")
+    username: str = _upstream("", "User name at the upstream; empty: no login.")
+    password: SecretStr = _upstream(SecretStr(""), "Password of username.")
+    password_file: OptionalPath = _upstream(None, "File that contains the password, instead of password.")
+    auth: Literal["proxy", "client"] = _upstream(
         "proxy", "Account for upstream calls: the proxy's, or each client's own."
     )
-    identity_key: str = _setting("", "Header by which Nacos servers recognise each other.")
-    identity_value: SecretStr = _setting(SecretStr(""), "Value of the header identity_key.")
-    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = _setting(
+    identity_key: str = _upstream("", "Header by which Nacos servers recognise each other.")
+    identity_value: SecretStr = _upstream(SecretStr(""), "Value of the header identity_key.")
+    upstream_dialect: Literal["auto", "v1", "v2", "v3"] = _upstream(
         "auto", "Nacos API for calls to the upstream; auto: what the upstream supports."
     )
-    parameter_check: Literal["auto", "on", "off"] = _setting(
+    upstream_context_path: ContextPath = _upstream(
+        "/nacos", "Path prefix of the Nacos API of the upstream; / for none."
+    )
+    parameter_check: Literal["auto", "on", "off"] = _upstream(
         "auto", "Check names and metadata as Nacos 2.3 does; auto: if all servers of the upstream do so."
     )
-    upstream_context_path: ContextPath = _setting("/nacos", "Path prefix of the Nacos API of the upstream; / for none.")
-    upstream_timeout: Duration = _setting(5.0, "How long a call to the upstream may take, after it is connected.")
-    upstream_connect_timeout: Duration = _setting(1.0, "How long connecting to the upstream may take.")
-    upstream_tls_ca: OptionalPath = _setting(None, "PEM file of authorities for the upstream; unset: the system's.")
-    upstream_tls_cert: OptionalPath = _setting(None, "PEM file with the client certificate for the upstream.")
-    upstream_tls_key: OptionalPath = _setting(None, "PEM file with the key of upstream_tls_cert.")
-    upstream_tls_sni: str = _setting("", "Name in the upstream's certificate, if it is not the host name.")
-    upstream_tls_verify: bool = _setting(True, "Verify the upstream's certificate.")
-    push: Literal["auto", "on", "off"] = _setting(
+    upstream_timeout: Duration = _upstream(5.0, "How long a call to the upstream may take, after it is connected.")
+    upstream_connect_timeout: Duration = _upstream(1.0, "How long connecting to the upstream may take.")
+    upstream_tls_ca: OptionalPath = _upstream(None, "PEM file of authorities for the upstream; unset: the system's.")
+    upstream_tls_cert: OptionalPath = _upstream(None, "PEM file with the client certificate for the upstream.")
+    upstream_tls_key: OptionalPath = _upstream(None, "PEM file with the key of upstream_tls_cert.")
+    upstream_tls_sni: str = _upstream("", "Name in the upstream's certificate, if it is not the host name.")
+    upstream_tls_verify: bool = _upstream(True, "Verify the upstream's certificate.")
+    breaker_failures: int = _upstream(3, "Consecutive failures after which the upstream counts as down.", ge=1)
+    breaker_longest: Duration = _upstream(5.0, "Maximum time between two probes of an upstream that is down.")
+
+    host: str = _listening("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
+    port: int = _listening(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
+    uds: OptionalPath = _listening(None, "Unix socket to listen on, instead of host and port.")
+    grpc: bool = _listening(True, "Serve Nacos over gRPC, for SDKs from 2.0 on.")
+    grpc_port: int = _listening(0, "Port for gRPC; 0: port + 1000, where SDKs expect it.", ge=0, le=65535)
+    context_path: ContextPath = _listening("/nacos", "Path prefix of the Nacos API for clients; / for none.")
+    tls_cert: OptionalPath = _listening(
+        None, "PEM file with the certificate chain of this proxy, which then serves TLS."
+    )
+    tls_key: OptionalPath = _listening(None, "PEM file with the key of tls_cert, if it is not in the same file.")
+    tls_client_ca: OptionalPath = _listening(None, "PEM file of authorities that must sign client certificates.")
+
+    cache_ttl: Duration = _reads(10.0, "How long a snapshot of a service is fresh.")
+    cache_negative_ttl: Duration = _reads(2.0, "How long a snapshot is fresh if the service never had an instance.")
+    cache_stale_if_error: Duration = _reads(86_400.0, "How long a stale snapshot may be served if refreshing fails.")
+    cache_max_services: int = _reads(10_000, "Maximum number of cached services.", ge=1)
+    cache_max_unknown: int = _reads(1_000, "Maximum number of cached services that never had an instance.", ge=1)
+    cold_wait: Duration = _reads(2.5, "How long an uncached read, or a heartbeat, waits for the upstream.")
+    empty_list_share: float = _reads(
+        0.5, "After an outage, a list that loses more than this share of the instances is read again first.", ge=0, le=1
+    )
+    empty_list_confirm: Duration = _reads(5.0, "How soon a list with such a loss is read again.")
+    fast_path: bool = _reads(True, "Answer repeated reads from prepared bytes.")
+
+    push: Literal["auto", "on", "off"] = _fresh(
         "auto",
         "Let the upstream push changes: by gRPC from Nacos 2.0 on, by UDP before. on: report it if gRPC cannot work.",
     )
-    push_port: int = _setting(0, "gRPC port of the upstream; 0: its HTTP port + 1000.", ge=0, le=65535)
-    push_udp_port: int = _setting(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
-    breaker_failures: int = _setting(3, "Consecutive failures after which the upstream counts as down.", ge=1)
-    breaker_longest: Duration = _setting(5.0, "Maximum time between two probes of an upstream that is down.")
-    outage_writes: bool = _setting(True, "During an outage, accept writes of ephemeral instances and send them later.")
-    # cache
-    cache_ttl: Duration = _setting(10.0, "How long a snapshot of a service is fresh.")
-    cache_negative_ttl: Duration = _setting(2.0, "How long a snapshot is fresh if the service never had an instance.")
-    cache_stale_if_error: Duration = _setting(86_400.0, "How long a stale snapshot may be served if refreshing fails.")
-    cache_max_services: int = _setting(10_000, "Maximum number of cached services.", ge=1)
-    cache_max_unknown: int = _setting(1_000, "Maximum number of cached services that never had an instance.", ge=1)
-    cold_wait: Duration = _setting(2.5, "How long an uncached read, or a heartbeat, waits for the upstream.")
-    overlay_grace: Duration = _setting(3.0, "How long an accepted write stays visible until the upstream lists it.")
-    empty_list_share: float = _setting(
-        0.5, "After an outage, a list that loses more than this share of the instances is read again first.", ge=0, le=1
-    )
-    empty_list_confirm: Duration = _setting(5.0, "How soon a list with such a loss is read again.")
-    # refreshing the cache
-    poll_interval_subscribed: Duration = _setting(1.0, "How often a service with subscribers is polled.")
-    poll_interval_read: Duration = _setting(5.0, "How often a service without subscribers is polled.")
-    poll_safety: Duration = _setting(30.0, "How often a service is polled while push works.")
-    poll_budget: float = _setting(
+    push_port: int = _fresh(0, "gRPC port of the upstream; 0: its HTTP port + 1000.", ge=0, le=65535)
+    push_udp_port: int = _fresh(0, "Port that receives UDP push; 0 chooses a free one.", ge=0, le=65535)
+    poll_interval_subscribed: Duration = _fresh(1.0, "How often a service with subscribers is polled.")
+    poll_interval_read: Duration = _fresh(5.0, "How often a service without subscribers is polled.")
+    poll_safety: Duration = _fresh(30.0, "How often a service is polled while push works.")
+    poll_budget: float = _fresh(
         200.0, "Maximum number of polls per second, shared fairly among clients; with auth = client, per account.", gt=0
     )
-    watch_idle: Duration = _setting(600.0, "How long a service is polled after its last read.")
-    # events
-    events_history: int = _setting(4096, "Number of events that are kept for subscribers that reconnect.", ge=0)
-    events_heartbeat: Duration = _setting(15.0, "How often a comment is sent on an idle event stream.")
-    events_retry: Duration = _setting(2.0, "How soon a subscriber should reconnect.")
-    udp_push: bool = _setting(True, "Push changes by UDP to legacy clients that ask for it.")
-    udp_push_allow: Networks = _setting((), "Networks that may receive UDP push, besides this host.")
-    webhooks: SecretList = _setting(
+    watch_idle: Duration = _fresh(600.0, "How long a service is polled after its last read.")
+
+    events_history: int = _events(4096, "Number of events that are kept for subscribers that reconnect.", ge=0)
+    events_heartbeat: Duration = _events(15.0, "How often a comment is sent on an idle event stream.")
+    events_retry: Duration = _events(2.0, "How soon a subscriber should reconnect.")
+    udp_push: bool = _events(True, "Push changes by UDP to legacy clients that ask for it.")
+    udp_push_allow: Networks = _events((), "Networks that may receive UDP push, besides this host.")
+    webhooks: SecretList = _events(
         SecretStr(""),
         "Comma-separated webhooks, each as 'SERVICE … URL': their services' changes are posted to the URL.",
     )
-    webhook_secret: SecretStr = _setting(SecretStr(""), "Key with which the requests to webhooks are signed.")
-    webhook_secret_file: OptionalPath = _setting(None, "File that contains the key, instead of webhook_secret.")
-    # access and limits
-    tokens: SecretList = _setting(SecretStr(""), "Comma-separated API tokens: read:TOKEN, write:TOKEN or admin:TOKEN.")
-    tokens_file: OptionalPath = _setting(None, "File with API tokens, one right:token per line.")
-    insecure: bool = _setting(False, "Start without an API token, even if other hosts can connect.")
-    allowed_hosts: TextList = _setting((), "Allowed values of the Host header, besides this host's names; '*' for any.")
-    cors_origins: TextList = _setting((), "Origins of web pages that may use the API; '*' for any.")
-    max_connections: int = _setting(0, "Maximum open connections, with TLS handshakes; 0: the system's limit.", ge=0)
-    max_head: Size = _setting(65_536, "Maximum size of a request line with headers.")
-    max_body: Size = _setting(1 << 20, "Maximum size of a request body of the naming API.")
-    subscribers_per_client: int = _setting(
-        20_000, "Maximum event streams and gRPC subscriptions of an address or account.", ge=1
-    )
-    services_per_client: int = _setting(500, "Maximum number of services of one event stream.", ge=1)
-    watched_per_client: int = _setting(10_000, "Maximum services that an address or account watches.", ge=1)
-    # state and process
-    state_dir: Path = Field(
-        default_factory=lambda: user_state_path("nacos-proxy"), description="Directory for the last known state."
-    )
-    disk: bool = _setting(True, "Keep the last known state on disk.")
-    drain_timeout: Duration = _setting(10.0, "How long a stop waits for requests to finish.")
-    services_dir: OptionalPath = _setting(
+    webhook_secret: SecretStr = _events(SecretStr(""), "Key with which the requests to webhooks are signed.")
+    webhook_secret_file: OptionalPath = _events(None, "File that contains the key, instead of webhook_secret.")
+
+    outage_writes: bool = _writes(True, "During an outage, accept writes of ephemeral instances and send them later.")
+    overlay_grace: Duration = _writes(3.0, "How long an accepted write stays visible until the upstream lists it.")
+    services_dir: OptionalPath = _writes(
         None,
         "Directory of service files (*.toml), such as /etc/nacos-proxy/services.d, which declare instances to keep.",
     )
-    managed_allow: Networks = _setting((), "Networks that checks of managed instances may reach, besides this host.")
-    managed_deregister: bool = _setting(False, "Deregister managed instances when the proxy stops.")
-    fast_path: bool = _setting(True, "Answer repeated reads from prepared bytes.")
-    access_log: bool = _setting(False, "Log each request.")
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
-    log_format: Literal["text", "json"] = _setting("text", "Format of log lines.")
+    managed_allow: Networks = _writes((), "Networks that checks of managed instances may reach, besides this host.")
+    managed_deregister: bool = _writes(False, "Deregister managed instances when the proxy stops.")
+
+    dns: DnsAddresses = _dns((), "Addresses for DNS by UDP and TCP, such as 127.0.0.1:8853; unset: no DNS.")
+    dns_zone: DnsZones = _dns(("nacos",), "Zones in which services have names; the first one is the usual one.")
+    dns_aliases: DnsAliases = _dns(
+        (), "More names in DNS, comma-separated: users=public/DEFAULT_GROUP@@providers:com.acme.Users:1.0:."
+    )
+    dns_prefer: SelectorText = _dns("", "Selector of near instances, which DNS answers first, such as zone=a.")
+    dns_ttl: Duration = _dns(5.0, "The longest time that resolvers may keep an answer.")
+    dns_allow: Networks = _dns((), "Networks that may use DNS, besides this host.")
+    agent_check: Address = _dns("", "Address (host:port) for agent checks of HAProxy; empty: none.")
+
+    tokens: SecretList = _access(SecretStr(""), "Comma-separated API tokens: read:TOKEN, write:TOKEN or admin:TOKEN.")
+    tokens_file: OptionalPath = _access(None, "File with API tokens, one right:token per line.")
+    insecure: bool = _access(False, "Start without an API token, even if other hosts can connect.")
+    allowed_hosts: TextList = _access((), "Allowed values of the Host header, besides this host's names; '*' for any.")
+    cors_origins: TextList = _access((), "Origins of web pages that may use the API; '*' for any.")
+
+    max_connections: int = _limits(0, "Maximum open connections, with TLS handshakes; 0: the system's limit.", ge=0)
+    max_head: Size = _limits(65_536, "Maximum size of a request line with headers.")
+    max_body: Size = _limits(1 << 20, "Maximum size of a request body of the naming API.")
+    subscribers_per_client: int = _limits(
+        20_000, "Maximum event streams and gRPC subscriptions of an address or account.", ge=1
+    )
+    services_per_client: int = _limits(500, "Maximum number of services of one event stream.", ge=1)
+    watched_per_client: int = _limits(10_000, "Maximum services that an address or account watches.", ge=1)
+
+    state_dir: Path = _process(lambda: user_state_path("nacos-proxy"), "Directory for the last known state.")
+    disk: bool = _process(True, "Keep the last known state on disk.")
+    drain_timeout: Duration = _process(10.0, "How long a stop waits for requests to finish.")
+
+    access_log: bool = _logs(False, "Log each request, whatever the log level.")
+    log_level: Literal["debug", "info", "warning", "error"] = _logs("info", "Minimum level of log lines.")
+    log_format: Literal["text", "json"] = _logs("text", "Format of log lines.")
+    traces: Url = _logs(
+        "", "URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; empty: no traces."
+    )
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Settings:
@@ -277,6 +318,14 @@ def _read(file: Path, what: str) -> str:
         raise BadSettings(f"{what} cannot be read: {error.strerror}") from error
 
 
+def groups() -> dict[str, list[str]]:
+    """The names of all settings by the title of their group, in the order of the class."""
+    found: dict[str, list[str]] = {}
+    for name, field in Settings.model_fields.items():
+        found.setdefault(cast("dict[str, str]", field.json_schema_extra)["group"], []).append(name)
+    return found
+
+
 class Row(NamedTuple):
     """One effective setting: its value as text, with secrets masked, and where it came from."""
 
@@ -349,8 +398,11 @@ def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
 def _default_file(environ: Mapping[str, str]) -> Path | None:
     if named := environ.get(PREFIX + "CONFIG"):
         return Path(named)
-    users = user_config_path("nacos-proxy") / "config.toml"
-    return users if users.is_file() else None
+    try:
+        users = user_config_path("nacos-proxy") / "config.toml"
+        return users if users.is_file() else None
+    except (PermissionError, RuntimeError):  # a home directory of somebody else, or none at all
+        return None
 
 
 def _toml(file: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ async def test_build_tenant_follows_the_servers_until_finish() -> None:
 
 async def test_build_clears_the_response_table_when_push_is_lost() -> None:
     parts = made()
-    mark = Cacheable(KEY, 0.0, 1e9, "nacos")
+    mark = Cacheable(KEY, 0.0, 1e9)
     parts.response_table.offer(
         b"place", PreparedResponse(mark, 200, [(b"content-length", b"0")], b""), parts.response_table.serial
     )

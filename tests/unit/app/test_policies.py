@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nacos_proxy.app.listening import loopback
 from nacos_proxy.app.policies import (
     agent_policy,
     breaker_policy,
@@ -19,7 +20,6 @@ from nacos_proxy.app.policies import (
     grpc_policy,
     guard_policy,
     health_checker_policy,
-    loopback,
     nacos_policy,
     pending_policy,
     poll_policy,

@@ -17,20 +17,23 @@ from typing import Any
 import pytest
 import uvicorn
 
-from nacos_proxy.app.process import (
-    CannotStart,
-    Server,
+from nacos_proxy.app.failures import CannotStart
+from nacos_proxy.app.listening import (
     address_of,
     beyond_loopback,
     dns_sockets,
     grpc_socket,
+    listen,
     plain_socket,
     sockets,
     tls_context,
     unlink_own,
     url_of,
 )
+from nacos_proxy.app.process import Server, notify_systemd
+from nacos_proxy.app.settings import Settings
 from nacos_proxy.runtime import Supervisor, SystemClock
+from tests.helpers.live import free_port
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -290,6 +293,18 @@ async def test_server_notifies_the_service_manager_of_every_step(manager: Notifi
     assert (told[2:], manager.said()) == (["streams end"], ["STOPPING=1"])
 
 
+def test_notify_systemd_reaches_a_name_in_the_abstract_namespace_and_survives_its_absence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = f"nacos-proxy-test-{os.getpid()}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    notify_systemd("READY=1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}")
+        notify_systemd("STOPPING=1")
+        assert manager.recv(1024) == b"STOPPING=1"
+
+
 async def test_server_runs_without_a_service_manager() -> None:
     told: list[str] = []
     async with served(sockets(*LOOPBACK)[0], told):
@@ -327,6 +342,23 @@ async def test_server_ignores_a_watchdog_for_another_process(
     async with served(sockets(*LOOPBACK)[0], []):
         await asyncio.sleep(0.01)
         assert "WATCHDOG=1" not in manager.said()
+
+
+@pytest.mark.parametrize("upstream", ["http://127.0.0.1:{}", "localhost:{}", "http://[::1]:{}/nacos"])
+def test_listen_refuses_the_proxy_itself_as_upstream(upstream: str) -> None:
+    """It would wait for itself, and every error would quote another one."""
+    port = free_port()
+    with pytest.raises(CannotStart, match="is the address on which this proxy listens"):
+        listen(Settings(port=port, upstream=(upstream.format(port),), grpc=False))
+
+
+def test_sockets_refuse_a_datagram_socket_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        monkeypatch.setattr("nacos_proxy.app.listening.SYSTEMD_FIRST", os.dup(datagrams.fileno()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        with pytest.raises(CannotStart, match="ListenStream"):
+            sockets(*LOOPBACK)
 
 
 def test_unlink_own_removes_our_unix_socket_only(

@@ -51,18 +51,25 @@ def test_router_answers_the_paths_for_prometheus_with_the_account_of_the_client(
         assert router.is_per_tenant({"type": "http", "method": "GET", "path": path}) is own, path
 
 
+def test_router_gives_the_page_to_clients_of_every_account_and_the_status_to_its_own() -> None:
+    settings: dict[str, Any] = {"disk": False, "udp_push": False, "push": "off"}
+    router = Router(build(Settings(**settings), FakeClock()))
+    for path, own in (("/", False), ("/ui", False), ("/ui/page.js", False), ("/status", True), ("/status/a", True)):
+        assert router.is_per_tenant({"type": "http", "method": "GET", "path": path}) is own, path
+
+
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 @pytest.mark.parametrize("context", ["/nacos", "/a/b"])
-async def test_router_redirects_a_browser_from_the_nacos_console_to_the_status_page(context: str) -> None:
+async def test_router_redirects_a_browser_from_the_nacos_console_to_the_page(context: str) -> None:
     async with serving(context_path=context) as proxy:
         for path, headers in ((context, {}), (context, BROWSER), (f"{context}/", BROWSER)):
             answer = await proxy.http.get(path, headers=headers)
-            assert (answer.status_code, answer.headers["location"]) == (302, "/")
+            assert (answer.status_code, answer.headers["location"]) == (302, "/ui")
         page = await proxy.http.get(f"{context}?accessToken=a%20b", headers=BROWSER, follow_redirects=True)
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        assert (page.url.path, page.url.query) == ("/", b"accessToken=a%20b")
+        assert (page.url.path, page.url.query) == ("/ui", b"accessToken=a%20b")
         assert (await proxy.http.head(context)).status_code == 302
         assert (await proxy.http.post(context)).status_code == 404
 
@@ -72,7 +79,7 @@ async def test_router_passes_a_probe_of_the_console_on_and_has_no_redirect_witho
         await proxy.http.get("/nacos/")
         assert "GET /" in server.asked
     async with serving(context_path="/") as proxy:
-        assert "nacos-proxy" in (await proxy.http.get("/", headers=BROWSER)).text
+        assert "nacos-proxy" in (await proxy.http.get("/", headers=BROWSER, follow_redirects=True)).text
 
 
 async def test_router_answers_server_calls_itself_on_the_embedded_registry() -> None:

@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from nacos_proxy.app.settings import (
-    OTHER_VARIABLES,
-    PREFIX,
-    BadSettings,
-    Settings,
-    TokenRight,
-    load,
-    misspelt_variables,
-)
+from nacos_proxy.app.failures import BadSettings
+from nacos_proxy.app.settings import OTHER_VARIABLES, PREFIX, Settings, TokenRight, load, misspelt_variables
 
 NO_FILE = {"NACOS_PROXY_CONFIG": os.devnull}
 

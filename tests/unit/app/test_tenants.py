@@ -412,12 +412,15 @@ async def test_tenants_retry_a_renewal_while_the_upstream_is_down() -> None:
 
 
 def parts(one: object) -> list[object]:
-    """What an object holds on to, but for what modules hold: a function's globals are one's."""
+    """What an object holds on to, but for what modules hold: the globals of functions and frames are one's."""
     if isinstance(one, types.ModuleType):
         return []
     if isinstance(one, types.FunctionType):
         return [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
-    return gc.get_referents(one)
+    held = gc.get_referents(one)
+    if isinstance(one, types.FrameType):  # on Python 3.10 they are among them
+        return [part for part in held if part is not one.f_globals and part is not one.f_builtins]
+    return held
 
 
 def texts(root: object, most: int = 20_000) -> list[str]:
