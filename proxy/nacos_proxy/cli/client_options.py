@@ -1,4 +1,4 @@
-"""Shared by the commands for a running proxy: options, and output as tables or JSON (`--json`).
+"""Shared by the commands for a running proxy: options, and output as tables, JSON or YAML.
 
 Control characters in texts of other users are escaped.
 """
@@ -8,25 +8,27 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from nacos_proxy.app.logs import printable
-from nacos_proxy.app.setting_types import parse_duration
 from nacos_proxy.cli.commands import words
+from nacos_proxy.cli.completion import groups
+from nacos_proxy.cli.failures import EXIT_CODES, ApiProblem
 from nacos_proxy.cli.rest_client import RestClient, address_segment
-from nacos_proxy.model.services import address_of as plain_address_of
+from nacos_proxy.cli.tables import Cell
+from nacos_proxy.model.addresses import address_of as plain_address_of
+from nacos_proxy.model.durations import parse_duration
+from nacos_proxy.model.printable import printable
 
-EXIT_CODES = "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no proxy answers."
-WIDE = 10_000  # columns if the output is not a terminal, so that no line is folded
+COLUMNS = ("ADDRESS", "CLUSTER", "WEIGHT", "STATE", "KIND", "METADATA")  # of `row_of`
+PAUSE_STEP = 0.5  # seconds
+SHARED = ("server", "token", "ca", "cert", "namespace", "group", "output", "as_json", "help")
+ANY_OUTPUT = ("table", "wide", "json", "yaml", "name")
 
 
 class Parameter(click.ParamType[Any]):
@@ -65,59 +67,105 @@ WEIGHT = Parameter("NUMBER", _parse_weight)  # the proxy checks its range
 
 
 class Session:
-    """The first argument of each client command. Its calls are about `scope`, a namespace and a group."""
+    """The first argument of each client command. Its calls are about `scope`, a namespace and a group.
 
-    def __init__(self, client: RestClient, namespace: str, group: str, as_json: bool) -> None:
+    `output` is the value of `-o`, and '' for the command's own text.
+    """
+
+    def __init__(self, client: RestClient, namespace: str, group: str, output: str = "") -> None:
         self.client = client
         self.scope = {"namespace": namespace, "group": group}
-        self.as_json = as_json
+        self.output = output
 
     def call(self, method: str, path: str, body: object = None, **query: str) -> None:
         """Raises `Unreached` or `ApiProblem`."""
-        self.client.call(method, path, {**self.scope, **query}, body)
+        reply = self.client.call(method, path, {**self.scope, **query}, body)
+        if reply.body:
+            self.client.read_json(reply)
+
+    def status(self, **query: str) -> Any:
+        """The JSON object of `/status`. Raises `Unreached` or `ApiProblem`, also for a proxy that is too old."""
+        body = self.client.json("GET", "/status", query)
+        if not {"status", "warnings", "summary"} <= body.keys():
+            version = printable(str(body.get("version", "?")))
+            raise ApiProblem(400, f"the proxy is of version {version}; this command needs 0.2.0 or newer there")
+        return body
 
     def json(self, method: str, path: str, body: object = None, **query: str) -> Any:
         """Returns the JSON object of the answer. Raises `Unreached` or `ApiProblem`."""
         return self.client.json(method, path, {**self.scope, **query}, body)
 
+    @property
+    def for_programs(self) -> bool:
+        return self.output in ("json", "yaml")
+
     def show(self, body: Any, print_for_people: Callable[[], None]) -> None:
-        if self.as_json:
+        if self.output == "json":
             click.echo(json.dumps(body, ensure_ascii=False))
+        elif self.output == "yaml":
+            from nacos_proxy.cli.yaml import yaml_of  # its patterns take long to compile
+
+            click.echo(yaml_of(body), nl=False)
         else:
             print_for_people()
         if self.client.local:
             warn("Nacos is down. The proxy accepted this by itself and will send changes to Nacos when it is back.")
 
 
-def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+class ClientCommand(click.Command):
+    """Shows the options that all client commands share below its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own, shared = list[tuple[str, str]](), list[tuple[str, str]]()
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx)) is not None:
+                (shared if parameter.name in SHARED else own).append(row)
+        for heading, rows in (("Options", own), ("Options of every client command", shared)):
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def client_command(
+    name: str,
+    *,
+    outputs: tuple[str, ...] = ("json", "yaml"),
+    n_is_namespace: bool = True,
+    epilog: str = EXIT_CODES,
+    short_help: str | None = None,
+) -> Callable[[Callable[..., None]], click.Command]:
     """Makes a command with the shared options; the function gets a `Session` and its own options."""
+    short = ("-n",) if n_is_namespace else ()
     options = (
         click.option("--server", envvar="NACOS_PROXY_SERVER", default="http://127.0.0.1:8840", show_default=True,
                      help="The proxy: a URL, or unix:PATH."),
         click.option("--token", envvar="NACOS_PROXY_TOKEN", default="", help="API token; prefer NACOS_PROXY_TOKEN."),
         click.option("--ca", envvar="NACOS_PROXY_SERVER_CA", default="", help="PEM authorities for an https proxy."),
         click.option("--cert", envvar="NACOS_PROXY_SERVER_CERT", default="", help="PEM client certificate and key."),
-        click.option("--namespace", envvar="NACOS_PROXY_NAMESPACE", default="", help="Namespace [public]."),
-        click.option("--group", default="", help="Group [DEFAULT_GROUP]."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option(*short, "--namespace", envvar="NACOS_PROXY_NAMESPACE", default="",
+                     shell_complete=groups, help="Namespace [public]."),
+        click.option("-g", "--group", default="", shell_complete=groups, help="Group [DEFAULT_GROUP]."),
+        click.option("-o", "--output", type=click.Choice(outputs), help="How to print the answer."),
+        click.option("--json", "as_json", is_flag=True, help="The same as -o json."),
     )  # fmt: skip
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def command(
-            server: str, token: str, ca: str, cert: str, namespace: str, group: str, as_json: bool, **more: Any
-        ) -> None:
+            server: str, token: str, ca: str, cert: str, namespace: str, group: str, output: str | None,
+            as_json: bool, **more: Any,
+        ) -> None:  # fmt: skip
             try:
                 client = RestClient(server, token, ca=ca, cert=cert)
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
             with client:
-                function(Session(client, namespace, group, as_json), **more)
+                function(Session(client, namespace, group, "json" if as_json else output or ""), **more)
 
         wrapped: Callable[..., None] = command
         for option in reversed(options):
             wrapped = option(wrapped)
-        return click.command(name, epilog=EXIT_CODES)(wrapped)
+        return click.command(name, cls=ClientCommand, epilog=epilog, short_help=short_help)(wrapped)
 
     return decorate
 
@@ -154,45 +202,33 @@ def metadata_of(pairs: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def console() -> Console:
-    """A console on standard output: styles on a terminal only, and no colours with NO_COLOR."""
-    console = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
-    return console if console.is_terminal else Console(width=WIDE)
+def title_of(body: dict[str, Any]) -> str:
+    """The name and namespace of a service, and whether its list is stale."""
+    return printable(f"{body['name']} ({body['namespaceId']})" + (" STALE" if body.get("stale") else ""))
 
 
-def table_of(body: dict[str, Any], hosts: list[dict[str, Any]]) -> Table:
-    """Instances as a table; `body` has the name and namespace of the service."""
-    title = f"{body['name']}  ({body['namespaceId']})" + ("  STALE" if body.get("stale") else "")
-    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
-    for column in ("address", "cluster", "weight", "state", "kind", "metadata"):
-        table.add_column(column)
-    for host in hosts:
-        table.add_row(*_cells(host))
-    return table
+def row_of(host: dict[str, Any]) -> tuple[Cell, ...]:
+    """An instance as the cells of `COLUMNS`."""
+    state = "disabled" if not host["enabled"] else "healthy" if host["healthy"] else "unhealthy"
+    metadata = " ".join(f"{k}={'null' if v is None else v}" for k, v in host["metadata"].items())
+    return (
+        Cell(plain_address_of(host["ip"], host["port"])),
+        Cell(host["clusterName"]),
+        Cell(f"{host['weight']:g}"),
+        Cell(state, {"healthy": "green", "unhealthy": "red", "disabled": "yellow"}[state]),
+        Cell("ephemeral" if host["ephemeral"] else "persistent"),
+        Cell(metadata),
+    )
 
 
-def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str) -> Text:
+def line_of(sign: str, colour: str, name: str, host: dict[str, Any], source: str) -> str:
     """A changed instance as one line."""
-    cells = "  ".join(cell.plain for cell in _cells(host) if cell)
-    return Text(f"{sign} {printable(name)}  {cells}  ({source})", colour)
+    cells = "  ".join(text for text, _ in row_of(host) if text)
+    return click.style(printable(f"{sign} {name}  {cells}  ({source})"), colour)
 
 
 def address_of(host: dict[str, Any]) -> str:
     return printable(plain_address_of(host["ip"], host["port"]))
-
-
-def _cells(host: dict[str, Any]) -> tuple[Text, ...]:
-    state = "disabled" if not host["enabled"] else "healthy" if host["healthy"] else "unhealthy"
-    colour = {"healthy": "green", "unhealthy": "red", "disabled": "yellow"}[state]
-    metadata = " ".join(f"{k}={'null' if v is None else v}" for k, v in host["metadata"].items())
-    return (
-        Text(address_of(host)),
-        Text(printable(host["clusterName"])),
-        Text(f"{host['weight']:g}"),
-        Text(state, colour),
-        Text("ephemeral" if host["ephemeral"] else "persistent"),
-        Text(printable(metadata)),
-    )
 
 
 def can_bind(host: str, port: int) -> bool:
@@ -203,6 +239,14 @@ def can_bind(host: str, port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def pause(seconds: float) -> None:
+    """Waits, in steps: a signal that comes just before a wait is not handled until its end."""
+    nothing = threading.Event()
+    while seconds > 0:
+        nothing.wait(min(seconds, PAUSE_STEP))
+        seconds -= PAUSE_STEP
 
 
 def warn(text: object) -> None:

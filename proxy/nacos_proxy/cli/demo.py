@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from nacos_proxy.cli.client_options import can_bind, console
+from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.rest_client import RestClient
 
 SERVICE = "shop"  # not used in README.md, whose commands must work at the same time
@@ -104,7 +104,7 @@ class Demo:
         click.secho(f"$ {shlex.join(words)} {shlex.quote(self._url + target)}", fg="yellow")
         reply = self._client.call(method, target, body=json_body)
         if headers:
-            click.echo(f"HTTP/1.1 {reply.status_code}")
+            click.echo(f"HTTP/1.1 {reply.status}")
             for name in ("age", "cache-status", "etag"):
                 click.echo(f"{name}: {reply.headers.get(name, '')}")
         if body:
@@ -130,17 +130,12 @@ class Demo:
 
 
 def show(text: str) -> None:
-    """Prints JSON indented, in colours on a terminal; other text unchanged."""
+    """Prints JSON indented; other text unchanged."""
     try:
-        pretty = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except ValueError:
-        click.echo(text)
-        return
-    shown = console()
-    if shown.is_terminal:
-        shown.print_json(pretty)
-    else:
-        click.echo(pretty)
+        pass
+    click.echo(text)
 
 
 def _beat(client: RestClient) -> None:

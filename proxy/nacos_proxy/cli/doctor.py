@@ -18,18 +18,20 @@ import dns.name
 import dns.query
 
 from nacos_proxy import __version__
-from nacos_proxy.app.logs import printable
+from nacos_proxy.app.failures import CannotStart
+from nacos_proxy.app.listening import MAX_PORT, dns_sockets
 from nacos_proxy.app.policies import nacos_policy
-from nacos_proxy.app.process import MAX_PORT, CannotStart, dns_sockets
 from nacos_proxy.app.setting_types import parse_dns_address
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.background.service_files import read_files
 from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.client_options import can_bind
-from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
+from nacos_proxy.cli.failures import ApiProblem, Unreached
+from nacos_proxy.cli.rest_client import RestClient
 from nacos_proxy.model.calls import ListServices, ServerState
 from nacos_proxy.model.errors import ProxyError, Reason, Refused, UpstreamError
 from nacos_proxy.model.masking import shown_url
+from nacos_proxy.model.printable import printable
 from nacos_proxy.runtime import Clock, SystemClock
 from nacos_proxy.upstream.grpc.connection import GrpcConnection
 from nacos_proxy.upstream.grpc.push import Account, open_session

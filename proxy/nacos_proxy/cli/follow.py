@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
+from nacos_proxy.cli.failures import ApiProblem, Unreached
+from nacos_proxy.cli.rest_client import RestClient
 from nacos_proxy.model.backoff import Backoff
 
 MAX_RECONNECT_DELAY = 10.0  # seconds

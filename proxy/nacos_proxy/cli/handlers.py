@@ -14,9 +14,10 @@ from typing import Any
 from nacos_proxy.cli.client_options import warn
 from nacos_proxy.cli.commands import Runner
 from nacos_proxy.cli.deliveries import Deliveries
+from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.follow import Event, Lost, Query, Stream
 from nacos_proxy.cli.pauses import Told
-from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached
+from nacos_proxy.cli.rest_client import RestClient
 from nacos_proxy.model.services import GROUP_SEPARATOR
 from nacos_proxy.runtime import Clock, SystemClock
 

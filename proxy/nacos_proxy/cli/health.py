@@ -1,6 +1,7 @@
 """`python -m nacos_proxy.cli.health`: the health check of a container, which asks the proxy for `/readyz`.
 
 It takes the address from the settings (environment and file, no flags). Exit codes: 0 ready or degraded, 1 not ready.
+With `--live` it asks for `/healthz`, and 0 says that the process answers, even while Nacos is down.
 It runs every few seconds, so it imports little. It sends no secret, so it does not verify the certificate.
 """
 
@@ -11,14 +12,16 @@ import socket
 import ssl
 import sys
 
-from nacos_proxy.app.settings import BadSettings, Settings, load
+from nacos_proxy.app.failures import BadSettings
+from nacos_proxy.app.settings import Settings, load
 
 MAX_ANSWER = 10_000  # bytes
 TIMEOUT = 2.0  # seconds
+READY, LIVE = "/readyz", "/healthz"
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # the address to connect to, if the proxy listens on all addresses
 
 
-def ready(s: Settings, timeout: float = TIMEOUT) -> tuple[bool, str]:
+def ready(s: Settings, timeout: float = TIMEOUT, path: str = READY) -> tuple[bool, str]:
     """Whether the proxy is ready, and its answer. `timeout`: seconds for connecting and for each part of the answer."""
     try:
         connection = _connect(s, timeout)
@@ -27,7 +30,7 @@ def ready(s: Settings, timeout: float = TIMEOUT) -> tuple[bool, str]:
     http_connection = http.client.HTTPConnection("localhost")
     try:
         http_connection.sock = connection if s.tls_cert is None else _start_tls(connection)
-        http_connection.request("GET", "/readyz")
+        http_connection.request("GET", path)
         reply = http_connection.getresponse()
         return reply.status == 200, reply.read(MAX_ANSWER).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
@@ -59,8 +62,9 @@ def _start_tls(connection: socket.socket) -> ssl.SSLSocket:
 
 
 def main() -> int:
+    path = LIVE if sys.argv[1:] == ["--live"] else READY
     try:
-        is_ready, answer = ready(load({}).settings)
+        is_ready, answer = ready(load({}).settings, path=path)
     except BadSettings as error:
         is_ready, answer = False, str(error)
     print(answer)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from nacos_proxy.cli.rest_client import service_path
+from nacos_proxy.model.addresses import plain_ip
 from nacos_proxy.model.errors import Malformed
-from nacos_proxy.model.services import Instance, ServiceKey, plain_ip, without_nulls
+from nacos_proxy.model.services import Instance, ServiceKey, without_nulls
 from nacos_proxy.wire.discovery.addresses import host_of
 from nacos_proxy.wire.nacos.hosts import read_each
 

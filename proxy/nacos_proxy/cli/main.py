@@ -1,35 +1,89 @@
 """`nacos-proxy`: the group of all commands, and the exit code of each kind of failure.
 
-`serve` and `doctor` import the proxy when they run, because that takes a second.
+A command's module is imported when the command runs, because a script that calls one should not wait for the others.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nacos_proxy import __version__
-from nacos_proxy.app.logs import printable, set_up
-from nacos_proxy.app.settings import BadSettings
-from nacos_proxy.cli.client_options import EXIT_CODES
-from nacos_proxy.cli.config import config, loaded_from, settings_options
-from nacos_proxy.cli.demo import demo
-from nacos_proxy.cli.reads import get, list_services, pick, watch
-from nacos_proxy.cli.render import render
-from nacos_proxy.cli.rest_client import ApiProblem, Unreached
-from nacos_proxy.cli.writes import beat, deregister, drain, maintenance, modify, register
+from nacos_proxy.app.failures import BadSettings, CannotStart
+from nacos_proxy.cli.failures import EXIT_CODES, ApiProblem, Unreached
+from nacos_proxy.model.printable import printable
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# The commands, in the order and with the headings of `--help`: where each is.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Run the proxy": {
+        "serve": "serve:serve",
+        "config": "config:config",
+        "doctor": "serve:doctor",
+        "demo": "demo:demo",
+    },
+    "Look at the proxy": {
+        "status": "status:status",
+        "top": "top:top",
+        "version": "status:version",
+    },
+    "Find instances": {
+        "get": "reads:get",
+        "list": "services:list_services",
+        "pick": "reads:pick",
+        "watch": "reads:watch",
+        "render": "render:render",
+    },
+    "Register instances": {
+        "register": "writes:register",
+        "beat": "writes:beat",
+        "modify": "writes:modify",
+        "deregister": "writes:deregister",
+        "drain": "writes:drain",
+        "maintenance": "writes:maintenance",
+    },
+    "Move, and set up": {
+        "export": "transfer:export",
+        "import": "transfer:import_",
+        "completion": "completion:completion",
+    },
+}
+COMMANDS = {name: place for commands in SECTIONS.values() for name, place in commands.items()}
 
 
 class Group(click.Group):
-    """Turns a failure of a command into a message and an exit code."""
+    """Imports commands when they are needed, and turns a failure of one into a message and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        return getattr(import_module(f"nacos_proxy.cli.{module}"), name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names only: with the help of each command, every module would be imported."""
+        from click.shell_completion import CompletionItem  # a command does not need it
+
+        names = [CompletionItem(name) for name in COMMANDS if name.startswith(incomplete)]
+        return names or click.Command.shell_complete(self, ctx, incomplete)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for heading, names in SECTIONS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            limit = formatter.width - 6 - width
+            rows = [(f"{name:<{width}}", command.get_short_help_str(limit)) for name, command in commands if command]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("NO_COLOR"):
@@ -38,7 +92,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except ApiProblem as error:
             _fail(str(error), 1)
-        except BadSettings as error:
+        except (BadSettings, CannotStart) as error:
             _fail(str(error), 2)
         except Unreached as error:
             _fail(str(error), 3)
@@ -58,69 +112,3 @@ def _fail(text: str, code: int) -> NoReturn:
 @click.version_option(__version__, prog_name="nacos-proxy")
 def main() -> None:
     """A local caching discovery proxy for Nacos."""
-
-
-@main.command(epilog="Exit codes: 0 stopped by a signal, 2 invalid settings, port or state directory in use.")
-@settings_options
-def serve(file: Path | None, **flags: Any) -> None:
-    """Run the proxy until a signal stops it.
-
-    \b
-    nacos-proxy serve                                      with the embedded registry
-    nacos-proxy serve --upstream http://10.0.0.1:8848      in front of a Nacos server
-    nacos-proxy serve --upstream 10.0.0.1:8848,10.0.0.2:8848 --username app --password-file /run/secrets/nacos
-
-    Each option can also be set as NACOS_PROXY_<NAME> in the environment and as <name> in the TOML file; `nacos-proxy
-    config` prints the effective settings. Do not write secrets on the command line: every user of this host can read
-    it.
-    """
-    from nacos_proxy.app.process import CannotStart
-    from nacos_proxy.app.server import run
-
-    loaded = loaded_from(file, flags)
-    set_up(loaded.settings.log_level, loaded.settings.log_format)
-    # After a graceful stop, uvicorn raises the signal again. SIGTERM then becomes KeyboardInterrupt, as SIGINT does.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = run(loaded)
-    except CannotStart as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt:
-        code = 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    raise SystemExit(code)
-
-
-@click.command(
-    epilog="Exit codes: 0 all checks passed, 1 a check failed, 2 invalid settings.",
-    short_help="Check the upstream, login, push, clock, state, port and service files.",
-)
-@settings_options
-def doctor(file: Path | None, **flags: Any) -> None:
-    """Check the upstream, the login, the push port, the clock, the state directory, the ports and the service files.
-
-    Uses the same settings as `serve`: flags, environment and file.
-    """
-    from nacos_proxy.cli.doctor import examine
-
-    raise SystemExit(examine(loaded_from(file, flags).settings))
-
-
-for _command in (
-    config,
-    demo,
-    doctor,
-    get,
-    list_services,
-    watch,
-    render,
-    pick,
-    register,
-    deregister,
-    modify,
-    drain,
-    maintenance,
-    beat,
-):
-    main.add_command(_command)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 
-from nacos_proxy.app.setting_types import parse_duration
 from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.model.durations import parse_duration
 
 RETRY = Backoff(initial=1.0, maximum=60.0)
 

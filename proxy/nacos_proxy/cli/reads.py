@@ -1,4 +1,4 @@
-"""The commands that read: get, list, pick, watch."""
+"""The commands that read instances: get, pick, watch."""
 
 from __future__ import annotations
 
@@ -11,65 +11,87 @@ from io import UnsupportedOperation
 from typing import Any
 
 import click
-from rich.text import Text
 
-from nacos_proxy.app.logs import printable
-from nacos_proxy.catalog.load_balancing import STRATEGIES
-from nacos_proxy.catalog.picks import MAX_PICKED
 from nacos_proxy.cli.client_options import (
+    ANY_OUTPUT,
+    COLUMNS,
     COMMAND,
     DURATION,
     Session,
     address_of,
     client_command,
-    console,
     line_of,
-    table_of,
+    row_of,
+    title_of,
     view_options,
     warn,
 )
+from nacos_proxy.cli.completion import service_names
+from nacos_proxy.cli.failures import ApiProblem
 from nacos_proxy.cli.follow import Lost, following
-from nacos_proxy.cli.handlers import run_for_events
-from nacos_proxy.cli.rest_client import ApiProblem, service_path
+from nacos_proxy.cli.names import elsewhere, hint_at, meant
+from nacos_proxy.cli.rest_client import service_path
+from nacos_proxy.cli.tables import Cell, lines_of, print_table, screen_width
+from nacos_proxy.model.printable import printable
+from nacos_proxy.model.strategies import MAX_PICKED, STRATEGIES
 
 _SIGNS = (("+", "green", "added"), ("~", "yellow", "modified"), ("-", "red", "removed"))
 
 
-@client_command("get")
-@click.argument("service")
+@client_command("get", outputs=ANY_OUTPUT)
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE…", shell_complete=service_names)
 @view_options
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--all", "everything", is_flag=True, help="Include disabled instances, and show the true health of each.")
-def get(session: Session, service: str, view: dict[str, str], healthy_only: bool, everything: bool) -> None:
-    """Show the instances of a service, as clients see them."""
-    path = service_path(service, "instances") if everything else service_path(service)
-    body = session.json("GET", path, **view, healthy_only="true" if healthy_only else "")
-    found = body["instances"] if everything else body["hosts"]
-    if found or session.as_json:
-        session.show(body, lambda: console().print(table_of(body, found)))
-    if not found:
-        raise ApiProblem(404, f"{body['name']} has no instance in namespace {body['namespaceId']}")
+def get(
+    session: Session, services: tuple[str, ...], view: dict[str, str], healthy_only: bool, everything: bool
+) -> None:
+    """Show the instances of services, as clients see them.
+
+    On a terminal, metadata is cut at its width; -o wide shows all. -o name prints only addresses, one on each line. A
+    service of another group can be written GROUP@@SERVICE.
+    """
+    healthy = "true" if healthy_only else ""
+    paths = [service_path(service, "instances") if everything else service_path(service) for service in services]
+    bodies = [session.json("GET", path, **view, healthy_only=healthy) for path in paths]
+    found = [body["instances"] if everything else body["hosts"] for body in bodies]
+    several = len(services) > 1
+    empty = [service for service, hosts in zip(services, found, strict=True) if not hosts]
+
+    def print_instances() -> None:
+        rows = [
+            ((Cell(service),) if several else ()) + row_of(host)
+            for service, hosts in zip(services, found, strict=True)
+            for host in hosts
+        ]
+        if session.output == "name":
+            for hosts in found:
+                for host in hosts:
+                    click.echo(address_of(host))
+        elif rows:
+            print_table((*(("SERVICE",) if several else ()), *COLUMNS), rows, whole=session.output == "wide")
+        for body in bodies:
+            if body.get("stale"):
+                warn(f"{title_of(body)}: Nacos has not confirmed this list lately.")
+
+    session.show(bodies if several else bodies[0], print_instances)
+    if empty:
+        raise ApiProblem(404, "\n".join(_none_of(session, service) for service in empty))
 
 
-@client_command("list")
-@click.option("--page", default=1, show_default=True)
-@click.option("--size", default=100, show_default=True)
-def list_services(session: Session, page: int, size: int) -> None:
-    """List the services of a group."""
-    body = session.json("GET", "/api/v1/services", page=str(page), size=str(size))
-
-    def print_names() -> None:
-        for name in body["services"]:
-            click.echo(printable(name))
-        shown = "" if len(body["services"]) == body["count"] else f", {len(body['services'])} on page {page}"
-        stale = ", STALE" if body.get("stale") else ""
-        click.echo(f"{body['count']} {'service' if body['count'] == 1 else 'services'}{shown}{stale}", err=True)
-
-    session.show(body, print_names)
+def _none_of(session: Session, service: str) -> str:
+    wanted = meant(session, service)
+    text = f"{wanted.service} has no instance in group {wanted.group} of namespace {wanted.namespace}."
+    return text if session.for_programs else text + hint_at(wanted, elsewhere(session, wanted))
 
 
-@client_command("pick")
-@click.argument("service")
+@client_command(
+    "pick",
+    short_help="Choose instances, as a load balancer does.",
+    outputs=("json", "yaml", "name"),
+    n_is_namespace=False,
+)
+@click.argument("service", shell_complete=service_names)
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="weighted")
 @click.option("--key", default="", help="For hash: equal keys get the same instance.")
 @click.option("-n", "number", type=click.IntRange(1, MAX_PICKED), help="Choose this many different instances.")
@@ -80,13 +102,18 @@ def pick(session: Session, service: str, view: dict[str, str], number: int | Non
     """Choose one instance, or several, and print ip:port, one on each line."""
     view |= {name: options[name] for name in ("strategy", "key", "split")}
     view |= {"healthy_only": str(options["healthy_only"]).lower(), "n": "" if number is None else str(number)}
-    body = session.json("GET", service_path(service, "pick"), **view)
+    try:
+        body = session.json("GET", service_path(service, "pick"), **view)
+    except ApiProblem as error:
+        if error.status == 503 and (hint := hint_at(wanted := meant(session, service), elsewhere(session, wanted))):
+            raise ApiProblem(error.status, f"{error}.{hint}") from error
+        raise
     chosen = [body] if number is None else body["instances"]
     session.show(body, lambda: click.echo("\n".join(map(address_of, chosen))))
 
 
-@client_command("watch")
-@click.argument("services", nargs=-1, required=True, metavar="SERVICE…")
+@client_command("watch", short_help="Print changes as they happen.", outputs=("json",))
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE…", shell_complete=service_names)
 @view_options
 @click.option("--healthy-only", is_flag=True, help="Only healthy instances.")
 @click.option("--once", is_flag=True, help="Stop after the first change.")
@@ -118,6 +145,8 @@ def watch(
     query |= {"healthy_only": "true"} if healthy_only else {}
     try:
         if command is not None:
+            from nacos_proxy.cli.handlers import run_for_events  # asyncio takes long to import
+
             run_for_events(session.client, query, command, once=once, retry=retry, timeout=timeout)
             return
         _interrupt_when_reader_leaves()
@@ -154,14 +183,17 @@ def _interrupt_when_reader_leaves() -> None:
 
 
 def _print_event(session: Session, kind: str, data: dict[str, Any]) -> None:
-    if session.as_json:
+    if session.output == "json":
         click.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
     elif kind == "snapshot":
-        console().print(table_of(data, data["hosts"]))
+        rows = list(map(row_of, data["hosts"]))
+        lines = lines_of(COLUMNS if rows else (), rows, screen_width())
+        # One write: a reader that leaves after the first line has left when the next event comes.
+        click.echo("\n".join([click.style(title_of(data), bold=True), *lines]))
     elif kind == "upstream":
         text = f"upstream is {data.get('state')}: {data.get('reason') or 'it answers'}"
-        console().print(Text(printable(text), "bold yellow"))
+        click.secho(printable(text), fg="yellow", bold=True)
     else:
         for sign, colour, field in _SIGNS:
             for host in data[field]:
-                console().print(line_of(sign, colour, data["name"], host, data["source"]), soft_wrap=True)
+                click.echo(line_of(sign, colour, data["name"], host, data["source"]))

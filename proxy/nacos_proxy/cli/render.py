@@ -18,7 +18,7 @@ SPEC = Parameter("TEMPLATE:FILE[:COMMAND]", read_spec)
 WAIT = Parameter("MIN[:MAX]", read_wait)
 
 
-@client_command("render")
+@client_command("render", short_help="Keep files current, from templates.")
 @click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="TEMPLATE:FILE[:COMMAND]…")
 @view_options
 @click.option(

@@ -15,18 +15,18 @@ from typing import Any
 
 import click
 
-from nacos_proxy.app.logs import printable
 from nacos_proxy.cli.client_options import Session, warn
 from nacos_proxy.cli.commands import Runner
+from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.files import CannotReplace
 from nacos_proxy.cli.follow import MAX_RECONNECT_DELAY, RETRY, Lost, Opened, Stream
 from nacos_proxy.cli.lists import BadRequest, Lists, followed
 from nacos_proxy.cli.pauses import Debounce, Retries, Told
-from nacos_proxy.cli.rest_client import ApiProblem, Unreached
 from nacos_proxy.cli.streams import Revision, Streams
 from nacos_proxy.cli.targets import Rendering, Target
 from nacos_proxy.cli.templates import TemplateError
 from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.model.printable import printable
 from nacos_proxy.runtime import Clock, SystemClock
 
 NAMES_EVERY = 10.0  # seconds between two lists of names, if a template uses `services()`

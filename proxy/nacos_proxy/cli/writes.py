@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
-import threading
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,24 +18,31 @@ from nacos_proxy.cli.client_options import (
     Session,
     client_command,
     metadata_of,
+    pause,
     warn,
 )
-from nacos_proxy.cli.rest_client import ApiProblem, Unreached, address_segment, service_path
+from nacos_proxy.cli.completion import addresses, service_names
+from nacos_proxy.cli.failures import ApiProblem, Unreached
+from nacos_proxy.cli.rest_client import address_segment, service_path
+from nacos_proxy.model.printable import printable
 
+_TIMES = ("instanceHeartBeatInterval", "instanceHeartBeatTimeOut", "ipDeleteTimeout")  # milliseconds
 COMMAND_TTL = 30.0  # seconds after the last heartbeat for a COMMAND without a check until it counts as failed
 DRAIN_ATTEMPTS = 60  # once a second, while the proxy restarts
 COMMAND_BEAT = 5.0  # seconds between two heartbeats for a COMMAND
 
 
 @client_command("register")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
-@click.option("--weight", type=WEIGHT)
-@click.option("--cluster", default="")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE")
-@click.option("--ephemeral/--persistent", default=True)
-@click.option("--enabled/--disabled", default=True)
-@click.option("--healthy/--unhealthy", default=True)
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
+@click.option("--weight", type=WEIGHT, help="Its share of the traffic, beside those of the others [1].")
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="May be given several times.")
+@click.option(
+    "--ephemeral/--persistent", default=True, help="Lives by heartbeats, or until it is deregistered [ephemeral]."
+)
+@click.option("--enabled/--disabled", default=True, help="Whether it gets traffic [enabled].")
+@click.option("--healthy/--unhealthy", default=True, help="Its health at first [healthy].")
 @click.option("--managed", is_flag=True, help="Let the proxy send its heartbeats.")
 @click.option("--check-http", metavar="URL", help="Managed: healthy while this URL answers with 2xx.")
 @click.option("--check-tcp", metavar="HOST:PORT", help="Managed: healthy while this accepts connections.")
@@ -67,6 +74,20 @@ def register(session: Session, service: str, address: str, command: tuple[str, .
         raise SystemExit(_run_managed(session, service, address, body, command))
     registered = session.json("POST", service_path(service, "instances"), body)
     session.show(registered, lambda: click.echo(f"registered {address} in {service}"))
+    if options["ephemeral"] and not options["managed"] and not session.for_programs:
+        click.echo(_needs_beats(session, service, address, options["cluster"], registered), err=True)
+
+
+def _needs_beats(session: Session, service: str, address: str, cluster: str, registered: dict[str, Any]) -> str:
+    """What becomes of an ephemeral instance without heartbeats, and how to send them."""
+    interval, sick, gone = (registered[name] / 1000 for name in _TIMES)
+    given = {"--namespace": session.scope["namespace"], "--group": session.scope["group"], "--cluster": cluster}
+    options = [word for option, value in given.items() if value for word in (option, value)]
+    command = shlex.join(["nacos-proxy", "beat", service, address, *options, "--every", f"{interval:g}s"])
+    return printable(
+        f"It is ephemeral: without heartbeats it is unhealthy after {sick:g} s and gone after {gone:g} s. Send them "
+        f"with `{command}`, or register it with --managed (the proxy sends them) or --persistent (it needs none)."
+    )
 
 
 def _run_managed(session: Session, service: str, address: str, body: dict[str, Any], command: tuple[str, ...]) -> int:
@@ -115,27 +136,27 @@ def _warn_on_failure(call: Callable[[], object]) -> None:
 
 
 @client_command("deregister")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
-@click.option("--cluster", default="")
-@click.option("--ephemeral/--persistent", default=True)
-def deregister(session: Session, service: str, address: str, cluster: str, ephemeral: bool) -> None:
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
+@click.option("--ephemeral/--persistent", default=None, help="Its kind [as it is listed].")
+def deregister(session: Session, service: str, address: str, cluster: str, ephemeral: bool | None) -> None:
     """Deregister an instance. An unknown instance is no error."""
     path = service_path(service, "instances", address_segment(address))
-    session.call("DELETE", path, cluster=cluster, ephemeral=str(ephemeral).lower())
+    session.call("DELETE", path, cluster=cluster, ephemeral="" if ephemeral is None else str(ephemeral).lower())
     session.show({"deregistered": address}, lambda: click.echo(f"deregistered {address} from {service}"))
 
 
 @client_command("modify")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
-@click.option("--cluster", default="")
-@click.option("--weight", type=WEIGHT)
-@click.option("--enabled/--disabled", default=None)
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE")
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
+@click.option("--weight", type=WEIGHT, help="Its share of the traffic, beside those of the others.")
+@click.option("--enabled/--disabled", default=None, help="Whether it gets traffic.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="May be given several times.")
 def modify(session: Session, service: str, address: str, cluster: str, weight: float | None,
            enabled: bool | None, metadata: tuple[str, ...]) -> None:  # fmt: skip
-    """Change the given properties of an instance and nothing else."""
+    """Change some properties of an instance, and nothing else."""
     body: dict[str, Any] = {"weight": weight} if weight is not None else {}
     body |= {"enabled": enabled} if enabled is not None else {}
     body |= {"metadata": metadata_of(metadata)} if metadata else {}
@@ -146,11 +167,11 @@ def modify(session: Session, service: str, address: str, cluster: str, weight: f
     session.show(changed, lambda: click.echo(f"changed {address} of {service}"))
 
 
-@client_command("drain")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
+@client_command("drain", short_help="Take an instance out of traffic, then deregister it.")
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
 @click.option("--wait", type=DURATION, default="20s", show_default=True, help="Time for consumers to notice.")
-@click.option("--cluster", default="")
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
 @click.option("--cancel", is_flag=True, help="Bring the instance back.")
 def drain(session: Session, service: str, address: str, wait: float, cluster: str, cancel: bool) -> None:
     """Take an instance out of traffic, wait, and deregister it; for a hook that runs before the instance ends.
@@ -162,7 +183,7 @@ def drain(session: Session, service: str, address: str, wait: float, cluster: st
         body = session.json("DELETE", path)
         return session.show(body, lambda: click.echo(f"{address} of {service} is not drained any more"))
     query = {**session.scope, "wait": f"{wait:g}s", "cluster": cluster}
-    pause, left = threading.Event(), DRAIN_ATTEMPTS
+    left = DRAIN_ATTEMPTS
     while True:
         try:
             body = session.client.json("POST", path, query, max_wait=wait)
@@ -173,15 +194,15 @@ def drain(session: Session, service: str, address: str, wait: float, cluster: st
             if not restarting or not left:
                 raise
             warn(f"{error} Trying again.")
-        pause.wait(1.0)
+        pause(1.0)
 
 
-@client_command("maintenance")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
+@client_command("maintenance", short_help="Keep an instance out of traffic for a while.")
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
 @click.option("--on/--off", required=True, help="Begin or end it.")
 @click.option("--reason", default="", help="Shown in the status.")
-@click.option("--cluster", default="")
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
 def maintenance(session: Session, service: str, address: str, on: bool, reason: str, cluster: str) -> None:
     """Keep a managed instance out of traffic, until it is switched off again."""
     path = service_path(service, "instances", address_segment(address), "maintenance")
@@ -192,29 +213,84 @@ def maintenance(session: Session, service: str, address: str, on: bool, reason: 
     session.show(body, lambda: click.echo(f"{address} of {service} is in traffic again"))
 
 
-@client_command("beat")
-@click.argument("service")
-@click.argument("address", metavar="IP:PORT", type=ADDRESS)
-@click.option("--cluster", default="")
+@client_command("beat", short_help="Send heartbeats for an ephemeral instance.")
+@click.argument("service", shell_complete=service_names)
+@click.argument("address", metavar="IP:PORT", type=ADDRESS, shell_complete=addresses)
+@click.option("--cluster", default="", help="Its cluster [DEFAULT].")
 @click.option("--every", type=DURATION, help="Send one every DURATION until interrupted.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many heartbeats.")
-def beat(session: Session, service: str, address: str, cluster: str, every: float | None, count: int | None) -> None:
-    """Send a heartbeat. With --every, report a failure and go on."""
-    path = service_path(service, "instances", address_segment(address), "beat")
-    pause, left = threading.Event(), count or (1 if every is None else 0)
+@click.option("-v", "--verbose", is_flag=True, help="With --every: print a line for each.")
+def beat(session: Session, service: str, address: str, every: float | None, count: int | None, **options: Any) -> None:
+    """Send a heartbeat for an ephemeral instance. A persistent one needs none.
+
+    With --every: go on after a failure, and print only what changes.
+    """
+    send = Heartbeats(session, service, address, options["cluster"], every, options["verbose"])
+    left = count or (1 if every is None else 0)
     try:
         while True:
-            try:
-                body = session.json("PUT", path, cluster=cluster)
-                text = f"next beat in {body['clientBeatInterval'] / 1000:g} s"
-                session.show(body, lambda text=text: click.echo(text))
-            except (Unreached, ApiProblem) as error:
-                if every is None or (isinstance(error, ApiProblem) and not error.temporary):
-                    raise
-                warn(f"{error} Trying again.")
+            send.one()
             left -= 1
             if left == 0:
                 return
-            pause.wait(every)
+            pause(every or 0)
     except KeyboardInterrupt:
         return
+
+
+class Heartbeats:
+    """Sends heartbeats for one instance. Every `every` seconds: tells what begins, fails and works again, once each."""
+
+    def __init__(
+        self, session: Session, service: str, address: str, cluster: str, every: float | None, verbose: bool
+    ) -> None:
+        self._session = session
+        self._service = service
+        self._address = address
+        self._cluster = cluster
+        self._every = every
+        self._verbose = verbose or every is None
+        self._number = 0
+        self._failure = ""
+
+    def one(self) -> None:
+        """Raises `Unreached` or `ApiProblem` if a single one was to be sent, or no other will succeed."""
+        path = service_path(self._service, "instances", address_segment(self._address))
+        try:
+            body = self._session.json("PUT", f"{path}/beat", cluster=self._cluster)
+        except (Unreached, ApiProblem) as error:
+            if isinstance(error, ApiProblem) and error.status == 404:
+                raise self._unknown(path, error) from error
+            if self._every is None or (isinstance(error, ApiProblem) and not error.temporary):
+                raise
+            if str(error) != self._failure:
+                warn(f"{error} Trying again.")
+            self._failure = str(error)
+            return
+        self._session.show(body, lambda: self._tell(body["clientBeatInterval"] / 1000))
+        self._number, self._failure = self._number + 1, ""
+
+    def _tell(self, interval: float) -> None:
+        if self._every is not None and not self._number:
+            about = f"{self._address} of {self._service}"
+            click.echo(f"sending heartbeats for {about} every {self._every:g} s, until Ctrl-C")
+            if self._every > interval:
+                warn(f"Nacos expects one every {interval:g} s.")
+        elif self._failure:
+            click.echo("heartbeats are accepted again")
+        if self._verbose:
+            click.echo(f"next beat in {interval if self._every is None else self._every:g} s")
+        sys.stdout.flush()
+
+    def _unknown(self, path: str, error: ApiProblem) -> ApiProblem:
+        about = f"{self._address} of {self._service}"
+        try:
+            found = self._session.json("GET", path, cluster=self._cluster)
+        except ApiProblem as missing:
+            if missing.status != 404:
+                return error
+            named = shlex.join([self._service, self._address])
+            return ApiProblem(404, f"{about} is not registered. `nacos-proxy register {named}` registers it.")
+        if found.get("ephemeral", True):
+            return error
+        return ApiProblem(404, f"{about} is persistent: it needs no heartbeats.")

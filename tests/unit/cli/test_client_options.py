@@ -8,21 +8,22 @@ from typing import Any
 import click
 import httpx
 import pytest
-from rich.console import Console
 
 from nacos_proxy.cli.client_options import (
     ADDRESS,
     DURATION,
     WEIGHT,
-    WIDE,
     Session,
     address_of,
     line_of,
     metadata_of,
-    table_of,
+    row_of,
+    title_of,
 )
+from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.rest_client import RestClient
 from tests.helpers.live import ProxyProcess
+from tests.unit.cli.answers import answered_by
 from tests.unit.conftest import Run
 
 
@@ -31,44 +32,32 @@ def host(**more: Any) -> dict[str, Any]:
     return {**plain, "enabled": True, "healthy": True, "ephemeral": True, **more}
 
 
-def printed(shown: object) -> str:
-    console = Console(width=WIDE, color_system=None)
-    with console.capture() as capture:
-        console.print(shown)
-    return capture.get()
-
-
-def test_table_of_has_a_row_for_each_instance() -> None:
-    hosts = [
+def test_row_of_shows_an_instance_as_cells() -> None:
+    shown = [tuple(text for text, _ in row_of(one)) for one in (
         host(),
-        host(ip="2001:db8::1", enabled=False, ephemeral=False, weight=2.5, metadata={"zone": "a", "v": "2"}),
+        host(ip="2001:db8::1", enabled=False, ephemeral=False, weight=2.5, metadata={"zone": "a", "v": None}),
         host(ip="10.0.0.3", healthy=False),
-    ]
-    text = printed(table_of({"name": "g@@orders", "namespaceId": "public", "stale": True}, hosts))
-    lines = [line.replace("│", " ").split() for line in text.splitlines()]
-    assert lines[0] == ["g@@orders", "(public)", "STALE"]
-    assert lines[4:7] == [
-        ["10.0.0.1:80", "DEFAULT", "1", "healthy", "ephemeral"],
-        ["[2001:db8::1]:80", "DEFAULT", "2.5", "disabled", "persistent", "zone=a", "v=2"],
-        ["10.0.0.3:80", "DEFAULT", "1", "unhealthy", "ephemeral"],
+    )]  # fmt: skip
+    assert shown == [
+        ("10.0.0.1:80", "DEFAULT", "1", "healthy", "ephemeral", ""),
+        ("[2001:db8::1]:80", "DEFAULT", "2.5", "disabled", "persistent", "zone=a v=null"),
+        ("10.0.0.3:80", "DEFAULT", "1", "unhealthy", "ephemeral", ""),
     ]
 
 
-def test_table_of_and_line_of_escape_control_characters() -> None:
-    nasty = host(ip="\x1b[2J", clusterName="[red]c\n", metadata={"\x1b]0;title\x07": "[bold]x\x9b"})
-    body = {"name": "a\x1b[31m", "namespaceId": "n\r"}
-    for text in (printed(table_of(body, [nasty])), printed(line_of("+", "green", "a\x1b", nasty, "poll"))):
-        assert not set(text) & set("\x1b\x07\x9b\r")
-        assert "[bold]x" in text
-        assert "[red]c\\n" in text
+def test_title_of_and_line_of_escape_control_characters() -> None:
+    nasty = host(ip="\x1b[2J", clusterName="c\n", metadata={"\x1b]0;title\x07": "x\x9b"})
+    assert title_of({"name": "a\x1b[31m", "namespaceId": "n\r", "stale": True}) == r"a\x1b[31m (n\r) STALE"
+    line = click.unstyle(line_of("+", "green", "a\x1b", nasty, "poll"))
+    assert line == r"+ a\x1b  \x1b[2J:80  c\n  1  healthy  ephemeral  \x1b]0;title\x07=x\x9b  (poll)"
     assert address_of(nasty) == r"\x1b[2J:80"
     assert address_of(host(ip="[2001:db8::7]")) == address_of(host(ip="2001:db8::7")) == "[2001:db8::7]:80"
 
 
-def test_console_does_not_fold_lines_in_a_pipe(ask: Run) -> None:
-    long = "x" * 300
-    assert ask("register", "wide", "10.0.0.1:80", "--metadata", f"key={long}").exit_code == 0
-    assert f"key={long}" in ask("get", "wide").output
+def test_client_command_shows_its_own_options_first(cli: Run) -> None:
+    text = cli("get", "--help").output
+    places = [text.index(part) for part in ("\nOptions:\n", "--healthy-only", "of every client command", "--server")]
+    assert places == sorted(places)
 
 
 def test_metadata_of_parses_pairs() -> None:
@@ -113,10 +102,24 @@ def test_session_show_warns_if_the_proxy_answered_without_nacos(
     local: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     headers = {"nacos-proxy-answer": "local" if local else "upstream"}
-    answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"weight": 1}, headers=headers))
-    with RestClient("http://127.0.0.1:1", transport=answers) as client:
-        session = Session(client, "", "", as_json=True)
+    answers = answered_by(lambda request: httpx.Response(200, json={"weight": 1}, headers=headers))
+    with RestClient("http://127.0.0.1:1", connect=answers) as client:
+        session = Session(client, "", "", "json")
         session.show(client.json("PATCH", "/api/v1/services/a/instances/b"), lambda: None)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"weight": 1}
     assert ("Nacos is down" in err) is local
+
+
+def test_session_takes_only_answers_of_a_proxy_and_says_if_it_is_too_old() -> None:
+    with RestClient(
+        "http://127.0.0.1:1", connect=answered_by(lambda request: httpx.Response(200, text="hello"))
+    ) as client:
+        with pytest.raises(Unreached, match="is not a nacos-proxy"):
+            Session(client, "", "").call("PUT", "/api/v1/services/a/instances/b/beat")
+    old = answered_by(lambda request: httpx.Response(200, json={"version": "0.1.0"}))
+    with RestClient("http://127.0.0.1:1", connect=old) as client, pytest.raises(ApiProblem, match=r"version 0\.1\.0;"):
+        Session(client, "", "").status()
+    gone = answered_by(lambda request: httpx.Response(204))
+    with RestClient("http://127.0.0.1:1", connect=gone) as client:
+        Session(client, "", "").call("DELETE", "/api/v1/services/a/instances/b")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
-from nacos_proxy.app.settings import Settings, load
-from nacos_proxy.cli.config import COMMON, documentation
+import pytest
+
+from nacos_proxy.app.settings import ESSENTIAL, Settings, load
+from nacos_proxy.cli.config import documentation, sections
 from tests.unit.conftest import Run
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -18,20 +21,34 @@ def test_documentation_is_docs_configuration_md(cli: Run) -> None:
     assert cli("config", "--docs").output == documentation()
 
 
-def test_settings_options_has_every_setting_and_the_common_ones_first(cli: Run) -> None:
+def test_sections_have_the_ten_essential_settings_first_and_each_setting_once() -> None:
+    names = [name for section in sections().values() for name in section]
+    assert names[:10] == list(ESSENTIAL)
+    assert sorted(names) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor", "config"])
+def test_settings_command_shows_its_options_by_section(cli: Run, command: str) -> None:
+    text = cli(command, "--help").output
+    shown = re.findall(r"^  --(?:no-)?([a-z-]+)|^([A-Z][\w, ]+):$", text, re.MULTILINE)
+    names = [title or option.replace("-", "_") for option, title in shown]
+    wanted = [word for title, options in sections().items() for word in (title, *options)]
+    assert names[: len(wanted)] == wanted
+    assert {"config", "Options"} <= set(names[len(wanted) :])
+
+
+def test_settings_options_shows_choices_and_no_path_of_this_user(cli: Run) -> None:
     text = cli("serve", "--help").output
-    places = [text.index(f"\n  --{name.replace('_', '-')} ") for name in COMMON]
-    assert places == sorted(places)
-    for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')}" in text
     assert "[auto|on|off]" in text
     assert str(Path.home()) not in text
 
 
 def test_config_shows_values_and_sources(cli: Run) -> None:
     shown = cli("config", "--cache-ttl", "3s", "--no-disk", NACOS_PROXY_POLL_SAFETY="1m").output.splitlines()
-    rows = {line.partition(" = ")[0].strip(): line.partition(" = ")[2].split(maxsplit=1) for line in shown}
-    assert list(rows) == list(Settings.model_fields)
+    assert [line.removeprefix("# ") for line in shown if line.startswith("# ")] == list(sections())
+    lines = [line.partition(" = ") for line in shown if " = " in line]
+    rows = {name.strip(): value.split(maxsplit=1) for name, _, value in lines}
+    assert list(rows) == [name for names in sections().values() for name in names]
     assert rows["cache_ttl"] == ["3s", "flag --cache-ttl"]
     assert rows["disk"] == ["false", "flag --disk"]
     assert rows["poll_safety"] == ["1m", "environment NACOS_PROXY_POLL_SAFETY"]
@@ -99,3 +116,58 @@ def test_config_warns_of_broken_service_files(cli: Run, tmp_path: Path) -> None:
     assert (shown.exit_code, shown.stderr) == (0, "nacos-proxy: a.toml: service is illegal, it must be a text.\n")
     missing = cli("config", "--services-dir", str(tmp_path / "none"))
     assert f"services_dir {tmp_path}/none cannot be read" in missing.stderr
+
+
+def test_config_validate_accepts_what_serve_accepts(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    flags = ("--upstream", "http://127.0.0.1:1", "--username", "app", "--password-file", str(tmp_path / "password"))
+    done = cli("config", "validate", *flags)
+    assert (done.exit_code, done.stdout) == (
+        0,
+        f"the settings are valid: 3 set, {len(Settings.model_fields) - 3} by default\n",
+    )
+
+
+def test_config_validate_prints_each_problem_and_where_it_comes_from(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "a.toml").write_text("service = 1")
+    (tmp_path / "bad.pem").write_text("nothing")
+    (tmp_path / "tokens").write_text("read:short\n")
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f"""
+        upstream = ["http://127.0.0.1:1"]
+        username = "app"
+        password_file = "{tmp_path}/none"
+        tls_cert = "{tmp_path}/bad.pem"
+        tokens_file = "{tmp_path}/tokens"
+        services_dir = "{tmp_path}/services"
+        dns = ["192.0.2.1:53"]
+        """
+    )
+    done = cli("config", "validate", "--config", str(file))
+    assert (done.exit_code, done.stdout) == (2, "")
+    lines = [line.removeprefix("nacos-proxy: ") for line in done.stderr.splitlines()]
+    begins = [
+        f"password_file: {tmp_path}/none cannot be read: No such file or directory (file {file})",
+        "tls_cert: cannot use the TLS certificate",
+        "tokens: write an API token as right:token",
+        "dns: 192.0.2.1 can be reached from other hosts",
+        f"{tmp_path}/services/a.toml: service is illegal",
+    ]
+    assert len(lines) == len(begins)
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+
+
+def test_config_validate_refuses_what_serve_refuses(cli: Run, tmp_path: Path) -> None:
+    for flags, said in (
+        (("--host", "0.0.0.0"), "host: 0.0.0.0 can be reached from other hosts: set an API token"),
+        (("--port", "70000"), "port '70000' (flag --port)"),
+        (("--services-dir", str(tmp_path / "none")), "services_dir"),
+        (
+            ("--webhooks", "orders http://127.0.0.1/x", "--webhook-secret-file", str(tmp_path / "none")),
+            "webhook_secret_file",
+        ),
+    ):
+        done = cli("config", "validate", *flags)
+        assert (done.exit_code, said in done.stderr) == (2, True), done.stderr

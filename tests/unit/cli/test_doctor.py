@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nacos_proxy.app.settings import BadSettings, Settings
+from nacos_proxy.app.failures import BadSettings
+from nacos_proxy.app.settings import Settings
 from nacos_proxy.cli.doctor import (
     Finding,
     clock_finding,

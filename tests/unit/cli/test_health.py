@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nacos_proxy.app.settings import Settings
-from nacos_proxy.cli.health import ready
+from nacos_proxy.cli.health import LIVE, ready
 from tests.helpers.live import ProxyProcess, free_port
 
 CERTIFICATES = Path(__file__).parents[2] / "certificates"
@@ -60,6 +60,7 @@ def test_ready_is_false_if_no_read_can_be_answered() -> None:
         while ready(given, LONG)[0]:
             pass
         assert '"unready"' in ready(given, LONG)[1]
+        assert ready(given, LONG, LIVE)[0]
 
 
 def test_ready_is_false_if_nothing_is_answered() -> None:
@@ -69,13 +70,18 @@ def test_ready_is_false_if_nothing_is_answered() -> None:
 
 
 def test_main_uses_the_variables_and_returns_the_exit_code(running: ProxyProcess) -> None:
-    def run(**variables: str) -> tuple[int, str]:
+    def run(*arguments: str, **variables: str) -> tuple[int, str]:
         environment = {"PATH": os.environ["PATH"], "NACOS_PROXY_CONFIG": os.devnull, **variables}
         done = subprocess.run(
-            [sys.executable, "-m", "nacos_proxy.cli.health"], env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "nacos_proxy.cli.health", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         return done.returncode, done.stdout.strip()
 
-    assert run(NACOS_PROXY_PORT=str(running.port))[0] == 0
+    port = str(running.port)
+    assert run(NACOS_PROXY_PORT=port) == (0, READY[1])
+    assert run("--live", NACOS_PROXY_PORT=port) == (0, '{"status":"ok"}')
     assert run(NACOS_PROXY_PORT=str(free_port())) == (1, "no answer: Connection refused")
     assert run(NACOS_PROXY_PORT="none")[0] == 1

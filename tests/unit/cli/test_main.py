@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from nacos_proxy import __version__
+from nacos_proxy.cli.main import COMMANDS, SECTIONS
 from tests.helpers.live import ProxyProcess, free_port
 from tests.unit.conftest import Run
-
-COMMANDS = "serve config demo doctor get list watch pick register deregister modify beat".split()
 
 
 def test_main_help_lists_commands_and_exit_codes(cli: Run) -> None:
     text = cli("--help").output
+    places = [text.index(f"\n{heading}:\n") for heading in SECTIONS]
+    assert places == sorted(places)
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
+    assert "..." not in text.partition("\n\n")[2]  # each short help is whole
     assert "Exit codes: 0 done, 1 refused or not found, 2 wrong usage or settings, 3 no" in text
 
 
@@ -31,7 +34,12 @@ def test_every_command_has_help(cli: Run, command: str) -> None:
     assert done.exit_code == 0
     assert done.output.startswith("Usage: ")
     assert f" {command} " in done.output.splitlines()[0]
-    assert "Exit codes:" in done.output or command in ("config", "demo")
+    assert re.search(r"Exit\s+codes?:", done.output) or command in ("config", "demo")
+
+
+def test_main_refuses_an_unknown_command(cli: Run) -> None:
+    done = cli("gett")
+    assert (done.exit_code, "No such command 'gett'" in done.stderr) == (2, True)
 
 
 def test_main_version(cli: Run) -> None:
@@ -50,6 +58,19 @@ def test_main_prints_bad_settings_and_exits_with_2(cli: Run) -> None:
     assert done.exit_code == 2
     lines = done.stderr.splitlines()
     assert [line.split()[:2] for line in lines] == [["nacos-proxy:", "port"], ["nacos-proxy:", "cache_ttl"]]
+
+
+SLOW = {"pydantic", "httpx", "rich", "asyncio", "fastapi", "jinja2", "orjson", "logging"}
+LOCAL = {"serve", "config", "doctor", "demo", "render"}  # these work without a proxy, or with templates
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - LOCAL))
+def test_client_commands_import_nothing_slow(command: str) -> None:
+    """A script may call them for each request."""
+    module = f"nacos_proxy.cli.{COMMANDS[command].partition(':')[0]}"
+    code = f"import sys, nacos_proxy.cli.main, {module}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert SLOW & set(done.stdout.split()) == set()
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])

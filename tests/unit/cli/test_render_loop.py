@@ -10,8 +10,9 @@ import pytest
 
 from nacos_proxy.cli.client_options import Session
 from nacos_proxy.cli.commands import Runner
+from nacos_proxy.cli.failures import ApiProblem
 from nacos_proxy.cli.render_loop import RenderLoop
-from nacos_proxy.cli.rest_client import ApiProblem, RestClient
+from nacos_proxy.cli.rest_client import RestClient
 from nacos_proxy.cli.targets import Target, read_spec
 from tests.helpers.live import ProxyProcess
 from tests.unit.conftest import Run
@@ -22,7 +23,7 @@ class Loop:
 
     def __init__(self, client: RestClient, *specs: str, check: str = "", names_every: float = 0.02) -> None:
         targets = [Target(read_spec(spec)) for spec in specs]
-        session = Session(client, "", "", as_json=False)
+        session = Session(client, "", "")
         checks = tuple(check.split())
         self.loop = RenderLoop(session, targets, Runner(), check=checks, wait=(0.0, 0.0), names_every=names_every)
         self.loop.start()

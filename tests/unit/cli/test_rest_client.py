@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -10,12 +9,11 @@ import pytest
 
 from nacos_proxy.cli.rest_client import ApiProblem, RestClient, Unreached, address_segment, service_path
 from tests.helpers.live import ProxyProcess
-
-Answer = Callable[[httpx.Request], httpx.Response]
+from tests.unit.cli.answers import Answer, answered_by
 
 
 def client(answer: Answer, token: str = "") -> RestClient:
-    return RestClient("127.0.0.1:8840", token, transport=httpx.MockTransport(answer))
+    return RestClient("127.0.0.1:8840", token, connect=answered_by(answer))
 
 
 def saying(status: int, **more: object) -> Answer:
@@ -39,17 +37,21 @@ def test_rest_client_sends_query_body_and_token() -> None:
     (request,) = seen
     assert str(request.url) == "http://127.0.0.1:8840/api/v1/x?cluster=c"
     assert request.headers["authorization"] == "Bearer 12345678"
-    assert request.content == b'{"ip":"10.0.0.1"}'
+    assert request.content == b'{"ip": "10.0.0.1"}'
 
 
-def test_api_problem_has_title_detail_and_hint() -> None:
+def test_api_problem_has_the_detail_and_a_hint() -> None:
     document = {"title": "The request is not allowed", "detail": "no token was given"}
     with client(saying(401, json=document)) as proxy, pytest.raises(ApiProblem) as caught:
         proxy.call("GET", "/")
-    assert str(caught.value) == (
-        "The request is not allowed: no token was given. Set an API token: --token, or NACOS_PROXY_TOKEN."
-    )
+    assert str(caught.value) == "no token was given. Set an API token: --token, or NACOS_PROXY_TOKEN."
     assert (caught.value.status, caught.value.temporary) == (401, False)
+
+
+def test_api_problem_says_that_the_upstream_refused() -> None:
+    document = {"type": "urn:upstream-refused", "title": "The upstream refused", "detail": "no such service"}
+    with client(saying(400, json=document)) as proxy, pytest.raises(ApiProblem, match="The upstream refused: no such"):
+        proxy.call("GET", "/")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_api_problem_without_a_document_has_status_and_text(answer: Answer, text
 
 def test_unreached_names_the_url() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
+        raise ConnectionRefusedError(111, "refused")
 
     with client(answer) as proxy, pytest.raises(Unreached, match=r"no proxy answers at http://127.0.0.1:8840: refused"):
         proxy.call("GET", "/")
@@ -80,6 +82,16 @@ def test_unreached_names_the_url() -> None:
 def test_rest_client_recognises_another_program(answer: Answer) -> None:
     with client(answer) as proxy, pytest.raises(Unreached, match="is not a nacos-proxy"):
         proxy.json("GET", "/")
+
+
+def test_rest_client_takes_a_redirect_for_no_answer() -> None:
+    """A gateway that sends http to https would otherwise make each write a success."""
+    away = saying(301, headers={"location": "https://a/\x1b"})
+    with client(away) as proxy:
+        with pytest.raises(Unreached, match=r"redirects to https://a/"):
+            proxy.call("DELETE", "/")
+        with pytest.raises(Unreached, match="redirects to"):
+            next(proxy.events({"service": "a"}))
 
 
 def test_rest_client_refuses_a_compressed_answer() -> None:
@@ -142,8 +154,8 @@ def test_rest_client_names_a_certificate_that_cannot_be_used(tmp_path: Path) -> 
 
 
 def test_rest_client_connects_to_a_unix_socket(tmp_path: Path) -> None:
-    with pytest.raises(Unreached, match="No such file"):
-        RestClient(f"unix:{tmp_path}/none.sock")
+    with pytest.raises(Unreached, match="No such file"), RestClient(f"unix:{tmp_path}/none.sock") as proxy:
+        proxy.call("GET", "/healthz")
     with ProxyProcess("--uds", str(tmp_path / "proxy.sock")), RestClient(f"unix:{tmp_path}/proxy.sock") as proxy:
         assert proxy.json("GET", "/healthz") == {"status": "ok"}
 

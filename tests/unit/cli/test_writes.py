@@ -24,7 +24,7 @@ def hosts(ask: Run, service: str) -> list[dict[str, Any]]:
 def test_register_sends_all_options(ask: Run) -> None:
     named = ("--weight", "2.5", "--cluster", "c1", "--metadata", "a=b", "--metadata", "c=", "--disabled", "--unhealthy")
     done = ask("register", "full", "10.0.0.1:80", *named)
-    assert (done.exit_code, done.output) == (0, "registered 10.0.0.1:80 in full\n")
+    assert (done.exit_code, done.stdout) == (0, "registered 10.0.0.1:80 in full\n")
     (host,) = hosts(ask, "full")
     assert (host["weight"], host["clusterName"], host["metadata"]) == (2.5, "c1", {"a": "b", "c": ""})
     assert (host["enabled"], host["healthy"], host["ephemeral"]) == (False, False, True)
@@ -53,6 +53,12 @@ def test_deregister_of_an_unknown_instance_exits_with_0(ask: Run) -> None:
     assert ask("deregister", "left", "10.0.0.1:80", "--json").exit_code == 0
 
 
+def test_deregister_finds_out_the_kind_of_an_instance(ask: Run) -> None:
+    ask("register", "gone-for-good", "10.0.0.1:80", "--persistent")
+    assert ask("deregister", "gone-for-good", "10.0.0.1:80").exit_code == 0
+    assert hosts(ask, "gone-for-good") == []
+
+
 def test_drain_deregisters_after_the_wait(ask: Run) -> None:
     ask("register", "drained", "10.0.0.1:80")
     assert ask("drain", "drained", "10.0.0.1:80", "--wait", "10ms").output == "drained 10.0.0.1:80 of drained\n"
@@ -78,6 +84,19 @@ def test_maintenance_keeps_a_managed_instance_out_of_traffic(ask: Run) -> None:
     assert "is not managed" in ask("maintenance", "other", "10.0.0.1:80", "--on").output
 
 
+def test_register_says_that_an_ephemeral_instance_needs_heartbeats(ask: Run) -> None:
+    where = ("-g", "g1", "--namespace", "n1", "--cluster", "c1")
+    assert ask("register", "mortal", "10.0.0.1:80", *where).stderr == (
+        "It is ephemeral: without heartbeats it is unhealthy after 15 s and gone after 30 s. Send them with "
+        "`nacos-proxy beat mortal 10.0.0.1:80 --namespace n1 --group g1 --cluster c1 --every 5s`, or register it with "
+        "--managed (the proxy sends them) or --persistent (it needs none).\n"
+    )
+    assert ask("beat", "mortal", "10.0.0.1:80", *where).exit_code == 0
+    assert ask("register", "immortal", "10.0.0.1:80", "--persistent").stderr == ""
+    assert ask("register", "cared", "10.0.0.1:80", "--managed", "--check-ttl", "60s").stderr == ""
+    assert ask("register", "mortal", "10.0.0.1:80", "-o", "yaml").stderr == ""
+
+
 def test_beat_prints_when_the_next_one_is_due(ask: Run) -> None:
     ask("register", "alive", "10.0.0.1:80")
     assert ask("beat", "alive", "10.0.0.1:80").output == "next beat in 5 s\n"
@@ -85,10 +104,48 @@ def test_beat_prints_when_the_next_one_is_due(ask: Run) -> None:
     assert [json.loads(line)["clientBeatInterval"] for line in several.output.splitlines()] == [5000] * 3
 
 
-def test_beat_every_goes_on_after_a_failure(cli: Run) -> None:
-    done = cli("beat", "x", "10.0.0.1:80", "--every", "1ms", "--count", "2", "--server", "http://127.0.0.1:1")
-    assert (done.exit_code, done.stderr.count("Trying again.")) == (0, 2)
+def test_beat_every_prints_only_what_changes(ask: Run) -> None:
+    ask("register", "quiet", "10.0.0.1:80")
+    beat = ("beat", "quiet", "10.0.0.1:80", "--every")
+    begun = "sending heartbeats for 10.0.0.1:80 of quiet every 0.001 s, until Ctrl-C\n"
+    assert ask(*beat, "1ms", "--count", "3").output == begun
+    assert ask(*beat, "1ms", "--count", "2", "-v").output == begun + 2 * "next beat in 0.001 s\n"
+    assert "nacos-proxy: Nacos expects one every 5 s.\n" in ask(*beat, "10s", "--count", "1").stderr
+
+
+def test_beat_every_goes_on_after_a_failure_and_says_it_once(cli: Run) -> None:
+    done = cli("beat", "x", "10.0.0.1:80", "--every", "1ms", "--count", "3", "--server", "http://127.0.0.1:1")
+    assert (done.exit_code, done.stderr.count("Trying again.")) == (0, 1)
     assert cli("beat", "x", "10.0.0.1:80", "--server", "http://127.0.0.1:1").exit_code == 3
+
+
+def test_beat_every_says_when_it_works_again(cli: Run) -> None:
+    with ProxyProcess() as proxy:
+        cli("register", "again", "10.0.0.1:80", "--server", proxy.url)
+        words = ["beat", "again", "10.0.0.1:80", "--every", "50ms", "--server", proxy.url]
+        with Process([sys.executable, "-m", "nacos_proxy", *words]) as beat:
+            beat.wait_for(re.compile("sending heartbeats for 10.0.0.1:80 of again every 0.05 s"))
+            proxy.terminate()
+            beat.wait_for(re.compile(r"Trying again\."))
+            proxy.start()
+            beat.wait_for(re.compile("heartbeats are accepted again"))
+            beat.signal(signal.SIGINT)
+            assert beat.wait() == 0
+
+
+def test_beat_says_why_an_instance_takes_none(ask: Run) -> None:
+    ask("register", "lasting", "10.0.0.1:80", "--persistent")
+    kept = ask("beat", "lasting", "10.0.0.1:80", "--every", "1ms")
+    assert (kept.exit_code, kept.stderr) == (
+        1,
+        "nacos-proxy: 10.0.0.1:80 of lasting is persistent: it needs no heartbeats.\n",
+    )
+    unknown = ask("beat", "lasting", "10.0.0.2:80")
+    assert (unknown.exit_code, unknown.stderr) == (
+        1,
+        "nacos-proxy: 10.0.0.2:80 of lasting is not registered. `nacos-proxy register lasting 10.0.0.2:80` registers "
+        "it.\n",
+    )
 
 
 @pytest.mark.parametrize(
