@@ -2,11 +2,11 @@
 ARG PYTHON_VERSION=3.13
 
 FROM python:${PYTHON_VERSION}-slim AS build
-RUN python -m venv /opt/nacos-proxy
+RUN python -m venv --without-pip /opt/nacos-proxy
 WORKDIR /src
 COPY pyproject.toml LICENSE README.md ./
 COPY proxy ./proxy
-RUN /opt/nacos-proxy/bin/pip install --no-cache-dir .
+RUN pip --python /opt/nacos-proxy install --no-cache-dir .
 
 FROM python:${PYTHON_VERSION}-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin nacos-proxy \
