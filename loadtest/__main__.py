@@ -10,8 +10,8 @@ from pathlib import Path
 from loadtest import page, report
 from loadtest.contenders import Missing
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "grpc", "dns")
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "sizing", "grpc", "dns")
 
 
 def say(text: str) -> None:
@@ -30,7 +30,9 @@ def main() -> int:
     options = parser.parse_args()
     results = options.results or (report.RESULTS / "quick" if options.quick else report.RESULTS)
     if options.question == "docs":
-        PAGE.write_text(page.page(report.load(results)), "utf-8")
+        found = report.load(results)
+        (DOCS / "performance.md").write_text(page.page(found), "utf-8")
+        (DOCS / "sizing.md").write_text(page.sizing(found), "utf-8")
         return 0
     if options.question == "soak":
         return int(importlib.import_module("loadtest.soak").run(options.minutes, options.upstream, say))

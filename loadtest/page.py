@@ -1,4 +1,4 @@
-"""Writes `docs/performance.md` from the results, so no figure in it is typed by hand."""
+"""Writes `docs/performance.md` and `docs/sizing.md` from the results, so no figure in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -51,10 +51,76 @@ Settings: `fast_path = false` answers every request in full; `poll_*` and `push`
 
 ## Repeating the measurements
 
-    python -m loadtest all             # about an hour; leaves out r-nacos, nginx, nchan and wrk if not installed
-    python -m loadtest reads --quick   # a minute or two, to see whether it runs; results in loadtest/results/quick
-    python -m loadtest docs            # this page, from the results
+<!-- not run: takes about an hour -->
+```sh
+python -m loadtest all             # about an hour; leaves out r-nacos, nginx, nchan and wrk if not installed
+python -m loadtest reads --quick   # a minute or two, to see whether it runs; results in loadtest/results/quick
+python -m loadtest docs            # this page, from the results
+```
 """
+
+SIZING = """# Sizing
+
+How much CPU and memory does the proxy of one host need? The table is written by `python -m loadtest docs` from a run of
+`python -m loadtest sizing`, which takes about five minutes.
+Machine: {machine}. Its load average was {load} before the run (0: nothing else ran).
+
+A *reader* is a client that has an event stream of one service and reads some service once a second. One service
+changes every second. Push is off, so the proxy polls all services: with push it needs less. CPU is in percent of one
+core; *idle* is without readers. The memory is the peak since the start, of the whole process. If there are fewer reads
+a second than readers, the machine was too busy to make them all, and the CPU of that row is too low.
+
+| on the host | CPU, idle | CPU | memory | reads | requests to Nacos |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{rows}
+
+## How to read it
+
+- **Most hosts are in the first two rows.** A host watches the services that its own applications use, not all
+  services of the company. Start with one core that is not reserved and 150 MiB, and look at `process_cpu_seconds_total`
+  and `process_resident_memory_bytes` in `/metrics`.
+- **CPU** is mostly polling: one request to Nacos for each watched service. With gRPC push (Nacos from 2.0 on) a service
+  is polled every 30 s instead of every 1 to 5 s ([compared](performance.md#scale-watched-services-push-on)).
+- **`poll_budget`** (200 a second) bounds the polls, whatever is watched. With more than 1,000 watched services and no
+  push, lists become older than `poll_interval_read`. Beyond `cache_ttl`, a read is answered as before and causes one
+  more request to Nacos, and `/readyz` says `polling`.
+- **Reads** that repeat cost about 14 µs of CPU each, up to tens of thousands a second
+  ([reads](performance.md#reads-one-hot-service)). The proxy makes an answer anew if its service has changed, or if the
+  request was not sent twice before; that costs about 0.5 ms.
+- **Memory** grows with the number of instances, and with each open event stream by about 8 KiB
+  ([fanout](performance.md#fanout-10000-readers)), with each SDK over gRPC by about 21 KiB.
+- **Writes** cost about 0.5 ms of CPU each; 1,000 instances with a heartbeat every 5 s are a tenth of a core
+  ([writes](performance.md#writes-beat-32-callers)).
+
+The proxy is one process and uses one core. If that is not enough for a host, run a second proxy with its own port and
+`state_dir`, for a part of the clients.
+
+## Limits to raise on a large host
+
+| setting | raise it if |
+| --- | --- |
+| `cache_max_services` (10,000) | the host reads more services |
+| `poll_budget` (200) | `/readyz` says `polling`, and Nacos can take more |
+| `watched_per_client` (10,000), `subscribers_per_client` (20,000) | many clients share one address |
+| `LimitNOFILE` of the systemd unit (65,536) | more connections are open at once |
+"""
+IS_SIZING = "sizing"
+
+
+def sizing(results: Sequence[Result]) -> str:
+    """Markdown. Raises `ValueError` if there are no results."""
+    found = [result for result in results if result.series.question.startswith(IS_SIZING)]
+    if not found:
+        raise ValueError("no results: run `python -m loadtest sizing` first")
+    rows: list[str] = []
+    for sample in found[0].series.samples:
+        f = sample.figures
+        rows.append(
+            f"| {sample.contender} | {f['cpu_percent_idle']:.1f} % | {f['cpu_percent']:.1f} % | {f['memory']:.0f} MiB |"
+            f" {f['reads_a_second']:.0f}/s | {f['upstream_a_second']:.0f}/s |"
+        )
+    load = f"{found[0].series.samples[0].figures['load']:.1f}"
+    return SIZING.format(load=load, machine=found[0].machine, rows="\n".join(rows))
 
 
 def page(results: Sequence[Result]) -> str:
@@ -65,7 +131,7 @@ def page(results: Sequence[Result]) -> str:
     machines = sorted({result.machine for result in results})
     parts = [HEAD.format(machine="; ".join(machines)), "## Goals\n\n", goals.table(by_question), "\n"]
     parts.append(NOTES)
-    for result in results:
+    for result in (result for result in results if not result.series.question.startswith(IS_SIZING)):
         name = result.series.question
         parts.append(f"\n## {name[:1].upper()}{name[1:]}\n\n{table(result.series, result.baseline)}\n")
         parts.append(f"\n![{name}](../loadtest/results/{result.stem}.svg)\n")

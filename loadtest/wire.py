@@ -28,7 +28,9 @@ class Connection:
         """Status and body of one call."""
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
-        head = f"{method} {target} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Length: {len(body)}\r\n"
+        head = f"{method} {target} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+        if method != "GET":  # clients send none with GET, and the proxy does not look up such a request
+            head += f"Content-Length: {len(body)}\r\n"
         if body:
             head += "Content-Type: application/json\r\n"
         self._writer.write(head.encode() + b"\r\n" + body)
