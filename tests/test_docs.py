@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
-from nacos_proxy.app.settings import Settings
+from nacos_proxy.app import settings
+from nacos_proxy.app.settings import Settings, tomllib
 from nacos_proxy.cli.config import documentation
 from nacos_proxy.frontends.operations.metrics import METRICS
 from nacos_proxy.model import errors
 from tests.helpers.grpc_recordings import FILES, exchanges
 from tests.helpers.live import Process, ProxyProcess
+from tests.helpers.pages import Block, Reader, matches
+from tests.helpers.pages import blocks as blocks_of
 from tests.helpers.recordings import FOLDER as RECORDINGS
 from tests.helpers.recordings import load
 
@@ -28,19 +38,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "proxy" / "nacos_proxy"
 ROOMS = "|".join(path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py")))
 README = ROOT / "README.md"
+CLIENTS = ROOT / "docs" / "clients.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OWN_HEADERS = ("Cache-Status", "Age", "ETag", "Nacos-Proxy-Answer", "Nacos-Proxy-Index")
+# Pages below docs/ whose blocks a test runs in order, each in a directory of its own.
+READ = ("cli", "migration", "troubleshooting", "tutorial", "upgrade")
 
-# Lines of README.md that are not run, and why.
+# Lines of README.md and docs/clients.md that are not run, and why.
 NOT_RUN = {
-    "make run": "creates an environment",
-    "make test": "runs this test",
-    "make install": "creates an environment",
-    ".venv/bin/nacos-proxy serve": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
-    ".venv/bin/nacos-proxy serve --upstream http://10.0.0.1:8848": "needs the reader's server",
-    ".venv/bin/nacos-proxy doctor --upstream http://10.0.0.1:8848": "needs the reader's server",
+    "nacos-proxy serve --no-disk": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
+    "nacos-proxy serve --upstream http://10.0.0.1:8848": "needs the reader's server",
+    "nacos-proxy doctor --upstream http://10.0.0.1:8848": "needs the reader's server",
     "nacos-proxy register --managed --check-http http://127.0.0.1:8080/health legacy 127.0.0.1:8080 -- "
     "./legacy-server": ("needs the reader's program; tests/e2e/test_cli.py has one"),
 }
@@ -48,7 +57,7 @@ NOT_RUN = {
 ENDLESS = {
     "curl -N 'http://127.0.0.1:8840/api/v1/events?service=orders'": "event: snapshot",
     "nacos-proxy watch carts": "carts",
-    "nacos-proxy beat carts 10.0.0.1:8080 --every 5": "next beat in 5 s",
+    "nacos-proxy beat carts 10.0.0.1:8080 --every 5": "sending heartbeats for",
 }
 
 
@@ -121,22 +130,37 @@ def test_docs_explain_every_error() -> None:
     assert [name for name in classes if f"`{name}`" not in page] == []
 
 
-def test_operations_page_quotes_only_existing_log_lines() -> None:
-    """Compares each part between the dots, which stand for variable text."""
-    code = "\n".join(text_of(path) for path in sorted(PACKAGE.rglob("*.py")))
-    lines = re.findall(r"log: `([^`]+)`", text_of(ROOT / "docs" / "operations.md"))
-    parts = [part.strip() for line in lines for part in line.split("…") if part.strip()]
-    assert len(lines) > 5
-    assert [part for part in parts if part not in code] == []
+def test_docs_quote_only_existing_log_lines_and_errors() -> None:
+    """Looks in one module for all parts of a line between the dots, which stand for variable text."""
+    code = [" ".join(text_of(path).replace('"\n', "").replace(' "', "").split()) for path in PACKAGE.rglob("*.py")]
+    lines = re.findall(r"(?:log|error): `([^`]+)`", all_pages())
+    assert len(lines) > 20
+    assert [line for line in lines if not any(map(partial(has_parts, line), code))] == []
+
+
+def has_parts(line: str, code: str) -> bool:
+    parts = [part.strip() for part in line.split("…") if part.strip()]
+    return all(part in code for part in parts)
 
 
 def test_docs_name_every_route(openapi: dict[str, Any]) -> None:
-    page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(README) + text_of(ROOT / "docs" / "operations.md"))
+    page = re.sub(r"\{ip\}:\{port\}", "{address}", text_of(CLIENTS) + text_of(ROOT / "docs" / "operations.md"))
     missing = [path for path in openapi["paths"] if f"{path}`" not in page and f"{path}?" not in page]
     assert missing == []
 
 
 # linked
+
+
+def test_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="make docs installs it")
+    site = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(site, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, "WARNING" in done.stderr) == (0, False), done.stderr
+    pages = [path.read_text("utf-8") for path in tmp_path.rglob("*.html")]
+    loaded = [url for text in pages for url in re.findall(r'(?:src|<link[^>]* href)="(https?://[^"]+)"', text)]
+    assert len(pages) > 50 and loaded == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -243,14 +267,24 @@ def _get(proxy: ProxyProcess, path: str) -> Any:
     return httpx.get(proxy.url + path, trust_env=False).raise_for_status()
 
 
-def blocks(language: str) -> list[str]:
-    return [body for kind, body in BLOCK.findall(text_of(README)) if kind == language]
+def blocks(language: str) -> list[Block]:
+    """The blocks of README.md and docs/clients.md that are run."""
+    return [block for block in examples() if block.language == language and "not run" not in block.comments]
 
 
-def commands() -> list[str]:
-    """The lines of the `sh` blocks, continuation lines joined, comments removed."""
-    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+@cache
+def examples() -> list[Block]:
+    return [*blocks_of(README), *blocks_of(CLIENTS)]
+
+
+def commands(block: Block) -> list[str]:
+    """The lines of a `sh` block, continuation lines joined, comments removed."""
+    lines = block.text.replace("\\\n", " ").splitlines()
     return [" ".join(line.partition("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def all_commands() -> list[str]:
+    return [command for block in blocks("sh") for command in commands(block)]
 
 
 def environment(proxy: ProxyProcess) -> dict[str, str]:
@@ -260,25 +294,31 @@ def environment(proxy: ProxyProcess) -> dict[str, str]:
 
 
 def test_readme_shell_commands_run(proxy: ProxyProcess) -> None:
-    """Runs them in order against one proxy, as a newcomer would."""
-    unknown = (NOT_RUN.keys() | ENDLESS.keys()) - set(commands())
-    assert unknown == set()
-    for command in commands():
-        if command in NOT_RUN:
-            continue
-        here = command.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
-        if command in ENDLESS:
-            with Process(shlex.split(here), env=environment(proxy)) as process:
-                process.wait_for(re.compile(re.escape(ENDLESS[command])))
-            continue
-        here = here.replace("curl ", "curl -sS --fail-with-body ", 1)
-        done = subprocess.run(here, shell=True, env=environment(proxy), capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, f"{here}\n{done.stdout}{done.stderr}"
+    """Runs them in order against one proxy, as a newcomer would. A `text` block is the output of the one before."""
+    assert (NOT_RUN.keys() | ENDLESS.keys()) - set(all_commands()) == set()
+    outputs = {str(before): block.text for before, block in pairwise(examples()) if block.language == "text"}
+    with ExitStack() as terminals:
+        for block in blocks("sh"):
+            printed = "".join(run(proxy, command, terminals) for command in commands(block) if command not in NOT_RUN)
+            assert matches(outputs.get(str(block), "…"), printed), f"{block} prints\n{printed}"
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_readme_python_runs(proxy: ProxyProcess, block: str) -> None:
-    here = block.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
+def run(proxy: ProxyProcess, command: str, terminals: ExitStack) -> str:
+    """What a command prints. One that runs on and on does so in a terminal of its own: the next ones may need it."""
+    here = command.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
+    if command in ENDLESS:
+        process = terminals.enter_context(Process(shlex.split(here), env=environment(proxy)))
+        process.wait_for(re.compile(re.escape(ENDLESS[command])))
+        return ""
+    here = here.replace("curl ", "curl -sS --fail-with-body ", 1)
+    done = subprocess.run(here, shell=True, env=environment(proxy), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, f"{here}\n{done.stdout}{done.stderr}"
+    return done.stdout.replace(f"127.0.0.1:{proxy.port}", "127.0.0.1:8840")
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_readme_python_runs(proxy: ProxyProcess, block: Block) -> None:
+    here = block.text.replace("127.0.0.1:8840", f"127.0.0.1:{proxy.port}")
     done = subprocess.run(
         [sys.executable, "-c", here], env=environment(proxy), capture_output=True, text=True, timeout=100
     )
@@ -290,5 +330,83 @@ def test_readme_lists_the_commands_of_the_program() -> None:
     from nacos_proxy.cli.main import main
 
     shown = CliRunner().invoke(main, ["--help"]).output
-    named = set(re.findall(r"^(?:\.venv/bin/)?nacos-proxy (\w+)", "\n".join(commands()), re.MULTILINE))
+    named = set(re.findall(r"^nacos-proxy (\w+)", "\n".join(all_commands()), re.MULTILINE))
     assert {name for name in named if f"\n  {name} " not in shown} == set()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", READ)
+def test_pages_run_as_a_reader_types_them(name: str, tmp_path: Path) -> None:
+    with Reader(tmp_path) as reader:
+        assert reader.read(ROOT / "docs" / f"{name}.md") > 0
+
+
+# checked: no block without a test
+
+
+@cache
+def constants_of_recipe_tests() -> list[set[object]]:
+    """The constants in each test that takes blocks from a recipe: among them are its page and its title."""
+    trees = [ast.parse(text_of(path)) for path in SOURCES if "helpers.recipes import block" in text_of(path)]
+    return [{node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} for tree in trees]
+
+
+def parse_commands(text: str) -> None:
+    """Parses the options of each `nacos-proxy` command and checks its settings, without running it."""
+    from nacos_proxy.cli.config import SettingsCommand
+    from nacos_proxy.cli.main import main
+
+    for line in text.replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert program == "nacos-proxy", f"{line!r} is not run by any test"
+        with main.make_context("nacos-proxy", words) as group:
+            name, command, rest = main.resolve_command(group, words)
+            assert command is not None
+            with command.make_context(name, rest, parent=group) as context:
+                if isinstance(command, SettingsCommand):
+                    given = {name: value for name, value in context.params.items() if value is not None}
+                    flags = {name: given[name] for name in given.keys() & Settings.model_fields.keys()}
+                    settings.load(flags, Path(os.devnull), {})
+
+
+def parse_toml(text: str, path: Path) -> None:
+    """Parses a block; if it is a configuration file, checks its settings."""
+    if tomllib.loads(text).keys() & Settings.model_fields.keys():
+        path.write_text(text)
+        settings.load({}, path, {})
+
+
+PARSERS: dict[str, Callable[[str], object]] = {
+    "ini": lambda text: configparser.ConfigParser(strict=False, interpolation=None).read_string(text),
+    "json": json.loads,
+    "sh": parse_commands,
+    "yaml": lambda text: list(yaml.safe_load_all(text)),
+}
+
+
+def check(block: Block, path: Path) -> None:
+    """Raises if nothing runs the block, and it is not parsed, and does not say why not."""
+    if "not run" in block.comments:
+        assert len(block.comments["not run"].split()) > 2, "give the reason"
+    elif block.page in (README, CLIENTS):
+        assert block.language in ("sh", "python", "text"), "the tests of this page run sh and python"
+    elif block.page.parent.name == "docs" and block.page.stem in READ:
+        return
+    elif block.title and any({block.page.stem, block.title} <= found for found in constants_of_recipe_tests()):
+        return
+    elif block.language == "toml":
+        parse_toml(block.text, path)
+    else:
+        assert block.language in PARSERS, "nothing runs or parses it: see tests/helpers/pages.py"
+        PARSERS[block.language](block.text)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docs_have_no_block_without_a_check(path: Path, tmp_path: Path) -> None:
+    failed: list[str] = []
+    for block in blocks_of(path):
+        try:
+            check(block, tmp_path / "block.toml")
+        except (Exception, click.ClickException) as error:
+            failed.append(f"{block}: {error}")
+    assert failed == []
