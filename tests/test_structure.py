@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nacos_proxy
 
@@ -58,10 +62,40 @@ def test_version_is_the_same_everywhere() -> None:
     assert headings[1:2] in ([], [PROJECT["version"]])
 
 
-def test_dependencies_have_a_reason() -> None:
+def in_docs(section: str) -> set[str]:
+    """The packages in the table of a section of docs/dependencies.md."""
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
-    named = set(re.findall(r"^\| ([\w-]*\w) \|", page, re.MULTILINE))
-    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    legacy = (ROOT / "tests" / "legacy-sdk.txt").read_text("utf-8").split()
-    required = {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in [*PROJECT["dependencies"], *extras, *legacy]}
-    assert named - {"package"} == required
+    (text,) = (part for part in page.split("\n## ") if part.startswith(f"{section}\n"))
+    return set(re.findall(r"^\| ([\w-]*\w) \|", text, re.MULTILINE)) - {"package"}
+
+
+def names(lines: Iterable[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in lines if line}
+
+
+def test_dependencies_have_a_reason() -> None:
+    legacy = (ROOT / "tests" / "legacy-sdk.txt").read_text("utf-8").splitlines()
+    extras = (line for lines in PROJECT["optional-dependencies"].values() for line in lines)
+    assert in_docs("At run time") == names(PROJECT["dependencies"])
+    otel, docs = (names(PROJECT["optional-dependencies"][extra]) for extra in ("otel", "docs"))
+    assert (in_docs("With the extra otel"), in_docs("For the documentation")) == (otel, docs)
+    assert (
+        in_docs("For development") == names((*extras, *legacy)) - in_docs("At run time") - {"nacos-proxy"} - otel - docs
+    )
+
+
+def needed_by(lines: Iterable[str], known: set[str]) -> set[str]:
+    """Adds to `known` the packages that pip installs for these requirements, here and now."""
+    for requirement in map(Requirement, lines):
+        name = canonicalize_name(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and name not in known:
+            known.add(name)
+            needed_by(metadata.requires(name) or (), known)
+    return known
+
+
+def test_dependencies_page_lists_everything_that_an_installation_contains() -> None:
+    installed, direct = needed_by(PROJECT["dependencies"], set()), names(PROJECT["dependencies"])
+    other_pythons = {"exceptiongroup"} if sys.version_info >= (3, 11) else set[str]()
+    assert in_docs("What an installation contains") - other_pythons == installed - direct

@@ -114,9 +114,15 @@ async def test_auth_client_does_not_answer_a_revoked_token_from_the_cache(proxy:
 async def test_auth_client_shows_no_token_to_operators(proxy: Served) -> None:
     token = await login(proxy.http, "nacos")
     await proxy.http.get(LIST, params={"serviceName": "orders", "accessToken": token})
-    for path in ("/status", "/metrics", "/", "/readyz"):
+    for path in ("/status", "/status/orders", "/metrics", "/ui", "/readyz"):
         for headers in ({}, {"Authorization": f"Bearer {token}"}):
             assert token not in (await proxy.http.get(path, headers=headers)).text
+
+
+async def test_auth_client_leaves_the_right_in_status_to_the_upstream(proxy: Served) -> None:
+    token = await login(proxy.http, "nacos")
+    shown = await proxy.http.get("/status", headers={"Authorization": f"Bearer {token}"})
+    assert (shown.status_code, shown.json()["right"]) == (200, None)
 
 
 async def test_auth_client_shows_envoy_what_its_token_may_see(proxy: Served) -> None:

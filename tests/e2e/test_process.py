@@ -560,7 +560,8 @@ def test_serve_shows_no_secret(tmp_path: Path) -> None:
             with http(proxy, SECRETS["admin"]) as calls:
                 calls.post("/api/v1/services/orders/instances", json={"ip": "10.0.0.1", "port": 80})
                 calls.get("/api/v1/services/orders")
-                shown = {path: calls.get(path).text for path in ("/status", "/metrics", "/", "/docs", "/openapi.json")}
+                paths = ("/status", "/status/orders", "/metrics", "/ui", "/docs", "/openapi.json")
+                shown = {path: calls.get(path).text for path in paths}
                 login = {"username": "app", "password": SECRETS["password"]}
                 calls.post("/nacos/v1/auth/login", data=login)
                 calls.get(f"/nacos/v1/ns/instance/list?serviceName=orders&accessToken={SECRETS['token']}")

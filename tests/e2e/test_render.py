@@ -186,6 +186,22 @@ def test_render_recipe_has_a_template_for_all_services(running: ProxyProcess, tm
     assert (tmp_path / "peers.conf").read_text() == "[all_1]\npeer = 10.0.0.1:80    ; zone a_b\n"
 
 
+def test_render_recipe_templates_of_your_own_are_read_by_the_programs(running: ProxyProcess, tmp_path: Path) -> None:
+    """The template for nginx is rendered without an instance, too: nginx refuses an upstream without a server."""
+    (tmp_path / "nginx.j2").write_text(block("nginx", "orders.j2"))
+    (tmp_path / "haproxy.j2").write_text(block("haproxy", "nacos.j2"))
+    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid; events {{}} http {{ include {tmp_path}/orders.conf; }}")
+    (tmp_path / "haproxy.cfg").write_text(block("haproxy", "haproxy.cfg"))
+    render = ("render", f"{tmp_path}/nginx.j2:{tmp_path}/orders.conf", f"{tmp_path}/haproxy.j2:{tmp_path}/nacos.cfg")
+    for server in ("server 127.0.0.1:1 down;", "server 10.0.0.1:80 weight=1"):
+        run(running, *render, "--once", "--allow-empty")
+        checked(tool("nginx"), "-t", "-c", str(tmp_path / "nginx.conf"), "-e", "stderr")
+        checked(tool("haproxy"), "-c", "-f", str(tmp_path / "haproxy.cfg"), "-f", str(tmp_path / "nacos.cfg"))
+        assert server in (tmp_path / "orders.conf").read_text()
+        run(running, "register", "orders", "10.0.0.1:80", "--persistent", "--metadata", "zone=a")
+    assert "10.0.0.1:80" in (tmp_path / "nacos.cfg").read_text()
+
+
 def test_rendered_files_of_hostile_instances_are_read_by_the_programs(running: ProxyProcess, tmp_path: Path) -> None:
     """Addresses, names and metadata that Nacos accepts and that could end a line, a quote or a block."""
     with httpx.Client(base_url=running.url, trust_env=False) as http:

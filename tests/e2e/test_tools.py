@@ -101,7 +101,7 @@ def test_metrics_pass_promtool_check(proxy: ProxyProcess) -> None:
 
 def test_compose_prometheus_configuration_passes_promtool() -> None:
     deploy = Path(__file__).parents[2] / "deploy"
-    checked(tool("promtool"), "check", "config", str(deploy / "prometheus.yml"))
+    checked(tool("promtool"), "check", "config", str(deploy / "prometheus" / "prometheus.yml"))
 
 
 def check_haproxy(directory: Path, servers: str) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 def rows(directory: Path) -> int:
     try:
-        with sqlite3.connect(f"file:{directory / STATE}?mode=ro", uri=True) as db:
+        with closing(sqlite3.connect(f"file:{directory / STATE}?mode=ro", uri=True)) as db:
             return int(db.execute("SELECT count(*) FROM service").fetchone()[0])
     except sqlite3.Error:
         return 0
@@ -126,7 +127,7 @@ async def test_cold_start_sets_a_broken_state_file_aside(tmp_path: Path) -> None
         aside = [path for path in tmp_path.iterdir() if "corrupt" in path.name]
         assert [path.read_bytes() for path in aside] == [broken]
     assert rows(tmp_path) == 0
-    with sqlite3.connect(tmp_path / STATE) as db:
+    with closing(sqlite3.connect(tmp_path / STATE)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 

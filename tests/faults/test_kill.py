@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,8 @@ QUICK = (
 
 def check_file(path: Path) -> str:
     """What is wrong with a state file, including its WAL; '' if nothing is."""
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         found = db.execute("PRAGMA integrity_check").fetchone()[0]
-    db.close()
     return "" if found == "ok" else str(found)
 
 

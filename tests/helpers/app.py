@@ -13,7 +13,7 @@ import httpx
 import uvicorn
 
 from nacos_proxy.app.components import Components, build
-from nacos_proxy.app.process import dns_sockets
+from nacos_proxy.app.listening import dns_sockets
 from nacos_proxy.app.server import App, uvicorn_config
 from nacos_proxy.app.setting_types import parse_dns_address
 from nacos_proxy.app.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from nacos_proxy.frontends.grpc.session import Session
 from nacos_proxy.frontends.open_streams import Admission, End, OpenStreams, Right
 from nacos_proxy.model.errors import Denied, ProxyError, Unreachable
 from nacos_proxy.model.limits import NACOS
+from nacos_proxy.request_context import Answered, Begin
 from nacos_proxy.wire.nacos.grpc.payload import Payload, read_payload, write_payload
 from tests.helpers import build
 from tests.helpers.clock import FakeClock, settle
@@ -214,7 +215,12 @@ class GrpcWorld:
 
 
 @asynccontextmanager
-async def grpc_world(policy: GrpcPolicy = GrpcPolicy(), **quota: int) -> AsyncIterator[GrpcWorld]:  # noqa: B008
+async def grpc_world(
+    policy: GrpcPolicy = GrpcPolicy(),  # noqa: B008
+    log: Callable[[Answered], None] | None = None,
+    begin: Begin | None = None,
+    **quota: int,
+) -> AsyncIterator[GrpcWorld]:
     shelf, clock, tunnels = Shelf(), FakeClock(), FakeTunnels()
     registry = ScriptedRegistry(shelf)
     agent = build.agent(registry, clock, policy=AgentPolicy(outage_writes=True))
@@ -223,7 +229,14 @@ async def grpc_world(policy: GrpcPolicy = GrpcPolicy(), **quota: int) -> AsyncIt
     async def admit(token: str | None, right: Right, client: str) -> Served:
         return await world.admit(token, right, client)
 
-    server = GrpcServer(policy, clock, agent.supervisor, admit=admit, tunnels=tunnels, rules=lambda: NACOS)
+    server = GrpcServer(
+        *(policy, clock, agent.supervisor),
+        admit=admit,
+        tunnels=tunnels,
+        rules=lambda: NACOS,
+        begin=begin,
+        log=log,
+    )
     world = GrpcWorld(
         server, agent, registry, shelf, clock, publications, StreamQuota(StreamQuotaPolicy(**quota)), tunnels, {},
         OpenStreams(), [],

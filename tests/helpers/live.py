@@ -29,7 +29,7 @@ from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 # Limits for a program that hangs. A start takes a second or two, and much longer on a busy machine.
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-LISTENING = re.compile(r"listening on (\S+)")
+LISTENING = re.compile(r"listening on ([^\s\"]+)")
 
 P = TypeVar("P", bound="Process")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.page import page
+from loadtest.page import page, sizing
 from loadtest.report import Result
 from loadtest.rounds import Sample, Series
 
@@ -20,3 +20,24 @@ def test_page_has_the_goals_and_every_result_with_its_chart() -> None:
 def test_page_without_results_raises() -> None:
     with pytest.raises(ValueError, match="python -m loadtest all"):
         page([])
+
+
+def test_sizing_has_a_row_for_each_host_and_the_performance_page_leaves_it_out() -> None:
+    figures = {
+        "cpu_percent_idle": 0.34,
+        "cpu_percent": 12.0,
+        "memory": 80.2,
+        "reads_a_second": 9.8,
+        "upstream_a_second": 20.0,
+        "load": 0.12,
+    }
+    series = Series("sizing, by services", [Sample("10 services", figures)])
+    result = Result(series, "10 services", "cpu_percent", "2 cores of some kind")
+    assert "| 10 services | 0.3 % | 12.0 % | 80 MiB | 10/s | 20/s |" in sizing([result])
+    assert "Machine: 2 cores of some kind. Its load average was 0.1 before" in sizing([result])
+    assert "10 services" not in page([result])
+
+
+def test_sizing_without_results_raises() -> None:
+    with pytest.raises(ValueError, match="python -m loadtest sizing"):
+        sizing([])
