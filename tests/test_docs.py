@@ -47,6 +47,8 @@ READ = ("cli", "migration", "troubleshooting", "tutorial", "upgrade")
 
 # Lines of README.md and docs/clients.md that are not run, and why.
 NOT_RUN = {
+    "make run": "creates an environment",
+    "make test": "runs this test",
     "nacos-proxy serve --no-disk": "runs until it is stopped; the process is tested in tests/e2e/test_process.py",
     "nacos-proxy serve --upstream http://10.0.0.1:8848": "needs the reader's server",
     "nacos-proxy doctor --upstream http://10.0.0.1:8848": "needs the reader's server",
