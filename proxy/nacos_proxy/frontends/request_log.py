@@ -135,8 +135,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             status: int = message["status"]
             # a server's answer to a forwarded request may have one already
-            headers = [field for field in message.get("headers", ()) if field[0].lower() != _HEADER]
-            headers.append((_HEADER, self._id))
+            others = [field for field in message.get("headers", ()) if field[0].lower() != _HEADER]
+            headers = [(_HEADER, self._id), *others]  # first, as in a repeated answer
             message = {"type": "http.response.start", "status": status, "headers": headers}
             if self._ended is not None:
                 self._status = LEFT if self._has_left is not None and self._has_left() else status

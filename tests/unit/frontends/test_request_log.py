@@ -75,7 +75,7 @@ async def test_request_log_replaces_the_id_in_the_answer_of_a_server() -> None:
 
     scope: dict[str, Any] = (await start(app.logged(), {**HTTP, "path": "/left"})).scope
     await app.logged()({**scope, "path": "/a"}, _nothing, send)
-    assert sent[0]["headers"] == [(b"other", b"1"), (b"x-request-id", b"it-2")]
+    assert sent[0]["headers"] == [(b"x-request-id", b"it-2"), (b"other", b"1")]
 
 
 HTTP: dict[str, Any] = {
