@@ -647,7 +647,7 @@ def test_axe_finds_nothing(site: Site, place: str) -> None:
         site.browser.emulate(width, 900, dark=dark)
         site.open(place)
         if place == ORDERS:
-            site.browser.until(TEXT, "Instances (2)")
+            site.browser.until(TEXT, "10.0.0.2:80")
         assert findings(site.browser) == [], (width, dark)
 
 
