@@ -426,7 +426,7 @@ def test_systemd_unit_refuses_to_start_without_an_upstream(tmp_path: Path) -> No
 
 def test_serve_banner_names_page_upstream_and_state(tmp_path: Path) -> None:
     with ProxyProcess("--state-dir", str(tmp_path)) as proxy:
-        proxy.wait_for(re.compile(f"page: {proxy.url}/  API: {proxy.url}/docs\n"))
+        proxy.wait_for(re.compile(f"page: {proxy.url}/ui  API: {proxy.url}/docs\n"))
         assert "upstream: embedded registry, for development" in proxy.log
         assert f"state: {tmp_path}\n" in proxy.log
 
