@@ -38,7 +38,7 @@ def meant(session: Session, service: str) -> Name:
 
 def known(session: Session, **query: str) -> dict[Name, dict[str, Any]]:
     """The services in the cache of the proxy, with what `/status` says of each. Raises `Unreached` or `ApiProblem`."""
-    rows = session.status(**{"limit": MOST, **query})["services"]
+    rows = session.client.json("GET", "/status", {"limit": MOST, **query})["services"]
     return {Name.of(row["namespaceId"], row["service"]): row for row in rows}
 
 
