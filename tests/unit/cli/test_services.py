@@ -125,7 +125,7 @@ def test_export_names_the_groups_that_it_knows(capsys: pytest.CaptureFixture[str
     run(export, without_a_list_of_all_groups)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "only those that the proxy knows are exported: DEFAULT_GROUP, g. Name others with -g." in err
+    assert "only those that the proxy knows are exported: DEFAULT_GROUP, g. Name others with -g (" in err
     assert "Nacos has not confirmed these lists lately: DEFAULT_GROUP@@plain, g@@known, g@@new" in err
     assert "exported 0 instances of 3 services of namespace public" in err
 
