@@ -36,7 +36,7 @@ def demo(port: int, once: bool) -> None:
             with RestClient(url) as client:
                 Demo(url, client).steps()
                 if not once:
-                    click.secho(f"\nThe proxy is still running at {url}. Open {url}/ and {url}/docs.", bold=True)
+                    click.secho(f"\nThe proxy is still running at {url}. Open {url}/ui and {url}/docs.", bold=True)
                     click.secho("Ctrl-C stops it.", bold=True)
                     _beat(client)
     except KeyboardInterrupt:
