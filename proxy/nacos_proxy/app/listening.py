@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from nacos_proxy.app.failures import BadSettings, CannotStart
 from nacos_proxy.app.setting_types import parse_dns_address, split_address
@@ -28,6 +29,7 @@ SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd pa
 BACKLOG = 2048
 UDP_BUFFER = 1 << 20  # bytes of queries that may wait; the system may allow less
 MAX_PORT = 65535
+NACOS_PORT = 8848  # of an upstream without one
 
 
 DnsPair: TypeAlias = tuple[socket.socket, socket.socket]
@@ -259,11 +261,14 @@ def check_exposure(s: Settings, listeners: Sequence[socket.socket] = ()) -> None
         )
 
 
-def check_dns_exposure(s: Settings, listeners: Sequence[socket.socket]) -> None:
-    """Raises `CannotStart` if other hosts could use DNS, which has no tokens, and the operator has not said which."""
-    if (reachable := beyond_loopback(listeners)) and not s.dns_allow and not s.insecure:
+def check_dns_exposure(s: Settings, reachable: Sequence[str]) -> None:
+    """Raises `CannotStart` if the operator has not said which hosts may use DNS, which has no tokens.
+
+    `reachable`: the addresses for DNS that other hosts can reach.
+    """
+    if reachable and not s.dns_allow and not s.insecure:
         raise CannotStart(
-            f"{reachable[0]} (dns) can be reached from other hosts, and DNS has no API tokens: name the networks that "
+            f"dns = {reachable[0]} can be reached from other hosts, and DNS has no API tokens: name the networks that "
             "may ask (dns_allow), or allow all (--insecure)"
         )
 
@@ -338,7 +343,7 @@ def listen(s: Settings) -> Listening:
             found.agent_check = plain_socket(s.agent_check, "agent_check")
         if s.dns:
             found.dns = dns_sockets(map(parse_dns_address, s.dns))
-        check_dns_exposure(s, [udp for udp, _ in found.dns])
+        check_dns_exposure(s, beyond_loopback([udp for udp, _ in found.dns]))
         _check_upstream(s, found.http)
     except (BadSettings, CannotStart):
         found.close()
@@ -348,10 +353,14 @@ def listen(s: Settings) -> Listening:
 
 def _check_upstream(s: Settings, listeners: Sequence[socket.socket]) -> None:
     """Raises `CannotStart` if the proxy would ask itself: it would never have an answer, nor say why."""
-    own = {address_of(one).rpartition(":")[2] for one in listeners if one.family != socket.AF_UNIX}
+    own = {one.getsockname()[1] for one in listeners if one.family != socket.AF_UNIX}
     for url in s.upstream:
-        host, _, port = shown_origin(url).rpartition("://")[2].rpartition(":")
-        if port in own and (is_loopback(host.strip("[]")) or host.strip("[]") == s.host):
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else NACOS_PORT)
+        except ValueError:
+            continue  # it is no address, as the upstream's own check will say
+        if port in own and (is_loopback(host) or host == s.host):
             raise CannotStart(
                 f"upstream {shown_origin(url)} is the address on which this proxy listens: set upstream to your Nacos, "
                 "or choose another --port"

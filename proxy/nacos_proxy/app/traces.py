@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each request that the proxy answers itself, and one for each call to the upstream for it.
+"""OpenTelemetry: a span for each request that is not repeated from memory, and one for each of its upstream calls.
 
 It needs the extra `nacos-proxy[otel]`, so only `app.server` imports it, and only if `traces` is set. All other settings
 are OpenTelemetry's own variables, such as `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` or `OTEL_EXPORTER_OTLP_HEADERS`.

@@ -14,6 +14,7 @@ import click
 
 from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.rest_client import RestClient, service_path
+from nacos_proxy.model.addresses import address_of
 
 _PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 PATIENCE = 1.0  # seconds
@@ -68,9 +69,7 @@ def addresses(context: click.Context, _: click.Parameter, incomplete: str) -> li
 
     def ask(client: RestClient, scope: dict[str, str], found: set[str]) -> None:
         hosts = client.json("GET", service_path(str(service), "instances"), scope)["instances"]
-        found |= {
-            f"[{host['ip']}]:{host['port']}" if ":" in host["ip"] else f"{host['ip']}:{host['port']}" for host in hosts
-        }
+        found |= {address_of(host["ip"], host["port"]) for host in hosts}
 
     return _answers(context, incomplete, ask) if service else []
 

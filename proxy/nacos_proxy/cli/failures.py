@@ -1,4 +1,4 @@
-"""How a command fails. Apart from the REST client, because httpx takes long to import."""
+"""How a command fails. Apart from the REST client, which `serve` and `--help` do not need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reason_of(error: Exception) -> str:
 
 
 class ApiProblem(Exception):
-    """The proxy answered with an error: its title and detail, and a hint."""
+    """The proxy answered with an error: what it said, and a hint."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -82,11 +83,12 @@ def hint_at(wanted: Name, others: Iterable[Name], shown: int = 3) -> str:
 
 
 def _options(wanted: Name, other: Name) -> str:
+    """Quoted, because people paste it into a shell, and anybody can register a name."""
     texts, options = list[str](), list[str]()
     if other.group != wanted.group:
         texts.append(f"group {other.group}")
-        options.append(f"-g {other.group}")
+        options.append(f"-g {shlex.quote(other.group)}")
     if other.namespace != wanted.namespace:
         texts.append(f"namespace {other.namespace}")
-        options.append(f"--namespace {other.namespace}")
+        options.append(f"--namespace {shlex.quote(other.namespace)}")
     return f"{' of '.join(texts)}: {' '.join(options)}"

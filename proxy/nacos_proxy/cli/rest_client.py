@@ -247,7 +247,7 @@ def _problem(reply: Reply) -> ApiProblem:
         kind, title, detail = "upstream", f"{reply.status} {reply.reason}", reply.text[:500].strip()
     text = f"{title}: {detail}" if detail and "upstream" in kind else detail or title
     hint = _HINTS.get(reply.status, "")
-    return ApiProblem(reply.status, f"{text}. {hint}".replace("..", ".") if hint else text)
+    return ApiProblem(reply.status, f"{text.removesuffix('.')}. {hint}" if hint else text)
 
 
 def service_path(service: str, *more: str) -> str:

@@ -1,4 +1,4 @@
-"""`nacos-proxy status` and `version`: how the proxy is, on one screen."""
+"""`nacos-proxy status` and `version`: the state of the proxy, on one screen."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EXIT_CODES = "Exit codes: 0 ready, 1 degraded or not ready, 2 wrong usage, 3 no
 
 @client_command(
     "status",
-    short_help="Show how the proxy is, and what to do.",
+    short_help="Show what is wrong, and what to do.",
     outputs=("table", "json", "yaml", "name"),
     epilog=_EXIT_CODES,
 )
 def status(session: Session) -> None:
-    """Show how the proxy is: what is wrong and what to do, Nacos, pushes, services, readers.
+    """Show the state of the proxy: what is wrong and what to do, Nacos, push, services, readers.
 
     -o name prints only ready, degraded or unready.
     """

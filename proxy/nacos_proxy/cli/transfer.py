@@ -168,7 +168,8 @@ def _put(session: Session, line: Line, there: Present, replace: bool, dry: bool)
     if present is not None and _compared(present) == _compared(line.instance):
         return "unchanged"
     if present is not None and not replace:
-        warn(f"{line.name.grouped} {line.address} is there, but differs; it stays as it is (--replace).")
+        about = f"{line.name.grouped} {line.address}"
+        warn(f"{about} is there, but differs. It stays as it is; --replace registers it again.")
         return "different"
     if dry:
         if session.output != "json":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from nacos_proxy.app.failures import BadSettings, CannotStart
-from nacos_proxy.app.listening import check_exposure, is_loopback, tls_context
+from nacos_proxy.app.listening import check_dns_exposure, check_exposure, is_loopback, tls_context
 from nacos_proxy.app.policies import guard_policy, nacos_policy, webhooks_policy
 from nacos_proxy.app.setting_types import parse_dns_address
 from nacos_proxy.app.settings import Loaded, Settings
@@ -74,12 +74,7 @@ def _tls(s: Settings) -> None:
 
 
 def _dns(s: Settings) -> None:
-    reachable = [host for host, _ in map(parse_dns_address, s.dns) if not is_loopback(host)]
-    if reachable and not s.dns_allow and not s.insecure:
-        raise CannotStart(
-            f"{reachable[0]} can be reached from other hosts, and DNS has no API tokens: name the networks that may "
-            "ask (dns_allow), or allow all (insecure)"
-        )
+    check_dns_exposure(s, [host for host, _ in map(parse_dns_address, s.dns) if not is_loopback(host)])
 
 
 _CHECKS: dict[str, Check] = {

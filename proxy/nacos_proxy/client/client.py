@@ -330,7 +330,7 @@ class NacosClient:
         except httpx.HTTPError as error:
             url = shown_url(str(self._http.base_url))
             raise NacosRequestException(f"no answer from the proxy at {url}: {error}") from error
-        if reply.status_code >= 400:
+        if not reply.is_success:
             raise NacosRequestException(f"{method} {path}: {reply.status_code} {reply.text.strip()}", reply.status_code)
         return reply
 

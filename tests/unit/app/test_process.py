@@ -352,6 +352,11 @@ def test_listen_refuses_the_proxy_itself_as_upstream(upstream: str) -> None:
         listen(Settings(port=port, upstream=(upstream.format(port),), grpc=False))
 
 
+def test_listen_knows_the_port_of_an_upstream_without_one() -> None:
+    with pytest.raises(CannotStart, match="is the address on which this proxy listens"):
+        listen(Settings(host="127.0.0.77", port=8848, upstream=("127.0.0.77",), grpc=False))
+
+
 def test_sockets_refuse_a_datagram_socket_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         monkeypatch.setattr("nacos_proxy.app.listening.SYSTEMD_FIRST", os.dup(datagrams.fileno()))

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from nacos_proxy import __version__
 from nacos_proxy.app.components import build
 from nacos_proxy.app.failures import CannotStart
-from nacos_proxy.app.listening import check_dns_exposure, check_exposure, listen
+from nacos_proxy.app.listening import beyond_loopback, check_dns_exposure, check_exposure, listen
 from nacos_proxy.app.server import App, banner, reload_safely, run, uvicorn_config
 from nacos_proxy.app.settings import Settings, load
 from nacos_proxy.frontends.answers import send_reply
@@ -54,12 +54,12 @@ def test_check_dns_exposure_requires_networks_or_insecure() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as everywhere:
         everywhere.bind(("0.0.0.0", 0))
         with pytest.raises(CannotStart, match="dns_allow"):
-            check_dns_exposure(Settings(**PLAIN, tokens="read:12345678"), [everywhere])
-        check_dns_exposure(Settings(**PLAIN, dns_allow="10.0.0.0/8"), [everywhere])
-        check_dns_exposure(Settings(**PLAIN, insecure=True), [everywhere])
+            check_dns_exposure(Settings(**PLAIN, tokens="read:12345678"), beyond_loopback([everywhere]))
+        check_dns_exposure(Settings(**PLAIN, dns_allow="10.0.0.0/8"), beyond_loopback([everywhere]))
+        check_dns_exposure(Settings(**PLAIN, insecure=True), beyond_loopback([everywhere]))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
         here.bind(("127.0.0.1", 0))
-        check_dns_exposure(Settings(**PLAIN), [here])
+        check_dns_exposure(Settings(**PLAIN), beyond_loopback([here]))
 
 
 async def test_app_serves_dns_with_the_services_of_the_proxy() -> None:

@@ -152,7 +152,7 @@ def test_config_validate_prints_each_problem_and_where_it_comes_from(cli: Run, t
         f"password_file: {tmp_path}/none cannot be read: No such file or directory (file {file})",
         "tls_cert: cannot use the TLS certificate",
         "tokens: write an API token as right:token",
-        "dns: 192.0.2.1 can be reached from other hosts",
+        "dns = 192.0.2.1 can be reached from other hosts",
         f"{tmp_path}/services/a.toml: service is illegal",
     ]
     assert len(lines) == len(begins)

@@ -173,6 +173,11 @@ def test_hint_at_counts_the_places_that_it_leaves_out() -> None:
     assert hint_at(wanted, []) == ""
 
 
+def test_hint_at_gives_options_that_a_shell_takes_as_they_are() -> None:
+    """People paste them, and anybody can register a service in a group of any name."""
+    assert hint_at(Name("public", "g", "a"), [Name("public", "x$(reboot)", "a")]).endswith(": -g 'x$(reboot)'.")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.04, "0.0s"), (9.949, "9.9s"), (9.96, "10s"), (185, "3m5s"), (7200, "2h"), (7201, "2h"), (370_000, "4d6h")],

@@ -135,6 +135,14 @@ def test_nacos_request_exception_without_an_answer_has_status_0() -> None:
         assert failed.value.status == 0
 
 
+def test_client_takes_a_redirect_for_a_failure() -> None:
+    """A gateway that sends http to https would otherwise make each write a success."""
+    away = httpx.MockTransport(lambda request: httpx.Response(301, headers={"location": "https://a/"}))
+    with NacosClient("127.0.0.1:1", transport=away) as client, pytest.raises(NacosRequestException) as moved:
+        client.remove_naming_instance("py", "10.0.0.1", 80)
+    assert moved.value.args[0].startswith("DELETE ")
+
+
 def test_nacos_request_exception_for_an_answer_that_is_not_json() -> None:
     html = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>login</html>"))
     with NacosClient("127.0.0.1:1", transport=html) as client, pytest.raises(NacosRequestException, match="not JSON"):

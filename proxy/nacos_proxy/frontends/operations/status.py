@@ -69,9 +69,8 @@ class OperatorView:
 
     `upstream`: kind, servers, login, maybe `note`. `push`, `polling`, `disk`, `service_files`:
     `state` (one of `_HEALTHY`, or the problem), maybe `reason`. `failing`: the reason for each background task that
-    failed lately. `host`: the name of this host. `started` is in
-    seconds of the agent's clock. `right`: what a request may do if the proxy has no API tokens; None: only the upstream
-    knows.
+    failed lately. `started` is in seconds of the agent's clock. `host`: the name of this host. `right`: what a request
+    may do if the proxy has no API tokens; None: only the upstream knows.
     """
 
     agent: Agent
