@@ -105,7 +105,7 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[ProxyProcess]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def running() -> Iterator[ProxyProcess]:
     with ProxyProcess() as proxy:
         yield proxy

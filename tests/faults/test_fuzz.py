@@ -113,7 +113,7 @@ SEEDS = (
 )
 NACOS = tuple(seed for seed in SEEDS if b"/nacos/" in seed)
 INVALID = b"HTTP/1.1 400 Bad Request\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-type: text/plain"
-AGE = re.compile(rb"\r\nage: \d+|; ttl=-?\d+")
+DIFFERENT = re.compile(rb"\r\nage: \d+|; ttl=-?\d+|\r\nx-request-id: [0-9a-f]{8}-[0-9a-f]+")
 TOKENS = (
     b"\r\n",
     b"\r\n\r\n",
@@ -197,11 +197,12 @@ def mutate(rng: random.Random, seeds: tuple[bytes, ...]) -> bytes:
 def without_differences(answer: bytes) -> bytes:
     """The answer without what may differ.
 
-    After a good answer, one of the proxies sends 400 and the other closes the connection. And ages differ: a repeated
-    answer keeps its age, while a request with `no-cache` may have confirmed the entry since.
+    After a good answer, one of the proxies sends 400 and the other closes the connection. Ages differ: a repeated
+    answer keeps its age, while a request with `no-cache` may have confirmed the entry since. And no two requests get
+    the same id.
     """
     good, bad, _ = answer.partition(INVALID)
-    return AGE.sub(b"", (good if good else bad).replace(b"connection: close\r\n", b""))
+    return DIFFERENT.sub(b"", (good if good else bad).replace(b"connection: close\r\n", b""))
 
 
 class SocketlessProxy:

@@ -69,6 +69,14 @@ class Group(click.Group):
         module, _, name = COMMANDS[cmd_name].partition(":")
         return getattr(import_module(f"nacos_proxy.cli.{module}"), name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:  # it looks for similar names in `commands`, which has none here
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names only: with the help of each command, every module would be imported."""
         from click.shell_completion import CompletionItem  # a command does not need it

@@ -37,9 +37,9 @@ def test_every_command_has_help(cli: Run, command: str) -> None:
     assert re.search(r"Exit\s+codes?:", done.output) or command in ("config", "demo")
 
 
-def test_main_refuses_an_unknown_command(cli: Run) -> None:
+def test_main_refuses_an_unknown_command_and_hints_at_a_similar_one(cli: Run) -> None:
     done = cli("gett")
-    assert (done.exit_code, "No such command 'gett'" in done.stderr) == (2, True)
+    assert (done.exit_code, "No such command 'gett'. Did you mean 'get'?" in done.stderr) == (2, True)
 
 
 def test_main_version(cli: Run) -> None:
