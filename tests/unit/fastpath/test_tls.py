@@ -96,6 +96,14 @@ async def test_tls_ends_a_handshake_that_takes_too_long(fast: bool) -> None:
         await ended(silent)
 
 
+async def test_tls_ends_a_handshake_when_the_server_stops(fast: bool) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(fast, patience=1000.0) as port:
+            silent = await stack.enter_async_context(connected(port))
+            await ask(port)  # which comes after the silent one
+        await ended(silent)
+
+
 @pytest.mark.parametrize(
     ("said", "patience"),
     [
