@@ -20,11 +20,13 @@ from nacos_proxy.catalog.registrations import CONNECTION, Registration, Registra
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.model.addresses import address_of
 from nacos_proxy.model.calls import Beat, Deregister, Register, Write
-from nacos_proxy.model.errors import BadCall, ProxyError, Unreachable, Violation
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, Unreachable, UpstreamError, Violation
 from nacos_proxy.model.services import Instance, ServiceKey
 from nacos_proxy.runtime import at_most, outlive, spawn, stop, ticks
 
 log = logging.getLogger("nacos_proxy.publications")
+
+MAX_UNCERTAIN = 100  # refused instances of a connection that are remembered; more lapse
 
 Persist = Callable[[Collection[RegistrationKey]], Awaitable[None]]
 
@@ -65,6 +67,8 @@ class Publications:
         self._locks: WeakValueDictionary[object, asyncio.Lock] = WeakValueDictionary()
         self._writes = asyncio.Semaphore(policy.max_writes)
         self._unconfirmed: set[RegistrationKey] = set()  # the upstream may have lost them before the start
+        # Refused, but the upstream may have accepted them: an answer was lost.
+        self._uncertain: dict[Owner, dict[RegistrationKey, Instance]] = {}
         self._calls: Counter[Owner] = Counter()  # under way
         self._ended: set[Owner] = set()  # connections that ended while calls of theirs were under way
         self._beating: set[asyncio.Task[None]] = set()
@@ -116,9 +120,9 @@ class Publications:
     ) -> None:
         """Replace what the owner publishes for the service. `client`: its address, for the limit.
 
-        Registers the new instances, then deregisters the rest. If one is refused, the old value stays. While the
-        upstream is down, only instances that are registered and alive here are accepted. A cancelled caller does not
-        stop it.
+        Registers the new instances, then deregisters the rest, and those that were refused before, because the
+        upstream may have accepted them all the same. If one is refused, the old value stays. While the upstream is
+        down, only instances that are registered and alive here are accepted. A cancelled caller does not stop it.
 
         Raises `BadCall` (429) beyond the limit, and the upstream's error for a registration.
         """
@@ -142,15 +146,17 @@ class Publications:
             return
         if self._calls[owner]:
             self._ended.add(owner)
-        if not (left := dict(self._table.values(owner))):
-            return
+        left = dict(self._table.values(owner))
         for key in left:
             self._table.remove(owner, key)
             if back_soon:
                 self._table.orphan(key, self._agent.clock.now() + self._policy.orphaned)
         if back_soon:
+            self._uncertain.pop(owner, None)  # they lapse, unless the client publishes them again
             return
-        task = self._agent.supervisor.once(self._leave(left), name="connection's end")
+        if not left and owner not in self._uncertain:
+            return
+        task = self._agent.supervisor.once(self._leave(owner, left), name="connection's end")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -211,9 +217,14 @@ class Publications:
         outcomes = await self._each(new, lambda key: self._register(owner, key, wanted[key]))
         if (error := _first(outcomes)) is not None:
             await self._put_back(owner, client, before, new, orphaned)
+            created = [(key, e) for key, e in zip(new, outcomes, strict=True) if key not in before | orphaned]
+            self._remember_uncertain(owner, {key: wanted[key] for key, e in created if _may_have_arrived(e)})
+            if owner in self._ended:
+                await self._settle_uncertain(owner)
             return error
         gone = [key for key in before if key not in wanted]
         _log_left(gone, await self._withdraw(owner, gone), "they are no longer published")
+        await self._settle_uncertain(owner, service)
         await self._persist([*new, *gone])
         return None
 
@@ -223,6 +234,7 @@ class Publications:
         orphaned = (key for key in named if self._table.orphaned_until(key) is not None)
         keys = [*self._table.value(owner, service), *orphaned]
         errors = await self._withdraw(owner, keys)
+        await self._settle_uncertain(owner, service)
         await self._persist(keys)
         return _first(errors)
 
@@ -294,11 +306,34 @@ class Publications:
         left = {key: self._table.remove(owner, key) for key in keys}
         return await self._each(keys, lambda key: self._deregister(key, left[key]))
 
-    async def _leave(self, left: Mapping[RegistrationKey, Instance]) -> None:
+    async def _leave(self, owner: Owner, left: Mapping[RegistrationKey, Instance]) -> None:
         _log_left(
             left, await self._each(left, lambda key: self._deregister(key, left[key])), "their connection is gone"
         )
+        await self._settle_uncertain(owner)
         await self._persist(left)
+
+    def _remember_uncertain(self, owner: Owner, refused: Mapping[RegistrationKey, Instance]) -> None:
+        if refused:
+            known = {**self._uncertain.pop(owner, {}), **refused}
+            self._uncertain[owner] = dict(list(known.items())[-MAX_UNCERTAIN:])
+
+    async def _settle_uncertain(self, owner: Owner, service: ServiceKey | None = None) -> None:
+        """The owner publishes something else for the service, or has gone: the upstream must not list what it refused.
+
+        Not before: perhaps the instance lives, was registered before this process began, and its client tries again.
+        """
+        known = self._uncertain.pop(owner, {})
+        over = {key: instance for key, instance in known.items() if service in (None, key[0])}
+        self._remember_uncertain(owner, {key: known[key] for key in known if key not in over})
+        _log_left(
+            over, await self._each(over, lambda key: self._deregister_unknown(key, over[key])), "they were refused"
+        )
+
+    async def _deregister_unknown(self, key: RegistrationKey, instance: Instance) -> None:
+        async with self._lock(key):
+            if key not in self._table and self._agent.catalog.registrations.find(*key) is None:
+                await self._write(Deregister(key[0], instance.ip, instance.port, instance.cluster, instance.ephemeral))
 
     async def _deregister(self, key: RegistrationKey, left: Instance | None) -> None:
         """A connection no longer publishes `left` (None: it was orphaned)."""
@@ -413,6 +448,11 @@ class Publications:
 def _deregistration(registration: Registration) -> Deregister:
     i = registration.instance
     return Deregister(registration.service, i.ip, i.port, i.cluster, i.ephemeral)
+
+
+def _may_have_arrived(error: ProxyError | None) -> bool:
+    """Whether the upstream may list what it refused. An answer 500 may be the second one, after one that was lost."""
+    return isinstance(error, UpstreamError) and (error.arrived or (isinstance(error, Refused) and error.status >= 500))
 
 
 def _first(outcomes: Iterable[ProxyError | None]) -> ProxyError | None:
