@@ -251,7 +251,7 @@ async def test_grpc_sdk_hears_a_write_by_http_at_once_and_the_reverse(stand: Sta
             await client("register", service=f"{service}-2", ip="10.0.0.1", port=PORT)
             began = CLOCK.now()
             assert "10.0.0.1" in await anext(lines)
-    assert CLOCK.now() - began < 5.0, "long before the next poll"
+    assert CLOCK.now() - began < 0.5
     await client("deregister", service=f"{service}-2", ip="10.0.0.1", port=PORT)
 
 
@@ -298,7 +298,7 @@ async def test_grpc_sdk_gets_no_configuration_from_the_embedded_registry(stand: 
         await client("publish", dataId=service, content="a")
 
 
-async def test_grpc_sdk_killed_is_gone_at_once(stand: Stand, language: str, service: str) -> None:
+async def test_grpc_sdk_killed_is_gone_within_a_second(stand: Stand, language: str, service: str) -> None:
     """Everywhere: at the proxy, at the server, and for subscribers."""
     sdk = await stand.sdks.another(language)
     watcher = "java3" if language == "java25" else "java25"
@@ -312,8 +312,7 @@ async def test_grpc_sdk_killed_is_gone_at_once(stand: Stand, language: str, serv
             await other.told(f"{service}-{upstream}", ONE)
     sdk.process.kill()
     took = await asyncio.gather(*(_gone(stand, upstream, service) for upstream in stand.proxies))
-    told = dict(zip(stand.proxies, took, strict=True))
-    assert max(took) < 5.0, f"long before its session would have been given up: {told}"
+    assert max(took) < 1.0, dict(zip(stand.proxies, took, strict=True))
     for upstream in stand.proxies:
         if watcher in stand.sdks.running:
             other = await stand.at(watcher, upstream)

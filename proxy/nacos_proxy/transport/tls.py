@@ -73,8 +73,8 @@ class TlsProtocol(asyncio.Protocol):
     def _hand_over(self, transport: asyncio.Transport) -> None:
         """Gives TLS the bytes that came before it took the transport: uvloop always reads from a new transport."""
         early, self._early = b"".join(self._early), []
-        tls: Any = transport.get_protocol()  # an `asyncio.BufferedProtocol`
-        if early and tls is not self and not hasattr(tls, "get_buffer"):  # pragma: no cover - asyncio's on Python 3.10
+        tls: Any = transport.get_protocol()  # an `asyncio.BufferedProtocol`, but for asyncio's own on Python 3.10
+        if early and tls is not self and not hasattr(tls, "get_buffer"):
             tls.data_received(early)
             return
         while early and tls is not self:

@@ -204,7 +204,7 @@ async def test_publish_removes_what_was_refused_but_may_be_there_when_the_connec
     assert w.listed == ["10.0.0.1", "10.0.0.2"], "nothing was said about this service"
     await w.publications.publish("connection", KEY, [C])
     assert w.listed == ["10.0.0.3"]
-    w.writes.clear()
+    w.registry.calls.clear()
     await w.publications.publish("connection", KEY, [A])
     assert w.writes == ["Register 10.0.0.1", "Deregister 10.0.0.3"], "once is enough"
 
