@@ -192,7 +192,7 @@ async def test_fast_path_reads_count_in_the_metrics() -> None:
         line = await Line.to(served.url)
         await write(line, REGISTER[0].replace("NAME", "orders"))
         for n in range(5):
-            await line.ask(get(f"{V1}/list?serviceName=orders", f"RequestId: {n}"))
+            await line.ask(get(f"{V1}/list?serviceName=orders", f"Number: {n}"))
             await line.ask(get("/api/v1/services/orders/pick"))
         metrics = (await served.http.get("/metrics")).text
         line.close()
@@ -273,7 +273,7 @@ async def test_fast_path_reads_are_in_the_access_log() -> None:
         line = await Line.to(process.url)
         for n in range(4):
             await line.ask(get("/api/v1/sd/text?service=some"))
-            await line.ask(get("/api/v1/sd/text?service=other", f"RequestId: {n}"))
+            await line.ask(get("/api/v1/sd/text?service=other", f"Number: {n}"))
         await line.ask(get("/healthz"))
         line.close()
         process.wait_for(re.compile("/healthz"))
@@ -350,8 +350,8 @@ class Side:
                 for _ in range(number):
                     await self._ask(request)
             case "number":
+                name = (b"X-Request-Id", b"RequestId", b"Number")[which]
                 for n in range(number):
-                    name = b"RequestId" if which else b"X-Request-Id"
                     await self._ask(request.replace(b"\r\n", b"\r\n%b: %d\r\n" % (name, n), 1))
             case "pipeline":
                 await self._ask(request * number, number)

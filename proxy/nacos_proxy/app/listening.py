@@ -27,6 +27,7 @@ from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
 
 SYSTEMD_FIRST = 3  # sd_listen_fds(3): the first file descriptor that systemd passes
 BACKLOG = 2048
+ACCEPTORS = 8  # connections that one turn of the loop accepts
 UDP_BUFFER = 1 << 20  # bytes of queries that may wait; the system may allow less
 MAX_PORT = 65535
 NACOS_PORT = 8848  # of an upstream without one
@@ -192,6 +193,15 @@ def _unlink_if_dead(path: Path) -> None:
         except BlockingIOError:  # its backlog is full, so the listener lives
             pass
     raise CannotStart(f"{path} is in use by another nacos-proxy; choose another --uds")
+
+
+def acceptors(listeners: Iterable[socket.socket]) -> list[socket.socket]:
+    """The listening sockets, each several times.
+
+    libuv accepts one connection per socket and turn of its loop. While 200 clients connect at once, and those that are
+    connected keep the loop busy, the last one would wait for 200 turns.
+    """
+    return [one for listener in listeners for one in (listener, *(listener.dup() for _ in range(ACCEPTORS - 1)))]
 
 
 def address_of(listener: socket.socket) -> str:

@@ -22,7 +22,7 @@ from nacos_proxy.app.components import Components, build, build_tenant, finish, 
 from nacos_proxy.app.credentials import ClientCredentials
 from nacos_proxy.app.failures import BadSettings, CannotStart
 from nacos_proxy.app.grpc_access import GrpcAccess
-from nacos_proxy.app.listening import Listening, check_exposure, unlink_own
+from nacos_proxy.app.listening import Listening, acceptors, check_exposure, unlink_own
 from nacos_proxy.app.logs import announce, log_access
 from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import grpc_policy, guard_policy
@@ -310,7 +310,7 @@ def run(loaded: Loaded, listening: Listening) -> int:
     server = Server(
         uvicorn_config(app, settings, listening.tls), ready, stopping, reload, app.components.agent.supervisor
     )
-    server.run(sockets=list(listening.http))
+    server.run(sockets=acceptors(listening.http))
     return 0 if server.started else 1
 
 

@@ -2,9 +2,8 @@
 
 Between two messages the parser has no state, so the same bytes are always the same request. If they once were a whole
 request, the table has its response, and no other response is due, the protocol writes the response without parsing.
-Other heads are parsed, then looked up by target before uvicorn makes a task. uvicorn handles everything else.
-
-A request with an id (`X-Request-Id`) is never looked up by its bytes, because its response has the same id.
+The same holds for bytes that differ only in the ids of the request (`heads`). Other heads are parsed, then looked up by
+target before uvicorn makes a task. uvicorn handles everything else.
 
 This module uses private names of uvicorn: its version range is pinned, and tests compare the bytes with and without
 the fast path.
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from nacos_proxy.fastpath.asgi import HEAD_KEY, KEY_HEADERS, socket_kind, target_key
+from nacos_proxy.fastpath.heads import without_ids
 from nacos_proxy.fastpath.http1 import BETWEEN
 from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol, LogAnswered
 from nacos_proxy.fastpath.stream import HIGH_WATER, Stream
@@ -66,12 +66,18 @@ class FastProtocol(LimitedProtocol):
         if self._phase != BETWEEN or len(data) > self._max_fast_head or (cycle and not cycle.response_complete):
             super().data_received(data)
             return
-        key = (data, self._socket) if self._socket else data
-        response = self.table.find(key, self.now())
+        now, request_id = self.now(), b""
+        key: LookupKey = (data, self._socket) if self._socket else data
+        response = self.table.find(key, now)
+        if response is None:
+            head, request_id = without_ids(data)
+            if head is not data:
+                key = (head, self._socket) if self._socket else head
+                response = self.table.find(key, now)
         if response is None or self.flow.write_paused or self.transport.is_closing():
             self._parse_chunk(data, key)
         else:
-            self._send_prepared(response)
+            self._send_prepared(response, sane_id(request_id) if request_id else "")
             response.hits.head += 1
 
     def _send_prepared(self, response: PreparedResponse, request_id: str = "") -> None:
@@ -100,8 +106,8 @@ class FastProtocol(LimitedProtocol):
             self._one_chunk = False
         if self._phase != BETWEEN or self._heads_parsed != heads_before + 1:
             return  # not one whole message
-        if _ID_HEADER in data.lower():
-            return
+        if _ID_HEADER in (key[0] if isinstance(key, tuple) else key).lower():
+            return  # written in a way that `heads` does not know
         if self._prepared is not None:
             if self.table.admits(key):
                 self.table.offer(key, self._prepared.copy(), self.table.serial)

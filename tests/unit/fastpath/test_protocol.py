@@ -136,22 +136,46 @@ async def test_target_stage_sends_the_request_id_of_its_client_back() -> None:
     assert [line.id for line in lines] == ["it-0", "it-1", "it-2"]
 
 
-async def test_head_stage_does_not_repeat_a_request_id() -> None:
-    service = Service()
-    connection = Connection(service)
-    await connection.warm()
-    with_id = GET.replace(b"\r\n\r\n", b"\r\nX-REQUEST-ID: same\r\n\r\n")
-    for _ in range(4):
-        assert b"\r\nx-request-id: same\r\n" in await connection.say(with_id)
-    assert (service.table.hit_counts[(LISTS, 200)].target, service.table.hit_counts[(LISTS, 200)].head) == (4, 0)
+async def test_head_stage_sends_the_request_id_of_each_request_back() -> None:
+    service, lines = Service(), list[Answered]()
+    connection = Connection(service, log=lines.append)
+    plain = await connection.warm()
+    for n in range(4):
+        connection.protocol.data_received(GET.replace(b"\r\n\r\n", b"\r\nX-REQUEST-ID: it-%d \r\n\r\n" % n))
+        answer = connection.transport.take()
+        assert answer == plain.replace(b"\r\n", b"\r\nx-request-id: it-%d\r\n" % n, 1)
+    assert (service.table.hit_counts[(LISTS, 200)].target, service.table.hit_counts[(LISTS, 200)].head) == (0, 4)
+    assert [line.id for line in lines] == ["it-0", "it-1", "it-2", "it-3"]
     assert b"x-request-id" not in await connection.say(GET)
 
 
-async def test_target_stage_does_not_send_a_request_id_that_could_do_harm() -> None:
+@pytest.mark.parametrize("field", [b"RequestId: %d", b"traceparent:00-%d-01", b"x-b3-traceid: %d\r\nX-B3-SpanId: %d"])
+async def test_head_stage_repeats_a_response_for_the_next_id_of_an_sdk_or_a_tracer(field: bytes) -> None:
+    service = Service()
+    connection = Connection(service)
+    heads = [GET.replace(b"\r\n\r\n", b"\r\n" + field.replace(b"%d", b"%d" % n) + b"\r\n\r\n") for n in range(6)]
+    first = await connection.say(heads[0])
+    for head in heads[1:]:
+        assert await connection.say(head) == first
+    assert service.asked == 2
+    assert (service.table.hit_counts[(LISTS, 200)].target, service.table.hit_counts[(LISTS, 200)].head) == (0, 4)
+
+
+async def test_head_stage_leaves_an_id_that_the_parser_refuses_to_the_parser() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm()
+    answer = await connection.say(GET.replace(b"\r\n\r\n", b"\r\nRequestId: a\0b\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("other", [b"", b"Number: 1\r\n"], ids=["head stage", "target stage"])
+async def test_a_request_id_that_could_do_harm_is_not_sent_back(other: bytes) -> None:
     connection = Connection(Service())
     plain = await connection.warm()
     for id in (b"a b", b"\xe4", b"x" * 129, b'"'):
-        assert await connection.say(numbered(1, b"X-Request-Id: " + id + b"\r\n")) == plain
+        head = GET.replace(b"\r\n\r\n", b"\r\nX-Request-Id: " + id + b"\r\n" + other + b"\r\n")
+        assert await connection.say(head) == plain
 
 
 # heads that are another each time
@@ -523,8 +547,8 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 def unique(request: bytes, number: int) -> bytes:
-    """As SDKs send it that number their requests."""
-    return request.replace(b"\r\n", b"\r\nRequestId: %d\r\n" % number, 1)
+    """With a header that is new in each request, and that nothing knows."""
+    return request.replace(b"\r\n", b"\r\nNumber: %d\r\n" % number, 1)
 
 
 ODD = [b"\r\n", b"\r", b"\n", b"\x16\x03\x01", b"GET ", GET[:-2], GET[:-1]]

@@ -1,0 +1,91 @@
+import re
+
+import httptools
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nacos_proxy.fastpath.heads import without_ids
+
+GET = b"GET /list HTTP/1.1\r\nHost: here\r\nAccept: */*\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"RequestId: 550e8400-e29b-41d4-a716-446655440000",
+        b"requestid:1",
+        b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        b"X-B3-TraceId: 1\r\nX-B3-SpanId: 2\r\nX-B3-Sampled: 1",
+        b"x-datadog-parent-id: 7",
+        b"tracestate: ",
+    ],
+)
+def test_without_ids_cuts_out_what_sdks_and_tracers_set_anew(field: bytes) -> None:
+    for line in (b"\r\nAccept", b"\r\n\r\n"):
+        assert without_ids(GET.replace(line, b"\r\n" + field + line)) == (GET, b"")
+
+
+def test_without_ids_returns_the_last_id_of_the_request() -> None:
+    head = GET.replace(b"\r\n\r\n", b"\r\nX-Request-Id: a\r\nRequestId: b\r\nx-request-id: \tc \r\n\r\n")
+    assert without_ids(head) == (GET, b"c ")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"RequestIds: 1",
+        b"My-RequestId: 1",
+        b"RequestId : 1",
+        b" RequestId: 1",
+        b"RequestId: 1\r\n 2",
+        b"RequestId: 1\r\n\t2",
+        b"RequestId: a\0b",
+        b"RequestId: a\x7fb",
+        b"RequestId: a\nHost: there",
+        b"RequestId",
+    ],
+)
+def test_without_ids_leaves_what_is_not_plainly_an_id(field: bytes) -> None:
+    head = GET.replace(b"\r\n\r\n", b"\r\n" + field + b"\r\n\r\n")
+    assert without_ids(head) == (head, b"")
+
+
+class Parsed:
+    def __init__(self, head: bytes) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.whole = 0
+        parser = httptools.HttpRequestParser(self)
+        parser.feed_data(head)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value))
+
+    def on_message_complete(self) -> None:
+        self.whole += 1
+
+    def without(self, names: re.Pattern[bytes]) -> list[tuple[bytes, bytes]]:
+        return [field for field in self.fields if not names.fullmatch(field[0])]
+
+
+IDS = re.compile(rb"requestid|traceparent|x-request-id")
+FIELDS = (b"\r\n", b"RequestId", b"traceparent", b"X-Request-Id", b":", b": ", b" ", b"\t", b"1", b"Host: a", b"X: y")
+BREAKS = (b"\n", b"\r", b"\0", b"\x7f", b"\xe4", b"\r\n\r\n", b"GET / HTTP/1.1")
+
+
+@given(st.lists(st.sampled_from(FIELDS + BREAKS), max_size=12).map(b"".join))
+@example(b"\r\nRequestId: 1\r\nX: y")
+def test_without_ids_cuts_out_only_what_the_parser_reads_as_a_field(lines: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a" + lines + b"\r\n\r\n"
+    rest, id = without_ids(head)
+    try:
+        shorter = Parsed(rest)
+    except httptools.HttpParserError:
+        return  # no response is ever prepared for these bytes
+    if shorter.whole != 1:
+        return
+    whole = Parsed(head)
+    assert whole.whole == 1
+    assert whole.without(IDS) == shorter.without(IDS)
+    if id:
+        assert [value for name, value in whole.fields if name == b"x-request-id"][-1] == id
