@@ -10,15 +10,17 @@ import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
 from nacos_proxy.app.failures import CannotStart
 from nacos_proxy.app.listening import (
+    acceptors,
     address_of,
     beyond_loopback,
     dns_sockets,
@@ -414,3 +416,26 @@ def test_tls_context_offers_protocols(certificate: Path) -> None:
 @pytest.fixture
 def certificate() -> Path:
     return Path(__file__).parents[2] / "certificates" / "server.pem"
+
+
+def test_acceptors_let_many_clients_in_within_few_turns_of_the_loop() -> None:
+    turns, accepted = 0, list[int]()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(turns)
+
+    async def accept_all() -> None:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+        for one in acceptors(listeners):
+            await loop.create_server(Accepted, sock=one)
+        while len(accepted) < len(clients):
+            turns += 1
+            await asyncio.sleep(0)
+
+    with sockets("127.0.0.1", 0)[0] as listener, ExitStack() as stack:
+        listeners = [listener]
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(64)]
+        uvloop.run(accept_all())
+    assert accepted[-1] - accepted[0] < 64 / 4
