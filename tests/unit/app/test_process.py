@@ -419,23 +419,33 @@ def certificate() -> Path:
 
 
 def test_acceptors_let_many_clients_in_within_few_turns_of_the_loop() -> None:
-    turns, accepted = 0, list[int]()
+    turns, accepted, open_ones = 0, list[int](), set[asyncio.BaseTransport]()
 
     class Accepted(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             accepted.append(turns)
+            open_ones.add(transport)
+            self.transport = transport
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            open_ones.discard(self.transport)
 
     async def accept_all() -> None:
         nonlocal turns
         loop = asyncio.get_running_loop()
-        for one in acceptors(listeners):
-            await loop.create_server(Accepted, sock=one)
+        servers = [await loop.create_server(Accepted, sock=one) for one in acceptors([listener])]
         while len(accepted) < len(clients):
             turns += 1
             await asyncio.sleep(0)
+        for transport in tuple(open_ones):
+            transport.close()
+        while open_ones:
+            await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+            await server.wait_closed()
 
     with sockets("127.0.0.1", 0)[0] as listener, ExitStack() as stack:
-        listeners = [listener]
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(64)]
         uvloop.run(accept_all())
     assert accepted[-1] - accepted[0] < 64 / 4
