@@ -207,6 +207,26 @@ async def test_fast_path_reads_count_in_the_metrics() -> None:
         assert f'nacos_proxy_reads_total{{outcome="{outcome}"}} {number}.0' in metrics
 
 
+async def test_fast_path_renews_the_udp_push_of_the_polls_that_it_repeats() -> None:
+    clock = FakeClock()
+    async with serving(clock, udp_push=True) as served:
+        udp = served.components.udp
+        assert udp is not None
+        line = await Line.to(served.url)
+        await write(line, REGISTER[0].replace("NAME", "orders"))
+        target = f"{V1}/list?serviceName=orders&clientIP=127.0.0.1&udpPort=9"
+        for n in range(15):
+            await line.ask(get(target, "User-Agent: Nacos-Java-Client:v1.4.8", f"RequestId: {n}"))
+            await clock.advance(10.0)
+        assert repeated(served) >= 10
+        assert [s.address for s in udp.subscribers] == [("127.0.0.1", 9)]
+        await line.ask(get(target.replace("udpPort=9", "udpPort=8"), "User-Agent: curl/8.5"))
+        assert len(udp.subscribers) == 1
+        await line.ask(get(target.replace("udpPort=9", "udpPort=8"), "User-Agent: Nacos-Java-Client:v1.4.8"))
+        assert len(udp.subscribers) == 2
+        line.close()
+
+
 # access
 
 

@@ -25,6 +25,7 @@ HEAD_KEY = "nacos_proxy.head"
 VARY = frozenset(
     {b"accept", b"accept-encoding", b"accesstoken", b"authorization", b"cookie", b"host"}
     | {b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"origin", b"range"}
+    | {b"client-version", b"user-agent"}  # whether a list makes a subscription to UDP push
 )
 BYPASS = frozenset({b"cache-control", b"content-length", b"expect", b"pragma", b"transfer-encoding", b"upgrade"})
 KEY_HEADERS = VARY | BYPASS  # in the lookup key, so that a request with one of `BYPASS` finds nothing

@@ -11,7 +11,7 @@ from nacos_proxy.catalog.freshness import CacheControl, CacheResult
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.requests import route_of
 from nacos_proxy.model.limits import NACOS
-from nacos_proxy.wire.http import CACHEABLE, RULES, Cacheable, HttpReply, HttpRequest
+from nacos_proxy.wire.http import CACHEABLE, RULES, Cacheable, HttpReply, HttpRequest, Revalidate
 
 ANSWER_HEADER = "nacos-proxy-answer"  # who answered a write
 
@@ -54,12 +54,23 @@ def mark_cacheable(
     result: CacheResult,
     cache_control: CacheControl = CacheControl(),  # noqa: B008 - a frozen value
     make_body: Callable[[], bytes] | None = None,
+    renew: Callable[[], object] | None = None,
 ) -> None:
-    """Lets the fast path repeat the response if its entry is fresh: never with `no-cache`, only up to `max-age`."""
+    """Lets the fast path repeat the response if its entry is fresh: never with `no-cache`, only up to `max-age`.
+
+    `renew` is called about once a second while the response is repeated, for what the request renewed besides.
+    """
     snapshot, now = result.snapshot, agent.clock.now()
     if result.stale or snapshot is None or cache_control.no_cache:
         return
     confirmed_at, valid_until, revalidate = now - result.age, now + result.ttl, partial(agent.confirmed, snapshot)
+    if renew is not None:
+        revalidate = partial(_renew, renew, revalidate)
     if cache_control.max_age is not None:
         valid_until, revalidate = min(valid_until, confirmed_at + cache_control.max_age), None
     scope[CACHEABLE] = Cacheable(snapshot.key, confirmed_at, valid_until, route_of(scope), make_body, revalidate)
+
+
+def _renew(renew: Callable[[], object], revalidate: Revalidate, now: float) -> tuple[float, float] | None:
+    renew()
+    return revalidate(now)

@@ -119,6 +119,9 @@ class RouteName(NamedTuple):
 OTHER = RouteName("other", "other")  # no route of ours, or refused before there was one
 
 
+Revalidate = Callable[[float], tuple[float, float] | None]
+
+
 class Cacheable(NamedTuple):
     """Marks a response that the fast path may repeat without asking the app; put into the ASGI scope under `CACHEABLE`.
 
@@ -129,8 +132,8 @@ class Cacheable(NamedTuple):
     - `confirmed_at`: when its Age was 0; `valid_until`: when it stops being fresh;
     - `route`: how the metrics count it;
     - `make_body`: makes a new body, of any length, for each response (`pick`, where the choice is the response);
-    - `revalidate`: called now and then with the time; returns the new `confirmed_at` and `valid_until`, or None if the
-      data was not confirmed since.
+    - `revalidate`: called about once a second with the time, while the response is repeated; returns the new
+      `confirmed_at` and `valid_until`, or None if the data was not confirmed since.
     """
 
     invalidation_key: Hashable
@@ -138,7 +141,7 @@ class Cacheable(NamedTuple):
     valid_until: float
     route: RouteName = OTHER
     make_body: Callable[[], bytes] | None = None
-    revalidate: Callable[[float], tuple[float, float] | None] | None = None
+    revalidate: Revalidate | None = None
 
 
 CACHEABLE = "nacos_proxy.cacheable"

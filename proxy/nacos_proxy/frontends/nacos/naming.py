@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from functools import partial
 from secrets import token_bytes
 from typing import Any, cast
 
@@ -53,7 +54,8 @@ class NacosApi:
 
     - `otherwise` gets the requests that no dialect owns.
     - `offer` gets naming calls that this proxy does not implement; those that it does not answer get a 404.
-    - `on_list` is called after each answered list, with the address that the client wants pushes at.
+    - `on_list` is called after each answered list, with the address that the client wants pushes at. If there is one,
+      it is called about once a second while the fast path repeats the answer.
     - `on_beat` is called with each beat of a client, even if it then fails.
     - `remembered` can be shared between tenants.
     """
@@ -153,10 +155,11 @@ class NacosApi:
             result = await agent.read(call.service, cache_control)
             snapshot = result.snapshot
             assert snapshot is not None
+            renew: Callable[[], object] | None = None
             if self._on_list is not None:
                 self._on_list(call, snapshot)
-            if call.push is None:
-                mark_cacheable(scope, agent, result, cache_control)
+                renew = partial(self._on_list, call, snapshot) if call.push is not None else None
+            mark_cacheable(scope, agent, result, cache_control, renew=renew)
             return ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only)), _headers(result)
         if isinstance(call, ReadInstance):
             instance, result = await agent.instance(GetInstance(call.service, call.ip, call.port, call.cluster))

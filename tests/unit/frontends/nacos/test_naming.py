@@ -80,12 +80,15 @@ async def test_nacos_api_sends_the_age_of_a_list_and_marks_it_cacheable(world: W
     assert world.listed == [ReadService(build.KEY)]
 
 
-async def test_nacos_api_does_not_mark_a_list_with_a_push_address(world: World) -> None:
+async def test_nacos_api_renews_a_push_address_while_its_list_is_repeated(world: World) -> None:
     target = f"{LIST}&clientIP=127.0.0.1&udpPort=5000"
     exchange = await start(world.api, scope("GET", target, {"user-agent": "Nacos-Java-Client:v1.4.6"}))
     await exchange.ended()
-    assert CACHEABLE not in exchange.scope
+    assert len(world.listed) == 1
     assert world.listed[0].push is not None
+    revalidate = exchange.scope[CACHEABLE].revalidate
+    assert revalidate(world.clock.now()) is not None
+    assert world.listed == [world.listed[0]] * 2
 
 
 async def test_nacos_api_answers_304_if_the_client_has_the_response(world: World) -> None:
